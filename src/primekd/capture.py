@@ -1,0 +1,188 @@
+"""items x strategy x engine -> signal store: generate a primed response, score it in one prefill, keep the rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from primekd.chat import build_prompt
+from primekd.config import Profile
+from primekd.errors import UserError
+from primekd.items import Item, hash_items, load_items
+from primekd.metering import Meter
+from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
+from primekd.progress import Progress
+from primekd.provenance import MANIFEST, environment, hash_json, now, read_json, relative_name, set_aside
+from primekd.signals import Codec, SignalReader, SignalWriter, StoredItem, make_codec
+from primekd.signals.codecs import require_served
+from primekd.signals.store import save_head, shard_name
+from primekd.strategies import Strategy, get_strategy
+from primekd.teachers import Sampling, TeacherEngine, open_engine
+
+HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
+OFFERED_BY_ENGINE = frozenset({"hidden", "logits"})  # both CPU engines; an engine may still offer less once loaded
+
+
+@dataclass(frozen=True)
+class Job:
+    """One store to be captured."""
+
+    profile: Profile
+    strategy: Strategy
+    split: str
+    folder: Path
+    seed: int
+
+    @property
+    def stage(self) -> str:
+        return f"capture {self.folder.name}"
+
+
+def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Job:
+    """The capture that a strategy's students are trained on.
+
+    Raises:
+        UserError: the strategy has no teacher.
+    """
+    chosen = get_strategy(strategy)
+    if not chosen.teacher:
+        raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
+    seed = profile.seed if seed is None else seed
+    return Job(profile, chosen, "train", profile.signals_folder(strategy, seed), seed)
+
+
+def held_out_job(profile: Profile) -> Job:
+    """The unprimed teacher on the test items: its answers (teacher.csv) and the signals for held-out KL."""
+    return Job(profile, get_strategy("base-KD"), "test", profile.runs / "signals" / HELD_OUT, profile.seed)
+
+
+def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
+    """Everything that the store's bytes depend on, known without loading the teacher."""
+    profile, teacher = job.profile, job.profile.teacher
+    tokenizer = load_tokenizer(teacher.model)
+    return {
+        "strategy": job.strategy.name,
+        "priming": job.strategy.priming,
+        "split": job.split,
+        "items_sha256": hash_items(items),
+        "teacher": teacher.model_dump(mode="json") | {"model_sha256": model_hash(teacher.model)},
+        "max_new_tokens": profile.max_new_tokens,
+        "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "codec": make_codec(profile.signals, OFFERED_BY_ENGINE).describe(),
+        "items_per_shard": profile.signals.items_per_shard,
+    }
+
+
+def capture(job: Job) -> Path:
+    """Captures a store, or the part of it that is missing; returns its folder.
+
+    A store of another configuration is set aside under a new name, never reused and never deleted.
+
+    Raises:
+        UserError: teacher, items or codec do not fit, or the disk is full. What was written before stays.
+    """
+    profile = job.profile
+    require_same_tokenizer(profile.teacher.model, profile.student.model)
+    items = load_items(profile, job.split)
+    spec = build_spec(job, items)
+    if job.split == "train":
+        require_served(make_codec(profile.signals, OFFERED_BY_ENGINE), profile.loss)
+    if (job.folder / MANIFEST).is_file() and read_json(job.folder / MANIFEST).get("spec_sha256") != hash_json(spec):
+        print(f"{relative_name(job.folder)} is of another configuration: set aside as {set_aside(job.folder).name}.")
+    writer = SignalWriter(job.folder, spec)
+    size = profile.signals.items_per_shard
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    missing = [index for index in range(len(chunks)) if not writer.has_shard(index)]
+    if not missing and writer.manifest["complete"] and _head_is_whole(writer):
+        print(f"{job.stage}: nothing to do, {len(items)} items are captured and unchanged.")
+        return job.folder
+    with Meter() as meter, Progress(profile, job.stage, len(items), "item") as progress:
+        progress.advance(sum(len(c) for i, c in enumerate(chunks) if i not in missing))
+        engine = open_engine(profile.teacher)
+        codec = make_codec(profile.signals, engine.offers)
+        if codec.describe() != spec["codec"]:
+            raise UserError(
+                f"{profile.teacher.model} offers no {spec['codec']['name']} signals in this engine: "
+                "set signals.codec to topk or full in the profile."
+            )
+        if codec.needs == "hidden":
+            writer.save(head=save_head(job.folder, engine.head()))
+        for index in missing:
+            stored, columns = capture_items(engine, codec, job, chunks[index], index)
+            if codec.needs == "hidden" and "reconstruction" not in writer.manifest:
+                writer.save(reconstruction=measure_reconstruction(engine, stored))
+            writer.write_shard(index, stored, columns)
+            progress.advance(len(stored))
+    finish(writer, engine, meter, environment())
+    return job.folder
+
+
+def _head_is_whole(writer: SignalWriter) -> bool:
+    entry = writer.manifest.get("head")
+    return entry is None or (writer.folder.parent / entry["file"]).is_file()
+
+
+def finish(writer: SignalWriter, engine: TeacherEngine, meter: Meter, facts: dict[str, Any]) -> None:
+    """Marks a store as complete and says how it was made. Sessions add up when a capture was resumed."""
+    sessions = [*writer.manifest.get("sessions", []), {"end": now(), **meter.facts}]
+    shards = writer.manifest["shards"].values()
+    writer.save(
+        complete=True,
+        engine=engine.identity(),
+        items=sum(s["items"] for s in shards),
+        tokens=sum(s["tokens"] for s in shards),
+        bytes=sum(s["bytes"] for s in shards),
+        sessions=sessions,
+        environment=facts,
+    )
+
+
+def capture_items(
+    engine: TeacherEngine, codec: Codec, job: Job, items: list[Item], index: int
+) -> tuple[list[StoredItem], list[dict[str, torch.Tensor]]]:
+    """Generates and scores the items of one shard; depends on nothing outside it."""
+    tokenizer = load_tokenizer(job.profile.teacher.model)
+    prompts = [build_prompt(tokenizer, item.question, job.strategy.priming) for item in items]
+    seed = int(hash_json([job.seed, job.strategy.name, job.split, shard_name(index)])[:8], 16)
+    sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed)
+    responses = engine.generate(prompts, sampling)
+    states = engine.score(prompts, [r.ids for r in responses], codec.needs)
+    stored = [
+        StoredItem(item.id, prompt, response.ids, response.truncated)
+        for item, prompt, response in zip(items, prompts, responses, strict=True)
+    ]
+    return stored, [codec.encode(rows) for rows in states]
+
+
+def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], most: int = 8) -> dict[str, Any]:
+    """How far hidden @ head.T is from the engine's own logits, on a few items of the first shard.
+
+    Returns:
+        tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1.
+    """
+    sample = stored[:most]
+    prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
+    head = engine.head().float().cpu()
+    own = torch.cat(engine.score(prompts, responses, "logits")).double().log_softmax(-1)
+    hidden = torch.cat(engine.score(prompts, responses, "hidden")).float()
+    rebuilt = (hidden @ head.T).double().log_softmax(-1)
+    divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)
+    return {
+        "tokens": len(own),
+        "mean_kl_nats": float(divergence.mean()),
+        "max_kl_nats": float(divergence.max()),
+        "top1_agreement": float((own.argmax(-1) == rebuilt.argmax(-1)).double().mean()),
+    }
+
+
+def open_signals(job: Job) -> SignalReader:
+    """Opens a captured store for reading, checked against what the profile would capture today.
+
+    Raises:
+        UserError: it is absent, incomplete, altered, or of another configuration.
+    """
+    spec = build_spec(job, load_items(job.profile, job.split))
+    return SignalReader(job.folder, **spec)

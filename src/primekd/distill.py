@@ -1,0 +1,176 @@
+"""store -> LoRA adapter: trains the student of one strategy, from teacher signals or from gold solutions."""
+
+import contextlib
+import csv
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from primekd.capture import open_signals, training_job
+from primekd.config import LoraSettings, Profile
+from primekd.items import hash_items, load_items
+from primekd.metering import Meter
+from primekd.models import load_model, load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
+from primekd.progress import Progress
+from primekd.provenance import (
+    MANIFEST,
+    disk_errors,
+    hash_json,
+    is_current,
+    now,
+    relative_name,
+    set_aside,
+    sync_folder,
+    write_manifest,
+    write_text,
+)
+from primekd.strategies import get_strategy
+
+if TYPE_CHECKING:
+    from primekd.signals import SignalReader
+    from primekd.training.trainer import DistillTrainer
+
+CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_norm", "eval_loss")
+
+
+def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalReader | None") -> dict[str, Any]:
+    """Everything that a student's adapter depends on."""
+    tokenizer = load_tokenizer(profile.student.model)
+    inputs = {
+        "strategy": strategy,
+        "seed": seed,
+        "student": profile.student.model_dump(mode="json") | {"model_sha256": model_hash(profile.student.model)},
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "train": profile.train.model_dump(mode="json"),
+        "items_sha256": hash_items(load_items(profile, "train")),
+        "validation_sha256": hash_items(load_items(profile, "validation")),
+    }
+    if signals is not None:
+        shards = {name: entry["sha256"] for name, entry in signals.manifest["shards"].items()}
+        inputs |= {
+            "loss": profile.loss.model_dump(mode="json"),
+            "signals": {"spec_sha256": signals.manifest["spec_sha256"], "shards": shards},
+        }
+    return inputs
+
+
+def distill(profile: Profile, strategy: str, seed: int | None = None) -> Path:
+    """Trains one student, or goes on where a stopped training left off; returns its folder.
+
+    The folder holds adapter/ (peft's format), loss_curve.csv and manifest.json. An adapter of another configuration is
+    set aside under a new name.
+
+    Raises:
+        UserError: signals are missing or do not match, or the disk is full.
+    """
+    seed = profile.seed if seed is None else seed
+    with_teacher = get_strategy(strategy).teacher
+    signals = None
+    if with_teacher:
+        from primekd.signals.codecs import require_served
+
+        require_same_tokenizer(profile.teacher.model, profile.student.model)
+        signals = open_signals(training_job(profile, strategy, seed))
+        require_served(signals.codec, profile.loss)
+    inputs = student_inputs(profile, strategy, seed, signals)
+    folder = profile.student_folder(strategy, seed)
+    stage = f"distill {folder.name}"
+    if is_current(folder, inputs):
+        print(f"{stage}: nothing to do, the adapter is trained and its inputs are unchanged.")
+        return folder
+    if (folder / MANIFEST).is_file():
+        print(f"{relative_name(folder)} is of another configuration or was altered: set aside as {set_aside(folder).name}.")
+
+    from primekd.training.examples import gold_examples, teacher_examples
+
+    tokenizer = load_tokenizer(profile.student.model)
+    items = load_items(profile, "train")
+    examples = teacher_examples(tokenizer, items, signals) if signals else gold_examples(tokenizer, items)
+    validation = gold_examples(tokenizer, load_items(profile, "validation"))
+    checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
+    train_adapter(
+        folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed,
+        model=profile.student.model, dtype=profile.student.dtype, lora=profile.student.lora, train=profile.train,
+    )  # fmt: skip
+    return folder
+
+
+def train_adapter(
+    folder: Path, stage: str, profile: Profile, inputs: dict[str, Any], examples, validation, signals,
+    checkpoints: Path, seed: int, *, model: str, dtype: str, lora: LoraSettings, train,
+) -> None:  # fmt: skip
+    """Trains a LoRA adapter over `model` and writes adapter/, loss_curve.csv and manifest.json into `folder`.
+
+    Args:
+        examples, validation: lists of training.examples.Example.
+        checkpoints: where to resume from and write to; removed once the adapter is saved.
+    """
+    from primekd.training.checkpoints import newest_checkpoint
+    from primekd.training.trainer import build_trainer, steps_in_all
+
+    start = now()
+    tokenizer = load_tokenizer(model)
+    with Meter() as meter, Progress(profile, stage, steps_in_all(train, len(examples)), "step") as progress:
+        student = lora_model(model, dtype, lora, seed)
+        trainer = build_trainer(
+            student, tokenizer, examples, validation, signals, profile.loss, train, checkpoints, seed, progress
+        )
+        newest = newest_checkpoint(checkpoints)
+        if newest:
+            print(f"{stage}: going on from {newest.name}.")
+        with disk_errors(folder), contextlib.redirect_stdout(io.StringIO()):
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    adapter = save_adapter(student, folder, model)
+    write_text(folder / "loss_curve.csv", loss_curve(trainer))
+    tokens = sum(sum(e.sequence.response_mask) for e in examples) * train.epochs
+    write_manifest(
+        folder, "adapter", inputs, [*adapter, folder / "loss_curve.csv"],
+        start=start, end=now(), response_tokens=tokens, steps=trainer.state.global_step, resumed=newest is not None,
+        config=profile.resolved(), **meter.facts,
+    )  # fmt: skip
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int):
+    """A peft model with a fresh adapter in float32 over a frozen base in `dtype`."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(load_model(model, dtype), config)
+
+
+def save_adapter(student, folder: Path, model: str) -> list[Path]:
+    """Writes adapter/ whole or not at all; returns its files."""
+    target, temporary = folder / "adapter", folder / ".adapter.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for config in student.peft_config.values():
+        config.base_model_name_or_path = model  # the reference, not the path of this machine
+    with disk_errors(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        student.save_pretrained(temporary, save_embedding_layers=False)
+        (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        sync_folder(folder)
+    return sorted(p for p in target.iterdir() if p.is_file())
+
+
+def loss_curve(trainer: "DistillTrainer") -> str:
+    """The trainer's history as CSV: one row a step with its losses, and the validation loss where it was measured."""
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in trainer.state.log_history:
+        row = rows.setdefault(entry["step"], {"step": entry["step"]})
+        row |= {key: entry[key] for key in CURVE_COLUMNS if key in entry}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    return text.getvalue()

@@ -1,0 +1,201 @@
+"""Items: a question, its gold solution and its answer as an exact decimal; and where they come from."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from random import Random
+
+from primekd.config import DataConfig, Profile
+from primekd.errors import UserError
+from primekd.provenance import hash_json, project_root, relative_name
+
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+SPLITS = ("train", "validation", "test", "teacher")
+# Each split of generated items owns some of the 100 buckets that a question's hash falls into, so that no
+# question can stand in two splits, whatever the seeds.
+BUCKETS = {"test": range(0, 15), "validation": range(15, 20), "train": range(20, 40), "teacher": range(40, 100)}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem. `solution` has no calculator marks and ends in its `#### answer` line."""
+
+    id: str
+    question: str
+    solution: str
+    answer: Decimal
+
+    def fingerprint(self) -> list[str]:
+        """What is hashed of an item."""
+        return [self.id, self.question, self.solution, str(self.answer)]
+
+
+def parse_answer(text: str) -> Decimal:
+    """The number of a gold answer: `1,080`, `-3`, `$29.00` or a whole solution ending in `#### 18`.
+
+    Raises:
+        ValueError: it is no plain number.
+    """
+    tail = str(text).rsplit("####", 1)[-1]
+    cleaned = re.sub(r"[\s,$€£]", "", tail.replace("\u2212", "-")).removesuffix("%").removesuffix(".")
+    if not re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)", cleaned):
+        raise ValueError(f"{tail.strip()[:60]!r} is no number")
+    try:
+        return Decimal(cleaned)
+    except InvalidOperation as error:  # pragma: no cover - the pattern admits only what Decimal reads
+        raise ValueError(f"{tail.strip()[:60]!r} is no number") from error
+
+
+def strip_calculator_marks(solution: str) -> str:
+    """GSM8K's solutions carry `<<48/2=24>>` for a calculator; students are trained without them."""
+    return CALCULATOR_MARK.sub("", solution).strip()
+
+
+def hash_items(items: Iterable[Item]) -> str:
+    """sha256 over the items, in order."""
+    return hash_json([item.fingerprint() for item in items])
+
+
+def refuse_duplicates(items: Sequence[Item], where: str) -> None:
+    """Raises UserError if an item id stands twice."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise UserError(f"{where}: the item id {item.id!r} occurs twice. Give every item an id of its own.")
+        seen.add(item.id)
+
+
+def read_jsonl(path: Path, prefix: str) -> list[Item]:
+    """Items of a JSONL file with the fields `question`, `answer` and optionally `id`.
+
+    Raises:
+        UserError: the file is absent, a line is no JSON object, a field is missing or empty, an answer is no number,
+            or an id occurs twice; the sentence names the file and the line.
+    """
+    name = relative_name(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not there: check data.train_file and data.test_file in the profile.")
+    items = []
+    # Split on newlines alone: str.splitlines would also break at separators inside a question.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{name} line {number} is not valid JSON ({error.msg}). Mend the line.") from error
+        items.append(_item_of_row(row, f"{name} line {number}", f"{prefix}-{number - 1}"))
+    if not items:
+        raise UserError(f"{name} holds no items.")
+    refuse_duplicates(items, name)
+    return items
+
+
+def _item_of_row(row: object, where: str, default_id: str) -> Item:
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no JSON object with the fields question and answer.")
+    for field in ("question", "answer"):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            raise UserError(f"{where}: the field '{field}' is missing or empty. Every item needs question and answer.")
+    try:
+        answer = parse_answer(row["answer"])
+    except ValueError as error:
+        raise UserError(f"{where}: the answer {error}. It must be a number or end in '#### number'.") from error
+    return Item(str(row.get("id", default_id)), row["question"].strip(), strip_calculator_marks(row["answer"]), answer)
+
+
+def bucket_of(question: str) -> int:
+    """0 to 99, from the question's text alone."""
+    return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 100
+
+
+def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed: int, difficulty: float) -> list[Item]:
+    """`count` GSM-Symbolic items from reasoning-gym's templates, in turn, all different, of one split.
+
+    Source: Mirzadeh et al., "GSM-Symbolic", arXiv 2410.05229, in reasoning-gym's implementation.
+
+    Raises:
+        UserError: a template does not exist, or the templates hold too few different questions for the split.
+    """
+    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset, GSMSymbolicDatasetConfig
+
+    generators = GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=0, size=1)).generators
+    if unknown := [t for t in templates if t not in generators]:
+        raise UserError(f"reasoning-gym has no GSM-Symbolic template {unknown}: mend data.templates in the profile.")
+    items: list[Item] = []
+    seen: set[str] = set()
+    misses = dict.fromkeys(templates, 0)  # draws since the template's last new question; 2,000 means exhausted
+    draw = 0
+    while len(items) < count:
+        live = [t for t in templates if misses[t] < 2000]
+        if not live:
+            raise UserError(
+                f"The templates {list(templates)} hold only {len(items)} different questions for the split {split!r}; "
+                f"{count} were asked for. Ask for fewer items or name more templates."
+            )
+        template = live[draw % len(live)]
+        draw_seed = int.from_bytes(hashlib.sha256(f"{split}/{seed}/{draw}".encode()).digest()[:6], "big")
+        draw += 1
+        example = generators[template](Random(draw_seed), difficulty)
+        question = example["question"].strip()
+        if question in seen or bucket_of(question) not in BUCKETS[split]:
+            misses[template] += 1
+            continue
+        misses[template] = 0
+        seen.add(question)
+        solution = example["metadata"]["answer_cot"].strip()
+        items.append(Item(f"gsm-symbolic-{template}-{draw_seed}", question, solution, parse_answer(example["answer"])))
+    return items
+
+
+def _load_hub(data: DataConfig, split: str) -> list[Item]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(data.hub_dataset, data.hub_config, split=split, revision=data.revision)
+    except Exception as error:  # the hub's client raises many kinds; each means: not to be had
+        raise UserError(
+            f"The dataset {data.hub_dataset!r} could not be loaded from the hub ({type(error).__name__}). "
+            "Go online, or set data.source: jsonl with train_file and test_file in the profile."
+        ) from error
+    return [_item_of_row(dict(row), f"{data.hub_dataset} {split} row {i}", f"{split}-{i}") for i, row in enumerate(rows)]
+
+
+def _take(rows: Sequence[Item], start: int, count: int, what: str) -> list[Item]:
+    if start + count > len(rows):
+        raise UserError(
+            f"The profile asks for {count} {what} items from place {start} on, and the source has {len(rows)} in all: "
+            "lower data.train_items, data.validation_items or data.test_items."
+        )
+    return list(rows[start : start + count])
+
+
+def load_items(profile: Profile, split: str, count: int | None = None) -> list[Item]:
+    """The profile's items of one split: train, validation, test, or teacher (for `prepare-teacher` alone).
+
+    Raises:
+        UserError: the source is not to be had, holds too few items, or holds an item twice.
+    """
+    data = profile.data
+    counts = {"train": data.train_items, "validation": data.validation_items, "test": data.test_items}
+    wanted = counts.get(split, 0) if count is None else count
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}")
+    if data.source == "gsm-symbolic":
+        items = generate_gsm_symbolic(data.templates, split, wanted, profile.seed, data.difficulty)
+        refuse_duplicates(items, "gsm-symbolic")
+        return items
+    side = "test" if split == "test" else "train"
+    if data.source == "hub":
+        rows = _load_hub(data, side)
+    else:
+        file = data.test_file if side == "test" else data.train_file
+        rows = read_jsonl((project_root() / file).resolve(), side)
+    start = {"train": 0, "test": 0, "validation": data.train_items}.get(split, data.train_items + data.validation_items)
+    items = _take(rows, start, wanted, split)
+    refuse_duplicates(items, data.source)
+    return items

@@ -1,0 +1,102 @@
+"""The distillation objectives, as plain functions of logits.
+
+    L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T)
+
+Every function takes the N response rows only (padding and prompt never reach it), works in float32 and returns sums
+over rows; the caller divides by the number of response tokens in the global batch, so that padding, packing,
+micro-batches and gradient accumulation change nothing. T^2 keeps the gradient's scale (Hinton et al. 2015,
+arXiv 1503.02531, section 2).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from primekd.config import LossConfig
+from primekd.signals.rows import SignalRows, TopKRows
+
+
+def cross_entropy_sum(student_logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of -log q(target). student_logits (N, V), targets (N,) int64 -> scalar."""
+    return F.cross_entropy(student_logits.float(), targets, reduction="sum")
+
+
+def forward_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(p || q) a row in nats, p and q the teacher's and student's softmax at `temperature`. (N, V) x2 -> (N,)."""
+    log_p = (teacher_logits.float() / temperature).log_softmax(-1)
+    log_q = (student_logits.float() / temperature).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(q || p) a row in nats (MiniLLM, arXiv 2306.08543, at token level). (N, V) x2 -> (N,)."""
+    return forward_kl(student_logits, teacher_logits, temperature)
+
+
+def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon divergence a row in nats (GKD, arXiv 2306.13649, equation 1). (N, V) x2 -> (N,).
+
+    beta * KL(p || m) + (1 - beta) * KL(q || m) with m = beta * p + (1 - beta) * q.
+    """
+    log_p = (teacher_logits.float() / temperature).log_softmax(-1)
+    log_q = (student_logits.float() / temperature).log_softmax(-1)
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    to_p = (log_p.exp() * (log_p - log_m)).sum(-1)
+    to_q = (log_q.exp() * (log_q - log_m)).sum(-1)
+    return beta * to_p + (1 - beta) * to_q
+
+
+def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
+    """KL(p || q) a row over the K kept tokens and one bucket for all others. TopKRows of N, (N, V) -> (N,).
+
+    By the log-sum inequality a lower bound of the full KL, tight as the bucket's mass goes to zero. The kept
+    probabilities are not renormalised: the tail stays in the loss.
+    """
+    log_q = (student_logits.float() / teacher.temperature).log_softmax(-1)
+    kept = log_q.gather(-1, teacher.ids)  # (N, K)
+    log_p = teacher.log_probs.float()
+    divergence = (log_p.exp() * (log_p - kept)).sum(-1)
+    tail_p = teacher.tail_mass.float()
+    log_tail_q = log_q.scatter(-1, teacher.ids, -torch.inf).logsumexp(-1)  # over the tail itself, no 1 - sum
+    log_tail_p = tail_p.clamp(min=torch.finfo(torch.float32).tiny).log()
+    # An empty tail (k = V, or mass below float32) adds nothing; -inf * 0 would be nan, in the gradient too.
+    empty = (tail_p == 0) | log_tail_q.isinf()
+    safe_tail_q = torch.where(empty, log_tail_p, log_tail_q)
+    return divergence + tail_p * (log_tail_p - safe_tail_q)
+
+
+def divergence(teacher: SignalRows, student_logits: Tensor, loss: LossConfig) -> Tensor:
+    """The divergence that a profile names, a row in nats, without the factor T^2. N rows, (N, V) -> (N,)."""
+    if isinstance(teacher, TopKRows):
+        if loss.divergence != "forward_kl" or loss.temperature != teacher.temperature:
+            raise ValueError("topk rows serve the forward KL at their own temperature only")
+        return forward_kl_topk(teacher, student_logits)
+    teacher_logits = teacher.to_logits()
+    if loss.divergence == "forward_kl":
+        return forward_kl(teacher_logits, student_logits, loss.temperature)
+    if loss.divergence == "reverse_kl":
+        return reverse_kl(teacher_logits, student_logits, loss.temperature)
+    return jsd(teacher_logits, student_logits, loss.temperature, loss.beta)
+
+
+def distillation_loss(
+    student_logits: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The whole objective over the response rows of one micro-batch.
+
+    Args:
+        student_logits: (N, V), row t predicting targets[t].
+        targets: (N,) token ids.
+        teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
+        tokens: response tokens in the global batch, over which the mean is taken.
+
+    Returns:
+        The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`.
+    """
+    ce = cross_entropy_sum(student_logits, targets) / tokens
+    if teacher is None:
+        return ce, {"ce": ce.detach(), "kd": torch.zeros_like(ce.detach())}
+    kd = loss.temperature**2 * divergence(teacher, student_logits, loss).sum() / tokens
+    return loss.alpha * ce + (1 - loss.alpha) * kd, {"ce": ce.detach(), "kd": kd.detach()}

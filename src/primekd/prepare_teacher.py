@@ -1,0 +1,221 @@
+"""The pocket profile's teacher: a LoRA adapter trained on gold solutions, merged and written as a quantised GGUF file.
+
+So the small teacher is what the large one is: a quantised file that a local engine serves. The adapter is kept in
+git; the GGUF file is built from it at set-up.
+"""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from primekd.chat import build_prompt, encode_response, join
+from primekd.config import PrepareConfig, Profile
+from primekd.distill import train_adapter
+from primekd.errors import UserError
+from primekd.items import Item, hash_items, load_items
+from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
+from primekd.provenance import (
+    MANIFEST,
+    altered_outputs,
+    hash_json,
+    is_current,
+    now,
+    project_root,
+    read_json,
+    relative_name,
+    write_atomically,
+    write_manifest,
+)
+from primekd.strategies import load_strategies
+
+# GGUF name of each linear layer of a Llama block -> peft's name for it.
+LINEAR_LAYERS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def settings(profile: Profile) -> PrepareConfig:
+    """The profile's `prepare` section.
+
+    Raises:
+        UserError: it has none; its teacher is downloaded, not made.
+    """
+    if profile.prepare is None:
+        raise UserError(f"The profile {profile.name} has no section `prepare`: its teacher is not made by this project.")
+    return profile.prepare
+
+
+def adapter_folder(profile: Profile) -> Path:
+    """Where the teacher's adapter and its manifest are kept."""
+    return project_root() / settings(profile).adapter
+
+
+def primed_examples(tokenizer, items: list[Item], fraction: float, seed: int) -> list:
+    """Gold solutions, `fraction` of them under a priming text drawn at random, so that none is foreign to the teacher."""
+    from primekd.training.examples import Example
+
+    random = Random(seed)
+    primings = [s.priming for s in load_strategies().values() if s.priming]
+    examples = []
+    for item in items:
+        priming = random.choice(primings) if random.random() < fraction else None
+        prompt = build_prompt(tokenizer, item.question, priming)
+        examples.append(Example(item.id, join(prompt, encode_response(tokenizer, item.solution))))
+    return examples
+
+
+def train_teacher(profile: Profile) -> Path:
+    """Trains the teacher's adapter anew (tens of minutes on two cores) and writes it with its manifest.
+
+    Its items come from a split of their own: no question of it stands in a student's training, validation or test set.
+    """
+    config = settings(profile)
+    tokenizer = load_tokenizer(config.base)
+    items = load_items(profile, "teacher", config.items)
+    validation = load_items(profile, "validation")
+    refuse_overlap(profile, items)
+    inputs = {
+        "base": config.base,
+        "base_sha256": model_hash(config.base),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "items_sha256": hash_items(items),
+        "validation_sha256": hash_items(validation),
+        "primings": {name: s.priming for name, s in load_strategies().items() if s.priming},
+        "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}),
+        "data": profile.data.model_dump(mode="json"),
+        "seed": profile.seed,
+    }
+    folder = adapter_folder(profile)
+    if is_current(folder, inputs):
+        print("prepare-teacher: nothing to do, the adapter is trained and its inputs are unchanged.")
+        return folder
+    examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed)
+    validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed)
+    checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
+    train_adapter(
+        folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,
+        model=config.base, dtype=profile.student.dtype, lora=config.lora, train=config.train,
+    )  # fmt: skip
+    return folder
+
+
+def refuse_overlap(profile: Profile, items: list[Item]) -> None:
+    """Raises UserError if a question of the teacher's stands in a split of the students'."""
+    own = {item.question for item in items}
+    for split in ("train", "validation", "test"):
+        if shared := own & {item.question for item in load_items(profile, split)}:
+            raise UserError(f"{len(shared)} of the teacher's questions stand in the students' {split} items too.")
+
+
+def build_teacher(profile: Profile) -> Path:
+    """Merges the adapter into the base model and writes the teacher's GGUF file; does nothing if it is current.
+
+    Raises:
+        UserError: the adapter is missing or does not have the bytes that its manifest names.
+    """
+    config = settings(profile)
+    base, adapter = require_local(parse_reference(config.base)), adapter_folder(profile)
+    if not (adapter / MANIFEST).is_file():
+        raise UserError(f"{config.adapter} has no adapter: train it with `primekd prepare-teacher --train`.")
+    if altered := altered_outputs(adapter / MANIFEST, read_json(adapter / MANIFEST)):
+        raise UserError(f"{config.adapter}: {', '.join(altered)} missing or altered: restore it with `git checkout`.")
+    output = project_root() / config.output
+    inputs = {
+        "base_sha256": model_hash(config.base),
+        "adapter": read_json(adapter / MANIFEST)["outputs"],
+        "quantization": config.quantization,
+    }
+    if is_current(output.parent, inputs):
+        print(f"prepare-teacher: nothing to do, {relative_name(output)} is built and unchanged.")
+        return output
+    start = now()
+    deltas = lora_deltas(adapter / "adapter")
+    with write_atomically(output) as temporary:
+        write_merged_gguf(base, deltas, temporary, config.quantization)
+    write_manifest(output.parent, "teacher", inputs, [output], start=start, end=now(), config=config.model_dump(mode="json"))
+    print(f"prepare-teacher: wrote {relative_name(output)} ({output.stat().st_size / 2**20:.0f} MiB).")
+    return output
+
+
+def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
+    """scale * B @ A for every adapted layer, keyed `<block>.<layer>` as in `LINEAR_LAYERS`, float32 (out, in)."""
+    from safetensors.numpy import load_file
+
+    config = read_json(folder / "adapter_config.json")
+    if config.get("use_dora") or config.get("bias", "none") != "none" or config.get("modules_to_save"):
+        raise UserError(f"{relative_name(folder)} is no plain LoRA adapter: only rank, alpha and targets are merged.")
+    scale = config["lora_alpha"] / config["r"]
+    weights = load_file(folder / "adapter_model.safetensors")
+    deltas = {}
+    for name, a in weights.items():
+        if name.endswith("lora_A.weight"):
+            block, _, layer = name.split(".layers.")[1].removesuffix(".lora_A.weight").partition(".")
+            b = weights[name.replace("lora_A", "lora_B")]
+            deltas[f"{block}.{layer}"] = scale * (b.astype(np.float32) @ a.astype(np.float32))
+    return deltas
+
+
+def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Hugging Face's order of rotary rows (two halves a head) -> GGUF's (pairs). (heads * d, in) -> the same shape."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, quantization: str) -> None:
+    """Copies a Llama GGUF file with `deltas` added to its linear layers, which are quantised anew.
+
+    Everything else (embedding, norms, tokenizer, chat template) is copied as it is.
+
+    Raises:
+        UserError: a delta finds no layer of its name.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(base)
+    architecture = reader.get_field("general.architecture").contents()
+    if architecture != "llama":
+        raise UserError(f"{relative_name(base)} is of architecture {architecture}: only llama is merged.")
+    heads = {
+        "attn_q": reader.get_field("llama.attention.head_count").contents(),
+        "attn_k": reader.get_field("llama.attention.head_count_kv").contents(),
+    }
+    kind = gguf.GGMLQuantizationType[quantization]
+    writer = gguf.GGUFWriter(target, architecture)
+    _copy_fields(reader, writer, {"general.file_type": gguf.LlamaFileType[f"MOSTLY_{quantization}"].value})
+    unused = dict(deltas)
+    for tensor in reader.tensors:
+        parts = tensor.name.split(".")  # blk.<block>.<layer>.weight
+        layer = LINEAR_LAYERS.get(parts[2]) if parts[0] == "blk" else None
+        delta = unused.pop(f"{parts[1]}.{layer}", None) if layer else None
+        if layer is None:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            continue
+        weight = gguf.dequantize(tensor.data, tensor.tensor_type)  # (out, in)
+        if delta is not None:
+            weight = weight + (permute_rotary(delta, heads[parts[2]]) if parts[2] in heads else delta)
+        writer.add_tensor(tensor.name, gguf.quantize(weight, kind), raw_dtype=kind)
+    if unused:
+        raise UserError(f"The adapter has layers that {relative_name(base)} has not: {', '.join(sorted(unused)[:3])}.")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _copy_fields(reader, writer, replaced: dict[str, Any]) -> None:
+    import gguf
+
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue  # the writer's own
+        value_type = field.types[0]
+        sub_type = field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, replaced.get(name, field.contents()), value_type, sub_type=sub_type)

@@ -1,0 +1,161 @@
+"""Codecs: how a row of teacher signal becomes bytes, and what the bytes can still serve.
+
+All of them are lossless in what they keep; `describe()["error"]` says what is lost, and `refusal` which losses and
+temperatures that rules out.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from primekd.config import LossConfig, SignalsConfig
+from primekd.errors import UserError
+from primekd.signals.rows import DenseRows, HiddenRows, SignalRows, TopKRows
+from primekd.teachers.protocol import Want
+
+
+class Codec(Protocol):
+    """Turns the engine's output for one item into named tensors with one row a response token, and back."""
+
+    name: str
+    needs: Want
+
+    def encode(self, states: Tensor) -> dict[str, Tensor]:
+        """(T, D) hidden states or (T, V) logits -> columns whose first dimension is T."""
+        ...
+
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> SignalRows:
+        """Columns as `encode` made them -> rows that a loss can use."""
+        ...
+
+    def refusal(self, loss: LossConfig) -> str | None:
+        """Why this codec cannot serve a loss, or None if it can."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Name, parameters, and the error that decoding has against the engine's own logits."""
+        ...
+
+
+@dataclass(frozen=True)
+class FullCodec:
+    """Every logit in float32: the reference, V * 4 bytes a token."""
+
+    name = "full"
+    needs: Want = "logits"
+
+    def encode(self, states: Tensor) -> dict[str, Tensor]:
+        return {"logits": states.float().contiguous()}
+
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> DenseRows:
+        return DenseRows(columns["logits"])
+
+    def refusal(self, loss: LossConfig) -> str | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "error": "none: the engine's float32 logits, bit for bit"}
+
+
+@dataclass(frozen=True)
+class HiddenCodec:
+    """The final hidden state in the engine's own precision; the head is stored once beside the shards."""
+
+    name = "hidden"
+    needs: Want = "hidden"
+
+    def encode(self, states: Tensor) -> dict[str, Tensor]:
+        return {"hidden": states.contiguous()}
+
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> HiddenRows:
+        if head is None:
+            raise ValueError("hidden rows need the teacher's head")
+        return HiddenRows(columns["hidden"], head)
+
+    def refusal(self, loss: LossConfig) -> str | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "error": "hidden state bit for bit; hidden @ head.T against the engine's logits: see `reconstruction`",
+        }
+
+
+@dataclass(frozen=True)
+class TopKCodec:
+    """The k most probable tokens at one temperature with the mass of the rest: k * 8 + 8 bytes a token."""
+
+    k: int
+    temperature: float
+    name = "topk"
+    needs: Want = "logits"
+
+    def encode(self, states: Tensor) -> dict[str, Tensor]:
+        scaled = states.float() / self.temperature
+        log_normaliser = scaled.logsumexp(-1)  # (T,)
+        values, ids = scaled.topk(min(self.k, scaled.shape[-1]), dim=-1)  # (T, k)
+        log_probs = values - log_normaliser[:, None]
+        # Summed over the tail itself: 1 - sum(top) would lose small tails to rounding.
+        tail = scaled.scatter(-1, ids, -torch.inf).logsumexp(-1) - log_normaliser
+        return {
+            "ids": ids.to(torch.int32),
+            "log_probs": log_probs,
+            "tail_mass": tail.exp(),
+            "log_normaliser": log_normaliser,
+        }
+
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> TopKRows:
+        ids = columns["ids"].long()
+        return TopKRows(
+            ids, columns["log_probs"], columns["tail_mass"], columns["log_normaliser"], self.temperature
+        )
+
+    def refusal(self, loss: LossConfig) -> str | None:
+        if loss.divergence != "forward_kl":
+            return (
+                f"the codec topk keeps {self.k} tokens a row, and {loss.divergence} needs the teacher's probability of "
+                "every token that the student may favour: use the codec hidden or full"
+            )
+        if loss.temperature != self.temperature:
+            return (
+                f"the codec topk was captured at temperature {self.temperature:g} and its tail cannot be rescaled to "
+                f"{loss.temperature:g}: set signals.topk_temperature to it and capture again, or use hidden or full"
+            )
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "k": self.k,
+            "temperature": self.temperature,
+            "error": "the kept log-probabilities are exact to float32; all other tokens are one bucket, so a forward KL "
+            "computed from it is a lower bound of the full one",
+        }
+
+
+def make_codec(config: SignalsConfig, offers: frozenset[str]) -> Codec:
+    """The codec that a profile asks for, given what the engine offers.
+
+    Raises:
+        UserError: the engine does not offer what the codec needs.
+    """
+    name = config.codec
+    if name == "auto":
+        name = "hidden" if "hidden" in offers else "topk"
+    codec: Codec = {
+        "full": FullCodec(),
+        "hidden": HiddenCodec(),
+        "topk": TopKCodec(config.top_k, config.topk_temperature),
+    }[name]
+    if codec.needs not in offers:
+        raise UserError(f"The codec {name!r} needs {codec.needs}, which this engine does not offer: set signals.codec.")
+    return codec
+
+
+def require_served(codec: Codec, loss: LossConfig) -> None:
+    """Raises UserError, with the reason, if a codec cannot serve a loss."""
+    if reason := codec.refusal(loss):
+        raise UserError(f"These signals cannot serve this loss: {reason}.")

@@ -1,0 +1,63 @@
+"""What a teacher engine is asked, and what it answers."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Want = Literal["hidden", "logits"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. `temperature` 0 is greedy; otherwise the full distribution at that temperature."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Response:
+    """Generated token ids. They end with the end-of-turn token unless `truncated` by the token limit."""
+
+    ids: list[int]
+    truncated: bool
+
+
+class TeacherEngine(Protocol):
+    """A loaded teacher.
+
+    Attributes:
+        name: the engine's name in profiles.
+        vocab_size: V, the tokenizer's size; the padded columns beyond it are never returned.
+        offers: which of "hidden" and "logits" `score` can give.
+    """
+
+    name: str
+    vocab_size: int
+    offers: frozenset[str]
+
+    def identity(self) -> dict[str, Any]:
+        """Engine, versions, model hash and number format: what the signals depend on."""
+        ...
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+        """One response a prompt, in order. Prompts are token ids; nothing is added to them."""
+        ...
+
+    def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> "list[Tensor]":
+        """Teacher-forced prefill over prompt + response.
+
+        Row t of an item is what predicts response token t: position len(prompt) + t - 1. The raw model: no sampling
+        temperature, penalty or truncation.
+
+        Returns:
+            One tensor an item: "logits" (T, V) float32; "hidden" (T, D) in the engine's own precision.
+        """
+        ...
+
+    def head(self) -> "Tensor":
+        """The output head, (V, D): logits = hidden.float() @ head.float().T."""
+        ...

@@ -1,0 +1,147 @@
+"""The reference engine: any causal language model that transformers can load, on CPU or GPU.
+
+It also generates and scores for students (with an adapter), so that all models share one path.
+"""
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from primekd.models import load_model, load_tokenizer, model_hash
+from primekd.teachers.protocol import Response, Sampling, Want
+
+
+class TransformersEngine:
+    """A model (and, for students, a LoRA adapter) served by transformers.
+
+    Args:
+        model: a model reference.
+        dtype: weights' and activations' precision; logits are always computed in float32 from the last hidden state,
+            so they are finer than a bfloat16 model's own.
+        adapter: a peft folder to load on top.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: str, dtype: str, batch_size: int = 32, adapter: Path | None = None):
+        self.reference, self.dtype, self.batch_size = model, dtype, batch_size
+        self.tokenizer = load_tokenizer(model)
+        self.vocab_size = len(self.tokenizer)
+        self.model = load_model(model, dtype)
+        if adapter is not None:
+            from peft import PeftModel
+
+            self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
+        base = self.model.get_base_model() if adapter is not None else self.model
+        self.decoder, self._output = base.get_decoder(), base.get_output_embeddings()
+        base.generation_config = self._plain_generation_config()
+        hidden_is_enough = getattr(self._output, "bias", None) is None and self._head_rebuilds_logits()
+        self.offers = frozenset({"hidden", "logits"} if hidden_is_enough else {"logits"})
+
+    def _plain_generation_config(self, sampling: Sampling | None = None):
+        """A configuration of our own: a checkpoint's may carry penalties, top-k or a temperature."""
+        from transformers import GenerationConfig
+
+        columns = self._output.weight.shape[0]
+        sampled = sampling is not None and sampling.temperature > 0
+        return GenerationConfig(
+            do_sample=sampled,
+            max_new_tokens=sampling.max_new_tokens if sampling else 20,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            suppress_tokens=list(range(self.vocab_size, columns)) or None,  # padded columns are no tokens
+            **({"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}),
+        )
+
+    @torch.inference_mode()
+    def _head_rebuilds_logits(self) -> bool:
+        """Whether hidden @ head.T really is this architecture's logits (no soft cap, no scale)."""
+        ids = torch.tensor([[self.tokenizer.eos_token_id, 5, 6, 7]], device=self.model.device)
+        hidden = self.decoder(input_ids=ids).last_hidden_state[0]
+        own = self.model(input_ids=ids).logits[0].float()
+        rebuilt = hidden.float() @ self._output.weight.float().T
+        tolerance = 1e-3 if self.dtype == "float32" else 0.02
+        return bool((own - rebuilt).abs().max() <= tolerance * own.abs().max().clamp(min=1.0))
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "engine": self.name,
+            "model": self.reference,
+            "model_sha256": model_hash(self.reference),
+            "dtype": self.dtype,
+            "transformers": importlib.metadata.version("transformers"),
+            "torch": importlib.metadata.version("torch"),
+        }
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices in batches of similar length, longest first, so that a too large batch fails at once."""
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+        if sampling.temperature > 0:
+            torch.manual_seed(sampling.seed)
+        config = self._plain_generation_config(sampling)
+        responses: list[Response | None] = [None] * len(prompts)
+        for batch in self._batches([len(p) for p in prompts]):
+            longest = max(len(prompts[i]) for i in batch)
+            ids = torch.full((len(batch), longest), self.tokenizer.pad_token_id)  # (B, S), padded on the left
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(batch):
+                start = longest - len(prompts[i])
+                ids[row, start:] = torch.tensor(prompts[i])
+                mask[row, start:] = 1
+            device = self.model.device
+            output = self.model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+            )
+            for row, i in enumerate(batch):
+                responses[i] = self._cut(output[row, longest:].tolist())
+        return responses
+
+    def _cut(self, ids: list[int]) -> Response:
+        """Cuts at the first end of turn; what follows it is padding."""
+        end = self.tokenizer.eos_token_id
+        if end in ids:
+            return Response(ids[: ids.index(end) + 1], truncated=False)
+        return Response(ids, truncated=True)
+
+    @torch.inference_mode()
+    def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[Tensor]:
+        rows: list[Tensor | None] = [None] * len(prompts)
+        sequences = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+        for batch in self._batches([len(s) for s in sequences]):
+            longest = max(len(sequences[i]) for i in batch)
+            ids = torch.full((len(batch), longest), self.tokenizer.pad_token_id)  # (B, S), padded on the right
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(batch):
+                ids[row, : len(sequences[i])] = torch.tensor(sequences[i])
+                mask[row, : len(sequences[i])] = 1
+            device = self.model.device
+            inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+            if "hidden" in self.offers:
+                states = self.decoder(**inputs).last_hidden_state  # (B, S, D)
+            else:
+                states = self.model(**inputs).logits  # (B, S, V)
+            for row, i in enumerate(batch):
+                first = len(prompts[i]) - 1
+                rows[i] = self._finish(states[row, first : first + len(responses[i])], want).cpu()
+        return rows
+
+    def _finish(self, states: Tensor, want: Want) -> Tensor:
+        if want == "hidden":
+            if "hidden" not in self.offers:
+                raise ValueError(f"{self.reference}: hidden states do not rebuild this architecture's logits")
+            return states.clone()
+        if "hidden" in self.offers:
+            return states.float() @ self.head().float().T  # (T, V)
+        return states[:, : self.vocab_size].float()
+
+    def head(self) -> Tensor:
+        return self._output.weight.detach()[: self.vocab_size]

@@ -1,0 +1,1 @@
+"""Training a LoRA student on response tokens: examples, the trainer, checkpoints without pickle."""

@@ -1,0 +1,118 @@
+"""Checkpoints of a Hugging Face Trainer as safetensors and JSON, each whole or absent.
+
+The Trainer's own are pickled (optimizer.pt, rng_state.pth, training_args.bin) and written in place, so that a kill
+can leave half of one.
+"""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
+
+from primekd.provenance import disk_errors, sync_folder, write_json
+
+ADAPTER, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the highest step, or None."""
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
+    return max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+
+
+def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as (tensors for safetensors, the rest for JSON)."""
+    tensors = {
+        f"{index}.{key}": value.detach().cpu().contiguous()
+        for index, entries in state["state"].items()
+        for key, value in entries.items()
+        if torch.is_tensor(value)
+    }
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _join_optimizer(tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    return {"state": state, "param_groups": rest["param_groups"]}
+
+
+class SafeCheckpoints(Trainer):
+    """A Trainer whose checkpoints hold the trainable parameters, optimiser, schedule, random states and history."""
+
+    def _trainable(self) -> dict[str, torch.Tensor]:
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        return {name: p for name, p in unwrapped.named_parameters() if p.requires_grad}
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if not self.args.should_save:
+            return
+        target = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        with disk_errors(target):
+            temporary.mkdir(parents=True)
+            try:
+                self._write_checkpoint(temporary)
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(temporary, target)
+                sync_folder(target.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        rotate_checkpoints(output_dir=str(target.parent), save_total_limit=self.args.save_total_limit)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        save_file({n: p.detach().cpu().contiguous() for n, p in self._trainable().items()}, folder / ADAPTER)
+        tensors, rest = _split_optimizer(self.optimizer.state_dict())
+        save_file(tensors, folder / OPTIMIZER)
+        numpy_state = np.random.get_state()
+        states = {"cpu": torch.random.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.random.get_rng_state()
+        save_file(states, folder / RANDOM)
+        own = {
+            "optimizer": rest,
+            "scheduler": self.lr_scheduler.state_dict(),
+            "python_random": random.getstate(),
+            "numpy_rest": numpy_state[2:],
+        }
+        write_json(folder / STATE, own)
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / ADAPTER)
+        own = self._trainable()
+        if saved.keys() != own.keys():
+            raise ValueError(f"{resume_from_checkpoint} is of another adapter")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        own = json.loads((Path(checkpoint) / STATE).read_text())
+        self.optimizer.load_state_dict(_join_optimizer(load_file(Path(checkpoint) / OPTIMIZER), own["optimizer"]))
+        self.lr_scheduler.load_state_dict(own["scheduler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        own, states = json.loads((Path(checkpoint) / STATE).read_text()), load_file(Path(checkpoint) / RANDOM)
+        version, words, gauss = own["python_random"]
+        random.setstate((version, tuple(words), gauss))
+        np.random.set_state(("MT19937", states["numpy"].numpy().astype(np.uint32), *own["numpy_rest"]))
+        torch.random.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.random.set_rng_state(states["cuda"])
