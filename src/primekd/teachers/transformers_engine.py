@@ -15,6 +15,14 @@ from primekd.models import load_model, load_tokenizer, model_hash
 from primekd.teachers.protocol import Response, Sampling, Want
 
 
+def load_merged(model: str, dtype: str, adapter: Path):
+    """A model with a LoRA adapter merged into its weights, in `dtype`."""
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(load_model(model, "float32"), str(adapter)).merge_and_unload()
+    return merged.to(getattr(torch, dtype)).eval()
+
+
 class TransformersEngine:
     """A model (and, for students, a LoRA adapter) served by transformers.
 
@@ -22,7 +30,8 @@ class TransformersEngine:
         model: a model reference.
         dtype: weights' and activations' precision; logits are always computed in float32 from the last hidden state,
             so they are finer than a bfloat16 model's own.
-        adapter: a peft folder to load on top.
+        adapter: a peft folder. It is merged in float32 before the weights are rounded to `dtype`, as it would be
+            deployed; generation is then as fast as the base model's.
     """
 
     name = "transformers"
@@ -31,14 +40,9 @@ class TransformersEngine:
         self.reference, self.dtype, self.batch_size = model, dtype, batch_size
         self.tokenizer = load_tokenizer(model)
         self.vocab_size = len(self.tokenizer)
-        self.model = load_model(model, dtype)
-        if adapter is not None:
-            from peft import PeftModel
-
-            self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
-        base = self.model.get_base_model() if adapter is not None else self.model
-        self.decoder, self._output = base.get_decoder(), base.get_output_embeddings()
-        base.generation_config = self._plain_generation_config()
+        self.model = load_model(model, dtype) if adapter is None else load_merged(model, dtype, adapter)
+        self.decoder, self._output = self.model.get_decoder(), self.model.get_output_embeddings()
+        self.model.generation_config = self._plain_generation_config()
         hidden_is_enough = getattr(self._output, "bias", None) is None and self._head_rebuilds_logits()
         self.offers = frozenset({"hidden", "logits"} if hidden_is_enough else {"logits"})
 

@@ -1,0 +1,77 @@
+"""Answers of the control and the students: one generation path, the same prompt, decoding and limit for all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.chat import build_prompt, decode_response
+from primekd.config import Profile
+from primekd.items import Item, hash_items
+from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
+from primekd.progress import Progress
+from primekd.provenance import hash_json, read_json, write_json
+
+BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `ids` end with the end-of-turn token unless `truncated`; `text` has no control tokens."""
+
+    item_id: str
+    ids: list[int]
+    truncated: bool
+    text: str
+
+
+def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] | None) -> dict[str, Any]:
+    """Everything that a model's answers depend on. `adapter`: its files' hashes, None for the control."""
+    tokenizer = load_tokenizer(profile.student.model)
+    return {
+        "model": profile.student.model,
+        "model_sha256": model_hash(profile.student.model),
+        "dtype": profile.student.dtype,
+        "adapter": adapter,
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "items_sha256": hash_items(items),
+        "max_new_tokens": profile.max_new_tokens,
+        "decoding": "greedy",
+        "batch_size": profile.assess.batch_size,  # bfloat16 sums differ in the last bits between batch shapes
+    }
+
+
+def generate_answers(profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model) -> list[Answer]:
+    """Answers to all items, in order; blocks that are on disk with the same inputs are not generated again.
+
+    Args:
+        open_model: called without arguments, and only if something is missing; returns an engine with `generate`.
+    """
+    from primekd.teachers import Sampling
+
+    tokenizer = load_tokenizer(profile.student.model)
+    folder = profile.runs / "answers" / name
+    size = profile.assess.batch_size * BLOCK_BATCHES
+    digest = hash_json(inputs)
+    rows: list[dict[str, Any]] = []
+    with Progress(profile, f"answer {name}", len(items), "item") as progress:
+        for start in range(0, len(items), size):
+            block = items[start : start + size]
+            path = folder / f"block-{start // size:05d}.json"
+            if not _is_block(path, digest):
+                prompts = [build_prompt(tokenizer, item.question) for item in block]
+                responses = open_model().generate(prompts, Sampling(profile.max_new_tokens))
+                found = [
+                    {"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)
+                ]
+                write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(found), "rows": found})
+            rows += read_json(path)["rows"]
+            progress.advance(len(block))
+    return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
+
+
+def _is_block(path: Path, digest: str) -> bool:
+    if not path.is_file():
+        return False
+    block = read_json(path)
+    return block.get("inputs_sha256") == digest and block.get("rows_sha256") == hash_json(block.get("rows"))

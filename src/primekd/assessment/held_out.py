@@ -1,0 +1,84 @@
+"""Held-out fit of every student: KL to the teacher and negative log-likelihood of the gold solution, item by item.
+
+Accuracy on a hundred items cannot rank strategies; these have a value a token, so the same items say much more. The
+teacher's reference is its unprimed answer to each test item, teacher-forced after the student's plain prompt.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from primekd.chat import build_prompt, encode_response
+from primekd.config import LossConfig, Profile
+from primekd.errors import UserError
+from primekd.items import Item
+from primekd.losses import cross_entropy_sum, divergence
+from primekd.models import load_tokenizer
+from primekd.provenance import relative_name, write_text
+from primekd.signals import SignalReader
+from primekd.teachers.transformers_engine import TransformersEngine
+
+
+@dataclass(frozen=True)
+class HeldOutRow:
+    """One item under one model. Sums in nats over the tokens of the teacher's answer and of the gold solution."""
+
+    model: str
+    id: str
+    teacher_tokens: int
+    kl: float
+    gold_tokens: int
+    nll_gold: float
+
+
+COLUMNS = tuple(f.name for f in fields(HeldOutRow))
+
+
+def measure(profile: Profile, name: str, engine: TransformersEngine, items: Sequence[Item], reader: SignalReader) -> list[HeldOutRow]:
+    """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items."""
+    import torch
+
+    tokenizer = load_tokenizer(profile.student.model)
+    # At temperature 1, unless a top-k store was captured for another one.
+    loss = LossConfig(divergence="forward_kl", temperature=getattr(reader.codec, "temperature", 1.0))
+    rows = []
+    size = profile.assess.batch_size
+    for start in range(0, len(items), size):
+        block = items[start : start + size]
+        prompts = [build_prompt(tokenizer, item.question) for item in block]
+        taught = [reader.item(item.id).response_ids for item in block]
+        gold = [encode_response(tokenizer, item.solution) for item in block]
+        states = engine.score(prompts + prompts, taught + gold, "hidden")
+        head = engine.head().float()
+        for i, item in enumerate(block):
+            student = states[i].to(head.device).float() @ head.T  # (T, V)
+            kl = divergence(reader.rows(item.id, taught[i]).to(head.device), student, loss).sum()
+            on_gold = states[len(block) + i].to(head.device).float() @ head.T
+            nll = cross_entropy_sum(on_gold, torch.tensor(gold[i], device=head.device))
+            rows.append(HeldOutRow(name, item.id, len(taught[i]), float(kl), len(gold[i]), float(nll)))
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[HeldOutRow]) -> None:
+    """Writes held-out.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(astuple(row) for row in rows)
+    write_text(path, text.getvalue())
+
+
+def read_rows(path: Path) -> list[HeldOutRow]:
+    """Reads held-out.csv. Raises UserError if it is absent or no such file."""
+    if not path.is_file():
+        raise UserError(f"{relative_name(path)} is missing: run the assessment first.")
+    with open(path, encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{relative_name(path)} is no held-out log: run the assessment again.")
+        return [
+            HeldOutRow(r["model"], r["id"], int(r["teacher_tokens"]), float(r["kl"]), int(r["gold_tokens"]), float(r["nll_gold"]))
+            for r in reader
+        ]
