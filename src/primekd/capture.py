@@ -49,7 +49,9 @@ def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Jo
     if not chosen.teacher:
         raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
     seed = profile.seed if seed is None else seed
-    return Job(profile, chosen, "train", profile.signals_folder(strategy, seed), seed)
+    # Greedy decoding has no seed: students of every seed learn from one capture.
+    greedy = profile.teacher.sampling_temperature == 0
+    return Job(profile, chosen, "train", profile.signals_folder(strategy, None if greedy else seed), seed)
 
 
 def held_out_job(profile: Profile) -> Job:

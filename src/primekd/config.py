@@ -218,7 +218,9 @@ def load_profile(name: str) -> Profile:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else project_root() / "configs" / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"No profile {name!r}: {relative_name(path)} is not there. Known: {', '.join(profile_names())}.")
+        raise UserError(
+            f"No profile {name!r}: {relative_name(path)} is not there. Known: {', '.join(profile_names())}."
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -162,7 +162,9 @@ def _load_hub(data: DataConfig, split: str) -> list[Item]:
             f"The dataset {data.hub_dataset!r} could not be loaded from the hub ({type(error).__name__}). "
             "Go online, or set data.source: jsonl with train_file and test_file in the profile."
         ) from error
-    return [_item_of_row(dict(row), f"{data.hub_dataset} {split} row {i}", f"{split}-{i}") for i, row in enumerate(rows)]
+    return [
+        _item_of_row(dict(row), f"{data.hub_dataset} {split} row {i}", f"{split}-{i}") for i, row in enumerate(rows)
+    ]
 
 
 def _take(rows: Sequence[Item], start: int, count: int, what: str) -> list[Item]:

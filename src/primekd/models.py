@@ -194,7 +194,9 @@ def _dequantised_folder(file: Path) -> Path:
                 **place, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
         except (ValueError, KeyError, OSError, IndexError) as error:
-            raise UserError(f"{relative_name(file)} cannot be read as a GGUF model ({error}): fetch or make it again.") from error
+            raise UserError(
+                f"{relative_name(file)} cannot be read as a GGUF model ({error}): fetch or make it again."
+            ) from error
         model.config._name_or_path = file.name
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -279,6 +281,6 @@ def require_same_tokenizer(teacher: str, student: str) -> None:
     first, second = load_tokenizer(teacher), load_tokenizer(student)
     if tokenizer_hash(first) != tokenizer_hash(second):
         raise UserError(
-            f"The tokenizers of teacher {teacher} ({len(first)} tokens) and student {student} ({len(second)} tokens) differ, "
-            "so their logits do not line up: choose models of one family."
+            f"The tokenizers of teacher {teacher} ({len(first)} tokens) and student {student} ({len(second)} tokens) "
+            "differ, so their logits do not line up: choose models of one family."
         )

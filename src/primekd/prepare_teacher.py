@@ -49,7 +49,9 @@ def settings(profile: Profile) -> PrepareConfig:
         UserError: it has none; its teacher is downloaded, not made.
     """
     if profile.prepare is None:
-        raise UserError(f"The profile {profile.name} has no section `prepare`: its teacher is not made by this project.")
+        raise UserError(
+            f"The profile {profile.name} has no section `prepare`: its teacher is not made by this project."
+        )
     return profile.prepare
 
 
@@ -59,7 +61,7 @@ def adapter_folder(profile: Profile) -> Path:
 
 
 def primed_examples(tokenizer, items: list[Item], fraction: float, seed: int) -> list:
-    """Gold solutions, `fraction` of them under a priming text drawn at random, so that none is foreign to the teacher."""
+    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher."""
     from primekd.training.examples import Example
 
     random = Random(seed)
@@ -141,7 +143,9 @@ def build_teacher(profile: Profile) -> Path:
     deltas = lora_deltas(adapter / "adapter")
     with write_atomically(output) as temporary:
         write_merged_gguf(base, deltas, temporary, config.quantization)
-    write_manifest(output.parent, "teacher", inputs, [output], start=start, end=now(), config=config.model_dump(mode="json"))
+    write_manifest(
+        output.parent, "teacher", inputs, [output], start=start, end=now(), config=config.model_dump(mode="json")
+    )
     print(f"prepare-teacher: wrote {relative_name(output)} ({output.stat().st_size / 2**20:.0f} MiB).")
     return output
 

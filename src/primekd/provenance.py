@@ -99,7 +99,9 @@ def _raise_if_disk(error: OSError, path: Path) -> None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise UserError(_full_disk(path)) from error
     if error.errno in (errno.EACCES, errno.EROFS):
-        raise UserError(f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner.") from error
+        raise UserError(
+            f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -157,7 +159,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{relative_name(path)} is missing: run the stage that writes it.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{relative_name(path)} is not valid JSON ({error}): delete it and run its stage again.") from error
+        raise UserError(
+            f"{relative_name(path)} is not valid JSON ({error}): delete it and run its stage again."
+        ) from error
 
 
 def set_aside(folder: Path) -> Path:
@@ -181,6 +185,7 @@ def git_state() -> dict[str, Any]:
     Results that a run writes into tracked files (logs/ and the README's tables) do not make it dirty:
     the flag says whether the code and the configuration are those of the commit.
     """
+
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
@@ -206,6 +211,7 @@ def requirement_pins() -> dict[str, str]:
 
 def package_versions(names: Iterable[str] | None = None) -> dict[str, str | None]:
     """Installed version of each package, None where it is absent; by default every pinned one."""
+
     def version(name: str) -> str | None:
         try:
             return importlib.metadata.version(name)

@@ -41,7 +41,9 @@ def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] |
     }
 
 
-def generate_answers(profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model) -> list[Answer]:
+def generate_answers(
+    profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model
+) -> list[Answer]:
     """Answers to all items, in order; blocks that are on disk with the same inputs are not generated again.
 
     Args:
@@ -62,7 +64,8 @@ def generate_answers(profile: Profile, name: str, items: list[Item], inputs: dic
                 prompts = [build_prompt(tokenizer, item.question) for item in block]
                 responses = open_model().generate(prompts, Sampling(profile.max_new_tokens))
                 found = [
-                    {"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)
+                    {"id": item.id, "ids": r.ids, "truncated": r.truncated}
+                    for item, r in zip(block, responses, strict=True)
                 ]
                 write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(found), "rows": found})
             rows += read_json(path)["rows"]

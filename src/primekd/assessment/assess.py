@@ -10,7 +10,7 @@ from primekd.assessment.answers import Answer, answer_inputs, generate_answers
 from primekd.assessment.grade import LogRow, grade_answers, write_log
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
 from primekd.assessment.summary import write_summary
-from primekd.capture import capture, held_out_job, open_signals
+from primekd.capture import capture, held_out_job, open_signals, training_job
 from primekd.chat import decode_response
 from primekd.config import Profile
 from primekd.distill import student_inputs
@@ -60,12 +60,18 @@ def find_students(profile: Profile) -> list[Student]:
     for strategy in load_strategies():
         first = profile.student_folder(strategy)
         if not (first / MANIFEST).is_file():
-            raise UserError(f"{relative_name(first)} has no student: run its distill notebook (or `primekd distill {strategy}`).")
-        more = sorted(p.parent for p in first.parent.glob(f"{strategy}-seed*/{MANIFEST}") if ".old-" not in p.parent.name)
+            raise UserError(
+                f"{relative_name(first)} has no student: run its distill notebook (or `primekd distill {strategy}`)."
+            )
+        more = sorted(
+            p.parent for p in first.parent.glob(f"{strategy}-seed*/{MANIFEST}") if ".old-" not in p.parent.name
+        )
         for folder in [first, *more]:
             manifest = read_json(folder / MANIFEST)
             if altered := altered_outputs(folder / MANIFEST, manifest):
-                raise UserError(f"{relative_name(folder)}: {', '.join(altered)} missing or altered: run its distill notebook again.")
+                raise UserError(
+                    f"{relative_name(folder)}: {', '.join(altered)} missing or altered: run its distill notebook again."
+                )
             _refuse_stale(profile, strategy, folder, manifest)
             students.append(Student(folder.name, folder, manifest))
     return students
@@ -77,7 +83,9 @@ def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[
     was = {key: manifest["inputs"].get(key) for key in now_wanted}
     if was != now_wanted:
         changed = ", ".join(key for key in now_wanted if was[key] != now_wanted[key])
-        raise UserError(f"{relative_name(folder)} was trained with another configuration ({changed}): run its distill notebook again.")
+        raise UserError(
+            f"{relative_name(folder)} differs from the profile ({changed}): run its distill notebook again."
+        )
 
 
 def assess(profile: Profile) -> Path:
@@ -100,10 +108,11 @@ def assess(profile: Profile) -> Path:
         logs, held_out = _score_models(profile, items, students, reader)
         logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader))
     outputs = _write(profile, logs, held_out, students)
-    lineage = {s.name: _lineage(s) for s in students}
+    lineage = {s.name: _lineage(profile, s) for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
-        start=start, end=now(), models=lineage, teacher=_teacher_facts(reader), config=profile.resolved(), **meter.facts,
+        start=start, end=now(), models=lineage, teacher=_teacher_facts(reader), config=profile.resolved(),
+        **meter.facts,
     )  # fmt: skip
     return profile.logs
 
@@ -156,7 +165,9 @@ def _teacher_answers(profile: Profile, items: list[Item], reader: SignalReader) 
     return [Answer(s.item_id, s.response_ids, s.truncated, decode_response(tokenizer, s.response_ids)) for s in stored]
 
 
-def _write(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], students: list[Student]) -> list[Path]:
+def _write(
+    profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], students: list[Student]
+) -> list[Path]:
     folder = profile.logs
     outputs = []
     for name, rows in logs.items():
@@ -172,16 +183,15 @@ def _write(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldO
     return [*outputs, folder / "held-out.csv"]
 
 
-def _lineage(student: Student) -> dict[str, Any]:
+def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
     """From a log back to what it was computed from; kept beside the log, because runs/ is not in git."""
     keys = ("inputs", "outputs", "start", "end", "seconds", "energy_kwh", "steps", "response_tokens", "resumed")
     facts = {key: student.manifest.get(key) for key in keys}
     facts["git"] = student.manifest["environment"]["git"]
     facts["manifest_sha256"] = hash_file(student.folder / MANIFEST)
     strategy = student.manifest["inputs"]["strategy"]
-    signals = student.folder.parent.parent / "signals" / student.name
-    if "signals" in student.manifest["inputs"] and (signals / MANIFEST).is_file():
-        captured = read_json(signals / MANIFEST)
+    if "signals" in student.manifest["inputs"]:
+        captured = read_json(training_job(profile, strategy, student.manifest["inputs"]["seed"]).folder / MANIFEST)
         wanted = ("spec", "engine", "reconstruction", "items", "tokens", "bytes", "sessions")
         facts["signals"] = {key: captured.get(key) for key in wanted}
         facts["signals"]["git"] = captured["environment"]["git"]

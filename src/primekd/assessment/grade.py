@@ -91,7 +91,9 @@ def read_log(path: Path) -> list[LogRow]:
         try:
             return [_row(values) for values in reader]
         except (TypeError, ValueError, KeyError) as error:
-            raise UserError(f"{relative_name(path)} has a row that cannot be read ({error}): run the assessment again.") from error
+            raise UserError(
+                f"{relative_name(path)} has a row that cannot be read ({error}): run the assessment again."
+            ) from error
 
 
 def _row(values: dict[str, str]) -> LogRow:

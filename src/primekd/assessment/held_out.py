@@ -36,7 +36,9 @@ class HeldOutRow:
 COLUMNS = tuple(f.name for f in fields(HeldOutRow))
 
 
-def measure(profile: Profile, name: str, engine: TransformersEngine, items: Sequence[Item], reader: SignalReader) -> list[HeldOutRow]:
+def measure(
+    profile: Profile, name: str, engine: TransformersEngine, items: Sequence[Item], reader: SignalReader
+) -> list[HeldOutRow]:
     """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items."""
     import torch
 
@@ -79,6 +81,13 @@ def read_rows(path: Path) -> list[HeldOutRow]:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise UserError(f"{relative_name(path)} is no held-out log: run the assessment again.")
         return [
-            HeldOutRow(r["model"], r["id"], int(r["teacher_tokens"]), float(r["kl"]), int(r["gold_tokens"]), float(r["nll_gold"]))
+            HeldOutRow(
+                r["model"],
+                r["id"],
+                int(r["teacher_tokens"]),
+                float(r["kl"]),
+                int(r["gold_tokens"]),
+                float(r["nll_gold"]),
+            )
             for r in reader
         ]

@@ -52,6 +52,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def ratio(totals: Sequence[float], counts: Sequence[float], samples: int) -> Estimate:
     """Sum of totals over sum of counts (a mean a token), with a bootstrap interval over items."""
+
     def statistic(t, c, axis=-1):
         return t.sum(axis) / c.sum(axis)
 
@@ -62,6 +63,7 @@ def ratio_difference(
     first: Sequence[float], second: Sequence[float], counts: Sequence[float], samples: int
 ) -> Estimate:
     """Mean a token of `first` minus that of `second` on the same items, with a paired bootstrap interval over items."""
+
     def statistic(a, b, c, axis=-1):
         return (a - b).sum(axis) / c.sum(axis)
 

@@ -140,7 +140,9 @@ def _fit_differences(held_out: list[HeldOutRow], model: str, reference: str, sam
     if first.keys() != second.keys():
         raise ValueError(f"{model} and {reference} were measured on different items")
     pairs = [(first[i], second[i]) for i in first]
-    kl = ratio_difference([a.kl for a, _ in pairs], [b.kl for _, b in pairs], [a.teacher_tokens for a, _ in pairs], samples)
+    kl = ratio_difference(
+        [a.kl for a, _ in pairs], [b.kl for _, b in pairs], [a.teacher_tokens for a, _ in pairs], samples
+    )
     nll = ratio_difference(
         [a.nll_gold for a, _ in pairs], [b.nll_gold for _, b in pairs], [a.gold_tokens for a, _ in pairs], samples
     )
@@ -180,7 +182,10 @@ def claims(contrasts: list[dict[str, str]]) -> list[str]:
     sentences = []
     for reference in dict.fromkeys(row["reference"] for row in contrasts):
         rows = [r for r in contrasts if r["reference"] == reference]
-        for measure, unit, better in (("accuracy", "answers more questions correctly", 1), ("kl", "is closer to the teacher", -1)):
+        for measure, unit, better in (
+            ("accuracy", "answers more questions correctly", 1),
+            ("kl", "is closer to the teacher", -1),
+        ):
             names = [title_of(r["model"]) for r in rows if _is_better(r, measure, better)]
             worse = [title_of(r["model"]) for r in rows if _is_better(r, measure, -better)]
             sentences.append(_sentence(title_of(reference), names, worse, unit))

@@ -5,6 +5,14 @@ from primekd.signals.rows import DenseRows, HiddenRows, SignalRows, TopKRows, co
 from primekd.signals.store import SignalReader, SignalWriter, StoredItem
 
 __all__ = [
-    "Codec", "DenseRows", "HiddenRows", "SignalReader", "SignalRows", "SignalWriter", "StoredItem", "TopKRows",
-    "concatenate", "make_codec",
+    "Codec",
+    "DenseRows",
+    "HiddenRows",
+    "SignalReader",
+    "SignalRows",
+    "SignalWriter",
+    "StoredItem",
+    "TopKRows",
+    "concatenate",
+    "make_codec",
 ]

@@ -109,9 +109,7 @@ class TopKCodec:
 
     def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> TopKRows:
         ids = columns["ids"].long()
-        return TopKRows(
-            ids, columns["log_probs"], columns["tail_mass"], columns["log_normaliser"], self.temperature
-        )
+        return TopKRows(ids, columns["log_probs"], columns["tail_mass"], columns["log_normaliser"], self.temperature)
 
     def refusal(self, loss: LossConfig) -> str | None:
         if loss.divergence != "forward_kl":
@@ -131,8 +129,8 @@ class TopKCodec:
             "name": self.name,
             "k": self.k,
             "temperature": self.temperature,
-            "error": "the kept log-probabilities are exact to float32; all other tokens are one bucket, so a forward KL "
-            "computed from it is a lower bound of the full one",
+            "error": "the kept log-probabilities are exact to float32; all other tokens are one bucket, so a forward "
+            "KL computed from it is a lower bound of the full one",
         }
 
 

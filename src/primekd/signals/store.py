@@ -58,13 +58,18 @@ class SignalWriter:
 
     def __init__(self, folder: Path, spec: dict[str, Any]):
         self.folder, self.spec, self.spec_hash = Path(folder), spec, hash_json(spec)
-        self.manifest: dict[str, Any] = {"kind": "signals", "format": FORMAT, "spec": spec, "spec_sha256": self.spec_hash}
+        self.manifest: dict[str, Any] = {
+            "kind": "signals",
+            "format": FORMAT,
+            "spec": spec,
+            "spec_sha256": self.spec_hash,
+        }
         self.manifest |= {"complete": False, "shards": {}}
         if (self.folder / MANIFEST).is_file():
             found = read_json(self.folder / MANIFEST)
             if found.get("spec_sha256") != self.spec_hash:
                 raise UserError(
-                    f"{relative_name(self.folder)} holds signals of another configuration: move it away and capture again."
+                    f"{relative_name(self.folder)} was captured with other settings: move it away and capture again."
                 )
             self.manifest = found
 

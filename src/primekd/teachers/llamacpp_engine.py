@@ -51,7 +51,9 @@ class LlamaCppEngine:
                 verbose=False,
             )
         except ValueError as error:
-            raise UserError(f"llama.cpp cannot load {relative_name(self.file)} ({error}): fetch or make it again.") from error
+            raise UserError(
+                f"llama.cpp cannot load {relative_name(self.file)} ({error}): fetch or make it again."
+            ) from error
         self.context_tokens = context_tokens
         self.columns, self.width = self.llama.n_vocab(), self.llama.n_embd()  # columns may exceed V
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)

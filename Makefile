@@ -1,0 +1,40 @@
+# Two commands do everything: `make reproduce` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROFILE ?= pocket
+STAMP := $(VENV)/.installed
+
+.PHONY: help reproduce test lint setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make reproduce   set up, run the whole study (PROFILE=pocket), print the results, write the report"
+	@echo "make test        set up, run the tests"
+	@echo "make setup       set up only: virtual environment in $(VENV) with pinned packages"
+	@echo "make lint        check style"
+	@echo "make clean       delete runs/ and built models (logs/ and the virtual environment stay)"
+
+setup: $(STAMP)
+
+# Reinstalled whenever the pins or the package's own metadata change.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/of/python3.11 …"; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { echo "A C++ compiler is needed to build llama-cpp-python (on Debian: apt install g++)."; exit 1; }
+	@echo "Setting up $(VENV): about 5 minutes the first time, most of it compiling llama.cpp."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+reproduce: $(STAMP)
+	@$(BIN)/primekd run --profile $(PROFILE)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf runs models/cache models/teachers/pocket

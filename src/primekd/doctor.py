@@ -1,0 +1,129 @@
+"""What this machine can run: Python, packages against the pins, processor and GPUs, disk, engines, models."""
+
+import importlib
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from primekd.config import Profile, load_profile, profile_names
+from primekd.errors import UserError
+from primekd.models import is_present
+from primekd.provenance import hardware, output_root, package_versions, requirement_pins
+
+OLDEST_PYTHON = (3, 11)
+NEEDED_GIB = 5  # for the pocket profile: dequantised models, signals, adapters
+
+# Engine -> (module, how to get it).
+ENGINE_FIXES = {
+    "transformers": ("transformers", "pip install -r requirements.txt"),
+    "llamacpp": (
+        "llama_cpp",
+        "pip install -r requirements.txt (it is compiled: install a C++ compiler, e.g. g++, first)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `level`: ok, warning (something will not work), error (nothing will)."""
+
+    topic: str
+    level: str
+    text: str
+
+
+def same_version(installed: str | None, pinned: str) -> bool:
+    """Whether a version is the pinned one; a build tag such as +cpu does not count as drift."""
+    return installed is not None and installed.split("+")[0] == pinned.split("+")[0]
+
+
+def check_python() -> Finding:
+    """Python's version."""
+    version = platform.python_version()
+    if sys.version_info < OLDEST_PYTHON:
+        return Finding("Python", "error", f"{version}: primekd needs {'.'.join(map(str, OLDEST_PYTHON))} or newer")
+    return Finding("Python", "ok", version)
+
+
+def check_packages() -> list[Finding]:
+    """Installed packages against requirements.txt."""
+    pins, installed = requirement_pins(), package_versions()
+    if not pins:
+        return [Finding("packages", "warning", "requirements.txt is missing: nothing to compare with")]
+    drifted = [
+        Finding(
+            "package",
+            "warning",
+            f"{name} is {installed[name] or 'not installed'}, the pin is {pin}: pip install {name}=={pin}",
+        )
+        for name, pin in pins.items()
+        if not same_version(installed[name], pin)
+    ]
+    return drifted or [Finding("packages", "ok", f"all {len(pins)} are the pinned versions")]
+
+
+def check_machine() -> list[Finding]:
+    """Processor, memory, GPUs and disk."""
+    facts = hardware()
+    free = shutil.disk_usage(_existing(output_root())).free / 2**30
+    gpus = facts.get("gpus")
+    return [
+        Finding("processor", "ok", f"{facts['cpu']}, {facts['cores']} cores"),
+        Finding(
+            "memory",
+            "ok" if facts["memory_gib"] >= 7 else "warning",
+            f"{facts['memory_gib']} GiB (pocket needs about 7)",
+        ),
+        Finding("GPU", "ok", "; ".join(gpus) if gpus else "none: the profiles ci and pocket run without one"),
+        Finding(
+            "disk", "ok" if free >= NEEDED_GIB else "warning", f"{free:.0f} GiB free (pocket needs about {NEEDED_GIB})"
+        ),
+    ]
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def check_engines() -> list[Finding]:
+    """Which teacher engines import here, and what to do for those that do not."""
+    findings = []
+    for engine, (module, fix) in ENGINE_FIXES.items():
+        try:
+            version = getattr(importlib.import_module(module), "__version__", "")
+            findings.append(Finding("engine", "ok", f"{engine} {version}"))
+        except Exception as error:  # a broken build may raise anything when it is imported
+            findings.append(
+                Finding("engine", "warning", f"{engine} does not import ({type(error).__name__}: {error}); {fix}")
+            )
+    return findings
+
+
+def check_profile(profile: Profile) -> list[Finding]:
+    """Whether a profile's models are here."""
+    findings = []
+    for role, reference in (("teacher", profile.teacher.model), ("student", profile.student.model)):
+        try:
+            here = is_present(reference)
+        except UserError as error:
+            findings.append(Finding(profile.name, "warning", str(error)))
+            continue
+        if here:
+            findings.append(Finding(profile.name, "ok", f"{role} {reference} is here"))
+        else:
+            fix = "primekd prepare-teacher" if role == "teacher" and profile.prepare else "inference/get_models.ipynb"
+            findings.append(Finding(profile.name, "warning", f"{role} {reference} is missing: run {fix}"))
+    return findings
+
+
+def examine(profile: str | None = None) -> list[Finding]:
+    """All findings; models of one profile, or of every profile that can be read."""
+    findings = [check_python(), *check_packages(), *check_machine(), *check_engines()]
+    for name in [profile] if profile else profile_names():
+        try:
+            findings += check_profile(load_profile(name))
+        except UserError as error:
+            findings.append(Finding("profile", "error" if profile else "warning", str(error)))
+    return findings

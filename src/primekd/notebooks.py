@@ -1,0 +1,77 @@
+"""Runs a notebook unattended: typed parameters in, an executed copy and its HTML out."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from primekd.errors import UserError
+from primekd.provenance import project_root, relative_name, write_atomically, write_text
+
+START_TIMEOUT = 300  # seconds; kernels that start side by side on few cores are slow
+
+
+def require_parameters_tag(notebook, path: Path) -> None:
+    """Raises UserError if no code cell has the tag `parameters`: papermill only warns, and runs the defaults."""
+    tagged = [c for c in notebook.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise UserError(
+            f"{relative_name(path)} must have exactly one code cell tagged `parameters`, not {len(tagged)}."
+        )
+
+
+def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Executes `source` from its own folder; writes `output` (.ipynb) and the HTML beside it.
+
+    Raises:
+        UserError: the notebook has no parameters cell, or a cell failed. The copy up to the failing cell is kept as
+            `<output>.failed.ipynb`; an earlier good copy stays.
+    """
+    import nbformat
+    import papermill
+
+    source, output = Path(source).resolve(), Path(output).resolve()
+    require_parameters_tag(nbformat.read(source, as_version=4), source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    failed = output.with_suffix(".failed.ipynb")
+    # Kernels of one IPYTHONDIR share a history file and lock each other out.
+    with tempfile.TemporaryDirectory() as ipython_folder, write_atomically(output) as temporary:
+        os.environ["IPYTHONDIR"] = ipython_folder
+        os.environ.setdefault("PRIMEKD_ROOT", str(project_root()))
+        try:
+            papermill.execute_notebook(
+                str(source), str(temporary), parameters=parameters, cwd=str(source.parent), kernel_name="python3",
+                progress_bar=False, start_timeout=START_TIMEOUT, stderr_file=sys.stderr, stdout_file=sys.stdout,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            temporary.rename(failed)
+            raise UserError(_explain(error, source, failed)) from error
+        forget_machine(temporary)
+    failed.unlink(missing_ok=True)
+    write_text(output.with_suffix(".html"), to_html(output))
+
+
+def _explain(error, source: Path, failed: Path) -> str:
+    reason = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
+    return f"{relative_name(source)} stopped in cell {error.exec_count}: {reason} The copy is {relative_name(failed)}."
+
+
+def forget_machine(path: Path) -> None:
+    """Removes papermill's notes of where files lay: an executed copy is passed on."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for key in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(key, None)
+    nbformat.write(notebook, path)
+
+
+def to_html(path: Path) -> str:
+    """The notebook as one HTML page, without scripts from elsewhere; model output in it is sanitised."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(sanitize_html=True, embed_images=True, mathjax_url="", require_js_url="", jquery_url="")
+    body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+    return body

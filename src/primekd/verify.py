@@ -1,0 +1,110 @@
+"""Recomputes hashes and verdicts, and names what differs from what the manifests say."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from primekd.assessment.extract import extract
+from primekd.assessment.grade import LogRow, read_log
+from primekd.config import Profile
+from primekd.errors import UserError
+from primekd.items import parse_answer
+from primekd.provenance import MANIFEST, altered_outputs, hash_file, hash_json, project_root, read_json, relative_name
+from primekd.signals import SignalReader
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing verified. `problems` is empty where everything matched."""
+
+    what: str
+    problems: list[str]
+
+
+def verify(profile: Profile) -> list[Check]:
+    """Checks the logs, and whatever of the run is on this machine.
+
+    Raises:
+        UserError: there are no logs of this profile.
+    """
+    if not (profile.logs / MANIFEST).is_file():
+        raise UserError(
+            f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
+        )
+    checks = [check_outputs(profile.logs / MANIFEST), check_verdicts(profile.logs)]
+    checks += [
+        check_outputs(p) for p in sorted(profile.runs.glob(f"students/*/{MANIFEST}")) if ".old-" not in p.parent.name
+    ]
+    checks += [
+        check_signals(p.parent)
+        for p in sorted(profile.runs.glob(f"signals/*/{MANIFEST}"))
+        if ".old-" not in p.parent.name
+    ]
+    checks += check_lineage(profile)
+    if profile.prepare:
+        for folder in (profile.prepare.adapter, str(Path(profile.prepare.output).parent)):
+            if (project_root() / folder / MANIFEST).is_file():
+                checks.append(check_outputs(project_root() / folder / MANIFEST))
+    return checks
+
+
+def check_outputs(path: Path) -> Check:
+    """A stage's outputs against the hashes in its manifest, and the manifest's inputs against their own hash."""
+    manifest = read_json(path)
+    problems = [f"{name} is missing or has other bytes" for name in altered_outputs(path, manifest)]
+    if hash_json(manifest.get("inputs")) != manifest.get("inputs_sha256"):
+        problems.append("the inputs in the manifest were edited")
+    return Check(relative_name(path.parent), problems)
+
+
+def check_signals(folder: Path) -> Check:
+    """A signal store: every shard, every row hash, and the head."""
+    try:
+        reader = SignalReader(folder)
+        reader.head  # noqa: B018 - loading it checks its hash
+    except UserError as error:
+        return Check(relative_name(folder), [str(error)])
+    return Check(relative_name(folder), [])
+
+
+def check_verdicts(folder: Path) -> Check:
+    """Extracts and grades every logged answer anew, and adds the summary up again."""
+    problems = []
+    for path in sorted(folder.glob("*.csv")):
+        if path.name in {"summary.csv", "contrasts.csv", "held-out.csv"}:
+            continue
+        rows = read_log(path)
+        problems += [
+            f"{path.name}: the verdict on {r.id} does not follow from its answer" for r in rows if not follows(r)
+        ]
+        problems += check_count(folder, path.stem, rows)
+    return Check(f"verdicts in {relative_name(folder)}", problems)
+
+
+def follows(row: LogRow) -> bool:
+    """Whether a logged value, rule and verdict are what the extraction gives today. Adjudicated rows are a person's."""
+    if row.adjudicated:
+        return True
+    found = extract(row.response)
+    right = found.value is not None and found.value == parse_answer(row.gold)
+    return (found.text, found.rule, right) == (row.extracted, row.rule, row.correct)
+
+
+def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:
+    """The summary's count of one model against its log."""
+    from primekd.assessment.summary import read_table
+
+    logged = {r["model"]: r for r in read_table(folder / "summary.csv")}
+    counted = (str(len(rows)), str(sum(r.correct for r in rows)))
+    if model not in logged or (logged[model]["n"], logged[model]["correct"]) != counted:
+        return [f"summary.csv does not say {counted[1]} of {counted[0]} for {model}"]
+    return []
+
+
+def check_lineage(profile: Profile) -> list[Check]:
+    """Whether the students on this machine are the ones that the logs were computed from."""
+    checks = []
+    for name, facts in read_json(profile.logs / MANIFEST).get("models", {}).items():
+        path = profile.runs / "students" / name / MANIFEST
+        if path.is_file() and hash_file(path) != facts["manifest_sha256"]:
+            checks.append(Check(f"lineage of {name}", ["the student on this machine is not the one in the logs"]))
+    return checks
