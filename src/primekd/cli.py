@@ -183,9 +183,8 @@ def show_results(profile) -> None:
     from primekd.report.tables import results_text
 
     print(results_text(profile.logs))
-    print(
-        f"Report: {relative_name(profile.logs / 'report.html')}   executed notebooks: {relative_name(profile.runs / 'notebooks')}"
-    )
+    print(f"Report: {relative_name(profile.logs / 'report.html')}")
+    print(f"Executed notebooks: {relative_name(profile.runs / 'notebooks')}")
 
 
 @app.command()
@@ -206,9 +205,8 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     if not states:
         print(f"No stage of {profile} has been started: `primekd run --profile {profile}` starts them all.")
     for entry in states:
-        print(
-            f"{entry['stage']:30} {entry['done']:>6}/{entry['total']:<6} {entry['unit'] + 's':8} {entry['state']:8} {entry['updated']}"
-        )
+        count = f"{entry['done']:>6}/{entry['total']:<6} {entry['unit'] + 's':8}"
+        print(f"{entry['stage']:30} {count} {entry['state']:8} {entry['updated']}")
 
 
 @app.command()

@@ -10,7 +10,9 @@ and used from there; llama.cpp reads the GGUF file itself.
 """
 
 import importlib.util
+import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -160,17 +162,16 @@ def _build_once(folder: Path, build) -> Path:
     """Runs `build(temporary_folder)` unless `folder` is already whole (its source.json is written last)."""
     if (folder / "source.json").is_file():
         return folder
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with disk_errors(folder):
         temporary.mkdir(parents=True)
         try:
             source = build(temporary)
             write_json(temporary / "source.json", source)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-            sync_folder(folder.parent)
+            if not (folder / "source.json").is_file():  # another process may have been faster
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+                sync_folder(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -260,6 +261,8 @@ def load_model(text: str, dtype: str) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
+    # peft still asks by the old name; the warning would print this machine's paths into every executed notebook.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     model = AutoModelForCausalLM.from_pretrained(
         model_folder(text), dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.errors import UserError
-from primekd.provenance import project_root, relative_name, write_atomically, write_text
+from primekd.provenance import project_root, relative_name, write_text
 
 START_TIMEOUT = 300  # seconds; kernels that start side by side on few cores are slow
 
@@ -30,24 +30,34 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     """
     import nbformat
     import papermill
+    from traitlets.config import Config
 
     source, output = Path(source).resolve(), Path(output).resolve()
     require_parameters_tag(nbformat.read(source, as_version=4), source)
     output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_suffix(".failed.ipynb")
-    # Kernels of one IPYTHONDIR share a history file and lock each other out.
-    with tempfile.TemporaryDirectory() as ipython_folder, write_atomically(output) as temporary:
-        os.environ["IPYTHONDIR"] = ipython_folder
+    # Kernels of one IPYTHONDIR share a history file and lock each other out; sockets in a folder need no free ports.
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["IPYTHONDIR"] = folder
         os.environ.setdefault("PRIMEKD_ROOT", str(project_root()))
+        copy = Path(folder) / output.name
         try:
             papermill.execute_notebook(
-                str(source), str(temporary), parameters=parameters, cwd=str(source.parent), kernel_name="python3",
-                progress_bar=False, start_timeout=START_TIMEOUT, stderr_file=sys.stderr, stdout_file=sys.stdout,
-            )  # fmt: skip
+                str(source),
+                str(copy),
+                parameters=parameters,
+                cwd=str(source.parent),
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=START_TIMEOUT,
+                stderr_file=sys.stderr,
+                stdout_file=sys.stdout,
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
         except papermill.PapermillExecutionError as error:
-            temporary.rename(failed)
+            write_text(failed, without_machine(copy))
             raise UserError(_explain(error, source, failed)) from error
-        forget_machine(temporary)
+        write_text(output, without_machine(copy))
     failed.unlink(missing_ok=True)
     write_text(output.with_suffix(".html"), to_html(output))
 
@@ -57,14 +67,14 @@ def _explain(error, source: Path, failed: Path) -> str:
     return f"{relative_name(source)} stopped in cell {error.exec_count}: {reason} The copy is {relative_name(failed)}."
 
 
-def forget_machine(path: Path) -> None:
-    """Removes papermill's notes of where files lay: an executed copy is passed on."""
+def without_machine(path: Path) -> str:
+    """An executed copy's text without papermill's notes of where files lay: it is passed on."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     for key in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(key, None)
-    nbformat.write(notebook, path)
+    return nbformat.writes(notebook)
 
 
 def to_html(path: Path) -> str:

@@ -177,18 +177,27 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
+# Measure -> (the direction in which more is better, in words for better, for worse).
+MEASURES = {
+    "accuracy": (1, "more correct answers", "fewer correct answers"),
+    "kl": (-1, "closer to the unprimed teacher", "further from the unprimed teacher"),
+    "nll_gold": (-1, "gold solutions more likely", "gold solutions less likely"),
+}
+
+
 def claims(contrasts: list[dict[str, str]]) -> list[str]:
-    """What the contrasts allow to be said, a sentence each reference."""
+    """What the contrasts allow to be said, a sentence for each reference and measure."""
     sentences = []
     for reference in dict.fromkeys(row["reference"] for row in contrasts):
         rows = [r for r in contrasts if r["reference"] == reference]
-        for measure, unit, better in (
-            ("accuracy", "answers more questions correctly", 1),
-            ("kl", "is closer to the teacher", -1),
-        ):
-            names = [title_of(r["model"]) for r in rows if _is_better(r, measure, better)]
-            worse = [title_of(r["model"]) for r in rows if _is_better(r, measure, -better)]
-            sentences.append(_sentence(title_of(reference), names, worse, unit))
+        for measure, (direction, better, worse) in MEASURES.items():
+            groups = {
+                better: [title_of(r["model"]) for r in rows if _is_better(r, measure, direction)],
+                worse: [title_of(r["model"]) for r in rows if _is_better(r, measure, -direction)],
+            }
+            found = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups.items() if names)
+            nothing = f"{better}: no difference can be claimed for any student"
+            sentences.append(f"Against {title_of(reference)} — {found or nothing}.")
     return sentences
 
 
@@ -197,14 +206,3 @@ def _is_better(row: dict[str, str], measure: str, direction: int) -> bool:
         return float(row["p_holm"]) < LEVEL and direction * float(row["accuracy"]) > 0
     bounds = direction * float(row[f"{measure}_low"]), direction * float(row[f"{measure}_high"])
     return min(bounds) > 0
-
-
-def _sentence(reference: str, better: list[str], worse: list[str], unit: str) -> str:
-    if not better and not worse:
-        return f"Against {reference}: no difference can be claimed for any student in what “{unit}” measures."
-    parts = []
-    if better:
-        parts.append(f"{', '.join(better)} {unit}")
-    if worse:
-        parts.append(f"the opposite holds for {', '.join(worse)}")
-    return f"Against {reference}: {'; '.join(parts)}."

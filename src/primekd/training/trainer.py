@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
 
@@ -39,8 +40,14 @@ class ResponseStates(nn.Module):
         return hidden[:, :-1][kept], targets[kept]
 
     def logits(self, hidden: Tensor, vocab_size: int) -> Tensor:
-        """(N, D) -> (N, V) float32, padded columns cut."""
-        return self._parts[1](hidden)[:, :vocab_size].float()
+        """(N, D) -> (N, V) float32, padded columns cut.
+
+        The product is taken in float32, as the teacher's is: a bfloat16 product rounds logits of 16 and more to eighths,
+        and two equal models would then differ.
+        """
+        output = self._parts[1]
+        bias = None if output.bias is None else output.bias[:vocab_size].float()
+        return F.linear(hidden.float(), output.weight[:vocab_size].float(), bias)
 
 
 class DistillTrainer(SafeCheckpoints):

@@ -1,0 +1,84 @@
+"""The item browser's data: every question with every model's answer, as JSON that is safe inside a page.
+
+Answers are written by language models and questions come from files, so both are untrusted text.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from primekd.assessment.grade import LogRow, read_log
+from primekd.errors import UserError
+from primekd.provenance import relative_name
+from primekd.report.results import Results
+
+# Inside <script> only these could end the element or start a comment; in JSON strings \uXXXX means the same character.
+# U+2028 and U+2029 are line ends to older JavaScript engines.
+_UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def read_logs(results: Results) -> dict[str, list[LogRow]]:
+    """The per-item log of every model in summary.csv, in its order.
+
+    Raises:
+        UserError: a log is missing, cannot be read, or has other items than the first one.
+    """
+    logs: dict[str, list[LogRow]] = {}
+    first: list[tuple[str, str]] | None = None
+    for row in results.summary:
+        path = Path(results.folder, f"{row['model']}.csv")
+        log = read_log(path)
+        asked = [(r.id, r.question) for r in log]
+        if first is not None and asked != first:
+            raise UserError(f"{relative_name(path)} has other items than the other logs: run the assessment again.")
+        first = asked
+        logs[row["model"]] = log
+    return logs
+
+
+def browser_data(results: Results, logs: dict[str, list[LogRow]]) -> dict[str, Any]:
+    """What the page's script needs: models, and items with one answer a model in the same order.
+
+    An answer's `text` is [before, marked, after], or [all] where no number was found. It is cut here because spans
+    count code points and JavaScript counts UTF-16 units.
+    """
+    titles = {row["model"]: row["title"] for row in results.summary}
+    models = [{"name": name, "title": titles[name]} for name in logs]
+    items = [
+        {
+            "id": answers[0].id,
+            "question": answers[0].question,
+            "gold": answers[0].gold,
+            "answers": [_answer(row) for row in answers],
+        }
+        for answers in zip(*logs.values(), strict=True)
+    ]
+    return {"models": models, "items": items}
+
+
+def _answer(row: LogRow) -> dict[str, Any]:
+    facts = {
+        "text": cut(row.response, row.span),
+        "tokens": row.response_tokens,
+        "cut": row.truncated,
+        "found": "" if row.rule == "none" else row.extracted,
+        "rule": row.rule,
+        "right": row.correct,
+    }
+    return facts | {"byHand": row.adjudicated} if row.adjudicated else facts
+
+
+def cut(text: str, span: str) -> list[str]:
+    """[before, marked, after] by a span `start:end` in code points; [text] where the span is no part of the text."""
+    start, _, end = span.partition(":")
+    if not (start.isdecimal() and end.isdecimal() and int(start) < int(end) <= len(text)):
+        return [text]
+    return [text[: int(start)], text[int(start) : int(end)], text[int(end) :]]
+
+
+def script_json(value: Any) -> Markup:
+    """JSON to stand in <script type="application/json">; nothing in it can leave the element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.translate(_UNSAFE))

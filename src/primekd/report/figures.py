@@ -1,0 +1,147 @@
+"""Figures as SVG text. They have a light ground of their own, so they read the same on a dark page.
+
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart; curves also differ in their dashes.
+"""
+
+import csv
+import io
+from pathlib import Path
+
+from primekd.assessment.summary import title_of
+from primekd.errors import UserError
+from primekd.provenance import relative_name
+from primekd.report.formats import interval, percent
+from primekd.report.results import Results
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+DASHES = ("-", "--", "-.", ":")
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 10.5,
+    "svg.fonttype": "none",  # letters stay letters: small files, and text that can be searched
+    "text.parse_math": False,  # a dollar sign in a title is a dollar sign
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#777777",
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "axes.axisbelow": True,
+    "figure.facecolor": "#ffffff",
+    "legend.frameon": False,
+}
+
+
+def _draw(name: str, size: tuple[float, float], panels: int, fill) -> str:
+    """Calls `fill(*axes)` on a new figure and returns its SVG, the same bytes for the same data."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # The salt makes the ids inside the file depend on the data alone. No pyplot: it would keep global state.
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"primekd {name}"}):
+        figure = Figure(figsize=size, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        FigureCanvasSVG(figure)
+        fill(*figure.subplots(1, panels, squeeze=False)[0])
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()
+
+
+def accuracy_forest(results: Results) -> str:
+    """Accuracy of every model with its Wilson interval, in percent."""
+    return _forest("accuracy", results.summary, "accuracy", 100, "Accuracy, % (95 % Wilson interval)", percent)
+
+
+def kl_forest(results: Results) -> str:
+    """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out."""
+    rows = [row for row in results.summary if row["kl"]]
+    return _forest("kl", rows, "kl", 1, "KL to the unprimed teacher, nats a token (95 % bootstrap interval)")
+
+
+def _forest(name: str, rows: list[dict[str, str]], measure: str, scale: float, label: str, *write) -> str:
+    def fill(axes):
+        for place, row in enumerate(rows):
+            value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
+            colour = _colour(row["model"], place)
+            axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot([value], [place], "o", color=colour, markersize=6, clip_on=False, zorder=3)
+            # The number itself, so that no one has to read it off the axis.
+            axes.annotate(
+                interval(row, measure, *write), (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0),
+                textcoords="offset points", va="center", fontsize=9.5, color="#333333", annotation_clip=False,
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)  # the first model on top
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")  # no "1e-5" set aside at the axis' end
+        if rows and rows[0]["model"] == "control":
+            axes.axvline(scale * float(rows[0][measure]), color="#999999", linewidth=1, linestyle=":")
+
+    return _draw(name, (7.6, 1.0 + 0.34 * len(rows)), 1, fill)
+
+
+def _colour(model: str, place: int) -> str:
+    return {"control": "#555555", "teacher": "#000000"}.get(model, PALETTE[(place - 1) % (len(PALETTE) - 1)])
+
+
+def loss_curves(logs_folder: Path) -> str:
+    """Training loss and validation loss over the steps, one line a student, in the order of the study.
+
+    Raises:
+        UserError: there is no loss curve, or one of them has other columns.
+    """
+    order = {name: place for place, name in enumerate(_model_order(logs_folder))}
+    paths = sorted(Path(logs_folder, "loss_curves").glob("*.csv"))
+    paths.sort(key=lambda path: order.get(path.stem, len(order)))
+    if not paths:
+        raise UserError(f"{relative_name(Path(logs_folder, 'loss_curves'))} is empty: run the assessment first.")
+    curves = {path.stem: _read_curve(path) for path in paths}
+
+    def fill(training, validation):
+        for place, (name, (train, valid)) in enumerate(curves.items()):
+            line = {"color": PALETTE[place % (len(PALETTE) - 1)], "linestyle": DASHES[place % len(DASHES)]}
+            training.plot(*zip(*_smooth(train), strict=True), **line, linewidth=1.8, label=title_of(name))
+            if valid:
+                validation.plot(*zip(*valid, strict=True), **line, linewidth=1.8, marker="o", markersize=3.5)
+        training.set(title="Training loss (each student's own objective)", xlabel="Step", ylabel="Loss")
+        validation.set(title="Validation loss (gold solutions)", xlabel="Step", ylabel="Cross-entropy, nats a token")
+        for axes in (training, validation):
+            axes.title.set_fontsize(10.5)
+            axes.ticklabel_format(useOffset=False)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        training.figure.legend(loc="outside lower center", ncols=min(len(curves), 4))
+
+    return _draw("loss curves", (9.6, 3.9), 2, fill)
+
+
+def _model_order(logs_folder: Path) -> list[str]:
+    path = Path(logs_folder, "summary.csv")
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as handle:
+        return [row["model"] for row in csv.DictReader(handle)]
+
+
+def _read_curve(path: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """(step, training loss) and (step, validation loss) wherever they were measured."""
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        train, valid = ([(float(r["step"]), float(r[key])) for r in rows if r[key]] for key in ("loss", "eval_loss"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{relative_name(path)} is no loss curve: run the assessment again.") from error
+    if not train:
+        raise UserError(f"{relative_name(path)} has no training step: run the assessment again.")
+    return train, valid
+
+
+def _smooth(points: list[tuple[float, float]], shown: int = 40) -> list[tuple[float, float]]:
+    """Means over blocks of steps, about `shown` of them: single batches jump too much to be read."""
+    size = max(1, len(points) // shown)
+    blocks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(block[-1][0], sum(loss for _, loss in block) / len(block)) for block in blocks]

@@ -1,0 +1,71 @@
+"""How numbers and foreign text are written, the same way on every page.
+
+Numbers come as text from CSV files and are rounded as decimals, half away from zero, so no binary fraction can turn a
+6.25 in the file into a 6.2 on the page.
+"""
+
+import html
+import re
+from decimal import ROUND_HALF_UP, Decimal
+
+MISSING = "–"  # the teacher has no distance to itself, the control no comparison with itself
+
+
+def percent(share: str | float, signed: bool = False) -> str:
+    """A share (0.30625) in percent with one decimal (30.6); half is rounded away from zero."""
+    points = (Decimal(str(share)) * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
+    points = abs(points) if points == 0 else points  # no "-0.0"
+    return f"{points:+}" if signed and points else str(points)
+
+
+def p_value(p: str) -> str:
+    """Three decimals, or <0.001."""
+    return "<0.001" if Decimal(p) < Decimal("0.001") else str(Decimal(p).quantize(Decimal("0.001"), ROUND_HALF_UP))
+
+
+def significant(value: str | float, digits: int = 4, signed: bool = False) -> str:
+    """A number with so many significant digits, trailing zeros kept: 0.1000, 10.80, 2.558e-06."""
+    number = Decimal(str(value))
+    if number == 0:
+        return "0"
+    rounded = number.quantize(Decimal(1).scaleb(number.adjusted() - digits + 1), ROUND_HALF_UP)
+    return f"{float(rounded):{'+' if signed else ''}#.{digits}g}".rstrip(".")
+
+
+def interval(row: dict[str, str], measure: str, write=significant) -> str:
+    """`value [low, high]` of a measure of a summary or contrast row; – where the file has none."""
+    if not row[measure]:
+        return MISSING
+    value, low, high = (write(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value} [{low}, {high}]"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person reads them: 3.6 s, 12 min 5 s, 3 h 7 min."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def energy(kwh: float | None) -> str:
+    """Energy in watt-hours with three significant digits."""
+    return MISSING if kwh is None else f"{significant(kwh * 1000, 3)} Wh"
+
+
+def markdown(text: str) -> str:
+    """Text for a Markdown cell or paragraph: no tag, no column, no link and no new line can start in it."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def markdown_code(text: str) -> str:
+    """A file's or folder's name as code; anything that is no plain name is written as escaped text."""
+    return f"`{text}`" if re.fullmatch(r"[\w./-]+", text) else markdown(text)
+
+
+def markdown_table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A Markdown table of cells that are already Markdown; the first `left` columns are aligned left."""
+    rule = ["---" if column < left else "--:" for column in range(len(head))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])

@@ -1,0 +1,165 @@
+"""Where every number came from: settings, machine, time, energy and hashes, read from the logs' manifest."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from primekd.provenance import MANIFEST, altered_outputs, hash_json
+from primekd.report.formats import MISSING, duration, energy
+
+Facts = list[tuple[str, str]]
+
+
+def header(manifest: dict[str, Any]) -> Facts:
+    """Date, commit and machine of the assessment."""
+    environment = manifest.get("environment", {})
+    return [("Assessed", _date(manifest.get("end"))), ("Commit", _commit(environment.get("git")))]
+
+
+def altered(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Logs that are missing or have other bytes than the manifest says."""
+    return altered_outputs(Path(folder) / MANIFEST, manifest)
+
+
+def hardware(manifest: dict[str, Any]) -> Facts:
+    """The machine that ran the assessment."""
+    facts = manifest.get("environment", {}).get("hardware", {})
+    names = {"cpu": "Processor", "cores": "Cores", "memory_gib": "Memory, GiB", "gpus": "GPUs"}
+    names |= {"system": "System", "python": "Python"}
+    rows = [(title, _plain(facts[key])) for key, title in names.items() if facts.get(key) is not None]
+    return rows + list(_engine(manifest).items())
+
+
+def _engine(manifest: dict[str, Any]) -> dict[str, str]:
+    engine = (manifest.get("teacher") or {}).get("engine") or {}
+    wanted = ("torch", "transformers", "llama_cpp", "llama-cpp-python", "exllamav2", "vllm")
+    return {name: str(engine[name]) for name in wanted if name in engine}
+
+
+def settings(manifest: dict[str, Any]) -> Facts:
+    """The settings that a reader asks for first; the whole configuration stands beside them."""
+    config = manifest.get("config", {})
+    teacher, student, data = (config.get(part, {}) for part in ("teacher", "student", "data"))
+    lora, loss = student.get("lora", {}), config.get("loss", {})
+    training = ("optimizer", "learning_rate", "epochs", "batch_size", "weight_decay", "warmup_ratio")
+    codec = ((manifest.get("teacher") or {}).get("spec") or {}).get("codec") or {}
+    rows = [
+        ("Teacher", _joined(teacher, "model", "engine", "dtype")),
+        ("Student", _joined(student, "model", "dtype")),
+        ("Items", f"{data.get('source')}: {data.get('train_items')} train, {data.get('validation_items')} validation, "
+                  f"{data.get('test_items')} test"),
+        ("Signals", _plain(codec.get("name", config.get("signals", {}).get("codec")))),
+        ("LoRA", _named(lora, "rank", "alpha", "dropout", "target_modules")),
+        ("Training", _named(config.get("train", {}), *training)),
+        ("Loss", _named(loss, "divergence", "temperature", "alpha")),
+        ("New tokens at most", _plain(config.get("max_new_tokens"))),
+        ("Decoding", "greedy, the same limit for every model"),
+        ("Seed", _plain(config.get("seed"))),
+    ]  # fmt: skip
+    return [(name, value) for name, value in rows if value not in ("", "None")]
+
+
+def model_facts(manifest: dict[str, Any], models: Iterable[str]) -> dict[str, Facts]:
+    """For every model of the results, what its log was computed from, as far as the manifest knows."""
+    return {name: _of_model(manifest, name) for name in models}
+
+
+def _of_model(manifest: dict[str, Any], name: str) -> Facts:
+    rows: Facts = []
+    if name in manifest.get("models", {}):
+        rows += _of_student(manifest["models"][name])
+    elif name == "teacher":
+        facts = manifest.get("teacher") or {}
+        rows += [("Model", _joined(facts.get("engine") or {}, "model", "model_sha256"))]
+        rows += _of_signals(facts, facts.get("spec_sha256"))
+    else:
+        answers = manifest.get("inputs", {}).get("answers", {})
+        rows += [("Model", _joined(answers, "model", "model_sha256")), ("Adapter", "none, the student before training")]
+    rows.append(("Per-item log sha256", _plain(manifest.get("outputs", {}).get(f"{name}.csv"))))
+    return [(title, value) for title, value in rows if value]
+
+
+def _of_student(facts: dict[str, Any]) -> Facts:
+    inputs = facts.get("inputs", {})
+    adapters = {k: v for k, v in facts.get("outputs", {}).items() if k.startswith("adapter/")}
+    student = inputs.get("student", {}).get("model_sha256")
+    rows = [("Seed", _plain(inputs.get("seed"))), ("Student sha256", _plain(student))]
+    rows += [(f"{Path(name).name} sha256", digest) for name, digest in adapters.items()]
+    rows += [
+        ("Training items sha256", _plain(inputs.get("items_sha256"))),
+        ("Training manifest sha256", _plain(facts.get("manifest_sha256"))),
+        ("Commit of training", _commit(facts.get("git"))),
+        ("Trained", _date(facts.get("end")) + (", resumed" if facts.get("resumed") else "")),
+    ]
+    signals = facts.get("signals")
+    if signals is None:
+        return [*rows, ("Signals", "none, trained on the gold solutions")]
+    return rows + _of_signals(signals, inputs.get("signals", {}).get("spec_sha256"))
+
+
+def _of_signals(signals: dict[str, Any], spec_sha256: str | None) -> Facts:
+    spec, rebuilt = signals.get("spec") or {}, signals.get("reconstruction") or {}
+    return [
+        ("Priming text", _plain(spec.get("priming")) or "none"),
+        ("Signals spec sha256", spec_sha256 or (hash_json(spec) if spec else "")),
+        ("Signals", f"{signals.get('items')} items, {signals.get('tokens')} tokens{_size(signals.get('bytes'))}"),
+        ("Signal codec", _plain((spec.get("codec") or {}).get("name"))),
+        ("Codec against the engine's logits", _named(rebuilt, "mean_kl_nats", "max_kl_nats", "top1_agreement")),
+        ("Commit of capture", _commit(signals.get("git")) if signals.get("git") else ""),
+    ]  # fmt: skip
+
+
+def costs(manifest: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
+    """Rows of (stage, model, time, energy, steps, response tokens), and their sum."""
+    stages: list[tuple[str, str, float | None, float | None, Any, Any]] = []
+    for name, facts in manifest.get("models", {}).items():
+        title = titles.get(name, name)
+        if signals := facts.get("signals"):
+            stages.append(("Capture", title, *_sessions(signals), None, signals.get("tokens")))
+        work = (facts.get("seconds"), facts.get("energy_kwh"), facts.get("steps"), facts.get("response_tokens"))
+        stages.append(("Training", title, *work))
+    if teacher := manifest.get("teacher"):
+        stages.append(("Capture, test items", "Teacher, unprimed", *_sessions(teacher), None, teacher.get("tokens")))
+    stages.append(("Assessment", "all", manifest.get("seconds"), manifest.get("energy_kwh"), None, None))
+    rows = [[a, b, duration(s), energy(e), _plain(n) or MISSING, _plain(t) or MISSING] for a, b, s, e, n, t in stages]
+    known = [[s[place] for s in stages if s[place] is not None] for place in (2, 3)]
+    return [*rows, ["All", "", duration(sum(known[0])), energy(sum(known[1])) if known[1] else MISSING, "", ""]]
+
+
+def _sessions(signals: dict[str, Any]) -> tuple[float | None, float | None]:
+    sessions = signals.get("sessions") or []
+    sums = []
+    for key in ("seconds", "energy_kwh"):
+        values = [s[key] for s in sessions if s.get(key) is not None]
+        sums.append(sum(values) if values else None)
+    return sums[0], sums[1]
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return ""
+    return f", {count / 2**20:.1f} MiB" if count >= 2**20 else f", {count / 2**10:.1f} KiB"
+
+
+def _date(stamp: str | None) -> str:
+    return stamp.replace("T", " ").replace("+00:00", " UTC") if stamp else "unknown"
+
+
+def _commit(git: dict[str, Any] | None) -> str:
+    if not git or not git.get("commit"):
+        return "unknown"
+    return git["commit"] + (", with uncommitted changes" if git.get("dirty") else "")
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _joined(values: dict[str, Any], *keys: str) -> str:
+    return ", ".join(_plain(values[key]) for key in keys if values.get(key) is not None)
+
+
+def _named(values: dict[str, Any], *keys: str) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_plain(values[key])}" for key in keys if values.get(key) is not None)

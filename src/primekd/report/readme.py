@@ -1,0 +1,79 @@
+"""The README's generated blocks, so that no number in it is typed by hand.
+
+A block stands between two lines of their own:
+
+    <!-- primekd:begin results pocket -->
+    <!-- primekd:end -->
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from primekd.errors import UserError
+from primekd.provenance import project_root, relative_name, write_text
+from primekd.report.tables import claim_table, results_table
+
+KINDS: dict[str, Callable[[Path], str]] = {"results": results_table, "claims": claim_table}
+
+_BEGIN = re.compile(r"<!--\s*primekd:begin\b(.*?)-->")
+_END = re.compile(r"<!--\s*primekd:end\s*-->")
+_NAME = re.compile(r"(\S+)\s+([\w-]+)")  # a kind and a profile; no path
+
+
+def update_readme(readme: Path, check: bool) -> list[str]:
+    """Writes every generated block anew from logs/<profile>/ of the checkout.
+
+    Args:
+        readme: the Markdown file.
+        check: write nothing, only look.
+
+    Returns:
+        The names of the blocks (`results pocket`) that were not what the logs say; empty if all were.
+
+    Raises:
+        UserError: the file is missing, a marker is unknown or has no partner, or a profile's logs are missing.
+    """
+    readme = Path(readme)
+    if not readme.is_file():
+        raise UserError(f"{relative_name(readme)} is missing.")
+    old = readme.read_text(encoding="utf-8")
+    new, changed = _regenerate(old, relative_name(readme))
+    if changed and not check:
+        write_text(readme, new)
+    return changed
+
+
+def _regenerate(text: str, file: str) -> tuple[str, list[str]]:
+    """The text with every block made anew, and the names of the blocks that changed."""
+    out: list[str] = []
+    changed: list[str] = []
+    name, body = None, []
+    # Split at \n alone: str.splitlines would also cut at U+2028 and the like, which belong to the text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        begin, end = _BEGIN.fullmatch(line.strip()), _END.fullmatch(line.strip())
+        if begin:
+            if name is not None:
+                raise UserError(f"{file}, line {number}: the block '{name}' before it has no <!-- primekd:end -->.")
+            name, body = " ".join(begin[1].split()), []
+            out.append(line)
+        elif end:
+            if name is None:
+                raise UserError(f"{file}, line {number}: <!-- primekd:end --> without a begin.")
+            wanted = ["", *_block(name, f"{file}, line {number}").strip("\n").split("\n"), ""]
+            if body != wanted:
+                changed.append(name)
+            out += [*wanted, line]
+            name = None
+        else:
+            (out if name is None else body).append(line)
+    if name is not None:
+        raise UserError(f"{file}: the block '{name}' has no <!-- primekd:end -->.")
+    return "\n".join(out), changed
+
+
+def _block(name: str, place: str) -> str:
+    match = _NAME.fullmatch(name)
+    if not match or match[1] not in KINDS:
+        raise UserError(f"{place}: no block is called '{name}': write {' or '.join(KINDS)}, then a profile.")
+    return KINDS[match[1]](project_root() / "logs" / match[2])

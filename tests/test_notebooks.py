@@ -1,0 +1,138 @@
+"""Every notebook, unattended, with the `ci` profile; and the rules they keep."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from primekd.errors import UserError
+from primekd.notebooks import require_parameters_tag
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(p for p in ROOT.glob("*/*.ipynb") if p.parent.name not in {"runs", "logs"})
+STAGES = [p for p in NOTEBOOKS if p.parent.name != "inference"]
+
+
+def primekd(*words: str, output: Path, ok: bool = True) -> str:
+    """Runs the command line as a user would; returns what it printed."""
+    environment = os.environ | {"PRIMEKD_OUTPUT": str(output), "PRIMEKD_ROOT": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "primekd.cli", *words], env=environment, capture_output=True, text=True, timeout=550
+    )
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> tuple[Path, str]:
+    """The whole study on the `ci` profile: its output folder and what it said."""
+    output = tmp_path_factory.mktemp("study")
+    return output, primekd("run", "--profile", "ci", output=output)
+
+
+def test_every_strategy_has_its_notebooks():
+    names = {p.relative_to(ROOT).as_posix() for p in NOTEBOOKS}
+    taught = [f"{s}/inference_gsm8k.ipynb" for s in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD")]
+    students = [f"{s}/distill.ipynb" for s in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune")]
+    others = ["assessment/assess.ipynb", "inference/get_models.ipynb", "inference/try_student.ipynb"]
+    assert names == {*taught, *students, *others}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_notebooks_are_thin_and_stripped(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    require_parameters_tag(notebook, path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            assert len(cell.source.splitlines()) <= 10
+            assert not any(line.lstrip().startswith(("def ", "class ")) for line in cell.source.splitlines())
+
+
+def test_a_notebook_without_the_parameters_tag_is_refused(tmp_path: Path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("profile = 'ci'")])
+    with pytest.raises(UserError, match="parameters"):
+        require_parameters_tag(notebook, tmp_path / "untagged.ipynb")
+
+
+def test_one_command_executes_every_stage(study):
+    output, said = study
+    for source in STAGES:
+        copy = output / "runs/ci/notebooks" / source.parent.name / source.name
+        cells = [c for c in nbformat.read(copy, as_version=4).cells if c.cell_type == "code"]
+        assert all(c.execution_count for c in cells), copy
+        assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
+        page = copy.with_suffix(".html").read_text()
+        assert "<script src=" not in page, "the page needs a network"
+    assert "No distillation" in said and "report.html" in said
+
+
+def test_executed_copies_hold_no_path_of_this_machine(study):
+    output, _ = study
+    for copy in (output / "runs/ci/notebooks").glob("*/*.ipynb"):
+        text = copy.read_text()
+        assert str(ROOT) not in text and str(output) not in text, copy
+
+
+def test_the_study_leaves_logs_that_verify(study):
+    output, _ = study
+    logs = output / "logs/ci"
+    students = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune"]
+    for name in ["control", *students, "teacher"]:
+        header, *rows = (logs / f"{name}.csv").read_text().split("\n", 1)
+        assert header == (
+            "id,question,gold,response,response_tokens,truncated,extracted,rule,span,correct,adjudicated"
+        )
+        assert rows[0]
+    manifest = json.loads((logs / "manifest.json").read_text())
+    assert set(manifest["models"]) == set(students)
+    assert (logs / "report.html").is_file()
+    assert "FAIL" not in primekd("verify", "--profile", "ci", output=output)
+
+
+def test_a_second_run_has_nothing_to_do(study):
+    output, _ = study
+    before = {p: p.stat().st_mtime_ns for p in (output / "runs/ci/notebooks").rglob("*.ipynb")}
+    assert "nothing to be done" in primekd("run", "--profile", "ci", output=output)
+    assert before == {p: p.stat().st_mtime_ns for p in (output / "runs/ci/notebooks").rglob("*.ipynb")}
+
+
+def test_verify_names_an_edited_verdict_and_an_altered_shard(study, tmp_path: Path):
+    import shutil
+
+    output = tmp_path / "copy"
+    shutil.copytree(study[0], output)
+    log = output / "logs/ci/base-KD.csv"
+    text = log.read_text()
+    log.write_text(text.replace(",0,\n", ",1,\n", 1))
+    shard = output / "runs/ci/signals/ai-KD/shard-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    said = primekd("verify", "--profile", "ci", output=output, ok=False)
+    assert "base-KD.csv is missing or has other bytes" in said
+    assert "does not follow from its answer" in said
+    assert "shard-00001.safetensors was altered" in said
+
+
+def test_a_stage_that_fails_says_one_sentence_and_keeps_its_copy(tmp_path: Path):
+    source = ROOT / "base-KD" / "distill.ipynb"
+    said = primekd(
+        "notebook", str(source), str(tmp_path / "nb/distill.ipynb"), "--profile", "ci", "--strategy", "base-KD",
+        output=tmp_path, ok=False,
+    )  # fmt: skip
+    assert "Traceback" not in said
+    assert "has no signals" in said.splitlines()[-1]
+    assert (tmp_path / "nb/distill.failed.ipynb").is_file()
+    assert not (tmp_path / "nb/distill.ipynb").exists()
+
+
+@pytest.mark.parametrize("name", ["get_models", "try_student"])
+def test_the_inference_notebooks_run(study, name: str):
+    output, _ = study
+    primekd("notebook", str(ROOT / f"inference/{name}.ipynb"), str(output / f"{name}.ipynb"), "--profile", "ci", output=output)
+    assert (output / f"{name}.html").is_file()
