@@ -18,7 +18,7 @@ from primekd.items import Item, load_items  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
 from primekd.signals import SignalReader, SignalWriter, StoredItem  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models gain nothing from a second thread and lose much where the cores are shared
 settings.register_profile("primekd", deadline=None, derandomize=True)
 settings.load_profile("primekd")
 

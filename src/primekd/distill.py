@@ -139,6 +139,7 @@ def train_adapter(
 def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int):
     """A peft model with a fresh adapter in float32 over a frozen base in `dtype`."""
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import set_seed
 
     set_seed(seed)
@@ -146,7 +147,12 @@ def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int):
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
-    return get_peft_model(load_model(model, dtype), config)
+    student = get_peft_model(load_model(model, dtype), config)
+    if dtype == "bfloat16":
+        for module in student.modules():  # the trainer's autocast does the casting; peft's own would undo it
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False
+    return student
 
 
 def save_adapter(student, folder: Path, model: str) -> list[Path]:

@@ -124,8 +124,9 @@ class DistillTrainer(SafeCheckpoints):
         model = self.model.eval()
         total = tokens = 0.0
         for batch in self.get_eval_dataloader(eval_dataset):
-            device = self.args.device
-            hidden, targets = model(*(batch[key].to(device) for key in ("input_ids", "attention_mask", "labels")))
+            inputs = [batch[key].to(self.args.device) for key in ("input_ids", "attention_mask", "labels")]
+            with self.accelerator.autocast():
+                hidden, targets = model(*inputs)
             total += float(cross_entropy_sum(model.logits(hidden, self.vocab_size), targets))
             tokens += len(targets)
         model.train()
@@ -174,6 +175,8 @@ def build_trainer(
         per_device_eval_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
         max_grad_norm=train.max_grad_norm,
+        # Adapters stay in float32; their products run in the frozen base's precision, a third faster on a CPU.
+        bf16=next(p for p in model.parameters() if not p.requires_grad).dtype == torch.bfloat16,
         seed=seed,
         data_seed=seed,
         logging_strategy="steps",
@@ -187,6 +190,7 @@ def build_trainer(
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),  # without it bf16 is refused on a machine that has no GPU
         report_to="none",
     )
     trainer = DistillTrainer(

