@@ -110,7 +110,9 @@ def stored(item_id: str, response_ids: list[int], prompt_ids: list[int] | None =
     return StoredItem(item_id, prompt_ids or [7, 8], list(response_ids), truncated=False)
 
 
-def make_store(folder: Path, codec, shards: list[list[tuple[StoredItem, torch.Tensor]]], head=None, **spec) -> SignalReader:
+def make_store(
+    folder: Path, codec, shards: list[list[tuple[StoredItem, torch.Tensor]]], head=None, **spec
+) -> SignalReader:
     """Writes a complete store, a list of (item, teacher states) a shard, and opens it."""
     from primekd.signals.store import save_head
 

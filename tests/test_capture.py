@@ -42,7 +42,10 @@ def test_a_store_holds_the_primed_prompt_the_response_and_its_signals(profile, t
     reader = open_signals(training_job(profile, "teacher-KD"))
     items = load_items(profile, "train")
     assert reader.item_ids == [item.id for item in items]
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", *[f"shard-{n:05d}.safetensors" for n in range(4)]]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "manifest.json",
+        *[f"shard-{n:05d}.safetensors" for n in range(4)],
+    ]
 
     engine = TransformersEngine(profile.teacher.model, "float32")
     for item in items[:3]:
@@ -130,7 +133,11 @@ def test_a_changed_configuration_sets_the_old_store_aside(profile, output, livel
 
 
 def test_strategies_and_the_held_out_items_have_stores_of_their_own(profile):
-    folders = [capture(training_job(profile, "base-KD")), capture(training_job(profile, "ai-KD")), capture(held_out_job(profile))]
+    folders = [
+        capture(training_job(profile, "base-KD")),
+        capture(training_job(profile, "ai-KD")),
+        capture(held_out_job(profile)),
+    ]
     assert [f.name for f in folders] == ["base-KD", "ai-KD", "held-out"]
     assert len(list(folders[0].parent.glob("head-*.safetensors"))) == 1
     reader = open_signals(held_out_job(profile))
@@ -162,7 +169,9 @@ def test_a_killed_capture_goes_on_to_the_same_bytes_as_one_that_was_not(output, 
     environment = os.environ | {"PRIMEKD_OUTPUT": str(output), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
-    while not (job.folder / "shard-00001.safetensors").is_file() and time.monotonic() < limit and process.poll() is None:
+    while (
+        not (job.folder / "shard-00001.safetensors").is_file() and time.monotonic() < limit and process.poll() is None
+    ):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
@@ -214,7 +223,9 @@ def test_a_full_disk_is_one_sentence_and_what_was_captured_stays(how, profile, m
     job = training_job(profile, "base-KD")
     with monkeypatch.context() as patch:
         fill_disk_from_shard(2, how, patch)
-        with pytest.raises(UserError, match=r"disk is full: runs/small/signals/base-KD/shard-00002.*finished parts are kept"):
+        with pytest.raises(
+            UserError, match=r"disk is full: runs/small/signals/base-KD/shard-00002.*finished parts are kept"
+        ):
             capture(job)
     before = shards(job.folder)
     assert list(before) == ["shard-00000.safetensors", "shard-00001.safetensors"]

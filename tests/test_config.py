@@ -138,7 +138,9 @@ def test_an_unknown_strategy_names_the_known_ones():
         get_strategy("ai-kd")
 
 
-@pytest.mark.parametrize("text", ["base-KD: {title: a, teacher: true, prime: x}", "base-KD: {teacher: true}", "- 1", "a: ["])
+@pytest.mark.parametrize(
+    "text", ["base-KD: {title: a, teacher: true, prime: x}", "base-KD: {teacher: true}", "- 1", "a: ["]
+)
 def test_a_broken_strategies_file_is_one_sentence(text, tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "strategies.yaml").write_text(text)
@@ -164,7 +166,9 @@ def refused(*arguments: str) -> str:
     return result.stderr
 
 
-@pytest.mark.parametrize("verb", [["capture", "base-KD"], ["distill", "base-KD"], ["prepare-teacher"]], ids=lambda v: v[0])
+@pytest.mark.parametrize(
+    "verb", [["capture", "base-KD"], ["distill", "base-KD"], ["prepare-teacher"]], ids=lambda v: v[0]
+)
 def test_every_verb_ends_an_unknown_profile_with_one_line(verb, output):
     assert "No profile 'pockt'" in refused(*verb, "--profile", "pockt")
 
@@ -197,7 +201,9 @@ def test_a_model_that_is_not_there_ends_with_one_line_that_names_it(verb, sectio
     profile = write_profile(output, **{section: {"model": reference}})
     line = refused(verb, "base-KD", "--profile", str(profile))
     assert reference.removeprefix("random:") in line
-    assert not (output / "runs" / "small" / "students").exists() and not (output / "runs" / "small" / "signals").exists()
+    assert (
+        not (output / "runs" / "small" / "students").exists() and not (output / "runs" / "small" / "signals").exists()
+    )
 
 
 @pytest.mark.parametrize("content", [{}, {"config.json": "{}"}, {"config.json": "{}", "pytorch_model.bin": "x"}])

@@ -61,7 +61,13 @@ def test_each_rule(text, expected):
 def test_the_rules_stand_in_their_published_order():
     """Each text loses what made the earlier rule fire, and the next one fires."""
     first_line, phrase, last = "2 = 2\n", "The answer is 3. ", "Then 4 and 5"
-    texts = [rf"{first_line}{phrase}{last} \boxed{{1}}", first_line + phrase + last, f"no\n{phrase}{last}", f"no\n{last}", "no"]
+    texts = [
+        rf"{first_line}{phrase}{last} \boxed{{1}}",
+        first_line + phrase + last,
+        f"no\n{phrase}{last}",
+        f"no\n{last}",
+        "no",
+    ]
     found = [extract(text) for text in texts]
     assert [f.rule for f in found] == list(RULES) == ["boxed", "first-line", "phrase", "last-number", "none"]
     assert [f.value for f in found] == [1, 2, 3, 5, None]
@@ -215,7 +221,13 @@ def test_decimals_are_formatted_as_exact_decimals(value):
 
 @pytest.mark.parametrize(
     "value, text",
-    [(Fraction(18), "18"), (Fraction(-5, 2), "-2.5"), (Fraction(1, 3), "1/3"), (Fraction(1, 100), "0.01"), (Fraction(0), "0")],
+    [
+        (Fraction(18), "18"),
+        (Fraction(-5, 2), "-2.5"),
+        (Fraction(1, 3), "1/3"),
+        (Fraction(1, 100), "0.01"),
+        (Fraction(0), "0"),
+    ],
 )
 def test_formatted_values(value, text):
     assert format_value(value) == text

@@ -46,7 +46,9 @@ def test_gold_answers_are_exact_decimals(text, value):
     assert parse_answer(text) == Decimal(value)
 
 
-@pytest.mark.parametrize("text", ["", "many", "#### many", "1/2", "12 or 13", "12, 15", "1.2.3", "--3", "1e5", "NaN", "-", "$"])
+@pytest.mark.parametrize(
+    "text", ["", "many", "#### many", "1/2", "12 or 13", "12, 15", "1.2.3", "--3", "1e5", "NaN", "-", "$"]
+)
 def test_what_is_no_plain_number_is_refused(text):
     with pytest.raises(ValueError, match="is no number"):
         parse_answer(text)
@@ -62,7 +64,9 @@ def test_calculator_marks_are_removed_and_nothing_else_is():
 
 def write_jsonl(folder, *rows):
     path = folder / "items.jsonl"
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from primekd.config import LossConfig
-from primekd.losses import cross_entropy_sum, distillation_loss, divergence, forward_kl, forward_kl_topk, jsd, reverse_kl
+from primekd.losses import (
+    cross_entropy_sum,
+    distillation_loss,
+    divergence,
+    forward_kl,
+    forward_kl_topk,
+    jsd,
+    reverse_kl,
+)
 from primekd.signals import DenseRows, HiddenRows
 from primekd.signals.codecs import TopKCodec
 
@@ -104,7 +112,9 @@ def test_the_two_directions_of_the_kl_differ(teacher, student):
 
 
 def test_cross_entropy_equals_the_float64_reference(student, targets):
-    assert float(cross_entropy_sum(student, targets)) == pytest.approx(cross_entropy64(student, targets).sum(), rel=1e-5)
+    assert float(cross_entropy_sum(student, targets)) == pytest.approx(
+        cross_entropy64(student, targets).sum(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -267,7 +277,9 @@ def test_logits_of_ten_thousand_stay_finite_and_so_do_their_gradients(name, temp
     kind = "forward_kl" if name == "topk" else name
     codec = TopKCodec(K, temperature)
     rows = codec.decode(codec.encode(teacher), None) if name == "topk" else DenseRows(teacher)
-    value, _ = distillation_loss(student, targets, rows, LossConfig(divergence=kind, temperature=temperature), tokens=ROWS)
+    value, _ = distillation_loss(
+        student, targets, rows, LossConfig(divergence=kind, temperature=temperature), tokens=ROWS
+    )
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(student.grad).all()
     assert value > 0 and student.grad.abs().max() > 0

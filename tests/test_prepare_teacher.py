@@ -64,7 +64,7 @@ def test_a_merged_layer_is_base_plus_delta_within_the_error_of_the_quantisation(
     largest = np.abs(expected.reshape(-1, 32)).max(-1, keepdims=True)
     allowed = np.broadcast_to(largest * (0.5 / 127 + 1e-3), (len(largest), 32)).reshape(expected.shape)
     assert (np.abs(merged[name].numpy() - expected) <= allowed).all()
-    assert np.abs(deltas[f"{BLOCK}.{layer}"]).max() > 10 * allowed.max()  # the delta would be seen if it were missing
+    assert (np.abs(deltas[f"{BLOCK}.{layer}"]) > allowed).mean() > 0.5  # the delta would be seen if it were missing
 
 
 def test_layers_without_a_delta_are_the_bases_within_the_error_of_the_quantisation(base, merged):
@@ -94,10 +94,9 @@ def test_rotary_rows_are_permuted_as_transformers_undoes_it():
 
 
 def test_a_delta_for_an_unknown_layer_is_refused_and_leaves_no_file(tmp_path):
-    for name in ("99.self_attn.q_proj", "0.self_attn.x_proj"):
-        deltas = {name: np.zeros((576, 576), np.float32)}
-        with pytest.raises(UserError, match=name):
-            write_merged_gguf(require_local(parse_reference(POCKET)), deltas, tmp_path / "x.gguf", "Q8_0")
+    deltas = {name: np.zeros((576, 576), np.float32) for name in ("0.self_attn.x_proj", "99.self_attn.q_proj")}
+    with pytest.raises(UserError, match=r"0\.self_attn\.x_proj, 99\.self_attn\.q_proj"):
+        write_merged_gguf(require_local(parse_reference(POCKET)), deltas, tmp_path / "x.gguf", "Q8_0")
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -186,7 +185,9 @@ def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are
     primed = [next((p for p in primings if p in text), None) for text in texts]
     assert 8 <= sum(p is not None for p in primed) <= 24
     assert set(primed) == {None, *primings}
-    assert not any(p in tokenizer.decode(e.sequence.input_ids) for e in primed_examples(tokenizer, items, 0.0, 0) for p in primings)
+    assert not any(
+        p in tokenizer.decode(e.sequence.input_ids) for e in primed_examples(tokenizer, items, 0.0, 0) for p in primings
+    )
 
 
 def test_the_teachers_items_that_stand_in_a_students_split_are_refused(ci, items):

@@ -109,7 +109,9 @@ def test_hashes_are_sha256(output):
 
 def test_equal_values_hash_equally_and_different_ones_do_not():
     assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
-    assert len({hash_json(v) for v in ({"a": 1}, {"a": "1"}, {"a": None}, {"a": 1.5}, [1, 2], [2, 1], [[1], 2], "")}) == 8
+    assert (
+        len({hash_json(v) for v in ({"a": 1}, {"a": "1"}, {"a": None}, {"a": 1.5}, [1, 2], [2, 1], [[1], 2], "")}) == 8
+    )
     assert canonical_json((1, 2)) == canonical_json([1, 2])
 
 
@@ -193,7 +195,10 @@ def test_a_manifest_says_what_where_and_with_what(artefact):
     manifest = read_json(artefact / "manifest.json")
     assert (manifest["kind"], manifest["inputs"], manifest["tokens"]) == ("thing", {"x": 1}, 5)
     assert manifest["inputs_sha256"] == hash_json({"x": 1})
-    assert manifest["outputs"] == {"sub/a.txt": hash_file(artefact / "sub" / "a.txt"), "b.txt": hash_file(artefact / "b.txt")}
+    assert manifest["outputs"] == {
+        "sub/a.txt": hash_file(artefact / "sub" / "a.txt"),
+        "b.txt": hash_file(artefact / "b.txt"),
+    }
     environment = manifest["environment"]
     assert set(environment) == {"git", "packages", "hardware"}
     assert {"commit", "dirty"} <= set(environment["git"])

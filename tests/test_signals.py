@@ -173,7 +173,9 @@ def test_a_damaged_shard_counts_as_missing_for_the_writer(damage, store):
 
 @pytest.mark.parametrize("damage", [altered, DAMAGE["missing"]])
 def test_a_damaged_head_is_refused_by_name(damage, output):
-    make_store(output / "s" / "base-KD", HiddenCodec(), two_shards(states(WIDTH, 1)), head=torch.randn(VOCABULARY, WIDTH))
+    make_store(
+        output / "s" / "base-KD", HiddenCodec(), two_shards(states(WIDTH, 1)), head=torch.randn(VOCABULARY, WIDTH)
+    )
     head = next((output / "s").glob("head-*.safetensors"))
     damage(head)
     reader = SignalReader(output / "s" / "base-KD")

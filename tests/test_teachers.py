@@ -15,7 +15,12 @@ from primekd.errors import UserError
 from primekd.teachers import Response, Sampling, open_engine
 from primekd.teachers.transformers_engine import TransformersEngine
 
-QUESTIONS = ["How many?", "Tom has 3 apples and buys 4. How many has he?", "2 + 2 =", "Name a number, any number, but a small one."]
+QUESTIONS = [
+    "How many?",
+    "Tom has 3 apples and buys 4. How many has he?",
+    "2 + 2 =",
+    "Name a number, any number, but a small one.",
+]
 RESPONSES = ["7", "He has seven apples, I think.", "4", "One"]
 
 
@@ -87,7 +92,9 @@ def test_padded_columns_are_cut_before_anything_else_sees_them(engine, model, pr
     assert engine.head().shape[0] == engine.score(prompts[:1], responses[:1], "logits")[0].shape[-1] == len(tokenizer)
 
 
-def test_an_architecture_whose_head_does_not_give_its_logits_offers_logits_alone(engine, model, prompts, responses, monkeypatch):
+def test_an_architecture_whose_head_does_not_give_its_logits_offers_logits_alone(
+    engine, model, prompts, responses, monkeypatch
+):
     """Gemma 2 caps its logits, Granite scales them: hidden @ head is not what such a model says."""
 
     class Scaled(torch.nn.Module):
@@ -112,7 +119,9 @@ def test_an_architecture_whose_head_does_not_give_its_logits_offers_logits_alone
 # Generation.
 
 
-def test_greedy_generation_is_the_raw_models_whatever_the_checkpoints_configuration(engine, model, prompts, tokenizer, lively):
+def test_greedy_generation_is_the_raw_models_whatever_the_checkpoints_configuration(
+    engine, model, prompts, tokenizer, lively
+):
     """The checkpoint asks for sampling, a repetition penalty and no repeated token; none of it may be heard."""
     from transformers import GenerationConfig
 
@@ -199,7 +208,7 @@ def ask_llamacpp(reference: str, prompts: list[list[int]], forced: list[int]) ->
     from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
     engine = LlamaCppEngine(reference, context_tokens=256)
-    greedy = engine.generate(prompts, Sampling(16))
+    greedy = engine.generate(prompts, Sampling(10))
     ids = [response.ids for response in greedy]
     logits = engine.score(prompts, ids, "logits")
     stored = [StoredItem(str(n), p, r, True) for n, (p, r) in enumerate(zip(prompts, ids, strict=True))]
@@ -208,14 +217,13 @@ def ask_llamacpp(reference: str, prompts: list[list[int]], forced: list[int]) ->
         too_long = "accepted"
     except UserError as error:
         too_long = str(error)
-    sampled = [engine.generate(prompts[:1], Sampling(6, temperature=1.0, seed=seed))[0].ids for seed in (1, 1, 2)]
+    sampled = [engine.generate(prompts[:1], Sampling(4, temperature=1.5, seed=seed))[0].ids for seed in (1, 1, 2)]
     return {
         "greedy": greedy,
-        "after the rest": engine.generate(prompts[:1], Sampling(16)),
+        "after the rest": engine.generate(prompts[:1], Sampling(4))[0].ids,
         "sampled": sampled,
         "logits": [rows.numpy() for rows in logits],
         "again": [rows.numpy() for rows in engine.score(prompts, ids, "logits")],
-        "in one token steps": engine.score([prompts[0]], [forced[:1]], "logits")[0].numpy(),
         "forced": engine.score([prompts[0]], [forced], "logits")[0].numpy(),
         "hidden shape": tuple(engine.score(prompts[:1], ids[:1], "hidden")[0].shape),
         "head shape": tuple(engine.head().shape),
@@ -227,8 +235,7 @@ def ask_llamacpp(reference: str, prompts: list[list[int]], forced: list[int]) ->
 
 @pytest.fixture(scope="module")
 def pocket_prompts(tokenizer) -> list[list[int]]:
-    questions = ["A kid has 8 pencils and his brother has 5. How many have they together?", "What is 2 + 3?"]
-    return [build_prompt(tokenizer, question) for question in questions]
+    return [build_prompt(tokenizer, "A kid has 8 pencils and his brother has 5. How many have they?")]
 
 
 @pytest.fixture(scope="module")
@@ -244,13 +251,15 @@ def pocket_engine() -> TransformersEngine:
     return TransformersEngine(POCKET, "float32")
 
 
+@pytest.mark.slow
 def test_both_engines_begin_a_greedy_answer_alike(llamacpp, pocket_engine, pocket_prompts, tokenizer):
-    for ours, theirs in zip(pocket_engine.generate(pocket_prompts, Sampling(16)), llamacpp["greedy"], strict=True):
+    for ours, theirs in zip(pocket_engine.generate(pocket_prompts, Sampling(10)), llamacpp["greedy"], strict=True):
         assert theirs.ids[:4] == ours.ids[:4]
-        assert len(theirs.ids) == 16 or theirs.ids[-1] == tokenizer.eos_token_id
+        assert len(theirs.ids) == 10 or theirs.ids[-1] == tokenizer.eos_token_id
         assert theirs.truncated == (theirs.ids[-1] != tokenizer.eos_token_id)
 
 
+@pytest.mark.slow
 def test_both_engines_score_the_same_file_nearly_alike(llamacpp, pocket_engine, pocket_prompts):
     """llama.cpp quantises activations too, so its logits are near, not equal."""
     theirs = torch.cat([torch.from_numpy(rows) for rows in llamacpp["logits"]])
@@ -261,6 +270,7 @@ def test_both_engines_score_the_same_file_nearly_alike(llamacpp, pocket_engine, 
     assert (p.argmax(-1) == q.argmax(-1)).double().mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_a_greedy_llamacpp_answer_is_the_top_1_of_its_own_scored_rows(llamacpp):
     """Row t predicts token t: rows shifted by one would not agree."""
     ids = torch.tensor([token for response in llamacpp["greedy"] for token in response.ids])
@@ -268,15 +278,15 @@ def test_a_greedy_llamacpp_answer_is_the_top_1_of_its_own_scored_rows(llamacpp):
     assert (rows.argmax(-1) == ids).double().mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_forced_rows_of_llamacpp_stand_at_the_right_places(llamacpp, pocket_engine, pocket_prompts, tokenizer):
     forced = encode_response(tokenizer, "They have 13 pencils.")
     (ours,) = pocket_engine.score([pocket_prompts[0]], [forced], "logits")
     p, q = (torch.as_tensor(x).double().log_softmax(-1) for x in (llamacpp["forced"], ours))
     assert (p.exp() * (p - q)).sum(-1).max() < 0.1
-    torch.testing.assert_close(torch.from_numpy(llamacpp["in one token steps"][0]), torch.from_numpy(llamacpp["forced"][0]),
-                               atol=0.5, rtol=0)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_llamacpps_hidden_state_and_head_rebuild_its_logits_within_the_stated_error(llamacpp, tokenizer):
     assert llamacpp["hidden shape"] == (len(llamacpp["greedy"][0].ids), 576)
     assert llamacpp["head shape"] == (len(tokenizer), 576)
@@ -284,17 +294,20 @@ def test_llamacpps_hidden_state_and_head_rebuild_its_logits_within_the_stated_er
     assert llamacpp["reconstruction"]["top1_agreement"] >= 0.9
 
 
+@pytest.mark.slow
 def test_llamacpp_says_the_same_when_it_is_asked_again(llamacpp):
     for first, second in zip(llamacpp["logits"], llamacpp["again"], strict=True):
         assert (first == second).all()
-    assert llamacpp["after the rest"] == llamacpp["greedy"][:1]
+    assert llamacpp["after the rest"] == llamacpp["greedy"][0].ids[:4]
     assert llamacpp["sampled"][0] == llamacpp["sampled"][1] != llamacpp["sampled"][2]
 
 
+@pytest.mark.slow
 def test_a_sequence_that_does_not_fit_llamacpps_context_is_one_sentence(llamacpp):
     assert "does not fit: raise teacher.context_tokens" in llamacpp["too long"]
 
 
+@pytest.mark.slow
 def test_identities_name_engine_version_and_model_hash_and_no_machine_path(llamacpp, engine):
     for identity in (llamacpp["identity"], engine.identity()):
         assert identity["engine"] in ("llamacpp", "transformers") and len(identity["model_sha256"]) == 64

@@ -26,7 +26,16 @@ from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
 LORA = LoraSettings(rank=2, alpha=4, target_modules=("q_proj", "v_proj", "down_proj"))
 SGD = TrainConfig(optimizer="sgd", learning_rate=0.5, weight_decay=0.01, epochs=2, batch_size=4, micro_batch_size=4)
 LOSS = LossConfig(temperature=2.0, alpha=0.3)
-RESPONSES = ["7", "It is 7.", "Seven", "3 + 4 = 7\n#### 7", "He has seven apples.", "7!", "No", "Tom has 3 + 4 = 7 apples."]
+RESPONSES = [
+    "7",
+    "It is 7.",
+    "Seven",
+    "3 + 4 = 7\n#### 7",
+    "He has seven apples.",
+    "7!",
+    "No",
+    "Tom has 3 + 4 = 7 apples.",
+]
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +64,9 @@ def teacher(tmp_path_factory, tokenizer) -> str:
 @pytest.fixture(scope="session")
 def signals(tmp_path_factory, teacher, examples):
     """The teacher's hidden states on the examples' responses."""
-    return capture_examples(tmp_path_factory.mktemp("signals") / "base-KD", TransformersEngine(teacher, "float32"), examples)
+    return capture_examples(
+        tmp_path_factory.mktemp("signals") / "base-KD", TransformersEngine(teacher, "float32"), examples
+    )
 
 
 def capture_examples(folder: Path, engine: TransformersEngine, examples: list[Example]):
@@ -167,7 +178,9 @@ def test_padding_does_not_change_a_loss(new_trainer, examples, signals, tokenize
 @pytest.fixture
 def coded_signals(output, examples):
     """A store whose every row says which item it is of: the hidden state is the item's place."""
-    pairs = [(stored(e.item_id, split(e)[1]), torch.full((len(split(e)[1]), 16), float(n))) for n, e in enumerate(examples)]
+    pairs = [
+        (stored(e.item_id, split(e)[1]), torch.full((len(split(e)[1]), 16), float(n))) for n, e in enumerate(examples)
+    ]
     return make_store(output / "s" / "base-KD", HiddenCodec(), [pairs[:3], pairs[3:]], head=torch.zeros(9, 16))
 
 
@@ -444,7 +457,9 @@ def test_the_adapter_loads_with_peft_alone_and_answers_as_the_trained_student(
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
-def test_distillation_brings_the_student_closer_to_its_teacher(divergence, new_trainer, examples, lively, tokenizer, output):
+def test_distillation_brings_the_student_closer_to_its_teacher(
+    divergence, new_trainer, examples, lively, tokenizer, output
+):
     """The teacher is the student's base with its weights perturbed, so that it can be approached."""
     examples = examples[:4]
     engine = TransformersEngine(lively, "float32")
