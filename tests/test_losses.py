@@ -143,7 +143,7 @@ def test_the_whole_objective_with_topk_rows_equals_the_float64_reference(teacher
 
 
 def test_the_factor_t_squared_keeps_the_gradient_of_small_logits_independent_of_temperature():
-    # For logits small against T the gradient of T^2 * KL is (student - teacher) / V, whatever T (Hinton et al., section 2).
+    # For logits small against T the gradient of T^2 * KL is (student - teacher) / V, whatever T (Hinton et al. 2015).
     teacher, targets = random_logits(1) * 1e-3, torch.zeros(ROWS, dtype=torch.long)
     student = (random_logits(2) * 1e-3).requires_grad_()
     teacher = teacher - teacher.mean(-1, keepdim=True)
@@ -298,9 +298,9 @@ def test_opposite_certainties_stay_finite(name):
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(student.grad).all()
     if name == "jsd":
-        assert float(value) == pytest.approx(np.log(2), rel=1e-5)
+        assert value.item() == pytest.approx(np.log(2), rel=1e-5)
     else:
-        assert float(value) == pytest.approx(2e4, rel=1e-4)
+        assert value.item() == pytest.approx(2e4, rel=1e-4)
 
 
 # Top-k.

@@ -58,7 +58,7 @@ def merged(base, deltas, tmp_path_factory):
 
 @pytest.mark.parametrize("layer", LINEAR_LAYERS.values())
 def test_a_merged_layer_is_base_plus_delta_within_the_error_of_the_quantisation(layer, base, deltas, merged):
-    """Q8_0 keeps 32 weights a block in steps of (largest / 127): at most half a step off, and the float16 scale's error."""
+    """Q8_0 has 32 weights a block in steps of largest / 127: half a step off at most, and the float16 scale's error."""
     name = f"model.layers.{BLOCK}.{layer}.weight"
     expected = base[name].numpy() + deltas[f"{BLOCK}.{layer}"]
     largest = np.abs(expected.reshape(-1, 32)).max(-1, keepdims=True)

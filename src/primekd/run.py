@@ -46,6 +46,8 @@ class RunState:
     finished: collections.Counter = field(default_factory=collections.Counter)
     current: str | None = None  # rule
     label: str = ""
+    idle: bool = False  # Snakemake found nothing to run
+    since: float = 0.0  # when the current job started, seconds since the epoch
 
     def read(self, line: str) -> None:
         """Takes in one line of Snakemake's log."""
@@ -53,8 +55,11 @@ class RunState:
             self.planned.setdefault(found[1], int(found[2]))
         elif found := re.match(r"(?:local)?rule (\w+):", line):
             self.current, self.label = found[1], RULE_NAMES.get(found[1], found[1])
+            self.since = time.time()
         elif (found := re.match(r"\s+wildcards: strategy=(\S+)", line)) and self.current:
             self.label = f"{self.current} {found[1]}"
+        elif line.startswith("Nothing to be done"):
+            self.idle = True
         elif line.startswith("Finished job") and self.current:
             self.finished[self.current] += 1
             self.current = None
@@ -74,15 +79,23 @@ def run_study(profile: Profile, profile_argument: str, cores: int | None = None,
     Raises:
         UserError: another run of this profile is under way, or a notebook failed; the sentence is the notebook's own.
     """
-    with only_one(profile):
+    with only_one(profile) as lock:
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile_argument, cores, force)
         start, costs, state = time.monotonic(), stage_costs(profile), RunState()
         environment = os.environ | {"PRIMEKD_ROOT": str(project_root()), "PRIMEKD_OUTPUT": str(output_root())}
         with open(log, "w", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
             process = subprocess.Popen(
-                command, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                pass_fds=[lock.fileno()],
             )
+            lock.truncate(0)
+            lock.write(str(process.pid))
+            lock.flush()
             try:
                 watch(process, lines, profile, state, costs, start)
             except KeyboardInterrupt:
@@ -91,7 +104,7 @@ def run_study(profile: Profile, profile_argument: str, cores: int | None = None,
         text = log.read_text(encoding="utf-8", errors="replace")
         if process.returncode:
             raise UserError(explain_failure(text, log))
-        return "Nothing to be done" not in text
+        return not state.idle
 
 
 def snakemake_command(profile_argument: str, cores: int | None, force: bool) -> list[str]:
@@ -107,16 +120,22 @@ def snakemake_command(profile_argument: str, cores: int | None, force: bool) -> 
 
 @contextlib.contextmanager
 def only_one(profile: Profile):
-    """Holds a lock on the profile's runs folder; the kernel frees it when the process ends, however it ends."""
+    """Holds a lock on the profile's runs folder and yields its file.
+
+    The kernel frees the lock when every process that holds the file has ended, however it ended. Snakemake is handed
+    the file too: should this process be killed alone, a second run is refused while the first one's jobs go on.
+    """
     profile.runs.mkdir(parents=True, exist_ok=True)
-    with open(profile.runs / "run.lock", "w") as handle:
+    with open(profile.runs / "run.lock", "a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
             raise UserError(
-                f"Another run of the profile {profile.name} is under way: wait for it or stop it."
+                f"Another run of the profile {profile.name} is under way (process {owner}): wait for it or stop it."
             ) from error
-        yield
+        yield handle
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -131,10 +150,11 @@ def stop(process: subprocess.Popen) -> None:
 
 def watch(process, lines, profile: Profile, state: RunState, costs: dict[str, float], start: float) -> None:
     """Follows the log until the process ends, and reports on the way."""
-    interactive, said, last = sys.stdout.isatty(), "", 0.0
+    interactive, said, last, rest = sys.stdout.isatty(), "", 0.0, ""
     while True:
         ended = process.poll() is not None
-        for line in lines:
+        *whole, rest = (rest + lines.read()).split("\n")  # the last line may still be in the writing
+        for line in whole:
             before = state.current
             state.read(line)
             if before and state.current is None and line.startswith("Finished"):
@@ -144,6 +164,8 @@ def watch(process, lines, profile: Profile, state: RunState, costs: dict[str, fl
                 )
         if state.current:
             detail, within = newest_progress(profile)
+            if state.current == "assess":
+                within = answered_share(profile, state.since)  # the bar on the screen is one model's
             text = describe(state, costs, detail, within, time.monotonic() - start)
             due = 1 if interactive else 30
             if text != said and time.monotonic() - last > due:
@@ -178,13 +200,19 @@ def newest_progress(profile: Profile) -> tuple[str, float]:
     return f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s", entry["done"] / entry["total"]
 
 
+def answered_share(profile: Profile, since: float) -> float:
+    """The share of the assessment's models that have answered since it started."""
+    from primekd.strategies import load_strategies
+
+    answered = [p for p in progress_folder(profile).glob("answer *.json") if p.stat().st_mtime >= since]
+    return min(1.0, len(answered) / (len(load_strategies()) + 1))
+
+
 def describe(state: RunState, costs: dict[str, float], detail: str, within: float, elapsed: float) -> str:
     """One line: what is being done, how far the run is, how long it has taken and may take."""
-    if state.current == "assess":
-        within = 0.0  # its bar is one model's, not the whole assessment's
     share = state.share(costs, within)
     left = f"about {clock(elapsed * (1 - share) / share)} left" if share > 0.02 else "time left not known yet"
-    return f"  {state.label}{' — ' + detail if detail else ''} | {share:4.0%} | {clock(elapsed)} so far, {left}"
+    return f"  {detail or state.label + ': starting'} | {share:4.0%} | {clock(elapsed)} so far, {left}"
 
 
 def clock(seconds: float) -> str:
