@@ -84,9 +84,7 @@ def test_the_study_leaves_logs_that_verify(study):
     students = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune"]
     for name in ["control", *students, "teacher"]:
         header, *rows = (logs / f"{name}.csv").read_text().split("\n", 1)
-        assert header == (
-            "id,question,gold,response,response_tokens,truncated,extracted,rule,span,correct,adjudicated"
-        )
+        assert header == ("id,question,gold,response,response_tokens,truncated,extracted,rule,span,correct,adjudicated")
         assert rows[0]
     manifest = json.loads((logs / "manifest.json").read_text())
     assert set(manifest["models"]) == set(students)
@@ -134,5 +132,6 @@ def test_a_stage_that_fails_says_one_sentence_and_keeps_its_copy(tmp_path: Path)
 @pytest.mark.parametrize("name", ["get_models", "try_student"])
 def test_the_inference_notebooks_run(study, name: str):
     output, _ = study
-    primekd("notebook", str(ROOT / f"inference/{name}.ipynb"), str(output / f"{name}.ipynb"), "--profile", "ci", output=output)
+    source, copy = ROOT / f"inference/{name}.ipynb", output / f"{name}.ipynb"
+    primekd("notebook", str(source), str(copy), "--profile", "ci", output=output)
     assert (output / f"{name}.html").is_file()

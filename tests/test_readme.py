@@ -32,9 +32,11 @@ def test_every_verb_in_the_readme_exists_and_has_help_with_an_example():
 
 def test_every_make_target_in_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`make ([a-z]+)`|^ +make ([a-z]+)", README, re.M)) and {
-        first or second for first, second in re.findall(r"`make ([a-z]+)`|^ +make ([a-z]+)", README, re.M)
-    } <= targets
+    assert (
+        set(re.findall(r"`make ([a-z]+)`|^ +make ([a-z]+)", README, re.M))
+        and {first or second for first, second in re.findall(r"`make ([a-z]+)`|^ +make ([a-z]+)", README, re.M)}
+        <= targets
+    )
 
 
 def test_every_file_in_the_layout_is_there():

@@ -48,7 +48,8 @@ def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: s
 
 def refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
     """Raises UserError if `text` holds a control token such as `<|im_end|>`, which would end the turn."""
-    for token in tokenizer.all_special_tokens:
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    for token in sorted(special.union(tokenizer.all_special_tokens)):
         if token in text:
             raise UserError(f"An item's text contains the control token {token!r}: remove it from {text[:60]!r}…")
 

@@ -224,7 +224,7 @@ def load_profile(name: str) -> Profile:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{relative_name(path)} is not valid YAML: {error}") from error
+        raise UserError(f"{relative_name(path)} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{relative_name(path)} holds no mapping of keys to values. Mend the file and run again.")
     try:

@@ -82,9 +82,7 @@ def distill(profile: Profile, strategy: str, seed: int | None = None) -> Path:
         print(f"{stage}: nothing to do, the adapter is trained and its inputs are unchanged.")
         return folder
     if (folder / MANIFEST).is_file():
-        print(
-            f"{relative_name(folder)} is outdated or was altered: set aside as {set_aside(folder).name}."
-        )
+        print(f"{relative_name(folder)} is outdated or was altered: set aside as {set_aside(folder).name}.")
 
     from primekd.training.examples import gold_examples, teacher_examples
 

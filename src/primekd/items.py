@@ -41,11 +41,11 @@ def parse_answer(text: str) -> Decimal:
         ValueError: it is no plain number.
     """
     tail = str(text).rsplit("####", 1)[-1]
-    cleaned = re.sub(r"[\s,$€£]", "", tail.replace("\u2212", "-")).removesuffix("%").removesuffix(".")
-    if not re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)", cleaned):
+    cleaned = re.sub(r"[$€£]", "", tail.replace("\u2212", "-")).strip().removesuffix("%").removesuffix(".").rstrip()
+    if not re.fullmatch(r"[+-]?\s*(([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]*)?|\.[0-9]+)", cleaned):
         raise ValueError(f"{tail.strip()[:60]!r} is no number")
     try:
-        return Decimal(cleaned)
+        return Decimal(re.sub(r"[\s,]", "", cleaned))
     except InvalidOperation as error:  # pragma: no cover - the pattern admits only what Decimal reads
         raise ValueError(f"{tail.strip()[:60]!r} is no number") from error
 
@@ -81,7 +81,11 @@ def read_jsonl(path: Path, prefix: str) -> list[Item]:
         raise UserError(f"{path} is not there: check data.train_file and data.test_file in the profile.")
     items = []
     # Split on newlines alone: str.splitlines would also break at separators inside a question.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -8,8 +8,6 @@ micro-batches and gradient accumulation change nothing. T^2 keeps the gradient's
 arXiv 1503.02531, section 2).
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +40,12 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0
     """
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
     log_q = (student_logits.float() / temperature).log_softmax(-1)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    # log m from the larger of the two, so that equal distributions give exactly 0 (logaddexp rounds).
+    gap = log_q - log_p
+    above, below = torch.where(gap > 0, gap, 0.0), torch.where(gap > 0, 0.0, gap)
+    log_m = torch.where(
+        gap > 0, log_q + (beta * torch.expm1(-above)).log1p(), log_p + ((1 - beta) * torch.expm1(below)).log1p()
+    )
     to_p = (log_p.exp() * (log_p - log_m)).sum(-1)
     to_q = (log_q.exp() * (log_q - log_m)).sum(-1)
     return beta * to_p + (1 - beta) * to_q

@@ -12,6 +12,7 @@ and used from there; llama.cpp reads the GGUF file itself.
 import importlib.util
 import os
 import shutil
+import struct
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -194,7 +195,7 @@ def _dequantised_folder(file: Path) -> Path:
             model = AutoModelForCausalLM.from_pretrained(
                 **place, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
-        except (ValueError, KeyError, OSError, IndexError) as error:
+        except (ValueError, KeyError, OSError, IndexError, struct.error) as error:
             raise UserError(
                 f"{relative_name(file)} cannot be read as a GGUF model ({error}): fetch or make it again."
             ) from error
@@ -259,13 +260,18 @@ def load_tokenizer(text: str) -> "PreTrainedTokenizerBase":
 def load_model(text: str, dtype: str) -> "PreTrainedModel":
     """A causal language model in evaluation mode on the best device here. `dtype`: float32 or bfloat16."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     # peft still asks by the old name; the warning would print this machine's paths into every executed notebook.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_folder(text), dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_folder(text), dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        )
+    except (SafetensorError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The model {text} cannot be read ({reason}): fetch or make it again.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -182,7 +182,7 @@ def now() -> str:
 def git_state() -> dict[str, Any]:
     """Commit and dirty flag of the checkout; both None where there is no git.
 
-    Results that a run writes into tracked files (logs/ and the README's tables) do not make it dirty:
+    Results that a run writes into tracked folders (logs/, models/, the README's tables) do not make it dirty:
     the flag says whether the code and the configuration are those of the commit.
     """
 
@@ -196,7 +196,7 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", ":!logs", ":!README.md")
+    changed = git("status", "--porcelain", "--", ".", ":!logs", ":!models", ":!README.md")
     return {"commit": commit, "dirty": None if commit is None or changed is None else bool(changed)}
 
 

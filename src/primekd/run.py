@@ -18,8 +18,13 @@ from primekd.errors import UserError
 from primekd.progress import progress_folder
 from primekd.provenance import output_root, project_root, relative_name
 
-# Rough relative cost of a stage, in items: only their ratios matter, the clock does the rest.
-FIXED_COST = 15  # starting a kernel, loading a model
+# Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
+START = 15  # starting a kernel, loading a model
+CAPTURE_ITEM, TRAIN_ITEM, TEST_ITEM = (
+    0.3,
+    0.3,
+    0.2,
+)  # generating and scoring; one pass of training; answering and scoring
 RULE_NAMES = {"teacher": "prepare the teacher", "report": "write the report"}
 
 
@@ -28,13 +33,13 @@ def stage_costs(profile: Profile) -> dict[str, float]:
     from primekd.strategies import load_strategies
 
     data = profile.data
-    models = len(load_strategies()) + 2
+    models = len(load_strategies()) + 2  # control and teacher too
     return {
-        "teacher": FIXED_COST,
-        "capture": FIXED_COST + data.train_items,
-        "distill": FIXED_COST + data.train_items * profile.train.epochs,
-        "assess": FIXED_COST * models + models * data.test_items,
-        "report": FIXED_COST / 3,
+        "teacher": START,
+        "capture": START + CAPTURE_ITEM * data.train_items,
+        "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
+        "assess": START + models * (START / 3 + TEST_ITEM * data.test_items),
+        "report": START / 3,
     }
 
 

@@ -43,7 +43,7 @@ def load_strategies() -> dict[str, Strategy]:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
         return {name: Strategy(name=name, **row) for name, row in rows.items()}
     except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise UserError(f"{relative_name(path)} cannot be read: {error}") from error
+        raise UserError(f"{relative_name(path)} cannot be read: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UserError(explain_validation_error(error, path)) from error
 

@@ -68,7 +68,7 @@ def grade_answers(items: Iterable[Item], answers: Iterable[Answer]) -> list[LogR
 def write_log(path: Path, rows: Iterable[LogRow]) -> None:
     """Writes a per-item log."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(COLUMNS)
     for row in rows:
         writer.writerow(int(v) if isinstance(v := getattr(row, column), bool) else v for column in COLUMNS)
@@ -97,6 +97,8 @@ def read_log(path: Path) -> list[LogRow]:
 
 
 def _row(values: dict[str, str]) -> LogRow:
+    if None in values or None in values.values():
+        raise ValueError("it has not one cell a column")
     parse_answer(values["gold"])
     flags = {name: values[name] == "1" for name in ("truncated", "correct")}
     return LogRow(**{**values, **flags, "response_tokens": int(values["response_tokens"])})

@@ -138,6 +138,4 @@ def _figures(results: Results) -> dict[str, str]:
         "kl": kl_forest(results),
         "loss": loss_curves(results.folder),
     }
-    return {
-        name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}" for name, svg in drawn.items()
-    }
+    return {name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}" for name, svg in drawn.items()}

@@ -120,7 +120,7 @@ class TopKCodec:
         if loss.temperature != self.temperature:
             return (
                 f"the codec topk was captured at temperature {self.temperature:g} and its tail cannot be rescaled to "
-                f"{loss.temperature:g}: set signals.topk_temperature to it and capture again, or use hidden or full"
+                f"{loss.temperature!r}: set signals.topk_temperature to it and capture again, or use hidden or full"
             )
         return None
 

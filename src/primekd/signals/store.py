@@ -21,7 +21,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, hash_file, hash_json, read_json, relative_name, write_atomically, write_json
+from primekd.provenance import (
+    MANIFEST,
+    canonical_json,
+    hash_file,
+    hash_json,
+    read_json,
+    relative_name,
+    write_atomically,
+    write_json,
+)
 from primekd.signals.codecs import Codec, FullCodec, HiddenCodec, TopKCodec
 from primekd.signals.rows import SignalRows
 
@@ -97,14 +106,17 @@ class SignalWriter:
             "response_lengths": torch.tensor([len(i.response_ids) for i in items], dtype=torch.int32),
             "truncated": torch.tensor([i.truncated for i in items], dtype=torch.uint8),
         }
+        # One entry: safetensors writes several in an order that differs from run to run.
         header = {
-            "items": json.dumps([i.item_id for i in items]),
-            "row_hashes": json.dumps([i.row_hash for i in items]),
+            "items": [i.item_id for i in items],
+            "row_hashes": [i.row_hash for i in items],
             "spec_sha256": self.spec_hash,
         }
         path = self.folder / shard_name(index)
         with write_atomically(path) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=header)
+            save_file(
+                {k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"primekd": canonical_json(header)}
+            )
         tokens = sum(len(i.response_ids) for i in items)
         entry = {"sha256": hash_file(path), "items": len(items), "tokens": tokens, "bytes": path.stat().st_size}
         self.manifest["shards"][path.name] = entry
@@ -168,7 +180,7 @@ class SignalReader:
         self.spec = self.manifest.get("spec", {})
         if self.manifest.get("format") != FORMAT or hash_json(self.spec) != self.manifest.get("spec_sha256"):
             raise UserError(f"{self.name}/{MANIFEST} was altered or is of another version: capture again.")
-        if not self.manifest["complete"]:
+        if not self.manifest.get("complete") or "shards" not in self.manifest:
             raise UserError(f"{self.name} is not complete: run its capture again, it goes on where it stopped.")
         for key, value in expected.items():
             if self.spec.get(key) != value:
@@ -200,14 +212,14 @@ class SignalReader:
             raise UserError(f"{name} was altered or cut short: run its capture again, it replaces that shard.")
         try:
             with safe_open(path, framework="pt") as handle:
-                header = handle.metadata()
+                header = json.loads(handle.metadata()["primekd"])
                 fields = ("prompt_ids", "response_ids", "prompt_lengths", "response_lengths", "truncated")
                 columns = {field: handle.get_tensor(field).tolist() for field in fields}
         except SafetensorError as error:
             raise UserError(f"{name} cannot be read ({error}): delete it and run its capture again.") from error
         prompt_at = response_at = 0
         lengths = zip(columns["prompt_lengths"], columns["response_lengths"], columns["truncated"], strict=True)
-        ids, hashes = json.loads(header["items"]), json.loads(header["row_hashes"])
+        ids, hashes = header["items"], header["row_hashes"]
         for item_id, row_hash, (prompt, response, cut) in zip(ids, hashes, lengths, strict=True):
             item = StoredItem(
                 item_id,

@@ -39,7 +39,7 @@ class LlamaCppEngine:
         self.tokenizer = load_tokenizer(model)
         self.vocab_size = len(self.tokenizer)
         try:
-            self.llama = llama_cpp.Llama(
+            self.llama = _without_repacking(
                 model_path=str(self.file),
                 n_ctx=context_tokens,
                 n_batch=BATCH_TOKENS,
@@ -100,23 +100,21 @@ class LlamaCppEngine:
     def _prefill(self, ids: list[int], rows: range, want: Want) -> np.ndarray:
         """Outputs at the sequence places `rows`, (T, D) or (T, columns), float32."""
         self._clear()
+        llama_cpp.llama_set_embeddings(self.llama.ctx, want == "hidden")
         size = self.width if want == "hidden" else self.columns
         output = np.empty((len(rows), size), dtype=np.float32)
         for start in range(0, len(ids), BATCH_TOKENS):
             chunk = ids[start : start + BATCH_TOKENS]
             places = [p for p in range(len(chunk)) if start + p in rows]
-            self._decode(chunk, start, set(places))
+            # With embeddings on, llama.cpp wants an output at every place.
+            self._decode(chunk, start, set(range(len(chunk)) if want == "hidden" else places))
             for place in places:
                 output[start + place - rows.start] = self._row(place, want)
         return output
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         random = np.random.default_rng(sampling.seed)
-        llama_cpp.llama_set_embeddings(self.llama.ctx, False)
-        try:
-            return [self._generate_one(prompt, sampling, random) for prompt in prompts]
-        finally:
-            llama_cpp.llama_set_embeddings(self.llama.ctx, True)
+        return [self._generate_one(prompt, sampling, random) for prompt in prompts]
 
     def _generate_one(self, prompt: list[int], sampling: Sampling, random: np.random.Generator) -> Response:
         self._fits(len(prompt) + sampling.max_new_tokens)
@@ -148,6 +146,24 @@ class LlamaCppEngine:
         tensor = next(tensors[name] for name in HEAD_TENSORS if name in tensors)
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)
         return torch.from_numpy(np.ascontiguousarray(weight[: self.vocab_size], dtype=np.float32))
+
+
+def _without_repacking(**options) -> llama_cpp.Llama:
+    """Llama with `use_extra_bufts` off: on processors with AMX llama.cpp's repacked weights end in a segmentation fault
+    (ggml-org/llama.cpp#20824), and repacked kernels would also make the logits depend on the processor."""
+    module = llama_cpp.llama_cpp
+    plain = module.llama_model_default_params
+
+    def defaults():
+        params = plain()
+        params.use_extra_bufts = False
+        return params
+
+    module.llama_model_default_params = defaults
+    try:
+        return llama_cpp.Llama(**options)
+    finally:
+        module.llama_model_default_params = plain
 
 
 def _choose(logits: np.ndarray, temperature: float, random: np.random.Generator) -> int:

@@ -20,7 +20,9 @@ def load_merged(model: str, dtype: str, adapter: Path):
     from peft import PeftModel
 
     merged = PeftModel.from_pretrained(load_model(model, "float32"), str(adapter)).merge_and_unload()
-    return merged.to(getattr(torch, dtype)).eval()
+    # peft leaves the weights frozen, and torch's bfloat16 products on a CPU take a path for frozen weights that makes
+    # generation three times slower (10.3 s instead of 3.1 s for 64 x 20 tokens). No gradient is taken either way.
+    return merged.to(getattr(torch, dtype)).requires_grad_(True).eval()
 
 
 class TransformersEngine:

@@ -42,7 +42,7 @@ class ResponseStates(nn.Module):
     def logits(self, hidden: Tensor, vocab_size: int) -> Tensor:
         """(N, D) -> (N, V) float32, padded columns cut.
 
-        The product is taken in float32, as the teacher's is: a bfloat16 product rounds logits of 16 and more to eighths,
+        The product is taken in float32, as the teacher's is: a bfloat16 one rounds logits of 16 and more to eighths,
         and two equal models would then differ.
         """
         output = self._parts[1]
