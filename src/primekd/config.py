@@ -127,7 +127,6 @@ class AssessConfig(Section):
 
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
-    target_accuracy: float | None = Field(None, ge=0, le=1)
 
 
 class PrepareConfig(Section):

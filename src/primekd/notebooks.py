@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.errors import UserError
-from primekd.provenance import project_root, relative_name, write_text
+from primekd.provenance import MANIFEST, hash_file, now, project_root, relative_name, write_manifest, write_text
 
 START_TIMEOUT = 300  # seconds; kernels that start side by side on few cores are slow
 
@@ -35,7 +35,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     source, output = Path(source).resolve(), Path(output).resolve()
     require_parameters_tag(nbformat.read(source, as_version=4), source)
     output.parent.mkdir(parents=True, exist_ok=True)
-    failed = output.with_suffix(".failed.ipynb")
+    failed, start = output.with_suffix(".failed.ipynb"), now()
     # Kernels of one IPYTHONDIR share a history file and lock each other out; sockets in a folder need no free ports.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["IPYTHONDIR"] = folder
@@ -59,7 +59,11 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
             raise UserError(_explain(error, source, failed)) from error
         write_text(output, without_machine(copy))
     failed.unlink(missing_ok=True)
-    write_text(output.with_suffix(".html"), to_html(output))
+    page = output.with_suffix(".html")
+    write_text(page, to_html(output))
+    inputs = {"notebook": relative_name(source), "sha256": hash_file(source), "parameters": parameters}
+    name = f"{output.stem}.{MANIFEST}"
+    write_manifest(output.parent, "notebook", inputs, [output, page], name, start=start, end=now())
 
 
 def _explain(error, source: Path, failed: Path) -> str:

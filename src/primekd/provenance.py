@@ -253,11 +253,6 @@ def environment() -> dict[str, Any]:
     return {"git": git_state(), "packages": package_versions(), "hardware": hardware()}
 
 
-def describe_files(paths: Iterable[Path]) -> dict[str, str]:
-    """Name (as in `relative_name`) -> sha256 of each file."""
-    return {relative_name(path): hash_file(path) for path in paths}
-
-
 def is_current(folder: Path, inputs: dict[str, Any]) -> bool:
     """Whether `folder` was made from exactly these inputs and still has the bytes that its manifest names."""
     path = Path(folder) / MANIFEST
@@ -278,14 +273,17 @@ def _matches(path: Path, digest: str) -> bool:
     return path.is_file() and hash_file(path) == digest
 
 
-def write_manifest(folder: Path, kind: str, inputs: dict[str, Any], outputs: Iterable[Path], **facts: Any) -> None:
+def write_manifest(
+    folder: Path, kind: str, inputs: dict[str, Any], outputs: Iterable[Path], name: str = MANIFEST, **facts: Any
+) -> None:
     """Writes a stage's manifest beside its outputs; it is written last, so its presence means a finished stage.
 
     Args:
         inputs: everything that the outputs depend on; its hash decides whether the stage has to run again.
         outputs: files inside `folder`.
+        name: the manifest's own file name, where a folder holds the outputs of several stages.
         facts: what else is worth knowing (resolved config, tokens, seconds, energy, start, end).
     """
     names = {Path(p).relative_to(folder).as_posix(): hash_file(p) for p in outputs}
     manifest = {"kind": kind, "inputs": inputs, "inputs_sha256": hash_json(inputs), "outputs": names}
-    write_json(Path(folder) / MANIFEST, manifest | facts | {"environment": environment()})
+    write_json(Path(folder) / name, manifest | facts | {"environment": environment()})

@@ -30,15 +30,16 @@ def verify(profile: Profile) -> list[Check]:
         raise UserError(
             f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
         )
-    checks = [check_outputs(profile.logs / MANIFEST), check_verdicts(profile.logs)]
-    checks += [
-        check_outputs(p) for p in sorted(profile.runs.glob(f"students/*/{MANIFEST}")) if ".old-" not in p.parent.name
-    ]
-    checks += [
-        check_signals(p.parent)
-        for p in sorted(profile.runs.glob(f"signals/*/{MANIFEST}"))
-        if ".old-" not in p.parent.name
-    ]
+    checks = [check_outputs(profile.logs / MANIFEST), check_verdicts(profile.logs), check_report(profile)]
+    patterns = (
+        f"students/*/{MANIFEST}",
+        f"answers/*/{MANIFEST}",
+        f"held-out/*/{MANIFEST}",
+        f"notebooks/*/*.{MANIFEST}",
+    )
+    for pattern in patterns:
+        checks += [check_outputs(path) for path in _live(profile, pattern)]
+    checks += [check_signals(path.parent) for path in _live(profile, f"signals/*/{MANIFEST}")]
     checks += check_lineage(profile)
     if profile.prepare:
         for folder in (profile.prepare.adapter, str(Path(profile.prepare.output).parent)):
@@ -47,13 +48,29 @@ def verify(profile: Profile) -> list[Check]:
     return checks
 
 
+def _live(profile: Profile, pattern: str) -> list[Path]:
+    """Manifests of a run, without those of results that were set aside."""
+    return [path for path in sorted(profile.runs.glob(pattern)) if ".old-" not in path.parent.name]
+
+
+def check_report(profile: Profile) -> Check:
+    """Writes the report anew, in memory, and compares it with the file: the same logs give the same bytes."""
+    from primekd.report.html import REPORT, render
+
+    path = profile.logs / REPORT
+    same = path.is_file() and path.read_text(encoding="utf-8") == render(profile)
+    problem = f"it is missing or does not follow from the logs: run `primekd report --profile {profile.name}`"
+    return Check(relative_name(path), [] if same else [problem])
+
+
 def check_outputs(path: Path) -> Check:
     """A stage's outputs against the hashes in its manifest, and the manifest's inputs against their own hash."""
     manifest = read_json(path)
     problems = [f"{name} is missing or has other bytes" for name in altered_outputs(path, manifest)]
     if hash_json(manifest.get("inputs")) != manifest.get("inputs_sha256"):
         problems.append("the inputs in the manifest were edited")
-    return Check(relative_name(path.parent), problems)
+    name = relative_name(path.parent) if path.name == MANIFEST else relative_name(path).removesuffix(f".{MANIFEST}")
+    return Check(name, problems)
 
 
 def check_signals(folder: Path) -> Check:

@@ -9,7 +9,7 @@ from primekd.config import Profile
 from primekd.items import Item, hash_items
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
 from primekd.progress import Progress
-from primekd.provenance import hash_json, read_json, write_json
+from primekd.provenance import hash_json, is_current, read_json, write_json, write_manifest
 
 BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
 
@@ -56,6 +56,7 @@ def generate_answers(
     size = profile.assess.batch_size * BLOCK_BATCHES
     digest = hash_json(inputs)
     rows: list[dict[str, Any]] = []
+    paths: list[Path] = []
     with Progress(profile, f"answer {name}", len(items), "item") as progress:
         for start in range(0, len(items), size):
             block = items[start : start + size]
@@ -69,7 +70,10 @@ def generate_answers(
                 ]
                 write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(found), "rows": found})
             rows += read_json(path)["rows"]
+            paths.append(path)
             progress.advance(len(block))
+    if not is_current(folder, inputs):
+        write_manifest(folder, "answers", inputs, paths)
     return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
 
 
