@@ -417,3 +417,34 @@ def test_further_seeds_are_named_behind_the_published_title():
 
 def test_gold_values_of_a_log_are_exact():
     assert Fraction(grade_answer(item("0.1"), answer("0.1")).gold) == Fraction(1, 10)
+
+
+# A student of yesterday's profile.
+
+
+def test_a_student_trained_with_another_loss_is_not_scored_as_todays(tmp_path, monkeypatch):
+    from primekd.assessment.assess import find_students
+    from primekd.capture import training_job
+    from primekd.distill import distill
+    from primekd.strategies import load_strategies
+
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
+    sizes = {"data": {"train_items": 2, "validation_items": 1, "test_items": 2}, "train": {"epochs": 1}}
+    profile = small_profile(tmp_path, **sizes)
+    for name, strategy in load_strategies().items():
+        if strategy.teacher:
+            capture(training_job(profile, name))
+        distill(profile, name)
+    assert [s.name for s in find_students(profile)] == list(load_strategies())
+    changed = profile.model_copy(update={"loss": profile.loss.model_copy(update={"alpha": 0.9})})
+    with pytest.raises(UserError, match="differs from the profile \\(loss\\)"):
+        find_students(changed)
+
+
+def test_a_question_that_is_trained_on_and_tested_is_refused(ci):
+    from primekd.items import load_items, refuse_overlap
+
+    test, train = load_items(ci, "test"), load_items(ci, "train")
+    refuse_overlap(test, "test", {"train": train})
+    with pytest.raises(UserError, match="stand in the test items and in the train items"):
+        refuse_overlap(test, "test", {"train": [*train, test[3]]})

@@ -1,7 +1,9 @@
 """Items: exact gold answers, clean solutions, disjoint splits, and one sentence for every bad input."""
 
 import json
+import os
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, small_profile
@@ -20,7 +22,7 @@ from primekd.items import (
 )
 
 TEMPLATES = (26, 43, 58)
-GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
+GSM8K = Path(os.environ.get("PRIMEKD_GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_templates_that_run_out_are_refused_instead_of_repeating(monkeypatch):
 # The real GSM8K.
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason="../shared/data/gsm8k is not on this machine")
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="name a folder with GSM8K's train.jsonl and test.jsonl in PRIMEKD_GSM8K")
 @pytest.mark.parametrize("name, count, first", [("train", 7473, 72), ("test", 1319, 18)])
 def test_all_of_gsm8k_parses_with_exact_answers(name, count, first, output):
     path = GSM8K / f"{name}.jsonl"
@@ -214,7 +216,7 @@ def test_all_of_gsm8k_parses_with_exact_answers(name, count, first, output):
     assert not any("<<" in i.solution for i in found)
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason="../shared/data/gsm8k is not on this machine")
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="name a folder with GSM8K's train.jsonl and test.jsonl in PRIMEKD_GSM8K")
 def test_a_profile_reads_gsm8k_from_a_local_path(output):
     files = {f"{name}_file": str(GSM8K / f"{name}.jsonl") for name in ("train", "test")}
     counts = {"train_items": 2638, "validation_items": 100, "test_items": 1319}

@@ -15,7 +15,6 @@ from primekd.prepare_teacher import (
     lora_deltas,
     permute_rotary,
     primed_examples,
-    refuse_overlap,
     write_merged_gguf,
 )
 from primekd.provenance import hash_file, write_json, write_manifest
@@ -191,9 +190,10 @@ def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are
 
 
 def test_the_teachers_items_that_stand_in_a_students_split_are_refused(ci, items):
-    from primekd.items import load_items
+    from primekd.items import load_items, refuse_overlap
 
-    refuse_overlap(ci, load_items(ci, "teacher", 20))
-    for split in ("train", "validation", "test"):
-        with pytest.raises(UserError, match=f"1 of the teacher's questions.*{split}"):
-            refuse_overlap(ci, [*load_items(ci, "teacher", 3), load_items(ci, split)[0]])
+    others = {split: load_items(ci, split) for split in ("train", "validation", "test")}
+    refuse_overlap(load_items(ci, "teacher", 20), "teacher", others)
+    for split in others:
+        with pytest.raises(UserError, match=f"1 questions stand in the teacher items and in the {split} items"):
+            refuse_overlap([*load_items(ci, "teacher", 3), others[split][0]], "teacher", others)

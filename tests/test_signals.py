@@ -334,3 +334,17 @@ def test_the_default_codec_is_hidden_where_the_engine_offers_it_else_topk():
 def test_a_codec_that_the_engine_cannot_feed_is_refused():
     with pytest.raises(UserError, match="'hidden' needs hidden"):
         make_codec(SignalsConfig(codec="hidden"), frozenset({"logits"}))
+
+
+def test_a_damaged_head_is_written_anew_and_never_vouched_for(tmp_path):
+    from primekd.signals.store import save_head
+
+    head = torch.randn(5, 3)
+    first = save_head(tmp_path / "store", head)
+    path = tmp_path / first["file"]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert save_head(tmp_path / "store", head) == first
+    path.write_bytes(data[:-7])
+    assert save_head(tmp_path / "store", head) == first

@@ -97,6 +97,11 @@ def column(trainer: DistillTrainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
+def history(trainer: DistillTrainer) -> list[list[float]]:
+    """Every logged loss and its parts, step by step."""
+    return [column(trainer, name) for name in ("loss", "ce", "kd", "eval_loss")]
+
+
 def plain_logits(reference: str, example: Example, vocabulary: int) -> np.ndarray:
     """Logits that predict each response token, by a plain forward of one unpadded sequence, without this project."""
     model = AutoModelForCausalLM.from_pretrained(reference.removeprefix("path:"), dtype=torch.float64)
@@ -356,7 +361,7 @@ def uninterrupted(tmp_path_factory, lively, tokenizer, examples, signals):
         )
         trainer.train()
         save_adapter(model, folder, lively)
-        return train, (folder / "adapter" / "adapter_model.safetensors").read_bytes(), column(trainer, "loss")
+        return train, (folder / "adapter" / "adapter_model.safetensors").read_bytes(), history(trainer)
 
     return {optimizer: run(optimizer) for optimizer in ("sgd", "adamw")}
 
@@ -379,7 +384,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bytes(
     trainer = new_trainer(examples, signals, train, lora=DROPOUT, validation=examples[:2])
     trainer.train(resume_from_checkpoint=str(newest))
     save_adapter(trainer.model.model, tmp_path, lively)
-    assert column(trainer, "loss") == losses  # the whole history, what came before the kill included
+    assert history(trainer) == losses  # the whole history, what came before the kill included
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
 
 

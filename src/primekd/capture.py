@@ -13,7 +13,7 @@ from primekd.items import Item, hash_items, load_items
 from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
 from primekd.progress import Progress
-from primekd.provenance import MANIFEST, environment, hash_json, now, read_json, relative_name, set_aside
+from primekd.provenance import MANIFEST, environment, hash_file, hash_json, now, read_json, relative_name, set_aside
 from primekd.signals import Codec, SignalReader, SignalWriter, StoredItem, make_codec
 from primekd.signals.codecs import require_served
 from primekd.signals.store import save_head, shard_name
@@ -101,7 +101,23 @@ def capture(job: Job) -> Path:
     if not missing and writer.manifest["complete"] and _head_is_whole(writer):
         print(f"{job.stage}: nothing to do, {len(items)} items are captured and unchanged.")
         return job.folder
-    with Meter() as meter, Progress(profile, job.stage, len(items), "item") as progress:
+    meter = Meter()
+    try:
+        with meter:
+            engine = capture_missing(job, writer, chunks, missing, len(items))
+    finally:  # a stopped session's time and energy count too
+        if writer.manifest["shards"]:
+            writer.save(sessions=[*writer.manifest.get("sessions", []), {"end": now(), **meter.facts}])
+    finish(writer, engine, environment())
+    return job.folder
+
+
+def capture_missing(
+    job: Job, writer: SignalWriter, chunks: list[list[Item]], missing: list[int], total: int
+) -> TeacherEngine:
+    """Opens the teacher and writes the shards numbered in `missing`; returns the engine."""
+    profile, spec = job.profile, writer.spec
+    with Progress(profile, job.stage, total, "item") as progress:
         progress.advance(sum(len(c) for i, c in enumerate(chunks) if i not in missing))
         engine = open_engine(profile.teacher)
         codec = make_codec(profile.signals, engine.offers)
@@ -118,18 +134,19 @@ def capture(job: Job) -> Path:
                 writer.save(reconstruction=measure_reconstruction(engine, stored))
             writer.write_shard(index, stored, columns)
             progress.advance(len(stored))
-    finish(writer, engine, meter, environment())
-    return job.folder
+    return engine
 
 
 def _head_is_whole(writer: SignalWriter) -> bool:
     entry = writer.manifest.get("head")
-    return entry is None or (writer.folder.parent / entry["file"]).is_file()
+    if entry is None:
+        return True
+    path = writer.folder.parent / entry["file"]
+    return path.is_file() and hash_file(path) == entry["sha256"]
 
 
-def finish(writer: SignalWriter, engine: TeacherEngine, meter: Meter, facts: dict[str, Any]) -> None:
-    """Marks a store as complete and says how it was made. Sessions add up when a capture was resumed."""
-    sessions = [*writer.manifest.get("sessions", []), {"end": now(), **meter.facts}]
+def finish(writer: SignalWriter, engine: TeacherEngine, facts: dict[str, Any]) -> None:
+    """Marks a store as complete and says how it was made."""
     shards = writer.manifest["shards"].values()
     writer.save(
         complete=True,
@@ -137,7 +154,6 @@ def finish(writer: SignalWriter, engine: TeacherEngine, meter: Meter, facts: dic
         items=sum(s["items"] for s in shards),
         tokens=sum(s["tokens"] for s in shards),
         bytes=sum(s["bytes"] for s in shards),
-        sessions=sessions,
         environment=facts,
     )
 
@@ -168,7 +184,7 @@ def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], most
     sample = stored[:most]
     prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
     head = engine.head().float().cpu()
-    own = torch.cat(engine.score(prompts, responses, "logits")).double().log_softmax(-1)
+    own = torch.cat(engine.own_logits(prompts, responses)).double().log_softmax(-1)
     hidden = torch.cat(engine.score(prompts, responses, "hidden")).float()
     rebuilt = (hidden @ head.T).double().log_softmax(-1)
     divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)

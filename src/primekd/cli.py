@@ -1,5 +1,6 @@
 """The verbs. Nothing but parsing and calls; heavy imports wait until a verb needs them."""
 
+import errno
 import functools
 import json as json_module
 import os
@@ -25,7 +26,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machi
 
 
 def verb(function):
-    """Prints a UserError as one sentence on stderr and exits with status 1; Ctrl-C exits with 130."""
+    """Prints a user's mistake or a full disk as one sentence on stderr and exits with 1; Ctrl-C exits with 130."""
 
     @functools.wraps(function)
     def run(*arguments, **options):
@@ -34,6 +35,12 @@ def verb(function):
             return function(*arguments, **options)
         except UserError as error:
             print(f"primekd: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            fix = "free space or mend the rights, then run it again"
+            print(f"primekd: {error.filename or 'a file'}: {error.strerror}: {fix}.", file=sys.stderr)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("primekd: stopped; run the same command again to go on.", file=sys.stderr)
@@ -81,7 +88,7 @@ def prepare_teacher(
 @app.command()
 @verb
 def capture(
-    strategy: StrategyArgument,
+    strategy: Annotated[str | None, typer.Argument(help="A strategy with a teacher, for example ai-KD.")] = None,
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="The unprimed teacher on the test items.")] = False,
@@ -90,12 +97,14 @@ def capture(
 
     \b
     primekd capture ai-KD
-    primekd capture base-KD --held-out
+    primekd capture --held-out
     """
     from primekd.capture import capture as run_capture
     from primekd.capture import held_out_job, training_job
     from primekd.config import load_profile
 
+    if held_out == bool(strategy):
+        raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
     loaded = load_profile(profile)
     print(run_capture(held_out_job(loaded) if held_out else training_job(loaded, strategy, seed)))
 
@@ -122,7 +131,7 @@ def assess(profile: ProfileOption = "pocket") -> None:
 
     \b
     primekd assess
-    primekd assess --profile single-gpu
+    primekd assess --profile ci
     """
     from primekd.assessment.assess import assess as run_assess
     from primekd.config import load_profile
@@ -250,7 +259,7 @@ def report(profile: ProfileOption = "pocket") -> None:
 
     print(f"report: wrote {relative_name(write_report(load_profile(profile)))}")
     if output_root() == project_root():
-        for name in update_readme(project_root() / "README.md", check=False):
+        for name in update_readme(project_root() / "README.md", check=False, only=profile):
             print(f"README.md: block {name!r} written anew")
 
 

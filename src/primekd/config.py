@@ -30,7 +30,7 @@ class DataConfig(Section):
     source: Literal["gsm-symbolic", "hub", "jsonl"]
     train_items: Positive
     validation_items: Positive
-    test_items: Positive
+    test_items: int = Field(ge=2)  # an interval over items needs two of them
     templates: tuple[int, ...] = ()
     difficulty: float = 1.0
     hub_dataset: str = "openai/gsm8k"

@@ -69,6 +69,17 @@ def refuse_duplicates(items: Sequence[Item], where: str) -> None:
         seen.add(item.id)
 
 
+def refuse_overlap(items: Sequence[Item], name: str, others: dict[str, list[Item]]) -> None:
+    """Raises UserError if a question of `items` stands in another split too: its score would be worth nothing."""
+    own = {item.question for item in items}
+    for split, rows in others.items():
+        if shared := [item.id for item in rows if item.question in own]:
+            raise UserError(
+                f"{len(shared)} questions stand in the {name} items and in the {split} items too (first: {shared[0]}): "
+                "mend the data that the profile names."
+            )
+
+
 def read_jsonl(path: Path, prefix: str) -> list[Item]:
     """Items of a JSONL file with the fields `question`, `answer` and optionally `id`.
 
@@ -103,8 +114,14 @@ def _item_of_row(row: object, where: str, default_id: str) -> Item:
     if not isinstance(row, dict):
         raise UserError(f"{where} is no JSON object with the fields question and answer.")
     for field in ("question", "answer"):
+        if field == "answer" and isinstance(row.get(field), int | float):
+            row = row | {field: str(row[field])}
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise UserError(f"{where}: the field '{field}' is missing or empty. Every item needs question and answer.")
+    try:
+        f"{row['question']}{row['answer']}".encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: the text holds half of a surrogate pair. Save it as valid UTF-8.") from error
     try:
         answer = parse_answer(row["answer"])
     except ValueError as error:

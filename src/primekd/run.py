@@ -16,7 +16,7 @@ from pathlib import Path
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.progress import progress_folder
-from primekd.provenance import output_root, project_root, relative_name
+from primekd.provenance import MANIFEST, output_root, project_root, relative_name
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
@@ -85,6 +85,7 @@ def run_study(profile: Profile, profile_argument: str, cores: int | None = None,
         UserError: another run of this profile is under way, or a notebook failed; the sentence is the notebook's own.
     """
     with only_one(profile) as lock:
+        forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile_argument, cores, force)
         start, costs, state = time.monotonic(), stage_costs(profile), RunState()
@@ -110,6 +111,27 @@ def run_study(profile: Profile, profile_argument: str, cores: int | None = None,
         if process.returncode:
             raise UserError(explain_failure(text, log))
         return not state.idle
+
+
+def forget_lost_stages(profile: Profile) -> None:
+    """Removes the executed copy of every stage whose result is gone, so that Snakemake runs it again.
+
+    Snakemake knows the copies alone: it would delete signals and adapters before a rerun if they were its outputs.
+    """
+    from primekd.strategies import load_strategies
+
+    done = profile.runs / "notebooks"
+    results = {done / "assessment" / "assess.ipynb": profile.logs / MANIFEST}
+    if profile.prepare:
+        results[done / "teacher.done"] = project_root() / profile.prepare.output
+    for name, strategy in load_strategies().items():
+        results[done / name / "distill.ipynb"] = profile.student_folder(name) / MANIFEST
+        if strategy.teacher:
+            results[done / name / "inference_gsm8k.ipynb"] = profile.signals_folder(name) / MANIFEST
+    results[done / "report.done"] = profile.logs / "report.html"
+    for copy, result in results.items():
+        if not result.is_file():
+            copy.unlink(missing_ok=True)
 
 
 def snakemake_command(profile_argument: str, cores: int | None, force: bool) -> list[str]:

@@ -8,7 +8,7 @@ from primekd.assessment.grade import LogRow, read_log
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.items import parse_answer
-from primekd.provenance import MANIFEST, altered_outputs, hash_file, hash_json, project_root, read_json, relative_name
+from primekd.provenance import MANIFEST, altered_outputs, hash_json, project_root, read_json, relative_name
 from primekd.signals import SignalReader
 
 
@@ -30,7 +30,15 @@ def verify(profile: Profile) -> list[Check]:
         raise UserError(
             f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
         )
-    checks = [check_outputs(profile.logs / MANIFEST), check_verdicts(profile.logs), check_report(profile)]
+    checks = [check_outputs(profile.logs / MANIFEST)]
+    for what, check, argument in (
+        (f"verdicts in {relative_name(profile.logs)}", check_verdicts, profile.logs),
+        (relative_name(profile.logs / "report.html"), check_report, profile),
+    ):
+        try:
+            checks.append(check(argument))
+        except UserError as error:  # what cannot be read is a finding; the rest is checked all the same
+            checks.append(Check(what, [str(error)]))
     patterns = (
         f"students/*/{MANIFEST}",
         f"answers/*/{MANIFEST}",
@@ -110,9 +118,9 @@ def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:
     """The summary's count of one model against its log."""
     from primekd.assessment.summary import read_table
 
-    logged = {r["model"]: r for r in read_table(folder / "summary.csv")}
+    logged = {r.get("model"): (r.get("n"), r.get("correct")) for r in read_table(folder / "summary.csv")}
     counted = (str(len(rows)), str(sum(r.correct for r in rows)))
-    if model not in logged or (logged[model]["n"], logged[model]["correct"]) != counted:
+    if logged.get(model) != counted:
         return [f"summary.csv does not say {counted[1]} of {counted[0]} for {model}"]
     return []
 
@@ -122,6 +130,6 @@ def check_lineage(profile: Profile) -> list[Check]:
     checks = []
     for name, facts in read_json(profile.logs / MANIFEST).get("models", {}).items():
         path = profile.runs / "students" / name / MANIFEST
-        if path.is_file() and hash_file(path) != facts["manifest_sha256"]:
+        if path.is_file() and read_json(path)["outputs"] != facts["outputs"]:
             checks.append(Check(f"lineage of {name}", ["the student on this machine is not the one in the logs"]))
     return checks

@@ -9,13 +9,13 @@ from typing import Any
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
 from primekd.assessment.grade import LogRow, grade_answers, write_log
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
-from primekd.assessment.summary import write_summary
-from primekd.capture import capture, held_out_job, open_signals, training_job
+from primekd.assessment.summary import CONTROL, TEACHER, write_summary
+from primekd.capture import build_spec, capture, held_out_job, open_signals, training_job
 from primekd.chat import decode_response
 from primekd.config import Profile
 from primekd.distill import student_inputs
 from primekd.errors import UserError
-from primekd.items import Item, load_items
+from primekd.items import Item, load_items, refuse_overlap
 from primekd.metering import Meter
 from primekd.models import load_tokenizer
 from primekd.provenance import (
@@ -31,9 +31,9 @@ from primekd.provenance import (
     write_text,
 )
 from primekd.signals import SignalReader
-from primekd.strategies import load_strategies
+from primekd.strategies import get_strategy, load_strategies
 
-CONTROL, TEACHER = "control", "teacher"
+STORE_FACTS = ("spec", "engine", "reconstruction", "items", "tokens", "bytes", "sessions")  # kept beside the logs
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,18 @@ def find_students(profile: Profile) -> list[Student]:
 
 def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[str, Any]) -> None:
     """A student trained under another profile than today's must not be scored as if it were this one's."""
-    now_wanted = student_inputs(profile, strategy, manifest["inputs"]["seed"], None)
-    was = {key: manifest["inputs"].get(key) for key in now_wanted}
-    if was != now_wanted:
-        changed = ", ".join(key for key in now_wanted if was[key] != now_wanted[key])
+    first = folder == profile.student_folder(strategy)
+    seed = profile.seed if first else manifest["inputs"]["seed"]
+    wanted = student_inputs(profile, strategy, seed, None)
+    was = dict(manifest["inputs"])
+    if get_strategy(strategy).teacher:
+        job = training_job(profile, strategy, seed)
+        wanted["loss"] = profile.loss.model_dump(mode="json")
+        wanted["signals"] = hash_json(build_spec(job, load_items(profile, "train")))
+        was["signals"] = (was.get("signals") or {}).get("spec_sha256")
+    if changed := [key for key in wanted if was.get(key) != wanted[key]]:
         raise UserError(
-            f"{relative_name(folder)} differs from the profile ({changed}): run its distill notebook again."
+            f"{relative_name(folder)} differs from the profile ({', '.join(changed)}): run its distill notebook again."
         )
 
 
@@ -96,6 +102,7 @@ def assess(profile: Profile) -> Path:
     """
     students = find_students(profile)
     items = load_items(profile, "test")
+    refuse_overlap(items, "test", {split: load_items(profile, split) for split in ("train", "validation")})
     reference = held_out_job(profile)
     capture(reference)
     reader = open_signals(reference)
@@ -121,6 +128,7 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
     return {
         "answers": answer_inputs(profile, items, None),
         "assess": profile.assess.model_dump(mode="json"),
+        "rules": {p.name: hash_file(p) for p in sorted(Path(__file__).parent.glob("*.py"))},
         "students": {s.name: s.adapter_hashes for s in students},
         "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()},
     }
@@ -170,6 +178,8 @@ def _write(
 ) -> list[Path]:
     folder = profile.logs
     outputs = []
+    for path in folder.glob("*.csv"):  # of models that are no more
+        path.unlink()
     for name, rows in logs.items():
         write_log(folder / f"{name}.csv", rows)
         outputs.append(folder / f"{name}.csv")
@@ -192,12 +202,10 @@ def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
     strategy = student.manifest["inputs"]["strategy"]
     if "signals" in student.manifest["inputs"]:
         captured = read_json(training_job(profile, strategy, student.manifest["inputs"]["seed"]).folder / MANIFEST)
-        wanted = ("spec", "engine", "reconstruction", "items", "tokens", "bytes", "sessions")
-        facts["signals"] = {key: captured.get(key) for key in wanted}
+        facts["signals"] = {key: captured.get(key) for key in STORE_FACTS}
         facts["signals"]["git"] = captured["environment"]["git"]
     return {"strategy": strategy} | facts
 
 
 def _teacher_facts(reader: SignalReader) -> dict[str, Any]:
-    keys = ("spec", "engine", "reconstruction", "items", "tokens", "bytes", "sessions")
-    return {key: reader.manifest.get(key) for key in keys} | {"spec_sha256": hash_json(reader.spec)}
+    return {key: reader.manifest.get(key) for key in STORE_FACTS} | {"spec_sha256": hash_json(reader.spec)}

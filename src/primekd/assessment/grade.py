@@ -84,16 +84,16 @@ def read_log(path: Path) -> list[LogRow]:
     if not path.is_file():
         raise UserError(f"{relative_name(path)} is missing: run the assessment first.")
     csv.field_size_limit(2**24)
-    with open(path, encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{relative_name(path)} is no per-item log: its columns must be {','.join(COLUMNS)}.")
-        try:
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise UserError(f"{relative_name(path)} is no per-item log: its columns must be {','.join(COLUMNS)}.")
             return [_row(values) for values in reader]
-        except (TypeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{relative_name(path)} has a row that cannot be read ({error}): run the assessment again."
-            ) from error
+    except (TypeError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"{relative_name(path)} has a row that cannot be read ({error}): run the assessment again."
+        ) from error
 
 
 def _row(values: dict[str, str]) -> LogRow:

@@ -74,7 +74,7 @@ def _grade(path: Path, number: int, row: dict[str, str], response: str, gold: st
     cut = (row.get(TRUNCATION_COLUMN) or "").strip().lower() in {"1", "true", "yes"}
     length = row.get(LENGTH_COLUMN) or "0"
     graded = grade_answer(item, Answer(item.id, [], cut, text))
-    return replace(graded, response_tokens=int(length) if length.isdigit() else 0)
+    return replace(graded, response_tokens=int(length) if length.isdecimal() else 0)
 
 
 def say_result(result: dict[str, Any]) -> str:

@@ -9,16 +9,18 @@ import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from primekd.chat import build_prompt, encode_response
 from primekd.config import LossConfig, Profile
 from primekd.errors import UserError
 from primekd.items import Item
-from primekd.losses import cross_entropy_sum, divergence
 from primekd.models import load_tokenizer
 from primekd.provenance import relative_name, write_text
-from primekd.signals import SignalReader
-from primekd.teachers.transformers_engine import TransformersEngine
+
+if TYPE_CHECKING:
+    from primekd.signals import SignalReader
+    from primekd.teachers.transformers_engine import TransformersEngine
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ COLUMNS = tuple(f.name for f in fields(HeldOutRow))
 
 
 def measure(
-    profile: Profile, name: str, engine: TransformersEngine, items: Sequence[Item], reader: SignalReader
+    profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader"
 ) -> list[HeldOutRow]:
     """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items."""
     import torch
+
+    from primekd.losses import cross_entropy_sum, divergence
 
     tokenizer = load_tokenizer(profile.student.model)
     # At temperature 1, unless a top-k store was captured for another one.

@@ -5,24 +5,23 @@ The same logs give the same bytes: dates come from the manifest, never from the 
 
 import base64
 import json
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.extract import RULES
 from primekd.assessment.grade import LogRow
-from primekd.assessment.summary import title_of
 from primekd.config import Profile
 from primekd.provenance import relative_name, write_text
 from primekd.report import lineage
 from primekd.report.browser import browser_data, read_logs, script_json
 from primekd.report.figures import accuracy_forest, kl_forest, loss_curves
-from primekd.report.formats import MISSING, interval, p_value, percent, significant
+from primekd.report.formats import MISSING, percent, significant
 from primekd.report.results import (
     Results,
     claim_lines,
     claim_note,
+    contrast_line,
     findings,
     read_manifest,
     read_results,
@@ -73,7 +72,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "findings": findings(results),
         "claims": claim_lines(results),
         "claim_note": claim_note(folder),
-        "contrasts": [_contrast(row) for row in results.contrasts],
+        "contrasts": [contrast_line(row) for row in results.contrasts],
         "rules": _rules(logs, titles),
         "rule_names": RULES,
         "lengths": _lengths(logs, titles),
@@ -85,21 +84,6 @@ def _page(profile: Profile) -> dict[str, Any]:
         "lineage": {titles[name]: facts for name, facts in lineage.model_facts(manifest, titles).items()},
         "config": json.dumps(manifest.get("config", {}), indent=2, ensure_ascii=False),
         "items": script_json(browser_data(results, logs)),
-    }
-
-
-def _contrast(row: dict[str, str]) -> dict[str, str]:
-    points, nats = partial(percent, signed=True), partial(significant, signed=True)
-    return {
-        "model": title_of(row["model"]),
-        "reference": title_of(row["reference"]),
-        "only_model": row["only_model"],
-        "only_reference": row["only_reference"],
-        "p": p_value(row["p"]),
-        "p_holm": p_value(row["p_holm"]),
-        "accuracy": interval(row, "accuracy", points),
-        "kl": interval(row, "kl", nats),
-        "nll": interval(row, "nll_gold", nats),
     }
 
 

@@ -21,12 +21,13 @@ _END = re.compile(r"<!--\s*primekd:end\s*-->")
 _NAME = re.compile(r"(\S+)\s+([\w-]+)")  # a kind and a profile; no path
 
 
-def update_readme(readme: Path, check: bool) -> list[str]:
+def update_readme(readme: Path, check: bool, only: str | None = None) -> list[str]:
     """Writes every generated block anew from logs/<profile>/ of the checkout.
 
     Args:
         readme: the Markdown file.
         check: write nothing, only look.
+        only: leave blocks of other profiles as they are.
 
     Returns:
         The names of the blocks (`results pocket`) that were not what the logs say; empty if all were.
@@ -38,13 +39,13 @@ def update_readme(readme: Path, check: bool) -> list[str]:
     if not readme.is_file():
         raise UserError(f"{relative_name(readme)} is missing.")
     old = readme.read_text(encoding="utf-8")
-    new, changed = _regenerate(old, relative_name(readme))
+    new, changed = _regenerate(old, relative_name(readme), only)
     if changed and not check:
         write_text(readme, new)
     return changed
 
 
-def _regenerate(text: str, file: str) -> tuple[str, list[str]]:
+def _regenerate(text: str, file: str, only: str | None) -> tuple[str, list[str]]:
     """The text with every block made anew, and the names of the blocks that changed."""
     out: list[str] = []
     changed: list[str] = []
@@ -60,7 +61,9 @@ def _regenerate(text: str, file: str) -> tuple[str, list[str]]:
         elif end:
             if name is None:
                 raise UserError(f"{file}, line {number}: <!-- primekd:end --> without a begin.")
-            wanted = ["", *_block(name, f"{file}, line {number}").strip("\n").split("\n"), ""]
+            wanted = body
+            if only is None or name.split()[-1:] == [only]:
+                wanted = ["", *_block(name, f"{file}, line {number}").strip("\n").split("\n"), ""]
             if body != wanted:
                 changed.append(name)
             out += [*wanted, line]

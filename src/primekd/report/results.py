@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, fields
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.summary import CONTROL, ContrastRow, SummaryRow, claims, read_table
+from primekd.assessment.summary import CONTROL, ContrastRow, SummaryRow, claims, read_table, title_of
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, read_json, relative_name
-from primekd.report.formats import MISSING, interval, p_value, percent
+from primekd.report.formats import MISSING, interval, p_value, percent, significant
 from primekd.strategies import load_strategies
 
 # Stated in the paper for the student without distillation, which has no entry among the strategies.
@@ -88,6 +89,22 @@ def result_lines(results: Results) -> list[ResultLine]:
     return lines
 
 
+def contrast_line(row: dict[str, str]) -> dict[str, str]:
+    """One planned contrast, every number written out: paired differences, model minus reference."""
+    points, nats = partial(percent, signed=True), partial(significant, signed=True)
+    return {
+        "model": title_of(row["model"]),
+        "reference": title_of(row["reference"]),
+        "only_model": row["only_model"],
+        "only_reference": row["only_reference"],
+        "p": p_value(row["p"]),
+        "p_holm": p_value(row["p_holm"]),
+        "accuracy": interval(row, "accuracy", points),
+        "kl": interval(row, "kl", nats),
+        "nll": interval(row, "nll_gold", nats),
+    }
+
+
 def findings(results: Results) -> list[str]:
     """What the numbers can and cannot show, in sentences."""
     return [*claims(results.contrasts), *_limits(results)]
@@ -101,7 +118,8 @@ def _limits(results: Results) -> list[str]:
     return [
         f"With n = {items} items, the 95 % interval of an accuracy is up to {percent(width)} points wide (half-width "
         f"{percent(width / 2)}), so accuracy alone cannot rank the strategies. The p-values come from exact McNemar "
-        "tests on the same items, Holm-adjusted over all comparisons with the control.",
+        "tests on the same items, Holm-adjusted within the comparisons with one reference; the intervals of KL and NLL "
+        "differences are not adjusted for the number of comparisons.",
         "KL is measured from the unprimed teacher, token by token on the teacher's own answers to the test items: it "
         "says how close a student is to that teacher, not whether its answers are right. The unprimed teacher is the "
         "reference for every strategy, whatever prompt its signals were captured with.",

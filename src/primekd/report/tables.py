@@ -5,8 +5,9 @@ import textwrap
 from pathlib import Path
 
 from primekd.report.formats import MISSING, markdown, markdown_code, markdown_table
-from primekd.report.results import claim_lines, claim_note, findings, read_results, result_lines
+from primekd.report.results import claim_lines, claim_note, contrast_line, findings, read_results, result_lines
 
+CONTRAST_HEAD = ["Model", "Against", "p (Holm)", "Accuracy [95 %]", "KL to teacher [95 %]", "NLL of gold [95 %]"]
 TERMINAL_WIDTH = 100  # columns; fixed, so that a pipe, a log file and a screen show the same
 
 
@@ -25,9 +26,17 @@ def results_table(logs_folder: Path) -> str:
         [_name(r.title, r.model), r.n, r.correct, r.accuracy, markdown(r.p), r.truncated, r.kl, r.nll]
         for r in result_lines(results)
     ]
+    paired = [
+        [r["model"], r["reference"], markdown(r["p_holm"]), r["accuracy"], r["kl"], r["nll"]]
+        for r in map(contrast_line, results.contrasts)
+    ]
     units = "Accuracy: Wilson interval. p: exact McNemar, Holm-adjusted. KL, NLL: nats a token, bootstrap over items."
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))
-    return f"{markdown_table(head, rows)}\n\n{units}\n\n{said}\n"
+    contrasts = markdown_table(CONTRAST_HEAD, paired, left=2)
+    between = (
+        "Paired differences on the same items, model minus reference; accuracy in points, KL and NLL in nats a token."
+    )
+    return f"{markdown_table(head, rows)}\n\n{units}\n\n{between}\n\n{contrasts}\n\n{said}\n"
 
 
 def claim_table(logs_folder: Path) -> str:
@@ -66,11 +75,19 @@ def results_text(logs_folder: Path) -> str:
         ["Model", "Folder", "KL to teacher [95 %]", "NLL of gold [95 %]"],
         [[r.title, r.model, r.kl, r.nll] for r in lines],
     )
+    paired = _grid(
+        CONTRAST_HEAD,
+        [
+            [r["model"], r["reference"], r["p_holm"], r["accuracy"], r["kl"], r["nll"]]
+            for r in map(contrast_line, results.contrasts)
+        ],
+    )
+    between = ["Paired differences, model minus reference (accuracy in points, KL and NLL in nats a token):", ""]
     wrapper = textwrap.TextWrapper(
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip
     said = [wrapper.fill(sentence) for sentence in findings(results)]
-    return "\n".join([accuracy, "Held-out fit, nats a token:", "", fit, *said]) + "\n"
+    return "\n".join([accuracy, "Held-out fit, nats a token:", "", fit, *between, paired, *said]) + "\n"
 
 
 def _grid(head: list[str], rows: list[list[str]]) -> str:

@@ -134,10 +134,19 @@ def save_head(folder: Path, head: Tensor) -> dict[str, str]:
     tensor = head.detach().cpu().contiguous()
     digest = hash_json([str(tensor.dtype), list(tensor.shape), _tensor_digest(tensor)])[:16]
     path = folder.parent / f"head-{digest}.safetensors"
-    if not path.is_file():
+    if not (path.is_file() and _holds(path, tensor)):
         with write_atomically(path) as temporary:
             save_file({"head": tensor}, temporary)
     return {"file": path.name, "sha256": hash_file(path)}
+
+
+def _holds(path: Path, tensor: Tensor) -> bool:
+    """Whether a file has exactly this head: a damaged one must not be vouched for anew."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return torch.equal(handle.get_tensor("head"), tensor)
+    except SafetensorError:
+        return False
 
 
 def _tensor_digest(tensor: Tensor) -> str:

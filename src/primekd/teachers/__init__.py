@@ -3,9 +3,7 @@
 from primekd.config import TeacherConfig
 from primekd.teachers.protocol import Response, Sampling, TeacherEngine
 
-ENGINES = ("transformers", "llamacpp")
-
-__all__ = ["ENGINES", "Response", "Sampling", "TeacherEngine", "open_engine"]
+__all__ = ["Response", "Sampling", "TeacherEngine", "open_engine"]
 
 
 def open_engine(config: TeacherConfig) -> TeacherEngine:

@@ -139,6 +139,9 @@ class LlamaCppEngine:
             rows.append(torch.from_numpy(output if want == "hidden" else output[:, : self.vocab_size].copy()))
         return rows
 
+    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
+        return self.score(prompts, responses, "logits")
+
     def head(self) -> Tensor:
         import gguf
 

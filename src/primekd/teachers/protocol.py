@@ -58,6 +58,10 @@ class TeacherEngine(Protocol):
         """
         ...
 
+    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> "list[Tensor]":
+        """As `score`, the logits (T, V) float32 as the engine's own head gives them: what `hidden` is measured by."""
+        ...
+
     def head(self) -> "Tensor":
         """The output head, (V, D): logits = hidden.float() @ head.float().T."""
         ...

@@ -149,5 +149,14 @@ class TransformersEngine:
             return states.float() @ self.head().float().T  # (T, V)
         return states[:, : self.vocab_size].float()
 
+    @torch.inference_mode()
+    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
+        rows = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            ids = torch.tensor([[*prompt, *response]], device=self.model.device)
+            logits = self.model(input_ids=ids).logits[0, len(prompt) - 1 : -1, : self.vocab_size]
+            rows.append(logits.float().cpu())
+        return rows
+
     def head(self) -> Tensor:
         return self._output.weight.detach()[: self.vocab_size]

@@ -67,7 +67,6 @@ class DistillTrainer(SafeCheckpoints):
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
         self._parts: dict[str, float] = defaultdict(float)
-        self._steps_in_parts = 0
 
     def create_optimizer(self, model=None):
         """SGD with momentum or AdamW over the trainable parameters."""
@@ -112,10 +111,8 @@ class DistillTrainer(SafeCheckpoints):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            steps = max(self.state.global_step - self._steps_in_parts, 1)
-            logs = logs | {name: value / steps for name, value in self._parts.items()}
+            logs = logs | dict(self._parts)  # every step is logged, so these are one step's
             self._parts.clear()
-            self._steps_in_parts = self.state.global_step
         super().log(logs, start_time)
 
     @torch.no_grad()
