@@ -99,6 +99,20 @@ def test_a_second_run_has_nothing_to_do(study):
     assert before == {p: p.stat().st_mtime_ns for p in (output / "runs/ci/notebooks").rglob("*.ipynb")}
 
 
+def test_a_lost_result_is_made_again_and_nothing_else(study, tmp_path: Path):
+    import shutil
+
+    output = tmp_path / "copy"
+    shutil.copytree(study[0], output)
+    shard = output / "runs/ci/signals/ai-KD/shard-00000.safetensors"
+    bytes_before, student = shard.read_bytes(), output / "runs/ci/students/ai-KD/manifest.json"
+    student_before = student.stat().st_mtime_ns
+    shutil.rmtree(output / "runs/ci/signals/ai-KD")
+    assert "nothing to be done" not in primekd("run", "--profile", "ci", output=output)
+    assert shard.read_bytes() == bytes_before
+    assert student.stat().st_mtime_ns == student_before, "the same signals give the same student: not trained again"
+
+
 def test_verify_names_an_edited_verdict_and_an_altered_shard(study, tmp_path: Path):
     import shutil
 

@@ -114,24 +114,31 @@ def run_study(profile: Profile, profile_argument: str, cores: int | None = None,
 
 
 def forget_lost_stages(profile: Profile) -> None:
-    """Removes the executed copy of every stage whose result is gone, so that Snakemake runs it again.
+    """Removes the executed copy of every stage whose result is gone, and of the stages behind it.
 
-    Snakemake knows the copies alone: it would delete signals and adapters before a rerun if they were its outputs.
+    Snakemake knows the copies alone (it would delete signals and adapters before a rerun if they were its outputs), and
+    it makes no missing file anew on which nothing missing depends.
     """
     from primekd.strategies import load_strategies
 
     done = profile.runs / "notebooks"
-    results = {done / "assessment" / "assess.ipynb": profile.logs / MANIFEST}
-    if profile.prepare:
-        results[done / "teacher.done"] = project_root() / profile.prepare.output
+    assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
+    behind_students = [assessed, reported]
+    lost: list[Path] = []
+    if profile.prepare and not (project_root() / profile.prepare.output).is_file():
+        lost += [done / "teacher.done", *behind_students]
     for name, strategy in load_strategies().items():
-        results[done / name / "distill.ipynb"] = profile.student_folder(name) / MANIFEST
-        if strategy.teacher:
-            results[done / name / "inference_gsm8k.ipynb"] = profile.signals_folder(name) / MANIFEST
-    results[done / "report.done"] = profile.logs / "report.html"
-    for copy, result in results.items():
-        if not result.is_file():
-            copy.unlink(missing_ok=True)
+        captured, distilled = done / name / "inference_gsm8k.ipynb", done / name / "distill.ipynb"
+        if strategy.teacher and not (profile.signals_folder(name) / MANIFEST).is_file():
+            lost += [captured, distilled, *behind_students]
+        if not (profile.student_folder(name) / MANIFEST).is_file():
+            lost += [distilled, *behind_students]
+    if not (profile.logs / MANIFEST).is_file():
+        lost += behind_students
+    if not (profile.logs / "report.html").is_file():
+        lost.append(reported)
+    for copy in lost:
+        copy.unlink(missing_ok=True)
 
 
 def snakemake_command(profile_argument: str, cores: int | None, force: bool) -> list[str]:

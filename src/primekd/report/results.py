@@ -89,9 +89,9 @@ def result_lines(results: Results) -> list[ResultLine]:
     return lines
 
 
-def contrast_line(row: dict[str, str]) -> dict[str, str]:
+def contrast_line(row: dict[str, str], digits: int = 3) -> dict[str, str]:
     """One planned contrast, every number written out: paired differences, model minus reference."""
-    points, nats = partial(percent, signed=True), partial(significant, signed=True)
+    points, nats = partial(percent, signed=True), partial(significant, digits=digits, signed=True)
     return {
         "model": title_of(row["model"]),
         "reference": title_of(row["reference"]),

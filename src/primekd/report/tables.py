@@ -8,7 +8,7 @@ from primekd.report.formats import MISSING, markdown, markdown_code, markdown_ta
 from primekd.report.results import claim_lines, claim_note, contrast_line, findings, read_results, result_lines
 
 CONTRAST_HEAD = ["Model", "Against", "p (Holm)", "Accuracy [95 %]", "KL to teacher [95 %]", "NLL of gold [95 %]"]
-TERMINAL_WIDTH = 100  # columns; fixed, so that a pipe, a log file and a screen show the same
+TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
 
 
 def results_table(logs_folder: Path) -> str:
@@ -60,7 +60,7 @@ def _name(title: str, model: str) -> str:
 
 
 def results_text(logs_folder: Path) -> str:
-    """The same results for a terminal: two plain tables, at most 100 columns wide, and the sentences.
+    """The same results for a terminal: two plain tables, at most 120 columns wide, and the sentences.
 
     Raises:
         UserError: summary.csv or contrasts.csv is missing or has other columns.
@@ -78,8 +78,9 @@ def results_text(logs_folder: Path) -> str:
     paired = _grid(
         CONTRAST_HEAD,
         [
-            [r["model"], r["reference"], r["p_holm"], r["accuracy"], r["kl"], r["nll"]]
-            for r in map(contrast_line, results.contrasts)
+            [row["model"], row["reference"], r["p_holm"], r["accuracy"], r["kl"], r["nll"]]
+            for row in results.contrasts
+            for r in [contrast_line(row, digits=2)]
         ],
     )
     between = ["Paired differences, model minus reference (accuracy in points, KL and NLL in nats a token):", ""]
