@@ -66,7 +66,8 @@ class RunState:
         elif line.startswith("Nothing to be done"):
             self.idle = True
         elif line.startswith("Finished job") and self.current:
-            self.finished[self.current] += 1
+            if self.current in self.planned:  # not the target itself
+                self.finished[self.current] += 1
             self.current = None
 
     def share(self, costs: dict[str, float], within: float) -> float:
@@ -191,7 +192,7 @@ def watch(process, lines, profile: Profile, state: RunState, costs: dict[str, fl
         for line in whole:
             before = state.current
             state.read(line)
-            if before and state.current is None and line.startswith("Finished"):
+            if before in state.planned and state.current is None and line.startswith("Finished"):
                 say(
                     f"  done: {state.label} ({sum(state.finished.values())} of {sum(state.planned.values())} steps)",
                     interactive,
