@@ -315,3 +315,17 @@ def test_identities_name_engine_version_and_model_hash_and_no_machine_path(llama
     for identity in (llamacpp["identity"], engine.identity()):
         assert identity["engine"] in ("llamacpp", "transformers") and len(identity["model_sha256"]) == 64
     assert str(ROOT) not in str(llamacpp["identity"])
+
+
+def test_a_dequantised_copy_that_was_cut_short_is_built_again(tmp_path, monkeypatch):
+    from primekd import models
+
+    def build(target):
+        (target / "model.safetensors").write_bytes(b"0123456789")
+        return {"made": True}
+
+    folder = tmp_path / "cache"
+    models._build_once(folder, build)
+    (folder / "model.safetensors").write_bytes(b"01234")
+    models._build_once(folder, build)
+    assert (folder / "model.safetensors").read_bytes() == b"0123456789"

@@ -410,6 +410,8 @@ def test_the_newest_checkpoint_is_found_by_number_and_half_written_ones_are_not(
     assert newest_checkpoint(tmp_path / "nothing") is None
     for name in ("checkpoint-2", "checkpoint-10", ".checkpoint-12.tmp", "checkpoint-x"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text('{"files": {}}')
+    (tmp_path / "checkpoint-11").mkdir()  # has no state at all
     assert newest_checkpoint(tmp_path).name == "checkpoint-10"
 
 
@@ -565,3 +567,18 @@ def test_the_base_model_is_not_changed_by_training(new_trainer, examples, signal
     names = {name.replace(".base_layer", ""): name for name in trained if "lora_" not in name}
     assert names.keys() == fresh.keys()
     assert all(torch.equal(trained[names[name]], fresh[name]) for name in fresh)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(new_trainer, examples, signals, tmp_path, capsys):
+    train = SGD.model_copy(update=EIGHT_STEPS)
+    trainer = new_trainer(examples, signals, train)
+    trainer.add_callback(KillBeforeStep(5))
+    with pytest.raises(Killed):
+        trainer.train()
+    folder = tmp_path / "checkpoints"
+    newest = newest_checkpoint(folder)
+    assert newest.name == "checkpoint-4"
+    data = (newest / "adapter.safetensors").read_bytes()
+    (newest / "adapter.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert newest_checkpoint(folder).name == "checkpoint-2"
+    assert "checkpoint-4 is damaged" in capsys.readouterr().out

@@ -26,6 +26,7 @@ from primekd.provenance import (
     hash_json,
     hash_text,
     project_root,
+    read_json,
     relative_name,
     sync_folder,
     write_json,
@@ -160,22 +161,30 @@ def model_hash(text: str) -> str:
 
 
 def _build_once(folder: Path, build) -> Path:
-    """Runs `build(temporary_folder)` unless `folder` is already whole (its source.json is written last)."""
-    if (folder / "source.json").is_file():
+    """Runs `build(temporary_folder)` unless `folder` is already whole: source.json, written last, names every file."""
+    if _is_built(folder):
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with disk_errors(folder):
         temporary.mkdir(parents=True)
         try:
             source = build(temporary)
+            source["bytes"] = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
             write_json(temporary / "source.json", source)
-            if not (folder / "source.json").is_file():  # another process may have been faster
+            if not _is_built(folder):  # another process may have been faster
                 shutil.rmtree(folder, ignore_errors=True)
                 temporary.rename(folder)
                 sync_folder(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _is_built(folder: Path) -> bool:
+    if not (folder / "source.json").is_file():
+        return False
+    sizes = read_json(folder / "source.json").get("bytes", {})
+    return bool(sizes) and all((folder / n).is_file() and (folder / n).stat().st_size == b for n, b in sizes.items())
 
 
 def _cache_folder(key: str) -> Path:

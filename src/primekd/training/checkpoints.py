@@ -18,15 +18,27 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from primekd.provenance import disk_errors, sync_folder, write_json
+from primekd.provenance import disk_errors, hash_file, relative_name, sync_folder, write_json
 
 ADAPTER, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, or None."""
+    """The whole checkpoint with the highest step, or None. A damaged one is named and passed over."""
     found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
-    return max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+    for path in sorted(found, key=lambda p: -int(p.name.removeprefix("checkpoint-"))):
+        if _is_whole(path):
+            return path
+        print(f"{relative_name(path)} is damaged: it is passed over.")
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        hashes = json.loads((path / STATE).read_text())["files"]
+        return all(hash_file(path / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -87,8 +99,9 @@ class SafeCheckpoints(Trainer):
             "python_random": random.getstate(),
             "numpy_rest": numpy_state[2:],
         }
-        write_json(folder / STATE, own)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        own["files"] = {name: hash_file(folder / name) for name in (ADAPTER, OPTIMIZER, RANDOM, TRAINER_STATE_NAME)}
+        write_json(folder / STATE, own)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / ADAPTER)
