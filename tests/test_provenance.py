@@ -209,4 +209,6 @@ def test_installed_versions_are_reported_and_absent_packages_are_none():
     import torch
 
     found = package_versions(["torch", "no-such-package-at-all"])
-    assert found == {"torch": torch.__version__, "no-such-package-at-all": None}
+    # torch's module may name its build behind a plus sign where the package's metadata does not.
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["no-such-package-at-all"] is None

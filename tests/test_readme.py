@@ -23,7 +23,7 @@ def test_the_results_block_is_filled():
 
 def test_every_verb_in_the_readme_exists_and_has_help_with_an_example():
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
-    mentioned = set(re.findall(r"`?primekd ([a-z][a-z-]+)", README))
+    mentioned = set(re.findall(r"(?:^    |`)primekd ([a-z][a-z-]+)", README, re.M))
     assert mentioned <= verbs
     for verb in verbs:
         said = CliRunner().invoke(app, [verb, "--help"])

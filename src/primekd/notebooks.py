@@ -1,6 +1,7 @@
 """Runs a notebook unattended: typed parameters in, an executed copy and its HTML out."""
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -95,6 +96,9 @@ def to_html(path: Path) -> str:
     import nbformat
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(sanitize_html=True, embed_images=True, mathjax_url="", require_js_url="", jquery_url="")
+    exporter = HTMLExporter(sanitize_html=True, embed_images=True)
+    for trait in exporter.trait_names():
+        if trait.endswith("_url"):
+            setattr(exporter, trait, "")
     body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
-    return body
+    return re.sub(r'<script src="">\s*</script>', "", body)

@@ -68,8 +68,8 @@ def grade_answers(items: Iterable[Item], answers: Iterable[Answer]) -> list[LogR
 def write_log(path: Path, rows: Iterable[LogRow]) -> None:
     """Writes a per-item log."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(COLUMNS)
+    text.write(",".join(COLUMNS) + "\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a lone \r is lost without quotes
     for row in rows:
         writer.writerow(int(v) if isinstance(v := getattr(row, column), bool) else v for column in COLUMNS)
     write_text(path, text.getvalue())
