@@ -22,7 +22,6 @@ from primekd.assessment.summary import (
     claims,
     contrast,
     planned_contrasts,
-    read_table,
     summarise,
     title_of,
     write_summary,

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from primekd.cli import app
@@ -10,10 +11,12 @@ from primekd.report.readme import update_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
-def test_every_number_in_a_generated_block_is_what_the_logs_say():
-    assert update_readme(ROOT / "README.md", check=True) == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_number_in_a_generated_block_is_what_the_logs_say(page):
+    assert update_readme(page, check=True) == []
 
 
 def test_the_results_block_is_filled():

@@ -1,187 +1,67 @@
-"""The report: numbers as in the files, hostile text harmless, the same bytes every time."""
+"""The report: every part of it is there, hostile text is harmless, and the bytes are the same every time."""
 
-import csv
 import json
 import re
-import shutil
-from pathlib import Path
 
 import pytest
+from report_logs import DECIDED, HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_csv, write_published, write_study
 
-from primekd.assessment.grade import LogRow, write_log
-from primekd.assessment.held_out import HeldOutRow, write_rows
-from primekd.assessment.summary import write_summary
+from primekd.assessment.extract import EXTRACTORS
+from primekd.assessment.grade import read_log, write_log
 from primekd.config import load_profile
 from primekd.errors import UserError
-from primekd.provenance import hash_file, write_json, write_text
+from primekd.provenance import hash_file
+from primekd.report import files
 from primekd.report.browser import cut, script_json
-from primekd.report.figures import accuracy_forest, kl_forest, loss_curves
-from primekd.report.formats import markdown, p_value, percent, significant
+from primekd.report.extraction import read_accuracies
+from primekd.report.figures import loss_curves
+from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
 from primekd.report.html import write_report
-from primekd.report.readme import update_readme
-from primekd.report.results import read_results
-from primekd.report.tables import claim_table, results_table, results_text
-
-ROOT = Path(__file__).parents[1]
-MODELS = ("control", "base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune", "ai-KD-seed1", "teacher")
-HOSTILE = (
-    "</script><script>document.title='stolen'</script> 18",
-    "<img src=x onerror=alert(1)> 18",
-    "{{7*7}} {% raw %} 18",
-    "😀👩‍👩‍👧 the answer is 18, no, 19",
-    'commas, "quotes"\nand\r\nlines\u2028with\u2029odd ends & <!-- 18 -->',
-    "plain 18",
-)
-NOTHING_FOUND = 4  # the place of the answer that no number was read from
+from primekd.report.results import NOTHING_DECIDED, read_results
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch) -> Path:
-    """A folder with this repository's configuration and no logs."""
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
-    monkeypatch.delenv("PRIMEKD_OUTPUT", raising=False)
-    return tmp_path
+def checkout(tmp_path, monkeypatch):
+    return make_checkout(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def profile(checkout):
-    """The profile ci with logs of eight models on six items, all of their text hostile."""
-    profile = load_profile("ci")
-    logs, held_out = {}, []
-    for shift, model in enumerate(MODELS):
-        logs[model] = [_row(place, text, (place + shift) % 3 == 0) for place, text in enumerate(HOSTILE)]
-        if model != "teacher":
-            held_out += [HeldOutRow(model, r.id, 10, 0.5 + shift * i, 20, 30.0 + i) for i, r in enumerate(logs[model])]
-        write_log(profile.logs / f"{model}.csv", logs[model])
-        if model not in ("control", "teacher"):
-            steps = "".join(f"{s},0.5,0.1,{2 / s},1,1,1,{3 / s if s % 2 == 0 else ''}\n" for s in range(1, 9))
-            curve = profile.logs / "loss_curves" / f"{model}.csv"
-            write_text(curve, "step,epoch,learning_rate,loss,ce,kd,grad_norm,eval_loss\n" + steps)
-    write_rows(profile.logs / "held-out.csv", held_out)
-    write_summary(profile, logs, held_out)
-    _write_manifest(profile)
-    return profile
+    """The profile ci with logs of eight models on six items, all of their text hostile; nothing was adjudicated."""
+    return write_study(load_profile("ci"))
 
 
-def _row(place: int, text: str, right: bool) -> LogRow:
-    start = text.index("18")
-    rule, span = ("none", "") if place == NOTHING_FOUND else ("last-number", f"{start}:{start + 2}")
-    question = f"Question {place}: {text}"
-    return LogRow(f"item-{place}", question, "18", text, 12 + place, place == 2, "18", rule, span, right)
+@pytest.fixture
+def decided(checkout):
+    """The same with three answers decided by hand."""
+    return write_study(load_profile("ci"), decided=DECIDED)
 
 
-def _write_manifest(profile) -> None:
-    outputs = {p.relative_to(profile.logs).as_posix(): hash_file(p) for p in sorted(profile.logs.rglob("*.csv"))}
-    student = {
-        "strategy": "ai-KD",
-        "inputs": {"seed": 0, "student": {"model_sha256": "c" * 64}, "signals": {"spec_sha256": "5" * 64}},
-        "outputs": {"adapter/adapter_model.safetensors": "a" * 64},
-        "end": "2026-01-02T03:04:05+00:00", "seconds": 61.0, "energy_kwh": 0.001, "steps": 8, "response_tokens": 96,
-        "git": {"commit": "d" * 40, "dirty": True}, "manifest_sha256": "e" * 64,
-        "signals": {"spec": {"priming": "<b>Check twice.</b>"}, "items": 8, "tokens": 9, "bytes": 2**20,
-                    "sessions": [{"seconds": 2.5, "energy_kwh": None}]},
-    }  # fmt: skip
-    manifest = {
-        "kind": "assessment", "outputs": outputs, "start": "2026-01-02T03:00:00+00:00",
-        "end": "2026-01-02T03:10:00+00:00", "config": profile.resolved(), "seconds": 4.5, "energy_kwh": 0.002,
-        "models": {"ai-KD": student}, "teacher": {"spec_sha256": "7" * 64, "items": 6, "tokens": 60},
-        "environment": {"git": {"commit": "f" * 40, "dirty": False}, "hardware": {"cpu": "A <cpu>", "cores": 2}},
-    }  # fmt: skip
-    write_json(profile.logs / "manifest.json", manifest)
+@pytest.fixture
+def published(checkout):
+    return write_published(checkout)
 
 
-def _summary(profile) -> list[dict[str, str]]:
-    with open(profile.logs / "summary.csv", encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+def _page(profile) -> str:
+    return write_report(profile).read_bytes().decode()
 
 
-def _cells(table: str) -> list[list[str]]:
-    lines = [line for line in table.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
-
-
-def _numbers(cell: str) -> list[float]:
-    return [float(n) for n in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", cell)]
-
-
-@pytest.mark.parametrize(
-    ("share", "wanted"), [("0.0625", "6.3"), ("0.324408", "32.4"), ("1", "100.0"), ("0", "0.0"), ("-0.0002", "0.0")]
-)
-def test_percentages_round_half_up(share, wanted):
-    assert percent(share) == wanted
-
-
-def test_numbers_keep_their_digits():
-    assert [significant(x) for x in ("0.1", "10.8012", "2.6395e-06", "0", "-0.00348428", "1234", "0.99996")] == [
-        "0.1000", "10.80", "2.640e-06", "0", "-0.003484", "1234", "1.000"
-    ]  # fmt: skip
-    assert [p_value(p) for p in ("1", "0.0031", "0.001", "0.00099", "1e-12")] == [
-        "1.000", "0.003", "0.001", "<0.001", "<0.001"
-    ]  # fmt: skip
-    assert percent("0.05", signed=True) == "+5.0" and percent("0", signed=True) == "0.0"
-
-
-def test_results_table_has_the_numbers_of_the_files(profile):
-    models, paired = results_table(profile.logs).split("Paired differences")
-    rows = _cells(models)
-    assert len(_cells(paired)) == len((profile.logs / "contrasts.csv").read_text().splitlines()) - 1
-    with open(profile.logs / "contrasts.csv", encoding="utf-8", newline="") as handle:
-        tests = {r["model"]: float(r["p_holm"]) for r in csv.DictReader(handle) if r["reference"] == "control"}
-    assert [row[0] for row in rows] == [f"{s['title']} (`{s['model']}`)" for s in _summary(profile)]
-    for cells, row in zip(rows, _summary(profile), strict=True):
-        assert cells[1:3] == [row["n"], row["correct"]] and cells[5] == row["truncated"]
-        wanted = [100 * float(row[f"accuracy{end}"]) for end in ("", "_low", "_high")]
-        assert _numbers(cells[3]) == pytest.approx(wanted, abs=0.05001)
-        if row["model"] in tests:
-            assert float(cells[4]) == pytest.approx(tests[row["model"]], abs=0.00051)
-        for cell, measure in ((cells[6], "kl"), (cells[7], "nll_gold")):
-            if row["model"] == "teacher":
-                assert cell == "–"
-            else:
-                wanted = [float(row[f"{measure}{end}"]) for end in ("", "_low", "_high")]
-                assert _numbers(cell) == pytest.approx(wanted, rel=5.1e-4)
-
-
-def test_results_say_how_wide_the_intervals_are(profile):
-    widest = max(float(r["accuracy_high"]) - float(r["accuracy_low"]) for r in _summary(profile))
-    said = results_table(profile.logs)
-    assert f"With n = 6 items, the 95 % interval of an accuracy is up to {100 * widest:.1f} points wide" in said
-    assert "unprimed teacher" in said and "cannot rank" in said
-
-
-def test_terminal_text_is_plain_and_narrow(profile):
-    text = results_text(profile.logs)
-    assert "\x1b" not in text and max(map(len, text.splitlines())) <= 120
-    assert not any(line != line.rstrip() for line in text.splitlines())
-    for row in _summary(profile):
-        assert f"{row['model']} " in text
-
-
-def test_claim_table_shows_published_beside_measured(profile):
-    rows = {re.search(r"\(`(.+)`\)", row[0])[1]: row for row in _cells(claim_table(profile.logs))}
-    assert rows["control"][2] == "12.20" and rows["ai-KD"][2] == "48.14" and rows["ai-KD-seed1"][2] == "–"
-    assert rows["ai-KD"][1] == "[`logs/ci/ai-KD.csv`](logs/ci/ai-KD.csv)"
-    assert rows["ai-KD"][4] == "6"
-    assert "not comparable" in claim_table(profile.logs)
-
-
-def test_missing_or_foreign_tables_are_refused(profile):
-    (profile.logs / "summary.csv").write_text("model,title\nx,y\n")
-    with pytest.raises(UserError, match="summary.csv"):
-        results_table(profile.logs)
-    (profile.logs / "contrasts.csv").unlink()
-    with pytest.raises(UserError):
-        read_results(profile.logs)
-
-
-def test_markdown_cells_cannot_break_out():
-    assert markdown("a|b\n<img> [x](y) `c`") == "a\\|b &lt;img&gt; \\[x\\](y) \\`c\\`"
+def _section(page: str, name: str) -> str:
+    """The text of one section, without tags."""
+    html = page[page.index(f'<section id="{name}"') :].split("</section>", 1)[0]
+    return " ".join(re.sub(r"<[^>]+>", " ", html).replace("&#39;", "'").split())
 
 
 def test_figures_are_the_same_every_time(profile):
     results = read_results(profile.logs)
-    for draw in (lambda: accuracy_forest(results), lambda: kl_forest(results), lambda: loss_curves(profile.logs)):
+    accuracies = read_accuracies(profile.logs)
+    for draw in (
+        lambda: accuracy_forest(results),
+        lambda: contrast_forest(results),
+        lambda: extractor_dots(results, accuracies),
+        lambda: kl_forest(results),
+        lambda: loss_curves(profile.logs),
+    ):
         svg = draw()
         assert svg == draw()
         assert "<text" in svg and "Ground truth-KD" in svg and "dc:date" not in svg
@@ -196,7 +76,7 @@ def test_spans_count_code_points():
 
 
 def test_report_holds_the_answers_and_nothing_hostile(profile):
-    page = write_report(profile).read_bytes().decode()
+    page = _page(profile)
     assert page.startswith("<!DOCTYPE html>")
     start = '<script id="item-data" type="application/json">'
     raw = page[page.index(start) + len(start) :].split("</script>", 1)[0]
@@ -208,8 +88,12 @@ def test_report_holds_the_answers_and_nothing_hostile(profile):
         for answer in item["answers"]:
             assert "".join(answer["text"]) == HOSTILE[place]
             assert answer["text"][1:2] == ([] if place == NOTHING_FOUND else ["18"])
+    assert [m["name"] for m in data["models"] if not m["student"]] == ["control", "teacher"]
+    assert data["extractors"] == list(EXTRACTORS)
+    base = data["items"][3]["answers"][1]
+    assert base["read"] == ["18", "17", "-1", "18", "18"] and "read" not in data["items"][0]["answers"][1]
     rest = page.replace(raw, "")
-    for text in ("onerror", "stolen", "<b>Check", "A <cpu>", "{{", "{%", "\u2028"):
+    for text in ("onerror", "window.owned", "<b>Check", "A <cpu>", "{{", "{%", "\u2028"):
         assert text not in rest
     assert page.count("<script") == 2 and page.count("</script>") == 2
     assert "&lt;b&gt;Check twice.&lt;/b&gt;" in page
@@ -237,58 +121,60 @@ def test_report_is_the_same_every_time_and_tells_of_altered_logs(profile):
 
 
 def test_report_refuses_logs_of_other_items(profile):
-    write_log(profile.logs / "ai-KD.csv", [_row(0, HOSTILE[0], True)])
+    write_log(profile.logs / "ai-KD.csv", read_log(profile.logs / "ai-KD.csv")[:1])
     with pytest.raises(UserError, match="ai-KD.csv has other items"):
         write_report(profile)
+
+
+def test_report_refuses_readings_that_lack_an_answer(profile):
+    path = profile.logs / "extractors.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="extractors.csv has no row for teacher on item item-5"):
+        write_report(profile)
+
+
+def test_report_of_logs_that_no_other_extractor_read(profile):
+    for name in ("extractors", "accuracies", "seeds", "audit"):
+        (profile.logs / f"{name}.csv").unlink()
+    assert "by the published rules alone" in _section(_page(profile), "extractors")
+
+
+def test_report_has_every_extractor_contrast_and_sentence(profile, published):
+    page = _page(profile)
+    extraction = _section(page, "extractors")
+    for name in EXTRACTORS:
+        assert f"{name}, %" in extraction
+    assert "1 of 6" in extraction and "16.7" in extraction  # base-KD: validated reads one of six otherwise
+    contrasts = _section(page, "contrasts")
+    assert contrasts.count("no difference can be claimed") == len(read_results(profile.logs).contrasts)
+    assert "Detectable" in contrasts
+    assert "nothing is known" in _section(page, "seeds") and NOTHING_DECIDED in _section(page, "adjudication")
+    validation = _section(page, "validation")
+    assert "98.6 [93.0, 99.8]" in validation and "blind to the gold answers" in validation
+    assert validation.index("set validation") < validation.index("Set development")
+
+
+def test_report_shows_decisions_audits_and_seeds(decided):
+    write_csv(
+        decided.logs / "audit.csv",
+        files.AUDIT,
+        [["ai-KD", 40, 2, 0.05, 0.014, 0.165], ["all", 40, 2, 0.05, 0.014, 0.165]],
+    )
+    seeds = [
+        ["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, ""],
+        ["ai-KD", "base-KD", 2, 6, 0.1, -0.1, 0.3, 0.02, 0.03, 0.01, 0.31],
+    ]
+    write_csv(decided.logs / "seeds.csv", files.SEEDS, seeds)
+    page = _page(decided)
+    adjudication = _section(page, "adjudication")
+    assert "Ground truth-KD 6 2 0 1 1 1 0" not in adjudication
+    row = re.search(r"Ground truth-KD (\d+ \d+ \d+ \d+ \d+ \d+ \d+)", adjudication)[1]
+    assert row == "6 2 1 0 1 1 0"  # 18 kept and now right; the other one: no answer was given
+    assert "Ground truth-KD 40 2 5.0 [1.4, 16.5]" in adjudication and "All 40 2" in adjudication
+    assert "+10.0 [-10.0, +30.0]" in _section(page, "seeds")
+    assert "Adjudicated" in _section(page, "claims") and "Adjudicated" in _section(page, "results")
 
 
 def test_script_json_is_json():
     value = {"a": "</script><!-- & \u2028\u2029 😀", "b": [1, None, True]}
     assert json.loads(str(script_json(value))) == value
-
-
-README = """# Title
-
-<!-- primekd:begin results ci -->
-12.3 typed by hand
-<!-- primekd:end -->
-Between.
-<!-- primekd:begin claims ci -->
-<!-- primekd:end -->
-The end.
-"""
-
-
-def test_readme_drift_is_found_and_mended(profile, checkout):
-    readme = checkout / "README.md"
-    readme.write_text(README)
-    assert update_readme(readme, check=True) == ["results ci", "claims ci"]
-    assert readme.read_text() == README
-    assert update_readme(readme, check=False) == ["results ci", "claims ci"]
-    mended = readme.read_text(encoding="utf-8")
-    assert results_table(profile.logs) in mended and claim_table(profile.logs) in mended
-    assert "typed by hand" not in mended and "\nBetween.\n" in mended and mended.endswith("\nThe end.\n")
-    assert update_readme(readme, check=True) == update_readme(readme, check=False) == []
-    assert readme.read_text(encoding="utf-8") == mended
-    readme.write_text(mended.replace("48.14", "49.14"), encoding="utf-8")
-    assert update_readme(readme, check=True) == ["claims ci"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<!-- primekd:begin poems ci -->\n<!-- primekd:end -->\n",
-        "<!-- primekd:begin results -->\n<!-- primekd:end -->\n",
-        "<!-- primekd:begin results ../ci -->\n<!-- primekd:end -->\n",
-        "<!-- primekd:begin results ci -->\n",
-        "<!-- primekd:begin results ci -->\n<!-- primekd:begin claims ci -->\n<!-- primekd:end -->\n",
-        "<!-- primekd:end -->\n",
-        "<!-- primekd:begin results nowhere -->\n<!-- primekd:end -->\n",
-    ],
-)
-def test_readme_with_wrong_markers_is_refused(profile, checkout, text):
-    readme = checkout / "README.md"
-    readme.write_text(text)
-    with pytest.raises(UserError):
-        update_readme(readme, check=False)
-    assert readme.read_text() == text

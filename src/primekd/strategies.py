@@ -24,7 +24,6 @@ class Strategy(BaseModel):
     title: str
     teacher: bool
     priming: str | None = None
-    published_accuracy: float | None = None
 
 
 def strategies_file() -> Path:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from primekd.assessment.extract import extract
-from primekd.assessment.grade import LogRow, read_log
+from primekd.assessment.adjudicate import apply_decisions, read_decisions
+from primekd.assessment.grade import LogRow, grade_row, read_log
+from primekd.assessment.regrade import read_logs
+from primekd.assessment.results import TABLES
+from primekd.assessment.tables import read_table
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.items import parse_answer
 from primekd.provenance import MANIFEST, altered_outputs, hash_json, project_root, read_json, relative_name
 from primekd.signals import SignalReader
 
@@ -33,6 +35,7 @@ def verify(profile: Profile) -> list[Check]:
     checks = [check_outputs(profile.logs / MANIFEST)]
     for what, check, argument in (
         (f"verdicts in {relative_name(profile.logs)}", check_verdicts, profile.logs),
+        (f"decisions in {relative_name(profile.logs)}", check_decisions, profile),
         (relative_name(profile.logs / "report.html"), check_report, profile),
     ):
         try:
@@ -95,7 +98,7 @@ def check_verdicts(folder: Path) -> Check:
     """Extracts and grades every logged answer anew, and adds the summary up again."""
     problems = []
     for path in sorted(folder.glob("*.csv")):
-        if path.name in {"summary.csv", "contrasts.csv", "held-out.csv"}:
+        if path.name in TABLES:
             continue
         rows = read_log(path)
         problems += [
@@ -106,23 +109,33 @@ def check_verdicts(folder: Path) -> Check:
 
 
 def follows(row: LogRow) -> bool:
-    """Whether a logged value, rule and verdict are what the extraction gives today. Adjudicated rows are a person's."""
-    if row.adjudicated:
-        return True
-    found = extract(row.response)
-    right = found.value is not None and found.value == parse_answer(row.gold)
-    return (found.text, found.rule, right) == (row.extracted, row.rule, row.correct)
+    """Whether a logged value, rule, place and verdict are what the extraction gives today."""
+    return grade_row(row) == row
 
 
 def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:
-    """The summary's count of one model against its log."""
-    from primekd.assessment.summary import read_table
-
-    logged = {r.get("model"): (r.get("n"), r.get("correct")) for r in read_table(folder / "summary.csv")}
-    counted = (str(len(rows)), str(sum(r.correct for r in rows)))
-    if logged.get(model) != counted:
-        return [f"summary.csv does not say {counted[1]} of {counted[0]} for {model}"]
+    """The summary's counts of one model against its log."""
+    columns = ("n", "correct", "adjudicated", "correct_adjudicated")
+    logged = {r.get("model"): tuple(r.get(c) for c in columns) for r in read_table(folder / "summary.csv")}
+    decided = sum(bool(r.adjudicated) for r in rows)
+    counts = (len(rows), sum(r.correct for r in rows), decided, sum(r.correct_adjudicated for r in rows))
+    if logged.get(model) != tuple(str(c) for c in counts):
+        return [f"summary.csv does not say {counts[1]} of {counts[0]} ({counts[3]} adjudicated) for {model}"]
     return []
+
+
+def check_decisions(profile: Profile) -> Check:
+    """The logs' adjudicated values against assessment/adjudications.csv: no decision left out, none made up."""
+    decisions, problems = read_decisions(), []
+    for model, rows in read_logs(profile.logs).items():
+        applied = apply_decisions(profile.name, model, rows, decisions)
+        problems += [
+            f"{model}: {row.id} is logged as adjudicated {row.adjudicated or 'by nobody'}, the decisions say "
+            f"{now.adjudicated or 'nobody'}"
+            for row, now in zip(rows, applied, strict=True)
+            if row.adjudicated != now.adjudicated
+        ]
+    return Check(f"decisions in {relative_name(profile.logs)}", problems)
 
 
 def check_lineage(profile: Profile) -> list[Check]:

@@ -16,11 +16,14 @@ BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `ids` end with the end-of-turn token unless `truncated`; `text` has no control tokens."""
+    """One answer. `ids` end with the end-of-turn token unless `truncated`; `text` has no control tokens.
+
+    `truncated` is None where only the text of an answer is known.
+    """
 
     item_id: str
     ids: list[int]
-    truncated: bool
+    truncated: bool | None
     text: str
 
 

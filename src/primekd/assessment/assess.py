@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
-from primekd.assessment.grade import LogRow, grade_answers, write_log
+from primekd.assessment.grade import LogRow, grade_answers
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
-from primekd.assessment.summary import CONTROL, TEACHER, write_summary
+from primekd.assessment.regrade import rules_hashes
+from primekd.assessment.results import decisions_hash, write_results
+from primekd.assessment.summary import CONTROL, TEACHER
 from primekd.capture import build_spec, capture, held_out_job, open_signals, training_job
 from primekd.chat import decode_response
 from primekd.config import Profile
@@ -128,7 +130,8 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
     return {
         "answers": answer_inputs(profile, items, None),
         "assess": profile.assess.model_dump(mode="json"),
-        "rules": {p.name: hash_file(p) for p in sorted(Path(__file__).parent.glob("*.py"))},
+        "rules": rules_hashes(),
+        "adjudications": decisions_hash(profile),
         "students": {s.name: s.adapter_hashes for s in students},
         "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()},
     }
@@ -176,20 +179,14 @@ def _teacher_answers(profile: Profile, items: list[Item], reader: SignalReader) 
 def _write(
     profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], students: list[Student]
 ) -> list[Path]:
+    outputs = write_results(profile, logs, held_out)
     folder = profile.logs
-    outputs = []
-    for path in folder.glob("*.csv"):  # of models that are no more
-        path.unlink()
-    for name, rows in logs.items():
-        write_log(folder / f"{name}.csv", rows)
-        outputs.append(folder / f"{name}.csv")
     write_rows(folder / "held-out.csv", held_out)
     shutil.rmtree(folder / "loss_curves", ignore_errors=True)
     for student in students:
         curve = folder / "loss_curves" / f"{student.name}.csv"
         write_text(curve, (student.folder / "loss_curve.csv").read_text(encoding="utf-8"))
         outputs.append(curve)
-    outputs += write_summary(profile, logs, held_out)
     return [*outputs, folder / "held-out.csv"]
 
 

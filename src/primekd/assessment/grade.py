@@ -3,12 +3,12 @@
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 from primekd.assessment.answers import Answer
-from primekd.assessment.extract import Extraction, extract
+from primekd.assessment.extract import NOT_FOUND, extract
 from primekd.assessment.numbers import format_value
 from primekd.errors import UserError
 from primekd.items import Item, parse_answer
@@ -36,22 +36,34 @@ class LogRow:
     correct: bool
     adjudicated: str = ""
 
+    @property
+    def correct_adjudicated(self) -> bool:
+        """The verdict by a person's value where one was decided on, else the automatic one."""
+        if not self.adjudicated:
+            return self.correct
+        return self.adjudicated != NOT_FOUND and Fraction(self.adjudicated) == Fraction(self.gold)
 
-def grade_answer(item: Item, answer: Answer) -> LogRow:
+
+def grade_answer(item: Item, answer: Answer, extractor: str = "published") -> LogRow:
     """Extracts an answer's number and compares it, as a number, with the gold value."""
-    found: Extraction = extract(answer.text)
-    gold = Fraction(item.answer)
-    return LogRow(
-        id=item.id,
-        question=item.question,
-        gold=format_value(gold),
-        response=answer.text,
-        response_tokens=len(answer.ids),
-        truncated=answer.truncated,
+    gold = format_value(Fraction(item.answer))
+    row = LogRow(item.id, item.question, gold, answer.text, len(answer.ids), answer.truncated, "", "", "", False)
+    return grade_row(row, extractor)
+
+
+def grade_row(row: LogRow, extractor: str = "published") -> LogRow:
+    """A row with its answer extracted and graded by today's rules. What a person decided stays.
+
+    `truncated` may be None on the way in: then it is judged from the text.
+    """
+    found = extract(row.response, extractor, row.truncated, row.question)
+    return replace(
+        row,
+        truncated=found.truncated,
         extracted=found.text,
         rule=found.rule,
         span="" if found.span is None else f"{found.span[0]}:{found.span[1]}",
-        correct=found.value is not None and found.value == gold,
+        correct=found.value is not None and found.value == Fraction(row.gold),
     )
 
 

@@ -2,18 +2,28 @@
 
 import csv
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.answers import Answer
-from primekd.assessment.extract import RULES
+from primekd.assessment.extract import EXTRACTORS, RULES
 from primekd.assessment.grade import LogRow, grade_answer, write_log
 from primekd.assessment.statistics import accuracy
 from primekd.errors import UserError
 from primekd.items import Item, parse_answer
 
-TRUNCATION_COLUMN, LENGTH_COLUMN, ID_COLUMN = "truncated", "response_tokens", "id"
+TRUNCATION_COLUMN, LENGTH_COLUMN, ID_COLUMN, QUESTION_COLUMN = "truncated", "response_tokens", "id", "question"
+PILE = 0.05  # share of answers that have the greatest length; if it is more, that length was the limit
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a file hold what. Without `question`, a column of that name is used where there is one."""
+
+    response: str
+    gold: str
+    question: str | None = None
 
 
 def read_csv(path: Path, needed: list[str]) -> list[dict[str, str]]:
@@ -39,17 +49,71 @@ def read_csv(path: Path, needed: list[str]) -> list[dict[str, str]]:
     return rows
 
 
-def grade_file(path: Path, response: str, gold: str, question: str | None, out: Path | None) -> dict[str, Any]:
-    """Grades every row; returns n, correct, accuracy, ci95, truncated and how often each rule fired.
+def check_extractor(name: str) -> None:
+    """Raises UserError if there is no extractor of that name."""
+    if name not in EXTRACTORS:
+        raise UserError(f"No extractor is called {name!r}: choose from {', '.join(EXTRACTORS)}.")
 
-    `truncated` counts the column of that name; None where the file has none. An unknown length is 0 in the log.
+
+def token_limit(rows: list[dict[str, str]]) -> int | None:
+    """The limit of new tokens that the answers ran into, from the column of lengths; None if that shows none."""
+    lengths = [int(n) for row in rows if (n := row.get(LENGTH_COLUMN) or "").isdecimal()]
+    if len(lengths) < len(rows):
+        return None
+    most = max(lengths)
+    return most if lengths.count(most) > max(1, PILE * len(rows)) else None
+
+
+def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> list[LogRow]:
+    """Grades every row of a file.
+
+    Whether an answer was truncated is taken from a column `truncated`, else from the pile of answers that have the
+    greatest `response_tokens`, else judged from its text.
 
     Raises:
         UserError: the file cannot be read, or a gold value is no number; the sentence names the row.
     """
-    rows = read_csv(path, [response, gold, *([question] if question else [])])
-    known = TRUNCATION_COLUMN in rows[0]
-    log = [_grade(path, n, row, response, gold, question) for n, row in enumerate(rows, start=2)]
+    check_extractor(extractor)
+    rows = read_csv(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
+    asked = columns.question or (QUESTION_COLUMN if QUESTION_COLUMN in rows[0] else None)
+    limit = None if TRUNCATION_COLUMN in rows[0] else token_limit(rows)
+    return [
+        _grade(path, n, row, replace(columns, question=asked), extractor, limit) for n, row in enumerate(rows, start=2)
+    ]
+
+
+def _grade(path: Path, number: int, row: dict[str, str], columns: Columns, extractor: str, limit: int | None) -> LogRow:
+    try:
+        answer = parse_answer(row[columns.gold] or "")
+    except ValueError as error:
+        raise UserError(f"{path} row {number}: the gold value in {columns.gold!r} {error}.") from error
+    item = Item(
+        row.get(ID_COLUMN) or str(number - 1), row[columns.question] or "" if columns.question else "", "", answer
+    )
+    length = row.get(LENGTH_COLUMN) or ""
+    tokens = int(length) if length.isdecimal() else 0
+    graded = grade_answer(
+        item, Answer(item.id, [], _is_truncated(row, tokens, limit), row[columns.response] or ""), extractor
+    )
+    return replace(graded, response_tokens=tokens)
+
+
+def _is_truncated(row: dict[str, str], tokens: int, limit: int | None) -> bool | None:
+    if TRUNCATION_COLUMN in row:
+        return (row[TRUNCATION_COLUMN] or "").strip().lower() in {"1", "true", "yes"}
+    return None if limit is None else tokens >= limit
+
+
+def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor: str = "published") -> dict[str, Any]:
+    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there).
+
+    Returns:
+        n, correct, accuracy, ci95 (Wilson), truncated, rules (how often each fired) and extractor.
+
+    Raises:
+        UserError: as `grade_rows`.
+    """
+    log = grade_rows(path, columns, extractor)
     if out:
         write_log(out, log)
     share = accuracy([r.correct for r in log])
@@ -59,22 +123,10 @@ def grade_file(path: Path, response: str, gold: str, question: str | None, out: 
         "correct": sum(r.correct for r in log),
         "accuracy": share.value,
         "ci95": [share.low, share.high],
-        "truncated": sum(r.truncated for r in log) if known else None,
-        "rules": {rule: fired[rule] for rule in RULES},
+        "truncated": sum(r.truncated for r in log),
+        "rules": {rule: fired[rule] for rule in RULES[extractor]},
+        "extractor": extractor,
     }
-
-
-def _grade(path: Path, number: int, row: dict[str, str], response: str, gold: str, question: str | None) -> LogRow:
-    try:
-        answer = parse_answer(row[gold] or "")
-    except ValueError as error:
-        raise UserError(f"{path} row {number}: the gold value in {gold!r} {error}.") from error
-    item = Item(row.get(ID_COLUMN) or str(number - 1), row[question] if question else "", "", answer)
-    text = row[response] or ""
-    cut = (row.get(TRUNCATION_COLUMN) or "").strip().lower() in {"1", "true", "yes"}
-    length = row.get(LENGTH_COLUMN) or "0"
-    graded = grade_answer(item, Answer(item.id, [], cut, text))
-    return replace(graded, response_tokens=int(length) if length.isdecimal() else 0)
 
 
 def say_result(result: dict[str, Any]) -> str:
@@ -83,6 +135,6 @@ def say_result(result: dict[str, Any]) -> str:
     rules = ", ".join(f"{rule} {count}" for rule, count in result["rules"].items())
     return (
         f"{result['correct']} of {result['n']} correct: {result['accuracy']:.2%} "
-        f"(95 % interval {low:.2%} to {high:.2%})\n"
-        f"rules that fired: {rules}"
+        f"(95 % interval {low:.2%} to {high:.2%}), {result['truncated']} truncated\n"
+        f"rules that fired ({result['extractor']}): {rules}"
     )

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import bootstrap
+from scipy.stats import t as student_t
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.05
+POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class McNemar:
 def accuracy(correct: Sequence[bool]) -> Estimate:
     """Share of correct items with its Wilson interval."""
     low, high = proportion_confint(sum(correct), len(correct), alpha=LEVEL, method="wilson")
-    return Estimate(sum(correct) / len(correct), float(low), float(high))
+    # At 0 or all of them, rounding leaves bounds such as 9e-19.
+    return Estimate(sum(correct) / len(correct), round(float(low), 12), round(float(high), 12))
 
 
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
@@ -43,6 +48,54 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     table = [[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]]
     p = 1.0 if only_a + only_b == 0 else float(mcnemar(table, exact=True).pvalue)
     return McNemar(only_a, only_b, min(p, 1.0))
+
+
+def detectable_difference(test: McNemar, items: int) -> float:
+    """The smallest true difference in accuracy, as a share, that so many items would show in 80 % of repetitions.
+
+    From the power of the normal approximation to McNemar's test, two-sided at 5 %, if as many items are discordant as
+    were seen here (at least one). Without a correction for several contrasts, so that it is a lower bound.
+    """
+    effect = NormalIndPower().solve_power(nobs1=items, alpha=LEVEL, power=POWER, ratio=0)
+    discordant = max(test.only_first + test.only_second, 1) / items
+    # The paired difference has the variance discordant - difference**2; effect = difference / its square root.
+    return float(min(effect * np.sqrt(discordant / (1 + effect**2)), 1.0))
+
+
+@dataclass(frozen=True)
+class SeedEffects:
+    """A mean over items and seeds. `item_se`, `seed_se`: what other items alone, or other seeds alone, would change."""
+
+    estimate: Estimate
+    seed_sd: float
+    item_se: float
+    seed_se: float
+    p: float
+
+
+def over_seeds(values_I_S: np.ndarray) -> SeedEffects:
+    """Mean of an (items, seeds) table with errors clustered by item and by seed (Cameron, Gelbach and Miller 2011).
+
+    The interval and p (of the mean being 0) use the two-way clustered error and Student's t with seeds - 1 degrees of
+    freedom, so that two seeds claim little. `seed_sd` is the standard deviation of the seeds' own means.
+    """
+    items, seeds = values_I_S.shape
+    y = np.asarray(values_I_S, float).ravel()
+    item, seed = np.repeat(np.arange(items), seeds), np.tile(np.arange(seeds), items)
+    model = OLS(y, np.ones_like(y))
+
+    def fit(groups):
+        return model.fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+
+    by_item, by_seed = fit(item), fit(seed)
+    # In small tables the two-way estimate can fall below one of the one-way ones, or below zero; the larger one holds.
+    fits = [by_item, by_seed, fit(np.column_stack([item, seed]))]
+    error = max(float(f.bse[0]) for f in fits if np.isfinite(f.bse[0]))
+    mean = float(y.mean())
+    half = float(student_t.ppf(1 - LEVEL / 2, seeds - 1)) * error
+    p = float(2 * student_t.sf(abs(mean) / error, seeds - 1)) if error > 0 else float(mean == 0)
+    sd = float(np.std(values_I_S.mean(axis=0), ddof=1))
+    return SeedEffects(Estimate(mean, mean - half, mean + half), sd, float(by_item.bse[0]), float(by_seed.bse[0]), p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -74,6 +127,26 @@ def accuracy_difference(first: Sequence[bool], second: Sequence[bool], samples: 
     """Accuracy of `first` minus that of `second` on the same items, with a paired bootstrap interval."""
     ones = np.ones(len(first))
     return ratio_difference(np.asarray(first, float), np.asarray(second, float), ones, samples)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same items; the difference is first minus second. `p_holm` is adjusted over a whole family."""
+
+    test: McNemar
+    p_holm: float
+    difference: Estimate
+    mde: float
+
+
+def compare_all(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]], samples: int) -> list[Comparison]:
+    """A family of paired comparisons of verdicts."""
+    tests = [mcnemar_exact(first, second) for first, second in pairs]
+    adjusted = holm([t.p for t in tests])
+    return [
+        Comparison(t, p, accuracy_difference(first, second, samples), detectable_difference(t, len(first)))
+        for t, p, (first, second) in zip(tests, adjusted, pairs, strict=True)
+    ]
 
 
 def _bootstrap(columns, statistic, samples: int) -> Estimate:

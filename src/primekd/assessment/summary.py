@@ -1,11 +1,8 @@
-"""summary.csv and contrasts.csv: what the per-item logs add up to, and what may be claimed of them."""
+"""What the per-item logs add up to (summary.csv, contrasts.csv), and what may be claimed of it."""
 
-import csv
-import io
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 
 from primekd.assessment.grade import LogRow
 from primekd.assessment.held_out import HeldOutRow
@@ -13,18 +10,13 @@ from primekd.assessment.statistics import (
     LEVEL,
     Estimate,
     accuracy,
-    accuracy_difference,
-    holm,
-    mcnemar_exact,
+    compare_all,
     ratio,
     ratio_difference,
 )
-from primekd.config import Profile
-from primekd.errors import UserError
-from primekd.provenance import relative_name, write_text
 from primekd.strategies import load_strategies
 
-CONTROL, TEACHER, BASE = "control", "teacher", "base-KD"
+CONTROL, TEACHER, BASE, FINE_TUNE = "control", "teacher", "base-KD", "base-fine-tune"
 
 
 @dataclass(frozen=True)
@@ -47,13 +39,19 @@ class SummaryRow:
     nll_gold: float | None
     nll_gold_low: float | None
     nll_gold_high: float | None
+    adjudicated: int
+    correct_adjudicated: int
+    accuracy_adjudicated: float
+    accuracy_adjudicated_low: float
+    accuracy_adjudicated_high: float
 
 
 @dataclass(frozen=True)
 class ContrastRow:
     """`model` against `reference` on the same items. Differences are model minus reference.
 
-    `p` is McNemar's exact one; `p_holm` is adjusted over all contrasts of the family (`against`).
+    `p` is McNemar's exact one; `p_holm` is adjusted over all planned contrasts. `mde` is the smallest true difference
+    that would be found in 80 % of repetitions. Without held-out rows, kl and nll are empty.
     """
 
     model: str
@@ -65,12 +63,18 @@ class ContrastRow:
     accuracy: float
     accuracy_low: float
     accuracy_high: float
-    kl: float
-    kl_low: float
-    kl_high: float
-    nll_gold: float
-    nll_gold_low: float
-    nll_gold_high: float
+    kl: float | None
+    kl_low: float | None
+    kl_high: float | None
+    nll_gold: float | None
+    nll_gold_low: float | None
+    nll_gold_high: float | None
+    mde: float
+    p_adjudicated: float
+    p_holm_adjudicated: float
+    accuracy_adjudicated: float
+    accuracy_adjudicated_low: float
+    accuracy_adjudicated_high: float
 
 
 def title_of(model: str) -> str:
@@ -85,18 +89,24 @@ def title_of(model: str) -> str:
     return model
 
 
-def planned_contrasts(models: Iterable[str]) -> dict[str, list[str]]:
-    """Reference -> models compared with it: every student with the control, every other KD strategy with base-KD."""
+def planned_contrasts(models: Iterable[str]) -> list[tuple[str, str]]:
+    """(model, reference): every student with the control, every other KD strategy with base-KD, every KD student with
+    base-fine-tune; only where both are among `models`."""
+    models = list(models)
     students = [m for m in models if m not in (CONTROL, TEACHER)]
-    kd = [name for name, s in load_strategies().items() if s.teacher and name != BASE]
-    return {CONTROL: students, BASE: [m for m in students if m in kd]}
+    kd = [name for name, s in load_strategies().items() if s.teacher]
+    taught = [m for m in students if m in kd]
+    pairs = [(m, CONTROL) for m in students]
+    pairs += [(m, BASE) for m in taught if m != BASE]
+    pairs += [(m, FINE_TUNE) for m in taught]
+    return [(m, reference) for m, reference in pairs if reference in models]
 
 
 def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples: int) -> list[SummaryRow]:
     """One row a model."""
     rows = []
     for model, log in logs.items():
-        share = accuracy([r.correct for r in log])
+        share, decided = accuracy(_verdicts(log)), accuracy(_adjudicated(log))
         fit = [r for r in held_out if r.model == model]
         kl = ratio([r.kl for r in fit], [r.teacher_tokens for r in fit], samples) if fit else None
         nll = ratio([r.nll_gold for r in fit], [r.gold_tokens for r in fit], samples) if fit else None
@@ -105,6 +115,7 @@ def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples
                 model, title_of(model), len(log), sum(r.correct for r in log), *_parts(share),
                 sum(r.truncated for r in log), sum(r.rule == "none" for r in log),
                 sum(r.response_tokens for r in log) / len(log), *_parts(kl), *_parts(nll),
+                sum(bool(r.adjudicated) for r in log), sum(_adjudicated(log)), *_parts(decided),
             )
         )  # fmt: skip
     return rows
@@ -115,18 +126,20 @@ def _parts(estimate: Estimate | None) -> tuple[float | None, float | None, float
 
 
 def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples: int) -> list[ContrastRow]:
-    """The planned contrasts, Holm-adjusted within each family of one reference."""
+    """The planned contrasts, Holm-adjusted over all of them."""
+    pairs = planned_contrasts(logs)
+    automatic = compare_all([(_verdicts(logs[m]), _verdicts(logs[r])) for m, r in pairs], samples)
+    decided = compare_all([(_adjudicated(logs[m]), _adjudicated(logs[r])) for m, r in pairs], samples)
     rows = []
-    for reference, models in planned_contrasts(logs).items():
-        if reference not in logs:
-            continue
-        tests = [mcnemar_exact(_verdicts(logs[m]), _verdicts(logs[reference])) for m in models]
-        adjusted = holm([t.p for t in tests])
-        for model, test, p_holm in zip(models, tests, adjusted, strict=True):
-            difference = accuracy_difference(_verdicts(logs[model]), _verdicts(logs[reference]), samples)
-            kl, nll = _fit_differences(held_out, model, reference, samples)
-            counts = (test.only_first, test.only_second, test.p, p_holm)
-            rows.append(ContrastRow(model, reference, *counts, *_parts(difference), *_parts(kl), *_parts(nll)))
+    for (model, reference), one, two in zip(pairs, automatic, decided, strict=True):
+        kl, nll = _fit_differences(held_out, model, reference, samples)
+        rows.append(
+            ContrastRow(
+                model, reference, one.test.only_first, one.test.only_second, one.test.p, one.p_holm,
+                *_parts(one.difference), *_parts(kl), *_parts(nll), one.mde,
+                two.test.p, two.p_holm, *_parts(two.difference),
+            )
+        )  # fmt: skip
     return rows
 
 
@@ -134,9 +147,17 @@ def _verdicts(log: list[LogRow]) -> list[bool]:
     return [r.correct for r in log]
 
 
-def _fit_differences(held_out: list[HeldOutRow], model: str, reference: str, samples: int) -> tuple[Estimate, Estimate]:
+def _adjudicated(log: list[LogRow]) -> list[bool]:
+    return [r.correct_adjudicated for r in log]
+
+
+def _fit_differences(
+    held_out: list[HeldOutRow], model: str, reference: str, samples: int
+) -> tuple[Estimate | None, Estimate | None]:
     first = {r.id: r for r in held_out if r.model == model}
     second = {r.id: r for r in held_out if r.model == reference}
+    if not first and not second:
+        return None, None
     if first.keys() != second.keys():
         raise ValueError(f"{model} and {reference} were measured on different items")
     pairs = [(first[i], second[i]) for i in first]
@@ -149,34 +170,6 @@ def _fit_differences(held_out: list[HeldOutRow], model: str, reference: str, sam
     return kl, nll
 
 
-def write_summary(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[Path]:
-    """Writes summary.csv and contrasts.csv; returns their paths."""
-    samples = profile.assess.bootstrap_samples
-    files = {
-        "summary.csv": (SummaryRow, summarise(logs, held_out, samples)),
-        "contrasts.csv": (ContrastRow, contrast(logs, held_out, samples)),
-    }
-    for name, (kind, rows) in files.items():
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [f.name for f in fields(kind)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: _cell(v) for k, v in asdict(row).items()} for row in rows)
-        write_text(profile.logs / name, text.getvalue())
-    return [profile.logs / name for name in files]
-
-
-def _cell(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of summary.csv or contrasts.csv as text. Raises UserError if it is absent."""
-    if not path.is_file():
-        raise UserError(f"{relative_name(path)} is missing: run the assessment first.")
-    with open(path, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
 # Measure -> (the direction in which more is better, in words for better, for worse).
 MEASURES = {
     "accuracy": (1, "more correct answers", "fewer correct answers"),
@@ -185,12 +178,36 @@ MEASURES = {
 }
 
 
+def sentence(row: dict[str, str]) -> str:
+    """One contrast of contrasts.csv in words: what may be claimed of the accuracies, and what could have been seen."""
+    model, reference = title_of(row["model"]), title_of(row["reference"])
+    points, low, high, mde = (_points(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high", "mde"))
+    p = float(row["p_holm"])
+    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    span = f"{points} points [{low}, {high}], Holm-adjusted {said}"
+    if p < LEVEL and float(row["accuracy"]):
+        more = "more" if float(row["accuracy"]) > 0 else "fewer"
+        return f"{model} answers {more} questions correctly than {reference}: {span}."
+    return (
+        f"Between {model} and {reference} no difference can be claimed: {span}; so many items show a true difference "
+        f"of {mde.lstrip('+')} points or more four times in five."
+    )
+
+
+def _points(share: str) -> str:
+    """A share in points, rounded half up as in the tables."""
+    points = (100 * Decimal(share)).quantize(Decimal("0.1"), ROUND_HALF_UP)
+    return f"{points:+}" if points else "0.0"
+
+
 def claims(contrasts: list[dict[str, str]]) -> list[str]:
     """What the contrasts allow to be said, a sentence for each reference and measure."""
     sentences = []
     for reference in dict.fromkeys(row["reference"] for row in contrasts):
-        rows = [r for r in contrasts if r["reference"] == reference]
         for measure, (direction, better, worse) in MEASURES.items():
+            rows = [r for r in contrasts if r["reference"] == reference and r[measure]]
+            if not rows:
+                continue
             groups = {
                 better: [title_of(r["model"]) for r in rows if _is_better(r, measure, direction)],
                 worse: [title_of(r["model"]) for r in rows if _is_better(r, measure, -direction)],

@@ -9,9 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow, read_log
+from primekd.assessment.summary import CONTROL, TEACHER
 from primekd.errors import UserError
 from primekd.provenance import relative_name
+from primekd.report.extraction import Readings
 from primekd.report.results import Results
 
 # Inside <script> only these could end the element or start a comment; in JSON strings \uXXXX means the same character.
@@ -38,36 +41,54 @@ def read_logs(results: Results) -> dict[str, list[LogRow]]:
     return logs
 
 
-def browser_data(results: Results, logs: dict[str, list[LogRow]]) -> dict[str, Any]:
-    """What the page's script needs: models, and items with one answer a model in the same order.
+def browser_data(results: Results, logs: dict[str, list[LogRow]], readings: Readings) -> dict[str, Any]:
+    """What the page's script needs: models, extractors, and items with one answer a model in the same order.
 
     An answer's `text` is [before, marked, after], or [all] where no number was found. It is cut here because spans
-    count code points and JavaScript counts UTF-16 units.
+    count code points and JavaScript counts UTF-16 units. `read` are the values of the extractors, in their order and
+    only where they differ; without it all of them gave `found`.
+
+    Raises:
+        UserError: extractors.csv has no row for an answer.
     """
-    titles = {row["model"]: row["title"] for row in results.summary}
-    models = [{"name": name, "title": titles[name]} for name in logs]
+    titles = results.titles
+    models = [{"name": n, "title": titles[n], "student": n not in (CONTROL, TEACHER)} for n in logs]
     items = [
         {
             "id": answers[0].id,
             "question": answers[0].question,
             "gold": answers[0].gold,
-            "answers": [_answer(row) for row in answers],
+            "answers": [_answer(row, _read(readings, name, row)) for name, row in zip(logs, answers, strict=True)],
         }
         for answers in zip(*logs.values(), strict=True)
     ]
-    return {"models": models, "items": items}
+    return {"models": models, "extractors": list(EXTRACTORS) if readings else [], "items": items}
 
 
-def _answer(row: LogRow) -> dict[str, Any]:
-    facts = {
+def _read(readings: Readings, model: str, row: LogRow) -> list[str]:
+    """The values of the extractors for one answer; empty where they are not known."""
+    if not readings:
+        return []
+    found = readings.get(model, {}).get(row.id)
+    if found is None:
+        raise UserError(f"extractors.csv has no row for {model} on item {row.id}: run the assessment again.")
+    return [found[name] for name in EXTRACTORS]
+
+
+def _answer(row: LogRow, read: list[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
         "text": cut(row.response, row.span),
         "tokens": row.response_tokens,
         "cut": row.truncated,
-        "found": "" if row.rule == "none" else row.extracted,
+        "found": row.extracted,
         "rule": row.rule,
         "right": row.correct,
     }
-    return facts | {"byHand": row.adjudicated} if row.adjudicated else facts
+    if len({row.extracted, *read}) > 1:
+        facts["read"] = read
+    if row.adjudicated:
+        facts |= {"byHand": row.adjudicated, "rightByHand": row.correct_adjudicated}
+    return facts
 
 
 def cut(text: str, span: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Figures as SVG text. They have a light ground of their own, so they read the same on a dark page.
+"""Figures as SVG text, and the loss curves. They have a light ground, which the page's dark style inverts.
 
 The colours are those of Okabe and Ito, which colour-blind readers can tell apart; curves also differ in their dashes.
 """
@@ -10,8 +10,6 @@ from pathlib import Path
 from primekd.assessment.summary import title_of
 from primekd.errors import UserError
 from primekd.provenance import relative_name
-from primekd.report.formats import interval, percent
-from primekd.report.results import Results
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 DASHES = ("-", "--", "-.", ":")
@@ -32,7 +30,7 @@ STYLE = {
 }
 
 
-def _draw(name: str, size: tuple[float, float], panels: int, fill) -> str:
+def draw(name: str, size: tuple[float, float], panels: int, fill) -> str:
     """Calls `fill(*axes)` on a new figure and returns its SVG, the same bytes for the same data."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -47,46 +45,6 @@ def _draw(name: str, size: tuple[float, float], panels: int, fill) -> str:
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
-
-
-def accuracy_forest(results: Results) -> str:
-    """Accuracy of every model with its Wilson interval, in percent."""
-    return _forest("accuracy", results.summary, "accuracy", 100, "Accuracy, % (95 % Wilson interval)", percent)
-
-
-def kl_forest(results: Results) -> str:
-    """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out."""
-    rows = [row for row in results.summary if row["kl"]]
-    return _forest("kl", rows, "kl", 1, "KL to the unprimed teacher, nats a token (95 % bootstrap interval)")
-
-
-def _forest(name: str, rows: list[dict[str, str]], measure: str, scale: float, label: str, *write) -> str:
-    def fill(axes):
-        for place, row in enumerate(rows):
-            value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
-            colour = _colour(row["model"], place)
-            axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot([value], [place], "o", color=colour, markersize=6, clip_on=False, zorder=3)
-            # The number itself, so that no one has to read it off the axis.
-            axes.annotate(
-                interval(row, measure, *write), (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0),
-                textcoords="offset points", va="center", fontsize=9.5, color="#333333", annotation_clip=False,
-            )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)  # the first model on top
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(label)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")  # no "1e-5" set aside at the axis' end
-        if rows and rows[0]["model"] == "control":
-            axes.axvline(scale * float(rows[0][measure]), color="#999999", linewidth=1, linestyle=":")
-
-    return _draw(name, (7.6, 1.0 + 0.34 * len(rows)), 1, fill)
-
-
-def _colour(model: str, place: int) -> str:
-    return {"control": "#555555", "teacher": "#000000"}.get(model, PALETTE[(place - 1) % (len(PALETTE) - 1)])
 
 
 def loss_curves(logs_folder: Path) -> str:
@@ -116,7 +74,7 @@ def loss_curves(logs_folder: Path) -> str:
             axes.xaxis.get_major_locator().set_params(integer=True)
         training.figure.legend(loc="outside lower center", ncols=min(len(curves), 4))
 
-    return _draw("loss curves", (9.6, 3.9), 2, fill)
+    return draw("loss curves", (9.6, 3.9), 2, fill)
 
 
 def _model_order(logs_folder: Path) -> list[str]:

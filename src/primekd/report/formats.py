@@ -40,6 +40,12 @@ def interval(row: dict[str, str], measure: str, write=significant) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def percent_range(shares: list[str]) -> str:
+    """Shares in percent from the least to the greatest: `3.2 to 4.1`, or `3.2` where rounding leaves no other."""
+    least, most = (percent(pick(shares, key=Decimal)) for pick in (min, max))
+    return least if least == most else f"{least} to {most}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a person reads them: 3.6 s, 12 min 5 s, 3 h 7 min."""
     if seconds is None:

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no network, made from one logs folder.
+"""The report: one HTML file that needs no network, made from one logs folder and logs/published/.
 
 The same logs give the same bytes: dates come from the manifest, never from the clock.
 """
@@ -9,26 +9,27 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.extract import RULES
-from primekd.assessment.grade import LogRow
+from primekd.assessment.summary import sentence
 from primekd.config import Profile
 from primekd.provenance import relative_name, write_text
-from primekd.report import lineage
+from primekd.report import adjudication, extraction, lineage
 from primekd.report.browser import browser_data, read_logs, script_json
-from primekd.report.figures import accuracy_forest, kl_forest, loss_curves
-from primekd.report.formats import MISSING, percent, significant
+from primekd.report.claims import claim_lines, claim_note
+from primekd.report.figures import loss_curves
+from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
 from primekd.report.results import (
+    NOTHING_DECIDED,
     Results,
-    claim_lines,
-    claim_note,
-    contrast_line,
+    contrast_table,
     findings,
     read_manifest,
     read_results,
-    result_lines,
+    result_table,
 )
+from primekd.report.seeds import ONE_SEED, seed_table
 
 REPORT = "report.html"
+SCRIPTS = ("data.js", "list.js", "detail.js", "controls.js")  # in this order, in one scope
 
 
 def write_report(profile: Profile) -> Path:
@@ -43,83 +44,74 @@ def write_report(profile: Profile) -> Path:
 
 
 def render(profile: Profile) -> str:
-    """The report's HTML."""
-    from jinja2 import Environment, StrictUndefined
+    """The report's HTML. Raises UserError as write_report does."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    sources = files("primekd.report")
-
-    def source(name: str) -> str:
-        return sources.joinpath(name).read_text(encoding="utf-8")
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(lambda name: _source(f"templates/{name}")),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     # Style and script are the package's own files: they are put in as they are, and hold no data.
-    own = {"style": Markup(source("report.css")), "script": Markup(source("report.js"))}
-    return environment.from_string(source("report.html.j2")).render(**own, **_page(profile))
+    script = "\n".join(["(() => {", '"use strict";', *(_source(f"assets/{name}") for name in SCRIPTS), "})();"])
+    own = {"style": Markup(_source("assets/report.css")), "script": Markup(script)}
+    return environment.get_template("report.html.j2").render(**own, **_page(profile))
+
+
+def _source(name: str) -> str:
+    return files("primekd.report").joinpath(*name.split("/")).read_text(encoding="utf-8")
 
 
 def _page(profile: Profile) -> dict[str, Any]:
     folder = profile.logs
-    results = read_results(folder)
-    manifest = read_manifest(folder)
-    logs = read_logs(results)
-    titles = {row["model"]: row["title"] for row in results.summary}
+    results, manifest = read_results(folder), read_manifest(folder)
+    logs, titles = read_logs(results), results.titles
+    accuracies, readings = extraction.read_accuracies(folder), extraction.read_readings(folder)
+    validation = extraction.read_validation()
     return {
         "profile": profile,
         "header": [*lineage.header(manifest), ("Test items", results.summary[0]["n"]), ("Logs", relative_name(folder))],
         "altered": lineage.altered(folder, manifest),
-        "results": result_lines(results),
+        "fitted": results.fitted,
+        "decided": results.decided,
+        "nothing_decided": NOTHING_DECIDED,
+        "results": result_table(results),
         "findings": findings(results),
         "claims": claim_lines(results),
         "claim_note": claim_note(folder),
-        "contrasts": [contrast_line(row) for row in results.contrasts],
-        "rules": _rules(logs, titles),
-        "rule_names": RULES,
-        "lengths": _lengths(logs, titles),
-        "figures": _figures(results),
+        "contrasts": contrast_table(results),
+        "sentences": [sentence(row) for row in results.contrasts],
+        "rules": extraction.rule_table(logs, titles),
+        "lengths": extraction.length_table(logs, titles, results.decided),
+        "extractors": extraction.extractor_table(results, accuracies, readings) if accuracies else None,
+        "found": extraction.found_table(results, accuracies) if accuracies else None,
+        "validation": [
+            (name, *(extraction.validation_table(validation, name, main) for main in (True, False)))
+            for name in extraction.sets_of(validation)
+        ],
+        "labels": (extraction.LABELS, extraction.MEASURES),
+        "decisions": adjudication.decision_table(logs, titles),
+        "audit": adjudication.audit_table(folder),
+        "seeds": seed_table(results),
+        "one_seed": ONE_SEED,
+        "figures": _figures(results, accuracies),
         "settings": lineage.settings(manifest),
         "hardware": lineage.hardware(manifest),
         "energy_method": manifest.get("energy_method"),
         "costs": lineage.costs(manifest, titles),
         "lineage": {titles[name]: facts for name, facts in lineage.model_facts(manifest, titles).items()},
         "config": json.dumps(manifest.get("config", {}), indent=2, ensure_ascii=False),
-        "items": script_json(browser_data(results, logs)),
+        "items": script_json(browser_data(results, logs, readings)),
     }
 
 
-def _rules(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """For each model and extraction rule: how often it fired, and how often the number it gave was right."""
-    table = []
-    for name, log in logs.items():
-        cells = []
-        for rule in RULES:
-            fired = [row for row in log if row.rule == rule]
-            right = sum(row.correct for row in fired)
-            cells.append(MISSING if not fired else f"{len(fired)}" if rule == "none" else f"{right} of {len(fired)}")
-        table.append((titles[name], cells))
-    return table
-
-
-def _lengths(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> list[list[str]]:
-    """Model, truncated, of these right, no number found, mean and greatest length in tokens."""
-    rows = []
-    for name, log in logs.items():
-        cut = [row for row in log if row.truncated]
-        tokens = [row.response_tokens for row in log]
-        share = percent(len(cut) / len(log)) if log else MISSING
-        rows.append([
-            titles[name], f"{len(cut)} ({share} %)", str(sum(row.correct for row in cut)),
-            str(sum(row.rule == "none" for row in log)),
-            significant(sum(tokens) / len(tokens), 3) if tokens else MISSING, str(max(tokens, default=0)),
-        ])  # fmt: skip
-    return rows
-
-
-def _figures(results: Results) -> dict[str, str]:
+def _figures(results: Results, accuracies: dict) -> dict[str, str]:
     """Figures as data addresses: inside <img> their ids and styles cannot meet those of the page or of each other."""
-    drawn = {
-        "accuracy": accuracy_forest(results),
-        "kl": kl_forest(results),
-        "loss": loss_curves(results.folder),
-    }
+    drawn = {"accuracy": accuracy_forest(results), "loss": loss_curves(results.folder)}
+    if results.contrasts:
+        drawn["contrasts"] = contrast_forest(results)
+    if results.fitted:
+        drawn["kl"] = kl_forest(results)
+    if accuracies:
+        drawn["extractors"] = extractor_dots(results, accuracies)
     return {name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}" for name, svg in drawn.items()}

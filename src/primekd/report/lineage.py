@@ -11,9 +11,15 @@ Facts = list[tuple[str, str]]
 
 
 def header(manifest: dict[str, Any]) -> Facts:
-    """Date, commit and machine of the assessment."""
-    environment = manifest.get("environment", {})
-    return [("Assessed", _date(manifest.get("end"))), ("Commit", _commit(environment.get("git")))]
+    """Date and commit of the assessment and, if the answers were graded anew since, of that."""
+    first = manifest.get("answered") or manifest.get("environment", {})
+    rows = [("Assessed", _date(manifest.get("end"))), ("Commit", _commit(first.get("git")))]
+    if manifest.get("answered"):
+        rows += [
+            ("Graded anew", _date(manifest.get("regraded"))),
+            ("Commit of the grading", _commit(manifest.get("environment", {}).get("git"))),
+        ]
+    return rows
 
 
 def altered(folder: Path, manifest: dict[str, Any]) -> list[str]:
@@ -22,8 +28,8 @@ def altered(folder: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def hardware(manifest: dict[str, Any]) -> Facts:
-    """The machine that ran the assessment."""
-    facts = manifest.get("environment", {}).get("hardware", {})
+    """The machine that wrote the answers."""
+    facts = (manifest.get("answered") or manifest.get("environment", {})).get("hardware", {})
     names = {"cpu": "Processor", "cores": "Cores", "memory_gib": "Memory, GiB", "gpus": "GPUs"}
     names |= {"system": "System", "python": "Python"}
     rows = [(title, _plain(facts[key])) for key, title in names.items() if facts.get(key) is not None]

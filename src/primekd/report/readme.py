@@ -1,4 +1,4 @@
-"""The README's generated blocks, so that no number in it is typed by hand.
+"""Generated blocks of the README and of pages under docs/, so that no number in them is typed by hand.
 
 A block stands between two lines of their own:
 
@@ -12,22 +12,36 @@ from pathlib import Path
 
 from primekd.errors import UserError
 from primekd.provenance import project_root, relative_name, write_text
-from primekd.report.tables import claim_table, results_table
+from primekd.report.tables import (
+    claim_table,
+    published_contrasts,
+    published_study,
+    results_table,
+    validation_markdown,
+    validation_strata,
+)
 
-KINDS: dict[str, Callable[[Path], str]] = {"results": results_table, "claims": claim_table}
+KINDS: dict[str, Callable[[Path], str]] = {
+    "results": results_table,
+    "claims": claim_table,
+    "validation": validation_markdown,  # from here on: of logs/published
+    "validation-strata": validation_strata,
+    "published-study": published_study,
+    "published-contrasts": published_contrasts,
+}
 
 _BEGIN = re.compile(r"<!--\s*primekd:begin\b(.*?)-->")
 _END = re.compile(r"<!--\s*primekd:end\s*-->")
-_NAME = re.compile(r"(\S+)\s+([\w-]+)")  # a kind and a profile; no path
+_NAME = re.compile(r"(\S+)\s+([\w-]+)")  # a kind and a folder of logs/; no path
 
 
 def update_readme(readme: Path, check: bool, only: str | None = None) -> list[str]:
-    """Writes every generated block anew from logs/<profile>/ of the checkout.
+    """Writes every generated block of a Markdown file anew, from logs/<name>/ of the checkout.
 
     Args:
-        readme: the Markdown file.
+        readme: the Markdown file, README.md or another. Links in `claims` start at the checkout's root.
         check: write nothing, only look.
-        only: leave blocks of other profiles as they are.
+        only: leave blocks of other profiles (or of logs/published) as they are.
 
     Returns:
         The names of the blocks (`results pocket`) that were not what the logs say; empty if all were.
@@ -78,5 +92,5 @@ def _regenerate(text: str, file: str, only: str | None) -> tuple[str, list[str]]
 def _block(name: str, place: str) -> str:
     match = _NAME.fullmatch(name)
     if not match or match[1] not in KINDS:
-        raise UserError(f"{place}: no block is called '{name}': write {' or '.join(KINDS)}, then a profile.")
+        raise UserError(f"{place}: no block is called '{name}': write {' or '.join(KINDS)}, then a folder of logs/.")
     return KINDS[match[1]](project_root() / "logs" / match[2])

@@ -1,4 +1,4 @@
-"""summary.csv and contrasts.csv of one logs folder, as lines that are ready to be shown."""
+"""summary.csv and contrasts.csv of one logs folder, as tables that are ready to be shown."""
 
 from dataclasses import dataclass, fields
 from decimal import Decimal
@@ -6,55 +6,47 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.summary import CONTROL, ContrastRow, SummaryRow, claims, read_table, title_of
+from primekd.assessment.summary import CONTROL, ContrastRow, SummaryRow, claims, title_of
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, read_json, relative_name
-from primekd.report.formats import MISSING, interval, p_value, percent, significant
-from primekd.strategies import load_strategies
+from primekd.report.cells import Name, Table
+from primekd.report.files import SEEDS, Row, read_optional, read_rows
+from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
 
-# Stated in the paper for the student without distillation, which has no entry among the strategies.
-PUBLISHED_CONTROL = 12.20
+ADJUDICATED = "Adjudicated, % [95 %]"
+P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"
+ONLY_ONE, UNADJUSTED = "Only model, only reference right", "p"  # in the report alone, too much for other places
+NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
 
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of both files, as text; `summary` has one row a model, in the order of the study."""
+    """The rows of the files, as text; `summary` has one row a model, in the order of the study."""
 
     folder: Path
-    summary: list[dict[str, str]]
-    contrasts: list[dict[str, str]]
+    summary: list[Row]
+    contrasts: list[Row]
+    seeds: list[Row]
 
-    def against(self, model: str, reference: str = CONTROL) -> dict[str, str] | None:
+    def against(self, model: str, reference: str = CONTROL) -> Row | None:
         """The contrast of `model` with `reference`; None where none was planned."""
         found = (r for r in self.contrasts if r["model"] == model and r["reference"] == reference)
         return next(found, None)
 
+    @property
+    def decided(self) -> bool:
+        """Whether a person decided on any answer; if not, adjudicated numbers are the automatic ones."""
+        return any(row["adjudicated"] not in ("", "0") for row in self.summary)
 
-@dataclass(frozen=True)
-class ResultLine:
-    """One model's line of the results table, every number already written out."""
+    @property
+    def fitted(self) -> bool:
+        """Whether held-out answers were scored."""
+        return any(row["kl"] for row in self.summary)
 
-    title: str
-    model: str
-    n: str
-    correct: str
-    accuracy: str
-    p: str
-    truncated: str
-    kl: str
-    nll: str
-
-
-@dataclass(frozen=True)
-class ClaimLine:
-    """What is published of a model beside what was measured here; – where there is nothing to show."""
-
-    title: str
-    model: str
-    published: str
-    measured: str
-    n: str
-    log: str
+    @property
+    def titles(self) -> dict[str, str]:
+        """Model -> published title."""
+        return {row["model"]: row["title"] for row in self.summary}
 
 
 def read_results(folder: Path) -> Results:
@@ -64,45 +56,55 @@ def read_results(folder: Path) -> Results:
         UserError: one of the files is missing, is empty or has other columns.
     """
     folder = Path(folder)
-    tables = []
-    for name, kind in (("summary.csv", SummaryRow), ("contrasts.csv", ContrastRow)):
-        rows = read_table(folder / name)
-        wanted = {f.name for f in fields(kind)}
-        if any(wanted - row.keys() or None in row.values() for row in rows) or (kind is SummaryRow and not rows):
-            raise UserError(f"{relative_name(folder / name)} has not the columns it should: run the assessment again.")
-        tables.append(rows)
-    return Results(folder, *tables)
+    summary, contrasts = (
+        read_rows(folder / name, [f.name for f in fields(kind)])
+        for name, kind in (("summary.csv", SummaryRow), ("contrasts.csv", ContrastRow))
+    )
+    if not summary:
+        raise UserError(f"{relative_name(folder / 'summary.csv')} names no model: run the assessment again.")
+    return Results(folder, summary, contrasts, read_optional(folder / "seeds.csv", SEEDS))
 
 
-def result_lines(results: Results) -> list[ResultLine]:
-    """One line a model, in the order of summary.csv."""
-    lines = []
+def result_table(results: Results) -> Table:
+    """One row a model, in the order of summary.csv."""
+    head = [
+        "Model", "n", "Correct", "Accuracy, % [95 %]", ADJUDICATED, "p against control", "Truncated",
+        "KL to teacher [95 %]", "NLL of gold [95 %]",
+    ]  # fmt: skip
+    rows = []
     for row in results.summary:
         test = results.against(row["model"])
-        lines.append(
-            ResultLine(
-                row["title"], row["model"], row["n"], row["correct"], interval(row, "accuracy", percent),
-                p_value(test["p_holm"]) if test else MISSING, row["truncated"], interval(row, "kl"),
-                interval(row, "nll_gold"),
-            )
-        )  # fmt: skip
-    return lines
+        rows.append([
+            Name(row["title"], row["model"]), row["n"], row["correct"], interval(row, "accuracy", percent),
+            interval(row, "accuracy_adjudicated", percent), p_value(test["p_holm"]) if test else MISSING,
+            row["truncated"], interval(row, "kl"), interval(row, "nll_gold"),
+        ])  # fmt: skip
+    return _needed(results, Table("Results", head, rows))
 
 
-def contrast_line(row: dict[str, str], digits: int = 3) -> dict[str, str]:
-    """One planned contrast, every number written out: paired differences, model minus reference."""
+def contrast_table(results: Results, digits: int = 3) -> Table:
+    """The planned contrasts: paired differences, model minus reference."""
+    head = [
+        "Model", "Against", ONLY_ONE, UNADJUSTED, "p (Holm)", P_ADJUDICATED, "Accuracy, points [95 %]",
+        POINTS_ADJUDICATED, "Detectable, points", "KL, nats a token [95 %]", "NLL of gold, nats a token [95 %]",
+    ]  # fmt: skip
     points, nats = partial(percent, signed=True), partial(significant, digits=digits, signed=True)
-    return {
-        "model": title_of(row["model"]),
-        "reference": title_of(row["reference"]),
-        "only_model": row["only_model"],
-        "only_reference": row["only_reference"],
-        "p": p_value(row["p"]),
-        "p_holm": p_value(row["p_holm"]),
-        "accuracy": interval(row, "accuracy", points),
-        "kl": interval(row, "kl", nats),
-        "nll": interval(row, "nll_gold", nats),
-    }
+    rows = [
+        [
+            title_of(row["model"]), title_of(row["reference"]), f"{row['only_model']}, {row['only_reference']}",
+            p_value(row["p"]), p_value(row["p_holm"]), p_value(row["p_holm_adjudicated"]),
+            interval(row, "accuracy", points), interval(row, "accuracy_adjudicated", points),
+            percent(row["mde"]) if row["mde"] else MISSING, interval(row, "kl", nats), interval(row, "nll_gold", nats),
+        ]
+        for row in results.contrasts
+    ]  # fmt: skip
+    return _needed(results, Table("Planned contrasts", head, rows, left=2))
+
+
+def _needed(results: Results, table: Table) -> Table:
+    """Without columns that could only repeat another one, or have nothing to show."""
+    gone = [] if results.decided else [ADJUDICATED, P_ADJUDICATED, POINTS_ADJUDICATED]
+    return table.without(*gone, *([] if results.fitted else [t for t in table.head if t.startswith(("KL", "NLL"))]))
 
 
 def findings(results: Results) -> list[str]:
@@ -113,61 +115,35 @@ def findings(results: Results) -> list[str]:
 def _limits(results: Results) -> list[str]:
     counts = sorted({int(row["n"]) for row in results.summary})
     items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    widths = [Decimal(row["accuracy_high"]) - Decimal(row["accuracy_low"]) for row in results.summary]
-    width = max(widths)
-    return [
+    width = max(Decimal(row["accuracy_high"]) - Decimal(row["accuracy_low"]) for row in results.summary)
+    said = [
         f"With n = {items} items, the 95 % interval of an accuracy is up to {percent(width)} points wide (half-width "
         f"{percent(width / 2)}), so accuracy alone cannot rank the strategies. The p-values come from exact McNemar "
-        "tests on the same items, Holm-adjusted within the comparisons with one reference; the intervals of KL and NLL "
-        "differences are not adjusted for the number of comparisons.",
-        "KL is measured from the unprimed teacher, token by token on the teacher's own answers to the test items: it "
-        "says how close a student is to that teacher, not whether its answers are right. The unprimed teacher is the "
-        "reference for every strategy, whatever prompt its signals were captured with.",
-        "All intervals and p-values are over test items. They do not cover what another training seed would change.",
+        "tests on the same items, Holm-adjusted over all planned contrasts together; the intervals of differences are "
+        "not adjusted for the number of comparisons."
     ]
-
-
-def claim_lines(results: Results) -> list[ClaimLine]:
-    """The control, every strategy and every further seed: as published, and as measured here."""
-    strategies = load_strategies()
-    published = {CONTROL: PUBLISHED_CONTROL} | {name: s.published_accuracy for name, s in strategies.items()}
-    titles = {CONTROL: "No distillation"} | {name: s.title for name, s in strategies.items()}
-    rows = {row["model"]: row for row in results.summary}
-    lines = []
-    for model in [*published, *(m for m in rows if m not in published)]:
-        row, stated = rows.get(model), published.get(model)
-        lines.append(
-            ClaimLine(
-                title=row["title"] if row else titles[model],
-                model=model,
-                published=MISSING if stated is None else f"{stated:.2f}",
-                measured=interval(row, "accuracy", percent) if row else MISSING,
-                n=row["n"] if row else MISSING,
-                log=relative_name(results.folder / f"{model}.csv") if row else MISSING,
-            )
+    if detectable := [row["mde"] for row in results.contrasts if row["mde"]]:
+        said.append(
+            f"The smallest true difference that would be found in 80 % of repetitions at p < 0.05, before Holm's "
+            f"adjustment, is {percent_range(detectable)} points, depending on the comparison (column Detectable); "
+            "smaller ones would mostly be missed."
         )
-    return lines
+    if results.fitted:
+        said.append(
+            "KL is measured from the unprimed teacher, token by token on the teacher's own answers to the test items: "
+            "it says how close a student is to that teacher, not whether its answers are right. The unprimed teacher "
+            "is the reference for every strategy, whatever prompt its signals were captured with."
+        )
+    said.append("All intervals and p-values of single models are over test items. " + _seeds(results))
+    return said if results.decided else [*said, NOTHING_DECIDED]
+
+
+def _seeds(results: Results) -> str:
+    if results.seeds:
+        return "What another training seed changes is told apart where several were trained."
+    return "They do not cover what another training seed would change."
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """manifest.json of a logs folder. Raises UserError if it is missing or is no JSON."""
     return read_json(Path(folder) / MANIFEST)
-
-
-def claim_note(folder: Path) -> str:
-    """What the two columns of the claim table are, and whether they may be compared."""
-    config = read_manifest(folder).get("config", {})
-    name = config.get("name", Path(folder).name)
-    published = (
-        "Published: as stated in the paper (Llama-3.1-405B-Instruct teaching Llama-3.1-8B-Instruct, GSM8K test set), "
-        "not measured again."
-    )
-    if name == "paper":
-        return f"{published} Measured here: profile paper, the same models and task; README.md lists the deviations."
-    teacher, student = (config.get(part, {}).get("model", "unknown") for part in ("teacher", "student"))
-    data = config.get("data", {}).get("source", "unknown")
-    return (
-        f"{published} Measured here: profile {name}, which has other models and another task or scale "
-        f"({teacher} teaching {student}, items from {data}). The two columns are therefore not comparable: "
-        "the right one neither confirms nor refutes the left one."
-    )

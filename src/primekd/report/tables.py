@@ -1,13 +1,16 @@
-"""The results and the claim table, as Markdown for the README and as text for a terminal."""
+"""Results, claims and the published study as Markdown for the README and docs/, and results as text for a terminal."""
 
 import io
 import textwrap
 from pathlib import Path
 
-from primekd.report.formats import MISSING, markdown, markdown_code, markdown_table
-from primekd.report.results import claim_lines, claim_note, contrast_line, findings, read_results, result_lines
+from primekd.report.cells import Cell, Files, Name, Table, to_markdown
+from primekd.report.claims import claim_lines, claim_note
+from primekd.report.extraction import LABELS, MEASURES
+from primekd.report.formats import markdown
+from primekd.report.published import contrast_matrix, study_table, validation_rest, validation_short
+from primekd.report.results import ONLY_ONE, UNADJUSTED, contrast_table, findings, read_results, result_table
 
-CONTRAST_HEAD = ["Model", "Against", "p (Holm)", "Accuracy [95 %]", "KL to teacher [95 %]", "NLL of gold [95 %]"]
 TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
 
 
@@ -18,25 +21,15 @@ def results_table(logs_folder: Path) -> str:
         UserError: summary.csv or contrasts.csv is missing or has other columns.
     """
     results = read_results(logs_folder)
-    head = [
-        "Model", "n", "Correct", "Accuracy % [95 %]", "p against control", "Truncated", "KL to teacher [95 %]",
-        "NLL of gold [95 %]",
-    ]  # fmt: skip
-    rows = [
-        [_name(r.title, r.model), r.n, r.correct, r.accuracy, markdown(r.p), r.truncated, r.kl, r.nll]
-        for r in result_lines(results)
-    ]
-    paired = [
-        [r["model"], r["reference"], markdown(r["p_holm"]), r["accuracy"], r["kl"], r["nll"]]
-        for r in map(contrast_line, results.contrasts)
-    ]
-    units = "Accuracy: Wilson interval. p: exact McNemar, Holm-adjusted. KL, NLL: nats a token, bootstrap over items."
+    units = "Accuracy: Wilson interval. p: exact McNemar, Holm-adjusted over all planned contrasts."
+    between = "Paired differences on the same items, model minus reference; accuracy in points"
+    if results.fitted:
+        units += " KL, NLL: nats a token, bootstrap over items."
+        between += ", KL and NLL in nats a token"
+    between += ". Detectable: the smallest true difference that would be found in 80 % of repetitions at p < 0.05."
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))
-    contrasts = markdown_table(CONTRAST_HEAD, paired, left=2)
-    between = (
-        "Paired differences on the same items, model minus reference; accuracy in points, KL and NLL in nats a token."
-    )
-    return f"{markdown_table(head, rows)}\n\n{units}\n\n{between}\n\n{contrasts}\n\n{said}\n"
+    contrasts = to_markdown(contrast_table(results).without(ONLY_ONE, UNADJUSTED))
+    return f"{to_markdown(result_table(results))}\n\n{units}\n\n{markdown(between)}\n\n{contrasts}\n\n{said}\n"
 
 
 def claim_table(logs_folder: Path) -> str:
@@ -45,65 +38,83 @@ def claim_table(logs_folder: Path) -> str:
     Raises:
         UserError: summary.csv, contrasts.csv or manifest.json is missing or cannot be read.
     """
-    head = ["Model", "Log", "Published accuracy %", "Measured here % [95 %]", "n"]
-    rows = []
-    for line in claim_lines(read_results(logs_folder)):
-        name = markdown_code(line.log)
-        # A name that is not shown as code is not safe as a link's target either.
-        log = f"[{name}]({line.log})" if line.log != MISSING and name.startswith("`") else name
-        rows.append([_name(line.title, line.model), log, line.published, line.measured, line.n])
-    return f"{markdown_table(head, rows, left=2)}\n\n{markdown(claim_note(logs_folder))}\n"
+    table = claim_lines(read_results(logs_folder))
+    return f"{to_markdown(table)}\n\n{markdown(claim_note(logs_folder))}\n"
 
 
-def _name(title: str, model: str) -> str:
-    return f"{markdown(title)} ({markdown_code(model)})"
+def published_study(logs_folder: Path) -> str:
+    """The published accuracies as stated, recounted and regraded, as Markdown. Raises UserError as study_table does."""
+    note = (
+        "Recounted: right verdicts in the released log. The other columns grade the released answers anew, each with "
+        "another extractor; 95 % Wilson intervals."
+    )
+    return f"{to_markdown(study_table(logs_folder))}\n\n{note}\n"
+
+
+def published_contrasts(logs_folder: Path) -> str:
+    """The published contrasts under every extractor, as Markdown. Raises UserError as contrast_matrix does."""
+    table, detectable = contrast_matrix(logs_folder)
+    note = (
+        "Difference in accuracy, points, with its 95 % paired bootstrap interval; p: exact McNemar, Holm-adjusted "
+        f"over all contrasts of one extractor. {detectable}"
+    )
+    return f"{to_markdown(table)}\n\n{markdown(note)}\n"
+
+
+def validation_markdown(logs_folder: Path) -> str:
+    """Extractors against labels, short form, as Markdown. Raises UserError as validation_short does."""
+    return f"{to_markdown(validation_short(logs_folder))}\n\n{markdown(LABELS)}\n\n{markdown(MEASURES)}\n"
+
+
+def validation_strata(logs_folder: Path) -> str:
+    """Extractors against labels by log and by rule, as Markdown. Raises UserError as validation_rest does."""
+    return f"{to_markdown(validation_rest(logs_folder))}\n"
 
 
 def results_text(logs_folder: Path) -> str:
-    """The same results for a terminal: two plain tables, at most 120 columns wide, and the sentences.
+    """The same results for a terminal: plain tables, at most 120 columns wide, and the sentences.
 
     Raises:
         UserError: summary.csv or contrasts.csv is missing or has other columns.
     """
     results = read_results(logs_folder)
-    lines = result_lines(results)
-    accuracy = _grid(
-        ["Model", "Folder", "n", "Correct", "Accuracy % [95 %]", "p (Holm)", "Truncated"],
-        [[r.title, r.model, r.n, r.correct, r.accuracy, r.p, r.truncated] for r in lines],
-    )
-    fit = _grid(
-        ["Model", "Folder", "KL to teacher [95 %]", "NLL of gold [95 %]"],
-        [[r.title, r.model, r.kl, r.nll] for r in lines],
-    )
-    paired = _grid(
-        CONTRAST_HEAD,
-        [
-            [row["model"], row["reference"], r["p_holm"], r["accuracy"], r["kl"], r["nll"]]
-            for row in results.contrasts
-            for r in [contrast_line(row, digits=2)]
-        ],
-    )
-    between = ["Paired differences, model minus reference (accuracy in points, KL and NLL in nats a token):", ""]
+    table = result_table(results)
+    fit = [title for title in table.head if title.startswith(("KL", "NLL"))]
+    parts = [_grid(table.without(*fit))]
+    if results.fitted:
+        rest = [title for title in table.head[1:] if title not in fit]
+        parts += ["Held-out fit, nats a token:", "", _grid(table.without(*rest))]
+    paired = contrast_table(results, digits=2).without(ONLY_ONE, UNADJUSTED)
+    fit = [title for title in paired.head if title.startswith(("KL", "NLL"))]
+    parts += ["Paired differences in accuracy, model minus reference, points:", "", _grid(paired.without(*fit))]
+    if results.fitted:
+        rest = [title for title in paired.head[2:] if title not in fit]
+        parts += ["Paired differences in held-out fit, nats a token:", "", _grid(paired.without(*rest))]
     wrapper = textwrap.TextWrapper(
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip
-    said = [wrapper.fill(sentence) for sentence in findings(results)]
-    return "\n".join([accuracy, "Held-out fit, nats a token:", "", fit, *between, paired, *said]) + "\n"
+    return "\n".join(parts + [wrapper.fill(sentence) for sentence in findings(results)]) + "\n"
 
 
-def _grid(head: list[str], rows: list[list[str]]) -> str:
+def _grid(table: Table) -> str:
     """A plain table; cells are Text objects, so that no cell is read as rich markup."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for place, name in enumerate(head):
-        table.add_column(Text(name), justify="left" if place < 2 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for place, name in enumerate(table.head):
+        grid.add_column(Text(name), justify="left" if place < table.left else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(_plain(cell)) for cell in row))
     # Not the caller's terminal: no colours, no detection, the same bytes everywhere.
     out = io.StringIO()
-    Console(file=out, width=TERMINAL_WIDTH, color_system=None, force_terminal=False, legacy_windows=False).print(table)
+    Console(file=out, width=TERMINAL_WIDTH, color_system=None, force_terminal=False, legacy_windows=False).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _plain(cell: Cell) -> str:
+    if isinstance(cell, Name):
+        return cell.model if cell.title == cell.model else f"{cell.title} ({cell.model})"
+    return ", ".join(cell.names) if isinstance(cell, Files) else cell

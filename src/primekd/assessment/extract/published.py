@@ -10,50 +10,32 @@ The rules, in this order (the study's own code read a stale variable in rule 3 a
 """
 
 import re
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import replace
 
-from primekd.assessment.numbers import Number, find_numbers, format_value
+from primekd.assessment.extract.result import Extraction, nothing, reading
+from primekd.assessment.numbers import find_numbers
 
 RULES = ("boxed", "first-line", "phrase", "last-number", "none")
-NOT_FOUND = "-1"  # how a log writes that no answer was found
 
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _PHRASE = re.compile(r"\bthe\s+(?:(?:final|correct)\s+)?answer\s+is\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """What an answer was read as.
-
-    `span` are the characters [start, end) of the answer that `value` was read from; both None where nothing was found.
-    """
-
-    value: Fraction | None
-    rule: str
-    span: tuple[int, int] | None = None
-
-    @property
-    def text(self) -> str:
-        """The value as logs write it; -1 where no answer was found."""
-        return NOT_FOUND if self.value is None else format_value(self.value)
-
-
-def _from(number: Number, rule: str, offset: int = 0) -> Extraction:
-    return Extraction(number.value, rule, (offset + number.start, offset + number.end))
+LONGEST_BOX = 400  # characters; what is not closed by then is no answer
 
 
 def braced(text: str, start: int) -> str:
-    """What stands in the braces that open just before `start`, nested braces included; to the end if never closed."""
+    """What stands in the braces that open just before `start`, nested ones included; to its limit if never closed."""
     depth = 1
-    for place in range(start, len(text)):
+    stop = min(len(text), start + LONGEST_BOX)
+    for place in range(start, stop):
         if text[place] == "{" and text[place - 1] != "\\":
             depth += 1
         elif text[place] == "}" and text[place - 1] != "\\":
             depth -= 1
             if depth == 0:
                 return text[start:place]
-    return text[start:]
+    return text[start:stop]
 
 
 def by_boxed(text: str) -> Extraction | None:
@@ -62,7 +44,7 @@ def by_boxed(text: str) -> Extraction | None:
         numbers = find_numbers(braced(text, match.end()))
         if numbers:
             # \boxed{x = 18} and \boxed{6 \times 3 = 18} give what stands after the last equals sign.
-            return _from(numbers[-1], "boxed", match.end())
+            return reading(numbers[-1], "boxed", match.end())
     return None
 
 
@@ -72,28 +54,32 @@ def by_first_line(text: str) -> Extraction | None:
     line = text[offset:].split("\n", 1)[0]
     numbers = find_numbers(line)
     if numbers and len({n.value for n in numbers}) == 1:
-        return _from(numbers[0], "first-line", offset)
+        return reading(numbers[0], "first-line", offset)
     return None
 
 
 def by_phrase(text: str) -> Extraction | None:
     """Rule 3."""
-    for match in _PHRASE.finditer(text):
-        numbers = find_numbers(text[match.end() :])
-        if numbers:
-            return _from(numbers[0], "phrase", match.end())
-    return None
+    match = _PHRASE.search(text)
+    number = next((n for n in find_numbers(text) if n.start >= match.end()), None) if match else None
+    return reading(number, "phrase") if number else None
 
 
 def by_last_number(text: str) -> Extraction | None:
     """Rule 4."""
     numbers = find_numbers(text)
-    return _from(numbers[-1], "last-number") if numbers else None
+    return reading(numbers[-1], "last-number") if numbers else None
 
 
-def extract(text: str) -> Extraction:
-    """Reads an answer by the first published rule that fires."""
-    for rule in (by_boxed, by_first_line, by_phrase, by_last_number):
-        if found := rule(text):
-            return found
-    return Extraction(None, "none")
+def by_published_rules(text: str) -> Extraction:
+    """Reads an answer by the first published rule that fires.
+
+    `ambiguous` where the rules boxed, first-line and phrase give different values, or where only the last of several
+    different numbers could be taken.
+    """
+    fired = [found for rule in (by_boxed, by_first_line, by_phrase) if (found := rule(text))]
+    if fired:
+        return replace(fired[0], ambiguous=len({f.value for f in fired}) > 1)
+    if found := by_last_number(text):
+        return replace(found, ambiguous=len({n.value for n in find_numbers(text)}) > 1)
+    return nothing()

@@ -1,0 +1,117 @@
+"""Two files of answers to the same questions, compared pair by pair."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.grade import COLUMNS, LogRow, read_log
+from primekd.assessment.grade_file import Columns, grade_rows, read_csv
+from primekd.assessment.statistics import LEVEL, accuracy, compare_all
+from primekd.errors import UserError
+
+SAMPLES = 2000  # bootstrap
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The answers of two files to one item."""
+
+    id: str
+    first: LogRow
+    second: LogRow
+
+
+def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[LogRow]:
+    """A per-item log as it is or, with `columns`, any CSV of answers, graded.
+
+    Raises:
+        UserError: the file cannot be read, or is no per-item log and no columns were named.
+    """
+    if columns:
+        return grade_rows(path, columns, extractor)
+    rows = read_csv(path, [])
+    if set(COLUMNS) - rows[0].keys():
+        raise UserError(
+            f"{path} is no per-item log: name its columns (--response-column, --gold-column), or grade it with "
+            "`primekd grade --out` first."
+        )
+    return read_log(path)
+
+
+def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
+    """The items of two files, by id.
+
+    Raises:
+        UserError: an id stands twice, or the two files have other items, questions or gold values.
+    """
+    a, b = ({row.id: row for row in rows} for rows in (first, second))
+    if len(a) < len(first) or len(b) < len(second):
+        raise UserError("One of the files has an id twice: give each item an id of its own in a column `id`.")
+    if a.keys() != b.keys():
+        only = sorted(a.keys() ^ b.keys())
+        raise UserError(f"The files have other items: {len(only)} ids stand in one alone ({', '.join(only[:5])} …).")
+    for key in a:
+        if a[key].gold != b[key].gold or (a[key].question and b[key].question and a[key].question != b[key].question):
+            raise UserError(f"Item {key} has another question or gold value in the second file.")
+    return [Pair(key, a[key], b[key]) for key in a]
+
+
+def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
+    """Accuracies with Wilson intervals, their paired difference (second minus first) and exact McNemar test.
+
+    Args:
+        adjudicated: take a person's decisions where there are any.
+    """
+    key = "correct_adjudicated" if adjudicated else "correct"
+    first = [getattr(p.first, key) for p in pairs]
+    second = [getattr(p.second, key) for p in pairs]
+    found = compare_all([(second, first)], SAMPLES)[0]
+    shares = {name: accuracy(verdicts) for name, verdicts in (("first", first), ("second", second))}
+    result = {
+        "n": len(pairs),
+        **{
+            name: {"correct": sum(v), "accuracy": shares[name].value, "ci95": [shares[name].low, shares[name].high]}
+            for name, v in (("first", first), ("second", second))
+        },
+        "both": sum(a and b for a, b in zip(first, second, strict=True)),
+        "only_first": found.test.only_second,
+        "only_second": found.test.only_first,
+        "difference": found.difference.value,
+        "difference_ci95": [found.difference.low, found.difference.high],
+        "mcnemar_p": found.test.p,
+        "detectable_difference": found.mde,
+        "adjudicated": adjudicated,
+        "changed": [p.id for p, a, b in zip(pairs, first, second, strict=True) if a != b],
+    }
+    return result | {"says": in_words(result)}
+
+
+def in_words(result: dict[str, Any]) -> str:
+    """What may be claimed."""
+    points, (low, high) = 100 * result["difference"], (100 * x for x in result["difference_ci95"])
+    p = result["mcnemar_p"]
+    said = (
+        f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], exact McNemar {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
+    )
+    if p < LEVEL and points:
+        return (
+            f"The second file answers {'more' if points > 0 else 'fewer'} questions correctly than the first: {said}."
+        )
+    return (
+        f"No difference can be claimed: {said}; so many items show a true difference of "
+        f"{100 * result['detectable_difference']:.1f} points or more four times in five."
+    )
+
+
+def say_comparison(result: dict[str, Any], names: tuple[str, str]) -> str:
+    """The result as a few lines for a terminal."""
+    lines = []
+    for key, name in zip(("first", "second"), names, strict=True):
+        one = result[key]
+        low, high = one["ci95"]
+        lines.append(f"{name}: {one['correct']} of {result['n']}, {one['accuracy']:.2%} [{low:.2%}, {high:.2%}]")
+    lines.append(
+        f"right in both {result['both']}, only in the first {result['only_first']}, only in the second "
+        f"{result['only_second']}"
+    )
+    return "\n".join([*lines, result["says"]])

@@ -1,0 +1,51 @@
+"""From an answer's text to the number that it gives. Pure: no files, no models, never raises.
+
+published         the study's four rules, in their order (the default)
+validated         run-on-aware rules, measured against answers that were read by people
+strict-match      lm-evaluation-harness, task gsm8k
+flexible-extract  lm-evaluation-harness, task gsm8k
+math-verify       Hugging Face's Math-Verify, default settings
+"""
+
+from dataclasses import replace
+
+from primekd.assessment.extract import harness, mathverify, published, validated
+from primekd.assessment.extract.ending import is_cut
+from primekd.assessment.extract.result import NONE, NOT_FOUND, Extraction
+
+__all__ = ["EXTRACTORS", "NONE", "NOT_FOUND", "RULES", "Extraction", "extract"]
+
+RULES = {
+    "published": published.RULES,
+    "validated": validated.RULES,
+    harness.STRICT: (harness.STRICT, NONE),
+    harness.FLEXIBLE: (harness.FLEXIBLE, NONE),
+    mathverify.RULE: (mathverify.RULE, NONE),
+}
+EXTRACTORS = tuple(RULES)
+
+
+def extract(
+    text: str, extractor: str = "published", truncated: bool | None = None, question: str | None = None
+) -> Extraction:
+    """Reads one answer.
+
+    Args:
+        extractor: one of EXTRACTORS.
+        truncated: whether the answer ran into the limit of new tokens; if unknown, judged from how the text ends.
+        question: the question that was asked. Only `validated` looks at it: it tells a result for what was asked from
+            an intermediate one, and this question from a next one. Never the gold answer.
+
+    Raises:
+        KeyError: there is no extractor of that name.
+    """
+    cut = is_cut(text) if truncated is None else truncated
+    readers = {
+        "published": published.by_published_rules,
+        "validated": lambda text: validated.by_validated_rules(text, question, cut),
+        harness.STRICT: harness.by_strict_match,
+        harness.FLEXIBLE: harness.by_flexible_extract,
+        mathverify.RULE: mathverify.by_math_verify,
+    }
+    found = readers[extractor](text)
+    return replace(found, truncated=cut)

@@ -1,0 +1,36 @@
+"""What people decided by hand, and how wrong the automatic values were in blind second looks."""
+
+from pathlib import Path
+
+from primekd.assessment.extract import NOT_FOUND
+from primekd.assessment.grade import LogRow
+from primekd.assessment.summary import title_of
+from primekd.report.cells import Table
+from primekd.report.files import AUDIT, read_optional
+from primekd.report.formats import interval, percent
+
+
+def decision_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Table:
+    """How many answers were decided by hand, and what that changed."""
+    head = ["Model", "n", "Decided", "Value kept", "Value changed", "No answer given", "Became right", "Became wrong"]
+    rows = []
+    for name, log in logs.items():
+        decided = [row for row in log if row.adjudicated]
+        nothing = sum(row.adjudicated == NOT_FOUND for row in decided)
+        kept = sum(row.adjudicated == row.extracted != NOT_FOUND for row in decided)
+        rows.append([
+            titles[name], str(len(log)), str(len(decided)), str(kept), str(len(decided) - nothing - kept),
+            str(nothing), str(sum(row.correct_adjudicated and not row.correct for row in decided)),
+            str(sum(row.correct and not row.correct_adjudicated for row in decided)),
+        ])  # fmt: skip
+    return Table("Answers decided by hand", head, rows)
+
+
+def audit_table(folder: Path) -> Table:
+    """Error rates of the automatic values in blind second looks; without rows if there were none."""
+    rows = [
+        ["All" if row["model"] == "all" else title_of(row["model"]), row["n"], row["errors"],
+         interval(row, "rate", percent)]
+        for row in read_optional(Path(folder) / "audit.csv", AUDIT)
+    ]  # fmt: skip
+    return Table("Blind second looks", ["Model", "Looked at", "Automatic value wrong", "Error rate, % [95 %]"], rows)

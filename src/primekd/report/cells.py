@@ -1,0 +1,67 @@
+"""A table before it is HTML or Markdown: cells are text, written out, that nobody has escaped yet."""
+
+import html
+import re
+from dataclasses import dataclass
+
+from primekd.report.formats import MISSING, markdown, markdown_code, markdown_table
+
+# What our own formats write; such a cell needs no backslashes. `](` is left out, it would make a link.
+_NUMBERS = re.compile(r"(?:[-+–\d.,;%<>= ()\[]|\](?!\()|\bof\b|\bp\b|(?<=\d)e)*")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A model: its published title, and its name in folders and files."""
+
+    title: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names of files, relative to the checkout."""
+
+    names: tuple[str, ...]
+
+
+Cell = str | Name | Files
+
+
+@dataclass(frozen=True)
+class Table:
+    """Head and rows; the first `left` columns are words, the others numbers. `label` says what it shows."""
+
+    label: str
+    head: list[str]
+    rows: list[list[Cell]]
+    left: int = 1
+
+    def without(self, *titles: str) -> "Table":
+        """The same table without some of its columns."""
+        kept = [place for place, title in enumerate(self.head) if title not in titles]
+        left = sum(place < self.left for place in kept)
+        head, *rows = ([row[place] for place in kept] for row in [self.head, *self.rows])
+        return Table(self.label, head, rows, left)
+
+
+def to_markdown(table: Table) -> str:
+    """The table as Markdown."""
+    rows = [[_markdown(cell) for cell in row] for row in table.rows]
+    head = [_markdown(title).replace("\\[95 %\\]", "[95 %]") for title in table.head]  # makes no link there
+    return markdown_table(head, rows, left=table.left)
+
+
+def _markdown(cell: Cell) -> str:
+    if isinstance(cell, Name):
+        same = cell.title == cell.model
+        return markdown_code(cell.model) if same else f"{markdown(cell.title)} ({markdown_code(cell.model)})"
+    if isinstance(cell, Files):
+        return ", ".join(map(_link, cell.names)) or MISSING
+    return html.escape(cell, quote=False) if _NUMBERS.fullmatch(cell) else markdown(cell)
+
+
+def _link(name: str) -> str:
+    """A link to a file of the checkout; a name that is not shown as code is not safe as a link's target either."""
+    code = markdown_code(name)
+    return f"[{code}]({name})" if code.startswith("`") else code

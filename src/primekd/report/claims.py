@@ -1,0 +1,106 @@
+"""The claim table: what the paper states, what its released logs say, and what was measured here."""
+
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.summary import CONTROL, TEACHER, title_of
+from primekd.provenance import relative_name
+from primekd.report.cells import Cell, Files, Name, Table
+from primekd.report.files import STATED, Row, published_folder, read_optional
+from primekd.report.formats import MISSING, interval, percent
+from primekd.report.results import ADJUDICATED, Results, read_manifest
+from primekd.strategies import load_strategies
+
+LOGS = "Log"
+
+
+def claim_lines(results: Results) -> Table:
+    """A row for the control, every strategy, the teacher, and whatever else the paper states."""
+    stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", STATED)}
+    commit = short_commit(read_manifest(results.folder))
+    models = [CONTROL, *load_strategies(), TEACHER]
+    models += [row["model"] for row in results.summary if _strategy(row["model"]) not in models]
+    models += [name for name in stated if name not in models]
+    head = [
+        "Model", "Published as stated, %", "Published, recounted from its logs, %", "Measured here, % [95 %]",
+        ADJUDICATED, "n", "Seeds", LOGS, "Commit",
+    ]  # fmt: skip
+    rows: list[list[Cell]] = []
+    for model in models:
+        here = [row for row in results.summary if _strategy(row["model"]) == model]
+        if not here and model not in stated and model == TEACHER:
+            continue
+        title = here[0]["title"] if here else stated[model]["title"] if model in stated else title_of(model)
+        said = stated.get(model)
+        rows.append([
+            Name(title, model), said["stated"] or MISSING if said else MISSING, recounted(said),
+            *_measured(results, model, here), str(here[0]["n"]) if here else MISSING, _seed_count(model, here),
+            Files(tuple(relative_name(results.folder / f"{row['model']}.csv") for row in here)),
+            commit if here else MISSING,
+        ])  # fmt: skip
+    table = Table("Published and measured accuracies", head, rows)
+    return table if results.decided else table.without(ADJUDICATED)
+
+
+def _strategy(model: str) -> str:
+    """The strategy of a model; `ai-KD-seed1` is a further seed of `ai-KD`."""
+    return next((name for name in load_strategies() if model.startswith(f"{name}-seed")), model)
+
+
+def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:
+    """Accuracy and adjudicated accuracy; of several seeds the mean, which seeds.csv has."""
+    if not here:
+        return MISSING, MISSING
+    mean = next((row for row in results.seeds if row["model"] == model and not row["reference"]), None)
+    if len(here) == 1:
+        return interval(here[0], "accuracy", percent), interval(here[0], "accuracy_adjudicated", percent)
+    adjudicated = "; ".join(interval(row, "accuracy_adjudicated", percent) for row in here)
+    if mean:
+        return interval(mean, "accuracy", percent), adjudicated
+    return "; ".join(interval(row, "accuracy", percent) for row in here), adjudicated
+
+
+def _seed_count(model: str, here: list[Row]) -> str:
+    return MISSING if not here or model in (CONTROL, TEACHER) else str(len(here))
+
+
+def recounted(row: Row | None) -> str:
+    """`22.97 (303 of 1319)`; – where no log was released."""
+    if row is None or not row["logged_n"] or not row["logged_correct"]:
+        return MISSING
+    share = 100 * Decimal(row["logged_correct"]) / Decimal(row["logged_n"])
+    return f"{share.quantize(Decimal('0.01'), ROUND_HALF_UP)} ({row['logged_correct']} of {row['logged_n']})"
+
+
+def short_commit(manifest: dict[str, Any]) -> str:
+    """The commit that the logs were computed at, and the one that they were graded anew at, if they were."""
+    graded = _short(manifest.get("environment", {}))
+    answered = _short(manifest["answered"]) if manifest.get("answered") else graded
+    return graded if answered == graded else f"{answered}, regraded {graded}"
+
+
+def _short(environment: dict[str, Any]) -> str:
+    """Seven digits; `dirty` where files differed from the commit."""
+    git = environment.get("git") or {}
+    return str(git["commit"])[:7] + (" dirty" if git.get("dirty") else "") if git.get("commit") else MISSING
+
+
+def claim_note(folder: Path) -> str:
+    """What the columns of the claim table are, and whether they may be compared."""
+    config = read_manifest(folder).get("config", {})
+    name = config.get("name", Path(folder).name)
+    published = (
+        "Published: as stated in the paper (Llama-3.1-405B-Instruct teaching Llama-3.1-8B-Instruct, GSM8K test set), "
+        "and counted again from the verdicts in the logs that were released with it, where there are any (–: none). "
+        "Neither was measured here."
+    )
+    if name == "paper":
+        return f"{published} Measured here: profile paper, the same models and task; README.md lists the deviations."
+    teacher, student = (config.get(part, {}).get("model", "unknown") for part in ("teacher", "student"))
+    data = config.get("data", {}).get("source", "unknown")
+    return (
+        f"{published} Measured here: profile {name}, which has other models and another task or scale "
+        f"({teacher} teaching {student}, items from {data}). It is therefore not comparable with the published "
+        "columns and neither confirms nor refutes them."
+    )

@@ -1,0 +1,131 @@
+"""Figures of dots and intervals: accuracies, differences, distances to the teacher, and extractors."""
+
+from primekd.assessment.extract import EXTRACTORS
+from primekd.assessment.summary import title_of
+from primekd.report.figures import PALETTE, draw
+from primekd.report.files import Row
+from primekd.report.formats import interval, percent
+from primekd.report.results import Results
+
+INK, SOFT, BAND = "#333333", "#999999", "#ececec"
+MARKERS = ("o", "s", "^", "v", "D")  # one an extractor; shapes, so that nobody has to tell colours apart
+LEVEL = 0.05
+
+
+def accuracy_forest(results: Results) -> str:
+    """Accuracy of every model with its Wilson interval, in percent; hollow dots are adjudicated ones, if any are."""
+    measures = ["accuracy", "accuracy_adjudicated"] if results.decided else ["accuracy"]
+    label = "Accuracy, % (95 % Wilson interval)"
+    return _forest("accuracy", results.summary, measures, 100, label, percent)
+
+
+def kl_forest(results: Results) -> str:
+    """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out."""
+    rows = [row for row in results.summary if row["kl"]]
+    return _forest("kl", rows, ["kl"], 1, "KL to the unprimed teacher, nats a token (95 % bootstrap interval)")
+
+
+def _forest(name: str, rows: list[Row], measures: list[str], scale: float, label: str, *write) -> str:
+    def fill(axes):
+        for place, row in enumerate(rows):
+            colour = _colour(row["model"], place)
+            for shift, measure in zip(_shifts(len(measures), 0.17), measures, strict=True):
+                value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
+                y, face = place + shift, colour if measure == measures[0] else "#ffffff"
+                axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+                axes.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=6, clip_on=False, zorder=3)
+            # The number itself, so that no one has to read it off the axis.
+            _write_beside(axes, place, interval(row, measures[0], *write))
+        _rows(axes, [row["title"] for row in rows])
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")  # no "1e-5" set aside at the axis' end
+        if rows and rows[0]["model"] == "control":
+            axes.axvline(scale * float(rows[0][measures[0]]), color=SOFT, linewidth=1, linestyle=":")
+
+    height = 0.34 if len(measures) == 1 else 0.46
+    return draw(name, (7.6, 1.0 + height * len(rows)), 1, fill)
+
+
+def contrast_forest(results: Results) -> str:
+    """Differences in accuracy of the planned contrasts, grouped by reference, over the band that could not be seen."""
+    groups = list(dict.fromkeys(row["reference"] for row in results.contrasts))
+    lines: list[Row | str] = []
+    for reference in groups:
+        lines += [reference, *(row for row in results.contrasts if row["reference"] == reference)]
+    measures = ["accuracy", "accuracy_adjudicated"] if results.decided else ["accuracy"]
+
+    def fill(axes):
+        for place, row in enumerate(lines):
+            if isinstance(row, str):
+                continue
+            if row["mde"]:
+                most = 100 * float(row["mde"])
+                axes.fill_betweenx([place - 0.5, place + 0.5], -most, most, color=BAND, linewidth=0, zorder=0)
+            for shift, measure in zip(_shifts(len(measures), 0.17), measures, strict=True):
+                value, low, high = (100 * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
+                y, last = place + shift, measure == measures[-1]
+                claimed = float(row["p_holm" if measure == measures[0] else "p_holm_adjudicated"]) < LEVEL
+                colour = PALETTE[0] if claimed else INK
+                style = {"color": colour, "markerfacecolor": colour if claimed else "#ffffff", "markersize": 6}
+                axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
+                axes.plot([value], [y], "D" if last and len(measures) > 1 else "o", zorder=3, **style)
+            _write_beside(axes, place, interval(row, "accuracy", lambda share: percent(share, signed=True)))
+        names = [f"against {title_of(row)}" if isinstance(row, str) else title_of(row["model"]) for row in lines]
+        _rows(axes, names)
+        for row, label in zip(lines, axes.get_yticklabels(), strict=True):
+            label.set_fontweight("bold" if isinstance(row, str) else "normal")
+        axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+        axes.set_xlabel("Difference in accuracy, points (95 % paired bootstrap interval)")
+
+    return draw("contrasts", (7.6, 1.0 + (0.33 if len(measures) == 1 else 0.46) * len(lines)), 1, fill)
+
+
+def extractor_dots(results: Results, accuracies: dict[str, dict[str, Row]]) -> str:
+    """Every model's accuracy under every extractor: the spread within a line is extraction, not the model."""
+    rows = [row for row in results.summary if row["model"] in accuracies]
+
+    def fill(axes):
+        handles = {}
+        for place, row in enumerate(rows):
+            found = accuracies[row["model"]]
+            shares = {name: 100 * float(found[name]["accuracy"]) for name in EXTRACTORS if name in found}
+            axes.plot([min(shares.values()), max(shares.values())], [place, place], color="#bbbbbb", linewidth=5,
+                      solid_capstyle="round", zorder=1)  # fmt: skip
+            shifts = dict(zip(EXTRACTORS, _shifts(len(EXTRACTORS), 0.15), strict=True))
+            for number, (name, share) in enumerate(shares.items()):
+                place_of = EXTRACTORS.index(name)
+                handles[name] = axes.plot(
+                    [share], [place + shifts[name]], MARKERS[place_of % len(MARKERS)], color=PALETTE[place_of],
+                    markersize=6, clip_on=False, zorder=3 + number, label=name, linestyle="none",
+                )[0]  # fmt: skip
+            _write_beside(axes, place, f"{max(shares.values()) - min(shares.values()):.1f} points")
+        _rows(axes, [row["title"] for row in rows])
+        axes.set_xlim(left=0)
+        axes.set_xlabel("Accuracy, % (at the right: most minus least)")
+        axes.figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), fontsize=9)
+
+    return draw("extractors", (7.6, 1.4 + 0.55 * len(rows)), 1, fill)
+
+
+def _shifts(count: int, step: float) -> list[float]:
+    """Places around a line's middle, so that marks of one line do not hide each other."""
+    return [step * (place - (count - 1) / 2) for place in range(count)]
+
+
+def _rows(axes, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+
+
+def _write_beside(axes, place: int, text: str) -> None:
+    axes.annotate(
+        text, (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points", va="center",
+        fontsize=9.5, color=INK, annotation_clip=False,
+    )  # fmt: skip
+
+
+def _colour(model: str, place: int) -> str:
+    return {"control": "#555555", "teacher": "#000000"}.get(model, PALETTE[(place - 1) % (len(PALETTE) - 1)])

@@ -1,0 +1,96 @@
+"""The published study's own logs, as graded here: tables for a Markdown page, from logs/published/."""
+
+from functools import partial
+from pathlib import Path
+
+from primekd.assessment.summary import title_of
+from primekd.errors import UserError
+from primekd.provenance import relative_name
+from primekd.report.cells import Name, Table
+from primekd.report.claims import recounted
+from primekd.report.extraction import read_accuracies, validation_table
+from primekd.report.files import PUBLISHED_CONTRASTS, STATED, VALIDATION, Row, read_rows
+from primekd.report.formats import MISSING, interval, p_value, percent, percent_range
+
+
+def study_table(folder: Path) -> Table:
+    """Accuracies as stated, as recounted from the released verdicts, and as every extractor regrades the answers.
+
+    Raises:
+        UserError: stated.csv or accuracies.csv is missing or has other columns.
+    """
+    stated = read_rows(Path(folder) / "stated.csv", STATED)
+    accuracies = read_accuracies(folder)
+    if not accuracies:
+        raise UserError(f"{relative_name(Path(folder) / 'accuracies.csv')} is missing or empty: grade the logs first.")
+    extractors = _ordered(row["extractor"] for found in accuracies.values() for row in found.values())
+    head = ["Model", "Stated, %", "Recounted, %", "Regraded, n", *(f"{name}, % [95 %]" for name in extractors)]
+    rows = []
+    named = {row["model"]: row for row in stated}
+    for model in _ordered([*named, *accuracies]):
+        said, found = named.get(model), accuracies.get(model, {})
+        counts = _ordered(row["n"] for row in found.values())
+        rows.append([
+            Name(said["title"] if said else title_of(model), model), said["stated"] or MISSING if said else MISSING,
+            recounted(said), " or ".join(counts) or MISSING,
+            *(interval(found[name], "accuracy", percent) if name in found else MISSING for name in extractors),
+        ])  # fmt: skip
+    return Table("The published study, stated, recounted and regraded", head, rows)
+
+
+def contrast_matrix(folder: Path) -> tuple[Table, str]:
+    """The published contrasts, one row a comparison and one column an extractor, and what could have been detected.
+
+    Raises:
+        UserError: contrasts.csv is missing or has other columns.
+    """
+    contrasts = read_rows(Path(folder) / "contrasts.csv", PUBLISHED_CONTRASTS)
+    extractors = _ordered(row["extractor"] for row in contrasts)
+    cells = {(row["model"], row["reference"], row["extractor"]): row for row in contrasts}
+    rows = [
+        [title_of(model), title_of(reference),
+         *(_contrast(cells.get((model, reference, extractor))) for extractor in extractors)]
+        for model, reference in _ordered((row["model"], row["reference"]) for row in contrasts)
+    ]  # fmt: skip
+    detectable = [row["mde"] for row in contrasts if row["mde"]]
+    note = (
+        f"True differences of {percent_range(detectable)} points, depending on the comparison, would be found in 80 % "
+        "of repetitions at p < 0.05, before Holm's adjustment."
+        if detectable
+        else ""
+    )
+    return Table("The published contrasts", ["Model", "Against", *extractors], rows, left=2), note
+
+
+def _contrast(row: Row | None) -> str:
+    if row is None:
+        return MISSING
+    p = p_value(row["p_holm"])
+    return f"{interval(row, 'accuracy', partial(percent, signed=True))}; p {p if p.startswith('<') else f'= {p}'}"
+
+
+def validation_short(folder: Path) -> Table:
+    """The unseen labelled answers, over all and by ending, for every extractor.
+
+    Raises:
+        UserError: validation.csv is missing, has other columns or no such row of the set `validation`.
+    """
+    return _validation(folder, main=True)
+
+
+def validation_rest(folder: Path) -> Table:
+    """The same by log and by the published rule that fired. Raises UserError as validation_short does."""
+    return _validation(folder, main=False)
+
+
+def _validation(folder: Path, main: bool) -> Table:
+    path = Path(folder) / "validation.csv"
+    table = validation_table(read_rows(path, VALIDATION), "validation", main)
+    if not table.rows:
+        raise UserError(f"{relative_name(path)} has no row of the set 'validation': validate the extractors first.")
+    return table
+
+
+def _ordered(values) -> list:
+    """Each value once, in the order of the first."""
+    return list(dict.fromkeys(values))

@@ -1,0 +1,30 @@
+"""Several training seeds of one strategy: what varies between seeds, told apart from what varies between items."""
+
+from functools import partial
+
+from primekd.assessment.summary import title_of
+from primekd.report.cells import Table
+from primekd.report.files import Row
+from primekd.report.formats import MISSING, interval, p_value, percent
+from primekd.report.results import Results
+
+ONE_SEED = "Every student was trained with one seed, so nothing is known of what another training seed would change."
+
+
+def seed_table(results: Results) -> Table:
+    """Means and differences over training seeds, with what varies between seeds and between items told apart."""
+    head = [
+        "Model", "Against", "Seeds", "n", "Accuracy or difference, points [95 %]", "SD between seeds, points",
+        "Standard error from items, points", "Standard error from seeds, points", "p",
+    ]  # fmt: skip
+    return Table("Training seeds", head, [_seeds(row) for row in results.seeds], left=2)
+
+
+def _seeds(row: Row) -> list[str]:
+    points = partial(percent, signed=bool(row["reference"]))
+    return [
+        title_of(row["model"]), title_of(row["reference"]) if row["reference"] else MISSING, row["seeds"], row["n"],
+        interval(row, "accuracy", points),
+        *(percent(row[key]) if row[key] else MISSING for key in ("seed_sd", "item_se", "seed_se")),
+        p_value(row["p"]) if row["p"] else MISSING,
+    ]  # fmt: skip

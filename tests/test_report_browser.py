@@ -1,0 +1,218 @@
+"""The report in a real browser: the item browser works by mouse and keyboard, and nothing in an answer ever runs."""
+
+import json
+import shutil
+
+import pytest
+from report_logs import HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_published, write_study
+
+from primekd.config import load_profile
+from primekd.report.html import write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from report_page import CONTRASTS, Page  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="chromium and chromedriver (Debian packages of these names) are not installed"
+)
+ARGUMENTS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1400,1000",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
+NAME = 'item-{}"><img src=x onerror=window.owned=1>'  # ids are foreign text as well
+DECIDED = {("ai-KD", 1): "18", ("ai-KD", 4): "-1"}
+MANY = 1319
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """One headless Chromium for all tests of this file; what it asks of a network and says on its console is kept."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.set_capability("unhandledPromptBehavior", "ignore")  # an alert is to be found, not dismissed
+    started = webdriver.Chrome(service=webdriver.ChromeService(DRIVER), options=options)
+    yield started
+    started.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, str]:
+    """Addresses of a report with six hostile items, and of one as large as the paper's."""
+    written = {}
+    long = [f"Step {place}: " + "so we add 3 and 4, " * 40 + "18 and more." for place in range(len(HOSTILE), MANY)]
+    for kind, texts in (("small", HOSTILE), ("large", (*HOSTILE, *long))):
+        root = tmp_path_factory.mktemp(kind)
+        with pytest.MonkeyPatch.context() as patch:
+            make_checkout(root, patch)
+            profile = write_study(load_profile("ci"), texts, DECIDED, NAME)
+            write_published(root)
+            written[kind] = write_report(profile).as_uri()
+    return written
+
+
+@pytest.fixture
+def small(driver, pages) -> Page:
+    page = Page(driver, pages["small"])
+    yield page
+    page.unharmed()
+
+
+@pytest.fixture
+def large(driver, pages) -> Page:
+    page = Page(driver, pages["large"])
+    yield page
+    page.unharmed()
+
+
+def test_hostile_text_is_shown_and_never_runs(small):
+    for place, text in enumerate(HOSTILE):
+        small.all("#list .row")[place].click()
+        assert small.chosen == place
+        # Line ends apart: textContent keeps them, and the page's data as well.
+        assert small.texts("#detail .question") == [f"Question {place}: {text}"]
+        assert set(small.texts("#detail .response")) == {text}
+        assert small.texts("#detail a") == [NAME.format(place)]
+        assert small.all("#detail img, #detail script, #detail b, #list img, #list script, #list b") == []
+    assert small.driver.title == "primekd: ci"
+    # A script that someone did manage to put in would still have no network to talk to.
+    asked = "return fetch('https://example.org').then(() => 'sent', () => 'refused')"
+    assert small.driver.execute_script(asked) == "refused"
+    assert "Content Security Policy" in json.dumps(small.driver.get_log("browser"))
+
+
+def test_the_number_that_was_read_is_marked(small):
+    for place in range(len(HOSTILE)):
+        small.all("#list .row")[place].click()
+        wanted = [] if place == NOTHING_FOUND else ["18"] * len(MODELS)
+        assert small.texts("#detail mark") == wanted
+    small.all("#list .row")[NOTHING_FOUND].click()
+    assert "no number found" in small.card("control").text
+
+
+def test_each_filter_leaves_what_it_says(small):
+    assert small.count == f"{len(HOSTILE)} of {len(HOSTILE)} items."
+    assert small.filter("truncated").shown == [2] and small.filter("extractors").shown == [3]
+    assert small.filter("none").shown == [3, NOTHING_FOUND]
+    assert small.filter("adjudicated").shown == [1, 4]
+    # Every third answer is right, shifted by one a model: the six students never agree, nor do all eight models.
+    assert small.filter("strategies").shown == list(range(len(HOSTILE)))
+    assert small.filter("wrong").shown == [] and "No item passes" in small.one("#detail").text
+    for box in small.all("#models input")[1:]:
+        box.click()
+    # Only the control is left: right on 0 and 3, and no student to disagree with another.
+    assert small.shown == [1, 2, 4, 5]
+    assert small.filter("right").shown == [0, 3] and small.filter("strategies").shown == []
+    options = [option.text for option in small.all("#filter option")]
+    assert options[0] == "all items (6)" and options[-1] == "all right (2)"
+
+
+def test_extractors_and_decisions_stand_beside_the_answer(small):
+    small.filter("extractors")
+    values = small.card("base-KD").find_element(By.CSS_SELECTOR, ".readers").text.split("\n")
+    assert values == [
+        "published", "18 ✓", "validated", "17 ✗", "strict-match", "none ✗", "flexible-extract", "18 ✓",
+        "math-verify", "18 ✓",
+    ]  # fmt: skip
+    small.filter("adjudicated")
+    assert small.card("ai-KD").find_element(By.CSS_SELECTOR, ".by-hand").text == "Decided by hand: 18 · ✓ right"
+    small.one("#list").send_keys(Keys.ARROW_DOWN)
+    assert "Decided by hand: no answer was given · ✗ wrong" in small.card("ai-KD").text
+    assert "published\nnone" in small.card("ai-KD").text and len(small.all(".by-hand")) == 1
+
+
+def test_sorting(small):
+    right = [sum((place + shift) % 3 == 0 for shift in range(len(MODELS))) for place in range(len(HOSTILE))]
+    assert small.sort("hard").shown == sorted(range(len(HOSTILE)), key=lambda place: right[place])
+    assert small.sort("easy").shown == sorted(range(len(HOSTILE)), key=lambda place: -right[place])
+    assert small.sort("long").shown == list(range(len(HOSTILE)))[::-1]
+    assert small.chosen == len(HOSTILE) - 1  # a new order is read from its top
+    assert small.sort("file").shown == list(range(len(HOSTILE)))
+
+
+def test_search_finds_words_in_questions_answers_and_ids(small):
+    assert small.search("ANSWER is").shown == [3] and small.count == f"1 of {len(HOSTILE)} items."
+    assert small.search("item-4").shown == [4] and small.search("onerror").count == "6 of 6 items."  # in every id
+    assert small.search("<script>").shown == [0]
+    assert small.search("no such word").shown == [] and "No item passes" in small.one("#detail").text
+    small.press(Keys.ESCAPE)
+    assert small.count == "6 of 6 items." and small.driver.switch_to.active_element == small.one("#list")
+
+
+def test_keyboard_alone_is_enough(large):
+    body = large.one("body")
+    body.send_keys("/")
+    assert large.driver.switch_to.active_element == large.one("#search")
+    large.press("s", "/", Keys.BACKSPACE)  # a slash in the search is a letter
+    assert large.one("#search").get_property("value") == "s"
+    large.press(Keys.ESCAPE)
+    assert large.chosen == 0 and large.one("#search").get_property("value") == ""
+    large.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    assert large.chosen == 2
+    large.press(Keys.ARROW_UP)
+    assert large.chosen == 1
+    large.press(Keys.PAGE_DOWN)
+    page = large.chosen - 1
+    assert page > 3
+    large.press(Keys.PAGE_DOWN, Keys.PAGE_UP)
+    assert large.chosen == 1 + page
+    large.press(Keys.END, Keys.ARROW_DOWN)
+    assert large.chosen == MANY - 1
+    box, row = large.one("#list").rect, large.one("#list [aria-selected=true]").rect
+    assert box["y"] <= row["y"] and row["y"] + row["height"] <= box["y"] + box["height"] + 1
+    large.press(Keys.HOME)
+    assert large.chosen == 0 and large.driver.execute_script("return document.getElementById('list').scrollTop") == 0
+
+
+def test_a_long_list_keeps_few_rows_in_the_page(large):
+    nodes = "return document.querySelectorAll('#list *').length"
+    assert large.count == f"{MANY} of {MANY} items."
+    most = 0
+    for share in (0, 0.2, 0.7, 1):
+        scroll = "const l = document.getElementById('list'); l.scrollTop = arguments[0] * l.scrollHeight"
+        large.driver.execute_script(scroll, share)
+        large.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        most = max(most, large.driver.execute_script(nodes))
+        assert len(large.shown) > 5
+    assert most < 1000
+    assert large.shown[-1] == MANY - 1 and large.shown[0] == 0  # the chosen row stays, for whoever hears the page
+    large.filter("adjudicated").filter("all").search("step 1200")
+    assert 1200 in large.shown and large.driver.execute_script(nodes) < 1000
+
+
+def test_an_address_names_an_item(driver, pages, small):
+    small.all("#list .row")[3].click()
+    address = driver.current_url
+    assert "#item=item-3%22%3E" in address and small.one("#detail a").get_attribute("href") == address
+    again = Page(driver, pages["small"], address[address.index("#") :])
+    assert again.chosen == 3
+    again.filter("truncated")
+    assert again.chosen == 2 and "#item=item-2" in driver.current_url  # the address never names another item
+    driver.execute_script("location.hash = arguments[0]", address[address.index("#") :])
+    WebDriverWait(driver, 5).until(lambda d: again.count == "6 of 6 items.")
+    assert again.chosen == 3
+    assert Page(driver, pages["small"], "#item=%E0%A4%A").chosen == 0  # no address of ours, and no error
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark_and_on_a_narrow_page(driver, pages, scheme):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    size = {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page = Page(driver, pages["small"])
+        assert page.driver.execute_script(CONTRASTS) == []
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.driver.execute_script(wide) <= 0  # tables scroll in their own boxes
+        page.unharmed()
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -1,0 +1,269 @@
+"""Tables of results, claims and the published study: numbers as in the files, in Markdown that cannot break."""
+
+import csv
+import json
+import re
+
+import pytest
+from report_logs import (
+    DECIDED,
+    make_checkout,
+    write_csv,
+    write_manifest,
+    write_published,
+    write_study,
+)
+
+from primekd.config import load_profile
+from primekd.errors import UserError
+from primekd.report import files
+from primekd.report.cells import Files, Name, Table, to_markdown
+from primekd.report.formats import markdown, p_value, percent, percent_range, significant
+from primekd.report.html import write_report
+from primekd.report.readme import update_readme
+from primekd.report.results import ADJUDICATED, NOTHING_DECIDED, POINTS_ADJUDICATED, read_results
+from primekd.report.tables import claim_table, results_table, results_text
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    return make_checkout(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def profile(checkout):
+    """The profile ci with logs of eight models on six items, all of their text hostile; nothing was adjudicated."""
+    return write_study(load_profile("ci"))
+
+
+@pytest.fixture
+def decided(checkout):
+    """The same with three answers decided by hand."""
+    return write_study(load_profile("ci"), decided=DECIDED)
+
+
+@pytest.fixture
+def published(checkout):
+    return write_published(checkout)
+
+
+def _summary(profile) -> list[dict[str, str]]:
+    with open(profile.logs / "summary.csv", encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _cells(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def _numbers(cell: str) -> list[float]:
+    return [float(n) for n in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", cell)]
+
+
+@pytest.mark.parametrize(
+    ("share", "wanted"), [("0.0625", "6.3"), ("0.324408", "32.4"), ("1", "100.0"), ("0", "0.0"), ("-0.0002", "0.0")]
+)
+def test_percentages_round_half_up(share, wanted):
+    assert percent(share) == wanted
+
+
+def test_numbers_keep_their_digits():
+    assert [significant(x) for x in ("0.1", "10.8012", "2.6395e-06", "0", "-0.00348428", "1234", "0.99996")] == [
+        "0.1000", "10.80", "2.640e-06", "0", "-0.003484", "1234", "1.000"
+    ]  # fmt: skip
+    assert [p_value(p) for p in ("1", "0.0031", "0.001", "0.00099", "1e-12")] == [
+        "1.000", "0.003", "0.001", "<0.001", "<0.001"
+    ]  # fmt: skip
+    assert percent("0.05", signed=True) == "+5.0" and percent("0", signed=True) == "0.0"
+
+
+def test_results_table_has_the_numbers_of_the_files(profile):
+    models, paired = results_table(profile.logs).split("Paired differences")
+    rows = _cells(models)
+    assert len(_cells(paired)) == len((profile.logs / "contrasts.csv").read_text().splitlines()) - 1
+    with open(profile.logs / "contrasts.csv", encoding="utf-8", newline="") as handle:
+        tests = {r["model"]: float(r["p_holm"]) for r in csv.DictReader(handle) if r["reference"] == "control"}
+    names = [f"`{s['model']}`" for s in _summary(profile)]
+    assert [row[0].split(" (")[-1].strip("()").split(") (")[-1] for row in rows] == names
+    for cells, row in zip(rows, _summary(profile), strict=True):
+        assert cells[1:3] == [row["n"], row["correct"]] and cells[5] == row["truncated"]
+        wanted = [100 * float(row[f"accuracy{end}"]) for end in ("", "_low", "_high")]
+        assert _numbers(cells[3]) == pytest.approx(wanted, abs=0.05001)
+        if row["model"] in tests:
+            assert float(cells[4]) == pytest.approx(tests[row["model"]], abs=0.00051)
+        for cell, measure in ((cells[6], "kl"), (cells[7], "nll_gold")):
+            if row["model"] == "teacher":
+                assert cell == "–"
+            else:
+                wanted = [float(row[f"{measure}{end}"]) for end in ("", "_low", "_high")]
+                assert _numbers(cell) == pytest.approx(wanted, rel=5.1e-4)
+
+
+def test_results_say_how_wide_the_intervals_are(profile):
+    widest = max(float(r["accuracy_high"]) - float(r["accuracy_low"]) for r in _summary(profile))
+    said = results_table(profile.logs)
+    assert f"With n = 6 items, the 95 % interval of an accuracy is up to {100 * widest:.1f} points wide" in said
+    assert "unprimed teacher" in said and "cannot rank" in said
+
+
+def test_terminal_text_is_plain_and_narrow(profile):
+    text = results_text(profile.logs)
+    assert "\x1b" not in text and max(map(len, text.splitlines())) <= 120
+    assert not any(line != line.rstrip() for line in text.splitlines())
+    for row in _summary(profile):
+        assert re.search(rf"\b{row['model']}[ )]", text)
+
+
+def _claims(profile) -> dict[str, list[str]]:
+    return {re.search(r"`([^`]+)`", row[0])[1]: row for row in _cells(claim_table(profile.logs))}
+
+
+def test_claim_table_shows_stated_recounted_and_measured(profile, published):
+    rows = _claims(profile)
+    assert rows["base-fine-tune"][1:3] == ["25.01", "22.97 (303 of 1319)"]
+    assert rows["reverseKL-KD"][1:3] == ["34.04", "37.83 (499 of 1319)"]
+    assert rows["ai-KD"][1:3] == ["48.14", "–"] and rows["teacher-KD"][1:3] == ["–", "–"]
+    assert rows["control"][4:] == ["6", "–", "[`logs/ci/control.csv`](logs/ci/control.csv)", "fffffff"]
+    measured = {row["model"]: percent(row["accuracy"]) for row in _summary(profile)}
+    assert rows["base-KD"][3].startswith(f"{measured['base-KD']} [")
+    # A further seed stands in its strategy's row.
+    assert "ai-KD-seed1" not in rows and rows["ai-KD"][5] == "2" and "logs/ci/ai-KD-seed1.csv" in rows["ai-KD"][6]
+    assert "not comparable" in claim_table(profile.logs)
+
+
+def test_claim_table_without_published_logs_and_from_a_dirty_checkout(profile):
+    rows = _claims(profile)
+    assert all(row[1:3] == ["–", "–"] for row in rows.values())
+    manifest = profile.logs / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["environment"]["git"] = {"commit": "1234567890", "dirty": True}
+    manifest.write_text(json.dumps(facts))
+    assert _claims(profile)["control"][-1] == "1234567 dirty"
+    facts["answered"] = {"git": {"commit": "abcdef012345", "dirty": False}, "hardware": {"cpu": "the first one"}}
+    manifest.write_text(json.dumps(facts | {"regraded": "2027-01-01T00:00:00+00:00"}))
+    assert _claims(profile)["control"][-1] == "abcdef0, regraded 1234567 dirty"
+    page = write_report(profile).read_text(encoding="utf-8")
+    assert "abcdef012345" in page and "2027-01-01 00:00:00 UTC" in page and "the first one" in page
+
+
+def test_claim_table_takes_the_mean_of_several_seeds(profile):
+    write_csv(profile.logs / "seeds.csv", files.SEEDS, [["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, ""]])
+    assert _claims(profile)["ai-KD"][3] == "40.0 [30.0, 50.0]"
+
+
+def test_adjudicated_numbers_stand_beside_automatic_ones_only_if_there_are_any(profile, decided):
+    with_decisions = results_table(decided.logs)
+    assert ADJUDICATED in with_decisions and POINTS_ADJUDICATED in with_decisions
+    assert NOTHING_DECIDED not in with_decisions
+    rows = {re.search(r"`([^`]+)`", row[0])[1]: row for row in _cells(with_decisions.split("Paired")[0])}
+    assert rows["ai-KD"][3].startswith("33.3 ") and rows["ai-KD"][4].startswith("50.0 ")
+    write_study(profile)
+    without = results_table(profile.logs)
+    assert ADJUDICATED not in without and POINTS_ADJUDICATED not in without and NOTHING_DECIDED in without
+
+
+def test_logs_without_held_out_answers_have_no_columns_for_them(profile):
+    for name in ("summary", "contrasts"):
+        path = profile.logs / f"{name}.csv"
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        cells = [["" if key.startswith(("kl", "nll")) else value for key, value in row.items()] for row in rows]
+        write_csv(path, ",".join(rows[0]), cells)
+    said = results_table(profile.logs)
+    assert "KL to" not in said and "KL," not in said and "NLL" not in said
+    write_manifest(profile)
+    assert "Held-out KL" not in write_report(profile).read_text(encoding="utf-8")
+
+
+def test_missing_or_foreign_tables_are_refused(profile):
+    (profile.logs / "summary.csv").write_text("model,title\nx,y\n")
+    with pytest.raises(UserError, match="summary.csv"):
+        results_table(profile.logs)
+    (profile.logs / "contrasts.csv").unlink()
+    with pytest.raises(UserError):
+        read_results(profile.logs)
+
+
+def test_markdown_tables_escape_words_and_leave_numbers():
+    cells = [Name("a|b", "<img>"), "+3.2 [1.0, 4.0]; p <0.001", Files(("a b",))]
+    table = Table("x", ["Model", "A [95 %]", "Log"], [cells])
+    head, _, row = to_markdown(table).splitlines()
+    assert head == "| Model | A [95 %] | Log |"
+    assert row == "| a\\|b (&lt;img&gt;) | +3.2 [1.0, 4.0]; p &lt;0.001 | a b |"
+    assert "[x](y)" not in to_markdown(Table("x", ["[x](y)"], [["1 [x](y)"], ["[1](2)"]]))
+    assert "[1](2)" not in to_markdown(Table("x", ["h"], [["[1](2)"]]))
+    assert [percent_range(v) for v in (["0.1"], ["0.052", "0.0312"])] == ["10.0", "3.1 to 5.2"]
+
+
+def test_markdown_cells_cannot_break_out():
+    assert markdown("a|b\n<img> [x](y) `c`") == "a\\|b &lt;img&gt; \\[x\\](y) \\`c\\`"
+
+
+README = """# Title
+
+<!-- primekd:begin results ci -->
+12.3 typed by hand
+<!-- primekd:end -->
+Between.
+<!-- primekd:begin claims ci -->
+<!-- primekd:end -->
+The end.
+"""
+PAGE = "".join(
+    f"<!-- primekd:begin {kind} published -->\n<!-- primekd:end -->\n"
+    for kind in ("validation", "validation-strata", "published-study", "published-contrasts")
+)
+
+
+def test_readme_drift_is_found_and_mended(profile, published, checkout):
+    readme = checkout / "README.md"
+    readme.write_text(README)
+    assert update_readme(readme, check=True) == ["results ci", "claims ci"]
+    assert readme.read_text() == README
+    assert update_readme(readme, check=False) == ["results ci", "claims ci"]
+    mended = readme.read_text(encoding="utf-8")
+    assert results_table(profile.logs) in mended and claim_table(profile.logs) in mended
+    assert "typed by hand" not in mended and "\nBetween.\n" in mended and mended.endswith("\nThe end.\n")
+    assert update_readme(readme, check=True) == update_readme(readme, check=False) == []
+    assert readme.read_text(encoding="utf-8") == mended
+    readme.write_text(mended.replace("48.14", "49.14"), encoding="utf-8")
+    assert update_readme(readme, check=True) == ["claims ci"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- primekd:begin poems ci -->\n<!-- primekd:end -->\n",
+        "<!-- primekd:begin results -->\n<!-- primekd:end -->\n",
+        "<!-- primekd:begin results ../ci -->\n<!-- primekd:end -->\n",
+        "<!-- primekd:begin results ci -->\n",
+        "<!-- primekd:begin results ci -->\n<!-- primekd:begin claims ci -->\n<!-- primekd:end -->\n",
+        "<!-- primekd:end -->\n",
+        "<!-- primekd:begin results nowhere -->\n<!-- primekd:end -->\n",
+    ],
+)
+def test_readme_with_wrong_markers_is_refused(profile, checkout, text):
+    readme = checkout / "README.md"
+    readme.write_text(text)
+    with pytest.raises(UserError):
+        update_readme(readme, check=False)
+    assert readme.read_text() == text
+
+
+def test_a_page_under_docs_has_blocks_of_the_published_logs(published, checkout):
+    page = checkout / "docs" / "published.md"
+    page.parent.mkdir()
+    page.write_text(PAGE)
+    assert len(update_readme(page, check=False)) == 4 and update_readme(page, check=True) == []
+    text = page.read_text(encoding="utf-8")
+    assert "| Fine-tuning (`base-fine-tune`) | 25.01 | 22.97 (303 of 1319) | 1319 |" in text
+    assert "+5.0 [+1.0, +8.0]; p &lt;0.001" in text and "3.2 points" in text
+    assert "| validated | truncated | 100 | 75 | 74 | 98.6 [93.0, 99.8] |" in text
+    assert "| validated | log base-KD |" in text and "development" not in text
+    write_csv(published / "validation.csv", files.VALIDATION)
+    with pytest.raises(UserError, match="no row of the set"):
+        update_readme(page, check=True)
+    (published / "stated.csv").write_text("model,title\n")
+    page.write_text("<!-- primekd:begin published-study published -->\n<!-- primekd:end -->\n")
+    with pytest.raises(UserError, match="stated.csv has not the columns"):
+        update_readme(page, check=True)
