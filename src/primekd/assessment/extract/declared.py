@@ -15,14 +15,18 @@ _QUALITY = r"(?:final|correct|right|best|exact|only|required|numerical|actual|si
 _BOXED = re.compile(r"(?:\\f?boxed|\x08oxed)\s*\{")  # \b written as a backspace is in the published logs
 _HASHES = re.compile(r"####\s*(?=[^\w\n]{0,4}\d)")
 _ANSWER = re.compile(
-    rf"\b(?:{_QUALITY}\s+)*(?:answer|solution)\b"
+    rf"\b(?:{_QUALITY}\s+)*answer\b"
     r"(?:\s+(?:to|for|of)\s+(?:the|this|that|our)\s+(?:question|problem|exercise))?(?:\s+(?:here|then|therefore|thus))?"
     r"\s*,?\s*(?:(?:is|was|would be|will be|should be|must be|comes to)\b\s*:?|[=:])",
     re.IGNORECASE,
 )
 _PART = re.compile(r"\b(?:parts?|half|step|none|all|numbers?|digits?)\s+of\s+(?:the|our|this)\s*$", re.IGNORECASE)
 _NEGATED = re.compile(r"\W*(?:not|n't|never|incorrect|wrong|unknown|missing|no)\b", re.IGNORECASE)
-_DENIED = re.compile(r"\W{0,4}(?:\W{0,3}[\d.,]*\d)?\s*(?:is|was)\s+(?:not|incorrect|wrong)\b", re.IGNORECASE)
+_DENIED = re.compile(
+    r"\W{0,6}(?:(?:this|that|it)\b|\W{0,3}[\d.,]*\d)?\s*(?:is|was)\s+(?:incorrect|wrong|not\s+(?:the|correct|right|in|an?\s+option))\b"
+    r"|[^.\n]{0,30}\.\s+however,?\s+the\s+question\s+asks\b",
+    re.IGNORECASE,
+)
 _IS_ANSWER = re.compile(  # "15 apples is the correct answer"
     rf"[^\w.!?\n]{{0,4}}\.?0*(?:(?!this|that|which|it\b)[A-Za-z]+\s+){{0,3}}is\s+(?:the|our|my)\s+(?:{_QUALITY}\s+)*"
     r"(?:answer|solution|option|choice)\b",
@@ -46,6 +50,7 @@ _REFERENCE = re.compile(r"\)\s*(?:and|or|,|alone)\s*\(?|:\d\d")  # "(1) and (2)"
 _ARITHMETIC = re.compile(
     r"\b(?:divid|multipl|add|subtract|minus|plus|times|sum of|difference between|product of|if)\w*", re.IGNORECASE
 )
+_DESCRIBES = re.compile(r"\b(?:answer|one|number|option|choice)\s+(?:that|which|with)\b", re.IGNORECASE)
 _POINTER = re.compile(r"(?:step|part|statement)\s*$", re.IGNORECASE)
 _TIME_OF_DAY = re.compile(r"\d:\d\d")
 
@@ -80,7 +85,12 @@ def declarations(text: str, given: frozenset[Fraction], cut: bool) -> list[Decla
     for d in found:  # "The final answer is \boxed{5}" is one declaration
         if not kept or d.number.start >= kept[-1].end:
             kept.append(d)
-    return [d for d in kept if not _DENIED.match(text, d.end) and not (cut and d.end >= len(text))]
+    return [d for d in kept if not _DENIED.match(text, d.end) and not (cut and _may_lack_digits(text, d.number))]
+
+
+def _may_lack_digits(text: str, number: Number) -> bool:
+    """Whether a number stands at the very end of an answer that was cut; cents are complete."""
+    return number.end >= len(text) and not re.search(r"\.\d\d$", text)
 
 
 def _boxed(text: str) -> Iterator[Declaration]:
@@ -136,7 +146,7 @@ def _points_to_list(text: str, number: Number) -> bool:
     """Whether a small number points to an item of a list of sentences ("1. There are ... 4. The keeper ...")."""
     if number.value.denominator != 1 or not 1 <= number.value <= 9:
         return False
-    marks = (rf"(?:^|\s){mark}\.\s+[A-Z][a-z]+ [a-z]" for mark in (1, number.value))
+    marks = (rf"(?:^|\s){mark}\.\s+[A-Z][a-z]+ [A-Za-z]" for mark in (1, number.value))
     return all(re.search(mark, text) for mark in marks)
 
 
@@ -170,4 +180,6 @@ def value_in(sentence: str, given: frozenset[Fraction] = frozenset()) -> Number 
     if not numbers:
         return None
     chosen = next((n for n in numbers if n.value not in given), numbers[-1])
-    return chosen if len(sentence[: chosen.start].split()) <= MOST_WORDS else None
+    before = sentence[: chosen.start]
+    vague = _DESCRIBES.search(before) or _REFERENCE.match(sentence, chosen.end)
+    return None if vague or len(before.split()) > MOST_WORDS else chosen

@@ -26,7 +26,7 @@ LONGEST = 20_000  # characters; what was asked is answered by then
 EARLY = 50  # characters; a declaration before that, ahead of any work, is an opening value like a bare number
 
 _CORRECTS = re.compile(
-    r"\b(?:wait|mistake|incorrect|wrong|not correct|cannot be correct|error|closest|nearest|correct answer|"
+    r"\b(?:wait|mistake|incorrect|wrong|not correct|cannot be correct|error|closest|nearest|"
     r"should (?:be|have been)|re-?\s?(?:calculat|check|evaluat|consider|comput|exam|assess)\w*|redo|instead|"
     r"apologi[sz]e|sorry|actually|not (?:in|among|listed|one of|an option|there|here|present|available|"
     r"a (?:choice|whole))|round(?:ed|ing)?)\b",
@@ -91,15 +91,17 @@ def _concluded(text: str, question: str | None, asked: Asked | None) -> Extracti
 
 def _settle(text: str, first: Declaration, said: list[Declaration], rule: str) -> Extraction:
     """The first declared value, or the last of those that openly correct it before another question begins."""
-    now, corrected = first, False
+    number, value, end, corrected = first.number, first.number.value, first.end, False
     for later in said:
-        if later.start < now.end:
+        if later.start < end:
             continue
-        between = text[now.end : later.start]
+        between = text[end : later.start]
         if _ANOTHER_QUESTION.search(between):
             break
-        if later.number.value != now.number.value:
-            if not _CORRECTS.search(between):
-                break
-            now, corrected = later, True
-    return reading(now.number, "corrected" if corrected else rule)
+        if later.number.value == value:
+            end = later.end
+        elif _CORRECTS.search(between):
+            number, value, end, corrected = later.number, later.number.value, later.end, True
+        else:
+            break
+    return reading(number, "corrected" if corrected else rule)
