@@ -40,9 +40,10 @@ from primekd.assessment.adjudicate import (
 )
 from primekd.assessment.adjudicate_session import Session, around, open_session, readable
 from primekd.assessment.answers import Answer
-from primekd.assessment.cases import Case, audit_sample, open_cases, read_logs
+from primekd.assessment.cases import Case, audit_sample, open_cases
 from primekd.assessment.extract import Extraction
 from primekd.assessment.grade import LogRow, grade_answer, write_log
+from primekd.assessment.results import read_logs
 from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.errors import UserError
@@ -77,7 +78,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 LOGS = {
-    "control": [graded(n, f"Let us see.\nSo {n} and {n + 1}") for n in range(10)],  # last-number
+    "control": [graded(n, f"Let us see.\nSo {n} and {n + 1}") for n in range(10)],  # last number n + 1
     "ai-KD": [graded(n, f"\\boxed{{{n}}}") for n in range(10)],
 }
 
@@ -100,12 +101,15 @@ def profile(checkout: Path) -> Profile:
 
 @pytest.fixture
 def validated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Extraction]:
-    """What the validated rules read in a response; the last number of the text where a test says nothing."""
+    """What the validated rules read in a response; the first number of the text where a test says nothing.
+
+    So that they differ from the published rules on every answer of `control` and agree on every one of `ai-KD`.
+    """
     readings: dict[str, Extraction] = {}
 
     def extract(text, extractor, truncated, question):
         assert extractor == "validated" and question.startswith("Question")
-        return readings.get(text) or Extraction(Fraction(re.findall(r"\d+", text)[-1]), "stub")
+        return readings.get(text) or Extraction(Fraction(re.findall(r"\d+", text)[0]), "stub")
 
     monkeypatch.setattr(cases, "extract", extract)
     return readings
@@ -384,26 +388,32 @@ def test_the_error_rate_counts_each_answer_once_with_its_latest_audit_and_a_wils
 # Which answers are shown.
 
 
-def test_an_answer_is_listed_with_the_reason(profile, validated):
+def test_an_answer_is_listed_with_the_reason_unless_both_rule_sets_agree(profile, validated):
     rows = {
         "boxed, both agree": graded(1, r"\boxed{7}"),
         "differ": graded(2, r"\boxed{7} eight"),
         "ambiguous": graded(3, r"\boxed{7} or so"),
         "validated none": graded(4, r"\boxed{7}!"),
         "none": graded(5, "no idea at all"),
-        "last number": graded(6, "see\nfirst 1 then 2"),
+        "last number, both agree": graded(6, "see\nfirst 1 then 2"),
+        "last number, differ": graded(7, "see\nfirst 3 then 4"),
+        "published none alone": graded(8, "no idea either"),
     }
+    assert [row.rule for row in rows.values()] == [*["boxed"] * 4, "none", "last-number", "last-number", "none"]
     validated[rows["differ"].response] = Extraction(Fraction(8), "stub")
     validated[rows["ambiguous"].response] = Extraction(Fraction(7), "stub", None, False, True)
     validated[rows["validated none"].response] = Extraction(None, "none")
     validated[rows["none"].response] = Extraction(None, "none")
+    validated[rows["last number, both agree"].response] = Extraction(Fraction(2), "stub")
+    validated[rows["published none alone"].response] = Extraction(Fraction(5), "stub")
     found = {case.id: case.why for case in open_cases(profile, {"ai-KD": [*rows.values()]}, [])}
     assert found == {
         "q2": ("published and validated rules differ: 7, 8",),
         "q3": ("the validated rules call it ambiguous",),
         "q4": ("the validated rules found no value",),
         "q5": ("the published rules found no number", "the validated rules found no value"),
-        "q6": ("the published rules fell back on the last number",),
+        "q7": ("published and validated rules differ: 4, 3",),
+        "q8": ("the published rules found no number",),
     }
 
 
@@ -416,7 +426,7 @@ def test_what_was_decided_is_not_asked_again_unless_the_answer_changed(profile, 
     decision = made(rows[0], "3", model="control")
     assert {c.id for c in open_cases(profile, LOGS, [])} == {f"q{n}" for n in range(10)}
     assert {c.id for c in open_cases(profile, LOGS, [decision])} == {f"q{n}" for n in range(1, 10)}
-    changed = LOGS | {"control": [replace(rows[0], response="other 1\n2 3"), *rows[1:]]}
+    changed = LOGS | {"control": [replace(rows[0], response="other 7\n2 3"), *rows[1:]]}
     assert {c.id for c in open_cases(profile, changed, [decision])} == {f"q{n}" for n in range(10)}
     assert len(open_cases(profile, LOGS, [replace(decision, model="ai-KD")])) == 10
 
@@ -669,7 +679,7 @@ def test_the_span_is_marked_and_gold_model_and_id_are_not_shown(session, draw):
         shown = draw(session)
         value = as_written(session.case.automatic)
         assert f"»{value}«" in shown or f"<mark>{value}</mark>" in shown
-        assert "Automatic value" in shown and "last number" in shown
+        assert "Automatic value" in shown and "rules differ" in shown
         assert GOLD not in shown and session.case.model not in shown and not re.search(rf"\b{session.case.id}\b", shown)
         session.skip()
 

@@ -1,36 +1,54 @@
-"""From answers to numbers: grading, logs, statistics, the held-out fit and the summary."""
+"""From answers to numbers: grading, logs, the held-out fit, the summary and what may be said of it."""
 
 import csv
-import math
+import functools
+import shutil
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import save_llama, small_profile
+from conftest import ROOT, save_llama, small_profile, write_profile
 from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
 from transformers import AutoModelForCausalLM
 
+from primekd import models
+from primekd.assessment import assess as assessing
+from primekd.assessment import regrade as regrading
+from primekd.assessment.adjudicate import Decision, add_decision, answer_hash
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
+from primekd.assessment.assess import assess, find_students
 from primekd.assessment.grade import COLUMNS, LogRow, grade_answer, grade_answers, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
-from primekd.assessment.statistics import accuracy, accuracy_difference, holm, mcnemar_exact, ratio, ratio_difference
+from primekd.assessment.regrade import regrade
+from primekd.assessment.results import answers_hash
+from primekd.assessment.seeds import by_strategy, seed_rows
+from primekd.assessment.statistics import accuracy, detectable_difference, holm, mcnemar_exact
 from primekd.assessment.summary import (
     MEASURES,
+    ContrastRow,
+    SummaryRow,
     claims,
     contrast,
     planned_contrasts,
+    sentence,
     summarise,
     title_of,
-    write_summary,
 )
-from primekd.capture import capture, held_out_job, open_signals
+from primekd.assessment.tables import read_table, write_table
+from primekd.capture import capture, held_out_job, open_signals, training_job
 from primekd.chat import build_prompt, encode_response
+from primekd.config import Profile, load_profile
+from primekd.distill import distill
 from primekd.errors import UserError
-from primekd.items import Item, load_items
-from primekd.teachers import Sampling
+from primekd.items import Item, load_items, refuse_overlap
+from primekd.provenance import read_json
+from primekd.report.formats import p_value, percent
+from primekd.strategies import load_strategies
+from primekd.teachers import Sampling, transformers_engine
 from primekd.teachers.transformers_engine import TransformersEngine
 
 
@@ -145,64 +163,6 @@ def test_a_damaged_log_is_one_sentence_with_its_name(change, output):
 def test_an_absent_log_is_one_sentence_with_its_name(output):
     with pytest.raises(UserError, match="m.csv is missing"):
         read_log(output / "m.csv")
-
-
-# Statistics.
-
-
-def test_the_wilson_interval_has_its_known_value():
-    """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662."""
-    found = accuracy([True] * 81 + [False] * 182)
-    assert found.value == pytest.approx(81 / 263)
-    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
-    assert accuracy([False] * 10).low == 0 and accuracy([False] * 10).high > 0.2
-
-
-@pytest.mark.parametrize("only_first, only_second", [(0, 0), (1, 0), (5, 5), (10, 2), (0, 9), (30, 12)])
-def test_mcnemar_is_the_exact_binomial_test_on_the_discordant_pairs(only_first, only_second):
-    first = [True] * only_first + [False] * only_second + [True] * 4 + [False] * 3
-    second = [False] * only_first + [True] * only_second + [True] * 4 + [False] * 3
-    found = mcnemar_exact(first, second)
-    discordant = only_first + only_second
-    expected = binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
-    assert (found.only_first, found.only_second) == (only_first, only_second)
-    assert found.p == pytest.approx(expected, rel=1e-9)
-    assert mcnemar_exact(second, first).p == pytest.approx(found.p)
-
-
-def test_holm_multiplies_by_the_number_of_tests_that_are_left():
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    p = [0.2, 0.001, 0.04, 0.04]
-    assert holm(p) == pytest.approx(list(multipletests(p, method="holm")[1]))
-    assert holm([]) == []
-
-
-def test_a_mean_a_token_weighs_items_by_their_tokens():
-    found = ratio([10.0, 1.0], [1, 10], samples=200)
-    assert found.value == pytest.approx(1.0)
-    assert 0.1 <= found.low <= found.value <= found.high <= 10
-
-
-def test_a_paired_difference_of_equal_models_is_zero_with_no_width():
-    values = list(np.random.default_rng(0).normal(size=20))
-    found = ratio_difference(values, values, [3] * 20, samples=200)
-    assert (found.value, found.low, found.high) == (0, 0, 0)
-    # Shifted by a constant a token, pairing leaves nothing to chance.
-    shifted = ratio_difference([v + 6 for v in values], values, [3] * 20, samples=200)
-    assert (shifted.value, shifted.low, shifted.high) == pytest.approx((2, 2, 2))
-
-
-def test_a_bootstrap_interval_is_the_same_every_time_and_covers_a_normal_one():
-    values = np.random.default_rng(1).normal(5, 2, size=400)
-    first, second = (ratio(values, np.ones(400), samples=2000) for _ in range(2))
-    assert first == second
-    half = 1.96 * values.std(ddof=1) / math.sqrt(400)
-    assert (first.low, first.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
-
-
-def test_an_accuracy_difference_is_first_minus_second():
-    found = accuracy_difference([True] * 8 + [False] * 2, [True] * 5 + [False] * 5, samples=500)
-    assert found.value == pytest.approx(0.3) and found.low >= 0 and found.high <= 0.7
 
 
 # Answers.
@@ -355,21 +315,103 @@ def test_a_summary_counts_what_the_logs_say():
     assert rows["teacher"].kl is None and rows["teacher"].nll_gold is None
 
 
-def test_contrasts_compare_students_with_the_control_and_kd_students_with_base_kd():
-    assert planned_contrasts(LOGS) == {"control": ["base-KD", "ai-KD", "base-fine-tune"], "base-KD": ["ai-KD"]}
+PLANNED = [
+    *((m, "control") for m in ("base-KD", "ai-KD", "base-fine-tune")),
+    ("ai-KD", "base-KD"),
+    *((m, "base-fine-tune") for m in ("base-KD", "ai-KD")),
+]
+
+
+def test_students_meet_the_control_kd_strategies_base_kd_and_kd_students_the_fine_tuned_one():
+    assert planned_contrasts(LOGS) == PLANNED
+    everything = ["control", *load_strategies(), "teacher"]
+    assert len(planned_contrasts(everything)) == 5 + 3 + 4
+    assert "teacher" not in {model for pair in planned_contrasts(everything) for model in pair}
+
+
+@pytest.mark.parametrize(
+    "models, expected",
+    [
+        ([], []),
+        (["control", "teacher"], []),
+        (["base-KD", "teacher"], []),
+        (["ai-KD", "base-KD"], [("ai-KD", "base-KD")]),
+        (["ai-KD", "base-fine-tune"], [("ai-KD", "base-fine-tune")]),
+        (["control", "base-fine-tune"], [("base-fine-tune", "control")]),
+        (["ai-KD", "reverseKL-KD"], []),
+        # A further seed stands against the control alone; what seeds say of strategies is in seeds.csv.
+        (["control", "base-KD", "ai-KD-seed2"], [("base-KD", "control"), ("ai-KD-seed2", "control")]),
+    ],
+)
+def test_a_contrast_needs_both_of_its_models(models, expected):
+    assert planned_contrasts(iter(models)) == expected
+
+
+def test_contrasts_are_paired_on_items_and_adjusted_over_all_of_them():
     rows = {(r.model, r.reference): r for r in contrast(LOGS, FITS, samples=200)}
-    assert set(rows) == {
-        ("base-KD", "control"),
-        ("ai-KD", "control"),
-        ("base-fine-tune", "control"),
-        ("ai-KD", "base-KD"),
-    }
+    assert list(rows) == PLANNED
     first = rows["ai-KD", "control"]
     assert (first.only_model, first.only_reference) == (8, 0)
     assert first.p == pytest.approx(binomtest(8, 8, 0.5).pvalue)
-    family = [rows[m, "control"].p for m in ("base-KD", "ai-KD", "base-fine-tune")]
-    assert [rows[m, "control"].p_holm for m in ("base-KD", "ai-KD", "base-fine-tune")] == pytest.approx(holm(family))
+    adjusted = holm([row.p for row in rows.values()])
+    assert [row.p_holm for row in rows.values()] == pytest.approx(adjusted)
+    # Two contrasts have the smallest p: were each reference a family of its own, it would be multiplied by 3 at most.
+    assert first.p_holm == rows["ai-KD", "base-fine-tune"].p_holm == pytest.approx(len(PLANNED) * first.p)
     assert first.accuracy == pytest.approx(1.0) and first.kl == pytest.approx(-2.0)
+    assert rows["base-KD", "base-fine-tune"].accuracy == pytest.approx(3 / 8)
+    assert rows["base-KD", "base-fine-tune"].nll_gold == pytest.approx(-1.5)
+    assert first.mde == detectable_difference(mcnemar_exact([True] * 8, [False] * 8), 8)
+
+
+def test_decisions_change_the_adjudicated_columns_and_no_other():
+    def rounds(logs):
+        return {(r.model, r.reference): r for r in contrast(logs, FITS, samples=200)}
+
+    wrong_now = [replace(row, adjudicated="19" if n < 6 else "") for n, row in enumerate(LOGS["ai-KD"])]
+    before, after = rounds(LOGS), rounds(LOGS | {"ai-KD": wrong_now})
+    for pair, row in after.items():
+        adjudicated = {name for name in vars(row) if getattr(row, name) != getattr(before[pair], name)}
+        assert all("adjudicated" in name for name in adjudicated)
+        assert ("accuracy_adjudicated" in adjudicated) == ("ai-KD" in pair)
+    decided = after["ai-KD", "control"]
+    assert decided.accuracy_adjudicated == pytest.approx(2 / 8) and decided.accuracy == pytest.approx(1.0)
+    assert decided.p_adjudicated == pytest.approx(binomtest(2, 2, 0.5).pvalue)
+    adjusted = holm([row.p_adjudicated for row in after.values()])
+    assert [row.p_holm_adjudicated for row in after.values()] == pytest.approx(adjusted)
+    (row,) = [r for r in summarise(LOGS | {"ai-KD": wrong_now}, FITS, samples=50) if r.model == "ai-KD"]
+    assert (row.correct, row.adjudicated, row.correct_adjudicated, row.accuracy_adjudicated) == (8, 6, 2, 0.25)
+
+
+@pytest.mark.parametrize(
+    "gold, automatic, adjudicated, expected",
+    [
+        ("18", "18", "", True),
+        ("18", "19", "", False),
+        ("18", "19", "18", True),
+        ("18", "19", "18.00", True),
+        ("18", "18", "-1", False),  # a person found no value in it
+        ("18", "18", "-1.0", False),
+        ("-1", "-1", "-1", False),  # no value is no answer, even where the gold value is minus one
+        ("-1", "no idea", "-1.0", True),
+        ("0.5", "7", "1/2", True),
+        ("0.25", "7", "1/3", False),
+        ("1000", "7", "1000", True),
+    ],
+)
+def test_a_persons_value_is_compared_with_the_gold_value_as_a_number(gold, automatic, adjudicated, expected):
+    row = replace(grade_answer(item(gold), answer(automatic)), adjudicated=adjudicated)
+    assert row.correct_adjudicated is expected
+
+
+def test_without_held_out_rows_accuracies_are_compared_all_the_same():
+    rows = contrast(LOGS, [], samples=100)
+    assert [(r.model, r.reference) for r in rows] == PLANNED
+    assert all(getattr(r, m + end) is None for r in rows for m in ("kl", "nll_gold") for end in ("", "_low", "_high"))
+    with_fits = contrast(LOGS, FITS, samples=100)
+    assert [(r.p_holm, r.accuracy, r.accuracy_low, r.mde) for r in rows] == [
+        (r.p_holm, r.accuracy, r.accuracy_low, r.mde) for r in with_fits
+    ]
+    assert all(row.kl is None and row.n == 8 for row in summarise(LOGS, [], samples=100))
 
 
 def test_models_measured_on_different_items_are_not_compared():
@@ -377,36 +419,94 @@ def test_models_measured_on_different_items_are_not_compared():
         contrast(LOGS, FITS[:-1], samples=50)
 
 
+def on_disk(folder, kind, rows) -> list[dict[str, str]]:
+    return read_table(write_table(folder / "table.csv", kind, rows))
+
+
 def test_tables_on_disk_hold_the_numbers_of_the_summary(output):
-    profile = small_profile(output)
-    summary, contrasts = write_summary(profile, LOGS, FITS)
-    rows = {row["model"]: row for row in read_table(summary)}
-    assert (rows["base-KD"]["correct"], rows["base-KD"]["accuracy"], rows["base-KD"]["title"]) == (
-        "3",
-        "0.375",
-        "base-KD",
-    )
+    rows = {row["model"]: row for row in on_disk(output, SummaryRow, summarise(LOGS, FITS, samples=200))}
+    base = rows["base-KD"]
+    assert (base["correct"], base["accuracy"], base["title"]) == ("3", "0.375", "base-KD")
     assert rows["teacher"]["kl"] == "" and rows["ai-KD"]["title"] == "Ground truth-KD"
-    assert len(read_table(contrasts)) == 4
     with pytest.raises(UserError, match="nothing.csv is missing"):
         read_table(output / "nothing.csv")
 
 
 def test_claims_name_only_what_the_tests_allow(output):
     """Eight against none is significant, three against none is not; the fits differ without any spread."""
-    _, contrasts = write_summary(small_profile(output), LOGS, FITS)
-    sentences = [s for s in claims(read_table(contrasts)) if title_of("control") in s]
+    rows = on_disk(output, ContrastRow, contrast(LOGS, FITS, samples=200))
 
-    def named(measure: str) -> tuple[list[str], list[str]]:
-        """Students said to be better and worse than the control."""
+    def named(reference: str, measure: str) -> tuple[list[str], list[str]]:
+        """Students said to be better and worse than the reference."""
         _, better, worse = MEASURES[measure]
-        (sentence,) = [s for s in sentences if better in s or worse in s]
-        good, _, bad = sentence.rstrip(".").partition(f"{worse}: ")
-        titles = [title_of(model) for model in ("base-KD", "ai-KD", "base-fine-tune")]
-        return [t for t in titles if t in good], [t for t in titles if t in bad]
+        start = f"Against {title_of(reference)} — "
+        (said,) = [s for s in claims(rows) if s.startswith(start) and (better in s or worse in s)]
+        good, _, bad = said.removeprefix(start).rstrip(".").partition(f"{worse}: ")
+        titles = {title_of(model) for model in ("base-KD", "ai-KD", "base-fine-tune")}
+        return tuple([t for t in sorted(titles) if t in part] for part in (good, bad))
 
-    assert named("accuracy") == (["Ground truth-KD"], [])
-    assert named("kl") == (["base-KD", "Ground truth-KD"], ["Fine-tuning"])
+    assert named("control", "accuracy") == (["Ground truth-KD"], [])
+    assert named("control", "kl") == (["Ground truth-KD", "base-KD"], ["Fine-tuning"])
+    assert named("base-KD", "accuracy") == ([], [])
+    assert named("base-fine-tune", "accuracy") == (["Ground truth-KD"], [])
+    assert len(claims(rows)) == 9
+
+
+# A contrast in words.
+
+
+def contrast_row(accuracy: str, p_holm: str, low: str = "-0.1", high: str = "0.1", mde: str = "0.0625", **changes):
+    row = {"model": "ai-KD", "reference": "control", "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    return row | {"p_holm": p_holm, "mde": mde} | changes
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        (
+            contrast_row("0.265625", "1.04774e-09", "0.195312", "0.351562"),
+            "Ground truth-KD answers more questions correctly than No distillation: +26.6 points [+19.5, +35.2], "
+            "Holm-adjusted p < 0.001.",
+        ),
+        (
+            contrast_row("-0.0625", "0.0125", "-0.1005", "-0.0005", reference="base-fine-tune"),
+            "Ground truth-KD answers fewer questions correctly than Fine-tuning: -6.3 points [-10.1, -0.1], "
+            "Holm-adjusted p = 0.013.",
+        ),
+        (
+            contrast_row("0.0125", "1", "-0.0004", "0", model="ai-KD-seed2"),
+            "Between Ground truth-KD (seed 2) and No distillation no difference can be claimed: +1.3 points "
+            "[0.0, 0.0], Holm-adjusted p = 1.000; so many items show a true difference of 6.3 points or more four "
+            "times in five.",
+        ),
+    ],
+    ids=["more", "fewer", "none"],
+)  # fmt: skip
+def test_a_contrast_in_words(row, said):
+    assert sentence(row) == said
+
+
+@pytest.mark.parametrize("p, claimed", [("0.0499999", True), ("0.05", False), ("0.050001", False)])
+def test_a_difference_is_claimed_below_five_percent_alone(p, claimed):
+    assert ("no difference can be claimed" in sentence(contrast_row("0.2", p))) != claimed
+
+
+def test_no_difference_is_claimed_where_the_accuracies_are_equal():
+    assert "no difference can be claimed: 0.0 points" in sentence(contrast_row("0", "0.01"))
+
+
+@pytest.mark.parametrize(
+    "share", ["0.0625", "-0.0625", "0.0005", "-0.0005", "0.00049", "-0.00049", "0.30625", "1", "0", "0.333333", "1e-07"]
+)
+def test_words_round_as_the_tables_do(share):
+    assert f": {percent(share, signed=True)} points [" in sentence(contrast_row(share, "0.5"))
+
+
+@pytest.mark.parametrize("p", ["0.0125", "0.0135", "0.0005", "0.000999999", "0.0625", "0.9995", "1", "0.001"])
+def test_a_p_value_in_words_rounds_as_in_the_tables(p):
+    written = p_value(p)
+    expected = f"Holm-adjusted p {'< 0.001' if written == '<0.001' else f'= {written}'}"
+    assert expected in sentence(contrast_row("0.1", p))
 
 
 def test_further_seeds_are_named_behind_the_published_title():
@@ -414,35 +514,188 @@ def test_further_seeds_are_named_behind_the_published_title():
     assert title_of("control") == "No distillation"
 
 
+# Several seeds.
+
+SEEDS = {
+    "control": log("0000000-"),
+    "base-KD": log("11100000"),
+    "base-KD-seed1": log("11000000"),
+    "base-KD-seed12": log("11110000"),
+    "ai-KD": log("11111111"),
+    "ai-KD-seed1": log("11111110"),
+    "ai-KD-seed2": log("00000000"),
+    "base-fine-tune": log("10000000"),
+    "teacher": log("11111111"),
+}
+
+
+def test_logs_of_further_seeds_belong_to_their_strategy():
+    found = by_strategy(SEEDS)
+    assert {strategy: list(seeds) for strategy, seeds in found.items()} == {
+        "control": [""], "base-KD": ["", "1", "12"], "ai-KD": ["", "1", "2"], "base-fine-tune": [""], "teacher": [""],
+    }  # fmt: skip
+    assert found["ai-KD"]["1"].tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
+
+
+def test_strategies_with_several_seeds_have_a_mean_and_their_contrasts_share_seeds():
+    rows = {(r.model, r.reference): r for r in seed_rows(SEEDS)}
+    # base-fine-tune has one seed, and only the control stands for every seed.
+    assert list(rows) == [
+        ("base-KD", ""), ("ai-KD", ""), ("base-KD", "control"), ("ai-KD", "control"), ("ai-KD", "base-KD"),
+    ]  # fmt: skip
+    base = rows["base-KD", ""]
+    assert (base.seeds, base.n, base.p) == (3, 8, None)
+    assert base.accuracy == pytest.approx((3 + 2 + 4) / 24)
+    assert base.seed_sd == pytest.approx(np.std([3 / 8, 2 / 8, 4 / 8], ddof=1))
+    # Seeds '' and 1 alone are in common: (8 - 3) and (7 - 2) of 8.
+    both = rows["ai-KD", "base-KD"]
+    assert (both.seeds, both.accuracy, both.seed_sd) == (2, pytest.approx(5 / 8), pytest.approx(0))
+    assert both.p > 0.05, "two seeds claim little"
+
+
+def test_the_control_has_the_same_verdicts_under_every_seed():
+    rows = {(r.model, r.reference): r for r in seed_rows(SEEDS | {"control": log("10000000")})}
+    assert rows["base-KD", "control"].accuracy == pytest.approx(9 / 24 - 1 / 8)
+    assert rows["base-KD", "control"].seeds == 3
+    assert rows["base-KD", "control"].seed_sd == pytest.approx(rows["base-KD", ""].seed_sd)
+    assert rows["base-KD", "control"].p is not None
+
+
+def test_the_interval_of_a_few_seeds_ends_where_shares_do():
+    rows = seed_rows(SEEDS)
+    for row in rows:
+        lowest = -1 if row.reference else 0
+        assert lowest <= row.accuracy_low <= row.accuracy <= row.accuracy_high <= 1
+    assert any(row.accuracy_high == 1 for row in rows)
+
+
+def test_one_seed_a_strategy_gives_no_row():
+    assert seed_rows(LOGS) == []
+
+
 def test_gold_values_of_a_log_are_exact():
     assert Fraction(grade_answer(item("0.1"), answer("0.1")).gold) == Fraction(1, 10)
 
 
-# A student of yesterday's profile.
+# A whole study of the smallest size.
 
 
-def test_a_student_trained_with_another_loss_is_not_scored_as_todays(tmp_path, monkeypatch):
-    from primekd.assessment.assess import find_students
-    from primekd.capture import training_job
-    from primekd.distill import distill
-    from primekd.strategies import load_strategies
+def once_a_tokenizer(patch: pytest.MonkeyPatch) -> None:
+    """One vocabulary is hashed once, not twenty times an assessment."""
+    known = functools.cache(models.tokenizer_hash)
+    for module in ("models", "assessment.answers", "capture", "distill"):
+        patch.setattr(f"primekd.{module}.tokenizer_hash", known)
 
-    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A checkout of its own with every student of the smallest profile trained, and assessed."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(ROOT / "configs", folder / "configs")
     sizes = {"data": {"train_items": 2, "validation_items": 1, "test_items": 2}, "train": {"epochs": 1}}
-    profile = small_profile(tmp_path, **sizes)
-    for name, strategy in load_strategies().items():
-        if strategy.teacher:
-            capture(training_job(profile, name))
-        distill(profile, name)
-    assert [s.name for s in find_students(profile)] == list(load_strategies())
-    changed = profile.model_copy(update={"loss": profile.loss.model_copy(update={"alpha": 0.9})})
+    write_profile(folder, **sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        once_a_tokenizer(patch)
+        patch.setenv("PRIMEKD_ROOT", str(folder))
+        patch.setenv("PRIMEKD_OUTPUT", str(folder))
+        profile = load_profile(str(folder / "small.yaml"))
+        for name, strategy in load_strategies().items():
+            if strategy.teacher:
+                capture(training_job(profile, name))
+            distill(profile, name)
+        assess(profile)
+    return folder
+
+
+@pytest.fixture
+def study(trained, tmp_path, monkeypatch) -> Profile:
+    """A copy of it that a test may change. From here on no model may be opened."""
+    once_a_tokenizer(monkeypatch)
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(transformers_engine, "TransformersEngine", lambda *_: pytest.fail("a model was opened"))
+    return load_profile(str(tmp_path / "small.yaml"))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def tables_of(profile: Profile) -> dict[str, bytes]:
+    """Everything in logs/<profile>/ but the manifest, which has dates in it."""
+    return {name: data for name, data in files_of(profile.logs).items() if name != "manifest.json"}
+
+
+def decide(profile: Profile, model: str, number: int, value: str) -> None:
+    """A person's decision on one of a model's answers."""
+    row = read_log(profile.logs / f"{model}.csv")[number]
+    made_for = answer_hash(row.question, row.response)
+    add_decision(
+        Decision(profile.name, model, row.id, made_for, "-1", "correct", value, "Ann", "2026-01-01T00:00:00Z", "review")
+    )
+
+
+def test_a_student_trained_with_another_loss_is_not_scored_as_todays(study):
+    assert [s.name for s in find_students(study)] == list(load_strategies())
+    changed = study.model_copy(update={"loss": study.loss.model_copy(update={"alpha": 0.9})})
     with pytest.raises(UserError, match="differs from the profile \\(loss\\)"):
         find_students(changed)
 
 
-def test_a_question_that_is_trained_on_and_tested_is_refused(ci):
-    from primekd.items import load_items, refuse_overlap
+def test_an_assessment_has_nothing_to_do_after_a_grading(study, capsys):
+    written = tables_of(study)
+    regrade(study)
+    assert tables_of(study) == written, "the same answers and rules give the same bytes"
+    everything = files_of(study.logs)
+    assess(study)
+    assert "assess: nothing to do" in capsys.readouterr().out and files_of(study.logs) == everything
 
+
+def test_after_a_decision_assessing_and_grading_give_the_same_and_neither_opens_a_model(study, capsys):
+    before = tables_of(study)
+    gold = read_log(study.logs / "ai-KD.csv")[1].gold
+    decide(study, "ai-KD", 1, gold)
+    assess(study)
+    assert "assess: nothing to do" not in capsys.readouterr().out
+    assessed = tables_of(study)
+    changed = {name for name in before if assessed[name] != before[name]}
+    assert changed == {"ai-KD.csv", "summary.csv", "contrasts.csv"}
+    regrade(study)
+    assert tables_of(study) == assessed
+    # The other way round, from the old logs.
+    decide(study, "control", 0, "123456")
+    regrade(study)
+    graded = files_of(study.logs)
+    assess(study)
+    assert "assess: nothing to do" in capsys.readouterr().out and files_of(study.logs) == graded
+    rows = {row["model"]: row for row in read_table(study.logs / "summary.csv")}
+    assert {m: rows[m]["adjudicated"] for m in rows if rows[m]["adjudicated"] != "0"} == {"control": "1", "ai-KD": "1"}
+
+
+def test_a_change_of_the_rules_or_of_the_samples_asks_for_an_assessment(study, monkeypatch, capsys):
+    more = study.model_copy(update={"assess": study.assess.model_copy(update={"bootstrap_samples": 333})})
+    regrade(more)
+    assess(more)
+    assert "assess: nothing to do" in capsys.readouterr().out
+    assess(study)
+    assert "assess: nothing to do" not in capsys.readouterr().out
+    rules = regrading.rules_hashes() | {"extract/new.py": "0" * 64}
+    for module in (regrading, assessing):
+        monkeypatch.setattr(module, "rules_hashes", lambda: rules)
+    assess(study)
+    assess(study)
+    assert capsys.readouterr().out.count("assess: nothing to do") == 1
+
+
+def test_an_assessment_names_the_answers_that_a_grading_may_start_from(study):
+    manifest = read_json(study.logs / "manifest.json")
+    assert list(manifest["answers_sha256"]) == ["control", *load_strategies(), "teacher"]
+    for model, digest in manifest["answers_sha256"].items():
+        assert digest == answers_hash(read_log(study.logs / f"{model}.csv"))
+
+
+def test_a_question_that_is_trained_on_and_tested_is_refused(ci):
     test, train = load_items(ci, "test"), load_items(ci, "train")
     refuse_overlap(test, "test", {"train": train})
     with pytest.raises(UserError, match="stand in the test items and in the train items"):

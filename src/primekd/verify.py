@@ -5,8 +5,7 @@ from pathlib import Path
 
 from primekd.assessment.adjudicate import apply_decisions, read_decisions
 from primekd.assessment.grade import LogRow, grade_row, read_log
-from primekd.assessment.regrade import read_logs
-from primekd.assessment.results import TABLES
+from primekd.assessment.results import TABLES, read_logs
 from primekd.assessment.tables import read_table
 from primekd.config import Profile
 from primekd.errors import UserError
@@ -127,7 +126,7 @@ def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:
 def check_decisions(profile: Profile) -> Check:
     """The logs' adjudicated values against assessment/adjudications.csv: no decision left out, none made up."""
     decisions, problems = read_decisions(), []
-    for model, rows in read_logs(profile.logs).items():
+    for model, rows in read_logs(profile).items():
         applied = apply_decisions(profile.name, model, rows, decisions)
         problems += [
             f"{model}: {row.id} is logged as adjudicated {row.adjudicated or 'by nobody'}, the decisions say "

@@ -24,11 +24,12 @@ from primekd.assessment.adjudicate import (
     read_decisions,
     remove_decision,
 )
-from primekd.assessment.cases import Case, audit_sample, describe_case, open_cases, read_logs
+from primekd.assessment.cases import Case, audit_sample, describe_case, open_cases
+from primekd.assessment.results import read_logs
 from primekd.assessment.tables import read_table
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.provenance import now, output_root, project_root, relative_name
+from primekd.provenance import MANIFEST, altered_outputs, now, output_root, project_root, read_json, relative_name
 
 _KEPT_INVISIBLE = "\u200c\u200d"  # joiners, which scripts and emoji need
 
@@ -216,8 +217,10 @@ def finish(session: Session) -> str:
 
 
 def _is_behind(profile: Profile, path: Path | None) -> bool:
-    """Whether the logs lack a decision, or hold one that was taken back."""
-    decisions = read_decisions(path)
+    """Whether the logs lack a decision, hold one that was taken back, or were left half way by a grading."""
+    decisions, manifest = read_decisions(path), profile.logs / MANIFEST
+    if manifest.is_file() and altered_outputs(manifest, read_json(manifest)):
+        return True
     return any(apply_decisions(profile.name, model, log, decisions) != log for model, log in read_logs(profile).items())
 
 

@@ -10,7 +10,7 @@ from primekd.assessment.answers import Answer, answer_inputs, generate_answers
 from primekd.assessment.grade import LogRow, grade_answers
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
 from primekd.assessment.regrade import rules_hashes
-from primekd.assessment.results import decisions_hash, write_results
+from primekd.assessment.results import answers_hash, decisions_hash, write_results
 from primekd.assessment.summary import CONTROL, TEACHER
 from primekd.capture import build_spec, capture, held_out_job, open_signals, training_job
 from primekd.chat import decode_response
@@ -120,6 +120,7 @@ def assess(profile: Profile) -> Path:
     lineage = {s.name: _lineage(profile, s) for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
+        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
         start=start, end=now(), models=lineage, teacher=_teacher_facts(reader), config=profile.resolved(),
         **meter.facts,
     )  # fmt: skip

@@ -14,8 +14,7 @@ from primekd.assessment.adjudicate import (
     by_answer,
 )
 from primekd.assessment.extract import extract
-from primekd.assessment.grade import LogRow, read_log
-from primekd.assessment.tables import read_table
+from primekd.assessment.grade import LogRow
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import hash_json, relative_name
@@ -47,12 +46,6 @@ class Case:
     def key(self) -> tuple[str, str, str]:
         """What decisions know the answer by."""
         return self.model, self.id, self.answer_sha256
-
-
-def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
-    """Model -> its log, in the order of summary.csv. Raises UserError if one is missing or cannot be read."""
-    models = [row["model"] for row in read_table(profile.logs / "summary.csv")]
-    return {model: read_log(profile.logs / f"{model}.csv") for model in models}
 
 
 def open_cases(
@@ -125,7 +118,7 @@ def _case(model: str, row: LogRow, with_why: bool) -> Case:
 
 
 def _reasons(row: LogRow) -> tuple[str, ...]:
-    """Why no rule settles an answer; empty where one does.
+    """Why no rule settles an answer; empty where the published and the validated rules agree on its value.
 
     The validated rules are run here, not taken from extractors.csv: a table has no place for `ambiguous`.
     """
@@ -133,8 +126,6 @@ def _reasons(row: LogRow) -> tuple[str, ...]:
     reasons = []
     if row.rule == "none":
         reasons.append("the published rules found no number")
-    elif row.rule == "last-number":
-        reasons.append("the published rules fell back on the last number")
     if found.ambiguous:
         reasons.append("the validated rules call it ambiguous")
     elif found.value is None:

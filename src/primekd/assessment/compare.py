@@ -61,7 +61,12 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
 
     Args:
         adjudicated: take a person's decisions where there are any.
+
+    Raises:
+        UserError: there are fewer than two pairs, so that no interval exists.
     """
+    if len(pairs) < 2:
+        raise UserError("One item alone shows nothing: compare files of two or more.")
     key = "correct_adjudicated" if adjudicated else "correct"
     first = [getattr(p.first, key) for p in pairs]
     second = [getattr(p.second, key) for p in pairs]

@@ -39,6 +39,8 @@ def read_csv(path: Path, needed: list[str]) -> list[dict[str, str]]:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle)
             columns = reader.fieldnames or []
+            if not columns:
+                raise UserError(f"{path} is empty.")
             if missing := [name for name in needed if name not in columns]:
                 raise UserError(f"{path} has no column {missing[0]!r}: it has {', '.join(columns)}.")
             rows = list(reader)

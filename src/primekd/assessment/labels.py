@@ -1,6 +1,7 @@
 """Answers of the published logs that were labelled by reading them: ids and values, without the texts."""
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -11,6 +12,7 @@ from primekd.provenance import project_root, relative_name
 
 KINDS = ("stated", "implied", "none", "ambiguous")
 SETS = ("validation", "development")
+_VALUE = re.compile(r"-?[0-9]+(?:\.[0-9]+|/0*[1-9][0-9]*)?")
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,35 @@ def read_labels(path: Path | None = None) -> list[Label]:
             if list(row) != names or None in row.values():
                 raise UserError(f"{relative_name(path)} line {line}: its columns must be {','.join(names)}.")
             label = Label(**row)
-            fits = (label.kind in ("stated", "implied")) == bool(label.value)
+            fits = bool(_VALUE.fullmatch(label.value)) if label.kind in ("stated", "implied") else not label.value
             if label.kind not in KINDS or label.set not in SETS or not fits:
                 raise UserError(f"{relative_name(path)} line {line}: kind, set and value do not fit together.")
             labels.append(label)
     return labels
 
 
-def agreement(labels: Iterable[Label]) -> tuple[int, int]:
-    """Answers with two readings, and how many of them agreed in value (or in giving none)."""
-    twice = [label for label in labels if label.first and label.second]
-    return len(twice), sum(label.first == label.second for label in twice)
+@dataclass(frozen=True)
+class LabelCounts:
+    """The labels of one set by kind; how many answers were read twice, and how often both readings gave the same."""
+
+    set: str
+    n: int
+    stated: int
+    implied: int
+    none: int
+    ambiguous: int
+    read_twice: int
+    agreed: int
+
+
+def count_labels(labels: Iterable[Label]) -> list[LabelCounts]:
+    """One row a set."""
+    labels = list(labels)
+    rows = []
+    for name in SETS:
+        chosen = [label for label in labels if label.set == name]
+        twice = [label for label in chosen if label.first and label.second]
+        agreed = sum(label.first == label.second for label in twice)
+        kinds = (sum(label.kind == kind for label in chosen) for kind in KINDS)
+        rows.append(LabelCounts(name, len(chosen), *kinds, len(twice), agreed))
+    return rows

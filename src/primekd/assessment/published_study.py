@@ -11,7 +11,7 @@ from primekd.assessment.adjudicate import answer_hash
 from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow
 from primekd.assessment.grade_file import Columns, grade_rows, read_csv
-from primekd.assessment.labels import labels_file, read_labels
+from primekd.assessment.labels import LabelCounts, count_labels, labels_file, read_labels
 from primekd.assessment.regrade import rules_hashes
 from primekd.assessment.rivals import AccuracyRow, Reading, accuracies, read_all
 from primekd.assessment.statistics import compare_all
@@ -58,13 +58,13 @@ class ExtractorContrastRow:
 def grade_published(folder: Path) -> Path:
     """Grades the released logs in `folder` under every extractor and validates these against the labels.
 
-    Writes accuracies.csv, verdicts.csv, stated.csv, contrasts.csv, validation.csv and manifest.json.
+    Writes accuracies.csv, verdicts.csv, stated.csv, contrasts.csv, validation.csv, labels.csv and manifest.json.
 
     Returns:
         logs/published/ of the checkout.
 
     Raises:
-        UserError: there are no logs in the folder, or an answer is not the one that was labelled.
+        UserError: there are no logs in the folder, they have not the same items, or an answer is not the labelled one.
     """
     paths = {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not paths:
@@ -72,6 +72,7 @@ def grade_published(folder: Path) -> Path:
     facts = stated_facts()
     order = [name for name in facts if name in paths] + [name for name in paths if name not in facts]
     logs = {name: grade_rows(paths[name], COLUMNS) for name in order}
+    refuse_other_items(logs)
     readings = {name: read_all(name, rows) for name, rows in logs.items()}
     labels = read_labels()
     answers = {(name, row.id): row for name, rows in logs.items() for row in rows}
@@ -87,6 +88,7 @@ def grade_published(folder: Path) -> Path:
         write_table(out / "stated.csv", StatedRow, stated_rows(facts, released)),
         write_table(out / "contrasts.csv", ExtractorContrastRow, contrasts(readings)),
         write_table(out / "validation.csv", ValidationRow, validate(labels, answers)),
+        write_table(out / "labels.csv", LabelCounts, count_labels(labels)),
         write_verdicts(out / "verdicts.csv", logs, readings, released),
     ]
     inputs = {
@@ -97,6 +99,15 @@ def grade_published(folder: Path) -> Path:
     }
     write_manifest(out, "published study", inputs, outputs)
     return out
+
+
+def refuse_other_items(logs: dict[str, list[LogRow]]) -> None:
+    """Raises UserError unless every log has the same items in the same order: contrasts pair them row by row."""
+    items = {name: [(row.id, row.gold) for row in rows] for name, rows in logs.items()}
+    first = next(iter(items))
+    for name, found in items.items():
+        if found != items[first]:
+            raise UserError(f"{name}.csv has other items than {first}.csv, or has them in another order.")
 
 
 def stated_file() -> Path:

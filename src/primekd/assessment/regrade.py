@@ -1,14 +1,27 @@
-"""Grading logged answers anew, without models: after a decision of a person, or when the rules changed."""
+"""Grading logged answers anew, without models: after a decision of a person, or when the rules changed.
+
+What is taken from the logs (answers, held-out rows, loss curves) must be what their manifest says; everything else is
+computed from it. So a grading that was killed between two files loses nothing: the next one makes them all again.
+"""
 
 from pathlib import Path
+from typing import Any
 
 from primekd.assessment.grade import LogRow, grade_row, read_log
 from primekd.assessment.held_out import read_rows
-from primekd.assessment.results import decisions_hash, write_results
-from primekd.assessment.tables import read_table
+from primekd.assessment.results import answers_hash, decisions_hash, read_logs, write_results
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, altered_outputs, hash_file, now, read_json, relative_name, write_manifest
+from primekd.provenance import (
+    MANIFEST,
+    altered_outputs,
+    hash_file,
+    now,
+    read_json,
+    relative_name,
+    write_json,
+    write_manifest,
+)
 
 RULES_FOLDER = Path(__file__).parent
 
@@ -18,37 +31,58 @@ def rules_hashes() -> dict[str, str]:
     return {p.relative_to(RULES_FOLDER).as_posix(): hash_file(p) for p in sorted(RULES_FOLDER.rglob("*.py"))}
 
 
-def read_logs(folder: Path) -> dict[str, list[LogRow]]:
-    """Every model's log in the order of summary.csv."""
-    return {row["model"]: read_log(folder / f"{row['model']}.csv") for row in read_table(folder / "summary.csv")}
-
-
 def regrade(profile: Profile) -> Path:
     """Extracts, grades and sums up the logged answers of a profile anew; returns logs/<profile>/.
 
-    The answers, their lengths and the held-out rows are taken from the logs, which must be what their manifest says.
-
     Raises:
-        UserError: there are no logs, or one was altered since it was written.
+        UserError: there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
     """
     path = profile.logs / MANIFEST
     if not path.is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
-    manifest = read_json(path)
-    if altered := altered_outputs(path, manifest):
-        raise UserError(
-            f"{relative_name(profile.logs)}: {', '.join(altered)} missing or altered since written: bring the "
-            "files back (`git checkout`), or run the assessment again."
-        )
-    logs = {model: [grade_row(row) for row in rows] for model, rows in read_logs(profile.logs).items()}
+    manifest = _with_answers(profile, read_json(path))
+    kept = {name: digest for name, digest in manifest["outputs"].items() if _is_kept(name)}
+    _refuse(profile, altered_outputs(path, {"outputs": kept}))
+    answers = _read_answers(profile, manifest["answers_sha256"])
+    logs = {model: [grade_row(row) for row in rows] for model, rows in answers.items()}
     outputs = write_results(profile, logs, read_rows(profile.logs / "held-out.csv"))
-    kept = [profile.logs / name for name in manifest["outputs"] if name.startswith("loss_curves/")]
     inputs = manifest["inputs"] | {"rules": rules_hashes(), "adjudications": decisions_hash(profile)}
+    inputs["assess"] = inputs["assess"] | {"bootstrap_samples": profile.assess.bootstrap_samples}
     known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded")
     facts = {key: value for key, value in manifest.items() if key not in known}
     write_manifest(
-        profile.logs, manifest["kind"], inputs, [*outputs, *kept, profile.logs / "held-out.csv"],
+        profile.logs, manifest["kind"], inputs, [*outputs, *(profile.logs / name for name in kept)],
         # The environment of the answers stays; the one of this grading stands beside it.
         **facts, answered=manifest.get("answered", manifest["environment"]), regraded=now(),
     )  # fmt: skip
     return profile.logs
+
+
+def _is_kept(name: str) -> bool:
+    """Whether an output comes from the models, so that no grading makes it anew."""
+    return name == "held-out.csv" or name.startswith("loss_curves/")
+
+
+def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a hash of each model's answers; added, on disk too, where it is from before there were any."""
+    if "answers_sha256" in manifest:
+        return manifest
+    path = profile.logs / MANIFEST
+    _refuse(profile, altered_outputs(path, manifest))
+    manifest["answers_sha256"] = {model: answers_hash(rows) for model, rows in read_logs(profile).items()}
+    write_json(path, manifest)
+    return manifest
+
+
+def _read_answers(profile: Profile, hashes: dict[str, str]) -> dict[str, list[LogRow]]:
+    logs = {model: read_log(profile.logs / f"{model}.csv") for model in hashes}
+    _refuse(profile, [f"{model}.csv" for model, rows in logs.items() if answers_hash(rows) != hashes[model]])
+    return logs
+
+
+def _refuse(profile: Profile, altered: list[str]) -> None:
+    if altered:
+        raise UserError(
+            f"{relative_name(profile.logs)}: {', '.join(altered)} missing or altered since written: bring the "
+            "files back (`git checkout`), or run the assessment again."
+        )

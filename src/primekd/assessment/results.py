@@ -3,16 +3,27 @@
 from pathlib import Path
 
 from primekd.assessment.adjudicate import AuditRow, apply_decisions, audit_rows, read_decisions
-from primekd.assessment.grade import LogRow, write_log
+from primekd.assessment.grade import LogRow, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.rivals import AccuracyRow, accuracies, read_all, write_readings
 from primekd.assessment.seeds import SeedRow, seed_rows
 from primekd.assessment.summary import ContrastRow, SummaryRow, contrast, summarise
-from primekd.assessment.tables import write_table
+from primekd.assessment.tables import read_table, write_table
 from primekd.config import Profile
 from primekd.provenance import hash_json
 
 TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv")
+
+
+def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
+    """Model -> its log, in the order of summary.csv. Raises UserError if one is missing or cannot be read."""
+    models = [row["model"] for row in read_table(profile.logs / "summary.csv")]
+    return {model: read_log(profile.logs / f"{model}.csv") for model in models}
+
+
+def answers_hash(rows: list[LogRow]) -> str:
+    """Hash of what a model's log holds of its answers. Everything else in a log is computed from it."""
+    return hash_json([[r.id, r.question, r.gold, r.response, r.response_tokens, r.truncated] for r in rows])
 
 
 def decisions_hash(profile: Profile) -> str:

@@ -16,8 +16,9 @@ _SEED = re.compile(r"(?P<strategy>.+)-seed(?P<seed>\d+)")
 class SeedRow:
     """A strategy's mean accuracy over its seeds or, with a reference, the difference of two strategies' means.
 
-    Accuracies are shares. `seed_sd`: standard deviation of the seeds' own accuracies (or differences); `item_se` and
-    `seed_se`: standard errors clustered by item and by seed; the interval and `p` are clustered by both.
+    Accuracies are shares, and their intervals end where shares do. `seed_sd`: standard deviation of the seeds' own
+    accuracies (or differences); `item_se` and `seed_se`: standard errors clustered by item and by seed; the interval
+    and `p` are clustered by both.
     """
 
     model: str
@@ -67,7 +68,8 @@ def _row(model: str, reference: str, values_I_S: np.ndarray) -> SeedRow:
     effects: SeedEffects = over_seeds(values_I_S)
     e = effects.estimate
     items, seeds = values_I_S.shape
+    low, high = max(e.low, -1.0 if reference else 0.0), min(e.high, 1.0)  # t with few seeds reaches beyond
     return SeedRow(
-        model, reference, seeds, items, e.value, e.low, e.high, effects.seed_sd, effects.item_se, effects.seed_se,
+        model, reference, seeds, items, e.value, low, high, effects.seed_sd, effects.item_se, effects.seed_se,
         effects.p if reference else None,
     )  # fmt: skip

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import bootstrap
 from scipy.stats import t as student_t
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.power import normal_power_het
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.05
@@ -53,13 +54,19 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 def detectable_difference(test: McNemar, items: int) -> float:
     """The smallest true difference in accuracy, as a share, that so many items would show in 80 % of repetitions.
 
-    From the power of the normal approximation to McNemar's test, two-sided at 5 %, if as many items are discordant as
-    were seen here (at least one). Without a correction for several contrasts, so that it is a lower bound.
+    From the power of the normal approximation to McNemar's test, two-sided at 5 %, if as large a share of the items is
+    discordant as was seen here, or as the difference itself needs. 1 where no difference is found so often. Without a
+    correction for several contrasts, so that it is a lower bound.
     """
-    effect = NormalIndPower().solve_power(nobs1=items, alpha=LEVEL, power=POWER, ratio=0)
-    discordant = max(test.only_first + test.only_second, 1) / items
-    # The paired difference has the variance discordant - difference**2; effect = difference / its square root.
-    return float(min(effect * np.sqrt(discordant / (1 + effect**2)), 1.0))
+    seen = (test.only_first + test.only_second) / items
+
+    def missing_power(difference: float) -> float:
+        discordant = max(seen, difference)  # a difference of 5 points needs 5 in 100 items on which only one is right
+        at_none, at_difference = np.sqrt(discordant), np.sqrt(discordant - difference**2)
+        return float(normal_power_het(difference, items, LEVEL, at_none, at_difference)) - POWER
+
+    largest = 1 - 1e-9
+    return float(brentq(missing_power, 1e-9, largest)) if missing_power(largest) > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,13 @@ def over_seeds(values_I_S: np.ndarray) -> SeedEffects:
 
     The interval and p (of the mean being 0) use the two-way clustered error and Student's t with seeds - 1 degrees of
     freedom, so that two seeds claim little. `seed_sd` is the standard deviation of the seeds' own means.
+
+    Raises:
+        ValueError: there are fewer than two items or two seeds, so that nothing says how they vary.
     """
     items, seeds = values_I_S.shape
+    if min(items, seeds) < 2:
+        raise ValueError(f"{items} item(s) under {seeds} seed(s) do not say how items and seeds vary: two of each do")
     y = np.asarray(values_I_S, float).ravel()
     item, seed = np.repeat(np.arange(items), seeds), np.tile(np.arange(seeds), items)
     model = OLS(y, np.ones_like(y))
@@ -90,7 +102,8 @@ def over_seeds(values_I_S: np.ndarray) -> SeedEffects:
     by_item, by_seed = fit(item), fit(seed)
     # In small tables the two-way estimate can fall below one of the one-way ones, or below zero; the larger one holds.
     fits = [by_item, by_seed, fit(np.column_stack([item, seed]))]
-    error = max(float(f.bse[0]) for f in fits if np.isfinite(f.bse[0]))
+    with np.errstate(invalid="ignore"):
+        error = max(float(f.bse[0]) for f in fits if np.isfinite(f.bse[0]))
     mean = float(y.mean())
     half = float(student_t.ppf(1 - LEVEL / 2, seeds - 1)) * error
     p = float(2 * student_t.sf(abs(mean) / error, seeds - 1)) if error > 0 else float(mean == 0)

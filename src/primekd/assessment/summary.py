@@ -182,10 +182,10 @@ def sentence(row: dict[str, str]) -> str:
     """One contrast of contrasts.csv in words: what may be claimed of the accuracies, and what could have been seen."""
     model, reference = title_of(row["model"]), title_of(row["reference"])
     points, low, high, mde = (_points(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high", "mde"))
-    p = float(row["p_holm"])
-    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    p = Decimal(row["p_holm"])
+    said = "p < 0.001" if p < Decimal("0.001") else f"p = {p.quantize(Decimal('0.001'), ROUND_HALF_UP)}"
     span = f"{points} points [{low}, {high}], Holm-adjusted {said}"
-    if p < LEVEL and float(row["accuracy"]):
+    if float(p) < LEVEL and float(row["accuracy"]):
         more = "more" if float(row["accuracy"]) > 0 else "fewer"
         return f"{model} answers {more} questions correctly than {reference}: {span}."
     return (

@@ -16,6 +16,7 @@ STATED = "model,title,n,stated,logged_correct,logged_n"
 PUBLISHED_CONTRASTS = (
     "extractor,model,reference,only_model,only_reference,p,p_holm,accuracy,accuracy_low,accuracy_high,mde"
 )
+LABELS = "set,n,stated,implied,none,ambiguous,read_twice,agreed"
 VALIDATION = (
     "set,extractor,stratum,n,with_value,found,coverage,coverage_low,coverage_high,"
     "precision,precision_low,precision_high,kappa,kappa_low,kappa_high"

@@ -9,7 +9,7 @@ from primekd.provenance import relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.claims import recounted
 from primekd.report.extraction import read_accuracies, validation_table
-from primekd.report.files import PUBLISHED_CONTRASTS, STATED, VALIDATION, Row, read_rows
+from primekd.report.files import LABELS, PUBLISHED_CONTRASTS, STATED, VALIDATION, Row, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range
 
 
@@ -69,6 +69,17 @@ def _contrast(row: Row | None) -> str:
         return MISSING
     p = p_value(row["p_holm"])
     return f"{interval(row, 'accuracy', partial(percent, signed=True))}; p {p if p.startswith('<') else f'= {p}'}"
+
+
+def label_table(folder: Path) -> Table:
+    """How many answers were labelled, and how alike two readings of them were.
+
+    Raises:
+        UserError: labels.csv is missing or has other columns.
+    """
+    head = ["Set", "Answers", "Value stated", "Value implied", "No value", "Ambiguous", "Read twice", "Read alike"]
+    rows = [list(row.values()) for row in read_rows(Path(folder) / "labels.csv", LABELS)]
+    return Table("Labelled answers", head, rows)
 
 
 def validation_short(folder: Path) -> Table:

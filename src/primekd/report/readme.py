@@ -14,6 +14,7 @@ from primekd.errors import UserError
 from primekd.provenance import project_root, relative_name, write_text
 from primekd.report.tables import (
     claim_table,
+    labels_markdown,
     published_contrasts,
     published_study,
     results_table,
@@ -24,7 +25,8 @@ from primekd.report.tables import (
 KINDS: dict[str, Callable[[Path], str]] = {
     "results": results_table,
     "claims": claim_table,
-    "validation": validation_markdown,  # from here on: of logs/published
+    "labels": labels_markdown,  # from here on: of logs/published
+    "validation": validation_markdown,
     "validation-strata": validation_strata,
     "published-study": published_study,
     "published-contrasts": published_contrasts,

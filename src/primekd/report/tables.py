@@ -8,7 +8,7 @@ from primekd.report.cells import Cell, Files, Name, Table, to_markdown
 from primekd.report.claims import claim_lines, claim_note
 from primekd.report.extraction import LABELS, MEASURES
 from primekd.report.formats import markdown
-from primekd.report.published import contrast_matrix, study_table, validation_rest, validation_short
+from primekd.report.published import contrast_matrix, label_table, study_table, validation_rest, validation_short
 from primekd.report.results import ONLY_ONE, UNADJUSTED, contrast_table, findings, read_results, result_table
 
 TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
@@ -59,6 +59,11 @@ def published_contrasts(logs_folder: Path) -> str:
         f"over all contrasts of one extractor. {detectable}"
     )
     return f"{to_markdown(table)}\n\n{markdown(note)}\n"
+
+
+def labels_markdown(logs_folder: Path) -> str:
+    """The labelled answers by set and kind, as Markdown. Raises UserError as label_table does."""
+    return f"{to_markdown(label_table(logs_folder))}\n"
 
 
 def validation_markdown(logs_folder: Path) -> str:

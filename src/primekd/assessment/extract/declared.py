@@ -13,11 +13,11 @@ MOST_WORDS = 8  # between "the answer is" and a value that does not follow at on
 
 _QUALITY = r"(?:final|correct|right|best|exact|only|required|numerical|actual|simplified)"
 _BOXED = re.compile(r"(?:\\f?boxed|\x08oxed)\s*\{")  # \b written as a backspace is in the published logs
-_HASHES = re.compile(r"####\s*(?=[^\w\n]{0,4}\d)")
+_HASHES = re.compile(r"####\s*(?=[^\w\n]{0,4}(?:\d|[dt]?frac\b))")
 _ANSWER = re.compile(
     rf"\b(?:{_QUALITY}\s+)*answer\b"
     r"(?:\s+(?:to|for|of)\s+(?:the|this|that|our)\s+(?:question|problem|exercise))?(?:\s+(?:here|then|therefore|thus))?"
-    r"\s*,?\s*(?:(?:is|was|would be|will be|should be|must be|comes to)\b\s*:?|[=:])",
+    r"\s*+(?:,\s*+)?(?:(?:is|was|would be|will be|should be|must be|comes to)\b\s*:?|[=:])",
     re.IGNORECASE,
 )
 _PART = re.compile(r"\b(?:parts?|half|step|none|all|numbers?|digits?)\s+of\s+(?:the|our|this)\s*$", re.IGNORECASE)
@@ -37,7 +37,9 @@ _THIS_IS_ANSWER = re.compile(  # "= 15. This is the final answer"
 )
 _NO_VALUE_BEFORE = re.compile(r"(?:step\s*|\^\s*|#)$", re.IGNORECASE)
 _OPTION = re.compile(r"(?<![A-Za-z0-9\\])\(?([A-HJ-Z])[).:]\s*(?=[^\w\n]{0,4}\d)")
-_LETTER = re.compile(r"\W*(?:option\s+|choice\s+|letter\s+)?\(?([A-HJ-Z])\b(?!['\u2019])", re.IGNORECASE)
+_LETTER = re.compile(  # but no article: "a total of 12"
+    r"\W*(?:option\s+|choice\s+|letter\s+|(?!\(?(?-i:a)\s+\w))\(?([A-HJ-Z])\b(?!['\u2019])", re.IGNORECASE
+)
 _LETTER_AND_VALUE = re.compile(r"\W*[A-HJ-Z]\W{0,3}\s*[^\w\n]{0,4}\d")
 _SENTENCE_END = re.compile(r"(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s)|\.(?=\s*$)|[!?]|\n")
 _DIRECT = re.compile(  # what may stand between "the answer is" and a value that follows at once

@@ -4,7 +4,8 @@ import re
 
 # An end that a sentence, a formula or a bare value can have. "18" may be a whole answer; after more text it is a cut.
 _CLOSED = re.compile(r"""(?:[.!?}\])"'\u201d\u2019>|`*]|\$|\u3002)\s*$""")
-_BARE = re.compile(r"^\W*[\d.,]+\W*\w{0,20}\W*$")
+# Possessive, so that thousands of commas are read once.
+_BARE = re.compile(r"^(?:\W*+\d[\d.,]*+|(?=\W*?[.,])\W*+)\W*+\w{0,20}+\W*$")
 _HASHES = re.compile(r"####\s*[^\s#]+\s*$")
 
 

@@ -40,8 +40,9 @@ def by_flexible_extract(text: str) -> Extraction:
 def _read(text: str, span: tuple[int, int] | None, rule: str) -> Extraction:
     if span is None:
         return nothing()
-    numbers = find_numbers(text[span[0] : span[1]])
+    selected = text[span[0] : span[1]]
+    numbers = find_numbers(selected)
     # Runs such as `...`, `$,` or `1.2.3` are selected too, but are no number.
-    if len(numbers) != 1:
+    if len(numbers) != 1 or re.search("[0-9]", selected[: numbers[0].start] + selected[numbers[0].end :]):
         return nothing()
     return Extraction(numbers[0].value, rule, span)

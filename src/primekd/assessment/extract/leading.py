@@ -6,7 +6,7 @@ from primekd.assessment.extract.declared import moved
 from primekd.assessment.numbers import Number, find_numbers
 
 _START = re.compile(r"^[\s?]*(?:#+\s|\*+)?\s*")
-_UNIT = r"(?:\s*(?:%|°[CF]?|[A-Za-z/²³\u2019']+)){0,4}?"
+_UNIT = r"(?:\s*(?:%|°[CF]?|[A-Za-z/²³\u2019']++)){0,4}?"  # possessive, so that a long word is read once
 _CLOSED = re.compile(
     rf"{_UNIT}[$*)\\]*\s*(?:[.;!](?=\s|$|0)|\s{{2,}}|$)|[$)]\s|\s+\$?[A-Z][\w']+ |\s+\$"
 )  # a unit and the end of a sentence, of a line or of a formula; or another sentence without one

@@ -47,9 +47,16 @@ def _number(parsed) -> Fraction | None:
         return None
     if isinstance(parsed, sympy.Eq):  # x = 18
         parsed = parsed.rhs
-    if isinstance(parsed, sympy.Mul) and sympy.Rational(1, 100) in parsed.args:
-        rest = [a for a in parsed.args if a != sympy.Rational(1, 100)]
-        parsed = rest[0] if len(rest) == 1 else parsed
+    if isinstance(parsed, sympy.Mul):  # 25 % and 3/4 are left unevaluated
+        hundredth = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+        match [a for a in parsed.args if a != hundredth]:
+            case [only]:
+                parsed = only
+            case [over, sympy.Pow(base=under, exp=sympy.S.NegativeOne)]:
+                top, bottom = _number(over), _number(under)
+                return top / bottom if top is not None and bottom else None
+            case [sympy.S.NegativeOne, only]:
+                return None if (positive := _number(only)) is None else -positive
     if isinstance(parsed, sympy.Float):
         return Fraction(str(parsed)).limit_denominator(10**9) if parsed.is_finite else None
     if isinstance(parsed, sympy.Rational):

@@ -7,6 +7,8 @@ from fractions import Fraction
 from primekd.assessment.extract.asked import Asked
 from primekd.assessment.numbers import Number, find_numbers
 
+REACH = 100  # characters before a number in which the verb that states it stands
+
 _SPLIT = re.compile(r"\n+|(?<=[.!?])\s+(?=[^\d\s]|\d+\s*[A-Za-z])|(?<=\d\.)\s+(?=[A-Z])")
 _STEP = re.compile(r"\W{0,4}(?:step\s*\d+|part\s+(?:\d+|[IVX]+))\s*[:.)]?\s*|#\d+\s*:\s*", re.IGNORECASE)
 _THEREFORE = re.compile(
@@ -68,7 +70,11 @@ def result_of(statement: str, asked: Asked, given: frozenset[Fraction]) -> Numbe
     concludes = _THEREFORE.search(statement)
     if _PLAN.search(statement) and not concludes:
         return None
-    stated = [n for n in numbers if n.value not in asked.numbers and _STATES.search(statement[: n.start])]
+    stated = [
+        n
+        for n in numbers
+        if n.value not in asked.numbers and _STATES.search(statement, max(0, n.start - REACH), n.start)
+    ]
     if not stated or _GOES_ON.match(statement, stated[-1].end):
         return None
     return None if stated[-1].value in given and not concludes else stated[-1]

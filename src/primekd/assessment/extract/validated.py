@@ -49,10 +49,10 @@ def by_validated_rules(text: str, question: str | None, cut: bool) -> Extraction
         question: what was asked; without it, conclusions are not looked for.
         cut: the answer ran into the limit of new tokens.
     """
-    text = text[:LONGEST]
+    text, cut = text[:LONGEST], cut or len(text) > LONGEST
     asked = asked_for(question) if question else None
     said = declarations(text, asked.numbers if asked else frozenset(), cut)
-    opening, rule = _opening(text, said)
+    opening, rule = _opening(text, said, cut)
     if opening is None:
         return _settle(text, said[0], said, "declared") if said else _concluded(text, question, asked) or nothing()
     rest = text[opening.end :]
@@ -69,9 +69,9 @@ def by_validated_rules(text: str, question: str | None, cut: bool) -> Extraction
     return reading(opening.number, rule, ambiguous=True)
 
 
-def _opening(text: str, said: list[Declaration]) -> tuple[Declaration | None, str]:
+def _opening(text: str, said: list[Declaration], cut: bool) -> tuple[Declaration | None, str]:
     """A value that is given ahead of any work, and the rule that reads it."""
-    if number := leading(text):
+    if (number := leading(text)) and not (cut and number.end >= len(text)):
         return Declaration(number.start, number), "leading"
     if said and said[0].start < EARLY and "=" not in text[: said[0].start] and not _WORK.search(text[: said[0].start]):
         return said[0], "declared"

@@ -1,0 +1,555 @@
+"""Grading logs anew without models, killed half way or not; the tables beside the logs; what `verify` finds in them."""
+
+import csv
+import gc
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import types
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from primekd import provenance
+from primekd.assessment.adjudicate import Decision, add_decision, answer_hash, read_decisions, remove_decision
+from primekd.assessment.adjudicate_session import Session, finish
+from primekd.assessment.answers import Answer
+from primekd.assessment.grade import LogRow, grade_answer, read_log, write_log
+from primekd.assessment.held_out import HeldOutRow, write_rows
+from primekd.assessment.regrade import regrade, rules_hashes
+from primekd.assessment.results import TABLES, answers_hash, decisions_hash, read_logs, write_results
+from primekd.assessment.tables import read_table
+from primekd.config import Profile, load_profile
+from primekd.errors import UserError
+from primekd.items import Item
+from primekd.provenance import altered_outputs, hash_file, is_current, read_json, write_json, write_manifest, write_text
+from primekd.verify import check_decisions, check_outputs, check_verdicts, verify
+
+ANSWERS = {
+    "control": ["no idea", "", "-1", "it is\r\n1, 2 or\r3 \x1b[2J"],
+    "base-KD": [r"\boxed{10}", "ä – 🙂 \u2028 the answer is $11.00.", 'say "12", or\n\n13', " 14 \t\x0b\x00 15 "],
+    "ai-KD": [r"\boxed{10}", "The answer is 11.", "first 1\nthen 12", "=1+1,\n 14"],
+    "base-fine-tune": ["10", "12", "7\n12", "14\n14"],
+    "teacher": [r"\boxed{10}", r"\boxed{11}", r"\boxed{12}", r"\boxed{13}"],
+}
+
+
+def answered(model: str) -> list[LogRow]:
+    """One model's log. The questions ask for 10, 11, 12 and 13; every second answer ran into the limit."""
+    rows = []
+    for number, text in enumerate(ANSWERS[model]):
+        item = Item(f"q,{number}", f'Question "{number}"\nor what?', "", Decimal(10 + number))
+        rows.append(grade_answer(item, Answer(item.id, list(range(number + 3)), number % 2 == 1, text)))
+    return rows
+
+
+def set_up(profile: Profile) -> None:
+    """Logs as an assessment leaves them."""
+    logs = {model: answered(model) for model in ANSWERS}
+    held_out = [
+        HeldOutRow(model, row.id, 5, 0.1 + n / 3, 7, 1 / (n + 2))
+        for n, model in enumerate(list(ANSWERS)[:-1])
+        for row in logs[model]
+    ]
+    outputs = write_results(profile, logs, held_out)
+    write_rows(profile.logs / "held-out.csv", held_out)
+    curve = profile.logs / "loss_curves" / "base-KD.csv"
+    write_text(curve, "step,loss\n1,0.5\n")
+    inputs = {"answers": {"x": 1}, "assess": profile.assess.model_dump(mode="json"), "students": {"base-KD": "abc"}}
+    inputs |= {"rules": rules_hashes(), "adjudications": decisions_hash(profile)}
+    write_manifest(
+        profile.logs, "assessment", inputs, [*outputs, curve, profile.logs / "held-out.csv"],
+        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
+        start="yesterday", end="today", models={"base-KD": {"outputs": {}}}, config={"seed": 0}, seconds=1.5,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """statsmodels collects garbage before each Holm adjustment: what the other tests left need not be searched."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """The `ci` profile in a checkout of its own, where there are logs and nothing that they were made from."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    monkeypatch.delenv("PRIMEKD_OUTPUT", raising=False)
+    loaded = load_profile("ci")
+    small = loaded.model_copy(update={"assess": loaded.assess.model_copy(update={"bootstrap_samples": 40})})
+    set_up(small)
+    return small
+
+
+def manifest_of(profile: Profile) -> dict:
+    return read_json(profile.logs / "manifest.json")
+
+
+def files_of(profile: Profile) -> dict[str, bytes]:
+    return {p.relative_to(profile.logs).as_posix(): p.read_bytes() for p in profile.logs.rglob("*") if p.is_file()}
+
+
+def tables_of(profile: Profile) -> dict[str, bytes]:
+    """Everything but the manifest, which has a date in it."""
+    return {name: data for name, data in files_of(profile).items() if name != "manifest.json"}
+
+
+def decided(profile: Profile, model: str, number: int, value: str) -> Decision:
+    row = answered(model)[number]
+    return Decision(
+        profile.name, model, row.id, answer_hash(row.question, row.response), "-1",
+        "none" if value == "-1" else "correct", value, "Ann", "2026-01-01T00:00:00+00:00", "review",
+    )  # fmt: skip
+
+
+def change(profile: Profile, model: str, number: int, honest: bool = False, **cells) -> None:
+    """Changes cells of a log. With `honest` its new hash goes into the manifest, as a thorough forger would do."""
+    path = profile.logs / f"{model}.csv"
+    rows = read_log(path)
+    rows[number] = replace(rows[number], **cells)
+    write_log(path, rows)
+    if honest:
+        follow_up(profile, path.name)
+
+
+def follow_up(profile: Profile, name: str) -> None:
+    manifest = manifest_of(profile)
+    manifest["outputs"][name] = hash_file(profile.logs / name)
+    write_json(profile.logs / "manifest.json", manifest)
+
+
+# From logs alone.
+
+
+def test_the_same_answers_and_rules_give_the_same_bytes_as_often_as_you_like(profile):
+    written = tables_of(profile)
+    for _ in range(2):
+        assert regrade(profile) == profile.logs
+        assert tables_of(profile) == written
+    assert set(manifest_of(profile)["outputs"]) == set(written)
+
+
+def test_the_tables_are_made_of_the_logs_alone(profile):
+    written = tables_of(profile)
+    for name in TABLES:
+        if name != "held-out.csv":
+            (profile.logs / name).unlink()
+    regrade(profile)
+    assert tables_of(profile) == written
+    assert sorted(p.name for p in profile.logs.parent.parent.iterdir()) == ["configs", "logs"], "something was made"
+
+
+def raw_answers(profile: Profile, model: str) -> list[list[str]]:
+    """The cells of a log that come from a model, as they stand in the file."""
+    with open(profile.logs / f"{model}.csv", encoding="utf-8", newline="") as handle:
+        return [row[:6] for row in csv.reader(handle)]
+
+
+def test_answers_are_kept_character_by_character_when_the_rules_change(profile):
+    """Logs that other rules graded: every verdict changes, and nothing that a model said does."""
+    right, before = tables_of(profile), {model: raw_answers(profile, model) for model in ANSWERS}
+    for model, texts in ANSWERS.items():
+        for number in range(len(texts)):
+            change(profile, model, number, extracted="77", rule="boxed", span="0:1", correct=number == 0)
+        assert [row.response for row in read_log(profile.logs / f"{model}.csv")] == texts
+    regrade(profile)
+    assert {model: raw_answers(profile, model) for model in ANSWERS} == before
+    assert tables_of(profile) == right
+
+
+def test_a_decision_reaches_logs_and_tables_and_goes_again(profile):
+    written = tables_of(profile)
+    found, nothing = decided(profile, "control", 0, "10"), decided(profile, "teacher", 3, "-1")
+    for decision in (found, nothing):
+        add_decision(decision)
+    regrade(profile)
+    assert [row.adjudicated for row in read_log(profile.logs / "control.csv")] == ["10", "", "", ""]
+    assert [row.adjudicated for row in read_log(profile.logs / "teacher.csv")] == ["", "", "", "-1"]
+    rows = {row["model"]: row for row in read_table(profile.logs / "summary.csv")}
+    counts = {m: (r["correct"], r["adjudicated"], r["correct_adjudicated"]) for m, r in rows.items()}
+    assert counts["control"] == ("0", "1", "1") and counts["teacher"] == ("4", "1", "3")
+    assert float(rows["control"]["accuracy_adjudicated"]) == 0.25 and rows["control"]["accuracy"] == "0"
+    assert manifest_of(profile)["inputs"]["adjudications"] == decisions_hash(profile)
+    for decision in (found, nothing):
+        remove_decision(decision)
+    regrade(profile)
+    assert tables_of(profile) == written
+
+
+def test_decisions_of_other_profiles_and_on_other_answers_change_nothing(profile):
+    written = tables_of(profile)
+    regrade(profile)
+    inputs = manifest_of(profile)["inputs"]
+    add_decision(replace(decided(profile, "control", 0, "10"), profile="pocket"))
+    regrade(profile)
+    assert tables_of(profile) == written and manifest_of(profile)["inputs"] == inputs
+    add_decision(replace(decided(profile, "control", 0, "10"), answer_sha256="0" * 64))
+    regrade(profile)
+    assert tables_of(profile) == written
+
+
+def test_an_audit_that_differs_is_counted(profile):
+    assert read_table(profile.logs / "audit.csv") == []
+    add_decision(replace(decided(profile, "control", 0, "10"), purpose="audit"))
+    regrade(profile)
+    assert [(r["model"], r["n"], r["errors"]) for r in read_table(profile.logs / "audit.csv")] == [
+        ("control", "1", "1"), ("all", "1", "1"),
+    ]  # fmt: skip
+
+
+# What the manifest says afterwards.
+
+
+def test_the_manifest_keeps_where_the_answers_came_from_and_adds_the_grading(profile):
+    before = manifest_of(profile)
+    assert "regraded" not in before
+    before["environment"]["git"] = {"commit": "then", "dirty": False}
+    write_json(profile.logs / "manifest.json", before)
+    for _ in range(2):
+        regrade(profile)
+        after = manifest_of(profile)
+        assert after["answered"] == before["environment"], "the first one, however often it is graded"
+        assert after["environment"]["git"]["commit"] != "then" and after["regraded"]
+    kept = ("kind", "start", "end", "models", "config", "seconds", "answers_sha256")
+    assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+    assert after["inputs"] == before["inputs"] and is_current(profile.logs, before["inputs"])
+
+
+def test_the_manifest_says_with_how_many_samples_the_intervals_were_drawn(profile):
+    other = profile.model_copy(update={"assess": profile.assess.model_copy(update={"bootstrap_samples": 41})})
+    before = manifest_of(profile)["inputs"]
+    regrade(other)
+    assert manifest_of(profile)["inputs"] == before | {"assess": before["assess"] | {"bootstrap_samples": 41}}
+
+
+def test_loss_curves_and_held_out_rows_stay_and_stay_named(profile):
+    before, manifest = files_of(profile), manifest_of(profile)
+    add_decision(decided(profile, "control", 0, "10"))
+    regrade(profile)
+    for name in ("loss_curves/base-KD.csv", "held-out.csv"):
+        assert files_of(profile)[name] == before[name]
+        assert manifest_of(profile)["outputs"][name] == manifest["outputs"][name]
+
+
+# Logs that were altered.
+
+ALTERED = {
+    "response": dict(response="11"),
+    "question": dict(question="Another?"),
+    "gold": dict(gold="11"),
+    "response_tokens": dict(response_tokens=1),
+    "truncated": dict(truncated=True),
+    "id": dict(id="q9"),
+}
+
+
+@pytest.mark.parametrize("cells", ALTERED.values(), ids=ALTERED)
+def test_an_altered_answer_is_refused_and_nothing_is_written(cells, profile):
+    change(profile, "ai-KD", 2, honest=True, **cells)
+    before = files_of(profile)
+    with pytest.raises(UserError, match=r"logs/ci: ai-KD\.csv missing or altered.*git checkout"):
+        regrade(profile)
+    assert files_of(profile) == before
+
+
+def remove_a_row(profile: Profile) -> None:
+    write_log(profile.logs / "ai-KD.csv", read_log(profile.logs / "ai-KD.csv")[:-1])
+
+
+def swap_rows(profile: Profile) -> None:
+    write_log(profile.logs / "ai-KD.csv", read_log(profile.logs / "ai-KD.csv")[::-1])
+
+
+DAMAGE = {
+    "a row less": (remove_a_row, "ai-KD.csv"),
+    "another order": (swap_rows, "ai-KD.csv"),
+    "no log": (lambda p: (p.logs / "ai-KD.csv").unlink(), "ai-KD.csv"),
+    "half a log": (lambda p: os.truncate(p.logs / "ai-KD.csv", 100), "ai-KD.csv"),
+    "another loss": (lambda p: write_text(p.logs / "loss_curves/base-KD.csv", "x\n"), "loss_curves/base-KD.csv"),
+    "no loss curve": (lambda p: (p.logs / "loss_curves/base-KD.csv").unlink(), "loss_curves/base-KD.csv"),
+    "other fits": (lambda p: write_rows(p.logs / "held-out.csv", []), "held-out.csv"),
+    "no fits": (lambda p: (p.logs / "held-out.csv").unlink(), "held-out.csv"),
+    "no manifest": (lambda p: (p.logs / "manifest.json").unlink(), "logs/ci has no logs: run `primekd run"),
+}
+
+
+@pytest.mark.parametrize("damage, named", DAMAGE.values(), ids=DAMAGE)
+def test_damage_that_no_grading_can_mend_is_one_sentence_and_nothing_is_written(damage, named, profile):
+    damage(profile)
+    before = files_of(profile)
+    with pytest.raises(UserError) as refused:
+        regrade(profile)
+    assert named in str(refused.value) and "\n" not in str(refused.value)
+    assert files_of(profile) == before
+
+
+def test_a_row_taken_out_of_the_summary_takes_no_model_out_of_the_study(profile):
+    written = tables_of(profile)
+    lines = (profile.logs / "summary.csv").read_text().splitlines(keepends=True)
+    write_text(profile.logs / "summary.csv", "".join(lines[:-1]))
+    regrade(profile)
+    assert tables_of(profile) == written
+
+
+def without_answers(profile: Profile) -> None:
+    """Makes the manifest one of before answers had hashes of their own."""
+    manifest = manifest_of(profile)
+    del manifest["answers_sha256"]
+    write_json(profile.logs / "manifest.json", manifest)
+
+
+def test_logs_of_before_answers_had_hashes_are_graded_if_every_byte_is_the_manifests(profile):
+    expected, written = manifest_of(profile)["answers_sha256"], tables_of(profile)
+    without_answers(profile)
+    regrade(profile)
+    assert tables_of(profile) == written and manifest_of(profile)["answers_sha256"] == expected
+    without_answers(profile)
+    change(profile, "ai-KD", 2, correct=True)
+    with pytest.raises(UserError, match="ai-KD.csv missing or altered"):
+        regrade(profile)
+    assert "answers_sha256" not in manifest_of(profile)
+
+
+# Killed between two files.
+
+
+class Killed(BaseException):
+    """Stands in for a signal: nothing catches it."""
+
+
+def replaces_until(count: int, end):
+    """os.replace, which works `count` times and then calls `end`."""
+    done = []
+
+    def replacing(source, target, real=os.replace):
+        if len(done) == count:
+            end()
+        done.append(target)
+        real(source, target)
+
+    return replacing, done
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize("old_manifest", [False, True])
+def test_a_grading_killed_between_any_two_files_is_finished_by_the_next(old_manifest, profile, monkeypatch):
+    if old_manifest:
+        without_answers(profile)
+    for model, number, value in (("control", 0, "10"), ("base-KD", 3, "13"), ("teacher", 0, "-1")):
+        add_decision(decided(profile, model, number, value))
+    start = files_of(profile)
+    replacing, done = replaces_until(10**6, kill)
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance.os, "replace", replacing)
+        regrade(profile)
+    expected, outcomes = tables_of(profile), set()
+    assert len(done) == len(ANSWERS) + len(TABLES) - 1 + 1 + old_manifest
+    for count in range(0, len(done), 4 if old_manifest else 1):
+        for name, data in start.items():
+            (profile.logs / name).write_bytes(data)
+        replacing, _ = replaces_until(count, kill)
+        with monkeypatch.context() as patch:
+            patch.setattr(provenance.os, "replace", replacing)
+            with pytest.raises(Killed):
+                regrade(profile)
+        half = altered_outputs(profile.logs / "manifest.json", manifest_of(profile))
+        outcomes.add(len(half))
+        said = [f"{name} is missing or has other bytes" for name in half]
+        assert check_outputs(profile.logs / "manifest.json").problems == said
+        regrade(profile)
+        assert tables_of(profile) == expected, count
+        assert not check_outputs(profile.logs / "manifest.json").problems
+    assert len(outcomes) > 3, "it was never killed half way"
+
+
+def _killed_regrade(profile: Profile, count: int) -> None:
+    provenance.os.replace, _ = replaces_until(count, lambda: os._exit(9))
+    regrade(profile)
+
+
+def test_a_grading_whose_process_dies_is_finished_by_the_next(profile):
+    add_decision(decided(profile, "control", 0, "10"))
+    worker = multiprocessing.get_context("fork").Process(target=_killed_regrade, args=(profile, 3))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 9
+    assert altered_outputs(profile.logs / "manifest.json", manifest_of(profile))
+    regrade(profile)
+    assert not check_outputs(profile.logs / "manifest.json").problems
+    assert not check_verdicts(profile.logs).problems and not check_decisions(profile).problems
+
+
+def test_the_end_of_a_sitting_finishes_a_grading_that_was_cut_short(profile, monkeypatch):
+    """Also where all logs hold the decision by then, and only a table does not."""
+    for name, functions in {
+        "primekd.report.html": {"write_report": lambda p: p.logs / "report.html"},
+        "primekd.report.readme": {"update_readme": lambda path, check, only: []},
+    }.items():
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**functions))
+    assert finish(Session(profile, [], "Ann")) == "Nothing was decided."
+    add_decision(decided(profile, "control", 0, "10"))
+    replacing, _ = replaces_until(len(ANSWERS), kill)
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance.os, "replace", replacing)
+        with pytest.raises(Killed):
+            regrade(profile)
+    assert [row.adjudicated for row in read_log(profile.logs / "control.csv")][0] == "10"
+    assert "0 decisions saved." in finish(Session(profile, [], "Ann"))
+    assert not check_outputs(profile.logs / "manifest.json").problems and not check_verdicts(profile.logs).problems
+    assert finish(Session(profile, [], "Ann")) == "Nothing was decided."
+
+
+# The tables.
+
+
+def test_every_table_is_named_and_nothing_else_is_beside_the_logs(profile):
+    names = {f"{model}.csv" for model in ANSWERS} | set(TABLES)
+    assert {p.name for p in profile.logs.glob("*.csv")} == names
+    assert list(read_logs(profile)) == list(ANSWERS)
+    assert [row["extractor"] for row in read_table(profile.logs / "accuracies.csv")][:2] == ["published", "validated"]
+    readings = read_table(profile.logs / "extractors.csv")
+    assert [(r["model"], r["id"]) for r in readings] == [(m, f"q,{n}") for m in ANSWERS for n in range(4)]
+    published = [r["published"] for r in readings]
+    assert published == [row.extracted for rows in read_logs(profile).values() for row in rows]
+
+
+def test_the_log_of_a_model_that_is_no_more_is_removed_and_other_files_stay(profile):
+    write_text(profile.logs / "notes.txt", "mine")
+    logs = {model: rows for model, rows in read_logs(profile).items() if model != "ai-KD"}
+    outputs = write_results(profile, logs, [])
+    assert not (profile.logs / "ai-KD.csv").exists() and (profile.logs / "notes.txt").exists()
+    assert {p.name for p in outputs} == {f"{model}.csv" for model in logs} | set(TABLES) - {"held-out.csv"}
+    assert all(p.is_file() for p in outputs)
+
+
+def test_where_a_table_cannot_be_computed_no_file_is_touched(profile):
+    before = files_of(profile)
+    logs = {model: [replace(row, adjudicated="1") for row in rows] for model, rows in read_logs(profile).items()}
+    with pytest.raises(ValueError, match="different items"):
+        write_results(profile, logs, [HeldOutRow("base-KD", f"q,{n}", 1, 1.0, 1, 1.0) for n in range(4)])
+    assert files_of(profile) == before
+
+
+def test_an_answers_hash_stands_for_the_answers_and_for_nothing_else():
+    rows = answered("ai-KD")
+    whole = answers_hash(rows)
+    graded = [replace(r, extracted="7", rule="none", span="", correct=not r.correct, adjudicated="7") for r in rows]
+    assert answers_hash(graded) == whole
+    others = [answers_hash([replace(rows[0], **cells), *rows[1:]]) for cells in ALTERED.values()]
+    others += [answers_hash(rows[:-1]), answers_hash(rows[::-1]), answers_hash([])]
+    assert len({whole, *others}) == len(others) + 1
+
+
+# Verify.
+
+
+def test_logs_that_nobody_touched_verify(profile):
+    add_decision(decided(profile, "control", 0, "10"))
+    regrade(profile)
+    found = {check.what: check.problems for check in verify(profile)}
+    report = found.pop("logs/ci/report.html")
+    assert found == {"logs/ci": [], "verdicts in logs/ci": [], "decisions in logs/ci": []}
+    assert len(report) == 1 and "primekd report" in report[0]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        dict(correct=False),
+        dict(extracted="13"),
+        dict(rule="last-number"),
+        dict(span="0:2"),
+        dict(response="The answer is 12."),
+        dict(gold="12"),
+    ],
+    ids=lambda cells: next(iter(cells)),
+)
+def test_a_verdict_that_does_not_follow_is_named_even_if_the_manifest_was_mended(cells, profile):
+    change(profile, "ai-KD", 1, honest=True, **cells)
+    assert not check_outputs(profile.logs / "manifest.json").problems
+    problems = check_verdicts(profile.logs).problems
+    assert "ai-KD.csv: the verdict on q,1 does not follow from its answer" in problems
+    assert not [p for p in problems if not p.startswith(("ai-KD.csv: the verdict on q,1 ", "summary.csv"))]
+
+
+@pytest.mark.parametrize("column", ["n", "correct", "adjudicated", "correct_adjudicated"])
+def test_a_count_of_the_summary_that_its_log_does_not_give_is_named(column, profile):
+    path = profile.logs / "summary.csv"
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = list(csv.reader(handle))
+    rows[2][rows[0].index(column)] = "99"
+    with open(path, "w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle, lineterminator="\n").writerows(rows)
+    follow_up(profile, "summary.csv")
+    assert not check_outputs(profile.logs / "manifest.json").problems
+    right = sum(row.correct for row in answered("base-KD"))
+    assert check_verdicts(profile.logs).problems == [
+        f"summary.csv does not say {right} of 4 ({right} adjudicated) for base-KD"
+    ]
+
+
+def test_a_log_that_the_summary_does_not_know_is_named(profile):
+    write_log(profile.logs / "invented.csv", answered("teacher"))
+    assert check_verdicts(profile.logs).problems == ["summary.csv does not say 4 of 4 (4 adjudicated) for invented"]
+
+
+def test_a_made_up_a_missing_and_a_changed_decision_are_named(profile):
+    add_decision(decided(profile, "control", 0, "10"))
+    add_decision(decided(profile, "control", 1, "-1"))
+    regrade(profile)
+    assert check_decisions(profile).problems == []
+    change(profile, "control", 0, honest=True, adjudicated="11")
+    change(profile, "control", 1, honest=True, adjudicated="")
+    change(profile, "control", 2, honest=True, adjudicated="12")
+    assert check_decisions(profile).problems == [
+        "control: q,0 is logged as adjudicated 11, the decisions say 10",
+        "control: q,1 is logged as adjudicated by nobody, the decisions say -1",
+        "control: q,2 is logged as adjudicated 12, the decisions say nobody",
+    ]
+    regrade(profile)
+    assert check_decisions(profile).problems == []
+
+
+def test_a_decision_made_after_the_grading_or_taken_back_since_is_named(profile):
+    add_decision(decided(profile, "teacher", 0, "-1"))
+    (problem,) = check_decisions(profile).problems
+    assert problem == "teacher: q,0 is logged as adjudicated by nobody, the decisions say -1"
+    regrade(profile)
+    remove_decision(read_decisions()[0])
+    assert check_decisions(profile).problems == ["teacher: q,0 is logged as adjudicated -1, the decisions say nobody"]
+
+
+def test_a_decision_is_not_applied_to_an_answer_that_changed(profile):
+    add_decision(decided(profile, "teacher", 0, "-1"))
+    regrade(profile)
+    change(profile, "teacher", 0, honest=True, response=r"so \boxed{10}")
+    assert check_decisions(profile).problems == ["teacher: q,0 is logged as adjudicated -1, the decisions say nobody"]
+
+
+def test_what_cannot_be_read_is_a_finding_and_the_rest_is_checked(profile):
+    (profile.logs / "teacher.csv").unlink()
+    change(profile, "ai-KD", 1, correct=False)
+    found = {check.what: check.problems for check in verify(profile)}
+    assert {"teacher.csv is missing or has other bytes", "ai-KD.csv is missing or has other bytes"} == set(
+        found["logs/ci"]
+    )
+    assert any("ai-KD.csv: the verdict on q,1" in problem for problem in found["verdicts in logs/ci"])
+    assert "teacher.csv is missing" in found["decisions in logs/ci"][0]
+
+
+def test_inputs_that_were_edited_in_the_manifest_are_named(profile):
+    manifest = manifest_of(profile)
+    manifest["inputs"]["students"]["base-KD"] = "def"
+    (profile.logs / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert check_outputs(profile.logs / "manifest.json").problems == ["the inputs in the manifest were edited"]
