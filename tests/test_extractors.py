@@ -453,12 +453,7 @@ def test_no_pattern_tries_every_way_to_split_a_run(text):
 
 def test_math_verify_is_stopped_by_its_own_limits():
     with guarded():
-        for text in (
-            r"\boxed{" * 300,
-            r"\boxed{9^{9^{9^{9^9}}}}",
-            "$" + "(" * 200 + "1" + ")" * 200 + "$",
-            "1 " * 5000,
-        ):
+        for text in (r"\boxed{9^{9^{9^{9^9}}}}", "$" + "(" * 200 + "1" + ")" * 200 + "$", "1 " * 5000):
             assert extract(text, "math-verify").rule in RULES["math-verify"]
 
 

@@ -262,7 +262,7 @@ def adjudicate(
     print(said)
     if session.cases:
         run_session(session)
-        print(finish(session))
+    print(finish(session))  # also finishes a grading that was cut short before
 
 
 @app.command()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from primekd.assessment.adjudicate import apply_decisions, read_decisions
 from primekd.assessment.grade import LogRow, grade_row, read_log
-from primekd.assessment.results import TABLES, read_logs
+from primekd.assessment.held_out import read_rows
+from primekd.assessment.results import TABLES, compute_tables, read_logs
 from primekd.assessment.tables import read_table
 from primekd.config import Profile
 from primekd.errors import UserError
@@ -35,6 +36,7 @@ def verify(profile: Profile) -> list[Check]:
     for what, check, argument in (
         (f"verdicts in {relative_name(profile.logs)}", check_verdicts, profile.logs),
         (f"decisions in {relative_name(profile.logs)}", check_decisions, profile),
+        (f"tables in {relative_name(profile.logs)}", check_tables, profile),
         (relative_name(profile.logs / "report.html"), check_report, profile),
     ):
         try:
@@ -135,6 +137,17 @@ def check_decisions(profile: Profile) -> Check:
             if row.adjudicated != now.adjudicated
         ]
     return Check(f"decisions in {relative_name(profile.logs)}", problems)
+
+
+def check_tables(profile: Profile) -> Check:
+    """Every table computed anew from the logs: extractors, accuracies, summary, contrasts, seeds and audits."""
+    tables = compute_tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
+    problems = [
+        f"{name} is missing or does not follow from the logs"
+        for name, text in tables.items()
+        if not (path := profile.logs / name).is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    return Check(f"tables in {relative_name(profile.logs)}", problems)
 
 
 def check_lineage(profile: Profile) -> list[Check]:

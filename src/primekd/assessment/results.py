@@ -5,12 +5,12 @@ from pathlib import Path
 from primekd.assessment.adjudicate import AuditRow, apply_decisions, audit_rows, read_decisions
 from primekd.assessment.grade import LogRow, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow
-from primekd.assessment.rivals import AccuracyRow, accuracies, read_all, write_readings
+from primekd.assessment.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.assessment.seeds import SeedRow, seed_rows
 from primekd.assessment.summary import ContrastRow, SummaryRow, contrast, summarise
-from primekd.assessment.tables import read_table, write_table
+from primekd.assessment.tables import read_table, table_text
 from primekd.config import Profile
-from primekd.provenance import hash_json
+from primekd.provenance import hash_json, write_text
 
 TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv")
 
@@ -31,29 +31,35 @@ def decisions_hash(profile: Profile) -> str:
     return hash_json([vars(d) for d in read_decisions() if d.profile == profile.name])
 
 
+def compute_tables(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> dict[str, str]:
+    """Every table that follows from the logs (their decisions applied): file name -> text."""
+    samples, readings = profile.assess.bootstrap_samples, {model: read_all(model, rows) for model, rows in logs.items()}
+    by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
+    audits = audit_rows(profile.name, logs, read_decisions())
+    return {
+        "extractors.csv": readings_text([r for found in readings.values() for r in found]),
+        "accuracies.csv": table_text(AccuracyRow, by_extractor),
+        "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
+        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out, samples)),
+        "seeds.csv": table_text(SeedRow, seed_rows(logs)),
+        "audit.csv": table_text(AuditRow, audits),
+    }
+
+
 def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[Path]:
     """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but held-out.csv.
 
     Returns:
         The files written, all in logs/<profile>/. Logs of models that are no more are deleted.
     """
-    folder, samples, decisions = profile.logs, profile.assess.bootstrap_samples, read_decisions()
+    folder, decisions = profile.logs, read_decisions()
     logs = {model: apply_decisions(profile.name, model, rows, decisions) for model, rows in logs.items()}
-    readings = {model: read_all(model, rows) for model, rows in logs.items()}
-    tables = {  # all computed before the first file is touched
-        "accuracies.csv": (AccuracyRow, [row for model, found in readings.items() for row in accuracies(model, found)]),
-        "summary.csv": (SummaryRow, summarise(logs, held_out, samples)),
-        "contrasts.csv": (ContrastRow, contrast(logs, held_out, samples)),
-        "seeds.csv": (SeedRow, seed_rows(logs)),
-        "audit.csv": (AuditRow, audit_rows(profile.name, logs, decisions)),
-    }
+    tables = compute_tables(profile, logs, held_out)  # all of it before the first file is touched
     for path in folder.glob("*.csv"):
         if path.name not in TABLES and path.stem not in logs:
             path.unlink()
     for model, rows in logs.items():
         write_log(folder / f"{model}.csv", rows)
-    return [
-        *(folder / f"{model}.csv" for model in logs),
-        write_readings(folder / "extractors.csv", [r for found in readings.values() for r in found]),
-        *(write_table(folder / name, kind, rows) for name, (kind, rows) in tables.items()),
-    ]
+    for name, text in tables.items():
+        write_text(folder / name, text)
+    return [folder / name for name in (*(f"{model}.csv" for model in logs), *tables)]

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from primekd.assessment.extract import EXTRACTORS, NOT_FOUND, extract
 from primekd.assessment.grade import LogRow
 from primekd.assessment.statistics import accuracy
-from primekd.provenance import write_text
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,12 @@ def accuracies(model: str, readings: list[Reading]) -> list[AccuracyRow]:
     return rows
 
 
-def write_readings(path: Path, readings: list[Reading]) -> Path:
+def readings_text(readings: list[Reading]) -> str:
     """extractors.csv. Ids and values alone: no cell can need quotes, except ids that hold a comma or a quote."""
     lines = [",".join(["model", "id", "gold", *EXTRACTORS])]
     for r in readings:
         lines.append(",".join([r.model, _quoted(r.id), r.gold, *(r.values[name] for name in EXTRACTORS)]))
-    write_text(path, "\n".join(lines) + "\n")
-    return path
+    return "\n".join(lines) + "\n"
 
 
 def _quoted(cell: str) -> str:

@@ -12,13 +12,18 @@ from primekd.provenance import relative_name, write_text
 
 
 def write_table(path: Path, kind: type, rows: Iterable[Any]) -> Path:
-    """Writes rows of one dataclass under a header of its fields; floats with six digits, None as an empty cell."""
+    """Writes a table; returns its path."""
+    write_text(path, table_text(kind, rows))
+    return path
+
+
+def table_text(kind: type, rows: Iterable[Any]) -> str:
+    """Rows of one dataclass under a header of its fields; floats with six digits, None as an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(kind)], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in asdict(row).items()} for row in rows)
-    write_text(path, text.getvalue())
-    return path
+    return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
