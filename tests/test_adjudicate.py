@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from primekd.assessment import adjudicate_form, adjudicate_session, adjudicate_terminal, cases
 from primekd.assessment.adjudicate import (
     COLUMNS,
+    AuditRow,
     Decision,
     add_decision,
     answer_hash,
@@ -48,6 +49,7 @@ from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.errors import UserError
 from primekd.items import Item
+from primekd.report import anew
 
 GOLD = "999983"  # stands in no question and no answer: whoever sees it was shown a gold value
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[red]18[/red] <script>alert(1)</script> \u202e81 \r\x00 end"
@@ -124,9 +126,13 @@ def regraded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**functions))
 
     module("primekd.assessment.regrade", regrade=lambda p: called.append(f"regrade {p.name}"))
-    module("primekd.report.html", write_report=lambda p: called.append("report") or p.logs / "report.html")
-    module("primekd.report.readme", update_readme=lambda path, check, only: called.append(f"readme {only}") or [])
+    module("primekd.report.anew", write_anew=lambda p: called.append(f"report {p.name}") or ["Report: anew"])
     return called
+
+
+def finish(session: Session) -> str:
+    """The end of a sitting, with the report writer of the fixture `regraded`."""
+    return adjudicate_session.finish(session, sys.modules["primekd.report.anew"].write_anew)
 
 
 # Values and names.
@@ -474,7 +480,10 @@ def test_nobody_audits_an_answer_twice_and_a_sample_left_half_way_goes_on(profil
     assert again[:5] == first[3:] and not {c.key for c in again} & {c.key for c in first[:3]}
     assert audit_sample(profile, LOGS, audits, "Bob", 8) == first
     reviews = [replace(a, purpose="review") for a in audits]
-    assert audit_sample(profile, LOGS, reviews, "Ann", 8) == first, "leaving out the reviewed ones bends the sample"
+    assert audit_sample(profile, LOGS, reviews, "Ann", 8) == again, "a review has shown the automatic value"
+    assert audit_sample(profile, LOGS, reviews, "Bob", 8) == first
+    other = [replace(a, answer_sha256="0" * 64) for a in reviews]  # of an answer that has changed since
+    assert audit_sample(profile, LOGS, other, "Ann", 8) == first
 
 
 def test_a_missing_or_damaged_log_is_one_sentence(profile):
@@ -601,17 +610,17 @@ def test_stale_decisions_are_said_when_a_session_is_opened(profile, validated):
 
 
 def test_finishing_regrades_once_and_shows_both_accuracies(session, regraded):
-    assert adjudicate_session.finish(session) == "Nothing was decided." and regraded == []
+    assert finish(session) == "Nothing was decided." and regraded == []
     session.take("n")
-    said = adjudicate_session.finish(session)
-    assert regraded == ["regrade ci", "report", "readme ci"]
-    assert "1 decision saved." in said and re.search(r"ai-KD +25\.00% +50\.00% +2\n?", said)
+    said = finish(session)
+    assert regraded == ["regrade ci", "report ci"]
+    assert "1 decision saved.\nReport: anew\n" in said and re.search(r"ai-KD +25\.00% +50\.00% +2\n?", said)
 
 
 def test_decisions_of_a_session_that_was_killed_reach_the_logs_with_the_next(profile, validated, regraded):
     open_session(profile, "Ann")[0].take("5")  # and then the terminal is closed
     session = open_session(profile, "Ann")[0]
-    adjudicate_session.finish(session)
+    finish(session)
     assert regraded[0] == "regrade ci"
 
 
@@ -619,11 +628,35 @@ def test_an_audit_ends_with_the_error_rate_and_the_answers_that_differ(audit, re
     audit.take(as_written(audit.case.automatic))
     wrong = audit.case
     audit.take("n")
-    said = adjudicate_session.finish(audit)
+    said = finish(audit)
     low, high = proportion_confint(1, 2, method="wilson")
     assert f"1 of 2: 50.00% (95 % interval {low:.2%} to {high:.2%})" in said
     assert f"differs: {wrong.model} {wrong.id}: automatic {wrong.automatic}, you none" in said
     assert said.count("differs:") == 1
+
+
+def test_the_error_rate_over_all_says_which_models_it_covers(audit, regraded):
+    while audit.case and audit.case.model != "control":
+        audit.skip()
+    audit.take("5")
+    said = finish(audit)
+    assert "The row of all covers control alone; no answer was looked at of ai-KD." in said
+    rows = [AuditRow(model, 2, 1, 0.5, 0.1, 0.9) for model in ("control", "ai-KD", "all")]
+    assert "covers" not in adjudicate_session.audit_text(rows, LOGS)
+
+
+def test_the_assessment_of_a_sitting_knows_no_report():
+    text = Path(adjudicate_session.__file__).read_text(encoding="utf-8")
+    assert "primekd.report" not in text
+
+
+def test_the_report_is_written_anew_with_the_readme_of_the_checkout(profile, monkeypatch, tmp_path_factory):
+    called = []
+    monkeypatch.setattr(anew, "write_report", lambda p: called.append("report") or p.logs / "report.html")
+    monkeypatch.setattr(anew, "update_readme", lambda path, check, only: called.append(f"{path.name} {only}") or ["b"])
+    assert anew.write_anew(profile) == ["Report: logs/ci/report.html", "README.md: block 'b' written anew"]
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path_factory.mktemp("elsewhere")))
+    assert len(anew.write_anew(profile)) == 1 and called == ["report", "README.md ci", "report"]
 
 
 # Texts that nobody vouches for.
@@ -795,7 +828,7 @@ def test_in_a_real_terminal_a_decision_is_saved_undone_and_left_with_ctrl_c(prof
 
 @pytest.fixture
 def form(session) -> adjudicate_form.Form:
-    return adjudicate_form.Form(session, "hello", end=lambda s: f"{len(s.decided)} at the end <b>")
+    return adjudicate_form.Form(session, lambda s: f"{len(s.decided)} at the end <b>", "hello")
 
 
 def enter(form: adjudicate_form.Form, text: str) -> None:
@@ -816,7 +849,7 @@ def test_the_form_decides_by_keyboard(form):
 
 def test_enter_takes_the_value_that_comes_with_it_and_leaving_the_field_decides_nothing(session):
     waiting = []
-    form = adjudicate_form.Form(session, later=lambda _, action: waiting.append(action))
+    form = adjudicate_form.Form(session, str, later=lambda _, action: waiting.append(action))
     assert not form.entry.continuous_update, "the field's reports would be held back, and Enter would overtake them"
     form.entry.value = "1"  # the field was left
     assert read_decisions() == []
@@ -866,7 +899,7 @@ def test_a_slip_in_the_form_is_said_and_decides_nothing(form):
 
 
 def test_the_form_ends_with_the_last_case(profile, validated):
-    form = adjudicate_form.Form(open_session(profile, "Ann", limit=1)[0])
+    form = adjudicate_form.Form(open_session(profile, "Ann", limit=1)[0], str)
     enter(form, "n")
     assert "none left" in form.view.value
     assert all(form.buttons[name].disabled for name in ("accept", "correct", "none", "skip"))
@@ -875,7 +908,7 @@ def test_the_form_ends_with_the_last_case(profile, validated):
 
 
 def test_the_form_of_an_audit_has_nothing_to_accept(audit):
-    form = adjudicate_form.Form(audit)
+    form = adjudicate_form.Form(audit, str)
     assert "accept" not in form.buttons and form.who.disabled
     enter(form, "55")
     assert read_decisions()[0].purpose == "audit"

@@ -660,7 +660,7 @@ def test_after_a_decision_assessing_and_grading_give_the_same_and_neither_opens_
     assert "assess: nothing to do" not in capsys.readouterr().out
     assessed = tables_of(study)
     changed = {name for name in before if assessed[name] != before[name]}
-    assert changed == {"ai-KD.csv", "summary.csv", "contrasts.csv"}
+    assert changed == {"ai-KD.csv", "summary.csv", "contrasts.csv", "accuracies.csv"}
     regrade(study)
     assert tables_of(study) == assessed
     # The other way round, from the old logs.

@@ -149,17 +149,28 @@ def truncated(path: Path) -> list[bool]:
 
 
 def test_a_column_says_which_answers_were_truncated(output):
-    cells = ["1", "true", "Yes", "0", "false", ""]
-    rows = [row | {"truncated": cell} for row, cell in zip(answers(*["It is 18."] * 6), cells, strict=True)]
-    # The lengths would say otherwise.
-    assert truncated(write(output / "a.csv", *rows, response_tokens=9)) == [True, True, True, False, False, False]
+    cells = {"1": True, "true": True, "Yes": True, "0": False, "False": False, "no": False}
+    rows = [row | {"truncated": cell} for row, cell in zip(answers(*["It is"] * 6), cells, strict=True)]
+    # The texts and the lengths would say that all were.
+    assert truncated(write(output / "a.csv", *rows, response_tokens=9)) == list(cells.values())
+
+
+def test_where_the_column_is_empty_the_text_decides(output):
+    assert truncated(write(output / "a.csv", *answers("It is 18.", "It is", truncated=""))) == [False, True]
 
 
 def test_a_pile_of_answers_of_the_greatest_length_was_truncated(output):
+    """Of those at the limit, the last ends like a sentence, and of those below it, the last does not."""
+    texts = ["It is", "So that", "We add", "It is 18.", "It is 18.", "It is"]
     lengths = [350] * 4 + [17, 20]
-    rows = [row | {"response_tokens": n} for row, n in zip(answers(*["It is 18."] * 6), lengths, strict=True)]
+    rows = [row | {"response_tokens": n} for row, n in zip(answers(*texts), lengths, strict=True)]
     assert truncated(write(output / "a.csv", *rows)) == [True] * 4 + [False] * 2
     assert json.loads(run(*grade(output / "a.csv", "--json")))["truncated"] == 4
+
+
+def test_a_pile_of_answers_that_ended_shows_no_limit(output):
+    rows = answers("18", "19", "20", "It is", response_tokens=2)
+    assert truncated(write(output / "a.csv", *rows)) == [False, False, False, True]
 
 
 def test_one_longest_answer_is_no_pile_and_the_text_decides(output):
@@ -181,7 +192,9 @@ def test_one_longest_answer_is_no_pile_and_the_text_decides(output):
     ],
 )
 def test_the_limit_is_the_greatest_length_where_many_answers_have_it(lengths, limit):
-    assert token_limit([{"response_tokens": str(n)} for n in lengths]) == limit
+    rows = [{"response_tokens": str(n), "said": "It is"} for n in lengths]
+    assert token_limit(rows, "said") == limit
+    assert token_limit([row | {"said": "It is 18."} for row in rows], "said") is None
 
 
 def test_cells_that_are_missing_count_as_empty(output):
@@ -209,6 +222,9 @@ BROKEN = {
     "a gold value that is no number": (b"response,gold\n18,18\n18,many\n", [], "row 3: the gold value in 'gold'"),
     "a gold value that is missing": (b"gold,response\n,18\n", [], "row 2: the gold value in 'gold' '' is no number"),
     "a solution that ends in no number": (b"response,gold\n18,so #### many\n", [], "'many' is no number"),
+    "a cell too many": (b"response,gold\n18,18\n1,080,18\n", [], "row 3 has more cells than columns"),
+    "two columns of one name": (b"response,gold,gold\n18,18,19\n", [], "has two columns of one name"),
+    "a flag that says nothing": (b"response,gold,truncated\n1,1,maybe\n", [], "row 2: 'truncated' is 'maybe'"),
     "an unknown extractor": (b"response,gold\n18,18\n", ["--extractor", "guess"], "No extractor is called 'guess'"),
     "another encoding": ("response,gold\n18 \u20ac,18\n".encode("cp1252"), [], "cannot be read as UTF-8 CSV"),
 }
@@ -224,6 +240,13 @@ def test_what_cannot_be_graded_is_one_sentence(content, words, sentence, output)
     assert not (output / "log.csv").exists()
 
 
+def test_the_log_does_not_overwrite_the_file_that_is_graded(output):
+    path = write(output / "a.csv", *answers("18"))
+    before = path.read_bytes()
+    assert "is the file that is graded" in fail(*grade(path, "--out", path))
+    assert path.read_bytes() == before
+
+
 def test_an_unknown_extractor_names_those_that_there_are(output):
     path = write(output / "a.csv", *answers("18"))
     assert all(name in fail(*grade(path, "--extractor", "guess")) for name in EXTRACTORS)
@@ -236,13 +259,20 @@ def test_both_columns_have_to_be_named(output):
 
 @needs_published_logs
 def test_the_published_log_of_base_kd_under_the_published_rules():
-    """404 in the release, with a stale variable, dropped minus signs and verdicts by hand; 417 by the rules."""
-    words = grade(FOLDER / "base-KD.csv", "--json", gold="gold_solution")
-    result = json.loads(run(*words))
-    assert (result["n"], result["correct"]) == (1319, 417)
-    assert result["accuracy"] == pytest.approx(417 / 1319)
-    assert result["ci95"] == pytest.approx([0.2916, 0.3417], abs=5e-5)
+    """404 in the release, with a stale variable, dropped minus signs and verdicts by hand; 416 by the rules.
+
+    A reading of "1/3." as 3 would find one more.
+    """
+    result = json.loads(run(*grade(FOLDER / "base-KD.csv", "--json", gold="gold_solution")))
+    assert (result["n"], result["correct"]) == (1319, 416)
+    assert result["accuracy"] == pytest.approx(416 / 1319)
+    assert result["ci95"] == pytest.approx(proportion_confint(416, 1319, method="wilson"))
     assert sum(result["rules"].values()) == 1319 and result["truncated"] == 1294
+    (row,) = [
+        r for r in read_table(ROOT / "logs" / "published" / "accuracies.csv")
+        if (r["model"], r["extractor"]) == ("base-KD", "published")
+    ]  # fmt: skip
+    assert int(row["correct"]) == result["correct"]
 
 
 # compare.
@@ -419,6 +449,8 @@ def test_what_cannot_be_compared_is_one_sentence(logs, output):
     assert "No extractor is called 'guess'" in fail("compare", plain, plain, *columns, "--extractor", "guess")
     assert "is not there" in fail("compare", logs[0], output / "none.csv")
     assert "ids stand in one alone" in fail("compare", logs[0], plain, *columns)
+    write_log(output / "other.csv", [replace(r, rule="declared") for r in log(SECOND)])
+    assert "graded by different extractors" in fail("compare", logs[0], output / "other.csv")
     (output / "empty.csv").write_text("", encoding="utf-8")
     assert "is empty" in fail("compare", logs[0], output / "empty.csv")
     write_log(logs[1], [replace(r, gold="19") for r in log(SECOND)])
@@ -445,7 +477,7 @@ def test_two_published_logs_are_compared_as_the_committed_contrasts_say():
         r for r in read_table(ROOT / "logs" / "published" / "contrasts.csv")
         if (r["extractor"], r["model"], r["reference"]) == ("published", "reverseKL-KD", "base-KD")
     ]  # fmt: skip
-    assert (result["n"], result["both"] + result["only_first"]) == (1319, 417)
+    assert (result["n"], result["both"] + result["only_first"]) == (1319, 416)
     assert (result["only_second"], result["only_first"]) == (int(row["only_model"]), int(row["only_reference"]))
     assert result["mcnemar_p"] == pytest.approx(float(row["p"]), rel=1e-5)
     found = [result["difference"], *result["difference_ci95"], result["detectable_difference"]]

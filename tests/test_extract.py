@@ -1,5 +1,6 @@
 """The published rules: each of them, their order, every way to write a number, and never an exception."""
 
+import time
 from fractions import Fraction
 
 import pytest
@@ -19,7 +20,23 @@ RULE_CASES = {
     r"\boxed{\text{none}} so \boxed{6}": ("boxed", 6),
     r"\boxed{\text{18 dollars}}": ("boxed", 18),
     r"\boxed{\frac{3}{4}}": ("boxed", Fraction(3, 4)),
-    r"\boxed{\dfrac{{1}}{2}} 9": ("boxed", 2),  # no fraction that we read; its last number stands
+    r"\boxed{\dfrac{{1}}{2}} 9": ("boxed", Fraction(1, 2)),
+    r"\boxed{\frac{-1}{2}}": ("boxed", Fraction(-1, 2)),
+    r"\boxed{\frac12}": ("boxed", Fraction(1, 2)),
+    r"\boxed{\dfrac{\text{3}}{4}}": ("boxed", Fraction(3, 4)),
+    r"\boxed{\frac{1.5}{2}}": ("boxed", Fraction(3, 4)),
+    r"\boxed{\frac{1,000}{3}}": ("boxed", Fraction(1000, 3)),
+    r"\boxed{\frac{x}{2}}": ("boxed", 2),  # no fraction of numbers
+    r"\boxed{1\ 000}": ("boxed", 1000),
+    r"\boxed{10^{3}}": ("boxed", 1000),
+    r"\boxed{18 \text{ in 2 days}}": ("boxed", 18),
+    r"\boxed{\text{in 2 days } 18}": ("boxed", 18),
+    r"\boxed{18 \text{ in 2 days (x = 9)}}": ("boxed", 18),
+    r"\boxed{18\text{ cm}^2}": ("boxed", 18),
+    r"\boxed{x = \text{18 in 2 days}}": ("boxed", 18),
+    r"\boxed{\text{6 times 3 = 18 in 2 days}}": ("boxed", 18),
+    r"\boxed{18 = x}": ("boxed", 18),
+    r"\boxed{18 or 19}": ("boxed", 18),
     r"\boxed{\mathbf{\text{ }42}}": ("boxed", 42),
     r"\boxed{x = 18}": ("boxed", 18),
     r"\boxed{6 \times 3 = 18}": ("boxed", 18),
@@ -40,6 +57,9 @@ RULE_CASES = {
     "Sum 1, 2.\nThe correct answer is **-4**. Or 9": ("phrase", -4),
     "Sum 1, 2.\nTHE  ANSWER\nIS 11, then 12": ("phrase", 11),
     "a 1 b 2\nThe answer is unknown. The answer is 4. 9": ("phrase", 4),
+    "1 or 2\nThe answer is 3/4.": ("phrase", Fraction(3, 4)),
+    "1 or 2\nThe answer is 3 / 4.": ("phrase", Fraction(3, 4)),
+    "1 or 2\nThe answer is \u2212 5": ("phrase", -5),
     # 4. last number
     "He has 3 of 5.\nShe has 4.": ("last-number", 4),
     "3 + 4\n= 7": ("last-number", 7),
@@ -100,6 +120,12 @@ NUMBER_CASES = {
     "\u20135": [-5],
     "x = -5, y=-6": [-5, -6],
     "(-5)": [-5],
+    "\u2212 5": [-5],
+    "x = \u2212 5, $\u2212 6$": [-5, -6],
+    "7 \u2212 5": [7, 5],
+    "x \u2212 5": [5],
+    "$7$ \u2212 5": [7, 5],
+    "- 5 apples": [5],  # a list
     "63-2": [63, 2],
     "63 - 2": [63, 2],
     "5\u201310": [5, 10],
@@ -116,6 +142,8 @@ NUMBER_CASES = {
     "1,000,000.25": [Fraction("1000000.25")],
     "1{,}000": [1000],
     r"1\,000": [1000],
+    r"1\ 000": [1000],
+    r"1,\!000": [1000],
     "1\u00a0000": [1000],
     "12,34": [12, 34],
     "1,2,3": [1, 2, 3],
@@ -130,10 +158,30 @@ NUMBER_CASES = {
     "-3/4": [Fraction(-3, 4)],
     "2 1/2": [Fraction(5, 2)],
     "18/2=9": [18, 2, 9],
+    "3/4.": [Fraction(3, 4)],
+    "3/4.5": [3, Fraction("4.5")],
+    "3 / 4": [Fraction(3, 4)],
+    "**3 / 4**.": [Fraction(3, 4)],
+    r"$3 / 4$ \text{ of it}": [Fraction(3, 4)],
+    "3 / 0": [3, 0],
+    "6 / 2 = 3": [6, 2, 3],
+    "$6 / 2 hours = $3": [6, 2, 3],
+    "(6 / 2) * 5": [6, 2, 5],
+    r"6 / 2 \times 5": [6, 2, 5],
+    "5 * 6 / 2": [5, 6, 2],
+    "6 / 2.5": [6, Fraction("2.5")],
+    "1,000 / 5": [1000, 5],
+    "½ 2½ 2 ½": [Fraction(1, 2), Fraction(5, 2), Fraction(5, 2)],
+    "¼ ¾ ⅓ ⅔": [Fraction(1, 4), Fraction(3, 4), Fraction(1, 3), Fraction(2, 3)],
+    "10^3 10^{3} 10^{-2} 5^2.": [1000, 1000, Fraction(1, 100), 25],
+    "10^{x} 0^{-1} 99^{99} 7": [10, 7],  # no value, or one longer than any answer
     "3/0": [3, 0],
     r"\frac{1}{2}": [Fraction(1, 2)],
     r"-\frac{ 1 }{ 2 }": [Fraction(-1, 2)],
     r"1\frac{1}{2} \tfrac{3}{4}": [Fraction(3, 2), Fraction(3, 4)],
+    r"\frac{1}{-2}": [Fraction(-1, 2)],
+    r"\frac1{20} \frac{3}4": [Fraction(1, 20), Fraction(3, 4)],
+    r"\frac{3}{0} 5": [5],
     r"\text{18}": [18],
     "**42**": [42],
     "5km 6,": [5, 6],
@@ -176,6 +224,44 @@ def test_runs_of_digits_longer_than_any_answer_are_no_number():
     assert (found.rule, found.value, found.span) == ("first-line", 1, (0, 1))
 
 
+RUNS = [
+    " ",
+    "1",
+    "1,",
+    ",000",
+    "\\",
+    "{",
+    "}",
+    "1/",
+    "1 / ",
+    "1 ",
+    "$",
+    "\u2212 ",
+    "1^",
+    "\\frac",
+    "\\frac{",
+    "\\frac1",
+    "the ",
+]
+
+
+@pytest.mark.parametrize("start", ["", "the", "1", "1/", "1 / 1", "\\frac", "\\frac{1}{", "\\boxed{"])
+def test_the_time_for_a_long_run_grows_with_its_length(start):
+    """Ten times as long may take ten times as long, and some; a pattern that rescans the run takes a hundred times."""
+
+    def seconds(run: str, length: int) -> float:
+        text = start + run * (length // len(run)) + "="
+        times = []
+        for _ in range(2):
+            begin = time.process_time()
+            extract(text)
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    slow = [run for run in RUNS if seconds(run, 10_000) > 40 * seconds(run, 1_000) + 0.02]
+    assert not slow
+
+
 def test_a_box_that_never_closes_is_read_for_so_many_characters_only():
     near, far = "x" * (LONGEST_BOX - 3) + " 7 ", "x" * LONGEST_BOX + " 7 "
     assert extract(r"one 1, two 2 \boxed{" + near).rule == "boxed"
@@ -190,7 +276,7 @@ AMBIGUOUS = {
     "one 1, two 2\nThe answer is 3, so \\boxed{3}.": False,
     "one 1, two 2\nThen 3": True,  # only the last of several numbers could be taken
     "one 1, two 2\nand 2": True,
-    "so\ntwo 2, 2": False,
+    "so\ntwo 2, 2.": False,
     "none": False,
 }
 
@@ -214,7 +300,7 @@ def test_extraction_never_raises_and_its_span_lies_inside_the_text(text):
     if found.span is not None:
         start, end = found.span
         assert 0 <= start < end <= len(text)
-        assert any(character.isdigit() for character in text[start:end])
+        assert any(character.isnumeric() for character in text[start:end])
     assert found.text == ("-1" if found.value is None else format_value(found.value))
 
 

@@ -55,12 +55,14 @@ DECLARED = {
     "The answer is 12 - 5.": None,  # an unfinished sum
     "The answer is given by dividing 12 by 5.": None,
     "The answer is 8:30": None,  # a time of day
+    "The answer is t = 8:30": None,
     "The answer is (1) and (2).": None,  # references to statements
     "The answer is step 3.": None,
     "Half of the answer is 7.": None,
     "The answer depends on 7": None,
     "She is right to answer 7": None,
-    "The answer is one that a reader has to work out from all the words above, 7.": None,  # too far off
+    "The answer is hidden among all the plums, 7.": 7,
+    "The answer is hidden in plain sight among all the plums there, 7.": None,  # too far off
     # Boxed.
     r"12 - 5 = 7, so \boxed{7} plums": 7,
     r"So \boxed{12 - 5 = 7}": 7,
@@ -158,6 +160,8 @@ LEADING = {
     "7 fewer than 12": None,
     "7 plums and 5 plums make 12": None,
     "3 4 5 6 7 8": None,  # counting
+    "3  4 5 6": None,
+    "3  4 5": 3,
     "2 " * 20: None,
     "1. Mia has plums. 2. She gives some away.": None,  # marks of a list
     "2) 40 3) 50": None,
@@ -203,6 +207,7 @@ def test_a_conclusion_needs_the_question_that_it_answers():
         ("## Step 1: Count\nMia has 12.\n## Step 2: Find the plums left\n12 - 5 = 7 plums\n## Step 3: Check it\n", 7),
         # An intermediate result: it is calculated with afterwards.
         (f"So she has 12 - 5 = 7 plums left. Then 7 * 2 = 14 pears. {STORY}", None),
+        (f"So she has 12 - 5 = 7 plums left. Then 7 * 12 tells the cost. {STORY}", None),
         # New numbers follow: the work goes on.
         (f"So she has 12 - 5 = 7 plums left. Ann bought 31 pears. {STORY}", None),
         # Too little follows to know that nothing new does.
@@ -265,6 +270,7 @@ def test_statements_know_their_step_and_its_heading():
         (r"So \boxed{7", None),
         (r"So \boxed{7}", 7),
         ("So the answer is 12.", 12),
+        ("So the answer is $12.50", Fraction("12.5")),  # cents are complete
         ("So the answer is 12 p", 12),
         ("12 p", 12),
         ("The answer is 7. Sorry, the correct answer is 1", 7),
@@ -322,11 +328,14 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("written, value", WRITTEN.items(), ids=list(WRITTEN))
-def test_every_way_to_write_a_number_where_it_is_declared(written, value, place):
-    if place == "hashes" and ("text" in written):
-        pytest.skip("#### is followed by a bare number")
+HASHES_HAVE_NO = r"\text{7 plums}", r"\mathbf{\text{7}}"
+
+
+@pytest.mark.parametrize(
+    "written, place", [(w, p) for w in WRITTEN for p in PLACES if p != "hashes" or w not in HASHES_HAVE_NO]
+)
+def test_every_way_to_write_a_number_where_it_is_declared(written, place):
+    value = WRITTEN[written]
     text = PLACES[place].format(written)
     assert validated(text).value == value
     if place != "hashes":

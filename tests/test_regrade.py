@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
-import types
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -16,18 +14,36 @@ import pytest
 from conftest import ROOT
 
 from primekd import provenance
-from primekd.assessment.adjudicate import Decision, add_decision, answer_hash, read_decisions, remove_decision
+from primekd.assessment.adjudicate import (
+    Decision,
+    add_decision,
+    answer_hash,
+    as_written,
+    automatic_value,
+    read_decisions,
+    remove_decision,
+)
 from primekd.assessment.adjudicate_session import Session, finish
 from primekd.assessment.answers import Answer
 from primekd.assessment.grade import LogRow, grade_answer, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.regrade import regrade, rules_hashes
 from primekd.assessment.results import TABLES, answers_hash, decisions_hash, read_logs, write_results
+from primekd.assessment.seeds import seed_rows
 from primekd.assessment.tables import read_table
 from primekd.config import Profile, load_profile
 from primekd.errors import UserError
 from primekd.items import Item
-from primekd.provenance import altered_outputs, hash_file, is_current, read_json, write_json, write_manifest, write_text
+from primekd.provenance import (
+    MANIFEST,
+    altered_outputs,
+    hash_file,
+    is_current,
+    read_json,
+    write_json,
+    write_manifest,
+    write_text,
+)
 from primekd.verify import check_decisions, check_outputs, check_verdicts, verify
 
 ANSWERS = {
@@ -392,12 +408,11 @@ def test_a_grading_whose_process_dies_is_finished_by_the_next(profile):
 
 def test_the_end_of_a_sitting_finishes_a_grading_that_was_cut_short(profile, monkeypatch):
     """Also where all logs hold the decision by then, and only a table does not."""
-    for name, functions in {
-        "primekd.report.html": {"write_report": lambda p: p.logs / "report.html"},
-        "primekd.report.readme": {"update_readme": lambda path, check, only: []},
-    }.items():
-        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**functions))
-    assert finish(Session(profile, [], "Ann")) == "Nothing was decided."
+
+    def said(_profile):
+        return ["the report was written"]
+
+    assert finish(Session(profile, [], "Ann"), said) == "Nothing was decided."
     add_decision(decided(profile, "control", 0, "10"))
     replacing, _ = replaces_until(len(ANSWERS), kill)
     with monkeypatch.context() as patch:
@@ -405,9 +420,9 @@ def test_the_end_of_a_sitting_finishes_a_grading_that_was_cut_short(profile, mon
         with pytest.raises(Killed):
             regrade(profile)
     assert [row.adjudicated for row in read_log(profile.logs / "control.csv")][0] == "10"
-    assert "0 decisions saved." in finish(Session(profile, [], "Ann"))
+    assert finish(Session(profile, [], "Ann"), said).startswith("0 decisions saved.\nthe report was written\n")
     assert not check_outputs(profile.logs / "manifest.json").problems and not check_verdicts(profile.logs).problems
-    assert finish(Session(profile, [], "Ann")) == "Nothing was decided."
+    assert finish(Session(profile, [], "Ann"), said) == "Nothing was decided."
 
 
 # The tables.
@@ -421,7 +436,46 @@ def test_every_table_is_named_and_nothing_else_is_beside_the_logs(profile):
     readings = read_table(profile.logs / "extractors.csv")
     assert [(r["model"], r["id"]) for r in readings] == [(m, f"q,{n}") for m in ANSWERS for n in range(4)]
     published = [r["published"] for r in readings]
-    assert published == [row.extracted for rows in read_logs(profile).values() for row in rows]
+    assert published == [as_written(automatic_value(row)) for rows in read_logs(profile).values() for row in rows]
+
+
+def test_a_true_minus_one_is_found_and_none_is_not(profile):
+    readings = {(r["model"], r["id"]): r for r in read_table(profile.logs / "extractors.csv")}
+    assert readings["control", "q,0"]["published"] == "-1" and readings["control", "q,2"]["published"] == "-1.0"
+    rows = {(r["model"], r["extractor"]): r for r in read_table(profile.logs / "accuracies.csv")}
+    assert rows["control", "published"]["found"] == "2"
+    assert [row.extracted for row in read_log(profile.logs / "control.csv")][:3] == ["-1", "-1", "-1"]
+
+
+def test_a_decision_replaces_the_value_of_every_extractor(profile):
+    rows = {(r["model"], r["extractor"]): r for r in read_table(profile.logs / "accuracies.csv")}
+    for row in rows.values():
+        for column in ("correct", "accuracy", "accuracy_low", "accuracy_high"):
+            assert row[column] == row[column.replace("correct", "correct_adjudicated").replace(
+                "accuracy", "accuracy_adjudicated")]  # fmt: skip
+    add_decision(decided(profile, "control", 0, "10"))
+    add_decision(decided(profile, "teacher", 0, "-1"))
+    regrade(profile)
+    for row in read_table(profile.logs / "accuracies.csv"):
+        before = rows[row["model"], row["extractor"]]
+        assert row["correct"] == before["correct"] and row["accuracy"] == before["accuracy"]
+        right = before["extractor"] != "strict-match" and row["model"] == "teacher"
+        change = {"control": 1, "teacher": -right}.get(row["model"], 0)
+        assert int(row["correct_adjudicated"]) == int(row["correct"]) + change
+        assert float(row["accuracy_adjudicated"]) == int(row["correct_adjudicated"]) / 4
+
+
+def test_seeds_are_counted_with_and_without_decisions(profile):
+    logs = read_logs(profile)
+    assert {r.accuracy == r.accuracy_adjudicated for r in seed_rows(logs | {"ai-KD-seed1": logs["base-KD"]})} == {True}
+    decided_on = [replace(row, adjudicated="7") for row in logs["ai-KD"]]
+    rows = {(r.model, r.reference): r for r in seed_rows(logs | {"ai-KD": decided_on, "ai-KD-seed1": logs["ai-KD"]})}
+    right = sum(row.correct for row in logs["ai-KD"]) / 4
+    one = rows["ai-KD", ""]
+    assert (one.accuracy, one.accuracy_adjudicated) == (right, right / 2)
+    assert one.accuracy_adjudicated_low <= one.accuracy_adjudicated <= one.accuracy_adjudicated_high
+    both = rows["ai-KD", "control"]
+    assert (both.accuracy, both.accuracy_adjudicated) == (right, right / 2)  # the control is never right
 
 
 def test_the_log_of_a_model_that_is_no_more_is_removed_and_other_files_stay(profile):
@@ -459,7 +513,7 @@ def test_logs_that_nobody_touched_verify(profile):
     regrade(profile)
     found = {check.what: check.problems for check in verify(profile)}
     report = found.pop("logs/ci/report.html")
-    assert found == {"logs/ci": [], "verdicts in logs/ci": [], "decisions in logs/ci": []}
+    assert found == dict.fromkeys(("logs/ci", "verdicts in logs/ci", "decisions in logs/ci", "tables in logs/ci"), [])
     assert len(report) == 1 and "primekd report" in report[0]
 
 
@@ -553,3 +607,16 @@ def test_inputs_that_were_edited_in_the_manifest_are_named(profile):
     manifest["inputs"]["students"]["base-KD"] = "def"
     (profile.logs / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert check_outputs(profile.logs / "manifest.json").problems == ["the inputs in the manifest were edited"]
+
+
+@pytest.mark.parametrize("name", ["contrasts.csv", "accuracies.csv", "extractors.csv", "seeds.csv"])
+def test_verify_names_a_table_that_does_not_follow_from_the_logs(profile, name):
+    """The manifest's hash is mended too, so that only the recomputation can tell."""
+    path, manifest = profile.logs / name, profile.logs / MANIFEST
+    regrade(profile)
+    path.write_text(path.read_text(encoding="utf-8") + "control,made up\n", encoding="utf-8")
+    facts = read_json(manifest)
+    facts["outputs"][name] = hash_file(path)
+    write_json(manifest, facts)
+    found = {check.what: check.problems for check in verify(profile)}
+    assert found["tables in logs/ci"] == [f"{name} is missing or does not follow from the logs"]

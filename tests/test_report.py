@@ -161,8 +161,8 @@ def test_report_shows_decisions_audits_and_seeds(decided):
         [["ai-KD", 40, 2, 0.05, 0.014, 0.165], ["all", 40, 2, 0.05, 0.014, 0.165]],
     )
     seeds = [
-        ["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, ""],
-        ["ai-KD", "base-KD", 2, 6, 0.1, -0.1, 0.3, 0.02, 0.03, 0.01, 0.31],
+        ["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, "", 0.45, 0.35, 0.55],
+        ["ai-KD", "base-KD", 2, 6, 0.1, -0.1, 0.3, 0.02, 0.03, 0.01, 0.31, 0.2, 0.1, 0.4],
     ]
     write_csv(decided.logs / "seeds.csv", files.SEEDS, seeds)
     page = _page(decided)

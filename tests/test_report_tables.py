@@ -14,14 +14,19 @@ from report_logs import (
     write_study,
 )
 
+from primekd.assessment.extract import EXTRACTORS
+from primekd.assessment.grade import LogRow
 from primekd.config import load_profile
 from primekd.errors import UserError
 from primekd.report import files
+from primekd.report.adjudication import audit_note, decision_table
 from primekd.report.cells import Files, Name, Table, to_markdown
+from primekd.report.extraction import extractor_table
 from primekd.report.formats import markdown, p_value, percent, percent_range, significant
 from primekd.report.html import write_report
 from primekd.report.readme import update_readme
-from primekd.report.results import ADJUDICATED, NOTHING_DECIDED, POINTS_ADJUDICATED, read_results
+from primekd.report.results import ADJUDICATED, AUTOMATIC, NOTHING_DECIDED, POINTS_ADJUDICATED, read_results
+from primekd.report.seeds import seed_table
 from primekd.report.tables import claim_table, results_table, results_text
 
 
@@ -148,8 +153,61 @@ def test_claim_table_without_published_logs_and_from_a_dirty_checkout(profile):
 
 
 def test_claim_table_takes_the_mean_of_several_seeds(profile):
-    write_csv(profile.logs / "seeds.csv", files.SEEDS, [["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, ""]])
+    row = ["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, "", 0.5, 0.35, 0.65]
+    write_csv(profile.logs / "seeds.csv", files.SEEDS, [row])
     assert _claims(profile)["ai-KD"][3] == "40.0 [30.0, 50.0]"
+    write_study(profile, decided=DECIDED)
+    write_csv(profile.logs / "seeds.csv", files.SEEDS, [row])
+    assert _claims(profile)["ai-KD"][3:5] == ["40.0 [30.0, 50.0]", "50.0 [35.0, 65.0]"]
+
+
+def test_seeds_and_extractors_are_shown_with_and_without_adjudication(profile, decided):
+    row = ["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, "", 0.5, 0.35, 0.65]
+    write_csv(profile.logs / "seeds.csv", files.SEEDS, [row])
+    assert seed_table(read_results(profile.logs)).rows[0][4:6] == ["40.0 [30.0, 50.0]", "50.0 [35.0, 65.0]"]
+    path = profile.logs / "accuracies.csv"
+    shares = list(csv.DictReader(path.read_text().splitlines()))
+    shares[0] |= {"accuracy_adjudicated": "0.75", "accuracy_adjudicated_low": "0.7", "accuracy_adjudicated_high": "0.8"}
+    write_csv(path, files.ACCURACIES, [list(share.values()) for share in shares])
+    assert "75.0 [70.0, 80.0]" in write_report(profile).read_text(encoding="utf-8")
+    write_study(profile)
+    write_csv(profile.logs / "seeds.csv", files.SEEDS, [row])
+    assert "adjudicated" not in " ".join(seed_table(read_results(profile.logs)).head)
+
+
+def test_sentences_say_by_which_verdicts_they_go(profile):
+    page = write_report(profile).read_text(encoding="utf-8")
+    for section in ("results", "contrasts"):
+        assert AUTOMATIC in page[page.index(f'<section id="{section}"') :].split("</section>", 1)[0]
+
+
+def test_an_audit_of_some_models_says_which(profile):
+    audit = [["ai-KD", 4, 2, 0.5, 0.2, 0.8], ["base-KD", 1, 0, 0, 0, 0.8], ["all", 5, 2, 0.4, 0.1, 0.8]]
+    write_csv(profile.logs / "audit.csv", files.AUDIT, audit)
+    titles = read_results(profile.logs).titles
+    said = audit_note(profile.logs, titles)
+    assert said.startswith("The row of all covers base-KD, Ground truth-KD alone; no answer was looked at of No dist")
+    assert "base-KD," not in said.split(";")[1] and said in write_report(profile).read_text(encoding="utf-8")
+    assert audit_note(profile.logs, {"ai-KD": "", "base-KD": ""}) == ""
+    write_csv(profile.logs / "audit.csv", files.AUDIT)
+    assert audit_note(profile.logs, titles) == ""
+
+
+def test_a_true_minus_one_is_no_missing_answer():
+    rows = [
+        LogRow("1", "q", "-1", "-1", 1, False, "-1", "first-line", "0:2", True, "-1.0"),
+        LogRow("2", "q", "-1", "x", 1, False, "-1", "none", "", False, "-1.0"),
+        LogRow("3", "q", "-1", "-1", 1, False, "-1", "first-line", "0:2", True, "-1"),
+    ]
+    (cells,) = decision_table({"ai-KD": rows}, {"ai-KD": "A"}).rows
+    assert cells == ["A", "3", "3", "1", "1", "1", "1", "1"]
+
+
+def test_extractors_that_read_a_true_minus_one_disagree_with_others(profile):
+    none, minus_one, other = (dict.fromkeys(EXTRACTORS, "-1") | {"validated": v} for v in ("-1", "-1.0", "7"))
+    readings = {"ai-KD": {"1": none, "2": minus_one, "3": other, "4": minus_one | {"published": "7"}}}
+    rows = {row[0].model: row for row in extractor_table(read_results(profile.logs), {}, readings).rows}
+    assert rows["ai-KD"][-1] == "1 of 4"
 
 
 def test_adjudicated_numbers_stand_beside_automatic_ones_only_if_there_are_any(profile, decided):
@@ -211,7 +269,13 @@ The end.
 """
 PAGE = "".join(
     f"<!-- primekd:begin {kind} published -->\n<!-- primekd:end -->\n"
-    for kind in ("validation", "validation-strata", "published-study", "published-contrasts")
+    for kind in (
+        "validation",
+        "validation-strata",
+        "published-study",
+        "published-disagreements",
+        "published-contrasts",
+    )  # fmt: skip
 )
 
 
@@ -254,10 +318,11 @@ def test_a_page_under_docs_has_blocks_of_the_published_logs(published, checkout)
     page = checkout / "docs" / "published.md"
     page.parent.mkdir()
     page.write_text(PAGE)
-    assert len(update_readme(page, check=False)) == 4 and update_readme(page, check=True) == []
+    assert len(update_readme(page, check=False)) == 5 and update_readme(page, check=True) == []
     text = page.read_text(encoding="utf-8")
     assert "| Fine-tuning (`base-fine-tune`) | 25.01 | 22.97 (303 of 1319) | 1319 |" in text
     assert "+5.0 [+1.0, +8.0]; p &lt;0.001" in text and "3.2 points" in text
+    assert "| `base-KD` | 1319 | 384 | 20 | 33 | 882 |" in text
     assert "| validated | truncated | 100 | 75 | 74 | 98.6 [93.0, 99.8] |" in text
     assert "| validated | log base-KD |" in text and "development" not in text
     write_csv(published / "validation.csv", files.VALIDATION)

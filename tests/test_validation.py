@@ -19,7 +19,7 @@ from primekd.assessment.extract import EXTRACTORS, RULES, extract
 from primekd.assessment.grade import LogRow
 from primekd.assessment.grade_file import grade_rows
 from primekd.assessment.labels import KINDS, SETS, Label, count_labels, labels_file, read_labels
-from primekd.assessment.published_study import COLUMNS, grade_published, stated_facts
+from primekd.assessment.published_study import COLUMNS, grade_published, stated_facts, stated_file
 from primekd.assessment.tables import read_table, write_table
 from primekd.assessment.validation import ValidationRow, judge, kappa, validate
 from primekd.cli import app
@@ -168,18 +168,21 @@ def test_coverage_and_precision_are_shares_of_what_they_say():
     assert (none.found, none.coverage, none.precision, none.precision_low) == (0, 0, None, None)
 
 
-def test_strata_are_the_endings_the_logs_and_the_published_rules():
+def test_strata_are_the_endings_the_logs_and_the_rules():
     rows = validate(LABELS, ANSWERS)
-    names = [r.stratum for r in rows if (r.set, r.extractor) == ("validation", "validated")]
-    assert names == [
+    common = [
         "all", "ended", "truncated", "log control", "log base-KD",
         "rule first-line", "rule last-number", "rule none", "rule phrase",
     ]  # fmt: skip
     for extractor in EXTRACTORS:
-        parts = [of(rows, extractor, name) for name in names]
+        names = [r.stratum for r in rows if (r.set, r.extractor) == ("validation", extractor)]
+        own = ["by declared", "by leading", "by none"] if extractor == "validated" else []
+        assert names == common + own
+        parts = [of(rows, extractor, name) for name in common]
         assert parts[0].n == parts[1].n + parts[2].n == parts[3].n + parts[4].n == sum(p.n for p in parts[5:]) == 6
         assert parts[0].found == parts[1].found + parts[2].found
     assert of(rows, "validated", "rule none").with_value == 1
+    assert [of(rows, "validated", f"by {rule}").found for rule in ("declared", "leading", "none")] == [2, 1, 0]
     assert {r.set for r in rows} == set(SETS)  # the development labels, of which there are none here, too
 
 
@@ -283,6 +286,11 @@ def test_the_validated_rules_are_right_more_often_than_any_other_extractor(valid
         assert row.precision is None or best.precision > row.precision, name
 
 
+def logged(text: str) -> Fraction | None:
+    """A value as logs write it: -1 is none, and -1.0 is minus one."""
+    return None if text == "-1" else Fraction(text)
+
+
 @needs_published_logs
 def test_the_committed_verdicts_are_what_the_rules_give_today(answers):
     """Every eleventh answer under every extractor; if it fails, run `primekd published-study`."""
@@ -293,7 +301,7 @@ def test_the_committed_verdicts_are_what_the_rules_give_today(answers):
         assert answer_hash(there.question, there.response) == row["answer_sha256"]
         for extractor in EXTRACTORS:
             found = extract(there.response, extractor, there.truncated, there.question)
-            assert found.text == row[extractor], (row["log"], row["id"], extractor)
+            assert found.value == logged(row[extractor]), (row["log"], row["id"], extractor)
 
 
 def test_the_committed_tables_of_the_published_study_hold_no_text():
@@ -307,7 +315,7 @@ def test_the_committed_tables_of_the_published_study_hold_no_text():
             assert row[0] in MODELS and row[1].isdecimal() and re.fullmatch("[0-9a-f]{64}", row[2]), row
             assert all(re.fullmatch(rf"({VALUE})?", cell) for cell in row[3:]), row
     for row in read_table(folder / "validation.csv"):
-        stratum = row["stratum"].removeprefix("log ").removeprefix("rule ")
+        stratum = row["stratum"].removeprefix("log ").removeprefix("rule ").removeprefix("by ")
         assert stratum in names | {"all", "ended", "truncated"}
 
 
@@ -337,6 +345,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of small logs; the checkout around it has the real configs/ and two labels."""
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "configs", checkout / "configs")
+    (checkout / "assessment" / "labels").mkdir(parents=True)
+    shutil.copy(stated_file(), checkout / "assessment")
     (checkout / "README.md").write_text("Nothing generated.\n", encoding="utf-8")
     monkeypatch.setenv("PRIMEKD_ROOT", str(checkout))
     monkeypatch.delenv("PRIMEKD_OUTPUT", raising=False)
@@ -348,7 +358,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for model, n, value, kind in labels
     ]
     path = checkout / "assessment" / "labels" / "published-logs.csv"
-    path.parent.mkdir(parents=True)
     path.write_text("\n".join([HEADER, *rows, ""]), encoding="utf-8")
     return tmp_path / "study"
 
@@ -388,7 +397,7 @@ def test_what_the_study_states_stands_beside_what_its_verdicts_count(study):
         "3",
         "4",
     )
-    # No log here: the counts are those that configs/published.yaml states, or none.
+    # No log here: the counts are those that assessment/published.yaml states, or none.
     assert (rows["reverseKL-KD"]["n"], rows["reverseKL-KD"]["logged_correct"]) == ("", "499")
     assert (rows["ai-KD"]["stated"], rows["ai-KD"]["logged_correct"]) == ("48.14", "")
 

@@ -102,6 +102,8 @@ def _raise_if_disk(error: OSError, path: Path) -> None:
         raise UserError(
             f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner."
         ) from error
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT):
+        raise UserError(f"{relative_name(path)} cannot be written: {error.strerror}. Name a file.") from error
 
 
 @contextlib.contextmanager

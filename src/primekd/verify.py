@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from primekd.assessment import published_study
 from primekd.assessment.adjudicate import apply_decisions, read_decisions
 from primekd.assessment.grade import LogRow, grade_row, read_log
 from primekd.assessment.held_out import read_rows
@@ -43,6 +45,7 @@ def verify(profile: Profile) -> list[Check]:
             checks.append(check(argument))
         except UserError as error:  # what cannot be read is a finding; the rest is checked all the same
             checks.append(Check(what, [str(error)]))
+    checks += check_published()
     patterns = (
         f"students/*/{MANIFEST}",
         f"answers/*/{MANIFEST}",
@@ -142,12 +145,46 @@ def check_decisions(profile: Profile) -> Check:
 def check_tables(profile: Profile) -> Check:
     """Every table computed anew from the logs: extractors, accuracies, summary, contrasts, seeds and audits."""
     tables = compute_tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
-    problems = [
-        f"{name} is missing or does not follow from the logs"
+    return Check(f"tables in {relative_name(profile.logs)}", _other_tables(profile.logs, tables, "the logs"))
+
+
+def _other_tables(folder: Path, tables: dict[str, str], source: str) -> list[str]:
+    return [
+        f"{name} is missing or does not follow from {source}"
         for name, text in tables.items()
-        if not (path := profile.logs / name).is_file() or path.read_text(encoding="utf-8") != text
+        if not (path := folder / name).is_file() or path.read_text(encoding="utf-8") != text
     ]
-    return Check(f"tables in {relative_name(profile.logs)}", problems)
+
+
+def check_published() -> list[Check]:
+    """The published study's logs as graded here: outputs, today's labels and rules, tables. Nothing if there are none.
+
+    The released texts are not in the checkout, so the values in verdicts.csv are taken as they are.
+    """
+    folder = published_study.published_folder()
+    if not folder.is_dir():
+        return []
+    inputs, tables = f"inputs of {relative_name(folder)}", f"tables in {relative_name(folder)}"
+    checks = []
+    for what, check in (
+        (relative_name(folder), lambda: check_outputs(folder / MANIFEST).problems),
+        (inputs, lambda: _changed_inputs(read_json(folder / MANIFEST).get("inputs", {}))),
+        (tables, lambda: _other_tables(folder, _published_tables(folder), published_study.VERDICTS)),
+    ):
+        try:
+            checks.append(Check(what, check()))
+        except (UserError, OSError) as error:
+            checks.append(Check(what, [str(error)]))
+    return checks
+
+
+def _changed_inputs(recorded: dict[str, Any]) -> list[str]:
+    changed = [name for name, value in published_study.own_inputs().items() if recorded.get(name) != value]
+    return [f"{name} changed since the logs were graded: run `primekd published-study`" for name in changed]
+
+
+def _published_tables(folder: Path) -> dict[str, str]:
+    return published_study.compute_tables(*published_study.read_verdicts(folder / published_study.VERDICTS))
 
 
 def check_lineage(profile: Profile) -> list[Check]:

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
 from fractions import Fraction
@@ -28,7 +28,7 @@ from primekd.provenance import disk_errors, hash_json, project_root, relative_na
 REVIEW, AUDIT = "review", "audit"
 ACCEPT, CORRECT, NONE = "accept", "correct", "none"
 ALL_MODELS = "all"  # the last row of audit.csv
-_VALUE = re.compile(r"-?[0-9]{1,200}(?:\.[0-9]{1,200}|/[0-9]{1,200})?")
+_VALUE = re.compile(r"-?[0-9]{1,4000}(?:\.[0-9]{1,4000}|/[0-9]{1,4000})?")  # int() takes 4,300 digits, no more
 
 
 @dataclass(frozen=True)
@@ -266,6 +266,22 @@ def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iter
     if differs:
         differs[ALL_MODELS] = [verdict for verdicts in differs.values() for verdict in verdicts]
     return [_audit_row(model, verdicts) for model, verdicts in differs.items()]
+
+
+def audit_scope(audited: Iterable[str], models: Iterable[str], named: Callable[[str], str] = str) -> str:
+    """Which models the last row of an audit covers, in a sentence; empty where it covers all, or there is no audit.
+
+    Args:
+        audited: the models of the audit's rows.
+        models: every model of the study.
+        named: a model's name in the sentence.
+    """
+    audited, models = set(audited), list(models)
+    missing = [named(model) for model in models if model not in audited]
+    if not audited or not missing:
+        return ""
+    covered = [named(model) for model in models if model in audited]
+    return f"The row of all covers {', '.join(covered)} alone; no answer was looked at of {', '.join(missing)}."
 
 
 def _audit_row(model: str, verdicts: list[bool]) -> AuditRow:

@@ -35,8 +35,8 @@ class Form:
     def __init__(
         self,
         session: Session,
+        end: Callable[[Session], str],
         said: str = "",
-        end: Callable[[Session], str] = finish,
         later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         import ipywidgets as widgets
@@ -198,7 +198,9 @@ def adjudication_form(
     else:
         from IPython.display import display
 
-        display(Form(session, said).root)
+        from primekd.report.anew import write_anew
+
+        display(Form(session, lambda done: finish(done, write_anew), said).root)
 
 
 def is_attended() -> bool:

@@ -1,13 +1,14 @@
 """One sitting of a person who decides on answers: what the terminal and the notebook's form have in common."""
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.adjudicate import (
     ACCEPT,
+    ALL_MODELS,
     AUDIT,
     CORRECT,
     NONE,
@@ -18,6 +19,7 @@ from primekd.assessment.adjudicate import (
     apply_decisions,
     as_written,
     audit_rows,
+    audit_scope,
     check_who,
     count_stale,
     parse_typed,
@@ -29,7 +31,7 @@ from primekd.assessment.results import read_logs
 from primekd.assessment.tables import read_table
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, altered_outputs, now, output_root, project_root, read_json, relative_name
+from primekd.provenance import MANIFEST, altered_outputs, now, read_json
 
 _KEPT_INVISIBLE = "\u200c\u200d"  # joiners, which scripts and emoji need
 
@@ -190,8 +192,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def finish(session: Session) -> str:
-    """Regrades the logs with what was decided, writes the report anew, and says what that changed.
+def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> str:
+    """Regrades the logs with what was decided, has the report written anew, and says what that changed.
+
+    `write_report` says what it wrote, a line each.
 
     Does nothing, and says so, where no decision was made and the logs hold all that were made before (by a session that
     was killed, or by somebody else).
@@ -200,18 +204,13 @@ def finish(session: Session) -> str:
     if not count and not _is_behind(profile, session.path):
         return "Nothing was decided."
     from primekd.assessment.regrade import regrade
-    from primekd.report.html import write_report
-    from primekd.report.readme import update_readme
 
     regrade(profile)
-    lines = [f"{counted(count, 'decision')} saved.", f"Report: {relative_name(write_report(profile))}"]
-    if output_root() == project_root():
-        changed = update_readme(project_root() / "README.md", check=False, only=profile.name)
-        lines += [f"README.md: block {name!r} written anew" for name in changed]
-    lines += ["", accuracies_text(read_table(profile.logs / "summary.csv"))]
+    lines = [f"{counted(count, 'decision')} saved.", *write_report(profile), ""]
+    lines.append(accuracies_text(read_table(profile.logs / "summary.csv")))
     if session.blind:
         logs = read_logs(profile)
-        lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions(session.path)))]
+        lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions(session.path)), logs)]
         lines += differences(session)
     return "\n".join(lines)
 
@@ -233,13 +232,14 @@ def accuracies_text(summary: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def audit_text(rows: list[AuditRow]) -> str:
-    """The error rate of the automatic grading by all audits of the profile, overall and a model."""
+def audit_text(rows: list[AuditRow], models: Iterable[str]) -> str:
+    """The error rate of the automatic grading by all audits of the profile, overall and a model of `models`."""
     lines = ["Audits so far: how often the automatic value differs from the one that a person read blind"]
-    for row in sorted(rows, key=lambda r: r.model != "all"):
+    for row in sorted(rows, key=lambda r: r.model != ALL_MODELS):
         interval = f"95 % interval {row.rate_low:.2%} to {row.rate_high:.2%}"
         lines.append(f"{row.model:24} {row.errors} of {row.n}: {row.rate:.2%} ({interval})")
-    return "\n".join(lines)
+    scope = audit_scope((row.model for row in rows if row.model != ALL_MODELS), models)
+    return "\n".join([*lines, *([scope] if scope else [])])
 
 
 def differences(session: Session) -> list[str]:

@@ -80,13 +80,14 @@ def audit_sample(
 ) -> list[Case]:
     """A random sample of all answers, whatever rule fired and whatever the verdict, for a blind second look.
 
-    Answers that `who` has audited are not drawn again. A sample that was left half way goes on with the rest of it
-    (same seed), so that nobody can pass over the awkward ones.
+    Answers that `who` has decided on are not drawn: nobody audits one twice, and a review has shown its automatic
+    value. A sample that was left half way goes on with the rest of it (same seed), so that nobody can pass over the
+    awkward ones.
 
     Raises:
         UserError: a model has no log.
     """
-    seen = by_answer(profile.name, (d for d in decisions if d.purpose == AUDIT and d.who == who))
+    seen = by_answer(profile.name, (d for d in decisions if d.who == who))
     cases = [case for case in _all_cases(profile, logs, models, with_why=False) if case.key not in seen]
     return _shuffled(cases, seed, AUDIT)[:count]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.extract import RULES
 from primekd.assessment.grade import COLUMNS, LogRow, read_log
 from primekd.assessment.grade_file import Columns, grade_rows, read_csv
 from primekd.assessment.statistics import LEVEL, accuracy, compare_all
@@ -36,6 +37,15 @@ def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[Lo
             "`primekd grade --out` first."
         )
     return read_log(path)
+
+
+def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:
+    """Raises UserError if no one extractor has all the rules that fired: verdicts of two do not compare."""
+    fired = {row.rule for row in (*first, *second)}
+    if not any(fired <= set(rules) for rules in RULES.values()):
+        raise UserError(
+            f"The logs were graded by different extractors (rules {', '.join(sorted(fired))}): grade both by one."
+        )
 
 
 def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:

@@ -112,5 +112,6 @@ def _row(values: dict[str, str]) -> LogRow:
     if None in values or None in values.values():
         raise ValueError("it has not one cell a column")
     parse_answer(values["gold"])
+    Fraction(values["adjudicated"] or 0)
     flags = {name: values[name] == "1" for name in ("truncated", "correct")}
     return LogRow(**{**values, **flags, "response_tokens": int(values["response_tokens"])})

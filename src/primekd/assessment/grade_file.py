@@ -8,6 +8,7 @@ from typing import Any
 
 from primekd.assessment.answers import Answer
 from primekd.assessment.extract import EXTRACTORS, RULES
+from primekd.assessment.extract.ending import is_cut
 from primekd.assessment.grade import LogRow, grade_answer, write_log
 from primekd.assessment.statistics import accuracy
 from primekd.errors import UserError
@@ -43,11 +44,16 @@ def read_csv(path: Path, needed: list[str]) -> list[dict[str, str]]:
                 raise UserError(f"{path} is empty.")
             if missing := [name for name in needed if name not in columns]:
                 raise UserError(f"{path} has no column {missing[0]!r}: it has {', '.join(columns)}.")
+            if len(set(columns)) < len(columns):
+                raise UserError(f"{path} has two columns of one name: {', '.join(columns)}.")
             rows = list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 CSV: {error}.") from error
     if not rows:
         raise UserError(f"{path} has no rows.")
+    for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise UserError(f"{path} row {number} has more cells than columns: quote cells that hold a comma.")
     return rows
 
 
@@ -57,13 +63,18 @@ def check_extractor(name: str) -> None:
         raise UserError(f"No extractor is called {name!r}: choose from {', '.join(EXTRACTORS)}.")
 
 
-def token_limit(rows: list[dict[str, str]]) -> int | None:
-    """The limit of new tokens that the answers ran into, from the column of lengths; None if that shows none."""
+def token_limit(rows: list[dict[str, str]], response: str) -> int | None:
+    """The limit of new tokens that the answers ran into; None where their lengths show none.
+
+    Where there was a limit, many answers have exactly its length, and most of these stop in the middle of a sentence.
+    """
     lengths = [int(n) for row in rows if (n := row.get(LENGTH_COLUMN) or "").isdecimal()]
     if len(lengths) < len(rows):
         return None
     most = max(lengths)
-    return most if lengths.count(most) > max(1, PILE * len(rows)) else None
+    pile = [row[response] or "" for row, length in zip(rows, lengths, strict=True) if length == most]
+    many = len(pile) > max(1, PILE * len(rows))
+    return most if many and sum(is_cut(text) for text in pile) > len(pile) / 2 else None
 
 
 def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> list[LogRow]:
@@ -78,7 +89,10 @@ def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> li
     check_extractor(extractor)
     rows = read_csv(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
     asked = columns.question or (QUESTION_COLUMN if QUESTION_COLUMN in rows[0] else None)
-    limit = None if TRUNCATION_COLUMN in rows[0] else token_limit(rows)
+    for number, row in enumerate(rows, start=2):
+        if (flag := (row.get(TRUNCATION_COLUMN) or "").strip().lower()) not in FLAGS:
+            raise UserError(f"{path} row {number}: {TRUNCATION_COLUMN!r} is {flag[:20]!r}, neither 1 nor 0.")
+    limit = None if TRUNCATION_COLUMN in rows[0] else token_limit(rows, columns.response)
     return [
         _grade(path, n, row, replace(columns, question=asked), extractor, limit) for n, row in enumerate(rows, start=2)
     ]
@@ -100,9 +114,12 @@ def _grade(path: Path, number: int, row: dict[str, str], columns: Columns, extra
     return replace(graded, response_tokens=tokens)
 
 
+FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": None}
+
+
 def _is_truncated(row: dict[str, str], tokens: int, limit: int | None) -> bool | None:
     if TRUNCATION_COLUMN in row:
-        return (row[TRUNCATION_COLUMN] or "").strip().lower() in {"1", "true", "yes"}
+        return FLAGS[(row[TRUNCATION_COLUMN] or "").strip().lower()]
     return None if limit is None else tokens >= limit
 
 
@@ -115,6 +132,8 @@ def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor:
     Raises:
         UserError: as `grade_rows`.
     """
+    if out and out.exists() and path.exists() and out.samefile(path):
+        raise UserError(f"{out} is the file that is graded: name another one for the log.")
     log = grade_rows(path, columns, extractor)
     if out:
         write_log(out, log)

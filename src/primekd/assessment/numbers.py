@@ -1,25 +1,48 @@
 """Numbers in running text: where they stand and their exact value. Pure functions; nothing here raises."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
 MOST_DIGITS = 60  # longer runs of digits are degenerate output, and no answer
 
-_SEPARATOR = r"(?:,|\{,\}|\\,|[\u00a0\u202f\u2009])"
+_SEPARATOR = r"(?:,(?:\\!)?|\{,\}|\\[,; ]|[\u00a0\u202f\u2009])"
 _DIGITS = rf"(?:[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}})+(?![0-9])|[0-9]+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
+_SPACE = r"[ \u00a0\u202f\u2009]"
 _MINUS = r"[-\u2212\u2013]"
 _CURRENCY = r"(?:\\?\$|[€£¥])"
 # A minus is a sign unless something that can be subtracted from stands before it: "63-2" and "(4)-1" are differences.
 _SIGN = rf"(?:(?<![\w).%}}\]]){_MINUS})?"
-_LATEX_FRACTION = r"\\[dt]?frac\s*\{\s*(?P<over>[0-9]+)\s*\}\s*\{\s*(?P<under>[0-9]+)\s*\}"
+# A typographic minus and a space: a sign only behind what _BEFORE_SIGN finds, for "7 \u2212 5" is a difference.
+_SPACED_SIGN = rf"\u2212{_SPACE}"
+_BEFORE_SIGN = re.compile(r"(?:^|[=:,(\[{<>+*/\u00d7\u00f7]|\b(?:is|are|was|be|equals))[\s$*(]*$")
+_SIGN_REACH = 12  # characters before a spaced sign that are looked at
+_VULGAR = "[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"
+# What may not follow "3/4": it would be a date, a decimal or a calculation.
+_NO_MORE = r"(?![0-9/]|\.[0-9]|\s*+=)"
+# Nor may an operator follow "3 / 4", or an equals sign further on in the line.
+_OPERATOR = r"(?:[-+/=^\u2212\u00d7\u00f7]|\*(?!\*)|x\b|\\(?:times|div|cdot))"
+_NO_CALCULATION = rf"(?![0-9]|[.,][0-9]|[^=\u2248\n]{{0,40}}[=\u2248]|[\s)}}\]$]*+{_OPERATOR})"
+
+
+def _argument(name: str) -> str:
+    """The pattern of an argument of \\frac: a digit, or a number in braces, which may stand in \\text{} in there."""
+    return (
+        rf"\s*+(?P<{name}>[0-9]|\{{\s*+(?P<{name}_wrap>(?:\\(?:text|math)[a-z]*+\s*+)?\{{\s*+)?"
+        rf"{_MINUS}?\s*+{_DECIMAL}\s*+(?({name}_wrap)\}}\s*+)\}})"
+    )
+
+
 _NUMBER = re.compile(
-    rf"(?P<sign>{_SIGN})(?:{_CURRENCY}\s?(?P<sign2>{_MINUS}?))?"
-    rf"(?:(?P<whole>[0-9]+)?\s*{_LATEX_FRACTION}"
+    rf"(?P<sign>{_SPACED_SIGN}|{_SIGN})(?:{_CURRENCY}\s?(?P<sign2>{_MINUS}?))?"
+    rf"(?:(?:(?P<whole>{_DIGITS})[^\S\n]*+)?(?:\\[cdt]?frac{_argument('over')}{_argument('under')}|(?P<vulgar>{_VULGAR}))"
     rf"|(?P<mixed>[0-9]+)[ \u00a0](?P<mixed_over>[0-9]+)/(?P<mixed_under>[0-9]+)(?![0-9/])"
-    rf"|(?P<number>{_DECIMAL})(?:/(?P<divisor>[0-9]+)(?![0-9./]|\s*=))?)"
+    rf"|(?P<number>{_DECIMAL})(?:\^(?P<power>\{{-?[0-9]{{1,2}}\}}|[0-9]{{1,2}}(?![0-9]|\.[0-9]))"
+    rf"|/(?P<divisor>[0-9]++){_NO_MORE}"
+    rf"|{_SPACE}{{1,3}}/{_SPACE}{{1,3}}(?P<spaced_divisor>[0-9]++){_NO_CALCULATION})?)"
 )
 
 
@@ -32,50 +55,73 @@ class Number:
     end: int
 
 
-def _fraction(over: str, under: str) -> Fraction | None:
-    if len(over) > MOST_DIGITS or len(under) > MOST_DIGITS or int(under) == 0:
-        return None
-    return Fraction(int(over), int(under))
-
-
-def _value(match: re.Match) -> tuple[Fraction, int] | None:
-    """The unsigned value of a match and where it ends."""
-    part = match.groupdict()
-    if part["over"]:
-        value = _fraction(part["over"], part["under"])
-        whole = int(part["whole"]) if part["whole"] and len(part["whole"]) <= MOST_DIGITS else 0
-        return None if value is None else (whole + value, match.end())
-    if part["mixed"]:
-        value = _fraction(part["mixed_over"], part["mixed_under"])
-        if value is None or len(part["mixed"]) > MOST_DIGITS:
-            return None
-        return int(part["mixed"]) + value, match.end()
-    digits = re.sub(r"[^0-9.]", "", part["number"])
+def _decimal(written: str) -> Fraction | None:
+    """The value of a decimal without what stands around and between its digits; None if it is too long."""
+    digits = re.sub(r"[^0-9.]", "", written)
     if len(digits) > MOST_DIGITS:
         return None
     value = Fraction(Decimal(digits))
-    if part["divisor"] and "." not in digits and (ratio := _fraction(digits, part["divisor"])) is not None:
+    return -value if re.search(_MINUS, written) else value
+
+
+def _mixed(whole: str | None, over: str, under: str) -> Fraction | None:
+    """The value of a fraction, with a whole number before it or without."""
+    parts = [_decimal(written) for written in (whole or "0", over, under)]
+    if None in parts or parts[2] == 0:
+        return None
+    return parts[0] + parts[1] / parts[2]
+
+
+def _power(base: Fraction, digits: int, exponent: int) -> Fraction | None:
+    if digits * abs(exponent) > MOST_DIGITS or (base == 0 and exponent < 0):
+        return None
+    return base**exponent
+
+
+def _value(match: re.Match) -> tuple[Fraction | None, int]:
+    """The unsigned value of a match, None if it has none, and where it ends."""
+    part = match.groupdict()
+    if part["over"]:
+        return _mixed(part["whole"], part["over"], part["under"]), match.end()
+    if part["vulgar"]:
+        over, under = unicodedata.normalize("NFKC", part["vulgar"]).split("\u2044")
+        return _mixed(part["whole"], over, under), match.end()
+    if part["mixed"]:
+        return _mixed(part["mixed"], part["mixed_over"], part["mixed_under"]), match.end()
+    number = part["number"]
+    value = _decimal(number)
+    if value is not None and part["power"]:
+        return _power(value, len(number), int(part["power"].strip("{}"))), match.end()
+    divisor = part["divisor"] if "." not in number else None
+    if part["spaced_divisor"] and number.isdigit() and not _is_operand(match):
+        divisor = part["spaced_divisor"]
+    if value is not None and divisor and (ratio := _mixed(None, number, divisor)) is not None:
         return ratio, match.end()
     return value, match.end("number")
+
+
+def _is_operand(match: re.Match) -> bool:
+    """Whether an operator and a space stand before a number: in "24 * 3 / 4" and "2 / 3 / 4" 3 / 4 is no number."""
+    start = match.start()
+    return match.string[max(0, start - 2) : start].strip() in {"+", "-", "*", "/", "\u2212", "\u00d7", "\u00f7"}
 
 
 def find_numbers(text: str) -> list[Number]:
     """Every number of a text, in order, without overlaps.
 
-    Reads signs (ASCII and typographic), currency signs, thousands separators, decimals, `3/4`, `2 1/2`,
-    `\\frac{3}{4}`. A percent sign is left out of the value: 25 % is 25. A full stop after a number is punctuation.
+    Reads signs (ASCII and typographic), currency signs, thousands separators, decimals, `3/4`, `3 / 4` where no
+    calculation goes on, `2 1/2`, `2½`, `\\frac{3}{4}`, `10^3`. A percent sign is left out of the value: 25 % is 25. A
+    full stop after a number is punctuation.
     """
     found = []
     place = 0
     while match := _NUMBER.search(text, place):
-        read = _value(match)
-        if read is None:
-            place = match.end()
-            continue
-        value, end = read
-        negative = bool(match["sign"]) != bool(match["sign2"])
-        found.append(Number(-value if negative else value, match.start(), end))
-        place = end
+        value, end = _value(match)
+        start, sign, place = match.start(), match["sign"], end
+        if len(sign) > 1 and not _BEFORE_SIGN.search(text, max(0, start - _SIGN_REACH), start):
+            start, sign = match.end("sign"), ""
+        if value is not None:
+            found.append(Number(-value if bool(sign) != bool(match["sign2"]) else value, start, end))
     return found
 
 

@@ -3,11 +3,13 @@
 import csv
 import io
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from primekd.assessment.adjudicate import answer_hash
+from primekd.assessment.adjudicate import answer_hash, as_read, as_written
 from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow
 from primekd.assessment.grade_file import Columns, grade_rows, read_csv
@@ -16,7 +18,7 @@ from primekd.assessment.regrade import rules_hashes
 from primekd.assessment.rivals import AccuracyRow, Reading, accuracies, read_all
 from primekd.assessment.statistics import compare_all
 from primekd.assessment.summary import planned_contrasts, title_of
-from primekd.assessment.tables import write_table
+from primekd.assessment.tables import read_table, table_text, write_table
 from primekd.assessment.validation import ValidationRow, validate
 from primekd.errors import UserError
 from primekd.provenance import hash_file, project_root, relative_name, write_manifest, write_text
@@ -24,6 +26,8 @@ from primekd.provenance import hash_file, project_root, relative_name, write_man
 COLUMNS = Columns(response="response", gold="gold_solution", question="question")
 PUBLISHED_VERDICT = "published_correct"
 SAMPLES = 2000  # bootstrap
+VERDICTS = "verdicts.csv"
+RULES = "published"  # the extractor that the released verdicts are compared with
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,18 @@ class StatedRow:
     stated: str
     logged_correct: int | None
     logged_n: int | None
+
+
+@dataclass(frozen=True)
+class DisagreementRow:
+    """The released verdicts of one log against those of the published rules by themselves: answers each calls right."""
+
+    model: str
+    both: int
+    only_released: int
+    only_rules: int
+    neither: int
+    n: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ class ExtractorContrastRow:
 def grade_published(folder: Path) -> Path:
     """Grades the released logs in `folder` under every extractor and validates these against the labels.
 
-    Writes accuracies.csv, verdicts.csv, stated.csv, contrasts.csv, validation.csv, labels.csv and manifest.json.
+    Writes verdicts.csv, the tables that follow from it, validation.csv, labels.csv and manifest.json.
 
     Returns:
         logs/published/ of the checkout.
@@ -81,27 +97,42 @@ def grade_published(folder: Path) -> Path:
         if row is None or answer_hash(row.question, row.response) != label.answer_sha256:
             raise UserError(f"The answer {label.id} of {label.log} is not the one that was labelled.")
     released = {name: [row.get(PUBLISHED_VERDICT, "") for row in read_csv(paths[name], [])] for name in logs}
-    by_extractor = [row for name, found in readings.items() for row in accuracies(name, found)]
-    out = project_root() / "logs" / "published"
+    tables, out = compute_tables(readings, released), published_folder()
     outputs = [
-        write_table(out / "accuracies.csv", AccuracyRow, by_extractor),
-        write_table(out / "stated.csv", StatedRow, stated_rows(facts, released)),
-        write_table(out / "contrasts.csv", ExtractorContrastRow, contrasts(readings)),
         write_table(out / "validation.csv", ValidationRow, validate(labels, answers)),
         write_table(out / "labels.csv", LabelCounts, count_labels(labels)),
-        write_verdicts(out / "verdicts.csv", logs, readings, released),
+        write_verdicts(out / VERDICTS, logs, readings, released),
     ]
-    inputs = {
-        "logs": {name: hash_file(path) for name, path in paths.items()},
-        "labels": hash_file(labels_file()),
-        "stated": hash_file(stated_file()),
-        "rules": rules_hashes(),
-    }
+    for name, text in tables.items():
+        write_text(out / name, text)
+        outputs.append(out / name)
+    inputs = {"logs": {name: hash_file(path) for name, path in paths.items()}, **own_inputs()}
     write_manifest(out, "published study", inputs, outputs)
     return out
 
 
-def refuse_other_items(logs: dict[str, list[LogRow]]) -> None:
+def published_folder() -> Path:
+    """logs/published of the checkout: the published study's own logs, graded here."""
+    return project_root() / "logs" / "published"
+
+
+def own_inputs() -> dict[str, Any]:
+    """Hashes of what the grading depends on besides the released logs: labels, stated accuracies, rules."""
+    return {"labels": hash_file(labels_file()), "stated": hash_file(stated_file()), "rules": rules_hashes()}
+
+
+def compute_tables(readings: dict[str, list[Reading]], released: dict[str, list[str]]) -> dict[str, str]:
+    """Every table that follows from verdicts.csv and the stated accuracies: file name -> text."""
+    by_extractor = [row for name, found in readings.items() for row in accuracies(name, found)]
+    return {
+        "accuracies.csv": table_text(AccuracyRow, by_extractor),
+        "stated.csv": table_text(StatedRow, stated_rows(stated_facts(), released)),
+        "disagreements.csv": table_text(DisagreementRow, disagreements(readings, released)),
+        "contrasts.csv": table_text(ExtractorContrastRow, contrasts(readings)),
+    }
+
+
+def refuse_other_items(logs: dict[str, list[LogRow]] | dict[str, list[Reading]]) -> None:
     """Raises UserError unless every log has the same items in the same order: contrasts pair them row by row."""
     items = {name: [(row.id, row.gold) for row in rows] for name, rows in logs.items()}
     first = next(iter(items))
@@ -111,8 +142,8 @@ def refuse_other_items(logs: dict[str, list[LogRow]]) -> None:
 
 
 def stated_file() -> Path:
-    """configs/published.yaml of the checkout."""
-    return project_root() / "configs" / "published.yaml"
+    """assessment/published.yaml of the checkout."""
+    return project_root() / "assessment" / "published.yaml"
 
 
 def stated_facts() -> dict[str, dict[str, float | int]]:
@@ -140,12 +171,23 @@ def stated_rows(facts: dict[str, dict[str, float | int]], released: dict[str, li
     return rows
 
 
+def disagreements(readings: dict[str, list[Reading]], released: dict[str, list[str]]) -> list[DisagreementRow]:
+    """A row for every log that was released with verdicts; answers without one are left out."""
+    rows = []
+    for model, found in readings.items():
+        pairs = [(v == "1", r.correct(RULES)) for v, r in zip(released[model], found, strict=True) if v != ""]
+        if pairs:
+            kinds = ((True, True), (True, False), (False, True), (False, False))
+            rows.append(DisagreementRow(model, *(pairs.count(kind) for kind in kinds), len(pairs)))
+    return rows
+
+
 def contrasts(readings: dict[str, list[Reading]]) -> list[ExtractorContrastRow]:
     """The planned contrasts among the published models under each extractor, Holm-adjusted within it."""
     pairs = planned_contrasts(readings)
     rows = []
     for extractor in EXTRACTORS:
-        verdicts = {name: [r.correct[extractor] for r in found] for name, found in readings.items()}
+        verdicts = {name: [r.correct(extractor) for r in found] for name, found in readings.items()}
         compared = compare_all([(verdicts[model], verdicts[reference]) for model, reference in pairs], SAMPLES)
         for (model, reference), c in zip(pairs, compared, strict=True):
             d = c.difference
@@ -164,7 +206,29 @@ def write_verdicts(
     for name, rows in logs.items():
         for row, reading, verdict in zip(rows, readings[name], released[name], strict=True):
             digest = answer_hash(row.question, row.response)
-            values = [reading.values[extractor] for extractor in EXTRACTORS]
+            values = [as_written(reading.values[extractor]) for extractor in EXTRACTORS]
             writer.writerow([name, row.id, digest, row.gold, int(row.truncated), verdict, *values])
     write_text(path, text.getvalue())
     return path
+
+
+def read_verdicts(path: Path) -> tuple[dict[str, list[Reading]], dict[str, list[str]]]:
+    """verdicts.csv as (model -> its answers under every extractor, model -> the released verdicts).
+
+    Raises:
+        UserError: it is missing, cannot be read, or its logs have not the same items.
+    """
+    readings: dict[str, list[Reading]] = {}
+    released: dict[str, list[str]] = {}
+    try:
+        for row in read_table(path):
+            Fraction(row["gold"])
+            values = {name: as_read(row[name]) for name in EXTRACTORS}
+            readings.setdefault(row["log"], []).append(Reading(row["log"], row["id"], row["gold"], values))
+            released.setdefault(row["log"], []).append(row["released_verdict"])
+    except (KeyError, TypeError, ValueError, ArithmeticError, csv.Error) as error:
+        raise UserError(f"{relative_name(path)} cannot be read ({error}): run `primekd published-study`.") from error
+    if not readings:
+        raise UserError(f"{relative_name(path)} has no rows: run `primekd published-study`.")
+    refuse_other_items(readings)
+    return readings, released

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from primekd.assessment.extract import EXTRACTORS, extract
+from primekd.assessment.extract import EXTRACTORS, RULES, extract
 from primekd.assessment.grade import LogRow
 from primekd.assessment.labels import SETS, Label
 from primekd.assessment.statistics import Estimate, accuracy
@@ -46,6 +46,7 @@ class Judged:
     label: Label
     truncated: bool
     published_rule: str
+    rule: str
     value: Fraction | None
 
 
@@ -56,19 +57,27 @@ def judge(labels: list[Label], answers: dict[tuple[str, str], LogRow], extractor
         if label.kind == "ambiguous":
             continue
         row = answers[label.log, label.id]
-        value = extract(row.response, extractor, row.truncated, row.question).value
-        judged.append(Judged(label, row.truncated, extract(row.response, "published", row.truncated).rule, value))
+        found = extract(row.response, extractor, row.truncated, row.question)
+        published = extract(row.response, "published", row.truncated).rule
+        judged.append(Judged(label, row.truncated, published, found.rule, found.value))
     return judged
 
 
 def validate(labels: list[Label], answers: dict[tuple[str, str], LogRow]) -> list[ValidationRow]:
-    """Every extractor on every stratum: all, ended, truncated, each log, each published rule that fired."""
+    """Every extractor on every stratum: all, ended, truncated, each log, each published rule that fired.
+
+    The validated rules also by their own rule that fired: `by declared` and so on.
+    """
     rows = []
     for name in SETS:
         chosen = [label for label in labels if label.set == name]
         for extractor in EXTRACTORS:
             judged = judge(chosen, answers, extractor)
-            for stratum, belongs in _strata(judged).items():
+            strata = _strata(judged)
+            if extractor == "validated":
+                own = [rule for rule in RULES[extractor] if any(j.rule == rule for j in judged)]
+                strata |= {f"by {rule}": lambda j, rule=rule: j.rule == rule for rule in own}
+            for stratum, belongs in strata.items():
                 rows.append(_row(name, extractor, stratum, [j for j in judged if belongs(j)]))
     return rows
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from primekd.assessment.extract import NOT_FOUND
+from primekd.assessment.adjudicate import ALL_MODELS, as_read, audit_scope, automatic_value
 from primekd.assessment.grade import LogRow
 from primekd.assessment.summary import title_of
 from primekd.report.cells import Table
@@ -16,8 +16,9 @@ def decision_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Tab
     rows = []
     for name, log in logs.items():
         decided = [row for row in log if row.adjudicated]
-        nothing = sum(row.adjudicated == NOT_FOUND for row in decided)
-        kept = sum(row.adjudicated == row.extracted != NOT_FOUND for row in decided)
+        values = [(as_read(row.adjudicated), automatic_value(row)) for row in decided]
+        nothing = sum(value is None for value, _ in values)
+        kept = sum(value is not None and value == automatic for value, automatic in values)
         rows.append([
             titles[name], str(len(log)), str(len(decided)), str(kept), str(len(decided) - nothing - kept),
             str(nothing), str(sum(row.correct_adjudicated and not row.correct for row in decided)),
@@ -29,8 +30,14 @@ def decision_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Tab
 def audit_table(folder: Path) -> Table:
     """Error rates of the automatic values in blind second looks; without rows if there were none."""
     rows = [
-        ["All" if row["model"] == "all" else title_of(row["model"]), row["n"], row["errors"],
+        ["All" if row["model"] == ALL_MODELS else title_of(row["model"]), row["n"], row["errors"],
          interval(row, "rate", percent)]
         for row in read_optional(Path(folder) / "audit.csv", AUDIT)
     ]  # fmt: skip
     return Table("Blind second looks", ["Model", "Looked at", "Automatic value wrong", "Error rate, % [95 %]"], rows)
+
+
+def audit_note(folder: Path, titles: dict[str, str]) -> str:
+    """Which models the row of all covers, where it does not cover all of them."""
+    audited = [row["model"] for row in read_optional(Path(folder) / "audit.csv", AUDIT) if row["model"] != ALL_MODELS]
+    return audit_scope(audited, titles, title_of)

@@ -4,10 +4,11 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.published_study import published_folder
 from primekd.assessment.summary import CONTROL, TEACHER, title_of
 from primekd.provenance import relative_name
 from primekd.report.cells import Cell, Files, Name, Table
-from primekd.report.files import STATED, Row, published_folder, read_optional
+from primekd.report.files import STATED, Row, read_optional
 from primekd.report.formats import MISSING, interval, percent
 from primekd.report.results import ADJUDICATED, Results, read_manifest
 from primekd.strategies import load_strategies
@@ -55,10 +56,11 @@ def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:
     mean = next((row for row in results.seeds if row["model"] == model and not row["reference"]), None)
     if len(here) == 1:
         return interval(here[0], "accuracy", percent), interval(here[0], "accuracy_adjudicated", percent)
-    adjudicated = "; ".join(interval(row, "accuracy_adjudicated", percent) for row in here)
-    if mean:
-        return interval(mean, "accuracy", percent), adjudicated
-    return "; ".join(interval(row, "accuracy", percent) for row in here), adjudicated
+    automatic, adjudicated = (
+        "; ".join(interval(row, measure, percent) for row in ([mean] if mean else here))
+        for measure in ("accuracy", "accuracy_adjudicated")
+    )
+    return automatic, adjudicated
 
 
 def _seed_count(model: str, here: list[Row]) -> str:

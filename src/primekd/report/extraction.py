@@ -5,8 +5,9 @@ from pathlib import Path
 
 from primekd.assessment.extract import EXTRACTORS, NOT_FOUND, RULES
 from primekd.assessment.grade import LogRow
+from primekd.assessment.published_study import published_folder
 from primekd.report.cells import Name, Table
-from primekd.report.files import ACCURACIES, VALIDATION, Row, published_folder, read_optional
+from primekd.report.files import ACCURACIES, VALIDATION, Row, read_optional
 from primekd.report.formats import MISSING, interval, percent, significant
 from primekd.report.results import ADJUDICATED, Results
 
@@ -97,6 +98,17 @@ def extractor_table(results: Results, accuracies: dict[str, dict[str, Row]], rea
         ])  # fmt: skip
     table = Table("Accuracy under every extractor", head, rows)
     return table if results.decided else table.without(ADJUDICATED)
+
+
+def adjudicated_table(results: Results, accuracies: dict[str, dict[str, Row]]) -> Table:
+    """Every model's accuracy under every extractor with the values that people decided on in place of its own."""
+    rows = []
+    for row in results.summary:
+        found = accuracies.get(row["model"], {})
+        shares = [interval(found[n], "accuracy_adjudicated", percent) if n in found else MISSING for n in EXTRACTORS]
+        rows.append([Name(row["title"], row["model"]), *shares])
+    head = ["Model", *(f"{name}, % [95 %]" for name in EXTRACTORS)]
+    return Table("Accuracy under every extractor, adjudicated", head, rows)
 
 
 def _spread(found: dict[str, Row]) -> str:

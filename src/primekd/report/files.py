@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from primekd.errors import UserError
-from primekd.provenance import project_root, relative_name
+from primekd.provenance import relative_name
 
 Row = dict[str, str]
 
-ACCURACIES = "model,extractor,n,found,correct,accuracy,accuracy_low,accuracy_high"
-SEEDS = "model,reference,seeds,n,accuracy,accuracy_low,accuracy_high,seed_sd,item_se,seed_se,p"
+_ADJUDICATED = "accuracy_adjudicated,accuracy_adjudicated_low,accuracy_adjudicated_high"
+ACCURACIES = "model,extractor,n,found,correct,accuracy,accuracy_low,accuracy_high,correct_adjudicated," + _ADJUDICATED
+SEEDS = "model,reference,seeds,n,accuracy,accuracy_low,accuracy_high,seed_sd,item_se,seed_se,p," + _ADJUDICATED
 AUDIT = "model,n,errors,rate,rate_low,rate_high"
+DISAGREEMENTS = "model,both,only_released,only_rules,neither,n"
 STATED = "model,title,n,stated,logged_correct,logged_n"
 PUBLISHED_CONTRASTS = (
     "extractor,model,reference,only_model,only_reference,p,p_holm,accuracy,accuracy_low,accuracy_high,mde"
@@ -21,11 +23,6 @@ VALIDATION = (
     "set,extractor,stratum,n,with_value,found,coverage,coverage_low,coverage_high,"
     "precision,precision_low,precision_high,kappa,kappa_low,kappa_high"
 )
-
-
-def published_folder() -> Path:
-    """logs/published of the checkout: the published study's own logs, graded here."""
-    return project_root() / "logs" / "published"
 
 
 def read_rows(path: Path, columns: str | Iterable[str]) -> list[Row]:

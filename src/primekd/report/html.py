@@ -18,6 +18,7 @@ from primekd.report.claims import claim_lines, claim_note
 from primekd.report.figures import loss_curves
 from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
 from primekd.report.results import (
+    AUTOMATIC,
     NOTHING_DECIDED,
     Results,
     contrast_table,
@@ -77,6 +78,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "nothing_decided": NOTHING_DECIDED,
         "results": result_table(results),
         "findings": findings(results),
+        "automatic": AUTOMATIC,
         "claims": claim_lines(results),
         "claim_note": claim_note(folder),
         "contrasts": contrast_table(results),
@@ -84,6 +86,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "rules": extraction.rule_table(logs, titles),
         "lengths": extraction.length_table(logs, titles, results.decided),
         "extractors": extraction.extractor_table(results, accuracies, readings) if accuracies else None,
+        "extractors_adjudicated": extraction.adjudicated_table(results, accuracies),
         "found": extraction.found_table(results, accuracies) if accuracies else None,
         "validation": [
             (name, *(extraction.validation_table(validation, name, main) for main in (True, False)))
@@ -92,6 +95,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "labels": (extraction.LABELS, extraction.MEASURES),
         "decisions": adjudication.decision_table(logs, titles),
         "audit": adjudication.audit_table(folder),
+        "audit_note": adjudication.audit_note(folder, titles),
         "seeds": seed_table(results),
         "one_seed": ONE_SEED,
         "figures": _figures(results, accuracies),

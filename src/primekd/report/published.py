@@ -9,7 +9,7 @@ from primekd.provenance import relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.claims import recounted
 from primekd.report.extraction import read_accuracies, validation_table
-from primekd.report.files import LABELS, PUBLISHED_CONTRASTS, STATED, VALIDATION, Row, read_rows
+from primekd.report.files import DISAGREEMENTS, LABELS, PUBLISHED_CONTRASTS, STATED, VALIDATION, Row, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range
 
 
@@ -69,6 +69,21 @@ def _contrast(row: Row | None) -> str:
         return MISSING
     p = p_value(row["p_holm"])
     return f"{interval(row, 'accuracy', partial(percent, signed=True))}; p {p if p.startswith('<') else f'= {p}'}"
+
+
+def disagreement_table(folder: Path) -> Table:
+    """Released verdicts against those of the published rules by themselves, a row a log that has released verdicts.
+
+    Raises:
+        UserError: disagreements.csv is missing or has other columns.
+    """
+    head = ["Model", "n", "Both right", "Released right, rules wrong", "Rules right, released wrong", "Both wrong"]
+    rows = [
+        [Name(title_of(row["model"]), row["model"]),
+         *(row[key] for key in ("n", "both", "only_released", "only_rules", "neither"))]
+        for row in read_rows(Path(folder) / "disagreements.csv", DISAGREEMENTS)
+    ]  # fmt: skip
+    return Table("Released verdicts against the published rules", head, rows)
 
 
 def label_table(folder: Path) -> Table:

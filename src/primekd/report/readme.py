@@ -16,6 +16,7 @@ from primekd.report.tables import (
     claim_table,
     labels_markdown,
     published_contrasts,
+    published_disagreements,
     published_study,
     results_table,
     validation_markdown,
@@ -29,6 +30,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "validation": validation_markdown,
     "validation-strata": validation_strata,
     "published-study": published_study,
+    "published-disagreements": published_disagreements,
     "published-contrasts": published_contrasts,
 }
 

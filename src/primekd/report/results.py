@@ -16,6 +16,7 @@ from primekd.report.formats import MISSING, interval, p_value, percent, percent_
 ADJUDICATED = "Adjudicated, % [95 %]"
 P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"
 ONLY_ONE, UNADJUSTED = "Only model, only reference right", "p"  # in the report alone, too much for other places
+AUTOMATIC = "Sentences go by the automatic verdicts, whatever people decided; adjudicated numbers stand in the tables."
 NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
 
 

@@ -8,7 +8,14 @@ from primekd.report.cells import Cell, Files, Name, Table, to_markdown
 from primekd.report.claims import claim_lines, claim_note
 from primekd.report.extraction import LABELS, MEASURES
 from primekd.report.formats import markdown
-from primekd.report.published import contrast_matrix, label_table, study_table, validation_rest, validation_short
+from primekd.report.published import (
+    contrast_matrix,
+    disagreement_table,
+    label_table,
+    study_table,
+    validation_rest,
+    validation_short,
+)
 from primekd.report.results import ONLY_ONE, UNADJUSTED, contrast_table, findings, read_results, result_table
 
 TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
@@ -49,6 +56,12 @@ def published_study(logs_folder: Path) -> str:
         "another extractor; 95 % Wilson intervals."
     )
     return f"{to_markdown(study_table(logs_folder))}\n\n{note}\n"
+
+
+def published_disagreements(logs_folder: Path) -> str:
+    """Released verdicts against the published rules', as Markdown. Raises UserError as disagreement_table does."""
+    note = "Rules: the published rules by themselves, as they are implemented here (column published above)."
+    return f"{to_markdown(disagreement_table(logs_folder))}\n\n{note}\n"
 
 
 def published_contrasts(logs_folder: Path) -> str:

@@ -1,7 +1,7 @@
 """From an answer's text to the number that it gives. Pure: no files, no models, never raises.
 
 published         the study's four rules, in their order (the default)
-validated         run-on-aware rules, measured against answers that were read by people
+validated         run-on-aware rules, measured against labelled answers (docs/extraction.md)
 strict-match      lm-evaluation-harness, task gsm8k
 flexible-extract  lm-evaluation-harness, task gsm8k
 math-verify       Hugging Face's Math-Verify, default settings
@@ -42,10 +42,12 @@ def extract(
     cut = is_cut(text) if truncated is None else truncated
     readers = {
         "published": published.by_published_rules,
-        "validated": lambda text: validated.by_validated_rules(text, question, cut),
+        "validated": lambda text: validated.by_validated_rules(text, question, bool(truncated)),
         harness.STRICT: harness.by_strict_match,
         harness.FLEXIBLE: harness.by_flexible_extract,
         mathverify.RULE: mathverify.by_math_verify,
     }
     found = readers[extractor](text)
-    return replace(found, truncated=cut)
+    # A value at the very end of what only looks cut may lack digits, or be the whole answer.
+    doubtful = truncated is None and cut and found.span is not None and found.span[1] >= len(text)
+    return replace(found, truncated=cut, ambiguous=found.ambiguous or doubtful)

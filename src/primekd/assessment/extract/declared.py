@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from primekd.assessment.extract.published import braced
+from primekd.assessment.extract.published import braced, number_in_box
 from primekd.assessment.numbers import Number, find_numbers
 
 REACH = 120  # characters after "the answer is" in which its value must stand
@@ -98,9 +98,9 @@ def _may_lack_digits(text: str, number: Number) -> bool:
 def _boxed(text: str) -> Iterator[Declaration]:
     for match in _BOXED.finditer(text):
         inside = braced(text, match.end())
-        numbers = find_numbers(inside)
-        if numbers and match.end() + len(inside) < len(text):  # closed
-            yield Declaration(match.start(), moved(numbers[-1], match.end()))
+        number = number_in_box(inside)
+        if number and match.end() + len(inside) < len(text):  # closed
+            yield Declaration(match.start(), moved(number, match.end()))
 
 
 def _hashes(text: str) -> Iterator[Declaration]:

@@ -13,13 +13,13 @@ import re
 from dataclasses import replace
 
 from primekd.assessment.extract.result import Extraction, nothing, reading
-from primekd.assessment.numbers import find_numbers
+from primekd.assessment.numbers import Number, find_numbers
 
 RULES = ("boxed", "first-line", "phrase", "last-number", "none")
 
 _BOXED = re.compile(r"\\f?boxed\s*\{")
-_PHRASE = re.compile(r"\bthe\s+(?:(?:final|correct)\s+)?answer\s+is\b", re.IGNORECASE)
-
+_TEXT = re.compile(r"\\(?:text[a-z]*+|mbox|mathrm)\s*+\{[^{}]*+(?:\}|$)")
+_PHRASE = re.compile(r"\bthe\s++(?:(?:final|correct)\s++)?answer\s++is\b", re.IGNORECASE)
 
 LONGEST_BOX = 400  # characters; what is not closed by then is no answer
 
@@ -38,13 +38,24 @@ def braced(text: str, start: int) -> str:
     return text[start:stop]
 
 
+def number_in_box(inside: str) -> Number | None:
+    """The first number behind the last equals sign of a box, if there is one; else its first number.
+
+    What stands in \\text{} counts only where nothing else does: \\boxed{18 \\text{ in 2 days}} gives 18.
+    """
+    numbers = find_numbers(inside)
+    bare = _TEXT.sub(lambda match: " " * len(match[0]), inside)
+    outside = [n for n in numbers if bare[n.start] != " "]
+    equals = (bare if outside else inside).rfind("=")
+    candidates = [n for n in numbers if n.start > equals] or numbers
+    return next((n for n in candidates if n in outside), candidates[0] if candidates else None)
+
+
 def by_boxed(text: str) -> Extraction | None:
     """Rule 1."""
     for match in _BOXED.finditer(text):
-        numbers = find_numbers(braced(text, match.end()))
-        if numbers:
-            # \boxed{x = 18} and \boxed{6 \times 3 = 18} give what stands after the last equals sign.
-            return reading(numbers[-1], "boxed", match.end())
+        if number := number_in_box(braced(text, match.end())):
+            return reading(number, "boxed", match.end())
     return None
 
 

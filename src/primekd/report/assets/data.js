@@ -22,10 +22,9 @@ const longest = (item) => Math.max(0, ...visible(item).map((answer) => answer.to
 // The extractors' values for an answer; an answer on which all of them agree does not list them.
 const readings = (answer) => answer.read || data.extractors.map(() => answer.found);
 
-// The places of the extractors that give a value. -1 is how files write that there is none; whether the published rules
-// read a -1 is told by their rule.
-const givesValue = (answer, value, place) => value !== NOT_FOUND || (place === 0 && answer.rule !== "none");
-const given = (answer) => readings(answer).filter((value, place) => givesValue(answer, value, place));
+// The values that are given: files write -1 where there is none, and -1.0 for a true minus one.
+const given = (answer) => readings(answer).filter((value) => value !== NOT_FOUND);
+const spoken = (value) => (value === NOT_FOUND ? "none" : value === "-1.0" ? "-1" : value);
 
 // Different values; an extractor that gives none contradicts no other.
 const disagrees = (answer) => answer.read !== undefined && new Set(given(answer)).size > 1;

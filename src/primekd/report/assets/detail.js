@@ -55,7 +55,7 @@ function judged(right) {
 }
 
 function decision(answer) {
-  const said = answer.byHand === NOT_FOUND ? "no answer was given" : answer.byHand;
+  const said = answer.byHand === NOT_FOUND ? "no answer was given" : spoken(answer.byHand);
   const made = element("p", "verdict by-hand", `Decided by hand: ${said} · `);
   made.append(judged(answer.rightByHand));
   return made;
@@ -80,8 +80,7 @@ function readers(answer, item) {
   made.setAttribute("aria-label", "Values by extractor");
   readings(answer).forEach((value, place) => {
     const line = element("div");
-    const none = !givesValue(answer, value, place), right = !none && value === item.gold;
-    const text = none ? (item.gold === NOT_FOUND ? "none or -1" : "none") : value;
+    const text = spoken(value), right = text === item.gold;
     line.append(element("dt", "", data.extractors[place]), element("dd", right ? "right" : "wrong", text + (right ? " ✓" : " ✗")));
     made.append(line);
   });

@@ -1,0 +1,136 @@
+"""Verbs on answers: grade, compare, published-study, adjudicate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from primekd.cli.common import ExtractorOption, JsonOption, ProfileOption, app, print_json, verb
+from primekd.errors import UserError
+
+
+@app.command()
+@verb
+def grade(
+    file: Annotated[Path, typer.Argument(help="A CSV file of answers.")],
+    response_column: Annotated[str, typer.Option(help="Column that holds the answers.")],
+    gold_column: Annotated[str, typer.Option(help="Column of gold values: a number, or a solution ending in #### 18.")],
+    question_column: Annotated[
+        str | None, typer.Option(help="Column of questions; `question` is used if it is there.")
+    ] = None,
+    extractor: ExtractorOption = "published",
+    out: Annotated[Path | None, typer.Option(help="Write the per-item log here.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Extracts and grades the answers of any CSV file.
+
+    Columns that are used where they are there: id, question, response_tokens, truncated.
+
+    \b
+    primekd grade answers.csv --response-column response --gold-column gold --json
+    primekd grade answers.csv --response-column response --gold-column gold --extractor validated --out log.csv
+    """
+    from primekd.assessment.grade_file import Columns, grade_file, say_result
+
+    result = grade_file(file, Columns(response_column, gold_column, question_column), out, extractor)
+    print_json(result) if json else print(say_result(result))
+
+
+@app.command()
+@verb
+def compare(
+    first: Annotated[Path, typer.Argument(help="A per-item log, or a CSV file of answers.")],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same items.")],
+    response_column: Annotated[str | None, typer.Option(help="Of files that are no per-item logs.")] = None,
+    gold_column: Annotated[str | None, typer.Option(help="Of files that are no per-item logs.")] = None,
+    question_column: Annotated[str | None, typer.Option(help="Of files that are no per-item logs.")] = None,
+    extractor: ExtractorOption = "published",
+    adjudicated: Annotated[
+        bool, typer.Option("--adjudicated", help="By people's decisions where there are any.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compares two files of answers to the same questions: paired difference, exact McNemar test, what may be claimed.
+
+    \b
+    primekd compare logs/pocket/base-KD.csv logs/pocket/ai-KD.csv
+    primekd compare a.csv b.csv --response-column response --gold-column gold --extractor validated --json
+    """
+    from primekd.assessment.compare import check_extractors, pair_up, read_answers, say_comparison
+    from primekd.assessment.compare import compare as run_compare
+    from primekd.assessment.grade_file import Columns
+
+    if (response_column is None) != (gold_column is None):
+        raise UserError("Name both --response-column and --gold-column, or neither for per-item logs.")
+    columns = Columns(response_column, gold_column, question_column) if response_column and gold_column else None
+    if columns is None and extractor != "published":
+        raise UserError("Per-item logs are compared by their logged verdicts: name the columns to grade them anew.")
+    answers = [read_answers(path, columns, extractor) for path in (first, second)]
+    check_extractors(*answers)
+    pairs = pair_up(*answers)
+    result = run_compare(pairs, adjudicated)
+    print_json(result) if json else print(say_comparison(result, (str(first), str(second))))
+
+
+@app.command("published-study")
+@verb
+def published_study(
+    folder: Annotated[Path, typer.Argument(help="Folder of the study's released logs, one CSV file a model.")],
+) -> None:
+    """Grades the published study's own logs under every extractor, and validates these against the labels.
+
+    Writes logs/published/ (no answer texts) and the tables of docs/.
+
+    \b
+    primekd published-study ../shared/data/published-logs
+    """
+    from primekd.assessment.published_study import grade_published
+    from primekd.cli.pages import update_pages
+    from primekd.provenance import relative_name
+
+    print(f"published-study: wrote {relative_name(grade_published(folder))}")
+    update_pages(check=False)
+
+
+@app.command()
+@verb
+def adjudicate(
+    profile: ProfileOption = "pocket",
+    model: Annotated[list[str] | None, typer.Option(help="This model's answers alone; may be given again.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many answers.")] = None,
+    audit: Annotated[
+        int | None, typer.Option(min=1, help="A blind second look at this many answers, drawn at random from all.")
+    ] = None,
+    who: Annotated[str | None, typer.Option(help="Who decides; git's user.name, else $USER, if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order and of the sample.")] = 0,
+    list_only: Annotated[bool, typer.Option("--list", help="List the open answers, and ask nothing.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Shows answers that no rule settles; you decide. Decisions go to assessment/adjudications.csv, each at once.
+
+    \b
+    primekd adjudicate
+    primekd adjudicate --model base-KD --limit 20
+    primekd adjudicate --audit 50
+    primekd adjudicate --list --json
+    """
+    from primekd.assessment.adjudicate import check_who, default_who
+    from primekd.assessment.adjudicate_session import finish, list_cases, open_session
+    from primekd.assessment.adjudicate_terminal import list_text, run_session
+    from primekd.config import load_profile
+    from primekd.report.anew import write_anew
+
+    if list_only and audit:
+        raise UserError("--list lists the answers that are open for review: leave out --audit.")
+    if json and not list_only:
+        raise UserError("--json belongs to --list.")
+    loaded = load_profile(profile)
+    if list_only:
+        found = list_cases(loaded, model, limit, seed)
+        return print_json(found) if json else print(list_text(found))
+    person = default_who() if who is None else check_who(who)
+    session, said = open_session(loaded, person, model, limit, audit, seed)
+    print(said)
+    if session.cases:
+        run_session(session)
+    print(finish(session, write_anew))  # also finishes a grading that was cut short before

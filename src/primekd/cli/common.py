@@ -1,0 +1,68 @@
+"""What all verbs share: the app, options, and how mistakes are said."""
+
+import errno
+import functools
+import json as json_module
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from primekd.errors import UserError
+
+app = typer.Typer(
+    help="Does the way a quantised teacher is prompted change what a small student learns from its logits?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A profile in configs/, or a path of a YAML file.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of the student; the profile's own if left out.")]
+StrategyArgument = Annotated[str, typer.Argument(help="A strategy in configs/strategies.yaml, for example base-KD.")]
+ExtractorOption = Annotated[
+    str, typer.Option(help="published, validated, strict-match, flexible-extract or math-verify.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+
+
+def verb(function):
+    """Prints a user's mistake or a full disk as one sentence on stderr and exits with 1; Ctrl-C exits with 130."""
+
+    @functools.wraps(function)
+    def run(*arguments, **options):
+        quiet_libraries()
+        try:
+            return function(*arguments, **options)
+        except UserError as error:
+            print(f"primekd: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            fix = "free space or mend the rights, then run it again"
+            print(f"primekd: {error.filename or 'a file'}: {error.strerror}: {fix}.", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("primekd: stopped; run the same command again to go on.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def quiet_libraries() -> None:
+    """Keeps library chatter and bars of no interest off the screen, unless the user has set them."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def print_json(value: object) -> None:
+    """Prints a value as JSON."""
+    print(json_module.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -1,0 +1,86 @@
+"""Verbs of the stages: prepare-teacher, capture, distill, assess."""
+
+from typing import Annotated
+
+import typer
+
+from primekd.cli.common import ProfileOption, SeedOption, StrategyArgument, app, verb
+from primekd.errors import UserError
+
+
+@app.command("prepare-teacher")
+@verb
+def prepare_teacher(
+    profile: ProfileOption = "pocket",
+    train: Annotated[bool, typer.Option(help="Train the adapter anew before building the file.")] = False,
+) -> None:
+    """Builds the profile's teacher from its adapter; with --train, trains the adapter first.
+
+    \b
+    primekd prepare-teacher
+    primekd prepare-teacher --profile pocket --train
+    """
+    from primekd.config import load_profile
+    from primekd.prepare_teacher import build_teacher, train_teacher
+
+    loaded = load_profile(profile)
+    if loaded.prepare is None:
+        print(f"prepare-teacher: nothing to do, the profile {loaded.name} takes its teacher as it is.")
+        return
+    if train:
+        train_teacher(loaded)
+    build_teacher(loaded)
+
+
+@app.command()
+@verb
+def capture(
+    strategy: Annotated[str | None, typer.Argument(help="A strategy with a teacher, for example ai-KD.")] = None,
+    profile: ProfileOption = "pocket",
+    seed: SeedOption = None,
+    held_out: Annotated[bool, typer.Option("--held-out", help="The unprimed teacher on the test items.")] = False,
+) -> None:
+    """Asks the teacher, primed, and keeps its responses and signals; goes on where it stopped.
+
+    \b
+    primekd capture ai-KD
+    primekd capture --held-out
+    """
+    from primekd.capture import capture as run_capture
+    from primekd.capture import held_out_job, training_job
+    from primekd.config import load_profile
+
+    if held_out == bool(strategy):
+        raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
+    loaded = load_profile(profile)
+    print(run_capture(held_out_job(loaded) if held_out else training_job(loaded, strategy, seed)))
+
+
+@app.command()
+@verb
+def distill(strategy: StrategyArgument, profile: ProfileOption = "pocket", seed: SeedOption = None) -> None:
+    """Trains the student of one strategy on captured signals (base-fine-tune: on the gold solutions).
+
+    \b
+    primekd distill ai-KD
+    primekd distill base-fine-tune --seed 1
+    """
+    from primekd.config import load_profile
+    from primekd.distill import distill as run_distill
+
+    print(run_distill(load_profile(profile), strategy, seed))
+
+
+@app.command()
+@verb
+def assess(profile: ProfileOption = "pocket") -> None:
+    """Scores control, students and teacher on the test items; writes logs/<profile>/.
+
+    \b
+    primekd assess
+    primekd assess --profile ci
+    """
+    from primekd.assessment.assess import assess as run_assess
+    from primekd.config import load_profile
+
+    print(run_assess(load_profile(profile)))
