@@ -115,13 +115,13 @@ def test_ids_of_the_file_are_kept(output):
     assert [r.id for r in grade_rows(path, PLAIN)] == ["q0", "q1"]
 
 
-ASKED = "Mia has 12 plums and gives 5 to Ben. How many plums does she have left?"
-CONCLUDES = "So she has 12 - 5 = 7 plums left. " + "They walk home together through the fields, singing. " * 3
+ASKED = "A bus runs all day. How far does it go in 7 hours?"
+ANSWERED = "The answer is that in 7 hours it goes 50 miles."
 
 
 def test_a_column_named_question_is_used_where_no_other_is_named(output):
-    """The validated rules find a conclusion only where they know what was asked."""
-    (row,) = answers(CONCLUDES, gold="7")
+    """The validated rules tell the question's own numbers from the answer only where they know what was asked."""
+    (row,) = answers(ANSWERED, gold="50")
     cases = {
         "auto": (row | {"question": ASKED}, PLAIN),
         "named": (row | {"question": "?", "asked": ASKED}, replace(PLAIN, question="asked")),
@@ -130,15 +130,11 @@ def test_a_column_named_question_is_used_where_no_other_is_named(output):
     found = {}
     for name, (one, columns) in cases.items():
         (graded,) = grade_rows(write(output / "a.csv", one), columns, "validated")
-        found[name] = (graded.question, graded.rule, graded.correct)
-    assert found == {
-        "auto": (ASKED, "concluded", True),
-        "named": (ASKED, "concluded", True),
-        "none": ("", "none", False),
-    }
+        found[name] = (graded.question, graded.extracted, graded.correct)
+    assert found == {"auto": (ASKED, "50", True), "named": (ASKED, "50", True), "none": ("", "7", False)}
     path = write(output / "a.csv", cases["named"][0])
     result = json.loads(run(*grade(path, "--question-column", "asked", "--extractor", "validated", "--json")))
-    assert result["rules"]["concluded"] == 1
+    assert result["correct"] == 1
 
 
 # Truncation: from a column, from the lengths, from the text.

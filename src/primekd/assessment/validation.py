@@ -128,5 +128,5 @@ def kappa(pairs: list[tuple[Fraction | None, Fraction | None]]) -> Estimate | No
     bounds = [found.kappa, found.kappa_low, found.kappa_upp]
     if not np.all(np.isfinite(bounds)):
         return None
-    value, low, high = (round(float(np.clip(x, -1, 1)), 9) + 0.0 for x in bounds)
+    value, low, high = (round(float(np.clip(x, -1, 1)), 6) + 0.0 for x in bounds)
     return Estimate(value, low, high)

@@ -33,8 +33,8 @@ def extract(
     Args:
         extractor: one of EXTRACTORS.
         truncated: whether the answer ran into the limit of new tokens; if unknown, judged from how the text ends.
-        question: the question that was asked. Only `validated` looks at it: it tells a result for what was asked from
-            an intermediate one, and this question from a next one. Never the gold answer.
+        question: the question that was asked. Only `validated` looks at it, to tell the numbers that it names from the
+            answer. Never the gold answer.
 
     Raises:
         KeyError: there is no extractor of that name.

@@ -5,23 +5,21 @@ until their limit. In this order:
 
 1. declared    the first "the answer is ...", \\boxed{}, "#### ..." or "... is the answer"
 2. corrected   a later declaration that openly corrects it, before another question begins
-3. leading     a bare value with which the answer starts, if no worked solution declares or concludes another
-4. concluded   the result of a step that speaks of what was asked, behind which the work ends (needs the question)
-5. none        no value for this question; a person may have to look
+3. leading     a bare value with which the answer starts, if no worked solution behind it declares another
+4. none        no value for this question; a person may have to look
 
-What is neither declared nor clearly concluded is left out: guesses at intermediate results were right half the time.
+What is not declared is left out: guesses at unannounced results were right half the time (docs/extraction.md).
 """
 
 import re
+from fractions import Fraction
 
-from primekd.assessment.extract.asked import Asked, asked_for
-from primekd.assessment.extract.concluded import conclusion
 from primekd.assessment.extract.declared import Declaration, declarations
 from primekd.assessment.extract.leading import leading
 from primekd.assessment.extract.result import Extraction, nothing, reading
-from primekd.assessment.numbers import Number
+from primekd.assessment.numbers import Number, find_numbers
 
-RULES = ("declared", "corrected", "leading", "concluded", "none")
+RULES = ("declared", "corrected", "leading", "none")
 LONGEST = 20_000  # characters; what was asked is answered by then
 EARLY = 50  # characters; a declaration before that, ahead of any work, is an opening value like a bare number
 
@@ -46,15 +44,14 @@ def by_validated_rules(text: str, question: str | None, cut: bool) -> Extraction
     """Reads one answer.
 
     Args:
-        question: what was asked; without it, conclusions are not looked for.
+        question: what was asked; "the answer is 50 miles in 7 hours" is 50 where the question names the 7 hours.
         cut: the answer ran into the limit of new tokens.
     """
     text, cut = text[:LONGEST], cut or len(text) > LONGEST
-    asked = asked_for(question) if question else None
-    said = declarations(text, asked.numbers if asked else frozenset(), cut)
+    said = declarations(text, _numbers_asked(question or ""), cut)
     opening, rule = _opening(text, said, cut)
     if opening is None:
-        return _settle(text, said[0], said, "declared") if said else _concluded(text, question, asked) or nothing()
+        return _settle(text, said[0], said, "declared") if said else nothing()
     rest = text[opening.end :]
     work = _WORK.search(rest)
     if not work or _ANOTHER_QUESTION.search(rest[: work.start()]):
@@ -62,11 +59,15 @@ def by_validated_rules(text: str, question: str | None, cut: bool) -> Extraction
     later = [d for d in said if d.start > opening.end + work.start()]
     if later:
         return _settle(text, later[0], later, "declared")
-    if found := _concluded(text, question, asked):
-        return found
     if rule == "leading" and _is_stub(text, opening.number):
         return nothing(ambiguous=True)
     return reading(opening.number, rule, ambiguous=True)
+
+
+def _numbers_asked(question: str) -> frozenset[Fraction]:
+    """The numbers that a question's last sentence names."""
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+", question.strip()) if s]
+    return frozenset(n.value for n in find_numbers(sentences[-1])) if sentences else frozenset()
 
 
 def _opening(text: str, said: list[Declaration], cut: bool) -> tuple[Declaration | None, str]:
@@ -82,11 +83,6 @@ def _is_stub(text: str, number: Number) -> bool:
     """Whether a value is a lone digit on a line ahead of steps: as often the mark of a step as an answer."""
     written = text[number.start : number.end].lstrip("-")
     return len(written) == 1 and bool(re.match(r"\.?\s*\n", text[number.end :]))
-
-
-def _concluded(text: str, question: str | None, asked: Asked | None) -> Extraction | None:
-    number = conclusion(text, question, asked) if asked else None
-    return reading(number, "concluded") if number else None
 
 
 def _settle(text: str, first: Declaration, said: list[Declaration], rule: str) -> Extraction:
