@@ -82,7 +82,7 @@ def published_study(
     Writes logs/published/ (no answer texts) and the tables of docs/.
 
     \b
-    primekd published-study ../shared/data/published-logs
+    primekd published-study path/to/published-logs
     """
     from primekd.assessment.published_study import grade_published
     from primekd.cli.pages import update_pages
