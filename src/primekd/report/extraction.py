@@ -18,8 +18,8 @@ MAIN_STRATA = ("all", "ended", "truncated")
 LABELS = (
     "The labels say which value an answer commits to for its own question while it is still on it, right or wrong: a "
     "later correction counts, what follows the drift into other text does not, and an answer may commit to no value. "
-    "They were given by reading the texts of the published logs, blind to the gold answers, and stand in the "
-    "repository as ids and values."
+    "They were given by language models that read the published logs along a written guide, blind to the gold answers, "
+    "and stand in the repository as ids and values (docs/extraction.md)."
 )
 MEASURES = (
     "Coverage: of the answers that commit to a value, the share for which the extractor gives one. Precision: of the "
