@@ -95,7 +95,7 @@ def test_every_codec_serves_the_same_forward_kl_up_to_its_stated_error(codec, ou
 def test_a_second_run_does_nothing_and_does_not_load_the_teacher(profile, capsys, monkeypatch):
     folder = capture(training_job(profile, "base-KD"))
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    monkeypatch.setattr("primekd.capture.open_engine", lambda config: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: pytest.fail("the teacher was loaded"))
     capsys.readouterr()
     assert capture(training_job(profile, "base-KD")) == folder
     assert "nothing to do" in capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_strategies_and_the_held_out_items_have_stores_of_their_own(profile):
 
 
 def test_a_loss_that_the_codec_cannot_serve_is_refused_before_the_teacher_is_asked(output, lively, monkeypatch):
-    monkeypatch.setattr("primekd.capture.open_engine", lambda config: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: pytest.fail("the teacher was loaded"))
     signals = {"codec": "topk", "topk_temperature": 1.0}
     for loss in ({"temperature": 2.0}, {"temperature": 1.0, "divergence": "reverse_kl"}):
         profile = small_profile(output, teacher={"model": lively}, signals=signals, loss=loss)

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import POCKET, ROOT
+from conftest import POCKET, ROOT, small_profile
 from transformers import AutoModelForCausalLM
 
 from primekd.chat import build_prompt, encode_response
-from primekd.config import TeacherConfig
 from primekd.errors import UserError
 from primekd.teachers import Response, Sampling, open_engine
 from primekd.teachers.transformers_engine import TransformersEngine
@@ -195,10 +194,10 @@ def test_an_adapter_is_merged_into_the_model_that_is_served(engine, lively, prom
 # llama.cpp.
 
 
-def test_llamacpp_refuses_a_model_that_is_no_gguf_file(lively):
-    config = TeacherConfig(engine="llamacpp", model=lively)
+def test_llamacpp_refuses_a_model_that_is_no_gguf_file(lively, tmp_path):
+    profile = small_profile(tmp_path, teacher={"engine": "llamacpp", "model": lively})
     with pytest.raises(UserError, match="needs a .gguf file.*set teacher.engine: transformers"):
-        open_engine(config)
+        open_engine(profile)
 
 
 def ask_llamacpp(reference: str, prompts: list[list[int]], forced: list[int]) -> dict:

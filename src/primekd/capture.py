@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from primekd.chat import build_prompt
-from primekd.config import Profile
+from primekd.config import Profile, TeacherConfig
 from primekd.errors import UserError
 from primekd.items import Item, hash_items, load_items
 from primekd.metering import Meter
@@ -21,7 +21,6 @@ from primekd.strategies import Strategy, get_strategy
 from primekd.teachers import Sampling, TeacherEngine, open_engine
 
 HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
-OFFERED_BY_ENGINE = frozenset({"hidden", "logits"})  # both CPU engines; an engine may still offer less once loaded
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,19 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
         "priming": job.strategy.priming,
         "split": job.split,
         "items_sha256": hash_items(items),
-        "teacher": teacher.model_dump(mode="json") | {"model_sha256": model_hash(teacher.model)},
+        "teacher": teacher.identity() | {"model_sha256": _weights_hash(teacher)},
         "max_new_tokens": profile.max_new_tokens,
         "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
-        "codec": make_codec(profile.signals, OFFERED_BY_ENGINE).describe(),
+        "codec": make_codec(profile.signals, teacher.offers).describe(),
         "items_per_shard": profile.signals.items_per_shard,
     }
+
+
+def _weights_hash(teacher: TeacherConfig) -> str | None:
+    """What stands for the teacher's weights; None behind an API, where nothing can be said of them."""
+    return None if teacher.engine == "api" else model_hash(teacher.model)
 
 
 def capture(job: Job) -> Path:
@@ -91,7 +95,7 @@ def capture(job: Job) -> Path:
     items = load_items(profile, job.split)
     spec = build_spec(job, items)
     if job.split == "train":
-        require_served(make_codec(profile.signals, OFFERED_BY_ENGINE), profile.loss)
+        require_served(make_codec(profile.signals, profile.teacher.offers), profile.loss)
     if (job.folder / MANIFEST).is_file() and read_json(job.folder / MANIFEST).get("spec_sha256") != hash_json(spec):
         print(f"{relative_name(job.folder)} is of another configuration: set aside as {set_aside(job.folder).name}.")
     writer = SignalWriter(job.folder, spec)
@@ -119,7 +123,7 @@ def capture_missing(
     profile, spec = job.profile, writer.spec
     with Progress(profile, job.stage, total, "item") as progress:
         progress.advance(sum(len(c) for i, c in enumerate(chunks) if i not in missing))
-        engine = open_engine(profile.teacher)
+        engine = open_engine(profile)
         codec = make_codec(profile.signals, engine.offers)
         if codec.describe() != spec["codec"]:
             raise UserError(
@@ -167,7 +171,10 @@ def capture_items(
     seed = int(hash_json([job.seed, job.strategy.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed)
     responses = engine.generate(prompts, sampling)
-    states = engine.score(prompts, [r.ids for r in responses], codec.needs)
+    if codec.needs is None:
+        states = [None] * len(items)
+    else:
+        states = engine.score(prompts, [r.ids for r in responses], codec.needs)
     stored = [
         StoredItem(item.id, prompt, response.ids, response.truncated)
         for item, prompt, response in zip(items, prompts, responses, strict=True)

@@ -41,7 +41,8 @@ def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalR
     inputs = {
         "strategy": strategy,
         "seed": seed,
-        "student": profile.student.model_dump(mode="json") | {"model_sha256": model_hash(profile.student.model)},
+        "student": profile.student.model_dump(mode="json", exclude_none=True)
+        | {"model_sha256": model_hash(profile.student.model)},
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
         "train": profile.train.model_dump(mode="json"),

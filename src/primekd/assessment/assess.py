@@ -130,7 +130,7 @@ def assess(profile: Profile) -> Path:
 def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
     return {
         "answers": answer_inputs(profile, items, None),
-        "assess": profile.assess.model_dump(mode="json"),
+        "assess": profile.assess.model_dump(mode="json", exclude={"engine"}),  # it is among the answers' inputs
         "rules": rules_hashes(),
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.adapter_hashes for s in students},

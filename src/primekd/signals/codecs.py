@@ -13,21 +13,23 @@ from torch import Tensor
 from primekd.config import LossConfig, SignalsConfig
 from primekd.errors import UserError
 from primekd.signals.rows import DenseRows, HiddenRows, SignalRows, TopKRows
-from primekd.teachers.protocol import Want
+from primekd.teachers.protocol import TopLogprobs, Want
+
+NO_PLACE = -1e4  # log-probability of an unfilled place: its exponential is 0, and 0 times it is no nan
 
 
 class Codec(Protocol):
     """Turns the engine's output for one item into named tensors with one row a response token, and back."""
 
     name: str
-    needs: Want
+    needs: Want | None  # None: responses alone are kept
 
-    def encode(self, states: Tensor) -> dict[str, Tensor]:
-        """(T, D) hidden states or (T, V) logits -> columns whose first dimension is T."""
+    def encode(self, states: Tensor | TopLogprobs) -> dict[str, Tensor]:
+        """(T, D) hidden states, (T, V) logits or T rows of top log-probs -> columns whose first dimension is T."""
         ...
 
-    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> SignalRows:
-        """Columns as `encode` made them -> rows that a loss can use."""
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> SignalRows | None:
+        """Columns as `encode` made them -> rows that a loss can use; None where there are none."""
         ...
 
     def refusal(self, loss: LossConfig) -> str | None:
@@ -86,14 +88,20 @@ class HiddenCodec:
 
 @dataclass(frozen=True)
 class TopKCodec:
-    """The k most probable tokens at one temperature with the mass of the rest: k * 8 + 8 bytes a token."""
+    """The k most probable tokens at one temperature with the mass of the rest: k * 8 + 8 bytes a token.
+
+    Made from logits, or (`needs` "top", temperature 1) from the few log-probabilities that an engine shows; then the
+    tail is what they leave of 1, and the log-normaliser is not known (nan).
+    """
 
     k: int
     temperature: float
-    name = "topk"
     needs: Want = "logits"
+    name = "topk"
 
-    def encode(self, states: Tensor) -> dict[str, Tensor]:
+    def encode(self, states: Tensor | TopLogprobs) -> dict[str, Tensor]:
+        if isinstance(states, TopLogprobs):
+            return self._encode_top(states)
         scaled = states.float() / self.temperature
         log_normaliser = scaled.logsumexp(-1)  # (T,)
         values, ids = scaled.topk(min(self.k, scaled.shape[-1]), dim=-1)  # (T, k)
@@ -105,6 +113,24 @@ class TopKCodec:
             "log_probs": log_probs,
             "tail_mass": tail.exp(),
             "log_normaliser": log_normaliser,
+        }
+
+    def _encode_top(self, top: TopLogprobs) -> dict[str, Tensor]:
+        ids, log_probs = top.ids[:, : self.k], top.log_probs[:, : self.k].float()
+        missing = self.k - ids.shape[1]
+        if missing > 0:  # every row of a store has one width
+            ids = torch.nn.functional.pad(ids, (0, missing), value=-1)
+            log_probs = torch.nn.functional.pad(log_probs, (0, missing), value=-torch.inf)
+        filled = ids >= 0
+        if not filled[:, 0].all():
+            raise ValueError("a row has no token at all")
+        tail = 1 - log_probs.double().exp().sum(-1)
+        return {
+            # An unfilled place repeats the row's first token with no mass, so that the tail is counted once.
+            "ids": torch.where(filled, ids, ids[:, :1]).to(torch.int32),
+            "log_probs": torch.where(filled, log_probs, NO_PLACE),
+            "tail_mass": tail.clamp(0, 1).float(),
+            "log_normaliser": torch.full((len(ids),), torch.nan),
         }
 
     def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> TopKRows:
@@ -125,13 +151,39 @@ class TopKCodec:
         return None
 
     def describe(self) -> dict[str, Any]:
-        return {
+        shown = {} if self.needs == "logits" else {"from": "the engine's top log-probs; the tail is 1 minus their sum"}
+        return shown | {
             "name": self.name,
             "k": self.k,
             "temperature": self.temperature,
             "error": "the kept log-probabilities are exact to float32; all other tokens are one bucket, so a forward "
             "KL computed from it is a lower bound of the full one",
         }
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """Responses without any signal, for training on pseudo-labels (Kim and Rush 2016, arXiv 1606.07947)."""
+
+    name = "text"
+    needs: Want | None = None
+
+    def encode(self, states: None) -> dict[str, Tensor]:
+        return {}
+
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> None:
+        return None
+
+    def refusal(self, loss: LossConfig) -> str | None:
+        if loss.alpha == 1:
+            return None
+        return (
+            "only the teacher's text was kept, which has no distribution to learn from: set loss.alpha to 1 to train "
+            "on the text as pseudo-labels, or capture from an engine that gives log-probs"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "error": "nothing of the teacher's distribution is kept, only what it wrote"}
 
 
 def make_codec(config: SignalsConfig, offers: frozenset[str]) -> Codec:
@@ -142,15 +194,29 @@ def make_codec(config: SignalsConfig, offers: frozenset[str]) -> Codec:
     """
     name = config.codec
     if name == "auto":
-        name = "hidden" if "hidden" in offers else "topk"
+        name = "hidden" if "hidden" in offers else "topk" if offers else "text"
+    from_top = "logits" not in offers and "top" in offers
     codec: Codec = {
         "full": FullCodec(),
         "hidden": HiddenCodec(),
-        "topk": TopKCodec(config.top_k, config.topk_temperature),
+        "topk": TopKCodec(config.top_k, config.topk_temperature, "top" if from_top else "logits"),
+        "text": TextCodec(),
     }[name]
-    if codec.needs not in offers:
+    if name == "topk" and from_top and config.topk_temperature != 1:
+        raise UserError(
+            "This engine shows log-probs at temperature 1 only, and a tail cannot be rescaled: set "
+            "signals.topk_temperature and loss.temperature to 1, or use an engine that offers hidden states or logits."
+        )
+    if codec.needs is not None and codec.needs not in offers:
         raise UserError(f"The codec {name!r} needs {codec.needs}, which this engine does not offer: set signals.codec.")
     return codec
+
+
+def codec_of(description: dict[str, Any]) -> Codec:
+    """The codec that a store's spec describes."""
+    if description["name"] == "topk":
+        return TopKCodec(description["k"], description["temperature"], "top" if "from" in description else "logits")
+    return {"full": FullCodec(), "hidden": HiddenCodec(), "text": TextCodec()}[description["name"]]
 
 
 def require_served(codec: Codec, loss: LossConfig) -> None:

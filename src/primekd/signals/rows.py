@@ -48,7 +48,8 @@ class TopKRows(_Rows):
     """The K most probable tokens at temperature `temperature`, and one bucket for all others.
 
     ids (N, K) int64; log_probs (N, K), normalised over the whole vocabulary; tail_mass (N,), the probability of the
-    others; log_normaliser (N,), so that logits at that temperature are log_probs + log_normaliser.
+    others; log_normaliser (N,), so that logits at that temperature are log_probs + log_normaliser; nan where the
+    engine showed log-probabilities alone.
     """
 
     ids: Tensor

@@ -31,7 +31,7 @@ from primekd.provenance import (
     write_atomically,
     write_json,
 )
-from primekd.signals.codecs import Codec, FullCodec, HiddenCodec, TopKCodec
+from primekd.signals.codecs import codec_of
 from primekd.signals.rows import SignalRows
 
 FORMAT = 1
@@ -163,13 +163,6 @@ def _load_head(path: Path, digest: str) -> Tensor:
         return handle.get_tensor("head")
 
 
-def codec_of(description: dict[str, Any]) -> Codec:
-    """The codec that a store's spec describes."""
-    if description["name"] == "topk":
-        return TopKCodec(description["k"], description["temperature"])
-    return {"full": FullCodec(), "hidden": HiddenCodec()}[description["name"]]
-
-
 class SignalReader:
     """Reads a complete store, item by item, checking as it goes.
 
@@ -252,8 +245,8 @@ class SignalReader:
             raise UserError(f"{self.name} has no item {item_id!r}: the items changed since the capture; capture again.")
         return self._items[item_id]
 
-    def rows(self, item_id: str, response_ids: Sequence[int]) -> SignalRows:
-        """The signal rows for one item, one a token of `response_ids`.
+    def rows(self, item_id: str, response_ids: Sequence[int]) -> SignalRows | None:
+        """The signal rows for one item, one a token of `response_ids`; None where responses alone were kept.
 
         Raises:
             UserError: the item's stored response is not `response_ids`.

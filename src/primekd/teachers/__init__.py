@@ -1,21 +1,35 @@
 """Teacher engines: one file an engine, one protocol for all."""
 
-from primekd.config import TeacherConfig
-from primekd.teachers.protocol import Response, Sampling, TeacherEngine
+from primekd.config import Profile
+from primekd.teachers.protocol import Response, Sampling, TeacherEngine, TopLogprobs
 
-__all__ = ["Response", "Sampling", "TeacherEngine", "open_engine"]
+__all__ = ["Response", "Sampling", "TeacherEngine", "TopLogprobs", "open_engine"]
 
 
-def open_engine(config: TeacherConfig) -> TeacherEngine:
+def open_engine(profile: Profile) -> TeacherEngine:
     """Loads the teacher that a profile names.
 
     Raises:
-        UserError: the model is not there, or is not in the engine's format.
+        UserError: the model is not there, is not in the engine's format, or the engine cannot run here.
     """
+    config = profile.teacher
     if config.engine == "llamacpp":
         from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
         return LlamaCppEngine(config.model, context_tokens=config.context_tokens)
+    if config.engine == "exllamav2":
+        from primekd.teachers.exllamav2_engine import ExLlamaV2Engine
+
+        return ExLlamaV2Engine(config)
+    if config.engine == "vllm":
+        from primekd.teachers.vllm_engine import VllmEngine
+
+        return VllmEngine(config, top_k=profile.signals.top_k)
+    if config.engine == "api":
+        from primekd.teachers.api import ApiEngine
+
+        # The ledger of what was spent is the profile's: strategies and sessions share one cap.
+        return ApiEngine(config, top_k=profile.signals.top_k, ledger=profile.runs / "spending.json")
     from primekd.teachers.transformers_engine import TransformersEngine
 
     return TransformersEngine(config.model, config.dtype, batch_size=config.batch_size)

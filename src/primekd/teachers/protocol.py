@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-Want = Literal["hidden", "logits"]
+Want = Literal["hidden", "logits", "top"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,21 @@ class Sampling:
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class TopLogprobs:
+    """What an engine says that shows only its most probable tokens: T rows of K.
+
+    ids (T, K) int64, log_probs (T, K) float32, natural logarithms at temperature 1 over the whole vocabulary, best
+    first. Places that are not filled (an API may show fewer than K, or text that is no token) have id -1 and -inf.
+    """
+
+    ids: "Tensor"
+    log_probs: "Tensor"
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class TeacherEngine(Protocol):
     Attributes:
         name: the engine's name in profiles.
         vocab_size: V, the tokenizer's size; the padded columns beyond it are never returned.
-        offers: which of "hidden" and "logits" `score` can give.
+        offers: which of "hidden", "logits" and "top" `score` can give; nothing where an engine gives text alone.
     """
 
     name: str
@@ -47,14 +62,17 @@ class TeacherEngine(Protocol):
         """One response a prompt, in order. Prompts are token ids; nothing is added to them."""
         ...
 
-    def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> "list[Tensor]":
+    def score(
+        self, prompts: list[list[int]], responses: list[list[int]], want: Want
+    ) -> "list[Tensor] | list[TopLogprobs]":
         """Teacher-forced prefill over prompt + response.
 
         Row t of an item is what predicts response token t: position len(prompt) + t - 1. The raw model: no sampling
         temperature, penalty or truncation.
 
         Returns:
-            One tensor an item: "logits" (T, V) float32; "hidden" (T, D) in the engine's own precision.
+            One tensor an item: "logits" (T, V) float32; "hidden" (T, D) in the engine's own precision; for "top" one
+            `TopLogprobs` of T rows an item.
         """
         ...
 

@@ -96,6 +96,8 @@ class DistillTrainer(SafeCheckpoints):
             self.signals.rows(item_id, row[row != IGNORED].tolist())
             for item_id, row in zip(item_ids, labels.cpu(), strict=True)
         ]
+        if parts[0] is None:  # pseudo-labels: the teacher's text was checked, and there is nothing else of it
+            return None
         return concatenate(parts).to(labels.device)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):

@@ -1,0 +1,28 @@
+"""Profiles: one YAML file a profile, read into frozen models that refuse what they do not know.
+
+A field's meaning stands beside it; configs/*.yaml show complete examples.
+"""
+
+from primekd.config.data import DataConfig
+from primekd.config.profile import Profile, explain_validation_error, load_profile, profile_names
+from primekd.config.student import AssessConfig, LoraSettings, LossConfig, PrepareConfig, StudentConfig, TrainConfig
+from primekd.config.teacher import ApiConfig, ExLlamaConfig, SignalsConfig, TeacherConfig, VllmConfig
+
+__all__ = [
+    "ApiConfig",
+    "AssessConfig",
+    "DataConfig",
+    "ExLlamaConfig",
+    "LoraSettings",
+    "LossConfig",
+    "PrepareConfig",
+    "Profile",
+    "SignalsConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "VllmConfig",
+    "explain_validation_error",
+    "load_profile",
+    "profile_names",
+]

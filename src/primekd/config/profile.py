@@ -1,0 +1,101 @@
+"""A profile: one YAML file in configs/, read into frozen sections."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from primekd.config.data import DataConfig
+from primekd.config.section import Positive, Section
+from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
+from primekd.config.teacher import SignalsConfig, TeacherConfig
+from primekd.errors import UserError
+from primekd.provenance import output_root, project_root, relative_name
+
+
+class Profile(Section):
+    """Everything that a run depends on, apart from the strategies and the seed of a student."""
+
+    name: str
+    description: str
+    seed: int = 0
+    max_new_tokens: Positive
+    data: DataConfig
+    teacher: TeacherConfig
+    signals: SignalsConfig = SignalsConfig()
+    student: StudentConfig
+    train: TrainConfig
+    loss: LossConfig
+    assess: AssessConfig = AssessConfig()
+    prepare: PrepareConfig | None = None
+
+    @property
+    def runs(self) -> Path:
+        """runs/<profile>/: signals, checkpoints, adapters, executed notebooks."""
+        return output_root() / "runs" / self.name
+
+    @property
+    def logs(self) -> Path:
+        """logs/<profile>/: per-item logs, summaries, report."""
+        return output_root() / "logs" / self.name
+
+    def signals_folder(self, strategy: str, seed: int | None = None) -> Path:
+        """Where the teacher's signals on the training items under one strategy lie."""
+        return self.runs / "signals" / self._seeded(strategy, seed)
+
+    def student_folder(self, strategy: str, seed: int | None = None) -> Path:
+        """Where one student's adapter, loss curve and manifest lie."""
+        return self.runs / "students" / self._seeded(strategy, seed)
+
+    def _seeded(self, name: str, seed: int | None) -> str:
+        # The profile's own seed has the plain name; further seeds lie beside it.
+        return name if seed is None or seed == self.seed else f"{name}-seed{seed}"
+
+    def resolved(self) -> dict[str, Any]:
+        """The profile with every default filled in, as manifests keep it."""
+        return self.model_dump(mode="json")
+
+
+def explain_validation_error(error: ValidationError, path: Path) -> str:
+    """One sentence for pydantic's findings: file, key, what is wrong."""
+    findings = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
+        if detail["type"] == "extra_forbidden":
+            findings.append(f"unknown key '{key}'")
+        elif detail["type"] == "missing":
+            findings.append(f"key '{key}' is missing")
+        else:
+            findings.append(f"{key}: {detail['msg']}")
+    return f"{relative_name(path)}: {'; '.join(findings)}. Mend the file and run again."
+
+
+def profile_names() -> list[str]:
+    """The profiles that this checkout has."""
+    return sorted(p.stem for p in (project_root() / "configs").glob("*.yaml") if p.stem != "strategies")
+
+
+def load_profile(name: str) -> Profile:
+    """Reads configs/<name>.yaml, or the YAML file that `name` is a path of.
+
+    Raises:
+        UserError: no such profile, no valid YAML, an unknown key, a missing key or a value out of range.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else project_root() / "configs" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"No profile {name!r}: {relative_name(path)} is not there. Known: {', '.join(profile_names())}."
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{relative_name(path)} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{relative_name(path)} holds no mapping of keys to values. Mend the file and run again.")
+    try:
+        return Profile(name=path.stem, **values)
+    except ValidationError as error:
+        raise UserError(explain_validation_error(error, path)) from error
+    except TypeError as error:
+        raise UserError(f"{relative_name(path)}: {error}. Mend the file and run again.") from error

@@ -1,0 +1,90 @@
+"""The sections that make and score a student: `student`, `train`, `loss`, `assess`; `prepare` for a taught teacher."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from primekd.config.section import Positive, Section
+
+
+class LoraSettings(Section):
+    """LoRA as peft takes it. `target_modules`: names, or the one word all-linear."""
+
+    rank: Positive
+    alpha: float = Field(gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class StudentConfig(Section):
+    """The student before training. `quantization: nf4` loads its frozen weights in 4 bits (QLoRA, arXiv 2305.14314),
+    with bitsandbytes; the adapter stays in float32."""
+
+    model: str
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantization: Literal["nf4"] | None = None
+    lora: LoraSettings
+
+
+class TrainConfig(Section):
+    """Optimisation. `batch_size` sequences a step of the optimiser, in micro-batches of `micro_batch_size`.
+
+    The learning rate follows a cosine from its peak (after `warmup_ratio` of the steps) to zero at the end of the
+    last epoch.
+    """
+
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    epochs: Positive = 2
+    batch_size: Positive = 8
+    micro_batch_size: Positive = 8
+    evaluations_per_epoch: Positive = 2
+    checkpoints_per_epoch: Positive = 2
+
+    @model_validator(mode="after")
+    def divisible(self) -> "TrainConfig":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError("batch_size must be a multiple of micro_batch_size")
+        return self
+
+
+class LossConfig(Section):
+    """L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T); `beta` belongs to the JSD alone."""
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    temperature: float = Field(1.0, gt=0)
+    alpha: float = Field(0.5, ge=0, le=1)
+    beta: float = Field(0.5, gt=0, lt=1)
+
+
+class AssessConfig(Section):
+    """Greedy decoding of the test items. The token limit is the profile's, the same for every model.
+
+    `engine` generates the answers of control and students; held-out fit is measured by transformers in any case.
+    """
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    batch_size: Positive = 64
+    bootstrap_samples: Positive = 2000
+
+
+class PrepareConfig(Section):
+    """How `primekd prepare-teacher` makes the profile's teacher out of a base model.
+
+    A LoRA adapter is trained on `items` gold solutions (its own, shared with no student and no test), half
+    of them under a priming text drawn at random, so that no strategy's prompt is foreign to the teacher. The
+    adapter is merged and written as a GGUF file of type `quantization`.
+    """
+
+    base: str
+    adapter: str
+    output: str
+    quantization: Literal["Q4_1", "Q5_1", "Q8_0"]
+    items: Positive
+    primed_fraction: float = Field(0.5, ge=0, le=1)
+    lora: LoraSettings
+    train: TrainConfig
