@@ -272,3 +272,31 @@ def test_bad_items_end_with_one_line_that_names_the_file(rows, what, output):
     profile = write_profile(output, data={"source": "jsonl", **files})
     for command in (["capture", "base-KD"], ["distill", "base-fine-tune"]):
         assert what in refused(*command, "--profile", str(profile))
+
+
+def test_a_profile_extends_another_section_by_section(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: ci\nteacher: {engine: llamacpp}\nseed: 7\nassess: null\n")
+    mine, base = load_profile(str(tmp_path / "mine.yaml")), load_profile("ci")
+    assert mine.name == "mine" and mine.seed == 7
+    assert mine.teacher == base.teacher.model_copy(update={"engine": "llamacpp"})
+    assert mine.assess.bootstrap_samples == 2000 != base.assess.bootstrap_samples  # taken away: the default is back
+    assert mine.data == base.data
+
+
+def test_profiles_that_extend_each_other_in_a_circle_are_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {path}\n")
+    with pytest.raises(UserError, match="mine.yaml extends itself"):
+        load_profile(str(path))
+
+
+def test_the_signals_do_not_depend_on_where_a_model_is_put_or_what_it_costs():
+    pocket = load_profile("pocket").teacher
+    assert set(pocket.identity()) == {
+        "engine", "model", "dtype", "batch_size", "sampling_temperature", "context_tokens"
+    }  # fmt: skip
+    parts = {"model": "m", "max_spend_usd": 1.0, "usd_per_million_input": 1.0, "usd_per_million_output": 1.0}
+    dear = type(pocket)(engine="api", model="path:x", api=parts)
+    cheap = type(pocket)(engine="api", model="path:x", api=parts | {"max_spend_usd": 9.0, "retries": 1})
+    other = type(pocket)(engine="api", model="path:x", api=parts | {"model": "n"})
+    assert dear.identity() == cheap.identity() != other.identity()

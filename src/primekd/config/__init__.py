@@ -4,7 +4,7 @@ A field's meaning stands beside it; configs/*.yaml show complete examples.
 """
 
 from primekd.config.data import DataConfig
-from primekd.config.profile import Profile, explain_validation_error, load_profile, profile_names
+from primekd.config.profile import Profile, explain_validation_error, load_profile, profile_files, profile_names
 from primekd.config.student import AssessConfig, LoraSettings, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import ApiConfig, ExLlamaConfig, SignalsConfig, TeacherConfig, VllmConfig
 
@@ -24,5 +24,6 @@ __all__ = [
     "VllmConfig",
     "explain_validation_error",
     "load_profile",
+    "profile_files",
     "profile_names",
 ]

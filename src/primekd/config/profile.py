@@ -76,26 +76,64 @@ def profile_names() -> list[str]:
     return sorted(p.stem for p in (project_root() / "configs").glob("*.yaml") if p.stem != "strategies")
 
 
+def profile_files(name: str) -> list[Path]:
+    """The YAML file of a profile (configs/<name>.yaml, or the file that `name` is a path of) and those it extends.
+
+    Raises:
+        UserError: a file is missing or is no YAML mapping, or profiles extend each other in a circle.
+    """
+    files: list[Path] = []
+    while name:
+        path = Path(name) if name.endswith((".yaml", ".yml")) else project_root() / "configs" / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(profile_names())
+            raise UserError(f"No profile {name!r}: {relative_name(path)} is not there. Known: {known}.")
+        if path in files:
+            raise UserError(f"{relative_name(path)} extends itself. Mend the file and run again.")
+        files.append(path)
+        name = str(_read_mapping(path).get("extends") or "")
+    return files
+
+
 def load_profile(name: str) -> Profile:
     """Reads configs/<name>.yaml, or the YAML file that `name` is a path of.
+
+    `extends: pocket` at its top takes everything from another profile that the file does not say itself, section by
+    section; a value of null takes the other profile's value away.
 
     Raises:
         UserError: no such profile, no valid YAML, an unknown key, a missing key or a value out of range.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else project_root() / "configs" / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"No profile {name!r}: {relative_name(path)} is not there. Known: {', '.join(profile_names())}."
-        )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{relative_name(path)} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{relative_name(path)} holds no mapping of keys to values. Mend the file and run again.")
+    path, *extended = profile_files(name)
+    values: dict[str, Any] = {}
+    for file in [*reversed(extended), path]:
+        values = _merged(values, _read_mapping(file))
+    values.pop("extends", None)
     try:
         return Profile(name=path.stem, **values)
     except ValidationError as error:
         raise UserError(explain_validation_error(error, path)) from error
     except TypeError as error:
         raise UserError(f"{relative_name(path)}: {error}. Mend the file and run again.") from error
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{relative_name(path)} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{relative_name(path)} holds no mapping of keys to values. Mend the file and run again.")
+    return values
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged

@@ -14,6 +14,7 @@ from primekd.errors import UserError
 from primekd.provenance import project_root, relative_name, write_text
 from primekd.report.tables import (
     claim_table,
+    engines_markdown,
     labels_markdown,
     published_contrasts,
     published_disagreements,
@@ -32,6 +33,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "published-study": published_study,
     "published-disagreements": published_disagreements,
     "published-contrasts": published_contrasts,
+    "engine-table": engines_markdown,  # of logs/engines
 }
 
 _BEGIN = re.compile(r"<!--\s*primekd:begin\b(.*?)-->")

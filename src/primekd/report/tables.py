@@ -6,6 +6,7 @@ from pathlib import Path
 
 from primekd.report.cells import Cell, Files, Name, Table, to_markdown
 from primekd.report.claims import claim_lines, claim_note
+from primekd.report.engines import engine_table
 from primekd.report.extraction import LABELS, MEASURES
 from primekd.report.formats import markdown
 from primekd.report.published import (
@@ -47,6 +48,16 @@ def claim_table(logs_folder: Path) -> str:
     """
     table = claim_lines(read_results(logs_folder))
     return f"{to_markdown(table)}\n\n{markdown(claim_note(logs_folder))}\n"
+
+
+def engines_markdown(logs_folder: Path) -> str:
+    """The table of teacher engines as Markdown. Raises UserError if a check's file is no JSON."""
+    note = (
+        "From `primekd check-engine`: the engine answers questions of the profile, and its answers are scored by it and "
+        "by transformers in float32. KL(transformers || engine); ≥: over the top K tokens and one bucket for the rest, a "
+        "lower bound."
+    )
+    return f"{to_markdown(engine_table(logs_folder))}\n\n{note}\n"
 
 
 def published_study(logs_folder: Path) -> str:

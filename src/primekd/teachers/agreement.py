@@ -1,0 +1,80 @@
+"""How closely an engine says what the reference engine says of the same tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from primekd.errors import UserError
+from primekd.teachers.protocol import TeacherEngine, TopLogprobs
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Over all response tokens that the engine gave a signal for.
+
+    Attributes:
+        tokens: how many those are.
+        without_signal: response tokens that the engine gave no signal for (an API shows none for the end of turn).
+        top1_agreement: share of tokens for which both put the same token first.
+        mean_kl_nats, max_kl_nats: KL(reference || engine) a token. Of an engine that shows only its top K, over those
+            K and one bucket for all others, which is a lower bound.
+        compared: "every token" of the vocabulary, or "top K and the rest".
+    """
+
+    tokens: int
+    without_signal: int
+    top1_agreement: float
+    mean_kl_nats: float
+    max_kl_nats: float
+    compared: str
+
+
+def agree(
+    reference: TeacherEngine, engine: TeacherEngine, prompts: list[list[int]], responses: list[list[int]]
+) -> Agreement:
+    """Scores the same prompts and responses with both.
+
+    Raises:
+        UserError: the engine gives text alone, or the vocabularies differ in size.
+    """
+    if not engine.offers:
+        raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
+    if reference.vocab_size != engine.vocab_size:
+        raise UserError(f"The models have {reference.vocab_size} and {engine.vocab_size} tokens: compare one model.")
+    want = "logits" if "logits" in engine.offers else "top"
+    theirs = reference.score(prompts, responses, "logits")
+    own = engine.score(prompts, responses, want)
+    # One item at a time: (T, V) in float64 is large.
+    parts = [(_compare_top if want == "top" else _compare_all)(a, b) for a, b in zip(theirs, own, strict=True)]
+    same, divergence = (torch.cat(column) for column in zip(*parts, strict=True))
+    if not len(same):
+        raise UserError(f"The engine {engine.name} gave no signal for any of these tokens.")
+    return Agreement(
+        tokens=len(same),
+        without_signal=sum(map(len, responses)) - len(same),
+        top1_agreement=float(same.double().mean()),
+        mean_kl_nats=float(divergence.mean()),
+        max_kl_nats=float(divergence.max()),
+        compared="every token" if want == "logits" else "top K and the rest",
+    )
+
+
+def _compare_all(reference: Tensor, engine: Tensor) -> tuple[Tensor, Tensor]:
+    """(T, V) logits of both -> same top-1 (T,), KL (T,)."""
+    log_p, log_q = reference.double().log_softmax(-1), engine.to(reference.device).double().log_softmax(-1)
+    return log_p.argmax(-1) == log_q.argmax(-1), (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _compare_top(reference: Tensor, engine: TopLogprobs) -> tuple[Tensor, Tensor]:
+    """(T, V) logits and T rows of top log-probs -> same top-1, KL over the shown tokens and the rest."""
+    shown = engine.ids[:, 0] >= 0  # rows without any token have no signal
+    ids, log_q = engine.ids[shown].to(reference.device), engine.log_probs[shown].to(reference.device).double()
+    log_p = reference[shown].double().log_softmax(-1)
+    filled = ids >= 0
+    kept = log_p.gather(-1, ids.clamp(min=0))  # (T, K)
+    parts = torch.where(filled, kept.exp() * (kept - log_q.masked_fill(~filled, 0)), 0.0).sum(-1)
+    smallest = torch.finfo(torch.float64).tiny
+    rest_p = (1 - torch.where(filled, kept.exp(), 0.0).sum(-1)).clamp(min=smallest)
+    rest_q = (1 - torch.where(filled, log_q.exp(), 0.0).sum(-1)).clamp(min=1e-9)  # float32 log-probs: no finer
+    return log_p.argmax(-1) == ids[:, 0], parts + rest_p * (rest_p.log() - rest_q.log())
