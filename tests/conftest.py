@@ -57,7 +57,7 @@ def lively(tmp_path_factory, tokenizer) -> str:
     return save_llama(tmp_path_factory.mktemp("lively"), tokenizer, seed=1)
 
 
-def save_llama(folder: Path, tokenizer, seed: int) -> str:
+def save_llama(folder: Path, tokenizer, seed: int, head_dim: int = 8) -> str:
     """Writes a random Llama with large weights and the given tokenizer; returns its reference."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -68,6 +68,7 @@ def save_llama(folder: Path, tokenizer, seed: int) -> str:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
+        head_dim=head_dim,
         max_position_embeddings=512,
         tie_word_embeddings=False,
         initializer_range=0.4,
@@ -114,12 +115,12 @@ def make_store(
     folder: Path, codec, shards: list[list[tuple[StoredItem, torch.Tensor]]], head=None, **spec
 ) -> SignalReader:
     """Writes a complete store, a list of (item, teacher states) a shard, and opens it."""
-    from primekd.signals.store import save_head
+    from primekd.signals.heads import save_head
 
-    writer = SignalWriter(folder, {"codec": codec.describe(), **spec})
+    writer = SignalWriter(folder, {"codec": codec.describe(), **spec}, len(shards))
     if head is not None:
-        writer.save(head=save_head(folder, head))
+        writer.facts["head"] = save_head(folder, head)
     for index, shard in enumerate(shards):
         writer.write_shard(index, [item for item, _ in shard], [codec.encode(states) for _, states in shard])
-    writer.save(complete=True)
+    assert writer.complete()
     return SignalReader(folder)

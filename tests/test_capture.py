@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from primekd.chat import build_prompt
 from primekd.errors import UserError
 from primekd.items import load_items
 from primekd.provenance import read_json
-from primekd.signals import store
+from primekd.signals import shards as shard_files
 from primekd.strategies import get_strategy
 from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -34,7 +35,7 @@ def profile(output, lively):
 
 
 def shards(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.safetensors"))}
 
 
 def test_a_store_holds_the_primed_prompt_the_response_and_its_signals(profile, tokenizer):
@@ -42,10 +43,10 @@ def test_a_store_holds_the_primed_prompt_the_response_and_its_signals(profile, t
     reader = open_signals(training_job(profile, "teacher-KD"))
     items = load_items(profile, "train")
     assert reader.item_ids == [item.id for item in items]
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "manifest.json",
-        *[f"shard-{n:05d}.safetensors" for n in range(4)],
-    ]
+    session, *rest = (p.name for p in folder.glob("session-*"))
+    assert not rest
+    names = [f"shard-{n:05d}.{kind}" for n in range(4) for kind in ("json", "safetensors")]
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", session, *names]
 
     engine = TransformersEngine(profile.teacher.model, "float32")
     for item in items[:3]:
@@ -107,7 +108,7 @@ def test_only_a_damaged_shard_is_captured_again_with_the_same_bytes(damage, prof
     folder = capture(training_job(profile, "base-KD"))
     whole = shards(folder)
     path = folder / "shard-00002.safetensors"
-    times = {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*")}
+    times = {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.safetensors")}
     if damage == "missing":
         path.unlink()
     else:
@@ -116,7 +117,8 @@ def test_only_a_damaged_shard_is_captured_again_with_the_same_bytes(damage, prof
         open_signals(training_job(profile, "base-KD"))
     capture(training_job(profile, "base-KD"))
     assert shards(folder) == whole
-    assert {p.name for p in folder.glob("shard-*") if p.stat().st_mtime_ns != times[p.name]} == {path.name}
+    after = {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.safetensors")}
+    assert {name for name in after if after[name] != times[name]} == {path.name}
 
 
 def test_a_changed_configuration_sets_the_old_store_aside(profile, output, lively, capsys):
@@ -169,17 +171,16 @@ def test_a_killed_capture_goes_on_to_the_same_bytes_as_one_that_was_not(output, 
     environment = os.environ | {"PRIMEKD_OUTPUT": str(output), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
-    while (
-        not (job.folder / "shard-00001.safetensors").is_file() and time.monotonic() < limit and process.poll() is None
-    ):
+    while not (job.folder / "shard-00001.json").is_file() and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
 
     written = shards(job.folder)
     assert 1 <= len(written) < 20
-    named = read_json(job.folder / "manifest.json")["shards"]
+    named = [path.with_suffix(".safetensors").name for path in job.folder.glob("shard-*.json")]
     times = {name: (job.folder / name).stat().st_mtime_ns for name in named}
+    assert len(times) >= 2
     with pytest.raises(UserError, match="not complete"):
         open_signals(job)
 
@@ -191,7 +192,9 @@ def test_a_killed_capture_goes_on_to_the_same_bytes_as_one_that_was_not(output, 
     whole = training_job(small_profile(output, **changes), "base-KD")
     capture(whole)
     assert shards(whole.folder) == resumed
-    assert not [p for p in job.folder.iterdir() if p.name not in resumed and p.suffix == ".safetensors"]
+    left = {p.name for p in job.folder.iterdir()} - resumed.keys()
+    kinds = {re.sub(r"[0-9a-f]{16}|\d{5}", "…", name) for name in left}
+    assert kinds == {"manifest.json", "shard-….json", "session-….json"}
 
 
 # Full disk.
@@ -200,7 +203,7 @@ def test_a_killed_capture_goes_on_to_the_same_bytes_as_one_that_was_not(output, 
 def fill_disk_from_shard(number: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing this shard fails as it does on a full disk: in the library's write, or when it is synced."""
     name = f"shard-{number:05d}"
-    real_save, real_sync = store.save_file, os.fsync
+    real_save, real_sync = shard_files.save_file, os.fsync
 
     def save_file(tensors, path, *rest, **options):
         if how == "safetensors" and name in str(path):
@@ -212,7 +215,7 @@ def fill_disk_from_shard(number: int, how: str, monkeypatch: pytest.MonkeyPatch)
             raise OSError(errno.ENOSPC, "No space left on device")
         real_sync(descriptor)
 
-    monkeypatch.setattr(store, "save_file", save_file)
+    monkeypatch.setattr(shard_files, "save_file", save_file)
     monkeypatch.setattr(provenance.os, "fsync", fsync)
 
 

@@ -11,9 +11,8 @@ from conftest import make_store, stored
 from primekd.config import LossConfig, SignalsConfig
 from primekd.errors import UserError
 from primekd.provenance import hash_file, read_json
-from primekd.signals import SignalReader, SignalWriter, concatenate, make_codec
-from primekd.signals.codecs import FullCodec, HiddenCodec, TopKCodec, require_served
-from primekd.signals.store import shard_name
+from primekd.signals import SignalReader, SignalWriter, concatenate, make_codec, shard_name
+from primekd.signals.codecs import FullCodec, HiddenCodec, TextCodec, TopKCodec, require_served
 
 VOCABULARY, WIDTH = 50, 6
 RESPONSES = {"q10": [1, 2, 3], "q2": [4], "q1": [5, 6]}
@@ -164,7 +163,7 @@ def test_a_damaged_shard_counts_as_missing_for_the_writer(damage, store):
     folder, rows = store
     before = (folder / shard_name(1)).read_bytes()
     damage(folder / shard_name(1))
-    writer = SignalWriter(folder, read_json(folder / "manifest.json")["spec"])
+    writer = SignalWriter(folder, read_json(folder / "manifest.json")["spec"], 2)
     assert writer.has_shard(0) and not writer.has_shard(1)
     writer.write_shard(1, [stored("q1", RESPONSES["q1"])], [FullCodec().encode(rows["q1"])])
     assert (folder / shard_name(1)).read_bytes() == before
@@ -233,7 +232,7 @@ def test_an_absent_store_names_the_command_that_makes_it(output):
 
 def test_a_store_that_was_begun_and_not_finished_is_refused(output):
     folder = output / "s" / "base-KD"
-    writer = SignalWriter(folder, {"codec": FullCodec().describe()})
+    writer = SignalWriter(folder, {"codec": FullCodec().describe()}, 1)
     writer.write_shard(0, [stored("a", [1])], [FullCodec().encode(torch.zeros(1, VOCABULARY))])
     with pytest.raises(UserError, match="not complete"):
         SignalReader(folder)
@@ -286,14 +285,128 @@ def test_the_writer_refuses_a_store_of_another_configuration_and_leaves_it_alone
     folder, _ = store
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="base-KD"):
-        SignalWriter(folder, {"codec": FullCodec().describe(), "tokenizer_sha256": "other"})
+        SignalWriter(folder, {"codec": FullCodec().describe(), "tokenizer_sha256": "other"}, 2)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_the_writer_refuses_columns_without_one_row_a_response_token(output):
-    writer = SignalWriter(output / "s", {"codec": FullCodec().describe()})
+    writer = SignalWriter(output / "s", {"codec": FullCodec().describe()}, 1)
     with pytest.raises(ValueError, match="not one a response token"):
         writer.write_shard(0, [stored("a", [1, 2])], [FullCodec().encode(torch.zeros(3, VOCABULARY))])
+
+
+def test_a_store_of_responses_alone_has_no_columns(output):
+    pairs = [(stored("a", [1, 2]), None), (stored("b", []), None)]  # a server may answer with nothing at all
+    reader = make_store(output / "s" / "base-KD", TextCodec(), [pairs])
+    assert reader.item("a").response_ids == [1, 2] and reader.item("b").response_ids == []
+    assert reader.rows("a", [1, 2]) is None and reader.rows("b", []) is None
+
+
+def test_a_shard_that_is_replaced_under_an_open_reader_is_not_read(store):
+    folder, rows = store
+    reader = SignalReader(folder)
+    writer = SignalWriter(folder, reader.spec, 2)
+    writer.write_shard(1, [stored("q1", [6, 5])], [FullCodec().encode(rows["q1"])])
+    with pytest.raises(UserError, match=r"shard-00001.*'q1' do not match their hash"):
+        reader.rows("q1", [6, 5])
+
+
+# How a store is written: by several workers, and by this program before there were several.
+
+
+def write(writer: SignalWriter, rows: dict[str, torch.Tensor], *indices: int) -> None:
+    for index in indices:
+        pairs = two_shards(rows)[index]
+        writer.write_shard(index, [item for item, _ in pairs], [FullCodec().encode(states) for _, states in pairs])
+
+
+def test_the_manifest_does_not_depend_on_who_wrote_which_shard_and_in_what_order(store, output):
+    folder, rows = store
+    other = output / "other" / "base-KD"
+    spec = read_json(folder / "manifest.json")["spec"]
+    workers = [SignalWriter(other, spec, 2) for _ in range(2)]
+    for worker, name in zip(workers, "ab", strict=True):
+        worker.facts = {"engine": {"engine": name}, "environment": {"machine": name}}
+    write(workers[1], rows, 1)
+    assert workers[0].missing() == workers[1].missing() == [0]
+    assert not workers[1].complete()
+    write(workers[0], rows, 0)
+    assert all(worker.missing() == [] and worker.complete() for worker in workers)
+    manifest, expected = read_json(other / "manifest.json"), read_json(folder / "manifest.json")
+    assert manifest.pop("engine") == {"engine": "a"} and manifest.pop("environment") == {"machine": "a"}  # of shard 0
+    assert manifest == expected and list(manifest["shards"]) == [shard_name(0), shard_name(1)]
+    assert manifest["items"] == 3 and manifest["tokens"] == 6
+
+
+def test_of_two_workers_who_wrote_one_shard_with_different_bytes_neither_is_believed(store):
+    """A's file, B's file, B's vouching, A's vouching: it vouches for bytes that are not there."""
+    folder, rows = store
+    writer = SignalWriter(folder, read_json(folder / "manifest.json")["spec"], 2)
+    vouch = (folder / "shard-00001.json").read_bytes()
+    write(writer, {**rows, "q1": rows["q1"] + 1}, 1)
+    (folder / "shard-00001.json").write_bytes(vouch)
+    assert writer.missing() == []  # it has the right size
+    assert not writer.complete() and writer.missing() == [1]
+    write(writer, rows, 1)
+    assert writer.complete()
+    SignalReader(folder)
+
+
+def test_a_worker_does_not_complete_a_store_whose_damage_another_has_found(store):
+    folder, rows = store
+    spec = read_json(folder / "manifest.json")["spec"]
+    one, other = SignalWriter(folder, spec, 2), SignalWriter(folder, spec, 2)
+    assert one.missing() == other.missing() == []
+    altered(folder / shard_name(1))
+    assert not other.complete()
+    before = (folder / "manifest.json").read_bytes()
+    assert not one.complete() and one.missing() == [1]
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "vouch", ["", "{}", "[1]", '{"spec_sha256": "0", "sha256": "0"}'], ids=["empty", "nothing", "no mapping", "other"]
+)
+def test_a_shard_whose_vouching_file_was_altered_counts_as_missing(vouch, store):
+    folder, _ = store
+    (folder / "shard-00001.json").write_text(vouch)
+    writer = SignalWriter(folder, read_json(folder / "manifest.json")["spec"], 2)
+    assert writer.missing() == [1] and not writer.has_shard(1) and not writer.complete()
+
+
+def as_before_vouching(folder, **changes):
+    """The store as it was written when the manifest alone named the shards."""
+    edit(folder, lambda m: m.update(changes))
+    for path in (*folder.glob("shard-*.json"), *folder.glob("session-*.json")):
+        path.unlink()
+    return read_json(folder / "manifest.json")
+
+
+SESSIONS = [{"end": "2026-01-02T03:04:05+00:00", "seconds": 2.5, "energy_kwh": None}]
+
+
+def test_a_complete_store_of_before_vouching_files_is_read_and_kept_as_it_is(store):
+    folder, rows = store
+    facts = {"engine": {"engine": "x"}, "environment": {"git": None}, "reconstruction": {"tokens": 3}}
+    manifest = as_before_vouching(folder, sessions=SESSIONS, **facts)
+    assert SignalReader(folder).item_ids == list(RESPONSES)
+    writer = SignalWriter(folder, manifest["spec"], 2)
+    assert writer.missing() == [] and writer.complete()
+    assert read_json(folder / "manifest.json") == manifest
+
+
+def test_a_store_begun_before_vouching_files_goes_on(store):
+    folder, rows = store
+    manifest = as_before_vouching(folder, complete=False, sessions=SESSIONS, reconstruction={"tokens": 3})
+    edit(folder, lambda m: m["shards"].pop(shard_name(1)))
+    writer = SignalWriter(folder, manifest["spec"], 2)
+    assert writer.missing() == [1]
+    write(writer, rows, 1)
+    assert writer.complete()
+    found = read_json(folder / "manifest.json")
+    assert found["shards"] == manifest["shards"] and found["sessions"] == SESSIONS
+    assert found["reconstruction"] == {"tokens": 3} and found["environment"]["git"]
+    SignalReader(folder)
 
 
 def test_a_shard_copied_without_its_manifest_is_not_taken_over(store, output):
@@ -301,7 +414,7 @@ def test_a_shard_copied_without_its_manifest_is_not_taken_over(store, output):
     other = output / "copy"
     other.mkdir()
     shutil.copy(folder / shard_name(0), other)
-    assert not SignalWriter(other, read_json(folder / "manifest.json")["spec"]).has_shard(0)
+    assert not SignalWriter(other, read_json(folder / "manifest.json")["spec"], 2).has_shard(0)
 
 
 # What a codec can serve.
@@ -337,7 +450,7 @@ def test_a_codec_that_the_engine_cannot_feed_is_refused():
 
 
 def test_a_damaged_head_is_written_anew_and_never_vouched_for(tmp_path):
-    from primekd.signals.store import save_head
+    from primekd.signals.heads import save_head
 
     head = torch.randn(5, 3)
     first = save_head(tmp_path / "store", head)

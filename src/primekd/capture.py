@@ -1,6 +1,10 @@
 """items x strategy x engine -> signal store: generate a primed response, score it in one prefill, keep the rows."""
 
+import contextlib
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,14 @@ from primekd.items import Item, hash_items, load_items
 from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
 from primekd.progress import Progress
-from primekd.provenance import MANIFEST, environment, hash_file, hash_json, now, read_json, relative_name, set_aside
-from primekd.signals import Codec, SignalReader, SignalWriter, StoredItem, make_codec
+from primekd.provenance import environment, hash_json, now
+from primekd.signals import Codec, SignalReader, SignalWriter, StoredItem, make_codec, shard_name
+from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
-from primekd.signals.store import save_head, shard_name
+from primekd.signals.heads import save_head
 from primekd.strategies import Strategy, get_strategy
 from primekd.teachers import Sampling, TeacherEngine, open_engine
+from primekd.workers import Part, SharedStore
 
 HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
 
@@ -82,10 +88,12 @@ def _weights_hash(teacher: TeacherConfig) -> str | None:
     return None if teacher.engine == "api" else model_hash(teacher.model)
 
 
-def capture(job: Job) -> Path:
+def capture(job: Job, part: Part | None = None) -> Path:
     """Captures a store, or the part of it that is missing; returns its folder.
 
-    A store of another configuration is set aside under a new name, never reused and never deleted.
+    Several processes may do so at once, on any machines that share the folder: each takes shards that no other has
+    taken, and waits at the end until all are there. With `part` a worker takes its fixed share and does not wait. A
+    store of another configuration is set aside under a new name, never reused and never deleted.
 
     Raises:
         UserError: teacher, items or codec do not fit, or the disk is full. What was written before stays.
@@ -96,70 +104,87 @@ def capture(job: Job) -> Path:
     spec = build_spec(job, items)
     if job.split == "train":
         require_served(make_codec(profile.signals, profile.teacher.offers), profile.loss)
-    if (job.folder / MANIFEST).is_file() and read_json(job.folder / MANIFEST).get("spec_sha256") != hash_json(spec):
-        print(f"{relative_name(job.folder)} is of another configuration: set aside as {set_aside(job.folder).name}.")
-    writer = SignalWriter(job.folder, spec)
     size = profile.signals.items_per_shard
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
-    missing = [index for index in range(len(chunks)) if not writer.has_shard(index)]
-    if not missing and writer.manifest["complete"] and _head_is_whole(writer):
-        print(f"{job.stage}: nothing to do, {len(items)} items are captured and unchanged.")
-        return job.folder
-    meter = Meter()
-    try:
-        with meter:
-            engine = capture_missing(job, writer, chunks, missing, len(items))
-    finally:  # a stopped session's time and energy count too
-        if writer.manifest["shards"]:
-            writer.save(sessions=[*writer.manifest.get("sessions", []), {"end": now(), **meter.facts}])
-    finish(writer, engine, environment())
+    with Claims() as claims:
+        store = SharedStore(claims, job.folder, spec, len(chunks), part)
+        if not store.missing() and store.complete():
+            print(f"{job.stage}: nothing to do, {len(items)} items are captured and unchanged.")
+            return job.folder
+        with Progress(profile, job.stage, len(items), "item") as progress:
+            capture_missing(job, store, chunks, progress)
     return job.folder
 
 
-def capture_missing(
-    job: Job, writer: SignalWriter, chunks: list[list[Item]], missing: list[int], total: int
-) -> TeacherEngine:
-    """Opens the teacher and writes the shards numbered in `missing`; returns the engine."""
-    profile, spec = job.profile, writer.spec
-    with Progress(profile, job.stage, total, "item") as progress:
-        progress.advance(sum(len(c) for i, c in enumerate(chunks) if i not in missing))
-        engine = open_engine(profile)
-        codec = make_codec(profile.signals, engine.offers)
-        if codec.describe() != spec["codec"]:
-            raise UserError(
-                f"{profile.teacher.model} offers no {spec['codec']['name']} signals in this engine: "
-                "set signals.codec to topk or full in the profile."
-            )
-        if codec.needs == "hidden":
-            writer.save(head=save_head(job.folder, engine.head()))
-        for index in missing:
-            stored, columns = capture_items(engine, codec, job, chunks[index], index)
-            if codec.needs == "hidden" and "reconstruction" not in writer.manifest:
-                writer.save(reconstruction=measure_reconstruction(engine, stored))
-            writer.write_shard(index, stored, columns)
-            progress.advance(len(stored))
-    return engine
+def capture_missing(job: Job, store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
+    """Makes shards until the store is complete, or with a fixed share until that is made."""
+    teacher = cache(partial(open_teacher, job, store.writer))  # opened when there is something for it to do
+    while True:
+        show_done(store, chunks, progress)
+        make_shards(job, store, chunks, teacher, progress)
+        if missing := store.missing():
+            if store.part is not None:
+                print(f"{job.stage}: worker {store.part} has done its share; {store.describe(missing)} missing yet.")
+                return
+            store.wait()
+        elif store.complete():
+            return
+        elif not store.missing():
+            teacher()  # all shards are whole, so it is the head that is lost: opening the teacher writes it
 
 
-def _head_is_whole(writer: SignalWriter) -> bool:
-    entry = writer.manifest.get("head")
-    if entry is None:
-        return True
-    path = writer.folder.parent / entry["file"]
-    return path.is_file() and hash_file(path) == entry["sha256"]
+def show_done(store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
+    """Brings the progress up to what all workers together have done."""
+    left = sum(len(chunks[index]) for index in store.missing())
+    progress.advance(sum(map(len, chunks)) - left - progress.state["done"])
 
 
-def finish(writer: SignalWriter, engine: TeacherEngine, facts: dict[str, Any]) -> None:
-    """Marks a store as complete and says how it was made."""
-    shards = writer.manifest["shards"].values()
-    writer.save(
-        complete=True,
-        engine=engine.identity(),
-        items=sum(s["items"] for s in shards),
-        tokens=sum(s["tokens"] for s in shards),
-        bytes=sum(s["bytes"] for s in shards),
-        environment=facts,
-    )
+def make_shards(
+    job: Job,
+    store: SharedStore,
+    chunks: list[list[Item]],
+    teacher: Callable[[], tuple[TeacherEngine, Codec]],
+    progress: Progress,
+) -> None:
+    """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped."""
+    with contextlib.closing(store.shards()) as shards:
+        first = next(shards, None)
+        if first is None:
+            return
+        meter = Meter()
+        try:
+            with meter:
+                engine, codec = teacher()
+                for index in itertools.chain([first], shards):
+                    stored, columns = capture_items(engine, codec, job, chunks[index], index)
+                    facts = {}
+                    if codec.needs == "hidden" and index == 0:  # of one shard, and always the same one
+                        facts["reconstruction"] = measure_reconstruction(engine, stored)
+                    store.writer.write_shard(index, stored, columns, **facts)
+                    show_done(store, chunks, progress)
+        finally:
+            if len(store.missing()) < len(chunks):
+                store.writer.add_session({"end": now(), **meter.facts})
+
+
+def open_teacher(job: Job, writer: SignalWriter) -> tuple[TeacherEngine, Codec]:
+    """Loads the teacher, stores its head where the codec needs one, and notes how shards will be made.
+
+    Raises:
+        UserError: the model is not there or does not offer what the codec needs.
+    """
+    profile = job.profile
+    engine = open_engine(profile)
+    codec = make_codec(profile.signals, engine.offers)
+    if codec.describe() != writer.spec["codec"]:
+        raise UserError(
+            f"{profile.teacher.model} offers no {writer.spec['codec']['name']} signals in this engine: "
+            "set signals.codec to topk or full in the profile."
+        )
+    writer.facts = {"engine": engine.identity(), "environment": environment()}
+    if codec.needs == "hidden":
+        writer.facts["head"] = save_head(job.folder, engine.head())
+    return engine, codec
 
 
 def capture_items(

@@ -64,8 +64,9 @@ def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
     tail_p = teacher.tail_mass.float()
     log_tail_q = log_q.scatter(-1, teacher.ids, -torch.inf).logsumexp(-1)  # over the tail itself, no 1 - sum
     log_tail_p = tail_p.clamp(min=torch.finfo(torch.float32).tiny).log()
-    # An empty tail (k = V, or mass below float32) adds nothing; -inf * 0 would be nan, in the gradient too.
-    empty = (tail_p == 0) | log_tail_q.isinf()
+    # An empty tail (k = V, or mass below float32) adds nothing; -inf * 0 would be nan, in the gradient too. Nor does a
+    # tail that is everything: such a row says nothing of the teacher, and one bucket has no divergence.
+    empty = (tail_p == 0) | (tail_p == 1) | log_tail_q.isinf()
     safe_tail_q = torch.where(empty, log_tail_p, log_tail_q)
     return divergence + tail_p * (log_tail_p - safe_tail_q)
 

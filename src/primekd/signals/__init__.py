@@ -1,8 +1,14 @@
-"""What a teacher said, on disk: codecs and the store that keeps their rows."""
+"""What a teacher said, on disk: codecs and the store that keeps their rows.
+
+Nothing is read whose hash does not match. writer.py says which files a store has, claims.py how several workers share
+it.
+"""
 
 from primekd.signals.codecs import Codec, make_codec
+from primekd.signals.reader import SignalReader
 from primekd.signals.rows import DenseRows, HiddenRows, SignalRows, TopKRows, concatenate
-from primekd.signals.store import SignalReader, SignalWriter, StoredItem
+from primekd.signals.shards import StoredItem, shard_name
+from primekd.signals.writer import SignalWriter
 
 __all__ = [
     "Codec",
@@ -15,4 +21,5 @@ __all__ = [
     "TopKRows",
     "concatenate",
     "make_codec",
+    "shard_name",
 ]

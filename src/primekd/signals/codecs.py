@@ -122,12 +122,11 @@ class TopKCodec:
             ids = torch.nn.functional.pad(ids, (0, missing), value=-1)
             log_probs = torch.nn.functional.pad(log_probs, (0, missing), value=-torch.inf)
         filled = ids >= 0
-        if not filled[:, 0].all():
-            raise ValueError("a row has no token at all")
         tail = 1 - log_probs.double().exp().sum(-1)
         return {
-            # An unfilled place repeats the row's first token with no mass, so that the tail is counted once.
-            "ids": torch.where(filled, ids, ids[:, :1]).to(torch.int32),
+            # An unfilled place repeats the row's first token with no mass, so that the tail is counted once. A row
+            # without any token (an API hides the end of turn) is all tail, and has no divergence from anything.
+            "ids": torch.where(filled, ids, ids[:, :1].clamp(min=0)).to(torch.int32),
             "log_probs": torch.where(filled, log_probs, NO_PLACE),
             "tail_mass": tail.clamp(0, 1).float(),
             "log_normaliser": torch.full((len(ids),), torch.nan),

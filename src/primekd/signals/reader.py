@@ -1,0 +1,147 @@
+"""Reads a complete store, item by item. Memory grows with the number of items, not with their tokens."""
+
+import json
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from primekd.errors import UserError
+from primekd.provenance import MANIFEST, hash_file, hash_json, read_json, relative_name
+from primekd.signals.codecs import codec_of
+from primekd.signals.heads import load_head
+from primekd.signals.rows import SignalRows
+from primekd.signals.shards import FORMAT, StoredItem
+
+OPEN_SHARDS = 16  # files are mapped: more of them would be resident at a time
+
+
+class Place(NamedTuple):
+    """Where an item lies: the number of its shard, and there its prompt's and response's ids from start to end."""
+
+    shard: int
+    prompt: int
+    prompt_end: int
+    response: int
+    response_end: int
+    truncated: int
+
+
+class SignalReader:
+    """Reads a complete store, item by item, checking as it goes.
+
+    Every shard's hash is checked here, once; an item's own hash here and each time that the item is read.
+
+    Args:
+        expected: keys of the spec and the values they must have (for example tokenizer_sha256).
+
+    Raises:
+        UserError: the store is absent, incomplete, of another tokenizer or codec, or a file was altered.
+    """
+
+    def __init__(self, folder: Path, **expected: Any):
+        self.folder = Path(folder)
+        self.name = relative_name(self.folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise UserError(f"{self.name} has no signals: run `primekd capture` (or the inference notebook) first.")
+        self.manifest = read_json(self.folder / MANIFEST)
+        self.spec = self.manifest.get("spec", {})
+        if self.manifest.get("format") != FORMAT or hash_json(self.spec) != self.manifest.get("spec_sha256"):
+            raise UserError(f"{self.name}/{MANIFEST} was altered or is of another version: capture again.")
+        if not self.manifest.get("complete") or "shards" not in self.manifest:
+            raise UserError(f"{self.name} is not complete: run its capture again, it goes on where it stopped.")
+        for key, value in expected.items():
+            if self.spec.get(key) != value:
+                raise UserError(f"{self.name} was captured with another {key} than is asked for: capture again.")
+        self.codec = codec_of(self.spec["codec"])
+        # One place and one hash of 32 bytes an item, end to end: Python objects would be several times as large.
+        self._number: dict[str, int] = {}
+        self._places, self._hashes = array("q"), bytearray()
+        self._open = lru_cache(maxsize=OPEN_SHARDS)(lambda path: safe_open(path, framework="pt"))
+        self._files = list(self.manifest["shards"])
+        for shard, entry in enumerate(self.manifest["shards"].values()):
+            self._index(shard, entry)
+
+    @property
+    def head(self) -> Tensor | None:
+        """The teacher's output head, (V, D), where the codec needs one."""
+        entry = self.manifest.get("head")
+        return load_head(self.folder.parent / entry["file"], entry["sha256"]) if entry else None
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Every item of the store, in the order of capture."""
+        return list(self._number)
+
+    def _index(self, shard: int, entry: dict[str, Any]) -> None:
+        path, name = self.folder / self._files[shard], f"{self.name}/{self._files[shard]}"
+        if not path.is_file():
+            raise UserError(f"{name} is missing: run its capture again, it writes what is not there.")
+        if hash_file(path) != entry["sha256"]:
+            raise UserError(f"{name} was altered or cut short: run its capture again, it replaces that shard.")
+        try:
+            with safe_open(path, framework="pt") as handle:
+                header = json.loads(handle.metadata()["primekd"])
+                fields = ("prompt_lengths", "response_lengths", "truncated")
+                columns = [handle.get_tensor(field).tolist() for field in fields]
+                ids = {field: handle.get_tensor(field) for field in ("prompt_ids", "response_ids")}
+        except SafetensorError as error:
+            raise UserError(f"{name} cannot be read ({error}): delete it and run its capture again.") from error
+        prompt = response = 0
+        for item_id, row_hash, size, length, cut in zip(header["items"], header["row_hashes"], *columns, strict=True):
+            if item_id in self._number:
+                raise UserError(f"{name}: item {item_id!r} stands in the store twice: capture again.")
+            self._number[item_id] = len(self._number)
+            self._places.extend(Place(shard, prompt, prompt + size, response, response + length, cut))
+            self._hashes += bytes.fromhex(row_hash)
+            self._read(item_id, ids)
+            prompt, response = prompt + size, response + length
+
+    def _place(self, item_id: str) -> Place:
+        if item_id not in self._number:
+            raise UserError(f"{self.name} has no item {item_id!r}: the items changed since the capture; capture again.")
+        start = self._number[item_id] * len(Place._fields)
+        return Place(*self._places[start : start + len(Place._fields)])
+
+    def _read(self, item_id: str, ids: dict[str, Any]) -> StoredItem:
+        """An item, cut out of the token ids of its shard (tensors or parts of a file), if its hash is right."""
+        place, number = self._place(item_id), self._number[item_id]
+        prompt = ids["prompt_ids"][place.prompt : place.prompt_end].tolist()
+        response = ids["response_ids"][place.response : place.response_end].tolist()
+        item = StoredItem(item_id, prompt, response, bool(place.truncated))
+        if item.row_hash != self._hashes[32 * number : 32 * number + 32].hex():
+            name = f"{self.name}/{self._files[place.shard]}"
+            raise UserError(f"{name}: the rows of item {item_id!r} do not match their hash: capture again.")
+        return item
+
+    def _handle(self, item_id: str) -> safe_open:
+        return self._open(self.folder / self._files[self._place(item_id).shard])
+
+    def item(self, item_id: str) -> StoredItem:
+        """One item's prompt and response.
+
+        Raises:
+            UserError: the store does not have it, or its shard was replaced since the store was opened.
+        """
+        handle = self._handle(item_id)
+        return self._read(item_id, {name: handle.get_slice(name) for name in ("prompt_ids", "response_ids")})
+
+    def rows(self, item_id: str, response_ids: Sequence[int]) -> SignalRows | None:
+        """The signal rows for one item, one a token of `response_ids`; None where responses alone were kept.
+
+        Raises:
+            UserError: the item's stored response is not `response_ids`.
+        """
+        item = self.item(item_id)
+        if list(response_ids) != item.response_ids:
+            raise UserError(f"{self.name}: item {item_id!r} was captured for another response than is trained on.")
+        place, handle = self._place(item_id), self._handle(item_id)
+        names = [name for name in handle.keys() if name.startswith("row.")]  # noqa: SIM118 - no mapping
+        columns = {
+            name.removeprefix("row."): handle.get_slice(name)[place.response : place.response_end] for name in names
+        }
+        return self.codec.decode(columns, self.head if self.codec.needs == "hidden" else None)

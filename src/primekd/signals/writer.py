@@ -1,0 +1,145 @@
+"""Writes a store, by any number of workers at once.
+
+    <folder>/shard-00000.safetensors   columns of the codec, token ids and lengths of the shard's items
+    <folder>/shard-00000.json          vouches for it: sha256, items, tokens, bytes, spec, and how it was made
+    <folder>/session-<…>.json          time and energy of one session of one worker
+    <folder>/manifest.json             what was asked (spec); at the end all of the above, marked as complete
+    <folder>/../head-<hash>.safetensors  the teacher's output head, shared by the stores of one teacher
+
+Each file is written whole, by one worker, and the last of them is assembled from the others: a worker may die at any
+time, and two that do the same thing at once do no harm.
+"""
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from primekd.errors import UserError
+from primekd.provenance import MANIFEST, environment, hash_file, hash_json, read_json, relative_name, write_json
+from primekd.signals.heads import head_is_whole
+from primekd.signals.shards import FORMAT, StoredItem, save_shard, shard_name
+
+ENTRY = ("sha256", "items", "tokens", "bytes")  # what the manifest says of a shard
+FACTS = ("head", "reconstruction", "engine", "environment")  # what it says of the store, from the first shard
+
+
+class SignalWriter:
+    """One worker's view of a store: which shards are vouched for, by whomever, and writing more of them.
+
+    Args:
+        folder: the store.
+        spec: everything that the rows depend on; a store with another spec is refused.
+        count: how many shards the whole store has.
+
+    Attributes:
+        facts: how this worker makes shards (any of FACTS); written beside each of its shards.
+    """
+
+    def __init__(self, folder: Path, spec: dict[str, Any], count: int):
+        self.folder, self.spec, self.spec_hash, self.count = Path(folder), spec, hash_json(spec), count
+        self.facts: dict[str, Any] = {}
+        self._done: set[int] = set()  # seen to be vouched for; they stay so until `complete` finds otherwise
+        self._base = {"kind": "signals", "format": FORMAT, "spec": spec, "spec_sha256": self.spec_hash}
+        if not (self.folder / MANIFEST).is_file():
+            write_json(self.folder / MANIFEST, self._base | {"complete": False, "shards": {}})
+        found = read_json(self.folder / MANIFEST)
+        if found.get("spec_sha256") != self.spec_hash:
+            raise UserError(
+                f"{relative_name(self.folder)} was captured with other settings: move it away and capture again."
+            )
+        self._was_complete = bool(found.get("complete"))
+        if found.get("shards") and not any(self.folder.glob("shard-*.json")):
+            self._vouch_as(found)
+
+    def _vouch_as(self, manifest: dict[str, Any]) -> None:
+        """Vouches for the shards of an older store, which names them in its manifest alone."""
+        facts = {"environment": environment()} | {key: manifest[key] for key in FACTS if key in manifest}
+        for name, entry in manifest["shards"].items():
+            self._write_vouch(self.folder / name, entry | facts)
+        for session in manifest.get("sessions", []):
+            self.add_session(session)
+
+    def _write_vouch(self, path: Path, facts: dict[str, Any]) -> None:
+        own = {"kind": "shard", "format": FORMAT, "spec_sha256": self.spec_hash}
+        write_json(path.with_suffix(".json"), own | facts)
+
+    def _vouch(self, index: int) -> dict[str, Any] | None:
+        """What vouches for a shard, if the shard is there and has that size."""
+        path = self.folder / shard_name(index)
+        try:
+            vouch = read_json(path.with_suffix(".json"))
+            whole = vouch["spec_sha256"] == self.spec_hash and path.stat().st_size == vouch["bytes"]
+        except (UserError, OSError, KeyError, TypeError):  # absent, cut short or edited: the shard is made again
+            return None
+        return vouch if whole and vouch.keys() >= set(ENTRY) else None
+
+    def has_shard(self, index: int) -> bool:
+        """Whether a shard is there with the bytes that are vouched for. A damaged one counts as missing."""
+        vouch = self._vouch(index)
+        return vouch is not None and hash_file(self.folder / shard_name(index)) == vouch["sha256"]
+
+    def missing(self) -> list[int]:
+        """Which shards nobody has vouched for, in order. Whether their bytes are right is for `complete` to find."""
+        there = set(os.listdir(self.folder))
+        for index in set(range(self.count)) - self._done:
+            if shard_name(index) in there and self._vouch(index) is not None:
+                self._done.add(index)
+        return [index for index in range(self.count) if index not in self._done]
+
+    def write_shard(
+        self, index: int, items: Sequence[StoredItem], columns: Sequence[dict[str, Tensor]], **facts: Any
+    ) -> None:
+        """Writes one shard and then the file that vouches for it.
+
+        Args:
+            columns: for each item the codec's columns, (T, …) each.
+            facts: what is known of this shard alone (any of FACTS).
+        """
+        path = self.folder / shard_name(index)
+        entry = save_shard(path, items, columns, self.spec_hash)
+        self._write_vouch(path, entry | self.facts | facts)
+
+    def add_session(self, session: dict[str, Any]) -> None:
+        """Keeps the time and energy of one session of this worker."""
+        write_json(self.folder / f"session-{secrets.token_hex(8)}.json", session)
+
+    def complete(self) -> bool:
+        """Checks every shard and, if all are whole, writes the manifest. One worker at a time may call it.
+
+        Returns:
+            False if something has to be made first: what `missing` names now, or the head.
+        """
+        vouches = {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
+        manifest = self._assemble(vouches)
+        found = read_json(self.folder / MANIFEST)
+        by_another = found.get("complete") and not self._was_complete and found["shards"] == manifest["shards"]
+        damaged = set() if by_another else {index for index in vouches if not self.has_shard(index)}
+        for index in damaged:
+            (self.folder / shard_name(index)).with_suffix(".json").unlink(missing_ok=True)
+        self._done = vouches.keys() - damaged
+        if len(self._done) < self.count or ("head" in manifest and not head_is_whole(self.folder, manifest["head"])):
+            return False
+        if manifest != found:
+            write_json(self.folder / MANIFEST, manifest)
+        return True
+
+    def _assemble(self, vouches: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        """The manifest of a complete store. Each fact is the first shard's that has it, whoever came last."""
+        facts: dict[str, Any] = {}
+        for vouch in vouches.values():
+            facts = {key: vouch[key] for key in FACTS if key in vouch} | facts
+        if "head" in self.facts:  # just written: an older entry may name a file that is lost
+            facts["head"] = self.facts["head"]
+        sessions = [read_json(path) for path in sorted(self.folder.glob("session-*.json"))]
+        return {
+            **self._base,
+            "complete": True,
+            "shards": {shard_name(index): {key: vouch[key] for key in ENTRY} for index, vouch in vouches.items()},
+            **facts,
+            "sessions": sorted(sessions, key=lambda session: session.get("end", "")),
+            **{key: sum(vouch[key] for vouch in vouches.values()) for key in ("items", "tokens", "bytes")},
+        }

@@ -1,0 +1,142 @@
+"""Several workers on one signal store: who makes which shard, who waits for whom, and who completes it.
+
+Workers meet in the store's folder alone, so they may run on any machines that share it. Each says that it is there
+(`worker-<…>.lock`), claims one shard at a time (`shard-00000.lock`), and holds `.<store>.lock`, beside the store, while
+it sets an outdated store aside, begins one or completes one. See signals/claims.py for what becomes of a dead worker's.
+"""
+
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.errors import UserError
+from primekd.provenance import MANIFEST, hash_json, read_json, relative_name, set_aside
+from primekd.signals import SignalWriter, shard_name
+from primekd.signals.claims import POLL, Claims, Owner
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fixed share of the shards: the `number`-th of `of` workers, from 1. Nothing is claimed then."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """Reads "2/4".
+
+        Raises:
+            UserError: it is no such thing.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise UserError(f"--worker {text}: write which of how many workers this is, for example 2/4.")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def has(self, index: int) -> bool:
+        """Whether the shard with this number is among them."""
+        return index % self.of == self.number - 1
+
+
+class SharedStore:
+    """A store that this process works on, perhaps together with others.
+
+    Args:
+        claims: entered by the caller; what is claimed here is given up with it.
+        spec, count: as of SignalWriter.
+        part: the shards of this worker; None: whatever is neither made nor claimed.
+
+    Raises:
+        UserError: a living worker is making a store of another configuration in this folder.
+    """
+
+    def __init__(self, claims: Claims, folder: Path, spec: dict[str, Any], count: int, part: Part | None = None):
+        self.claims, self.folder, self.part = claims, folder, part
+        self.name = relative_name(folder)
+        self._held: dict[int, Owner] = {}  # what others had in hand when nothing was left to take
+        self._said = ""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("spec_sha256") != hash_json(spec):
+                if others := self._others():
+                    raise UserError(
+                        f"{self.name} is being captured with other settings by {others[0]}: wait for it or stop it."
+                    )
+                print(f"{self.name} is of another configuration: set aside as {set_aside(folder).name}.")
+            self.writer = SignalWriter(folder, spec, count)
+            claims.take(folder / f"worker-{secrets.token_hex(8)}.lock")
+            self._tidy()
+
+    def _alone(self):
+        # One worker at a time may do what concerns the whole store.
+        lock = self.folder.with_name(f".{self.folder.name}.lock")
+        return self.claims.alone(lock, lambda owner: print(f"{self.name}: waiting for {owner}.", flush=True))
+
+    def _others(self) -> list[Owner]:
+        return self.claims.others(self.folder, "worker-*.lock")
+
+    def _tidy(self) -> None:
+        """Removes what killed workers left behind, if no other is at work."""
+        if not self._others():
+            for leftover in [*self.folder.glob(".*.tmp"), *self.folder.glob("shard-*.lock")]:
+                leftover.unlink(missing_ok=True)
+
+    def missing(self) -> list[int]:
+        """The shards that are still to be made, by anyone."""
+        return self.writer.missing()
+
+    def describe(self, missing: list[int], most: int = 5) -> str:
+        """Shards by name, and how many more."""
+        names = [Path(shard_name(index)).stem for index in missing[:most]]
+        return ", ".join(names) + (f" and {len(missing) - most} more" if len(missing) > most else "")
+
+    def shards(self) -> Iterator[int]:
+        """Yields one shard after the other for this worker to make; ends when none is left for it to take."""
+        while (index := self._take()) is not None:
+            try:
+                yield index
+            finally:
+                if self.part is None:
+                    self.claims.release(self._lock_of(index))
+
+    def _lock_of(self, index: int) -> Path:
+        return (self.folder / shard_name(index)).with_suffix(".lock")
+
+    def _take(self) -> int | None:
+        self._held = {}
+        missing = self.missing()
+        if self.part is not None:
+            return next((index for index in missing if self.part.has(index)), None)
+        claimed = {path.name for path in self.folder.glob("shard-*.lock")}
+        for index in sorted(missing, key=lambda i: self._lock_of(i).name in claimed):  # the unclaimed ones first
+            if (owner := self.claims.take(self._lock_of(index))) is not None:
+                self._held[index] = owner
+            elif index in self.missing():
+                return index
+            else:  # its worker finished it after we looked
+                self.claims.release(self._lock_of(index))
+        return None
+
+    def wait(self) -> None:
+        """Waits a moment for the others, and says for whom if that is news."""
+        whom = ", ".join(f"{Path(shard_name(index)).stem} ({owner})" for index, owner in self._held.items())
+        if whom and whom != self._said:
+            print(f"{self.name}: waiting for other workers: {whom}.", flush=True)
+            self._said = whom
+        time.sleep(POLL)
+
+    def complete(self) -> bool:
+        """Completes the store if everything is made and whole; see SignalWriter.complete."""
+        with self._alone():
+            completed = self.writer.complete()
+            if completed:
+                self._tidy()
+            return completed
