@@ -6,12 +6,13 @@ PROFILE ?= pocket
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: help reproduce test lint setup clean
+.PHONY: help reproduce test test-gpu lint setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make reproduce   set up, run the whole study (PROFILE=pocket), print the results, write the report"
 	@echo "make test        set up, run the tests"
+	@echo "make test-gpu    set up, run what needs a GPU; without one every test says why it is skipped"
 	@echo "make setup       set up only: virtual environment in $(VENV) with pinned packages"
 	@echo "make lint        check style"
 	@echo "make clean       delete runs/ and built models (logs/ and the virtual environment stay)"
@@ -39,6 +40,9 @@ reproduce: $(STAMP)
 test: $(TEST_STAMP)
 	@# Two processes of one thread each: twice as many tests at a time, and no process waits for the other's threads.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-gpu: $(TEST_STAMP)
+	$(BIN)/python -m pytest tests/gpu -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

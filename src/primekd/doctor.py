@@ -1,6 +1,7 @@
 """What this machine can run: Python, packages against the pins, processor and GPUs, disk, engines, models."""
 
 import importlib
+import importlib.util
 import platform
 import shutil
 import sys
@@ -11,18 +12,16 @@ from primekd.config import Profile, load_profile, profile_names
 from primekd.errors import UserError
 from primekd.models import is_present
 from primekd.provenance import hardware, output_root, package_versions, requirement_pins
+from primekd.teachers.packages import (
+    PACKAGES,
+    WITHOUT_FLASH_ATTN,
+    explain_import_failure,
+    is_installed,
+    missing_cuda,
+)
 
 OLDEST_PYTHON = (3, 11)
 NEEDED_GIB = 5  # for the pocket profile: dequantised models, signals, adapters
-
-# Engine -> (module, how to get it).
-ENGINE_FIXES = {
-    "transformers": ("transformers", "pip install -r requirements.txt"),
-    "llamacpp": (
-        "llama_cpp",
-        "pip install -r requirements.txt (it is compiled: install a C++ compiler, e.g. g++, first)",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -88,25 +87,47 @@ def _existing(path: Path) -> Path:
 
 
 def check_engines() -> list[Finding]:
-    """Which teacher engines import here, and what to do for those that do not."""
+    """Which teacher engines import here, and what to do for those that do not; optional ones may be missing."""
+    return [check_engine(engine) for engine in PACKAGES]
+
+
+def check_engine(engine: str) -> Finding:
+    """Whether an engine's package imports. One that is compiled on import may take minutes the first time."""
+    package = PACKAGES[engine]
+    if package.optional and not is_installed(engine):
+        return Finding("engine", "ok", f"{engine}: optional, not installed ({package.fix})")
+    if package.cuda and (reason := missing_cuda()):
+        return Finding("engine", "warning", f"{engine} is installed and cannot run: {reason}")
+    try:
+        version = getattr(importlib.import_module(package.module), "__version__", "")
+    except Exception as error:  # a broken build may raise anything when it is imported
+        return Finding("engine", "warning", explain_import_failure(engine, error))
+    if engine == "exllamav2" and importlib.util.find_spec("flash_attn") is None:
+        return Finding("engine", "ok", f"{engine} {version}, {WITHOUT_FLASH_ATTN}")
+    return Finding("engine", "ok", f"{engine} {version}")
+
+
+def check_profile_engines(profile: Profile) -> list[Finding]:
+    """Whether the engine that a profile names, and the package behind a 4-bit student, can run here."""
+    needed = [profile.teacher.engine] + (["bitsandbytes"] if profile.student.quantization else [])
     findings = []
-    for engine, (module, fix) in ENGINE_FIXES.items():
-        try:
-            version = getattr(importlib.import_module(module), "__version__", "")
-            findings.append(Finding("engine", "ok", f"{engine} {version}"))
-        except Exception as error:  # a broken build may raise anything when it is imported
-            findings.append(
-                Finding("engine", "warning", f"{engine} does not import ({type(error).__name__}: {error}); {fix}")
-            )
+    for engine in needed:
+        package = PACKAGES[engine]
+        if not is_installed(engine):
+            findings.append(Finding(profile.name, "warning", f"engine {engine} is not installed: {package.fix}"))
+        elif package.cuda and (reason := missing_cuda()):
+            findings.append(Finding(profile.name, "warning", f"engine {engine} cannot run here: {reason}"))
+        else:
+            findings.append(Finding(profile.name, "ok", f"engine {engine} is here"))
     return findings
 
 
 def check_profile(profile: Profile) -> list[Finding]:
-    """Whether a profile's models are here."""
-    findings = []
+    """Whether a profile's engine and models are here."""
+    findings = check_profile_engines(profile)
     for role, reference in (("teacher", profile.teacher.model), ("student", profile.student.model)):
         try:
-            here = is_present(reference)
+            here = is_present(reference, weights=role != "teacher" or profile.teacher.engine != "api")
         except UserError as error:
             findings.append(Finding(profile.name, "warning", str(error)))
             continue
