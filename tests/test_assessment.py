@@ -1,7 +1,6 @@
 """From answers to numbers: grading, logs, the held-out fit, the summary and what may be said of it."""
 
 import csv
-import functools
 import shutil
 from dataclasses import replace
 from decimal import Decimal
@@ -15,7 +14,6 @@ from conftest import ROOT, save_llama, small_profile, write_profile
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
-from primekd import models
 from primekd.assessment import assess as assessing
 from primekd.assessment import regrade as regrading
 from primekd.assessment.adjudicate import Decision, add_decision, answer_hash
@@ -580,13 +578,6 @@ def test_gold_values_of_a_log_are_exact():
 # A whole study of the smallest size.
 
 
-def once_a_tokenizer(patch: pytest.MonkeyPatch) -> None:
-    """One vocabulary is hashed once, not twenty times an assessment."""
-    known = functools.cache(models.tokenizer_hash)
-    for module in ("models", "assessment.answers", "capture", "distill"):
-        patch.setattr(f"primekd.{module}.tokenizer_hash", known)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A checkout of its own with every student of the smallest profile trained, and assessed."""
@@ -595,7 +586,6 @@ def trained(tmp_path_factory) -> Path:
     sizes = {"data": {"train_items": 2, "validation_items": 1, "test_items": 2}, "train": {"epochs": 1}}
     write_profile(folder, **sizes)
     with pytest.MonkeyPatch.context() as patch:
-        once_a_tokenizer(patch)
         patch.setenv("PRIMEKD_ROOT", str(folder))
         patch.setenv("PRIMEKD_OUTPUT", str(folder))
         profile = load_profile(str(folder / "small.yaml"))
@@ -610,7 +600,6 @@ def trained(tmp_path_factory) -> Path:
 @pytest.fixture
 def study(trained, tmp_path, monkeypatch) -> Profile:
     """A copy of it that a test may change. From here on no model may be opened."""
-    once_a_tokenizer(monkeypatch)
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
     monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))

@@ -1,5 +1,6 @@
 """Messages to token ids and masks: the model's own template, one BOS, text that cannot pose as a tag."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,19 @@ class StudentSequence:
     response_mask: list[bool]
 
 
-def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: str | None = None) -> list[int]:
+class Prompt(list[int]):
+    """Token ids of a conversation up to where the answer starts, with what they were made from.
+
+    Engines take the ids. A server that renders conversations itself needs `messages`, one that tokenizes needs `text`:
+    neither can be had back from ids without loss.
+    """
+
+    def __init__(self, ids: Iterable[int], messages: list[dict[str, str]], text: str):
+        super().__init__(ids)
+        self.messages, self.text = messages, text
+
+
+def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: str | None = None) -> Prompt:
     """Token ids of a conversation up to where the answer starts.
 
     Args:
@@ -39,11 +52,11 @@ def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: s
         refuse_control_tokens(tokenizer, message["content"])
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     # The template writes BOS itself, if the model wants one; adding special tokens here would double it.
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
         raise UserError("The chat template starts with two BOS tokens: mend the tokenizer's template.")
-    return ids
+    return Prompt(ids, messages, text)
 
 
 def refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:

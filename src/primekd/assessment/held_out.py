@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """One item under one model. Sums in nats over the tokens of the teacher's answer and of the gold solution."""
+    """One item under one model. Sums in nats over the tokens of the teacher's answer and of the gold solution.
+
+    `kl` is None where the teacher's text alone was kept: there is no distribution to measure from.
+    """
 
     model: str
     id: str
     teacher_tokens: int
-    kl: float
+    kl: float | None
     gold_tokens: int
     nll_gold: float
 
@@ -60,10 +63,11 @@ def measure(
         head = engine.head().float()
         for i, item in enumerate(block):
             student = states[i].to(head.device).float() @ head.T  # (T, V)
-            kl = divergence(reader.rows(item.id, taught[i]).to(head.device), student, loss).sum()
+            signals = reader.rows(item.id, taught[i])
+            kl = None if signals is None else float(divergence(signals.to(head.device), student, loss).sum())
             on_gold = states[len(block) + i].to(head.device).float() @ head.T
             nll = cross_entropy_sum(on_gold, torch.tensor(gold[i], device=head.device))
-            rows.append(HeldOutRow(name, item.id, len(taught[i]), float(kl), len(gold[i]), float(nll)))
+            rows.append(HeldOutRow(name, item.id, len(taught[i]), kl, len(gold[i]), float(nll)))
     return rows
 
 
@@ -89,7 +93,7 @@ def read_rows(path: Path) -> list[HeldOutRow]:
                 r["model"],
                 r["id"],
                 int(r["teacher_tokens"]),
-                float(r["kl"]),
+                float(r["kl"]) if r["kl"] else None,
                 int(r["gold_tokens"]),
                 float(r["nll_gold"]),
             )

@@ -21,7 +21,10 @@ CONTROL, TEACHER, BASE, FINE_TUNE = "control", "teacher", "base-KD", "base-fine-
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One model. Accuracies are shares; kl and nll are nats a token, empty for the teacher itself."""
+    """One model. Accuracies are shares; kl and nll are nats a token, empty for the teacher itself.
+
+    kl is empty for every model where the teacher's text alone was kept.
+    """
 
     model: str
     title: str
@@ -51,7 +54,8 @@ class ContrastRow:
     """`model` against `reference` on the same items. Differences are model minus reference.
 
     `p` is McNemar's exact one; `p_holm` is adjusted over all planned contrasts. `mde` is the smallest true difference
-    that would be found in 80 % of repetitions. Without held-out rows, kl and nll are empty.
+    that would be found in 80 % of repetitions. Without held-out rows, kl and nll are empty; with a teacher's
+    text alone, kl is.
     """
 
     model: str
@@ -108,7 +112,7 @@ def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples
     for model, log in logs.items():
         share, decided = accuracy(_verdicts(log)), accuracy(_adjudicated(log))
         fit = [r for r in held_out if r.model == model]
-        kl = ratio([r.kl for r in fit], [r.teacher_tokens for r in fit], samples) if fit else None
+        kl = ratio([r.kl for r in fit], [r.teacher_tokens for r in fit], samples) if _has_kl(fit) else None
         nll = ratio([r.nll_gold for r in fit], [r.gold_tokens for r in fit], samples) if fit else None
         rows.append(
             SummaryRow(
@@ -119,6 +123,11 @@ def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples
             )
         )  # fmt: skip
     return rows
+
+
+def _has_kl(rows: Iterable[HeldOutRow]) -> bool:
+    """Whether a KL was measured; it cannot be where the teacher's text alone was kept."""
+    return any(r.kl is not None for r in rows)
 
 
 def _parts(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
@@ -161,9 +170,11 @@ def _fit_differences(
     if first.keys() != second.keys():
         raise ValueError(f"{model} and {reference} were measured on different items")
     pairs = [(first[i], second[i]) for i in first]
-    kl = ratio_difference(
-        [a.kl for a, _ in pairs], [b.kl for _, b in pairs], [a.teacher_tokens for a, _ in pairs], samples
-    )
+    kl = None
+    if _has_kl(first.values()):
+        kl = ratio_difference(
+            [a.kl for a, _ in pairs], [b.kl for _, b in pairs], [a.teacher_tokens for a, _ in pairs], samples
+        )
     nll = ratio_difference(
         [a.nll_gold for a, _ in pairs], [b.nll_gold for _, b in pairs], [a.gold_tokens for a, _ in pairs], samples
     )

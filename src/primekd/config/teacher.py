@@ -1,8 +1,9 @@
 """The sections `teacher` (with one part for each engine) and `signals`."""
 
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from primekd.config.section import Positive, Section
 
@@ -38,11 +39,18 @@ class ApiConfig(Section):
 
     No request is sent that could bring the profile's spending above `max_spend_usd`; write 0 for all three amounts
     where the server is your own. `logprobs: false` is for servers that give none: their text alone is kept.
+
+    `prompt` is what is sent: `messages` to /chat/completions, where the server's own template renders them; or, to
+    /completions, the prompt as our template renders it, as `ids`, as `text`, or as `text-without-bos` for a server that
+    puts a BOS of its own before every text. `request` holds further fields of every request, as the server names them
+    (null leaves one of ours out): penalties and cut-offs that the server has on by default are switched off there.
     """
 
     model: str
     base_url: str = "https://api.openai.com/v1"
     key_variable: str = "OPENAI_API_KEY"
+    prompt: Literal["messages", "ids", "text", "text-without-bos"] = "messages"
+    request: dict[str, Any] = {}
     logprobs: bool = True
     usd_per_million_input: float = Field(ge=0)
     usd_per_million_output: float = Field(ge=0)
@@ -51,6 +59,16 @@ class ApiConfig(Section):
     concurrency: Positive = 4
     retries: int = Field(6, ge=0)
     timeout_seconds: float = Field(120.0, gt=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("not an address such as http://127.0.0.1:8000/v1")
+        if parts.username or parts.password:  # profiles are copied into manifests
+            raise ValueError("holds a password: put the key into the environment variable of key_variable")
+        return value.rstrip("/")
 
 
 class TeacherConfig(Section):
@@ -81,7 +99,7 @@ class TeacherConfig(Section):
         parts = {
             "exllamav2": {"cache_type"},
             "vllm": {"quantization", "full_logprobs"},
-            "api": {"model", "base_url", "logprobs"},
+            "api": {"model", "base_url", "logprobs", "prompt", "request"},
         }
         values = self.model_dump(mode="json", exclude_none=True)
         for name, kept in parts.items():

@@ -114,7 +114,7 @@ def _figures(results: Results, accuracies: dict) -> dict[str, str]:
     drawn = {"accuracy": accuracy_forest(results), "loss": loss_curves(results.folder)}
     if results.contrasts:
         drawn["contrasts"] = contrast_forest(results)
-    if results.fitted:
+    if results.with_kl:
         drawn["kl"] = kl_forest(results)
     if accuracies:
         drawn["extractors"] = extractor_dots(results, accuracies)

@@ -42,6 +42,11 @@ class Results:
     @property
     def fitted(self) -> bool:
         """Whether held-out answers were scored."""
+        return any(row["kl"] or row["nll_gold"] for row in self.summary)
+
+    @property
+    def with_kl(self) -> bool:
+        """Whether the distance to the teacher was measured; it cannot be where the teacher's text alone was kept."""
         return any(row["kl"] for row in self.summary)
 
     @property
@@ -129,12 +134,14 @@ def _limits(results: Results) -> list[str]:
             f"adjustment, is {percent_range(detectable)} points, depending on the comparison (column Detectable); "
             "smaller ones would mostly be missed."
         )
-    if results.fitted:
+    if results.with_kl:
         said.append(
             "KL is measured from the unprimed teacher, token by token on the teacher's own answers to the test items: "
             "it says how close a student is to that teacher, not whether its answers are right. The unprimed teacher "
             "is the reference for every strategy, whatever prompt its signals were captured with."
         )
+    elif results.fitted:
+        said.append("The teacher's text alone was kept, so no student's distance to its distribution can be measured.")
     said.append("All intervals and p-values of single models are over test items. " + _seeds(results))
     return said if results.decided else [*said, NOTHING_DECIDED]
 

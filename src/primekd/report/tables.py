@@ -53,9 +53,9 @@ def claim_table(logs_folder: Path) -> str:
 def engines_markdown(logs_folder: Path) -> str:
     """The table of teacher engines as Markdown. Raises UserError if a check's file is no JSON."""
     note = (
-        "From `primekd check-engine`: the engine answers questions of the profile, and its answers are scored by it and "
-        "by transformers in float32. KL(transformers || engine); ≥: over the top K tokens and one bucket for the rest, a "
-        "lower bound."
+        "From `primekd check-engine`: the engine answers questions of the profile, and its answers are scored by it "
+        "and by transformers in float32. KL(transformers || engine); ≥: over the top K tokens and one bucket for the "
+        "rest, a lower bound."
     )
     return f"{to_markdown(engine_table(logs_folder))}\n\n{note}\n"
 

@@ -1,0 +1,187 @@
+"""Requests to the endpoint: the key, the pace, retries, and a sentence for everything that can go wrong.
+
+The retries are not a client library's own, because each attempt has to be booked under the cap before it is sent.
+"""
+
+import email.utils
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from primekd.config.teacher import ApiConfig
+from primekd.errors import UserError
+from primekd.teachers.api.spending import Ledger
+
+LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
+BACK_OFF = wait_exponential_jitter(initial=1, max=60, jitter=1)  # seconds; where the server names no time
+KEPT = "what is finished is kept"
+NOT_BILLED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)  # the request never left
+
+
+class Temporary(Exception):
+    """A failure that may pass. `wait`: the seconds that the server asks for, if it does."""
+
+    def __init__(self, sentence: str, wait: float | None = None):
+        super().__init__(sentence)
+        self.wait = wait
+
+
+class Stopped(Exception):
+    """Another request failed for good, so this one is not tried (again)."""
+
+
+class Endpoint:
+    """One server. Its methods may be called from several threads.
+
+    The key goes into the request header and nowhere else; texts of errors are cleared of it.
+
+    Raises:
+        UserError: the environment variable holds something that is no key.
+    """
+
+    def __init__(self, config: ApiConfig, ledger: Ledger):
+        self.config, self.ledger = config, ledger
+        self._key = os.environ.get(config.key_variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):  # the HTTP library would quote it in its error
+            raise UserError(f"{config.key_variable} holds characters that no key has: set it again.")
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._http = httpx.Client(base_url=config.base_url, headers=headers, timeout=config.timeout_seconds)
+        self._stopping = threading.Event()
+        self._pace, self._next = threading.Lock(), 0.0
+
+    def start(self) -> None:
+        """Lets requests through (again)."""
+        self._stopping.clear()
+
+    def stop(self) -> None:
+        """Wakes every thread that waits; none of them sends another request."""
+        self._stopping.set()
+
+    def ask(
+        self, path: str, body: dict[str, Any], most: tuple[int, int], count: Callable[[dict[str, Any]], tuple[int, int]]
+    ) -> dict[str, Any]:
+        """Posts a request until it is answered; returns the answer's JSON object.
+
+        Args:
+            most: input and output tokens that the answer can cost at most.
+            count: an answer's input and output tokens, which are booked in the end.
+
+        Raises:
+            UserError: it cannot be answered, is not answered after `retries` more attempts, or may cost too much.
+            Stopped: `stop` was called.
+        """
+        attempts = Retrying(
+            stop=stop_after_attempt(self.config.retries + 1),
+            wait=_wait,
+            retry=retry_if_exception_type(Temporary),
+            sleep=self._stopping.wait,
+            reraise=True,
+        )
+        try:
+            return attempts(self._attempt, path, body, self.ledger.price(*most), count)
+        except Temporary as failure:
+            tried = f" after {self.config.retries + 1} attempts" if self.config.retries else ""
+            raise UserError(f"{failure}{tried}: run the same command again later, {KEPT}.") from None
+
+    def _attempt(self, path: str, body: dict[str, Any], most: float, count) -> dict[str, Any]:
+        self._keep_pace()
+        self.ledger.book(most)
+        try:
+            reply = self._http.post(path, json=body)
+        except NOT_BILLED as error:
+            self.ledger.cancel(most)
+            raise Temporary(f"{self.config.base_url} cannot be reached ({self._clean(str(error))})") from None
+        except httpx.TimeoutException:
+            self.ledger.lose()
+            raise Temporary(f"{self.config.base_url} gave no answer in {self.config.timeout_seconds:g} s") from None
+        except httpx.HTTPError:
+            self.ledger.lose()
+            raise Temporary(f"{self.config.base_url} broke the connection before its answer was whole") from None
+        except BaseException:
+            self.ledger.lose()
+            raise
+        if not reply.is_success:
+            self.ledger.cancel(most)
+            raise self._refusal(reply)
+        try:
+            answer = reply.json()
+            tokens = count(answer)
+        except (ValueError, TypeError, AttributeError, LookupError):
+            self.ledger.lose()  # billed perhaps, and nobody can say for how many tokens
+            raise Temporary(f"{self.config.base_url} answered with something that is no JSON object") from None
+        self.ledger.settle(most, *tokens)
+        return answer
+
+    def _keep_pace(self) -> None:
+        """Waits for this request's turn: they are sent evenly spaced, retries included."""
+        if self.config.requests_per_minute:
+            with self._pace:
+                turn = max(time.monotonic(), self._next)
+                self._next = turn + 60 / self.config.requests_per_minute
+            self._stopping.wait(turn - time.monotonic())
+        if self._stopping.is_set():
+            raise Stopped
+
+    def _refusal(self, reply: httpx.Response) -> UserError | Temporary:
+        """What a status other than success means, and whether another attempt makes sense."""
+        status, where, model = reply.status_code, self.config.base_url, self.config.model
+        said = self._said(reply)
+        if status == 401:
+            variable = self.config.key_variable
+            key = f"the key in {variable}" if self._key else f"requests without a key ({variable} is not set)"
+            return UserError(f"{where} refuses {key} (401): set {variable} to a valid one and run again, {KEPT}.")
+        if status == 403:
+            return UserError(f"{where} does not let this key use the model {model} (403): {said}; {KEPT}.")
+        if status == 404:
+            return UserError(
+                f"{where} has no model {model}, or is not the address of its API (404): mend teacher.api.model or "
+                f"base_url, {KEPT}."
+            )
+        if status == 429 and "insufficient_quota" in reply.text:
+            return UserError(f"The account at {where} has no credit left (429): add some and run again, {KEPT}.")
+        if status in (408, 409, 429) or status >= 500:
+            wait = _retry_after(reply)
+            if wait is not None and wait > LONGEST_WAIT:
+                return UserError(
+                    f"{where} asks to wait for {wait:.0f} s ({status}): run the same command again then, {KEPT}."
+                )
+            text = "has too many requests" if status == 429 else "fails"
+            return Temporary(f"{where} {text} ({status}: {said})", wait)
+        return UserError(f"{where} refuses the request ({status}): {said}; mend teacher.api in the profile, {KEPT}.")
+
+    def _said(self, reply: httpx.Response) -> str:
+        """The server's own words, cut short."""
+        try:
+            found = reply.json()
+            found = found.get("error") or found.get("detail") or found.get("message") or found
+            text = str(found.get("message", found) if isinstance(found, dict) else found)
+        except (ValueError, AttributeError):
+            text = reply.text or reply.reason_phrase
+        return " ".join(self._clean(text).split())[:200].rstrip(". ")
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next attempt."""
+    asked = state.outcome.exception().wait
+    return BACK_OFF(state) if asked is None else asked
+
+
+def _retry_after(reply: httpx.Response) -> float | None:
+    """Seconds that the header Retry-After asks for; it holds seconds or a date (RFC 9110, 10.2.3)."""
+    value = reply.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,242 @@
+"""An OpenAI-compatible endpoint as the teacher: its text, and the few log-probs that come with it."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from primekd.chat import encode_response
+from primekd.config import TeacherConfig
+from primekd.errors import UserError
+from primekd.models import load_tokenizer
+from primekd.provenance import hash_json, read_json, write_json
+from primekd.teachers.api.client import Endpoint, Stopped
+from primekd.teachers.api.exchange import Answer, build_request, read_answer
+from primekd.teachers.api.spending import Ledger
+from primekd.teachers.api.tokens import Shown, token_map
+from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want
+
+GREEDY_SLACK = 0.1  # nats by which a greedy token may miss the top; sums differ in the last bits between batches
+SUM_SLACK = 1e-3  # by which the shown probabilities of one token may exceed 1
+TEMPLATE_TOKENS = 64  # what a server's own template writes around a conversation, at most
+
+OVERSHOOT = 3  # tokens; llama-cpp-python's server finishes a character of four bytes before it heeds the token limit
+
+Row = dict[int, float]  # token id -> log-probability
+
+
+class ApiEngine:
+    """A teacher behind an HTTP endpoint; `teacher.model` is its tokenizer here.
+
+    The log-probs of a response come with it, so `score` gives those of what `generate` has just returned, and nothing
+    else. A server that ends a response without showing the end of turn says nothing of that place: its row is empty.
+    Finished answers lie beside the ledger until the next call, so that those of a shard that was never finished are
+    not paid for twice.
+
+    Args:
+        top_k: how many log-probs a token are asked for.
+        ledger: the file that keeps what was spent.
+    """
+
+    name = "api"
+
+    def __init__(self, config: TeacherConfig, top_k: int, ledger: Path):
+        self.config, self.api, self.top_k = config, config.api, top_k
+        self.tokenizer = load_tokenizer(config.model)
+        self.vocab_size, self.offers = len(self.tokenizer), config.offers
+        self.answers = ledger.parent / "answers"
+        self._tokens = token_map(config.model)
+        self._endpoint = Endpoint(self.api, Ledger(ledger, self.api))
+        self._rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Row]] = {}
+        self._kept: list[Path] = []
+        self._served: set[str] = set()
+
+    def identity(self) -> dict[str, Any]:
+        """What is known of a teacher that cannot be looked at; `served` is what the server calls the model."""
+        return {
+            "engine": self.name,
+            "tokenizer": self.config.model,
+            "base_url": self.api.base_url,
+            "model": self.api.model,
+            "served": sorted(self._served),
+            "prompt": self.api.prompt,
+            "request": self.api.request,
+            "top_k": self.top_k if self.api.logprobs else None,
+        }
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+        """One response a prompt, in order.
+
+        Raises:
+            UserError: the server refuses, fails or answers something else than was asked, or the cap is reached.
+        """
+        self._forget()
+        self._endpoint.start()
+        with ThreadPoolExecutor(self.api.concurrency) as pool:
+            futures = [pool.submit(self._respond, prompt, sampling, n) for n, prompt in enumerate(prompts)]
+            try:
+                wait(futures)
+            except BaseException:  # Ctrl-C: answers in flight are still waited for, they are paid
+                self._endpoint.stop()
+                raise
+        failures = [future.exception() for future in futures if future.exception() is not None]
+        for failure in sorted(failures, key=lambda failure: isinstance(failure, Stopped)):
+            raise failure
+        answered = [future.result() for future in futures]
+        for prompt, (response, rows) in zip(prompts, answered, strict=True):
+            self._rows[tuple(prompt), tuple(response.ids)] = rows
+        return [response for response, _ in answered]
+
+    def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[TopLogprobs]:
+        """The log-probs that came with the last responses, at temperature 1, best first.
+
+        Raises:
+            UserError: another kind of signal, or another response than was generated last.
+        """
+        if want not in self.offers:
+            raise UserError(f"This API gives no {want}: set signals.codec to {'topk' if self.offers else 'text'}.")
+        keys = [(tuple(p), tuple(r)) for p, r in zip(prompts, responses, strict=True)]
+        if any(key not in self._rows for key in keys):
+            raise UserError("An API scores nothing but the responses that it has just generated: capture them anew.")
+        return [_top(self._rows[key]) for key in keys]
+
+    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[torch.Tensor]:
+        raise UserError("An API shows no logits: set signals.codec to topk or text.")
+
+    def head(self) -> torch.Tensor:
+        raise UserError("An API shows no output head: set signals.codec to topk or text.")
+
+    def _forget(self) -> None:
+        """What the previous call answered is in the caller's hands: a shard is written before the next is asked for."""
+        for path in self._kept:
+            path.unlink(missing_ok=True)
+        self._kept.clear()
+        self._rows.clear()
+
+    def _respond(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row]]:
+        """One prompt's response; a failure stops the requests that have not been sent yet."""
+        try:
+            return self._ask(prompt, sampling, place)
+        except BaseException:
+            self._endpoint.stop()
+            raise
+
+    def _ask(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row]]:
+        bos = self.tokenizer.bos_token
+        path, body = build_request(self.api, prompt, bos, sampling, place, self.top_k)
+        kept = self.answers / f"{hash_json([self.api.base_url, path, body])}.json"
+        if kept.is_file():
+            answer = read_answer(self.api, read_json(kept))
+            found = self._response(prompt, answer, sampling)
+        else:
+            most = self._input_bound(prompt), sampling.max_new_tokens + OVERSHOOT
+            fields = self._endpoint.ask(path, body, most, lambda fields: self._count(prompt, fields))
+            answer = read_answer(self.api, fields)
+            found = self._response(prompt, answer, sampling)  # only answers that are good are kept
+            write_json(kept, answer.fields)
+        self._kept.append(kept)
+        self._served.update(filter(None, [answer.model]))
+        return found
+
+    def _input_bound(self, prompt: list[int]) -> int:
+        """The most tokens that a prompt can be for the server: its own template and tokenizer may need more than ours,
+        but every token has a byte at least."""
+        if self.api.prompt != "messages":
+            return len(prompt) + 1
+        return TEMPLATE_TOKENS + sum(len(message["content"].encode()) for message in prompt.messages)
+
+    def _count(self, prompt: list[int], fields: dict[str, Any]) -> tuple[int, int]:
+        """Tokens that an answer cost: the server's count, or ours where it gives none."""
+        if usage := fields.get("usage"):
+            return int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+        choice = (fields.get("choices") or [{}])[0]
+        text = choice.get("text") or (choice.get("message") or {}).get("content") or ""
+        return len(prompt), len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _response(self, prompt: list[int], answer: Answer, sampling: Sampling) -> tuple[Response, list[Row]]:
+        """An answer as token ids of our own, with a row for each of them (none where text alone is kept)."""
+        self._check(prompt, answer, sampling)
+        truncated = answer.finish_reason == "length"
+        if answer.rows is None:
+            ids = encode_response(self.tokenizer, answer.text)
+            ids, rows = ids[:-1] if truncated else ids, []
+            if answer.response_tokens is None and len(ids) > sampling.max_new_tokens + OVERSHOOT:
+                raise UserError(self._other(f"{len(ids)} tokens where {sampling.max_new_tokens} were asked for"))
+        else:
+            ids, rows = self._with_rows(answer, truncated, sampling)
+        if truncated:
+            ids, rows = ids[: sampling.max_new_tokens], rows[: sampling.max_new_tokens]
+        if not ids:
+            raise UserError(f"{self.api.base_url} gave an empty answer, cut off by the token limit: raise it.")
+        return Response(ids, truncated), rows
+
+    def _with_rows(self, answer: Answer, truncated: bool, sampling: Sampling) -> tuple[list[int], list[Row]]:
+        shown, end = list(answer.rows), self.tokenizer.eos_token_id
+        ended = not truncated and bool(shown) and self._ends(shown[-1][0])  # some servers show the end of turn
+        ids = self._tokens.response_ids([token for token, _ in (shown[:-1] if ended else shown)], answer.text)
+        while ids is None and truncated and shown and not shown[-1][0].text.strip("\ufffd"):
+            shown.pop()  # part of a character that the limit cut off: the text does not show it
+            ids = self._tokens.response_ids([token for token, _ in shown], answer.text)
+        if ids is None:
+            raise UserError(self._other(f"tokens that are not those of {self.config.model}'s tokenizer"))
+        if not truncated:
+            ids = [*ids, end]
+        rows = [self._row(token, top, ids[n], sampling) for n, (token, top) in enumerate(shown)]
+        return ids, rows + [{}] * (len(ids) - len(rows))
+
+    def _ends(self, token: Shown) -> bool:
+        token_id = self._tokens.id_of(token)
+        return token_id is not None and token_id in self.tokenizer.all_special_ids
+
+    def _row(self, token: Shown, top: list[Shown], token_id: int, sampling: Sampling) -> Row:
+        """The probabilities of one place; tokens that are not told apart for certain are left to the tail."""
+        values = [token.log_prob, *(other.log_prob for other in top)]
+        known = [(self._tokens.id_of(other), other.log_prob) for other in top]
+        own = self._tokens.id_of(token)
+        row = {found: value for found, value in known if found is not None}
+        row[token_id if own is None else own] = token.log_prob
+        mass = sum(math.exp(value) for value in row.values() if value <= 1)
+        if any(math.isnan(value) or value > SUM_SLACK for value in values) or mass > 1 + SUM_SLACK:
+            raise UserError(f"{self.api.base_url} gives log-probs that are no probabilities: set logprobs: false.")
+        if sampling.temperature == 0 and token.log_prob < max(values) - GREEDY_SLACK:
+            raise UserError(
+                f"{self.api.base_url} was asked for its most probable token and gave {token.text!r}, which is not: it "
+                "has a penalty or a sampler on by default; switch it off with teacher.api.request, for example "
+                "{repeat_penalty: 1.0}, and run again."
+            )
+        return row
+
+    def _check(self, prompt: list[int], answer: Answer, sampling: Sampling) -> None:
+        """Raises UserError where the server did something else than it was asked for."""
+        asked, served = self.api.model, answer.model
+        dated = served is not None and served.startswith(f"{asked}-") and served[len(asked) + 1 :][:1].isdigit()
+        if served and served != asked and not dated:
+            raise UserError(self._other(f"the model {served} where {asked} was asked for"))
+        if answer.finish_reason not in ("stop", "length"):
+            raise UserError(self._other(f"an answer that ended with {answer.finish_reason!r}, not with 'stop'"))
+        shown = None if answer.rows is None else len(answer.rows)
+        count = max(filter(None, [answer.response_tokens, shown]), default=0)
+        if count > sampling.max_new_tokens + OVERSHOOT:
+            raise UserError(self._other(f"{count} tokens where {sampling.max_new_tokens} were asked for"))
+        if shown is not None and answer.response_tokens is not None and answer.response_tokens - shown not in (0, 1):
+            raise UserError(self._other(f"log-probs of {shown} of its {answer.response_tokens} tokens"))
+        if self.api.prompt != "messages" and answer.prompt_tokens not in (None, len(prompt)):
+            raise UserError(
+                f"{self.api.base_url} read {answer.prompt_tokens} prompt tokens where ours has {len(prompt)}: it adds "
+                "a BOS of its own, or has another tokenizer; set teacher.api.prompt to text-without-bos, text or ids."
+            )
+
+    def _other(self, what: str) -> str:
+        return f"{self.api.base_url} gave {what}: check teacher.api and teacher.model in the profile."
+
+
+def _top(rows: list[Row]) -> TopLogprobs:
+    """Rows of unequal lengths as (T, K), best first, unfilled places at the end."""
+    width = max([1, *map(len, rows)])
+    ids, values = torch.full((len(rows), width), -1), torch.full((len(rows), width), -torch.inf)
+    for place, row in enumerate(rows):
+        for column, (token_id, value) in enumerate(sorted(row.items(), key=lambda entry: -entry[1])):
+            ids[place, column], values[place, column] = token_id, value
+    return TopLogprobs(ids, values)

@@ -1,0 +1,166 @@
+"""What is sent for a prompt, and what an answer must look like: /chat/completions and /completions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from primekd.chat import Prompt
+from primekd.config.teacher import ApiConfig
+from primekd.errors import UserError
+from primekd.teachers.api.tokens import Shown
+from primekd.teachers.protocol import Sampling
+
+SEEDS = 2**31  # servers keep seeds in 32 bits, and some of them read the sign
+
+
+class _Token(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list["_Token"] = []
+
+    def shown(self) -> Shown:
+        return Shown(self.token, self.logprob, None if self.bytes is None else bytes(self.bytes))
+
+
+class _ChatLogprobs(BaseModel):
+    content: list[_Token] | None = None
+
+    def rows(self) -> list[tuple[Shown, list[Shown]]] | None:
+        if self.content is None:
+            return None
+        return [(token.shown(), [top.shown() for top in token.top_logprobs]) for token in self.content]
+
+
+class _TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+
+    def rows(self) -> list[tuple[Shown, list[Shown]]]:
+        columns = zip(self.tokens, self.token_logprobs, self.top_logprobs, strict=True)
+        return [(Shown(token, value), [Shown(*entry) for entry in top.items()]) for token, value, top in columns]
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _ChatChoice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _ChatLogprobs | None = None
+
+    @property
+    def text(self) -> str:
+        return self.message.content or ""
+
+
+class _TextChoice(BaseModel):
+    text: str
+    finish_reason: str | None = None
+    logprobs: _TextLogprobs | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+
+
+class _Reply(BaseModel):
+    """The fields that are read; whatever else a server sends is kept nowhere."""
+
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+class _ChatReply(_Reply):
+    choices: list[_ChatChoice] = Field(min_length=1)
+
+
+class _TextReply(_Reply):
+    choices: list[_TextChoice] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `rows`: for each token that is shown, it and the most probable ones; None without log-probs.
+
+    `prompt_tokens` and `response_tokens` are the server's own counts; None where it gives none. `fields` is what was
+    read of the JSON, from which the same answer can be read again.
+    """
+
+    text: str
+    finish_reason: str | None
+    rows: list[tuple[Shown, list[Shown]]] | None
+    model: str | None
+    prompt_tokens: int | None
+    response_tokens: int | None
+    fields: dict[str, Any]
+
+
+def build_request(
+    config: ApiConfig, prompt: Prompt | list[int], bos: str | None, sampling: Sampling, place: int, top_k: int
+) -> tuple[str, dict[str, Any]]:
+    """Path below `base_url` and JSON of the request for one prompt.
+
+    Args:
+        bos: the tokenizer's BOS as text.
+        place: the prompt's place among those asked for together: sampled answers have a seed each.
+        top_k: how many log-probs a token are asked for.
+
+    Raises:
+        UserError: the server is to be sent text or messages, and the prompt has ids alone.
+    """
+    if config.prompt != "ids" and not isinstance(prompt, Prompt):
+        raise UserError("These prompts are token ids without their text: set teacher.api.prompt to ids.")
+    body: dict[str, Any] = {"model": config.model, "max_tokens": sampling.max_new_tokens}
+    body |= {"temperature": sampling.temperature, "top_p": 1}
+    if sampling.temperature > 0:
+        body["seed"] = (sampling.seed + place) % SEEDS
+    if config.prompt == "messages":
+        path, body["messages"] = "chat/completions", prompt.messages
+        body |= {"logprobs": True, "top_logprobs": top_k} if config.logprobs else {}
+    else:
+        path, body["prompt"] = "completions", list(prompt) if config.prompt == "ids" else prompt.text
+        if config.prompt == "text-without-bos" and bos:
+            body["prompt"] = prompt.text.removeprefix(bos)
+        body |= {"logprobs": top_k} if config.logprobs else {}
+    return path, {key: value for key, value in (body | config.request).items() if value is not None}
+
+
+def read_answer(config: ApiConfig, fields: dict[str, Any]) -> Answer:
+    """An answer's JSON, checked.
+
+    Raises:
+        UserError: it has no choice or lacks a field, or log-probs were promised and are not there.
+    """
+    kind = _ChatReply if config.prompt == "messages" else _TextReply
+    try:
+        reply = kind.model_validate(fields)
+        choice = reply.choices[0]
+        rows = choice.logprobs.rows() if choice.logprobs is not None and config.logprobs else None
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise UserError(
+            f"{config.base_url} gave an answer that is none ({'.'.join(map(str, found['loc']))}: {found['msg']}): "
+            "check teacher.api.base_url and prompt."
+        ) from None
+    except ValueError:  # columns of unequal lengths, or bytes above 255
+        raise UserError(f"{config.base_url} gave log-probs that do not fit each other: set logprobs: false.") from None
+    if config.logprobs and rows is None:
+        raise UserError(
+            f"{config.base_url} gave no log-probs, which teacher.api.logprobs promises: switch them on in the server, "
+            "or set logprobs: false to keep its text alone."
+        )
+    usage = reply.usage
+    return Answer(
+        choice.text,
+        choice.finish_reason,
+        rows,
+        reply.model,
+        usage.prompt_tokens if usage else None,
+        usage.completion_tokens if usage else None,
+        reply.model_dump(mode="json", exclude_none=True),
+    )

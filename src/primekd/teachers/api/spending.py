@@ -1,0 +1,111 @@
+"""What was spent at an endpoint, on disk, and a cap that holds through crashes and for several processes at once.
+
+Each attempt is booked at the most that it can cost before it is sent, and settled at its price once its answer is
+there. An attempt that was cut off (a time-out, a dropped connection, a killed process) may have been billed, so it
+stays booked: the ledger can be above the bill, never below it.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from primekd.config.teacher import ApiConfig
+from primekd.errors import UserError
+from primekd.provenance import read_json, relative_name, write_json
+
+EMPTY = {"spent_usd": 0.0, "unsettled_usd": 0.0, "answers": 0, "input_tokens": 0, "output_tokens": 0}
+
+
+class Ledger:
+    """The ledger of one profile.
+
+    The file holds `spent_usd` (attempts that were answered), `unsettled_usd` (in flight or cut off, at the most that
+    they can cost), and how many answers and tokens that was.
+
+    Args:
+        path: a JSON file; it is made with the first attempt.
+    """
+
+    def __init__(self, path: Path, config: ApiConfig):
+        self.path, self.config = path, config
+        self._changed, self._in_flight = threading.Condition(), 0
+
+    def price(self, input_tokens: int, output_tokens: int) -> float:
+        """US dollars for so many tokens."""
+        config = self.config
+        return (input_tokens * config.usd_per_million_input + output_tokens * config.usd_per_million_output) / 1e6
+
+    def book(self, most: float) -> None:
+        """Books an attempt that may cost `most` US dollars, if need be after others of this process have settled.
+
+        Raises:
+            UserError: it does not fit under the cap.
+        """
+        with self._changed:
+            while not self._booked(most):
+                if self._in_flight == 0:
+                    raise UserError(self._exhausted(most))
+                self._changed.wait()
+            self._in_flight += 1
+
+    def settle(self, most: float, input_tokens: int, output_tokens: int) -> None:
+        """An attempt that was booked at `most` was answered."""
+        spent = self.price(input_tokens, output_tokens)
+        self._close(
+            unsettled_usd=-most, spent_usd=spent, answers=1, input_tokens=input_tokens, output_tokens=output_tokens
+        )
+
+    def cancel(self, most: float) -> None:
+        """An attempt was refused by the server (status 400 and above), which is not billed."""
+        self._close(unsettled_usd=-most)
+
+    def lose(self) -> None:
+        """An attempt was cut off: it stays booked."""
+        self._close()
+
+    def _close(self, **change: float) -> None:
+        with self._changed:
+            if change:
+                with self._locked():
+                    self._write(self._read(), change)
+            self._in_flight -= 1
+            self._changed.notify_all()
+
+    def _booked(self, most: float) -> bool:
+        with self._locked():
+            found = self._read()
+            if found["spent_usd"] + found["unsettled_usd"] + most > self.config.max_spend_usd:
+                return False
+            self._write(found, {"unsettled_usd": most})
+            return True
+
+    def _locked(self) -> FileLock:
+        """Other processes capture other strategies or shards under the same cap."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path.with_name(f".{self.path.name}.lock"))
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            return dict(EMPTY)
+        found = read_json(self.path)
+        if not isinstance(found, dict) or not all(isinstance(found.get(k), int | float) for k in EMPTY):
+            raise UserError(
+                f"{relative_name(self.path)} is no ledger of spending: look up on the provider's page what was spent, "
+                f"write it as spent_usd beside {', '.join(list(EMPTY)[1:])}, and run again."
+            )
+        return found
+
+    def _write(self, found: dict[str, Any], change: dict[str, float]) -> None:
+        values = {key: found[key] + change.get(key, 0) for key in EMPTY}
+        # Sums of floats leave crumbs such as -1e-20 behind; the smallest price is 1e-9 dollars or so.
+        write_json(self.path, {k: max(0.0, round(v, 12)) if k.endswith("usd") else v for k, v in values.items()})
+
+    def _exhausted(self, most: float) -> str:
+        found = self._read()
+        return (
+            f"The next request may cost {most:.6g} USD, and {found['spent_usd'] + found['unsettled_usd']:.6g} of "
+            f"{self.config.max_spend_usd:.6g} USD are spent or booked ({relative_name(self.path)}): raise "
+            "teacher.api.max_spend_usd and run again; what is finished is kept."
+        )

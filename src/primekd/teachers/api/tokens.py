@@ -1,0 +1,103 @@
+"""What a server shows of a token (an id, bytes or text) -> the tokenizer's id, where there is exactly one."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+from primekd.models import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ID_PREFIX = "token_id:"  # vLLM with return_tokens_as_token_ids
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One token as a server shows it. `raw` bytes are exact; `text` alone is not where a token is half a character."""
+
+    text: str
+    log_prob: float
+    raw: bytes | None = None
+
+
+def byte_table() -> dict[str, int]:
+    """Character -> byte of byte-level BPE vocabularies (GPT-2's): printable bytes stand for themselves."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+class TokenMap:
+    """Ids of one tokenizer by what its tokens look like. Byte-level BPE, and SentencePiece with byte fallback."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.tokenizer = tokenizer
+        added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
+        byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
+        table = byte_table()
+        self.bytes: list[bytes] = [b""] * len(tokenizer)
+        for token, token_id in tokenizer.get_vocab().items():
+            if token_id in added:
+                self.bytes[token_id] = added[token_id].encode()
+            elif byte_level:
+                self.bytes[token_id] = bytes(table[character] for character in token)
+            elif len(token) == 6 and token.startswith("<0x"):
+                self.bytes[token_id] = bytes([int(token[3:5], 16)])
+            else:
+                self.bytes[token_id] = token.replace("▁", " ").encode()
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        return _unique(self.bytes)
+
+    @cached_property
+    def _by_text(self) -> dict[str, int]:
+        """Only texts that one token alone shows: half characters vanish, or become U+FFFD, in a server's text."""
+        texts = _unique([self.text(i) for i in range(len(self.bytes))])
+        return {text: i for text, i in texts.items() if text and "\ufffd" not in text}
+
+    def text(self, token_id: int) -> str:
+        """A token's text as a server shows it that drops broken characters."""
+        return self.bytes[token_id].decode("utf-8", "ignore")
+
+    def id_of(self, shown: Shown) -> int | None:
+        """The id of a shown token; None where it is no token of ours, or could be several."""
+        if shown.text.startswith(ID_PREFIX):
+            number = shown.text.removeprefix(ID_PREFIX)
+            return int(number) if number.isdecimal() and int(number) < len(self.bytes) else None
+        if shown.raw is not None:
+            return self._by_bytes.get(shown.raw)
+        return self._by_text.get(shown.text)
+
+    def response_ids(self, tokens: Sequence[Shown], text: str) -> list[int] | None:
+        """The ids of a whole response from its shown tokens and its text; None where they cannot be told for certain.
+
+        A token that could be several is taken as the one whose text is shown in full; the whole must then give `text`,
+        or else our own encoding of `text` must agree with the server's tokens one by one.
+        """
+        ids = [self.id_of(token) for token in tokens]
+        if None in ids:
+            exact = [self._by_bytes.get(token.text.encode()) for token in tokens]
+            ids = [known if known is not None else whole for known, whole in zip(ids, exact, strict=True)]
+        if None not in ids and b"".join(self.bytes[i] for i in ids).decode("utf-8", "ignore") == text:
+            return ids
+        encoded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        agreed = len(encoded) == len(tokens) and all(
+            self.text(i) == token.text.replace("\ufffd", "") for i, token in zip(encoded, tokens, strict=True)
+        )
+        return list(encoded) if agreed else None
+
+
+@lru_cache(maxsize=2)
+def token_map(model: str) -> TokenMap:
+    """The map of a model's tokenizer; it takes a second to make."""
+    return TokenMap(load_tokenizer(model))
+
+
+def _unique(looks: Sequence) -> dict:
+    counts = Counter(looks)
+    return {look: token_id for token_id, look in enumerate(looks) if counts[look] == 1}

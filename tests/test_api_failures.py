@@ -1,0 +1,361 @@
+"""An endpoint that misbehaves: one sentence each, a non-zero status, what is finished is kept, and nothing leaks.
+
+The server is a fake (a real one does not fail on demand); everything else is the real thing, over a socket.
+"""
+
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from api_server import KEY, VARIABLE, api_section, good, good_answer, serving
+from conftest import write_profile
+from tenacity import wait_none
+from typer.testing import CliRunner
+
+from primekd.chat import build_prompt
+from primekd.cli import app
+from primekd.config import load_profile
+from primekd.errors import UserError
+from primekd.provenance import read_json
+from primekd.teachers import Sampling
+from primekd.teachers.api import ApiEngine, client
+from primekd.teachers.api.spending import EMPTY, Ledger
+
+SIGNALS = {"codec": "topk", "top_k": 2, "items_per_shard": 2}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch, output):
+    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setattr(client, "BACK_OFF", wait_none())
+
+
+def write(folder: Path, server, **changes) -> Path:
+    """A profile of four training items in two shards, taught by a server."""
+    return write_profile(
+        folder,
+        teacher={"engine": "api", "api": api_section(server, **changes)},
+        signals=SIGNALS if changes.get("logprobs", True) else SIGNALS | {"codec": "auto"},
+        loss={"temperature": 1.0},
+        data={"train_items": 4},
+    )
+
+
+def capture(path: Path):
+    return CliRunner().invoke(app, ["capture", "base-KD", "--profile", str(path)])
+
+
+def engine_for(ci, server, folder: Path, **changes) -> ApiEngine:
+    teacher = ci.teacher.model_dump() | {"engine": "api", "api": api_section(server, **changes)}
+    return ApiEngine(type(ci.teacher)(**teacher), 2, folder / "spending.json")
+
+
+def answering(tokenizer_of: str, **changes):
+    """A server whose answer differs from a good one in some fields of its choice, or of itself."""
+
+    def behave(handler, request):
+        answer = good_answer(tokenizer_of, request)
+        for key, value in changes.items():
+            (answer["choices"][0] if key in ("logprobs", "finish_reason", "message") else answer)[key] = value
+        handler.reply(answer)
+
+    return behave
+
+
+def drop_halfway(handler, request):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.wfile.flush()
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def status(code: int, message: str = "no", **headers: str):
+    return lambda handler, request: handler.reply({"error": {"message": message}}, code, **headers)
+
+
+def top(value: float):
+    row = {"token": "7", "logprob": -3.0, "bytes": [55]}
+    return {"content": [row | {"top_logprobs": [{"token": "8", "logprob": value, "bytes": [56]}]}]}
+
+
+USAGE = {"prompt_tokens": 50, "completion_tokens": 99}
+BAD = {
+    "401": (status(401), rf"refuses the key in {VARIABLE} \(401\)"),
+    "403": (status(403, "not for you"), r"does not let this key use the model m \(403\): not for you;"),
+    "404": (status(404), r"has no model m, or is not the address.*\(404\)"),
+    "400": (status(400, "top_logprobs is at most 1"), r"refuses the request \(400\): top_logprobs is at most 1;"),
+    "429": (status(429, "slow down"), r"has too many requests \(429: slow down\)"),
+    "no credit": (status(429, "insufficient_quota"), "has no credit left"),
+    "come back tomorrow": (status(429, Retry_After="86400"), "asks to wait for 86400 s"),
+    "500": (status(500), r"fails \(500: no\)"),
+    "a proxy's page": (lambda h, r: h.reply("<html>busy</html>", 502), r"fails \(502: <html>busy</html>\)"),
+    "a redirect": (lambda h, r: h.reply("", 302, Location="http://127.0.0.1:9/"), r"refuses the request \(302"),
+    "dropped": (drop_halfway, "broke the connection before its answer was whole"),
+    "no JSON": (lambda h, r: h.reply('{"choices": ['), "no JSON object"),
+    "a list": (lambda h, r: h.reply([1]), "no JSON object"),
+    "no choices": ({"choices": []}, "gave an answer that is none"),
+    "no text": ({"message": 5}, "gave an answer that is none"),
+    "another model": ({"model": "cheaper"}, "gave the model cheaper where m was asked for"),
+    "too many tokens": ({"usage": USAGE}, "gave 99 tokens where 12 were asked for"),
+    "a filter": ({"finish_reason": "content_filter"}, "ended with 'content_filter'"),
+    "no log-probs": ({"logprobs": None}, "gave no log-probs, which teacher.api.logprobs promises"),
+    "other tokens": ({"message": {"content": "Something else."}}, "gave tokens that are not those of"),
+    "a penalty": (
+        {"logprobs": top(-0.1) | {}, "message": {"content": "7"}},
+        "most probable token and gave '7'",
+    ),
+    "above one": ({"logprobs": top(0.7), "message": {"content": "7"}}, "log-probs that are no probabilities"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_answer_is_one_sentence_and_the_next_run_goes_on(name, ci, tmp_path, caplog):
+    """The first shard is answered well; the second not, and then well."""
+    caplog.set_level(logging.DEBUG)
+    fault, sentence = BAD[name]
+    well = good(ci.teacher.model)
+    badly = fault if callable(fault) else answering(ci.teacher.model, **_counted(fault))
+
+    def behave(handler, request):
+        (well if len(server.requests) <= 2 or server.mended else badly)(handler, request)
+
+    with serving(behave) as server:
+        server.mended = False
+        path = write(tmp_path, server)
+        failed = capture(path)
+        bar, said = failed.stderr.strip().split("\n")
+        assert failed.exit_code == 1 and bar.startswith("capture") and said.startswith("primekd: ")
+        assert re.search(sentence, said), said
+        profile = load_profile(str(path))
+        store = profile.signals_folder("base-KD")
+        first = (store / "shard-00000.safetensors").read_bytes()
+        server.mended, before = True, len(server.requests)
+        assert capture(path).exit_code == 0
+        assert len(server.requests) == before + 2  # the second shard's two items, and nothing of the first's
+        assert (store / "shard-00000.safetensors").read_bytes() == first
+        assert read_json(store / "manifest.json")["items"] == 4
+        assert set(server.keys) == {f"Bearer {KEY}"}
+    assert KEY not in failed.output + caplog.text + str(failed.exception)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+
+
+def _counted(fault: dict) -> dict:
+    """The server's own count of tokens must fit what it shows, or that would be the fault that is found."""
+    rows = (fault.get("logprobs") or {}).get("content", [])
+    return {"usage": {"prompt_tokens": 5, "completion_tokens": len(rows)}} | fault if rows else fault
+
+
+def test_a_server_that_echoes_the_key_does_not_get_it_printed_or_kept(ci, tmp_path):
+    with serving(lambda h, r: h.reply({"error": {"message": f"bad key {h.headers['Authorization']}"}}, 400)) as server:
+        failed = capture(write(tmp_path, server))
+    assert "bad key Bearer [key]" in failed.stderr and KEY not in failed.stderr
+    answer = lambda h, r: h.reply(good_answer(ci.teacher.model, r) | {"echo": h.headers["Authorization"]})  # noqa: E731
+    with serving(answer) as server:
+        engine = engine_for(ci, server, tmp_path)
+        engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+        assert KEY not in repr(engine) + repr(engine._endpoint) + str(engine.identity())
+    assert list((tmp_path / "answers").iterdir())
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize("key", ["sk-line\nbreak", "sk-ключ"])
+def test_a_key_that_no_header_can_hold_is_not_quoted(key, ci, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, key)
+    with pytest.raises(UserError, match=f"{VARIABLE} holds characters") as caught:
+        engine_for(ci, "http://127.0.0.1:9/v1", tmp_path)
+    assert key not in str(caught.value)
+
+
+def test_without_a_key_none_is_sent_and_a_refusal_says_so(ci, tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE)
+    with serving(status(401)) as server:
+        failed = capture(write(tmp_path, server))
+        assert server.keys == [None]
+    assert f"requests without a key ({VARIABLE} is not set)" in failed.stderr
+
+
+def test_an_address_with_a_password_is_refused_before_it_reaches_a_manifest(ci, tmp_path):
+    path = write(tmp_path, "http://me:secret@127.0.0.1:9/v1")
+    assert "holds a password" in capture(path).stderr
+
+
+def test_nobody_listening_costs_nothing(ci, tmp_path):
+    with serving(status(500)) as server:
+        url = server.url
+    failed = capture(write(tmp_path, url, retries=1))
+    assert "cannot be reached" in failed.stderr and "after 2 attempts" in failed.stderr
+    assert read_json(load_profile(str(tmp_path / "small.yaml")).runs / "spending.json") == EMPTY
+
+
+# Retries, pace and time.
+
+
+def test_passing_failures_are_tried_again_and_only_answers_are_paid(ci, tmp_path):
+    faults = [status(500), status(429), status(503)]
+
+    def behave(handler, request):
+        (faults.pop(0) if faults else good(ci.teacher.model))(handler, request)
+
+    with serving(behave) as server:
+        engine = engine_for(ci, server, tmp_path, retries=3)
+        engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+        assert len(server.requests) == 4
+    ledger = read_json(tmp_path / "spending.json")
+    assert ledger["answers"] == 1 and ledger["unsettled_usd"] == 0
+    assert ledger["spent_usd"] == pytest.approx((50 * 1 + ledger["output_tokens"] * 10) / 1e6)
+
+
+def test_the_server_says_how_long_to_wait(ci, tmp_path):
+    faults, times = [status(429, Retry_After="0.4")], []
+
+    def behave(handler, request):
+        times.append(time.monotonic())
+        (faults.pop(0) if faults else good(ci.teacher.model))(handler, request)
+
+    with serving(behave) as server:
+        engine = engine_for(ci, server, tmp_path, retries=1)
+        engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+    assert 0.4 <= times[1] - times[0] < 2
+
+
+def test_waits_without_a_word_from_the_server_double():
+    from types import SimpleNamespace
+
+    from tenacity import wait_exponential_jitter
+
+    waits = wait_exponential_jitter(initial=1, max=60, jitter=0)
+    monkeyed = [waits(SimpleNamespace(attempt_number=n)) for n in range(1, 9)]
+    assert monkeyed == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_requests_keep_the_pace_that_the_profile_sets(ci, tmp_path):
+    times = []
+
+    def behave(handler, request):
+        times.append(time.monotonic())
+        good(ci.teacher.model)(handler, request)
+
+    with serving(behave) as server:
+        engine = engine_for(ci, server, tmp_path, requests_per_minute=300, concurrency=4)
+        engine.generate([build_prompt(engine.tokenizer, f"{n}?") for n in range(4)], Sampling(12))
+    gaps = [b - a for a, b in zip(sorted(times), sorted(times)[1:], strict=False)]
+    assert sum(gaps) >= 0.55 and min(gaps) > 0.1  # one every 0.2 s
+
+
+def test_so_many_requests_at_once_and_answers_in_order(ci, tmp_path):
+    state = {"now": 0, "most": 0}
+    lock = threading.Lock()
+
+    def behave(handler, request):
+        with lock:
+            state["now"] += 1
+            state["most"] = max(state["most"], state["now"])
+        number = re.search(r"\d+", request["messages"][-1]["content"]).group()
+        time.sleep(0.2 if number == "0" else 0.05)
+        with lock:
+            state["now"] -= 1
+        handler.reply(good_answer(ci.teacher.model, request, f"It is {number}."))
+
+    with serving(behave) as server:
+        engine = engine_for(ci, server, tmp_path, concurrency=3)
+        prompts = [build_prompt(engine.tokenizer, f"{n}?") for n in range(9)]
+        found = engine.generate(prompts, Sampling(12))
+    assert state["most"] == 3
+    assert [engine.tokenizer.decode(r.ids[:-1]) for r in found] == [f"It is {n}." for n in range(9)]
+
+
+def test_a_server_that_does_not_answer_is_left_and_stays_booked(ci, tmp_path):
+    with serving(lambda h, r: time.sleep(1)) as server:
+        engine = engine_for(ci, server, tmp_path, timeout_seconds=0.2)
+        with pytest.raises(UserError, match="gave no answer in 0.2 s"):
+            engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+    assert read_json(tmp_path / "spending.json")["unsettled_usd"] > 12 * 10 / 1e6  # it may have been billed
+
+
+def test_one_failure_stops_the_others_and_answers_that_arrived_are_not_paid_twice(ci, tmp_path):
+    def behave(handler, request):
+        if "5?" in request["messages"][-1]["content"] and not server.mended:
+            return status(401)(handler, request)
+        good(ci.teacher.model)(handler, request)
+
+    with serving(behave) as server:
+        server.mended = False
+        engine = engine_for(ci, server, tmp_path)
+        prompts = [build_prompt(engine.tokenizer, f"{n}?") for n in range(9)]
+        with pytest.raises(UserError, match="401"):
+            engine.generate(prompts, Sampling(12))
+        assert len(server.requests) == 6  # 6?, 7? and 8? were not sent
+        server.mended = True
+        again = engine_for(ci, server, tmp_path)
+        assert len(again.generate(prompts, Sampling(12))) == 9 and len(server.requests) == 10
+        assert read_json(tmp_path / "spending.json")["answers"] == 9
+        assert len(list((tmp_path / "answers").iterdir())) == 9
+        again.generate(prompts[:1], Sampling(11))  # the next shard: the last one's answers are in the store by now
+        assert len(list((tmp_path / "answers").iterdir())) == 1
+
+
+# The cap.
+
+
+def test_no_request_is_sent_that_could_break_the_cap(ci, tmp_path):
+    """An answer costs about 0.00012 dollars here, and may cost 0.00025: the third could go above the cap."""
+    with serving(good(ci.teacher.model)) as server:
+        path = write(tmp_path, server, max_spend_usd=0.00045)
+        failed = capture(path)
+        sent = len(server.requests)
+        assert failed.exit_code == 1 and "raise teacher.api.max_spend_usd" in failed.stderr
+        ledger = read_json(load_profile(str(path)).runs / "spending.json")
+        assert 0 < sent < 4 and ledger["answers"] == sent and ledger["unsettled_usd"] == 0
+        assert ledger["spent_usd"] <= 0.00045
+        assert capture(path).exit_code == 1 and len(server.requests) == sent  # it is the same after a restart
+        assert capture(write(tmp_path, server, max_spend_usd=0.01)).exit_code == 0 and len(server.requests) == 4
+
+
+def test_the_cap_counts_what_is_in_flight(ci, tmp_path):
+    """Room for two worst cases: four threads never have more than two requests under way."""
+    most, state, lock = 0.0, {"now": 0, "most": 0}, threading.Lock()
+
+    def behave(handler, request):
+        with lock:
+            state["now"] += 1
+            state["most"] = max(state["most"], state["now"])
+        time.sleep(0.1)
+        with lock:
+            state["now"] -= 1
+        good(ci.teacher.model)(handler, request)
+
+    with serving(behave) as server:
+        engine = engine_for(ci, server, tmp_path)
+        prompts = [build_prompt(engine.tokenizer, f"{n}?") for n in range(4)]
+        most = engine._endpoint.ledger.price(engine._input_bound(prompts[0]), 15)
+        engine = engine_for(ci, server, tmp_path, concurrency=4, max_spend_usd=2.5 * most)
+        assert len(engine.generate(prompts, Sampling(12))) == 4
+    assert state["most"] == 2
+
+
+def test_a_killed_process_leaves_its_request_booked(tmp_path, ci):
+    config = type(ci.teacher)(**ci.teacher.model_dump() | {"engine": "api", "api": api_section("http://x/v1")}).api
+    Ledger(tmp_path / "spending.json", config).book(0.9)
+    with pytest.raises(UserError, match="may cost 0.2 USD, and 0.9 of 1 USD are spent or booked"):
+        Ledger(tmp_path / "spending.json", config).book(0.2)
+
+
+def test_a_damaged_ledger_is_not_taken_for_an_empty_one(tmp_path, ci):
+    config = type(ci.teacher)(**ci.teacher.model_dump() | {"engine": "api", "api": api_section("http://x/v1")}).api
+    for text in ("{", "[]", json.dumps({"spent_usd": "none"})):
+        (tmp_path / "spending.json").write_text(text)
+        with pytest.raises(UserError, match="spending.json"):
+            Ledger(tmp_path / "spending.json", config).book(0.1)
+
+
+def test_a_server_of_ones_own_costs_nothing_under_a_cap_of_nothing(ci, tmp_path):
+    free = {"usd_per_million_input": 0, "usd_per_million_output": 0, "max_spend_usd": 0}
+    with serving(good(ci.teacher.model)) as server:
+        assert capture(write(tmp_path, server, **free)).exit_code == 0
