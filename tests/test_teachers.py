@@ -317,14 +317,14 @@ def test_identities_name_engine_version_and_model_hash_and_no_machine_path(llama
 
 
 def test_a_dequantised_copy_that_was_cut_short_is_built_again(tmp_path, monkeypatch):
-    from primekd import models
+    from primekd.models import built
 
     def build(target):
         (target / "model.safetensors").write_bytes(b"0123456789")
         return {"made": True}
 
     folder = tmp_path / "cache"
-    models._build_once(folder, build)
+    built.build_once(folder, build)
     (folder / "model.safetensors").write_bytes(b"01234")
-    models._build_once(folder, build)
+    built.build_once(folder, build)
     assert (folder / "model.safetensors").read_bytes() == b"0123456789"

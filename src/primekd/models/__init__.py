@@ -1,0 +1,20 @@
+"""Models: references, folders, tokenizers, and bringing a model here from the hub."""
+
+from primekd.models.folders import is_present, model_folder, model_hash
+from primekd.models.loading import load_model
+from primekd.models.reference import ModelReference, parse_reference, require_local
+from primekd.models.tokenizers import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash
+
+__all__ = [
+    "ModelReference",
+    "is_present",
+    "load_model",
+    "load_tokenizer",
+    "model_folder",
+    "model_hash",
+    "parse_reference",
+    "require_local",
+    "require_same_tokenizer",
+    "template_hash",
+    "tokenizer_hash",
+]

@@ -1,0 +1,41 @@
+"""LoRA adapters and the base models that they belong to."""
+
+from pathlib import Path
+
+from primekd.errors import UserError
+from primekd.models.folders import model_hash
+from primekd.provenance import MANIFEST, read_json, relative_name
+
+
+def require_same_base(adapter: Path, model: str) -> None:
+    """Refuses an adapter that was trained over another model.
+
+    Its own adapter_config.json names the model; a student's manifest beside it knows the model's hash too.
+
+    Args:
+        adapter: a folder in peft's format.
+        model: the reference of the model that it is to be used with.
+
+    Raises:
+        UserError: the folder holds no adapter, or one of another base model.
+    """
+    config = adapter / "adapter_config.json"
+    if not config.is_file():
+        raise UserError(f"{relative_name(adapter)} holds no adapter_config.json: train or fetch the adapter again.")
+    base = read_json(config).get("base_model_name_or_path")
+    if _name(base) != _name(model):
+        raise UserError(
+            f"{relative_name(adapter)} is an adapter of {base}, not of {model}: train it again, or name its own model."
+        )
+    manifest = adapter.parent / MANIFEST
+    student = read_json(manifest).get("inputs", {}).get("student", {}) if manifest.is_file() else {}
+    if "model_sha256" in student and student["model_sha256"] != model_hash(model):
+        raise UserError(
+            f"{relative_name(adapter)} was trained over other weights of {model} than lie here: train it again, or "
+            "fetch the model's old revision."
+        )
+
+
+def _name(reference: str | None) -> str | None:
+    # Adapters from elsewhere name a hub model plainly: owner/name, without scheme and revision.
+    return reference and reference.removeprefix("hub:").partition("@")[0]

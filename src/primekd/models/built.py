@@ -1,0 +1,137 @@
+"""Folders that are built from something else, once, in `models/cache/<hash>/`.
+
+Transformers works on folders, so a GGUF file is dequantised (float32, exact) and used from there; llama.cpp reads the
+GGUF file itself.
+"""
+
+import contextlib
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from primekd.errors import UserError
+from primekd.provenance import disk_errors, hash_text, project_root, read_json, relative_name, sync_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# 64 columns more than the tokenizer has ids, as many published checkpoints have: they must never reach a softmax.
+RANDOM_PADDING = 64
+
+
+def build_once(folder: Path, build) -> Path:
+    """Runs `build(temporary_folder)` unless `folder` is already whole: source.json, written last, names every file."""
+    if _is_built(folder):
+        return folder
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with disk_errors(folder):
+        temporary.mkdir(parents=True)
+        try:
+            source = build(temporary)
+            source["bytes"] = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
+            write_json(temporary / "source.json", source)
+            if not _is_built(folder):  # another process may have been faster
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+                sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _is_built(folder: Path) -> bool:
+    if not (folder / "source.json").is_file():
+        return False
+    sizes = read_json(folder / "source.json").get("bytes", {})
+    return bool(sizes) and all((folder / n).is_file() and (folder / n).stat().st_size == b for n, b in sizes.items())
+
+
+def _cache_folder(key: str) -> Path:
+    return project_root() / "models" / "cache" / key
+
+
+def dequantised_folder(file: Path, digest: str) -> Path:
+    """A GGUF file as a folder in Hugging Face's layout, in float32. `digest`: the file's sha256.
+
+    Raises:
+        UserError: the file is no GGUF model that transformers can read.
+    """
+
+    def build(target: Path) -> dict:
+        import torch
+        from transformers import AutoModelForCausalLM, GgufConfig
+
+        tokenizer = gguf_tokenizer_folder(file, digest)
+        shutil.copytree(tokenizer, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("source.json"))
+        with _gguf_errors(file):
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+        model.config._name_or_path = file.name
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(target)
+        return {"file": file.name, "sha256": digest, "dtype": "float32"}
+
+    return build_once(_cache_folder(digest[:16]), build)
+
+
+def gguf_tokenizer_folder(file: Path, digest: str) -> Path:
+    """The tokenizer inside a GGUF file as a folder of its own: no weight is read. `digest`: the file's sha256.
+
+    Raises:
+        UserError: the file is no GGUF model that transformers can read.
+    """
+
+    def build(target: Path) -> dict:
+        from transformers import AutoTokenizer
+
+        with _gguf_errors(file):
+            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+        return {"file": file.name, "sha256": digest}
+
+    return build_once(_cache_folder(f"{digest[:16]}-tokenizer"), build)
+
+
+@contextlib.contextmanager
+def _gguf_errors(file: Path):
+    try:
+        yield
+    except (ValueError, KeyError, OSError, IndexError, struct.error) as error:
+        raise UserError(
+            f"{relative_name(file)} cannot be read as a GGUF model ({error}): fetch or make it again."
+        ) from error
+
+
+def random_folder(source: str, tokenizer: "PreTrainedTokenizerBase") -> Path:
+    """A random two-layer Llama for a tokenizer, the same every time. `source` names where the tokenizer is from."""
+
+    def build(target: Path) -> dict:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=len(tokenizer) + RANDOM_PADDING,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            LlamaForCausalLM(config).save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        return {"random": True, "tokenizer": source, "config": config.to_diff_dict()}
+
+    return build_once(_cache_folder("random-" + hash_text(source)[:8]), build)

@@ -1,0 +1,47 @@
+"""Loading a causal language model for transformers."""
+
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+from primekd.errors import UserError
+from primekd.models.folders import model_folder, require_transformers_format
+from primekd.models.quantized import keep_layout, nf4_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTrainedModel":
+    """A causal language model in evaluation mode on the best device here.
+
+    Args:
+        dtype: float32 or bfloat16.
+        quantization: nf4 keeps the linear layers in 4 bits and computes in `dtype`; None keeps all in `dtype`.
+
+    Raises:
+        UserError: the model cannot be read, or bitsandbytes is missing.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    # peft still asks by the old name; the warning would print this machine's paths into every executed notebook.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    require_transformers_format(text)
+    # What FSDP is going to shard may be too large for one card; it moves the shards itself.
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    device = "cuda" if torch.cuda.is_available() and not sharded else "cpu"
+    options = {}
+    if quantization == "nf4":
+        if sharded:
+            raise UserError("4-bit students are not sharded: launch them with configs/accelerate/multi-gpu.yaml.")
+        options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_folder(text), dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, **options
+        )
+    except (SafetensorError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The model {text} cannot be read ({reason}): fetch or make it again.") from error
+    return (keep_layout(model) if quantization else model.to(device)).eval()

@@ -1,0 +1,84 @@
+"""Model references: how a profile names a model.
+
+hub:owner/name[@revision]        a Hugging Face repository
+path:folder-or-file.gguf         relative to the checkout
+package:module/file.gguf         a GGUF file shipped inside an installed Python package
+random:REFERENCE                 a tiny random Llama with REFERENCE's tokenizer (tests only)
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from primekd.errors import UserError
+from primekd.provenance import project_root
+
+SCHEMES = ("hub", "path", "package", "random")
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A parsed reference; `text` is how the profile writes it."""
+
+    scheme: str
+    target: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.scheme}:{self.target}"
+
+    @property
+    def repository(self) -> str:
+        """`owner/name` of a hub: reference."""
+        return self.target.partition("@")[0]
+
+    @property
+    def revision(self) -> str:
+        """Commit, tag or branch of a hub: reference; `main` where it names none."""
+        return self.target.partition("@")[2] or "main"
+
+    @cached_property
+    def local(self) -> Path | None:
+        """The file or folder behind a path: or package: reference, whether it exists or not."""
+        if self.scheme == "path":
+            return (project_root() / self.target).resolve()
+        if self.scheme == "package":
+            module, _, file = self.target.partition("/")
+            found = importlib.util.find_spec(module)
+            if found is None or not found.submodule_search_locations:
+                return None
+            return Path(next(iter(found.submodule_search_locations))) / file
+        return None
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.target.endswith(".gguf") and self.scheme in ("path", "package")
+
+
+def parse_reference(text: str) -> ModelReference:
+    """Reads a reference.
+
+    Raises:
+        UserError: unknown scheme or nothing behind it.
+    """
+    scheme, colon, target = text.partition(":")
+    if not colon or scheme not in SCHEMES or not target:
+        raise UserError(f"{text!r} is no model reference: write one of {', '.join(s + ':…' for s in SCHEMES)}.")
+    return ModelReference(scheme, target)
+
+
+def require_local(reference: ModelReference) -> Path:
+    """The existing file or folder of a path: or package: reference.
+
+    Raises:
+        UserError: it is not there; the sentence says how to get it.
+    """
+    if reference.local is None or not reference.local.exists():
+        fix = {
+            "package": f"pip install -r requirements.txt (package {reference.target.partition('/')[0]}).",
+            "path": "make it with `primekd prepare-teacher`, download it with inference/get_models.ipynb, "
+            "or mend the path in the profile.",
+        }.get(reference.scheme, "it must be a path: or a package: reference here.")
+        raise UserError(f"The model {reference.text} is not there: {fix}")
+    return reference.local
