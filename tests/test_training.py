@@ -21,6 +21,7 @@ from primekd.signals.codecs import HiddenCodec
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.checkpoints import newest_checkpoint
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
+from primekd.training.objective import head_logits
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
 
 LORA = LoraSettings(rank=2, alpha=4, target_modules=("q_proj", "v_proj", "down_proj"))
@@ -165,10 +166,10 @@ def test_a_single_marked_token_gets_the_only_gradient_row_one_place_before_it(ne
 def test_response_states_gives_hidden_rows_and_targets_item_by_item(new_trainer, examples, tokenizer):
     trainer = new_trainer(examples, None)
     batch = Collator(tokenizer.pad_token_id)(examples[:3])
-    hidden, targets = trainer.model.eval()(batch["input_ids"], batch["attention_mask"], batch["labels"])
+    hidden, targets = trainer.model.eval().response_states(batch["input_ids"], batch["attention_mask"], batch["labels"])
     assert targets.tolist() == [t for e in examples[:3] for t in split(e)[1]]
     assert len(hidden) == len(targets)
-    logits = trainer.model.logits(hidden, len(tokenizer))
+    logits = head_logits(hidden, *trainer.model.head())
     assert logits.shape == (len(targets), len(tokenizer)) and logits.dtype == torch.float32
 
 
@@ -482,8 +483,8 @@ def test_distillation_brings_the_student_closer_to_its_teacher(
         for example in examples:
             batch = Collator(tokenizer.pad_token_id)([example])
             with torch.no_grad():
-                hidden, _ = trainer.model(batch["input_ids"], batch["attention_mask"], batch["labels"])
-                q = log_softmax64(trainer.model.logits(hidden, len(tokenizer)).double().numpy())
+                hidden, _ = trainer.model.response_states(batch["input_ids"], batch["attention_mask"], batch["labels"])
+                q = log_softmax64(head_logits(hidden, *trainer.model.head()).double().numpy())
             p = log_softmax64(signals.rows(example.item_id, split(example)[1]).to_logits().double().numpy())
             total, tokens = total + (np.exp(p) * (p - q)).sum(), tokens + len(p)
         return total / tokens

@@ -27,8 +27,11 @@ from primekd.provenance import (
     write_text,
 )
 from primekd.strategies import get_strategy
+from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from primekd.signals import SignalReader
     from primekd.training.trainer import DistillTrainer
 
@@ -62,11 +65,21 @@ def distill(profile: Profile, strategy: str, seed: int | None = None) -> Path:
     """Trains one student, or goes on where a stopped training left off; returns its folder.
 
     The folder holds adapter/ (peft's format), loss_curve.csv and manifest.json. An adapter of another configuration is
-    set aside under a new name.
+    set aside under a new name. With several processes in the profile they are started here; under `accelerate launch`
+    this is one of them.
 
     Raises:
-        UserError: signals are missing or do not match, or the disk is full.
+        UserError: signals are missing or do not match, a process failed, or the disk is full.
     """
+    if process_count() == 1:
+        return _distill(profile, strategy, seed)
+    join_processes()
+    folder = _distill(profile, strategy, seed)
+    leave_processes()
+    return folder
+
+
+def _distill(profile: Profile, strategy: str, seed: int | None) -> Path:
     seed = profile.seed if seed is None else seed
     with_teacher = get_strategy(strategy).teacher
     signals = None
@@ -82,8 +95,13 @@ def distill(profile: Profile, strategy: str, seed: int | None = None) -> Path:
     if is_current(folder, inputs):
         print(f"{stage}: nothing to do, the adapter is trained and its inputs are unchanged.")
         return folder
-    if (folder / MANIFEST).is_file():
+    if is_main_process() and (folder / MANIFEST).is_file():
         print(f"{relative_name(folder)} is outdated or was altered: set aside as {set_aside(folder).name}.")
+    if profile.launch.processes > 1 and process_count() == 1:
+        from primekd.training.launch import launch
+
+        launch(profile, strategy, seed, stage)
+        return folder
 
     from primekd.training.examples import gold_examples, teacher_examples
 
@@ -95,15 +113,18 @@ def distill(profile: Profile, strategy: str, seed: int | None = None) -> Path:
     train_adapter(
         folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed,
         model=profile.student.model, dtype=profile.student.dtype, lora=profile.student.lora, train=profile.train,
+        quantization=profile.student.quantization,
     )  # fmt: skip
     return folder
 
 
 def train_adapter(
     folder: Path, stage: str, profile: Profile, inputs: dict[str, Any], examples, validation, signals,
-    checkpoints: Path, seed: int, *, model: str, dtype: str, lora: LoraSettings, train,
+    checkpoints: Path, seed: int, *, model: str, dtype: str, lora: LoraSettings, train, quantization: str | None = None,
 ) -> None:  # fmt: skip
     """Trains a LoRA adapter over `model` and writes adapter/, loss_curve.csv and manifest.json into `folder`.
+
+    Of several processes the main one writes and the others return once the weights are gathered.
 
     Args:
         examples, validation: lists of training.examples.Example.
@@ -114,29 +135,36 @@ def train_adapter(
 
     start = now()
     tokenizer = load_tokenizer(model)
-    with Meter() as meter, Progress(profile, stage, steps_in_all(train, len(examples)), "step") as progress:
-        student = lora_model(model, dtype, lora, seed)
+    with contextlib.ExitStack() as stack:
+        meter = progress = None
+        if is_main_process():
+            meter = stack.enter_context(Meter())
+            progress = stack.enter_context(Progress(profile, stage, steps_in_all(train, len(examples)), "step"))
+        student = lora_model(model, dtype, lora, seed, quantization)
         trainer = build_trainer(
             student, tokenizer, examples, validation, signals, profile.loss, train, checkpoints, seed, progress
         )
         newest = newest_checkpoint(checkpoints)
-        if newest:
+        if newest and is_main_process():
             print(f"{stage}: going on from {newest.name}.")
         with disk_errors(folder), contextlib.redirect_stdout(io.StringIO()):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    adapter = save_adapter(student, folder, model)
+        weights = trainer.adapter_weights()
+    if not is_main_process():
+        return
+    adapter = save_adapter(student, folder, model, weights)
     write_text(folder / "loss_curve.csv", loss_curve(trainer))
     tokens = sum(sum(e.sequence.response_mask) for e in examples) * train.epochs
     write_manifest(
         folder, "adapter", inputs, [*adapter, folder / "loss_curve.csv"],
         start=start, end=now(), response_tokens=tokens, steps=trainer.state.global_step, resumed=newest is not None,
-        config=profile.resolved(), **meter.facts,
+        processes=process_count(), config=profile.resolved(), **meter.facts,
     )  # fmt: skip
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int):
-    """A peft model with a fresh adapter in float32 over a frozen base in `dtype`."""
+def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int, quantization: str | None = None):
+    """A peft model with a fresh adapter in float32 over a frozen base in `dtype`, or in 4 bits computing in it."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import set_seed
@@ -146,7 +174,7 @@ def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int):
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
-    student = get_peft_model(load_model(model, dtype), config)
+    student = get_peft_model(load_model(model, dtype, quantization), config)
     if dtype == "bfloat16":
         for module in student.modules():  # the trainer's autocast does the casting; peft's own would undo it
             if isinstance(module, BaseTunerLayer):
@@ -154,15 +182,15 @@ def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int):
     return student
 
 
-def save_adapter(student, folder: Path, model: str) -> list[Path]:
-    """Writes adapter/ whole or not at all; returns its files."""
+def save_adapter(student, folder: Path, model: str, weights: "dict[str, Tensor] | None" = None) -> list[Path]:
+    """Writes adapter/ whole or not at all; returns its files. `weights`: where `student` itself holds only shards."""
     target, temporary = folder / "adapter", folder / ".adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     for config in student.peft_config.values():
         config.base_model_name_or_path = model  # the reference, not the path of this machine
     with disk_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
-        student.save_pretrained(temporary, save_embedding_layers=False)
+        student.save_pretrained(temporary, state_dict=weights, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)

@@ -1,5 +1,7 @@
 """Progress of long stages: a bar for whoever is looking, and a small file that `primekd status` and `run` read."""
 
+import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,11 @@ def progress_folder(profile: Profile) -> Path:
     return profile.runs / "progress"
 
 
+def progress_path(profile: Profile, stage: str) -> Path:
+    """The file of one stage."""
+    return progress_folder(profile) / f"{stage.replace('/', '-')}.json"
+
+
 class Progress:
     """Counts `total` units of one stage. Use as a context manager and call `advance`.
 
@@ -22,8 +29,9 @@ class Progress:
     """
 
     def __init__(self, profile: Profile, stage: str, total: int, unit: str):
-        self.path = progress_folder(profile) / f"{stage.replace('/', '-')}.json"
+        self.path = progress_path(profile, stage)
         self.state = {"stage": stage, "done": 0, "total": total, "unit": unit, "started": now(), "state": "running"}
+        self.state |= {"host": socket.gethostname(), "pid": os.getpid()}  # a stage that is killed cannot say so itself
         interval = 0.5 if sys.stderr.isatty() else 10
         self._bar = tqdm(total=total, unit=unit, desc=stage, mininterval=interval, file=sys.stderr, ascii=True)
         self._written = 0.0

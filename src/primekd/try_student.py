@@ -29,7 +29,8 @@ def ask(profile: Profile, question: str, strategies: Sequence[str]) -> pd.DataFr
         if folder and not (folder / MANIFEST).is_file():
             raise UserError(f"{relative_name(folder)} has no student: run {name}/distill.ipynb first.")
         adapter = folder / "adapter" if folder else None
-        engine = TransformersEngine(profile.student.model, profile.student.dtype, 1, adapter)
+        student = profile.student
+        engine = TransformersEngine(student.model, student.dtype, 1, adapter, student.quantization)
         text = decode_response(tokenizer, engine.generate([prompt], Sampling(profile.max_new_tokens))[0].ids)
         rows.append((name, text, extract(text).text))
     return pd.DataFrame(rows, columns=["model", "answer", "read as"])

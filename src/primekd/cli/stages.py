@@ -39,36 +39,56 @@ def capture(
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="The unprimed teacher on the test items.")] = False,
+    worker: Annotated[
+        str | None, typer.Option(help="Take a fixed share, for example 2/4, instead of what no other has taken.")
+    ] = None,
 ) -> None:
     """Asks the teacher, primed, and keeps its responses and signals; goes on where it stopped.
+
+    Start it several times at once, on any machines that share the folder runs/, and they share the work.
 
     \b
     primekd capture ai-KD
     primekd capture --held-out
+    primekd capture ai-KD --worker 2/4
     """
     from primekd.capture import capture as run_capture
     from primekd.capture import held_out_job, training_job
     from primekd.config import load_profile
+    from primekd.workers import Part
 
     if held_out == bool(strategy):
         raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
+    part = Part.parse(worker) if worker else None
     loaded = load_profile(profile)
-    print(run_capture(held_out_job(loaded) if held_out else training_job(loaded, strategy, seed)))
+    print(run_capture(held_out_job(loaded) if held_out else training_job(loaded, strategy, seed), part))
 
 
 @app.command()
 @verb
-def distill(strategy: StrategyArgument, profile: ProfileOption = "pocket", seed: SeedOption = None) -> None:
+def distill(
+    strategy: StrategyArgument,
+    profile: ProfileOption = "pocket",
+    seed: SeedOption = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes, one a GPU; else the profile's.")] = None,
+    accelerate_config: Annotated[
+        str | None, typer.Option(help="For two processes or more, for example configs/accelerate/fsdp.yaml.")
+    ] = None,
+) -> None:
     """Trains the student of one strategy on captured signals (base-fine-tune: on the gold solutions).
 
     \b
     primekd distill ai-KD
     primekd distill base-fine-tune --seed 1
+    primekd distill ai-KD --processes 8 --accelerate-config configs/accelerate/fsdp.yaml
     """
     from primekd.config import load_profile
     from primekd.distill import distill as run_distill
 
-    print(run_distill(load_profile(profile), strategy, seed))
+    loaded = load_profile(profile)
+    if processes or accelerate_config:
+        loaded = loaded.launched(processes, accelerate_config)
+    print(run_distill(loaded, strategy, seed))
 
 
 @app.command()

@@ -4,6 +4,8 @@ A field's meaning stands beside it; configs/*.yaml show complete examples.
 """
 
 from primekd.config.data import DataConfig
+from primekd.config.hardware import HardwareConfig
+from primekd.config.launch import LaunchConfig
 from primekd.config.profile import Profile, explain_validation_error, load_profile, profile_files, profile_names
 from primekd.config.student import AssessConfig, LoraSettings, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import ApiConfig, ExLlamaConfig, SignalsConfig, TeacherConfig, VllmConfig
@@ -13,6 +15,8 @@ __all__ = [
     "AssessConfig",
     "DataConfig",
     "ExLlamaConfig",
+    "HardwareConfig",
+    "LaunchConfig",
     "LoraSettings",
     "LossConfig",
     "PrepareConfig",

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from primekd.config.data import DataConfig
+from primekd.config.hardware import HardwareConfig
+from primekd.config.launch import LaunchConfig
 from primekd.config.section import Positive, Section
 from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import SignalsConfig, TeacherConfig
@@ -29,6 +31,18 @@ class Profile(Section):
     loss: LossConfig
     assess: AssessConfig = AssessConfig()
     prepare: PrepareConfig | None = None
+    hardware: HardwareConfig | None = None
+    launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def shared_out(self) -> "Profile":
+        train, processes = self.train, self.launch.processes
+        if train.batch_size % (train.micro_batch_size * processes):
+            raise ValueError(
+                f"train.batch_size {train.batch_size} must be a multiple of micro_batch_size * launch.processes "
+                f"({train.micro_batch_size} * {processes})"
+            )
+        return self
 
     @property
     def runs(self) -> Path:
@@ -51,6 +65,20 @@ class Profile(Section):
     def _seeded(self, name: str, seed: int | None) -> str:
         # The profile's own seed has the plain name; further seeds lie beside it.
         return name if seed is None or seed == self.seed else f"{name}-seed{seed}"
+
+    def launched(self, processes: int | None, accelerate: str | None) -> "Profile":
+        """The same profile with its training on other processes; None keeps what it says.
+
+        Raises:
+            UserError: the batch does not divide among them, or a configuration without a second process.
+        """
+        given = {"processes": processes, "accelerate": accelerate}
+        launch = self.launch.model_dump() | {key: value for key, value in given.items() if value is not None}
+        try:
+            return Profile(**self.model_dump(exclude={"launch"}), launch=launch)
+        except ValidationError as error:
+            said = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+            raise UserError(f"{processes or self.launch.processes} processes: {said}.") from error
 
     def resolved(self) -> dict[str, Any]:
         """The profile with every default filled in, as manifests keep it."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
@@ -43,12 +44,7 @@ def _is_whole(path: Path) -> bool:
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """An optimizer's state_dict as (tensors for safetensors, the rest for JSON)."""
-    tensors = {
-        f"{index}.{key}": value.detach().cpu().contiguous()
-        for index, entries in state["state"].items()
-        for key, value in entries.items()
-        if torch.is_tensor(value)
-    }
+    tensors = {f"{index}.{key}": value for index, entries in state["state"].items() for key, value in entries.items()}
     return tensors, {"param_groups": state["param_groups"]}
 
 
@@ -60,14 +56,40 @@ def _join_optimizer(tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> d
     return {"state": state, "param_groups": rest["param_groups"]}
 
 
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU; of a tensor sharded over processes all of it, so every process has to call this."""
+    value = value.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().contiguous()
+
+
+def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, sharded over the processes as `parameter` is."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def _of_process(name: str, process: int) -> str:
+    return f"{name}.{process}" if process else name
+
+
 class SafeCheckpoints(Trainer):
-    """A Trainer whose checkpoints hold the trainable parameters, optimiser, schedule, random states and history."""
+    """A Trainer whose checkpoints hold the trainable parameters, optimiser, schedule, random states and history.
+
+    One checkpoint serves any number of processes: tensors are whole, and each process has its own random state. Only
+    the main process writes.
+    """
 
     def _trainable(self) -> dict[str, torch.Tensor]:
         unwrapped = self.accelerator.unwrap_model(self.model)
         return {name: p for name, p in unwrapped.named_parameters() if p.requires_grad}
 
+    def adapter_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights, whole, named as the peft model names them. Every process has to call this."""
+        return {name.removeprefix("model."): _whole(p) for name, p in self._trainable().items()}
+
     def _save_checkpoint(self, model, trial) -> None:
+        state = self._gather_state()
         if not self.args.should_save:
             return
         target = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -76,7 +98,7 @@ class SafeCheckpoints(Trainer):
         with disk_errors(target):
             temporary.mkdir(parents=True)
             try:
-                self._write_checkpoint(temporary)
+                self._write_checkpoint(temporary, *state)
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(temporary, target)
                 sync_folder(target.parent)
@@ -84,14 +106,28 @@ class SafeCheckpoints(Trainer):
                 shutil.rmtree(temporary, ignore_errors=True)
         rotate_checkpoints(output_dir=str(target.parent), save_total_limit=self.args.save_total_limit)
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        save_file({n: p.detach().cpu().contiguous() for n, p in self._trainable().items()}, folder / ADAPTER)
-        tensors, rest = _split_optimizer(self.optimizer.state_dict())
+    def _gather_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, torch.Tensor]]:
+        """Trainable parameters, optimiser and random states of all processes, whole."""
+        optimizer = self.optimizer.state_dict()
+        states = {i: {k: _whole(v) for k, v in s.items() if torch.is_tensor(v)} for i, s in optimizer["state"].items()}
+        random_states = {"cpu": torch.random.get_rng_state()}
+        if torch.cuda.is_available():
+            random_states["cuda"] = torch.cuda.random.get_rng_state()
+        every = {
+            _of_process(name, process): own.clone()
+            for name, state in random_states.items()
+            for process, own in enumerate(self.accelerator.gather(state[None].to(self.args.device)).cpu())
+        }
+        return {n: _whole(p) for n, p in self._trainable().items()}, optimizer | {"state": states}, every
+
+    def _write_checkpoint(
+        self, folder: Path, adapter: dict[str, torch.Tensor], optimizer: dict[str, Any], states: dict[str, torch.Tensor]
+    ) -> None:
+        save_file(adapter, folder / ADAPTER)
+        tensors, rest = _split_optimizer(optimizer)
         save_file(tensors, folder / OPTIMIZER)
         numpy_state = np.random.get_state()
-        states = {"cpu": torch.random.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
-        if torch.cuda.is_available():
-            states["cuda"] = torch.cuda.random.get_rng_state()
+        states["numpy"] = torch.from_numpy(numpy_state[1].astype(np.int64))
         save_file(states, folder / RANDOM)
         own = {
             "optimizer": rest,
@@ -110,13 +146,17 @@ class SafeCheckpoints(Trainer):
             raise ValueError(f"{resume_from_checkpoint} is of another adapter")
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(saved[name])
+                parameter.copy_(_like(saved[name], parameter))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         own = json.loads((Path(checkpoint) / STATE).read_text())
-        self.optimizer.load_state_dict(_join_optimizer(load_file(Path(checkpoint) / OPTIMIZER), own["optimizer"]))
+        state = _join_optimizer(load_file(Path(checkpoint) / OPTIMIZER), own["optimizer"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, entries in state["state"].items():
+            state["state"][index] = {key: _like(value, parameters[index]) for key, value in entries.items()}
+        self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(own["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -126,6 +166,10 @@ class SafeCheckpoints(Trainer):
         version, words, gauss = own["python_random"]
         random.setstate((version, tuple(words), gauss))
         np.random.set_state(("MT19937", states["numpy"].numpy().astype(np.uint32), *own["numpy_rest"]))
-        torch.random.set_rng_state(states["cpu"])
-        if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.random.set_rng_state(states["cuda"])
+        process = self.args.process_index
+        if _of_process("cpu", process) not in states:  # it was written by fewer processes
+            torch.manual_seed(self.args.seed + process + self.state.global_step)
+            return
+        torch.random.set_rng_state(states[_of_process("cpu", process)])
+        if torch.cuda.is_available() and _of_process("cuda", process) in states:
+            torch.cuda.random.set_rng_state(states[_of_process("cuda", process)])

@@ -1,53 +1,21 @@
-"""The one trainer of the project: a LoRA student, with or without teacher signals."""
+"""The one trainer of the project: a LoRA student, with or without teacher signals, on one process or several."""
 
 import math
 from collections import defaultdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
 
 from primekd.config import LossConfig, TrainConfig
-from primekd.losses import cross_entropy_sum, distillation_loss
 from primekd.progress import Progress
 from primekd.signals import SignalReader, SignalRows, concatenate
+from primekd.training.batches import FILLER, ProcessBatches, ProcessLoader
 from primekd.training.checkpoints import SafeCheckpoints
 from primekd.training.examples import IGNORED, Collator, Example
-
-
-class ResponseStates(nn.Module):
-    """The student up to the last hidden state, at the positions that predict response tokens.
-
-    A module of its own, so that wrappers for several devices see one forward call. Prompt and padding rows are
-    dropped before the head product, which is the largest one of a small model.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = base.config
-        # Kept out of the module's children: they are already part of `model`.
-        self._parts = (base.get_decoder(), base.get_output_embeddings())
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) each -> hidden (N, D) at position t - 1 of every label at t, and targets (N,), row by row."""
-        hidden = self._parts[0](input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
-        targets = labels[:, 1:]
-        kept = targets != IGNORED  # (B, S - 1)
-        return hidden[:, :-1][kept], targets[kept]
-
-    def logits(self, hidden: Tensor, vocab_size: int) -> Tensor:
-        """(N, D) -> (N, V) float32, padded columns cut.
-
-        The product is taken in float32, as the teacher's is: a bfloat16 one rounds logits of 16 and more to eighths,
-        and two equal models would then differ.
-        """
-        output = self._parts[1]
-        bias = None if output.bias is None else output.bias[:vocab_size].float()
-        return F.linear(hidden.float(), output.weight[:vocab_size].float(), bias)
+from primekd.training.objective import StudentObjective
+from primekd.training.processes import process_count
 
 
 class DistillTrainer(SafeCheckpoints):
@@ -55,13 +23,12 @@ class DistillTrainer(SafeCheckpoints):
 
     Args:
         signals: the store to look teacher rows up in, by item id; None for fine-tuning on the labels alone.
-        loss: the objective; its alpha does not matter without signals.
-        vocab_size: V, the tokenizer's size.
+        model: a StudentObjective.
     """
 
-    def __init__(self, *, signals: SignalReader | None, loss: LossConfig, train: TrainConfig, vocab_size: int, **rest):
+    def __init__(self, *, signals: SignalReader | None, train: TrainConfig, **rest):
         super().__init__(**rest)
-        self.signals, self.loss, self.settings, self.vocab_size = signals, loss, train, vocab_size
+        self.signals, self.settings = signals, train
         # Our loss is already a mean over the response tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -92,28 +59,49 @@ class DistillTrainer(SafeCheckpoints):
         if self.signals is None:
             return None
         # The response is handed over too: the store refuses it if it is not the one that was captured.
-        parts = [
-            self.signals.rows(item_id, row[row != IGNORED].tolist())
-            for item_id, row in zip(item_ids, labels.cpu(), strict=True)
-        ]
-        if parts[0] is None:  # pseudo-labels: the teacher's text was checked, and there is nothing else of it
+        responses = [row[row != IGNORED].tolist() for row in labels.cpu()]
+        parts = [self.signals.rows(i, response) for i, response in zip(item_ids, responses, strict=True) if response]
+        if not parts or parts[0] is None:  # only fillers; or pseudo-labels: of those the text alone was kept
             return None
         return concatenate(parts).to(labels.device)
 
+    def _loader(self, examples: list[Example], seed: int | None) -> ProcessLoader:
+        process, processes = self.args.process_index, self.args.world_size
+        batches = ProcessBatches(len(examples), self.settings.micro_batch_size, process, processes, seed)
+        return ProcessLoader(
+            [*examples, FILLER],
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def get_train_dataloader(self) -> ProcessLoader:
+        """This process's micro-batches, shuffled anew each epoch."""
+        return self._loader(self.train_dataset, self.args.data_seed)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> ProcessLoader:
+        """This process's micro-batches of the validation set, in order."""
+        return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset, None)
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         item_ids, labels = inputs["item_ids"], inputs["labels"]
-        hidden, targets = model(inputs["input_ids"], inputs["attention_mask"], labels)
-        logits = self.accelerator.unwrap_model(model).logits(hidden, self.vocab_size)
-        tokens = num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1)
-        loss, parts = distillation_loss(logits, targets, self._teacher_rows(item_ids, labels), self.loss, tokens)
+        tokens = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum().clamp(min=1)
+        teacher = self._teacher_rows(item_ids, labels)
+        loss, parts = model(inputs["input_ids"], inputs["attention_mask"], labels, teacher, tokens)
         for name, value in parts.items():
             self._parts[name] += float(value)
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, tokens are global
         return (loss, None) if return_outputs else loss
 
+    def _over_processes(self, *values: float) -> list[float]:
+        """Sums over all processes, in float64."""
+        sums = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return self.accelerator.reduce(sums, "sum").tolist()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs = logs | dict(self._parts)  # every step is logged, so these are one step's
+        if "loss" in logs:  # every step is logged, so the parts are one step's
+            ce, kd = self._over_processes(self._parts["ce"], self._parts["kd"])
+            logs = logs | {"ce": ce, "kd": kd}
             self._parts.clear()
         super().log(logs, start_time)
 
@@ -124,11 +112,10 @@ class DistillTrainer(SafeCheckpoints):
         total = tokens = 0.0
         for batch in self.get_eval_dataloader(eval_dataset):
             inputs = [batch[key].to(self.args.device) for key in ("input_ids", "attention_mask", "labels")]
-            with self.accelerator.autocast():
-                hidden, targets = model(*inputs)
-            total += float(cross_entropy_sum(model.logits(hidden, self.vocab_size), targets))
-            tokens += len(targets)
+            total += float(model(*inputs)[0])
+            tokens += int((inputs[2] != IGNORED).sum())
         model.train()
+        total, tokens = self._over_processes(total, tokens)
         metrics = {f"{metric_key_prefix}_loss": total / max(tokens, 1)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -165,17 +152,19 @@ def build_trainer(
     seed: int,
     progress: Progress | None = None,
 ) -> DistillTrainer:
-    """A trainer for a peft model; `.train(resume_from_checkpoint=…)` runs it."""
+    """A trainer for a peft model; `.train(resume_from_checkpoint=…)` runs it, on every process that was launched.
+
+    `train.batch_size` sequences make a step, over all processes together.
+    """
     per_epoch = math.ceil(len(examples) / train.batch_size)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,
         per_device_train_batch_size=train.micro_batch_size,
         per_device_eval_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
+        gradient_accumulation_steps=train.batch_size // (train.micro_batch_size * process_count()),
         max_grad_norm=train.max_grad_norm,
-        # Adapters stay in float32; their products run in the frozen base's precision, a third faster on a CPU.
-        bf16=next(p for p in model.parameters() if not p.requires_grad).dtype == torch.bfloat16,
+        ddp_find_unused_parameters=False,  # every adapter is used in every pass
         seed=seed,
         data_seed=seed,
         logging_strategy="steps",
@@ -189,22 +178,20 @@ def build_trainer(
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),  # without it bf16 is refused on a machine that has no GPU
+        use_cpu=not torch.cuda.is_available(),
         report_to="none",
     )
     trainer = DistillTrainer(
         signals=signals,
-        loss=loss,
         train=train,
-        vocab_size=len(tokenizer),
-        model=ResponseStates(model),
+        model=StudentObjective(model, loss, len(tokenizer)),
         args=arguments,
         train_dataset=examples,
         eval_dataset=validation or None,
         data_collator=Collator(tokenizer.pad_token_id),
         callbacks=[ProgressCallback(progress)] if progress else None,
     )
-    from transformers import PrinterCallback
-
+    if trainer.args.process_index:  # the first process keeps the seed's own numbers; no other may repeat its dropout
+        torch.manual_seed(seed + trainer.args.process_index)
     trainer.remove_callback(PrinterCallback)  # one line a step is for the loss curve's file, not for the screen
     return trainer

@@ -1,0 +1,82 @@
+"""A student and its objective in one module: whatever touches a parameter happens inside one forward call."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from primekd.config import LossConfig
+from primekd.losses import distillation_loss
+from primekd.signals import SignalRows
+from primekd.training.examples import IGNORED
+
+
+def head_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+    """hidden (N, D), head (V, D), bias (V,) or None -> (N, V) float32.
+
+    The product is taken in float32, as the teacher's is: a bfloat16 one rounds logits of 16 and more to eighths, and
+    two equal models would then differ.
+    """
+    return F.linear(hidden.float(), head.float(), None if bias is None else bias.float())
+
+
+def head_loss(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
+    tokens: Tensor | float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The objective from the last hidden states on; the only place where the student's logits exist.
+
+    Args:
+        hidden: (N, D), row t predicting targets[t].
+        head, bias: the output head, (V, D) and (V,) or None, padded columns cut.
+        targets: (N,) token ids.
+        teacher: N signal rows, or None.
+        tokens: response tokens over which the mean is taken.
+
+    Returns:
+        As `losses.distillation_loss`.
+    """
+    return distillation_loss(head_logits(hidden, head, bias), targets, teacher, loss, tokens)
+
+
+class StudentObjective(nn.Module):
+    """The student up to its loss, as one forward call.
+
+    Wrappers for several devices (DDP, FSDP) see that one call: sharded parameters are whole only while it runs. Prompt
+    and padding rows are dropped before the head product, which is the largest one of a small model.
+
+    Args:
+        model: a peft model over a frozen base. Adapters stay in float32; over a bfloat16 base their products run in
+            bfloat16 (autocast), a third faster on a CPU.
+        vocab_size: V, the tokenizer's size; the head's further columns are padding.
+    """
+
+    def __init__(self, model: nn.Module, loss: LossConfig, vocab_size: int):
+        super().__init__()
+        self.model, self.loss, self.vocab_size = model, loss, vocab_size
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.config = base.config
+        self._no_split_modules = sorted(base._no_split_modules or ())  # FSDP shards layer by layer
+        # Kept out of the module's children: they are already part of `model`.
+        self._parts = (base.get_decoder(), base.get_output_embeddings())
+        self._bfloat16 = base.get_input_embeddings().weight.dtype == torch.bfloat16
+
+    def response_states(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) each -> hidden (N, D) at position t - 1 of every label at t, and targets (N,), row by row."""
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._bfloat16):
+            hidden = self._parts[0](input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
+        targets = labels[:, 1:]
+        kept = targets != IGNORED  # (B, S - 1)
+        return hidden[:, :-1][kept], targets[kept]
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """The output head (V, D) and its bias (V,) or None, padded columns cut."""
+        output = self._parts[1]
+        return output.weight[: self.vocab_size], None if output.bias is None else output.bias[: self.vocab_size]
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, teacher: SignalRows | None = None,
+        tokens: Tensor | float = 1.0,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        """(B, S) each, signal rows of all their response tokens in order -> the loss and its parts, over `tokens`."""
+        hidden, targets = self.response_states(input_ids, attention_mask, labels)
+        return head_loss(hidden, *self.head(), targets, teacher, self.loss, tokens)
