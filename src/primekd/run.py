@@ -1,6 +1,5 @@
 """One command over all notebooks: starts Snakemake, says what it is doing and about how long is left."""
 
-import collections
 import contextlib
 import fcntl
 import json
@@ -10,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.progress import progress_folder
 from primekd.provenance import MANIFEST, output_root, project_root, relative_name
+from primekd.run_log import Job, RunState
+from primekd.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
@@ -25,78 +25,53 @@ CAPTURE_ITEM, TRAIN_ITEM, TEST_ITEM = (
     0.3,
     0.2,
 )  # generating and scoring; one pass of training; answering and scoring
-RULE_NAMES = {"teacher": "prepare the teacher", "report": "write the report"}
 
 
-def stage_costs(profile: Profile) -> dict[str, float]:
+def stage_costs(profile: Profile, capture_workers: int = 1) -> dict[str, float]:
     """Rule -> expected cost of one job of it, in arbitrary units."""
     from primekd.strategies import load_strategies
 
     data = profile.data
     models = len(load_strategies()) + 2  # control and teacher too
+    captured = CAPTURE_ITEM * data.train_items
     return {
         "teacher": START,
-        "capture": START + CAPTURE_ITEM * data.train_items,
+        "capture_part": START + captured / capture_workers,
+        "capture": START + (captured if capture_workers == 1 else 0),
         "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
         "assess": START + models * (START / 3 + TEST_ITEM * data.test_items),
         "report": START / 3,
     }
 
 
-@dataclass
-class RunState:
-    """What Snakemake's log says so far."""
-
-    planned: dict[str, int] = field(default_factory=dict)  # rule -> jobs
-    finished: collections.Counter = field(default_factory=collections.Counter)
-    current: str | None = None  # rule
-    label: str = ""
-    idle: bool = False  # Snakemake found nothing to run
-    since: float = 0.0  # when the current job started, seconds since the epoch
-
-    def read(self, line: str) -> None:
-        """Takes in one line of Snakemake's log."""
-        if found := re.match(r"(teacher|capture|distill|assess|report)\s+(\d+)\s*$", line):
-            self.planned.setdefault(found[1], int(found[2]))
-        elif found := re.match(r"(?:local)?rule (\w+):", line):
-            self.current, self.label = found[1], RULE_NAMES.get(found[1], found[1])
-            self.since = time.time()
-        elif (found := re.match(r"\s+wildcards: strategy=(\S+)", line)) and self.current:
-            self.label = f"{self.current} {found[1]}"
-        elif line.startswith("Nothing to be done"):
-            self.idle = True
-        elif line.startswith("Finished job") and self.current:
-            if self.current in self.planned:  # not the target itself
-                self.finished[self.current] += 1
-            self.current = None
-
-    def share(self, costs: dict[str, float], within: float) -> float:
-        """The share of the whole run that is done; `within` is the share of the current job."""
-        total = sum(costs.get(rule, 0) * count for rule, count in self.planned.items())
-        done = sum(costs.get(rule, 0) * count for rule, count in self.finished.items())
-        if self.current:
-            done += costs.get(self.current, 0) * within
-        return done / total if total else 0.0
-
-
-def run_study(profile: Profile, profile_argument: str, cores: int | None = None, force: bool = False) -> bool:
+def run_study(
+    profile: Profile,
+    profile_argument: str,
+    cores: int | None = None,
+    force: bool = False,
+    cluster: Cluster | None = None,
+) -> bool:
     """Runs every notebook that has to be run; returns False if nothing was to be done.
+
+    With `cluster` every notebook is a Slurm job, and as many of them run side by side as the cluster lets.
 
     Raises:
         UserError: another run of this profile is under way, or a notebook failed; the sentence is the notebook's own.
     """
     with only_one(profile) as lock:
+        if cluster:
+            refuse_leftovers(profile)
         forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
-        command = snakemake_command(profile_argument, cores, force)
-        start, costs, state = time.monotonic(), stage_costs(profile), RunState()
-        environment = os.environ | {"PRIMEKD_ROOT": str(project_root()), "PRIMEKD_OUTPUT": str(output_root())}
+        command = snakemake_command(profile, profile_argument, cores, force, cluster)
+        costs, state = stage_costs(profile, cluster.capture_workers if cluster else 1), RunState()
+        start = time.monotonic()
         with open(log, "w", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
             process = subprocess.Popen(
                 command,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment(),
                 start_new_session=True,
                 pass_fds=[lock.fileno()],
             )
@@ -106,12 +81,36 @@ def run_study(profile: Profile, profile_argument: str, cores: int | None = None,
             try:
                 watch(process, lines, profile, state, costs, start)
             except KeyboardInterrupt:
-                stop(process)
+                stop(process, patience=90 if cluster else 10)
+                if cluster:
+                    cancel_leftovers(profile)
                 raise
-        text = log.read_text(encoding="utf-8", errors="replace")
         if process.returncode:
-            raise UserError(explain_failure(text, log))
+            text = log.read_text(encoding="utf-8", errors="replace")
+            raise UserError(explain_failure(text, log, state.failed))
         return not state.idle
+
+
+def planned_jobs(profile: Profile, profile_argument: str, force: bool, cluster: Cluster | None) -> list[Job]:
+    """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
+
+    Raises:
+        UserError: Snakemake cannot plan the run.
+    """
+    command = [*snakemake_command(profile, profile_argument, None, force, cluster), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    text = done.stdout + done.stderr
+    if done.returncode:
+        raise UserError(f"Snakemake cannot plan the run; the end of what it says:\n{text[-1500:]}")
+    state = RunState()
+    for line in text.splitlines():
+        state.read(line)
+    return [job for job in state.running.values() if job.rule in state.planned]
+
+
+def environment() -> dict[str, str]:
+    """What Snakemake and every job find in their environment."""
+    return os.environ | {"PRIMEKD_ROOT": str(project_root()), "PRIMEKD_OUTPUT": str(output_root())}
 
 
 def forget_lost_stages(profile: Profile) -> None:
@@ -131,7 +130,7 @@ def forget_lost_stages(profile: Profile) -> None:
     for name, strategy in load_strategies().items():
         captured, distilled = done / name / "inference_gsm8k.ipynb", done / name / "distill.ipynb"
         if strategy.teacher and not (profile.signals_folder(name) / MANIFEST).is_file():
-            lost += [captured, distilled, *behind_students]
+            lost += [captured, *(done / name).glob("captured-*.done"), distilled, *behind_students]
         if not (profile.student_folder(name) / MANIFEST).is_file():
             lost += [distilled, *behind_students]
     if not (profile.logs / MANIFEST).is_file():
@@ -142,15 +141,23 @@ def forget_lost_stages(profile: Profile) -> None:
         copy.unlink(missing_ok=True)
 
 
-def snakemake_command(profile_argument: str, cores: int | None, force: bool) -> list[str]:
+def snakemake_command(
+    profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None = None
+) -> list[str]:
     """The call of Snakemake. Its own lock is replaced by `only_one`: a killed run must not need an unlock."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "workflow" / "Snakefile")]
-    command += ["--directory", str(output_root()), "--cores", str(cores or "all"), "--rerun-incomplete", "--nolock"]
-    if force:
-        command.append("--forceall")
+    command += ["--directory", str(output_root()), "--rerun-incomplete", "--nolock"]
     if profile_argument.endswith((".yaml", ".yml")):
         profile_argument = str(Path(profile_argument).resolve())
-    return [*command, "--config", f"profile={profile_argument}"]
+    settings = [f"profile={profile_argument}"]
+    if cluster:
+        command += cluster.arguments(profile)
+        settings += ["slurm=true", f"capture_workers={cluster.capture_workers}"]
+    else:
+        command += ["--cores", str(cores or "all")]
+    if force:
+        command.append("--forceall")
+    return [*command, "--config", *settings]
 
 
 @contextlib.contextmanager
@@ -173,13 +180,13 @@ def only_one(profile: Profile):
         yield handle
 
 
-def stop(process: subprocess.Popen) -> None:
-    """Ends Snakemake and everything it started; what is on disk stays."""
-    for kind, patience in ((signal.SIGINT, 10), (signal.SIGKILL, 10)):
+def stop(process: subprocess.Popen, patience: int) -> None:
+    """Ends Snakemake and everything it started, cluster jobs included; what is on disk stays."""
+    for kind, seconds in ((signal.SIGINT, patience), (signal.SIGKILL, 10)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, kind)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+            process.wait(seconds)
             return
 
 
@@ -190,18 +197,11 @@ def watch(process, lines, profile: Profile, state: RunState, costs: dict[str, fl
         ended = process.poll() is not None
         *whole, rest = (rest + lines.read()).split("\n")  # the last line may still be in the writing
         for line in whole:
-            before = state.current
-            state.read(line)
-            if before in state.planned and state.current is None and line.startswith("Finished"):
-                say(
-                    f"  done: {state.label} ({sum(state.finished.values())} of {sum(state.planned.values())} steps)",
-                    interactive,
-                )
-        if state.current:
-            detail, within = newest_progress(profile)
-            if state.current == "assess":
-                within = answered_share(profile, state.since)  # the bar on the screen is one model's
-            text = describe(state, costs, detail, within, time.monotonic() - start)
+            if event := state.read(line):
+                say(f"  {event}", interactive)
+        if state.running:
+            progress = {number: job_progress(profile, job) for number, job in state.running.items()}
+            text = describe(state, costs, progress, time.monotonic() - start)
             due = 1 if interactive else 30
             if text != said and time.monotonic() - last > due:
                 say(text, interactive, moving=True)
@@ -221,33 +221,47 @@ def say(text: str, interactive: bool, moving: bool = False) -> None:
         print(text, flush=True)
 
 
-def newest_progress(profile: Profile) -> tuple[str, float]:
-    """The running stage's own progress: text, and the share of it that is done."""
-    files = sorted(progress_folder(profile).glob("*.json"), key=lambda p: p.stat().st_mtime)
-    if not files or time.time() - files[-1].stat().st_mtime > 120:
+def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
+    """How far a running job is, by the file that its stage keeps: text, and the share of it that is done.
+
+    A file that was last written before the job was started or submitted is an earlier run's.
+    """
+    pattern = "answer *.json" if job.rule == "assess" else f"{job.stage}.json"
+    current = [p for p in progress_folder(profile).glob(pattern) if p.stat().st_mtime >= job.since]
+    if not current:
         return "", 0.0
     try:
-        entry = json.loads(files[-1].read_text())
+        entry = json.loads(max(current, key=lambda p: p.stat().st_mtime).read_text())
     except (OSError, json.JSONDecodeError):
         return "", 0.0
     if entry["state"] != "running" or not entry["total"]:
         return "", 0.0
-    return f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s", entry["done"] / entry["total"]
+    text = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
+    return text, answered_share(len(current)) if job.rule == "assess" else entry["done"] / entry["total"]
 
 
-def answered_share(profile: Profile, since: float) -> float:
-    """The share of the assessment's models that have answered since it started."""
+def answered_share(models: int) -> float:
+    """The share of an assessment that is done when `models` of its models have begun to answer."""
     from primekd.strategies import load_strategies
 
-    answered = [p for p in progress_folder(profile).glob("answer *.json") if p.stat().st_mtime >= since]
-    return min(1.0, len(answered) / (len(load_strategies()) + 1))
+    return min(1.0, models / (len(load_strategies()) + 1))
 
 
-def describe(state: RunState, costs: dict[str, float], detail: str, within: float, elapsed: float) -> str:
+def describe(state: RunState, costs: dict[str, float], progress: dict[int, tuple[str, float]], elapsed: float) -> str:
     """One line: what is being done, how far the run is, how long it has taken and may take."""
-    share = state.share(costs, within)
+    share = state.share(costs, {number: within for number, (_, within) in progress.items()})
     left = f"about {clock(elapsed * (1 - share) / share)} left" if share > 0.02 else "time left not known yet"
-    return f"  {detail or state.label + ': starting'} | {share:4.0%} | {clock(elapsed)} so far, {left}"
+    details = dict.fromkeys(  # parts of one capture share their progress, and are named once
+        text or f"{state.running[number].label}: {waiting(state.running[number])}"
+        for number, (text, _) in progress.items()
+    )
+    shown = list(details)[:3] + ([f"{len(details) - 3} more"] if len(details) > 3 else [])
+    return f"  {', '.join(shown)} | {share:4.0%} | {clock(elapsed)} so far, {left}"
+
+
+def waiting(job: Job) -> str:
+    """What a job is doing that has made no progress yet."""
+    return "queued or starting" if job.slurm else "starting"
 
 
 def clock(seconds: float) -> str:
@@ -257,9 +271,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def explain_failure(text: str, log: Path) -> str:
-    """The stage's own sentence, if it said one, else where to look."""
+def explain_failure(text: str, log: Path, failed: list[Job]) -> str:
+    """The stages' own sentences, if they said any, else where to look."""
+    where = f"(The whole log is {relative_name(log)}.)"
+    if on_cluster := [job for job in failed if job.slurm or "sbatch" in job.problem]:
+        return " ".join([*dict.fromkeys(map(explain_job, on_cluster)), where])
     said = re.findall(r"^primekd: (.+)$", text, re.M)
     if said:
-        return f"{said[-1]} (The whole log is {relative_name(log)}.)"
+        return f"{said[-1]} {where}"
     return f"A stage failed; the end of {relative_name(log)} says:\n{text[-1500:]}"

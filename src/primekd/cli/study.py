@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import JsonOption, ProfileOption, SeedOption, app, print_json, verb
+from primekd.errors import UserError
 
 
 @app.command()
@@ -16,21 +17,53 @@ def run(
     force: Annotated[
         bool, typer.Option(help="Execute every notebook again (stages with unchanged inputs stay).")
     ] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Every notebook is a Slurm job, strategies in parallel.")
+    ] = False,
+    slurm_profile: Annotated[
+        Path | None, typer.Option(help="Folder with the Snakemake profile for --slurm; configs/slurm if left out.")
+    ] = None,
+    capture_workers: Annotated[
+        int, typer.Option(min=1, help="With --slurm: so many jobs capture one strategy together.")
+    ] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run or submitted.")] = False,
 ) -> None:
     """Runs the whole study: every notebook that has to be run, in order. Stop it and run it again as you like.
 
     \b
     primekd run
     primekd run --profile ci --cores 2
+    primekd run --profile paper --slurm --dry-run
+    primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
     from primekd.config import load_profile
-    from primekd.run import run_study
+    from primekd.provenance import project_root
+    from primekd.run import planned_jobs, run_study
+    from primekd.slurm import open_cluster
 
+    if not slurm and (slurm_profile or capture_workers > 1):
+        raise UserError("--slurm-profile and --capture-workers belong to --slurm: add it, or leave them out.")
+    cluster = None
+    if slurm:
+        if cores:
+            raise UserError("--cores is for one machine: on Slurm a job's cores stand in the Slurm profile.")
+        cluster = open_cluster(slurm_profile or project_root() / "configs" / "slurm", capture_workers)
     loaded = load_profile(profile)
     print(f"primekd run: {loaded.name} — {loaded.description}", flush=True)
-    if not run_study(loaded, profile, cores, force):
+    if dry_run:
+        return show_plan(planned_jobs(loaded, profile, force, cluster), cluster is not None)
+    if not run_study(loaded, profile, cores, force, cluster):
         print("primekd run: nothing to be done, everything is up to date.")
     show_results(loaded)
+
+
+def show_plan(jobs: list, on_slurm: bool) -> None:
+    """Prints what a run would do: one line a job and, on Slurm, what it would ask for."""
+    left_out = ("tmpdir=", "mem=", "mem_mib=", "disk")  # Snakemake's own, or the same in another unit
+    for job in jobs:
+        wanted = sorted(one for one in job.wanted.split(", ") if not one.startswith(left_out))
+        print(f"  {job.label:28}" + (" ".join(wanted) if on_slurm and job.rule != "report" else ""))
+    print("primekd run: nothing was run." if jobs else "primekd run: nothing to be done, everything is up to date.")
 
 
 def show_results(profile) -> None:

@@ -1,0 +1,134 @@
+"""A study on a Slurm cluster: what must be there, what is still queued, and what a job that failed has said."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from primekd.config import Profile
+from primekd.errors import UserError
+from primekd.provenance import output_root, relative_name
+from primekd.run_log import Job
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Snakemake profile for a Slurm cluster, and how many jobs capture one strategy together."""
+
+    folder: Path
+    capture_workers: int = 1
+
+    def arguments(self, profile: Profile) -> list[str]:
+        """Snakemake's arguments for running on it."""
+        arguments = ["--profile", str(self.folder.resolve()), "--slurm-jobname-prefix", job_prefix(profile)]
+        # Left to itself the executor asks sacct wherever it is installed. Where accounting is off, that answers nothing
+        # but errors, and the run would wait for ever.
+        if "slurm-status-command" not in read_settings(self.folder) and not ask(["sacct", "-X", "--name=none"])[0]:
+            arguments += ["--slurm-status-command", "squeue"]
+        return arguments
+
+
+def open_cluster(folder: Path, capture_workers: int) -> Cluster:
+    """Checks that jobs can be submitted from here with the Snakemake profile in `folder`.
+
+    Raises:
+        UserError: Slurm or its executor is missing, or the profile is none or would ask for the wrong thing.
+    """
+    settings = read_settings(folder)
+    if settings.get("executor") != "slurm":
+        raise UserError(f"{relative_name(folder)}/config.yaml does not say `executor: slurm`: see configs/slurm.")
+    for rule, wanted in settings.get("set-resources", {}).items():
+        if "tasks" in wanted and {"gpu", "gres"} & wanted.keys():
+            raise UserError(
+                f"{relative_name(folder)}/config.yaml sets `tasks` beside GPUs for {rule}, which becomes "
+                "--ntasks-per-gpu: leave `tasks` out."
+            )
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        raise UserError("Snakemake's Slurm executor is not installed: `pip install 'primekd[slurm]'`.")
+    if shutil.which("sbatch") is None:
+        raise UserError("There is no sbatch here: run this on a machine from which Slurm jobs are submitted.")
+    return Cluster(folder, capture_workers)
+
+
+def read_settings(folder: Path) -> dict:
+    """What config.yaml of a Snakemake profile says.
+
+    Raises:
+        UserError: it is not there or is no YAML mapping.
+    """
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.")
+    return settings
+
+
+def job_prefix(profile: Profile) -> str:
+    """What the names of this profile's jobs begin with, in the characters that the executor takes."""
+    return ("primekd-" + re.sub(r"[^A-Za-z0-9_-]", "-", profile.name))[:50]
+
+
+def ask(command: list[str]) -> tuple[bool, str]:
+    """Runs one of Slurm's commands; returns whether it went well, and what it printed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    return done.returncode == 0, done.stdout if done.returncode == 0 else done.stderr.strip()
+
+
+def queued_jobs(profile: Profile) -> list[str]:
+    """Numbers of the jobs of this profile and output folder that Slurm still has in its queue or running.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    well, said = ask(["squeue", "--me", "--noheader", "--format=%i|%j|%Z"])
+    if not well:
+        raise UserError(f"Slurm does not answer: {said}")
+    rows = [line.split("|", 2) for line in said.splitlines()]
+    here = str(output_root().resolve())
+    return [number for number, name, folder in rows if name.startswith(job_prefix(profile) + "_") and folder == here]
+
+
+def refuse_leftovers(profile: Profile) -> None:
+    """Raises UserError if jobs of an earlier run are still there: two jobs would write the same files."""
+    if jobs := queued_jobs(profile):
+        raise UserError(
+            f"Jobs of an earlier run are still queued or running: wait for them or `scancel {' '.join(jobs)}`."
+        )
+
+
+def cancel_leftovers(profile: Profile) -> None:
+    """Cancels what is left of a run that was stopped: jobs whose numbers Snakemake had not read yet."""
+    if jobs := queued_jobs(profile):
+        ask(["scancel", *jobs])
+
+
+ENDS = {
+    "CANCELLED": "was cancelled (scancel, or an administrator): run it again to go on where it stopped.",
+    "TIMEOUT": "ran past its time limit: run it again to go on where it stopped, or give it more `runtime`.",
+    "OUT_OF_MEMORY": "needed more memory than it had asked for: give it more `mem_mb`.",
+    "NODE_FAIL": "lost its node: run it again to go on where it stopped.",
+    "BOOT_FAIL": "got a node that did not start: run it again.",
+    "PREEMPTED": "was preempted: run it again to go on where it stopped.",
+}
+
+
+def explain_job(job: Job) -> str:
+    """One sentence about a job that failed: its own, if it said one, else what Slurm says."""
+    if refused := re.search(r"sbatch: error: ([^']+)", job.problem):
+        return f"{job.label}: Slurm refused the job: {refused[1]}."
+    text = job.log.read_text(encoding="utf-8", errors="replace") if job.log and job.log.is_file() else ""
+    if said := re.findall(r"^primekd: (.+)$", text, re.M):
+        return f"{job.label}: {said[-1]} (Slurm job {job.slurm}.)"
+    status = re.search(r"SLURM status is: '(\w+)", job.problem)
+    what = ENDS.get(status[1] if status else "", "failed.")
+    where = f" Its log is {relative_name(job.log)}." if text else ""
+    return f"{job.label}: Slurm job {job.slurm} {what}{where}"

@@ -1,0 +1,198 @@
+"""What `primekd run` reads from Snakemake's log, says of failed jobs and refuses; and what `status` calls lost."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from primekd.cli import app
+from primekd.errors import UserError
+from primekd.progress import Progress, progress_folder
+from primekd.provenance import project_root
+from primekd.run import describe, explain_failure, job_progress, stage_costs
+from primekd.run_log import Job, RunState
+from primekd.slurm import explain_job, open_cluster, read_settings
+from primekd.status import stage_states
+
+# As Snakemake 9.27 with snakemake-executor-plugin-slurm 2.8.0 wrote it, inputs and paths shortened.
+LOG = """\
+Job stats:
+job        count
+-------  -------
+distill        5
+teacher        1
+capture        4
+assess         1
+report         1
+all            1
+total         13
+
+[Sat Nov 21 15:05:28 2026]
+rule capture:
+    input: runs/ci/notebooks/teacher.done
+    jobid: 5
+    reason: Missing output files: runs/ci/notebooks/base-KD/inference_gsm8k.ipynb
+    wildcards: strategy=base-KD
+    resources: tmpdir=<TBD>, mem_mb=400000, runtime=1440, cpus_per_task=32, gpu=8, nodes=1
+[Sat Nov 21 15:05:28 2026]
+rule capture:
+    jobid: 9
+    wildcards: strategy=ai-KD
+    resources: tmpdir=<TBD>, mem_mb=400000, runtime=1440, cpus_per_task=32, gpu=8, nodes=1
+Job 9 has been submitted with SLURM jobid 3 (log: {logs}/rule_capture/ai-KD/3.log).
+Job 5 has been submitted with SLURM jobid 4 (log: {logs}/rule_capture/base-KD/4.log).
+[Sat Nov 21 15:06:41 2026]
+Finished jobid: 5 (Rule: capture)
+1 of 13 steps (8%) done
+[Sat Nov 21 15:06:41 2026]
+Error in rule capture:
+    message: SLURM-job '3' failed, SLURM status is: '{status}'. Detailed failure reason unavailable.
+    jobid: 9
+    log: {logs}/rule_capture/ai-KD/3.log (check log file(s) for error details)
+    external_jobid: 3
+"""
+
+
+def read(text: str, state: RunState | None = None) -> tuple[RunState, list[str]]:
+    state = state or RunState()
+    return state, [said for line in text.splitlines() if (said := state.read(line))]
+
+
+def test_jobs_side_by_side_are_told_apart(tmp_path: Path):
+    before_the_end = LOG[: LOG.index("[Sat Nov 21 15:06:41")].format(logs=tmp_path, status="-")
+    state, said = read(before_the_end)
+    assert {job.label: job.slurm for job in state.running.values()} == {"capture base-KD": "4", "capture ai-KD": "3"}
+    assert said == [] and state.planned == {"distill": 5, "teacher": 1, "capture": 4, "assess": 1, "report": 1}
+    state, said = read(LOG.format(logs=tmp_path, status="FAILED"))
+    assert said == ["done: capture base-KD (1 of 12 steps)", "failed: capture ai-KD (Slurm job 3)"]
+    assert not state.running and [job.label for job in state.failed] == ["capture ai-KD"]
+
+
+def test_a_retried_job_is_under_way_again(tmp_path: Path):
+    state, _ = read(LOG.format(logs=tmp_path, status="FAILED"))
+    read("rule capture:\n    jobid: 9\n    wildcards: strategy=ai-KD\n", state)
+    assert [job.label for job in state.running.values()] == ["capture ai-KD"]
+
+
+def test_every_job_has_its_own_progress(ci, output: Path):
+    state, _ = read(LOG[: LOG.index("[Sat Nov 21 15:06:41")].format(logs=output, status="-"))
+    with Progress(ci, "capture ai-KD", 8, "item") as progress:
+        progress.advance(6)
+        progress._write()
+        seen = {number: job_progress(ci, job) for number, job in state.running.items()}
+        assert seen == {5: ("", 0.0), 9: ("capture ai-KD: 6/8 items", 0.75)}
+        text = describe(state, stage_costs(ci), seen, elapsed=60)
+        assert "capture base-KD: queued or starting, capture ai-KD: 6/8 items |" in text
+    share = state.share(stage_costs(ci), {number: within for number, (_, within) in seen.items()})
+    assert share == pytest.approx(0.75 * state.share(stage_costs(ci), {5: 0.0, 9: 1.0})) and share > 0
+    state.running[9].since = time.time() + 60  # what was written before a job was submitted is an earlier run's
+    assert job_progress(ci, state.running[9]) == ("", 0.0)
+
+
+def test_parts_of_one_capture_are_named_once(ci):
+    block = "rule capture_part:\n    jobid: {0}\n    wildcards: strategy=ai-KD, worker={0}\n"
+    state, _ = read("capture_part   2\n" + block.format(1) + block.format(2))
+    seen = dict.fromkeys(state.running, ("capture ai-KD: 6/8 items", 0.75))
+    assert describe(state, stage_costs(ci, 2), seen, 60).count("capture ai-KD") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    {
+        "own sentence": ("FAILED", "...\nprimekd: ai-KD is short of items.\nsrun: error", "ai-KD is short of items."),
+        "cancelled": ("CANCELLED", "", "Slurm job 3 was cancelled"),
+        "time": ("TIMEOUT", "", "ran past its time limit"),
+        "memory": ("OUT_OF_MEMORY", "", "`mem_mb`"),
+        "silent": ("FAILED", "Segmentation fault", "Slurm job 3 failed. Its log is"),
+    }.values(),
+)
+def test_a_failed_slurm_job_is_explained(tmp_path: Path, status: str, text: str, expected: str):
+    log = tmp_path / "rule_capture/ai-KD/3.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(text)
+    state, _ = read(LOG.format(logs=tmp_path, status=status))
+    said = explain_failure("no sentence", tmp_path / "snakemake.log", state.failed)
+    assert said.startswith("capture ai-KD: ") and expected in said and "snakemake.log" in said
+
+
+def test_a_job_that_slurm_refuses_is_explained():
+    problem = "SLURM sbatch failed. The error message was 'sbatch: error: invalid partition specified: nowhere"
+    assert "Slurm refused the job: invalid partition specified: nowhere." in explain_job(
+        Job("capture", "capture ai-KD", 0.0, problem=problem)
+    )
+
+
+def test_the_shipped_slurm_profiles_ask_for_what_the_paper_needs():
+    one, two = (read_settings(project_root() / "configs" / name) for name in ("slurm", "slurm/two-nodes"))
+    for settings in (one, two):
+        assert settings["set-resources"]["distill"] | {"gpu": 1, "nodes": 1} == settings["set-resources"]["distill"]
+        for wanted in settings["set-resources"].values():
+            assert not ("tasks" in wanted and {"gpu", "gres"} & wanted.keys()), "would become --ntasks-per-gpu"
+    for rule in ("capture", "capture_part", "assess"):
+        assert one["set-resources"][rule]["gpu"] == 8 and one["set-resources"][rule]["nodes"] == 1
+        assert two["set-resources"][rule]["nodes"] == 2 and "mpi" in two["set-resources"][rule]
+        assert "--gpus-per-node=8" in two["set-resources"][rule]["slurm_extra"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (None, "no Snakemake profile"),
+        ({"executor": "local"}, "executor: slurm"),
+        ({"executor": "slurm", "set-resources": {"capture": {"gpu": 8, "tasks": 8}}}, "leave `tasks` out"),
+    ],
+)
+def test_a_slurm_profile_that_cannot_work_is_refused(tmp_path: Path, settings, expected: str):
+    if settings:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=expected):
+        open_cluster(tmp_path, 1)
+
+
+def test_no_slurm_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    done = CliRunner().invoke(app, ["run", "--profile", "ci", "--slurm"])
+    assert done.exit_code == 1
+    assert "Slurm executor is not installed" in done.output or "no sbatch here" in done.output
+
+
+@pytest.mark.parametrize("words", [["--capture-workers", "2"], ["--slurm-profile", "x"], ["--slurm", "--cores", "2"]])
+def test_options_of_the_other_kind_of_run_are_refused(words: list[str]):
+    done = CliRunner().invoke(app, ["run", "--profile", "ci", *words])
+    assert done.exit_code == 1 and "lurm" in done.output.splitlines()[-1]
+
+
+def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
+    environment = os.environ | {"PRIMEKD_OUTPUT": str(output)}
+    done = subprocess.run(
+        [sys.executable, "-m", "primekd.cli", "run", "--profile", "ci", "--dry-run"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()[1:-1]]
+    assert len(lines) == 12 and "capture ai-KD" in lines and lines[-1] == "write the report"
+    assert not (output / "runs").exists()
+
+
+def test_a_killed_stage_is_lost(ci, output: Path):
+    died = subprocess.Popen([sys.executable, "-c", ""])
+    died.wait()
+    with Progress(ci, "capture ai-KD", 8, "item"):
+        path = progress_folder(ci) / "capture ai-KD.json"
+        assert stage_states(ci)[0]["state"] == "running"
+        entry = json.loads(path.read_text())
+        assert entry["host"] == socket.gethostname()
+        path.write_text(json.dumps(entry | {"pid": died.pid}))
+        assert stage_states(ci)[0]["state"] == "lost"
+        path.write_text(json.dumps(entry | {"host": "another", "pid": died.pid}))
+        assert stage_states(ci)[0]["state"] == "running", "on another machine only silence tells"
+        path.write_text(json.dumps(entry | {"host": "another", "updated": "2026-01-01T00:00:00+00:00"}))
+        assert stage_states(ci)[0]["state"] == "lost"
+    assert stage_states(ci)[0]["state"] == "done"
