@@ -30,7 +30,11 @@ class Answer:
 def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] | None) -> dict[str, Any]:
     """Everything that a model's answers depend on. `adapter`: its files' hashes, None for the control."""
     tokenizer = load_tokenizer(profile.student.model)
-    return {
+    # Left out where it is transformers, so that answers from before there was a choice stay current.
+    engine = {} if profile.assess.engine == "transformers" else {"engine": profile.assess.engine}
+    quantised = {"quantization": profile.student.quantization} if profile.student.quantization else {}
+    chosen = engine | quantised
+    return chosen | {
         "model": profile.student.model,
         "model_sha256": model_hash(profile.student.model),
         "dtype": profile.student.dtype,

@@ -144,19 +144,42 @@ def _score_models(
     """Per-item logs and held-out rows of the control and each student, one loaded model at a time."""
     from primekd.teachers.transformers_engine import TransformersEngine
 
+    if profile.assess.engine == "vllm":
+        _answer_with_vllm(profile, items, students)  # below, the answers are found on disk
     logs, held_out = {}, []
-    for name, folder, hashes in [(CONTROL, None, None), *((s.name, s.folder, s.adapter_hashes) for s in students)]:
+    for name, folder, hashes in _models(students):
         inputs = answer_inputs(profile, items, hashes)
 
         @cache
         def open_model(folder=folder) -> TransformersEngine:
             adapter = folder / "adapter" if folder else None
-            return TransformersEngine(profile.student.model, profile.student.dtype, profile.assess.batch_size, adapter)
+            student, size = profile.student, profile.assess.batch_size
+            return TransformersEngine(student.model, student.dtype, size, adapter, student.quantization)
 
         logs[name] = grade_answers(items, generate_answers(profile, name, items, inputs, open_model))
         held_out += _held_out(profile, name, items, inputs, reader, open_model)
         open_model.cache_clear()
     return logs, held_out
+
+
+def _models(students: list[Student]) -> list[tuple[str, Path | None, dict[str, str] | None]]:
+    """Name, student's folder and adapter's hashes of every model that is scored: the control, then the students."""
+    return [(CONTROL, None, None), *((s.name, s.folder, s.adapter_hashes) for s in students)]
+
+
+def _answer_with_vllm(profile: Profile, items: list[Item], students: list[Student]) -> None:
+    """Writes the answers of all models from one loaded base model, which is gone before held-out fit needs the GPU."""
+    from primekd.teachers.vllm_students import open_students
+
+    engine = cache(lambda: open_students(profile, items, [s.folder / "adapter" for s in students]))
+    try:
+        for name, folder, hashes in _models(students):
+            adapter = folder / "adapter" if folder else None
+            inputs = answer_inputs(profile, items, hashes)
+            generate_answers(profile, name, items, inputs, lambda adapter=adapter: engine().wearing(adapter))
+    finally:
+        if engine.cache_info().currsize:  # nothing is loaded where all answers are on disk
+            engine().close()
 
 
 def _held_out(profile, name, items, inputs, reader, open_model) -> list[HeldOutRow]:

@@ -1,0 +1,45 @@
+"""The control and the students in vLLM: one loaded base model that puts on one adapter after the other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from primekd.chat import build_prompt
+from primekd.config import Profile, TeacherConfig
+from primekd.errors import UserError
+from primekd.items import Item
+from primekd.models import load_tokenizer
+from primekd.teachers.vllm_engine import VllmEngine
+
+
+def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
+    """The students' base model in a teacher's place, with room for the longest question and answer.
+
+    Raises:
+        UserError: the students are 4-bit ones.
+    """
+    if profile.student.quantization is not None:
+        raise UserError(
+            f"assess.engine vllm serves students in {profile.student.dtype}, and these were trained on a base in "
+            f"{profile.student.quantization}: set assess.engine to transformers."
+        )
+    tokenizer = load_tokenizer(profile.student.model)
+    longest = max(len(build_prompt(tokenizer, item.question)) for item in items)
+    return TeacherConfig(
+        engine="vllm",
+        model=profile.student.model,
+        dtype=profile.student.dtype,
+        batch_size=profile.assess.batch_size,
+        context_tokens=longest + profile.max_new_tokens,
+    )
+
+
+def open_students(profile: Profile, items: Sequence[Item], adapters: Sequence[Path]) -> VllmEngine:
+    """Starts vLLM on the students' base model, on one GPU.
+
+    Args:
+        adapters: the students' peft folders; `VllmEngine.wearing` puts one on, or none for the control.
+
+    Raises:
+        UserError: as `VllmEngine`, or 4-bit students.
+    """
+    return VllmEngine(students_config(profile, items), top_k=1, adapters=adapters)
