@@ -158,3 +158,13 @@ def test_control_tokens_in_a_priming_text_or_a_solution_are_refused(tokenizer):
 
 def test_ordinary_angle_brackets_are_no_control_tokens(tokenizer):
     build_prompt(tokenizer, "Is 3 < 4 and 4 > 3, or <|3|>?")
+
+
+def test_a_template_that_writes_a_date_writes_the_same_one_every_day(llama_3):
+    dated = copy.deepcopy(llama_3)
+    # As Llama 3.2's: today's date, unless it is told another.
+    dated.chat_template = (
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today Date: {{ date_string }}\n" + LLAMA_3
+    )
+    assert "Today Date: 26 Jul 2024" in dated.decode(build_prompt(dated, QUESTION))

@@ -9,6 +9,9 @@ from primekd.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Templates of Llama 3 write a date, some of them today's: a student would then be trained and scored on other prompts.
+TEMPLATE_DATE = "26 Jul 2024"  # what Llama 3.1's template writes if it is told none
+
 
 @dataclass(frozen=True)
 class StudentSequence:
@@ -50,7 +53,9 @@ def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: s
         messages.insert(0, {"role": "system", "content": priming})
     for message in messages:
         refuse_control_tokens(tokenizer, message["content"])
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+    )
     # The template writes BOS itself, if the model wants one; adding special tokens here would double it.
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id

@@ -1,6 +1,6 @@
 """The verbs. Nothing but parsing and calls; heavy imports wait until a verb needs them."""
 
-from primekd.cli import stages, engines, answers, study, pages  # noqa: F401, I001 - each registers its verbs, in the order of the help
+from primekd.cli import stages, engines, answers, study, plan, pages  # noqa: F401, I001 - each registers its verbs, in the order of the help
 from primekd.cli.common import app
 
 __all__ = ["app"]

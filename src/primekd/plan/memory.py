@@ -1,0 +1,173 @@
+"""Peak memory of what transformers runs: a teacher or a student that generates and scores, and a student in training.
+
+Counted are the tensors that live at a phase's peak. Where the code that allocates them is ours, it is named; the rest
+was read from transformers' Llama. docs/plan.md holds the formulas against measurements.
+"""
+
+from dataclasses import dataclass, field
+
+from primekd.config import LoraSettings, LossConfig, TrainConfig
+from primekd.plan.shapes import Shape
+
+RECONSTRUCTION_ITEMS = 8  # primekd.capture.measure_reconstruction
+RECONSTRUCTION_BYTES = 40  # a token and vocabulary entry: five float64 tensors at once
+CPU_RUNTIME = 32 * 2**20  # kernels and threads that the first pass brings in, beyond the imports
+GPU_RUNTIME = 0.6 * 2**30  # CUDA context, cuBLAS workspaces and kernels of one process
+# glibc keeps freed blocks of up to 32 MiB, so on a CPU 2.4 times the live activations stay resident (measured:
+# logs/plan/); torch's caching allocator reuses them on a GPU.
+CPU_ACTIVATIONS = 2.4
+SERVED_SEQUENCES_BYTES = 10  # logits of a step: the model's own, a float32 copy, and one that processors write to
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one pass, and their lengths in tokens."""
+
+    sequences: int
+    prompt: float
+    response: float
+
+    @property
+    def tokens(self) -> float:
+        return self.sequences * (self.prompt + self.response)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What lives at the peak of one phase, in bytes, by kind: on the device (a GPU, or the CPU), and in host memory.
+
+    Kinds: weights, KV cache, activations, logits, optimiser, head, loading, runtime.
+    """
+
+    name: str
+    device: dict[str, float]
+    host: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        return sum(self.device.values())
+
+    def merged(self) -> dict[str, float]:
+        """Device and host together: one process on a CPU."""
+        return {k: self.device.get(k, 0) + self.host.get(k, 0) for k in dict.fromkeys([*self.device, *self.host])}
+
+
+def forward_bytes(shape: Shape, number: int, tokens: float, cpu: bool) -> float:
+    """Activations of a forward pass without gradients: a feed-forward block with its residual."""
+    live = (3 * shape.intermediate + 3 * shape.hidden) * number * tokens
+    return live * (CPU_ACTIVATIONS if cpu else 1)
+
+
+def generate_phase(shape: Shape, number: int, weights: float, batch: Batch, cpu: bool) -> Phase:
+    """Decoding with a growing cache. Its peak is the last token's, or the prompts' prefill."""
+    token = shape.kv_bytes(number)
+    prefill = Batch(batch.sequences, batch.prompt, 0).tokens
+    logits = batch.sequences * shape.vocab * SERVED_SEQUENCES_BYTES
+    at_prefill = {
+        "weights": weights,
+        "KV cache": token * prefill,
+        "activations": forward_bytes(shape, number, prefill, cpu),
+        "logits": logits,
+    }
+    # A cache grows by copying: one layer's keys or values are there twice.
+    at_end = {"weights": weights, "KV cache": token * batch.tokens * (1 + 0.5 / shape.layers), "logits": logits}
+    return Phase("generate", max(at_prefill, at_end, key=lambda parts: sum(parts.values())))
+
+
+def score_phase(
+    shape: Shape, number: int, weights: float, batch: Batch, needs: str | None, items: int, cpu: bool
+) -> Phase:
+    """Teacher-forced scoring: a batch on the device, the rows of `items` sequences in host memory."""
+    rows = items * batch.response
+    device = {
+        "weights": weights,
+        "KV cache": shape.kv_bytes(number) * batch.tokens,  # transformers fills a cache here too
+        "activations": forward_bytes(shape, number, batch.tokens, cpu) + batch.tokens * shape.hidden * number,
+    }
+    if needs == "hidden":
+        return Phase("score", device, {"rows": rows * shape.hidden * number})
+    head = shape.embedding_weights * 4 if number < 4 else 0
+    device |= {"logits": batch.response * shape.vocab * 4, "head": head}
+    return Phase("score", device, {"rows": rows * shape.vocab * 4 * 2})
+
+
+def head_check_phase(shape: Shape, number: int, weights: float, batch: Batch, items: int, cpu: bool) -> Phase:
+    """`measure_reconstruction`: eight items' logits twice, in float64, on the CPU."""
+    tokens = min(RECONSTRUCTION_ITEMS, items) * batch.response
+    one = Batch(1, batch.prompt, batch.response)
+    device = {
+        "weights": weights,
+        "activations": forward_bytes(shape, number, one.tokens, cpu),
+        "logits": one.tokens * shape.vocab * number + one.response * shape.vocab * 4,
+    }
+    head = shape.embedding_weights * (4 if number < 4 or not cpu else 0)
+    return Phase("head check", device, {"logits": tokens * shape.vocab * RECONSTRUCTION_BYTES, "head": head})
+
+
+def lora_weights(shape: Shape, lora: LoraSettings) -> int:
+    """Trainable numbers of a LoRA adapter."""
+    names = shape.linears if lora.target_modules == "all-linear" else lora.target_modules
+    known = [shape.linears[name] for name in names if name in shape.linears]
+    return shape.layers * lora.rank * sum(a + b for a, b in known)
+
+
+def optimiser_bytes(shape: Shape, lora: LoraSettings, train: TrainConfig) -> float:
+    """Adapter, gradient and the optimiser's state, all float32."""
+    states = 2 if train.optimizer == "adamw" else 1 if train.momentum else 0
+    return lora_weights(shape, lora) * 4 * (2 + states)
+
+
+def saved_bytes(shape: Shape, number: int, lora: LoraSettings) -> float:
+    """Bytes a token that one layer keeps for the backward pass (no gradient checkpointing).
+
+    Two norms keep their float32 input; attention its queries, its repeated keys and values, its output twice; the gated
+    block four tensors of its width. An adapted linear map keeps its input, with dropout a copy of its own and a mask.
+    """
+    names = set(shape.linears) if lora.target_modules == "all-linear" else set(lora.target_modules)
+    d, q, i = shape.hidden, shape.query, shape.intermediate
+    kept = 2 * 4 * d + number * 5 * q + number * 3 * i
+    groups = [({"q_proj", "k_proj", "v_proj"}, d), ({"gate_proj", "up_proj"}, d), ({"down_proj"}, i)]
+    for members, width in groups:  # o_proj's input is attention's output, which is kept already
+        if members & names:
+            kept += number * width
+    if lora.dropout:
+        for name in names & set(shape.linears):
+            kept += shape.linears[name][0] * (number + 1)
+    return kept
+
+
+def loss_bytes(
+    student: Shape, teacher_hidden: int, head_bytes: float, loss: LossConfig, rows: float, codec: str | None
+) -> dict[str, float]:
+    """What the loss adds: (rows, vocabulary) tensors in float32, and the heads in float32.
+
+    Args:
+        rows: response tokens of a micro-batch.
+        teacher_hidden: width of the teacher's hidden states; head_bytes: of its head as the store keeps it.
+    """
+    table = rows * student.vocab * 4
+    tables = 3  # logits, their softmax, their gradient
+    heads = student.embedding_weights * 4
+    if codec in ("hidden", "full"):
+        tables += {"forward_kl": 6, "reverse_kl": 6, "jsd": 12}[loss.divergence]
+    elif codec == "topk":
+        tables += 4
+    if codec == "hidden":
+        heads += student.vocab * teacher_hidden * 4 + head_bytes
+    return {"logits": table * tables, "head": heads}
+
+
+def train_phase(
+    shape: Shape, number: int, weights: float, batch: Batch, lora: LoraSettings, train: TrainConfig,
+    loss_parts: dict[str, float],
+) -> Phase:  # fmt: skip
+    """The end of a micro-batch's forward pass: every layer's activations and the loss's tables are there at once."""
+    return Phase(
+        "train",
+        {
+            "weights": weights,
+            "activations": shape.layers * saved_bytes(shape, number, lora) * batch.tokens,
+            "optimiser": optimiser_bytes(shape, lora, train),
+        }
+        | loss_parts,
+    )

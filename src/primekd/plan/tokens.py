@@ -1,0 +1,115 @@
+"""How many tokens a run is made of, and how one knows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from primekd.capture import HELD_OUT
+from primekd.config import Profile
+from primekd.errors import UserError
+from primekd.provenance import MANIFEST, read_json, relative_name
+from primekd.strategies import load_strategies
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a prompt and a response. `longest_prompt` and `most` bound them: memory is planned with those."""
+
+    prompt: float
+    longest_prompt: int
+    prompt_source: str
+    response: float
+    most: int
+    response_source: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the study, as far as its tokens go.
+
+    `response_tokens` are written by a model (captures, assessment) or trained on (each epoch anew); `most` is their
+    bound. `runs` is how many times the stage is done: strategies, students, models.
+    """
+
+    name: str
+    runs: int
+    items: int
+    response_tokens: float
+    most: float
+    prompt_tokens: float
+
+
+def known_manifests(profile: Profile) -> dict[str, dict[str, Any]]:
+    """Stores' manifests by name, from runs/<profile>/ or from what logs/<profile>/manifest.json keeps of them."""
+    folder = profile.runs / "signals"
+    names = [*(name for name, s in load_strategies().items() if s.teacher), HELD_OUT]
+    found = {n: read_json(folder / n / MANIFEST) for n in names if (folder / n / MANIFEST).is_file()}
+    found = {n: m for n, m in found.items() if m.get("complete")}
+    if len(found) == len(names) or not (profile.logs / MANIFEST).is_file():
+        return found
+    logs = read_json(profile.logs / MANIFEST)
+    kept = {name: entry.get("signals") for name, entry in logs.get("models", {}).items()} | {
+        HELD_OUT: logs.get("teacher")
+    }
+    return {n: m for n, m in kept.items() if m and m.get("tokens")} | found
+
+
+def find_lengths(profile: Profile) -> Lengths:
+    """Prompt lengths counted where tokenizer and items are here; responses' measured, stated, or at their limit."""
+    expected = profile.hardware.expected if profile.hardware else None
+    counted = _count_prompts(profile)
+    if counted:
+        prompt, longest, prompt_source = *counted, "counted"
+    elif expected:
+        prompt, longest, prompt_source = expected.prompt_tokens, expected.longest_prompt_tokens, "stated"
+    else:
+        raise UserError(
+            "The plan needs the lengths of prompts, and the items or the tokenizer are not here: write "
+            "hardware.expected (source, prompt_tokens, longest_prompt_tokens, response_tokens) in the profile."
+        )
+    stores = known_manifests(profile)
+    if stores:
+        tokens, items = (sum(m[key] for m in stores.values()) for key in ("tokens", "items"))
+        where = profile.logs / MANIFEST if (profile.logs / MANIFEST).is_file() else profile.runs / "signals"
+        response, source = tokens / items, f"measured: {items} responses in {relative_name(where)}"
+    elif expected:
+        response, source = expected.response_tokens, f"stated: {expected.source}"
+    else:
+        response, source = profile.max_new_tokens, "the limit: nothing was measured or stated"
+    return Lengths(
+        prompt, longest, prompt_source, min(response, profile.max_new_tokens), profile.max_new_tokens, source
+    )
+
+
+def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int] | None:
+    """Mean and longest prompt over the primings, on the first test items; None where that would need a download."""
+    from primekd.chat import build_prompt
+    from primekd.items import load_items
+    from primekd.models import is_present, load_tokenizer
+
+    if profile.data.source == "hub" or not is_present(profile.student.model):
+        return None
+    try:
+        tokenizer = load_tokenizer(profile.student.model)
+        items = load_items(profile, "test", min(most, profile.data.test_items))
+        primings = [s.priming for s in load_strategies().values() if s.teacher]
+        lengths = [len(build_prompt(tokenizer, item.question, p)) for item in items for p in primings]
+    except UserError:  # the items' file is not here yet: the stage itself will say so
+        return None
+    return sum(lengths) / len(lengths), max(lengths)
+
+
+def stages(profile: Profile, lengths: Lengths) -> list[Stage]:
+    """Captures, the held-out capture, training, assessment."""
+    data, teachers = profile.data, sum(s.teacher for s in load_strategies().values())
+    students = len(load_strategies())
+
+    def stage(name: str, runs: int, items: int, times: int = 1) -> Stage:
+        count = runs * items * times
+        return Stage(name, runs, items, count * lengths.response, count * lengths.most, count * lengths.prompt)
+
+    return [
+        stage("capture", teachers, data.train_items),
+        stage("held-out", 1, data.test_items),
+        stage("distill", students, data.train_items, profile.train.epochs),
+        stage("assess", students + 1, data.test_items),
+    ]
