@@ -8,6 +8,7 @@ from conftest import write_profile
 from typer.testing import CliRunner
 
 from primekd.cli import app
+from primekd.config import load_profile
 from primekd.errors import UserError
 from primekd.report.tables import engines_markdown
 from primekd.teachers.agreement import agree
@@ -76,23 +77,40 @@ def test_rows_without_a_signal_are_left_out_and_counted(logits):
 
 
 def test_text_alone_or_another_vocabulary_is_refused(logits):
-    silent, other = StubEngine(logits), StubEngine(logits)
-    silent.offers, other.vocab_size = frozenset(), 9
+    silent = StubEngine(logits)
+    silent.offers = frozenset()
     with pytest.raises(UserError, match="gives text without log-probs"):
         agree(StubEngine(logits), silent, PROMPTS, RESPONSES)
+    wider = [torch.nn.functional.pad(rows, (0, 1)) for rows in logits]
     with pytest.raises(UserError, match="have 8 and 9 tokens"):
-        agree(StubEngine(logits), other, PROMPTS, RESPONSES)
+        agree(StubEngine(logits), StubEngine(wider), PROMPTS, RESPONSES)
+
+
+def check(*words: str):
+    return CliRunner().invoke(app, ["check-engine", *words])
 
 
 def test_check_engine_writes_a_log_and_the_table_names_it(output, tmp_path, lively):
     profile = write_profile(tmp_path, teacher={"model": lively}, student={"model": lively})
-    done = CliRunner().invoke(app, ["check-engine", "--profile", str(profile), "--items", "3", "--json"])
+    done = check("--profile", str(profile), "--items", "3", "--json")
     assert done.exit_code == 0, done.output
-    result = json.loads((output / "logs" / "engines" / "transformers.json").read_text())
+    path = output / "logs" / "engines" / "transformers-small.json"
+    result = json.loads(path.read_text())
     # The same weights in the same precision, by two loads of the model.
     assert result["agreement"]["top1_agreement"] == 1.0 and result["equal_answers"] == 3
     assert result["agreement"]["tokens"] == result["generated_tokens"] > 3
+    assert result["codec"] == "hidden"
     table = engines_markdown(output / "logs" / "engines")
     row = next(line for line in table.splitlines() if line.startswith("| transformers"))
-    assert "100.0" in row and "3 of 3" in row and "logs/engines/transformers.json" in row
+    assert "100.0" in row and "3 of 3" in row and "logs/engines/transformers-small.json" in row
     assert next(line for line in table.splitlines() if line.startswith("| vllm")).count("not run") == 1
+    path.write_text("{}")
+    with pytest.raises(UserError, match="transformers-small.json is no check of an engine"):
+        engines_markdown(output / "logs" / "engines")
+
+
+def test_another_model_as_reference_is_refused_and_writes_nothing(output, tmp_path, lively):
+    profile = write_profile(tmp_path, teacher={"model": lively}, student={"model": lively})
+    done = check("--profile", str(profile), "--items", "1", "--reference", load_profile("ci").teacher.model)
+    assert done.exit_code == 1
+    assert not (output / "logs").exists()

@@ -14,6 +14,7 @@ import torch
 import yaml
 from api_server import KEY, VARIABLE, api_section, good, serving
 from conftest import POCKET, ROOT, small_profile, write_profile
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from primekd.chat import Prompt, build_prompt
@@ -244,6 +245,39 @@ def test_requests_hold_the_prompt_in_the_form_that_the_profile_names(tokenizer):
     assert request(prompt="text")[1]["prompt"] == tokenizer.decode(prompt) == prompt.text
     assert "<|im_start|>" + request(prompt="text-without-bos")[1]["prompt"] == prompt.text
     assert "logprobs" not in request(logprobs=False)[1] | request(logprobs=False, prompt="ids")[1]
+    path, body = request(limit_field="max_completion_tokens")
+    assert body["max_completion_tokens"] == 9 and "max_tokens" not in body
+
+
+OURS = ["n", "N", "best_of", "model", "messages", "prompt", "temperature", "seed", "stream", "logprobs", "top_logprobs"]
+LIMITS = ["max_tokens", "max_completion_tokens", "max_new_tokens", "maxTokens", "n_predict", "stop", "tools"]
+
+
+@pytest.mark.parametrize("name", OURS + LIMITS)
+@pytest.mark.parametrize("value", [8, None])
+def test_a_request_cannot_replace_what_the_engine_sets_or_multiply_the_cost(name, value):
+    with pytest.raises(ValidationError, match=f"{name} is set by the engine or changes what a request may cost"):
+        api_config("http://x/v1", request={name: value})
+
+
+def test_a_request_can_leave_top_p_out_but_not_change_it():
+    with pytest.raises(ValidationError, match="top_p is set by the engine"):
+        api_config("http://x/v1", request={"top_p": 0.5})
+
+
+@pytest.mark.parametrize(
+    "name", ["api_key", "X-Api-Key", "token", "accessToken", "tokens", "Authorization", "password"]
+)
+def test_a_request_holds_no_name_of_a_secret_at_any_depth(name):
+    for request in ({name: 1}, {"options": {name: 1}}, {"options": [{"deep": [{name: 1}]}]}):
+        with pytest.raises(ValidationError, match=f"{name} looks like a secret"):
+            api_config("http://x/v1", request=request)
+
+
+def test_names_with_tokens_in_them_are_no_secrets():
+    names = ("return_tokens_as_token_ids", "skip_special_tokens", "allowed_token_ids", "thinking_token_budget")
+    request = dict.fromkeys(names, 1) | {"thinking": {"budget_tokens": 9}, "top_k": 0}
+    assert api_config("http://x/v1", request=request).api.request == request
 
 
 def test_samples_of_one_call_have_a_seed_each_and_the_same_ones_again(tokenizer):

@@ -3,12 +3,14 @@
 The server is a fake (a real one does not fail on demand); everything else is the real thing, over a socket.
 """
 
+import contextlib
 import json
 import logging
 import re
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,16 @@ def test_an_address_with_a_password_is_refused_before_it_reaches_a_manifest(ci, 
     assert "holds a password" in capture(path).stderr
 
 
+@pytest.mark.parametrize(
+    "request_fields",
+    [{"user": KEY}, {"options": [{"user": f"Bearer {KEY}"}]}, {KEY: 1}],
+)
+def test_the_keys_own_value_is_refused_in_a_request_before_it_reaches_a_manifest(request_fields, tmp_path):
+    failed = capture(write(tmp_path, "http://127.0.0.1:9/v1", request=request_fields))
+    assert f"holds the value of {VARIABLE}: take it out" in failed.stderr and KEY not in failed.stderr
+    assert failed.exit_code == 1 and not list(tmp_path.rglob("manifest.json"))
+
+
 def test_nobody_listening_costs_nothing(ci, tmp_path):
     with serving(status(500)) as server:
         url = server.url
@@ -197,7 +209,7 @@ def test_nobody_listening_costs_nothing(ci, tmp_path):
 # Retries, pace and time.
 
 
-def test_passing_failures_are_tried_again_and_only_answers_are_paid(ci, tmp_path):
+def test_passing_failures_are_tried_again_and_what_may_have_been_billed_stays_booked(ci, tmp_path):
     faults = [status(500), status(429), status(503)]
 
     def behave(handler, request):
@@ -205,11 +217,32 @@ def test_passing_failures_are_tried_again_and_only_answers_are_paid(ci, tmp_path
 
     with serving(behave) as server:
         engine = engine_for(ci, server, tmp_path, retries=3)
-        engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+        prompt = build_prompt(engine.tokenizer, "How many?")
+        engine.generate([prompt], Sampling(12))
         assert len(server.requests) == 4
     ledger = read_json(tmp_path / "spending.json")
-    assert ledger["answers"] == 1 and ledger["unsettled_usd"] == 0
+    most = engine._endpoint.ledger.price(engine._input_bound(prompt), 15)
+    assert ledger["answers"] == 1 and ledger["unsettled_usd"] == pytest.approx(2 * most)  # of 500 and 503
     assert ledger["spent_usd"] == pytest.approx((50 * 1 + ledger["output_tokens"] * 10) / 1e6)
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 409, 422, 429, 302, 402, 408, 500, 502, 503, 504, 529])
+def test_only_refusals_that_cannot_be_billed_free_their_booking(code, ci, tmp_path):
+    with serving(status(code)) as server:
+        engine = engine_for(ci, server, tmp_path)
+        with pytest.raises(UserError, match=str(code)):
+            engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+    free = code in (400, 401, 403, 404, 409, 422, 429)
+    assert (read_json(tmp_path / "spending.json")["unsettled_usd"] == 0) == free
+
+
+def test_a_dead_server_eats_up_the_cap_and_the_sentence_says_what_for(ci, tmp_path):
+    with serving(status(503)) as server:
+        engine = engine_for(ci, server, tmp_path, retries=9, max_spend_usd=0.0006)
+        with pytest.raises(UserError, match="of it for attempts without an answer"):
+            engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+        assert 0 < len(server.requests) < 10
+    assert 0 < read_json(tmp_path / "spending.json")["unsettled_usd"] <= 0.0006
 
 
 def test_the_server_says_how_long_to_wait(ci, tmp_path):
@@ -301,6 +334,44 @@ def test_one_failure_stops_the_others_and_answers_that_arrived_are_not_paid_twic
         assert len(list((tmp_path / "answers").iterdir())) == 1
 
 
+def test_answers_of_the_last_shard_are_deleted_by_close_but_not_on_the_way_out_of_a_failure(ci, tmp_path):
+    def answers():
+        return len(list((tmp_path / "answers").iterdir()))
+
+    with serving(good(ci.teacher.model)) as server:
+        engine = engine_for(ci, server, tmp_path)
+        prompts = [build_prompt(engine.tokenizer, f"{n}?") for n in range(2)]
+        engine.close()  # nothing was asked yet
+        with pytest.raises(OSError), contextlib.closing(engine):
+            engine.generate(prompts, Sampling(12))
+            raise OSError("the disk is full, the shard was not written")
+        assert answers() == 2
+        with contextlib.closing(engine_for(ci, server, tmp_path)) as engine:  # the next session
+            engine.generate(prompts, Sampling(12))
+            assert len(server.requests) == 2 and answers() == 2
+        assert answers() == 0
+        engine.generate(prompts, Sampling(12))  # signals that were moved away are made of new answers
+        assert len(server.requests) == 4
+
+
+def test_answers_of_a_call_that_failed_outlast_close_and_the_next_call(ci, tmp_path):
+    def behave(handler, request):
+        bad = "1?" in request["messages"][-1]["content"]
+        (status(401) if bad else good(ci.teacher.model))(handler, request)
+
+    with serving(behave) as server:
+        engine = engine_for(ci, server, tmp_path)
+        first, second, other = (build_prompt(engine.tokenizer, f"{n}?") for n in (0, 1, 2))
+        with pytest.raises(UserError, match="401"):
+            engine.generate([first, second], Sampling(12))
+        engine.close()
+        engine.generate([other], Sampling(12))
+        engine.close()
+        assert len(server.requests) == 3
+        engine.generate([first], Sampling(12))
+        assert len(server.requests) == 3
+
+
 # The cap.
 
 
@@ -338,6 +409,36 @@ def test_the_cap_counts_what_is_in_flight(ci, tmp_path):
         engine = engine_for(ci, server, tmp_path, concurrency=4, max_spend_usd=2.5 * most)
         assert len(engine.generate(prompts, Sampling(12))) == 4
     assert state["most"] == 2
+
+
+@pytest.mark.parametrize("cause", ["a refusal", "an interrupt"])
+def test_a_thread_that_waits_for_room_under_the_cap_does_not_send_after_the_stop(cause, ci, tmp_path, monkeypatch):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def behave(handler, request):
+        asked.set()
+        go_on.wait(10)
+        (status(401) if cause == "a refusal" else good(ci.teacher.model))(handler, request)
+
+    with serving(behave) as server:
+        engine = engine_for(ci, server, tmp_path)
+        prompts = [build_prompt(engine.tokenizer, f"{n}?") for n in range(3)]
+        most = engine._endpoint.ledger.price(engine._input_bound(prompts[0]), 15)
+        engine = engine_for(ci, server, tmp_path, concurrency=3, max_spend_usd=1.9 * most)
+        ledger = engine._endpoint.ledger
+        cancel = ledger.cancel
+        monkeypatch.setattr(ledger, "cancel", lambda most: (cancel(most), time.sleep(0.3)))  # the others go first
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(engine.generate, prompts, Sampling(12))
+            assert asked.wait(10)
+            time.sleep(0.3)  # the two others have come to wait by now
+            if cause == "an interrupt":
+                engine._endpoint.stop()
+            go_on.set()
+            with pytest.raises(UserError if cause == "a refusal" else client.Stopped):
+                call.result()
+        assert len(server.requests) == 1
+    assert read_json(tmp_path / "spending.json")["unsettled_usd"] == 0
 
 
 def test_a_killed_process_leaves_its_request_booked(tmp_path, ci):

@@ -81,6 +81,9 @@ class StubEngine:
     def own_logits(self, prompts, responses):
         return [rows @ self.head().T for rows in self.score(prompts, responses, "hidden")]
 
+    def close(self):
+        pass
+
 
 @pytest.fixture
 def profile(output, monkeypatch):
@@ -310,6 +313,57 @@ def test_a_lost_head_is_written_again_although_every_shard_is_there(profile, alo
     capture(job)
     assert head.read_bytes() == data
     assert_same(job.folder, alone)
+
+
+class OtherHead(StubEngine):
+    """The stub on a machine whose libraries or model file differ."""
+
+    def identity(self):
+        return {"engine": "stub", "version": 2}
+
+    def head(self):
+        return super().head() * 2
+
+
+def test_shards_made_with_different_heads_are_refused_and_kept(profile, alone, monkeypatch):
+    job = training_job(profile, "base-KD")
+    with monkeypatch.context() as patch:
+        patch.setattr("primekd.capture.open_engine", lambda profile: OtherHead(at_once))
+        capture(job, Part(2, 3))
+    capture(job, Part(1, 3))
+    sentence = "shard-00001.safetensors, shard-00004.safetensors and shard-00000.safetensors differ in the teacher's"
+    for _ in range(2):  # all is made the second time
+        with pytest.raises(UserError, match=sentence):
+            capture(job)
+    assert len(files(job.folder)) == 6 and not list(job.folder.glob("*.lock"))
+    with pytest.raises(UserError, match="not complete"):
+        open_signals(job)
+    for number in (1, 4):
+        (job.folder / f"shard-0000{number}.safetensors").unlink()
+    capture(job)
+    assert_same(job.folder, alone)
+
+
+def test_another_head_in_place_of_a_lost_one_is_refused(profile, monkeypatch):
+    job = training_job(profile, "base-KD")
+    capture(job)
+    (head,) = job.folder.parent.glob("head-*")
+    head.unlink()
+    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: OtherHead(at_once))
+    with pytest.raises(UserError, match="loaded now and shard-00000.safetensors differ"):
+        capture(job)
+
+
+def test_every_engine_that_made_shards_is_in_the_manifest(profile, monkeypatch):
+    job = training_job(profile, "base-KD")
+    with monkeypatch.context() as patch:
+        patch.setattr("primekd.capture.open_engine", lambda profile: OtherHead(at_once))
+        patch.setattr(OtherHead, "head", StubEngine.head)
+        capture(job, Part(2, 3))
+    capture(job)
+    manifest = read_json(job.folder / "manifest.json")
+    assert manifest["engines"] == [{"engine": "stub"}, {"engine": "stub", "version": 2}]
+    assert manifest["engine"] == manifest["engines"][0] and open_signals(job).item_ids
 
 
 # Claims.

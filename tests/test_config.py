@@ -283,6 +283,20 @@ def test_a_profile_extends_another_section_by_section(tmp_path):
     assert mine.data == base.data
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [("name: x\n", "leave the key 'name' out"), ("3: x\n", "3 is no name of a key"),
+     ("extends: [ci]\n", "extends names one profile"), ("extends: {a: ci}\n", "extends names one profile")],
+)  # fmt: skip
+def test_odd_keys_of_a_profile_are_one_sentence(text, said, output):
+    path = output / "odd.yaml"
+    path.write_text(text + "description: d\n")
+    assert said in refusal(path)
+    (output / "above.yaml").write_text(f"extends: {path}\n")
+    with pytest.raises(UserError, match="odd.yaml"):
+        load_profile(str(output / "above.yaml"))
+
+
 def test_profiles_that_extend_each_other_in_a_circle_are_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"extends: {path}\n")
@@ -295,6 +309,8 @@ def test_the_signals_do_not_depend_on_where_a_model_is_put_or_what_it_costs():
     assert set(pocket.identity()) == {
         "engine", "model", "dtype", "batch_size", "sampling_temperature", "context_tokens"
     }  # fmt: skip
+    made = pocket.model_copy(update={"made_from": "hub:a/b"})
+    assert made.identity() == pocket.identity()
     parts = {"model": "m", "max_spend_usd": 1.0, "usd_per_million_input": 1.0, "usd_per_million_output": 1.0}
     dear = type(pocket)(engine="api", model="path:x", api=parts)
     cheap = type(pocket)(engine="api", model="path:x", api=parts | {"max_spend_usd": 9.0, "retries": 1})

@@ -99,6 +99,12 @@ def test_optional_engines_may_be_missing_and_needed_ones_may_not(monkeypatch):
     assert doctor.check_engine("vllm").level == "ok"
 
 
+@pytest.mark.parametrize("missing", ["httpx", "tenacity", "filelock"])
+def test_the_api_engine_needs_all_of_its_packages(missing, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else object())
+    assert not packages.is_installed("api")
+
+
 def test_an_installed_engine_without_a_gpu_is_not_imported(monkeypatch):
     """exllamav2 would compile for minutes, to no end."""
     monkeypatch.setattr(doctor, "is_installed", lambda _: True)

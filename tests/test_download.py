@@ -302,6 +302,38 @@ def test_of_a_teacher_behind_an_api_only_the_tokenizer_comes(hub, tmp_path, live
     assert not [f for f in check_profile(profile) if "missing" in f.text]
 
 
+def test_the_source_of_a_teacher_that_is_converted_by_hand_comes_and_the_conversion_is_explained(
+    hub, tmp_path, lively, capsys
+):
+    teacher = {"made_from": f"hub:{NAME}", "engine": "exllamav2"}
+    profile = profile_of(tmp_path, "path:models/tiny-4.5bpw", lively, **teacher)
+    wanted = survey(profile)
+    shown = survey_table(wanted).to_string()
+    assert f"is converted from hub:{NAME}" in shown and "teacher's source" in shown and "llama3.1" in shown
+    require_access(wanted)
+    assert f"its source hub:{NAME} is fetched" in capsys.readouterr().out
+    with pytest.raises(UserError) as caught:
+        get_models(profile, wanted)
+    command = f"convert_exl2 -i {model_folder(f'hub:{NAME}')} -o WORK -cf models/tiny-4.5bpw -b 4.5`"
+    assert command in str(caught.value) and is_present(f"hub:{NAME}")
+    other = profile_of(tmp_path, "path:models/tiny.gguf", lively, **teacher | {"engine": "llamacpp"})
+    with pytest.raises(UserError, match="convert it for the engine llamacpp") as caught:
+        get_models(other, survey(other))
+    assert "exllamav2" not in str(caught.value)
+    with pytest.raises(UserError, match="mend the path"):
+        require_access(survey(profile_of(tmp_path, "path:models/tiny-4.5bpw", lively, engine="exllamav2")))
+
+
+def test_a_gated_source_of_a_teacher_is_explained(hub, tmp_path, lively):
+    hub.repositories["meta-llama/gated"] = replace(hub.repositories[NAME], gated="manual")
+    profile = profile_of(
+        tmp_path, "path:models/tiny-6.0bpw", lively, made_from="hub:meta-llama/gated", engine="exllamav2"
+    )
+    with pytest.raises(UserError, match=r"meta-llama/gated.* gated, .*accept the licence"):
+        require_access(survey(profile))
+    assert not hub.file_requests
+
+
 def test_a_folder_that_lacks_a_shard_is_one_sentence(files, tmp_path):
     for name, data in files.items():
         if "/" not in name and not name.startswith(("consolidated", "model-00002")):

@@ -300,3 +300,9 @@ def test_a_model_it_cannot_read_is_named(package, folder, monkeypatch):
     monkeypatch.setattr(fake.ExLlamaV2, "fails", ValueError(" ## Could not find lm_head.* in model"))
     with pytest.raises(UserError, match="cannot load .*Could not find lm_head.*fetch or convert it again"):
         make(folder)
+
+
+def test_a_closed_engine_holds_neither_model_nor_cache(package, folder):
+    engine = make(folder)
+    engine.close()
+    assert not {"model", "generator", "_weight"} & vars(engine).keys()

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from conftest import ROOT, make_store, small_profile, stored
 from safetensors.torch import load_file
 
@@ -22,7 +23,7 @@ from primekd.errors import UserError
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.batches import ProcessBatches
-from primekd.training.launch import _reason
+from primekd.training.launch import _config_file, _reason
 
 TRAIN = {
     "optimizer": "sgd", "learning_rate": 0.5, "epochs": 2, "batch_size": 4, "micro_batch_size": 1,
@@ -222,6 +223,29 @@ def test_processes_that_do_not_divide_the_batch_are_refused(output):
 def test_a_missing_accelerate_configuration_is_named(output):
     with pytest.raises(UserError, match="No accelerate configuration configs/accelerate/nothing.yaml"):
         distill(small_profile(output).launched(2, "configs/accelerate/nothing.yaml"), "base-fine-tune")
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [({"mixed_precision": "bf16"}, 'write mixed_precision: "no"'), ({"mixed_precision": False}, "with the quotes"),
+     ({"fp16": True}, "precision alone"), ({"distributed_type": "DEEPSPEED"}, "distributed_type 'DEEPSPEED'"),
+     ({"distributed_type": None}, "distributed_type None"), ({"num_machines": 2}, "set num_machines to 1"),
+     ("", "holds no mapping"), ("a: [1\nb: 2: 3", "not valid YAML")],
+)  # fmt: skip
+def test_an_accelerate_file_that_would_change_the_student_or_cannot_be_read_is_one_sentence(changes, said, output):
+    path = output / "mine.yaml"
+    settings = yaml.safe_load((ROOT / "configs/accelerate/cpu.yaml").read_text())
+    path.write_text(changes if isinstance(changes, str) else yaml.safe_dump(settings | changes))
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        distill(small_profile(output).launched(2, str(path)), "base-fine-tune")
+    assert "mine.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cpu", "fsdp", "multi-gpu"])
+def test_the_shipped_accelerate_files_are_taken(name, output, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    path = _config_file(small_profile(output).launched(2, f"configs/accelerate/{name}.yaml"))
+    assert path == ROOT / f"configs/accelerate/{name}.yaml"
 
 
 @pytest.mark.parametrize("name", ["fsdp", "multi-gpu"])

@@ -12,13 +12,13 @@ from primekd.errors import UserError
 from primekd.plan.advice import memory_findings
 from primekd.plan.build import make_plan
 from primekd.plan.compare import CASES, LOG, comparison_text, predict, write_case
-from primekd.plan.engines import EXL2_CACHE
+from primekd.plan.engines import EXL2_CACHE, VLLM_LISTED_BYTES
 from primekd.plan.machine import GIB, Machine, find_machine
 from primekd.plan.memory import lora_weights
 from primekd.plan.shapes import KNOWN, find_shape, known_shape
 from primekd.plan.stages import CPU_MARGIN, Need, gpus_used, memory_needs
 from primekd.plan.tokens import Lengths, find_lengths
-from primekd.plan.weights import student_model, teacher_model
+from primekd.plan.weights import source_to_convert, student_model, teacher_model
 
 BIG = KNOWN["llama-3.1-405b"]
 CPU = Machine(False, "CPU", 1, 0, 0, 64 * GIB, None)
@@ -163,10 +163,40 @@ def test_gpus_without_their_memory_are_refused(output):
 def test_the_published_teacher_fits_on_four_of_eight_gpus(paper):
     plan = make_plan(paper)
     assert plan.works and gpus_used(plan.needs, "capture") == 4
-    gpus = [need for need in plan.needs if need.stage == "capture" and need.place.startswith("GPU")]
+    gpus = [need for need in plan.needs if need.phase == "generate, score"]
     assert sum(need.parts["weights"] for need in gpus) == pytest.approx(teacher_model(paper).device)
     assert sum(need.parts["KV cache"] for need in gpus) == pytest.approx(209_664 * 32 * 1024)
     assert any("fills 4 of 8 GPUs: 2 workers" in finding.text for finding in plan.findings)
+
+
+def test_the_last_gpu_dequantises_the_whole_head_beside_weights_and_cache(paper):
+    (check,) = [need for need in make_plan(paper).needs if need.phase == "head check"]
+    (last,) = [n for n in make_plan(paper).needs if n.place == check.place and n.phase == "generate, score"]
+    assert check.place == "GPU 3" and check.parts["head"] == 128256 * 16384 * 2
+    assert check.total == last.total - last.parts["logits"] + check.parts["head"]
+
+
+def test_all_log_probs_of_one_sequence_at_a_time_lie_in_host_memory():
+    profile = load_profile("paper-bf16")
+
+    def host(profile) -> dict[str, float]:
+        return next(n.parts for n in make_plan(profile).needs if (n.stage, n.place) == ("capture", "host memory"))
+
+    assert host(profile) == host(varied(profile, "teacher", batch_size=8))
+    assert host(profile)["logits"] == (384 + 350) * 128257 * VLLM_LISTED_BYTES
+    assert host(profile)["rows"] == 8 * 350 * 128256 * 4 * 2
+
+
+def test_the_source_of_a_teacher_takes_disk_until_it_is_converted(paper):
+    def parts(profile) -> dict[str, float]:
+        return {part.what: part.bytes / GIB for part in make_plan(profile).storage}
+
+    found, teacher = parts(paper), teacher_model(paper)
+    assert found["teacher's source"] == pytest.approx(756, abs=0.1)
+    assert found["conversion's work folder"] == found["teacher model"]
+    assert "teacher's source" not in parts(varied(paper, "teacher", made_from=None))
+    assert source_to_convert(paper, replace(teacher, where="file sizes")) is None
+    assert source_to_convert(paper, teacher) == "hub:meta-llama/Llama-3.1-405B-Instruct"
 
 
 def test_a_tensor_parallel_teacher_is_split_evenly(paper):
@@ -254,7 +284,7 @@ def test_a_context_that_is_too_short_is_an_error(paper):
 
 
 def test_a_disk_that_is_too_small_is_an_error_with_a_remedy(paper):
-    full = varied(varied(paper, "signals", codec="full"), "hardware", disk_gib=500)
+    full = varied(varied(paper, "signals", codec="full"), "hardware", disk_gib=1500)
     errors = [f.text for f in make_plan(full).findings if f.level == "error"]
     assert len(errors) == 1 and errors[0].endswith("Set signals.codec to hidden.")
     assert any(f.text.endswith("GiB more.") for f in make_plan(varied(paper, "hardware", disk_gib=50)).findings)

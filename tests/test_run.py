@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from primekd import slurm
 from primekd.cli import app
 from primekd.errors import UserError
 from primekd.progress import Progress, progress_folder
 from primekd.provenance import project_root
 from primekd.run import describe, explain_failure, job_progress, stage_costs
 from primekd.run_log import Job, RunState
-from primekd.slurm import explain_job, open_cluster, read_settings
+from primekd.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
 from primekd.status import stage_states
 
 # As Snakemake 9.27 with snakemake-executor-plugin-slurm 2.8.0 wrote it, inputs and paths shortened.
@@ -147,13 +149,55 @@ def test_the_shipped_slurm_profiles_ask_for_what_the_paper_needs():
         (None, "no Snakemake profile"),
         ({"executor": "local"}, "executor: slurm"),
         ({"executor": "slurm", "set-resources": {"capture": {"gpu": 8, "tasks": 8}}}, "leave `tasks` out"),
+        ({"set-resources": ["capture:gpu=8", "capture:tasks=8"]}, "for capture, .*leave `tasks` out"),
+        ({"default-resources": {"tasks": 8}, "set-resources": {"distill": {"gpu": 1}}}, "for distill, .*leave `tasks`"),
+        ({"default-resources": ["tasks=8"], "set-resources": ["distill:gres=gpu:1"]}, "for distill, .*leave `tasks`"),
+        ({"default-resources": {"gpu": 1, "tasks": 1}}, "for every job, .*leave `tasks`"),
+        ({"set-resources": {"capture": {"gpu": 8, "slurm_extra": "'--qos=a --ntasks=8'"}}}, "leave --ntasks out"),
+        ({"set-resources": {"capture": {"gpu": 8, "slurm_extra": "'-n 8'"}}}, "leave --ntasks out"),
+        ({"set-resources": {"distill": None}}, "no resources for distill"),
+        ({"set-resources": ["distill"]}, "entry 'distill' without ':'"),
+        ({"set-resources": "distill"}, "set-resources is no mapping"),
+        ({"default-resources": 3}, "default-resources is no mapping"),
     ],
 )
 def test_a_slurm_profile_that_cannot_work_is_refused(tmp_path: Path, settings, expected: str):
     if settings:
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"executor": "slurm"} | settings))
     with pytest.raises(UserError, match=expected):
         open_cluster(tmp_path, 1)
+
+
+def test_both_forms_of_resources_are_read():
+    mapped = {"default-resources": {"mem_mb": "9"}, "set-resources": {"distill": {"gres": "gpu:1", "mem_mb": "7"}}}
+    listed = {"default-resources": ["mem_mb=9"], "set-resources": ["distill:gres=gpu:1", "distill:mem_mb=7"]}
+    expected = {"every job": {"mem_mb": "9"}, "distill": {"gres": "gpu:1", "mem_mb": "7"}}
+    assert asked_resources(mapped, "f") == asked_resources(listed, "f") == expected
+    assert asked_resources({}, "f") == {"every job": {}}
+
+
+@pytest.mark.parametrize("name", ["slurm", "slurm/two-nodes"])
+def test_nothing_in_the_shipped_slurm_profiles_is_refused_but_a_missing_slurm(name: str, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="executor is not installed|no sbatch here"):
+        open_cluster(project_root() / "configs" / name, 1)
+
+
+def test_the_jobs_of_a_study_are_no_other_studys(ci, output: Path, monkeypatch):
+    long = "x" * 60
+    names = ["paper", "paper_x", "paper-x", "paper.x", "papér", long + "a", long + "b"]
+    profiles = [ci.model_copy(update={"name": name}) for name in names]
+    prefixes = [job_prefix(profile) for profile in profiles]
+    assert len(set(prefixes)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,50}", prefix) for prefix in prefixes)
+    run = "0b9f1c5e-1111-4222-8333-444455556666"
+    jobs = [(str(i), f"{prefix}_{run}", str(output.resolve())) for i, prefix in enumerate(prefixes)]
+    jobs += [("90", f"{prefixes[0]}_x_{run}", jobs[0][2]), ("91", jobs[0][1], "/elsewhere")]
+    said = "".join("|".join(job) + "\n" for job in jobs)
+    monkeypatch.setattr(slurm, "ask", lambda command: (True, said))
+    assert [queued_jobs(profile) for profile in profiles] == [[str(i)] for i in range(len(names))]
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(output / "other"))
+    assert job_prefix(profiles[0]) != prefixes[0]
 
 
 def test_no_slurm_is_one_sentence(monkeypatch):

@@ -334,6 +334,7 @@ def test_the_manifest_does_not_depend_on_who_wrote_which_shard_and_in_what_order
     assert all(worker.missing() == [] and worker.complete() for worker in workers)
     manifest, expected = read_json(other / "manifest.json"), read_json(folder / "manifest.json")
     assert manifest.pop("engine") == {"engine": "a"} and manifest.pop("environment") == {"machine": "a"}  # of shard 0
+    assert manifest.pop("engines") == [{"engine": "a"}, {"engine": "b"}]
     assert manifest == expected and list(manifest["shards"]) == [shard_name(0), shard_name(1)]
     assert manifest["items"] == 3 and manifest["tokens"] == 6
 

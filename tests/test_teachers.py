@@ -1,6 +1,7 @@
 """Both engines against plain forwards of the model, and against each other on the same file."""
 
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
@@ -197,6 +198,16 @@ def test_an_adapter_is_merged_into_the_model_that_is_served(engine, lively, prom
 def test_llamacpp_refuses_a_model_that_is_no_gguf_file(lively, tmp_path):
     profile = small_profile(tmp_path, teacher={"engine": "llamacpp", "model": lively})
     with pytest.raises(UserError, match="needs a .gguf file.*set teacher.engine: transformers"):
+        open_engine(profile)
+
+
+def test_a_missing_package_of_an_engine_is_one_sentence(tmp_path, monkeypatch):
+    api = {"model": "m", "usd_per_million_input": 0, "usd_per_million_output": 0, "max_spend_usd": 0}
+    profile = small_profile(tmp_path, teacher={"engine": "api", "api": api})
+    for name in [name for name in sys.modules if name.startswith("primekd.teachers.api")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tenacity", None)
+    with pytest.raises(UserError, match=r"api needs the Python package tenacity.*pip install -e '\.\[api\]'"):
         open_engine(profile)
 
 

@@ -16,7 +16,7 @@ from primekd.chat import build_prompt
 from primekd.config import LoraSettings, TeacherConfig
 from primekd.errors import UserError
 from primekd.provenance import read_json
-from primekd.teachers import Response, Sampling, vllm_students
+from primekd.teachers import Response, Sampling, TopLogprobs, vllm_students
 from primekd.teachers.agreement import agree
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.teachers.vllm_engine import (
@@ -26,7 +26,14 @@ from primekd.teachers.vllm_engine import (
     response_rows,
     scoring_settings,
 )
-from primekd.teachers.vllm_loading import import_vllm, lora_rank, require_gpus, require_servable, start_options
+from primekd.teachers.vllm_loading import (
+    import_vllm,
+    lora_rank,
+    require_gpus,
+    require_servable,
+    start_options,
+    text_config,
+)
 
 
 def teacher(model: str = POCKET, **values) -> TeacherConfig:
@@ -103,6 +110,16 @@ def test_heads_that_cannot_be_split_are_one_sentence():
     with pytest.raises(UserError, match=r"9 attention heads \(3 key-value heads\).*cannot be split into 2"):
         require_servable(teacher(vllm={"tensor_parallel": 2}))
     require_servable(teacher(vllm={"tensor_parallel": 3}))
+
+
+def test_a_checkpoint_with_code_of_its_own_is_one_sentence_and_no_question(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked whether to run it"))
+    monkeypatch.setattr("primekd.teachers.vllm_loading.model_folder", lambda model: tmp_path)
+    (tmp_path / "strange.py").write_text("raise SystemExit('run')")
+    config = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.StrangeConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="configuration of hub:a/b cannot be read.*trust_remote_code"):
+        text_config("hub:a/b")
 
 
 def test_more_stages_than_layers_and_more_tokens_than_positions_are_one_sentence(lively):
@@ -202,6 +219,12 @@ def test_rows_of_every_token_are_put_in_the_vocabularys_order():
     torch.testing.assert_close(by_column(rows), torch.tensor([[-3.0, -2.0, -0.2]]))
 
 
+@pytest.mark.parametrize("ids", [[0, 2, 0], [0, 1, 3]])
+def test_rows_that_do_not_show_every_token_are_refused(ids):
+    with pytest.raises(UserError, match="do not name every token once"):
+        by_column(TopLogprobs(torch.tensor([[0, 1, 2], ids]), torch.zeros(2, 3)))
+
+
 # Students.
 
 
@@ -218,6 +241,20 @@ def test_students_have_room_for_the_longest_question_and_answer(items, tokenizer
     longest = max(len(build_prompt(tokenizer, item.question)) for item in items)
     assert config.context_tokens == longest + profile.max_new_tokens
     assert (config.model, config.dtype, config.batch_size) == (profile.student.model, profile.student.dtype, 8)
+
+
+def test_students_may_have_several_gpus_and_no_other_weights(items, output, tmp_path):
+    part = {"tensor_parallel": 3, "gpu_memory_utilization": 0.5}
+    profile = small_profile(tmp_path, assess={"engine": "vllm", "vllm": part})
+    options = start_options(vllm_students.students_config(profile, items), 1, [], cpu=False)
+    assert (options["tensor_parallel_size"], options["gpu_memory_utilization"]) == (3, 0.5)
+    reader = SimpleNamespace(manifest={"shards": {}})
+    plain = small_profile(tmp_path, assess={"engine": "vllm"})
+    assert assessing._inputs(profile, items, [], reader) == assessing._inputs(plain, items, [], reader)
+    assert set(assessing._inputs(plain, items, [], reader)["assess"]) == {"batch_size", "bootstrap_samples"}
+    for other in ({"quantization": "bitsandbytes"}, {"full_logprobs": True}):
+        with pytest.raises(UserError, match="assess.vllm.*answer as they were trained"):
+            small_profile(tmp_path, assess={"engine": "vllm", "vllm": other})
 
 
 def test_4_bit_students_are_one_sentence(items, tmp_path):

@@ -14,6 +14,7 @@ from primekd.chat import build_prompt
 from primekd.config import Profile, TeacherConfig
 from primekd.errors import UserError
 from primekd.items import Item, hash_items, load_items
+from primekd.memory import gpu_memory
 from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
 from primekd.progress import Progress
@@ -26,6 +27,7 @@ from primekd.strategies import Strategy, get_strategy
 from primekd.teachers import Sampling, TeacherEngine, open_engine
 from primekd.workers import Part, SharedStore
 
+Teacher = Callable[[], tuple[TeacherEngine, Codec]]
 HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
 
 
@@ -117,8 +119,14 @@ def capture(job: Job, part: Part | None = None) -> Path:
 
 
 def capture_missing(job: Job, store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
-    """Makes shards until the store is complete, or with a fixed share until that is made."""
-    teacher = cache(partial(open_teacher, job, store.writer))  # opened when there is something for it to do
+    """Makes shards until the store is complete, or with a fixed share until that is made; then closes the teacher."""
+    with contextlib.ExitStack() as opened, gpu_memory("teacher.batch_size, or take a smaller teacher,"):
+        # Opened when there is something for it to do.
+        teacher = cache(partial(open_teacher, job, store.writer, opened))
+        _make_all(job, store, chunks, teacher, progress)
+
+
+def _make_all(job: Job, store: SharedStore, chunks: list[list[Item]], teacher: Teacher, progress: Progress) -> None:
     while True:
         show_done(store, chunks, progress)
         make_shards(job, store, chunks, teacher, progress)
@@ -143,7 +151,7 @@ def make_shards(
     job: Job,
     store: SharedStore,
     chunks: list[list[Item]],
-    teacher: Callable[[], tuple[TeacherEngine, Codec]],
+    teacher: Teacher,
     progress: Progress,
 ) -> None:
     """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped."""
@@ -167,14 +175,18 @@ def make_shards(
                 store.writer.add_session({"end": now(), **meter.facts})
 
 
-def open_teacher(job: Job, writer: SignalWriter) -> tuple[TeacherEngine, Codec]:
+def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
     """Loads the teacher, stores its head where the codec needs one, and notes how shards will be made.
+
+    Args:
+        opened: closes the teacher when it is closed itself.
 
     Raises:
         UserError: the model is not there or does not offer what the codec needs.
     """
     profile = job.profile
     engine = open_engine(profile)
+    opened.callback(engine.close)
     codec = make_codec(profile.signals, engine.offers)
     if codec.describe() != writer.spec["codec"]:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from primekd.capture import open_signals, training_job
 from primekd.config import LoraSettings, Profile
 from primekd.items import hash_items, load_items
+from primekd.memory import gpu_memory
 from primekd.metering import Meter
 from primekd.models import load_model, load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
 from primekd.progress import Progress
@@ -110,11 +111,13 @@ def _distill(profile: Profile, strategy: str, seed: int | None) -> Path:
     examples = teacher_examples(tokenizer, items, signals) if signals else gold_examples(tokenizer, items)
     validation = gold_examples(tokenizer, load_items(profile, "validation"))
     checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
-    train_adapter(
-        folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed,
-        model=profile.student.model, dtype=profile.student.dtype, lora=profile.student.lora, train=profile.train,
-        quantization=profile.student.quantization,
-    )  # fmt: skip
+    smaller = "" if profile.student.quantization else ", or set student.quantization: nf4,"
+    with gpu_memory(f"train.micro_batch_size{smaller}"):
+        train_adapter(
+            folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed,
+            model=profile.student.model, dtype=profile.student.dtype, lora=profile.student.lora, train=profile.train,
+            quantization=profile.student.quantization,
+        )  # fmt: skip
     return folder
 
 

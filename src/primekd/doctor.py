@@ -99,9 +99,10 @@ def check_engine(engine: str) -> Finding:
     if package.cuda and (reason := missing_cuda()):
         return Finding("engine", "warning", f"{engine} is installed and cannot run: {reason}")
     try:
-        version = getattr(importlib.import_module(package.module), "__version__", "")
+        first, *_ = [importlib.import_module(module) for module in (package.module, *package.more)]
     except Exception as error:  # a broken build may raise anything when it is imported
         return Finding("engine", "warning", explain_import_failure(engine, error))
+    version = getattr(first, "__version__", "")
     if engine == "exllamav2" and importlib.util.find_spec("flash_attn") is None:
         return Finding("engine", "ok", f"{engine} {version}, {WITHOUT_FLASH_ATTN}")
     return Finding("engine", "ok", f"{engine} {version}")

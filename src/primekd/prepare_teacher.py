@@ -15,6 +15,7 @@ from primekd.config import PrepareConfig, Profile
 from primekd.distill import train_adapter
 from primekd.errors import UserError
 from primekd.items import Item, hash_items, load_items, refuse_overlap
+from primekd.memory import gpu_memory
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.provenance import (
     MANIFEST,
@@ -105,10 +106,11 @@ def train_teacher(profile: Profile) -> Path:
     examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed)
     validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed)
     checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
-    train_adapter(
-        folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,
-        model=config.base, dtype=profile.student.dtype, lora=config.lora, train=config.train,
-    )  # fmt: skip
+    with gpu_memory("prepare.train.micro_batch_size"):
+        train_adapter(
+            folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,
+            model=config.base, dtype=profile.student.dtype, lora=config.lora, train=config.train,
+        )  # fmt: skip
     return folder
 
 

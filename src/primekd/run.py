@@ -20,11 +20,9 @@ from primekd.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftove
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
-CAPTURE_ITEM, TRAIN_ITEM, TEST_ITEM = (
-    0.3,
-    0.3,
-    0.2,
-)  # generating and scoring; one pass of training; answering and scoring
+CAPTURE_ITEM = 0.3  # generating and scoring
+TRAIN_ITEM = 0.3  # one pass of training
+TEST_ITEM = 0.2  # answering and scoring
 
 
 def stage_costs(profile: Profile, capture_workers: int = 1) -> dict[str, float]:

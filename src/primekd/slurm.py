@@ -1,5 +1,6 @@
 """A study on a Slurm cluster: what must be there, what is still queued, and what a job that failed has said."""
 
+import hashlib
 import importlib.util
 import re
 import shutil
@@ -13,6 +14,8 @@ from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import output_root, relative_name
 from primekd.run_log import Job
+
+NTASKS = re.compile(r"(?:^|[\s'\"])(?:--ntasks|-n(?=[\s=\d]))")
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,18 @@ def open_cluster(folder: Path, capture_workers: int) -> Cluster:
     settings = read_settings(folder)
     if settings.get("executor") != "slurm":
         raise UserError(f"{relative_name(folder)}/config.yaml does not say `executor: slurm`: see configs/slurm.")
-    for rule, wanted in settings.get("set-resources", {}).items():
-        if "tasks" in wanted and {"gpu", "gres"} & wanted.keys():
+    for rule, wanted in asked_resources(settings, f"{relative_name(folder)}/config.yaml").items():
+        if not any(str(wanted.get(name) or "0") != "0" for name in ("gpu", "gres")):
+            continue
+        if "tasks" in wanted:
             raise UserError(
                 f"{relative_name(folder)}/config.yaml sets `tasks` beside GPUs for {rule}, which becomes "
                 "--ntasks-per-gpu: leave `tasks` out."
+            )
+        if NTASKS.search(str(wanted.get("slurm_extra") or "")):
+            raise UserError(
+                f"{relative_name(folder)}/config.yaml gives --ntasks in `slurm_extra` beside GPUs for {rule}, which "
+                "would start its notebook several times: leave --ntasks out."
             )
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         raise UserError("Snakemake's Slurm executor is not installed: `pip install 'primekd[slurm]'`.")
@@ -62,16 +72,52 @@ def read_settings(folder: Path) -> dict:
     """
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.") from error
     if not isinstance(settings, dict):
         raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.")
     return settings
 
 
+def asked_resources(settings: dict, file: str) -> dict[str, dict]:
+    """What a Snakemake profile asks for: of every job, and of each rule that it names, defaults included.
+
+    Snakemake takes both mappings and lists of `resource=value` and `rule:resource=value`.
+
+    Raises:
+        UserError: the settings have neither form.
+    """
+    defaults, own = settings.get("default-resources") or {}, settings.get("set-resources") or {}
+    if isinstance(defaults, list):
+        defaults = dict(_divided(entry, "=", "default-resources", file) for entry in defaults)
+    if isinstance(own, list):
+        listed, own = own, {}
+        for entry in listed:
+            rule, resource = _divided(entry, ":", "set-resources", file)
+            own.setdefault(rule, {}).update([_divided(resource, "=", "set-resources", file)])
+    for name, values in (("default-resources", defaults), ("set-resources", own)):
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: {name} is no mapping of resources to values: see configs/slurm.")
+    for rule, values in own.items():
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: set-resources names no resources for {rule}: write some, or leave {rule} out.")
+    return {"every job": defaults} | {rule: defaults | values for rule, values in own.items()}
+
+
+def _divided(entry: object, sign: str, name: str, file: str) -> tuple[str, str]:
+    left, found, right = str(entry).partition(sign)
+    if not found:
+        raise UserError(f"{file}: {name} has an entry {entry!r} without {sign!r}: see configs/slurm.")
+    return left.strip(), right.strip()
+
+
 def job_prefix(profile: Profile) -> str:
-    """What the names of this profile's jobs begin with, in the characters that the executor takes."""
-    return ("primekd-" + re.sub(r"[^A-Za-z0-9_-]", "-", profile.name))[:50]
+    """What the names of this study's jobs begin with, in the characters and the length (50) that the executor takes.
+
+    The hash of the whole name and of the output folder tells apart what replaced or cut characters would not.
+    """
+    digest = hashlib.sha256(f"{profile.name}\0{output_root().resolve()}".encode()).hexdigest()[:8]
+    return f"primekd-{re.sub(r'[^A-Za-z0-9_-]', '-', profile.name)[:32]}-{digest}"
 
 
 def ask(command: list[str]) -> tuple[bool, str]:
@@ -94,7 +140,8 @@ def queued_jobs(profile: Profile) -> list[str]:
         raise UserError(f"Slurm does not answer: {said}")
     rows = [line.split("|", 2) for line in said.splitlines()]
     here = str(output_root().resolve())
-    return [number for number, name, folder in rows if name.startswith(job_prefix(profile) + "_") and folder == here]
+    ours = re.compile(re.escape(job_prefix(profile)) + "_[0-9a-f-]{36}")  # the executor adds a UUID of the run
+    return [number for number, name, folder in rows if ours.fullmatch(name) and folder == here]
 
 
 def refuse_leftovers(profile: Profile) -> None:

@@ -18,6 +18,7 @@ from primekd.config import Profile
 from primekd.distill import student_inputs
 from primekd.errors import UserError
 from primekd.items import Item, load_items, refuse_overlap
+from primekd.memory import gpu_memory
 from primekd.metering import Meter
 from primekd.models import load_tokenizer
 from primekd.provenance import (
@@ -130,7 +131,7 @@ def assess(profile: Profile) -> Path:
 def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
     return {
         "answers": answer_inputs(profile, items, None),
-        "assess": profile.assess.model_dump(mode="json", exclude={"engine"}),  # it is among the answers' inputs
+        "assess": profile.assess.model_dump(mode="json", exclude={"engine", "vllm"}),  # of the answers alone
         "rules": rules_hashes(),
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.adapter_hashes for s in students},
@@ -156,8 +157,9 @@ def _score_models(
             student, size = profile.student, profile.assess.batch_size
             return TransformersEngine(student.model, student.dtype, size, adapter, student.quantization)
 
-        logs[name] = grade_answers(items, generate_answers(profile, name, items, inputs, open_model))
-        held_out += _held_out(profile, name, items, inputs, reader, open_model)
+        with gpu_memory("assess.batch_size"):
+            logs[name] = grade_answers(items, generate_answers(profile, name, items, inputs, open_model))
+            held_out += _held_out(profile, name, items, inputs, reader, open_model)
         open_model.cache_clear()
     return logs, held_out
 

@@ -18,14 +18,14 @@ def check_engine(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compares a profile's teacher engine with transformers on the same tokens; writes logs/engines/<engine>.json.
+    """Compares a profile's teacher engine with transformers on the same tokens; writes a file in logs/engines/.
 
     The README's table of engines is made from these files. Where the engine's format is its own (EXL2), name the
     model that it was converted from with --reference.
 
     \b
     primekd check-engine --profile pocket-llamacpp
-    primekd check-engine --profile paper --items 8 --reference hub:meta-llama/Llama-3.1-8B-Instruct
+    primekd check-engine --profile single-gpu --reference hub:meta-llama/Llama-3.1-8B-Instruct
     """
     from primekd.config import load_profile
     from primekd.teachers.check_engine import check_engine as run_check

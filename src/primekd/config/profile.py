@@ -108,7 +108,7 @@ def profile_files(name: str) -> list[Path]:
     """The YAML file of a profile (configs/<name>.yaml, or the file that `name` is a path of) and those it extends.
 
     Raises:
-        UserError: a file is missing or is no YAML mapping, or profiles extend each other in a circle.
+        UserError: a file is missing or is no profile, or profiles extend each other in a circle.
     """
     files: list[Path] = []
     while name:
@@ -119,7 +119,7 @@ def profile_files(name: str) -> list[Path]:
         if path in files:
             raise UserError(f"{relative_name(path)} extends itself. Mend the file and run again.")
         files.append(path)
-        name = str(_read_mapping(path).get("extends") or "")
+        name = _read_profile(path).get("extends") or ""
     return files
 
 
@@ -135,17 +135,31 @@ def load_profile(name: str) -> Profile:
     path, *extended = profile_files(name)
     values: dict[str, Any] = {}
     for file in [*reversed(extended), path]:
-        values = _merged(values, _read_mapping(file))
+        values = _merged(values, _read_profile(file))
     values.pop("extends", None)
     try:
         return Profile(name=path.stem, **values)
     except ValidationError as error:
         raise UserError(explain_validation_error(error, path)) from error
-    except TypeError as error:
-        raise UserError(f"{relative_name(path)}: {error}. Mend the file and run again.") from error
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_profile(path: Path) -> dict[str, Any]:
+    values = read_mapping(path)
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise UserError(f"{relative_name(path)}: {odd[0]!r} is no name of a key. Mend the file and run again.")
+    if "name" in values:
+        raise UserError(f"{relative_name(path)}: a profile has its file's name: leave the key 'name' out.")
+    if not isinstance(values.get("extends") or "", str):
+        raise UserError(f"{relative_name(path)}: extends names one profile, as in `extends: pocket`. Mend the file.")
+    return values
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file says that holds keys and values.
+
+    Raises:
+        UserError: it is not valid YAML, or holds something else.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from primekd.config.section import Positive, Section
+from primekd.config.teacher import VllmConfig
 
 
 class LoraSettings(Section):
@@ -65,11 +66,20 @@ class AssessConfig(Section):
     """Greedy decoding of the test items. The token limit is the profile's, the same for every model.
 
     `engine` generates the answers of control and students; held-out fit is measured by transformers in any case.
+    `vllm` is how the engine vllm is started for them: GPUs and memory, no quantisation.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
+    vllm: VllmConfig | None = None
+
+    @field_validator("vllm")
+    @classmethod
+    def as_trained(cls, value: VllmConfig | None) -> VllmConfig | None:
+        if value and (value.quantization or value.full_logprobs):
+            raise ValueError("takes no quantization and no full_logprobs: students answer as they were trained")
+        return value
 
 
 class PrepareConfig(Section):

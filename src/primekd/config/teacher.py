@@ -1,11 +1,25 @@
 """The sections `teacher` (with one part for each engine) and `signals`."""
 
+import os
+import re
+from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from primekd.config.section import Positive, Section
+
+# Fields of a request that the engine sets itself, or that make one request cost more than is booked for it.
+REFUSED_FIELDS = {
+    "model", "models", "messages", "prompt", "suffix", "input", "stream", "stream_options", "logprobs", "top_logprobs",
+    "prompt_logprobs", "echo", "temperature", "seed", "stop", "stop_token_ids", "n", "best_of", "num_return_sequences",
+    "use_beam_search", "beam_width", "n_predict", "num_predict", "min_tokens", "ignore_eos", "tools", "tool_choice",
+    "functions", "function_call", "web_search_options", "plugins", "service_tier", "prediction", "modalities", "audio",
+    "extra_body",
+}  # fmt: skip
+# `token` names a secret, but `skip_special_tokens`, `allowed_token_ids` and `thinking_token_budget` do not.
+SECRET_NAME = re.compile(r"key|secret|auth|passw|credential|bearer|cookie|(api|access)_?token|token(?!s|_?id|_budget)")
 
 
 class ExLlamaConfig(Section):
@@ -42,14 +56,19 @@ class ApiConfig(Section):
 
     `prompt` is what is sent: `messages` to /chat/completions, where the server's own template renders them; or, to
     /completions, the prompt as our template renders it, as `ids`, as `text`, or as `text-without-bos` for a server that
-    puts a BOS of its own before every text. `request` holds further fields of every request, as the server names them
-    (null leaves one of ours out): penalties and cut-offs that the server has on by default are switched off there.
+    puts a BOS of its own before every text. `limit_field` is the server's name for the limit of an answer's tokens; it
+    is always sent, as the cap rests on it. `request` holds further fields of every request, as the server names them:
+    penalties and cut-offs that the server has on by default are switched off there. It can neither replace what the
+    engine sets (`top_p: null` leaves that one out) nor multiply the cost, and holds no secrets.
+
+    `requests_per_minute` is the pace of one process: divide a provider's limit by the workers that capture at once.
     """
 
     model: str
     base_url: str = "https://api.openai.com/v1"
     key_variable: str = "OPENAI_API_KEY"
     prompt: Literal["messages", "ids", "text", "text-without-bos"] = "messages"
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     request: dict[str, Any] = {}
     logprobs: bool = True
     usd_per_million_input: float = Field(ge=0)
@@ -70,16 +89,61 @@ class ApiConfig(Section):
             raise ValueError("holds a password: put the key into the environment variable of key_variable")
         return value.rstrip("/")
 
+    @field_validator("request")
+    @classmethod
+    def further_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if re.match("max_?", name.lower()) or name.lower() in REFUSED_FIELDS:
+                raise ValueError(
+                    f"{name} is set by the engine or changes what a request may cost: take it out "
+                    "(the name of the length limit is chosen with limit_field)"
+                )
+            if name.lower() == "top_p" and value[name] is not None:
+                raise ValueError("top_p is set by the engine: take it out, or write null to leave it out of requests")
+        return value
+
+    @model_validator(mode="after")
+    def without_secrets(self) -> "ApiConfig":
+        """Checked here, not by the engine: manifests are begun before the teacher is opened."""
+        key = os.environ.get(self.key_variable, "").strip()
+        texts = [self.model, self.base_url, *_names(self.request), *_texts(self.request)]
+        if key and any(key in text.split() for text in texts):  # "Bearer <key>" too
+            raise ValueError(f"holds the value of {self.key_variable}: take it out, the engine sends it by itself")
+        for name in _names(self.request):
+            if name.lower() == "tokens" or SECRET_NAME.search(name.lower().replace("-", "_")):
+                raise ValueError(
+                    f"request.{name} looks like a secret, and profiles are copied into manifests: take it out, and put "
+                    "the key into the environment variable of key_variable"
+                )
+        return self
+
+
+def _names(value: Any) -> Iterator[str]:
+    """The names in a nested value."""
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _names(part)
+    yield from map(str, value if isinstance(value, dict) else ())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a nested value, names aside."""
+    if isinstance(value, str):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(part)
+
 
 class TeacherConfig(Section):
     """The teacher and the engine that serves it. `sampling_temperature` 0 is greedy decoding.
 
     `model` is what the engine loads; with the engine api only its tokenizer is used, and `api.model` is the name that
-    the server knows. `dtype` belongs to transformers and vllm.
+    the server knows. `dtype` belongs to transformers and vllm. `made_from` is the hub's model that a local `model` is
+    converted from by hand.
     """
 
     engine: Literal["transformers", "llamacpp", "exllamav2", "vllm", "api"]
     model: str
+    made_from: str | None = Field(None, pattern="^hub:.+")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch_size: Positive = 32
     sampling_temperature: float = Field(0.0, ge=0)
@@ -101,7 +165,7 @@ class TeacherConfig(Section):
             "vllm": {"quantization", "full_logprobs"},
             "api": {"model", "base_url", "logprobs", "prompt", "request"},
         }
-        values = self.model_dump(mode="json", exclude_none=True)
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"made_from"})
         for name, kept in parts.items():
             if name in values:
                 values[name] = {key: value for key, value in values[name].items() if key in kept}

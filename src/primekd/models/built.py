@@ -71,6 +71,7 @@ def dequantised_folder(file: Path, digest: str) -> Path:
                 gguf_file=file.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
+                trust_remote_code=False,
             )
         model.config._name_or_path = file.name
         if hasattr(model.config, "quantization_config"):
@@ -92,7 +93,8 @@ def gguf_tokenizer_folder(file: Path, digest: str) -> Path:
         from transformers import AutoTokenizer
 
         with _gguf_errors(file):
-            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+            tokenizer.save_pretrained(target)
         return {"file": file.name, "sha256": digest}
 
     return build_once(_cache_folder(f"{digest[:16]}-tokenizer"), build)

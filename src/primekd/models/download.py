@@ -17,7 +17,7 @@ from tqdm import tqdm
 from primekd.errors import UserError
 from primekd.models.hub import HubFile, HubModel, local_snapshot, storage_folder
 from primekd.models.reference import ModelReference
-from primekd.models.transfer import Meter, bring, part_of
+from primekd.models.transfer import FileMeter, bring, part_of
 from primekd.provenance import disk_errors, hash_file, now, project_root, read_json, write_json, write_text
 
 STREAMS = 4  # files in flight: one stream seldom fills a fast line
@@ -71,7 +71,7 @@ def download(model: HubModel, weights: bool = True) -> Path:
         disable=not weights,
     )
     with bar:
-        places = _bring_all(model, files, storage, Meter(bar))
+        places = _bring_all(model, files, storage, FileMeter(bar))
     snapshot = storage / "snapshots" / model.commit
     with disk_errors(snapshot):
         snapshot.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def download(model: HubModel, weights: bool = True) -> Path:
     return snapshot
 
 
-def _bring_all(model: HubModel, files: tuple[HubFile, ...], storage: Path, meter: Meter) -> dict[str, Path]:
+def _bring_all(model: HubModel, files: tuple[HubFile, ...], storage: Path, meter: FileMeter) -> dict[str, Path]:
     with ThreadPoolExecutor(STREAMS) as pool:
         jobs = {pool.submit(bring, model, file, storage, meter): file.name for file in files}
         try:

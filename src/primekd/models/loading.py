@@ -39,7 +39,12 @@ def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTr
         options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            model_folder(text), dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, **options
+            model_folder(text),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
         )
     except (SafetensorError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())

@@ -55,7 +55,7 @@ def load_tokenizer(text: str) -> "PreTrainedTokenizerBase":
 
     folder = tokenizer_folder(text)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The tokenizer of {text} cannot be read ({reason}): fetch or make the model again.") from error

@@ -15,22 +15,22 @@ TRIES = 5  # in a row without a new byte
 PAUSE = 2.0  # seconds before the next try, doubled each time
 
 
-class Stopped(Exception):
+class TransferStopped(Exception):
     """Another file failed, or the user interrupted: what was received is kept."""
 
 
-class Meter:
+class FileMeter:
     """One bar for all files, and the wish to stop. Threads share it."""
 
     def __init__(self, bar: tqdm):
         self.bar, self.lock, self.stop = bar, threading.Lock(), threading.Event()
 
     def update(self, count: int) -> None:
-        """Counts bytes; raises `Stopped` where the download is to end."""
+        """Counts bytes; raises `TransferStopped` where the download is to end."""
         with self.lock:
             self.bar.update(count)
         if self.stop.is_set():
-            raise Stopped
+            raise TransferStopped
 
     def as_tqdm(self) -> type:
         """What the hub's client takes for a tqdm class: each file's progress goes to this meter."""
@@ -66,7 +66,7 @@ def part_of(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.part")
 
 
-def bring(model: HubModel, file: HubFile, storage: Path, meter: Meter) -> Path:
+def bring(model: HubModel, file: HubFile, storage: Path, meter: FileMeter) -> Path:
     """Makes sure that a file lies in the cache with the right hash; returns it. Damaged ones are fetched again.
 
     Raises:
@@ -102,7 +102,7 @@ def bring(model: HubModel, file: HubFile, storage: Path, meter: Meter) -> Path:
     )
 
 
-def _receive(model: HubModel, file: HubFile, part: Path, meter: Meter) -> None:
+def _receive(model: HubModel, file: HubFile, part: Path, meter: FileMeter) -> None:
     """Appends to `part` until it is whole; each try asks only for what is missing (HTTP Range)."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
     from huggingface_hub.file_download import hf_hub_url, http_get

@@ -7,7 +7,7 @@ from primekd.plan.codec import find_codec
 from primekd.plan.memory import lora_weights, optimiser_bytes
 from primekd.plan.shapes import Shape
 from primekd.plan.tokens import Lengths, Stage
-from primekd.plan.weights import BYTES, Model, dequantised_copy
+from primekd.plan.weights import BYTES, Model, dequantised_copy, source_to_convert
 from primekd.strategies import load_strategies
 
 ID_BYTES = 4  # token ids are kept as int32
@@ -103,6 +103,9 @@ def storage(profile: Profile, teacher: Model | None, student: Model, costs: list
             if role == "student" or profile.teacher.engine == "transformers":
                 copy = dequantised_copy(model.reference, model.shape)
                 parts += [Storage(f"{role}, dequantised", copy, "models/cache")] if copy else []
+    if source := source_to_convert(profile, teacher):
+        parts.append(Storage("teacher's source", teacher.shape.weights * 2, f"{source}, until it is converted"))
+        parts.append(Storage("conversion's work folder", teacher.disk, "about the converted model; then free"))
     if chosen:
         parts.append(Storage(f"signals ({chosen.name})", chosen.total, "all captures, with the head once"))
     checkpoint = adapter + optimiser_bytes(student.shape, lora, train) - 2 * adapter

@@ -20,6 +20,10 @@ LLAMACPP_BATCH = 512  # primekd.teachers.llamacpp_engine.BATCH_TOKENS
 VLLM_STEP_TOKENS = 16384  # that vLLM sets memory aside for (max_num_batched_tokens on GPUs of 70 GiB; 8192 below)
 # Prompt log-probs, one prompt at a time: logits and log-softmax; with all of them also sorted values and ids, twice.
 VLLM_TOP_BYTES, VLLM_FULL_BYTES = 8, 32
+# Host memory of one of all log-probs of a prompt: vLLM's four Python lists (id, value, rank, text) with their numbers,
+# and our rows of them, 153 bytes as measured in CPython 3.11 with lists built as vLLM builds them; and the tensors that
+# they come from, once here and once in vLLM's own process.
+VLLM_LISTED_BYTES = 153 + 2 * 12
 
 
 def pages(tokens: float) -> int:
@@ -37,7 +41,9 @@ def exl2_phases(teacher: TeacherConfig, model: Model, gpus: int, gpu_bytes: floa
     """(GPU, phase) for each GPU that gets a part of the model.
 
     Layers and their cache are put on one GPU after the other until each is full (`load_autosplit`), as `gpu_split`
-    says, or evenly (tensor parallel). Generating and scoring use the same buffers, so there is one phase.
+    says, or evenly (tensor parallel). Generating and scoring use the same buffers, so there is one phase; before them
+    the engine holds its logits against the head, which the last GPU dequantises whole (`ExLlamaV2Engine.head`; not
+    where it is split evenly).
     """
     settings = teacher.exllamav2 or ExLlamaConfig()
     shape = model.shape
@@ -64,7 +70,9 @@ def exl2_phases(teacher: TeacherConfig, model: Model, gpus: int, gpu_bytes: floa
         if index == used:
             parts |= {"weights": parts["weights"] + model.rest, "logits": float(logits)}
         found.append((f"GPU {index}", Phase("generate, score", parts)))
-    return found
+    place, last = found[-1]
+    head = last.device | {"logits": 0.0, "head": shape.embedding_weights * 2}
+    return [*found, (place, Phase("head check", head))]
 
 
 def exl2_scratch(teacher: TeacherConfig, model: Model) -> float:
@@ -127,6 +135,14 @@ def vllm_phases(
     left = gpu_bytes * settings.gpu_memory_utilization - sum(parts.values())
     parts["KV cache"] = max(one, min(one * sequences, left))
     return [(f"GPU {index}", Phase("generate, score", dict(parts))) for index in range(across * stages)]
+
+
+def vllm_host(model: Model, sequence: float, response: float, items: int, needs: str | None) -> dict[str, float]:
+    """Host memory: the rows of a shard twice, and the one sequence that is scored at a time (`VllmEngine._scored`)."""
+    if needs != "logits":
+        return {"rows": 0}
+    vocab = model.shape.vocab
+    return {"rows": items * response * vocab * 4 * 2, "logits": sequence * (vocab + 1) * VLLM_LISTED_BYTES}
 
 
 def vllm_token_bytes(settings: VllmConfig, model: Model) -> float:

@@ -6,7 +6,7 @@ from primekd.config import Profile
 from primekd.config.teacher import VllmConfig
 from primekd.errors import UserError
 from primekd.plan.codec import find_codec
-from primekd.plan.engines import exl2_host, exl2_phases, llamacpp_phases, vllm_phases
+from primekd.plan.engines import exl2_host, exl2_phases, llamacpp_phases, vllm_host, vllm_phases
 from primekd.plan.machine import Machine
 from primekd.plan.memory import (
     CPU_RUNTIME,
@@ -113,8 +113,7 @@ def _split_capture(profile: Profile, machine: Machine, lengths: Lengths, model: 
     else:
         settings = teacher.vllm or VllmConfig()
         placed = vllm_phases(settings, model, teacher.batch_size, teacher.context_tokens, machine.gpu_bytes)
-        rows = (items * 8 * lengths.most + teacher.batch_size * 12 * teacher.context_tokens) * model.shape.vocab
-        host = {"rows": rows if needs == "logits" else 0}  # a shard twice, and ids with values of the prompts in flight
+        host = vllm_host(model, lengths.longest_prompt + lengths.most, lengths.most, items, needs)
     found = [Need("capture", p.name, place, p.device, machine.gpu_bytes, GPU_MARGIN) for place, p in placed]
     return [*found, Need("capture", "all", "host memory", host, machine.memory_bytes, GPU_MARGIN)]
 

@@ -55,7 +55,7 @@ def teacher_model(profile: Profile) -> Model | None:
     if teacher.engine == "llamacpp":
         return _gguf(profile, shape)
     if teacher.engine == "vllm" and teacher.vllm and teacher.vllm.quantization:
-        bits = _stated_bits(profile) or {"fp8": 8.0}.get(teacher.vllm.quantization, 4.25)
+        bits = stated_bits(profile) or {"fp8": 8.0}.get(teacher.vllm.quantization, 4.25)
         return plain_model(teacher.model, shape, 2, layer_bits=bits, kind=teacher.vllm.quantization)
     return plain_model(teacher.model, shape, BYTES[teacher.dtype], kind=teacher.dtype)
 
@@ -108,7 +108,7 @@ def _exl2_bits(profile: Profile) -> tuple[float, float]:
         found = read_json(place / "config.json").get("quantization_config") or {}
         if found.get("bits"):
             return float(found["bits"]), float(found.get("head_bits", EXL2_HEAD_BITS))
-    bits = _stated_bits(profile)
+    bits = stated_bits(profile)
     if bits is None:
         raise UserError(
             f"The plan does not know how many bits a weight of {profile.teacher.model} has: write "
@@ -117,7 +117,8 @@ def _exl2_bits(profile: Profile) -> tuple[float, float]:
     return bits, EXL2_HEAD_BITS
 
 
-def _stated_bits(profile: Profile) -> float | None:
+def stated_bits(profile: Profile) -> float | None:
+    """Bits of a weight of a quantised teacher, as the profile or the model's name states them."""
     if profile.hardware and profile.hardware.bits_per_weight:
         return profile.hardware.bits_per_weight
     found = re.search(r"([0-9]+(?:\.[0-9]+)?)[ _-]?bpw", profile.teacher.model.lower())
@@ -129,13 +130,20 @@ def _gguf(profile: Profile, shape: Shape) -> Model:
     disk, where = _files(reference)
     if not disk:
         made_here = profile.prepare and reference == f"path:{profile.prepare.output}"
-        bits = GGUF_BITS[profile.prepare.quantization] if made_here else _stated_bits(profile)
+        bits = GGUF_BITS[profile.prepare.quantization] if made_here else stated_bits(profile)
         if bits is None:
             raise UserError(f"{reference} is not here: write hardware.bits_per_weight in the profile to plan with it.")
         disk = shape.weights * bits / 8
     share = disk / shape.weights
     layer = (shape.layer_weights + 2 * shape.hidden) * share
     return Model(reference, shape, "GGUF", layer, disk - shape.layers * layer, 0, disk, where)
+
+
+def source_to_convert(profile: Profile, teacher: Model | None) -> str | None:
+    """The hub's model that the teacher has yet to be converted from; None where there is none, or that was done."""
+    if teacher is None or teacher.where == "file sizes" or parse_reference(teacher.reference).scheme != "path":
+        return None
+    return profile.teacher.made_from
 
 
 def dequantised_copy(reference: str, shape: Shape) -> float:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from primekd.provenance import read_json
+from primekd.errors import UserError
+from primekd.provenance import read_json, relative_name
 from primekd.report.cells import Cell, Files, Table
 from primekd.report.formats import percent, significant
 
@@ -26,41 +27,46 @@ ENGINES = (
     Engine("transformers", "safetensors folder, GGUF (dequantised)", "hidden, full, topk", "padded batches",
            ("transformers", "torch")),
     Engine("llamacpp", "GGUF", "hidden, full, topk", "one sequence at a time", ("llama_cpp_python",)),
-    Engine("exllamav2", "EXL2 folder", "hidden, full, topk", "paged jobs (with flash-attn)", ("exllamav2",)),
-    Engine("vllm", "safetensors folder, its quantised formats", "topk at T = 1; full with full_logprobs",
-           "continuous", ("vllm",)),
-    Engine("api", "whatever the server has", "topk at T = 1; text", "concurrent requests", ("server", "openai")),
+    Engine("exllamav2", "EXL2 folder", "hidden, full, topk", "paged jobs with flash-attn, else one at a time",
+           ("exllamav2",)),
+    Engine("vllm", "safetensors folder, quantised or not; GGUF (dequantised)",
+           "topk at T = 1; full with full_logprobs", "continuous", ("vllm",)),
+    Engine("api", "whatever the server has", "topk at T = 1", "concurrent requests", ("httpx",)),
 )  # fmt: skip
 
 
 def engine_table(logs_folder: Path) -> Table:
-    """One row an engine, from logs/engines/<engine>.json where it was checked.
+    """One row for each check of an engine in logs/engines/, and one for each engine that has none.
 
     Raises:
         UserError: a check's file is no JSON.
     """
-    head = ["Engine", "Model format", "Codecs", "Batches", "Checked on", "Versions",
+    head = ["Engine", "Model format", "Codecs", "Batches", "Checked on", "Versions", "Signals",
             "Same first token, %", "KL, nats a token", "Equal answers", "Log"]  # fmt: skip
-    return Table("Teacher engines", head, [_row(engine, logs_folder) for engine in ENGINES], left=6)
+    rows = []
+    for engine in ENGINES:
+        known: list[Cell] = [engine.name, engine.models, engine.codecs, engine.batching]
+        files = sorted(logs_folder.glob(f"{engine.name}-*.json"))
+        rows += [[*known, *_check(engine, path)] for path in files] or [[*known, NOT_RUN, *["–"] * 5, Files(())]]
+    return Table("Teacher engines", head, rows, left=7)
 
 
-def _row(engine: Engine, logs_folder: Path) -> list[Cell]:
-    known: list[Cell] = [engine.name, engine.models, engine.codecs, engine.batching]
-    path = logs_folder / f"{engine.name}.json"
-    if not path.is_file():
-        return [*known, NOT_RUN, "–", "–", "–", "–", Files(())]
+def _check(engine: Engine, path: Path) -> list[Cell]:
     check = read_json(path)
-    found = check["agreement"]
-    bound = "" if found["compared"] == "every token" else "≥ "
-    return [
-        *known,
-        _machine(check),
-        _versions(engine, check),
-        percent(found["top1_agreement"]),
-        f"{bound}{significant(found['mean_kl_nats'], 2)}",
-        f"{check['equal_answers']} of {check['items']}",
-        Files((f"logs/engines/{engine.name}.json",)),
-    ]
+    try:
+        found = check["agreement"]
+        bound = "" if found["compared"] == "every token" else "≥ "
+        return [
+            _machine(check),
+            _versions(engine, check),
+            check["codec"],
+            percent(found["top1_agreement"]),
+            f"{bound}{significant(found['mean_kl_nats'], 2)}",
+            f"{check['equal_answers']} of {check['items']}",
+            Files((f"logs/engines/{path.name}",)),
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{relative_name(path)} is no check of an engine: run `primekd check-engine` again.") from error
 
 
 def _machine(check: dict[str, Any]) -> str:

@@ -112,6 +112,9 @@ class SignalWriter:
 
         Returns:
             False if something has to be made first: what `missing` names now, or the head.
+
+        Raises:
+            UserError: all is made, but with different heads; nothing is removed.
         """
         vouches = {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
         manifest = self._assemble(vouches)
@@ -121,11 +124,27 @@ class SignalWriter:
         for index in damaged:
             (self.folder / shard_name(index)).with_suffix(".json").unlink(missing_ok=True)
         self._done = vouches.keys() - damaged
+        if len(self._done) == self.count:
+            self._refuse_other_heads(vouches)
         if len(self._done) < self.count or ("head" in manifest and not head_is_whole(self.folder, manifest["head"])):
             return False
         if manifest != found:
             write_json(self.folder / MANIFEST, manifest)
         return True
+
+    def _refuse_other_heads(self, vouches: dict[int, dict[str, Any]]) -> None:
+        """Raises UserError if shards need another output head than the first: their rows would decode wrongly."""
+        # The file is named after the head's values; another version of safetensors may lay the same ones out anew.
+        heads = {shard_name(index): vouch["head"]["file"] for index, vouch in vouches.items() if "head" in vouch}
+        if "head" in self.facts:
+            heads["the head that was loaded now"] = self.facts["head"]["file"]
+        first = next(iter(heads), None)
+        if others := [name for name in heads if heads[name] != heads[first]]:
+            raise UserError(
+                f"{relative_name(self.folder)}: {', '.join(others)} and {first} differ in the teacher's output head "
+                f"({', '.join(dict.fromkeys(heads.values()))}): two machines have other library versions or a damaged "
+                "model cache; mend that, delete the shards that were made wrongly and capture again."
+            )
 
     def _assemble(self, vouches: dict[int, dict[str, Any]]) -> dict[str, Any]:
         """The manifest of a complete store. Each fact is the first shard's that has it, whoever came last."""
@@ -134,6 +153,12 @@ class SignalWriter:
             facts = {key: vouch[key] for key in FACTS if key in vouch} | facts
         if "head" in self.facts:  # just written: an older entry may name a file that is lost
             facts["head"] = self.facts["head"]
+        engines: list[dict[str, Any]] = []
+        for vouch in vouches.values():
+            if "engine" in vouch and vouch["engine"] not in engines:
+                engines.append(vouch["engine"])
+        if len(engines) > 1:  # workers whose rows may differ in last bits
+            facts["engines"] = engines
         sessions = [read_json(path) for path in sorted(self.folder.glob("session-*.json"))]
         return {
             **self._base,

@@ -1,6 +1,7 @@
 """Teacher engines: one file an engine, one protocol for all."""
 
 from primekd.config import Profile
+from primekd.teachers.packages import explained
 from primekd.teachers.protocol import Response, Sampling, TeacherEngine, TopLogprobs
 
 __all__ = ["Response", "Sampling", "TeacherEngine", "TopLogprobs", "open_engine"]
@@ -14,19 +15,23 @@ def open_engine(profile: Profile) -> TeacherEngine:
     """
     config = profile.teacher
     if config.engine == "llamacpp":
-        from primekd.teachers.llamacpp_engine import LlamaCppEngine
+        with explained("llamacpp"):
+            from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
         return LlamaCppEngine(config.model, context_tokens=config.context_tokens)
     if config.engine == "exllamav2":
-        from primekd.teachers.exllamav2_engine import ExLlamaV2Engine
+        with explained("exllamav2"):
+            from primekd.teachers.exllamav2_engine import ExLlamaV2Engine
 
         return ExLlamaV2Engine(config)
     if config.engine == "vllm":
-        from primekd.teachers.vllm_engine import VllmEngine
+        with explained("vllm"):
+            from primekd.teachers.vllm_engine import VllmEngine
 
         return VllmEngine(config, top_k=profile.signals.top_k)
     if config.engine == "api":
-        from primekd.teachers.api import ApiEngine
+        with explained("api"):
+            from primekd.teachers.api import ApiEngine
 
         # The ledger of what was spent is the profile's: strategies and sessions share one cap.
         return ApiEngine(config, top_k=profile.signals.top_k, ledger=profile.runs / "spending.json")

@@ -40,28 +40,38 @@ def agree(
     """
     if not engine.offers:
         raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
-    if reference.vocab_size != engine.vocab_size:
-        raise UserError(f"The models have {reference.vocab_size} and {engine.vocab_size} tokens: compare one model.")
     want = "logits" if "logits" in engine.offers else "top"
-    theirs = reference.score(prompts, responses, "logits")
-    own = engine.score(prompts, responses, want)
+    return compare(reference.score(prompts, responses, "logits"), engine.score(prompts, responses, want))
+
+
+def compare(reference: list[Tensor], rows: list[Tensor] | list[TopLogprobs]) -> Agreement:
+    """The reference's logits, (T, V) an item, against an engine's logits or top log-probs of the same tokens.
+
+    Raises:
+        UserError: the vocabularies differ in size, or no row has a signal.
+    """
     # One item at a time: (T, V) in float64 is large.
-    parts = [(_compare_top if want == "top" else _compare_all)(a, b) for a, b in zip(theirs, own, strict=True)]
+    parts = [
+        _compare_top(a, b) if isinstance(b, TopLogprobs) else _compare_all(a, b)
+        for a, b in zip(reference, rows, strict=True)
+    ]
     same, divergence = (torch.cat(column) for column in zip(*parts, strict=True))
     if not len(same):
-        raise UserError(f"The engine {engine.name} gave no signal for any of these tokens.")
+        raise UserError("The engine gave no signal for any of these tokens.")
     return Agreement(
         tokens=len(same),
-        without_signal=sum(map(len, responses)) - len(same),
+        without_signal=sum(map(len, reference)) - len(same),
         top1_agreement=float(same.double().mean()),
         mean_kl_nats=float(divergence.mean()),
         max_kl_nats=float(divergence.max()),
-        compared="every token" if want == "logits" else "top K and the rest",
+        compared="top K and the rest" if isinstance(rows[0], TopLogprobs) else "every token",
     )
 
 
 def _compare_all(reference: Tensor, engine: Tensor) -> tuple[Tensor, Tensor]:
     """(T, V) logits of both -> same top-1 (T,), KL (T,)."""
+    if reference.shape != engine.shape:
+        raise UserError(f"The models have {reference.shape[1]} and {engine.shape[1]} tokens: compare one model.")
     log_p, log_q = reference.double().log_softmax(-1), engine.to(reference.device).double().log_softmax(-1)
     return log_p.argmax(-1) == log_q.argmax(-1), (log_p.exp() * (log_p - log_q)).sum(-1)
 

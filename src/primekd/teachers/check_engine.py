@@ -5,20 +5,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from primekd.chat import build_prompt
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.items import load_items
 from primekd.metering import Meter
-from primekd.models import load_tokenizer, model_hash
+from primekd.models import load_tokenizer, model_hash, require_same_tokenizer
+from primekd.plan.shapes import find_shape
 from primekd.provenance import environment, now, output_root, write_json
+from primekd.signals import make_codec
 from primekd.strategies import get_strategy
-from primekd.teachers import Sampling, open_engine
-from primekd.teachers.agreement import agree
+from primekd.teachers import Sampling, TeacherEngine, TopLogprobs, open_engine
+from primekd.teachers.agreement import compare
 
 
 def checks_folder() -> Path:
-    """logs/engines/, one JSON file an engine."""
+    """logs/engines/, one JSON file an engine and profile."""
     return output_root() / "logs" / "engines"
 
 
@@ -30,18 +34,21 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
         strategy: whose priming text the teacher sees.
         reference: model reference for transformers in float32; the teacher's own file if left out.
 
+    Compared is what the profile's codec keeps: hidden states times the head, logits, or top log-probs.
+
     Returns:
-        What is written to logs/engines/<engine>.json: agreement, share of equal greedy answers, tokens a second,
-        the engine's identity and versions.
+        What is written to logs/engines/<engine>-<profile>.json: agreement, share of equal greedy answers, tokens a
+        second, the engine's identity and versions.
 
     Raises:
-        UserError: the engine cannot run here, or the reference is another model.
+        UserError: the engine cannot run here or gives text alone, or the reference is another model.
     """
     from primekd.teachers.transformers_engine import TransformersEngine
 
     if profile.teacher.sampling_temperature != 0:
         raise UserError("Engines are compared on greedy answers: set teacher.sampling_temperature to 0.")
     model = reference or profile.teacher.model
+    refuse_another_model(profile, model)
     chosen, tokenizer = get_strategy(strategy), load_tokenizer(profile.teacher.model)
     questions = load_items(profile, "test")[:items]
     prompts = [build_prompt(tokenizer, item.question, chosen.priming) for item in questions]
@@ -50,10 +57,15 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
     with Meter() as meter:
         engine = open_engine(profile)
         began = time.monotonic()
-        responses = engine.generate(prompts, sampling)
-        seconds = time.monotonic() - began
+        try:
+            responses = engine.generate(prompts, sampling)
+            seconds = time.monotonic() - began
+            rows = kept_rows(profile, engine, prompts, [r.ids for r in responses])
+            identity = engine.identity()
+        finally:
+            engine.close()  # the reference needs the memory
         plain = TransformersEngine(model, "float32", profile.teacher.batch_size)
-        agreement = agree(plain, engine, prompts, [r.ids for r in responses])
+        agreement = compare(plain.score(prompts, [r.ids for r in responses], "logits"), rows)
         expected = plain.generate(prompts, sampling)
     tokens = sum(len(r.ids) for r in responses)
     result = {
@@ -61,21 +73,48 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
         "profile": profile.name,
         "strategy": strategy,
         "items": len(questions),
-        "offers": sorted(engine.offers),
+        "codec": make_codec(profile.signals, engine.offers).describe()["name"],
         "agreement": dataclasses.asdict(agreement),
         "equal_answers": sum(a.ids == b.ids for a, b in zip(responses, expected, strict=True)),
         "generated_tokens": tokens,
         "generated_tokens_per_second": round(tokens / seconds, 1),
         "batch_size": profile.teacher.batch_size,
-        "identity": engine.identity(),
+        "identity": identity,
         "reference": {"engine": plain.name, "model": model, "dtype": "float32", "model_sha256": model_hash(model)},
         "start": start,
         "end": now(),
         **meter.facts,
         "environment": environment(),
     }
-    write_json(checks_folder() / f"{engine.name}.json", result)
+    write_json(checks_folder() / f"{engine.name}-{profile.name}.json", result)
     return result
+
+
+def refuse_another_model(profile: Profile, reference: str) -> None:
+    """Raises UserError if the reference is not the teacher's model: another tokenizer, depth or width."""
+    require_same_tokenizer(profile.teacher.model, reference)
+    if profile.teacher.engine == "api":
+        return  # what is behind it is not known
+    own, other = (find_shape(profile, model) for model in (profile.teacher.model, reference))
+    if (own.layers, own.hidden) != (other.layers, other.hidden):
+        raise UserError(
+            f"{reference} has {other.layers} layers of width {other.hidden} and the teacher {own.layers} of "
+            f"{own.hidden}: name the model that the teacher's file was made from."
+        )
+
+
+def kept_rows(
+    profile: Profile, engine: TeacherEngine, prompts: list[list[int]], responses: list[list[int]]
+) -> list[Tensor] | list[TopLogprobs]:
+    """What a store would hold of these tokens, as logits (T, V) where it holds them all."""
+    want = make_codec(profile.signals, engine.offers).needs
+    if want is None:
+        raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
+    rows = engine.score(prompts, responses, want)
+    if want != "hidden":
+        return rows
+    head = engine.head().float().cpu()
+    return [hidden.float().cpu() @ head.T for hidden in rows]
 
 
 def say_check(result: dict[str, Any]) -> str:

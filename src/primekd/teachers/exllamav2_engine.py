@@ -17,6 +17,7 @@ from torch import Tensor
 from primekd.config import TeacherConfig
 from primekd.config.teacher import ExLlamaConfig
 from primekd.errors import UserError
+from primekd.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
 from primekd.teachers.exllamav2_loading import gpu_memory, import_exllamav2, load_exl2, require_exl2
 from primekd.teachers.protocol import Response, Sampling, Want
@@ -191,6 +192,10 @@ class ExLlamaV2Engine:
                 weight = self.model.modules[self.model.head_layer_idx].get_weight_tensor_dq()
             self._weight = weight.T[: self.vocab_size].cpu().contiguous()
         return self._weight
+
+    def close(self) -> None:
+        del self.generator, self.model, self._weight
+        release_gpu_memory()
 
     @torch.inference_mode()
     def _head_rebuilds_logits(self) -> bool:

@@ -150,6 +150,9 @@ class LlamaCppEngine:
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)
         return torch.from_numpy(np.ascontiguousarray(weight[: self.vocab_size], dtype=np.float32))
 
+    def close(self) -> None:
+        self.llama.close()
+
 
 def _without_repacking(**options) -> llama_cpp.Llama:
     """Llama with `use_extra_bufts` off: on processors with AMX llama.cpp's repacked weights end in a segmentation fault

@@ -2,18 +2,23 @@
 
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from primekd.errors import UserError
+
 
 @dataclass(frozen=True)
 class Package:
-    """`module` is imported to see whether the engine is here; an `optional` one is missed by nobody who does not
-    name it in a profile; a `cuda` one runs on NVIDIA GPUs alone."""
+    """`module` and those in `more` are imported to see whether the engine is here; an `optional` one is missed by
+    nobody who does not name it in a profile; a `cuda` one runs on NVIDIA GPUs alone."""
 
     module: str
     fix: str
+    more: tuple[str, ...] = ()
     optional: bool = False
     cuda: bool = False
 
@@ -33,7 +38,7 @@ PACKAGES = {
     "vllm": Package(
         "vllm", "pip install -e '.[vllm]' in an environment of its own (it pins its own torch)", optional=True
     ),
-    "api": Package("httpx", "pip install -e '.[api]'", optional=True),
+    "api": Package("httpx", "pip install -e '.[api]'", more=("tenacity", "filelock"), optional=True),
     "bitsandbytes": Package("bitsandbytes", "pip install -e '.[bitsandbytes]'", optional=True),
 }
 
@@ -106,8 +111,22 @@ def missing_cuda() -> str | None:
 
 
 def is_installed(engine: str) -> bool:
-    """Whether an engine's package is here at all, built or not; nothing is imported."""
-    return importlib.util.find_spec(PACKAGES[engine].module) is not None
+    """Whether all of an engine's packages are here, built or not; nothing is imported."""
+    package = PACKAGES[engine]
+    return all(importlib.util.find_spec(module) is not None for module in (package.module, *package.more))
+
+
+@contextmanager
+def explained(engine: str) -> Iterator[None]:
+    """Turns what an engine's import raises into one sentence.
+
+    Raises:
+        UserError: a package is missing, or its libraries do not load.
+    """
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(explain_import_failure(engine, error)) from error
 
 
 def explain_import_failure(engine: str, error: BaseException) -> str:

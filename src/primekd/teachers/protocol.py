@@ -83,3 +83,7 @@ class TeacherEngine(Protocol):
     def head(self) -> "Tensor":
         """The output head, (V, D): logits = hidden.float() @ head.float().T."""
         ...
+
+    def close(self) -> None:
+        """Frees the model, its GPUs' memory and its processes. Nothing is asked of the engine afterwards."""
+        ...

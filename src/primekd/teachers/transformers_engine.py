@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from primekd.errors import UserError
+from primekd.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
 from primekd.models.adapters import require_same_base
 from primekd.provenance import relative_name
@@ -185,3 +186,7 @@ class TransformersEngine:
 
     def head(self) -> Tensor:
         return self._output.weight.detach()[: self.vocab_size]
+
+    def close(self) -> None:
+        del self.model, self.decoder, self._output
+        release_gpu_memory()

@@ -15,12 +15,12 @@ from torch import Tensor
 from primekd.config import TeacherConfig
 from primekd.config.teacher import VllmConfig
 from primekd.errors import UserError
+from primekd.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
 from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want
 from primekd.teachers.vllm_loading import (
     head_dtype,
     import_vllm,
-    release_gpu_memory,
     require_gpus,
     require_servable,
     start_options,
@@ -264,8 +264,18 @@ def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -
 
 
 def by_column(rows: TopLogprobs) -> Tensor:
-    """(T, V) out of rows that show every token."""
-    return torch.empty_like(rows.log_probs).scatter_(1, rows.ids, rows.log_probs)
+    """(T, V) out of rows that show every token.
+
+    Raises:
+        UserError: a row shows a token twice, and another one not at all.
+    """
+    known = rows.ids < rows.ids.shape[1]
+    if not (known.all() and torch.zeros_like(known).scatter_(1, rows.ids, True).all()):
+        raise UserError(
+            "vLLM's log-probs of a whole vocabulary do not name every token once: set teacher.vllm.full_logprobs to "
+            "false."
+        )
+    return torch.full_like(rows.log_probs, -torch.inf).scatter_(1, rows.ids, rows.log_probs)
 
 
 def first_line(error: Exception) -> str:

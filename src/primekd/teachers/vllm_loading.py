@@ -3,7 +3,6 @@
 Written from the source of vLLM 0.32.0.
 """
 
-import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from primekd.config import TeacherConfig
 from primekd.config.teacher import VllmConfig
 from primekd.errors import UserError
+from primekd.memory import release_gpu_memory
 from primekd.models import model_folder
 from primekd.models.folders import quantisation
 from primekd.provenance import read_json
@@ -47,10 +47,19 @@ def import_vllm():
 
 
 def text_config(model: str) -> Any:
-    """The part of a checkpoint's configuration that describes its language model."""
+    """The part of a checkpoint's configuration that describes its language model.
+
+    Raises:
+        UserError: it cannot be read, or needs code of the checkpoint's own.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model_folder(model), local_files_only=True).get_text_config()
+    try:
+        config = AutoConfig.from_pretrained(model_folder(model), local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The configuration of {model} cannot be read ({reason}): take another model.") from error
+    return config.get_text_config()
 
 
 def require_servable(config: TeacherConfig) -> None:
@@ -129,13 +138,6 @@ def weight_bytes(config: TeacherConfig) -> float:
     return stored * BYTES[config.dtype] / BYTES.get(kept.get("dtype") or kept.get("torch_dtype") or "", 2)
 
 
-def release_gpu_memory() -> None:
-    """Gives back what an engine that is no longer referred to left in this process' allocator."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def start_options(config: TeacherConfig, max_logprobs: int, adapters: Sequence[Path], cpu: bool) -> dict[str, Any]:
     """The arguments of `vllm.LLM`; nothing is left to a default that could change what is generated or scored."""
     settings, shape, folder = config.vllm or VllmConfig(), text_config(config.model), model_folder(config.model)
@@ -143,6 +145,7 @@ def start_options(config: TeacherConfig, max_logprobs: int, adapters: Sequence[P
     length = min(config.context_tokens + 1, shape.max_position_embeddings)
     options = {
         "model": str(folder),
+        "trust_remote_code": False,
         "skip_tokenizer_init": True,  # prompts and responses are token ids, so that nothing is tokenised anew
         "dtype": config.dtype,
         "max_model_len": length,

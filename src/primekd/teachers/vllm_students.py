@@ -30,11 +30,12 @@ def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
         dtype=profile.student.dtype,
         batch_size=profile.assess.batch_size,
         context_tokens=longest + profile.max_new_tokens,
+        vllm=profile.assess.vllm,
     )
 
 
 def open_students(profile: Profile, items: Sequence[Item], adapters: Sequence[Path]) -> VllmEngine:
-    """Starts vLLM on the students' base model, on one GPU.
+    """Starts vLLM on the students' base model, as assess.vllm says.
 
     Args:
         adapters: the students' peft folders; `VllmEngine.wearing` puts one on, or none for the control.

@@ -12,10 +12,13 @@ import yaml
 from tqdm import tqdm
 
 from primekd.config import Profile
+from primekd.config.profile import read_mapping
 from primekd.errors import UserError
 from primekd.progress import progress_path
 from primekd.provenance import project_root, read_json, relative_name, write_text
 from primekd.training.processes import LAUNCHER
+
+LAUNCHERS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")  # the distributed_type that training was written for
 
 
 def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
@@ -25,8 +28,8 @@ def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
     profile lies beside it as they read it.
 
     Raises:
-        UserError: no such configuration file, or a process failed; the sentence is the failed process's own if it
-            gave one.
+        UserError: no such configuration file or one that cannot be used, or a process failed; the sentence is the
+            failed process's own if it gave one.
     """
     config, processes = _config_file(profile), profile.launch.processes
     folder = profile.runs / "launch" / stage.replace(" ", "-")
@@ -63,14 +66,27 @@ def _config_file(profile: Profile) -> Path:
     path = project_root() / name
     if not path.is_file():
         raise UserError(f"No accelerate configuration {name}: mend launch.accelerate, or leave it out.")
-    settings, gpus = yaml.safe_load(path.read_text(encoding="utf-8")), torch.cuda.device_count()
+    settings, gpus = read_mapping(path), torch.cuda.device_count()
+    # No adapter's identity holds what the file says, so that nothing in it may change one. `fp16` is its older name;
+    # a bare `no` is YAML's false, on which accelerate stumbles.
+    if settings.get("mixed_precision", "no") != "no" or settings.get("fp16"):
+        raise UserError(
+            f'{name} must leave the student\'s precision alone: write mixed_precision: "no", with the quotes, and set '
+            "student.dtype in the profile."
+        )
+    if settings.get("distributed_type") not in LAUNCHERS:
+        raise UserError(
+            f"{name} has the distributed_type {settings.get('distributed_type')!r}: set it to {', '.join(LAUNCHERS)}."
+        )
+    if settings.get("num_machines", 1) != 1:
+        raise UserError(f"{name} asks for several machines: a student is trained on one, set num_machines to 1.")
     if settings.get("use_cpu"):
         return path
     if not gpus:
         raise UserError(
             f"{name} is for GPUs and CUDA finds none here: use configs/accelerate/cpu.yaml, or one process."
         )
-    if settings.get("num_machines", 1) == 1 and profile.launch.processes > gpus:
+    if profile.launch.processes > gpus:
         raise UserError(
             f"{profile.launch.processes} processes need as many GPUs and {gpus} are here: lower --processes."
         )

@@ -20,7 +20,8 @@ from primekd.teachers.api.spending import Ledger
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
 BACK_OFF = wait_exponential_jitter(initial=1, max=60, jitter=1)  # seconds; where the server names no time
 KEPT = "what is finished is kept"
-NOT_BILLED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)  # the request never left
+NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+NOT_BILLED = (400, 401, 403, 404, 409, 422, 429)  # refused before a token was made; of others nobody can say
 
 
 class Temporary(Exception):
@@ -91,9 +92,12 @@ class Endpoint:
     def _attempt(self, path: str, body: dict[str, Any], most: float, count) -> dict[str, Any]:
         self._keep_pace()
         self.ledger.book(most)
+        if self._stopping.is_set():  # while this thread waited for room under the cap
+            self.ledger.cancel(most)
+            raise Stopped
         try:
             reply = self._http.post(path, json=body)
-        except NOT_BILLED as error:
+        except NEVER_LEFT as error:
             self.ledger.cancel(most)
             raise Temporary(f"{self.config.base_url} cannot be reached ({self._clean(str(error))})") from None
         except httpx.TimeoutException:
@@ -106,8 +110,14 @@ class Endpoint:
             self.ledger.lose()
             raise
         if not reply.is_success:
-            self.ledger.cancel(most)
-            raise self._refusal(reply)
+            refusal = self._refusal(reply)
+            if isinstance(refusal, UserError):
+                self.stop()  # before the booking is freed: who waits for the room must not send
+            if reply.status_code in NOT_BILLED:
+                self.ledger.cancel(most)
+            else:
+                self.ledger.lose()
+            raise refusal
         try:
             answer = reply.json()
             tokens = count(answer)

@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint as the teacher: its text, and the few log-probs that come with it."""
 
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ class ApiEngine:
 
     The log-probs of a response come with it, so `score` gives those of what `generate` has just returned, and nothing
     else. A server that ends a response without showing the end of turn says nothing of that place: its row is empty.
-    Finished answers lie beside the ledger until the next call, so that those of a shard that was never finished are
-    not paid for twice.
+    Finished answers lie beside the ledger until the next call or `close`, so that those of a shard that was never
+    finished are not paid for twice.
 
     Args:
         top_k: how many log-probs a token are asked for.
@@ -85,9 +86,10 @@ class ApiEngine:
         for failure in sorted(failures, key=lambda failure: isinstance(failure, Stopped)):
             raise failure
         answered = [future.result() for future in futures]
-        for prompt, (response, rows) in zip(prompts, answered, strict=True):
+        for prompt, (response, rows, kept) in zip(prompts, answered, strict=True):
             self._rows[tuple(prompt), tuple(response.ids)] = rows
-        return [response for response, _ in answered]
+            self._kept.append(kept)
+        return [response for response, _, _ in answered]
 
     def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[TopLogprobs]:
         """The log-probs that came with the last responses, at temperature 1, best first.
@@ -108,14 +110,24 @@ class ApiEngine:
     def head(self) -> torch.Tensor:
         raise UserError("An API shows no output head: set signals.codec to topk or text.")
 
+    def close(self) -> None:
+        """Deletes the last call's answers: left behind, they would be used again for signals that were moved away.
+
+        Not while an exception passes (in `finally`, or as a context manager leaves): then the last shard may not have
+        been written, and the next session needs its answers.
+        """
+        if sys.exc_info()[0] is None:
+            self._forget()
+
     def _forget(self) -> None:
-        """What the previous call answered is in the caller's hands: a shard is written before the next is asked for."""
+        """What the previous call answered is in the caller's hands: a shard is written before the next is asked for.
+        A call that failed handed nothing over, and its answers stay."""
         for path in self._kept:
             path.unlink(missing_ok=True)
         self._kept.clear()
         self._rows.clear()
 
-    def _respond(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row]]:
+    def _respond(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row], Path]:
         """One prompt's response; a failure stops the requests that have not been sent yet."""
         try:
             return self._ask(prompt, sampling, place)
@@ -123,7 +135,7 @@ class ApiEngine:
             self._endpoint.stop()
             raise
 
-    def _ask(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row]]:
+    def _ask(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row], Path]:
         bos = self.tokenizer.bos_token
         path, body = build_request(self.api, prompt, bos, sampling, place, self.top_k)
         kept = self.answers / f"{hash_json([self.api.base_url, path, body])}.json"
@@ -136,9 +148,8 @@ class ApiEngine:
             answer = read_answer(self.api, fields)
             found = self._response(prompt, answer, sampling)  # only answers that are good are kept
             write_json(kept, answer.fields)
-        self._kept.append(kept)
         self._served.update(filter(None, [answer.model]))
-        return found
+        return *found, kept
 
     def _input_bound(self, prompt: list[int]) -> int:
         """The most tokens that a prompt can be for the server: its own template and tokenizer may need more than ours,

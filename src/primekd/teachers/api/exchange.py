@@ -115,7 +115,7 @@ def build_request(
     """
     if config.prompt != "ids" and not isinstance(prompt, Prompt):
         raise UserError("These prompts are token ids without their text: set teacher.api.prompt to ids.")
-    body: dict[str, Any] = {"model": config.model, "max_tokens": sampling.max_new_tokens}
+    body: dict[str, Any] = {"model": config.model, config.limit_field: sampling.max_new_tokens}
     body |= {"temperature": sampling.temperature, "top_p": 1}
     if sampling.temperature > 0:
         body["seed"] = (sampling.seed + place) % SEEDS

@@ -1,8 +1,8 @@
 """What was spent at an endpoint, on disk, and a cap that holds through crashes and for several processes at once.
 
 Each attempt is booked at the most that it can cost before it is sent, and settled at its price once its answer is
-there. An attempt that was cut off (a time-out, a dropped connection, a killed process) may have been billed, so it
-stays booked: the ledger can be above the bill, never below it.
+there. An attempt that was cut off (a time-out, a dropped connection, a killed process) or failed inside the server
+(status 408, 5xx) may have been billed, so it stays booked: the ledger can be above the bill, never below it.
 """
 
 import threading
@@ -58,11 +58,11 @@ class Ledger:
         )
 
     def cancel(self, most: float) -> None:
-        """An attempt was refused by the server (status 400 and above), which is not billed."""
+        """An attempt cannot have been billed: it was never sent, or refused before a token was made."""
         self._close(unsettled_usd=-most)
 
     def lose(self) -> None:
-        """An attempt was cut off: it stays booked."""
+        """An attempt was cut off or failed inside the server: it stays booked."""
         self._close()
 
     def _close(self, **change: float) -> None:
@@ -106,6 +106,7 @@ class Ledger:
         found = self._read()
         return (
             f"The next request may cost {most:.6g} USD, and {found['spent_usd'] + found['unsettled_usd']:.6g} of "
-            f"{self.config.max_spend_usd:.6g} USD are spent or booked ({relative_name(self.path)}): raise "
+            f"{self.config.max_spend_usd:.6g} USD are spent or booked ({relative_name(self.path)}: "
+            f"{found['unsettled_usd']:.6g} of it for attempts without an answer): raise "
             "teacher.api.max_spend_usd and run again; what is finished is kept."
         )
