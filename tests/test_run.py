@@ -240,3 +240,15 @@ def test_a_killed_stage_is_lost(ci, output: Path):
         path.write_text(json.dumps(entry | {"host": "another", "updated": "2026-01-01T00:00:00+00:00"}))
         assert stage_states(ci)[0]["state"] == "lost"
     assert stage_states(ci)[0]["state"] == "done"
+
+
+def test_the_share_of_an_assessment_does_not_fall_back_between_two_models(output, ci):
+    job = Job("assess", "assess", 0.0)
+    assert job_progress(ci, job) == ("", 0.0)
+    with Progress(ci, "answer control", 8, "item") as progress:
+        progress.advance(3)
+        first = job_progress(ci, job)[1]
+    text, share = job_progress(ci, job)
+    assert text == "assess: held-out fit" and share == first > 0
+    with Progress(ci, "answer base-KD", 8, "item"):
+        assert job_progress(ci, job)[1] > share

@@ -228,14 +228,16 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
     current = [p for p in progress_folder(profile).glob(pattern) if p.stat().st_mtime >= job.since]
     if not current:
         return "", 0.0
+    # An assessment keeps a file a model, and measures held-out fit between two of them.
+    answered = answered_share(len(current)) if job.rule == "assess" else None
     try:
         entry = json.loads(max(current, key=lambda p: p.stat().st_mtime).read_text())
     except (OSError, json.JSONDecodeError):
-        return "", 0.0
+        return "", answered or 0.0
     if entry["state"] != "running" or not entry["total"]:
-        return "", 0.0
+        return f"{job.label}: held-out fit" if answered else "", answered or 0.0
     text = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
-    return text, answered_share(len(current)) if job.rule == "assess" else entry["done"] / entry["total"]
+    return text, entry["done"] / entry["total"] if answered is None else answered
 
 
 def answered_share(models: int) -> float:
