@@ -42,12 +42,14 @@ def engine_table(logs_folder: Path) -> Table:
         UserError: a check's file is no JSON.
     """
     head = ["Engine", "Model format", "Codecs", "Batches", "Checked on", "Versions", "Signals",
-            "Same first token, %", "KL, nats a token", "Equal answers", "Log"]  # fmt: skip
+            "Same first token, %", "KL, nats a token", "Equal answers", "Check", "Whole study"]  # fmt: skip
     rows = []
     for engine in ENGINES:
         known: list[Cell] = [engine.name, engine.models, engine.codecs, engine.batching]
         files = sorted(logs_folder.glob(f"{engine.name}-*.json"))
-        rows += [[*known, *_check(engine, path)] for path in files] or [[*known, NOT_RUN, *["–"] * 5, Files(())]]
+        rows += [[*known, *_check(engine, path)] for path in files] or [
+            [*known, NOT_RUN, *["–"] * 5, Files(()), Files(())]
+        ]
     return Table("Teacher engines", head, rows, left=7)
 
 
@@ -64,9 +66,15 @@ def _check(engine: Engine, path: Path) -> list[Cell]:
             f"{bound}{significant(found['mean_kl_nats'], 2)}",
             f"{check['equal_answers']} of {check['items']}",
             Files((f"logs/engines/{path.name}",)),
+            _study(path.parent.parent, check["profile"]),
         ]
     except (KeyError, TypeError) as error:
         raise UserError(f"{relative_name(path)} is no check of an engine: run `primekd check-engine` again.") from error
+
+
+def _study(logs: Path, profile: str) -> Files:
+    """The report of a whole study with that engine, where one was run."""
+    return Files((f"logs/{profile}/report.html",) if (logs / profile / "report.html").is_file() else ())
 
 
 def _machine(check: dict[str, Any]) -> str:
