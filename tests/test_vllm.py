@@ -294,7 +294,7 @@ def test_all_models_answer_from_one_server_that_is_closed_and_not_started_again(
 # The real engine: only where vLLM is installed, which has to be an environment of its own.
 
 real = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason='vLLM is not installed (pip install "primekd[vllm]")'
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (pip install -e '.[vllm]')"
 )
 
 

@@ -58,7 +58,7 @@ def open_cluster(folder: Path, capture_workers: int) -> Cluster:
                 "would start its notebook several times: leave --ntasks out."
             )
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-        raise UserError("Snakemake's Slurm executor is not installed: `pip install 'primekd[slurm]'`.")
+        raise UserError("Snakemake's Slurm executor is not installed: `pip install -e '.[slurm]'`.")
     if shutil.which("sbatch") is None:
         raise UserError("There is no sbatch here: run this on a machine from which Slurm jobs are submitted.")
     return Cluster(folder, capture_workers)

@@ -1,7 +1,7 @@
 """`primekd run --slurm` on a real Slurm, started on this machine's loopback by start_slurm.sh.
 
 Two nodes with eight pretended GPUs each; the shipped Snakemake profile, but for how often jobs are asked after.
-Needs Debian's slurmd, slurmctld, slurm-client and munge, and `primekd[slurm]`.
+Needs Debian's slurmd, slurmctld, slurm-client and munge, and the extra `slurm`.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"no Slurm here: {', '.join(MISSING)} not installed"),
     pytest.mark.skipif(
-        importlib.util.find_spec("snakemake_executor_plugin_slurm") is None, reason="primekd[slurm] is not installed"
+        importlib.util.find_spec("snakemake_executor_plugin_slurm") is None, reason="the extra slurm is not installed"
     ),
 ]
 

@@ -27,7 +27,7 @@ def nf4_config(dtype: str) -> "BitsAndBytesConfig":
 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            'student.quantization nf4 needs bitsandbytes: `pip install "primekd[bitsandbytes]"`, or leave it out.'
+            "student.quantization nf4 needs bitsandbytes: `pip install -e '.[bitsandbytes]'`, or leave it out."
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,

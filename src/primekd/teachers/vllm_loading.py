@@ -32,7 +32,7 @@ def import_vllm():
     # Its log names every folder that it reads, and executed notebooks keep what is printed.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report model and hardware to its makers
-    install = 'run `pip install "primekd[vllm]"` in an environment of its own, since vLLM pins another torch'
+    install = "run `pip install -e '.[vllm]'` in an environment of its own, since vLLM pins another torch"
     try:
         import vllm
         from vllm import LLM, SamplingParams  # noqa: F401  a broken build shows here, not at `import vllm`
