@@ -134,7 +134,8 @@ def student_peaks(profile: Profile, sequences: int, prompt: int, response: int) 
     peaks = Peaks()
     with tempfile.TemporaryDirectory() as folder:
         with peaks.phase("load"):
-            student = lora_model(profile.student.model, profile.student.dtype, profile.student.lora, 0)
+            settings = profile.student
+            student = lora_model(settings.model, settings.dtype, settings.lora, 0, settings.quantization)
         head = student.get_base_model().get_output_embeddings().weight.detach()[: len(tokenizer)]
         signals = _made_up_signals(Path(folder), examples, head)
         with peaks.phase("train"):
