@@ -118,7 +118,7 @@ def test_a_4_bit_student_is_scored_on_the_base_it_was_trained_on(output, tokeniz
 def test_without_bitsandbytes_one_sentence_says_what_to_install(lively, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
-    with pytest.raises(UserError, match=r"needs bitsandbytes: .*primekd\[bitsandbytes\]"):
+    with pytest.raises(UserError, match=r"needs bitsandbytes: .*pip install -e '\.\[bitsandbytes\]'"):
         load_model(lively, "float32", "nf4")
 
 
