@@ -7,11 +7,19 @@ import torch
 from torch import Tensor
 
 
+SHARED = {"head", "temperature"}  # the same for every row of a store
+
+
 class _Rows:
     def to(self, device: torch.device) -> Self:
         """The same rows on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{n: t.to(device) for n, t in tensors.items() if isinstance(t, Tensor)})
+
+    def part(self, rows: slice) -> Self:
+        """Some of the rows."""
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in SHARED}
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True)
@@ -62,15 +70,31 @@ class TopKRows(_Rows):
         return len(self.ids)
 
 
-SignalRows = DenseRows | HiddenRows | TopKRows
+@dataclass(frozen=True)
+class SampledRows(_Rows):
+    """An unbiased sample of the distribution at `temperature`: E[weights at a token] is its probability.
+
+    ids (N, K) int64 and weights (N, K) float32, K the widest row's count, 0 where unfilled; entropy (N,), the
+    distribution's own in nats.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    entropy: Tensor
+    temperature: float
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+SignalRows = DenseRows | HiddenRows | TopKRows | SampledRows
 
 
 def concatenate(parts: list[SignalRows]) -> SignalRows:
     """Rows of several items as one, in order. All parts are of one kind."""
     first = parts[0]
-    shared = {"head", "temperature"}  # the same for every row of a store
     columns = {
-        f.name: getattr(first, f.name) if f.name in shared else torch.cat([getattr(p, f.name) for p in parts])
+        f.name: getattr(first, f.name) if f.name in SHARED else torch.cat([getattr(p, f.name) for p in parts])
         for f in fields(first)
     }
     return type(first)(**columns)

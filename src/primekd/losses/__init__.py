@@ -1,0 +1,21 @@
+"""The distillation objectives: `plain` from whole logits, `frozen_head` from hidden states in chunks."""
+
+from primekd.losses.plain import (
+    cross_entropy_sum,
+    distillation_loss,
+    divergence,
+    forward_kl,
+    forward_kl_topk,
+    jsd,
+    reverse_kl,
+)
+
+__all__ = [
+    "cross_entropy_sum",
+    "distillation_loss",
+    "divergence",
+    "forward_kl",
+    "forward_kl_topk",
+    "jsd",
+    "reverse_kl",
+]
