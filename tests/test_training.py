@@ -15,13 +15,13 @@ from primekd.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.distill import distill, lora_model, save_adapter
 from primekd.errors import UserError
+from primekd.losses.products import logits_of
 from primekd.models import load_model
 from primekd.provenance import read_json
 from primekd.signals.codecs import HiddenCodec
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.checkpoints import newest_checkpoint
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
-from primekd.training.objective import head_logits
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
 
 LORA = LoraSettings(rank=2, alpha=4, target_modules=("q_proj", "v_proj", "down_proj"))
@@ -169,7 +169,7 @@ def test_response_states_gives_hidden_rows_and_targets_item_by_item(new_trainer,
     hidden, targets = trainer.model.eval().response_states(batch["input_ids"], batch["attention_mask"], batch["labels"])
     assert targets.tolist() == [t for e in examples[:3] for t in split(e)[1]]
     assert len(hidden) == len(targets)
-    logits = head_logits(hidden, *trainer.model.head())
+    logits = logits_of(hidden.detach(), *trainer.model.head())
     assert logits.shape == (len(targets), len(tokenizer)) and logits.dtype == torch.float32
 
 
@@ -484,7 +484,7 @@ def test_distillation_brings_the_student_closer_to_its_teacher(
             batch = Collator(tokenizer.pad_token_id)([example])
             with torch.no_grad():
                 hidden, _ = trainer.model.response_states(batch["input_ids"], batch["attention_mask"], batch["labels"])
-                q = log_softmax64(head_logits(hidden, *trainer.model.head()).double().numpy())
+                q = log_softmax64(logits_of(hidden.detach(), *trainer.model.head()).double().numpy())
             p = log_softmax64(signals.rows(example.item_id, split(example)[1]).to_logits().double().numpy())
             total, tokens = total + (np.exp(p) * (p - q)).sum(), tokens + len(p)
         return total / tokens

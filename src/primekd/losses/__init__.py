@@ -1,5 +1,6 @@
 """The distillation objectives: `plain` from whole logits, `frozen_head` from hidden states in chunks."""
 
+from primekd.losses.frozen_head import frozen_head_loss
 from primekd.losses.plain import (
     cross_entropy_sum,
     distillation_loss,
@@ -16,6 +17,7 @@ __all__ = [
     "divergence",
     "forward_kl",
     "forward_kl_topk",
+    "frozen_head_loss",
     "jsd",
     "reverse_kl",
 ]

@@ -40,15 +40,20 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0
     """
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
     log_q = (student_logits.float() / temperature).log_softmax(-1)
-    # log m from the larger of the two, so that equal distributions give exactly 0 (logaddexp rounds).
-    gap = log_q - log_p
-    above, below = torch.where(gap > 0, gap, 0.0), torch.where(gap > 0, 0.0, gap)
-    log_m = torch.where(
-        gap > 0, log_q + (beta * torch.expm1(-above)).log1p(), log_p + ((1 - beta) * torch.expm1(below)).log1p()
-    )
+    log_m = log_mixture(log_p, log_q, beta)
     to_p = (log_p.exp() * (log_p - log_m)).sum(-1)
     to_q = (log_q.exp() * (log_q - log_m)).sum(-1)
     return beta * to_p + (1 - beta) * to_q
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """log(beta * p + (1 - beta) * q), (N, V) x2 -> (N, V)."""
+    # From the larger of the two, so that equal distributions give exactly 0 (logaddexp rounds).
+    gap = log_q - log_p
+    above, below = torch.where(gap > 0, gap, 0.0), torch.where(gap > 0, 0.0, gap)
+    return torch.where(
+        gap > 0, log_q + (beta * torch.expm1(-above)).log1p(), log_p + ((1 - beta) * torch.expm1(below)).log1p()
+    )
 
 
 def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:

@@ -5,25 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from primekd.config import LossConfig
-from primekd.losses import distillation_loss
+from primekd.losses import distillation_loss, frozen_head_loss
 from primekd.signals import SignalRows
 from primekd.training.examples import IGNORED
-
-
-def head_logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
-    """hidden (N, D), head (V, D), bias (V,) or None -> (N, V) float32.
-
-    The product is taken in float32, as the teacher's is: a bfloat16 one rounds logits of 16 and more to eighths, and
-    two equal models would then differ.
-    """
-    return F.linear(hidden.float(), head.float(), None if bias is None else bias.float())
 
 
 def head_loss(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
     tokens: Tensor | float,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The objective from the last hidden states on; the only place where the student's logits exist.
+    """The objective from the last hidden states on: in chunks where the head is frozen, else on whole logits.
 
     Args:
         hidden: (N, D), row t predicting targets[t].
@@ -35,7 +26,10 @@ def head_loss(
     Returns:
         As `losses.distillation_loss`.
     """
-    return distillation_loss(head_logits(hidden, head, bias), targets, teacher, loss, tokens)
+    if head.requires_grad or (bias is not None and bias.requires_grad):
+        logits = F.linear(hidden.float(), head.float(), None if bias is None else bias.float())
+        return distillation_loss(logits, targets, teacher, loss, tokens)
+    return frozen_head_loss(hidden, head, bias, targets, teacher, loss, tokens)
 
 
 class StudentObjective(nn.Module):

@@ -1,0 +1,194 @@
+"""The objective from hidden states on, for a frozen output head: no tensor of all tokens by the vocabulary exists.
+
+    L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T)
+
+Response rows are taken some at a time. Of each chunk the loss and its gradient for the hidden states are computed in
+one pass, so that nothing is kept for a backward pass but a tensor of the hidden states' own shape. The head is frozen
+under LoRA: no gradient is computed for it. What is left are the head products alone (student's logits, gradient for
+the hidden states, and the teacher's logits where hidden states were stored) and some passes over a chunk.
+
+Below, z are the student's logits divided by T, q their softmax, p the teacher's; a slope is a derivative for z. For
+the forward KL it is q - p (Hinton et al. 2015, arXiv 1503.02531, section 2); for the reverse KL q * (log q/p - D); for
+the JSD (GKD, arXiv 2306.13649, equation 1) (1 - beta) * q * (log q/m - KL(q || m)).
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from primekd.config import LossConfig
+from primekd.losses.plain import log_mixture
+from primekd.losses.products import gradient_of, logits_of
+from primekd.signals.rows import HiddenRows, SampledRows, SignalRows, TopKRows
+
+CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # of the logits at a time, in each of up to five float32 buffers
+
+
+def frozen_head_loss(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
+    tokens: Tensor | float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The whole objective over the response rows of one micro-batch.
+
+    In float32 it is the plain loss and gradient to within 1e-5 of their size. With bfloat16 states and head the
+    logits are still exact in float32; the gradient is rounded to bfloat16, as the states' own is.
+
+    Args:
+        hidden: (N, D), row t predicting targets[t].
+        head, bias: the output head, (V, D) and (V,) or None; they take no gradient.
+        targets: (N,) token ids.
+        teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
+        tokens: response tokens in the global batch, over which the mean is taken.
+
+    Returns:
+        The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`.
+
+    Raises:
+        ValueError: the head takes a gradient, or sparse rows are asked for a loss that they cannot serve.
+    """
+    if head.requires_grad or (bias is not None and bias.requires_grad):
+        raise ValueError("the head takes a gradient: use losses.plain.distillation_loss on whole logits")
+    sparse = isinstance(teacher, TopKRows | SampledRows)
+    if sparse and (loss.divergence != "forward_kl" or loss.temperature != teacher.temperature):
+        raise ValueError("sparse rows serve the forward KL at their own temperature only")
+    value, ce, kd = _FrozenHeadLoss.apply(hidden, head, bias, targets, teacher, loss, tokens)
+    return value, {"ce": ce, "kd": kd}
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Keeps the gradient for the hidden states from the forward pass; the backward pass only scales it."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, bias, targets, teacher, loss, tokens):
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)  # of the cross-entropy and the divergence
+        size = max(1, min(len(hidden), CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // len(head)))
+        buffers = _Buffers(size, len(head), hidden.device)
+        for start in range(0, len(hidden), size):
+            rows = slice(start, min(start + size, len(hidden)))
+            part = None if teacher is None else teacher.part(rows)
+            buffers.rows = rows.stop - rows.start
+            z = logits_of(hidden[rows], head, bias, out=buffers["z"])
+            ce, kd, slopes = _chunk(buffers, z, targets[rows, None], part, loss)
+            sums += torch.stack([ce.sum(dtype=torch.float64), kd.sum(dtype=torch.float64)])
+            if gradient is not None:
+                gradient[rows] = gradient_of(slopes.div_(tokens), head, hidden.dtype)
+        ctx.save_for_backward(gradient)
+        alpha = 1.0 if teacher is None else loss.alpha
+        ce, kd = (sums * torch.tensor([1.0, loss.temperature**2], device=sums.device) / tokens).float()
+        value = alpha * ce + (1 - alpha) * kd
+        ctx.mark_non_differentiable(ce, kd)
+        return value, ce, kd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_loss, *of_parts):
+        [gradient] = ctx.saved_tensors
+        return (None if gradient is None else gradient * by_loss.to(gradient.dtype), *[None] * 6)
+
+
+class _Buffers:
+    """Float32 tensors of one chunk, (rows, V), by name; made once, since new pages cost as much as the arithmetic."""
+
+    def __init__(self, size: int, columns: int, device: torch.device):
+        self._shape, self._device = (size, columns), device
+        self._all: dict[str, Tensor] = {}
+        self.rows = size
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._all:
+            self._all[name] = torch.empty(self._shape, dtype=torch.float32, device=self._device)
+        return self._all[name][: self.rows]
+
+
+def _chunk(
+    buffers: _Buffers, z: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Student's logits (C, V), which are overwritten, and targets (C, 1) -> CE (C,), D (C,) and dL/dlogits (C, V)."""
+    slopes = torch.softmax(z, -1, out=buffers["slopes"])
+    ce = log_normaliser(z, slopes) - z.gather(1, targets)[:, 0]
+    if teacher is None:
+        return ce, torch.zeros_like(ce), slopes.scatter_add_(1, targets, -torch.ones_like(ce)[:, None])
+    if loss.temperature == 1:
+        q = buffers["q"].copy_(slopes)
+    else:
+        q = torch.softmax(z.div_(loss.temperature), -1, out=buffers["q"])
+    if isinstance(teacher, TopKRows):
+        kd = _topk(z, q, teacher)
+    elif isinstance(teacher, SampledRows):
+        kd = _sampled(z, q, teacher)
+    else:
+        t = _teacher_logits(teacher, buffers["t"]).div_(loss.temperature)
+        kd = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd}[loss.divergence](
+            buffers, z, q, t, loss
+        )
+    # T^2 of the loss and 1/T of z: dL/dlogits = alpha * (softmax - onehot) + (1 - alpha) * T * slope.
+    slopes.mul_(loss.alpha).add_(q, alpha=(1 - loss.alpha) * loss.temperature)
+    return ce, kd, slopes.scatter_add_(1, targets, torch.full_like(ce, -loss.alpha)[:, None])
+
+
+def log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """log sum exp of each row, (C, V) -> (C,), from its softmax: the largest one's logit minus its log-probability."""
+    return logits.amax(-1) - probabilities.amax(-1).log()
+
+
+def _teacher_logits(teacher: SignalRows, out: Tensor) -> Tensor:
+    if isinstance(teacher, HiddenRows):
+        return logits_of(teacher.hidden, teacher.head, out=out)
+    return out.copy_(teacher.logits)
+
+
+# Each of these returns D a row, (C,), and turns q, which it is given as the softmax of z, into the slope of D.
+
+
+def _forward_kl(buffers: _Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) -> Tensor:
+    p = torch.softmax(t, -1, out=buffers["p"])
+    constant = log_normaliser(z, q) - log_normaliser(t, p)
+    q.sub_(p)
+    return t.sub_(z).mul_(p).sum(-1) + constant
+
+
+def _reverse_kl(buffers: _Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) -> Tensor:
+    constant = log_normaliser(t, torch.softmax(t, -1, out=buffers["p"])) - log_normaliser(z, q)
+    z.sub_(t)
+    mean = torch.mul(q, z, out=buffers["p"]).sum(-1)
+    q.mul_(z.sub_(mean[:, None]))
+    return mean + constant
+
+
+def _jsd(buffers: _Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) -> Tensor:
+    p, beta = torch.softmax(t, -1, out=buffers["p"]), loss.beta
+    log_p = t.sub_(log_normaliser(t, p)[:, None])
+    log_q = z.sub_(log_normaliser(z, q)[:, None])
+    log_m = log_mixture(log_p, log_q, beta)
+    to_p = p.mul_(log_p.sub_(log_m)).sum(-1)
+    gap = log_q.sub_(log_m)
+    to_q = torch.mul(q, gap, out=p).sum(-1)
+    q.mul_(gap.sub_(to_q[:, None])).mul_(1 - beta)
+    return beta * to_p + (1 - beta) * to_q
+
+
+def _topk(z: Tensor, q: Tensor, teacher: TopKRows) -> Tensor:
+    """As `plain.forward_kl_topk`: the kept tokens one by one, all others as one."""
+    log_p, tail_p = teacher.log_probs.float(), teacher.tail_mass.float()
+    p = log_p.exp()
+    kept_q = q.gather(1, teacher.ids)  # (C, K)
+    divergence = (p * (log_p - z.gather(1, teacher.ids) + log_normaliser(z, q)[:, None])).sum(-1)
+    tail_q = q.scatter_(1, teacher.ids, 0.0).sum(-1)  # over the tail itself, no 1 - sum
+    # A tail that is everything says nothing.
+    tail_p = torch.where(tail_p == 1, 0.0, tail_p)
+    ratio = tail_p / tail_q.clamp(min=torch.finfo(torch.float32).tiny)
+    whole = p.sum(-1) + tail_p
+    q.mul_((whole - ratio)[:, None])
+    # Unfilled places repeat a token with no mass: its q is put back once, and 0 is taken from it.
+    q.scatter_(1, teacher.ids, kept_q * whole[:, None]).scatter_add_(1, teacher.ids, -p)
+    return divergence + torch.where(tail_p > 0, tail_p * ratio.log(), 0.0)
+
+
+def _sampled(z: Tensor, q: Tensor, teacher: SampledRows) -> Tensor:
+    """As `plain.forward_kl_sampled`: the kept tokens with their weights."""
+    weights = teacher.weights.float()
+    whole = weights.sum(-1)
+    log_q = z.gather(1, teacher.ids) - log_normaliser(z, q)[:, None]  # (C, K)
+    q.mul_(whole[:, None]).scatter_add_(1, teacher.ids, -weights)
+    return -(weights * log_q).sum(-1) - teacher.entropy.float()

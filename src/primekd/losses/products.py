@@ -1,0 +1,60 @@
+"""The head products of a loss, exact where the inputs are of half precision: their results are kept in float32.
+
+A bfloat16 product that is rounded to bfloat16 turns logits of 16 and more into eighths, and two equal models would then
+differ. The factors themselves are exact: bfloat16 times bfloat16 fits into float32, and processors that multiply
+bfloat16 add up in float32. So no precision is lost by multiplying in bfloat16 as long as the sum is not rounded.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 2**21  # of the head, turned into float32 at a time on a CPU: 8 MB, which stays in its cache
+
+
+def logits_of(states: Tensor, head: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """states (C, D) @ head (V, D).T + bias (V,) -> (C, V) float32, without rounding in between.
+
+    Args:
+        out: where the logits are written, (C, V) float32; None takes new memory.
+    """
+    if out is None:
+        out = torch.empty(len(states), len(head), dtype=torch.float32, device=states.device)
+    if states.dtype == head.dtype and states.is_cuda and states.dtype.itemsize == 2:
+        torch.mm(states, head.T, out_dtype=torch.float32, out=out)
+    else:
+        _in_blocks(states, head, out)
+    return out if bias is None else out.add_(bias.float())
+
+
+def _in_blocks(states: Tensor, head: Tensor, out: Tensor) -> None:
+    exact = states.dtype == head.dtype == torch.bfloat16
+    states = states.float()
+    size = max(1, BLOCK_ELEMENTS // head.shape[1])
+    with bfloat16_factors() if exact else contextlib.nullcontext():
+        for start in range(0, len(head), size):
+            torch.mm(states, head[start : start + size].float().T, out=out[:, start : start + size])
+
+
+def gradient_of(slopes: Tensor, head: Tensor, dtype: torch.dtype) -> Tensor:
+    """slopes (C, V) float32 @ head (V, D) -> (C, D) in `dtype`, the states' own.
+
+    States of half precision take their gradient in half precision, so the product is taken in it too.
+    """
+    if dtype.itemsize == 2 and head.dtype == dtype:
+        return slopes.to(dtype) @ head
+    return (slopes @ head.float()).to(dtype)
+
+
+@contextlib.contextmanager
+def bfloat16_factors() -> Iterator[None]:
+    """Lets a CPU multiply float32 numbers as bfloat16 and sum in float32: exact for those that came from bfloat16."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
