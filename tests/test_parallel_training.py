@@ -39,8 +39,9 @@ COLUMNS = ("loss", "ce", "kd", "grad_norm", "learning_rate", "eval_loss")
 
 @pytest.mark.parametrize("items, size, processes", [(9, 1, 2), (9, 2, 2), (8, 2, 2), (3, 2, 3), (1, 1, 4), (7, 3, 2)])
 def test_every_round_of_several_processes_holds_what_one_process_takes_next(items, size, processes):
-    one = ProcessBatches(items, size, 0, 1, seed=5)
-    several = [ProcessBatches(items, size, p, processes, seed=5) for p in range(processes)]
+    lengths, step = [7 * i % 5 for i in range(items)], size * processes
+    one = ProcessBatches(lengths, size, 0, 1, step, 2, seed=5)
+    several = [ProcessBatches(lengths, size, p, processes, step, 2, seed=5) for p in range(processes)]
     for epoch in range(2):
         for batches in (one, *several):
             batches.set_epoch(epoch)

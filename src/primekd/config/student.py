@@ -30,6 +30,9 @@ class StudentConfig(Section):
 class TrainConfig(Section):
     """Optimisation. `batch_size` sequences a step of the optimiser, in micro-batches of `micro_batch_size`.
 
+    Less of a batch is padding where its sequences are of about one length: those of `length_window` steps, in the
+    order of a random permutation, are dealt to these steps by length. 1 leaves the permutation as it is.
+
     The learning rate follows a cosine from its peak (after `warmup_ratio` of the steps) to zero at the end of the
     last epoch.
     """
@@ -43,6 +46,7 @@ class TrainConfig(Section):
     epochs: Positive = 2
     batch_size: Positive = 8
     micro_batch_size: Positive = 8
+    length_window: Positive = 4
     evaluations_per_epoch: Positive = 2
     checkpoints_per_epoch: Positive = 2
 

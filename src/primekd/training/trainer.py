@@ -33,7 +33,7 @@ class DistillTrainer(SafeCheckpoints):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
-        self._parts: dict[str, float] = defaultdict(float)
+        self._parts: dict[str, Tensor | float] = defaultdict(float)
 
     def create_optimizer(self, model=None):
         """SGD with momentum or AdamW over the trainable parameters."""
@@ -66,8 +66,11 @@ class DistillTrainer(SafeCheckpoints):
         return concatenate(parts).to(labels.device)
 
     def _loader(self, examples: list[Example], seed: int | None) -> ProcessLoader:
-        process, processes = self.args.process_index, self.args.world_size
-        batches = ProcessBatches(len(examples), self.settings.micro_batch_size, process, processes, seed)
+        settings, lengths = self.settings, [len(example.sequence.input_ids) for example in examples]
+        batches = ProcessBatches(
+            lengths, settings.micro_batch_size, self.args.process_index, self.args.world_size,
+            settings.batch_size, settings.length_window, seed,
+        )  # fmt: skip
         return ProcessLoader(
             [*examples, FILLER],
             batch_sampler=batches,
@@ -88,8 +91,8 @@ class DistillTrainer(SafeCheckpoints):
         tokens = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum().clamp(min=1)
         teacher = self._teacher_rows(item_ids, labels)
         loss, parts = model(inputs["input_ids"], inputs["attention_mask"], labels, teacher, tokens)
-        for name, value in parts.items():
-            self._parts[name] += float(value)
+        for name, value in parts.items():  # kept as tensors: a number would wait for the GPU at every micro-batch
+            self._parts[name] = self._parts[name] + value
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, tokens are global
         return (loss, None) if return_outputs else loss
 
@@ -100,7 +103,7 @@ class DistillTrainer(SafeCheckpoints):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # every step is logged, so the parts are one step's
-            ce, kd = self._over_processes(self._parts["ce"], self._parts["kd"])
+            ce, kd = self._over_processes(float(self._parts["ce"]), float(self._parts["kd"]))
             logs = logs | {"ce": ce, "kd": kd}
             self._parts.clear()
         super().log(logs, start_time)
