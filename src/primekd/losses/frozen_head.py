@@ -72,7 +72,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
             ce, kd, slopes = _chunk(buffers, z, targets[rows, None], part, loss)
             sums += torch.stack([ce.sum(dtype=torch.float64), kd.sum(dtype=torch.float64)])
             if gradient is not None:
-                gradient[rows] = gradient_of(slopes.div_(tokens), head, hidden.dtype)
+                rounded = buffers.get("rounded", head.dtype) if head.dtype == hidden.dtype != torch.float32 else None
+                gradient_of(slopes.div_(tokens), head, gradient[rows], rounded)
         ctx.save_for_backward(gradient)
         alpha = 1.0 if teacher is None else loss.alpha
         ce, kd = (sums * torch.tensor([1.0, loss.temperature**2], device=sums.device) / tokens).float()
@@ -88,17 +89,20 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 
 class _Buffers:
-    """Float32 tensors of one chunk, (rows, V), by name; made once, since new pages cost as much as the arithmetic."""
+    """Tensors of one chunk, (rows, V), by name; made once, since new pages cost as much as the arithmetic."""
 
     def __init__(self, size: int, columns: int, device: torch.device):
         self._shape, self._device = (size, columns), device
         self._all: dict[str, Tensor] = {}
         self.rows = size
 
-    def __getitem__(self, name: str) -> Tensor:
+    def get(self, name: str, dtype: torch.dtype) -> Tensor:
         if name not in self._all:
-            self._all[name] = torch.empty(self._shape, dtype=torch.float32, device=self._device)
+            self._all[name] = torch.empty(self._shape, dtype=dtype, device=self._device)
         return self._all[name][: self.rows]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.get(name, torch.float32)
 
 
 def _chunk(

@@ -33,19 +33,26 @@ def _in_blocks(states: Tensor, head: Tensor, out: Tensor) -> None:
     exact = states.dtype == head.dtype == torch.bfloat16
     states = states.float()
     size = max(1, BLOCK_ELEMENTS // head.shape[1])
+    # One block of memory for all: new pages would cost as much as the product of few rows.
+    block = None if head.dtype == torch.float32 else torch.empty_like(head[:size], dtype=torch.float32)
     with bfloat16_factors() if exact else contextlib.nullcontext():
         for start in range(0, len(head), size):
-            torch.mm(states, head[start : start + size].float().T, out=out[:, start : start + size])
+            part = head[start : start + size]
+            part = part if block is None else block[: len(part)].copy_(part)
+            torch.mm(states, part.T, out=out[:, start : start + size])
 
 
-def gradient_of(slopes: Tensor, head: Tensor, dtype: torch.dtype) -> Tensor:
-    """slopes (C, V) float32 @ head (V, D) -> (C, D) in `dtype`, the states' own.
+def gradient_of(slopes: Tensor, head: Tensor, out: Tensor, rounded: Tensor | None) -> None:
+    """slopes (C, V) float32 @ head (V, D) -> out (C, D).
 
-    States of half precision take their gradient in half precision, so the product is taken in it too.
+    Args:
+        rounded: (C, V) in the type of head and out, if that is of half precision: the product is then taken in it, as
+            its result is. It is written over.
     """
-    if dtype.itemsize == 2 and head.dtype == dtype:
-        return slopes.to(dtype) @ head
-    return (slopes @ head.float()).to(dtype)
+    if rounded is not None:
+        torch.mm(rounded.copy_(slopes), head, out=out)
+    else:
+        out.copy_(slopes @ head.float())
 
 
 @contextlib.contextmanager
