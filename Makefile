@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 PROFILE ?= pocket
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
+BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: help reproduce test test-gpu lint setup clean
+.PHONY: help reproduce test test-gpu bench lint setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make reproduce   set up, run the whole study (PROFILE=pocket), print the results, write the report"
 	@echo "make test        set up, run the tests"
 	@echo "make test-gpu    set up, run what needs a GPU; without one every test says why it is skipped"
+	@echo "make bench       set up, measure time, memory and bytes side by side (15 minutes), write benchmarks/results/"
 	@echo "make setup       set up only: virtual environment in $(VENV) with pinned packages"
 	@echo "make lint        check style"
 	@echo "make clean       delete runs/ and built models (logs/ and the virtual environment stay)"
@@ -43,6 +45,14 @@ test: $(TEST_STAMP)
 
 test-gpu: $(TEST_STAMP)
 	$(BIN)/python -m pytest tests/gpu -rs
+
+# What is compared with; its pins are those of requirements.txt, to which it adds TRL alone.
+$(BENCH_STAMP): $(STAMP) benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
+
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks run
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -121,6 +121,6 @@ def make_store(
     if head is not None:
         writer.facts["head"] = save_head(folder, head)
     for index, shard in enumerate(shards):
-        writer.write_shard(index, [item for item, _ in shard], [codec.encode(states) for _, states in shard])
+        writer.write_shard(index, [item for item, _ in shard], [codec.encode(states, item) for item, states in shard])
     assert writer.complete()
     return SignalReader(folder)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from api_server import KEY, VARIABLE, api_section, good, serving
-from conftest import POCKET, ROOT, small_profile, write_profile
+from conftest import POCKET, ROOT, small_profile, stored, write_profile
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -109,7 +109,7 @@ def test_the_servers_log_probs_are_those_of_the_same_file_in_transformers(asked,
         said = logits.log_softmax(-1).gather(-1, found.ids.clamp(min=0))
         gaps = (said - found.log_probs)[known].abs()
         assert gaps.mean() < 0.08 and gaps.max() < 0.35
-        encoded = TopKCodec(TOP_K, 1.0, "top").encode(found)
+        encoded = TopKCodec(TOP_K, 1.0, "top").encode(found, stored("a", []))
         tail = 1 - torch.where(known, said.exp(), 0.0).sum(-1)
         torch.testing.assert_close(encoded["tail_mass"], tail, atol=0.05, rtol=0)
 
@@ -306,7 +306,7 @@ def test_nothing_is_scored_that_was_not_generated(tokenizer, tmp_path, ci):
 def test_a_hidden_end_of_turn_adds_nothing_to_the_divergence_and_its_token_is_still_learnt():
     top = TopLogprobs(torch.tensor([[3, 1], [-1, -1]]), torch.tensor([[-0.2, -2.0], [-torch.inf, -torch.inf]]))
     codec = TopKCodec(4, 1.0, "top")
-    rows = codec.decode(codec.encode(top), None)
+    rows = codec.decode(codec.encode(top, stored("a", [])), None, stored("a", []))
     assert rows.tail_mass[1] == 1
     student = torch.randn(2, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
     divergence = forward_kl_topk(rows, student)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from conftest import small_profile, write_profile
 from safetensors import SafetensorError
 
+from primekd import capture as capture_file
 from primekd import provenance
 from primekd.capture import capture, held_out_job, open_signals, training_job
 from primekd.chat import build_prompt
@@ -153,6 +155,56 @@ def test_a_loss_that_the_codec_cannot_serve_is_refused_before_the_teacher_is_ask
         profile = small_profile(output, teacher={"model": lively}, signals=signals, loss=loss)
         with pytest.raises(UserError, match="cannot serve this loss"):
             capture(training_job(profile, "base-KD"))
+
+
+# Writing beside the teacher.
+
+
+def test_a_shard_is_written_while_the_next_one_is_asked_for_and_stays_claimed_until_then(profile, monkeypatch):
+    job = training_job(profile, "base-KD")
+    asked = {index: threading.Event() for index in range(4)}
+    ask, write = capture_file.ask_teacher, capture_file.write_shard
+
+    def ask_and_say(engine, codec, job, items, index):
+        if index >= 2:
+            assert (job.folder / f"shard-{index - 2:05d}.json").is_file(), "more than one shard waits to be written"
+        asked[index].set()
+        return ask(engine, codec, job, items, index)
+
+    def write_late(store, codec, index, *rest):
+        assert threading.current_thread() is not threading.main_thread()
+        assert index == 3 or asked[index + 1].wait(60)
+        assert (job.folder / f"shard-{index:05d}.lock").is_file()
+        write(store, codec, index, *rest)
+        assert not (job.folder / f"shard-{index:05d}.lock").exists()
+
+    monkeypatch.setattr(capture_file, "ask_teacher", ask_and_say)
+    monkeypatch.setattr(capture_file, "write_shard", write_late)
+    capture(job)
+    assert len(shards(job.folder)) == 4
+
+
+def test_an_interrupted_capture_finishes_the_shard_that_is_being_written(profile, monkeypatch):
+    job = training_job(profile, "base-KD")
+    stopped = threading.Event()
+    ask, write = capture_file.ask_teacher, capture_file.write_shard
+
+    def ask_until_stopped(engine, codec, job, items, index):
+        if index == 2:
+            stopped.set()
+            raise KeyboardInterrupt
+        return ask(engine, codec, job, items, index)
+
+    def write_late(store, codec, index, *rest):
+        assert index == 0 or stopped.wait(60)
+        write(store, codec, index, *rest)
+
+    monkeypatch.setattr(capture_file, "ask_teacher", ask_until_stopped)
+    monkeypatch.setattr(capture_file, "write_shard", write_late)
+    with pytest.raises(KeyboardInterrupt):
+        capture(job)
+    assert list(shards(job.folder)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
+    assert not list(job.folder.glob("*.lock"))
 
 
 # Killed.

@@ -29,6 +29,7 @@ from primekd.provenance import hash_json, read_json
 from primekd.signals import claims as claims_file
 from primekd.signals.claims import Claims, Owner, look
 from primekd.teachers import Response
+from primekd.teachers.protocol import generate_then_score
 from primekd.workers import Part, SharedStore
 
 SIX_SHARDS = {"data": {"train_items": 12, "test_items": 2}, "signals": {"codec": "hidden", "items_per_shard": 2}}
@@ -74,6 +75,8 @@ class StubEngine:
     def score(self, prompts, responses, want):
         sources = [torch.Generator().manual_seed(int(hash_json(p)[:8], 16)) for p in prompts]
         return [torch.randn(len(r), 4, generator=g) for r, g in zip(responses, sources, strict=True)]
+
+    generate_scored = generate_then_score
 
     def head(self):
         return torch.eye(self.vocab_size)[:, :4]

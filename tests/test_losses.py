@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import stored
 
 from primekd.config import LossConfig
 from primekd.losses import (
@@ -19,6 +20,7 @@ from primekd.signals.codecs import TopKCodec
 
 TEMPERATURES = [1.0, 2.0, 5.942267]
 ROWS, VOCABULARY, K = 7, 41, 5
+ITEM = stored("a", [])
 
 
 def random_logits(seed: int, rows: int = ROWS) -> torch.Tensor:
@@ -101,7 +103,7 @@ def test_jsd_equals_the_float64_reference(temperature, beta, teacher, student):
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_topk_kl_equals_the_float64_reference_with_its_tail(temperature, teacher, student):
     codec = TopKCodec(K, temperature)
-    rows = codec.decode(codec.encode(teacher), None)
+    rows = codec.decode(codec.encode(teacher, ITEM), None, ITEM)
     np.testing.assert_allclose(
         forward_kl_topk(rows, student), topk64(teacher, student, temperature, K), rtol=2e-5, atol=1e-6
     )
@@ -137,7 +139,8 @@ def test_the_whole_objective_equals_the_float64_reference(name, temperature, tea
 def test_the_whole_objective_with_topk_rows_equals_the_float64_reference(teacher, student, targets):
     codec = TopKCodec(K, 2.0)
     loss = LossConfig(temperature=2.0, alpha=0.25)
-    value, _ = distillation_loss(student, targets, codec.decode(codec.encode(teacher), None), loss, tokens=ROWS)
+    rows = codec.decode(codec.encode(teacher, ITEM), None, ITEM)
+    value, _ = distillation_loss(student, targets, rows, loss, tokens=ROWS)
     expected = 0.25 * cross_entropy64(student, targets).mean() + 0.75 * 4 * topk64(teacher, student, 2.0, K).mean()
     assert float(value) == pytest.approx(expected, rel=2e-5)
 
@@ -185,7 +188,7 @@ def test_a_student_that_equals_its_teacher_has_no_gradient(function, temperature
 def test_topk_rows_of_an_equal_student_have_no_divergence_and_no_gradient(teacher):
     codec = TopKCodec(K, 2.0)
     student = teacher.clone().requires_grad_()
-    value = forward_kl_topk(codec.decode(codec.encode(teacher), None), student)
+    value = forward_kl_topk(codec.decode(codec.encode(teacher, ITEM), None, ITEM), student)
     value.sum().backward()
     assert value.abs().max() < 1e-6 and student.grad.abs().max() < 1e-6
 
@@ -226,7 +229,7 @@ def test_gradients_equal_float64_autograd_of_the_definitions(name, temperature, 
     kind = "forward_kl" if name == "topk" else name
     loss = LossConfig(divergence=kind, temperature=temperature, alpha=0.3, beta=0.3)
     codec = TopKCodec(K, temperature)
-    rows = codec.decode(codec.encode(teacher), None) if name == "topk" else DenseRows(teacher)
+    rows = codec.decode(codec.encode(teacher, ITEM), None, ITEM) if name == "topk" else DenseRows(teacher)
     ours = student.clone().requires_grad_()
     distillation_loss(ours, targets, rows, loss, tokens=1)[0].backward()
     expected = reference_gradient(name, teacher, student, targets, loss, K)
@@ -276,7 +279,7 @@ def test_logits_of_ten_thousand_stay_finite_and_so_do_their_gradients(name, temp
     teacher, student = extreme_logits(4), extreme_logits(5).requires_grad_()
     kind = "forward_kl" if name == "topk" else name
     codec = TopKCodec(K, temperature)
-    rows = codec.decode(codec.encode(teacher), None) if name == "topk" else DenseRows(teacher)
+    rows = codec.decode(codec.encode(teacher, ITEM), None, ITEM) if name == "topk" else DenseRows(teacher)
     value, _ = distillation_loss(
         student, targets, rows, LossConfig(divergence=kind, temperature=temperature), tokens=ROWS
     )
@@ -293,7 +296,7 @@ def test_opposite_certainties_stay_finite(name):
     student.requires_grad_()
     kind = "forward_kl" if name == "topk" else name
     codec = TopKCodec(K, 1.0)
-    rows = codec.decode(codec.encode(teacher), None) if name == "topk" else DenseRows(teacher)
+    rows = codec.decode(codec.encode(teacher, ITEM), None, ITEM) if name == "topk" else DenseRows(teacher)
     value = divergence(rows, student, LossConfig(divergence=kind)).sum()
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(student.grad).all()
@@ -309,7 +312,7 @@ def test_opposite_certainties_stay_finite(name):
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_topk_with_every_token_is_the_full_kl_with_a_finite_gradient(temperature, teacher, student):
     codec = TopKCodec(VOCABULARY, temperature)
-    rows = codec.decode(codec.encode(teacher), None)
+    rows = codec.decode(codec.encode(teacher, ITEM), None, ITEM)
     sparse, dense = student.clone().requires_grad_(), student.clone().requires_grad_()
     value = forward_kl_topk(rows, sparse)
     value.sum().backward()
@@ -321,7 +324,7 @@ def test_topk_with_every_token_is_the_full_kl_with_a_finite_gradient(temperature
 @pytest.mark.parametrize("k", [1, 3, 10, 30])
 def test_topk_kl_is_a_lower_bound_of_the_full_kl(k, teacher, student):
     codec = TopKCodec(k, 1.0)
-    value = forward_kl_topk(codec.decode(codec.encode(teacher), None), student).numpy()
+    value = forward_kl_topk(codec.decode(codec.encode(teacher, ITEM), None, ITEM), student).numpy()
     full = forward64(teacher, student, 1.0)
     assert (value <= full + 1e-5).all()
     assert (value < full - 1e-4).any()
@@ -332,14 +335,14 @@ def test_topk_is_not_renormalised_so_mass_in_the_students_tail_costs():
     teacher = torch.tensor([[0.6, 0.3, 0.05, 0.05]]).log()
     student = torch.tensor([[0.4, 0.2, 0.2, 0.2]]).log()
     codec = TopKCodec(2, 1.0)
-    value = float(forward_kl_topk(codec.decode(codec.encode(teacher), None), student))
+    value = float(forward_kl_topk(codec.decode(codec.encode(teacher, ITEM), None, ITEM), student))
     assert value == pytest.approx(0.6 * np.log(1.5) + 0.3 * np.log(1.5) + 0.1 * np.log(0.1 / 0.4), rel=1e-5)
     assert value > 0.1
 
 
 def test_topk_rows_refuse_a_loss_that_they_cannot_serve(teacher, student):
     codec = TopKCodec(K, 2.0)
-    rows = codec.decode(codec.encode(teacher), None)
+    rows = codec.decode(codec.encode(teacher, ITEM), None, ITEM)
     for loss in (LossConfig(temperature=1.0), LossConfig(temperature=2.0, divergence="reverse_kl")):
         with pytest.raises(ValueError, match="topk"):
             divergence(rows, student, loss)

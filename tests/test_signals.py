@@ -24,6 +24,10 @@ def states(width: int, seed: int, dtype=torch.float32) -> dict[str, torch.Tensor
     return {item: (torch.randn(len(ids), width, generator=source) * 3).to(dtype) for item, ids in RESPONSES.items()}
 
 
+def full(states: torch.Tensor) -> dict[str, torch.Tensor]:
+    return FullCodec().encode(states, stored("a", []))
+
+
 def two_shards(rows: dict[str, torch.Tensor]):
     pairs = [(stored(item, RESPONSES[item]), rows[item]) for item in RESPONSES]
     return [pairs[:2], pairs[2:]]
@@ -165,7 +169,7 @@ def test_a_damaged_shard_counts_as_missing_for_the_writer(damage, store):
     damage(folder / shard_name(1))
     writer = SignalWriter(folder, read_json(folder / "manifest.json")["spec"], 2)
     assert writer.has_shard(0) and not writer.has_shard(1)
-    writer.write_shard(1, [stored("q1", RESPONSES["q1"])], [FullCodec().encode(rows["q1"])])
+    writer.write_shard(1, [stored("q1", RESPONSES["q1"])], [full(rows["q1"])])
     assert (folder / shard_name(1)).read_bytes() == before
     SignalReader(folder)
 
@@ -233,7 +237,7 @@ def test_an_absent_store_names_the_command_that_makes_it(output):
 def test_a_store_that_was_begun_and_not_finished_is_refused(output):
     folder = output / "s" / "base-KD"
     writer = SignalWriter(folder, {"codec": FullCodec().describe()}, 1)
-    writer.write_shard(0, [stored("a", [1])], [FullCodec().encode(torch.zeros(1, VOCABULARY))])
+    writer.write_shard(0, [stored("a", [1])], [full(torch.zeros(1, VOCABULARY))])
     with pytest.raises(UserError, match="not complete"):
         SignalReader(folder)
 
@@ -292,7 +296,7 @@ def test_the_writer_refuses_a_store_of_another_configuration_and_leaves_it_alone
 def test_the_writer_refuses_columns_without_one_row_a_response_token(output):
     writer = SignalWriter(output / "s", {"codec": FullCodec().describe()}, 1)
     with pytest.raises(ValueError, match="not one a response token"):
-        writer.write_shard(0, [stored("a", [1, 2])], [FullCodec().encode(torch.zeros(3, VOCABULARY))])
+        writer.write_shard(0, [stored("a", [1, 2])], [full(torch.zeros(3, VOCABULARY))])
 
 
 def test_a_store_of_responses_alone_has_no_columns(output):
@@ -306,7 +310,7 @@ def test_a_shard_that_is_replaced_under_an_open_reader_is_not_read(store):
     folder, rows = store
     reader = SignalReader(folder)
     writer = SignalWriter(folder, reader.spec, 2)
-    writer.write_shard(1, [stored("q1", [6, 5])], [FullCodec().encode(rows["q1"])])
+    writer.write_shard(1, [stored("q1", [6, 5])], [full(rows["q1"])])
     with pytest.raises(UserError, match=r"shard-00001.*'q1' do not match their hash"):
         reader.rows("q1", [6, 5])
 
@@ -317,7 +321,7 @@ def test_a_shard_that_is_replaced_under_an_open_reader_is_not_read(store):
 def write(writer: SignalWriter, rows: dict[str, torch.Tensor], *indices: int) -> None:
     for index in indices:
         pairs = two_shards(rows)[index]
-        writer.write_shard(index, [item for item, _ in pairs], [FullCodec().encode(states) for _, states in pairs])
+        writer.write_shard(index, [item for item, _ in pairs], [full(states) for _, states in pairs])
 
 
 def test_the_manifest_does_not_depend_on_who_wrote_which_shard_and_in_what_order(store, output):

@@ -30,7 +30,7 @@ def stream(folder, rows):
     writer = SignalWriter(folder, {"codec": codec.describe()}, len(starts))
     for index, start in enumerate(starts):
         numbers = range(start, min(start + PER_SHARD, items))
-        writer.write_shard(index, [item(n) for n in numbers], [codec.encode(logits + n % 7) for n in numbers])
+        writer.write_shard(index, [item(n) for n in numbers], [codec.encode(logits + n % 7, item(n)) for n in numbers])
     assert writer.complete()
     reader, read = SignalReader(folder), 0
     assert reader.manifest["tokens"] == rows

@@ -213,14 +213,12 @@ def test_a_missing_package_of_an_engine_is_one_sentence(tmp_path, monkeypatch):
 
 def ask_llamacpp(reference: str, prompts: list[list[int]], forced: list[int]) -> dict:
     """What llama.cpp says. Run in a process of its own: a crash inside the library must not end the test run."""
-    import llama_cpp
-
     from primekd.capture import measure_reconstruction
     from primekd.signals import StoredItem
     from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
+    torch.set_num_threads(1)  # llama.cpp takes as many; they spin, which is slow where the cores are shared
     engine = LlamaCppEngine(reference, context_tokens=256)
-    llama_cpp.llama_set_n_threads(engine.llama.ctx, 1, 1)  # its threads spin, which is slow where the cores are shared
     greedy = engine.generate(prompts, Sampling(10))
     ids = [response.ids for response in greedy]
     logits = engine.score(prompts, ids, "logits")

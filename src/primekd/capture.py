@@ -1,8 +1,9 @@
-"""items x strategy x engine -> signal store: generate a primed response, score it in one prefill, keep the rows."""
+"""items x strategy x engine -> signal store: generate a primed response and keep the rows that predicted its tokens."""
 
 import contextlib
 import itertools
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -154,25 +155,34 @@ def make_shards(
     teacher: Teacher,
     progress: Progress,
 ) -> None:
-    """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped."""
-    with contextlib.closing(store.shards()) as shards:
-        first = next(shards, None)
-        if first is None:
-            return
-        meter = Meter()
-        try:
-            with meter:
-                engine, codec = teacher()
-                for index in itertools.chain([first], shards):
-                    stored, columns = capture_items(engine, codec, job, chunks[index], index)
-                    facts = {}
-                    if codec.needs == "hidden" and index == 0:  # of one shard, and always the same one
-                        facts["reconstruction"] = measure_reconstruction(engine, stored)
-                    store.writer.write_shard(index, stored, columns, **facts)
-                    show_done(store, chunks, progress)
-        finally:
-            if len(store.missing()) < len(chunks):
-                store.writer.add_session({"end": now(), **meter.facts})
+    """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped.
+
+    A shard is encoded and written while the teacher is asked for the next one. No more than one waits, so memory does
+    not grow, and where writing fails no later shard is written. What is being written when this is stopped is finished.
+    """
+    shards = store.shards()
+    first = next(shards, None)
+    if first is None:
+        return
+    meter = Meter()
+    try:
+        with meter, ThreadPoolExecutor(1, "primekd writer") as background:
+            engine, codec = teacher()
+            written: Future[None] | None = None
+            for index in itertools.chain([first], shards):
+                stored, states = ask_teacher(engine, codec, job, chunks[index], index)
+                facts = {}
+                if codec.needs == "hidden" and index == 0:  # of one shard, and always the same one
+                    facts["reconstruction"] = measure_reconstruction(engine, stored)
+                if written is not None:
+                    written.result()
+                written = background.submit(write_shard, store, codec, index, stored, states, facts)
+                show_done(store, chunks, progress)
+            written.result()
+            show_done(store, chunks, progress)
+    finally:
+        if len(store.missing()) < len(chunks):
+            store.writer.add_session({"end": now(), **meter.facts})
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
@@ -199,27 +209,35 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
     return engine, codec
 
 
-def capture_items(
+def ask_teacher(
     engine: TeacherEngine, codec: Codec, job: Job, items: list[Item], index: int
-) -> tuple[list[StoredItem], list[dict[str, torch.Tensor]]]:
-    """Generates and scores the items of one shard; depends on nothing outside it."""
+) -> tuple[list[StoredItem], list]:
+    """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else."""
     tokenizer = load_tokenizer(job.profile.teacher.model)
     prompts = [build_prompt(tokenizer, item.question, job.strategy.priming) for item in items]
     seed = int(hash_json([job.seed, job.strategy.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed)
-    responses = engine.generate(prompts, sampling)
     if codec.needs is None:
-        states = [None] * len(items)
+        responses, states = engine.generate(prompts, sampling), [None] * len(items)
     else:
-        states = engine.score(prompts, [r.ids for r in responses], codec.needs)
+        responses, states = engine.generate_scored(prompts, sampling, codec.needs)
     stored = [
         StoredItem(item.id, prompt, response.ids, response.truncated)
         for item, prompt, response in zip(items, prompts, responses, strict=True)
     ]
-    return stored, [codec.encode(rows) for rows in states]
+    return stored, states
 
 
-def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], most: int = 8) -> dict[str, Any]:
+def write_shard(
+    store: SharedStore, codec: Codec, index: int, stored: list[StoredItem], states: list, facts: dict[str, Any]
+) -> None:
+    """Encodes and writes one shard, and then lets go of it."""
+    columns = [codec.encode(rows, item) for item, rows in zip(stored, states, strict=True)]
+    store.writer.write_shard(index, stored, columns, **facts)
+    store.release(index)
+
+
+def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], most: int = 2) -> dict[str, Any]:
     """How far hidden @ head.T is from the engine's own logits, on a few items of the first shard.
 
     Returns:

@@ -179,7 +179,7 @@ def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int, quantizati
     )
     base = load_model(model, dtype, quantization)
     if base.device.type == "cpu" and dtype == "bfloat16":
-        # There torch's fused attention takes 2.2 times as long forth and back as plain products do (docs/performance.md).
+        # torch's fused attention takes twice as long there, forth and back, as plain products do (docs/performance.md).
         base.set_attn_implementation("eager")
     student = get_peft_model(base, config)
     if dtype == "bfloat16":

@@ -62,6 +62,7 @@ class SharedStore:
         self.claims, self.folder, self.part = claims, folder, part
         self.name = relative_name(folder)
         self._held: dict[int, Owner] = {}  # what others had in hand when nothing was left to take
+        self._in_hand: set[int] = set()  # taken by this worker and not yet written
         self._said = ""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
@@ -99,20 +100,27 @@ class SharedStore:
         return ", ".join(names) + (f" and {len(missing) - most} more" if len(missing) > most else "")
 
     def shards(self) -> Iterator[int]:
-        """Yields one shard after the other for this worker to make; ends when none is left for it to take."""
+        """Yields one shard after the other for this worker to make; ends when none is left for it to take.
+
+        Each stays claimed until `release`, so the next one can be made while it is being written.
+        """
         while (index := self._take()) is not None:
-            try:
-                yield index
-            finally:
-                if self.part is None:
-                    self.claims.release(self._lock_of(index))
+            self._in_hand.add(index)
+            yield index
+
+    def release(self, index: int) -> None:
+        """Gives up a shard that is written; any thread may."""
+        if self.part is None:
+            self.claims.release(self._lock_of(index))
+        self._in_hand.discard(index)
 
     def _lock_of(self, index: int) -> Path:
         return (self.folder / shard_name(index)).with_suffix(".lock")
 
     def _take(self) -> int | None:
         self._held = {}
-        missing = self.missing()
+        in_hand = set(self._in_hand)  # before looking: one that is written meanwhile is in one of the two
+        missing = [index for index in self.missing() if index not in in_hand]
         if self.part is not None:
             return next((index for index in missing if self.part.has(index)), None)
         claimed = {path.name for path in self.folder.glob("shard-*.lock")}

@@ -47,7 +47,7 @@ def measure(
     """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items."""
     import torch
 
-    from primekd.losses import cross_entropy_sum, divergence
+    from primekd.losses import frozen_head_loss
 
     tokenizer = load_tokenizer(profile.student.model)
     # At temperature 1, unless a top-k store was captured for another one.
@@ -60,14 +60,18 @@ def measure(
         taught = [reader.item(item.id).response_ids for item in block]
         gold = [encode_response(tokenizer, item.solution) for item in block]
         states = engine.score(prompts + prompts, taught + gold, "hidden")
-        head = engine.head().float()
+        head = engine.head()
         for i, item in enumerate(block):
-            student = states[i].to(head.device).float() @ head.T  # (T, V)
             signals = reader.rows(item.id, taught[i])
-            kl = None if signals is None else float(divergence(signals.to(head.device), student, loss).sum())
-            on_gold = states[len(block) + i].to(head.device).float() @ head.T
-            nll = cross_entropy_sum(on_gold, torch.tensor(gold[i], device=head.device))
-            rows.append(HeldOutRow(name, item.id, len(taught[i]), kl, len(gold[i]), float(nll)))
+            kl = None
+            if signals is not None:
+                targets = torch.tensor(taught[i], device=head.device)
+                student = states[i].to(head.device)  # (T, D)
+                _, parts = frozen_head_loss(student, head, None, targets, signals.to(head.device), loss, 1.0)
+                kl = float(parts["kd"]) / loss.temperature**2
+            targets = torch.tensor(gold[i], device=head.device)
+            _, parts = frozen_head_loss(states[len(block) + i].to(head.device), head, None, targets, None, loss, 1.0)
+            rows.append(HeldOutRow(name, item.id, len(taught[i]), kl, len(gold[i]), float(parts["ce"])))
     return rows
 
 

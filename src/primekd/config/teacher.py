@@ -184,11 +184,14 @@ class TeacherConfig(Section):
 class SignalsConfig(Section):
     """How teacher signals are kept. `auto` is `hidden` where the engine offers it, else `topk`, else `text`.
 
-    `top_k` and `topk_temperature` belong to the codec `topk`: it keeps the distribution at that
-    temperature, and can serve no other. `text` keeps responses alone, for training on pseudo-labels.
+    `top_k` and `topk_temperature` belong to the codec `topk`: it keeps the distribution at that temperature, and can
+    serve no other. So does `sampled` with a random sample of it: each row's tokens above a probability of
+    1 / `sampled_points`, and of the others a few by chance. `text` keeps responses alone, to train on pseudo-labels.
     """
 
-    codec: Literal["auto", "full", "hidden", "topk", "text"] = "auto"
+    codec: Literal["auto", "full", "hidden", "topk", "sampled", "text"] = "auto"
     top_k: Positive = 64
     topk_temperature: float = Field(1.0, gt=0)
+    sampled_points: int = Field(64, ge=1, le=65536)
+    sampled_temperature: float = Field(1.0, gt=0)
     items_per_shard: Positive = 32

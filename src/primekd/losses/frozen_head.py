@@ -21,7 +21,7 @@ from primekd.losses.plain import log_mixture
 from primekd.losses.products import gradient_of, logits_of
 from primekd.signals.rows import HiddenRows, SampledRows, SignalRows, TopKRows
 
-CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # of the logits at a time, in each of up to five float32 buffers
+CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**26}  # of the logits at a time, in each of up to five float32 buffers
 
 
 def frozen_head_loss(

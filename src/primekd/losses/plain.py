@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from primekd.config import LossConfig
-from primekd.signals.rows import SignalRows, TopKRows
+from primekd.signals.rows import SampledRows, SignalRows, TopKRows
 
 
 def cross_entropy_sum(student_logits: Tensor, targets: Tensor) -> Tensor:
@@ -76,12 +76,24 @@ def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
     return divergence + tail_p * (log_tail_p - safe_tail_q)
 
 
+def forward_kl_sampled(teacher: SampledRows, student_logits: Tensor) -> Tensor:
+    """KL(p || q) a row with the sample's weights for p. SampledRows of N, (N, V) -> (N,).
+
+    Linear in the weights, so its expectation over the draws is the full KL and its gradient's the full gradient. A
+    single row can be below 0.
+    """
+    scaled = student_logits.float() / teacher.temperature
+    log_q = scaled.gather(-1, teacher.ids) - scaled.logsumexp(-1, keepdim=True)  # (N, K)
+    return -(teacher.weights.float() * log_q).sum(-1) - teacher.entropy.float()
+
+
 def divergence(teacher: SignalRows, student_logits: Tensor, loss: LossConfig) -> Tensor:
     """The divergence that a profile names, a row in nats, without the factor T^2. N rows, (N, V) -> (N,)."""
-    if isinstance(teacher, TopKRows):
+    if isinstance(teacher, TopKRows | SampledRows):
         if loss.divergence != "forward_kl" or loss.temperature != teacher.temperature:
-            raise ValueError("topk rows serve the forward KL at their own temperature only")
-        return forward_kl_topk(teacher, student_logits)
+            raise ValueError("topk and sampled rows serve the forward KL at their own temperature only")
+        own = forward_kl_topk if isinstance(teacher, TopKRows) else forward_kl_sampled
+        return own(teacher, student_logits)
     teacher_logits = teacher.to_logits()
     if loss.divergence == "forward_kl":
         return forward_kl(teacher_logits, student_logits, loss.temperature)

@@ -141,6 +141,8 @@ def codec_findings(profile: Profile, costs: list[CodecCost]) -> list[Finding]:
     text = f"The smallest codec that serves {aim} is {best.name} ({best.total / GIB:.2f} GiB in all)."
     if best.name == "topk":
         text += " Its tail is one bucket, so its KL is a lower bound of the full one."
+    if best.name == "sampled":
+        text += " It is a random sample: no bias, and a noise that falls with signals.sampled_points."
     findings.append(Finding("note", text))
     top = next((cost for cost in costs if cost.name == "topk"), None)
     if (

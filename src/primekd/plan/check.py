@@ -161,7 +161,7 @@ def _made_up_signals(folder: Path, examples, head):
     for example in examples:
         ids = [t for t, kept in zip(example.sequence.input_ids, example.sequence.response_mask, strict=True) if kept]
         rows.append(StoredItem(example.item_id, [TOKEN], ids, False))
-    states = [codec.encode(torch.randn(len(r.response_ids), head.shape[1]).to(head.dtype)) for r in rows]
+    states = [codec.encode(torch.randn(len(r.response_ids), head.shape[1]).to(head.dtype), r) for r in rows]
     writer.write_shard(0, rows, states)
     writer.complete()
     return SignalReader(folder / "signals")

@@ -16,7 +16,8 @@ EXL2_RESERVE = (192 + 256) * 2**20  # load_autosplit: left free on the first GPU
 EXL2_DEQUANTISE = 512 * 2**20  # numbers of one matrix that are dequantised at a time, in half precision
 PAGE = 256
 LLAMACPP_RUNTIME = 32 * 2**20  # buffers and threads of a context, beyond cache and outputs (measured)
-LLAMACPP_BATCH = 512  # primekd.teachers.llamacpp_engine.BATCH_TOKENS
+# Tokens of one call, and what a cache is padded to: primekd.teachers.llamacpp_context, PART_TOKENS and CELLS.
+LLAMACPP_CPU_PART, LLAMACPP_GPU_PART, LLAMACPP_CELLS = 63, 512, 256
 VLLM_STEP_TOKENS = 16384  # that vLLM sets memory aside for (max_num_batched_tokens on GPUs of 70 GiB; 8192 below)
 # Prompt log-probs, one prompt at a time: logits and log-softmax; with all of them also sorted values and ids, twice.
 VLLM_TOP_BYTES, VLLM_FULL_BYTES = 8, 32
@@ -155,24 +156,26 @@ def vllm_token_bytes(settings: VllmConfig, model: Model) -> float:
 def llamacpp_phases(
     teacher: TeacherConfig, model: Model, batch: Batch, needs: str | None, items: int, cpu: bool
 ) -> list[Phase]:
-    """Generating and scoring, one sequence at a time; on a GPU all layers lie there."""
+    """Generating, several sequences at a time, and scoring, one by one; on a GPU all layers lie there."""
     shape = model.shape
-    cache = shape.kv_bytes(2) * teacher.context_tokens
-    prefill = min(LLAMACPP_BATCH, batch.prompt + batch.response)
+    length = min(batch.prompt + batch.response, teacher.context_tokens)
+    cells = -(-length // LLAMACPP_CELLS) * LLAMACPP_CELLS
+    part = LLAMACPP_CPU_PART if cpu else LLAMACPP_GPU_PART
     # A GPU's compute buffer is laid out for a full batch of outputs; on a CPU untouched pages take no memory.
-    outputs = batch.response if cpu else LLAMACPP_BATCH
-    width = shape.hidden if needs == "hidden" and cpu else shape.vocab
+    outputs = min(part, batch.response) if cpu else part
     base = {
         "weights": model.device,
-        "KV cache": cache,
-        "activations": prefill * 4 * 3 * (shape.intermediate + shape.hidden),
+        "KV cache": shape.kv_bytes(2) * cells * batch.sequences,
+        "activations": max(part, batch.sequences) * 4 * 3 * (shape.intermediate + shape.hidden),
         "runtime": LLAMACPP_RUNTIME if cpu else GPU_RUNTIME,
     }
-    phases = [Phase("generate", base | {"logits": shape.vocab * 4 if cpu else LLAMACPP_BATCH * shape.vocab * 4})]
+    together = batch.sequences if cpu else max(part, batch.sequences)
+    phases = [Phase("generate", base | {"logits": together * shape.vocab * 4})]
     if needs is None:
         return phases
+    # Both are held while the rows of an item are joined.
     rows = {"rows": items * batch.response * (shape.hidden if needs == "hidden" else 2 * shape.vocab) * 4}
-    phases.append(Phase("score", base | {"logits": outputs * width * 4}, rows))
+    phases.append(Phase("score", base | {"logits": outputs * shape.vocab * 4}, rows))
     if needs == "hidden":
         tokens = min(RECONSTRUCTION_ITEMS, items) * batch.response
         head = {"head": shape.embedding_weights * 4, "logits": tokens * shape.vocab * RECONSTRUCTION_BYTES}

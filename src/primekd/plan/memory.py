@@ -7,9 +7,11 @@ was read from transformers' Llama. docs/plan.md holds the formulas against measu
 from dataclasses import dataclass, field
 
 from primekd.config import LoraSettings, LossConfig, TrainConfig
+from primekd.losses.frozen_head import CHUNK_ELEMENTS
+from primekd.losses.products import BLOCK_ELEMENTS
 from primekd.plan.shapes import Shape
 
-RECONSTRUCTION_ITEMS = 8  # primekd.capture.measure_reconstruction
+RECONSTRUCTION_ITEMS = 8  # what the logged measurements had; primekd.capture.measure_reconstruction takes 2 now
 RECONSTRUCTION_BYTES = 40  # a token and vocabulary entry: five float64 tensors at once
 CPU_RUNTIME = 32 * 2**20  # kernels and threads that the first pass brings in, beyond the imports
 GPU_RUNTIME = 0.6 * 2**30  # CUDA context, cuBLAS workspaces and kernels of one process
@@ -137,24 +139,26 @@ def saved_bytes(shape: Shape, number: int, lora: LoraSettings) -> float:
 
 
 def loss_bytes(
-    student: Shape, teacher_hidden: int, head_bytes: float, loss: LossConfig, rows: float, codec: str | None
+    student: Shape, number: int, teacher_head: float, loss: LossConfig, rows: float, codec: str | None, cpu: bool
 ) -> dict[str, float]:
-    """What the loss adds: (rows, vocabulary) tensors in float32, and the heads in float32.
+    """What the loss adds: (rows of a chunk, vocabulary) tensors in float32, and the heads that it multiplies with.
 
     Args:
+        number: bytes of one of the student's numbers.
+        teacher_head: bytes of the teacher's head as the store keeps it, where the codec needs it.
         rows: response tokens of a micro-batch.
-        teacher_hidden: width of the teacher's hidden states; head_bytes: of its head as the store keeps it.
+        codec: None where there is no teacher.
     """
-    table = rows * student.vocab * 4
-    tables = 3  # logits, their softmax, their gradient
-    heads = student.embedding_weights * 4
+    chunk = min(rows * student.vocab, CHUNK_ELEMENTS["cpu" if cpu else "cuda"])
+    tables = 2  # logits, and their gradient
     if codec in ("hidden", "full"):
-        tables += {"forward_kl": 6, "reverse_kl": 6, "jsd": 12}[loss.divergence]
-    elif codec == "topk":
-        tables += 4
-    if codec == "hidden":
-        heads += student.vocab * teacher_hidden * 4 + head_bytes
-    return {"logits": table * tables, "head": heads}
+        tables += {"forward_kl": 3, "reverse_kl": 3, "jsd": 10}[loss.divergence]
+    elif codec in ("topk", "sampled"):
+        tables += 1
+    # The gradient's product is taken in half precision, where the states are of it.
+    logits = chunk * (4 * tables + (number if number < 4 else 0))
+    blocks = 4 * BLOCK_ELEMENTS if cpu and number < 4 else 0
+    return {"logits": logits, "head": blocks + (teacher_head if codec == "hidden" else 0)}
 
 
 def train_phase(

@@ -133,8 +133,8 @@ def _load_phases(model: Model, number: int, cpu: bool) -> list[Phase]:
 def _distill(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model | None, student: Model) -> list[Need]:
     number, cpu = BYTES[profile.student.dtype], machine.gpus == 0
     batch = Batch(profile.train.micro_batch_size, lengths.longest_prompt, lengths.most)
-    codec, hidden, head = _signals(profile, teacher)
-    loss = loss_bytes(student.shape, hidden, head, profile.loss, batch.sequences * batch.response, codec)
+    codec, head = _signals(profile, teacher)
+    loss = loss_bytes(student.shape, number, head, profile.loss, batch.sequences * batch.response, codec, cpu)
     phases = [
         *_load_phases(student, number, cpu),
         train_phase(student.shape, number, student.device, batch, profile.student.lora, profile.train, loss),
@@ -149,8 +149,8 @@ def _assess(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model
     # Adapters are merged into the weights in float32, and these rounded; 4-bit students keep theirs beside the weights.
     quantised = profile.student.quantization is not None
     plain = student.device if quantised else shape.weights * number
-    codec, hidden, head = _signals(profile, teacher)
-    fit = loss_bytes(shape, hidden, head, profile.loss, lengths.most, codec)
+    codec, head = _signals(profile, teacher)
+    fit = loss_bytes(shape, number, head, profile.loss, lengths.most, codec, cpu)
     merge = Phase("merge", {"weights": shape.weights * 4, "loading": plain if cpu and number < 4 else 0})
     phases = [
         *(_load_phases(student, number, cpu) if quantised else [merge]),
@@ -165,14 +165,14 @@ def _assess(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model
     return _place("assess", phases, machine, {"head": head} if codec == "hidden" else {})
 
 
-def _signals(profile: Profile, teacher: Model | None) -> tuple[str, int, float]:
-    """Codec, width of the teacher's hidden states, bytes of its head in the store (0 where none is kept)."""
+def _signals(profile: Profile, teacher: Model | None) -> tuple[str, float]:
+    """Codec, and bytes of the teacher's head in the store (0 where none is kept)."""
     codec, _ = find_codec(profile)
     name = codec.name if codec else "text"  # the plan says elsewhere that there is none
     if name != "hidden" or teacher is None:
-        return name, 0, 0
+        return name, 0
     number = {"exllamav2": 2, "llamacpp": 4}.get(profile.teacher.engine, BYTES[profile.teacher.dtype])
-    return name, teacher.shape.hidden, teacher.shape.vocab * teacher.shape.hidden * number
+    return name, teacher.shape.vocab * teacher.shape.hidden * number
 
 
 def _place(stage: str, phases: list[Phase], machine: Machine, host: dict[str, float] | None = None) -> list[Need]:

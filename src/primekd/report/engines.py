@@ -26,7 +26,7 @@ class Engine:
 ENGINES = (
     Engine("transformers", "safetensors folder, GGUF (dequantised)", "hidden, full, topk", "padded batches",
            ("transformers", "torch")),
-    Engine("llamacpp", "GGUF", "hidden, full, topk", "one sequence at a time", ("llama_cpp_python",)),
+    Engine("llamacpp", "GGUF", "hidden, full, topk", "parallel sequences", ("llama_cpp_python",)),
     Engine("exllamav2", "EXL2 folder", "hidden, full, topk", "paged jobs with flash-attn, else one at a time",
            ("exllamav2",)),
     Engine("vllm", "safetensors folder, quantised or not; GGUF (dequantised)",

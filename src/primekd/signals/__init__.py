@@ -6,7 +6,7 @@ it.
 
 from primekd.signals.codecs import Codec, make_codec
 from primekd.signals.reader import SignalReader
-from primekd.signals.rows import DenseRows, HiddenRows, SignalRows, TopKRows, concatenate
+from primekd.signals.rows import DenseRows, HiddenRows, SampledRows, SignalRows, TopKRows, concatenate
 from primekd.signals.shards import StoredItem, shard_name
 from primekd.signals.writer import SignalWriter
 
@@ -14,6 +14,7 @@ __all__ = [
     "Codec",
     "DenseRows",
     "HiddenRows",
+    "SampledRows",
     "SignalReader",
     "SignalRows",
     "SignalWriter",

@@ -1,7 +1,7 @@
 """Codecs: how a row of teacher signal becomes bytes, and what the bytes can still serve.
 
-All of them are lossless in what they keep; `describe()["error"]` says what is lost, and `refusal` which losses and
-temperatures that rules out.
+All but `sampled` (a module of its own) are lossless in what they keep; `describe()["error"]` says what is lost, and
+`refusal` which losses and temperatures that rules out.
 """
 
 from dataclasses import dataclass
@@ -13,23 +13,28 @@ from torch import Tensor
 from primekd.config import LossConfig, SignalsConfig
 from primekd.errors import UserError
 from primekd.signals.rows import DenseRows, HiddenRows, SignalRows, TopKRows
+from primekd.signals.sampled import SampledCodec
+from primekd.signals.shards import StoredItem
 from primekd.teachers.protocol import TopLogprobs, Want
 
 NO_PLACE = -1e4  # log-probability of an unfilled place: its exponential is 0, and 0 times it is no nan
 
 
 class Codec(Protocol):
-    """Turns the engine's output for one item into named tensors with one row a response token, and back."""
+    """Turns the engine's output for one item into named tensors, and back.
+
+    A tensor has one row a response token, but for one by the name shards.PACKED: bytes, any number of them.
+    """
 
     name: str
     needs: Want | None  # None: responses alone are kept
 
-    def encode(self, states: Tensor | TopLogprobs) -> dict[str, Tensor]:
-        """(T, D) hidden states, (T, V) logits or T rows of top log-probs -> columns whose first dimension is T."""
+    def encode(self, states: Tensor | TopLogprobs, item: StoredItem) -> dict[str, Tensor]:
+        """(T, D) hidden states, (T, V) logits or T rows of top log-probs of `item` -> the columns of its rows."""
         ...
 
-    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> SignalRows | None:
-        """Columns as `encode` made them -> rows that a loss can use; None where there are none."""
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> SignalRows | None:
+        """Columns as `encode` made them of `item` -> rows that a loss can use; None where there are none."""
         ...
 
     def refusal(self, loss: LossConfig) -> str | None:
@@ -48,10 +53,10 @@ class FullCodec:
     name = "full"
     needs: Want = "logits"
 
-    def encode(self, states: Tensor) -> dict[str, Tensor]:
+    def encode(self, states: Tensor, item: StoredItem) -> dict[str, Tensor]:
         return {"logits": states.float().contiguous()}
 
-    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> DenseRows:
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> DenseRows:
         return DenseRows(columns["logits"])
 
     def refusal(self, loss: LossConfig) -> str | None:
@@ -68,10 +73,10 @@ class HiddenCodec:
     name = "hidden"
     needs: Want = "hidden"
 
-    def encode(self, states: Tensor) -> dict[str, Tensor]:
+    def encode(self, states: Tensor, item: StoredItem) -> dict[str, Tensor]:
         return {"hidden": states.contiguous()}
 
-    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> HiddenRows:
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> HiddenRows:
         if head is None:
             raise ValueError("hidden rows need the teacher's head")
         return HiddenRows(columns["hidden"], head)
@@ -99,7 +104,7 @@ class TopKCodec:
     needs: Want = "logits"
     name = "topk"
 
-    def encode(self, states: Tensor | TopLogprobs) -> dict[str, Tensor]:
+    def encode(self, states: Tensor | TopLogprobs, item: StoredItem) -> dict[str, Tensor]:
         if isinstance(states, TopLogprobs):
             return self._encode_top(states)
         scaled = states.float() / self.temperature
@@ -132,7 +137,7 @@ class TopKCodec:
             "log_normaliser": torch.full((len(ids),), torch.nan),
         }
 
-    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> TopKRows:
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> TopKRows:
         ids = columns["ids"].long()
         return TopKRows(ids, columns["log_probs"], columns["tail_mass"], columns["log_normaliser"], self.temperature)
 
@@ -167,10 +172,10 @@ class TextCodec:
     name = "text"
     needs: Want | None = None
 
-    def encode(self, states: None) -> dict[str, Tensor]:
+    def encode(self, states: None, item: StoredItem) -> dict[str, Tensor]:
         return {}
 
-    def decode(self, columns: dict[str, Tensor], head: Tensor | None) -> None:
+    def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> None:
         return None
 
     def refusal(self, loss: LossConfig) -> str | None:
@@ -199,6 +204,7 @@ def make_codec(config: SignalsConfig, offers: frozenset[str]) -> Codec:
         "full": FullCodec(),
         "hidden": HiddenCodec(),
         "topk": TopKCodec(config.top_k, config.topk_temperature, "top" if from_top else "logits"),
+        "sampled": SampledCodec(config.sampled_points, config.sampled_temperature),
         "text": TextCodec(),
     }[name]
     if name == "topk" and from_top and config.topk_temperature != 1:
@@ -215,6 +221,8 @@ def codec_of(description: dict[str, Any]) -> Codec:
     """The codec that a store's spec describes."""
     if description["name"] == "topk":
         return TopKCodec(description["k"], description["temperature"], "top" if "from" in description else "logits")
+    if description["name"] == "sampled":
+        return SampledCodec(description["points"], description["temperature"])
     return {"full": FullCodec(), "hidden": HiddenCodec(), "text": TextCodec()}[description["name"]]
 
 

@@ -15,20 +15,28 @@ from primekd.provenance import MANIFEST, hash_file, hash_json, read_json, relati
 from primekd.signals.codecs import codec_of
 from primekd.signals.heads import load_head
 from primekd.signals.rows import SignalRows
-from primekd.signals.shards import FORMAT, StoredItem
+from primekd.signals.shards import FORMAT, PACKED, StoredItem
 
 OPEN_SHARDS = 16  # files are mapped: more of them would be resident at a time
 
 
 class Place(NamedTuple):
-    """Where an item lies: the number of its shard, and there its prompt's and response's ids from start to end."""
+    """Where an item lies: its shard's number, and there its prompt's and response's ids, and packed bytes, if any."""
 
     shard: int
     prompt: int
     prompt_end: int
     response: int
     response_end: int
+    packed: int
+    packed_end: int
     truncated: int
+
+    def rows(self, name: str) -> slice:
+        """Where the item's part of a codec's column is."""
+        if name == f"row.{PACKED}":
+            return slice(self.packed, self.packed_end)
+        return slice(self.response, self.response_end)
 
 
 class SignalReader:
@@ -88,18 +96,22 @@ class SignalReader:
                 header = json.loads(handle.metadata()["primekd"])
                 fields = ("prompt_lengths", "response_lengths", "truncated")
                 columns = [handle.get_tensor(field).tolist() for field in fields]
+                has_packed = "packed_lengths" in handle.keys()  # noqa: SIM118 - no mapping
+                columns.append(handle.get_tensor("packed_lengths").tolist() if has_packed else [0] * len(columns[0]))
                 ids = {field: handle.get_tensor(field) for field in ("prompt_ids", "response_ids")}
         except SafetensorError as error:
             raise UserError(f"{name} cannot be read ({error}): delete it and run its capture again.") from error
-        prompt = response = 0
-        for item_id, row_hash, size, length, cut in zip(header["items"], header["row_hashes"], *columns, strict=True):
+        prompt = response = packed = 0
+        for item_id, row_hash, *sizes in zip(header["items"], header["row_hashes"], *columns, strict=True):
             if item_id in self._number:
                 raise UserError(f"{name}: item {item_id!r} stands in the store twice: capture again.")
             self._number[item_id] = len(self._number)
-            self._places.extend(Place(shard, prompt, prompt + size, response, response + length, cut))
+            size, length, cut, kept = sizes
+            ends = prompt + size, response + length, packed + kept
+            self._places.extend(Place(shard, prompt, ends[0], response, ends[1], packed, ends[2], cut))
             self._hashes += bytes.fromhex(row_hash)
             self._read(item_id, ids)
-            prompt, response = prompt + size, response + length
+            prompt, response, packed = ends
 
     def _place(self, item_id: str) -> Place:
         if item_id not in self._number:
@@ -141,7 +153,5 @@ class SignalReader:
             raise UserError(f"{self.name}: item {item_id!r} was captured for another response than is trained on.")
         place, handle = self._place(item_id), self._handle(item_id)
         names = [name for name in handle.keys() if name.startswith("row.")]  # noqa: SIM118 - no mapping
-        columns = {
-            name.removeprefix("row."): handle.get_slice(name)[place.response : place.response_end] for name in names
-        }
-        return self.codec.decode(columns, self.head if self.codec.needs == "hidden" else None)
+        columns = {name.removeprefix("row."): handle.get_slice(name)[place.rows(name)] for name in names}
+        return self.codec.decode(columns, self.head if self.codec.needs == "hidden" else None, item)

@@ -1,20 +1,29 @@
 """Decoded signals: what a loss is given for N response tokens, whichever codec kept them."""
 
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-
 SHARED = {"head", "temperature"}  # the same for every row of a store
+
+
+@lru_cache(maxsize=1)
+def _kept_on(shared: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device: the teacher's head, gigabytes for a large teacher, is not copied for every batch."""
+    return shared.to(device)
 
 
 class _Rows:
     def to(self, device: torch.device) -> Self:
         """The same rows on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: t.to(device) for n, t in tensors.items() if isinstance(t, Tensor)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
+        return replace(
+            self, **{name: _kept_on(t, device) if name in SHARED else t.to(device) for name, t in tensors.items()}
+        )
 
     def part(self, rows: slice) -> Self:
         """Some of the rows."""
@@ -86,6 +95,11 @@ class SampledRows(_Rows):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def widened(self, width: int) -> Self:
+        """The same rows with `width` places each, 0 where unfilled."""
+        missing = (0, width - self.ids.shape[1])
+        return replace(self, ids=F.pad(self.ids, missing), weights=F.pad(self.weights, missing))
+
 
 SignalRows = DenseRows | HiddenRows | TopKRows | SampledRows
 
@@ -93,6 +107,9 @@ SignalRows = DenseRows | HiddenRows | TopKRows | SampledRows
 def concatenate(parts: list[SignalRows]) -> SignalRows:
     """Rows of several items as one, in order. All parts are of one kind."""
     first = parts[0]
+    if isinstance(first, SampledRows):
+        widest = max(part.ids.shape[1] for part in parts)
+        parts = [part.widened(widest) for part in parts]
     columns = {
         f.name: getattr(first, f.name) if f.name in SHARED else torch.cat([getattr(p, f.name) for p in parts])
         for f in fields(first)

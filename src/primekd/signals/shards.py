@@ -15,6 +15,7 @@ from torch import Tensor
 from primekd.provenance import canonical_json, hash_file, hash_json, write_atomically
 
 FORMAT = 1
+PACKED = "packed"  # the column of a codec that has no fixed size a token: (bytes,) uint8 an item
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ def save_shard(
     """Writes one shard, whole or not at all.
 
     Args:
-        columns: for each item the codec's columns, (T, …) each; none where responses alone are kept.
+        columns: for each item the codec's columns, (T, …) each but for PACKED; none where responses alone are kept.
 
     Returns:
         sha256, items, tokens and bytes of the file.
     """
     for item, item_columns in zip(items, columns, strict=True):
         for name, column in item_columns.items():
-            if len(column) != len(item.response_ids):
+            if name != PACKED and len(column) != len(item.response_ids):
                 raise ValueError(f"{item.item_id}: column {name} has {len(column)} rows, not one a response token")
     tensors = {f"row.{name}": torch.cat([c[name] for c in columns]).contiguous() for name in columns[0]}
     tensors |= {
@@ -60,6 +61,8 @@ def save_shard(
         "response_lengths": torch.tensor([len(i.response_ids) for i in items], dtype=torch.int32),
         "truncated": torch.tensor([i.truncated for i in items], dtype=torch.uint8),
     }
+    if PACKED in columns[0]:
+        tensors["packed_lengths"] = torch.tensor([len(c[PACKED]) for c in columns], dtype=torch.int32)
     # One entry: safetensors writes several in an order that differs from run to run.
     header = {
         "items": [i.item_id for i in items],

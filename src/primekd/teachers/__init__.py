@@ -18,7 +18,7 @@ def open_engine(profile: Profile) -> TeacherEngine:
         with explained("llamacpp"):
             from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
-        return LlamaCppEngine(config.model, context_tokens=config.context_tokens)
+        return LlamaCppEngine(config.model, config.context_tokens, config.batch_size)
     if config.engine == "exllamav2":
         with explained("exllamav2"):
             from primekd.teachers.exllamav2_engine import ExLlamaV2Engine

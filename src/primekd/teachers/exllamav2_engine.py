@@ -20,7 +20,7 @@ from primekd.errors import UserError
 from primekd.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
 from primekd.teachers.exllamav2_loading import gpu_memory, import_exllamav2, load_exl2, require_exl2
-from primekd.teachers.protocol import Response, Sampling, Want
+from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
 
 GENERATOR_QUEUE = 8  # tokens a sequence that the generator reserves room for (its default `max_q_size`)
 
@@ -181,6 +181,8 @@ class ExLlamaV2Engine:
                 else:
                     rows[i] = logits[row, places, : self.vocab_size].float().cpu()
         return rows
+
+    generate_scored = generate_then_score
 
     def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
         return self.score(prompts, responses, "logits")

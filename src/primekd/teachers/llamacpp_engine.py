@@ -1,66 +1,62 @@
-"""llama.cpp on a GGUF file, through llama-cpp-python's low-level calls.
+"""llama.cpp on a GGUF file: several sequences at a time, and the signal rows of what it generates in the same pass.
 
-`create_completion(logprobs=…)` sorts the vocabulary in Python for every token; here logits and final hidden states
-are read from the context's own buffers instead.
+`create_completion(logprobs=…)` of llama-cpp-python sorts the vocabulary in Python for every token; here logits and
+final hidden states are read from the context's own buffers instead.
 """
 
 import importlib.metadata
+from dataclasses import dataclass, field
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import torch
 from torch import Tensor
 
 from primekd.errors import UserError
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local
-from primekd.provenance import relative_name
+from primekd.teachers.llamacpp_context import PART_TOKENS, Context, Model
 from primekd.teachers.protocol import Response, Sampling, Want
 
-BATCH_TOKENS = 512
 HEAD_TENSORS = ("output.weight", "token_embd.weight")  # the second one where the head is tied to the embedding
 
 
+@dataclass
+class _Answer:
+    """A response on its way, in one of the context's sequences."""
+
+    item: int
+    last: int  # the token that predicts the next one
+    position: int  # of `last`
+    random: np.random.Generator
+    ids: list[int] = field(default_factory=list)
+    rows: list[np.ndarray] = field(default_factory=list)
+
+
 class LlamaCppEngine:
-    """A GGUF model served by llama.cpp, one sequence at a time.
+    """A GGUF model served by llama.cpp.
 
     Its final hidden state (embeddings with pooling type NONE) times the dequantised head is not bit-equal to its
     logits, because llama.cpp also quantises activations; capture measures the difference and the store states it.
+
+    Args:
+        model: a model reference.
+        context_tokens: the longest prompt and response together. The cache has room for the longest one asked for.
+        batch_size: how many responses are generated at a time.
     """
 
     name = "llamacpp"
     offers = frozenset({"hidden", "logits"})
 
-    def __init__(self, model: str, context_tokens: int = 2048):
+    def __init__(self, model: str, context_tokens: int = 2048, batch_size: int = 32):
         reference = parse_reference(model)
         if not reference.is_gguf:
             raise UserError(f"The engine llamacpp needs a .gguf file, not {model}: set teacher.engine: transformers.")
         self.reference, self.file = model, require_local(reference)
         self.tokenizer = load_tokenizer(model)
         self.vocab_size = len(self.tokenizer)
-        try:
-            self.llama = _without_repacking(
-                model_path=str(self.file),
-                n_ctx=context_tokens,
-                n_batch=BATCH_TOKENS,
-                n_ubatch=BATCH_TOKENS,
-                n_gpu_layers=-1,
-                logits_all=True,
-                embedding=True,
-                pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE,
-                verbose=False,
-            )
-        except ValueError as error:
-            raise UserError(
-                f"llama.cpp cannot load {relative_name(self.file)} ({error}): fetch or make it again."
-            ) from error
-        self.context_tokens = context_tokens
-        self.columns, self.width = self.llama.n_vocab(), self.llama.n_embd()  # columns may exceed V
-        self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
-
-    def __del__(self):
-        if hasattr(self, "_batch"):
-            llama_cpp.llama_batch_free(self._batch)
+        self.model = Model(self.file)
+        self.context_tokens, self.batch_size = context_tokens, min(batch_size, self.model.most_sequences)
+        self.context: Context | None = None
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -70,73 +66,73 @@ class LlamaCppEngine:
             "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
         }
 
-    def _clear(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.llama.ctx), True)
-
-    def _decode(self, ids: list[int], start: int, wanted: set[int]) -> None:
-        """Runs one chunk of the sequence; outputs are kept for the chunk places in `wanted`."""
-        batch = self._batch
-        batch.n_tokens = len(ids)
-        for place, token in enumerate(ids):
-            batch.token[place] = token
-            batch.pos[place] = start + place
-            batch.n_seq_id[place] = 1
-            batch.seq_id[place][0] = 0
-            batch.logits[place] = place in wanted
-        if code := llama_cpp.llama_decode(self.llama.ctx, batch):
-            raise UserError(f"llama.cpp stopped with code {code} on a sequence of {start + len(ids)} tokens.")
-
-    def _fits(self, length: int) -> None:
-        if length > self.context_tokens:
-            raise UserError(f"A sequence of {length} tokens does not fit: raise teacher.context_tokens in the profile.")
-
-    def _row(self, place: int, want: Want) -> np.ndarray:
-        if want == "hidden":
-            pointer, size = llama_cpp.llama_get_embeddings_ith(self.llama.ctx, place), self.width
-        else:
-            pointer, size = llama_cpp.llama_get_logits_ith(self.llama.ctx, place), self.columns
-        return np.ctypeslib.as_array(pointer, shape=(size,))
-
-    def _prefill(self, ids: list[int], rows: range, want: Want) -> np.ndarray:
-        """Outputs at the sequence places `rows`, (T, D) or (T, columns), float32."""
-        self._clear()
-        llama_cpp.llama_set_embeddings(self.llama.ctx, want == "hidden")
-        size = self.width if want == "hidden" else self.columns
-        output = np.empty((len(rows), size), dtype=np.float32)
-        for start in range(0, len(ids), BATCH_TOKENS):
-            chunk = ids[start : start + BATCH_TOKENS]
-            places = [p for p in range(len(chunk)) if start + p in rows]
-            # With embeddings on, llama.cpp wants an output at every place.
-            self._decode(chunk, start, set(range(len(chunk)) if want == "hidden" else places))
-            for place in places:
-                output[start + place - rows.start] = self._row(place, want)
-        return output
-
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
-        random = np.random.default_rng(sampling.seed)
-        return [self._generate_one(prompt, sampling, random) for prompt in prompts]
+        return [response for response, _ in self._generate(prompts, sampling, None)]
 
-    def _generate_one(self, prompt: list[int], sampling: Sampling, random: np.random.Generator) -> Response:
-        self._fits(len(prompt) + sampling.max_new_tokens)
-        logits = self._prefill(prompt, range(len(prompt) - 1, len(prompt)), "logits")[0, : self.vocab_size]
-        ids: list[int] = []
-        while True:
-            ids.append(_choose(logits, sampling.temperature, random))
-            if ids[-1] == self.tokenizer.eos_token_id:
-                return Response(ids, truncated=False)
-            if len(ids) == sampling.max_new_tokens:
-                return Response(ids, truncated=True)
-            self._decode(ids[-1:], len(prompt) + len(ids) - 1, {0})
-            logits = self._row(0, "logits")[: self.vocab_size]
+    def generate_scored(
+        self, prompts: list[list[int]], sampling: Sampling, want: Want
+    ) -> tuple[list[Response], list[Tensor]]:
+        made = self._generate(prompts, sampling, want)
+        return [response for response, _ in made], [torch.from_numpy(np.stack(rows)) for _, rows in made]
+
+    def _generate(
+        self, prompts: list[list[int]], sampling: Sampling, want: Want | None
+    ) -> list[tuple[Response, list[np.ndarray]]]:
+        """Continuously: where a response ends, the next prompt takes its place. Longest prompts first."""
+        longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+        context = self._open(min(self.batch_size, len(prompts)), longest)
+        shared = self._read_shared(context, prompts)
+        waiting = sorted(range(len(prompts)), key=lambda item: len(prompts[item]))
+        active: dict[int, _Answer] = {}  # by the context's sequence
+        made: dict[int, tuple[Response, list[np.ndarray]]] = {}
+        while waiting or active:
+            for sequence in range(context.sequences):
+                if waiting and sequence not in active:
+                    item = waiting.pop()
+                    self._read_rest(context, sequence, prompts[item], shared)
+                    random = np.random.default_rng([sampling.seed, item])  # whatever place an answer gets
+                    active[sequence] = _Answer(item, prompts[item][-1], len(prompts[item]) - 1, random)
+            _close_gaps(context, active)
+            self._step(context, active, sampling, want)
+            for sequence, answer in list(active.items()):
+                ended = answer.ids[-1] == self.tokenizer.eos_token_id
+                if ended or len(answer.ids) == sampling.max_new_tokens:
+                    made[answer.item] = Response(answer.ids, truncated=not ended), answer.rows
+                    del active[sequence]
+        return [made[item] for item in range(len(prompts))]
+
+    def _step(self, context: Context, active: dict[int, _Answer], sampling: Sampling, want: Want | None) -> None:
+        """One token more for each response."""
+        sequences = sorted(active)
+        answers = [active[sequence] for sequence in sequences]
+        logits, hidden = context.predict(
+            [a.last for a in answers], [a.position for a in answers], sequences, hidden=want == "hidden"
+        )
+        logits = logits[:, : self.vocab_size]
+        likeliest = logits.argmax(-1) if sampling.temperature == 0 else None
+        for n, answer in enumerate(answers):
+            if want is not None:
+                answer.rows.append((logits if hidden is None else hidden)[n].copy())
+            drawn = _draw(logits[n], sampling.temperature, answer.random) if likeliest is None else int(likeliest[n])
+            answer.ids.append(drawn)
+            answer.last, answer.position = drawn, answer.position + 1
 
     def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[Tensor]:
+        """One sequence after the other: a response is a batch of tokens already, and has as many rows of logits."""
+        longest = max((len(p) + len(r) for p, r in zip(prompts, responses, strict=True)), default=0)
+        context = self._open(1, longest)
+        shared = self._read_shared(context, prompts)
         rows = []
         for prompt, response in zip(prompts, responses, strict=True):
-            self._fits(len(prompt) + len(response))
-            first = len(prompt) - 1
+            self._read_rest(context, 0, prompt, shared)
             # The last response token predicts nothing that is kept, so it is not run.
-            output = self._prefill([*prompt, *response[:-1]], range(first, first + len(response)), want)
-            rows.append(torch.from_numpy(output if want == "hidden" else output[:, : self.vocab_size].copy()))
+            ids, first, parts = [prompt[-1], *response[:-1]], len(prompt) - 1, []
+            for start in range(0, len(ids), PART_TOKENS):
+                part = ids[start : start + PART_TOKENS]
+                positions = np.arange(first + start, first + start + len(part))
+                logits, hidden = context.predict(part, positions, 0, hidden=want == "hidden")
+                parts.append((logits[:, : self.vocab_size] if hidden is None else hidden).copy())
+            rows.append(torch.from_numpy(np.concatenate(parts)))
         return rows
 
     def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
@@ -151,30 +147,58 @@ class LlamaCppEngine:
         return torch.from_numpy(np.ascontiguousarray(weight[: self.vocab_size], dtype=np.float32))
 
     def close(self) -> None:
-        self.llama.close()
+        if self.context is not None:
+            self.context.close()
+            self.context = None
+        self.model.close()
+
+    def _open(self, sequences: int, tokens: int) -> Context:
+        """An empty context with room for so many sequences of so many tokens; a larger one is kept."""
+        if tokens > self.context_tokens:
+            raise UserError(f"A sequence of {tokens} tokens does not fit: raise teacher.context_tokens in the profile.")
+        if self.context is not None and (self.context.sequences < sequences or self.context.tokens < tokens):
+            sequences, tokens = max(sequences, self.context.sequences), max(tokens, self.context.tokens)
+            self.context.close()
+            self.context = None
+        if self.context is None:
+            self.context = Context(self.model, max(sequences, 1), tokens)
+        self.context.clear()
+        return self.context
+
+    def _read_shared(self, context: Context, prompts: list[list[int]]) -> int:
+        """Reads what all prompts begin with (the primed system message) once, for all sequences; returns its length."""
+        shared = self.shared_prefix(prompts)
+        if shared:
+            context.read(0, prompts[0][:shared], 0)
+            for sequence in range(1, min(context.sequences, len(prompts))):
+                context.copy(0, sequence)
+        return shared
+
+    def shared_prefix(self, prompts: list[list[int]]) -> int:
+        """How many tokens all prompts begin with and are read once; the last token of a prompt is never counted."""
+        if len(prompts) < 2 or not self.model.keeps_positions:
+            return 0
+        first, last = min(prompts), max(prompts)  # as words are sorted: what these two share, all of them share
+        length = min(map(len, prompts)) - 1
+        return next((n for n in range(length) if first[n] != last[n]), length)
+
+    def _read_rest(self, context: Context, sequence: int, prompt: list[int], shared: int) -> None:
+        """Reads a prompt up to its last token, which is to predict the first one of the response."""
+        context.cut(sequence, shared)
+        context.read(sequence, prompt[shared:-1], shared)
 
 
-def _without_repacking(**options) -> llama_cpp.Llama:
-    """Llama with `use_extra_bufts` off: on processors with AMX llama.cpp's repacked weights end in a segmentation fault
-    (ggml-org/llama.cpp#20824), and repacked kernels would also make the logits depend on the processor."""
-    module = llama_cpp.llama_cpp
-    plain = module.llama_model_default_params
-
-    def defaults():
-        params = plain()
-        params.use_extra_bufts = False
-        return params
-
-    module.llama_model_default_params = defaults
-    try:
-        return llama_cpp.Llama(**options)
-    finally:
-        module.llama_model_default_params = plain
+def _close_gaps(context: Context, active: dict[int, _Answer]) -> None:
+    """Moves answers to the first sequences: llama.cpp runs neighbours together and others one after the other."""
+    for gap in range(len(active)):
+        if gap not in active:
+            last = max(active)
+            context.copy(last, gap)
+            active[gap] = active.pop(last)
 
 
-def _choose(logits: np.ndarray, temperature: float, random: np.random.Generator) -> int:
-    if temperature == 0:
-        return int(logits.argmax())
+def _draw(logits: np.ndarray, temperature: float, random: np.random.Generator) -> int:
+    """A token of the whole distribution softmax(logits / temperature)."""
     scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max())
-    return int(random.choice(len(weights), p=weights / weights.sum()))
+    cumulated = np.exp(scaled - scaled.max()).cumsum()
+    return int(cumulated.searchsorted(random.random() * cumulated[-1], side="right"))

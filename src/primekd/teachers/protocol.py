@@ -76,6 +76,12 @@ class TeacherEngine(Protocol):
         """
         ...
 
+    def generate_scored(
+        self, prompts: list[list[int]], sampling: Sampling, want: Want
+    ) -> "tuple[list[Response], list[Tensor] | list[TopLogprobs]]":
+        """`generate`, and of the same tokens the rows that `score` would give; see `generate_then_score`."""
+        ...
+
     def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> "list[Tensor]":
         """As `score`, the logits (T, V) float32 as the engine's own head gives them: what `hidden` is measured by."""
         ...
@@ -87,3 +93,11 @@ class TeacherEngine(Protocol):
     def close(self) -> None:
         """Frees the model, its GPUs' memory and its processes. Nothing is asked of the engine afterwards."""
         ...
+
+
+def generate_then_score(
+    engine: TeacherEngine, prompts: list[list[int]], sampling: Sampling, want: Want
+) -> "tuple[list[Response], list[Tensor] | list[TopLogprobs]]":
+    """`generate_scored` of an engine that does not see its own states while it generates: a second pass."""
+    responses = engine.generate(prompts, sampling)
+    return responses, engine.score(prompts, [response.ids for response in responses], want)

@@ -4,7 +4,9 @@ It also generates and scores for students (with an adapter), so that all models 
 """
 
 import importlib.metadata
+import inspect
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from primekd.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
 from primekd.models.adapters import require_same_base
 from primekd.provenance import relative_name
-from primekd.teachers.protocol import Response, Sampling, Want
+from primekd.teachers.cache import has_plain_cache, narrowest_window
+from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode
+from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
 
 
 def load_merged(model: str, dtype: str, adapter: Path):
@@ -115,8 +119,56 @@ class TransformersEngine:
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
 
-    @torch.inference_mode()
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+        if self.decodes:
+            return [self._cut(row.ids) for row in self._decode(prompts, sampling, keep_states=False)]
+        return self._generate_with_library(prompts, sampling)
+
+    def generate_scored(
+        self, prompts: list[list[int]], sampling: Sampling, want: Want
+    ) -> tuple[list[Response], list[Tensor]]:
+        """The rows are made of the states that the tokens were chosen from. In float32 they are what `score` gives;
+        in bfloat16 they differ from it as sums over other batch shapes do."""
+        if not self.decodes:
+            return generate_then_score(self, prompts, sampling, want)
+        made = self._decode(prompts, sampling, keep_states=True)
+        return [self._cut(row.ids) for row in made], [self._finish(row.states(), want).cpu() for row in made]
+
+    @torch.inference_mode()
+    def _decode(self, prompts: list[list[int]], sampling: Sampling, keep_states: bool) -> list[Row]:
+        end, window = self.tokenizer.eos_token_id, narrowest_window(self.model.config)
+        model = LastPosition(self._last_states, self._logits, self.model.device, window)
+        return decode(model, prompts, sampling, end, self.batch_size, keep_states)
+
+    def _last_states(self, **inputs) -> Tensor:
+        """What is kept of the last position: (B, D) hidden states, or (B, V) logits where those are all there is."""
+        if "hidden" in self.offers:
+            # Copied: a view of one position would keep the whole prompt's states.
+            return self.decoder(**inputs, use_cache=True).last_hidden_state[:, -1].clone()
+        return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1, : self.vocab_size].clone()
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return torch.nn.functional.linear(states, self.head()) if "hidden" in self.offers else states
+
+    @cached_property
+    def decodes(self) -> bool:
+        """Whether the decode loop of this project is right for this architecture; otherwise transformers' own runs."""
+        takes = inspect.signature(self.model.forward).parameters
+        if not (has_plain_cache(self.model.config) and {"position_ids", "logits_to_keep"} <= takes.keys()):
+            return False
+        # The same tokens from cached slots, behind a shared prefix and padding, and in one plain pass.
+        prefix = [5 + place % 7 for place in range(SHORTEST_PREFIX + 2)]
+        prompts = [[*prefix, 6, 7, 8, 9], [*prefix, 9]]
+        made = self._decode(prompts, Sampling(3), keep_states=True)
+        want: Want = "hidden" if "hidden" in self.offers else "logits"
+        plain = torch.stack(self.score(prompts, [row.ids for row in made], want)).float()  # (2, 3, D)
+        cached = torch.stack([self._finish(row.states(), want).cpu() for row in made]).float()
+        errors = (cached - plain).norm(dim=-1) / plain.norm(dim=-1)
+        # The median: single states of such odd texts are far off in bfloat16, wrong positions put all of a row off.
+        return bool(errors.median(-1).values.max() <= (1e-3 if self.dtype == "float32" else 0.1))
+
+    @torch.inference_mode()
+    def _generate_with_library(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
         config = self._plain_generation_config(sampling)
@@ -147,7 +199,8 @@ class TransformersEngine:
     @torch.inference_mode()
     def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[Tensor]:
         rows: list[Tensor | None] = [None] * len(prompts)
-        sequences = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+        # The last response token predicts nothing that is kept, so it is not run.
+        sequences = [[*p, *r[:-1]] for p, r in zip(prompts, responses, strict=True)]
         for batch in self._batches([len(s) for s in sequences]):
             longest = max(len(sequences[i]) for i in batch)
             ids = torch.full((len(batch), longest), self.tokenizer.pad_token_id)  # (B, S), padded on the right
@@ -166,7 +219,9 @@ class TransformersEngine:
                 rows[i] = self._finish(states[row, first : first + len(responses[i])], want).cpu()
         return rows
 
+    @torch.inference_mode()
     def _finish(self, states: Tensor, want: Want) -> Tensor:
+        """States (T, D), or logits (T, columns) where those are all there is -> rows as `score` gives them."""
         if want == "hidden":
             if "hidden" not in self.offers:
                 raise ValueError(f"{self.reference}: hidden states do not rebuild this architecture's logits")

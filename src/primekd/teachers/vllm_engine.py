@@ -17,7 +17,7 @@ from primekd.config.teacher import VllmConfig
 from primekd.errors import UserError
 from primekd.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
-from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want
+from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
 from primekd.teachers.vllm_loading import (
     head_dtype,
     import_vllm,
@@ -168,6 +168,8 @@ class VllmEngine:
                 f"A sequence of {length} tokens does not fit: raise teacher.context_tokens in the profile, as far as "
                 "the model's positions reach."
             )
+
+    generate_scored = generate_then_score
 
     def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
         return self.score(prompts, responses, "logits")

@@ -17,7 +17,7 @@ from primekd.teachers.api.client import Endpoint, Stopped
 from primekd.teachers.api.exchange import Answer, build_request, read_answer
 from primekd.teachers.api.spending import Ledger
 from primekd.teachers.api.tokens import Shown, token_map
-from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want
+from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
 
 GREEDY_SLACK = 0.1  # nats by which a greedy token may miss the top; sums differ in the last bits between batches
 SUM_SLACK = 1e-3  # by which the shown probabilities of one token may exceed 1
@@ -103,6 +103,8 @@ class ApiEngine:
         if any(key not in self._rows for key in keys):
             raise UserError("An API scores nothing but the responses that it has just generated: capture them anew.")
         return [_top(self._rows[key]) for key in keys]
+
+    generate_scored = generate_then_score
 
     def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[torch.Tensor]:
         raise UserError("An API shows no logits: set signals.codec to topk or text.")

@@ -1,0 +1,106 @@
+"""`python -m benchmarks run` and `python -m benchmarks page`; `make bench` calls both."""
+
+import gc
+import os
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.parts import PARTS
+from benchmarks.results import write_part
+from benchmarks.scale import FULL, QUICK
+from primekd.cli.common import quiet_libraries
+from primekd.errors import UserError
+from primekd.provenance import project_root, write_json
+from primekd.report.formats import duration
+
+RESULTS = project_root() / "benchmarks" / "results"
+PAGE = project_root() / "docs" / "performance.md"
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Measurements side by side; see docs/performance.md."
+)
+Out = Annotated[Path, typer.Option(help="Where the JSON files and figures are, or are to be.")]
+
+
+@app.command()
+def run(
+    parts: Annotated[
+        list[str] | None, typer.Argument(help=f"Any of {', '.join(PARTS)}; all of them if left out.")
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="Tiny sizes: shows that all of it runs, measures nothing.")] = False,
+    out: Out = RESULTS,
+) -> None:
+    """Runs parts, writes <part>.json, bars.json and figures, prints the bars.
+
+    Examples:  python -m benchmarks run    python -m benchmarks run losses training    python -m benchmarks run --quick
+    """
+    from benchmarks.bars import judge
+    from benchmarks.figures import draw_all
+
+    quiet_libraries()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of loading and capturing, between the lines of a part
+    chosen = list(parts or PARTS)
+    if unknown := [name for name in chosen if name not in PARTS]:
+        raise SystemExit(f"No part is called {', '.join(unknown)}: take any of {', '.join(PARTS)}.")
+    if quick and out == RESULTS:
+        out = Path(tempfile.mkdtemp(prefix="bench-quick-"))
+    out.mkdir(parents=True, exist_ok=True)
+    failed = [name for name in chosen if not _run_part(name, chosen, quick, out)]
+    bars = judge(out)
+    write_json(out / "bars.json", bars)
+    draw_all(out)
+    for row in bars:
+        verdict = {True: "met", False: "MISSED", None: "not run"}[row["met"]]
+        measured = "" if row["measured"] is None else f", measured {row['measured']:.3g}"
+        print(f"{verdict:8} {row['bar']}: {row['target']}{measured}")
+    print(f"Results are in {out}." if quick else "Results are in benchmarks/results/.")
+    if failed:
+        raise SystemExit(f"These parts failed, see above: {', '.join(failed)}.")
+
+
+@app.command()
+def page(
+    out: Out = RESULTS,
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if a table is not what the results say.")] = False,
+) -> None:
+    """Writes the tables of docs/performance.md anew from the results."""
+    from benchmarks.page import update_page
+
+    try:
+        changed = update_page(PAGE, out, check)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
+    if check and changed:
+        raise SystemExit(
+            f"These tables are not what the results say: {', '.join(changed)}. Run: python -m benchmarks page"
+        )
+
+
+def _run_part(name: str, chosen: list[str], quick: bool, out: Path) -> bool:
+    """Runs one part and writes its file; False if it failed, which stops no other part."""
+    number, part = chosen.index(name), PARTS[name]
+    left = "" if quick else f"; about {duration(sum(PARTS[n].seconds for n in chosen[number:]))} left"
+    print(f"[{number + 1}/{len(chosen)}] {name}: {part.does}{left}", flush=True)
+    start = time.monotonic()
+
+    def say(*texts: str) -> None:
+        print(f"  {time.monotonic() - start:5.0f} s  {': '.join(texts)}", flush=True)
+
+    try:
+        found = part.measure(QUICK if quick else FULL, say)
+    except Exception:
+        traceback.print_exc()
+        return False
+    finally:
+        gc.collect()
+    write_part(out, name, quick, time.monotonic() - start, found)
+    return True
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,97 @@
+"""Generating the answers of an assessment: in batches that rows leave, against one by one with the same engine."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import alternate, spread
+from primekd.chat import build_prompt
+from primekd.config import Profile, load_profile
+from primekd.items import load_items
+from primekd.models import load_tokenizer
+from primekd.provenance import project_root
+from primekd.teachers import Response, Sampling
+from primekd.teachers.transformers_engine import TransformersEngine
+
+ADAPTER = Path("models") / "teachers" / "pocket-adapter" / "adapter"  # of the students' base model
+SINGLE_SHARE = 4  # one by one takes so long that it answers a quarter of the items
+
+
+def measure(items: int = 32, profile: str = "pocket", rounds: int = 2) -> dict[str, Any]:
+    """Items a second of the students' base model and of the same one with an adapter merged into it.
+
+    Args:
+        items: answered one by one is a quarter of them; in batches twice as many, which is a batch of the profile.
+
+    Returns:
+        Of each model the rates with spread, their ratio, and how many answers are equal; and the latter in float32.
+    """
+    chosen = load_profile(profile)
+    adapter = project_root() / ADAPTER
+    models = {"base model": None} | ({"with an adapter": adapter} if profile == "pocket" else {})
+    tokenizer = load_tokenizer(chosen.student.model)
+    prompts = [build_prompt(tokenizer, item.question) for item in load_items(chosen, "test")[: 2 * items]]
+    single = prompts[: max(2, items // SINGLE_SHARE)]
+    return {
+        "profile": profile,
+        "batch_size": chosen.assess.batch_size,
+        "threads": torch.get_num_threads(),
+        "models": {name: _measure_model(chosen, path, prompts, single, rounds) for name, path in models.items()},
+        "float32": {name: _equal_in_float32(chosen, path, single) for name, path in models.items()},
+    }
+
+
+def _measure_model(
+    profile: Profile, adapter: Path | None, prompts: list[list[int]], single: list[list[int]], rounds: int
+) -> dict[str, Any]:
+    engine = _engine(profile, adapter, profile.student.dtype)
+    sampling = Sampling(profile.max_new_tokens)
+    said: dict[str, list[Response]] = {}
+
+    def one_by_one() -> None:
+        said["one by one"] = [engine.generate([prompt], sampling)[0] for prompt in single]
+
+    def in_batches() -> None:
+        said["in batches"] = engine.generate(prompts, sampling)
+
+    warm_up = [lambda: engine.generate(prompts[:2], Sampling(2))]
+    times = alternate({"one by one": one_by_one, "in batches": in_batches}, rounds, warm_up=warm_up)
+    count = {"one by one": len(single), "in batches": len(prompts)}
+    rates = {name: [count[name] / seconds for seconds in values] for name, values in times.items()}
+    return {
+        "items": count,
+        "items_per_second": {name: spread(values) for name, values in rates.items()},
+        "ratio": spread([b / a for a, b in zip(rates["one by one"], rates["in batches"], strict=True)]),
+        "tokens": sum(len(r.ids) for r in said["in batches"]),
+        "truncated": sum(r.truncated for r in said["in batches"]),
+        **compare_answers(engine, single, said["one by one"], said["in batches"]),
+    }
+
+
+def compare_answers(
+    engine: TransformersEngine, prompts: list[list[int]], one_by_one: list[Response], batched: list[Response]
+) -> dict[str, Any]:
+    """How many answers are equal, and where they part how far apart the two tokens are, in nats.
+
+    A difference of sums in the last bits can only decide between tokens that are nearly equally likely.
+    """
+    gaps = []
+    for prompt, a, b in zip(prompts, one_by_one, batched, strict=False):
+        if a.ids != b.ids:
+            at = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids, strict=False)) if x != y), None)
+            if at is not None:
+                (logits,) = engine.score([prompt], [a.ids[: at + 1]], "logits")
+                gaps.append(abs(float(logits[at, a.ids[at]] - logits[at, b.ids[at]])))
+    return {"compared": len(prompts), "equal": len(prompts) - len(gaps), "gaps_nats": sorted(gaps)}
+
+
+def _equal_in_float32(profile: Profile, adapter: Path | None, prompts: list[list[int]]) -> dict[str, Any]:
+    engine, sampling = _engine(profile, adapter, "float32"), Sampling(profile.max_new_tokens // 2)
+    alone = [engine.generate([prompt], sampling)[0] for prompt in prompts]
+    return compare_answers(engine, prompts, alone, engine.generate(prompts, sampling))
+
+
+def _engine(profile: Profile, adapter: Path | None, dtype: str) -> TransformersEngine:
+    student = profile.student
+    return TransformersEngine(student.model, dtype, profile.assess.batch_size, adapter)

@@ -1,0 +1,150 @@
+"""Capture with transformers against the same engine's plain generation, and against what is usually written instead."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.memory import peak_bytes
+from benchmarks.timing import alternate, spread
+from primekd.capture import Job, build_spec, make_shards, training_job
+from primekd.chat import build_prompt
+from primekd.config import Profile, load_profile
+from primekd.items import Item, load_items
+from primekd.models import load_model, load_tokenizer
+from primekd.progress import Progress
+from primekd.signals import make_codec
+from primekd.signals.claims import Claims
+from primekd.signals.heads import save_head
+from primekd.strategies import get_strategy
+from primekd.teachers import Sampling
+from primekd.teachers.transformers_engine import TransformersEngine
+from primekd.workers import SharedStore
+
+STRATEGY = "ai-KD"  # has a priming text, so that prompts share more than the template's first tokens
+LIBRARY, GENERATE, CAPTURE = "transformers' generate with output_logits", "plain generation", "capture"
+GROWTH = (1, 2, 4, 8)
+
+
+def measure(items: int = 32, profile: str = "pocket", rounds: int = 2, growth_items: int = 16) -> dict[str, Any]:
+    """Tokens a second of all three on the same prompts, and peak memory at 1, 2, 4 and 8 times `growth_items` items.
+
+    Args:
+        items: twice as many are asked, which are two of the pocket profile's shards: one is written during the next.
+
+    Returns:
+        rates: of each alternative tokens a second with spread; ratio: capture to plain generation, round by round;
+        seconds; tokens; equal: answers that the library gives too; rows: how far collected rows are from `score`'s;
+        peaks: items -> bytes above the loaded engine.
+    """
+    chosen = load_profile(profile)
+    engine = TransformersEngine(chosen.teacher.model, chosen.teacher.dtype, chosen.teacher.batch_size)
+    questions = load_items(chosen, "train")[: 2 * items]
+    size = chosen.signals.items_per_shard
+    blocks = [_prompts(chosen, questions[start : start + size]) for start in range(0, len(questions), size)]
+    sampling = Sampling(chosen.max_new_tokens)
+    library = load_model(chosen.teacher.model, chosen.teacher.dtype)
+    said: dict[str, list[list[int]]] = {}
+
+    def ask_library() -> None:
+        said[LIBRARY] = [ids for block in blocks for ids in generate_with_logits(library, engine, block, sampling)]
+
+    def ask_engine() -> None:
+        said[GENERATE] = [r.ids for block in blocks for r in engine.generate(block, sampling)]
+
+    def capture() -> None:
+        capture_into_nowhere(engine, chosen, questions)
+
+    warm_up = [lambda: engine.generate(blocks[0][:2], Sampling(2))]
+    times = alternate({LIBRARY: ask_library, GENERATE: ask_engine, CAPTURE: capture}, rounds, warm_up=warm_up)
+    tokens = sum(map(len, said[GENERATE]))
+    return {
+        "profile": profile,
+        "items": len(questions),
+        "tokens": tokens,
+        "threads": torch.get_num_threads(),
+        "seconds": {name: spread(values) for name, values in times.items()},
+        "rates": {name: spread([tokens / value for value in values]) for name, values in times.items()},
+        "ratio": spread([a / b for a, b in zip(times[GENERATE], times[CAPTURE], strict=True)]),
+        "to_library": spread([a / b for a, b in zip(times[LIBRARY], times[CAPTURE], strict=True)]),
+        "equal": sum(a == b for a, b in zip(said[LIBRARY], said[GENERATE], strict=True)),
+        "rows": compare_rows(engine, blocks[0], sampling),
+        "peaks": {n * growth_items: capture_peak(profile, n * growth_items) for n in GROWTH},
+    }
+
+
+def _prompts(profile: Profile, items: list[Item]) -> list[list[int]]:
+    tokenizer = load_tokenizer(profile.teacher.model)
+    return [build_prompt(tokenizer, item.question, get_strategy(STRATEGY).priming) for item in items]
+
+
+def generate_with_logits(model, engine: TransformersEngine, prompts: list[list[int]], sampling: Sampling):
+    """A padded batch through the library, every step's logits of the whole vocabulary kept; the responses' ids."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), engine.tokenizer.pad_token_id)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+    mask = torch.stack([torch.arange(longest) >= longest - len(prompt) for prompt in prompts]).long()
+    config = engine._plain_generation_config(sampling)
+    config.output_logits, config.return_dict_in_generate = True, True
+    output = model.generate(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+    )
+    torch.stack(output.logits, dim=1)  # (B, T, V), to be kept
+    return [engine._cut(row[longest:].tolist()).ids for row in output.sequences]
+
+
+def capture_into_nowhere(engine: TransformersEngine, profile: Profile, items: list[Item]) -> None:
+    """The whole capture of these items with a loaded engine: claims, generation, encoding, writing, checking."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get("PRIMEKD_OUTPUT")
+        os.environ["PRIMEKD_OUTPUT"] = folder
+        try:
+            _capture(engine, training_job(profile, STRATEGY), items)
+        finally:
+            os.environ.pop("PRIMEKD_OUTPUT")
+            if before is not None:
+                os.environ["PRIMEKD_OUTPUT"] = before
+
+
+def _capture(engine: TransformersEngine, job: Job, items: list[Item]) -> None:
+    profile, codec = job.profile, make_codec(job.profile.signals, engine.offers)
+    size = profile.signals.items_per_shard
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    with Claims() as claims, Progress(profile, job.stage, len(items), "item") as progress:
+        store = SharedStore(claims, job.folder, build_spec(job, items), len(chunks))
+        store.writer.facts = {"head": save_head(job.folder, engine.head())}
+        make_shards(job, store, chunks, lambda: (engine, codec), progress)
+        if not store.complete():
+            raise RuntimeError("the captured store is not whole")
+
+
+def compare_rows(engine: TransformersEngine, prompts: list[list[int]], sampling: Sampling) -> dict[str, float]:
+    """KL(score || collected while generating), nats a token."""
+    responses, collected = engine.generate_scored(prompts, sampling, "logits")
+    scored = engine.score(prompts, [r.ids for r in responses], "logits")
+    divergences = []
+    for own, other in zip(collected, scored, strict=True):
+        p, q = other.double().log_softmax(-1), own.double().log_softmax(-1)
+        divergences.append((p.exp() * (p - q)).sum(-1))
+    every = torch.cat(divergences)
+    return {"mean_kl_nats": float(every.mean()), "max_kl_nats": float(every.max()), "tokens": len(every)}
+
+
+def capture_peak(profile: str, items: int) -> int:
+    """Bytes that capturing `items` items in shards of 8 takes above the loaded engine."""
+    return peak_bytes("benchmarks.capture_transformers:prepare_capture", profile, items)
+
+
+def prepare_capture(profile: str, items: int) -> Callable[[], None]:
+    """For `peak_bytes`: short responses in small shards, so that memory that grows with the items would be seen."""
+    chosen = load_profile(profile)
+    small = {"signals": chosen.signals.model_copy(update={"items_per_shard": 8}), "max_new_tokens": 4}
+    chosen = chosen.model_copy(update=small)
+    engine = TransformersEngine(chosen.teacher.model, chosen.teacher.dtype, chosen.teacher.batch_size)
+    questions = load_items(chosen, "train")
+    questions = (questions * (1 + items // len(questions)))[:items]
+    capture_into_nowhere(engine, chosen, questions[:8])
+    return lambda: capture_into_nowhere(engine, chosen, questions)

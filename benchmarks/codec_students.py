@@ -1,0 +1,135 @@
+"""The judge of the codecs: students trained from each at equal bytes, and their held-out KL to the teacher.
+
+All students see the same gold solutions in the same order from the same fresh adapter; alpha is 0, so nothing but the
+teacher's signal teaches them. The KL is that of the teacher's exact distribution, on items that no student saw.
+Minutes, so not part of `make bench`:
+
+    python -m benchmarks.codec_students [folder]      writes codec_students.json there
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.stored_signals import as_needed, examples_of, score, write_store
+from primekd.config import LossConfig, Profile, load_profile
+from primekd.distill import lora_model
+from primekd.losses import forward_kl
+from primekd.models import load_tokenizer
+from primekd.provenance import write_json
+from primekd.signals import Codec, SignalReader
+from primekd.signals.codecs import HiddenCodec, TopKCodec
+from primekd.signals.sampled import SampledCodec
+from primekd.training.examples import Collator, Example
+from primekd.training.trainer import build_trainer
+
+
+def codecs(temperature: float) -> dict[str, Codec]:
+    """Those compared: `hidden` for a ceiling, and pairs of about as many bytes at T = 2 (topk: 16 and 32 a token)."""
+    return {
+        "hidden": HiddenCodec(),
+        "topk 1": TopKCodec(1, temperature),
+        "sampled 256": SampledCodec(256, temperature),
+        "topk 3": TopKCodec(3, temperature),
+        "sampled 512": SampledCodec(512, temperature),
+        "sampled 64": SampledCodec(64, temperature),
+    }
+
+
+def measure(
+    items: int = 64, held_out: int = 32, seeds: int = 2, temperature: float = 2.0, profile: str = "pocket", say=print
+) -> dict[str, Any]:
+    """Trains and scores a student for each codec and seed, one epoch each.
+
+    Returns:
+        {"temperature", "items", "tokens", "held_out_tokens", "untrained": KL, "codecs": {name: {"bytes": a token,
+        "kl": [one a seed], "kl_mean"}}}; KLs are means over held-out tokens, in nats, at that temperature.
+    """
+    settings = load_profile(profile)
+    loss = LossConfig(divergence="forward_kl", temperature=temperature, alpha=0.0)
+    settings = settings.model_copy(update={"loss": loss, "train": settings.train.model_copy(update={"epochs": 1})})
+    examples = examples_of(settings, items + held_out)
+    train, test = examples[:items], examples[items:]
+    found: dict[str, Any] = {"temperature": temperature, "items": items, "codecs": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        stored, states, head = score(settings, examples)
+        found["tokens"] = sum(len(i.response_ids) for i in stored[:items])
+        found["held_out_tokens"] = sum(len(i.response_ids) for i in stored[items:])
+        for name, codec in codecs(temperature).items():
+            seen = as_needed(codec, states[:items], head)
+            write_store(folder / name, codec, stored[:items], seen, head)
+            found["codecs"][name] = {"bytes": _row_bytes(folder / name, codec) / found["tokens"], "kl": []}
+        write_store(folder / "exact", HiddenCodec(), stored[items:], states[items:], head)
+        exact = SignalReader(folder / "exact")
+        found["untrained"] = _student_kl(settings, [], None, test, exact, 0, folder)
+        for seed in range(seeds):
+            for name, entry in found["codecs"].items():
+                kl = _student_kl(settings, train, SignalReader(folder / name), test, exact, seed, folder)
+                entry["kl"].append(kl)
+                entry["kl_mean"] = statistics.mean(entry["kl"])
+                say(f"seed {seed}, {name}: {entry['bytes']:.1f} bytes a token, held-out KL {kl:.5f} nats")
+    return found
+
+
+def _row_bytes(folder: Path, codec: Codec) -> int:
+    """Bytes of the codec's columns alone: ids, prompts and header are the same for all."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "shard-00000.safetensors", framework="pt") as handle:
+        names = [n for n in handle.keys() if n.startswith(("row.", "packed_lengths"))]  # noqa: SIM118 - no mapping
+        return sum(t.numel() * t.element_size() for t in map(handle.get_tensor, names))
+
+
+def _student_kl(
+    profile: Profile, train: list[Example], signals: SignalReader | None, test: list[Example], exact: SignalReader,
+    seed: int, folder: Path,
+) -> float:  # fmt: skip
+    """Held-out KL of a student trained from `signals`; of the untrained one if there is nothing to train on."""
+    tokenizer = load_tokenizer(profile.student.model)
+    student = lora_model(profile.student.model, profile.student.dtype, profile.student.lora, seed)
+    with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
+        trainer = build_trainer(
+            student, tokenizer, train or test, [], signals, profile.loss, profile.train, Path(checkpoints), seed
+        )
+        if train:
+            trainer.train()
+    return held_out_kl(trainer.model.eval(), test, exact, Collator(tokenizer.pad_token_id), profile.loss.temperature)
+
+
+@torch.inference_mode()
+def held_out_kl(
+    objective, examples: list[Example], exact: SignalReader, collator: Collator, temperature: float
+) -> float:
+    """Mean KL(teacher || student) a response token, in nats."""
+    total, tokens = 0.0, 0
+    head, bias = objective.head()
+    for example in examples:
+        batch = collator([example])
+        hidden, targets = objective.response_states(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        student = torch.nn.functional.linear(hidden.float(), head.float(), bias)
+        teacher = exact.rows(example.item_id, targets.tolist()).to_logits()
+        total += float(forward_kl(teacher, student, temperature).sum())
+        tokens += len(targets)
+    return total / tokens
+
+
+def main() -> None:
+    """Measures and writes codec_students.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("benchmarks/results"))
+    parser.add_argument("--items", type=int, default=64)
+    parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--temperature", type=float, default=2.0)
+    options = parser.parse_args()
+    found = measure(options.items, options.held_out, options.seeds, options.temperature)
+    write_json(options.folder / "codec_students.json", found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What computes alpha * CE + (1 - alpha) * T^2 * D on the same inputs: this project, TRL, plain PyTorch, the floor.
+
+Each alternative is a function of a Case that runs forward and backward to the hidden states and returns the loss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.stored_signals import codec_at
+from primekd.config import LossConfig
+from primekd.losses import distillation_loss
+from primekd.signals import HiddenRows, SignalRows, StoredItem, TopKRows, concatenate
+from primekd.signals.rows import DenseRows, SampledRows
+
+CROSS_ENTROPY, PRODUCTS = "cross-entropy alone", "head products alone"  # of another sum, and of none
+FROZEN, WHOLE = "frozen head", "whole logits"
+TRL_WHOLE, TRL_CHUNKED = "TRL, whole logits", "TRL, chunked"
+TEMPERATURE, ALPHA = 2.0, 0.5
+LOGIT_SD = 3.0  # of the random logits, about what a language model's head gives
+ENCODED_AT_ONCE = 128  # rows; a case's inputs need little memory beyond themselves
+FLOOR_ROWS = 128  # rows of logits at a time, so that the floor's products run from the cache where they can
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one loss. hidden (N, D) needs a gradient; head (V, D) is frozen; targets (N,); N signal rows."""
+
+    hidden: Tensor
+    head: Tensor
+    targets: Tensor
+    rows: SignalRows
+    loss: LossConfig
+
+    def first(self, count: int) -> "Case":
+        """The same for the first `count` tokens."""
+        hidden = self.hidden.detach()[:count].clone().requires_grad_()
+        return replace(self, hidden=hidden, targets=self.targets[:count], rows=self.rows.part(slice(0, count)))
+
+
+def make_case(
+    tokens: int, width: int, vocabulary: int, dtype: str = "float32", signal: str = "hidden",
+    divergence: str = "forward_kl", seed: int = 0,
+) -> Case:  # fmt: skip
+    """A random student and a teacher near it.
+
+    Args:
+        dtype: of hidden states and heads.
+        signal: the codec whose rows the loss is given, encoded and decoded as a store does it.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(seed)
+    kind = getattr(torch, dtype)
+    hidden = torch.randn(tokens, width, generator=generator)
+    head = torch.randn(vocabulary, width, generator=generator).mul_(LOGIT_SD / width**0.5)
+    teacher = (hidden + 0.3 * torch.randn(tokens, width, generator=generator)).to(kind)
+    teacher_head = head.to(kind)
+    teacher_head = teacher_head.clone() if teacher_head is head else teacher_head  # two models have two heads
+    loss = LossConfig(divergence=divergence, temperature=TEMPERATURE, alpha=ALPHA)
+    return Case(
+        hidden.to(device, kind).requires_grad_(),
+        head.to(device, kind),
+        torch.randint(vocabulary, (tokens,), generator=generator).to(device),
+        _rows(signal, teacher, teacher_head).to(device),
+        loss,
+    )
+
+
+def _rows(signal: str, states: Tensor, head: Tensor) -> SignalRows:
+    if signal == "hidden":
+        return HiddenRows(states, head)
+    codec, parts = codec_at(signal, TEMPERATURE), []
+    for number, chunk in enumerate(states.split(ENCODED_AT_ONCE)):
+        logits = chunk.float() @ head.float().T
+        item = StoredItem(str(number), [0], logits.argmax(-1).tolist(), truncated=False)
+        parts.append(codec.decode(codec.encode(logits, item), None, item))
+    return concatenate(parts)
+
+
+def run_chunked(case: Case) -> float:
+    """This project's loss with a frozen head."""
+    from primekd.losses.frozen_head import frozen_head_loss
+
+    loss, _ = frozen_head_loss(case.hidden, case.head, None, case.targets, case.rows, case.loss, len(case.targets))
+    return backward(case, loss)
+
+
+def run_dense(case: Case) -> float:
+    """This project's plain loss, from whole logits."""
+    loss, _ = distillation_loss(logits(case), case.targets, case.rows, case.loss, len(case.targets))
+    return backward(case, loss)
+
+
+def run_cross_entropy(case: Case) -> float:
+    """Cross-entropy alone, as a model with labels computes it: logits in the inputs' precision, then float32."""
+    return backward(case, F.cross_entropy(F.linear(case.hidden, case.head).float(), case.targets))
+
+
+def run_products(case: Case) -> float:
+    """The floor: student logits, teacher logits and the gradient's product, and nothing between them."""
+    total = 0.0
+    states, gradient = case.hidden.detach(), torch.empty_like(case.hidden)
+    for start in range(0, len(states), FLOOR_ROWS):
+        part = slice(start, start + FLOOR_ROWS)
+        student = F.linear(states[part], case.head)
+        if isinstance(case.rows, HiddenRows):
+            F.linear(case.rows.hidden[part], case.rows.head)
+        gradient[part] = student @ case.head
+        total += student[0, 0].item()
+    case.hidden.grad = gradient
+    return total
+
+
+OWN: dict[str, Callable[[Case], float]] = {
+    CROSS_ENTROPY: run_cross_entropy,
+    WHOLE: run_dense,
+    FROZEN: run_chunked,
+    PRODUCTS: run_products,
+}
+
+
+def alternative(name: str) -> Callable[[Case], float]:
+    """What runs forward and backward by that name."""
+    if name in OWN:
+        return OWN[name]
+    from benchmarks import rival_losses
+
+    return {TRL_WHOLE: rival_losses.run_dense, TRL_CHUNKED: rival_losses.run_chunked}[name]
+
+
+def prepare(name: str, **case) -> Callable[[], float]:
+    """An alternative on inputs of its own; `case` as for `make_case`."""
+    return partial(alternative(name), make_case(**case))
+
+
+def has_trl() -> bool:
+    """Whether TRL is installed; without it its alternatives are not run."""
+    return find_spec("trl") is not None
+
+
+def logits(case: Case) -> Tensor:
+    """(N, V) float32, as training/objective.py takes them on the plain path."""
+    return F.linear(case.hidden.float(), case.head.float())
+
+
+def exact_gradient(case: Case) -> tuple[float, Tensor]:
+    """The loss and its gradient for the hidden states in float64, from the definition alone."""
+    hidden = case.hidden.detach().double().requires_grad_()
+    student = F.linear(hidden, case.head.double())
+    divergence = _exact_divergence(case.rows, student, case.loss).mean()
+    kd = case.loss.temperature**2 * divergence
+    loss = case.loss.alpha * F.cross_entropy(student, case.targets) + (1 - case.loss.alpha) * kd
+    loss.backward()
+    return loss.item(), hidden.grad
+
+
+def _exact_divergence(rows: SignalRows, student: Tensor, loss: LossConfig) -> Tensor:
+    log_q = (student / loss.temperature).log_softmax(-1)
+    if isinstance(rows, SampledRows):
+        return -(rows.weights.double() * log_q.gather(-1, rows.ids)).sum(-1) - rows.entropy.double()
+    if isinstance(rows, TopKRows):
+        log_p, tail = rows.log_probs.double(), rows.tail_mass.double()
+        tail_q = 1 - log_q.gather(-1, rows.ids).exp().sum(-1)
+        return (log_p.exp() * (log_p - log_q.gather(-1, rows.ids))).sum(-1) + tail * (tail / tail_q).log()
+    whole = rows.logits.double() if isinstance(rows, DenseRows) else rows.hidden.double() @ rows.head.double().T
+    log_p = (whole / loss.temperature).log_softmax(-1)
+    if loss.divergence == "forward_kl":
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+    if loss.divergence == "reverse_kl":
+        return (log_q.exp() * (log_q - log_p)).sum(-1)
+    mixture = (loss.beta * log_p.exp() + (1 - loss.beta) * log_q.exp()).log()
+    to_p, to_q = ((x.exp() * (x - mixture)).sum(-1) for x in (log_p, log_q))
+    return loss.beta * to_p + (1 - loss.beta) * to_q
+
+
+def backward(case: Case, loss: Tensor) -> float:
+    """The loss as a number; its gradient is left in `case.hidden`."""
+    case.hidden.grad = None
+    loss.backward()
+    return loss.item()

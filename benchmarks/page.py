@@ -1,0 +1,254 @@
+"""The tables of docs/performance.md, made from benchmarks/results/ so that no number in them is typed by hand.
+
+A table stands between two lines of their own:
+
+    <!-- bench:begin losses -->
+    <!-- bench:end -->
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import read_part
+from primekd.errors import UserError
+from primekd.provenance import read_json, relative_name, write_text
+from primekd.report.formats import MISSING, markdown, markdown_table, significant
+
+_BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)", re.S)
+_MARK = re.compile(r"<!--\s*bench:(?:begin|end)\b")
+Found = dict[str, Any]
+
+
+def update_page(page: Path, folder: Path, check: bool) -> list[str]:
+    """Writes every table of a Markdown page anew; returns the names of those that were not what the results say.
+
+    Args:
+        folder: of the results.
+        check: write nothing, only look.
+
+    Raises:
+        UserError: the page is missing, or a marker is unknown, has no partner or has no result.
+    """
+    if not page.is_file():
+        raise UserError(f"{relative_name(page)} is missing.")
+    old, changed = page.read_text(encoding="utf-8"), []
+    if 2 * len(_BLOCK.findall(old)) != len(_MARK.findall(old)):
+        raise UserError(f"{relative_name(page)}: a <!-- bench:begin … --> or <!-- bench:end --> has no partner.")
+
+    def replaced(block: re.Match) -> str:
+        if block[2] not in TABLES:
+            raise UserError(f"{relative_name(page)}: no table is called '{block[2]}': write {' or '.join(TABLES)}.")
+        new = f"{block[1]}\n{table(block[2], folder)}\n\n{block[3]}"
+        if new != block[0]:
+            changed.append(block[2])
+        return new
+
+    new = _BLOCK.sub(replaced, old)
+    if changed and not check:
+        write_text(page, new)
+    return changed
+
+
+def table(name: str, folder: Path) -> str:
+    """One table as Markdown, with a line on what made it.
+
+    Raises:
+        UserError: its part was not run.
+    """
+    part, make = TABLES[name]
+    path = folder / f"{part}.json"
+    if not path.is_file():
+        raise UserError(f"{relative_name(path)} is missing: run `make bench` first.")
+    if name == "bars":
+        return make(read_json(path))
+    return f"{make(read_part(folder, part))}\n\n{_source(read_json(path))}"
+
+
+def _source(facts: Found) -> str:
+    hardware = facts["hardware"]
+    commit = (facts["git"]["commit"] or "unknown")[:7] + (", with changes" if facts["git"]["dirty"] else "")
+    where = ", ".join(hardware.get("gpus", [])) if facts["device"] == "cuda" else f"{facts['threads']} threads"
+    text = f"{hardware['cpu']}, {where}; torch {facts['packages']['torch']}; commit {commit}; {facts['end'][:10]}."
+    quick = " **Quick run: these numbers measure nothing.**" if facts["quick"] else ""
+    return f"{markdown(text)}{quick}"
+
+
+def _with_spread(values: Found, digits: int = 3) -> str:
+    median, low, high = (significant(values[key], digits) for key in ("median", "low", "high"))
+    return f"{median} [{low}, {high}]"
+
+
+def _losses(found: Found) -> str:
+    parts = []
+    for section in found["sections"].values():
+        title = (
+            f"Vocabulary {section['vocabulary']:,}, {section['tokens']:,} tokens of width {section['width']}, "
+            f"{section['dtype']}, {section['divergence'].replace('_', ' ')}:"
+        )
+        rows = [
+            [
+                markdown(name),
+                _with_spread(x["seconds"]),
+                _with_spread(x["ratio"]),
+                f"{x['peak_mib']:,.0f}",
+                *(f"{x[key]:.1e}" if key in x else MISSING for key in ("relative_error", "gradient_error")),
+            ]
+            for name, x in section["alternatives"].items()
+        ]
+        head = ["Loss", "Seconds", "Against cross-entropy", "Peak, MiB", "Error of the loss", "Of the gradient"]
+        parts += [title, markdown_table(head, rows)]
+    return "\n\n".join(parts)
+
+
+def _loss_growth(found: Found) -> str:
+    names = list(next(iter(found["growth"].values())))
+    head = ["Tokens", *(f"{name}, {unit}" for name in names for unit in ("s", "MiB"))]
+    rows = [
+        [tokens, *(cell for n in names for cell in (_with_spread(x[n]["seconds"]), f"{x[n]['peak_mib']:,.0f}"))]
+        for tokens, x in found["growth"].items()
+    ]
+    return markdown_table(head, rows)
+
+
+def _training(found: Found) -> str:
+    alternatives = found["alternatives"]
+    first = next(iter(alternatives.values()))["peak_mib"]
+    rows = [
+        [
+            markdown(name),
+            _with_spread(x["seconds"]),
+            _with_spread(x["ratio"]),
+            _with_spread(found["to_own"][name]),
+            f"{x['peak_mib']:,.0f}",
+            significant(x["peak_mib"] / first, 3),
+        ]
+        for name, x in alternatives.items()
+    ]
+    rows += [[markdown(name), f"not run: {markdown(why)}", *[MISSING] * 4] for name, why in found["refused"].items()]
+    head = ["Step", "Seconds", "Against the first", "Against the second", "Peak, MiB", "Against the first"]
+    note = (
+        f"{found['sequences']} sequences a step, {found['tokens']:.0f} tokens of which {found['response_tokens']:.0f} "
+        f"are trained on; {found['dtype']}."
+    )
+    return f"{markdown_table(head, rows)}\n\n{note}"
+
+
+def _stores(found: Found) -> str:
+    rows = []
+    for name, x in found["alternatives"].items():
+        bound = f"{x['entropy_bytes_per_token']:,.1f}" if "entropy_bytes_per_token" in x else MISSING
+        cells = [
+            cell
+            for v in ("write", "read")
+            for cell in (f"{x[v]['tokens_per_s']['median']:,.0f}", _with_spread(x[v]["ratio"]))
+        ]
+        rows.append([markdown(name), f"{x['bytes_per_token']:,.1f}", bound, *cells])
+    head = ["Kept", "Bytes a token", "Order-0 bound", "Written, tokens/s", "Time against torch.save"]
+    head += ["Read, tokens/s", "Time against torch.load"]
+    note = (
+        f"{found['tokens']} tokens, vocabulary {found['vocabulary']:,}, temperature {found['temperature']:g}. The "
+        f"teacher's own next token takes {found['response_bytes_per_token']:.3f} bytes on average (its entropy)."
+    )
+    return f"{markdown_table(head, rows)}\n\n{note}"
+
+
+def _reading_growth(found: Found) -> str:
+    rows = [
+        [items, f"{x['bytes'] / 2**20:,.0f}", _with_spread(x["seconds"]), f"{x['peak_mib']:,.0f}"]
+        for items, x in found["growth"].items()
+    ]
+    return markdown_table(["Items", "Store, MiB", "Seconds", "Peak, MiB"], rows, left=0)
+
+
+def _bars(rows: list[Found]) -> str:
+    said = {True: "met", False: "**missed**", None: "not run"}
+    cells = [
+        [
+            markdown(row["bar"]),
+            row["target"],
+            MISSING if row["measured"] is None else f"{significant(row['measured'], 3)} {row['unit']}".strip(),
+            said[row["met"]],
+        ]
+        for row in rows
+    ]
+    return markdown_table(["Bar", "Target", "Measured", ""], cells)
+
+
+def _capture_transformers(found: Found) -> str:
+    rows = [
+        [markdown(name), _with_spread(rate), _with_spread(found["seconds"][name])]
+        for name, rate in found["rates"].items()
+    ]
+    peaks = ", ".join(f"{int(peak) / 2**20:,.0f} MiB at {items}" for items, peak in found["peaks"].items())
+    note = (
+        f"{found['items']} items, {found['tokens']} tokens. Capture's rate against plain generation's, round by round: "
+        f"{_with_spread(found['ratio'])}; against the first: {_with_spread(found['to_library'])}. Answers that the "
+        f"first gives too: {found['equal']}. Collected rows against scored ones: mean KL "
+        f"{found['rows']['mean_kl_nats']:.1e} nats. Peak memory above the loaded engine, by items: {peaks}."
+    )
+    return f"{markdown_table(['Run', 'Tokens a second', 'Seconds'], rows)}\n\n{markdown(note)}"
+
+
+def _capture_llamacpp(found: Found) -> str:
+    rows = [
+        [markdown(name), _with_spread(x["tokens_per_second"]), _with_spread(x["ratio"])]
+        for name, x in found["alternatives"].items()
+    ]
+    share = f"Capture's rate against parallel generation's, round by round: {_with_spread(found['capture_share'])}."
+    return f"{markdown_table(['Run', 'Tokens a second', 'Against the first'], rows)}\n\n{markdown(share)}"
+
+
+def _assessment(found: Found) -> str:
+    rows = []
+    for name, x in found["models"].items():
+        exact, gaps = found["float32"][name], x["gaps_nats"]
+        rows.append(
+            [
+                markdown(name),
+                *(_with_spread(rate) for rate in x["items_per_second"].values()),
+                _with_spread(x["ratio"]),
+                f"{x['equal']} of {x['compared']}",
+                significant(max(gaps), 2) if gaps else MISSING,
+                f"{exact['equal']} of {exact['compared']}",
+            ]
+        )
+    head = ["Model", "One by one, items/s", "In batches, items/s", "Ratio", "Equal answers"]
+    head += ["Largest gap, nats", "Equal in float32"]
+    note = f"Batches of {found['batch_size']}. Gap: between the log-probabilities of the two tokens where answers part."
+    return f"{markdown_table(head, rows)}\n\n{note}"
+
+
+def _floors(found: Found) -> str:
+    rates = ", ".join(f"{name.replace('_per_s', '')} {value:.3g} a second" for name, value in found["machine"].items())
+    head = ["Stage", "Unit", "Operations", "Bytes", "Seconds at least"]
+    parts = [f"This machine: {rates}."]
+    for name in ("pocket", "paper"):
+        rows = [
+            [markdown(x["stage"]), x["unit"], *(significant(x[key], 3) for key in ("operations", "bytes", "seconds"))]
+            for x in found[name]
+        ]
+        parts += [f"At the size of `{name}`:", markdown_table(head, rows, left=2)]
+    return "\n\n".join(parts)
+
+
+def _codecs(found: Found) -> str:
+    from benchmarks.codecs import table
+
+    return table(found).strip("\n")
+
+
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "floors": ("floors", _floors),
+    "losses": ("losses", _losses),
+    "loss-growth": ("losses", _loss_growth),
+    "training": ("training", _training),
+    "stores": ("stores", _stores),
+    "reading-growth": ("stores", _reading_growth),
+    "codecs": ("codecs", _codecs),
+    "capture-transformers": ("capture_transformers", _capture_transformers),
+    "capture-llamacpp": ("capture_llamacpp", _capture_llamacpp),
+    "assessment": ("assessment", _assessment),
+    "bars": ("bars", _bars),
+}

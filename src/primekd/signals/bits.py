@@ -1,0 +1,87 @@
+"""Streams of bits: numbers of few bits end to end, written and read with numpy, many at a time.
+
+Three kinds of number, all of them non-negative integers: of a width that the reader knows (`raw`); small ones as so
+many zeros and a one (`unary`); of unknown size, from 1 on, in 2 * floor(log2 n) + 1 bits (`gamma`: Elias 1975,
+doi 10.1109/TIT.1975.1055349). All widths of one call come before all values of it, so that no loop runs over numbers.
+"""
+
+import numpy as np
+
+
+def floor_log2(values: np.ndarray) -> np.ndarray:
+    """floor(log2 n) of integers from 1 to 2^53, exactly on every machine (a logarithm may round)."""
+    return np.frexp(values)[1].astype(np.int64) - 1
+
+
+class BitWriter:
+    """Collects numbers; `to_bytes` gives the stream, filled up with zeros to whole bytes."""
+
+    def __init__(self):
+        self._parts: list[np.ndarray] = []  # one byte a bit
+
+    def raw(self, values: np.ndarray, widths: np.ndarray) -> None:
+        """Each value in so many bits, the highest one first."""
+        ends = np.cumsum(widths)
+        below = np.repeat(ends, widths) - np.arange(widths.sum()) - 1  # how many bits of the same value follow
+        self._parts.append(((np.repeat(values, widths) >> below) & 1).astype(np.uint8))
+
+    def unary(self, values: np.ndarray) -> None:
+        """Each value n as n zeros and a one."""
+        bits = np.zeros(values.sum() + len(values), np.uint8)
+        bits[np.cumsum(values + 1) - 1] = 1
+        self._parts.append(bits)
+
+    def gamma(self, values: np.ndarray) -> None:
+        """Each value, 1 or more, as its width and the bits below its highest one."""
+        widths = floor_log2(values)
+        self.unary(widths)
+        self.raw(values - (1 << widths), widths)
+
+    def to_bytes(self) -> np.ndarray:
+        """The whole stream, uint8."""
+        return np.packbits(np.concatenate(self._parts))
+
+
+class BitReader:
+    """Reads back what a BitWriter wrote, call by call.
+
+    Raises:
+        ValueError: the stream ends too early, or (`finish`) too late.
+    """
+
+    def __init__(self, stream: np.ndarray):
+        self._bits = np.unpackbits(stream)
+        self._at = 0
+
+    def raw(self, widths: np.ndarray) -> np.ndarray:
+        """One value a width."""
+        starts = self._at + np.cumsum(widths) - widths
+        self._at += int(widths.sum())
+        if self._at > len(self._bits):
+            raise ValueError("the stream of bits ends too early")
+        values = np.zeros(len(widths), np.int64)
+        for place in range(int(widths.max(initial=0))):
+            there = place < widths
+            values[there] = (values[there] << 1) | self._bits[starts[there] + place]
+        return values
+
+    def unary(self, count: int) -> np.ndarray:
+        """So many values."""
+        ones = np.flatnonzero(self._bits[self._at :])[:count]
+        if len(ones) < count:
+            raise ValueError("the stream of bits ends too early")
+        self._at += int(ones[-1]) + 1 if count else 0
+        return np.diff(ones, prepend=-1) - 1
+
+    def gamma(self, count: int) -> np.ndarray:
+        """So many values."""
+        widths = self.unary(count)
+        if widths.max(initial=0) > 62:
+            raise ValueError("the stream of bits holds a number that is too large")
+        return (1 << widths) + self.raw(widths)
+
+    def finish(self) -> None:
+        """Checks that nothing but the filling of the last byte is left."""
+        rest = self._bits[self._at :]
+        if len(rest) > 7 or rest.any():
+            raise ValueError("the stream of bits goes on after its end")

@@ -1,0 +1,164 @@
+"""llama.cpp's own calls: a GGUF model, and a context that runs several sequences in one batch.
+
+llama-cpp-python's `Llama` runs one sequence; here the context is opened with `n_seq_max` sequences, and logits and
+final hidden states are read from its own buffers. Written from the source of llama-cpp-python 0.3.36.
+"""
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import torch
+
+from primekd.errors import UserError
+from primekd.provenance import relative_name
+
+# Tokens of one sequence in one call. On a CPU llama.cpp's flash attention takes a tiled path from 64 queries on, whose
+# last bits differ: below, a row of a quantised model is the same whatever batch it is computed in.
+PART_TOKENS = 512 if llama_cpp.llama_supports_gpu_offload() else 63
+CELLS = 256  # llama.cpp pads a sequence's key-value cells to a multiple of this
+
+
+class Model:
+    """A GGUF file, loaded.
+
+    Attributes:
+        columns: columns of the logits; they may exceed the tokenizer's V.
+        width: D, of the hidden states.
+        most_sequences: how many sequences a context can hold.
+        keeps_positions: whether a sequence can be cut back to a prefix. The state of a recurrent model cannot.
+
+    Raises:
+        UserError: llama.cpp cannot read the file.
+    """
+
+    def __init__(self, file: Path):
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its loader says much
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = -1  # all, where there is a GPU
+        # On processors with AMX llama.cpp's repacked weights end in a segmentation fault (ggml-org/llama.cpp#20824),
+        # and repacked kernels would also make the logits depend on the processor.
+        params.use_extra_bufts = False
+        self.pointer = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
+        if not self.pointer:
+            raise UserError(f"llama.cpp cannot load {relative_name(file)}: fetch or make it again.")
+        self.columns = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.pointer))
+        self.width = llama_cpp.llama_model_n_embd_out(self.pointer)
+        self.most_sequences = llama_cpp.llama_max_parallel_sequences()
+        self.keeps_positions = not (
+            llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer)
+        )
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.pointer)
+
+
+class Context:
+    """The key-value cache and the output buffers of up to `sequences` sequences of up to `tokens` tokens.
+
+    Each sequence has a cache of its own (llama.cpp calls it a stream): in one unified cache every token would be held
+    against the tokens of all sequences. Flash attention is on: it is quicker on a CPU too, and there it goes row by
+    row, so that neither the batch nor the other sequences change a bit (but from 512 cells on the last sequence that is
+    left is cut among the threads). As many threads as torch has, for prompts and for single tokens alike.
+
+    Raises:
+        UserError: the memory does not suffice.
+    """
+
+    def __init__(self, model: Model, sequences: int, tokens: int):
+        self.model, self.sequences = model, sequences
+        self.tokens = -(-tokens // CELLS) * CELLS
+        params = llama_cpp.llama_context_default_params()
+        params.n_seq_max, params.n_ctx, params.kv_unified = sequences, sequences * self.tokens, False
+        size = params.n_batch = params.n_ubatch = params.n_outputs_max = max(PART_TOKENS, sequences)
+        params.n_outputs_max_per_seq = 0  # as many as in all
+        params.n_threads = params.n_threads_batch = torch.get_num_threads()
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.embeddings, params.pooling_type = True, llama_cpp.LLAMA_POOLING_TYPE_NONE
+        self.pointer = llama_cpp.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise UserError(
+                f"llama.cpp has no memory for {sequences} sequences of {self.tokens} tokens: lower teacher.batch_size."
+            )
+        self.memory = llama_cpp.llama_get_memory(self.pointer)
+        self._batch = _Batch(size)
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self.pointer)
+
+    def clear(self) -> None:
+        """Forgets all sequences."""
+        llama_cpp.llama_memory_clear(self.memory, False)
+
+    def cut(self, sequence: int, length: int) -> None:
+        """Forgets what stands behind the first `length` tokens of a sequence."""
+        if not llama_cpp.llama_memory_seq_rm(self.memory, sequence, length, -1):
+            raise UserError("llama.cpp cannot cut this model's sequences: set teacher.engine to transformers.")
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes the sequence `target` equal to `source`."""
+        llama_cpp.llama_memory_seq_rm(self.memory, target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+
+    def read(self, sequence: int, ids: Sequence[int], start: int) -> None:
+        """Adds tokens from position `start` on; nothing is put out for them, which saves the product with the head."""
+        llama_cpp.llama_set_embeddings(self.pointer, False)
+        if not ids:
+            return
+        for part in np.array_split(ids, -(-len(ids) // PART_TOKENS)):  # a short part would cost more a token
+            self._decode(part, np.arange(start, start + len(part)), sequence, output=False)
+            start += len(part)
+
+    def predict(
+        self, ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int] | int, hidden: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Adds n tokens, at most PART_TOKENS or one a sequence, and returns what each of them predicts.
+
+        Returns:
+            Views of the context's own buffers, valid until its next call: logits (n, columns) and, if asked for, the
+            hidden states (n, D), both float32.
+        """
+        # With embeddings on llama.cpp puts out every token of a call.
+        llama_cpp.llama_set_embeddings(self.pointer, hidden)
+        self._decode(ids, positions, sequences, output=True)
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.pointer), (len(ids), self.model.columns))
+        if not hidden:
+            return logits, None
+        states = llama_cpp.llama_get_embeddings(self.pointer)
+        return logits, np.ctypeslib.as_array(states, (len(ids), self.model.width))
+
+    def _decode(self, ids, positions, sequences, output: bool) -> None:
+        self._batch.fill(ids, positions, sequences, output)
+        if code := llama_cpp.llama_decode(self.pointer, self._batch.batch):
+            raise UserError(f"llama.cpp stopped with code {code} on a batch of {len(ids)} tokens: run this step again.")
+
+
+class _Batch:
+    """A llama_batch whose arrays belong to numpy; each token is of one sequence."""
+
+    def __init__(self, size: int):
+        self.ids, self.positions, self.sequences = (np.zeros(size, np.int32) for _ in range(3))
+        self.counts, self.outputs = np.ones(size, np.int32), np.zeros(size, np.int8)
+        integer = ctypes.POINTER(ctypes.c_int32)
+        first = self.sequences.ctypes.data
+        places = [ctypes.cast(first + i * self.sequences.itemsize, integer) for i in range(size)]
+        self._places = (integer * size)(*places)
+        self.batch = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=self.ids.ctypes.data_as(integer),
+            embd=None,
+            pos=self.positions.ctypes.data_as(integer),
+            n_seq_id=self.counts.ctypes.data_as(integer),
+            seq_id=self._places,
+            logits=self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int] | int, output: bool) -> None:
+        count = len(ids)
+        self.ids[:count], self.positions[:count], self.sequences[:count] = ids, positions, sequences
+        self.outputs[:count] = output
+        self.batch.n_tokens = count

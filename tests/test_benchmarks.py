@@ -1,0 +1,267 @@
+"""The benchmarks' own arithmetic, tables and figures, on tiny inputs. Nothing here asserts a time."""
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, stored
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import bars, figures, losses, memory, objectives, page, stores, timing  # noqa: E402
+from benchmarks.results import read_part, write_part  # noqa: E402
+from benchmarks.stored_signals import as_needed, codec_at, read_store, write_store  # noqa: E402
+from benchmarks.training import OWN, PLAIN  # noqa: E402
+from primekd.errors import UserError  # noqa: E402
+from primekd.provenance import write_json  # noqa: E402
+
+MIB = 2**20
+FILLED = ("losses", "loss-growth", "training", "capture-llamacpp", "capture-transformers", "assessment", "bars")
+
+
+def test_alternatives_take_turns_after_a_warm_up_that_does_not_count():
+    calls = []
+    times = timing.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
+    assert "".join(calls) == "abababab"
+    assert [len(values) for values in times.values()] == [3, 3]
+
+
+def test_a_warm_up_of_its_own_replaces_the_alternatives_and_a_spent_budget_ends_after_two_rounds():
+    calls = []
+    alternatives = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = timing.alternate(alternatives, rounds=9, budget_s=0, warm_up=[lambda: calls.append("w")])
+    assert "".join(calls) == "wabab" and len(times["a"]) == 2
+
+
+def test_ratios_are_taken_round_by_round():
+    # The machine is ten times slower in the last round; the ratio is the same in all of them.
+    found = timing.summary({"a": [1.0, 1.2, 10.0], "b": [2.0, 2.4, 20.0], "c": [3.0, 1.2, 5.0]}, "a")
+    assert found["b"]["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert found["c"]["ratio"] == pytest.approx({"median": 1.0, "low": 0.5, "high": 3.0})
+    assert found["b"]["seconds"] == {"median": 2.4, "low": 2.0, "high": 20.0} and found["a"]["rounds"] == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_is_what_a_call_adds_at_its_highest():
+    torch.ones(256 * MIB // 4)  # a higher peak, of the past
+    before = torch.ones(64 * MIB // 4)  # is there already, and is freed before the end: counts for nothing
+
+    def run():
+        first = torch.ones(48 * MIB // 4)
+        del first
+        torch.ones(96 * MIB // 4)
+
+    grown = memory.growth(run)
+    assert len(before) and abs(grown - 96 * MIB) < 3 * MIB  # the kernel counts to within some pages a thread
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_is_measured_in_another_process_and_its_failure_is_told(monkeypatch):
+    monkeypatch.setattr(memory, "PRELOAD", ["torch"])
+    case = {"tokens": 64, "width": 8, "vocabulary": 16384}
+    whole = memory.peak_bytes("benchmarks.objectives:prepare", objectives.WHOLE, **case)
+    assert 3 * 64 * 16384 * 4 < whole < 100 * MIB  # logits of both and a gradient at least
+    with pytest.raises(RuntimeError, match="KeyError: 'nobody'"):
+        memory.peak_bytes("benchmarks.objectives:make_case", **case, signal="nobody")
+
+
+@pytest.mark.parametrize(
+    "signal, divergence",
+    [*((signal, "forward_kl") for signal in losses.SIGNALS), ("hidden", "reverse_kl"), ("hidden", "jsd")],
+)
+def test_every_alternative_computes_the_same_loss(signal, divergence):
+    case = objectives.make_case(12, 8, 300, signal=signal, divergence=divergence)
+    for name in (objectives.FROZEN, objectives.WHOLE):
+        found = losses.errors(name, case)
+        assert found["relative_error"] < 1e-5 and found["gradient_error"] < 1e-4, name
+
+
+def test_an_error_of_another_loss_is_seen():
+    found = losses.errors(objectives.CROSS_ENTROPY, objectives.make_case(12, 8, 300))
+    assert found["relative_error"] > 0.01 and found["gradient_error"] > 0.01
+
+
+@pytest.mark.skipif(not objectives.has_trl(), reason="TRL is installed for the benchmark alone")
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_the_rivals_compute_the_same_loss(divergence):
+    case = objectives.make_case(12, 8, 300, divergence=divergence)
+    for name in (objectives.TRL_WHOLE, objectives.TRL_CHUNKED):
+        found = losses.errors(name, case)
+        assert found["relative_error"] < 1e-5 and found["gradient_error"] < 1e-4, name
+
+
+def test_the_floor_takes_the_gradients_product_too():
+    case = objectives.make_case(200, 8, 40)  # more than are taken at a time
+    logits = objectives.logits(case).detach()
+    assert objectives.run_products(case) == pytest.approx((logits[0, 0] + logits[128, 0]).item(), rel=1e-4)
+    torch.testing.assert_close(case.hidden.grad, logits @ case.head)
+
+
+def test_prompts_stand_on_the_left_and_responses_on_the_right():
+    rivals = pytest.importorskip("benchmarks.rival_trainers")
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8], [5, 9, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "labels": torch.tensor([[-100, -100, 7, 8], [-100, 9, -100, -100]]),
+    }
+    split = rivals._split(batch)
+    assert split["prompt_ids"].tolist() == [[5, 6], [0, 5]] and split["prompt_mask"].tolist() == [[1, 1], [0, 1]]
+    assert split["completion_ids"].tolist() == [[7, 8], [9, 0]]
+    assert split["completion_mask"].tolist() == [[1, 1], [1, 0]] and split["tokens"] == 3
+
+
+def test_every_codec_is_written_and_read_whole(output):
+    items = [stored("a", [3, 4, 5]), stored("b", [6, 7])]
+    states, head = [torch.randn(3, 8), torch.randn(2, 8)], torch.randn(300, 8)
+    for name in stores.CODECS:
+        codec = codec_at(name, 1.0)
+        write_store(output / name, codec, items, as_needed(codec, states, head), head)
+        assert read_store(output / name) == 5, name
+
+
+def test_the_entropy_of_bytes():
+    assert stores.byte_entropy(torch.zeros(100, dtype=torch.int32)) == 0
+    assert stores.byte_entropy(torch.arange(256, dtype=torch.uint8)) == pytest.approx(256)
+    # Of each value the first byte is one of two, the others are always 0: one bit a value.
+    assert stores.byte_entropy(torch.tensor([0, 1] * 8, dtype=torch.int32)) == pytest.approx(2)
+
+
+def test_the_growing_store_is_what_it_says(output):
+    stores._write_growing(output / "store", 40)
+    assert read_store(output / "store") == 40 * stores.GROWTH_TOKENS
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "low": 0.9 * median, "high": 1.1 * median}
+
+
+def one(median: float, peak: float = 100.0) -> dict:
+    return {"seconds": spread(median), "ratio": spread(median), "peak_mib": peak, "rounds": 3}
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """Invented results of two parts."""
+    names = (objectives.CROSS_ENTROPY, *map(losses.frozen_name, losses.SIGNALS))
+    section = {"vocabulary": 49152, "tokens": 1024, "width": 576, "dtype": "float32", "divergence": "forward_kl"}
+    section["alternatives"] = {name: one(1.5, 200) | {"relative_error": 1e-7, "gradient_error": 1e-6} for name in names}
+    sections = {f"{v} {d}": section | {"vocabulary": v} for v in (49152, 128256) for d in ("float32", "bfloat16")}
+    sections["128256 float32"] = section | {"alternatives": {losses.frozen_name("hidden"): one(2.5, 500)}}
+    growth = {str(n): {name: one(n, n) for name in names[:2]} for n in (128, 256)}
+    write_part(tmp_path, "losses", False, 100, {"width": 576, "sections": sections, "growth": growth})
+    steps = {PLAIN: one(1.0), OWN: one(0.8, 50), "hidden signals": one(1.2, 109), "topk signals": one(1.2, 111)}
+    own = {name: spread(x["ratio"]["median"] / 0.8) for name, x in steps.items()}
+    facts = {"sequences": 8, "tokens": 1600.0, "response_tokens": 700.0, "model": "m", "dtype": "bfloat16"}
+    found = facts | {"alternatives": steps, "to_own": own, "refused": {"TRL GKDTrainer": "Error: a|b"}}
+    write_part(tmp_path, "training", True, 50, found)
+    rates = {
+        name: {"tokens_per_second": spread(x), "ratio": spread(x / 50)} for name, x in (("a", 50), ("parallel", 75))
+    }
+    write_part(tmp_path, "capture_llamacpp", False, 60, {"alternatives": rates, "capture_share": spread(0.9)})
+    models = {"base": {"items_per_second": {"one by one": spread(1), "in batches": spread(7)}, "ratio": spread(7)}}
+    models["base"] |= {"compared": 8, "equal": 7, "gaps_nats": [0.25]}
+    assessed = {"batch_size": 64, "models": models, "float32": {"base": {"compared": 8, "equal": 8, "gaps_nats": []}}}
+    write_part(tmp_path, "assessment", False, 60, assessed)
+    rates = {name: spread(x) for name, x in (("library", 100), ("plain generation", 300), ("capture", 240))}
+    captured = {"rates": rates, "seconds": rates, "ratio": spread(0.8), "to_library": spread(2.4), "equal": 30}
+    captured |= {
+        "items": 32,
+        "tokens": 2000,
+        "rows": {"mean_kl_nats": 1e-4},
+        "peaks": {"16": 100 * MIB, "128": 105 * MIB},
+    }
+    write_part(tmp_path, "capture_transformers", False, 60, captured)
+    return tmp_path
+
+
+def test_bars_are_met_missed_or_not_run(results):
+    judged = {row["bar"]: row for row in bars.judge(results)}
+    step = "step from {} signals against " + PLAIN + ": {}"
+    assert judged[step.format("hidden", "time")]["met"] is True  # 1.2 of 1.25
+    assert judged[step.format("hidden", "peak memory")]["measured"] == pytest.approx(1.09)
+    assert (
+        judged[step.format("topk", "time")]["met"] is False
+        and judged[step.format("topk", "peak memory")]["met"] is False
+    )
+    assert (
+        judged[step.format("sampled", "time")] | {"met": None, "measured": None}
+        == judged[step.format("sampled", "time")]
+    )
+    own = judged[f"step from hidden signals against {OWN}: time"]
+    assert own["measured"] == pytest.approx(1.5) and own["met"] is False
+    loss = "loss from hidden rows, vocabulary and dtype {}: time against cross-entropy alone"
+    assert judged[loss.format("49152 float32")]["met"] is True and judged[loss.format("128256 float32")]["met"] is False
+    assert judged["llama.cpp: capture with signals against plain generation"]["met"] is True  # 0.9 of at least 0.85
+    assert judged["llama.cpp: parallel against its single stream"]["met"] is False  # 1.5 of at least 2
+    assert judged["assessment: batches against one by one, the slower model"]["met"] is True  # 7 of at least 6
+    assert judged["assessment: share of equal answers in float32"]["measured"] == 1
+    assert judged["transformers: capture with signals against plain generation"]["met"] is False  # 0.8 of at least 0.85
+    assert judged["transformers: memory for 8 times the items"]["measured"] == pytest.approx(1.05)
+    assert judged["make bench: whole duration"]["met"] is None  # parts are missing
+
+
+def test_figures_of_the_parts_that_were_run(results):
+    write_json(results / "bars.json", bars.judge(results))
+    drawn = figures.draw_all(results)
+    rest = {"capture_transformers.png", "assessment.png"}
+    assert {path.name for path in drawn} - rest == {
+        "losses.png",
+        "loss_growth.png",
+        "training.png",
+        "capture_llamacpp.png",
+    }
+    assert rest < {path.name for path in drawn}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_tables_are_filled_and_a_changed_number_is_found(results):
+    write_json(results / "bars.json", bars.judge(results))
+    text = "Before\n"
+    for name in FILLED:
+        text += f"<!-- bench:begin {name} -->\n<!-- bench:end -->\nbetween\n"
+    document = results / "page.md"
+    document.write_text(text)
+    assert page.update_page(document, results, check=True) == [*FILLED]
+    assert document.read_text() == text
+    page.update_page(document, results, check=False)
+    filled = document.read_text()
+    assert page.update_page(document, results, check=True) == []
+    assert "| hidden signals | 1.20 [1.08, 1.32] | 1.20 [1.08, 1.32] | 1.50 [1.35, 1.65] | 109 | 1.09 |" in filled
+    assert "| 256 | 256 [230, 282] | 256 |" in filled and "Error: a\\|b" in filled
+    assert "Quick run" in filled and filled.count("\nbetween\n") == len(FILLED)
+    assert "| parallel | 75.0 [67.5, 82.5] | 1.50 [1.35, 1.65] |" in filled
+    assert "| base | 1.00 [0.900, 1.10] | 7.00 [6.30, 7.70] | 7.00 [6.30, 7.70] | 7 of 8 | 0.25 | 8 of 8 |" in filled
+    assert "| capture | 240 [216, 264] |" in filled and "100 MiB at 16, 105 MiB at 128" in filled
+    assert "| 1.20 x | met |" in filled and "**missed**" in filled and "not run" in filled
+    document.write_text(filled.replace("109", "108"))
+    assert page.update_page(document, results, check=True) == ["training"]
+
+
+def test_a_page_that_cannot_be_filled(results):
+    document = results / "page.md"
+    for text, said in (
+        ("<!-- bench:begin nothing -->\n<!-- bench:end -->", "no table is called 'nothing'"),
+        ("<!-- bench:begin losses -->\n", "has no partner"),
+        ("<!-- bench:begin stores -->\n<!-- bench:end -->", "run `make bench` first"),
+    ):
+        document.write_text(text)
+        with pytest.raises(UserError, match=said):
+            page.update_page(document, results, check=False)
+        assert document.read_text() == text
+
+
+def test_results_name_no_machine_and_say_what_made_them(tmp_path):
+    write_part(tmp_path, "stores", True, 1.26, {"tokens": 3})
+    text = (tmp_path / "stores.json").read_text()
+    assert socket.gethostname() not in text and str(ROOT) not in text and str(tmp_path) not in text
+    assert '"seconds": 1.3' in text and '"cpu"' in text and '"commit"' in text
+    assert read_part(tmp_path, "stores") == {"tokens": 3} and read_part(tmp_path, "losses") is None
+
+
+def test_the_page_in_docs_shows_the_results_that_are_kept():
+    document, kept = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
+    if not (document.is_file() and kept.is_dir()):
+        pytest.skip("no results are kept yet")
+    assert page.update_page(document, kept, check=True) == []

@@ -1,0 +1,220 @@
+"""The decode loop against transformers' own generation, one prompt at a time, in float32."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from primekd.teachers import Response, Sampling
+from primekd.teachers import transformers_engine as engine_module
+from primekd.teachers.cache import has_plain_cache, narrowest_window
+from primekd.teachers.decoding import SHORTEST_PREFIX
+from primekd.teachers.transformers_engine import TransformersEngine
+
+PREFIX = [40 + 3 * n for n in range(SHORTEST_PREFIX + 6)]
+SHARED = [[*PREFIX, *range(100 + 7 * n, 100 + 7 * n + 1 + n % 5)] for n in range(9)]
+DIFFERENT = [[500 + n, *prompt[n:]] for n, prompt in enumerate(SHARED)]
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
+LLAMA_LIKE = SIZES | {"num_key_value_heads": 1, "intermediate_size": 32, "head_dim": 8, "initializer_range": 0.4}
+
+
+def configuration(kind: str, vocabulary: int):
+    """A tiny model of another architecture: learned positions, windows, capped logits."""
+    import transformers as t
+
+    if kind == "gpt2":  # its positions are learned, and its head is tied
+        return t.GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
+    if kind == "mistral":  # shorter than the prompts
+        return t.MistralConfig(vocab_size=vocabulary, sliding_window=9, **LLAMA_LIKE)
+    if kind == "qwen2":
+        windows = {"use_sliding_window": True, "sliding_window": 256, "max_window_layers": 1}
+        return t.Qwen2Config(vocab_size=vocabulary, **LLAMA_LIKE, **windows)
+    return t.Gemma2Config(vocab_size=vocabulary, sliding_window=9, query_pre_attn_scalar=8, **LLAMA_LIKE)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "mistral", "qwen2", "gemma2"])
+def engine(request, lively, tokenizer, tmp_path_factory) -> TransformersEngine:
+    if request.param == "llama":  # has padded columns that win wherever they are not cut
+        return TransformersEngine(lively, "float32", batch_size=3)
+    folder = tmp_path_factory.mktemp(request.param)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = AutoModelForCausalLM.from_config(configuration(request.param, len(tokenizer) + 8))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return TransformersEngine(f"path:{folder}", "float32", batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def llama(lively) -> TransformersEngine:
+    return TransformersEngine(lively, "float32", batch_size=3)
+
+
+def one_by_one(engine: TransformersEngine, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """The library's greedy answers, without padding, other rows or an end of turn."""
+    padded = list(range(engine.vocab_size, engine.model.config.vocab_size))
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, suppress_tokens=padded or None)
+    return [
+        engine.model.generate(torch.tensor([p]), generation_config=config, use_cache=False)[0, len(p) :].tolist()
+        for p in prompts
+    ]
+
+
+def end_with(engine: TransformersEngine, end: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "tokenizer", SimpleNamespace(eos_token_id=end, pad_token_id=0))
+
+
+def cut(ids: list[int], end: int) -> Response:
+    """What an answer is if `end` ends it."""
+    return Response(ids[: ids.index(end) + 1], False) if end in ids else Response(ids, True)
+
+
+@pytest.mark.parametrize("prompts", [SHARED, DIFFERENT], ids=["shared", "different"])
+def test_every_architecture_decodes_what_its_own_generate_does(engine, prompts, monkeypatch):
+    """Nine prompts of several lengths in three places: rows end at different steps and others take their places."""
+    assert engine.decodes
+    free = one_by_one(engine, prompts, 12)
+    end = free[3][4]
+    end_with(engine, end, monkeypatch)
+    monkeypatch.setattr(engine, "_generate_with_library", lambda *_: pytest.fail("the library was asked"))
+    assert engine.generate(prompts, Sampling(12)) == [cut(ids, end) for ids in free]
+
+
+def test_collected_rows_are_what_score_gives(engine):
+    want = "hidden" if "hidden" in engine.offers else "logits"
+    responses, rows = engine.generate_scored(SHARED, Sampling(8), want)
+    assert responses == engine.generate(SHARED, Sampling(8))
+    for found, expected in zip(rows, engine.score(SHARED, [r.ids for r in responses], want), strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_in_bfloat16_collected_rows_are_near_those_of_score(lively):
+    engine = TransformersEngine(lively, "bfloat16", batch_size=4)
+    responses, rows = engine.generate_scored(SHARED, Sampling(8), "logits")
+    assert engine.decodes
+    scored = torch.cat(engine.score(SHARED, [r.ids for r in responses], "logits")).double().log_softmax(-1)
+    found = torch.cat(rows).double().log_softmax(-1)
+    assert (scored.exp() * (scored - found)).sum(-1).mean() < 0.02
+
+
+def test_logits_of_generated_tokens_are_cut_and_float32(llama):
+    responses, rows = llama.generate_scored(SHARED[:2], Sampling(3), "logits")
+    for response, logits in zip(responses, rows, strict=True):
+        assert logits.shape == (3, llama.vocab_size) and logits.dtype == torch.float32
+        assert logits.argmax(-1).tolist() == response.ids
+
+
+@pytest.mark.parametrize("prompts", [SHARED[:1], [SHARED[2]] * 5, [[7]], [[7], [7, 8]]])
+def test_one_prompt_equal_prompts_and_very_short_ones(llama, prompts):
+    assert [r.ids for r in llama.generate(prompts, Sampling(5))] == one_by_one(llama, prompts, 5)
+
+
+def test_a_single_token_may_be_all_that_is_allowed_or_the_end_of_turn(llama, monkeypatch):
+    first = [ids[0] for ids in one_by_one(llama, SHARED, 1)]
+    end_with(llama, first[0], monkeypatch)
+    for most in (1, 4):
+        found = llama.generate(SHARED, Sampling(most))
+        assert found[0] == Response([first[0]], truncated=False)
+        assert [r.ids[0] for r in found] == first
+        assert all(len(r.ids) <= most for r in found)
+
+
+def test_many_prompts_drift_through_few_slots(llama, monkeypatch):
+    """Answers of different lengths in two places: the slots run out and rows are moved to their beginning."""
+    from primekd.teachers import decoding
+    from primekd.teachers.cache import SlotCache
+
+    monkeypatch.setattr(decoding, "SLACK", 6)
+    prompts = [[900 + n, *DIFFERENT[n % 9][: 3 + n % 7]] for n in range(16)]
+    free = one_by_one(llama, prompts, 12)
+    end = max(sum(free, []), key=lambda token: len({len(cut(ids, token).ids) for ids in free}))  # many lengths
+    end_with(llama, end, monkeypatch)
+    monkeypatch.setattr(llama, "batch_size", 2)
+    moved = []
+    real = SlotCache.make_room
+    monkeypatch.setattr(SlotCache, "make_room", lambda cache, rows: (moved.append(rows), real(cache, rows)))
+    assert llama.generate(prompts, Sampling(12)) == [cut(ids, end) for ids in free]
+    assert len(moved) >= 2
+
+
+def test_nothing_is_run_that_is_not_needed(llama, monkeypatch):
+    """What all prompts begin with is run once, and a row is run once for each of its tokens but the last."""
+    run = []
+    real = llama._last_states
+    monkeypatch.setattr(llama, "_last_states", lambda **i: (run.append(i["input_ids"].shape), real(**i))[1])
+    monkeypatch.setattr(llama, "batch_size", 16)
+    free = one_by_one(llama, SHARED, 12)
+    end_with(llama, free[3][4], monkeypatch)
+    responses = llama.generate(SHARED, Sampling(12))
+    assert len({len(r.ids) for r in responses}) > 1
+    assert run[0] == (1, len(PREFIX)) and run[1] == (len(SHARED), 5)
+    assert sum(rows for rows, _ in run[2:]) == sum(len(r.ids) - 1 for r in responses)
+
+
+# Sampling.
+
+
+def test_draws_depend_on_the_seed_and_the_prompts_place_and_not_on_the_batch(llama, monkeypatch):
+    drawn = {}
+    for size in (1, 2, 5, 16):
+        monkeypatch.setattr(llama, "batch_size", size)
+        drawn[size] = [r.ids for r in llama.generate(SHARED, Sampling(6, temperature=1.0, seed=4))]
+    assert drawn[1] == drawn[2] == drawn[5] == drawn[16]
+    assert drawn[16] != [r.ids for r in llama.generate(SHARED, Sampling(6, temperature=1.0, seed=5))]
+    equal_prompts = llama.generate([SHARED[0]] * 6, Sampling(6, temperature=1.0, seed=4))
+    assert len({tuple(r.ids) for r in equal_prompts}) > 1
+
+
+def test_sampling_is_unbiased(llama, monkeypatch):
+    """600 draws of the first token at temperature 2 against its distribution: a chi-square over likely groups."""
+    from scipy.stats import chisquare
+
+    (logits,) = llama.score([SHARED[0]], [[1]], "logits")
+    probabilities = (logits[0].double() / 2).softmax(-1)
+    order = probabilities.argsort(descending=True)
+    group = torch.zeros(len(order), dtype=torch.long)
+    group[order] = (probabilities[order].cumsum(-1) * 6).long().clamp(max=5)  # six groups of some likelihood
+    monkeypatch.setattr(llama, "batch_size", 100)
+    drawn = [r.ids[0] for r in llama.generate([SHARED[0]] * 600, Sampling(1, temperature=2.0, seed=1))]
+    expected = torch.zeros(6, dtype=torch.double).index_add(0, group, probabilities) * 600
+    used = expected > 5
+    found = torch.bincount(group[torch.tensor(drawn)], minlength=6)
+    assert used.sum() >= 3
+    assert chisquare(found[used], expected[used] * found[used].sum() / expected[used].sum()).pvalue > 1e-3
+
+
+# Where the loop does not fit.
+
+
+def test_recurrent_layers_and_windows_are_seen():
+    from transformers import LlamaConfig, MambaConfig, MistralConfig, Qwen3NextConfig
+
+    assert has_plain_cache(LlamaConfig(**SIZES)) and has_plain_cache(MistralConfig(sliding_window=9, **SIZES))
+    assert not has_plain_cache(MambaConfig(**SIZES)) and not has_plain_cache(Qwen3NextConfig(**SIZES))
+    assert narrowest_window(MistralConfig(sliding_window=9, **SIZES)) == 9
+    assert narrowest_window(LlamaConfig(**SIZES)) == float("inf")
+
+
+def test_an_architecture_that_the_loop_does_not_fit_is_left_to_transformers(lively, llama, monkeypatch):
+    monkeypatch.setattr(engine_module, "has_plain_cache", lambda _: False)
+    other = TransformersEngine(lively, "float32", batch_size=3)
+    assert not other.decodes
+    responses, rows = other.generate_scored(SHARED, Sampling(6), "hidden")
+    ours, own_rows = llama.generate_scored(SHARED, Sampling(6), "hidden")
+    assert responses == ours
+    torch.testing.assert_close(torch.cat(rows), torch.cat(own_rows), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_goes_its_own_way_with_positions_is_found_out(lively):
+    """One that counts positions from the slots, whatever it is told: a row behind padding would be wrong."""
+    engine = TransformersEngine(lively, "float32")
+    real = engine.decoder.forward
+
+    def forward(position_ids=None, **inputs):
+        return real(**inputs)
+
+    engine.decoder.forward = forward
+    assert not engine.decodes
+    assert [r.ids for r in engine.generate(SHARED[:2], Sampling(3))] == one_by_one(engine, SHARED[:2], 3)
