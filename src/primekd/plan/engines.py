@@ -7,7 +7,7 @@ llama.cpp's were measured on a CPU (logs/plan/).
 from primekd.config import TeacherConfig
 from primekd.config.teacher import ExLlamaConfig, VllmConfig
 from primekd.errors import UserError
-from primekd.plan.memory import GPU_RUNTIME, RECONSTRUCTION_BYTES, RECONSTRUCTION_ITEMS, Batch, Phase
+from primekd.plan.memory import CPU_RUNTIME, GPU_RUNTIME, RECONSTRUCTION_BYTES, RECONSTRUCTION_ITEMS, Batch, Phase
 from primekd.plan.weights import Model
 
 # Bytes a stored key and value: Q6 keeps keys in 8 bits and values in 4; a half-precision scale for every 32 numbers.
@@ -15,7 +15,6 @@ EXL2_CACHE = {"FP16": (2, 2), "Q8": (1.0625, 1.0625), "Q6": (1.0625, 0.5625), "Q
 EXL2_RESERVE = (192 + 256) * 2**20  # load_autosplit: left free on the first GPU (64 MiB on others), and to load
 EXL2_DEQUANTISE = 512 * 2**20  # numbers of one matrix that are dequantised at a time, in half precision
 PAGE = 256
-LLAMACPP_RUNTIME = 32 * 2**20  # buffers and threads of a context, beyond cache and outputs (measured)
 # Tokens of one call, and what a cache is padded to: primekd.teachers.llamacpp_context, PART_TOKENS and CELLS.
 LLAMACPP_CPU_PART, LLAMACPP_GPU_PART, LLAMACPP_CELLS = 63, 512, 256
 VLLM_STEP_TOKENS = 16384  # that vLLM sets memory aside for (max_num_batched_tokens on GPUs of 70 GiB; 8192 below)
@@ -167,7 +166,7 @@ def llamacpp_phases(
         "weights": model.device,
         "KV cache": shape.kv_bytes(2) * cells * batch.sequences,
         "activations": max(part, batch.sequences) * 4 * 3 * (shape.intermediate + shape.hidden),
-        "runtime": LLAMACPP_RUNTIME if cpu else GPU_RUNTIME,
+        "runtime": 0 if cpu else GPU_RUNTIME,
     }
     together = batch.sequences if cpu else max(part, batch.sequences)
     phases = [Phase("generate", base | {"logits": together * shape.vocab * 4})]
@@ -179,5 +178,6 @@ def llamacpp_phases(
     if needs == "hidden":
         tokens = min(RECONSTRUCTION_ITEMS, items) * batch.response
         head = {"head": shape.embedding_weights * 4, "logits": tokens * shape.vocab * RECONSTRUCTION_BYTES}
+        base |= {"runtime": CPU_RUNTIME} if cpu else {}  # torch's kernels: nothing before needs them
         phases.append(Phase("head check", base | {"logits": outputs * shape.vocab * 4}, head))
     return phases

@@ -11,14 +11,13 @@ from primekd.losses.frozen_head import CHUNK_ELEMENTS
 from primekd.losses.products import BLOCK_ELEMENTS
 from primekd.plan.shapes import Shape
 
-RECONSTRUCTION_ITEMS = 8  # what the logged measurements had; primekd.capture.measure_reconstruction takes 2 now
-RECONSTRUCTION_BYTES = 40  # a token and vocabulary entry: five float64 tensors at once
+RECONSTRUCTION_ITEMS = 2  # primekd.capture.measure_reconstruction
+RECONSTRUCTION_BYTES = 48  # a token and vocabulary entry: five float64 tensors at once, and two of float32
 CPU_RUNTIME = 32 * 2**20  # kernels and threads that the first pass brings in, beyond the imports
 GPU_RUNTIME = 0.6 * 2**30  # CUDA context, cuBLAS workspaces and kernels of one process
 # glibc keeps freed blocks of up to 32 MiB, so on a CPU 2.4 times the live activations stay resident (measured:
-# logs/plan/); torch's caching allocator reuses them on a GPU.
-CPU_ACTIVATIONS = 2.4
-SERVED_SEQUENCES_BYTES = 10  # logits of a step: the model's own, a float32 copy, and one that processors write to
+# logs/plan/); torch's caching allocator reuses them on a GPU. Of training's, most are live, and 1.4 times them stay.
+CPU_ACTIVATIONS, CPU_SAVED = 2.4, 1.4
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,14 @@ def forward_bytes(shape: Shape, number: int, tokens: float, cpu: bool) -> float:
 
 
 def generate_phase(shape: Shape, number: int, weights: float, batch: Batch, cpu: bool) -> Phase:
-    """Decoding with a growing cache. Its peak is the last token's, or the prompts' prefill."""
-    token = shape.kv_bytes(number)
-    prefill = Batch(batch.sequences, batch.prompt, 0).tokens
-    logits = batch.sequences * shape.vocab * SERVED_SEQUENCES_BYTES
-    at_prefill = {
-        "weights": weights,
-        "KV cache": token * prefill,
+    """Decoding into a cache that is made whole at the start; on a CPU only what is written of it takes memory."""
+    token, prefill = shape.kv_bytes(number), Batch(batch.sequences, batch.prompt, 0).tokens
+    base = {"weights": weights, "logits": batch.sequences * shape.vocab * number}
+    at_prefill = base | {
+        "KV cache": token * (prefill if cpu else batch.tokens),
         "activations": forward_bytes(shape, number, prefill, cpu),
-        "logits": logits,
     }
-    # A cache grows by copying: one layer's keys or values are there twice.
-    at_end = {"weights": weights, "KV cache": token * batch.tokens * (1 + 0.5 / shape.layers), "logits": logits}
+    at_end = base | {"KV cache": token * batch.tokens}
     return Phase("generate", max(at_prefill, at_end, key=lambda parts: sum(parts.values())))
 
 
@@ -119,8 +114,11 @@ def optimiser_bytes(shape: Shape, lora: LoraSettings, train: TrainConfig) -> flo
     return lora_weights(shape, lora) * 4 * (2 + states)
 
 
-def saved_bytes(shape: Shape, number: int, lora: LoraSettings) -> float:
+def saved_bytes(shape: Shape, number: int, lora: LoraSettings, length: float, cpu: bool) -> float:
     """Bytes a token that one layer keeps for the backward pass (no gradient checkpointing).
+
+    Args:
+        length: tokens of a sequence.
 
     Two norms keep their float32 input; attention its queries, its repeated keys and values, its output twice; the gated
     block four tensors of its width. An adapted linear map keeps its input, with dropout a copy of its own and a mask.
@@ -135,7 +133,9 @@ def saved_bytes(shape: Shape, number: int, lora: LoraSettings) -> float:
     if lora.dropout:
         for name in names & set(shape.linears):
             kept += shape.linears[name][0] * (number + 1)
-    return kept
+    if cpu and number < 4:  # attention is not fused there (primekd.distill): weights in float32 and in half precision
+        kept += shape.heads * length * (4 + number)
+    return kept * (CPU_SAVED if cpu else 1)
 
 
 def loss_bytes(
@@ -163,14 +163,15 @@ def loss_bytes(
 
 def train_phase(
     shape: Shape, number: int, weights: float, batch: Batch, lora: LoraSettings, train: TrainConfig,
-    loss_parts: dict[str, float],
+    loss_parts: dict[str, float], cpu: bool,
 ) -> Phase:  # fmt: skip
     """The end of a micro-batch's forward pass: every layer's activations and the loss's tables are there at once."""
+    saved = saved_bytes(shape, number, lora, batch.prompt + batch.response, cpu)
     return Phase(
         "train",
         {
             "weights": weights,
-            "activations": shape.layers * saved_bytes(shape, number, lora) * batch.tokens,
+            "activations": shape.layers * saved * batch.tokens,
             "optimiser": optimiser_bytes(shape, lora, train),
         }
         | loss_parts,

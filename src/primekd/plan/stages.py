@@ -137,7 +137,7 @@ def _distill(profile: Profile, machine: Machine, lengths: Lengths, teacher: Mode
     loss = loss_bytes(student.shape, number, head, profile.loss, batch.sequences * batch.response, codec, cpu)
     phases = [
         *_load_phases(student, number, cpu),
-        train_phase(student.shape, number, student.device, batch, profile.student.lora, profile.train, loss),
+        train_phase(student.shape, number, student.device, batch, profile.student.lora, profile.train, loss, cpu),
     ]
     return _place("distill", phases, machine, {"head": head} if codec == "hidden" else {})
 
@@ -178,9 +178,9 @@ def _signals(profile: Profile, teacher: Model | None) -> tuple[str, float]:
 def _place(stage: str, phases: list[Phase], machine: Machine, host: dict[str, float] | None = None) -> list[Need]:
     """One process: on the CPU everything is in its memory; else one GPU, and the host's share beside it."""
     if machine.gpus == 0:
-        extra = {"runtime": IMPORTS[stage] + CPU_RUNTIME}
         return [
-            Need(stage, p.name, "process", _sum(p.merged(), extra), machine.memory_bytes, CPU_MARGIN) for p in phases
+            Need(stage, p.name, "process", _sum(p.merged(), _cpu_runtime(stage, p)), machine.memory_bytes, CPU_MARGIN)
+            for p in phases
         ]
     needs = [
         Need(stage, p.name, "GPU 0", _sum(p.device, {} if "runtime" in p.device else {"runtime": GPU_RUNTIME}),
@@ -190,6 +190,10 @@ def _place(stage: str, phases: list[Phase], machine: Machine, host: dict[str, fl
     most = max((p.host for p in phases), key=lambda parts: sum(parts.values()))
     parts = _sum(most, host or {}, {"runtime": 4 * IMPORTS[stage]})  # CUDA's libraries are resident too
     return [*needs, Need(stage, "all", "host memory", parts, machine.memory_bytes, GPU_MARGIN)]
+
+
+def _cpu_runtime(stage: str, phase: Phase) -> dict[str, float]:
+    return {"runtime": IMPORTS[stage] + (0 if "runtime" in phase.device else CPU_RUNTIME)}
 
 
 def _sum(*parts: dict[str, float]) -> dict[str, float]:
