@@ -5,7 +5,7 @@ import torch
 from conftest import stored
 
 from primekd.config import LossConfig
-from primekd.losses import distillation_loss, frozen_head
+from primekd.losses import distillation_loss, frozen_head, products
 from primekd.losses.frozen_head import frozen_head_loss
 from primekd.losses.products import gradient_of, logits_of
 from primekd.signals.codecs import TopKCodec
@@ -227,7 +227,7 @@ def test_sparse_rows_are_refused_for_what_they_cannot_serve(hidden, head, target
 def test_products_of_half_precision_are_not_rounded(monkeypatch):
     states, head = (10 * normal(0, 5, 64)).bfloat16(), normal(1, 300, 64).bfloat16()
     before = torch.backends.mkldnn.matmul.fp32_precision
-    monkeypatch.setattr("primekd.losses.products.BLOCK_ELEMENTS", 64 * 70)  # several blocks, the last one smaller
+    monkeypatch.setitem(products.BLOCK_ELEMENTS, "cpu", 64 * 70)  # several blocks, the last one smaller
     exact = states.double() @ head.double().T
     found = logits_of(states, head)
     assert found.dtype == torch.float32

@@ -237,12 +237,12 @@ def test_two_gpus_are_too_few_and_the_remedy_is_true(paper):
 
 
 def test_a_micro_batch_that_is_too_large_is_halved_until_it_fits():
-    profile = varied(load_profile("single-gpu"), "train", micro_batch_size=16)
+    profile = varied(load_profile("single-gpu"), "train", micro_batch_size=32, batch_size=32)
     (error,) = [finding.text for finding in make_plan(profile).findings if finding.level == "error"]
-    assert "distill does not fit" in error and "Set train.micro_batch_size to 4." in error
-    assert make_plan(varied(profile, "train", micro_batch_size=4)).works
-    half = [f.text for f in make_plan(varied(profile, "train", micro_batch_size=8)).findings if f.level == "error"]
-    assert len(half) == 1 and half[0].endswith("Set train.micro_batch_size to 4.")
+    assert "distill does not fit" in error and "Set train.micro_batch_size to 8." in error
+    assert make_plan(varied(profile, "train", micro_batch_size=8)).works
+    half = [f.text for f in make_plan(varied(profile, "train", micro_batch_size=16)).findings if f.level == "error"]
+    assert len(half) == 1 and half[0].endswith("Set train.micro_batch_size to 8.")
 
 
 def test_a_student_that_is_too_large_is_loaded_in_four_bits():

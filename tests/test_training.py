@@ -15,11 +15,13 @@ from primekd.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.distill import distill, lora_model, save_adapter
 from primekd.errors import UserError
+from primekd.losses import distillation_loss
 from primekd.losses.products import logits_of
 from primekd.models import load_model
 from primekd.provenance import read_json
 from primekd.signals.codecs import HiddenCodec
 from primekd.teachers.transformers_engine import TransformersEngine
+from primekd.training.attention import choose_attention
 from primekd.training.checkpoints import newest_checkpoint
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
@@ -583,3 +585,36 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(new_trainer, exa
     (newest / "adapter.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert newest_checkpoint(folder).name == "checkpoint-2"
     assert "checkpoint-4 is damaged" in capsys.readouterr().out
+
+
+# A head that is trained, and attention.
+
+
+def test_a_head_with_an_adapter_is_trained_on_whole_logits(new_trainer, examples, signals, tokenizer):
+    lora = LoraSettings(rank=2, alpha=4, target_modules=("q_proj", "lm_head"))
+    trainer = new_trainer(examples, signals, lora=lora)
+    with torch.no_grad():  # B begins as zeros: the adapter would not show
+        for name, parameter in trainer.model.named_parameters():
+            if "lm_head" in name and "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    batch = Collator(tokenizer.pad_token_id)(examples[:3])
+    inputs = [batch[key] for key in ("input_ids", "attention_mask", "labels")]
+    teacher = trainer._teacher_rows(batch["item_ids"], batch["labels"])
+    value, _ = trainer.model.eval()(*inputs, teacher, 7.0)
+    whole = trainer.model.model(input_ids=inputs[0], attention_mask=inputs[1]).logits[:, :-1, : len(tokenizer)]
+    targets = inputs[2][:, 1:]
+    kept = targets != IGNORED
+    expected, _ = distillation_loss(whole[kept], targets[kept], teacher, LOSS, 7.0)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    value.backward()
+    gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad and "lm_head" in n}
+    assert gradients and all(g is not None and g.abs().max() > 0 for g in gradients.values())
+
+
+@pytest.mark.parametrize(
+    "tokens, dtype, chosen", [(9, "bfloat16", "eager"), (300, "bfloat16", "sdpa"), (9, "float32", "sdpa")]
+)
+def test_plain_attention_is_for_short_sequences_in_bfloat16(lively, tokens, dtype, chosen):
+    model = lora_model(lively, dtype, LORA, 0).get_base_model()
+    choose_attention(model, [Example("a", StudentSequence([5] * tokens, [True] * tokens))])
+    assert model.config._attn_implementation == chosen

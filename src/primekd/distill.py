@@ -177,11 +177,7 @@ def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int, quantizati
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
-    base = load_model(model, dtype, quantization)
-    if base.device.type == "cpu" and dtype == "bfloat16":
-        # torch's fused attention takes twice as long there, forth and back, as plain products do (docs/performance.md).
-        base.set_attn_implementation("eager")
-    student = get_peft_model(base, config)
+    student = get_peft_model(load_model(model, dtype, quantization), config)
     if dtype == "bfloat16":
         for module in student.modules():  # the trainer's autocast does the casting; peft's own would undo it
             if isinstance(module, BaseTunerLayer):

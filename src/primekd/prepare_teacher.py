@@ -97,6 +97,8 @@ def train_teacher(profile: Profile) -> Path:
         "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}),
         "seed": profile.seed,
     }
+    if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current
+        del inputs["prepare"]["train"]["length_window"]
     folder = adapter_folder(profile)
     if is_current(folder, inputs):
         print("prepare-teacher: nothing to do, the adapter is trained and its inputs are unchanged.")

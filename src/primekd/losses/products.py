@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 2**21  # of the head, turned into float32 at a time on a CPU: 8 MB, which stays in its cache
+BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # of the head in float32 at a time: 8 MB, which stay in a CPU's cache
 
 
 def logits_of(states: Tensor, head: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -32,14 +32,9 @@ def logits_of(states: Tensor, head: Tensor, bias: Tensor | None = None, out: Ten
 def _in_blocks(states: Tensor, head: Tensor, out: Tensor) -> None:
     exact = states.dtype == head.dtype == torch.bfloat16
     states = states.float()
-    size = max(1, BLOCK_ELEMENTS // head.shape[1])
-    # One block of memory for all: new pages would cost as much as the product of few rows.
-    block = None if head.dtype == torch.float32 else torch.empty_like(head[:size], dtype=torch.float32)
     with bfloat16_factors() if exact else contextlib.nullcontext():
-        for start in range(0, len(head), size):
-            part = head[start : start + size]
-            part = part if block is None else block[: len(part)].copy_(part)
-            torch.mm(states, part.T, out=out[:, start : start + size])
+        for rows, part in _float_blocks(head):
+            torch.mm(states, part.T, out=out[:, rows])
 
 
 def gradient_of(slopes: Tensor, head: Tensor, out: Tensor, rounded: Tensor | None) -> None:
@@ -51,8 +46,25 @@ def gradient_of(slopes: Tensor, head: Tensor, out: Tensor, rounded: Tensor | Non
     """
     if rounded is not None:
         torch.mm(rounded.copy_(slopes), head, out=out)
-    else:
-        out.copy_(slopes @ head.float())
+        return
+    total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
+    for rows, part in _float_blocks(head):
+        total.addmm_(slopes[:, rows], part)
+    out.copy_(total)
+
+
+def _float_blocks(head: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of a head after the others in float32; all of it where nothing has to be converted on a GPU."""
+    converted = head.dtype != torch.float32
+    if head.is_cuda and not converted:
+        yield slice(None), head
+        return
+    size = max(1, BLOCK_ELEMENTS["cuda" if head.is_cuda else "cpu"] // head.shape[1])
+    # One block of memory for all: new pages would cost as much as the product of few rows.
+    block = torch.empty_like(head[:size], dtype=torch.float32) if converted else None
+    for start in range(0, len(head), size):
+        part = head[start : start + size]
+        yield slice(start, start + len(part)), part if block is None else block[: len(part)].copy_(part)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.losses.frozen_head import CHUNK_ELEMENTS
 from primekd.losses.products import BLOCK_ELEMENTS
 from primekd.plan.shapes import Shape
+from primekd.training.attention import PLAIN_ATTENTION_TOKENS
 
 RECONSTRUCTION_ITEMS = 2  # primekd.capture.measure_reconstruction
 RECONSTRUCTION_BYTES = 48  # a token and vocabulary entry: five float64 tensors at once, and two of float32
@@ -133,7 +134,7 @@ def saved_bytes(shape: Shape, number: int, lora: LoraSettings, length: float, cp
     if lora.dropout:
         for name in names & set(shape.linears):
             kept += shape.linears[name][0] * (number + 1)
-    if cpu and number < 4:  # attention is not fused there (primekd.distill): weights in float32 and in half precision
+    if cpu and number < 4 and length <= PLAIN_ATTENTION_TOKENS:  # attention's weights, in float32 and half precision
         kept += shape.heads * length * (4 + number)
     return kept * (CPU_SAVED if cpu else 1)
 
@@ -157,7 +158,7 @@ def loss_bytes(
         tables += 1
     # The gradient's product is taken in half precision, where the states are of it.
     logits = chunk * (4 * tables + (number if number < 4 else 0))
-    blocks = 4 * BLOCK_ELEMENTS if cpu and number < 4 else 0
+    blocks = 4 * BLOCK_ELEMENTS["cpu"] if cpu and number < 4 else 0
     return {"logits": logits, "head": blocks + (teacher_head if codec == "hidden" else 0)}
 
 

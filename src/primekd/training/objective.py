@@ -1,35 +1,12 @@
 """A student and its objective in one module: whatever touches a parameter happens inside one forward call."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from primekd.config import LossConfig
 from primekd.losses import distillation_loss, frozen_head_loss
 from primekd.signals import SignalRows
 from primekd.training.examples import IGNORED
-
-
-def head_loss(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
-    tokens: Tensor | float,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The objective from the last hidden states on: in chunks where the head is frozen, else on whole logits.
-
-    Args:
-        hidden: (N, D), row t predicting targets[t].
-        head, bias: the output head, (V, D) and (V,) or None, padded columns cut.
-        targets: (N,) token ids.
-        teacher: N signal rows, or None.
-        tokens: response tokens over which the mean is taken.
-
-    Returns:
-        As `losses.distillation_loss`.
-    """
-    if head.requires_grad or (bias is not None and bias.requires_grad):
-        logits = F.linear(hidden.float(), head.float(), None if bias is None else bias.float())
-        return distillation_loss(logits, targets, teacher, loss, tokens)
-    return frozen_head_loss(hidden, head, bias, targets, teacher, loss, tokens)
 
 
 class StudentObjective(nn.Module):
@@ -56,11 +33,14 @@ class StudentObjective(nn.Module):
 
     def response_states(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) each -> hidden (N, D) at position t - 1 of every label at t, and targets (N,), row by row."""
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._bfloat16):
+        with self._precision(input_ids):
             hidden = self._parts[0](input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
         targets = labels[:, 1:]
         kept = targets != IGNORED  # (B, S - 1)
         return hidden[:, :-1][kept], targets[kept]
+
+    def _precision(self, inputs: Tensor) -> torch.autocast:
+        return torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """The output head (V, D) and its bias (V,) or None, padded columns cut."""
@@ -71,6 +51,14 @@ class StudentObjective(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, teacher: SignalRows | None = None,
         tokens: Tensor | float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-        """(B, S) each, signal rows of all their response tokens in order -> the loss and its parts, over `tokens`."""
+        """(B, S) each, signal rows of all their response tokens in order -> the loss and its parts, over `tokens`.
+
+        In chunks where the head is frozen; where it is trained, from whole logits.
+        """
         hidden, targets = self.response_states(input_ids, attention_mask, labels)
-        return head_loss(hidden, *self.head(), targets, teacher, self.loss, tokens)
+        output = self._parts[1]
+        if any(parameter.requires_grad for parameter in output.parameters()):  # it has an adapter, or is trained itself
+            with self._precision(hidden):
+                logits = output(hidden)[:, : self.vocab_size]  # (N, V)
+            return distillation_loss(logits, targets, teacher, self.loss, tokens)
+        return frozen_head_loss(hidden, *self.head(), targets, teacher, self.loss, tokens)

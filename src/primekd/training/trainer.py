@@ -11,6 +11,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, ge
 from primekd.config import LossConfig, TrainConfig
 from primekd.progress import Progress
 from primekd.signals import SignalReader, SignalRows, concatenate
+from primekd.training.attention import choose_attention
 from primekd.training.batches import FILLER, ProcessBatches, ProcessLoader
 from primekd.training.checkpoints import SafeCheckpoints
 from primekd.training.examples import IGNORED, Collator, Example
@@ -160,6 +161,7 @@ def build_trainer(
     `train.batch_size` sequences make a step, over all processes together.
     """
     per_epoch = math.ceil(len(examples) / train.batch_size)
+    choose_attention(model.get_base_model(), [*examples, *validation])
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,
