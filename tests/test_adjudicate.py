@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import types
 from collections import Counter
 from dataclasses import fields, replace
@@ -817,9 +816,10 @@ def test_in_a_real_terminal_a_decision_is_saved_undone_and_left_with_ctrl_c(prof
     assert [d.value for d in read_decisions()] == ["31"], "it is not on disk while the next case is shown"
     child.sendline("u")
     child.expect("1 of 10.*> ")
-    time.sleep(1)  # readline misses an interrupt that comes after the prompt is shown and before it waits for a key
-    child.sendintr()
-    child.expect("Nothing was decided.")
+    for _ in range(60):  # readline misses an interrupt that comes after the prompt is shown and before it waits
+        child.sendintr()
+        if child.expect(["Nothing was decided.", pexpect.TIMEOUT], timeout=2) == 0:
+            break
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0 and read_decisions() == []

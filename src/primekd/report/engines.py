@@ -24,13 +24,13 @@ class Engine:
 
 
 ENGINES = (
-    Engine("transformers", "safetensors folder, GGUF (dequantised)", "hidden, full, topk", "padded batches",
+    Engine("transformers", "safetensors folder, GGUF (dequantised)", "hidden, full, topk, sampled", "batches that rows leave and join",
            ("transformers", "torch")),
-    Engine("llamacpp", "GGUF", "hidden, full, topk", "parallel sequences", ("llama_cpp_python",)),
-    Engine("exllamav2", "EXL2 folder", "hidden, full, topk", "paged jobs with flash-attn, else one at a time",
+    Engine("llamacpp", "GGUF", "hidden, full, topk, sampled", "parallel sequences", ("llama_cpp_python",)),
+    Engine("exllamav2", "EXL2 folder", "hidden, full, topk, sampled", "paged jobs with flash-attn, else one at a time",
            ("exllamav2",)),
     Engine("vllm", "safetensors folder, quantised or not; GGUF (dequantised)",
-           "topk at T = 1; full with full_logprobs", "continuous", ("vllm",)),
+           "topk at T = 1; full, sampled with full_logprobs", "continuous", ("vllm",)),
     Engine("api", "whatever the server has", "topk at T = 1", "concurrent requests", ("httpx",)),
 )  # fmt: skip
 
