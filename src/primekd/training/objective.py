@@ -34,7 +34,9 @@ class StudentObjective(nn.Module):
     def response_states(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) each -> hidden (N, D) at position t - 1 of every label at t, and targets (N,), row by row."""
         with self._precision(input_ids):
-            hidden = self._parts[0](input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
+            hidden = self._parts[0](
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state  # (B, S, D)
         targets = labels[:, 1:]
         kept = targets != IGNORED  # (B, S - 1)
         return hidden[:, :-1][kept], targets[kept]
