@@ -109,6 +109,22 @@ def test_check_engine_writes_a_log_and_the_table_names_it(output, tmp_path, live
         engines_markdown(output / "logs" / "engines")
 
 
+def test_what_is_compared_is_what_capture_keeps(output, tmp_path, lively, monkeypatch):
+    """Rows that are wrong as they are collected, of an engine that would score rightly."""
+    from primekd.teachers.transformers_engine import TransformersEngine
+
+    def wrongly(engine, *arguments):
+        responses, rows = plain(engine, *arguments)
+        return responses, [-states for states in rows]
+
+    plain = TransformersEngine.generate_scored
+    monkeypatch.setattr(TransformersEngine, "generate_scored", wrongly)
+    profile = write_profile(tmp_path, teacher={"model": lively}, student={"model": lively})
+    done = check("--profile", str(profile), "--items", "1", "--json")
+    result = json.loads((output / "logs" / "engines" / "transformers-small.json").read_text())
+    assert done.exit_code == 0 and result["equal_answers"] == 1 and result["agreement"]["top1_agreement"] == 0
+
+
 def test_another_model_as_reference_is_refused_and_writes_nothing(output, tmp_path, lively):
     profile = write_profile(tmp_path, teacher={"model": lively}, student={"model": lively})
     done = check("--profile", str(profile), "--items", "1", "--reference", load_profile("ci").teacher.model)

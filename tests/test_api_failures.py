@@ -19,6 +19,7 @@ from conftest import write_profile
 from tenacity import wait_none
 from typer.testing import CliRunner
 
+from primekd import capture as capture_file
 from primekd.chat import build_prompt
 from primekd.cli import app
 from primekd.config import load_profile
@@ -37,14 +38,14 @@ def no_waiting(monkeypatch, output):
     monkeypatch.setattr(client, "BACK_OFF", wait_none())
 
 
-def write(folder: Path, server, **changes) -> Path:
-    """A profile of four training items in two shards, taught by a server."""
+def write(folder: Path, server, items: int = 4, **changes) -> Path:
+    """A profile of some training items in shards of two, taught by a server."""
     return write_profile(
         folder,
         teacher={"engine": "api", "api": api_section(server, **changes)},
         signals=SIGNALS if changes.get("logprobs", True) else SIGNALS | {"codec": "auto"},
         loss={"temperature": 1.0},
-        data={"train_items": 4},
+        data={"train_items": items},
     )
 
 
@@ -330,8 +331,36 @@ def test_one_failure_stops_the_others_and_answers_that_arrived_are_not_paid_twic
         assert len(again.generate(prompts, Sampling(12))) == 9 and len(server.requests) == 10
         assert read_json(tmp_path / "spending.json")["answers"] == 9
         assert len(list((tmp_path / "answers").iterdir())) == 9
-        again.generate(prompts[:1], Sampling(11))  # the next shard: the last one's answers are in the store by now
-        assert len(list((tmp_path / "answers").iterdir())) == 1
+        again.generate(prompts[:1], Sampling(11))  # the next shard: the last one is being written
+        assert len(list((tmp_path / "answers").iterdir())) == 10
+        again.generate([prompts[0], prompts[0]], Sampling(11))  # and now it is in the store
+        assert len(list((tmp_path / "answers").iterdir())) == 1 and len(server.requests) == 11
+        again.generate(prompts[1:2], Sampling(11))  # an answer that was used again is still needed
+        assert len(list((tmp_path / "answers").iterdir())) == 2
+
+
+def test_answers_of_a_shard_that_could_not_be_written_are_not_paid_twice(ci, tmp_path, monkeypatch):
+    """Writing the second of three shards fails after the third was asked for."""
+    plain = capture_file.write_shard
+
+    def write_badly(store, codec, index, *rest):
+        if index == 1:
+            limit = time.monotonic() + 60
+            while len(server.requests) < 6 and time.monotonic() < limit:
+                time.sleep(0.01)
+            raise UserError("The disk is full.")
+        plain(store, codec, index, *rest)
+
+    with serving(good(ci.teacher.model)) as server:
+        path = write(tmp_path, server, items=6)
+        with monkeypatch.context() as patch:
+            patch.setattr(capture_file, "write_shard", write_badly)
+            assert "The disk is full." in capture(path).stderr
+        runs = load_profile(str(path)).runs
+        assert len(server.requests) == 6 and len(list((runs / "answers").iterdir())) == 4
+        assert capture(path).exit_code == 0
+        assert len(server.requests) == 6 and read_json(runs / "spending.json")["answers"] == 6
+        assert not list((runs / "answers").iterdir())
 
 
 def test_answers_of_the_last_shard_are_deleted_by_close_but_not_on_the_way_out_of_a_failure(ci, tmp_path):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,17 @@ def test_the_manifest_of_a_store_states_what_it_is_and_its_error(profile):
     assert 0 <= manifest["reconstruction"]["mean_kl_nats"] < 1e-6
     assert manifest["reconstruction"]["top1_agreement"] == 1
     assert len(manifest["spec"]["tokenizer_sha256"]) == 64
+
+
+def test_the_stated_error_is_that_of_the_states_that_are_kept(profile, monkeypatch):
+    def coarsely(engine, *arguments):
+        responses, rows = plain(engine, *arguments)
+        return responses, [states.bfloat16().float() for states in rows]
+
+    plain = TransformersEngine.generate_scored
+    monkeypatch.setattr(TransformersEngine, "generate_scored", coarsely)
+    manifest = read_json(capture(training_job(profile, "base-KD")) / "manifest.json")
+    assert 1e-6 < manifest["reconstruction"]["mean_kl_nats"] < 1e-2
 
 
 @pytest.mark.parametrize("codec", ["full", "hidden", "topk"])
@@ -207,6 +220,59 @@ def test_an_interrupted_capture_finishes_the_shard_that_is_being_written(profile
     assert not list(job.folder.glob("*.lock"))
 
 
+def test_the_states_of_a_shard_are_freed_when_it_is_written(profile, monkeypatch):
+    ask, kept = capture_file.ask_teacher, []
+
+    def ask_when_freed(*arguments):
+        limit = time.monotonic() + 30
+        while kept and kept[-1]() is not None:
+            assert time.monotonic() < limit, "the states of the last shard are still held"
+            time.sleep(0.01)
+        stored, states = ask(*arguments)
+        kept.append(weakref.ref(states[0]))
+        return stored, states
+
+    monkeypatch.setattr(capture_file, "ask_teacher", ask_when_freed)
+    capture(training_job(profile, "base-KD"))
+    assert len(kept) == 4
+
+
+def test_where_writing_has_failed_the_teacher_is_not_asked_again(profile, monkeypatch):
+    class AtOnce(futures.ThreadPoolExecutor):
+        def submit(self, *arguments):
+            written = super().submit(*arguments)
+            futures.wait([written])
+            return written
+
+    ask, asked = capture_file.ask_teacher, []
+    monkeypatch.setattr(capture_file, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(capture_file, "ask_teacher", lambda *a: (asked.append(a[-1]), ask(*a))[1])
+    fill_disk_from_shard(1, "safetensors", monkeypatch)
+    with pytest.raises(UserError, match="disk is full"):
+        capture(training_job(profile, "base-KD"))
+    assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), UserError("The teacher is gone.")])
+def test_a_full_disk_is_named_also_where_something_else_stops_the_capture(stop, profile, monkeypatch, capsys):
+    asked = threading.Event()
+    ask, write = capture_file.ask_teacher, capture_file.write_shard
+
+    def ask_once(*arguments):
+        if arguments[-1] == 1:
+            asked.set()
+            raise stop
+        return ask(*arguments)
+
+    monkeypatch.setattr(capture_file, "ask_teacher", ask_once)
+    monkeypatch.setattr(capture_file, "write_shard", lambda *a: (asked.wait(60), write(*a)))
+    fill_disk_from_shard(0, "safetensors", monkeypatch)
+    with pytest.raises(type(stop)) as caught:
+        capture(training_job(profile, "base-KD"))
+    assert caught.value is stop
+    assert re.search(r"capture base-KD: The disk is full: .*shard-00000", capsys.readouterr().err)
+
+
 # Killed.
 
 
@@ -272,7 +338,7 @@ def fill_disk_from_shard(number: int, how: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("how", ["safetensors", "fsync"])
-def test_a_full_disk_is_one_sentence_and_what_was_captured_stays(how, profile, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_what_was_captured_stays(how, profile, monkeypatch, capsys):
     if how == "fsync" and not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc to see which file is synced")
     job = training_job(profile, "base-KD")
@@ -282,6 +348,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_captured_stays(how, profile, m
             UserError, match=r"disk is full: runs/small/signals/base-KD/shard-00002.*finished parts are kept"
         ):
             capture(job)
+    assert "disk is full" not in capsys.readouterr().err  # the command prints it, once
     before = shards(job.folder)
     assert list(before) == ["shard-00000.safetensors", "shard-00001.safetensors"]
     assert not list(job.folder.glob(".*"))

@@ -434,6 +434,16 @@ def test_a_claim_is_kept_alive_and_given_up_however_the_work_ends(tmp_path, monk
     assert not lock.exists()
 
 
+def test_claims_that_a_thread_gives_up_meanwhile_do_not_hide_an_interrupt(tmp_path, monkeypatch):
+    both = [tmp_path / "a.lock", tmp_path / "b.lock"]
+    with pytest.raises(KeyboardInterrupt), Claims() as claims:
+        assert [claims.take(lock) for lock in both] == [None, None]
+        give_up = claims.release
+        monkeypatch.setattr(claims, "release", lambda _: [give_up(lock) for lock in both])
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_new_claim_is_not_removed_in_place_of_the_dead_one_that_was_seen(tmp_path):
     """Two workers find a dead worker's claim; one has taken the shard over before the other removes what it saw."""
     lock = tmp_path / "a.lock"

@@ -111,6 +111,10 @@ def test_one_prompt_equal_prompts_and_very_short_ones(llama, prompts):
     assert [r.ids for r in llama.generate(prompts, Sampling(5))] == one_by_one(llama, prompts, 5)
 
 
+def test_nothing_is_asked_and_nothing_is_answered(llama):
+    assert llama.generate([], Sampling(5)) == [] and llama.generate_scored([], Sampling(5), "hidden") == ([], [])
+
+
 def test_a_single_token_may_be_all_that_is_allowed_or_the_end_of_turn(llama, monkeypatch):
     first = [ids[0] for ids in one_by_one(llama, SHARED, 1)]
     end_with(llama, first[0], monkeypatch)
@@ -205,6 +209,18 @@ def test_an_architecture_that_the_loop_does_not_fit_is_left_to_transformers(live
     ours, own_rows = llama.generate_scored(SHARED, Sampling(6), "hidden")
     assert responses == ours
     torch.testing.assert_close(torch.cat(rows), torch.cat(own_rows), rtol=1e-4, atol=1e-4)
+
+
+def test_a_probe_whose_answers_end_at_once_does_not_disturb(lively, monkeypatch):
+    """The first token that is said there is taken for the end of turn, of one of its two answers at least."""
+    probed = []
+    real = TransformersEngine._decode
+    monkeypatch.setattr(TransformersEngine, "_decode", lambda *a, **k: (probed.append(real(*a, **k)), probed[-1])[1])
+    first = TransformersEngine(lively, "float32")
+    assert first.decodes
+    engine = TransformersEngine(lively, "float32")
+    end_with(engine, probed[0][0].ids[0], monkeypatch)
+    assert engine.decodes and [len(row.ids) for row in probed[1]] == [3, 3]
 
 
 def test_a_model_that_goes_its_own_way_with_positions_is_found_out(lively):

@@ -37,6 +37,10 @@ def ask(prompts: list[list[int]], long: list[int]) -> dict:
     plain_read = Context.read
     Context.read = lambda self, sequence, ids, start: (read.append(len(ids)), plain_read(self, sequence, ids, start))[1]
 
+    copied: list[int] = []  # the sequences that another one was copied to
+    plain_copy = Context.copy
+    Context.copy = lambda self, source, target: (copied.append(target), plain_copy(self, source, target))[1]
+
     def error_of(call) -> str:
         try:
             call()
@@ -54,6 +58,9 @@ def ask(prompts: list[list[int]], long: list[int]) -> dict:
     together, hidden = many.generate_scored(prompts, LIMIT, "hidden")
     found |= {"read together": list(read), "shared": many.shared_prefix(prompts)}
     ids = [response.ids for response in together]
+    copied.clear()
+    scored = [rows.numpy() for rows in many.score(prompts, ids, "hidden")]
+    found["copied to score"] = list(copied)
     again, own_logits = many.generate_scored(prompts, LIMIT, "logits")
     found |= {
         "alone": [response for (response,), _ in alone],
@@ -62,7 +69,7 @@ def ask(prompts: list[list[int]], long: list[int]) -> dict:
         "hidden": [rows.numpy() for rows in hidden],
         "again": again,
         "logits": [rows.numpy() for rows in own_logits],
-        "scored": [rows.numpy() for rows in many.score(prompts, ids, "hidden")],
+        "scored": scored,
         "head": many.head().numpy(),
         "mixed": many.generate([*prompts[1:3], SHORT[0], long], LIMIT),
         "single token": one.generate(SHORT[:1], LIMIT)[0],
@@ -75,6 +82,7 @@ def ask(prompts: list[list[int]], long: list[int]) -> dict:
     ended, rows = many.generate_scored(SHORT, LIMIT, "hidden")
     found |= {"end": many.tokenizer.eos_token_id, "ended": ended, "ended rows": [len(part) for part in rows]}
     found["gap in positions"] = error_of(lambda: many.context.predict([5], [200], [0]))
+    found["too many sequences"] = error_of(lambda: Context(many.model, many.model.most_sequences + 1, 256))
     loaded = psutil.Process().memory_info().rss
     one.close()
     many.close()
@@ -145,6 +153,7 @@ def test_what_all_prompts_begin_with_is_read_once(found, prompts):
     assert len({prompt[shared] for prompt in prompts}) > 1
     rest = sorted((len(prompt) - 1 - shared for prompt in prompts), reverse=True)  # longest first
     assert found["read together"] == [shared, *rest]
+    assert found["copied to score"] == []  # it takes one sequence
     # Alone nothing was shared, so the tests above compare with and without it.
 
 
@@ -183,6 +192,7 @@ def test_memory_is_flat_in_the_number_of_items_and_freed_at_the_end(found):
 @pytest.mark.slow
 def test_llamacpps_own_errors_are_one_sentence(found):
     assert "does not fit: raise teacher.context_tokens" in found["too long"]
+    assert "could not open a context for" in found["too many sequences"]
     assert found["gap in positions"].startswith("llama.cpp stopped with code -1")
 
 

@@ -23,7 +23,7 @@ def test_only_memory_becomes_a_sentence():
         raise RuntimeError("another")
 
 
-@pytest.mark.parametrize("method", ["generate", "score", "close"])
+@pytest.mark.parametrize("method", ["generate_scored", "head", "close"])
 def test_a_teacher_without_room_names_its_batch_size_and_is_closed(method, output, lively, monkeypatch):
     from primekd.teachers.transformers_engine import TransformersEngine
 

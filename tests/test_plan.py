@@ -184,7 +184,7 @@ def test_all_log_probs_of_one_sequence_at_a_time_lie_in_host_memory():
 
     assert host(profile) == host(varied(profile, "teacher", batch_size=8))
     assert host(profile)["logits"] == (384 + 350) * 128257 * VLLM_LISTED_BYTES
-    assert host(profile)["rows"] == 8 * 350 * 128256 * 4 * 2
+    assert host(profile)["rows"] == 8 * 350 * 128256 * 4 * 3
 
 
 def test_the_source_of_a_teacher_takes_disk_until_it_is_converted(paper):

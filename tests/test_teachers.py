@@ -238,7 +238,7 @@ def ask_llamacpp(reference: str, prompts: list[list[int]], forced: list[int]) ->
         "forced": engine.score([prompts[0]], [forced], "logits")[0].numpy(),
         "hidden shape": tuple(engine.score(prompts[:1], ids[:1], "hidden")[0].shape),
         "head shape": tuple(engine.head().shape),
-        "reconstruction": measure_reconstruction(engine, stored),
+        "reconstruction": measure_reconstruction(engine, stored, engine.score(prompts, ids, "hidden")),
         "too long": too_long,
         "identity": engine.identity(),
     }

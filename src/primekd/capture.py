@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from primekd.chat import build_prompt
 from primekd.config import Profile, TeacherConfig
@@ -159,30 +161,45 @@ def make_shards(
 
     A shard is encoded and written while the teacher is asked for the next one. No more than one waits, so memory does
     not grow, and where writing fails no later shard is written. What is being written when this is stopped is finished.
+
+    Engines rely on it that a shard is on disk before the next but one is asked for.
     """
     shards = store.shards()
     first = next(shards, None)
     if first is None:
         return
-    meter = Meter()
+    meter, written = Meter(), None
     try:
         with meter, ThreadPoolExecutor(1, "primekd writer") as background:
             engine, codec = teacher()
-            written: Future[None] | None = None
             for index in itertools.chain([first], shards):
+                if written is not None and written.done():
+                    written.result()  # where writing has failed, nothing more is asked
                 stored, states = ask_teacher(engine, codec, job, chunks[index], index)
                 facts = {}
                 if codec.needs == "hidden" and index == 0:  # of one shard, and always the same one
-                    facts["reconstruction"] = measure_reconstruction(engine, stored)
+                    facts["reconstruction"] = measure_reconstruction(engine, stored, states)
                 if written is not None:
                     written.result()
                 written = background.submit(write_shard, store, codec, index, stored, states, facts)
+                del stored, states  # the writer's now: freed once they are written
                 show_done(store, chunks, progress)
             written.result()
             show_done(store, chunks, progress)
+    except BaseException as error:
+        say_failed_write(job, written, error)
+        raise
     finally:
         if len(store.missing()) < len(chunks):
             store.writer.add_session({"end": now(), **meter.facts})
+
+
+def say_failed_write(job: Job, written: Future[None] | None, error: BaseException) -> None:
+    """Prints why the last shard could not be written, if that is not the error that ends the capture anyway."""
+    if written is not None and written.done():
+        failure = written.exception()
+        if failure is not None and failure is not error:
+            print(f"{job.stage}: {failure}", file=sys.stderr, flush=True)
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
@@ -237,8 +254,13 @@ def write_shard(
     store.release(index)
 
 
-def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], most: int = 2) -> dict[str, Any]:
+def measure_reconstruction(
+    engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor], most: int = 2
+) -> dict[str, Any]:
     """How far hidden @ head.T is from the engine's own logits, on a few items of the first shard.
+
+    Args:
+        states: the hidden states that are kept of each item, (T, D).
 
     Returns:
         tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1.
@@ -247,7 +269,7 @@ def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], most
     prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
     head = engine.head().float().cpu()
     own = torch.cat(engine.own_logits(prompts, responses)).double().log_softmax(-1)
-    hidden = torch.cat(engine.score(prompts, responses, "hidden")).float()
+    hidden = torch.cat(states[:most]).float().cpu()
     rebuilt = (hidden @ head.T).double().log_softmax(-1)
     divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)
     return {

@@ -107,11 +107,10 @@ def teacher_peaks(profile: Profile, sequences: int, prompt: int, response: int) 
     if codec.needs:
         with peaks.phase("score"):
             rows = engine.score(prompts, responses, codec.needs)
-        del rows
     if codec.needs == "hidden":
         stored = [StoredItem(str(i), prompts[i], responses[i], False) for i in range(sequences)]
         with peaks.phase("head check"):
-            measure_reconstruction(engine, stored)
+            measure_reconstruction(engine, stored, rows)
     return peaks.facts()
 
 

@@ -7,7 +7,15 @@ llama.cpp's were measured on a CPU (logs/plan/).
 from primekd.config import TeacherConfig
 from primekd.config.teacher import ExLlamaConfig, VllmConfig
 from primekd.errors import UserError
-from primekd.plan.memory import CPU_RUNTIME, GPU_RUNTIME, RECONSTRUCTION_BYTES, RECONSTRUCTION_ITEMS, Batch, Phase
+from primekd.plan.memory import (
+    CPU_RUNTIME,
+    GPU_RUNTIME,
+    LOGIT_SHARDS,
+    RECONSTRUCTION_BYTES,
+    RECONSTRUCTION_ITEMS,
+    Batch,
+    Phase,
+)
 from primekd.plan.weights import Model
 
 # Bytes a stored key and value: Q6 keeps keys in 8 bits and values in 4; a half-precision scale for every 32 numbers.
@@ -94,10 +102,10 @@ def _fill(rooms: list[float], layers: int, layer: float, reserve: float) -> list
 
 
 def exl2_host(model: Model, response: float, items: int, needs: str | None) -> dict[str, float]:
-    """Host memory: the embedding, the rows of a shard, and the head and logits of `measure_reconstruction`."""
+    """Host memory: the embedding, the rows of shards, and the head and logits of `measure_reconstruction`."""
     shape = model.shape
     if needs != "hidden":
-        return {"weights": model.host, "rows": items * response * shape.vocab * 4 * 2 if needs else 0}
+        return {"weights": model.host, "rows": items * response * shape.vocab * 4 * LOGIT_SHARDS if needs else 0}
     tokens = min(RECONSTRUCTION_ITEMS, items) * response
     return {
         "weights": model.host,
@@ -138,11 +146,11 @@ def vllm_phases(
 
 
 def vllm_host(model: Model, sequence: float, response: float, items: int, needs: str | None) -> dict[str, float]:
-    """Host memory: the rows of a shard twice, and the one sequence that is scored at a time (`VllmEngine._scored`)."""
+    """Host memory: the rows of shards, and the one sequence that is scored at a time (`VllmEngine._scored`)."""
     if needs != "logits":
         return {"rows": 0}
     vocab = model.shape.vocab
-    return {"rows": items * response * vocab * 4 * 2, "logits": sequence * (vocab + 1) * VLLM_LISTED_BYTES}
+    return {"rows": items * response * vocab * 4 * LOGIT_SHARDS, "logits": sequence * (vocab + 1) * VLLM_LISTED_BYTES}
 
 
 def vllm_token_bytes(settings: VllmConfig, model: Model) -> float:
@@ -172,8 +180,8 @@ def llamacpp_phases(
     phases = [Phase("generate", base | {"logits": together * shape.vocab * 4})]
     if needs is None:
         return phases
-    # Both are held while the rows of an item are joined.
-    rows = {"rows": items * batch.response * (shape.hidden if needs == "hidden" else 2 * shape.vocab) * 4}
+    width = shape.hidden if needs == "hidden" else LOGIT_SHARDS * shape.vocab
+    rows = {"rows": items * batch.response * width * 4}
     phases.append(Phase("score", base | {"logits": outputs * shape.vocab * 4}, rows))
     if needs == "hidden":
         tokens = min(RECONSTRUCTION_ITEMS, items) * batch.response

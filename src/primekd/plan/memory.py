@@ -14,6 +14,9 @@ from primekd.training.attention import PLAIN_ATTENTION_TOKENS
 
 RECONSTRUCTION_ITEMS = 2  # primekd.capture.measure_reconstruction
 RECONSTRUCTION_BYTES = 48  # a token and vocabulary entry: five float64 tensors at once, and two of float32
+# Rows of logits that primekd.capture holds at once, in shards: one that is written, its columns joined (with the codec
+# full; others keep less), and the next one's. Hidden states are far narrower, and one shard of them is counted.
+LOGIT_SHARDS = 3
 CPU_RUNTIME = 32 * 2**20  # kernels and threads that the first pass brings in, beyond the imports
 GPU_RUNTIME = 0.6 * 2**30  # CUDA context, cuBLAS workspaces and kernels of one process
 # glibc keeps freed blocks of up to 32 MiB, so on a CPU 2.4 times the live activations stay resident (measured:
@@ -75,7 +78,7 @@ def generate_phase(shape: Shape, number: int, weights: float, batch: Batch, cpu:
 def score_phase(
     shape: Shape, number: int, weights: float, batch: Batch, needs: str | None, items: int, cpu: bool
 ) -> Phase:
-    """Teacher-forced scoring: a batch on the device, the rows of `items` sequences in host memory."""
+    """Teacher-forced scoring: a batch on the device, the rows of shards of `items` sequences in host memory."""
     rows = items * batch.response
     device = {
         "weights": weights,
@@ -86,11 +89,11 @@ def score_phase(
         return Phase("score", device, {"rows": rows * shape.hidden * number})
     head = shape.embedding_weights * 4 if number < 4 else 0
     device |= {"logits": batch.response * shape.vocab * 4, "head": head}
-    return Phase("score", device, {"rows": rows * shape.vocab * 4 * 2})
+    return Phase("score", device, {"rows": rows * shape.vocab * 4 * LOGIT_SHARDS})
 
 
 def head_check_phase(shape: Shape, number: int, weights: float, batch: Batch, items: int, cpu: bool) -> Phase:
-    """`measure_reconstruction`: eight items' logits twice, in float64, on the CPU."""
+    """`measure_reconstruction`: two items' logits twice, in float64, on the CPU."""
     tokens = min(RECONSTRUCTION_ITEMS, items) * batch.response
     one = Batch(1, batch.prompt, batch.response)
     device = {

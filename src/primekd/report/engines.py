@@ -24,8 +24,8 @@ class Engine:
 
 
 ENGINES = (
-    Engine("transformers", "safetensors folder, GGUF (dequantised)", "hidden, full, topk, sampled", "batches that rows leave and join",
-           ("transformers", "torch")),
+    Engine("transformers", "safetensors folder, GGUF (dequantised)", "hidden, full, topk, sampled",
+           "batches that rows leave and join", ("transformers", "torch")),
     Engine("llamacpp", "GGUF", "hidden, full, topk, sampled", "parallel sequences", ("llama_cpp_python",)),
     Engine("exllamav2", "EXL2 folder", "hidden, full, topk, sampled", "paged jobs with flash-attn, else one at a time",
            ("exllamav2",)),

@@ -91,9 +91,12 @@ class Claims:
             return None
 
     def release(self, path: Path) -> None:
-        """Gives a claim up. One that another process has taken over meanwhile stays that process's."""
+        """Gives a claim up, if it is still held: a thread may do so while all are given up at the end. One that another
+        process has taken over meanwhile stays that process's."""
         with self._lock:
-            descriptor = self._held.pop(path)
+            descriptor = self._held.pop(path, None)
+            if descriptor is None:
+                return
             with contextlib.suppress(OSError):
                 if os.fstat(descriptor).st_ino == path.stat().st_ino:
                     path.unlink()

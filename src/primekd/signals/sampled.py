@@ -103,7 +103,8 @@ class SampledCodec:
             "temperature": self.temperature,
             "error": f"weights are multiples of 1/{self.points}, drawn at random: their expectation is the teacher's "
             f"probability exactly, their variance at most {1 / (4 * self.points**2):.2g} a token, so the forward KL "
-            f"and its gradient are unbiased; the entropy is rounded to 1/{round(1 / ENTROPY_STEP)} nat",
+            f"and its gradient are unbiased; the entropy is rounded to 1/{round(1 / ENTROPY_STEP)} nat; serves the "
+            "forward KL and the cross-entropy at this temperature only",
         }
 
 

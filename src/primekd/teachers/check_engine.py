@@ -17,8 +17,9 @@ from primekd.plan.shapes import find_shape
 from primekd.provenance import environment, now, output_root, write_json
 from primekd.signals import make_codec
 from primekd.strategies import get_strategy
-from primekd.teachers import Sampling, TeacherEngine, TopLogprobs, open_engine
+from primekd.teachers import Response, Sampling, TeacherEngine, TopLogprobs, open_engine
 from primekd.teachers.agreement import compare
+from primekd.teachers.protocol import generate_then_score
 
 
 def checks_folder() -> Path:
@@ -27,7 +28,7 @@ def checks_folder() -> Path:
 
 
 def check_engine(profile: Profile, items: int, strategy: str, reference: str | None = None) -> dict[str, Any]:
-    """Lets the profile's engine answer questions, and scores its answers with both engines.
+    """Lets the profile's engine answer questions, and holds the rows that it keeps of them against the reference's.
 
     Args:
         items: how many test questions are asked.
@@ -56,11 +57,8 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
     start = now()
     with Meter() as meter:
         engine = open_engine(profile)
-        began = time.monotonic()
         try:
-            responses = engine.generate(prompts, sampling)
-            seconds = time.monotonic() - began
-            rows = kept_rows(profile, engine, prompts, [r.ids for r in responses])
+            responses, rows, seconds = answer(profile, engine, prompts, sampling)
             identity = engine.identity()
         finally:
             engine.close()  # the reference needs the memory
@@ -103,18 +101,28 @@ def refuse_another_model(profile: Profile, reference: str) -> None:
         )
 
 
-def kept_rows(
-    profile: Profile, engine: TeacherEngine, prompts: list[list[int]], responses: list[list[int]]
-) -> list[Tensor] | list[TopLogprobs]:
-    """What a store would hold of these tokens, as logits (T, V) where it holds them all."""
+def answer(
+    profile: Profile, engine: TeacherEngine, prompts: list[list[int]], sampling: Sampling
+) -> tuple[list[Response], list[Tensor] | list[TopLogprobs], float]:
+    """Responses, and the rows of them that capture would keep, as logits (T, V) where it keeps them all.
+
+    Also the seconds that generating took: with the rows where they are collected meanwhile, without a second pass.
+    """
     want = make_codec(profile.signals, engine.offers).needs
     if want is None:
         raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
-    rows = engine.score(prompts, responses, want)
-    if want != "hidden":
-        return rows
-    head = engine.head().float().cpu()
-    return [hidden.float().cpu() @ head.T for hidden in rows]
+    began = time.monotonic()
+    if type(engine).generate_scored is generate_then_score:
+        responses = engine.generate(prompts, sampling)
+        seconds = time.monotonic() - began
+        rows = engine.score(prompts, [response.ids for response in responses], want)
+    else:
+        responses, rows = engine.generate_scored(prompts, sampling, want)
+        seconds = time.monotonic() - began
+    if want == "hidden":
+        head = engine.head().float().cpu()
+        rows = [hidden.float().cpu() @ head.T for hidden in rows]
+    return responses, rows, seconds
 
 
 def say_check(result: dict[str, Any]) -> str:

@@ -64,6 +64,8 @@ def decode(
 
     Draws depend on the seed and on a prompt's place among the prompts, not on what else is in its batch.
     """
+    if not prompts:
+        return []
     rows = [Row(prompt, _draws(sampling, place)) for place, prompt in enumerate(prompts)]
     waiting = deque(sorted(rows, key=lambda row: -len(row.prompt)))
     prefix = _shared_prefix(model, prompts, sampling)

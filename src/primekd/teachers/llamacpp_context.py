@@ -66,7 +66,7 @@ class Context:
     left is cut among the threads). As many threads as torch has, for prompts and for single tokens alike.
 
     Raises:
-        UserError: the memory does not suffice.
+        UserError: llama.cpp makes no such context; nearly always the memory does not suffice.
     """
 
     def __init__(self, model: Model, sequences: int, tokens: int):
@@ -82,7 +82,8 @@ class Context:
         self.pointer = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.pointer:
             raise UserError(
-                f"llama.cpp has no memory for {sequences} sequences of {self.tokens} tokens: lower teacher.batch_size."
+                f"llama.cpp could not open a context for {sequences} sequences of {self.tokens} tokens and gives no "
+                "reason: lower teacher.batch_size, as it is mostly memory, or set teacher.engine to transformers."
             )
         self.memory = llama_cpp.llama_get_memory(self.pointer)
         self._batch = _Batch(size)

@@ -73,18 +73,18 @@ class LlamaCppEngine:
         self, prompts: list[list[int]], sampling: Sampling, want: Want
     ) -> tuple[list[Response], list[Tensor]]:
         made = self._generate(prompts, sampling, want)
-        return [response for response, _ in made], [torch.from_numpy(np.stack(rows)) for _, rows in made]
+        return [response for response, _ in made], [torch.from_numpy(rows) for _, rows in made]
 
     def _generate(
         self, prompts: list[list[int]], sampling: Sampling, want: Want | None
-    ) -> list[tuple[Response, list[np.ndarray]]]:
+    ) -> list[tuple[Response, np.ndarray | None]]:
         """Continuously: where a response ends, the next prompt takes its place. Longest prompts first."""
         longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
         context = self._open(min(self.batch_size, len(prompts)), longest)
-        shared = self._read_shared(context, prompts)
+        shared = self._read_shared(context, prompts, min(context.sequences, len(prompts)))
         waiting = sorted(range(len(prompts)), key=lambda item: len(prompts[item]))
         active: dict[int, _Answer] = {}  # by the context's sequence
-        made: dict[int, tuple[Response, list[np.ndarray]]] = {}
+        made: dict[int, tuple[Response, np.ndarray | None]] = {}
         while waiting or active:
             for sequence in range(context.sequences):
                 if waiting and sequence not in active:
@@ -97,7 +97,9 @@ class LlamaCppEngine:
             for sequence, answer in list(active.items()):
                 ended = answer.ids[-1] == self.tokenizer.eos_token_id
                 if ended or len(answer.ids) == sampling.max_new_tokens:
-                    made[answer.item] = Response(answer.ids, truncated=not ended), answer.rows
+                    # Joined at once, so that rows are held twice for one response only.
+                    rows = np.stack(answer.rows) if want else None
+                    made[answer.item] = Response(answer.ids, truncated=not ended), rows
                     del active[sequence]
         return [made[item] for item in range(len(prompts))]
 
@@ -121,7 +123,7 @@ class LlamaCppEngine:
         """One sequence after the other: a response is a batch of tokens already, and has as many rows of logits."""
         longest = max((len(p) + len(r) for p, r in zip(prompts, responses, strict=True)), default=0)
         context = self._open(1, longest)
-        shared = self._read_shared(context, prompts)
+        shared = self._read_shared(context, prompts, 1)
         rows = []
         for prompt, response in zip(prompts, responses, strict=True):
             self._read_rest(context, 0, prompt, shared)
@@ -165,12 +167,12 @@ class LlamaCppEngine:
         self.context.clear()
         return self.context
 
-    def _read_shared(self, context: Context, prompts: list[list[int]]) -> int:
-        """Reads what all prompts begin with (the primed system message) once, for all sequences; returns its length."""
+    def _read_shared(self, context: Context, prompts: list[list[int]], sequences: int) -> int:
+        """Reads what all prompts begin with (the primed system message) once, for so many sequences; its length."""
         shared = self.shared_prefix(prompts)
         if shared:
             context.read(0, prompts[0][:shared], 0)
-            for sequence in range(1, min(context.sequences, len(prompts))):
+            for sequence in range(1, sequences):
                 context.copy(0, sequence)
         return shared
 

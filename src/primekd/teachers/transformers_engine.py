@@ -22,6 +22,8 @@ from primekd.teachers.cache import has_plain_cache, narrowest_window
 from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode
 from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
 
+NO_TOKEN = -1
+
 
 def load_merged(model: str, dtype: str, adapter: Path):
     """A model with a LoRA adapter merged into its weights, in `dtype`."""
@@ -53,8 +55,8 @@ class TransformersEngine:
 
     Args:
         model: a model reference.
-        dtype: weights' and activations' precision; logits are always computed in float32 from the last hidden state,
-            so they are finer than a bfloat16 model's own.
+        dtype: weights' and activations' precision. Rows of logits are computed in float32 from the last hidden state,
+            so they are finer than a bfloat16 model's own; tokens are chosen from products in `dtype`.
         adapter: a peft folder. It is merged in float32 before the weights are rounded to `dtype`, as it would be
             deployed; generation is then as fast as the base model's.
         quantization: nf4 serves the model in 4 bits. The adapter then stays beside the weights that it was trained
@@ -121,7 +123,8 @@ class TransformersEngine:
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         if self.decodes:
-            return [self._cut(row.ids) for row in self._decode(prompts, sampling, keep_states=False)]
+            end = self.tokenizer.eos_token_id
+            return [self._cut(row.ids) for row in self._decode(prompts, sampling, end, keep_states=False)]
         return self._generate_with_library(prompts, sampling)
 
     def generate_scored(
@@ -131,12 +134,12 @@ class TransformersEngine:
         in bfloat16 they differ from it as sums over other batch shapes do."""
         if not self.decodes:
             return generate_then_score(self, prompts, sampling, want)
-        made = self._decode(prompts, sampling, keep_states=True)
+        made = self._decode(prompts, sampling, self.tokenizer.eos_token_id, keep_states=True)
         return [self._cut(row.ids) for row in made], [self._finish(row.states(), want).cpu() for row in made]
 
     @torch.inference_mode()
-    def _decode(self, prompts: list[list[int]], sampling: Sampling, keep_states: bool) -> list[Row]:
-        end, window = self.tokenizer.eos_token_id, narrowest_window(self.model.config)
+    def _decode(self, prompts: list[list[int]], sampling: Sampling, end: int, keep_states: bool) -> list[Row]:
+        window = narrowest_window(self.model.config)
         model = LastPosition(self._last_states, self._logits, self.model.device, window)
         return decode(model, prompts, sampling, end, self.batch_size, keep_states)
 
@@ -159,7 +162,7 @@ class TransformersEngine:
         # The same tokens from cached slots, behind a shared prefix and padding, and in one plain pass.
         prefix = [5 + place % 7 for place in range(SHORTEST_PREFIX + 2)]
         prompts = [[*prefix, 6, 7, 8, 9], [*prefix, 9]]
-        made = self._decode(prompts, Sampling(3), keep_states=True)
+        made = self._decode(prompts, Sampling(3), NO_TOKEN, keep_states=True)  # rows of one length, whatever is said
         want: Want = "hidden" if "hidden" in self.offers else "logits"
         plain = torch.stack(self.score(prompts, [row.ids for row in made], want)).float()  # (2, 3, D)
         cached = torch.stack([self._finish(row.states(), want).cpu() for row in made]).float()

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ TEMPLATE_TOKENS = 64  # what a server's own template writes around a conversatio
 
 OVERSHOOT = 3  # tokens; llama-cpp-python's server finishes a character of four bytes before it heeds the token limit
 
+UNWRITTEN = 1  # calls whose answers may not be on disk when another begins: capture writes one shard beside it
+
 Row = dict[int, float]  # token id -> log-probability
 
 
@@ -33,8 +36,8 @@ class ApiEngine:
 
     The log-probs of a response come with it, so `score` gives those of what `generate` has just returned, and nothing
     else. A server that ends a response without showing the end of turn says nothing of that place: its row is empty.
-    Finished answers lie beside the ledger until the next call or `close`, so that those of a shard that was never
-    finished are not paid for twice.
+    Finished answers lie beside the ledger until the call after the next one or `close`, so that those of a shard that
+    was never written are not paid for twice.
 
     Args:
         top_k: how many log-probs a token are asked for.
@@ -51,7 +54,7 @@ class ApiEngine:
         self._tokens = token_map(config.model)
         self._endpoint = Endpoint(self.api, Ledger(ledger, self.api))
         self._rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Row]] = {}
-        self._kept: list[Path] = []
+        self._kept: deque[list[Path]] = deque()  # of each call
         self._served: set[str] = set()
 
     def identity(self) -> dict[str, Any]:
@@ -73,7 +76,8 @@ class ApiEngine:
         Raises:
             UserError: the server refuses, fails or answers something else than was asked, or the cap is reached.
         """
-        self._forget()
+        self._forget(UNWRITTEN)
+        self._rows.clear()
         self._endpoint.start()
         with ThreadPoolExecutor(self.api.concurrency) as pool:
             futures = [pool.submit(self._respond, prompt, sampling, n) for n, prompt in enumerate(prompts)]
@@ -86,9 +90,9 @@ class ApiEngine:
         for failure in sorted(failures, key=lambda failure: isinstance(failure, Stopped)):
             raise failure
         answered = [future.result() for future in futures]
-        for prompt, (response, rows, kept) in zip(prompts, answered, strict=True):
+        for prompt, (response, rows, _) in zip(prompts, answered, strict=True):
             self._rows[tuple(prompt), tuple(response.ids)] = rows
-            self._kept.append(kept)
+        self._kept.append([kept for _, _, kept in answered])
         return [response for response, _, _ in answered]
 
     def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[TopLogprobs]:
@@ -113,21 +117,22 @@ class ApiEngine:
         raise UserError("An API shows no output head: set signals.codec to topk or text.")
 
     def close(self) -> None:
-        """Deletes the last call's answers: left behind, they would be used again for signals that were moved away.
+        """Deletes the last calls' answers: left behind, they would be used again for signals that were moved away.
 
-        Not while an exception passes (in `finally`, or as a context manager leaves): then the last shard may not have
-        been written, and the next session needs its answers.
+        Not while an exception passes (in `finally`, or as a context manager leaves): then the last shards may not have
+        been written, and the next session needs their answers.
         """
         if sys.exc_info()[0] is None:
-            self._forget()
+            self._forget(0)
 
-    def _forget(self) -> None:
-        """What the previous call answered is in the caller's hands: a shard is written before the next is asked for.
-        A call that failed handed nothing over, and its answers stay."""
-        for path in self._kept:
-            path.unlink(missing_ok=True)
-        self._kept.clear()
-        self._rows.clear()
+    def _forget(self, calls: int) -> None:
+        """Deletes the answers of all but the last `calls` calls. The caller has written those: it waits for a shard to
+        be on disk before it has the next but one asked for. A call that failed handed nothing over; its answers stay.
+        """
+        while len(self._kept) > calls:
+            done = self._kept.popleft()
+            for path in set(done).difference(*self._kept):  # the same request made again shares its answer
+                path.unlink(missing_ok=True)
 
     def _respond(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row], Path]:
         """One prompt's response; a failure stops the requests that have not been sent yet."""
