@@ -14,7 +14,7 @@ help:
 	@echo "make reproduce   set up, run the whole study (PROFILE=pocket), print the results, write the report"
 	@echo "make test        set up, run the tests"
 	@echo "make test-gpu    set up, run what needs a GPU; without one every test says why it is skipped"
-	@echo "make bench       set up, measure time, memory and bytes side by side (15 minutes), write benchmarks/results/"
+	@echo "make bench       set up, measure time, memory and bytes side by side (15 minutes), write benchmarks/results/ and its tables"
 	@echo "make setup       set up only: virtual environment in $(VENV) with pinned packages"
 	@echo "make lint        check style"
 	@echo "make clean       delete runs/ and built models (logs/ and the virtual environment stay)"
@@ -41,7 +41,7 @@ reproduce: $(STAMP)
 
 test: $(TEST_STAMP)
 	@# Two processes of one thread each: twice as many tests at a time, and no process waits for the other's threads.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(TEST_STAMP)
 	$(BIN)/python -m pytest tests/gpu -rs
@@ -52,7 +52,10 @@ $(BENCH_STAMP): $(STAMP) benchmarks/requirements.txt
 	@touch $@
 
 bench: $(BENCH_STAMP)
+	@# Where the teacher is already there, this does nothing.
+	$(BIN)/primekd prepare-teacher
 	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks page
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

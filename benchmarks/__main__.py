@@ -1,7 +1,11 @@
-"""`python -m benchmarks run` and `python -m benchmarks page`; `make bench` calls both."""
+"""`python -m benchmarks run` measures, `python -m benchmarks page` writes the tables; `make bench` calls both.
+
+The profile `pocket` must have its teacher, which `primekd prepare-teacher` builds.
+"""
 
 import gc
 import os
+import signal
 import tempfile
 import time
 import traceback
@@ -10,8 +14,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.parts import PARTS
-from benchmarks.results import write_part
+from benchmarks.parts import DEFAULT, LIMIT, PARTS
 from benchmarks.scale import FULL, QUICK
 from primekd.cli.common import quiet_libraries
 from primekd.errors import UserError
@@ -30,7 +33,7 @@ Out = Annotated[Path, typer.Option(help="Where the JSON files and figures are, o
 @app.command()
 def run(
     parts: Annotated[
-        list[str] | None, typer.Argument(help=f"Any of {', '.join(PARTS)}; all of them if left out.")
+        list[str] | None, typer.Argument(help=f"Any of {', '.join(PARTS)}; all but codec_students if left out.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="Tiny sizes: shows that all of it runs, measures nothing.")] = False,
     out: Out = RESULTS,
@@ -39,27 +42,33 @@ def run(
 
     Examples:  python -m benchmarks run    python -m benchmarks run losses training    python -m benchmarks run --quick
     """
+    # Bars of loading and capturing would stand between the lines of a part; tqdm reads this when it is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from benchmarks.bars import judge
     from benchmarks.figures import draw_all
+    from benchmarks.page import measured_text
 
+    start = time.monotonic()
     quiet_libraries()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of loading and capturing, between the lines of a part
-    chosen = list(parts or PARTS)
+    chosen = list(parts or DEFAULT)
     if unknown := [name for name in chosen if name not in PARTS]:
         raise SystemExit(f"No part is called {', '.join(unknown)}: take any of {', '.join(PARTS)}.")
     if quick and out == RESULTS:
         out = Path(tempfile.mkdtemp(prefix="bench-quick-"))
     out.mkdir(parents=True, exist_ok=True)
-    failed = [name for name in chosen if not _run_part(name, chosen, quick, out)]
+    seconds = {name: _run_part(name, chosen, quick, out) for name in chosen}
     bars = judge(out)
     write_json(out / "bars.json", bars)
     draw_all(out)
     for row in bars:
         verdict = {True: "met", False: "MISSED", None: "not run"}[row["met"]]
-        measured = "" if row["measured"] is None else f", measured {row['measured']:.3g}"
+        measured = "" if row["measured"] is None else f", measured {measured_text(row)}"
         print(f"{verdict:8} {row['bar']}: {row['target']}{measured}")
+    taken = {name: duration(value) if value is not None else "failed" for name, value in seconds.items()}
+    print("Durations: " + ", ".join(f"{name} {text}" for name, text in taken.items()))
+    print(f"In all: {duration(time.monotonic() - start)}.")
     print(f"Results are in {out}." if quick else "Results are in benchmarks/results/.")
-    if failed:
+    if failed := [name for name, value in seconds.items() if value is None]:
         raise SystemExit(f"These parts failed, see above: {', '.join(failed)}.")
 
 
@@ -71,6 +80,9 @@ def page(
     """Writes the tables of docs/performance.md anew from the results."""
     from benchmarks.page import update_page
 
+    if not PAGE.is_file() and not check:
+        print("There is no docs/performance.md, so no table was written.")
+        return
     try:
         changed = update_page(PAGE, out, check)
     except UserError as error:
@@ -81,8 +93,10 @@ def page(
         )
 
 
-def _run_part(name: str, chosen: list[str], quick: bool, out: Path) -> bool:
-    """Runs one part and writes its file; False if it failed, which stops no other part."""
+def _run_part(name: str, chosen: list[str], quick: bool, out: Path) -> float | None:
+    """Runs one part and writes its file; returns its seconds, None if it failed, which stops no other part."""
+    from benchmarks.results import write_part
+
     number, part = chosen.index(name), PARTS[name]
     left = "" if quick else f"; about {duration(sum(PARTS[n].seconds for n in chosen[number:]))} left"
     print(f"[{number + 1}/{len(chosen)}] {name}: {part.does}{left}", flush=True)
@@ -91,15 +105,22 @@ def _run_part(name: str, chosen: list[str], quick: bool, out: Path) -> bool:
     def say(*texts: str) -> None:
         print(f"  {time.monotonic() - start:5.0f} s  {': '.join(texts)}", flush=True)
 
+    def stop(number, frame) -> None:
+        raise TimeoutError(f"{name} took more than {duration(LIMIT * part.seconds)} and was stopped")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(round(LIMIT * part.seconds))
     try:
         found = part.measure(QUICK if quick else FULL, say)
     except Exception:
         traceback.print_exc()
-        return False
+        return None
     finally:
+        signal.alarm(0)
         gc.collect()
-    write_part(out, name, quick, time.monotonic() - start, found)
-    return True
+    seconds = time.monotonic() - start
+    write_part(out, name, quick, seconds, found)
+    return seconds
 
 
 if __name__ == "__main__":

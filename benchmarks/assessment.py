@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import alternate, spread
+from benchmarks.timing import alternate, shown, spread
 from primekd.chat import build_prompt
 from primekd.config import Profile, load_profile
 from primekd.items import load_items
@@ -18,7 +18,9 @@ ADAPTER = Path("models") / "teachers" / "pocket-adapter" / "adapter"  # of the s
 SINGLE_SHARE = 4  # one by one takes so long that it answers a quarter of the items
 
 
-def measure(items: int = 32, profile: str = "pocket", rounds: int = 2) -> dict[str, Any]:
+def measure(
+    items: int = 32, profile: str = "pocket", rounds: int = 3, budget_s: float = 25, say=print
+) -> dict[str, Any]:
     """Items a second of the students' base model and of the same one with an adapter merged into it.
 
     Args:
@@ -33,18 +35,23 @@ def measure(items: int = 32, profile: str = "pocket", rounds: int = 2) -> dict[s
     tokenizer = load_tokenizer(chosen.student.model)
     prompts = [build_prompt(tokenizer, item.question) for item in load_items(chosen, "test")[: 2 * items]]
     single = prompts[: max(2, items // SINGLE_SHARE)]
+    found = {}
+    for name, path in models.items():
+        found[name] = _measure_model(chosen, path, prompts, single, rounds, budget_s)
+        say(f"{name}: in batches {shown(found[name]['ratio'])} x as many items a second as one by one")
     return {
         "profile": profile,
         "batch_size": chosen.assess.batch_size,
         "threads": torch.get_num_threads(),
-        "models": {name: _measure_model(chosen, path, prompts, single, rounds) for name, path in models.items()},
+        "models": found,
         "float32": {name: _equal_in_float32(chosen, path, single) for name, path in models.items()},
     }
 
 
 def _measure_model(
-    profile: Profile, adapter: Path | None, prompts: list[list[int]], single: list[list[int]], rounds: int
-) -> dict[str, Any]:
+    profile: Profile, adapter: Path | None, prompts: list[list[int]], single: list[list[int]], rounds: int,
+    budget_s: float,
+) -> dict[str, Any]:  # fmt: skip
     engine = _engine(profile, adapter, profile.student.dtype)
     sampling = Sampling(profile.max_new_tokens)
     said: dict[str, list[Response]] = {}
@@ -56,7 +63,7 @@ def _measure_model(
         said["in batches"] = engine.generate(prompts, sampling)
 
     warm_up = [lambda: engine.generate(prompts[:2], Sampling(2))]
-    times = alternate({"one by one": one_by_one, "in batches": in_batches}, rounds, warm_up=warm_up)
+    times = alternate({"one by one": one_by_one, "in batches": in_batches}, rounds, budget_s, warm_up=warm_up)
     count = {"one by one": len(single), "in batches": len(prompts)}
     rates = {name: [count[name] / seconds for seconds in values] for name, values in times.items()}
     return {

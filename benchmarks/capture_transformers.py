@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory import peak_bytes
-from benchmarks.timing import alternate, spread
+from benchmarks.memory import peak_and_seconds
+from benchmarks.timing import alternate, shown, spread
 from primekd.capture import Job, build_spec, make_shards, training_job
 from primekd.chat import build_prompt
 from primekd.config import Profile, load_profile
@@ -28,8 +28,10 @@ LIBRARY, GENERATE, CAPTURE = "transformers' generate with output_logits", "plain
 GROWTH = (1, 2, 4, 8)
 
 
-def measure(items: int = 32, profile: str = "pocket", rounds: int = 2, growth_items: int = 16) -> dict[str, Any]:
-    """Tokens a second of all three on the same prompts, and peak memory at 1, 2, 4 and 8 times `growth_items` items.
+def measure(
+    items: int = 32, profile: str = "pocket", rounds: int = 3, growth_items: int = 16, budget_s: float = 50, say=print
+) -> dict[str, Any]:
+    """Tokens a second of all three on the same prompts; time and memory at 1, 2, 4 and 8 times `growth_items` items.
 
     Args:
         items: twice as many are asked, which are two of the pocket profile's shards: one is written during the next.
@@ -37,7 +39,7 @@ def measure(items: int = 32, profile: str = "pocket", rounds: int = 2, growth_it
     Returns:
         rates: of each alternative tokens a second with spread; ratio: capture to plain generation, round by round;
         seconds; tokens; equal: answers that the library gives too; rows: how far collected rows are from `score`'s;
-        peaks: items -> bytes above the loaded engine.
+        growth: items -> {"seconds", "peak_bytes"} of one run each in a process of its own, above the loaded engine.
     """
     chosen = load_profile(profile)
     engine = TransformersEngine(chosen.teacher.model, chosen.teacher.dtype, chosen.teacher.batch_size)
@@ -58,8 +60,14 @@ def measure(items: int = 32, profile: str = "pocket", rounds: int = 2, growth_it
         capture_into_nowhere(engine, chosen, questions)
 
     warm_up = [lambda: engine.generate(blocks[0][:2], Sampling(2))]
-    times = alternate({LIBRARY: ask_library, GENERATE: ask_engine, CAPTURE: capture}, rounds, warm_up=warm_up)
+    runs = {LIBRARY: ask_library, GENERATE: ask_engine, CAPTURE: capture}
+    # The library is the slow one, and no bar asks for it.
+    times = alternate(runs, rounds, budget_s, say, warm_up, fewer={LIBRARY: 2})
     tokens = sum(map(len, said[GENERATE]))
+    ratio = spread([a / b for a, b in zip(times[GENERATE], times[CAPTURE], strict=True)])
+    to_library = spread([a / b for a, b in zip(times[LIBRARY], times[CAPTURE], strict=False)])
+    rows = compare_rows(engine, blocks[0], sampling)
+    say(f"capture's rate against {GENERATE}: {shown(ratio)} x; against {LIBRARY}: {shown(to_library)} x")
     return {
         "profile": profile,
         "items": len(questions),
@@ -67,11 +75,11 @@ def measure(items: int = 32, profile: str = "pocket", rounds: int = 2, growth_it
         "threads": torch.get_num_threads(),
         "seconds": {name: spread(values) for name, values in times.items()},
         "rates": {name: spread([tokens / value for value in values]) for name, values in times.items()},
-        "ratio": spread([a / b for a, b in zip(times[GENERATE], times[CAPTURE], strict=True)]),
-        "to_library": spread([a / b for a, b in zip(times[LIBRARY], times[CAPTURE], strict=True)]),
+        "ratio": ratio,
+        "to_library": to_library,
         "equal": sum(a == b for a, b in zip(said[LIBRARY], said[GENERATE], strict=True)),
-        "rows": compare_rows(engine, blocks[0], sampling),
-        "peaks": {n * growth_items: capture_peak(profile, n * growth_items) for n in GROWTH},
+        "rows": rows,
+        "growth": {n * growth_items: _capture_growth(profile, n * growth_items, say) for n in GROWTH},
     }
 
 
@@ -133,13 +141,15 @@ def compare_rows(engine: TransformersEngine, prompts: list[list[int]], sampling:
     return {"mean_kl_nats": float(every.mean()), "max_kl_nats": float(every.max()), "tokens": len(every)}
 
 
-def capture_peak(profile: str, items: int) -> int:
-    """Bytes that capturing `items` items in shards of 8 takes above the loaded engine."""
-    return peak_bytes("benchmarks.capture_transformers:prepare_capture", profile, items)
+def _capture_growth(profile: str, items: int, say) -> dict[str, float]:
+    """What capturing so many items in shards of 8 takes, the engine being loaded."""
+    peak, seconds = peak_and_seconds("benchmarks.capture_transformers:prepare_capture", profile, items)
+    say(f"capturing {items} items: {seconds:.2f} s, {peak / 2**20:.0f} MiB at the peak")
+    return {"seconds": seconds, "peak_bytes": peak}
 
 
 def prepare_capture(profile: str, items: int) -> Callable[[], None]:
-    """For `peak_bytes`: short responses in small shards, so that memory that grows with the items would be seen."""
+    """For `peak_and_seconds`: short responses in small shards, so that what grows with the items is seen."""
     chosen = load_profile(profile)
     small = {"signals": chosen.signals.model_copy(update={"items_per_shard": 8}), "max_new_tokens": 4}
     chosen = chosen.model_copy(update=small)

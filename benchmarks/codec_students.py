@@ -1,31 +1,35 @@
 """The judge of the codecs: students trained from each at equal bytes, and their held-out KL to the teacher.
 
 All students see the same gold solutions in the same order from the same fresh adapter; alpha is 0, so nothing but the
-teacher's signal teaches them. The KL is that of the teacher's exact distribution, on items that no student saw.
-Minutes, so not part of `make bench`:
+teacher's signal teaches them. The KL is that of the teacher's exact distribution, on items that no student saw. At
+temperature 2, where the pocket teacher is not nearly certain any more. Minutes, so `make bench` leaves it out:
 
-    python -m benchmarks.codec_students [folder]      writes codec_students.json there
+    python -m benchmarks run codec_students
 """
 
-import argparse
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.scale import Scale
 from benchmarks.stored_signals import as_needed, examples_of, score, write_store
+from benchmarks.timing import Clock
 from primekd.config import LossConfig, Profile, load_profile
 from primekd.distill import lora_model
 from primekd.losses import forward_kl
 from primekd.models import load_tokenizer
-from primekd.provenance import write_json
-from primekd.signals import Codec, SignalReader
+from primekd.signals import Codec, SignalReader, concatenate
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.signals.sampled import SampledCodec
 from primekd.training.examples import Collator, Example
 from primekd.training.trainer import build_trainer
+
+TEMPERATURE = 2.0
+HELD_OUT_AT_ONCE = 8
 
 
 def codecs(temperature: float) -> dict[str, Codec]:
@@ -36,25 +40,27 @@ def codecs(temperature: float) -> dict[str, Codec]:
         "sampled 256": SampledCodec(256, temperature),
         "topk 3": TopKCodec(3, temperature),
         "sampled 512": SampledCodec(512, temperature),
-        "sampled 64": SampledCodec(64, temperature),
     }
 
 
-def measure(
-    items: int = 64, held_out: int = 32, seeds: int = 2, temperature: float = 2.0, profile: str = "pocket", say=print
-) -> dict[str, Any]:
+def measure(scale: Scale, say=print) -> dict[str, Any]:
     """Trains and scores a student for each codec and seed, one epoch each.
 
+    Seeds that would not end within the scale's time are left out, except for the first two.
+
     Returns:
-        {"temperature", "items", "tokens", "held_out_tokens", "untrained": KL, "codecs": {name: {"bytes": a token,
-        "kl": [one a seed], "kl_mean"}}}; KLs are means over held-out tokens, in nats, at that temperature.
+        {"temperature", "items", "tokens", "held_out_items", "held_out_tokens", "untrained": KL, "codecs": {name:
+        {"bytes": a token, "kl": [one a seed], "kl_mean"}}}; KLs are means over held-out tokens, in nats, at that
+        temperature.
     """
-    settings = load_profile(profile)
+    clock, temperature, items = Clock(scale.students_s), TEMPERATURE, scale.student_items
+    settings = load_profile(scale.profile)
     loss = LossConfig(divergence="forward_kl", temperature=temperature, alpha=0.0)
     settings = settings.model_copy(update={"loss": loss, "train": settings.train.model_copy(update={"epochs": 1})})
-    examples = examples_of(settings, items + held_out)
+    examples = examples_of(settings, items + scale.student_held_out)
     train, test = examples[:items], examples[items:]
-    found: dict[str, Any] = {"temperature": temperature, "items": items, "codecs": {}}
+    found: dict[str, Any] = {"temperature": temperature, "items": items, "held_out_items": scale.student_held_out}
+    found["codecs"] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         stored, states, head = score(settings, examples)
@@ -67,12 +73,20 @@ def measure(
         write_store(folder / "exact", HiddenCodec(), stored[items:], states[items:], head)
         exact = SignalReader(folder / "exact")
         found["untrained"] = _student_kl(settings, [], None, test, exact, 0, folder)
-        for seed in range(seeds):
+        taken = 0.0  # by the seed before
+        for seed in range(scale.student_seeds):
+            if seed >= 2 and clock.left() < taken:
+                break
+            began = time.monotonic()
             for name, entry in found["codecs"].items():
                 kl = _student_kl(settings, train, SignalReader(folder / name), test, exact, seed, folder)
                 entry["kl"].append(kl)
                 entry["kl_mean"] = statistics.mean(entry["kl"])
                 say(f"seed {seed}, {name}: {entry['bytes']:.1f} bytes a token, held-out KL {kl:.5f} nats")
+            taken = time.monotonic() - began
+    for name, entry in found["codecs"].items():
+        kls = entry["kl"]
+        say(f"{name}: held-out KL {entry['kl_mean']:.5f} [{min(kls):.5f}, {max(kls):.5f}] nats in {len(kls)} seeds")
     return found
 
 
@@ -108,28 +122,12 @@ def held_out_kl(
     """Mean KL(teacher || student) a response token, in nats."""
     total, tokens = 0.0, 0
     head, bias = objective.head()
-    for example in examples:
-        batch = collator([example])
+    for start in range(0, len(examples), HELD_OUT_AT_ONCE):
+        chosen = examples[start : start + HELD_OUT_AT_ONCE]
+        batch = collator(chosen)
         hidden, targets = objective.response_states(batch["input_ids"], batch["attention_mask"], batch["labels"])
         student = torch.nn.functional.linear(hidden.float(), head.float(), bias)
-        teacher = exact.rows(example.item_id, targets.tolist()).to_logits()
+        teacher = concatenate([exact.rows(e.item_id, exact.item(e.item_id).response_ids) for e in chosen]).to_logits()
         total += float(forward_kl(teacher, student, temperature).sum())
         tokens += len(targets)
     return total / tokens
-
-
-def main() -> None:
-    """Measures and writes codec_students.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("benchmarks/results"))
-    parser.add_argument("--items", type=int, default=64)
-    parser.add_argument("--held-out", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--temperature", type=float, default=2.0)
-    options = parser.parse_args()
-    found = measure(options.items, options.held_out, options.seeds, options.temperature)
-    write_json(options.folder / "codec_students.json", found)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,12 +3,9 @@
 Two teachers on gold solutions: the pocket teacher, which is nearly certain of them, and the untaught base model, which
 is not. Each has the other for a student. The gradient is that with respect to the student's logits / temperature,
 q - p; its squared error is summed over the vocabulary and averaged over tokens.
-
-    python -m benchmarks.codecs [folder]      writes codecs.json, codecs.png and codecs.md there
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from torch import Tensor
 from benchmarks.codec_methods import Kept, Rows, entropy_bound, make_rows, methods
 from benchmarks.stored_signals import examples_of, score
 from primekd.config import Profile, load_profile
-from primekd.provenance import write_atomically, write_json, write_text
+from primekd.provenance import write_atomically
 from primekd.report.figures import PALETTE, STYLE
 from primekd.signals import StoredItem
 
@@ -27,7 +24,9 @@ TEMPERATURES = (1.0, 2.0, 5.942267)
 MARKERS = "osD^vP*"
 
 
-def measure(tokens: int = 600, temperatures: tuple[float, ...] = TEMPERATURES, profile: str = "pocket") -> dict:
+def measure(
+    tokens: int = 600, temperatures: tuple[float, ...] = TEMPERATURES, profile: str = "pocket", say=print
+) -> dict[str, Any]:
     """Every method on at least so many response tokens.
 
     Returns:
@@ -43,14 +42,28 @@ def measure(tokens: int = 600, temperatures: tuple[float, ...] = TEMPERATURES, p
         f"{taught.name} teacher": (taught_logits, untaught_logits),
         "untaught base model": (untaught_logits, taught_logits),
     }
+    teachers: dict[str, Any] = {}
+    for name, pair in both.items():
+        teachers[name] = {f"{t:g}": _one_temperature(items, *pair, t) for t in temperatures}
+        for temperature, part in teachers[name].items():
+            say(f"{name}, T = {temperature}: {_line(part['curves'])}")
     return {
         "vocabulary": taught_logits[0].shape[1],
         "hidden_bytes": width,
         "tokens": sum(len(i.response_ids) for i in items),
-        "teachers": {
-            name: {f"{t:g}": _one_temperature(items, *pair, t) for t in temperatures} for name, pair in both.items()
-        },
+        "teachers": teachers,
     }
+
+
+def _line(curves: dict[str, list[dict[str, float]]]) -> str:
+    """The gradient error of the codec `sampled` against that of `topk` in about as many bytes."""
+    found = []
+    for x in curves["sampled"]:
+        near = min(curves["topk + tail, as stored"], key=lambda y: abs(math.log(y["bytes"] / x["bytes"])))
+        ratio = x["gradient_error"] / near["gradient_error"]
+        other = f"topk {near['parameter']:g} in {near['bytes']:.1f}"
+        found.append(f"sampled {x['parameter']:g} in {x['bytes']:.1f} bytes: {ratio:.2g} x {other}")
+    return "; ".join(found)
 
 
 def _signals(
@@ -199,15 +212,3 @@ def _panel(axes, part: dict[str, Any], found: dict[str, Any]) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
-
-
-def main(folder: Path) -> None:
-    """Measures and writes the three files."""
-    found = measure()
-    write_json(folder / "codecs.json", found)
-    write_text(folder / "codecs.md", table(found))
-    draw(found, folder / "codecs.png")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results"))

@@ -59,7 +59,7 @@ def _bars(axes, names: list[str], values: list[Found | float], colour: str, titl
 
 
 def _losses(found: Found, *axes) -> None:
-    sections = [found["sections"][name] for name in list(found["sections"])[:4:2]]  # float32, both vocabularies
+    sections = list(found["sections"].values())[:2]  # float32, both vocabularies
     for place, section in enumerate(sections):
         alternatives = section["alternatives"]
         where = f"V = {section['vocabulary']:,}, {section['tokens']:,} tokens, {section['dtype']}"
@@ -141,13 +141,16 @@ def _reading_growth(found: Found, time, memory) -> None:
         axes.set_xticks(items)
 
 
-def _capture_transformers(found: Found, rates, memory) -> None:
+def _capture_transformers(found: Found, rates, time, memory) -> None:
     _bars(rates, list(found["rates"]), list(found["rates"].values()), PALETTE[2], "Tokens a second", 0)
-    items = [int(n) for n in found["peaks"]]
-    memory.plot(items, [peak / 2**20 for peak in found["peaks"].values()], color=PALETTE[1], marker="s")
-    memory.set(xlabel="Items", ylim=(0, None))
-    memory.set_xticks(items)
-    memory.set_title("Peak memory above the loaded engine, MiB", fontsize=10.5)
+    items, growth = [int(n) for n in found["growth"]], found["growth"].values()
+    time.plot(items, [x["seconds"] for x in growth], color=PALETTE[0], marker="o")
+    memory.plot(items, [x["peak_bytes"] / 2**20 for x in growth], color=PALETTE[1], marker="s")
+    time.set_title("Capture of short responses, s", fontsize=10.5)
+    memory.set_title("Memory above the engine's, MiB", fontsize=10.5)
+    for axes in (time, memory):
+        axes.set(xlabel="Items", ylim=(0, None))
+        axes.set_xticks(items)
 
 
 def _capture_llamacpp(found: Found, rates) -> None:
@@ -161,12 +164,27 @@ def _assessment(found: Found, *panels) -> None:
         _bars(axes, list(rates), list(rates.values()), PALETTE[2], f"Items a second, {name}", 2)
 
 
+def _codec_students(found: Found, axes) -> None:
+    for place, (name, x) in enumerate(found["codecs"].items()):
+        low, high = x["kl_mean"] - min(x["kl"]), max(x["kl"]) - x["kl_mean"]
+        mark = {"color": PALETTE[place], "marker": MARKERS[place % len(MARKERS)], "capsize": 3, "linestyle": "none"}
+        axes.errorbar([x["bytes"]], [x["kl_mean"]], yerr=[[low], [high]], label=name, **mark)
+    axes.axhline(found["untrained"], color="#222222", linestyle="--", linewidth=1, label="untrained")
+    axes.set(xscale="log", xlabel="Bytes a token", ylabel="Held-out KL to the teacher, nats", ylim=(0, None))
+    ticks = [2**power for power in range(4, 12)]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_title("Students of each codec; lines: from the least to the greatest over seeds", fontsize=10.5)
+    axes.legend()
+
+
 FIGURES: dict[str, tuple[str, tuple[float, float], int, Callable[..., None]]] = {
     "losses": ("losses", (17, 3.6), 4, _losses),
     "loss_growth": ("losses", (9.6, 3.6), 2, _loss_growth),
     "training": ("training", (10.5, 3.4), 2, _training),
     "stores": ("stores", (13, 2.9), 3, _stores),
-    "capture_transformers": ("capture_transformers", (10.5, 2.6), 2, _capture_transformers),
+    "codec_students": ("codec_students", (7, 4), 1, _codec_students),
+    "capture_transformers": ("capture_transformers", (13, 2.6), 3, _capture_transformers),
     "capture_llamacpp": ("capture_llamacpp", (6.5, 2.6), 1, _capture_llamacpp),
     "assessment": ("assessment", (10.5, 2), 2, _assessment),
     "reading_growth": ("stores", (9.6, 3.2), 2, _reading_growth),

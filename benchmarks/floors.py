@@ -1,7 +1,7 @@
 """The two floors of each stage, operations done and bytes moved, and what this machine needs at least for them.
 
 Operations are multiply-adds of the products counted twice; attention's own and everything elementwise are left out, so
-the floors are below what any program can reach. P are the weights of all layers, V x D the output head.
+the floors are below what any program can reach. P are the weights of all layers, E = V x D those of the output head.
 """
 
 from dataclasses import asdict, dataclass
@@ -46,26 +46,28 @@ def floors(
     head = teacher.embedding_weights
     cache = teacher.kv_bytes(2)  # of one token
     weights = (layers + head) * weight_bytes
-    logits = 2 * student.embedding_weights
+    own_head = student.embedding_weights
+    # The student's head is read for its logits and for the gradient, the teacher's once; all are bfloat16.
+    loss_operations, heads = 4 * own_head + 2 * head, 4 * own_head + 2 * head
     rows = batch * response
     own = student.layers * student.layer_weights
     return [
         Floor("generate", "response token", 2 * (layers + head), weights / sequences + (prompt + response / 2) * cache),
         Floor("read the prompt", "prompt token", 2 * layers, layers * weight_bytes / (sequences * prompt) + cache),
         Floor(
-            "score in a second pass (not done any more)", "response token",
+            "score in a second pass, where an engine needs one", "response token",
             2 * layers * (prompt + response) / response, layers * weight_bytes / (sequences * response),
         ),
         Floor("keep hidden states", "response token", 0, 2 * teacher.hidden),
-        Floor("loss from hidden states", "response token", 2 * logits + 2 * head, (4 * logits + 2 * head) / rows),
+        Floor("loss from hidden states", "response token", loss_operations, heads / rows),
         Floor(
             "training step from hidden states", "sequence",
             # Forward, and the gradient for the inputs; a frozen weight takes none.
-            4 * own * (prompt + response) + response * (2 * logits + 2 * head), 2 * 2 * own / batch,
+            4 * own * (prompt + response) + response * loss_operations, (2 * 2 * own + heads) / batch,
         ),
         Floor(
-            "assess", "item", 2 * own * (prompt + response) + logits * response,
-            (own + student.embedding_weights) * 2 * response / sequences,
+            "assess", "item", 2 * own * (prompt + response) + 2 * own_head * response,
+            (own + own_head) * 2 * response / sequences,
         ),
     ]  # fmt: skip
 

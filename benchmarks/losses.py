@@ -1,5 +1,6 @@
 """The distillation loss with a frozen head: this project's, TRL's and plain PyTorch's, and the floor."""
 
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,26 @@ from benchmarks.objectives import (
     make_case,
 )
 from benchmarks.scale import Scale
-from benchmarks.timing import alternate, shown, summary
+from benchmarks.timing import Clock, alternate, shown, summary
 
 WIDTH = 576  # SmolLM2-135M's; both vocabularies are taken at it
 CHECKED_TOKENS = 64  # of each case, in float64; the warm-up has as many
 SIGNALS = ("hidden", "full", "topk", "sampled")
-RIVALS = (CROSS_ENTROPY, TRL_WHOLE, TRL_CHUNKED, WHOLE)
-FAST_RIVALS = (CROSS_ENTROPY, TRL_WHOLE)  # the others take too long at the large vocabulary
+# What is slow, or no bar's business, takes part in the first rounds alone; cross-entropy and hidden rows in all.
+FEWER = {TRL_WHOLE: 2, TRL_CHUNKED: 1, WHOLE: 2, PRODUCTS: 2}
+FEWER_SIGNALS = 3
+SHORTEST_S = 15  # a section is not begun with less time left
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the inputs of a section are, as `make_case` takes them."""
+
+    vocabulary: int
+    dtype: str = "float32"
+    tokens: int = 1024
+    divergence: str = "forward_kl"
+    width: int = WIDTH
 
 
 def measure(scale: Scale, say=print) -> dict[str, Any]:
@@ -35,18 +49,30 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
         "peak_mib", "relative_error", "gradient_error"}}}}, ratios to the cross-entropy alone of the same round;
         growth: for each number of tokens the same.
     """
-    sections = {}
-    for vocabulary in scale.vocabularies:
-        rivals = RIVALS if vocabulary == scale.vocabularies[0] else FAST_RIVALS
-        for dtype in ("float32", "bfloat16"):
-            name = f"{vocabulary} {dtype}"
-            shared = {"vocabulary": vocabulary, "dtype": dtype, "tokens": scale.tokens, "divergence": "forward_kl"}
-            sections[name] = _section(scale, partial(say, name), shared, rivals, SIGNALS)
-    for divergence in ("reverse_kl", "jsd"):
-        shared = {"vocabulary": scale.vocabularies[0], "dtype": "float32", "tokens": scale.tokens // 2}
-        shared |= {"divergence": divergence}
-        sections[divergence] = _section(scale, partial(say, divergence), shared, (*FAST_RIVALS, WHOLE), ("hidden",))
-    return {"width": WIDTH, "sections": sections, "growth": _growth(scale, partial(say, "growth"))}
+    clock = Clock(scale.losses_s)
+    small, large = (Inputs(vocabulary, tokens=scale.tokens) for vocabulary in scale.vocabularies)
+    quarter = replace(small, tokens=scale.tokens // 4)
+    sections = {
+        _name(small): _section(scale, say, small, (CROSS_ENTROPY, TRL_WHOLE, TRL_CHUNKED, WHOLE, PRODUCTS), SIGNALS),
+        _name(large): _section(scale, say, large, (CROSS_ENTROPY, TRL_WHOLE, PRODUCTS), ("hidden",)),
+    }
+    growth = _growth(scale, partial(say, "growth"))
+    for inputs, rivals in (
+        (replace(small, dtype="bfloat16"), (CROSS_ENTROPY, TRL_WHOLE)),
+        (replace(large, dtype="bfloat16"), (CROSS_ENTROPY,)),
+        *((replace(quarter, divergence=divergence), (CROSS_ENTROPY, WHOLE)) for divergence in ("reverse_kl", "jsd")),
+    ):
+        if clock.left() < SHORTEST_S:
+            say(_name(inputs), "not run: this part's time is over")
+        else:
+            sections[_name(inputs)] = _section(replace(scale, rounds=min(3, scale.rounds)), say, inputs, rivals)
+    return {"width": WIDTH, "sections": sections, "growth": growth}
+
+
+def _name(inputs: Inputs) -> str:
+    if inputs.divergence != "forward_kl":
+        return inputs.divergence
+    return f"{inputs.vocabulary} {inputs.dtype}"
 
 
 def frozen_name(signal: str) -> str:
@@ -55,26 +81,27 @@ def frozen_name(signal: str) -> str:
 
 
 def _section(
-    scale: Scale, say, shared: dict[str, Any], rivals: tuple[str, ...], signals: tuple[str, ...]
+    scale: Scale, say, inputs: Inputs, rivals: tuple[str, ...], signals: tuple[str, ...] = ("hidden",)
 ) -> dict[str, Any]:
-    """`shared`: what `make_case` takes, the same for all alternatives."""
-    chosen = {name: (name, "hidden") for name in (*_installed(rivals), PRODUCTS)}
+    """The rivals and this project's loss from rows of these codecs, on inputs that are the same for all."""
+    shared, say = asdict(inputs), partial(say, _name(inputs))
+    chosen = {name: (name, "hidden") for name in _installed(rivals)}
     chosen |= {frozen_name(signal): (FROZEN, signal) for signal in signals}
-    cases = {signal: make_case(**shared, width=WIDTH, signal=signal) for signal in signals}
+    fewer = FEWER | {frozen_name(signal): FEWER_SIGNALS for signal in signals if signal != "hidden"}
+    cases = {signal: make_case(**shared, signal=signal) for signal in signals}
     calls = {name: partial(alternative(kind), cases[signal]) for name, (kind, signal) in chosen.items()}
     few = {signal: case.first(CHECKED_TOKENS) for signal, case in cases.items()}
     warm_up = [partial(alternative(kind), few[signal]) for kind, signal in chosen.values()]
-    times = alternate(calls, scale.rounds, scale.loss_budget_s, say, warm_up)
-    alternatives = summary(times, CROSS_ENTROPY)
+    alternatives = summary(alternate(calls, scale.rounds, scale.loss_budget_s, say, warm_up, fewer), CROSS_ENTROPY)
     for name, (kind, signal) in chosen.items():
         if kind not in (CROSS_ENTROPY, PRODUCTS):
             alternatives[name] |= errors(kind, few[signal])
     del cases, calls
     for name, (kind, signal) in chosen.items():
-        peak = peak_bytes("benchmarks.objectives:prepare", kind, **shared, width=WIDTH, signal=signal)
+        peak = peak_bytes("benchmarks.objectives:prepare", kind, **shared, signal=signal)
         alternatives[name]["peak_mib"] = peak / 2**20
     say(_line(alternatives))
-    return shared | {"width": WIDTH, "alternatives": alternatives}
+    return shared | {"alternatives": alternatives}
 
 
 def errors(name: str, case: Case) -> dict[str, float]:
@@ -89,11 +116,13 @@ def _growth(scale: Scale, say) -> dict[str, Any]:
     """Time and peak memory for 1x, 2x, 4x, 8x tokens at the smaller vocabulary."""
     found: dict[str, Any] = {}
     for tokens in scale.growth_tokens:
-        shared = {"tokens": tokens, "width": WIDTH, "vocabulary": scale.vocabularies[0]}
+        shared = asdict(Inputs(scale.vocabularies[0], tokens=tokens))
         case = make_case(**shared)
-        names = [*_installed(FAST_RIVALS), FROZEN]
+        names = [CROSS_ENTROPY, FROZEN]
         calls = {name: partial(alternative(name), case) for name in names}
-        found[str(tokens)] = summary(alternate(calls, scale.growth_rounds), CROSS_ENTROPY)
+        few = case.first(CHECKED_TOKENS)
+        warm_up = [partial(alternative(name), few) for name in names]
+        found[str(tokens)] = summary(alternate(calls, scale.growth_rounds, warm_up=warm_up), CROSS_ENTROPY)
         del case, calls
         for name in names:
             found[str(tokens)][name]["peak_mib"] = peak_bytes("benchmarks.objectives:prepare", name, **shared) / 2**20

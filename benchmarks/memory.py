@@ -10,18 +10,26 @@ from typing import Any
 
 import torch
 
+from benchmarks.timing import time_once
+
 PRELOAD = ["torch", "transformers", "benchmarks.training", "benchmarks.rival_losses"]  # what is absent is skipped
 
 
 def peak_bytes(prepare: str, *arguments: Any, **options: Any) -> int:
-    """Bytes that one call needs above what was there before it.
+    """Bytes that one call needs above what was there before it; as `peak_and_seconds`."""
+    return peak_and_seconds(prepare, *arguments, **options)[0]
+
+
+def peak_and_seconds(prepare: str, *arguments: Any, **options: Any) -> tuple[int, float]:
+    """Bytes that one call needs above what was there before it, and its time.
 
     Args:
         prepare: "module:function"; called with the other arguments in the new process it returns the call to measure.
             What it makes itself (inputs, weights) does not count.
 
     Returns:
-        On a CPU the growth of the resident set's high-water mark; on a GPU of the allocator's.
+        On a CPU the growth of the resident set's high-water mark; on a GPU of the allocator's. The time is that of a
+        first call, with no warm-up beyond what `prepare` does.
 
     Raises:
         RuntimeError: the process failed; the message is its own.
@@ -37,6 +45,9 @@ def peak_bytes(prepare: str, *arguments: Any, **options: Any) -> int:
         found = receiver.recv()
     except EOFError:
         found = "it ended without an answer, perhaps for lack of memory"
+    except BaseException:  # the part's time is over
+        process.kill()
+        raise
     process.join()
     if isinstance(found, str):
         raise RuntimeError(f"{prepare} {arguments}: {found}")
@@ -48,7 +59,8 @@ def _measure(sender, threads: int, prepare: str, arguments: tuple, options: dict
         torch.set_num_threads(threads)
         module, _, name = prepare.partition(":")
         run = getattr(importlib.import_module(module), name)(*arguments, **options)
-        sender.send(growth(run))
+        seconds: list[float] = []
+        sender.send((growth(lambda: seconds.append(time_once(run))), seconds[0]))
     except Exception as error:  # the parent says what went wrong
         sender.send(f"{type(error).__name__}: {error}")
 

@@ -29,7 +29,7 @@ def update_page(page: Path, folder: Path, check: bool) -> list[str]:
         check: write nothing, only look.
 
     Raises:
-        UserError: the page is missing, or a marker is unknown, has no partner or has no result.
+        UserError: the page is missing, or a marker is unknown or has no partner.
     """
     if not page.is_file():
         raise UserError(f"{relative_name(page)} is missing.")
@@ -52,15 +52,11 @@ def update_page(page: Path, folder: Path, check: bool) -> list[str]:
 
 
 def table(name: str, folder: Path) -> str:
-    """One table as Markdown, with a line on what made it.
-
-    Raises:
-        UserError: its part was not run.
-    """
+    """One table as Markdown, with a line on what made it; a sentence instead if its part was not run."""
     part, make = TABLES[name]
     path = folder / f"{part}.json"
     if not path.is_file():
-        raise UserError(f"{relative_name(path)} is missing: run `make bench` first.")
+        return f"Not run: there is no {path.name}."
     if name == "bars":
         return make(read_json(path))
     return f"{make(read_part(folder, part))}\n\n{_source(read_json(path))}"
@@ -130,7 +126,8 @@ def _training(found: Found) -> str:
     head = ["Step", "Seconds", "Against the first", "Against the second", "Peak, MiB", "Against the first"]
     note = (
         f"{found['sequences']} sequences a step, {found['tokens']:.0f} tokens of which {found['response_tokens']:.0f} "
-        f"are trained on; {found['dtype']}."
+        f"are trained on, {found['padded']:.0f} with padding; {found['dtype']}. The same batches in the same order for "
+        f"all; memory on the widest of them, {found['peak_batch']['width']} positions."
     )
     return f"{markdown_table(head, rows)}\n\n{note}"
 
@@ -168,7 +165,7 @@ def _bars(rows: list[Found]) -> str:
         [
             markdown(row["bar"]),
             row["target"],
-            MISSING if row["measured"] is None else f"{significant(row['measured'], 3)} {row['unit']}".strip(),
+            MISSING if row["measured"] is None else measured_text(row),
             said[row["met"]],
         ]
         for row in rows
@@ -176,19 +173,28 @@ def _bars(rows: list[Found]) -> str:
     return markdown_table(["Bar", "Target", "Measured", ""], cells)
 
 
+def measured_text(row: Found) -> str:
+    """What a bar measured, with its spread and unit."""
+    spread = "" if row["spread"] is None else " [{}, {}]".format(*(significant(x, 3) for x in row["spread"]))
+    return f"{significant(row['measured'], 3)}{spread} {row['unit']}".strip()
+
+
 def _capture_transformers(found: Found) -> str:
     rows = [
         [markdown(name), _with_spread(rate), _with_spread(found["seconds"][name])]
         for name, rate in found["rates"].items()
     ]
-    peaks = ", ".join(f"{int(peak) / 2**20:,.0f} MiB at {items}" for items, peak in found["peaks"].items())
+    growth = [
+        [items, significant(x["seconds"], 3), f"{x['peak_bytes'] / 2**20:,.0f}"] for items, x in found["growth"].items()
+    ]
     note = (
         f"{found['items']} items, {found['tokens']} tokens. Capture's rate against plain generation's, round by round: "
         f"{_with_spread(found['ratio'])}; against the first: {_with_spread(found['to_library'])}. Answers that the "
         f"first gives too: {found['equal']}. Collected rows against scored ones: mean KL "
-        f"{found['rows']['mean_kl_nats']:.1e} nats. Peak memory above the loaded engine, by items: {peaks}."
+        f"{found['rows']['mean_kl_nats']:.1e} nats. Short responses in small shards, one run each:"
     )
-    return f"{markdown_table(['Run', 'Tokens a second', 'Seconds'], rows)}\n\n{markdown(note)}"
+    grown = markdown_table(["Items", "Seconds", "Peak above the loaded engine, MiB"], growth, left=0)
+    return f"{markdown_table(['Run', 'Tokens a second', 'Seconds'], rows)}\n\n{markdown(note)}\n\n{grown}"
 
 
 def _capture_llamacpp(found: Found) -> str:
@@ -239,6 +245,19 @@ def _codecs(found: Found) -> str:
     return table(found).strip("\n")
 
 
+def _codec_students(found: Found) -> str:
+    rows = []
+    for name, x in found["codecs"].items():
+        kls = [significant(value, 3) for value in (x["kl_mean"], min(x["kl"]), max(x["kl"]))]
+        rows.append([markdown(name), f"{x['bytes']:.1f}", "{} [{}, {}]".format(*kls), str(len(x["kl"]))])
+    note = (
+        f"{found['items']} items, {found['tokens']} tokens, one epoch, T = {found['temperature']:g}; held out "
+        f"{found['held_out_items']} items, {found['held_out_tokens']} tokens. Untrained: "
+        f"{significant(found['untrained'], 3)} nats. Mean, least and greatest over the seeds."
+    )
+    return f"{markdown_table(['Codec', 'Bytes a token', 'Held-out KL, nats', 'Seeds'], rows)}\n\n{note}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "floors": ("floors", _floors),
     "losses": ("losses", _losses),
@@ -247,6 +266,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "stores": ("stores", _stores),
     "reading-growth": ("stores", _reading_growth),
     "codecs": ("codecs", _codecs),
+    "codec-students": ("codec_students", _codec_students),
     "capture-transformers": ("capture_transformers", _capture_transformers),
     "capture-llamacpp": ("capture_llamacpp", _capture_llamacpp),
     "assessment": ("assessment", _assessment),

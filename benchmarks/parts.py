@@ -1,4 +1,4 @@
-"""What `make bench` runs, in this order. Each part's module is loaded when it is its turn."""
+"""What `make bench` runs, in this order, and what is run by its name alone. A module is loaded when it is its turn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,20 @@ from typing import Any
 
 from benchmarks.scale import Scale
 
+LIMIT = 2
+
 
 @dataclass(frozen=True)
 class Part:
-    """`seconds`: about how long it takes on two cores, for the time left that is shown."""
+    """`seconds`: about how long it takes on two cores; it is stopped after LIMIT times as many.
+
+    `extra`: it is run only if it is named.
+    """
 
     does: str
     seconds: float
     measure: Callable[[Scale, Callable[..., None]], dict[str, Any]]
+    extra: bool = False
 
 
 def _own(module: str) -> Callable[[Scale, Callable[..., None]], dict[str, Any]]:
@@ -22,20 +28,22 @@ def _own(module: str) -> Callable[[Scale, Callable[..., None]], dict[str, Any]]:
 
 
 def _by_items(module: str) -> Callable[[Scale, Callable[..., None]], dict[str, Any]]:
-    return lambda scale, say: import_module(f"benchmarks.{module}").measure(items=scale.capture_items)
+    return lambda scale, say: import_module(f"benchmarks.{module}").measure(items=scale.capture_items, say=say)
+
+
+def _codecs(scale: Scale, say: Callable[..., None]) -> dict[str, Any]:
+    return import_module("benchmarks.codecs").measure(tokens=scale.codec_tokens, profile=scale.profile, say=say)
 
 
 PARTS = {
     "floors": Part("what this machine can do at most", 10, _own("floors")),
-    "losses": Part("the loss with a frozen head", 360, _own("losses")),
-    "training": Part("a training step", 190, _own("training")),
+    "losses": Part("the loss with a frozen head", 290, _own("losses")),
+    "training": Part("a training step", 160, _own("training")),
     "stores": Part("signals on disk", 40, _own("stores")),
-    "codecs": Part("gradient error against bytes a token", 60, lambda scale, say: _codecs(scale)),
-    "capture_transformers": Part("capture with transformers", 90, _by_items("capture_transformers")),
-    "capture_llamacpp": Part("capture with llama.cpp", 90, _by_items("capture_llamacpp")),
-    "assessment": Part("generating the answers of an assessment", 90, _by_items("assessment")),
+    "codecs": Part("gradient error against bytes a token", 60, _codecs),
+    "capture_transformers": Part("capture with transformers", 95, _by_items("capture_transformers")),
+    "capture_llamacpp": Part("capture with llama.cpp", 80, _by_items("capture_llamacpp")),
+    "assessment": Part("generating the answers of an assessment", 80, _by_items("assessment")),
+    "codec_students": Part("students trained from each codec", 480, _own("codec_students"), extra=True),
 }
-
-
-def _codecs(scale: Scale) -> dict[str, Any]:
-    return import_module("benchmarks.codecs").measure(tokens=scale.codec_tokens, profile=scale.profile)
+DEFAULT = [name for name, part in PARTS.items() if not part.extra]

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from benchmarks.training import adamw
 from primekd.config import Profile
 from primekd.models import load_model, load_tokenizer
 from primekd.training.examples import IGNORED
@@ -45,9 +46,7 @@ def distillation_step(profile: Profile, batches: list[dict[str, Any]], student: 
 
 
 def _steps(trainer, profile: Profile, inputs: list[dict[str, Tensor]]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(
-        [p for p in trainer.model.parameters() if p.requires_grad], lr=profile.train.learning_rate
-    )
+    optimizer = adamw(trainer.model, profile)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1  # which `train` would set
     count = 0

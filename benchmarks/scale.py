@@ -5,22 +5,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of all parts. A budget is seconds for one set of alternating rounds."""
+    """Sizes of all parts. A budget is seconds for one set of alternating rounds, another `_s` for a whole part."""
 
     tokens: int = 1024
     vocabularies: tuple[int, ...] = (49_152, 128_256)
     rounds: int = 5
-    loss_budget_s: float = 50
+    loss_budget_s: float = 75
+    losses_s: float = 270
     growth_tokens: tuple[int, ...] = (128, 256, 512, 1024)
     growth_rounds: int = 2
     sequences: int = 8  # a training step
-    training_rounds: int = 8
-    training_budget_s: float = 100
+    training_rounds: int = 6
+    training_budget_s: float = 90
     store_items: int = 8  # of the store that codecs are compared on; a whole row of logits is large
     store_rounds: int = 5
     growth_items: tuple[int, ...] = (64, 128, 256, 512)
     codec_tokens: int = 600
     capture_items: int = 32
+    student_items: int = 64  # of the students that codecs are judged by
+    student_held_out: int = 16
+    student_seeds: int = 3
+    students_s: float = 500
     profile: str = "pocket"
 
 
@@ -38,5 +43,8 @@ QUICK = Scale(
     growth_items=(4, 8),
     codec_tokens=20,
     capture_items=4,
+    student_items=2,
+    student_held_out=2,
+    student_seeds=2,
     profile="ci",
 )

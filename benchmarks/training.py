@@ -18,25 +18,29 @@ from primekd.config import Profile, load_profile
 from primekd.distill import lora_model
 from primekd.models import load_model, load_tokenizer
 from primekd.signals import SignalReader
+from primekd.training.batches import ProcessBatches
 from primekd.training.examples import IGNORED, Collator
 from primekd.training.trainer import build_trainer
 
 CODECS = ("hidden", "topk", "sampled")
-BATCHES = 4  # which follow each other in turn, the same ones for every alternative
+BATCHES = 4  # which follow each other in turn, the same ones in the same order for every alternative
 PLAIN, OWN = "cross-entropy, transformers", "cross-entropy, this trainer"
 TRL = ("TRL GKDTrainer", "TRL DistillationTrainer")
+TRL_ROUNDS = 3  # they are slow; the others take part in all
 
 
 def measure(scale: Scale, say=print) -> dict[str, Any]:
-    """Seconds and peak memory of a step on the same sequences.
+    """Seconds of a step on the same batches in the same order, and peak memory on the widest of them.
 
     Returns:
-        sequences, response_tokens and padded positions a step; alternatives: {name: {"seconds", "ratio", "peak_mib"}},
-        ratios to transformers' own cross-entropy step of the same round; to_own: ratios to this trainer's.
+        sequences, tokens, response_tokens and padded positions a step; peak_batch: which one memory is measured on;
+        alternatives: {name: {"seconds", "ratio", "peak_mib"}}, ratios to transformers' own cross-entropy step of the
+        same round; to_own: ratios to this trainer's; refused: rivals that failed, and how.
     """
     names = [PLAIN, OWN, *(f"{codec} signals" for codec in CODECS), *(TRL if has_trl() else ())]
     with tempfile.TemporaryDirectory() as temporary:
         write_stores(Path(temporary), scale.profile, CODECS, scale.sequences * BATCHES)
+        facts = _batch_facts(scale)
         settings = {"profile_name": scale.profile, "sequences": scale.sequences, "stores": temporary}
         calls, refused = {}, {}
         for name in names:
@@ -48,38 +52,46 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
                     raise
                 refused[name] = f"{type(error).__name__}: {error}"
                 calls.pop(name, None)
-        times = alternate(calls, scale.training_rounds, scale.training_budget_s, say, warm_up=())
+        fewer = dict.fromkeys(TRL, TRL_ROUNDS)
+        times = alternate(calls, scale.training_rounds, scale.training_budget_s, say, warm_up=(), fewer=fewer)
         found = summary(times, PLAIN)
         own = {name: values["ratio"] for name, values in summary(times, OWN).items()}
         kept = list(calls)
         calls.clear()
+        settings["first"] = facts["peak_batch"]["number"]
         for name in kept:
             found[name]["peak_mib"] = peak_bytes("benchmarks.training:prepare", name, **settings) / 2**20
             say(f"{name}: {shown(found[name]['ratio'])} x, {found[name]['peak_mib']:.0f} MiB")
-    return _batch_facts(scale) | {"alternatives": found, "to_own": own, "refused": refused}
+    return facts | {"alternatives": found, "to_own": own, "refused": refused}
 
 
-def prepare(name: str, profile_name: str, sequences: int, stores: str) -> Callable[[], None]:
+def prepare(name: str, profile_name: str, sequences: int, stores: str, first: int = 0) -> Callable[[], None]:
     """A function that makes one step each time it is called, with a model of its own.
 
     Args:
         stores: the folder with a store of each codec.
+        first: the number of the batch that is taken first.
     """
-    profile = load_profile(profile_name)
-    sizes = {"batch_size": sequences, "micro_batch_size": sequences}
-    profile = profile.model_copy(update={"train": profile.train.model_copy(update=sizes)})
+    profile = _sized(profile_name, sequences)
     if name == PLAIN:
-        return _plain(profile)
+        return _plain(profile, first)
     if name in TRL:
         from benchmarks import rival_trainers
 
         make = {TRL[0]: rival_trainers.gkd_step, TRL[1]: rival_trainers.distillation_step}[name]
-        return make(profile, collated(profile), plain_student(profile)[0])
+        batches = collated(profile)
+        return make(profile, batches[first:] + batches[:first], plain_student(profile)[0])
     codec = name.removesuffix(" signals")
-    return _own(profile, None if name == OWN else SignalReader(Path(stores) / codec))
+    return _own(profile, None if name == OWN else SignalReader(Path(stores) / codec), first)
 
 
-def _own(profile: Profile, signals: SignalReader | None) -> Callable[[], None]:
+def _sized(profile_name: str, sequences: int) -> Profile:
+    profile = load_profile(profile_name)
+    sizes = {"batch_size": sequences, "micro_batch_size": sequences}
+    return profile.model_copy(update={"train": profile.train.model_copy(update=sizes)})
+
+
+def _own(profile: Profile, signals: SignalReader | None, first: int) -> Callable[[], None]:
     """This project's trainer: collating, reading signals, forward, backward, clipping and the optimiser."""
     student = lora_model(profile.student.model, profile.student.dtype, profile.student.lora, profile.seed)
     trainer = build_trainer(
@@ -88,7 +100,7 @@ def _own(profile: Profile, signals: SignalReader | None) -> Callable[[], None]:
     )  # fmt: skip
     optimizer = trainer.create_optimizer()
     model = trainer.model.train()
-    batches = _again(trainer.get_train_dataloader)
+    batches = _again(trainer.get_train_dataloader, first)  # a new loader begins at the first epoch's order again
 
     def step() -> None:
         batch = next(batches)
@@ -98,10 +110,10 @@ def _own(profile: Profile, signals: SignalReader | None) -> Callable[[], None]:
     return step
 
 
-def _plain(profile: Profile) -> Callable[[], None]:
+def _plain(profile: Profile, first: int) -> Callable[[], None]:
     """What a user of transformers and peft writes: the model's own loss, autocast as `Trainer(bf16=True)` does it."""
     model, optimizer = plain_student(profile)
-    batches = _again(partial(collated, profile))
+    batches = _again(partial(collated, profile), first)
 
     def step() -> None:
         batch = next(batches)
@@ -124,23 +136,31 @@ def plain_student(profile: Profile) -> tuple[torch.nn.Module, torch.optim.Optimi
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
     model = get_peft_model(load_model(profile.student.model, profile.student.dtype), config).train()
-    return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=profile.train.learning_rate)
+    return model, adamw(model, profile)
+
+
+def adamw(model: torch.nn.Module, profile: Profile) -> torch.optim.Optimizer:
+    """The optimiser that this project's trainer makes too."""
+    parameters, train = [p for p in model.parameters() if p.requires_grad], profile.train
+    return torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
 
 
 def collated(profile: Profile) -> list[dict[str, Any]]:
-    """The batches of an epoch, in order."""
+    """The batches of this project's first epoch, in its order: permuted, and of about one length each."""
     collator = Collator(load_tokenizer(profile.student.model).pad_token_id)
-    examples, size = _examples(profile), profile.train.batch_size
-    return [collator(examples[start : start + size]) for start in range(0, len(examples), size)]
+    examples, train = _examples(profile), profile.train
+    lengths = [len(example.sequence.input_ids) for example in examples]
+    order = ProcessBatches(lengths, train.micro_batch_size, 0, 1, train.batch_size, train.length_window, profile.seed)
+    return [collator([examples[index] for index in batch]) for batch in order]
 
 
 def _examples(profile: Profile):
     return examples_of(profile, profile.train.batch_size * BATCHES)
 
 
-def _again(make: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    for _ in itertools.count():
-        yield from make()
+def _again(make: Callable[[], Any], first: int) -> Iterator[dict[str, Any]]:
+    """What `make` makes, again and again, from number `first` on."""
+    return itertools.islice(itertools.chain.from_iterable(make() for _ in itertools.count()), first, None)
 
 
 def _update(optimizer: torch.optim.Optimizer, profile: Profile) -> None:
@@ -151,13 +171,16 @@ def _update(optimizer: torch.optim.Optimizer, profile: Profile) -> None:
 
 
 def _batch_facts(scale: Scale) -> dict[str, Any]:
-    profile = load_profile(scale.profile)
-    lengths = [len(e.sequence.input_ids) for e in examples_of(profile, scale.sequences * BATCHES)]
-    masks = [sum(e.sequence.response_mask) for e in examples_of(profile, scale.sequences * BATCHES)]
+    profile = _sized(scale.profile, scale.sequences)
+    batches = collated(profile)
+    positions = [batch["input_ids"].numel() for batch in batches]
+    widest = positions.index(max(positions))
     return {
         "sequences": scale.sequences,
-        "tokens": sum(lengths) / BATCHES,
-        "response_tokens": sum(masks) / BATCHES,
+        "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches) / BATCHES,
+        "response_tokens": sum(int((batch["labels"] != IGNORED).sum()) for batch in batches) / BATCHES,
+        "padded": sum(positions) / BATCHES,
+        "peak_batch": {"number": widest, "width": batches[widest]["input_ids"].shape[1]},
         "model": profile.student.model,
         "dtype": profile.student.dtype,
     }
