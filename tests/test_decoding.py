@@ -189,6 +189,61 @@ def test_sampling_is_unbiased(llama, monkeypatch):
     assert chisquare(found[used], expected[used] * found[used].sum() / expected[used].sum()).pvalue > 1e-3
 
 
+# Several responses behind one prompt.
+
+FORKS = [[[200 + n, *range(300, 300 + n % 4)], [400 + n] * (1 + n % 3), [450]] for n in range(9)]
+
+
+@pytest.mark.parametrize("prompts", [SHARED, DIFFERENT], ids=["shared", "different"])
+def test_responses_behind_one_prompt_have_the_rows_that_each_has_alone(engine, prompts):
+    """Of every architecture: those whose windows count slots read them one by one."""
+    assert engine.branches == (engine.model.config.model_type in ("llama", "gpt2"))
+    want = "hidden" if "hidden" in engine.offers else "logits"
+    found = engine.score_each(prompts, FORKS, want)
+    for prompt, forks, rows in zip(prompts, FORKS, found, strict=True):
+        for expected, row in zip(engine.score([prompt] * 3, forks, want), rows, strict=True):
+            assert row.dtype == expected.dtype
+            torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_is_read_once_for_all_its_responses_and_what_all_share_once_for_all(llama, monkeypatch):
+    assert llama.branches
+    real, tokens = llama.decoder.forward, []
+
+    def forward(input_ids=None, **inputs):
+        tokens.append(input_ids.numel())
+        return real(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(llama.decoder, "forward", forward)
+    prompts = [[*PREFIX, 100, 101], [*PREFIX, 102, 103]]
+    llama.score_each(prompts, [[[7, 8, 9], [6, 5]]] * 2, "hidden")
+    assert tokens == [len(PREFIX), 2 * (2 + 2 + 1)]
+
+
+def test_an_empty_response_has_no_rows(llama):
+    empty, full = llama.score_each([[5, 6, 7]], [[[], [8, 9]]], "hidden")[0]
+    assert len(empty) == 0
+    torch.testing.assert_close(full, llama.score([[5, 6, 7]], [[8, 9]], "hidden")[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_takes_no_mask_of_two_dimensions_reads_one_by_one(lively, monkeypatch):
+    """One that makes a causal mask of its own, whatever it is told: a response would see the one before it."""
+    engine = TransformersEngine(lively, "float32")
+    real = engine.decoder.forward
+
+    def forward(attention_mask=None, **inputs):
+        return real(
+            attention_mask=None if attention_mask is not None and attention_mask.dim() == 4 else attention_mask,
+            **inputs,
+        )
+
+    engine.decoder.forward = forward
+    assert engine.decodes and not engine.branches
+    found = engine.score_each([[5, 6, 7]], [[[8, 9], [6, 5, 4]]], "hidden")[0]
+    for row, response in zip(found, [[8, 9], [6, 5, 4]], strict=True):
+        torch.testing.assert_close(row, engine.score([[5, 6, 7]], [response], "hidden")[0], rtol=1e-4, atol=1e-4)
+
+
 # Where the loop does not fit.
 
 

@@ -6,7 +6,7 @@ from conftest import stored
 
 from primekd.config import LossConfig
 from primekd.losses import distillation_loss, frozen_head, products
-from primekd.losses.frozen_head import frozen_head_loss
+from primekd.losses.frozen_head import frozen_head_loss, row_losses
 from primekd.losses.products import gradient_of, logits_of
 from primekd.signals.codecs import TopKCodec
 from primekd.signals.rows import DenseRows, HiddenRows, SampledRows
@@ -119,6 +119,19 @@ def test_loss_and_gradient_are_those_of_float64(hidden, head, targets, kind, div
         torch.testing.assert_close(found.detach().double(), expected.detach(), rtol=1e-5, atol=1e-6)
     error = (hidden.grad.double() - gradient64).norm() / gradient64.norm()
     assert error < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "divergence", "temperature"), cases())
+def test_row_losses_are_the_rows_of_the_sums(hidden, head, targets, kind, divergence, temperature):
+    loss = LossConfig(divergence=divergence, temperature=temperature, alpha=0.3, beta=0.2)
+    teacher = teacher_rows(kind, temperature)
+    ce, kd = row_losses(hidden, head, None, targets, teacher, loss)
+    z = hidden.detach().double() @ head.double().T
+    expected = torch.nn.functional.cross_entropy(z, targets, reduction="none")
+    torch.testing.assert_close(ce.double(), expected, rtol=1e-5, atol=1e-5)
+    expected = torch.zeros(ROWS) if teacher is None else divergence64(teacher, z, loss)
+    torch.testing.assert_close(kd.double(), expected.double(), rtol=1e-5, atol=1e-5)
+    assert not (ce.requires_grad or kd.requires_grad)
 
 
 @pytest.mark.parametrize("kind", KINDS)

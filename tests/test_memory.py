@@ -5,7 +5,7 @@ import torch
 from conftest import small_profile
 
 from primekd import distill as distilling
-from primekd.assessment import assess as assessing
+from primekd.assessment import score as scoring
 from primekd.capture import capture, training_job
 from primekd.distill import distill
 from primekd.errors import UserError
@@ -50,10 +50,9 @@ def test_a_training_without_room_names_micro_batches(quantization, more, output,
         distill(profile, "base-fine-tune")
 
 
-@pytest.mark.parametrize("step", ["generate_answers", "_held_out"])
+@pytest.mark.parametrize("step", ["generate_answers", "held_out_rows"])
 def test_an_assessment_without_room_names_its_batch_size(step, output, ci, items, monkeypatch):
-    monkeypatch.setattr(assessing, "generate_answers", lambda *arguments: [])
-    monkeypatch.setattr(assessing, "grade_answers", lambda *arguments: [])
-    monkeypatch.setattr(assessing, step, out_of_memory)
+    monkeypatch.setattr(scoring, "generate_answers", lambda *arguments: [])
+    monkeypatch.setattr(scoring, step, out_of_memory)
     with pytest.raises(UserError, match="lower assess.batch_size"):
-        assessing._score_models(ci, items, [], None)
+        scoring.score_models(ci, items, [scoring.Model("control")], None)

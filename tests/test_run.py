@@ -18,10 +18,11 @@ from primekd.cli import app
 from primekd.errors import UserError
 from primekd.progress import Progress, progress_folder
 from primekd.provenance import project_root
-from primekd.run import describe, explain_failure, job_progress, stage_costs
+from primekd.run import describe, explain_failure, forget_lost_stages, job_progress, stage_costs
 from primekd.run_log import Job, RunState
 from primekd.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
 from primekd.status import stage_states
+from primekd.strategies import CONTROL, load_strategies
 
 # As Snakemake 9.27 with snakemake-executor-plugin-slurm 2.8.0 wrote it, inputs and paths shortened.
 LOG = """\
@@ -98,6 +99,27 @@ def test_every_job_has_its_own_progress(ci, output: Path):
     assert job_progress(ci, state.running[9]) == ("", 0.0)
 
 
+def test_a_model_that_is_scored_by_itself_answers_and_is_then_fitted(ci, output: Path):
+    state, _ = read("score   6\nreference  1\nrule score:\n    jobid: 1\n    wildcards: model=ai-KD\n")
+    state, _ = read("rule reference:\n    jobid: 2\n    reason: x\n", state)
+    assert [job.label for job in state.running.values()] == ["score ai-KD", "capture held-out"]
+    assert job_progress(ci, state.running[1]) == ("", 0.0)
+    with Progress(ci, "answer ai-KD", 8, "item") as answers, Progress(ci, "answer control", 8, "item"):
+        answers.advance(4)
+        answers._write()
+        assert job_progress(ci, state.running[1]) == ("answer ai-KD: 4/8 items", 0.25)
+        answers.advance(4)
+    with Progress(ci, "held-out fit ai-KD", 4, "item") as fit, Progress(ci, "capture held-out", 8, "item") as reference:
+        fit.advance(1)
+        fit._write()
+        assert job_progress(ci, state.running[1]) == ("held-out fit ai-KD: 1/4 items", 0.625)
+        reference.advance(8)
+        reference._write()
+        assert job_progress(ci, state.running[2]) == ("capture held-out: 8/8 items", 1.0)
+    state.running[1].since = time.time() + 60
+    assert job_progress(ci, state.running[1]) == ("", 0.0)
+
+
 def test_parts_of_one_capture_are_named_once(ci):
     block = "rule capture_part:\n    jobid: {0}\n    wildcards: strategy=ai-KD, worker={0}\n"
     state, _ = read("capture_part   2\n" + block.format(1) + block.format(2))
@@ -137,7 +159,7 @@ def test_the_shipped_slurm_profiles_ask_for_what_the_paper_needs():
         assert settings["set-resources"]["distill"] | {"gpu": 1, "nodes": 1} == settings["set-resources"]["distill"]
         for wanted in settings["set-resources"].values():
             assert not ("tasks" in wanted and {"gpu", "gres"} & wanted.keys()), "would become --ntasks-per-gpu"
-    for rule in ("capture", "capture_part", "assess"):
+    for rule in ("capture", "capture_part", "reference"):
         assert one["set-resources"][rule]["gpu"] == 8 and one["set-resources"][rule]["nodes"] == 1
         assert two["set-resources"][rule]["nodes"] == 2 and "mpi" in two["set-resources"][rule]
         assert "--gpus-per-node=8" in two["set-resources"][rule]["slurm_extra"]
@@ -221,8 +243,41 @@ def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()[1:-1]]
-    assert len(lines) == 12 and "capture ai-KD" in lines and lines[-1] == "write the report"
+    assert len(lines) == 19 and lines[-1] == "write the report"
+    assert {"capture ai-KD", "capture held-out", "score control", "score ai-KD"} < set(lines)
     assert not (output / "runs").exists()
+
+
+BEHIND = {"assessment/assess.ipynb", "report.done"}
+
+
+@pytest.mark.parametrize(
+    ("lost", "forgotten"),
+    [
+        ("signals/ai-KD", {"ai-KD/inference_gsm8k.ipynb", "ai-KD/distill.ipynb", "ai-KD/scored.done", *BEHIND}),
+        ("students/ai-KD", {"ai-KD/distill.ipynb", "ai-KD/scored.done", *BEHIND}),
+        ("answers/control", {"control/scored.done", *BEHIND}),
+        ("held-out/ai-KD", {"ai-KD/scored.done", *BEHIND}),
+        ("signals/held-out", {"reference.done", *BEHIND} | {f"{m}/scored.done" for m in (CONTROL, *load_strategies())}),
+    ],
+)
+def test_what_is_lost_is_forgotten_with_all_that_came_of_it(lost: str, forgotten: set[str], output: Path, ci):
+    taught = [name for name, strategy in load_strategies().items() if strategy.teacher]
+    folders = [f"signals/{name}" for name in (*taught, "held-out")] + [f"students/{name}" for name in load_strategies()]
+    folders += [f"{kind}/{name}" for kind in ("answers", "held-out") for name in (CONTROL, *load_strategies())]
+    done = {f"{name}/inference_gsm8k.ipynb" for name in taught} | {
+        f"{name}/distill.ipynb" for name in load_strategies()
+    }
+    done |= {f"{name}/scored.done" for name in (CONTROL, *load_strategies())} | {"reference.done", *BEHIND}
+    files = [ci.runs / folder / "manifest.json" for folder in folders] + [ci.logs / "manifest.json"]
+    for path in [*files, ci.logs / "report.html", *(ci.runs / "notebooks" / name for name in done)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    forget_lost_stages(ci)
+    assert all((ci.runs / "notebooks" / name).is_file() for name in done)
+    (ci.runs / lost / "manifest.json").unlink()
+    forget_lost_stages(ci)
+    assert {name for name in done if not (ci.runs / "notebooks" / name).is_file()} == forgotten
 
 
 def test_a_killed_stage_is_lost(ci, output: Path):

@@ -11,6 +11,7 @@ import torch
 from conftest import POCKET, save_llama, small_profile
 
 from primekd.assessment import assess as assessing
+from primekd.assessment import score as scoring
 from primekd.assessment.answers import answer_inputs
 from primekd.chat import build_prompt
 from primekd.config import LoraSettings, TeacherConfig
@@ -280,11 +281,9 @@ def test_all_models_answer_from_one_server_that_is_closed_and_not_started_again(
         )
 
     monkeypatch.setattr(vllm_students, "open_students", open_students)
-    students = [
-        assessing.Student(name, tmp_path / name, {"outputs": {"adapter/w": name}}) for name in ("base-KD", "ai-KD")
-    ]
+    students = [scoring.Model(name, tmp_path / name, {"adapter/w": name}) for name in ("base-KD", "ai-KD")]
     for _ in range(2):
-        assessing._answer_with_vllm(profile, items, students)
+        scoring._answer_with_vllm(profile, items, [scoring.Model("control"), *students])
     assert log == ["open", "close"]
     for name, token in (("control", 99), ("base-KD", 0), ("ai-KD", 1)):
         block = read_json(profile.runs / "answers" / name / "block-00000.json")

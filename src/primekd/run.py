@@ -13,7 +13,7 @@ from pathlib import Path
 
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.progress import progress_folder
+from primekd.progress import progress_folder, progress_path
 from primekd.provenance import MANIFEST, output_root, project_root, relative_name
 from primekd.run_log import Job, RunState
 from primekd.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
@@ -30,14 +30,16 @@ def stage_costs(profile: Profile, capture_workers: int = 1) -> dict[str, float]:
     from primekd.strategies import load_strategies
 
     data = profile.data
-    models = len(load_strategies()) + 2  # control and teacher too
     captured = CAPTURE_ITEM * data.train_items
+    scored = START + TEST_ITEM * data.test_items
     return {
         "teacher": START,
         "capture_part": START + captured / capture_workers,
         "capture": START + (captured if capture_workers == 1 else 0),
         "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
-        "assess": START + models * (START / 3 + TEST_ITEM * data.test_items),
+        "reference": START + CAPTURE_ITEM * data.test_items,
+        "score": scored,
+        "assess": START + (scored * (len(load_strategies()) + 1) if profile.assess.engine == "vllm" else 0),
         "report": START / 3,
     }
 
@@ -117,22 +119,28 @@ def forget_lost_stages(profile: Profile) -> None:
     Snakemake knows the copies alone (it would delete signals and adapters before a rerun if they were its outputs), and
     it makes no missing file anew on which nothing missing depends.
     """
-    from primekd.strategies import load_strategies
+    from primekd.strategies import CONTROL, load_strategies
 
     done = profile.runs / "notebooks"
     assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
-    behind_students = [assessed, reported]
+    behind_models = [assessed, reported]
     lost: list[Path] = []
     if profile.prepare and not (project_root() / profile.prepare.output).is_file():
-        lost += [done / "teacher.done", *behind_students]
+        lost += [done / "teacher.done", *behind_models]
+    if not (profile.signals_folder("held-out") / MANIFEST).is_file():
+        lost += [done / "reference.done", *done.glob("*/scored.done"), *behind_models]
     for name, strategy in load_strategies().items():
         captured, distilled = done / name / "inference_gsm8k.ipynb", done / name / "distill.ipynb"
+        behind_student = [done / name / "scored.done", *behind_models]
         if strategy.teacher and not (profile.signals_folder(name) / MANIFEST).is_file():
-            lost += [captured, *(done / name).glob("captured-*.done"), distilled, *behind_students]
+            lost += [captured, *(done / name).glob("captured-*.done"), distilled, *behind_student]
         if not (profile.student_folder(name) / MANIFEST).is_file():
-            lost += [distilled, *behind_students]
+            lost += [distilled, *behind_student]
+    for name in (CONTROL, *load_strategies()):
+        if not all((profile.runs / kind / name / MANIFEST).is_file() for kind in ("answers", "held-out")):
+            lost += [done / name / "scored.done", *behind_models]
     if not (profile.logs / MANIFEST).is_file():
-        lost += behind_students
+        lost += behind_models
     if not (profile.logs / "report.html").is_file():
         lost.append(reported)
     for copy in lost:
@@ -224,11 +232,13 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
 
     A file that was last written before the job was started or submitted is an earlier run's.
     """
+    if job.rule == "score":
+        return score_progress(profile, job)
     pattern = "answer *.json" if job.rule == "assess" else f"{job.stage}.json"
     current = [p for p in progress_folder(profile).glob(pattern) if p.stat().st_mtime >= job.since]
     if not current:
         return "", 0.0
-    # An assessment keeps a file a model, and measures held-out fit between two of them.
+    # An assessment of all models in one job keeps a file a model, and measures held-out fit between two of them.
     answered = answered_share(len(current)) if job.rule == "assess" else None
     try:
         entry = json.loads(max(current, key=lambda p: p.stat().st_mtime).read_text())
@@ -238,6 +248,21 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
         return f"{job.label}: held-out fit" if answered else "", answered or 0.0
     text = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
     return text, entry["done"] / entry["total"] if answered is None else answered
+
+
+def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
+    """`job_progress` of a model that is scored by itself: its answers are one half, its held-out fit the other."""
+    model, said, share = job.stage.removeprefix("score "), "", 0.0
+    for kind in ("answer", "held-out fit"):
+        try:
+            path = progress_path(profile, f"{kind} {model}")
+            entry = json.loads(path.read_text()) if path.stat().st_mtime >= job.since else None
+        except (OSError, json.JSONDecodeError):
+            entry = None
+        if entry and entry["total"]:
+            said = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
+            share += entry["done"] / entry["total"] / 2
+    return said, share
 
 
 def answered_share(models: int) -> float:

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RULES = ("teacher", "capture_part", "capture", "distill", "assess", "report")
-RULE_NAMES = {"teacher": "prepare the teacher", "report": "write the report"}
+RULES = ("teacher", "capture_part", "capture", "distill", "reference", "score", "assess", "report")
+RULE_NAMES = {"teacher": "prepare the teacher", "reference": "capture held-out", "report": "write the report"}
 
 
 @dataclass
@@ -42,7 +42,8 @@ class RunState:
             self.planned.setdefault(found[1], int(found[2]))
         elif found := re.match(r"(Error in )?(?:local)?rule (\w+):", line):
             self._failing = bool(found[1])
-            self._block = Job(found[2], RULE_NAMES.get(found[2], found[2]), time.time())
+            name = RULE_NAMES.get(found[2], found[2])
+            self._block = Job(found[2], name, time.time(), name if found[2] == "reference" else "")
         elif self._block and line.startswith("    "):
             return self._read_detail(self._block, line.strip())
         elif found := re.match(r"Job (\d+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)\.", line):
@@ -63,7 +64,8 @@ class RunState:
             job.problem = value
         elif key == "wildcards":
             wildcards = dict(one.split("=", 1) for one in value.split(", "))
-            job.stage = job.label = f"{job.rule.removesuffix('_part')} {wildcards['strategy']}"
+            of = wildcards.get("strategy") or wildcards["model"]
+            job.stage = job.label = f"{job.rule.removesuffix('_part')} {of}"
             if "worker" in wildcards:
                 job.label += f", part {wildcards['worker']}"
         elif key == "resources":

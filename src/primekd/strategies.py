@@ -9,6 +9,9 @@ from primekd.config import explain_validation_error
 from primekd.errors import UserError
 from primekd.provenance import project_root, relative_name
 
+CONTROL, TEACHER = "control", "teacher"  # what else is assessed: the student's base as it is, the unprimed teacher
+BASE, FINE_TUNE = "base-KD", "base-fine-tune"  # what others are compared with
+
 
 class Strategy(BaseModel):
     """One way to make a student.

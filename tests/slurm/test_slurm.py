@@ -114,7 +114,7 @@ def test_a_cancelled_job_is_named_and_the_other_strategies_go_on(study):
 
 def test_the_second_run_goes_on_and_finishes(study):
     assert study["codes"][1] == 0, study["second"]
-    assert "done: capture ai-KD (1 of 4 steps)" in study["second"], "capture, distill, assess, report"
+    assert "done: capture ai-KD (1 of 5 steps)" in study["second"], "capture, distill, score, assess, report"
     assert "No distillation" in study["second"]
     output = study["output"]
     environment = os.environ | {"PRIMEKD_OUTPUT": str(output), "PRIMEKD_ROOT": str(ROOT)}

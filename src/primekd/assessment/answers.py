@@ -7,6 +7,7 @@ from typing import Any
 from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
 from primekd.items import Item, hash_items
+from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
 from primekd.progress import Progress
 from primekd.provenance import hash_json, is_current, read_json, write_json, write_manifest
@@ -48,6 +49,11 @@ def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] |
     }
 
 
+def answers_folder(profile: Profile, name: str) -> Path:
+    """Where a model's answers are kept."""
+    return profile.runs / "answers" / name
+
+
 def generate_answers(
     profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model
 ) -> list[Answer]:
@@ -56,32 +62,32 @@ def generate_answers(
     Args:
         open_model: called without arguments, and only if something is missing; returns an engine with `generate`.
     """
+    tokenizer = load_tokenizer(profile.student.model)
+    folder, size = answers_folder(profile, name), profile.assess.batch_size * BLOCK_BATCHES
+    blocks = {
+        folder / f"block-{start // size:05d}.json": items[start : start + size] for start in range(0, len(items), size)
+    }
+    if not is_current(folder, inputs):
+        with Meter() as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
+            for path, block in blocks.items():
+                _write_block(path, profile, block, hash_json(inputs), open_model)
+                progress.advance(len(block))
+        write_manifest(folder, "answers", inputs, list(blocks), **meter.facts)
+    rows = [row for path in blocks for row in read_json(path)["rows"]]
+    return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
+
+
+def _write_block(path: Path, profile: Profile, block: list[Item], digest: str, open_model) -> None:
+    """Generates the answers to a block of items, unless they are on disk."""
     from primekd.teachers import Sampling
 
+    if _is_block(path, digest):
+        return
     tokenizer = load_tokenizer(profile.student.model)
-    folder = profile.runs / "answers" / name
-    size = profile.assess.batch_size * BLOCK_BATCHES
-    digest = hash_json(inputs)
-    rows: list[dict[str, Any]] = []
-    paths: list[Path] = []
-    with Progress(profile, f"answer {name}", len(items), "item") as progress:
-        for start in range(0, len(items), size):
-            block = items[start : start + size]
-            path = folder / f"block-{start // size:05d}.json"
-            if not _is_block(path, digest):
-                prompts = [build_prompt(tokenizer, item.question) for item in block]
-                responses = open_model().generate(prompts, Sampling(profile.max_new_tokens))
-                found = [
-                    {"id": item.id, "ids": r.ids, "truncated": r.truncated}
-                    for item, r in zip(block, responses, strict=True)
-                ]
-                write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(found), "rows": found})
-            rows += read_json(path)["rows"]
-            paths.append(path)
-            progress.advance(len(block))
-    if not is_current(folder, inputs):
-        write_manifest(folder, "answers", inputs, paths)
-    return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
+    prompts = [build_prompt(tokenizer, item.question) for item in block]
+    responses = open_model().generate(prompts, Sampling(profile.max_new_tokens))
+    rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)]
+    write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows})
 
 
 def _is_block(path: Path, digest: str) -> bool:

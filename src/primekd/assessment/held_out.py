@@ -6,20 +6,25 @@ teacher's reference is its unprimed answer to each test item, teacher-forced aft
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from primekd.chat import build_prompt, encode_response
 from primekd.config import LossConfig, Profile
 from primekd.errors import UserError
 from primekd.items import Item
+from primekd.metering import Meter
 from primekd.models import load_tokenizer
-from primekd.provenance import relative_name, write_text
+from primekd.progress import Progress
+from primekd.provenance import is_current, relative_name, write_manifest, write_text
+from primekd.signals import concatenate
 
 if TYPE_CHECKING:
-    from primekd.signals import SignalReader
+    from torch import Tensor
+
+    from primekd.signals import SignalReader, SignalRows
     from primekd.teachers.transformers_engine import TransformersEngine
 
 
@@ -39,40 +44,82 @@ class HeldOutRow:
 
 
 COLUMNS = tuple(f.name for f in fields(HeldOutRow))
+TOGETHER = 16  # items whose rows meet the head in one product; of few rows a product takes as long as reading the head
+
+
+def held_out_folder(profile: Profile, name: str) -> Path:
+    """Where a model's held-out rows are kept."""
+    return profile.runs / "held-out" / name
+
+
+def held_out_rows(
+    profile: Profile, name: str, items: Sequence[Item], inputs: dict[str, Any], reader: "SignalReader",
+    open_model: "Callable[[], TransformersEngine]",
+) -> list[HeldOutRow]:  # fmt: skip
+    """Held-out rows of one model, from disk if they were measured with the same inputs.
+
+    Args:
+        inputs: what the model's answers depend on (`answer_inputs`).
+        open_model: called only if something is missing.
+    """
+    folder = held_out_folder(profile, name)
+    own = {"answers": inputs, "reference": reader.manifest["spec_sha256"]}
+    path = folder / "held-out.csv"
+    if not is_current(folder, own):
+        with Meter() as meter, Progress(profile, f"held-out fit {name}", len(items), "item") as progress:
+            write_rows(path, measure(profile, name, open_model(), items, reader, progress.advance))
+        write_manifest(folder, "held-out", own, [path], **meter.facts)
+    return read_rows(path)
 
 
 def measure(
-    profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader"
-) -> list[HeldOutRow]:
-    """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items."""
-    import torch
+    profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader",
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[HeldOutRow]:  # fmt: skip
+    """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items.
 
-    from primekd.losses import frozen_head_loss
-
-    tokenizer = load_tokenizer(profile.student.model)
-    # At temperature 1, unless a top-k store was captured for another one.
-    loss = LossConfig(divergence="forward_kl", temperature=getattr(reader.codec, "temperature", 1.0))
+    Args:
+        advance: told how many more items are measured.
+    """
     rows = []
     size = profile.assess.batch_size
+    tokenizer = load_tokenizer(profile.student.model)
     for start in range(0, len(items), size):
         block = items[start : start + size]
         prompts = [build_prompt(tokenizer, item.question) for item in block]
         taught = [reader.item(item.id).response_ids for item in block]
         gold = [encode_response(tokenizer, item.solution) for item in block]
-        states = engine.score(prompts + prompts, taught + gold, "hidden")
+        states = engine.score_each(prompts, [list(both) for both in zip(taught, gold, strict=True)], "hidden")
         head = engine.head()
-        for i, item in enumerate(block):
-            signals = reader.rows(item.id, taught[i])
-            kl = None
-            if signals is not None:
-                targets = torch.tensor(taught[i], device=head.device)
-                student = states[i].to(head.device)  # (T, D)
-                _, parts = frozen_head_loss(student, head, None, targets, signals.to(head.device), loss, 1.0)
-                kl = float(parts["kd"]) / loss.temperature**2
-            targets = torch.tensor(gold[i], device=head.device)
-            _, parts = frozen_head_loss(states[len(block) + i].to(head.device), head, None, targets, None, loss, 1.0)
-            rows.append(HeldOutRow(name, item.id, len(taught[i]), kl, len(gold[i]), float(parts["ce"])))
+        for first in range(0, len(block), TOGETHER):
+            part = slice(first, first + TOGETHER)
+            signals = [reader.rows(item.id, ids) for item, ids in zip(block[part], taught[part], strict=True)]
+            kl: list[float | None] = [None] * len(signals)
+            if signals[0] is not None:
+                kl = [kd for _, kd in _losses([s[0] for s in states[part]], head, taught[part], concatenate(signals))]
+            nll = [ce for ce, _ in _losses([s[1] for s in states[part]], head, gold[part], None)]
+            for item, response, solution, *fit in zip(block[part], taught[part], gold[part], kl, nll, strict=True):
+                rows.append(HeldOutRow(name, item.id, len(response), fit[0], len(solution), fit[1]))
+            advance(len(block[part]))
     return rows
+
+
+def _losses(
+    states: Sequence["Tensor"], head: "Tensor", responses: Sequence[list[int]], teacher: "SignalRows | None"
+) -> list[tuple[float, float]]:
+    """Hidden states (T, D) of some responses -> cross-entropy and forward KL of each, sums over its tokens in nats."""
+    import torch
+
+    from primekd.losses import row_losses
+
+    lengths = [len(response) for response in responses]
+    targets = torch.tensor([token for response in responses for token in response], device=head.device)
+    teacher = None if teacher is None else teacher.to(head.device)
+    # At temperature 1, unless a top-k store was captured for another one.
+    loss = LossConfig(divergence="forward_kl", temperature=getattr(teacher, "temperature", 1.0))
+    by_row = row_losses(torch.cat(list(states)).to(head.device), head, None, targets, teacher, loss)
+    ce, kd = ([float(part.sum()) for part in values.double().split(lengths)] for values in by_row)
+    return list(zip(ce, kd, strict=True))
 
 
 def write_rows(path: Path, rows: Sequence[HeldOutRow]) -> None:

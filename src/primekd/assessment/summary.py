@@ -14,9 +14,7 @@ from primekd.assessment.statistics import (
     ratio,
     ratio_difference,
 )
-from primekd.strategies import load_strategies
-
-CONTROL, TEACHER, BASE, FINE_TUNE = "control", "teacher", "base-KD", "base-fine-tune"
+from primekd.strategies import BASE, CONTROL, FINE_TUNE, TEACHER, load_strategies
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,29 @@ def distill(
 
 @app.command()
 @verb
-def assess(profile: ProfileOption = "pocket") -> None:
+def assess(
+    profile: ProfileOption = "pocket",
+    model: Annotated[
+        str | None, typer.Option(help="Make answers and held-out fit of this model alone (control, or a strategy).")
+    ] = None,
+) -> None:
     """Scores control, students and teacher on the test items; writes logs/<profile>/.
+
+    With --model it stops before the logs: start it for several models at once, on any machines that share the folder
+    runs/. A plain `primekd assess` finds what they made.
 
     \b
     primekd assess
     primekd assess --profile ci
+    primekd assess --model control
     """
     from primekd.assessment.assess import assess as run_assess
+    from primekd.assessment.score import score_model
     from primekd.config import load_profile
 
-    print(run_assess(load_profile(profile)))
+    loaded = load_profile(profile)
+    if model:
+        score_model(loaded, model)
+        print(f"assess: answers and held-out fit of {model} are there; `primekd assess` writes the logs.")
+    else:
+        print(run_assess(loaded))

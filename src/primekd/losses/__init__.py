@@ -1,6 +1,6 @@
 """The distillation objectives: `plain` from whole logits, `frozen_head` from hidden states in chunks."""
 
-from primekd.losses.frozen_head import frozen_head_loss
+from primekd.losses.frozen_head import frozen_head_loss, row_losses
 from primekd.losses.plain import (
     cross_entropy_sum,
     distillation_loss,
@@ -22,4 +22,5 @@ __all__ = [
     "frozen_head_loss",
     "jsd",
     "reverse_kl",
+    "row_losses",
 ]

@@ -12,6 +12,8 @@ the forward KL it is q - p (Hinton et al. 2015, arXiv 1503.02531, section 2); fo
 the JSD (GKD, arXiv 2306.13649, equation 1) (1 - beta) * q * (log q/m - KL(q || m)).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -56,6 +58,25 @@ def frozen_head_loss(
     return value, {"ce": ce, "kd": kd}
 
 
+@torch.no_grad()
+def row_losses(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """What `frozen_head_loss` sums up, row by row and without gradients.
+
+    Args:
+        hidden, head, bias, targets, teacher: as there.
+
+    Returns:
+        Cross-entropy and divergence of each row in nats, (N,) float32 both; the divergence without the factor T^2, and
+        0 without a teacher.
+    """
+    ce, kd = torch.empty(2, len(hidden), device=hidden.device).unbind()
+    for rows, of_ce, of_kd, _ in _in_chunks(hidden, head, bias, targets, teacher, loss):
+        ce[rows], kd[rows] = of_ce, of_kd
+    return ce, kd
+
+
 class _FrozenHeadLoss(torch.autograd.Function):
     """Keeps the gradient for the hidden states from the forward pass; the backward pass only scales it."""
 
@@ -63,18 +84,11 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(ctx, hidden, head, bias, targets, teacher, loss, tokens):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)  # of the cross-entropy and the divergence
-        size = max(1, min(len(hidden), CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // len(head)))
-        buffers = _Buffers(size, len(head), hidden.device)
-        for start in range(0, len(hidden), size):
-            rows = slice(start, min(start + size, len(hidden)))
-            part = None if teacher is None else teacher.part(rows)
-            buffers.rows = rows.stop - rows.start
-            z = logits_of(hidden[rows], head, bias, out=buffers["z"])
-            ce, kd, slopes = _chunk(buffers, z, targets[rows, None], part, loss)
+        for rows, ce, kd, buffers in _in_chunks(hidden, head, bias, targets, teacher, loss):
             sums += torch.stack([ce.sum(dtype=torch.float64), kd.sum(dtype=torch.float64)])
             if gradient is not None:
                 rounded = buffers.get("rounded", head.dtype) if head.dtype == hidden.dtype != torch.float32 else None
-                gradient_of(slopes.div_(tokens), head, gradient[rows], rounded)
+                gradient_of(buffers["slopes"].div_(tokens), head, gradient[rows], rounded)
         ctx.save_for_backward(gradient)
         alpha = 1.0 if teacher is None else loss.alpha
         ce, kd = (sums * torch.tensor([1.0, loss.temperature**2], device=sums.device) / tokens).float()
@@ -106,14 +120,30 @@ class _Buffers:
         return self.get(name, torch.float32)
 
 
+def _in_chunks(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig
+) -> Iterator[tuple[slice, Tensor, Tensor, _Buffers]]:
+    """Some rows after the others: which ones, CE (C,), D (C,), and buffers with dL/dlogits in "slopes", (C, V)."""
+    size = max(1, min(len(hidden), CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // len(head)))
+    buffers = _Buffers(size, len(head), hidden.device)
+    for start in range(0, len(hidden), size):
+        rows = slice(start, min(start + size, len(hidden)))
+        part = None if teacher is None else teacher.part(rows)
+        buffers.rows = rows.stop - rows.start
+        z = logits_of(hidden[rows], head, bias, out=buffers["z"])
+        yield rows, *_chunk(buffers, z, targets[rows, None], part, loss), buffers
+
+
 def _chunk(
     buffers: _Buffers, z: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Student's logits (C, V), which are overwritten, and targets (C, 1) -> CE (C,), D (C,) and dL/dlogits (C, V)."""
+) -> tuple[Tensor, Tensor]:
+    """Student's logits (C, V), which are overwritten, and targets (C, 1) -> CE (C,) and D (C,); dL/dlogits is left in
+    the buffer of slopes."""
     slopes = torch.softmax(z, -1, out=buffers["slopes"])
     ce = log_normaliser(z, slopes) - z.gather(1, targets)[:, 0]
     if teacher is None:
-        return ce, torch.zeros_like(ce), slopes.scatter_add_(1, targets, -torch.ones_like(ce)[:, None])
+        slopes.scatter_add_(1, targets, -torch.ones_like(ce)[:, None])
+        return ce, torch.zeros_like(ce)
     if loss.temperature == 1:
         q = buffers["q"].copy_(slopes)
     else:
@@ -129,7 +159,8 @@ def _chunk(
         )
     # T^2 of the loss and 1/T of z: dL/dlogits = alpha * (softmax - onehot) + (1 - alpha) * T * slope.
     slopes.mul_(loss.alpha).add_(q, alpha=(1 - loss.alpha) * loss.temperature)
-    return ce, kd, slopes.scatter_add_(1, targets, torch.full_like(ce, -loss.alpha)[:, None])
+    slopes.scatter_add_(1, targets, torch.full_like(ce, -loss.alpha)[:, None])
+    return ce, kd
 
 
 def log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.published_study import published_folder
-from primekd.assessment.summary import CONTROL, TEACHER, title_of
+from primekd.assessment.summary import title_of
 from primekd.provenance import relative_name
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.files import STATED, Row, read_optional
 from primekd.report.formats import MISSING, interval, percent
 from primekd.report.results import ADJUDICATED, Results, read_manifest
-from primekd.strategies import load_strategies
+from primekd.strategies import CONTROL, TEACHER, load_strategies
 
 LOGS = "Log"
 

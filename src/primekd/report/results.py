@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.summary import CONTROL, ContrastRow, SummaryRow, claims, title_of
+from primekd.assessment.summary import ContrastRow, SummaryRow, claims, title_of
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, read_json, relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.files import SEEDS, Row, read_optional, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
+from primekd.strategies import CONTROL
 
 ADJUDICATED = "Adjudicated, % [95 %]"
 P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"

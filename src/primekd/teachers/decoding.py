@@ -68,7 +68,7 @@ def decode(
         return []
     rows = [Row(prompt, _draws(sampling, place)) for place, prompt in enumerate(prompts)]
     waiting = deque(sorted(rows, key=lambda row: -len(row.prompt)))
-    prefix = _shared_prefix(model, prompts, sampling)
+    prefix = shared_prefix(model, prompts, sampling.max_new_tokens)
     running: list[Row] = []
     batch_size = min(batch_size, len(rows))
     cache = SlotCache(batch_size, _slots(prompts, sampling, batch_size), model.device)
@@ -101,15 +101,16 @@ def _slots(prompts: list[list[int]], sampling: Sampling, batch_size: int) -> int
     return max(map(len, prompts)) + sampling.max_new_tokens + (SLACK if len(prompts) > batch_size else 0)
 
 
-def _shared_prefix(model: LastPosition, prompts: list[list[int]], sampling: Sampling) -> SlotCache | None:
-    """The cache of what all prompts begin with, if that is worth it.
+@torch.inference_mode()
+def shared_prefix(model: LastPosition, prompts: list[list[int]], new_tokens: int) -> SlotCache | None:
+    """The cache of what all prompts begin with, if that is worth it. `new_tokens`: at most, behind each prompt.
 
     Rows lie with padding between this and the rest of their prompt. A layer with a window counts slots, so it must
     not come so far that the padding moves something out of its window.
     """
     # One token is left to each, for a position that predicts.
     length = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
-    longest = max(map(len, prompts)) + sampling.max_new_tokens
+    longest = max(map(len, prompts)) + new_tokens
     if len(prompts) < 2 or length < SHORTEST_PREFIX or longest > model.window:
         return None
     prefix = SlotCache(1, length, model.device)

@@ -1,0 +1,116 @@
+"""What an assessment needs models for: answers and held-out fit of each. Kept in runs/, one model after the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from primekd.assessment.answers import Answer, answer_inputs, answers_folder, generate_answers
+from primekd.assessment.held_out import HeldOutRow, held_out_folder, held_out_rows
+from primekd.assessment.students import Student, find_students
+from primekd.capture import capture, held_out_job, open_signals
+from primekd.config import Profile
+from primekd.errors import UserError
+from primekd.items import Item, load_items, refuse_overlap
+from primekd.memory import gpu_memory
+from primekd.provenance import MANIFEST, read_json
+from primekd.signals import SignalReader
+from primekd.strategies import CONTROL, load_strategies
+
+if TYPE_CHECKING:
+    from primekd.teachers.transformers_engine import TransformersEngine
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one model gave: its answers, in the order of the items, and its held-out rows."""
+
+    answers: list[Answer]
+    held_out: list[HeldOutRow]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is scored: the student's base, and its adapter with the hashes of its files, if it has one."""
+
+    name: str
+    adapter: Path | None = None
+    hashes: dict[str, str] | None = None
+
+    def open(self, profile: Profile) -> "TransformersEngine":
+        from primekd.teachers.transformers_engine import TransformersEngine
+
+        student, size = profile.student, profile.assess.batch_size
+        return TransformersEngine(student.model, student.dtype, size, self.adapter, student.quantization)
+
+
+def score_model(profile: Profile, name: str) -> None:
+    """Answers and held-out fit of the control, or of a strategy's students; `assess` finds them on disk.
+
+    Several models may be scored at once, each by a process of its own.
+
+    Raises:
+        UserError: there is no such model, or it is not trained.
+    """
+    if name not in (known := [CONTROL, *load_strategies()]):
+        raise UserError(f"There is no model {name!r}: choose one of {', '.join(known)}.")
+    models = [Model(CONTROL)] if name == CONTROL else models_of(find_students(profile, name))
+    items, reader = load_reference(profile)
+    score_models(profile, items, models, reader)
+
+
+def models_of(students: Sequence[Student]) -> list[Model]:
+    """The models of these students."""
+    return [Model(s.name, s.folder / "adapter", s.adapter_hashes) for s in students]
+
+
+def load_reference(profile: Profile) -> tuple[list[Item], SignalReader]:
+    """The test items, and the unprimed teacher's answers to them, which are captured where they are not there yet."""
+    items = load_items(profile, "test")
+    refuse_overlap(items, "test", {split: load_items(profile, split) for split in ("train", "validation")})
+    job = held_out_job(profile)
+    capture(job)
+    return items, open_signals(job)
+
+
+def score_models(
+    profile: Profile, items: list[Item], models: Sequence[Model], reader: SignalReader
+) -> dict[str, Scored]:
+    """Answers and held-out rows by model, one loaded at a time; what is on disk with the same inputs is read."""
+    if profile.assess.engine == "vllm":
+        _answer_with_vllm(profile, items, models)  # below, the answers are found on disk
+    scored = {}
+    for model in models:
+        inputs = answer_inputs(profile, items, model.hashes)
+        opened = cache(lambda model=model: model.open(profile))
+        with gpu_memory("assess.batch_size"):
+            answers = generate_answers(profile, model.name, items, inputs, opened)
+            scored[model.name] = Scored(answers, held_out_rows(profile, model.name, items, inputs, reader, opened))
+        opened.cache_clear()
+    return scored
+
+
+def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Model]) -> None:
+    """Writes the answers of all models from one loaded base model, which is gone before held-out fit needs the GPU."""
+    from primekd.teachers.vllm_students import open_students
+
+    engine = cache(lambda: open_students(profile, items, [m.adapter for m in models if m.adapter]))
+    try:
+        for model in models:
+            inputs = answer_inputs(profile, items, model.hashes)
+            generate_answers(profile, model.name, items, inputs, lambda model=model: engine().wearing(model.adapter))
+    finally:
+        if engine.cache_info().currsize:  # nothing is loaded where all answers are on disk
+            engine().close()
+
+
+def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
+    """Seconds and energy of making these models' answers and held-out rows, whenever and by whichever process."""
+    folders = [folder(profile, name) for name in names for folder in (answers_folder, held_out_folder)]
+    manifests = [read_json(folder / MANIFEST) for folder in folders]
+    sums = {}
+    for key in ("seconds", "energy_kwh"):
+        known = [manifest[key] for manifest in manifests if manifest.get(key) is not None]
+        sums[key] = round(sum(known), 9) if known else None
+    return sums

@@ -1,0 +1,74 @@
+"""The trained students of a profile: where they lie, and whether they are what the profile says today."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.capture import build_spec, training_job
+from primekd.config import Profile
+from primekd.distill import student_inputs
+from primekd.errors import UserError
+from primekd.items import load_items
+from primekd.provenance import MANIFEST, altered_outputs, hash_json, read_json, relative_name
+from primekd.strategies import get_strategy, load_strategies
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained student: its log's name, its adapter's folder and its manifest."""
+
+    name: str
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def adapter_hashes(self) -> dict[str, str]:
+        outputs = self.manifest["outputs"]
+        return {name: digest for name, digest in outputs.items() if name.startswith("adapter/")}
+
+
+def find_students(profile: Profile, only: str | None = None) -> list[Student]:
+    """Every trained student of a profile: strategies in their order, further seeds after the first.
+
+    Args:
+        only: this strategy's.
+
+    Raises:
+        UserError: a strategy has no student, or an adapter was altered.
+    """
+    students = []
+    for strategy in [only] if only else load_strategies():
+        first = profile.student_folder(strategy)
+        if not (first / MANIFEST).is_file():
+            raise UserError(
+                f"{relative_name(first)} has no student: run its distill notebook (or `primekd distill {strategy}`)."
+            )
+        more = sorted(
+            p.parent for p in first.parent.glob(f"{strategy}-seed*/{MANIFEST}") if ".old-" not in p.parent.name
+        )
+        for folder in [first, *more]:
+            manifest = read_json(folder / MANIFEST)
+            if altered := altered_outputs(folder / MANIFEST, manifest):
+                raise UserError(
+                    f"{relative_name(folder)}: {', '.join(altered)} missing or altered: run its distill notebook again."
+                )
+            _refuse_stale(profile, strategy, folder, manifest)
+            students.append(Student(folder.name, folder, manifest))
+    return students
+
+
+def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[str, Any]) -> None:
+    """A student trained under another profile than today's must not be scored as if it were this one's."""
+    first = folder == profile.student_folder(strategy)
+    seed = profile.seed if first else manifest["inputs"]["seed"]
+    wanted = student_inputs(profile, strategy, seed, None)
+    was = dict(manifest["inputs"])
+    if get_strategy(strategy).teacher:
+        job = training_job(profile, strategy, seed)
+        wanted["loss"] = profile.loss.model_dump(mode="json")
+        wanted["signals"] = hash_json(build_spec(job, load_items(profile, "train")))
+        was["signals"] = (was.get("signals") or {}).get("spec_sha256")
+    if changed := [key for key in wanted if was.get(key) != wanted[key]]:
+        raise UserError(
+            f"{relative_name(folder)} differs from the profile ({', '.join(changed)}): run its distill notebook again."
+        )
