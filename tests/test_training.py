@@ -18,10 +18,10 @@ from primekd.errors import UserError
 from primekd.losses import distillation_loss
 from primekd.losses.products import logits_of
 from primekd.models import load_model
+from primekd.models.attention import choose_attention, chosen_attention
 from primekd.provenance import read_json
 from primekd.signals.codecs import HiddenCodec
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.training.attention import choose_attention
 from primekd.training.checkpoints import newest_checkpoint
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
@@ -616,5 +616,8 @@ def test_a_head_with_an_adapter_is_trained_on_whole_logits(new_trainer, examples
 )
 def test_plain_attention_is_for_short_sequences_in_bfloat16(lively, tokens, dtype, chosen):
     model = lora_model(lively, dtype, LORA, 0).get_base_model()
-    choose_attention(model, [Example("a", StudentSequence([5] * tokens, [True] * tokens))])
+    with chosen_attention(model, tokens):
+        assert model.config._attn_implementation == chosen
+    assert model.config._attn_implementation == "sdpa"
+    choose_attention(model, tokens)
     assert model.config._attn_implementation == chosen

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.losses.frozen_head import CHUNK_ELEMENTS
 from primekd.losses.products import BLOCK_ELEMENTS
+from primekd.models.attention import PLAIN_ATTENTION_TOKENS
 from primekd.plan.shapes import Shape
-from primekd.training.attention import PLAIN_ATTENTION_TOKENS
 
 RECONSTRUCTION_ITEMS = 2  # primekd.capture.measure_reconstruction
 RECONSTRUCTION_BYTES = 48  # a token and vocabulary entry: five float64 tensors at once, and two of float32

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from primekd.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
+from primekd.models.attention import chosen_attention
 from primekd.models.served import load_merged, load_quantised
 from primekd.teachers.branches import read_branches
 from primekd.teachers.cache import has_plain_cache, narrowest_window
@@ -22,6 +23,7 @@ from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode
 from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
 
 NO_TOKEN = -1
+CPU_PASS_TOKENS = 2**12  # that a CPU reads in one pass: of more, what a layer makes does not stay in its caches
 
 
 class TransformersEngine:
@@ -92,8 +94,12 @@ class TransformersEngine:
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices in batches of similar length, longest first, so that a too large batch fails at once."""
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+        while order:
+            size = self.batch_size
+            if self.model.device.type == "cpu":
+                size = max(1, min(size, CPU_PASS_TOKENS // max(1, lengths[order[0]])))
+            yield order[:size]
+            order = order[size:]
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         if self.decodes:
@@ -188,7 +194,8 @@ class TransformersEngine:
                 ids[row, : len(sequences[i])] = torch.tensor(sequences[i])
                 mask[row, : len(sequences[i])] = 1
             device = self.model.device
-            states = self._states(input_ids=ids.to(device), attention_mask=mask.to(device))
+            with chosen_attention(self.model, longest):
+                states = self._states(input_ids=ids.to(device), attention_mask=mask.to(device))
             for row, i in enumerate(batch):
                 first = len(prompts[i]) - 1
                 rows[i] = self._finish(states[row, first : first + len(responses[i])], want).cpu()
@@ -207,7 +214,9 @@ class TransformersEngine:
         self, prompts: list[list[int]], responses: list[list[list[int]]], want: Want
     ) -> list[list[Tensor]]:
         prefix = shared_prefix(self._last_position(), prompts, 0)
-        states = read_branches(self._states, prefix, prompts, responses, self._batches, self.model)
+        longest = max(len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, responses, strict=True))
+        with chosen_attention(self.model, longest):
+            states = read_branches(self._states, prefix, prompts, responses, self._batches, self.model)
         return [[self._finish(rows, want).cpu() for rows in own] for own in states]
 
     def _states(self, **inputs) -> Tensor:

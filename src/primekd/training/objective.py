@@ -7,6 +7,7 @@ from primekd.config import LossConfig
 from primekd.losses import distillation_loss, frozen_head_loss
 from primekd.signals import SignalRows
 from primekd.training.examples import IGNORED
+from primekd.training.shared_prefix import prefix_length, states_after
 
 
 class StudentObjective(nn.Module):
@@ -19,10 +20,12 @@ class StudentObjective(nn.Module):
         model: a peft model over a frozen base. Adapters stay in float32; over a bfloat16 base their products run in
             bfloat16 (autocast), a third faster on a CPU.
         vocab_size: V, the tokenizer's size; the head's further columns are padding.
+        share_prefix: read what all rows begin with once; see shared_prefix.may_share_prefix.
     """
 
-    def __init__(self, model: nn.Module, loss: LossConfig, vocab_size: int):
+    def __init__(self, model: nn.Module, loss: LossConfig, vocab_size: int, share_prefix: bool = False):
         super().__init__()
+        self.share_prefix = share_prefix
         self.model, self.loss, self.vocab_size = model, loss, vocab_size
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = base.config
@@ -33,13 +36,20 @@ class StudentObjective(nn.Module):
 
     def response_states(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) each -> hidden (N, D) at position t - 1 of every label at t, and targets (N,), row by row."""
-        with self._precision(input_ids):
-            hidden = self._parts[0](
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-            ).last_hidden_state  # (B, S, D)
         targets = labels[:, 1:]
         kept = targets != IGNORED  # (B, S - 1)
-        return hidden[:, :-1][kept], targets[kept]
+        if input_ids.shape[1] > 1:  # nothing is predicted from the last token
+            input_ids, attention_mask = input_ids[:, :-1], attention_mask[:, :-1]
+        first = prefix_length(input_ids, attention_mask, kept) if self.share_prefix else 0
+        with self._precision(input_ids):
+            if first:
+                hidden = states_after(self._parts[0], first, input_ids, attention_mask)  # (B, S - 1 - first, D)
+            else:
+                hidden = self._parts[0](
+                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+                ).last_hidden_state  # (B, S - 1, D)
+        kept, targets = kept[:, first:], targets[:, first:]
+        return hidden[:, : kept.shape[1]][kept], targets[kept]
 
     def _precision(self, inputs: Tensor) -> torch.autocast:
         return torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._bfloat16)

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
 
 from primekd.config import LossConfig, TrainConfig
+from primekd.models.attention import choose_attention
 from primekd.progress import Progress
 from primekd.signals import SignalReader, SignalRows, concatenate
-from primekd.training.attention import choose_attention
 from primekd.training.batches import FILLER, ProcessBatches, ProcessLoader
 from primekd.training.checkpoints import SafeCheckpoints
 from primekd.training.examples import IGNORED, Collator, Example
 from primekd.training.objective import StudentObjective
 from primekd.training.processes import process_count
+from primekd.training.shared_prefix import may_share_prefix
 
 
 class DistillTrainer(SafeCheckpoints):
@@ -161,7 +162,8 @@ def build_trainer(
     `train.batch_size` sequences make a step, over all processes together.
     """
     per_epoch = math.ceil(len(examples) / train.batch_size)
-    choose_attention(model.get_base_model(), [*examples, *validation])
+    base, sequences = model.get_base_model(), [*examples, *validation]
+    choose_attention(base, max((len(example.sequence.input_ids) for example in sequences), default=0))
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,
@@ -189,7 +191,7 @@ def build_trainer(
     trainer = DistillTrainer(
         signals=signals,
         train=train,
-        model=StudentObjective(model, loss, len(tokenizer)),
+        model=StudentObjective(model, loss, len(tokenizer), may_share_prefix(base, sequences)),
         args=arguments,
         train_dataset=examples,
         eval_dataset=validation or None,
