@@ -101,6 +101,7 @@ def test_an_architecture_whose_head_does_not_give_its_logits_offers_logits_alone
         def __init__(self, inner):
             super().__init__()
             self.inner, self.device, self.generation_config = inner, inner.device, None
+            self.config, self.dtype = inner.config, inner.dtype
             self.get_decoder, self.get_output_embeddings = inner.get_decoder, inner.get_output_embeddings
 
         def forward(self, **inputs):
