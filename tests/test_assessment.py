@@ -14,7 +14,9 @@ from conftest import ROOT, save_llama, small_profile, write_profile
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
+from primekd import chat
 from primekd.assessment import assess as assessing
+from primekd.assessment import held_out
 from primekd.assessment import regrade as regrading
 from primekd.assessment.adjudicate import Decision, add_decision, answer_hash
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
@@ -39,7 +41,7 @@ from primekd.assessment.summary import (
 )
 from primekd.assessment.tables import read_table, write_table
 from primekd.capture import capture, held_out_job, open_signals, training_job
-from primekd.chat import build_prompt, encode_response
+from primekd.chat import build_prompt
 from primekd.config import Profile, load_profile
 from primekd.distill import distill
 from primekd.errors import UserError
@@ -239,10 +241,20 @@ def test_a_student_that_is_its_teacher_has_no_divergence(profile, reference):
         assert row.teacher_tokens == len(reference.item(row.id).response_ids) and row.nll_gold > 0
 
 
-def test_the_held_out_fit_equals_a_float64_reference_from_plain_forwards(profile, reference, tokenizer, tmp_path):
+@pytest.mark.parametrize("right", [(), (1,), (0, 1, 2)], ids=["never", "once", "always"])
+def test_the_held_out_fit_equals_a_float64_reference_from_plain_forwards(
+    right, profile, reference, tokenizer, tmp_path, monkeypatch
+):
+    """Also where the teacher wrote the gold solutions of some items, word by word."""
     (tmp_path / "other").mkdir()
     other = save_llama(tmp_path / "other", tokenizer, seed=7)
-    items = load_items(profile, "test")[:2]
+    items = load_items(profile, "test")[:3]
+    solutions = {items[n].solution: reference.item(items[n].id).response_ids for n in right}
+
+    def encode_response(tokenizer, solution: str) -> list[int]:
+        return solutions.get(solution) or chat.encode_response(tokenizer, solution)
+
+    monkeypatch.setattr(held_out, "encode_response", encode_response)
     rows = measure(profile, "other", TransformersEngine(other, "float32"), items, reference)
 
     def log_probs(model: str, prompt: list[int], response: list[int]) -> torch.Tensor:

@@ -191,7 +191,7 @@ def test_sampling_is_unbiased(llama, monkeypatch):
 
 # Several responses behind one prompt.
 
-FORKS = [[[200 + n, *range(300, 300 + n % 4)], [400 + n] * (1 + n % 3), [450]] for n in range(9)]
+FORKS = [[[200 + n, *range(300, 300 + n % 4)], [200 + n, 300] + [400 + n] * (1 + n % 3), [450]] for n in range(9)]
 
 
 @pytest.mark.parametrize("prompts", [SHARED, DIFFERENT], ids=["shared", "different"])
@@ -218,6 +218,9 @@ def test_a_prompt_is_read_once_for_all_its_responses_and_what_all_share_once_for
     prompts = [[*PREFIX, 100, 101], [*PREFIX, 102, 103]]
     llama.score_each(prompts, [[[7, 8, 9], [6, 5]]] * 2, "hidden")
     assert tokens == [len(PREFIX), 2 * (2 + 2 + 1)]
+    tokens.clear()
+    llama.score_each(prompts, [[[7, 8, 9], [7, 8, 6], [7, 5]]] * 2, "hidden")
+    assert tokens == [len(PREFIX), 2 * (2 + 2)], "7 8 is common to two responses, 7 to all three"
 
 
 def test_an_empty_response_has_no_rows(llama):

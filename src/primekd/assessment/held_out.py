@@ -93,13 +93,16 @@ def measure(
         head = engine.head()
         for first in range(0, len(block), TOGETHER):
             part = slice(first, first + TOGETHER)
-            signals = [reader.rows(item.id, ids) for item, ids in zip(block[part], taught[part], strict=True)]
-            kl: list[float | None] = [None] * len(signals)
-            if signals[0] is not None:
-                kl = [kd for _, kd in _losses([s[0] for s in states[part]], head, taught[part], concatenate(signals))]
-            nll = [ce for ce, _ in _losses([s[1] for s in states[part]], head, gold[part], None)]
-            for item, response, solution, *fit in zip(block[part], taught[part], gold[part], kl, nll, strict=True):
-                rows.append(HeldOutRow(name, item.id, len(response), fit[0], len(solution), fit[1]))
+            pairs = list(zip(block[part], taught[part], gold[part], states[part], strict=True))
+            signals = [reader.rows(item.id, response) for item, response, _, _ in pairs]
+            known = signals[0] is not None
+            fits = _losses([s[0] for *_, s in pairs], head, taught[part], concatenate(signals) if known else None)
+            # Where the teacher wrote the gold solution, its cross-entropy is there already.
+            others = [(s[1], solution) for _, response, solution, s in pairs if response != solution]
+            by_gold = iter(_losses([s for s, _ in others], head, [solution for _, solution in others], None))
+            for (item, response, solution, _), (ce, kd) in zip(pairs, fits, strict=True):
+                nll = ce if response == solution else next(by_gold)[0]
+                rows.append(HeldOutRow(name, item.id, len(response), kd if known else None, len(solution), nll))
             advance(len(block[part]))
     return rows
 
@@ -112,6 +115,8 @@ def _losses(
 
     from primekd.losses import row_losses
 
+    if not responses:
+        return []
     lengths = [len(response) for response in responses]
     targets = torch.tensor([token for response in responses for token in response], device=head.device)
     teacher = None if teacher is None else teacher.to(head.device)

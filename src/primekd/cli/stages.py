@@ -109,13 +109,15 @@ def assess(
     primekd assess --profile ci
     primekd assess --model control
     """
-    from primekd.assessment.assess import assess as run_assess
-    from primekd.assessment.score import score_model
     from primekd.config import load_profile
 
     loaded = load_profile(profile)
     if model:
+        from primekd.assessment.score import score_model
+
         score_model(loaded, model)
         print(f"assess: answers and held-out fit of {model} are there; `primekd assess` writes the logs.")
     else:
+        from primekd.assessment.assess import assess as run_assess
+
         print(run_assess(loaded))

@@ -1,9 +1,11 @@
-"""Several responses to one prompt as one sequence, so that the prompt is read once.
+"""Several responses to one prompt as a tree of tokens, so that nothing they have in common is read twice.
 
-    prompt  response 1  response 2  …
+    prompt ┬ It costs ┬ 3 + 26 …
+           │          └ 29 …
+           └ The …
 
-Each response sees the prompt and its own past, and has the positions that it would have right behind the prompt. To a
-model that takes attention masks of two dimensions a row it is as if each were read alone.
+Each token sees those on its own path from the root, and has the position that it would have there. To a model that
+takes attention masks of two dimensions a row it is as if each response were read alone behind the prompt.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,36 +19,42 @@ from primekd.teachers.cache import SlotCache
 
 @dataclass(frozen=True)
 class Branches:
-    """One prompt's sequence. `first` of its tokens are in a cache already and not in the sequence.
+    """One prompt's tree, parents before children. `first` of the prompt's tokens are in a cache and not in the tree.
 
-    ids, positions (S,) int64; own (S,) int64: 0 for the prompt, k for response k.
-    predictors: of each response, the places in the sequence that predict its tokens, (T,) int64.
+    ids, positions: of its S tokens; parents: places in the tree, -1 for the first token.
+    predictors: of each response, the places that predict its tokens, (T,) int64.
     """
 
-    ids: Tensor
-    positions: Tensor
-    own: Tensor
+    ids: list[int]
+    positions: list[int]
+    parents: list[int]
     predictors: list[Tensor]
 
     def sees(self) -> Tensor:
         """(S, S) bool: whether the token of a row sees the one of a column."""
-        before = torch.ones(len(self.own), len(self.own), dtype=torch.bool).tril()
-        return before & ((self.own[None, :] == self.own[:, None]) | (self.own[None, :] == 0))
+        sees = torch.eye(len(self.ids), dtype=torch.bool)
+        for place, parent in enumerate(self.parents):
+            if parent >= 0:
+                sees[place] |= sees[parent]
+        return sees
 
 
 def branch(prompt: list[int], responses: Sequence[list[int]], first: int = 0) -> Branches:
-    """Lays out the responses behind the prompt, whose first `first` tokens are left out."""
+    """Lays out the responses behind the prompt, whose first `first` tokens are left out; one has to remain."""
     ids, positions = prompt[first:], list(range(first, len(prompt)))
-    own, predictors = [0] * len(ids), []
-    last = len(ids) - 1  # of the prompt: it predicts the first token of every response
-    for number, response in enumerate(responses, start=1):
-        run = response[:-1]  # the last token predicts nothing that is asked for
-        predictors.append(
-            torch.tensor([last, *range(len(ids), len(ids) + len(run))][: len(response)], dtype=torch.int64)
-        )
-        ids, own = ids + run, own + [number] * len(run)
-        positions += range(len(prompt), len(prompt) + len(run))
-    return Branches(torch.tensor(ids), torch.tensor(positions), torch.tensor(own), predictors)
+    parents, children = list(range(-1, len(ids) - 1)), {}
+    predictors = []
+    for response in responses:
+        path = [len(prompt) - first - 1]  # the prompt's last token predicts the first one of every response
+        for token in response[:-1]:  # the last token predicts nothing that is asked for
+            place = children.setdefault((path[-1], token), len(ids))
+            if place == len(ids):
+                ids.append(token)
+                positions.append(positions[path[-1]] + 1)
+                parents.append(path[-1])
+            path.append(place)
+        predictors.append(torch.tensor(path[: len(response)], dtype=torch.int64))
+    return Branches(ids, positions, parents, predictors)
 
 
 def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +73,7 @@ def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple
     sees = torch.eye(longest, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself, or it would be nan
     for row, one in enumerate(branches):
         length = len(one.ids)
-        ids[row, :length], positions[row, :length] = one.ids, one.positions
+        ids[row, :length], positions[row, :length] = torch.tensor([one.ids, one.positions])
         sees[row, :length, :length] = one.sees()
     seen = torch.cat([torch.ones(len(branches), longest, first, dtype=torch.bool), sees], -1)
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)

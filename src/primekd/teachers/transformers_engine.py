@@ -202,7 +202,7 @@ class TransformersEngine:
         return rows
 
     def score_each(self, prompts: list[list[int]], responses: list[list[list[int]]], want: Want) -> list[list[Tensor]]:
-        """`score` of several responses to each prompt, which is read once where the architecture lets it."""
+        """`score` of several responses to each prompt; what they share is read once where the architecture lets it."""
         if self.branches:
             return self._score_branches(prompts, responses, want)
         asked = [(prompt, response) for prompt, own in zip(prompts, responses, strict=True) for response in own]
