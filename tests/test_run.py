@@ -95,6 +95,7 @@ def test_every_job_has_its_own_progress(ci, output: Path):
         assert "capture base-KD: queued or starting, capture ai-KD: 6/8 items |" in text
     share = state.share(stage_costs(ci), {number: within for number, (_, within) in seen.items()})
     assert share == pytest.approx(0.75 * state.share(stage_costs(ci), {5: 0.0, 9: 1.0})) and share > 0
+    assert job_progress(ci, state.running[9]) == ("capture ai-KD: finishing", 1.0)
     state.running[9].since = time.time() + 60  # what was written before a job was submitted is an earlier run's
     assert job_progress(ci, state.running[9]) == ("", 0.0)
 
@@ -116,6 +117,7 @@ def test_a_model_that_is_scored_by_itself_answers_and_is_then_fitted(ci, output:
         reference.advance(8)
         reference._write()
         assert job_progress(ci, state.running[2]) == ("capture held-out: 8/8 items", 1.0)
+    assert job_progress(ci, state.running[2]) == ("capture held-out: finishing", 1.0)
     state.running[1].since = time.time() + 60
     assert job_progress(ci, state.running[1]) == ("", 0.0)
 

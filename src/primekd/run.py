@@ -244,6 +244,8 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
         entry = json.loads(max(current, key=lambda p: p.stat().st_mtime).read_text())
     except (OSError, json.JSONDecodeError):
         return "", answered or 0.0
+    if entry["state"] == "done" and answered is None:
+        return f"{job.label}: finishing", 1.0
     if entry["state"] != "running" or not entry["total"]:
         return f"{job.label}: held-out fit" if answered else "", answered or 0.0
     text = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"

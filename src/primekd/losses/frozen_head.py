@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from primekd.config import LossConfig
 from primekd.losses.plain import log_mixture
 from primekd.losses.products import gradient_of, logits_of
-from primekd.signals.rows import HiddenRows, SampledRows, SignalRows, TopKRows
+from primekd.signals.rows import DenseRows, HiddenRows, SampledRows, SignalRows, TopKRows
 
 CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**26}  # of the logits at a time, in each of up to five float32 buffers
 
@@ -144,6 +144,11 @@ def _chunk(
     if teacher is None:
         slopes.scatter_add_(1, targets, -torch.ones_like(ce)[:, None])
         return ce, torch.zeros_like(ce)
+    dense = isinstance(teacher, DenseRows | HiddenRows)
+    if dense and loss.temperature == 1 and loss.divergence == "forward_kl":  # one softmax serves both terms
+        kd, p = _forward_kl_and_p(buffers, z, slopes, _teacher_logits(teacher, buffers["t"]))
+        slopes.sub_(p.mul_(1 - loss.alpha)).scatter_add_(1, targets, torch.full_like(ce, -loss.alpha)[:, None])
+        return ce, kd
     if loss.temperature == 1:
         q = buffers["q"].copy_(slopes)
     else:
@@ -178,10 +183,16 @@ def _teacher_logits(teacher: SignalRows, out: Tensor) -> Tensor:
 
 
 def _forward_kl(buffers: _Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) -> Tensor:
+    kd, p = _forward_kl_and_p(buffers, z, q, t)
+    q.sub_(p)
+    return kd
+
+
+def _forward_kl_and_p(buffers: _Buffers, z: Tensor, q: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """D and the teacher's probabilities, (C,) and (C, V); q is left as it is."""
     p = torch.softmax(t, -1, out=buffers["p"])
     constant = log_normaliser(z, q) - log_normaliser(t, p)
-    q.sub_(p)
-    return t.sub_(z).mul_(p).sum(-1) + constant
+    return t.sub_(z).mul_(p).sum(-1) + constant, p
 
 
 def _reverse_kl(buffers: _Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) -> Tensor:
