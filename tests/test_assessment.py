@@ -709,6 +709,21 @@ def test_models_that_are_scored_one_by_one_are_what_an_assessment_finds(study, m
     assert read_json(study.logs / "manifest.json")["seconds"] == pytest.approx(sum(m["seconds"] for m in made))
     with pytest.raises(UserError, match="no model 'nobody': choose one of control, base-KD"):
         score_model(study, "nobody")
+    shutil.rmtree(study.runs / "signals" / "held-out")
+    with pytest.raises(UserError, match="`primekd capture --held-out` first"):
+        score_model(study, "control")
+
+
+def test_held_out_rows_are_of_these_bytes_of_the_reference_and_no_others(profile, reference, monkeypatch):
+    items, inputs = load_items(profile, "test"), {"any": "answers"}
+    engine = TransformersEngine(profile.student.model, "float32")
+    rows = held_out.held_out_rows(profile, "control", items, inputs, reference, lambda: engine)
+    assert held_out.held_out_rows(profile, "control", items, inputs, reference, lambda: pytest.fail("measured")) == rows
+    opened = []
+    for shard in reference.manifest["shards"].values():
+        monkeypatch.setitem(shard, "sha256", "0" * 64)
+    held_out.held_out_rows(profile, "control", items, inputs, reference, lambda: opened.append(1) or engine)
+    assert opened == [1]
 
 
 def test_an_assessment_names_the_answers_that_a_grading_may_start_from(study):

@@ -223,22 +223,53 @@ def test_a_prompt_is_read_once_for_all_its_responses_and_what_all_share_once_for
     assert tokens == [len(PREFIX), 2 * (2 + 2)], "7 8 is common to two responses, 7 to all three"
 
 
+def test_in_bfloat16_too_responses_are_read_together_with_plain_attention(lively, monkeypatch):
+    """As on a CPU in a study: rows are near those of each response alone, as far as bfloat16 goes."""
+    engine, seen = TransformersEngine(lively, "bfloat16", batch_size=4), []
+    assert engine.branches
+    real = engine._states
+    monkeypatch.setattr(
+        engine, "_states", lambda **inputs: (seen.append(engine.model.config._attn_implementation), real(**inputs))[1]
+    )
+    found = engine.score_each(SHARED, FORKS, "logits")
+    assert set(seen) == {"eager"} and engine.model.config._attn_implementation == "sdpa"
+    for prompt, forks, rows in zip(SHARED, FORKS, found, strict=True):
+        alone = torch.cat(engine.score([prompt] * 3, forks, "logits")).double().log_softmax(-1)
+        together = torch.cat(rows).double().log_softmax(-1)
+        assert (alone.exp() * (alone - together)).sum(-1).mean() < 0.02
+
+
+def test_on_a_cpu_passes_are_cut_and_rows_stay_in_order(llama, monkeypatch):
+    whole, passes = llama.score(SHARED, [forks[1] for forks in FORKS], "hidden"), []
+    real = llama._states
+    monkeypatch.setattr(
+        llama, "_states", lambda **inputs: (passes.append(inputs["input_ids"].shape), real(**inputs))[1]
+    )
+    monkeypatch.setattr(engine_module, "CPU_PASS_TOKENS", 45)
+    cut = llama.score(SHARED, [forks[1] for forks in FORKS], "hidden")
+    assert len(passes) == 5 and all(rows == 1 or rows * length <= 45 for rows, length in passes)
+    for expected, rows in zip(whole, cut, strict=True):
+        torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_an_empty_response_has_no_rows(llama):
     empty, full = llama.score_each([[5, 6, 7]], [[[], [8, 9]]], "hidden")[0]
     assert len(empty) == 0
     torch.testing.assert_close(full, llama.score([[5, 6, 7]], [[8, 9]], "hidden")[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_takes_no_mask_of_two_dimensions_reads_one_by_one(lively, monkeypatch):
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_model_that_takes_no_mask_of_two_dimensions_reads_one_by_one(raises, lively, monkeypatch):
     """One that makes a causal mask of its own, whatever it is told: a response would see the one before it."""
     engine = TransformersEngine(lively, "float32")
     real = engine.decoder.forward
 
     def forward(attention_mask=None, **inputs):
-        return real(
-            attention_mask=None if attention_mask is not None and attention_mask.dim() == 4 else attention_mask,
-            **inputs,
-        )
+        if attention_mask is not None and attention_mask.dim() == 4:
+            if raises:
+                raise ValueError("the mask has four dimensions")
+            attention_mask = None
+        return real(attention_mask=attention_mask, **inputs)
 
     engine.decoder.forward = forward
     assert engine.decodes and not engine.branches

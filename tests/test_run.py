@@ -11,14 +11,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import write_profile
 from typer.testing import CliRunner
 
 from primekd import slurm
 from primekd.cli import app
+from primekd.config import Profile, load_profile
 from primekd.errors import UserError
 from primekd.progress import Progress, progress_folder
 from primekd.provenance import project_root
-from primekd.run import describe, explain_failure, forget_lost_stages, job_progress, stage_costs
+from primekd.run import (
+    describe,
+    explain_failure,
+    forget_lost_stages,
+    job_progress,
+    planned_jobs,
+    stage_costs,
+)
 from primekd.run_log import Job, RunState
 from primekd.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
 from primekd.status import stage_states
@@ -93,6 +102,7 @@ def test_every_job_has_its_own_progress(ci, output: Path):
         assert seen == {5: ("", 0.0), 9: ("capture ai-KD: 6/8 items", 0.75)}
         text = describe(state, stage_costs(ci), seen, elapsed=60)
         assert "capture base-KD: queued or starting, capture ai-KD: 6/8 items |" in text
+        progress.advance(2)
     share = state.share(stage_costs(ci), {number: within for number, (_, within) in seen.items()})
     assert share == pytest.approx(0.75 * state.share(stage_costs(ci), {5: 0.0, 9: 1.0})) and share > 0
     assert job_progress(ci, state.running[9]) == ("capture ai-KD: finishing", 1.0)
@@ -172,6 +182,7 @@ def test_the_shipped_slurm_profiles_ask_for_what_the_paper_needs():
     [
         (None, "no Snakemake profile"),
         ({"executor": "local"}, "executor: slurm"),
+        ({"set-resources": {"capture": {"gpu": 8}, "score": {"gpu": 1}}}, "nothing for the rule reference, which"),
         ({"executor": "slurm", "set-resources": {"capture": {"gpu": 8, "tasks": 8}}}, "leave `tasks` out"),
         ({"set-resources": ["capture:gpu=8", "capture:tasks=8"]}, "for capture, .*leave `tasks` out"),
         ({"default-resources": {"tasks": 8}, "set-resources": {"distill": {"gpu": 1}}}, "for distill, .*leave `tasks`"),
@@ -264,6 +275,25 @@ BEHIND = {"assessment/assess.ipynb", "report.done"}
     ],
 )
 def test_what_is_lost_is_forgotten_with_all_that_came_of_it(lost: str, forgotten: set[str], output: Path, ci):
+    done = pretend_done(ci)
+    forget_lost_stages(ci)
+    assert all((ci.runs / "notebooks" / name).is_file() for name in done)
+    (ci.runs / lost / "manifest.json").unlink()
+    forget_lost_stages(ci)
+    assert {name for name in done if not (ci.runs / "notebooks" / name).is_file()} == forgotten
+
+
+def test_a_teacher_whose_file_is_lost_is_built_again(output: Path, tmp_path: Path):
+    path = write_profile(tmp_path, base="pocket", prepare={"output": "models/teachers/none/none.gguf"})
+    profile = load_profile(str(path))
+    pretend_done(profile, {"teacher.done"})
+    assert planned_jobs(profile, str(path), False, None) == []
+    forget_lost_stages(profile)
+    assert "prepare the teacher" in [job.label for job in planned_jobs(profile, str(path), False, None)]
+
+
+def pretend_done(profile: Profile, more: set[str] = frozenset()) -> set[str]:
+    """Empty files for everything that a whole run leaves, all of one moment; returns the executed copies' names."""
     taught = [name for name, strategy in load_strategies().items() if strategy.teacher]
     folders = [f"signals/{name}" for name in (*taught, "held-out")] + [f"students/{name}" for name in load_strategies()]
     folders += [f"{kind}/{name}" for kind in ("answers", "held-out") for name in (CONTROL, *load_strategies())]
@@ -271,15 +301,15 @@ def test_what_is_lost_is_forgotten_with_all_that_came_of_it(lost: str, forgotten
         f"{name}/distill.ipynb" for name in load_strategies()
     }
     done |= {f"{name}/scored.done" for name in (CONTROL, *load_strategies())} | {"reference.done", *BEHIND}
-    files = [ci.runs / folder / "manifest.json" for folder in folders] + [ci.logs / "manifest.json"]
-    for path in [*files, ci.logs / "report.html", *(ci.runs / "notebooks" / name for name in done)]:
+    files = [profile.runs / folder / "manifest.json" for folder in folders] + [profile.logs / "manifest.json"]
+    copies = [profile.runs / "notebooks" / name for name in (*done, *more)]
+    pages = [copy.with_suffix(".html") for copy in copies if copy.suffix == ".ipynb"]
+    now = time.time()
+    for path in [*files, profile.logs / "report.html", *copies, *pages]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    forget_lost_stages(ci)
-    assert all((ci.runs / "notebooks" / name).is_file() for name in done)
-    (ci.runs / lost / "manifest.json").unlink()
-    forget_lost_stages(ci)
-    assert {name for name in done if not (ci.runs / "notebooks" / name).is_file()} == forgotten
+        os.utime(path, (now, now))
+    return done
 
 
 def test_a_killed_stage_is_lost(ci, output: Path):

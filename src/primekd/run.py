@@ -51,9 +51,9 @@ def run_study(
     force: bool = False,
     cluster: Cluster | None = None,
 ) -> bool:
-    """Runs every notebook that has to be run; returns False if nothing was to be done.
+    """Runs every stage that has to be run; returns False if nothing was to be done.
 
-    With `cluster` every notebook is a Slurm job, and as many of them run side by side as the cluster lets.
+    With `cluster` every stage is a Slurm job, and as many of them run side by side as the cluster lets.
 
     Raises:
         UserError: another run of this profile is under way, or a notebook failed; the sentence is the notebook's own.
@@ -244,8 +244,8 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
         entry = json.loads(max(current, key=lambda p: p.stat().st_mtime).read_text())
     except (OSError, json.JSONDecodeError):
         return "", answered or 0.0
-    if entry["state"] == "done" and answered is None:
-        return f"{job.label}: finishing", 1.0
+    if entry["state"] == "done" and entry["done"] == entry["total"] and answered is None:
+        return f"{job.stage}: finishing", 1.0
     if entry["state"] != "running" or not entry["total"]:
         return f"{job.label}: held-out fit" if answered else "", answered or 0.0
     text = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
@@ -263,7 +263,8 @@ def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
             entry = None
         if entry and entry["total"]:
             said = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
-            share += entry["done"] / entry["total"] / 2
+            # Answers that were there already leave no word, and the fit comes after them.
+            share = (entry["done"] / entry["total"] + (kind == "held-out fit")) / 2
     return said, share
 
 

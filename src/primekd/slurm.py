@@ -44,7 +44,8 @@ def open_cluster(folder: Path, capture_workers: int) -> Cluster:
     settings = read_settings(folder)
     if settings.get("executor") != "slurm":
         raise UserError(f"{relative_name(folder)}/config.yaml does not say `executor: slurm`: see configs/slurm.")
-    for rule, wanted in asked_resources(settings, f"{relative_name(folder)}/config.yaml").items():
+    asked = asked_resources(settings, f"{relative_name(folder)}/config.yaml")
+    for rule, wanted in asked.items():
         if not any(str(wanted.get(name) or "0") != "0" for name in ("gpu", "gres")):
             continue
         if "tasks" in wanted:
@@ -57,6 +58,11 @@ def open_cluster(folder: Path, capture_workers: int) -> Cluster:
                 f"{relative_name(folder)}/config.yaml gives --ntasks in `slurm_extra` beside GPUs for {rule}, which "
                 "would start its notebook several times: leave --ntasks out."
             )
+    if "capture" in asked and (missing := {"reference", "score"} - asked.keys()):
+        raise UserError(
+            f"{relative_name(folder)}/config.yaml asks for nothing for the rule {' and '.join(sorted(missing))}, which "
+            "would get no GPU: copy it from configs/slurm/config.yaml."
+        )
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         raise UserError("Snakemake's Slurm executor is not installed: `pip install -e '.[slurm]'`.")
     if shutil.which("sbatch") is None:

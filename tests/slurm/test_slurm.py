@@ -137,14 +137,15 @@ def test_sbatch_lines_ask_for_what_the_profile_says(study):
     for line in study["all_lines"].splitlines():
         asked = line.split(" --wrap=")[0]
         assert "--ntasks-per-gpu" not in asked
-        if "rule_distill" in asked:
+        if any(rule in asked for rule in ("rule_distill", "rule_score", "rule_assess")):
             assert "--gpus=1" in asked and "--cpus-per-task=8" in asked and "-t 720" in asked
-        elif "rule_capture" in asked or "rule_assess" in asked:
+        elif "rule_capture" in asked or "rule_reference" in asked:
             assert "--gpus=8" in asked and "--nodes=1" in asked and "--mem 400000" in asked and "-t 1440" in asked
         else:
             assert "rule_teacher" in asked and "--gpus" not in asked
-    assert len(study["lines"]) == 9, (
-        "in the first run the teacher, four captures, and the students but the one of ai-KD"
+    assert len(study["lines"]) == 15, (
+        "in the first run the teacher, four captures, the reference, the students but the one of ai-KD, all of these "
+        "scored, and the control"
     )
 
 

@@ -44,7 +44,7 @@ class HeldOutRow:
 
 
 COLUMNS = tuple(f.name for f in fields(HeldOutRow))
-TOGETHER = 16  # items whose rows meet the head in one product; of few rows a product takes as long as reading the head
+TOGETHER = 16  # items read and compared at a time: of few rows a head product takes as long as reading the head
 
 
 def held_out_folder(profile: Profile, name: str) -> Path:
@@ -63,7 +63,8 @@ def held_out_rows(
         open_model: called only if something is missing.
     """
     folder = held_out_folder(profile, name)
-    own = {"answers": inputs, "reference": reader.manifest["spec_sha256"]}
+    shards = {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}
+    own = {"answers": inputs, "reference": shards}
     path = folder / "held-out.csv"
     if not is_current(folder, own):
         with Meter() as meter, Progress(profile, f"held-out fit {name}", len(items), "item") as progress:
@@ -82,28 +83,29 @@ def measure(
         advance: told how many more items are measured.
     """
     rows = []
-    size = profile.assess.batch_size
     tokenizer = load_tokenizer(profile.student.model)
-    for start in range(0, len(items), size):
-        block = items[start : start + size]
+    together = 1 if reader.codec.name == "full" else TOGETHER  # those rows are as wide as the vocabulary
+    for start in range(0, len(items), together):
+        block = items[start : start + together]
         prompts = [build_prompt(tokenizer, item.question) for item in block]
         taught = [reader.item(item.id).response_ids for item in block]
         gold = [encode_response(tokenizer, item.solution) for item in block]
-        states = engine.score_each(prompts, [list(both) for both in zip(taught, gold, strict=True)], "hidden")
+        pairs = list(zip(taught, gold, strict=True))
+        states = engine.score_each(prompts, [list(pair) for pair in pairs], "hidden")
         head = engine.head()
-        for first in range(0, len(block), TOGETHER):
-            part = slice(first, first + TOGETHER)
-            pairs = list(zip(block[part], taught[part], gold[part], states[part], strict=True))
-            signals = [reader.rows(item.id, response) for item, response, _, _ in pairs]
-            known = signals[0] is not None
-            fits = _losses([s[0] for *_, s in pairs], head, taught[part], concatenate(signals) if known else None)
-            # Where the teacher wrote the gold solution, its cross-entropy is there already.
-            others = [(s[1], solution) for _, response, solution, s in pairs if response != solution]
-            by_gold = iter(_losses([s for s, _ in others], head, [solution for _, solution in others], None))
-            for (item, response, solution, _), (ce, kd) in zip(pairs, fits, strict=True):
-                nll = ce if response == solution else next(by_gold)[0]
-                rows.append(HeldOutRow(name, item.id, len(response), kd if known else None, len(solution), nll))
-            advance(len(block[part]))
+        signals = [reader.rows(item.id, response) for item, response in zip(block, taught, strict=True)]
+        known = signals[0] is not None
+        fits = _losses([of_item[0] for of_item in states], head, taught, concatenate(signals) if known else None)
+        # Where the teacher wrote the gold solution, its cross-entropy is there already.
+        others = [place for place, (response, solution) in enumerate(pairs) if response != solution]
+        by_gold = _losses([states[place][1] for place in others], head, [gold[place] for place in others], None)
+        nll = {place: ce for place, (ce, _) in enumerate(fits)} | {
+            place: ce for place, (ce, _) in zip(others, by_gold, strict=True)
+        }
+        for place, (item, (_, kd)) in enumerate(zip(block, fits, strict=True)):
+            lengths = len(taught[place]), len(gold[place])
+            rows.append(HeldOutRow(name, item.id, lengths[0], kd if known else None, lengths[1], nll[place]))
+        advance(len(block))
     return rows
 
 

@@ -48,16 +48,18 @@ class Model:
 def score_model(profile: Profile, name: str) -> None:
     """Answers and held-out fit of the control, or of a strategy's students; `assess` finds them on disk.
 
-    Several models may be scored at once, each by a process of its own.
+    Several models may be scored at once, each by a process of its own. None of them opens the teacher.
 
     Raises:
-        UserError: there is no such model, or it is not trained.
+        UserError: there is no such model, it is not trained, or the reference is not captured.
     """
     if name not in (known := [CONTROL, *load_strategies()]):
         raise UserError(f"There is no model {name!r}: choose one of {', '.join(known)}.")
     models = [Model(CONTROL)] if name == CONTROL else models_of(find_students(profile, name))
-    items, reader = load_reference(profile)
-    score_models(profile, items, models, reader)
+    job = held_out_job(profile)
+    if not (job.folder / MANIFEST).is_file():
+        raise UserError("The teacher's answers to the test items are missing: `primekd capture --held-out` first.")
+    score_models(profile, _test_items(profile), models, open_signals(job))
 
 
 def models_of(students: Sequence[Student]) -> list[Model]:
@@ -67,11 +69,15 @@ def models_of(students: Sequence[Student]) -> list[Model]:
 
 def load_reference(profile: Profile) -> tuple[list[Item], SignalReader]:
     """The test items, and the unprimed teacher's answers to them, which are captured where they are not there yet."""
-    items = load_items(profile, "test")
-    refuse_overlap(items, "test", {split: load_items(profile, split) for split in ("train", "validation")})
-    job = held_out_job(profile)
+    items, job = _test_items(profile), held_out_job(profile)
     capture(job)
     return items, open_signals(job)
+
+
+def _test_items(profile: Profile) -> list[Item]:
+    items = load_items(profile, "test")
+    refuse_overlap(items, "test", {split: load_items(profile, split) for split in ("train", "validation")})
+    return items
 
 
 def score_models(
@@ -106,11 +112,15 @@ def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Mode
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
-    """Seconds and energy of making these models' answers and held-out rows, whenever and by whichever process."""
+    """Seconds and energy of making these models' answers and held-out rows, whenever and by whichever process.
+
+    Sums over jobs: of those that ran side by side each counts its own time, and the energy of the whole machine. None
+    where it is not known of all.
+    """
     folders = [folder(profile, name) for name in names for folder in (answers_folder, held_out_folder)]
     manifests = [read_json(folder / MANIFEST) for folder in folders]
     sums = {}
     for key in ("seconds", "energy_kwh"):
-        known = [manifest[key] for manifest in manifests if manifest.get(key) is not None]
-        sums[key] = round(sum(known), 9) if known else None
+        values = [manifest.get(key) for manifest in manifests]
+        sums[key] = None if None in values else round(sum(values), 9)
     return sums

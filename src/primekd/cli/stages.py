@@ -101,8 +101,8 @@ def assess(
 ) -> None:
     """Scores control, students and teacher on the test items; writes logs/<profile>/.
 
-    With --model it stops before the logs: start it for several models at once, on any machines that share the folder
-    runs/. A plain `primekd assess` finds what they made.
+    With --model it stops before the logs: after `primekd capture --held-out`, start it for several models at once, on
+    any machines that share the folder runs/. A plain `primekd assess` finds what they made.
 
     \b
     primekd assess

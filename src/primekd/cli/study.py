@@ -17,9 +17,7 @@ def run(
     force: Annotated[
         bool, typer.Option(help="Execute every notebook again (stages with unchanged inputs stay).")
     ] = False,
-    slurm: Annotated[
-        bool, typer.Option("--slurm", help="Every notebook is a Slurm job, strategies in parallel.")
-    ] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Every stage is a Slurm job, strategies in parallel.")] = False,
     slurm_profile: Annotated[
         Path | None, typer.Option(help="Folder with the Snakemake profile for --slurm; configs/slurm if left out.")
     ] = None,

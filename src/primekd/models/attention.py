@@ -12,11 +12,11 @@ PLAIN_ATTENTION_TOKENS = 256
 def choose_attention(model: nn.Module, tokens: int) -> None:
     """Plain products instead of fused attention where those are faster: bfloat16 on a CPU, short sequences.
 
-    torch's fused attention takes twice as long there in training and a third longer in reading. What plain attention
-    keeps grows with the square of the length.
+    torch's fused attention takes twice as long there in training, and up to a fifth longer in reading. What plain
+    attention keeps grows with the square of the length.
 
     Args:
-        tokens: of the longest sequence.
+        tokens: that the longest sequence has at most.
     """
     short = model.device.type == "cpu" and model.dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_TOKENS
     if short and model.config._attn_implementation == "sdpa":

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from primekd.assessment.held_out import TOGETHER
 from primekd.config import Profile
 from primekd.config.teacher import VllmConfig
 from primekd.errors import UserError
@@ -150,12 +151,15 @@ def _assess(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model
     quantised = profile.student.quantization is not None
     plain = student.device if quantised else shape.weights * number
     codec, head = _signals(profile, teacher)
-    fit = loss_bytes(shape, number, head, profile.loss, lengths.most, codec, cpu)
+    # Of a question the teacher's answer and the gold solution are read behind one prompt.
+    together = 1 if codec == "full" else TOGETHER
+    read = Batch(min(size, together), lengths.longest_prompt, 2 * lengths.most)
+    fit = loss_bytes(shape, number, head, profile.loss, together * lengths.most, codec, cpu)
     merge = Phase("merge", {"weights": shape.weights * 4, "loading": plain if cpu and number < 4 else 0})
     phases = [
         *(_load_phases(student, number, cpu) if quantised else [merge]),
         generate_phase(shape, number, plain, batch, cpu),
-        score_phase(shape, number, plain, batch, "hidden", 2 * size, cpu),
+        score_phase(shape, number, plain, read, "hidden", together, cpu),
         Phase("held-out fit", {"weights": plain} | fit),
     ]
     if profile.assess.engine == "vllm" and not cpu:

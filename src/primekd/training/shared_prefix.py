@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from primekd.teachers.cache import has_plain_cache, narrowest_window
+from primekd.teachers.decoding import SHORTEST_PREFIX
 from primekd.training.examples import Example
 from primekd.training.processes import process_count
-
-SHORTEST_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 
 
 def may_share_prefix(model: nn.Module, examples: Sequence[Example]) -> bool:
