@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import re
 import shutil
 import sys
@@ -807,7 +808,11 @@ def test_in_a_real_terminal_a_decision_is_saved_undone_and_left_with_ctrl_c(prof
     pexpect = pytest.importorskip("pexpect")
     words = ["-m", "primekd.cli", "adjudicate", "--profile", "ci", "--who", "Ann", "--model", "control"]
     environment = os.environ | {"TERM": "xterm-256color"}
-    child = pexpect.spawn(sys.executable, words, env=environment, encoding="utf-8", timeout=120, dimensions=(40, 100))
+    child = pexpect.spawn(
+        sys.executable, words, env=environment, encoding="utf-8", timeout=120, dimensions=(40, 100),
+        # Who starts the tests in the background of a script makes them, and this child, deaf to interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     child.expect("1 of 10.*> ")
     child.sendline("no number")
     child.expect("is no number.*> ")
