@@ -4,9 +4,9 @@ import csv
 import json
 import multiprocessing
 import os
-import signal
 import re
 import shutil
+import signal
 import sys
 import types
 from collections import Counter
