@@ -128,13 +128,13 @@ def test_the_floor_takes_the_gradients_product_too():
     torch.testing.assert_close(case.hidden.grad, logits @ case.head)
 
 
-def test_every_step_is_made_of_the_batches_that_this_trainer_takes():
+def test_every_step_is_made_of_the_batches_that_this_trainer_takes(tmp_path):
     profile = training._sized("ci", sequences=2)
     student = lora_model(profile.student.model, profile.student.dtype, profile.student.lora, profile.seed)
     examples = training._examples(profile)
     trainer = build_trainer(
         student, load_tokenizer(profile.student.model), examples, [], None, profile.loss, profile.train,
-        ROOT / "never-written", profile.seed,
+        tmp_path, profile.seed,
     )  # fmt: skip
     ours = training._again(trainer.get_train_dataloader, 1)
     rivals = training.collated(profile)
