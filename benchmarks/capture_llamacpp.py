@@ -74,8 +74,8 @@ def measure(items: int, rounds: int = 4, budget_s: float = 65, say=print) -> dic
 
         runs = {"single stream": single, "parallel": parallel, "capture": capture, OWN_LOOP: own_loop}
         warm_up = [lambda: many.generate(prompts[:2], Sampling(2))]
-        # The slow ones, whose spread no bar needs, take part in two rounds; capture and parallel in all.
-        times = alternate(runs, rounds, budget_s, say, warm_up, fewer={"single stream": 2, OWN_LOOP: 2})
+        # The slow ones, whose spread no bar needs, take part in few rounds; capture and parallel in all.
+        times = alternate(runs, rounds, budget_s, say, warm_up, fewer={"single stream": 2, OWN_LOOP: 1})
     shared = many.shared_prefix(prompts)
     for loaded in (one, many, public):
         loaded.close()

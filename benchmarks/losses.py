@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.memory import peak_bytes
+from benchmarks.memory import peaks
 from benchmarks.objectives import (
     CROSS_ENTROPY,
     FROZEN,
@@ -27,6 +27,7 @@ SIGNALS = ("hidden", "full", "topk", "sampled")
 # What is slow, or no bar's business, takes part in the first rounds alone; cross-entropy and hidden rows in all.
 FEWER = {TRL_WHOLE: 2, TRL_CHUNKED: 1, WHOLE: 2, PRODUCTS: 2}
 FEWER_SIGNALS = 3
+PREPARE = "benchmarks.objectives:prepare"
 SHORTEST_S = 15  # a section is not begun with less time left
 
 
@@ -56,7 +57,7 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
         _name(small): _section(scale, say, small, (CROSS_ENTROPY, TRL_WHOLE, TRL_CHUNKED, WHOLE, PRODUCTS), SIGNALS),
         _name(large): _section(scale, say, large, (CROSS_ENTROPY, TRL_WHOLE, PRODUCTS), ("hidden",)),
     }
-    growth = _growth(scale, partial(say, "growth"))
+    growth = _growth(scale, partial(say, "growth"), sections[_name(small)]["alternatives"])
     for inputs, rivals in (
         (replace(small, dtype="bfloat16"), (CROSS_ENTROPY, TRL_WHOLE)),
         (replace(large, dtype="bfloat16"), (CROSS_ENTROPY,)),
@@ -97,8 +98,8 @@ def _section(
         if kind not in (CROSS_ENTROPY, PRODUCTS):
             alternatives[name] |= errors(kind, few[signal])
     del cases, calls
-    for name, (kind, signal) in chosen.items():
-        peak = peak_bytes("benchmarks.objectives:prepare", kind, **shared, signal=signal)
+    asked = [((kind,), shared | {"signal": signal}) for kind, signal in chosen.values()]
+    for name, peak in zip(chosen, peaks(PREPARE, asked), strict=True):
         alternatives[name]["peak_mib"] = peak / 2**20
     say(_line(alternatives))
     return shared | {"alternatives": alternatives}
@@ -112,10 +113,17 @@ def errors(name: str, case: Case) -> dict[str, float]:
     return {"relative_error": abs(value - exact) / abs(exact), "gradient_error": off.item()}
 
 
-def _growth(scale: Scale, say) -> dict[str, Any]:
-    """Time and peak memory for 1x, 2x, 4x, 8x tokens at the smaller vocabulary."""
+def _growth(scale: Scale, say, whole: dict[str, Any]) -> dict[str, Any]:
+    """Time and peak memory for 1x, 2x, 4x, 8x tokens at the smaller vocabulary.
+
+    Args:
+        whole: the alternatives at `scale.tokens`, which are not measured twice.
+    """
     found: dict[str, Any] = {}
     for tokens in scale.growth_tokens:
+        if tokens == scale.tokens:
+            found[str(tokens)] = {CROSS_ENTROPY: whole[CROSS_ENTROPY], FROZEN: whole[frozen_name("hidden")]}
+            continue
         shared = asdict(Inputs(scale.vocabularies[0], tokens=tokens))
         case = make_case(**shared)
         names = [CROSS_ENTROPY, FROZEN]
@@ -124,8 +132,8 @@ def _growth(scale: Scale, say) -> dict[str, Any]:
         warm_up = [partial(alternative(name), few) for name in names]
         found[str(tokens)] = summary(alternate(calls, scale.growth_rounds, warm_up=warm_up), CROSS_ENTROPY)
         del case, calls
-        for name in names:
-            found[str(tokens)][name]["peak_mib"] = peak_bytes("benchmarks.objectives:prepare", name, **shared) / 2**20
+        for name, peak in zip(names, peaks(PREPARE, [((name,), shared) for name in names]), strict=True):
+            found[str(tokens)][name]["peak_mib"] = peak / 2**20
         say(f"{tokens} tokens: {_line(found[str(tokens)])}")
     return found
 

@@ -209,7 +209,7 @@ def _capture_llamacpp(found: Found) -> str:
 def _assessment(found: Found) -> str:
     rows = []
     for name, x in found["models"].items():
-        exact, gaps = found["float32"][name], x["gaps_nats"]
+        exact, gaps = found["float32"].get(name), x["gaps_nats"]
         rows.append(
             [
                 markdown(name),
@@ -217,7 +217,7 @@ def _assessment(found: Found) -> str:
                 _with_spread(x["ratio"]),
                 f"{x['equal']} of {x['compared']}",
                 significant(max(gaps), 2) if gaps else MISSING,
-                f"{exact['equal']} of {exact['compared']}",
+                f"{exact['equal']} of {exact['compared']}" if exact else MISSING,
             ]
         )
     head = ["Model", "One by one, items/s", "In batches, items/s", "Ratio", "Equal answers"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory import peak_bytes
+from benchmarks.memory import peaks
 from benchmarks.objectives import has_trl
 from benchmarks.scale import Scale
 from benchmarks.stored_signals import examples_of, write_stores
@@ -26,7 +26,7 @@ CODECS = ("hidden", "topk", "sampled")
 BATCHES = 4  # which follow each other in turn, the same ones in the same order for every alternative
 PLAIN, OWN = "cross-entropy, transformers", "cross-entropy, this trainer"
 TRL = ("TRL GKDTrainer", "TRL DistillationTrainer")
-TRL_ROUNDS = 3  # they are slow; the others take part in all
+TRL_ROUNDS = 2  # they are slow; the others take part in all
 
 
 def measure(scale: Scale, say=print) -> dict[str, Any]:
@@ -59,8 +59,9 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
         kept = list(calls)
         calls.clear()
         settings["first"] = facts["peak_batch"]["number"]
-        for name in kept:
-            found[name]["peak_mib"] = peak_bytes("benchmarks.training:prepare", name, **settings) / 2**20
+        measured = peaks("benchmarks.training:prepare", [((name,), settings) for name in kept])
+        for name, peak in zip(kept, measured, strict=True):
+            found[name]["peak_mib"] = peak / 2**20
             say(f"{name}: {shown(found[name]['ratio'])} x, {found[name]['peak_mib']:.0f} MiB")
     return facts | {"alternatives": found, "to_own": own, "refused": refused}
 
