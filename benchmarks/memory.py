@@ -69,6 +69,7 @@ def peaks(prepare: str, calls: Iterable[tuple[tuple, dict[str, Any]]]) -> list[i
     finally:
         for process, *_ in running:
             process.kill()
+            process.join()
     return found
 
 
