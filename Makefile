@@ -55,7 +55,6 @@ bench: $(BENCH_STAMP)
 	@# Where the teacher is already there, this does nothing.
 	$(BIN)/primekd prepare-teacher
 	$(BIN)/python -m benchmarks run
-	$(BIN)/python -m benchmarks page
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""`python -m benchmarks run` measures, `python -m benchmarks page` writes the tables; `make bench` calls both.
+"""`python -m benchmarks run` (`make bench`) measures and writes the tables; `page` alone writes or checks them.
 
 The profile `pocket` must have its teacher, which `primekd prepare-teacher` builds.
 """
@@ -38,7 +38,7 @@ def run(
     quick: Annotated[bool, typer.Option(help="Tiny sizes: shows that all of it runs, measures nothing.")] = False,
     out: Out = RESULTS,
 ) -> None:
-    """Runs parts, writes <part>.json, bars.json and figures, prints the bars.
+    """Runs parts, writes <part>.json, bars.json, figures and the tables of docs/performance.md, prints the bars.
 
     Examples:  python -m benchmarks run    python -m benchmarks run losses training    python -m benchmarks run --quick
     """
@@ -46,7 +46,7 @@ def run(
     os.environ.setdefault("TQDM_DISABLE", "1")
     from benchmarks.bars import judge
     from benchmarks.figures import draw_all
-    from benchmarks.page import measured_text
+    from benchmarks.page import measured_text, update_page
 
     start = time.monotonic()
     quiet_libraries()
@@ -60,6 +60,8 @@ def run(
     bars = judge(out)
     write_json(out / "bars.json", bars)
     draw_all(out)
+    if out == RESULTS and PAGE.is_file():
+        update_page(PAGE, out, check=False)
     for row in bars:
         verdict = {True: "met", False: "MISSED", None: "not run"}[row["met"]]
         measured = "" if row["measured"] is None else f", measured {measured_text(row)}"

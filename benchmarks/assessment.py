@@ -15,7 +15,7 @@ from primekd.teachers import Response, Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 
 ADAPTER = Path("models") / "teachers" / "pocket-adapter" / "adapter"  # of the students' base model
-SINGLE_SHARE = 8  # one by one takes so long that it answers an eighth of the items
+SINGLE_SHARE = 10  # one by one takes so long that it answers a tenth of the items
 
 
 def measure(
@@ -24,7 +24,7 @@ def measure(
     """Items a second of the students' base model and of the same one with an adapter merged into it.
 
     Args:
-        items: answered one by one is an eighth of them.
+        items: answered one by one is a tenth of them.
 
     Returns:
         Of each model the rates with spread, their ratio, and how many answers are equal; the latter of the last model

@@ -28,6 +28,7 @@ SIGNALS = ("hidden", "full", "topk", "sampled")
 FEWER = {TRL_WHOLE: 2, TRL_CHUNKED: 1, WHOLE: 2, PRODUCTS: 2}
 FEWER_SIGNALS = 3
 PREPARE = "benchmarks.objectives:prepare"
+LARGE = 100_000  # entries of a vocabulary, from which on whole logits take part in one round
 SHORTEST_S = 15  # a section is not begun with less time left
 
 
@@ -88,7 +89,8 @@ def _section(
     shared, say = asdict(inputs), partial(say, _name(inputs))
     chosen = {name: (name, "hidden") for name in _installed(rivals)}
     chosen |= {frozen_name(signal): (FROZEN, signal) for signal in signals}
-    fewer = FEWER | {frozen_name(signal): FEWER_SIGNALS for signal in signals if signal != "hidden"}
+    few_rounds = FEWER | ({TRL_WHOLE: 1} if inputs.vocabulary >= LARGE else {})
+    fewer = few_rounds | {frozen_name(signal): FEWER_SIGNALS for signal in signals if signal != "hidden"}
     cases = {signal: make_case(**shared, signal=signal) for signal in signals}
     calls = {name: partial(alternative(kind), cases[signal]) for name, (kind, signal) in chosen.items()}
     few = {signal: case.first(CHECKED_TOKENS) for signal, case in cases.items()}

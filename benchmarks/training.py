@@ -26,7 +26,7 @@ CODECS = ("hidden", "topk", "sampled")
 BATCHES = 4  # which follow each other in turn, the same ones in the same order for every alternative
 PLAIN, OWN = "cross-entropy, transformers", "cross-entropy, this trainer"
 TRL = ("TRL GKDTrainer", "TRL DistillationTrainer")
-TRL_ROUNDS = 2  # they are slow; the others take part in all
+TRL_ROUNDS = 1  # after a warm-up: they are slow; the others take part in all
 
 
 def measure(scale: Scale, say=print) -> dict[str, Any]:
