@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.memory import peaks
+from benchmarks.memory import peak_bytes
 from benchmarks.objectives import (
     CROSS_ENTROPY,
     FROZEN,
@@ -100,9 +100,8 @@ def _section(
         if kind not in (CROSS_ENTROPY, PRODUCTS):
             alternatives[name] |= errors(kind, few[signal])
     del cases, calls
-    asked = [((kind,), shared | {"signal": signal}) for kind, signal in chosen.values()]
-    for name, peak in zip(chosen, peaks(PREPARE, asked), strict=True):
-        alternatives[name]["peak_mib"] = peak / 2**20
+    for name, (kind, signal) in chosen.items():
+        alternatives[name]["peak_mib"] = peak_bytes(PREPARE, kind, **shared, signal=signal) / 2**20
     say(_line(alternatives))
     return shared | {"alternatives": alternatives}
 
@@ -134,8 +133,8 @@ def _growth(scale: Scale, say, whole: dict[str, Any]) -> dict[str, Any]:
         warm_up = [partial(alternative(name), few) for name in names]
         found[str(tokens)] = summary(alternate(calls, scale.growth_rounds, warm_up=warm_up), CROSS_ENTROPY)
         del case, calls
-        for name, peak in zip(names, peaks(PREPARE, [((name,), shared) for name in names]), strict=True):
-            found[str(tokens)][name]["peak_mib"] = peak / 2**20
+        for name in names:
+            found[str(tokens)][name]["peak_mib"] = peak_bytes(PREPARE, name, **shared) / 2**20
         say(f"{tokens} tokens: {_line(found[str(tokens)])}")
     return found
 

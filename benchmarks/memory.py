@@ -5,10 +5,6 @@ import gc
 import importlib
 import multiprocessing
 import re
-from collections import deque
-from collections.abc import Iterable
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,6 @@ from benchmarks.timing import time_once
 
 # What is absent is skipped.
 PRELOAD = ["torch", "transformers", "benchmarks.training", "benchmarks.rival_losses", "benchmarks.rival_trainers"]
-AT_ONCE = 2  # processes that start, and are measured, side by side: half of their time one core is idle
 
 
 def peak_bytes(prepare: str, *arguments: Any, **options: Any) -> int:
@@ -40,41 +35,6 @@ def peak_and_seconds(prepare: str, *arguments: Any, **options: Any) -> tuple[int
     Raises:
         RuntimeError: the process failed; the message is its own.
     """
-    process, receiver = _start(prepare, arguments, options)
-    try:
-        return _answer(process, receiver, prepare, arguments)
-    except BaseException:  # also when the part's time is over
-        process.kill()
-        raise
-
-
-def peaks(prepare: str, calls: Iterable[tuple[tuple, dict[str, Any]]]) -> list[int]:
-    """`peak_bytes` of each (arguments, options), AT_ONCE processes at a time: what one allocates, no other one counts.
-
-    Raises:
-        RuntimeError: as `peak_and_seconds`.
-    """
-    running: deque = deque()
-    found: list[int] = []
-    try:
-        for arguments, options in calls:
-            # On a GPU they would share its memory.
-            if len(running) == (1 if torch.cuda.is_available() else AT_ONCE):
-                found.append(_answer(*running[0])[0])
-                running.popleft()
-            running.append((*_start(prepare, arguments, options), prepare, arguments))
-        while running:
-            found.append(_answer(*running[0])[0])
-            running.popleft()
-    finally:
-        for process, *_ in running:
-            process.kill()
-            process.join()
-    return found
-
-
-def _start(prepare: str, arguments: tuple, options: dict[str, Any]) -> tuple[BaseProcess, Connection]:
-    """A process that measures, and where its answer will come from."""
     # A server that has the libraries loaded and no threads yet: its children start at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -82,21 +42,21 @@ def _start(prepare: str, arguments: tuple, options: dict[str, Any]) -> tuple[Bas
     process = context.Process(target=_measure, args=(sender, torch.get_num_threads(), prepare, arguments, options))
     process.start()
     sender.close()
-    return process, receiver
-
-
-def _answer(process: BaseProcess, receiver: Connection, prepare: str, arguments: tuple) -> tuple[int, float]:
     try:
         found = receiver.recv()
     except EOFError:
         found = "it ended without an answer, perhaps for lack of memory"
+    except BaseException:  # the part's time is over
+        process.kill()
+        process.join()
+        raise
     process.join()
     if isinstance(found, str):
         raise RuntimeError(f"{prepare} {arguments}: {found}")
     return found
 
 
-def _measure(sender: Connection, threads: int, prepare: str, arguments: tuple, options: dict) -> None:
+def _measure(sender, threads: int, prepare: str, arguments: tuple, options: dict) -> None:
     try:
         torch.set_num_threads(threads)
         module, _, name = prepare.partition(":")

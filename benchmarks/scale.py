@@ -11,7 +11,7 @@ class Scale:
     vocabularies: tuple[int, ...] = (49_152, 128_256)
     rounds: int = 5
     loss_budget_s: float = 40
-    losses_s: float = 210
+    losses_s: float = 235
     growth_tokens: tuple[int, ...] = (128, 256, 512, 1024)
     growth_rounds: int = 2
     sequences: int = 8  # a training step

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory import peaks
+from benchmarks.memory import peak_bytes
 from benchmarks.objectives import has_trl
 from benchmarks.scale import Scale
 from benchmarks.stored_signals import examples_of, write_stores
@@ -59,9 +59,8 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
         kept = list(calls)
         calls.clear()
         settings["first"] = facts["peak_batch"]["number"]
-        measured = peaks("benchmarks.training:prepare", [((name,), settings) for name in kept])
-        for name, peak in zip(kept, measured, strict=True):
-            found[name]["peak_mib"] = peak / 2**20
+        for name in kept:
+            found[name]["peak_mib"] = peak_bytes("benchmarks.training:prepare", name, **settings) / 2**20
             say(f"{name}: {shown(found[name]['ratio'])} x, {found[name]['peak_mib']:.0f} MiB")
     return facts | {"alternatives": found, "to_own": own, "refused": refused}
 

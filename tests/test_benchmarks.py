@@ -1,6 +1,5 @@
 """The benchmarks' own arithmetic, tables and figures, on tiny inputs. Nothing here asserts a time."""
 
-import multiprocessing
 import socket
 import sys
 from pathlib import Path
@@ -95,19 +94,6 @@ def test_memory_is_measured_in_another_process_and_its_failure_is_told(monkeypat
     assert memory.peak_and_seconds("benchmarks.objectives:prepare", objectives.WHOLE, **case)[1] > 0
     with pytest.raises(RuntimeError, match="KeyError: 'nobody'"):
         memory.peak_bytes("benchmarks.objectives:make_case", **case, signal="nobody")
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-def test_memory_measured_side_by_side_is_each_one_s_own(monkeypatch):
-    monkeypatch.setattr(memory, "PRELOAD", ["torch"])
-    prepare, sizes = "benchmarks.objectives:prepare", (64, 16, 48, 32)
-    calls = [((objectives.WHOLE,), {"tokens": n, "width": 8, "vocabulary": 16384}) for n in sizes]
-    found = memory.peaks(prepare, calls)
-    of = dict(zip(sizes, found, strict=True))
-    assert of[16] < of[32] < of[48] < of[64] < 2.5 * of[32] and of[16] > 3 * 16 * 16384 * 4
-    with pytest.raises(RuntimeError, match="KeyError: 'nobody'"):
-        memory.peaks(prepare, [calls[0], ((objectives.WHOLE,), calls[0][1] | {"signal": "nobody"}), calls[1]])
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
