@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from primekd.errors import UserError
 from primekd.provenance import (
     altered_outputs,
     canonical_json,
+    git_state,
     hash_file,
     hash_json,
     hash_text,
@@ -203,6 +206,23 @@ def test_a_manifest_says_what_where_and_with_what(artefact):
     assert set(environment) == {"git", "packages", "hardware"}
     assert {"commit", "dirty"} <= set(environment["git"])
     assert str(artefact) not in canonical_json(manifest)
+
+
+def test_results_do_not_make_the_checkout_dirty_and_code_does(tmp_path, monkeypatch):
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    for name in ("README.md", "docs/page.md", "benchmarks/results/x.json", "benchmarks/x.py", "logs/a.json"):
+        write_text(tmp_path / name, "before")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    for name in ("README.md", "docs/page.md", "benchmarks/results/x.json", "logs/a.json"):
+        write_text(tmp_path / name, "after")
+    found = git_state()
+    assert found["dirty"] is False and len(found["commit"]) == 40
+    write_text(tmp_path / "benchmarks" / "x.py", "after")
+    assert git_state() == {"commit": found["commit"], "dirty": True}
 
 
 def test_installed_versions_are_reported_and_absent_packages_are_none():

@@ -186,8 +186,8 @@ def now() -> str:
 def git_state() -> dict[str, Any]:
     """Commit and dirty flag of the checkout; both None where there is no git.
 
-    Results that a run writes into tracked folders (logs/, models/, the README's tables) do not make it dirty:
-    the flag says whether the code and the configuration are those of the commit.
+    Results that are written into tracked places (logs/, models/, benchmarks/results/, tables in README and docs/) do
+    not make it dirty: the flag says whether the code and the configuration are those of the commit.
     """
 
     def git(*words: str) -> str | None:
@@ -200,7 +200,8 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", ":!logs", ":!models", ":!README.md")
+    written = ("logs", "models", "README.md", "benchmarks/results", "docs")
+    changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in written))
     return {"commit": commit, "dirty": None if commit is None or changed is None else bool(changed)}
 
 
