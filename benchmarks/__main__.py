@@ -18,11 +18,16 @@ from benchmarks.parts import DEFAULT, LIMIT, PARTS
 from benchmarks.scale import FULL, QUICK
 from primekd.cli.common import quiet_libraries
 from primekd.errors import UserError
-from primekd.provenance import project_root, write_json
+from primekd.provenance import now, project_root, write_json
 from primekd.report.formats import duration
 
 RESULTS = project_root() / "benchmarks" / "results"
 PAGE = project_root() / "docs" / "performance.md"
+
+
+class PartTooLong(BaseException):
+    """A part has used up its time. No part takes it for a failure of something that it measures."""
+
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Measurements side by side; see docs/performance.md."
@@ -42,34 +47,37 @@ def run(
 
     Examples:  python -m benchmarks run    python -m benchmarks run losses training    python -m benchmarks run --quick
     """
+    start = time.monotonic()
     # Bars of loading and capturing would stand between the lines of a part; tqdm reads this when it is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     from benchmarks.bars import judge
     from benchmarks.figures import draw_all
-    from benchmarks.page import measured_text, update_page
+    from benchmarks.page import VERDICTS, measured_text, update_page
+    from benchmarks.results import WHOLE
 
-    start = time.monotonic()
     quiet_libraries()
-    chosen = list(parts or DEFAULT)
+    chosen, out = list(parts or DEFAULT), out.resolve()
     if unknown := [name for name in chosen if name not in PARTS]:
         raise SystemExit(f"No part is called {', '.join(unknown)}: take any of {', '.join(PARTS)}.")
     if quick and out == RESULTS:
         out = Path(tempfile.mkdtemp(prefix="bench-quick-"))
     out.mkdir(parents=True, exist_ok=True)
     seconds = {name: _run_part(name, chosen, quick, out) for name in chosen}
+    draw_all(out)
+    if chosen == DEFAULT and None not in seconds.values():
+        write_json(out / WHOLE, {"seconds": round(time.monotonic() - start, 1), "quick": quick, "end": now()})
     bars = judge(out)
     write_json(out / "bars.json", bars)
-    draw_all(out)
     if out == RESULTS and PAGE.is_file():
         update_page(PAGE, out, check=False)
     for row in bars:
-        verdict = {True: "met", False: "MISSED", None: "not run"}[row["met"]]
         measured = "" if row["measured"] is None else f", measured {measured_text(row)}"
-        print(f"{verdict:8} {row['bar']}: {row['target']}{measured}")
+        verdict = VERDICTS[row["met"], row["every_round"]].replace("*", "")
+        print(f"{verdict:23} {row['bar']}: {row['target']}{measured}")
     taken = {name: duration(value) if value is not None else "failed" for name, value in seconds.items()}
     print("Durations: " + ", ".join(f"{name} {text}" for name, text in taken.items()))
     print(f"In all: {duration(time.monotonic() - start)}.")
-    print(f"Results are in {out}." if quick else "Results are in benchmarks/results/.")
+    print("Results are in benchmarks/results/." if out == RESULTS else f"Results are in {out}.")
     if failed := [name for name, value in seconds.items() if value is None]:
         raise SystemExit(f"These parts failed, see above: {', '.join(failed)}.")
 
@@ -108,13 +116,14 @@ def _run_part(name: str, chosen: list[str], quick: bool, out: Path) -> float | N
         print(f"  {time.monotonic() - start:5.0f} s  {': '.join(texts)}", flush=True)
 
     def stop(number, frame) -> None:
-        raise TimeoutError(f"{name} took more than {duration(LIMIT * part.seconds)} and was stopped")
+        raise PartTooLong(f"{name} took more than {duration(LIMIT * part.seconds)} and was stopped")
 
+    (out / f"{name}.json").unlink(missing_ok=True)  # what fails has no result, rather than an old one
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(round(LIMIT * part.seconds))
     try:
         found = part.measure(QUICK if quick else FULL, say)
-    except Exception:
+    except (Exception, PartTooLong):
         traceback.print_exc()
         return None
     finally:

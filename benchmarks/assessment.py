@@ -1,4 +1,7 @@
-"""Generating the answers of an assessment: in batches that rows leave, against one by one with the same engine."""
+"""Generating the answers of an assessment: in batches that rows leave, against one by one with the same engine.
+
+Rates are of tokens: one by one only some of the items are answered, which may be shorter or longer than the others.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ SINGLE_SHARE = 10  # one by one takes so long that it answers a tenth of the ite
 def measure(
     items: int = 32, profile: str = "pocket", rounds: int = 2, budget_s: float = 25, say=print
 ) -> dict[str, Any]:
-    """Items a second of the students' base model and of the same one with an adapter merged into it.
+    """Tokens a second of the students' base model and of the same one with an adapter merged into it.
 
     Args:
         items: answered one by one is a tenth of them.
@@ -39,7 +42,7 @@ def measure(
     found = {}
     for name, path in models.items():
         found[name] = _measure_model(chosen, path, prompts, single, rounds, budget_s)
-        say(f"{name}: in batches {shown(found[name]['ratio'])} x as many items a second as one by one")
+        say(f"{name}: in batches {shown(found[name]['ratio'])} x as many tokens a second as one by one")
     return {
         "profile": profile,
         "batch_size": chosen.assess.batch_size,
@@ -66,12 +69,13 @@ def _measure_model(
     warm_up = [lambda: engine.generate(prompts[:2], Sampling(2))]
     times = alternate({"one by one": one_by_one, "in batches": in_batches}, rounds, budget_s, warm_up=warm_up)
     count = {"one by one": len(single), "in batches": len(prompts)}
-    rates = {name: [count[name] / seconds for seconds in values] for name, values in times.items()}
+    tokens = {name: sum(len(r.ids) for r in responses) for name, responses in said.items()}
+    rates = {name: [tokens[name] / seconds for seconds in values] for name, values in times.items()}
     return {
         "items": count,
-        "items_per_second": {name: spread(values) for name, values in rates.items()},
+        "tokens_per_second": {name: spread(values) for name, values in rates.items()},
         "ratio": spread([b / a for a, b in zip(rates["one by one"], rates["in batches"], strict=True)]),
-        "tokens": sum(len(r.ids) for r in said["in batches"]),
+        "tokens": tokens,
         "truncated": sum(r.truncated for r in said["in batches"]),
         **compare_answers(engine, single, said["one by one"], said["in batches"]),
     }
@@ -91,7 +95,8 @@ def compare_answers(
             if at is not None:
                 (logits,) = engine.score([prompt], [a.ids[: at + 1]], "logits")
                 gaps.append(abs(float(logits[at, a.ids[at]] - logits[at, b.ids[at]])))
-    return {"compared": len(prompts), "equal": len(prompts) - len(gaps), "gaps_nats": sorted(gaps)}
+    equal = sum(a.ids == b.ids for a, b in zip(one_by_one, batched, strict=False))
+    return {"compared": len(prompts), "equal": equal, "gaps_nats": sorted(gaps)}
 
 
 def _equal_in_float32(profile: Profile, adapter: Path | None, prompts: list[list[int]]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.losses import frozen_name
-from benchmarks.parts import DEFAULT
-from benchmarks.results import read_part
+from benchmarks.results import WHOLE, read_part
 from benchmarks.training import PLAIN
 from primekd.provenance import read_json
 
@@ -98,7 +97,8 @@ BARS = _bars()
 def judge(folder: Path) -> list[dict[str, Any]]:
     """Of each bar its name, target, unit, what was measured and whether it is met; None for both if it was not run.
 
-    "measured" is a median where there are several rounds, and "spread" the least and the greatest of them.
+    "measured" is a median where there are several rounds, and "spread" the least and the greatest of them;
+    "every_round" says whether both of these meet the bar too.
     """
     rows = []
     for bar in BARS:
@@ -107,14 +107,19 @@ def judge(folder: Path) -> list[dict[str, Any]]:
         except (KeyError, TypeError):
             value = None
         rows.append(_row(bar.name, bar.at_most, bar.target, bar.unit, value))
-    seconds = [read_json(folder / f"{part}.json")["seconds"] for part in DEFAULT if (folder / f"{part}.json").is_file()]
-    whole = sum(seconds) if len(seconds) == len(DEFAULT) else None
+    whole = read_json(folder / WHOLE)["seconds"] if (folder / WHOLE).is_file() else None
     return [*rows, _row("make bench: whole duration", True, LONGEST_S, "s", whole)]
 
 
 def _row(name: str, at_most: bool, target: float, unit: str, measured: Measured | None) -> dict[str, Any]:
     spread = [measured["low"], measured["high"]] if isinstance(measured, dict) else None
     value = measured["median"] if isinstance(measured, dict) else measured
-    met = None if value is None else (value <= target if at_most else value >= target)
+
+    def reached(number: float) -> bool:
+        return number <= target if at_most else number >= target
+
+    met = None if value is None else reached(value)
     wanted = f"{'at most' if at_most else 'at least'} {target:g} {unit}".strip()
-    return {"bar": name, "target": wanted, "measured": value, "spread": spread, "unit": unit, "met": met}
+    return {"bar": name, "target": wanted, "measured": value, "spread": spread, "unit": unit, "met": met} | {
+        "every_round": None if value is None else all(map(reached, spread or [value]))
+    }

@@ -23,11 +23,11 @@ STRATEGY = "ai-KD"  # its prompts share a system message
 OWN_LOOP = "llama-cpp-python's own loop"
 
 
-def measure(items: int, rounds: int = 4, budget_s: float = 65, say=print) -> dict[str, Any]:
+def measure(items: int, rounds: int = 3, budget_s: float = 130, say=print) -> dict[str, Any]:
     """Tokens a second of the same questions, in alternating rounds.
 
-    "single stream" is the engine with one sequence and one prompt a call, so that no prefix is shared; "parallel" has
-    the profile's batch size; "capture" is parallel with hidden states collected, encoded and written. `OWN_LOOP` is
+    "single stream" is the engine with one sequence and one prompt a call, so that no prefix is shared; "parallel" asks
+    all prompts side by side; "capture" is parallel with hidden states collected, encoded and written. `OWN_LOOP` is
     `Llama.generate`, greedy, with as many threads.
 
     Returns:

@@ -32,7 +32,7 @@ class Floor:
 
 
 def floors(
-    teacher: Shape, student: Shape, lengths: Lengths, weight_bytes: float, sequences: int, batch: int
+    teacher: Shape, student: Shape, lengths: Lengths, weight_bytes: float, sequences: int, batch: int, asked: int
 ) -> list[Floor]:
     """One entry a stage.
 
@@ -40,6 +40,7 @@ def floors(
         weight_bytes: of one of the teacher's weights; the student's are of two bytes.
         sequences: that generate side by side, and so share one reading of the weights.
         batch: sequences of one pass of a training step.
+        asked: test items that a model answers side by side.
     """
     prompt, response = lengths.prompt, lengths.response
     layers = teacher.layers * teacher.layer_weights
@@ -67,7 +68,7 @@ def floors(
         ),
         Floor(
             "assess", "item", 2 * own * (prompt + response) + 2 * own_head * response,
-            (own + own_head) * 2 * response / sequences,
+            (own + own_head) * 2 * response / asked,
         ),
     ]  # fmt: skip
 
@@ -88,7 +89,7 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
     for name, rates, weight_bytes in (("pocket", here, 2.0), ("paper", eight, 6 / 8)):
         profile = load_profile(name)
         shapes = find_shape(profile, profile.teacher.model), find_shape(profile, profile.student.model)
-        batches = profile.teacher.batch_size, profile.train.micro_batch_size
+        batches = profile.teacher.batch_size, profile.train.micro_batch_size, profile.assess.batch_size
         entries = floors(*shapes, find_lengths(profile), weight_bytes, *batches)
         found[name] = [asdict(entry) | {"seconds": at_least(entry, **rates)} for entry in entries]
     return found

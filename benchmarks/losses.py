@@ -26,11 +26,8 @@ from benchmarks.timing import Clock, alternate, shown, summary
 WIDTH = 576  # SmolLM2-135M's; both vocabularies are taken at it
 CHECKED_TOKENS = 64  # of each case, in float64; the warm-up has as many
 SIGNALS = ("hidden", "full", "topk", "sampled")
-# What is slow, or no bar's business, takes part in the first rounds alone; cross-entropy and hidden rows in all.
-FEWER = {TRL_WHOLE: 2, TRL_CHUNKED: 1, WHOLE: 2, PRODUCTS: 2}
-FEWER_SIGNALS = 3
+OTHER_ROUNDS = 1  # of those that no bar compares; they are slow
 PREPARE = "benchmarks.objectives:prepare"
-LARGE = 100_000  # entries of a vocabulary, from which on whole logits take part in one round
 SHORTEST_S = 15  # a section is not begun with less time left
 
 
@@ -91,18 +88,21 @@ def _section(
     shared, say = asdict(inputs), partial(say, _name(inputs))
     chosen = {name: (name, "hidden") for name in _installed(rivals)}
     chosen |= {frozen_name(signal): (FROZEN, signal) for signal in signals}
-    few_rounds = FEWER | ({TRL_WHOLE: 1} if inputs.vocabulary >= LARGE else {})
-    fewer = few_rounds | {frozen_name(signal): FEWER_SIGNALS for signal in signals if signal != "hidden"}
     cases = {signal: make_case(**shared, signal=signal) for signal in signals}
     calls = {name: partial(alternative(kind), cases[signal]) for name, (kind, signal) in chosen.items()}
     few = {signal: case.first(CHECKED_TOKENS) for signal, case in cases.items()}
-    warm_up = [partial(alternative(kind), few[signal]) for kind, signal in chosen.values()]
-    alternatives = summary(alternate(calls, scale.rounds, scale.loss_budget_s, say, warm_up, fewer), CROSS_ENTROPY)
+    compared = {name: calls[name] for name in (CROSS_ENTROPY, frozen_name("hidden"))}
+    times = alternate(compared, scale.rounds, scale.loss_budget_s, say)
+    # The others in rounds of their own with the same reference, which is warm by now.
+    others = {name: call for name, call in calls.items() if name == CROSS_ENTROPY or name not in compared}
+    warm_up = [partial(alternative(kind), few[signal]) for name, (kind, signal) in chosen.items() if name in others]
+    measured = summary(alternate(others, OTHER_ROUNDS, warm_up=warm_up), CROSS_ENTROPY) | summary(times, CROSS_ENTROPY)
+    alternatives = {name: measured[name] for name in chosen}
     exact = {signal: exact_gradient(case) for signal, case in few.items()}
     for name, (kind, signal) in chosen.items():
         if kind not in (CROSS_ENTROPY, PRODUCTS):
             alternatives[name] |= errors(kind, few[signal], *exact[signal])
-    del cases, calls
+    del cases, calls, compared, others, warm_up
     for name, (kind, signal) in chosen.items():
         alternatives[name]["peak_mib"] = peak_bytes(PREPARE, kind, **shared, signal=signal) / 2**20
     say(_line(alternatives))
@@ -120,7 +120,7 @@ def _growth(scale: Scale, say, whole: dict[str, Any]) -> dict[str, Any]:
     """Time and peak memory for 1x, 2x, 4x, 8x tokens at the smaller vocabulary.
 
     Args:
-        whole: the alternatives at `scale.tokens`, which are not measured twice.
+        whole: the alternatives at `scale.tokens`, measured in the same way; they are not measured twice.
     """
     found: dict[str, Any] = {}
     for tokens in scale.growth_tokens:
@@ -131,9 +131,7 @@ def _growth(scale: Scale, say, whole: dict[str, Any]) -> dict[str, Any]:
         case = make_case(**shared)
         names = [CROSS_ENTROPY, FROZEN]
         calls = {name: partial(alternative(name), case) for name in names}
-        few = case.first(CHECKED_TOKENS)
-        warm_up = [partial(alternative(name), few) for name in names]
-        found[str(tokens)] = summary(alternate(calls, scale.growth_rounds, warm_up=warm_up), CROSS_ENTROPY)
+        found[str(tokens)] = summary(alternate(calls, scale.growth_rounds), CROSS_ENTROPY)
         del case, calls
         for name in names:
             found[str(tokens)][name]["peak_mib"] = peak_bytes(PREPARE, name, **shared) / 2**20

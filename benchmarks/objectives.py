@@ -105,12 +105,16 @@ def run_products(case: Case) -> float:
     """The floor: student logits, teacher logits and the gradient's product, and nothing between them."""
     total = 0.0
     states, gradient = case.hidden.detach(), torch.empty_like(case.hidden)
+    size = (min(FLOOR_ROWS, len(states)), len(case.head))
+    own, teachers = (
+        torch.empty(size, dtype=states.dtype, device=states.device) for _ in range(2)
+    )  # new pages are dear
     for start in range(0, len(states), FLOOR_ROWS):
-        part = slice(start, start + FLOOR_ROWS)
-        student = F.linear(states[part], case.head)
+        part = slice(start, min(start + FLOOR_ROWS, len(states)))
+        student = torch.mm(states[part], case.head.T, out=own[: part.stop - start])
         if isinstance(case.rows, HiddenRows):
-            F.linear(case.rows.hidden[part], case.rows.head)
-        gradient[part] = student @ case.head
+            torch.mm(case.rows.hidden[part], case.rows.head.T, out=teachers[: part.stop - start])
+        torch.mm(student, case.head, out=gradient[part])
         total += student[0, 0].item()
     case.hidden.grad = gradient
     return total

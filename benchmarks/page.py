@@ -88,12 +88,21 @@ def _losses(found: Found) -> str:
                 markdown(name),
                 _with_spread(x["seconds"]),
                 _with_spread(x["ratio"]),
+                str(x["rounds"]),
                 f"{x['peak_mib']:,.0f}",
                 *(f"{x[key]:.1e}" if key in x else MISSING for key in ("relative_error", "gradient_error")),
             ]
             for name, x in section["alternatives"].items()
         ]
-        head = ["Loss", "Seconds", "Against cross-entropy", "Peak, MiB", "Error of the loss", "Of the gradient"]
+        head = [
+            "Loss",
+            "Seconds",
+            "Against cross-entropy",
+            "Rounds",
+            "Peak, MiB",
+            "Error of the loss",
+            "Of the gradient",
+        ]
         parts += [title, markdown_table(head, rows)]
     return "\n\n".join(parts)
 
@@ -117,13 +126,22 @@ def _training(found: Found) -> str:
             _with_spread(x["seconds"]),
             _with_spread(x["ratio"]),
             _with_spread(found["to_own"][name]),
+            str(x["rounds"]),
             f"{x['peak_mib']:,.0f}",
             significant(x["peak_mib"] / first, 3),
         ]
         for name, x in alternatives.items()
     ]
-    rows += [[markdown(name), f"not run: {markdown(why)}", *[MISSING] * 4] for name, why in found["refused"].items()]
-    head = ["Step", "Seconds", "Against the first", "Against the second", "Peak, MiB", "Against the first"]
+    rows += [[markdown(name), f"not run: {markdown(why)}", *[MISSING] * 5] for name, why in found["refused"].items()]
+    head = [
+        "Step",
+        "Seconds",
+        "Against the first",
+        "Against the second",
+        "Rounds",
+        "Peak, MiB",
+        "Peak against the first",
+    ]
     note = (
         f"{found['sequences']} sequences a step, {found['tokens']:.0f} tokens of which {found['response_tokens']:.0f} "
         f"are trained on, {found['padded']:.0f} with padding; {found['dtype']}. The same batches in the same order for "
@@ -159,14 +177,21 @@ def _reading_growth(found: Found) -> str:
     return markdown_table(["Items", "Store, MiB", "Seconds", "Peak, MiB"], rows, left=0)
 
 
+VERDICTS = {
+    (True, True): "met",
+    (True, False): "met, not in all rounds",
+    (False, False): "**missed**",
+    (None, None): "not run",
+}  # by whether the median, and whether every round, meets a bar
+
+
 def _bars(rows: list[Found]) -> str:
-    said = {True: "met", False: "**missed**", None: "not run"}
     cells = [
         [
             markdown(row["bar"]),
             row["target"],
             MISSING if row["measured"] is None else measured_text(row),
-            said[row["met"]],
+            VERDICTS[row["met"], row["every_round"]],
         ]
         for row in rows
     ]
@@ -181,7 +206,7 @@ def measured_text(row: Found) -> str:
 
 def _capture_transformers(found: Found) -> str:
     rows = [
-        [markdown(name), _with_spread(rate), _with_spread(found["seconds"][name])]
+        [markdown(name), _with_spread(rate), _with_spread(found["seconds"][name]), str(found["rounds"][name])]
         for name, rate in found["rates"].items()
     ]
     growth = [
@@ -190,20 +215,20 @@ def _capture_transformers(found: Found) -> str:
     note = (
         f"{found['items']} items, {found['tokens']} tokens. Capture's rate against plain generation's, round by round: "
         f"{_with_spread(found['ratio'])}; against the first: {_with_spread(found['to_library'])}. Answers that the "
-        f"first gives too: {found['equal']}. Collected rows against scored ones: mean KL "
+        f"first gives too: {found['equal']} of {found['compared']}. Collected rows against scored ones: mean KL "
         f"{found['rows']['mean_kl_nats']:.1e} nats. Short responses in small shards, one run each:"
     )
     grown = markdown_table(["Items", "Seconds", "Peak above the loaded engine, MiB"], growth, left=0)
-    return f"{markdown_table(['Run', 'Tokens a second', 'Seconds'], rows)}\n\n{markdown(note)}\n\n{grown}"
+    return f"{markdown_table(['Run', 'Tokens a second', 'Seconds', 'Rounds'], rows)}\n\n{markdown(note)}\n\n{grown}"
 
 
 def _capture_llamacpp(found: Found) -> str:
     rows = [
-        [markdown(name), _with_spread(x["tokens_per_second"]), _with_spread(x["ratio"])]
+        [markdown(name), _with_spread(x["tokens_per_second"]), _with_spread(x["ratio"]), str(x["rounds"])]
         for name, x in found["alternatives"].items()
     ]
     share = f"Capture's rate against parallel generation's, round by round: {_with_spread(found['capture_share'])}."
-    return f"{markdown_table(['Run', 'Tokens a second', 'Against the first'], rows)}\n\n{markdown(share)}"
+    return f"{markdown_table(['Run', 'Tokens a second', 'Against the first', 'Rounds'], rows)}\n\n{markdown(share)}"
 
 
 def _assessment(found: Found) -> str:
@@ -213,16 +238,20 @@ def _assessment(found: Found) -> str:
         rows.append(
             [
                 markdown(name),
-                *(_with_spread(rate) for rate in x["items_per_second"].values()),
+                *(_with_spread(rate) for rate in x["tokens_per_second"].values()),
                 _with_spread(x["ratio"]),
                 f"{x['equal']} of {x['compared']}",
                 significant(max(gaps), 2) if gaps else MISSING,
                 f"{exact['equal']} of {exact['compared']}" if exact else MISSING,
             ]
         )
-    head = ["Model", "One by one, items/s", "In batches, items/s", "Ratio", "Equal answers"]
+    head = ["Model", "One by one, tokens/s", "In batches, tokens/s", "Ratio", "Equal answers"]
     head += ["Largest gap, nats", "Equal in float32"]
-    note = f"Batches of {found['batch_size']}. Gap: between the log-probabilities of the two tokens where answers part."
+    asked = next(iter(found["models"].values()))["items"]["in batches"]
+    note = (
+        f"{asked} items, in batches of up to {found['batch_size']}. Gap: between the log-probabilities of the two "
+        "tokens where answers part."
+    )
     return f"{markdown_table(head, rows)}\n\n{note}"
 
 

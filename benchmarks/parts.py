@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.scale import Scale
 
-LIMIT = 2
+LIMIT = 3  # times what is expected: a shared machine may be slow
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ def _codecs(scale: Scale, say: Callable[..., None]) -> dict[str, Any]:
 
 
 PARTS = {
-    "floors": Part("what this machine can do at most", 10, _own("floors")),
+    "floors": Part("what this machine can do at most", 14, _own("floors")),
     "losses": Part("the loss with a frozen head", 210, _own("losses")),
-    "training": Part("a training step", 150, _own("training")),
-    "stores": Part("signals on disk", 15, _own("stores")),
-    "codecs": Part("gradient error against bytes a token", 20, _codecs),
-    "capture_transformers": Part("capture with transformers", 115, _by_items("capture_transformers")),
-    "capture_llamacpp": Part("capture with llama.cpp", 80, _by_items("capture_llamacpp")),
-    "assessment": Part("generating the answers of an assessment", 95, _by_items("assessment")),
+    "training": Part("a training step", 185, _own("training")),
+    "stores": Part("signals on disk", 18, _own("stores")),
+    "codecs": Part("gradient error against bytes a token", 34, _codecs),
+    "capture_transformers": Part("capture with transformers", 125, _by_items("capture_transformers")),
+    "capture_llamacpp": Part("capture with llama.cpp", 90, _by_items("capture_llamacpp")),
+    "assessment": Part("generating the answers of an assessment", 110, _by_items("assessment")),
     "codec_students": Part("students trained from each codec", 480, _own("codec_students"), extra=True),
 }
 DEFAULT = [name for name, part in PARTS.items() if not part.extra]

@@ -10,13 +10,13 @@ class Scale:
     tokens: int = 1024
     vocabularies: tuple[int, ...] = (49_152, 128_256)
     rounds: int = 5
-    loss_budget_s: float = 40
+    loss_budget_s: float = 25  # the loss and its reference, for each section
     losses_s: float = 235
     growth_tokens: tuple[int, ...] = (128, 256, 512, 1024)
     growth_rounds: int = 2
     sequences: int = 8  # a training step
     training_rounds: int = 6
-    training_budget_s: float = 50
+    training_budget_s: float = 65
     store_items: int = 8  # of the store that codecs are compared on; a whole row of logits is large
     store_rounds: int = 5
     growth_items: tuple[int, ...] = (64, 128, 256, 512)
