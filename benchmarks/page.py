@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import distance
 from benchmarks.results import read_part
 from primekd.errors import UserError
 from primekd.provenance import read_json, relative_name, write_text
@@ -18,6 +19,7 @@ from primekd.report.formats import MISSING, markdown, markdown_table, significan
 
 _BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)", re.S)
 _MARK = re.compile(r"<!--\s*bench:(?:begin|end)\b")
+DISTANCE = "distance"
 Found = dict[str, Any]
 
 
@@ -38,8 +40,8 @@ def update_page(page: Path, folder: Path, check: bool) -> list[str]:
         raise UserError(f"{relative_name(page)}: a <!-- bench:begin … --> or <!-- bench:end --> has no partner.")
 
     def replaced(block: re.Match) -> str:
-        if block[2] not in TABLES:
-            raise UserError(f"{relative_name(page)}: no table is called '{block[2]}': write {' or '.join(TABLES)}.")
+        if block[2] not in (known := [*TABLES, DISTANCE]):
+            raise UserError(f"{relative_name(page)}: no table is called '{block[2]}': write {' or '.join(known)}.")
         new = f"{block[1]}\n{table(block[2], folder)}\n\n{block[3]}"
         if new != block[0]:
             changed.append(block[2])
@@ -53,6 +55,8 @@ def update_page(page: Path, folder: Path, check: bool) -> list[str]:
 
 def table(name: str, folder: Path) -> str:
     """One table as Markdown, with a line on what made it; a sentence instead if its part was not run."""
+    if name == DISTANCE:  # of several parts
+        return distance.table(folder)
     part, make = TABLES[name]
     path = folder / f"{part}.json"
     if not path.is_file():

@@ -197,14 +197,14 @@ def test_any_sample_comes_back_from_its_bytes(vocabulary, points):
         assert abs(rounded.sum() - entropy.sum()) <= 1 / 32 + 1e-9
 
 
-def test_a_row_without_doubt_takes_three_bits():
+def test_a_row_without_doubt_takes_two_bits():
     values = torch.full((80, VOCABULARY), -50.0)
     response = [number % VOCABULARY for number in range(80)]
     values[torch.arange(80), torch.tensor(response)] = 50.0
     item = stored("a", response)
     codec = SampledCodec(64, 1.0)
     columns = codec.encode(values, item)
-    assert len(columns[PACKED]) <= math.ceil(80 * 3 / 8)
+    assert len(columns[PACKED]) == 80 * 2 / 8
     rows = codec.decode(columns, None, item)
     assert rows.ids.tolist() == [[t] for t in response] and rows.weights.eq(1).all() and rows.entropy.eq(0).all()
 
