@@ -11,12 +11,12 @@ class Scale:
     vocabularies: tuple[int, ...] = (49_152, 128_256)
     rounds: int = 5
     loss_budget_s: float = 25  # the loss and its reference, for each section
-    losses_s: float = 235
+    losses_s: float = 215
     growth_tokens: tuple[int, ...] = (128, 256, 512, 1024)
     growth_rounds: int = 2
     sequences: int = 8  # a training step
     training_rounds: int = 6
-    training_budget_s: float = 65
+    training_budget_s: float = 45
     store_items: int = 8  # of the store that codecs are compared on; a whole row of logits is large
     store_rounds: int = 5
     growth_items: tuple[int, ...] = (64, 128, 256, 512)
