@@ -161,7 +161,7 @@ def _capture_llamacpp(found: Found, rates) -> None:
 def _assessment(found: Found, *panels) -> None:
     for axes, (name, model) in zip(panels, found["models"].items(), strict=False):
         rates = model["tokens_per_second"]
-        _bars(axes, list(rates), list(rates.values()), PALETTE[2], f"Items a second, {name}", 2)
+        _bars(axes, list(rates), list(rates.values()), PALETTE[2], f"Tokens a second, {name}", 2)
 
 
 def _codec_students(found: Found, axes) -> None:
