@@ -62,6 +62,8 @@ def run(
     if quick and out == RESULTS:
         out = Path(tempfile.mkdtemp(prefix="bench-quick-"))
     out.mkdir(parents=True, exist_ok=True)
+    if chosen == DEFAULT:
+        (out / WHOLE).unlink(missing_ok=True)
     seconds = {name: _run_part(name, chosen, quick, out) for name in chosen}
     draw_all(out)
     if chosen == DEFAULT and None not in seconds.values():
