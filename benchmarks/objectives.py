@@ -106,9 +106,8 @@ def run_products(case: Case) -> float:
     total = 0.0
     states, gradient = case.hidden.detach(), torch.empty_like(case.hidden)
     size = (min(FLOOR_ROWS, len(states)), len(case.head))
-    own, teachers = (
-        torch.empty(size, dtype=states.dtype, device=states.device) for _ in range(2)
-    )  # new pages are dear
+    # Kept over all chunks: the pages of new ones would cost as much as the product.
+    own, teachers = (torch.empty(size, dtype=states.dtype, device=states.device) for _ in range(2))
     for start in range(0, len(states), FLOOR_ROWS):
         part = slice(start, min(start + FLOOR_ROWS, len(states)))
         student = torch.mm(states[part], case.head.T, out=own[: part.stop - start])

@@ -15,6 +15,7 @@ from benchmarks import (  # noqa: E402
     bars,
     codec_methods,
     codecs,
+    distance,
     figures,
     floors,
     losses,
@@ -347,6 +348,23 @@ def test_bars_are_met_missed_or_not_run(results):
     every = [judged[name]["every_round"] for name in (loss_time, step.format("hidden", "time"), capture)]
     assert every == [True, False, False]
     assert {(row["met"], row["every_round"]) for row in judged.values()} <= set(page.VERDICTS)
+
+
+def test_the_distance_from_the_floor_is_what_was_measured_against_what_the_rates_allow(results):
+    assert distance.table(results) == "Not run: there is no floors.json."
+    machine = {"float32_per_s": 6.0 * 49152 * 576 * 1024}
+    stages = {"training step from hidden states": 0.1, "generate": 0.001, "assess": 0.5}
+    entries = [{"stage": stage, "seconds": seconds} for stage, seconds in stages.items()]
+    write_part(results, "floors", False, 1, {"machine": machine, "pocket": entries})
+    models = {"a": {"items": {"in batches": 4}, "tokens": {"in batches": 60}}}
+    models["a"]["tokens_per_second"] = {"in batches": spread(20)}
+    write_part(results, "assessment", False, 1, {"models": models})
+    found = {stage: (least, measured) for stage, least, measured in distance.distances(results)}
+    assert found["loss of 1024 tokens from hidden rows, 49152 float32"] == (1.0, 1.5)
+    assert found["training step of 8 sequences from hidden signals"] == (pytest.approx(0.8), 1.2)
+    assert found["generating a token with transformers, its prompt not counted"] == (0.001, pytest.approx(1 / 300))
+    assert found["answering 4 test items, a"] == (2.0, 3.0)
+    assert "| answering 4 test items, a | 2.00 | 3.00 | 1.50 |" in distance.table(results)
 
 
 def test_the_whole_duration_is_that_of_one_run_of_all_parts(results):
