@@ -33,6 +33,9 @@ from primekd.slurm import asked_resources, explain_job, job_prefix, open_cluster
 from primekd.status import stage_states
 from primekd.strategies import CONTROL, load_strategies
 
+BEHIND = {"assessment/assess.ipynb", "report.done"}
+OF_CONTROL, OF_AI = SCORED = ["control+teacher-KD+reverseKL-KD", "base-KD+ai-KD+base-fine-tune"]  # as on two cores
+
 # As Snakemake 9.27 with snakemake-executor-plugin-slurm 2.8.0 wrote it, inputs and paths shortened.
 LOG = """\
 Job stats:
@@ -110,20 +113,20 @@ def test_every_job_has_its_own_progress(ci, output: Path):
     assert job_progress(ci, state.running[9]) == ("", 0.0)
 
 
-def test_a_model_that_is_scored_by_itself_answers_and_is_then_fitted(ci, output: Path):
-    state, _ = read("score   6\nreference  1\nrule score:\n    jobid: 1\n    wildcards: model=ai-KD\n")
+def test_of_models_that_are_scored_one_after_the_other_each_answers_and_is_then_fitted(ci, output: Path):
+    state, _ = read("score   2\nreference  1\nrule score:\n    jobid: 1\n    wildcards: models=control+ai-KD\n")
     state, _ = read("rule reference:\n    jobid: 2\n    reason: x\n", state)
-    assert [job.label for job in state.running.values()] == ["score ai-KD", "capture held-out"]
+    assert [job.label for job in state.running.values()] == ["score control, ai-KD", "capture held-out"]
     assert job_progress(ci, state.running[1]) == ("", 0.0)
-    with Progress(ci, "answer ai-KD", 8, "item") as answers, Progress(ci, "answer control", 8, "item"):
+    with Progress(ci, "answer control", 8, "item") as answers, Progress(ci, "answer base-KD", 8, "item"):
         answers.advance(4)
         answers._write()
-        assert job_progress(ci, state.running[1]) == ("answer ai-KD: 4/8 items", 0.25)
+        assert job_progress(ci, state.running[1]) == ("answer control: 4/8 items", 0.125)
         answers.advance(4)
     with Progress(ci, "held-out fit ai-KD", 4, "item") as fit, Progress(ci, "capture held-out", 8, "item") as reference:
         fit.advance(1)
         fit._write()
-        assert job_progress(ci, state.running[1]) == ("held-out fit ai-KD: 1/4 items", 0.625)
+        assert job_progress(ci, state.running[1]) == ("held-out fit ai-KD: 1/4 items", 0.8125)
         reference.advance(8)
         reference._write()
         assert job_progress(ci, state.running[2]) == ("capture held-out: 8/8 items", 1.0)
@@ -256,22 +259,21 @@ def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()[1:-1]]
-    assert len(lines) == 19 and lines[-1] == "write the report"
-    assert {"capture ai-KD", "capture held-out", "score control", "score ai-KD"} < set(lines)
+    scored = [line.removeprefix("score ").split(", ") for line in lines if line.startswith("score ")]
+    assert len(lines) == 13 + len(scored) and lines[-1] == "write the report"
+    assert {"capture ai-KD", "capture held-out"} < set(lines)
+    assert sorted(model for models in scored for model in models) == sorted([CONTROL, *load_strategies()])
     assert not (output / "runs").exists()
-
-
-BEHIND = {"assessment/assess.ipynb", "report.done"}
 
 
 @pytest.mark.parametrize(
     ("lost", "forgotten"),
     [
-        ("signals/ai-KD", {"ai-KD/inference_gsm8k.ipynb", "ai-KD/distill.ipynb", "ai-KD/scored.done", *BEHIND}),
-        ("students/ai-KD", {"ai-KD/distill.ipynb", "ai-KD/scored.done", *BEHIND}),
-        ("answers/control", {"control/scored.done", *BEHIND}),
-        ("held-out/ai-KD", {"ai-KD/scored.done", *BEHIND}),
-        ("signals/held-out", {"reference.done", *BEHIND} | {f"{m}/scored.done" for m in (CONTROL, *load_strategies())}),
+        ("signals/ai-KD", {"ai-KD/inference_gsm8k.ipynb", "ai-KD/distill.ipynb", f"scored/{OF_AI}.done", *BEHIND}),
+        ("students/ai-KD", {"ai-KD/distill.ipynb", f"scored/{OF_AI}.done", *BEHIND}),
+        ("answers/control", {f"scored/{OF_CONTROL}.done", *BEHIND}),
+        ("held-out/ai-KD", {f"scored/{OF_AI}.done", *BEHIND}),
+        ("signals/held-out", {"reference.done", *BEHIND} | {f"scored/{models}.done" for models in SCORED}),
     ],
 )
 def test_what_is_lost_is_forgotten_with_all_that_came_of_it(lost: str, forgotten: set[str], output: Path, ci):
@@ -286,13 +288,16 @@ def test_what_is_lost_is_forgotten_with_all_that_came_of_it(lost: str, forgotten
 def test_a_teacher_whose_file_is_lost_is_built_again(output: Path, tmp_path: Path):
     path = write_profile(tmp_path, base="pocket", prepare={"output": "models/teachers/none/none.gguf"})
     profile = load_profile(str(path))
-    pretend_done(profile, {"teacher.done"})
+    scored = [
+        job.stage.removeprefix("score ") for job in planned_jobs(profile, str(path), False, None) if job.rule == "score"
+    ]
+    pretend_done(profile, {"teacher.done"}, scored)
     assert planned_jobs(profile, str(path), False, None) == []
     forget_lost_stages(profile)
     assert "prepare the teacher" in [job.label for job in planned_jobs(profile, str(path), False, None)]
 
 
-def pretend_done(profile: Profile, more: set[str] = frozenset()) -> set[str]:
+def pretend_done(profile: Profile, more: set[str] = frozenset(), scored: list[str] = SCORED) -> set[str]:
     """Empty files for everything that a whole run leaves, all of one moment; returns the executed copies' names."""
     taught = [name for name, strategy in load_strategies().items() if strategy.teacher]
     folders = [f"signals/{name}" for name in (*taught, "held-out")] + [f"students/{name}" for name in load_strategies()]
@@ -300,7 +305,7 @@ def pretend_done(profile: Profile, more: set[str] = frozenset()) -> set[str]:
     done = {f"{name}/inference_gsm8k.ipynb" for name in taught} | {
         f"{name}/distill.ipynb" for name in load_strategies()
     }
-    done |= {f"{name}/scored.done" for name in (CONTROL, *load_strategies())} | {"reference.done", *BEHIND}
+    done |= {f"scored/{models}.done" for models in scored} | {"reference.done", *BEHIND}
     files = [profile.runs / folder / "manifest.json" for folder in folders] + [profile.logs / "manifest.json"]
     copies = [profile.runs / "notebooks" / name for name in (*done, *more)]
     pages = [copy.with_suffix(".html") for copy in copies if copy.suffix == ".ipynb"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -21,25 +22,25 @@ from primekd.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftove
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
 CAPTURE_ITEM = 0.3  # generating and scoring
-TRAIN_ITEM = 0.3  # one pass of training
-TEST_ITEM = 0.2  # answering and scoring
+TRAIN_ITEM = 0.5  # one pass of training
+TEST_ITEM = 0.5  # answering and held-out fit, of one model
 
 
-def stage_costs(profile: Profile, capture_workers: int = 1) -> dict[str, float]:
-    """Rule -> expected cost of one job of it, in arbitrary units."""
+def stage_costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
+    """Rule -> expected cost of one job of it, in arbitrary units. All models are shared out among the scoring jobs."""
     from primekd.strategies import load_strategies
 
     data = profile.data
     captured = CAPTURE_ITEM * data.train_items
-    scored = START + TEST_ITEM * data.test_items
+    scored = TEST_ITEM * data.test_items * (len(load_strategies()) + 1)
     return {
         "teacher": START,
         "capture_part": START + captured / capture_workers,
         "capture": START + (captured if capture_workers == 1 else 0),
         "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
         "reference": START + CAPTURE_ITEM * data.test_items,
-        "score": scored,
-        "assess": START + (scored * (len(load_strategies()) + 1) if profile.assess.engine == "vllm" else 0),
+        "score": START + scored / scoring_jobs,
+        "assess": START + (scored if profile.assess.engine == "vllm" else 0),
         "report": START / 3,
     }
 
@@ -64,8 +65,7 @@ def run_study(
         forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile, profile_argument, cores, force, cluster)
-        costs, state = stage_costs(profile, cluster.capture_workers if cluster else 1), RunState()
-        start = time.monotonic()
+        state, start = RunState(), time.monotonic()
         with open(log, "w", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
             process = subprocess.Popen(
                 command,
@@ -79,7 +79,7 @@ def run_study(
             lock.write(str(process.pid))
             lock.flush()
             try:
-                watch(process, lines, profile, state, costs, start)
+                watch(process, lines, profile, state, cluster.capture_workers if cluster else 1, start)
             except KeyboardInterrupt:
                 stop(process, patience=90 if cluster else 10)
                 if cluster:
@@ -128,23 +128,28 @@ def forget_lost_stages(profile: Profile) -> None:
     if profile.prepare and not (project_root() / profile.prepare.output).is_file():
         lost += [done / "teacher.done", *behind_models]
     if not (profile.signals_folder("held-out") / MANIFEST).is_file():
-        lost += [done / "reference.done", *done.glob("*/scored.done"), *behind_models]
+        lost += [done / "reference.done", *(done / "scored").glob("*.done"), *behind_models]
     for name, strategy in load_strategies().items():
         captured, distilled = done / name / "inference_gsm8k.ipynb", done / name / "distill.ipynb"
-        behind_student = [done / name / "scored.done", *behind_models]
+        behind_student = [*scored_with(done, name), *behind_models]
         if strategy.teacher and not (profile.signals_folder(name) / MANIFEST).is_file():
             lost += [captured, *(done / name).glob("captured-*.done"), distilled, *behind_student]
         if not (profile.student_folder(name) / MANIFEST).is_file():
             lost += [distilled, *behind_student]
     for name in (CONTROL, *load_strategies()):
         if not all((profile.runs / kind / name / MANIFEST).is_file() for kind in ("answers", "held-out")):
-            lost += [done / name / "scored.done", *behind_models]
+            lost += [*scored_with(done, name), *behind_models]
     if not (profile.logs / MANIFEST).is_file():
         lost += behind_models
     if not (profile.logs / "report.html").is_file():
         lost.append(reported)
     for copy in lost:
         copy.unlink(missing_ok=True)
+
+
+def scored_with(done: Path, model: str) -> list[Path]:
+    """What the jobs left that scored this model, alone or with others."""
+    return [path for path in (done / "scored").glob("*.done") if model in path.stem.split("+")]
 
 
 def snakemake_command(
@@ -196,9 +201,9 @@ def stop(process: subprocess.Popen, patience: int) -> None:
             return
 
 
-def watch(process, lines, profile: Profile, state: RunState, costs: dict[str, float], start: float) -> None:
+def watch(process, lines, profile: Profile, state: RunState, capture_workers: int, start: float) -> None:
     """Follows the log until the process ends, and reports on the way."""
-    interactive, said, last, rest = sys.stdout.isatty(), "", 0.0, ""
+    interactive, said, last, rest, costs = sys.stdout.isatty(), "", 0.0, "", None
     while True:
         ended = process.poll() is not None
         *whole, rest = (rest + lines.read()).split("\n")  # the last line may still be in the writing
@@ -206,6 +211,7 @@ def watch(process, lines, profile: Profile, state: RunState, costs: dict[str, fl
             if event := state.read(line):
                 say(f"  {event}", interactive)
         if state.running:
+            costs = costs or stage_costs(profile, capture_workers, state.planned.get("score", 1))
             progress = {number: job_progress(profile, job) for number, job in state.running.items()}
             text = describe(state, costs, progress, time.monotonic() - start)
             due = 1 if interactive else 30
@@ -253,9 +259,10 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
 
 
 def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
-    """`job_progress` of a model that is scored by itself: its answers are one half, its held-out fit the other."""
-    model, said, share = job.stage.removeprefix("score "), "", 0.0
-    for kind in ("answer", "held-out fit"):
+    """`job_progress` of models that are scored one after the other: of each, answers are one half and held-out fit the
+    other."""
+    said, share, models = "", 0.0, job.stage.removeprefix("score ").split("+")
+    for place, (model, kind) in enumerate(itertools.product(models, ("answer", "held-out fit"))):
         try:
             path = progress_path(profile, f"{kind} {model}")
             entry = json.loads(path.read_text()) if path.stat().st_mtime >= job.since else None
@@ -263,8 +270,8 @@ def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
             entry = None
         if entry and entry["total"]:
             said = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
-            # Answers that were there already leave no word, and the fit comes after them.
-            share = (entry["done"] / entry["total"] + (kind == "held-out fit")) / 2
+            # What was there already leaves no word, and all that stands before it in this order is done.
+            share = (place + entry["done"] / entry["total"]) / (2 * len(models))
     return said, share
 
 

@@ -64,8 +64,9 @@ class RunState:
             job.problem = value
         elif key == "wildcards":
             wildcards = dict(one.split("=", 1) for one in value.split(", "))
-            of = wildcards.get("strategy") or wildcards["model"]
-            job.stage = job.label = f"{job.rule.removesuffix('_part')} {of}"
+            of = wildcards.get("strategy") or wildcards["models"]
+            job.stage = f"{job.rule.removesuffix('_part')} {of}"
+            job.label = job.stage.replace("+", ", ")
             if "worker" in wildcards:
                 job.label += f", part {wildcards['worker']}"
         elif key == "resources":

@@ -6,6 +6,7 @@ teacher's reference is its unprimed answer to each test item, teacher-forced aft
 
 import csv
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -82,31 +83,35 @@ def measure(
     Args:
         advance: told how many more items are measured.
     """
-    rows = []
     tokenizer = load_tokenizer(profile.student.model)
+    prompts = [build_prompt(tokenizer, item.question) for item in items]
+    taught = [reader.item(item.id).response_ids for item in items]
+    gold = [encode_response(tokenizer, item.solution) for item in items]
+    # Neighbours in length are read together, so that little of what is read is padding. What both responses begin with
+    # is read once.
+    apart = [len(own) - len(os.path.commonprefix([own, other])) for own, other in zip(gold, taught, strict=True)]
+    order = sorted(range(len(items)), key=lambda i: len(prompts[i]) + len(taught[i]) + apart[i])
     together = 1 if reader.codec.name == "full" else TOGETHER  # those rows are as wide as the vocabulary
-    for start in range(0, len(items), together):
-        block = items[start : start + together]
-        prompts = [build_prompt(tokenizer, item.question) for item in block]
-        taught = [reader.item(item.id).response_ids for item in block]
-        gold = [encode_response(tokenizer, item.solution) for item in block]
-        pairs = list(zip(taught, gold, strict=True))
-        states = engine.score_each(prompts, [list(pair) for pair in pairs], "hidden")
+    rows: dict[int, HeldOutRow] = {}
+    for start in range(0, len(order), together):
+        block = order[start : start + together]
+        states = engine.score_each([prompts[i] for i in block], [[taught[i], gold[i]] for i in block], "hidden")
         head = engine.head()
-        signals = [reader.rows(item.id, response) for item, response in zip(block, taught, strict=True)]
+        signals = [reader.rows(items[i].id, taught[i]) for i in block]
         known = signals[0] is not None
-        fits = _losses([of_item[0] for of_item in states], head, taught, concatenate(signals) if known else None)
+        of_taught, of_gold = ([own[which] for own in states] for which in (0, 1))
+        fits = _losses(of_taught, head, [taught[i] for i in block], concatenate(signals) if known else None)
         # Where the teacher wrote the gold solution, its cross-entropy is there already.
-        others = [place for place, (response, solution) in enumerate(pairs) if response != solution]
-        by_gold = _losses([states[place][1] for place in others], head, [gold[place] for place in others], None)
-        nll = {place: ce for place, (ce, _) in enumerate(fits)} | {
-            place: ce for place, (ce, _) in zip(others, by_gold, strict=True)
-        }
-        for place, (item, (_, kd)) in enumerate(zip(block, fits, strict=True)):
-            lengths = len(taught[place]), len(gold[place])
-            rows.append(HeldOutRow(name, item.id, lengths[0], kd if known else None, lengths[1], nll[place]))
+        others = [place for place, i in enumerate(block) if taught[i] != gold[i]]
+        by_gold = _losses([of_gold[place] for place in others], head, [gold[block[place]] for place in others], None)
+        nll = [ce for ce, _ in fits]
+        for place, (ce, _) in zip(others, by_gold, strict=True):
+            nll[place] = ce
+        for i, (_, kd), own_nll in zip(block, fits, nll, strict=True):
+            kl = kd if known else None
+            rows[i] = HeldOutRow(name, items[i].id, len(taught[i]), kl, len(gold[i]), own_nll)
         advance(len(block))
-    return rows
+    return [rows[i] for i in range(len(items))]
 
 
 def _losses(

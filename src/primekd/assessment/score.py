@@ -45,17 +45,23 @@ class Model:
         return TransformersEngine(student.model, student.dtype, size, self.adapter, student.quantization)
 
 
-def score_model(profile: Profile, name: str) -> None:
-    """Answers and held-out fit of the control, or of a strategy's students; `assess` finds them on disk.
+def score_some(profile: Profile, names: Sequence[str]) -> None:
+    """Answers and held-out fit of the control and of strategies' students; `assess` finds them on disk.
 
-    Several models may be scored at once, each by a process of its own. None of them opens the teacher.
+    Several processes may score models at once, each others. None of them opens the teacher.
+
+    Args:
+        names: `control`, or strategies.
 
     Raises:
         UserError: there is no such model, it is not trained, or the reference is not captured.
     """
-    if name not in (known := [CONTROL, *load_strategies()]):
-        raise UserError(f"There is no model {name!r}: choose one of {', '.join(known)}.")
-    models = [Model(CONTROL)] if name == CONTROL else models_of(find_students(profile, name))
+    known = [CONTROL, *load_strategies()]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"There is no model {unknown[0]!r}: choose one of {', '.join(known)}.")
+    models = []
+    for name in dict.fromkeys(names):
+        models += [Model(CONTROL)] if name == CONTROL else models_of(find_students(profile, name))
     job = held_out_job(profile)
     if not (job.folder / MANIFEST).is_file():
         raise UserError("The teacher's answers to the test items are missing: `primekd capture --held-out` first.")

@@ -96,7 +96,8 @@ def distill(
 def assess(
     profile: ProfileOption = "pocket",
     model: Annotated[
-        str | None, typer.Option(help="Make answers and held-out fit of this model alone (control, or a strategy).")
+        list[str] | None,
+        typer.Option(help="Make answers and held-out fit of this model alone (control, or a strategy); repeatable."),
     ] = None,
 ) -> None:
     """Scores control, students and teacher on the test items; writes logs/<profile>/.
@@ -107,16 +108,16 @@ def assess(
     \b
     primekd assess
     primekd assess --profile ci
-    primekd assess --model control
+    primekd assess --model control --model ai-KD
     """
     from primekd.config import load_profile
 
     loaded = load_profile(profile)
     if model:
-        from primekd.assessment.score import score_model
+        from primekd.assessment.score import score_some
 
-        score_model(loaded, model)
-        print(f"assess: answers and held-out fit of {model} are there; `primekd assess` writes the logs.")
+        score_some(loaded, model)
+        print(f"assess: answers and held-out fit of {', '.join(model)} are there; `primekd assess` writes the logs.")
     else:
         from primekd.assessment.assess import assess as run_assess
 
