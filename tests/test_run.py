@@ -34,7 +34,7 @@ from primekd.status import stage_states
 from primekd.strategies import CONTROL, load_strategies
 
 BEHIND = {"assessment/assess.ipynb", "report.done"}
-OF_CONTROL, OF_AI = SCORED = ["control+teacher-KD+reverseKL-KD", "base-KD+ai-KD+base-fine-tune"]  # as on two cores
+OF_CONTROL, OF_AI = SCORED = ["control+base-fine-tune+base-KD", "teacher-KD+ai-KD+reverseKL-KD"]  # as on two cores
 
 # As Snakemake 9.27 with snakemake-executor-plugin-slurm 2.8.0 wrote it, inputs and paths shortened.
 LOG = """\
