@@ -596,6 +596,7 @@ def trained(tmp_path_factory) -> Path:
     """A checkout of its own with every student of the smallest profile trained, and assessed."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / "models").symlink_to(ROOT / "models")  # a GGUF file is read once for all tests
     sizes = {"data": {"train_items": 2, "validation_items": 1, "test_items": 2}, "train": {"epochs": 1}}
     write_profile(folder, **sizes)
     with pytest.MonkeyPatch.context() as patch:
@@ -613,7 +614,7 @@ def trained(tmp_path_factory) -> Path:
 @pytest.fixture
 def study(trained, tmp_path, monkeypatch) -> Profile:
     """A copy of it that a test may change. From here on no model may be opened."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True, symlinks=True)
     monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
     monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
     monkeypatch.setattr(transformers_engine, "TransformersEngine", lambda *_: pytest.fail("a model was opened"))

@@ -9,7 +9,7 @@ from primekd.models.built import dequantised_folder, random_folder
 from primekd.models.download import verified_hashes
 from primekd.models.hub import has_tokenizer, local_snapshot
 from primekd.models.reference import parse_reference, require_local
-from primekd.models.tokenizers import load_tokenizer
+from primekd.models.tokenizers import load_tokenizer, tokenizer_folder
 from primekd.provenance import hash_file, hash_json, read_json
 
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
@@ -37,8 +37,7 @@ def model_folder(text: str) -> Path:
     """
     reference = parse_reference(text)
     if reference.scheme == "random":
-        source = model_folder(reference.target)
-        return random_folder(source.name, load_tokenizer(reference.target))
+        return random_folder(tokenizer_folder(reference.target).name, load_tokenizer(reference.target))
     if reference.scheme == "hub":
         if not is_present(text):
             raise UserError(
