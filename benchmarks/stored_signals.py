@@ -30,7 +30,7 @@ def codec_at(name: str, temperature: float) -> Codec:
 
 def examples_of(profile: Profile, count: int) -> list[Example]:
     """The profile's first training items with their gold solutions."""
-    return gold_examples(load_tokenizer(profile.student.model), load_items(profile, "train")[:count])
+    return gold_examples(load_tokenizer(profile.student.model), load_items(profile, "train", count))
 
 
 def score(profile: Profile, examples: list[Example]) -> tuple[list[StoredItem], list[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from primekd.config import load_profile, profile_names
 from primekd.errors import UserError
-from primekd.models import parse_reference
+from primekd.models import model_folder, parse_reference
 from primekd.strategies import get_strategy, load_strategies
 
 
@@ -234,6 +234,12 @@ def test_a_file_that_is_no_whole_gguf_ends_with_one_line(content, output):
         path.write_bytes(parse_reference(POCKET).local.read_bytes()[: 3 << 20])
     profile = write_profile(output, teacher={"model": f"path:{path}"})
     assert "model.gguf" in refused("capture", "base-KD", "--profile", str(profile))
+
+
+def test_a_random_model_needs_the_tokenizer_of_its_target_and_no_weights(ci, monkeypatch):
+    monkeypatch.setattr("primekd.models.folders.dequantised_folder", lambda *_: pytest.fail("weights were read"))
+    folder = model_folder.__wrapped__(ci.teacher.model)  # past its cache
+    assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
 
 
 def test_a_model_folder_with_a_file_cut_short_ends_with_one_line(output, lively):

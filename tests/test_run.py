@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from conftest import write_profile
 from typer.testing import CliRunner
 
+import primekd.run
 from primekd import slurm
 from primekd.cli import app
 from primekd.config import Profile, load_profile
@@ -116,7 +118,7 @@ def test_every_job_has_its_own_progress(ci, output: Path):
 def test_of_models_that_are_scored_one_after_the_other_each_answers_and_is_then_fitted(ci, output: Path):
     state, _ = read("score   2\nreference  1\nrule score:\n    jobid: 1\n    wildcards: models=control+ai-KD\n")
     state, _ = read("rule reference:\n    jobid: 2\n    reason: x\n", state)
-    assert [job.label for job in state.running.values()] == ["score control, ai-KD", "capture held-out"]
+    assert [job.label for job in state.running.values()] == ["score control + ai-KD", "capture held-out"]
     assert job_progress(ci, state.running[1]) == ("", 0.0)
     with Progress(ci, "answer control", 8, "item") as answers, Progress(ci, "answer base-KD", 8, "item"):
         answers.advance(4)
@@ -259,7 +261,7 @@ def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()[1:-1]]
-    scored = [line.removeprefix("score ").split(", ") for line in lines if line.startswith("score ")]
+    scored = [line.removeprefix("score ").split(" + ") for line in lines if line.startswith("score ")]
     assert len(lines) == 13 + len(scored) and lines[-1] == "write the report"
     assert {"capture ai-KD", "capture held-out"} < set(lines)
     assert sorted(model for models in scored for model in models) == sorted([CONTROL, *load_strategies()])
@@ -288,13 +290,34 @@ def test_what_is_lost_is_forgotten_with_all_that_came_of_it(lost: str, forgotten
 def test_a_teacher_whose_file_is_lost_is_built_again(output: Path, tmp_path: Path):
     path = write_profile(tmp_path, base="pocket", prepare={"output": "models/teachers/none/none.gguf"})
     profile = load_profile(str(path))
-    scored = [
-        job.stage.removeprefix("score ") for job in planned_jobs(profile, str(path), False, None) if job.rule == "score"
-    ]
-    pretend_done(profile, {"teacher.done"}, scored)
-    assert planned_jobs(profile, str(path), False, None) == []
+    pretend_done(profile, {"teacher.done"})
+    assert planned_jobs(profile, str(path), None, False, None) == []
     forget_lost_stages(profile)
-    assert "prepare the teacher" in [job.label for job in planned_jobs(profile, str(path), False, None)]
+    assert "prepare the teacher" in [job.label for job in planned_jobs(profile, str(path), None, False, None)]
+
+
+def test_models_are_shared_out_among_as_many_jobs_as_run_at_once(output: Path, ci, monkeypatch):
+    def scored(cores: int) -> list[str]:
+        jobs = planned_jobs(ci, "ci", cores, False, None)
+        return sorted(job.stage.removeprefix("score ") for job in jobs if job.rule == "score")
+
+    assert [len(models.split("+")) for models in scored(1)] == [6]
+    if not shutil.which("nvidia-smi"):
+        assert scored(2) == sorted(SCORED)
+    local = primekd.run.snakemake_command
+    monkeypatch.setattr("primekd.run.snakemake_command", lambda *words: [*local(*words), "slurm=true"])
+    assert scored(2) == sorted([CONTROL, *load_strategies()])
+
+
+@pytest.mark.parametrize("scored", [SCORED, [CONTROL, *load_strategies()], ["+".join([CONTROL, *load_strategies()])]])
+def test_models_that_are_scored_stay_shared_out_as_they_were(scored: list[str], output: Path, ci):
+    pretend_done(ci, {"teacher.done"}, scored)
+    for name in BEHIND:  # Snakemake looks at what is there for the sake of what is not
+        (ci.runs / "notebooks" / name).unlink()
+    assert [job.rule for job in planned_jobs(ci, "ci", 2, False, None)] == ["assess", "report"]
+    (ci.runs / "answers" / CONTROL / "manifest.json").unlink()
+    forget_lost_stages(ci)
+    assert [job for job in planned_jobs(ci, "ci", 2, False, None) if job.rule == "score" and CONTROL in job.stage]
 
 
 def pretend_done(profile: Profile, more: set[str] = frozenset(), scored: list[str] = SCORED) -> set[str]:

@@ -27,7 +27,10 @@ TEST_ITEM = 0.5  # answering and held-out fit, of one model
 
 
 def stage_costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
-    """Rule -> expected cost of one job of it, in arbitrary units. All models are shared out among the scoring jobs."""
+    """Rule -> expected cost of one job of it, in arbitrary units.
+
+    All models are shared out among the scoring jobs, so where only some of them are scored again, those count too much.
+    """
     from primekd.strategies import load_strategies
 
     data = profile.data
@@ -91,13 +94,15 @@ def run_study(
         return not state.idle
 
 
-def planned_jobs(profile: Profile, profile_argument: str, force: bool, cluster: Cluster | None) -> list[Job]:
+def planned_jobs(
+    profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None
+) -> list[Job]:
     """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
 
     Raises:
         UserError: Snakemake cannot plan the run.
     """
-    command = [*snakemake_command(profile, profile_argument, None, force, cluster), "--dry-run"]
+    command = [*snakemake_command(profile, profile_argument, cores, force, cluster), "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     text = done.stdout + done.stderr
     if done.returncode:
@@ -148,7 +153,7 @@ def forget_lost_stages(profile: Profile) -> None:
 
 
 def scored_with(done: Path, model: str) -> list[Path]:
-    """What the jobs left that scored this model, alone or with others."""
+    """The stamps of all jobs that scored this model, alone or with others."""
     return [path for path in (done / "scored").glob("*.done") if model in path.stem.split("+")]
 
 
@@ -259,8 +264,7 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
 
 
 def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
-    """`job_progress` of models that are scored one after the other: of each, answers are one half and held-out fit the
-    other."""
+    """`job_progress` of a scoring job: each model's answers count one half, its held-out fit the other."""
     said, share, models = "", 0.0, job.stage.removeprefix("score ").split("+")
     for place, (model, kind) in enumerate(itertools.product(models, ("answer", "held-out fit"))):
         try:

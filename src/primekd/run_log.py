@@ -66,7 +66,7 @@ class RunState:
             wildcards = dict(one.split("=", 1) for one in value.split(", "))
             of = wildcards.get("strategy") or wildcards["models"]
             job.stage = f"{job.rule.removesuffix('_part')} {of}"
-            job.label = job.stage.replace("+", ", ")
+            job.label = job.stage.replace("+", " + ")
             if "worker" in wildcards:
                 job.label += f", part {wildcards['worker']}"
         elif key == "resources":

@@ -87,10 +87,10 @@ def measure(
     prompts = [build_prompt(tokenizer, item.question) for item in items]
     taught = [reader.item(item.id).response_ids for item in items]
     gold = [encode_response(tokenizer, item.solution) for item in items]
-    # Neighbours in length are read together, so that little of what is read is padding. What both responses begin with
-    # is read once.
-    apart = [len(own) - len(os.path.commonprefix([own, other])) for own, other in zip(gold, taught, strict=True)]
-    order = sorted(range(len(items)), key=lambda i: len(prompts[i]) + len(taught[i]) + apart[i])
+    # Neighbours in length are read together, so that little of what is read is padding; the longest first, so that too
+    # large a batch fails at once. What both responses begin with is read once.
+    apart = [len(g) - len(os.path.commonprefix([g, t])) for g, t in zip(gold, taught, strict=True)]
+    order = sorted(range(len(items)), key=lambda i: -(len(prompts[i]) + len(taught[i]) + apart[i]))
     together = 1 if reader.codec.name == "full" else TOGETHER  # those rows are as wide as the vocabulary
     rows: dict[int, HeldOutRow] = {}
     for start in range(0, len(order), together):
@@ -99,7 +99,7 @@ def measure(
         head = engine.head()
         signals = [reader.rows(items[i].id, taught[i]) for i in block]
         known = signals[0] is not None
-        of_taught, of_gold = ([own[which] for own in states] for which in (0, 1))
+        of_taught, of_gold = ([of_item[which] for of_item in states] for which in (0, 1))
         fits = _losses(of_taught, head, [taught[i] for i in block], concatenate(signals) if known else None)
         # Where the teacher wrote the gold solution, its cross-entropy is there already.
         others = [place for place, i in enumerate(block) if taught[i] != gold[i]]
@@ -107,9 +107,9 @@ def measure(
         nll = [ce for ce, _ in fits]
         for place, (ce, _) in zip(others, by_gold, strict=True):
             nll[place] = ce
-        for i, (_, kd), own_nll in zip(block, fits, nll, strict=True):
+        for i, (_, kd), nll_gold in zip(block, fits, nll, strict=True):
             kl = kd if known else None
-            rows[i] = HeldOutRow(name, items[i].id, len(taught[i]), kl, len(gold[i]), own_nll)
+            rows[i] = HeldOutRow(name, items[i].id, len(taught[i]), kl, len(gold[i]), nll_gold)
         advance(len(block))
     return [rows[i] for i in range(len(items))]
 

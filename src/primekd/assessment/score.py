@@ -48,7 +48,7 @@ class Model:
 def score_some(profile: Profile, names: Sequence[str]) -> None:
     """Answers and held-out fit of the control and of strategies' students; `assess` finds them on disk.
 
-    Several processes may score models at once, each others. None of them opens the teacher.
+    Several processes may score different models at once. None of them opens the teacher.
 
     Args:
         names: `control`, or strategies.
@@ -60,7 +60,7 @@ def score_some(profile: Profile, names: Sequence[str]) -> None:
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"There is no model {unknown[0]!r}: choose one of {', '.join(known)}.")
     models = []
-    for name in dict.fromkeys(names):
+    for name in names:
         models += [Model(CONTROL)] if name == CONTROL else models_of(find_students(profile, name))
     job = held_out_job(profile)
     if not (job.folder / MANIFEST).is_file():

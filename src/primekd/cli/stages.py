@@ -97,12 +97,14 @@ def assess(
     profile: ProfileOption = "pocket",
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Make answers and held-out fit of this model alone (control, or a strategy); repeatable."),
+        typer.Option(
+            help="Make answers and held-out fit of this model (control, or a strategy) and no other; may be repeated."
+        ),
     ] = None,
 ) -> None:
     """Scores control, students and teacher on the test items; writes logs/<profile>/.
 
-    With --model it stops before the logs: after `primekd capture --held-out`, start it for several models at once, on
+    With --model it stops before the logs: after `primekd capture --held-out`, several such commands may run at once, on
     any machines that share the folder runs/. A plain `primekd assess` finds what they made.
 
     \b

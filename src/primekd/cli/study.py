@@ -49,7 +49,7 @@ def run(
     loaded = load_profile(profile)
     print(f"primekd run: {loaded.name} — {loaded.description}", flush=True)
     if dry_run:
-        return show_plan(planned_jobs(loaded, profile, force, cluster), cluster is not None)
+        return show_plan(planned_jobs(loaded, profile, cores, force, cluster), cluster is not None)
     if not run_study(loaded, profile, cores, force, cluster):
         print("primekd run: nothing to be done, everything is up to date.")
     show_results(loaded)

@@ -19,7 +19,7 @@ def is_present(text: str, weights: bool = True) -> bool:
     """Whether a model can be had without a download; without `weights`, whether its tokenizer can."""
     reference = parse_reference(text)
     if reference.scheme == "random":
-        return is_present(reference.target, weights)
+        return is_present(reference.target, weights=False)
     if reference.scheme == "hub":
         snapshot = local_snapshot(reference)
         if not weights:
@@ -30,7 +30,9 @@ def is_present(text: str, weights: bool = True) -> bool:
 
 @lru_cache(maxsize=16)
 def model_folder(text: str) -> Path:
-    """A folder in Hugging Face's layout (config, safetensors, tokenizer) for any reference. Nothing is downloaded.
+    """A folder in Hugging Face's layout (config, safetensors, tokenizer) for any reference.
+
+    No weights are downloaded; of `random:hub:…` the tokenizer is, where it is missing.
 
     Raises:
         UserError: the model is not there, or its folder holds no safetensors, or not all of them.
