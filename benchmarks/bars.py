@@ -52,6 +52,7 @@ def _bars() -> list[Bar]:
         Bar(f"transformers: {share}", "capture_transformers", False, 0.85, lambda x: x["ratio"]),
         Bar("transformers: memory for 8 times the items", "capture_transformers", True, 1.1, _flatness),
         Bar(f"llama.cpp: {share}", "capture_llamacpp", False, 0.85, lambda x: x["capture_share"]),
+        Bar("llama.cpp: memory for 8 times the items", "capture_llamacpp", True, 1.1, _flatness),
         Bar("llama.cpp: parallel against its single stream", "capture_llamacpp", False, 2, _parallel),
         Bar("assessment: batches against one by one, the slower model", "assessment", False, 6, _slowest),
         Bar("assessment: share of equal answers in float32", "assessment", False, 1, _equal_answers, ""),

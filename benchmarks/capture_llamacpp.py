@@ -7,6 +7,7 @@ from typing import Any
 import llama_cpp
 import torch
 
+from benchmarks.capture_transformers import capture_growth
 from benchmarks.timing import alternate, shown, spread
 from primekd.chat import build_prompt
 from primekd.config import load_profile
@@ -23,7 +24,7 @@ STRATEGY = "ai-KD"  # its prompts share a system message
 OWN_LOOP = "llama-cpp-python's own loop"
 
 
-def measure(items: int, rounds: int = 3, budget_s: float = 130, say=print) -> dict[str, Any]:
+def measure(items: int, rounds: int = 3, growth_items: int = 4, budget_s: float = 130, say=print) -> dict[str, Any]:
     """Tokens a second of the same questions, in alternating rounds.
 
     "single stream" is the engine with one sequence and one prompt a call, so that no prefix is shared; "parallel" asks
@@ -33,11 +34,13 @@ def measure(items: int, rounds: int = 3, budget_s: float = 130, say=print) -> di
     Returns:
         alternatives: {name: {"tokens_per_second", "ratio" to the single stream, each with median, low and high}};
         capture_share: capture's rate as a share of the plain parallel one, round by round; equal_answers: how many of
-        the single stream's answers the parallel run repeats; shared_prefix_tokens, prompt_tokens, threads, items.
+        the single stream's answers the parallel run repeats; growth: items, `growth_items` and 8 times as many ->
+        {"seconds", "peak_bytes"} of one run each in a process of its own, above the loaded engine;
+        shared_prefix_tokens, prompt_tokens, threads, items.
     """
     profile = load_profile(PROFILE)
     tokenizer, strategy = load_tokenizer(profile.teacher.model), get_strategy(STRATEGY)
-    questions = load_items(profile, "train")[:items]
+    questions = load_items(profile, "train", items)
     prompts = [build_prompt(tokenizer, item.question, strategy.priming) for item in questions]
     sampling, codec = Sampling(profile.max_new_tokens), make_codec(profile.signals, LlamaCppEngine.offers)
     one, many = (LlamaCppEngine(profile.teacher.model, profile.teacher.context_tokens, n) for n in (1, len(prompts)))
@@ -103,6 +106,7 @@ def measure(items: int, rounds: int = 3, budget_s: float = 130, say=print) -> di
             for name, values in rates.items()
         },
         "capture_share": share,
+        "growth": {n * growth_items: capture_growth(PROFILE, n * growth_items, "llamacpp", say) for n in (1, 8)},
         "equal_answers": sum(a == b for a, b in zip(answers["single stream"], answers["parallel"], strict=False)),
     }
 

@@ -19,13 +19,14 @@ from primekd.signals import make_codec
 from primekd.signals.claims import Claims
 from primekd.signals.heads import save_head
 from primekd.strategies import get_strategy
-from primekd.teachers import Sampling
+from primekd.teachers import Sampling, TeacherEngine, open_engine
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.workers import SharedStore
 
 STRATEGY = "ai-KD"  # has a priming text, so that prompts share more than the template's first tokens
 LIBRARY, GENERATE, CAPTURE = "transformers' generate with output_logits", "plain generation", "capture"
 GROWTH = (1, 2, 4, 8)
+SHARD = 4  # items and tokens a response where memory's growth with the items is measured
 
 
 def measure(
@@ -87,7 +88,7 @@ def measure(
         "equal": sum(a == b for a, b in zip(said[LIBRARY], said[GENERATE], strict=False)),
         "compared": len(said[LIBRARY]),
         "rows": rows,
-        "growth": {n * growth_items: _capture_growth(profile, n * growth_items, say) for n in GROWTH},
+        "growth": {n * growth_items: capture_growth(profile, n * growth_items, "transformers", say) for n in GROWTH},
     }
 
 
@@ -112,7 +113,7 @@ def generate_with_logits(model, engine: TransformersEngine, prompts: list[list[i
     return [engine._cut(row[longest:].tolist()).ids for row in output.sequences]
 
 
-def capture_into_nowhere(engine: TransformersEngine, profile: Profile, items: list[Item]) -> None:
+def capture_into_nowhere(engine: TeacherEngine, profile: Profile, items: list[Item]) -> None:
     """The whole capture of these items with a loaded engine: claims, generation, encoding, writing, checking."""
     with tempfile.TemporaryDirectory() as folder:
         before = os.environ.get("PRIMEKD_OUTPUT")
@@ -125,7 +126,7 @@ def capture_into_nowhere(engine: TransformersEngine, profile: Profile, items: li
                 os.environ["PRIMEKD_OUTPUT"] = before
 
 
-def _capture(engine: TransformersEngine, job: Job, items: list[Item]) -> None:
+def _capture(engine: TeacherEngine, job: Job, items: list[Item]) -> None:
     profile, codec = job.profile, make_codec(job.profile.signals, engine.offers)
     size = profile.signals.items_per_shard
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
@@ -149,20 +150,21 @@ def compare_rows(engine: TransformersEngine, prompts: list[list[int]], sampling:
     return {"mean_kl_nats": float(every.mean()), "max_kl_nats": float(every.max()), "tokens": len(every)}
 
 
-def _capture_growth(profile: str, items: int, say) -> dict[str, float]:
-    """What capturing so many items in shards of 4 takes, the engine being loaded."""
-    peak, seconds = peak_and_seconds("benchmarks.capture_transformers:prepare_capture", profile, items)
+def capture_growth(profile: str, items: int, engine: str, say) -> dict[str, float]:
+    """What capturing so many items in shards of 4 takes, the engine (transformers or llamacpp) being loaded."""
+    peak, seconds = peak_and_seconds("benchmarks.capture_transformers:prepare_capture", profile, items, engine)
     say(f"capturing {items} items: {seconds:.2f} s, {peak / 2**20:.0f} MiB at the peak")
     return {"seconds": seconds, "peak_bytes": peak}
 
 
-def prepare_capture(profile: str, items: int) -> Callable[[], None]:
+def prepare_capture(profile: str, items: int, engine: str) -> Callable[[], None]:
     """For `peak_and_seconds`: short responses in small shards, so that what grows with the items is seen."""
     chosen = load_profile(profile)
-    small = {"signals": chosen.signals.model_copy(update={"items_per_shard": 4}), "max_new_tokens": 4}
-    chosen = chosen.model_copy(update=small)
-    engine = TransformersEngine(chosen.teacher.model, chosen.teacher.dtype, chosen.teacher.batch_size)
+    teacher = chosen.teacher.model_copy(update={"engine": engine, "batch_size": SHARD})
+    small = {"signals": chosen.signals.model_copy(update={"items_per_shard": SHARD}), "max_new_tokens": SHARD}
+    chosen = chosen.model_copy(update=small | {"teacher": teacher})
+    loaded = open_engine(chosen)
     questions = load_items(chosen, "train")
     questions = (questions * (1 + items // len(questions)))[:items]
-    capture_into_nowhere(engine, chosen, questions[:4])
-    return lambda: capture_into_nowhere(engine, chosen, questions)
+    capture_into_nowhere(loaded, chosen, questions[:SHARD])
+    return lambda: capture_into_nowhere(loaded, chosen, questions)

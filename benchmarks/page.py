@@ -213,17 +213,21 @@ def _capture_transformers(found: Found) -> str:
         [markdown(name), _with_spread(rate), _with_spread(found["seconds"][name]), str(found["rounds"][name])]
         for name, rate in found["rates"].items()
     ]
-    growth = [
-        [items, significant(x["seconds"], 3), f"{x['peak_bytes'] / 2**20:,.0f}"] for items, x in found["growth"].items()
-    ]
     note = (
         f"{found['items']} items, {found['tokens']} tokens. Capture's rate against plain generation's, round by round: "
         f"{_with_spread(found['ratio'])}; against the first: {_with_spread(found['to_library'])}. Answers that the "
         f"first gives too: {found['equal']} of {found['compared']}. Collected rows against scored ones: mean KL "
         f"{found['rows']['mean_kl_nats']:.1e} nats. Short responses in small shards, one run each:"
     )
-    grown = markdown_table(["Items", "Seconds", "Peak above the loaded engine, MiB"], growth, left=0)
-    return f"{markdown_table(['Run', 'Tokens a second', 'Seconds', 'Rounds'], rows)}\n\n{markdown(note)}\n\n{grown}"
+    table = markdown_table(["Run", "Tokens a second", "Seconds", "Rounds"], rows)
+    return f"{table}\n\n{markdown(note)}\n\n{_capture_growth(found)}"
+
+
+def _capture_growth(found: Found) -> str:
+    rows = [
+        [items, significant(x["seconds"], 3), f"{x['peak_bytes'] / 2**20:,.0f}"] for items, x in found["growth"].items()
+    ]
+    return markdown_table(["Items", "Seconds", "Peak above the loaded engine, MiB"], rows, left=0)
 
 
 def _capture_llamacpp(found: Found) -> str:
@@ -231,8 +235,12 @@ def _capture_llamacpp(found: Found) -> str:
         [markdown(name), _with_spread(x["tokens_per_second"]), _with_spread(x["ratio"]), str(x["rounds"])]
         for name, x in found["alternatives"].items()
     ]
-    share = f"Capture's rate against parallel generation's, round by round: {_with_spread(found['capture_share'])}."
-    return f"{markdown_table(['Run', 'Tokens a second', 'Against the first', 'Rounds'], rows)}\n\n{markdown(share)}"
+    note = (
+        f"Capture's rate against parallel generation's, round by round: {_with_spread(found['capture_share'])}. Short "
+        "responses in small shards, one run each:"
+    )
+    table = markdown_table(["Run", "Tokens a second", "Against the first", "Rounds"], rows)
+    return f"{table}\n\n{markdown(note)}\n\n{_capture_growth(found)}"
 
 
 def _assessment(found: Found) -> str:

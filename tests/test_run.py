@@ -315,6 +315,8 @@ def test_models_that_are_scored_stay_shared_out_as_they_were(scored: list[str], 
     for name in BEHIND:  # Snakemake looks at what is there for the sake of what is not
         (ci.runs / "notebooks" / name).unlink()
     assert [job.rule for job in planned_jobs(ci, "ci", 2, False, None)] == ["assess", "report"]
+    anew = [job.stage.removeprefix("score ") for job in planned_jobs(ci, "ci", 1, True, None) if job.rule == "score"]
+    assert len(anew) == 1, "all of it again, on one core"
     (ci.runs / "answers" / CONTROL / "manifest.json").unlink()
     forget_lost_stages(ci)
     assert [job for job in planned_jobs(ci, "ci", 2, False, None) if job.rule == "score" and CONTROL in job.stage]

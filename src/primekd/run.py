@@ -173,6 +173,7 @@ def snakemake_command(
         command += ["--cores", str(cores or "all")]
     if force:
         command.append("--forceall")
+        settings.append("force=true")
     return [*command, "--config", *settings]
 
 
