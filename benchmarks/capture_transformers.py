@@ -45,7 +45,7 @@ def measure(
     """
     chosen = load_profile(profile)
     engine = TransformersEngine(chosen.teacher.model, chosen.teacher.dtype, chosen.teacher.batch_size)
-    questions = load_items(chosen, "train")[: 2 * items]
+    questions = load_items(chosen, "train", 2 * items)
     size = chosen.signals.items_per_shard
     blocks = [_prompts(chosen, questions[start : start + size]) for start in range(0, len(questions), size)]
     sampling = Sampling(chosen.max_new_tokens)
@@ -164,7 +164,6 @@ def prepare_capture(profile: str, items: int, engine: str) -> Callable[[], None]
     small = {"signals": chosen.signals.model_copy(update={"items_per_shard": SHARD}), "max_new_tokens": SHARD}
     chosen = chosen.model_copy(update=small | {"teacher": teacher})
     loaded = open_engine(chosen)
-    questions = load_items(chosen, "train")
-    questions = (questions * (1 + items // len(questions)))[:items]
+    questions = load_items(chosen, "train", items)
     capture_into_nowhere(loaded, chosen, questions[:SHARD])
     return lambda: capture_into_nowhere(loaded, chosen, questions)

@@ -42,7 +42,7 @@ PARTS = {
     "stores": Part("signals on disk", 18, _own("stores")),
     "codecs": Part("gradient error against bytes a token", 34, _codecs),
     "capture_transformers": Part("capture with transformers", 125, _by_items("capture_transformers")),
-    "capture_llamacpp": Part("capture with llama.cpp", 90, _by_items("capture_llamacpp")),
+    "capture_llamacpp": Part("capture with llama.cpp", 140, _by_items("capture_llamacpp")),
     "assessment": Part("generating the answers of an assessment", 110, _by_items("assessment")),
     "codec_students": Part("students trained from each codec", 480, _own("codec_students"), extra=True),
 }
