@@ -7,8 +7,8 @@ from typing import Any
 import llama_cpp
 import torch
 
-from benchmarks.capture_transformers import capture_growth
 from benchmarks.timing import alternate, shown, spread
+from benchmarks.whole_capture import STRATEGY, capture_growth
 from primekd.chat import build_prompt
 from primekd.config import load_profile
 from primekd.items import load_items
@@ -20,7 +20,6 @@ from primekd.teachers import Response, Sampling
 from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
 PROFILE = "pocket"  # a GGUF model is needed, which the profile `ci` has not
-STRATEGY = "ai-KD"  # its prompts share a system message
 OWN_LOOP = "llama-cpp-python's own loop"
 
 

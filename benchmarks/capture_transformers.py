@@ -1,32 +1,21 @@
 """Capture with transformers against the same engine's plain generation, and against what is usually written instead."""
 
-import os
-import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.memory import peak_and_seconds
 from benchmarks.timing import alternate, shown, spread
-from primekd.capture import Job, build_spec, make_shards, training_job
+from benchmarks.whole_capture import STRATEGY, capture_growth, capture_into_nowhere
 from primekd.chat import build_prompt
 from primekd.config import Profile, load_profile
 from primekd.items import Item, load_items
 from primekd.models import load_model, load_tokenizer
-from primekd.progress import Progress
-from primekd.signals import make_codec
-from primekd.signals.claims import Claims
-from primekd.signals.heads import save_head
 from primekd.strategies import get_strategy
-from primekd.teachers import Sampling, TeacherEngine, open_engine
+from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.workers import SharedStore
 
-STRATEGY = "ai-KD"  # has a priming text, so that prompts share more than the template's first tokens
 LIBRARY, GENERATE, CAPTURE = "transformers' generate with output_logits", "plain generation", "capture"
 GROWTH = (1, 2, 4, 8)
-SHARD = 4  # items and tokens a response where memory's growth with the items is measured
 
 
 def measure(
@@ -35,7 +24,7 @@ def measure(
     """Tokens a second of all three on the same prompts; time and memory at 1, 2, 4 and 8 times `growth_items` items.
 
     Args:
-        items: twice as many are asked, which are two of the pocket profile's shards: one is written during the next.
+        items: twice as many are asked; the library is given the first shard of them.
 
     Returns:
         rates: of each alternative tokens a second with spread; ratio: capture to plain generation, round by round;
@@ -113,31 +102,6 @@ def generate_with_logits(model, engine: TransformersEngine, prompts: list[list[i
     return [engine._cut(row[longest:].tolist()).ids for row in output.sequences]
 
 
-def capture_into_nowhere(engine: TeacherEngine, profile: Profile, items: list[Item]) -> None:
-    """The whole capture of these items with a loaded engine: claims, generation, encoding, writing, checking."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = os.environ.get("PRIMEKD_OUTPUT")
-        os.environ["PRIMEKD_OUTPUT"] = folder
-        try:
-            _capture(engine, training_job(profile, STRATEGY), items)
-        finally:
-            os.environ.pop("PRIMEKD_OUTPUT")
-            if before is not None:
-                os.environ["PRIMEKD_OUTPUT"] = before
-
-
-def _capture(engine: TeacherEngine, job: Job, items: list[Item]) -> None:
-    profile, codec = job.profile, make_codec(job.profile.signals, engine.offers)
-    size = profile.signals.items_per_shard
-    chunks = [items[start : start + size] for start in range(0, len(items), size)]
-    with Claims() as claims, Progress(profile, job.stage, len(items), "item") as progress:
-        store = SharedStore(claims, job.folder, build_spec(job, items), len(chunks))
-        store.writer.facts = {"head": save_head(job.folder, engine.head())}
-        make_shards(job, store, chunks, lambda: (engine, codec), progress)
-        if not store.complete():
-            raise RuntimeError("the captured store is not whole")
-
-
 def compare_rows(engine: TransformersEngine, prompts: list[list[int]], sampling: Sampling) -> dict[str, float]:
     """KL(score || collected while generating), nats a token."""
     responses, collected = engine.generate_scored(prompts, sampling, "logits")
@@ -148,22 +112,3 @@ def compare_rows(engine: TransformersEngine, prompts: list[list[int]], sampling:
         divergences.append((p.exp() * (p - q)).sum(-1))
     every = torch.cat(divergences)
     return {"mean_kl_nats": float(every.mean()), "max_kl_nats": float(every.max()), "tokens": len(every)}
-
-
-def capture_growth(profile: str, items: int, engine: str, say) -> dict[str, float]:
-    """What capturing so many items in shards of 4 takes, the engine (transformers or llamacpp) being loaded."""
-    peak, seconds = peak_and_seconds("benchmarks.capture_transformers:prepare_capture", profile, items, engine)
-    say(f"capturing {items} items: {seconds:.2f} s, {peak / 2**20:.0f} MiB at the peak")
-    return {"seconds": seconds, "peak_bytes": peak}
-
-
-def prepare_capture(profile: str, items: int, engine: str) -> Callable[[], None]:
-    """For `peak_and_seconds`: short responses in small shards, so that what grows with the items is seen."""
-    chosen = load_profile(profile)
-    teacher = chosen.teacher.model_copy(update={"engine": engine, "batch_size": SHARD})
-    small = {"signals": chosen.signals.model_copy(update={"items_per_shard": SHARD}), "max_new_tokens": SHARD}
-    chosen = chosen.model_copy(update=small | {"teacher": teacher})
-    loaded = open_engine(chosen)
-    questions = load_items(chosen, "train", items)
-    capture_into_nowhere(loaded, chosen, questions[:SHARD])
-    return lambda: capture_into_nowhere(loaded, chosen, questions)
