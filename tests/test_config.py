@@ -62,6 +62,14 @@ def test_a_missing_key_is_named(key, output):
     [
         ({"loss": {"alpha": 1.5}}, "loss.alpha"),
         ({"loss": {"temperature": 0}}, "loss.temperature"),
+        ({"loss": {"temperature": 1e-300}}, "loss.temperature"),
+        ({"loss": {"temperature": float("inf")}}, "loss.temperature"),
+        ({"loss": {"labels": "gold", "alpha": 0}}, "labels: gold needs an alpha"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),
+        ({"train": {"weight_decay": float("inf")}}, "train.weight_decay"),
+        ({"student": {"lora": {"alpha": float("inf")}}}, "student.lora.alpha"),
+        ({"data": {"difficulty": float("nan")}}, "data.difficulty"),
         ({"loss": {"divergence": "l2"}}, "loss.divergence"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
@@ -112,7 +120,7 @@ def test_folders_of_further_seeds_lie_beside_the_first(ci, output):
 
 def test_a_resolved_profile_holds_every_default(ci):
     resolved = ci.resolved()
-    assert resolved["loss"] == {"divergence": "forward_kl", "temperature": 2.0, "alpha": 0.5, "beta": 0.5}
+    assert resolved["loss"] == {"divergence": "forward_kl", "temperature": 2.0, "alpha": 0.5, "beta": 0.5, "labels": "response"}
     assert resolved["seed"] == 0 and resolved["teacher"]["sampling_temperature"] == 0.0
 
 

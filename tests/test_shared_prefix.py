@@ -8,6 +8,7 @@ from primekd.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.distill import lora_model
 from primekd.training.examples import IGNORED, Collator, Example
+from primekd.training.examples import longest_sequence
 from primekd.training.shared_prefix import SHORTEST_PREFIX, may_share_prefix, prefix_length
 from primekd.training.trainer import build_trainer
 
@@ -182,9 +183,9 @@ def test_with_dropout_rows_are_read_whole(build, lively, examples, tokenizer):
     trainer = build(examples, lora=LORA.model_copy(update={"dropout": 0.1}))
     assert_left_alone(trainer, examples, tokenizer)
     base = AutoModelForCausalLM.from_pretrained(lively.removeprefix("path:"), attention_dropout=0.1)
-    assert not may_share_prefix(base, examples)
+    assert not may_share_prefix(base, longest_sequence(examples))
     base = AutoModelForCausalLM.from_pretrained(lively.removeprefix("path:"), attention_dropout=0.0)
-    assert may_share_prefix(base, examples)
+    assert may_share_prefix(base, longest_sequence(examples))
 
 
 def test_with_recomputed_activations_rows_are_read_whole(build, lively, examples, tokenizer):
@@ -196,9 +197,9 @@ def test_with_recomputed_activations_rows_are_read_whole(build, lively, examples
 
 def test_with_several_processes_rows_are_read_whole(lively, examples, monkeypatch):
     model = lora_model(lively, "float32", LORA, 0).get_base_model()
-    assert may_share_prefix(model, examples)
+    assert may_share_prefix(model, longest_sequence(examples))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not may_share_prefix(model, examples)
+    assert not may_share_prefix(model, longest_sequence(examples))
 
 
 @pytest.mark.parametrize("slack, shared", [(0, True), (-1, False)])
@@ -225,16 +226,16 @@ def test_a_window_has_to_show_the_longest_sequence(slack, shared, build, example
 def test_layers_with_another_memory_are_left_alone(lively, examples):
     model = lora_model(lively, "float32", LORA, 0).get_base_model()
     model.config.layer_types = ["full_attention", "linear_attention"]
-    assert not may_share_prefix(model, examples)
+    assert not may_share_prefix(model, longest_sequence(examples))
 
 
 def test_a_model_that_takes_no_positions_is_left_alone(examples):
     model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2))
-    assert not may_share_prefix(model, examples)
+    assert not may_share_prefix(model, longest_sequence(examples))
 
 
 def test_other_devices_than_the_cpu_are_left_alone(lively, examples):
     """The device here is torch's `meta`, which holds no data."""
     model = AutoModelForCausalLM.from_pretrained(lively.removeprefix("path:"))
-    assert may_share_prefix(model, examples)
-    assert not may_share_prefix(model.to("meta"), examples)
+    assert may_share_prefix(model, longest_sequence(examples))
+    assert not may_share_prefix(model.to("meta"), longest_sequence(examples))

@@ -621,3 +621,105 @@ def test_plain_attention_is_for_short_sequences_in_bfloat16(lively, tokens, dtyp
     assert model.config._attn_implementation == "sdpa"
     choose_attention(model, tokens)
     assert model.config._attn_implementation == chosen
+
+
+# Gold solutions beside the teacher's responses.
+
+
+def test_cross_entropy_on_gold_and_divergence_on_the_response_each_over_their_own_tokens(
+    new_trainer, examples, signals, lively, teacher, tokenizer
+):
+    """Against float64 from plain forwards; catches one count for both, and rows of one term taken for the other's."""
+    paired = [Example(e.item_id, e.sequence, g.sequence) for e, g in zip(examples, examples[3:6], strict=False)]
+    ce = kd = response_tokens = gold_tokens = 0.0
+    for example in paired:
+        response, gold = split(example)[1], split(Example("", example.gold))[1]
+        student = plain_logits(lively, Example("", example.gold), len(tokenizer))
+        ce -= log_softmax64(student)[np.arange(len(gold)), gold].sum()
+        student, taught = (plain_logits(m, example, len(tokenizer)) for m in (lively, teacher))
+        p, q = log_softmax64(taught / 2.0), log_softmax64(student / 2.0)
+        kd += (np.exp(p) * (p - q)).sum()
+        response_tokens, gold_tokens = response_tokens + len(response), gold_tokens + len(gold)
+    assert response_tokens != gold_tokens
+
+    trainer = new_trainer(paired, signals)
+    loss = trainer.compute_loss(trainer.model, Collator(tokenizer.pad_token_id)(paired))
+    expected = 0.3 * ce / gold_tokens + 0.7 * 2.0**2 * kd / response_tokens
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_micro_batches_change_nothing_with_gold_solutions_either(new_trainer, examples, signals):
+    paired = [Example(e.item_id, e.sequence, g.sequence) for e, g in zip(examples, examples[::-1], strict=True)]
+    whole, parts = (
+        new_trainer(paired, signals, train=SGD.model_copy(update={"micro_batch_size": size}), folder=str(size))
+        for size in (4, 1)
+    )
+    for trainer in (whole, parts):
+        trainer.train()
+    for one, other in zip(history(whole), history(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    for name, value in adapter_of(whole).items():
+        torch.testing.assert_close(adapter_of(parts)[name], value, rtol=1e-4, atol=1e-6)
+
+
+# Trainings that diverge.
+
+
+class Spoil(TrainerCallback):
+    """Makes a trained weight infinite before a step."""
+
+    def __init__(self, step: int, moment: str):
+        self.step = step
+        setattr(self, moment, self.spoil)
+
+    def spoil(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.requires_grad).fill_(torch.inf)
+
+
+def test_a_step_that_is_not_finite_stops_the_training_and_the_last_good_checkpoint_stays(
+    new_trainer, examples, signals, tmp_path
+):
+    train = SGD.model_copy(update={"checkpoints_per_epoch": 2})  # after every step
+    trainer = new_trainer(examples, signals, train=train)
+    trainer.add_callback(Spoil(2, "on_step_begin"))
+    with pytest.raises(UserError, match=r"diverged at step 3 \(loss nan.*last good checkpoint stays"):
+        trainer.train()
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-2"
+    assert 0.0 not in column(trainer, "loss")
+
+
+def test_weights_that_are_not_finite_after_a_good_step_are_not_kept(new_trainer, examples, signals, tmp_path):
+    train = SGD.model_copy(update={"checkpoints_per_epoch": 2})
+    trainer = new_trainer(examples, signals, train=train)
+    trainer.add_callback(Spoil(3, "on_step_end"))
+    with pytest.raises(UserError, match=r"diverged by step 3 \(1 of \d+ weight matrices"):
+        trainer.train()
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-2"
+
+
+def test_a_student_that_diverged_is_not_written(profile, monkeypatch):
+    """Without clipping or a checkpoint in between, the last step's weights are looked at all the same."""
+    real = DistillTrainer.adapter_weights
+
+    def spoilt(trainer):
+        next(iter(trainer._trainable().values())).data.fill_(torch.nan)
+        return real(trainer)
+
+    monkeypatch.setattr(DistillTrainer, "adapter_weights", spoilt)
+    with pytest.raises(UserError, match="diverged"):
+        distill(profile, "base-fine-tune")
+    assert not (profile.student_folder("base-fine-tune") / "manifest.json").exists()
+
+
+def test_clipping_can_be_off(new_trainer, examples, signals):
+    clipped, free = (
+        new_trainer(examples, signals, train=SGD.model_copy(update={"max_grad_norm": limit}), folder=str(limit))
+        for limit in (0.01, 0.0)
+    )
+    for trainer in (clipped, free):
+        trainer.train()
+    assert min(column(free, "grad_norm")) > 0.01
+    move = [sum(float(w.norm()) for n, w in adapter_of(t).items() if "lora_B" in n) for t in (clipped, free)]
+    assert move[1] > 2 * move[0]

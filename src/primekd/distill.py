@@ -108,7 +108,8 @@ def _distill(profile: Profile, strategy: str, seed: int | None) -> Path:
 
     tokenizer = load_tokenizer(profile.student.model)
     items = load_items(profile, "train")
-    examples = teacher_examples(tokenizer, items, signals) if signals else gold_examples(tokenizer, items)
+    gold = profile.loss.labels == "gold"
+    examples = teacher_examples(tokenizer, items, signals, gold) if signals else gold_examples(tokenizer, items)
     validation = gold_examples(tokenizer, load_items(profile, "validation"))
     checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
     smaller = "" if profile.student.quantization else ", or set student.quantization: nf4,"

@@ -1,4 +1,4 @@
-"""What all sections of a profile share: frozen, and unknown keys are refused."""
+"""What all sections of a profile share: frozen, unknown keys refused, numbers finite."""
 
 from typing import Annotated
 
@@ -8,4 +8,4 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

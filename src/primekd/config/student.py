@@ -12,7 +12,7 @@ class LoraSettings(Section):
     """LoRA as peft takes it. `target_modules`: names, or the one word all-linear."""
 
     rank: Positive
-    alpha: float = Field(gt=0)
+    alpha: float = Field(ge=1e-3, le=1e5)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
@@ -34,15 +34,15 @@ class TrainConfig(Section):
     order of a random permutation, are dealt to these steps by length. 1 leaves the permutation as it is.
 
     The learning rate follows a cosine from its peak (after `warmup_ratio` of the steps) to zero at the end of the
-    last epoch.
+    last epoch. Gradients are clipped to `max_grad_norm`; 0 switches that off.
     """
 
     optimizer: Literal["sgd", "adamw"]
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(ge=1e-12, le=10)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=10)
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
     epochs: Positive = 2
     batch_size: Positive = 8
     micro_batch_size: Positive = 8
@@ -58,12 +58,23 @@ class TrainConfig(Section):
 
 
 class LossConfig(Section):
-    """L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T); `beta` belongs to the JSD alone."""
+    """L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T); `beta` belongs to the JSD alone.
+
+    CE is taken on the teacher's response (`labels: response`), or on the item's gold solution (`labels: gold`), a
+    sequence of its own beside the response: then each term is a mean over its own tokens.
+    """
 
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0.01, le=100)
     alpha: float = Field(0.5, ge=0, le=1)
     beta: float = Field(0.5, gt=0, lt=1)
+    labels: Literal["response", "gold"] = "response"
+
+    @model_validator(mode="after")
+    def both_terms(self) -> "LossConfig":
+        if self.labels == "gold" and self.alpha in (0, 1):
+            raise ValueError("labels: gold needs an alpha between 0 and 1: at 0 it is not read, at 1 nothing else is")
+        return self
 
 
 class AssessConfig(Section):

@@ -146,7 +146,7 @@ class TeacherConfig(Section):
     made_from: str | None = Field(None, pattern="^hub:.+")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch_size: Positive = 32
-    sampling_temperature: float = Field(0.0, ge=0)
+    sampling_temperature: float = Field(0.0, ge=0, le=100)
     context_tokens: Positive = 2048
     exllamav2: ExLlamaConfig | None = None
     vllm: VllmConfig | None = None
@@ -191,7 +191,7 @@ class SignalsConfig(Section):
 
     codec: Literal["auto", "full", "hidden", "topk", "sampled", "text"] = "auto"
     top_k: Positive = 64
-    topk_temperature: float = Field(1.0, gt=0)
+    topk_temperature: float = Field(1.0, ge=0.01, le=100)
     sampled_points: int = Field(64, ge=1, le=65536)
-    sampled_temperature: float = Field(1.0, gt=0)
+    sampled_temperature: float = Field(1.0, ge=0.01, le=100)
     items_per_shard: Positive = 32

@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from primekd.provenance import disk_errors, hash_file, relative_name, sync_folder, write_json
+from primekd.training.finite import require_finite_weights
 
 ADAPTER, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
 
@@ -86,7 +87,12 @@ class SafeCheckpoints(Trainer):
 
     def adapter_weights(self) -> dict[str, torch.Tensor]:
         """The trained weights, whole, named as the peft model names them. Every process has to call this."""
-        return {name.removeprefix("model."): _whole(p) for name, p in self._trainable().items()}
+        return {name.removeprefix("model."): value for name, value in self._whole_weights().items()}
+
+    def _whole_weights(self) -> dict[str, torch.Tensor]:
+        weights = {name: _whole(p) for name, p in self._trainable().items()}
+        require_finite_weights(weights, self.state.global_step)
+        return weights
 
     def _save_checkpoint(self, model, trial) -> None:
         state = self._gather_state()
@@ -118,7 +124,7 @@ class SafeCheckpoints(Trainer):
             for name, state in random_states.items()
             for process, own in enumerate(self.accelerator.gather(state[None].to(self.args.device)).cpu())
         }
-        return {n: _whole(p) for n, p in self._trainable().items()}, optimizer | {"state": states}, every
+        return self._whole_weights(), optimizer | {"state": states}, every
 
     def _write_checkpoint(
         self, folder: Path, adapter: dict[str, torch.Tensor], optimizer: dict[str, Any], states: dict[str, torch.Tensor]

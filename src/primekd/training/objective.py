@@ -61,16 +61,30 @@ class StudentObjective(nn.Module):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, teacher: SignalRows | None = None,
-        tokens: Tensor | float = 1.0,
+        tokens: Tensor | float = 1.0, gold: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """(B, S) each, signal rows of all their response tokens in order -> the loss and its parts, over `tokens`.
 
-        In chunks where the head is frozen; where it is trained, from whole logits.
+        Args:
+            gold: so many of the last rows are gold solutions, on which the cross-entropy is taken; `tokens` is then
+                (2,), of all responses and of all gold solutions in the global batch.
         """
         hidden, targets = self.response_states(input_ids, attention_mask, labels)
+        if not gold:
+            return self._loss_of(hidden, targets, teacher, self.loss, tokens)
+        first = int((labels[:-gold, 1:] != IGNORED).sum())  # response tokens stand before gold ones
+        divergence_alone = self.loss.model_copy(update={"alpha": 0.0})
+        kd, of_kd = self._loss_of(hidden[:first], targets[:first], teacher, divergence_alone, tokens[0])
+        ce, of_ce = self._loss_of(hidden[first:], targets[first:], None, self.loss, tokens[1])
+        return self.loss.alpha * ce + (1 - self.loss.alpha) * kd, {"ce": of_ce["ce"], "kd": of_kd["kd"]}
+
+    def _loss_of(
+        self, hidden: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """In chunks where the head is frozen; where it is trained, from whole logits."""
         output = self._parts[1]
         if any(parameter.requires_grad for parameter in output.parameters()):  # it has an adapter, or is trained itself
             with self._precision(hidden):
                 logits = output(hidden)[:, : self.vocab_size]  # (N, V)
-            return distillation_loss(logits, targets, teacher, self.loss, tokens)
-        return frozen_head_loss(hidden, *self.head(), targets, teacher, self.loss, tokens)
+            return distillation_loss(logits, targets, teacher, loss, tokens)
+        return frozen_head_loss(hidden, *self.head(), targets, teacher, loss, tokens)

@@ -6,7 +6,6 @@ and gradients are those of whole rows.
 """
 
 import inspect
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,10 @@ from transformers import DynamicCache
 
 from primekd.teachers.cache import has_plain_cache, narrowest_window
 from primekd.teachers.decoding import SHORTEST_PREFIX
-from primekd.training.examples import Example
 from primekd.training.processes import process_count
 
 
-def may_share_prefix(model: nn.Module, examples: Sequence[Example]) -> bool:
+def may_share_prefix(model: nn.Module, longest: int) -> bool:
     """Whether two passes give the same as one, and may take less time.
 
     Not on a GPU, where every pass has to be launched kernel by kernel, nor with several processes, whose wrappers
@@ -27,8 +25,8 @@ def may_share_prefix(model: nn.Module, examples: Sequence[Example]) -> bool:
 
     Args:
         model: a causal model of transformers, with or without LoRA layers in it.
+        longest: tokens of the longest sequence.
     """
-    longest = max((len(example.sequence.input_ids) for example in examples), default=0)
     accepted = inspect.signature(model.get_decoder().forward).parameters
     return (
         model.device.type == "cpu"

@@ -14,7 +14,8 @@ from primekd.progress import Progress
 from primekd.signals import SignalReader, SignalRows, concatenate
 from primekd.training.batches import FILLER, ProcessBatches, ProcessLoader
 from primekd.training.checkpoints import SafeCheckpoints
-from primekd.training.examples import IGNORED, Collator, Example
+from primekd.training.examples import IGNORED, Collator, Example, longest_sequence
+from primekd.training.finite import require_finite_step
 from primekd.training.objective import StudentObjective
 from primekd.training.processes import process_count
 from primekd.training.shared_prefix import may_share_prefix
@@ -31,6 +32,7 @@ class DistillTrainer(SafeCheckpoints):
     def __init__(self, *, signals: SignalReader | None, train: TrainConfig, **rest):
         super().__init__(**rest)
         self.signals, self.settings = signals, train
+        self.with_gold = any(example.gold for example in self.train_dataset)
         # Our loss is already a mean over the response tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -61,7 +63,7 @@ class DistillTrainer(SafeCheckpoints):
         if self.signals is None:
             return None
         # The response is handed over too: the store refuses it if it is not the one that was captured.
-        responses = [row[row != IGNORED].tolist() for row in labels.cpu()]
+        responses = [row[row != IGNORED].tolist() for row in labels[: len(item_ids)].cpu()]
         parts = [self.signals.rows(i, response) for i, response in zip(item_ids, responses, strict=True) if response]
         if not parts or parts[0] is None:  # only fillers; or pseudo-labels: of those the text alone was kept
             return None
@@ -88,11 +90,24 @@ class DistillTrainer(SafeCheckpoints):
         """This process's micro-batches of the validation set, in order."""
         return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset, None)
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """Response tokens of the global batch, over which means are taken; with gold solutions (2,), theirs second."""
+        if not self.with_gold:
+            return super()._get_num_items_in_batch(batch_samples, device).clamp(min=1)
+        counts = torch.zeros(2, device=device)
+        for batch in batch_samples:
+            kept = (batch["labels"][:, 1:] != IGNORED).sum(1)  # (B,)
+            rows = len(batch["item_ids"])
+            counts += torch.stack([kept[:rows].sum(), kept[rows:].sum()]).to(device)
+        return self.accelerator.reduce(counts, "sum").clamp(min=1)
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         item_ids, labels = inputs["item_ids"], inputs["labels"]
-        tokens = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum().clamp(min=1)
-        teacher = self._teacher_rows(item_ids, labels)
-        loss, parts = model(inputs["input_ids"], inputs["attention_mask"], labels, teacher, tokens)
+        tokens = self._get_num_items_in_batch([inputs], labels.device) if num_items_in_batch is None else num_items_in_batch
+        teacher, gold = self._teacher_rows(item_ids, labels), len(labels) - len(item_ids)
+        if self.with_gold and not gold:  # of several processes, one that has fillers alone
+            tokens = tokens[0]
+        loss, parts = model(inputs["input_ids"], inputs["attention_mask"], labels, teacher, tokens, gold)
         for name, value in parts.items():  # kept as tensors: a number would wait for the GPU at every micro-batch
             self._parts[name] = self._parts[name] + value
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, tokens are global
@@ -108,6 +123,7 @@ class DistillTrainer(SafeCheckpoints):
             ce, kd = self._over_processes(float(self._parts["ce"]), float(self._parts["kd"]))
             logs = logs | {"ce": ce, "kd": kd}
             self._parts.clear()
+        require_finite_step(logs, self.state.global_step)
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -162,8 +178,9 @@ def build_trainer(
     `train.batch_size` sequences make a step, over all processes together.
     """
     per_epoch = math.ceil(len(examples) / train.batch_size)
-    base, sequences = model.get_base_model(), [*examples, *validation]
-    choose_attention(base, max((len(example.sequence.input_ids) for example in sequences), default=0))
+    base = model.get_base_model()
+    longest = longest_sequence([*examples, *validation])
+    choose_attention(base, longest)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,
@@ -187,11 +204,12 @@ def build_trainer(
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
+        logging_nan_inf_filter=False,  # it would log a diverged step as a loss of 0
     )
     trainer = DistillTrainer(
         signals=signals,
         train=train,
-        model=StudentObjective(model, loss, len(tokenizer), may_share_prefix(base, sequences)),
+        model=StudentObjective(model, loss, len(tokenizer), may_share_prefix(base, longest)),
         args=arguments,
         train_dataset=examples,
         eval_dataset=validation or None,
