@@ -132,6 +132,9 @@ def test_a_students_training_sequence_holds_no_priming_even_if_the_store_does(to
         reader = make_store(output / "s" / name, FullCodec(), [[pair]])
         (example,) = teacher_examples(tokenizer, [item], reader)
         assert example.sequence.input_ids == build_prompt(tokenizer, item.question) + response
+        assert example.gold is None
+        (with_gold,) = teacher_examples(tokenizer, [item], reader, gold=True)
+        assert with_gold.gold == gold_examples(tokenizer, [item])[0].sequence
         if strategy.priming:
             assert strategy.priming not in tokenizer.decode(example.sequence.input_ids)
 

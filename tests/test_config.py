@@ -120,7 +120,8 @@ def test_folders_of_further_seeds_lie_beside_the_first(ci, output):
 
 def test_a_resolved_profile_holds_every_default(ci):
     resolved = ci.resolved()
-    assert resolved["loss"] == {"divergence": "forward_kl", "temperature": 2.0, "alpha": 0.5, "beta": 0.5, "labels": "response"}
+    expected = {"divergence": "forward_kl", "temperature": 2.0, "alpha": 0.5, "beta": 0.5, "labels": "response"}
+    assert resolved["loss"] == expected
     assert resolved["seed"] == 0 and resolved["teacher"]["sampling_temperature"] == 0.0
 
 

@@ -16,7 +16,7 @@ from primekd.plan.tokens import Lengths, Stage
 
 @dataclass(frozen=True)
 class Finding:
-    """`level`: error (the run would stop), note (worth knowing)."""
+    """`level`: error (the run would stop), warning (it would end, and be worth little), note (worth knowing)."""
 
     level: str
     text: str

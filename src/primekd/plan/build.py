@@ -15,6 +15,7 @@ from primekd.plan.advice import (
 )
 from primekd.plan.disk import CodecCost, Storage, codec_costs, storage
 from primekd.plan.machine import GIB, Machine, find_machine
+from primekd.plan.movement import movement_findings
 from primekd.plan.rates import Duration, durations
 from primekd.plan.stages import CPU_MARGIN, GPU_MARGIN, Need, gpus_used, memory_needs
 from primekd.plan.tokens import Lengths, Stage, find_lengths, stages
@@ -70,6 +71,7 @@ def make_plan(profile: Profile) -> Plan:
         *codec_findings(profile, costs),
         *disk_findings(profile, machine, disk, costs),
         *spending_findings(profile, parts[:2]),
+        *movement_findings(profile, student.shape),
         *placement_notes(profile, machine, needs),
     ]
     return Plan(
@@ -85,7 +87,7 @@ def make_plan(profile: Profile) -> Plan:
         disk_bytes=machine.disk_bytes,
         stages=parts,
         durations=durations(profile, machine, parts, used | {"held-out": used["capture"]}),
-        findings=sorted(findings, key=lambda finding: finding.level != "error"),
+        findings=sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.level)),
     )
 
 

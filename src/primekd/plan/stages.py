@@ -133,7 +133,8 @@ def _load_phases(model: Model, number: int, cpu: bool) -> list[Phase]:
 
 def _distill(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model | None, student: Model) -> list[Need]:
     number, cpu = BYTES[profile.student.dtype], machine.gpus == 0
-    batch = Batch(profile.train.micro_batch_size, lengths.longest_prompt, lengths.most)
+    rows = profile.train.micro_batch_size * (2 if profile.loss.labels == "gold" else 1)  # each item's gold solution too
+    batch = Batch(rows, lengths.longest_prompt, lengths.most)
     codec, head = _signals(profile, teacher)
     loss = loss_bytes(student.shape, number, head, profile.loss, batch.sequences * batch.response, codec, cpu)
     phases = [

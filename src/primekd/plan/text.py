@@ -121,5 +121,5 @@ def _time(plan: Plan) -> list[str]:
 
 
 def _findings(plan: Plan) -> list[str]:
-    marks = {"error": "WILL NOT WORK", "note": "note"}
+    marks = {"error": "WILL NOT WORK", "warning": "WARNING", "note": "note"}
     return [f"{marks[f.level]}: {f.text}" for f in plan.findings] or ["Everything fits."]

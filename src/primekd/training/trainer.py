@@ -103,7 +103,9 @@ class DistillTrainer(SafeCheckpoints):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         item_ids, labels = inputs["item_ids"], inputs["labels"]
-        tokens = self._get_num_items_in_batch([inputs], labels.device) if num_items_in_batch is None else num_items_in_batch
+        tokens = num_items_in_batch
+        if tokens is None:
+            tokens = self._get_num_items_in_batch([inputs], labels.device)
         teacher, gold = self._teacher_rows(item_ids, labels), len(labels) - len(item_ids)
         if self.with_gold and not gold:  # of several processes, one that has fillers alone
             tokens = tokens[0]
