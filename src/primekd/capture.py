@@ -226,13 +226,12 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
     profile = job.profile
     engine = open_engine(profile)
     opened.callback(engine.close)
-    codec = make_codec(profile.signals, engine.offers)
-    if codec.describe() != writer.spec["codec"]:
+    if writer.spec["codec"]["name"] == "hidden" and "hidden" not in engine.offers:
         raise UserError(
-            f"{profile.teacher.model} offers no {writer.spec['codec']['name']} signals in this engine, as its logits "
-            "are not made of hidden states by a head, a scale and a soft cap: set signals.codec to topk or full in the "
-            "profile."
+            f"{profile.teacher.model} offers no hidden signals in this engine: its head has a bias, lies in parts, or "
+            "is followed by another change of the logits than a scale or a soft cap; set signals.codec to topk or full."
         )
+    codec = make_codec(profile.signals, engine.offers)
     writer.facts = {"engine": engine.identity(), "environment": environment()}
     if codec.needs == "hidden":
         writer.facts["head"] = save_head(job.folder, engine.head(), engine.transform)
