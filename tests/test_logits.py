@@ -161,8 +161,8 @@ def test_equal_heads_with_another_scale_are_another_head(tmp_path):
 )  # fmt: skip
 def test_another_change_is_not_taken_for_a_scale_or_a_cap(change):
     products = 40 * torch.randn(4, 96, generator=torch.Generator().manual_seed(0))
-    assert best_transform(products, products, [30.0, 7.0]) == LogitTransform()
-    assert best_transform(products, change(products), [30.0, 7.0]) is None
+    assert best_transform(products, products, [30.0, 7.0], 0.015) == LogitTransform()
+    assert best_transform(products, change(products), [30.0, 7.0], 0.015) is None
 
 
 @pytest.fixture

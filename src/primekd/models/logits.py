@@ -22,8 +22,8 @@ from primekd.errors import UserError
 NUMBER = re.compile(r"(logit|lm_head|output_mult|soft_?cap)")
 PROBE = (4, 5, 6, 7)  # token ids; of each one's logits the largest is brought near one of these sizes:
 SIZES = (1.0, 8.0, 64.0, 512.0)
-LARGEST_ERROR = {torch.float32: 1e-3, torch.float16: 1e-2}  # of the logits' norm; of bfloat16 and others BFLOAT16_ERROR
-BFLOAT16_ERROR = 0.015  # a soft cap rounds three times to 8 bits
+# That precision explains, relative to the logits' norm. A soft cap rounds three times to bfloat16's 8 bits.
+FLOAT32_ERROR, BFLOAT16_ERROR = 1e-3, 0.015
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ class LogitTransform:
 PLAIN = LogitTransform()
 
 
-def best_transform(
-    products: Tensor, own: Tensor, numbers: Sequence[float], largest: float = BFLOAT16_ERROR
-) -> LogitTransform | None:
+def best_transform(products: Tensor, own: Tensor, numbers: Sequence[float], largest: float) -> LogitTransform | None:
     """What turns the products into the model's own logits, (T, V) both; None where none of these does.
 
     Args:
@@ -117,7 +115,8 @@ def find_transform(model: nn.Module, vocab_size: int) -> LogitTransform | None:
     if factors:
         products = products * factors[0].to(products.device)
     numbers = config_numbers(model.config.get_text_config(decoder=True))
-    return best_transform(products, own.to(products.device), numbers, LARGEST_ERROR.get(own.dtype, BFLOAT16_ERROR))
+    largest = FLOAT32_ERROR if head.weight.dtype == torch.float32 else BFLOAT16_ERROR
+    return best_transform(products, own.to(products.device), numbers, largest)
 
 
 @contextlib.contextmanager
@@ -149,13 +148,15 @@ def require_transform(transform: LogitTransform | None, name: str) -> LogitTrans
 def refuse_unknown_architecture(text: str) -> None:
     """Raises UserError if a model cannot be a student, as far as its architecture says so without any weights.
 
-    So a capture that such a student could not learn from is not begun.
+    So a capture that such a student could not learn from is not begun. A model that is not here is not looked at.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
-    from primekd.models.folders import model_folder
+    from primekd.models.folders import is_present, model_folder
 
+    if not is_present(text):
+        return
     folder = model_folder(text)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

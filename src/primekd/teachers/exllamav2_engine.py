@@ -23,6 +23,7 @@ from primekd.models.logits import PROBE, LogitTransform, best_transform, config_
 from primekd.teachers.exllamav2_loading import gpu_memory, import_exllamav2, load_exl2, require_exl2
 from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
 
+PROBE_ERROR = 0.03  # of the logits' norm, which half precision explains; what is finer, `reconstruction` finds
 GENERATOR_QUEUE = 8  # tokens a sequence that the generator reserves room for (its default `max_q_size`)
 
 
@@ -209,7 +210,7 @@ class ExLlamaV2Engine:
         logits, states = self._forward([[self.tokenizer.eos_token_id, *PROBE]])
         own = logits[0, :, : self.vocab_size].cpu()
         products = self._final(states)[0].float().cpu() @ self.head().float().T
-        return best_transform(products, own, config_numbers(self.model.config))
+        return best_transform(products, own, config_numbers(self.model.config), PROBE_ERROR)
 
 
 def _new_ids(result: dict[str, Any]) -> list[int]:
