@@ -340,7 +340,7 @@ def test_hidden_states_that_do_not_give_the_engines_logits_stop_a_capture_at_its
     monkeypatch.setattr("primekd.capture.open_engine", lambda profile: CappedInSilence(at_once))
     monkeypatch.setattr(CappedInSilence, "asked", 0)
     with pytest.raises(
-        UserError, match=r"capture base-KD: .* nats a token from the teacher's own logits \(at most 0.005"
+        UserError, match=r"capture base-KD: .* nats a token from the teacher's own logits \(at most 0.002"
     ):
         capture(job, part)
     assert CappedInSilence.asked == 1 and not files(job.folder)
