@@ -126,7 +126,7 @@ def held_out_kl(
         chosen = examples[start : start + HELD_OUT_AT_ONCE]
         batch = collator(chosen)
         hidden, targets = objective.response_states(batch["input_ids"], batch["attention_mask"], batch["labels"])
-        student = torch.nn.functional.linear(hidden.float(), head.float(), bias)
+        student = objective.transform.apply(torch.nn.functional.linear(hidden.float(), head.float(), bias))
         teacher = concatenate([exact.rows(e.item_id, exact.item(e.item_id).response_ids) for e in chosen]).to_logits()
         total += float(forward_kl(teacher, student, temperature).sum())
         tokens += len(targets)

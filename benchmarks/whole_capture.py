@@ -57,7 +57,7 @@ def _capture(engine: TeacherEngine, job: Job, items: list[Item]) -> None:
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     with Claims() as claims, Progress(profile, job.stage, len(items), "item") as progress:
         store = SharedStore(claims, job.folder, build_spec(job, items), len(chunks))
-        store.writer.facts = {"head": save_head(job.folder, engine.head())}
+        store.writer.facts = {"head": save_head(job.folder, engine.head(), engine.transform)}
         make_shards(job, store, chunks, lambda: (engine, codec), progress)
         if not store.complete():
             raise RuntimeError("the captured store is not whole")

@@ -16,6 +16,7 @@ from hypothesis import settings  # noqa: E402
 from primekd.config import Profile, load_profile  # noqa: E402
 from primekd.items import Item, load_items  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
+from primekd.models.logits import PLAIN  # noqa: E402
 from primekd.signals import SignalReader, SignalWriter, StoredItem  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models gain nothing from a second thread and lose much where the cores are shared
@@ -119,14 +120,14 @@ def stored(item_id: str, response_ids: list[int], prompt_ids: list[int] | None =
 
 
 def make_store(
-    folder: Path, codec, shards: list[list[tuple[StoredItem, torch.Tensor]]], head=None, **spec
+    folder: Path, codec, shards: list[list[tuple[StoredItem, torch.Tensor]]], head=None, transform=PLAIN, **spec
 ) -> SignalReader:
     """Writes a complete store, a list of (item, teacher states) a shard, and opens it."""
     from primekd.signals.heads import save_head
 
     writer = SignalWriter(folder, {"codec": codec.describe(), **spec}, len(shards))
     if head is not None:
-        writer.facts["head"] = save_head(folder, head)
+        writer.facts["head"] = save_head(folder, head, transform)
     for index, shard in enumerate(shards):
         writer.write_shard(index, [item for item, _ in shard], [codec.encode(states, item) for item, states in shard])
     assert writer.complete()

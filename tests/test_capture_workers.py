@@ -25,6 +25,7 @@ from primekd import workers as workers_file
 from primekd.capture import capture, open_signals, training_job
 from primekd.cli import app
 from primekd.errors import UserError
+from primekd.models.logits import PLAIN
 from primekd.provenance import hash_json, read_json
 from primekd.signals import claims as claims_file
 from primekd.signals.claims import Claims, Owner, look
@@ -59,7 +60,7 @@ def wait_until(condition) -> None:
 class StubEngine:
     """Not a model: its answers follow from the prompt. `before(n)` is called before its n-th answer, from 0."""
 
-    name, vocab_size, offers = "stub", 11, frozenset({"hidden", "logits"})
+    name, vocab_size, offers, transform = "stub", 11, frozenset({"hidden", "logits"}), PLAIN
 
     def __init__(self, before):
         self.before, self.number = before, 0
@@ -316,6 +317,43 @@ def test_a_lost_head_is_written_again_although_every_shard_is_there(profile, alo
     capture(job)
     assert head.read_bytes() == data
     assert_same(job.folder, alone)
+
+
+class CappedInSilence(StubEngine):
+    """An engine that says hidden states and head are all, and does something behind them."""
+
+    asked = 0
+
+    def generate(self, prompts, sampling):
+        type(self).asked += 1
+        return super().generate(prompts, sampling)
+
+    def own_logits(self, prompts, responses):
+        return [3 * logits for logits in super().own_logits(prompts, responses)]
+
+
+@pytest.mark.parametrize("part", [None, Part(2, 3)], ids=["alone", "a later share"])
+def test_hidden_states_that_do_not_give_the_engines_logits_stop_a_capture_at_its_first_shard(
+    profile, part, monkeypatch
+):
+    job = training_job(profile, "base-KD")
+    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: CappedInSilence(at_once))
+    monkeypatch.setattr(CappedInSilence, "asked", 0)
+    with pytest.raises(
+        UserError, match=r"capture base-KD: .* nats a token from the teacher's own logits \(at most 0.002"
+    ):
+        capture(job, part)
+    assert CappedInSilence.asked == 1 and not files(job.folder)
+
+
+def test_a_store_that_such_an_engine_made_before_is_not_read(profile):
+    job = training_job(profile, "base-KD")
+    capture(job)
+    manifest = read_json(job.folder / "manifest.json")
+    manifest["reconstruction"]["mean_kl_nats"] = 0.7
+    (job.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="0.7 nats a token from the teacher's own logits.*set signals.codec to topk"):
+        open_signals(job)
 
 
 class OtherHead(StubEngine):

@@ -13,6 +13,8 @@ from conftest import POCKET
 
 from primekd.config import TeacherConfig
 from primekd.errors import UserError
+from primekd.models.logits import LogitTransform
+from primekd.signals import HiddenRows
 from primekd.teachers import Response, Sampling
 from primekd.teachers.exllamav2_engine import ExLlamaV2Engine
 
@@ -209,15 +211,31 @@ def test_batches_hold_what_one_forward_can(package, folder, monkeypatch):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
 
 
-def test_a_soft_capped_head_offers_logits_alone(package, folder, monkeypatch):
-    plain = fake.ExLlamaV2Config.__init__
+def test_a_soft_capped_and_scaled_head_is_told_with_its_hidden_states(package, folder, monkeypatch):
+    plain, plain_logits = fake.ExLlamaV2Config.__init__, fake.ExLlamaV2.logits
 
     def capped(self, model_dir=None):
         plain(self, model_dir)
-        self.final_logit_softcapping = 5.0
+        self.final_logit_softcapping, self.logit_scale = 5.0, 0.25
 
     monkeypatch.setattr(fake.ExLlamaV2Config, "__init__", capped)
-    assert make(folder).offers == {"logits"}
+    monkeypatch.setattr(fake.ExLlamaV2, "logits", lambda self, states: plain_logits(self, states / 4))
+    engine = make(folder)
+    assert engine.transform == LogitTransform(0.25, 5.0) and engine.offers == {"hidden", "logits"}
+    (hidden,), (own,) = (
+        engine.score(PROMPTS[:1], RESPONSES[:1], "hidden"),
+        engine.own_logits(PROMPTS[:1], RESPONSES[:1]),
+    )
+    torch.testing.assert_close(
+        HiddenRows(hidden, engine.head(), engine.transform).to_logits(), own, rtol=1e-2, atol=2e-2
+    )
+
+
+def test_a_head_that_does_something_else_to_its_logits_offers_them_alone(package, folder, monkeypatch):
+    plain = fake.ExLlamaV2.logits
+    monkeypatch.setattr(fake.ExLlamaV2, "logits", lambda self, states: plain(self, states).clamp(max=1.0))
+    engine = make(folder)
+    assert engine.transform is None and engine.offers == {"logits"}
 
 
 # Bad input.

@@ -8,6 +8,7 @@ from primekd.config import LossConfig
 from primekd.losses import distillation_loss, frozen_head, products
 from primekd.losses.frozen_head import frozen_head_loss, row_losses
 from primekd.losses.products import gradient_of, logits_of
+from primekd.models.logits import PLAIN, LogitTransform
 from primekd.signals.codecs import TopKCodec
 from primekd.signals.rows import DenseRows, HiddenRows, SampledRows
 
@@ -15,6 +16,9 @@ ROWS, WIDTH, VOCABULARY = 11, 16, 53
 TOKENS = 29.0
 ITEM = stored("a", [])
 KINDS = ["none", "hidden", "full", "topk", "sampled"]
+# Of the student's logits and the teacher's: some are in the cap's bend, and some in its flat part.
+TRANSFORMS = [(LogitTransform(0.25), LogitTransform(3.0)), (LogitTransform(1.0, 9.0), PLAIN)]
+TRANSFORMS += [(LogitTransform(2.0, 5.0), LogitTransform(0.5, 7.0))]
 LOSSES = [("forward_kl", 1.0), ("forward_kl", 2.0), ("forward_kl", 5.942267), ("reverse_kl", 2.0), ("jsd", 1.5)]
 
 
@@ -43,11 +47,11 @@ def targets() -> torch.Tensor:
     return torch.randint(VOCABULARY, (ROWS,), generator=torch.Generator().manual_seed(2))
 
 
-def teacher_rows(kind: str, temperature: float):
+def teacher_rows(kind: str, temperature: float, transform: LogitTransform = PLAIN):
     states, teacher_head = 3 * normal(3, ROWS, WIDTH - 4), normal(4, VOCABULARY, WIDTH - 4)
     logits = states @ teacher_head.T
     if kind == "hidden":
-        return HiddenRows(states, teacher_head)
+        return HiddenRows(states, teacher_head, transform)
     if kind == "full":
         return DenseRows(logits)
     if kind == "topk":
@@ -72,9 +76,10 @@ def divergence64(teacher, z: torch.Tensor, loss: LossConfig) -> torch.Tensor:
         tail_q = (log_q.exp() * others).sum(-1)
         tail = teacher.tail_mass.double() * (teacher.tail_mass.double() / tail_q).log()
         return (p * (p.log() - log_q.gather(1, teacher.ids))).sum(-1) + tail
-    whole = (
-        teacher.logits.double() if isinstance(teacher, DenseRows) else teacher.hidden.double() @ teacher.head.double().T
-    )
+    if isinstance(teacher, DenseRows):
+        whole = teacher.logits.double()
+    else:
+        whole = transformed64(teacher.transform, teacher.hidden.double() @ teacher.head.double().T)
     log_p = (whole / loss.temperature).log_softmax(-1)
     if loss.divergence == "forward_kl":
         return (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -85,10 +90,15 @@ def divergence64(teacher, z: torch.Tensor, loss: LossConfig) -> torch.Tensor:
     return loss.beta * to_p + (1 - loss.beta) * to_q
 
 
-def loss64(hidden, head, bias, targets, teacher, loss: LossConfig):
+def transformed64(transform: LogitTransform, products: torch.Tensor) -> torch.Tensor:
+    z = transform.scale * products
+    return z if transform.soft_cap is None else transform.soft_cap * torch.tanh(z / transform.soft_cap)
+
+
+def loss64(hidden, head, bias, targets, teacher, loss: LossConfig, transform: LogitTransform = PLAIN):
     """Value, parts and gradient for the hidden states, all in float64 on whole logits."""
     states = hidden.detach().double().requires_grad_()
-    z = states @ head.double().T + (0 if bias is None else bias.double())
+    z = transformed64(transform, states @ head.double().T + (0 if bias is None else bias.double()))
     ce = torch.nn.functional.cross_entropy(z, targets, reduction="sum") / TOKENS
     kd = torch.zeros_like(ce)
     value = ce
@@ -119,6 +129,29 @@ def test_loss_and_gradient_are_those_of_float64(hidden, head, targets, kind, div
         torch.testing.assert_close(found.detach().double(), expected.detach(), rtol=1e-5, atol=1e-6)
     error = (hidden.grad.double() - gradient64).norm() / gradient64.norm()
     assert error < 1e-5
+
+
+@pytest.mark.parametrize(("transform", "of_teacher"), TRANSFORMS, ids=["scale", "cap", "both"])
+@pytest.mark.parametrize(("kind", "divergence", "temperature"), cases())
+def test_behind_a_scale_or_a_soft_cap_too(hidden, head, targets, kind, divergence, temperature, transform, of_teacher):
+    """Whole logits by `plain`, and rows without gradients, are held against the same float64 values."""
+    loss = LossConfig(divergence=divergence, temperature=temperature, alpha=0.3, beta=0.2)
+    teacher, bias = teacher_rows(kind, temperature, of_teacher), normal(8, VOCABULARY)
+    value64, ce64, kd64, gradient64 = loss64(hidden, head, bias, targets, teacher, loss, transform)
+    whole = transform.apply(hidden @ head.T + bias)
+    for value, parts in (
+        frozen_head_loss(hidden, head, bias, targets, teacher, loss, TOKENS, transform),
+        distillation_loss(whole, targets, teacher, loss, TOKENS),
+    ):
+        for found, expected in ((value, value64), (parts["ce"], ce64), (parts["kd"], kd64)):
+            torch.testing.assert_close(found.detach().double(), expected.detach(), rtol=1e-5, atol=1e-6)
+        [gradient] = torch.autograd.grad(value, hidden)
+        assert (gradient.double() - gradient64).norm() / gradient64.norm() < 1e-5
+    ce, kd = row_losses(hidden, head, bias, targets, teacher, loss, transform)
+    torch.testing.assert_close(ce.double().sum() / TOKENS, ce64.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        temperature**2 * kd.double().sum() / TOKENS, kd64.detach().double(), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("kind", "divergence", "temperature"), cases())

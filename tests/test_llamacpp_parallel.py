@@ -1,15 +1,19 @@
 """llama.cpp with several sequences at a time, against the same engine with one: answers, rows, prefixes, memory."""
 
 import multiprocessing
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import POCKET
 
 from primekd.chat import build_prompt
 from primekd.errors import UserError
+from primekd.models.logits import LogitTransform
 from primekd.teachers import Response, Sampling
 
 SYSTEM = "You are a teacher who explains every step, and then checks it."
@@ -23,6 +27,66 @@ SHORT = [[5 + n] for n in range(5)]  # prompts of one token
 LIMIT = Sampling(6)
 NEAR_TIE = 0.2  # nats between the two likeliest tokens below which another batch may turn a greedy choice
 CLOSE = 1e-3  # nats a token: rows of another batch differ in last bits, which 8-bit activations can make larger
+
+
+# Architecture, what its file says of the logits, and what llama.cpp does with it.
+CAPPED = {
+    "granite": ({"logit_scale": 8.0}, LogitTransform(1 / 8)),
+    "command-r": ({"logit_scale": 0.0625}, LogitTransform(0.0625)),
+    "minicpm": ({"logit_scale": 9.0}, LogitTransform(1 / 9)),
+    "gemma2": ({"final_logit_softcapping": 3.0}, LogitTransform(1.0, 3.0)),
+    "gemma2-unsaid": ({}, None),  # llama.cpp caps at 30 of its own accord
+}
+
+
+def write_gguf(path: Path, architecture: str, numbers: dict[str, float]) -> None:
+    """A random one-layer model of 96 tokens without a tokenizer, in float32."""
+    from gguf import GGUFWriter
+
+    vocabulary, width, inner = 96, 32, 64
+    writer, random = GGUFWriter(path, architecture), np.random.default_rng(0)
+    for name, value in {"context_length": 256, "embedding_length": width, "block_count": 1, "vocab_size": vocabulary,
+                        "feed_forward_length": inner, "attention.head_count": 2, "attention.sliding_window": 64,
+                        "rope.dimension_count": 16}.items():  # fmt: skip
+        writer.add_uint32(f"{architecture}.{name}", value)
+    for name, value in {
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.layer_norm_epsilon": 1e-5,
+        **numbers,
+    }.items():
+        writer.add_float32(f"{architecture}.{name}", value)
+    writer.add_tokenizer_model("none")
+    shapes = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (width, width))
+    shapes |= {"ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner)}
+    norms = ["attn_norm"] + ["ffn_norm"] * (architecture != "command-r")
+    norms += ["post_attention_norm", "post_ffw_norm"] * (architecture == "gemma2")
+    tensors = {"token_embd": 1.5 * random.standard_normal((vocabulary, width)), "output_norm": np.ones(width)}
+    tensors |= {f"blk.0.{name}": 0.3 * random.standard_normal(shape) for name, shape in shapes.items()}
+    tensors |= {f"blk.0.{name}": np.ones(width) for name in norms}
+    for name, values in tensors.items():
+        writer.add_tensor(f"{name}.weight", values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def ask_capped(name: str) -> tuple:
+    """What the engine finds behind such a file's head, what it offers, and how well its hidden states do then."""
+    from primekd.capture import measure_reconstruction
+    from primekd.signals import StoredItem
+    from primekd.teachers import llamacpp_engine as module
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "tiny.gguf"
+        write_gguf(path, name.removesuffix("-unsaid"), CAPPED[name][0])
+        patch.setattr(module, "load_tokenizer", lambda model: range(96))
+        engine = module.LlamaCppEngine(f"path:{path}", context_tokens=256)
+        item, measured = StoredItem("a", [5, 6, 7], [8, 9, 10, 11], False), None
+        if engine.transform is not None:
+            measured = measure_reconstruction(engine, [item], engine.score([[5, 6, 7]], [[8, 9, 10, 11]], "hidden"))
+        engine.close()
+        return engine.transform, engine.offers, measured and measured["mean_kl_nats"]
 
 
 def ask(prompts: list[list[int]], long: list[int]) -> dict:
@@ -83,6 +147,7 @@ def ask(prompts: list[list[int]], long: list[int]) -> dict:
     found |= {"end": many.tokenizer.eos_token_id, "ended": ended, "ended rows": [len(part) for part in rows]}
     found["gap in positions"] = error_of(lambda: many.context.predict([5], [200], [0]))
     found["too many sequences"] = error_of(lambda: Context(many.model, many.model.most_sequences + 1, 256))
+    found["transforms"] = {name: ask_capped(name) for name in CAPPED}
     loaded = psutil.Process().memory_info().rss
     one.close()
     many.close()
@@ -194,6 +259,14 @@ def test_llamacpps_own_errors_are_one_sentence(found):
     assert "does not fit: raise teacher.context_tokens" in found["too long"]
     assert "could not open a context for" in found["too many sequences"]
     assert found["gap in positions"].startswith("llama.cpp stopped with code -1")
+
+
+@pytest.mark.parametrize("name", CAPPED)
+def test_scale_and_soft_cap_are_found_where_the_file_names_them(found, name):
+    transform, offers, kl = found["transforms"][name]
+    assert transform == CAPPED[name][1]
+    assert offers == ({"hidden", "logits"} if transform else {"logits"})
+    assert transform is None or kl < 1e-6
 
 
 def test_a_broken_gguf_file_is_one_sentence(tmp_path):

@@ -22,10 +22,10 @@ from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
 from primekd.progress import Progress
 from primekd.provenance import environment, hash_json, now
-from primekd.signals import Codec, SignalReader, SignalWriter, StoredItem, make_codec, shard_name
+from primekd.signals import Codec, HiddenRows, SignalReader, SignalWriter, StoredItem, make_codec, shard_name
 from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
-from primekd.signals.heads import save_head
+from primekd.signals.heads import rebuilding_problem, save_head
 from primekd.strategies import Strategy, get_strategy
 from primekd.teachers import Sampling, TeacherEngine, open_engine
 from primekd.workers import Part, SharedStore
@@ -116,9 +116,18 @@ def capture(job: Job, part: Part | None = None) -> Path:
         if not store.missing() and store.complete():
             print(f"{job.stage}: nothing to do, {len(items)} items are captured and unchanged.")
             return job.folder
+        if job.split == "train":
+            refuse_unknown_student(profile.student.model)
         with Progress(profile, job.stage, len(items), "item") as progress:
             capture_missing(job, store, chunks, progress)
     return job.folder
+
+
+def refuse_unknown_student(model: str) -> None:
+    """Raises UserError if no student of this architecture could be trained on what is about to be captured."""
+    from primekd.models.logits import refuse_unknown_architecture
+
+    refuse_unknown_architecture(model)
 
 
 def capture_missing(job: Job, store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
@@ -177,8 +186,11 @@ def make_shards(
                     written.result()  # where writing has failed, nothing more is asked
                 stored, states = ask_teacher(engine, codec, job, chunks[index], index)
                 facts = {}
-                if codec.needs == "hidden" and index == 0:  # of one shard, and always the same one
-                    facts["reconstruction"] = measure_reconstruction(engine, stored, states)
+                if codec.needs == "hidden" and index in (0, first):  # a worker's first one, before it makes more
+                    measured = measure_reconstruction(engine, stored, states)
+                    if problem := rebuilding_problem(measured):
+                        raise UserError(f"{job.stage}: {problem}.")
+                    facts = {"reconstruction": measured} if index == 0 else {}  # always of the same one
                 if written is not None:
                     written.result()
                 written = background.submit(write_shard, store, codec, index, stored, states, facts)
@@ -214,15 +226,15 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
     profile = job.profile
     engine = open_engine(profile)
     opened.callback(engine.close)
-    codec = make_codec(profile.signals, engine.offers)
-    if codec.describe() != writer.spec["codec"]:
+    if writer.spec["codec"]["name"] == "hidden" and "hidden" not in engine.offers:
         raise UserError(
-            f"{profile.teacher.model} offers no {writer.spec['codec']['name']} signals in this engine: "
-            "set signals.codec to topk or full in the profile."
+            f"{profile.teacher.model} offers no hidden signals in this engine: its head has a bias, lies in parts, or "
+            "is followed by another change of the logits than a scale or a soft cap; set signals.codec to topk or full."
         )
+    codec = make_codec(profile.signals, engine.offers)
     writer.facts = {"engine": engine.identity(), "environment": environment()}
     if codec.needs == "hidden":
-        writer.facts["head"] = save_head(job.folder, engine.head())
+        writer.facts["head"] = save_head(job.folder, engine.head(), engine.transform)
     return engine, codec
 
 
@@ -257,7 +269,7 @@ def write_shard(
 def measure_reconstruction(
     engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor], most: int = 2
 ) -> dict[str, Any]:
-    """How far hidden @ head.T is from the engine's own logits, on a few items of the first shard.
+    """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on a few items.
 
     Args:
         states: the hidden states that are kept of each item, (T, D).
@@ -267,10 +279,9 @@ def measure_reconstruction(
     """
     sample = stored[:most]
     prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
-    head = engine.head().float().cpu()
+    rows = HiddenRows(torch.cat(states[:most]).cpu(), engine.head().cpu(), engine.transform)
     own = torch.cat(engine.own_logits(prompts, responses)).double().log_softmax(-1)
-    hidden = torch.cat(states[:most]).float().cpu()
-    rebuilt = (hidden @ head.T).double().log_softmax(-1)
+    rebuilt = rows.to_logits().double().log_softmax(-1)
     divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)
     return {
         "tokens": len(own),

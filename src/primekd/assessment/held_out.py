@@ -96,14 +96,13 @@ def measure(
     for start in range(0, len(order), together):
         block = order[start : start + together]
         states = engine.score_each([prompts[i] for i in block], [[taught[i], gold[i]] for i in block], "hidden")
-        head = engine.head()
         signals = [reader.rows(items[i].id, taught[i]) for i in block]
         known = signals[0] is not None
         of_taught, of_gold = ([of_item[which] for of_item in states] for which in (0, 1))
-        fits = _losses(of_taught, head, [taught[i] for i in block], concatenate(signals) if known else None)
+        fits = _losses(engine, of_taught, [taught[i] for i in block], concatenate(signals) if known else None)
         # Where the teacher wrote the gold solution, its cross-entropy is there already.
         others = [place for place, i in enumerate(block) if taught[i] != gold[i]]
-        by_gold = _losses([of_gold[place] for place in others], head, [gold[block[place]] for place in others], None)
+        by_gold = _losses(engine, [of_gold[place] for place in others], [gold[block[p]] for p in others], None)
         nll = [ce for ce, _ in fits]
         for place, (ce, _) in zip(others, by_gold, strict=True):
             nll[place] = ce
@@ -115,8 +114,9 @@ def measure(
 
 
 def _losses(
-    states: Sequence["Tensor"], head: "Tensor", responses: Sequence[list[int]], teacher: "SignalRows | None"
-) -> list[tuple[float, float]]:
+    engine: "TransformersEngine", states: Sequence["Tensor"], responses: Sequence[list[int]],
+    teacher: "SignalRows | None",
+) -> list[tuple[float, float]]:  # fmt: skip
     """Hidden states (T, D) of some responses -> cross-entropy and forward KL of each, sums over its tokens in nats."""
     import torch
 
@@ -124,12 +124,13 @@ def _losses(
 
     if not responses:
         return []
-    lengths = [len(response) for response in responses]
+    head, lengths = engine.head(), [len(response) for response in responses]
     targets = torch.tensor([token for response in responses for token in response], device=head.device)
     teacher = None if teacher is None else teacher.to(head.device)
     # At temperature 1, unless a top-k store was captured for another one.
     loss = LossConfig(divergence="forward_kl", temperature=getattr(teacher, "temperature", 1.0))
-    by_row = row_losses(torch.cat(list(states)).to(head.device), head, None, targets, teacher, loss)
+    hidden = torch.cat(list(states)).to(head.device)
+    by_row = row_losses(hidden, head, engine.bias(), targets, teacher, loss, engine.transform)
     ce, kd = ([float(part.sum()) for part in values.double().split(lengths)] for values in by_row)
     return list(zip(ce, kd, strict=True))
 

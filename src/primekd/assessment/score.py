@@ -39,10 +39,13 @@ class Model:
     hashes: dict[str, str] | None = None
 
     def open(self, profile: Profile) -> "TransformersEngine":
+        from primekd.models.logits import require_transform
         from primekd.teachers.transformers_engine import TransformersEngine
 
         student, size = profile.student, profile.assess.batch_size
-        return TransformersEngine(student.model, student.dtype, size, self.adapter, student.quantization)
+        engine = TransformersEngine(student.model, student.dtype, size, self.adapter, student.quantization)
+        require_transform(engine.transform, student.model)  # held-out fit is measured from hidden states
+        return engine
 
 
 def score_some(profile: Profile, names: Sequence[str]) -> None:

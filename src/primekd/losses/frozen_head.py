@@ -9,7 +9,8 @@ the hidden states, and the teacher's logits where hidden states were stored) and
 
 Below, z are the student's logits divided by T, q their softmax, p the teacher's; a slope is a derivative for z. For
 the forward KL it is q - p (Hinton et al. 2015, arXiv 1503.02531, section 2); for the reverse KL q * (log q/p - D); for
-the JSD (GKD, arXiv 2306.13649, equation 1) (1 - beta) * q * (log q/m - KL(q || m)).
+the JSD (GKD, arXiv 2306.13649, equation 1) (1 - beta) * q * (log q/m - KL(q || m)). Where an architecture scales or
+caps its logits, slopes are multiplied by that function's own.
 """
 
 from collections.abc import Iterator
@@ -21,14 +22,15 @@ from torch.autograd.function import once_differentiable
 from primekd.config import LossConfig
 from primekd.losses.plain import log_mixture
 from primekd.losses.products import gradient_of, logits_of
+from primekd.models.logits import PLAIN, LogitTransform
 from primekd.signals.rows import DenseRows, HiddenRows, SampledRows, SignalRows, TopKRows
 
-CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**26}  # of the logits at a time, in each of up to five float32 buffers
+CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**26}  # of the logits at a time, in each of up to six float32 buffers
 
 
 def frozen_head_loss(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
-    tokens: Tensor | float,
+    tokens: Tensor | float, transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The whole objective over the response rows of one micro-batch.
 
@@ -42,6 +44,7 @@ def frozen_head_loss(
         targets: (N,) token ids.
         teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
         tokens: response tokens in the global batch, over which the mean is taken.
+        transform: what the student's architecture does behind its head. The teacher's rows have their own.
 
     Returns:
         The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`.
@@ -54,25 +57,26 @@ def frozen_head_loss(
     sparse = isinstance(teacher, TopKRows | SampledRows)
     if sparse and (loss.divergence != "forward_kl" or loss.temperature != teacher.temperature):
         raise ValueError("sparse rows serve the forward KL at their own temperature only")
-    value, ce, kd = _FrozenHeadLoss.apply(hidden, head, bias, targets, teacher, loss, tokens)
+    value, ce, kd = _FrozenHeadLoss.apply(hidden, head, bias, targets, teacher, loss, tokens, transform)
     return value, {"ce": ce, "kd": kd}
 
 
 @torch.no_grad()
 def row_losses(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
+    transform: LogitTransform = PLAIN,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What `frozen_head_loss` sums up, row by row and without gradients.
 
     Args:
-        hidden, head, bias, targets, teacher: as there.
+        hidden, head, bias, targets, teacher, transform: as there.
 
     Returns:
         Cross-entropy and divergence of each row in nats, (N,) float32 both; the divergence without the factor T^2, and
         0 without a teacher.
     """
     ce, kd = torch.empty(2, len(hidden), device=hidden.device).unbind()
-    for rows, of_ce, of_kd, _ in _in_chunks(hidden, head, bias, targets, teacher, loss):
+    for rows, of_ce, of_kd, _ in _in_chunks(hidden, head, bias, targets, teacher, loss, transform):
         ce[rows], kd[rows] = of_ce, of_kd
     return ce, kd
 
@@ -81,14 +85,17 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """Keeps the gradient for the hidden states from the forward pass; the backward pass only scales it."""
 
     @staticmethod
-    def forward(ctx, hidden, head, bias, targets, teacher, loss, tokens):
+    def forward(ctx, hidden, head, bias, targets, teacher, loss, tokens, transform):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)  # of the cross-entropy and the divergence
-        for rows, ce, kd, buffers in _in_chunks(hidden, head, bias, targets, teacher, loss):
+        for rows, ce, kd, buffers in _in_chunks(hidden, head, bias, targets, teacher, loss, transform):
             sums += torch.stack([ce.sum(dtype=torch.float64), kd.sum(dtype=torch.float64)])
             if gradient is not None:
                 rounded = buffers.get("rounded", head.dtype) if head.dtype == hidden.dtype != torch.float32 else None
-                gradient_of(buffers["slopes"].div_(tokens), head, gradient[rows], rounded)
+                slopes = buffers["slopes"].div_(tokens if transform.scale == 1 else tokens / transform.scale)
+                if transform.soft_cap is not None:
+                    slopes.mul_(buffers["bend"])
+                gradient_of(slopes, head, gradient[rows], rounded)
         ctx.save_for_backward(gradient)
         alpha = 1.0 if teacher is None else loss.alpha
         ce, kd = (sums * torch.tensor([1.0, loss.temperature**2], device=sums.device) / tokens).float()
@@ -100,7 +107,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, by_loss, *of_parts):
         [gradient] = ctx.saved_tensors
-        return (None if gradient is None else gradient * by_loss.to(gradient.dtype), *[None] * 6)
+        return (None if gradient is None else gradient * by_loss.to(gradient.dtype), *[None] * 7)
 
 
 class _Buffers:
@@ -121,16 +128,20 @@ class _Buffers:
 
 
 def _in_chunks(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig
-) -> Iterator[tuple[slice, Tensor, Tensor, _Buffers]]:
-    """Some rows after the others: which ones, CE (C,), D (C,), and buffers with dL/dlogits in "slopes", (C, V)."""
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
+    transform: LogitTransform,
+) -> Iterator[tuple[slice, Tensor, Tensor, _Buffers]]:  # fmt: skip
+    """Some rows after the others: which ones, CE (C,), D (C,), and buffers, (C, V): "slopes" is dL/dlogits, and under a
+    soft cap "bend" what it has still to be multiplied by."""
     size = max(1, min(len(hidden), CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // len(head)))
     buffers = _Buffers(size, len(head), hidden.device)
     for start in range(0, len(hidden), size):
         rows = slice(start, min(start + size, len(hidden)))
         part = None if teacher is None else teacher.part(rows)
         buffers.rows = rows.stop - rows.start
-        z = logits_of(hidden[rows], head, bias, out=buffers["z"])
+        z = transform.apply_(logits_of(hidden[rows], head, bias, out=buffers["z"]))
+        if transform.soft_cap is not None:
+            transform.bend(z, out=buffers["bend"])
         yield rows, *_chunk(buffers, z, targets[rows, None], part, loss), buffers
 
 
@@ -175,7 +186,7 @@ def log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 def _teacher_logits(teacher: SignalRows, out: Tensor) -> Tensor:
     if isinstance(teacher, HiddenRows):
-        return logits_of(teacher.hidden, teacher.head, out=out)
+        return teacher.transform.apply_(logits_of(teacher.hidden, teacher.head, out=out))
     return out.copy_(teacher.logits)
 
 

@@ -1,6 +1,8 @@
-"""The teacher's output head, stored once beside the stores of one teacher."""
+"""The teacher's output head, stored once beside the stores of one teacher, with what follows it there."""
 
 import hashlib
+import json
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,42 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from primekd.errors import UserError
+from primekd.models.logits import PLAIN, LogitTransform
 from primekd.provenance import hash_file, hash_json, relative_name, write_atomically
 
+# Nats a token. bfloat16's own rounding was 6e-5 at most on pocket's teacher and 1.7e-4 on random models with logits of
+# 25; on those a cap of 30 that is left out costs 5e-3, one of 15 or any scale 0.6 and more.
+MOST_REBUILDING_KL = 2e-3
 
-def save_head(folder: Path, head: Tensor) -> dict[str, str]:
-    """Stores the output head beside the store `folder`, once; returns its file name and sha256."""
+
+def rebuilding_problem(measured: dict[str, Any] | None) -> str | None:
+    """Why hidden states and head must not be used: they do not give the teacher's own logits. None if they do.
+
+    Args:
+        measured: a store's `reconstruction`, where it has one.
+    """
+    if not measured or measured.get("mean_kl_nats", 0.0) <= MOST_REBUILDING_KL:
+        return None
+    return (
+        f"hidden states times the head are {measured['mean_kl_nats']:.2g} nats a token from the teacher's own logits "
+        f"(at most {MOST_REBUILDING_KL:g}), so this engine does something else behind the head: set signals.codec to "
+        "topk or full"
+    )
+
+
+def save_head(folder: Path, head: Tensor, transform: LogitTransform = PLAIN) -> dict[str, str]:
+    """Stores the output head beside the store `folder`, once; returns its file name and sha256.
+
+    Args:
+        transform: what the teacher does to its logits behind the head; it is part of the file and of its name.
+    """
     tensor = head.detach().cpu().contiguous()
-    digest = hash_json([str(tensor.dtype), list(tensor.shape), _tensor_digest(tensor)])[:16]
+    behind = {} if transform == PLAIN else {"transform": json.dumps(asdict(transform))}
+    digest = hash_json([str(tensor.dtype), list(tensor.shape), _tensor_digest(tensor), *behind.values()])[:16]
     path = folder.parent / f"head-{digest}.safetensors"
-    if not (path.is_file() and _holds(path, tensor)):
+    if not (path.is_file() and _holds(path, tensor, transform)):
         with write_atomically(path) as temporary:
-            save_file({"head": tensor}, temporary)
+            save_file({"head": tensor}, temporary, behind or None)
     return {"file": path.name, "sha256": hash_file(path)}
 
 
@@ -32,8 +59,8 @@ def head_is_whole(folder: Path, entry: dict[str, Any]) -> bool:
 
 
 @lru_cache(maxsize=2)
-def load_head(path: Path, digest: str) -> Tensor:
-    """Reads a head, (V, D).
+def load_head(path: Path, digest: str) -> tuple[Tensor, LogitTransform]:
+    """Reads a head, (V, D), and what follows it.
 
     Raises:
         UserError: it is missing or has other bytes.
@@ -41,15 +68,19 @@ def load_head(path: Path, digest: str) -> Tensor:
     if not path.is_file() or hash_file(path) != digest:
         raise UserError(f"{relative_name(path)} is missing or was altered: delete it and capture again.")
     with safe_open(path, framework="pt") as handle:
-        return handle.get_tensor("head")
+        return handle.get_tensor("head"), _transform(handle)
 
 
-def _holds(path: Path, tensor: Tensor) -> bool:
+def _transform(handle: safe_open) -> LogitTransform:
+    return LogitTransform(**json.loads((handle.metadata() or {}).get("transform", "{}")))
+
+
+def _holds(path: Path, tensor: Tensor, transform: LogitTransform) -> bool:
     """Whether a file has exactly this head: a damaged one must not be vouched for anew."""
     try:
         with safe_open(path, framework="pt") as handle:
-            return torch.equal(handle.get_tensor("head"), tensor)
-    except SafetensorError:
+            return torch.equal(handle.get_tensor("head"), tensor) and _transform(handle) == transform
+    except (SafetensorError, TypeError, ValueError):
         return False
 
 

@@ -3,6 +3,7 @@
 import json
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from primekd.errors import UserError
+from primekd.models.logits import PLAIN, LogitTransform
 from primekd.provenance import MANIFEST, hash_file, hash_json, read_json, relative_name
 from primekd.signals.codecs import codec_of
-from primekd.signals.heads import load_head
+from primekd.signals.heads import load_head, rebuilding_problem
 from primekd.signals.rows import SignalRows
 from primekd.signals.shards import FORMAT, PACKED, StoredItem
 
@@ -65,6 +67,8 @@ class SignalReader:
         for key, value in expected.items():
             if self.spec.get(key) != value:
                 raise UserError(f"{self.name} was captured with another {key} than is asked for: capture again.")
+        if problem := rebuilding_problem(self.manifest.get("reconstruction")):
+            raise UserError(f"{self.name}: {problem}; move the store away, then capture again.")
         self.codec = codec_of(self.spec["codec"])
         # One place and one hash of 32 bytes an item, end to end: Python objects would be several times as large.
         self._number: dict[str, int] = {}
@@ -77,8 +81,11 @@ class SignalReader:
     @property
     def head(self) -> Tensor | None:
         """The teacher's output head, (V, D), where the codec needs one."""
+        return self._head()[0]
+
+    def _head(self) -> tuple[Tensor | None, LogitTransform]:
         entry = self.manifest.get("head")
-        return load_head(self.folder.parent / entry["file"], entry["sha256"]) if entry else None
+        return load_head(self.folder.parent / entry["file"], entry["sha256"]) if entry else (None, PLAIN)
 
     @property
     def item_ids(self) -> list[str]:
@@ -154,4 +161,7 @@ class SignalReader:
         place, handle = self._place(item_id), self._handle(item_id)
         names = [name for name in handle.keys() if name.startswith("row.")]  # noqa: SIM118 - no mapping
         columns = {name.removeprefix("row."): handle.get_slice(name)[place.rows(name)] for name in names}
-        return self.codec.decode(columns, self.head if self.codec.needs == "hidden" else None, item)
+        if self.codec.needs != "hidden":
+            return self.codec.decode(columns, None, item)
+        head, transform = self._head()
+        return replace(self.codec.decode(columns, head, item), transform=transform)

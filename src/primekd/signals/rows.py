@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHARED = {"head", "temperature"}  # the same for every row of a store
+from primekd.models.logits import PLAIN, LogitTransform
+
+SHARED = {"head", "temperature", "transform"}  # the same for every row of a store
 
 
 @lru_cache(maxsize=1)
@@ -47,17 +49,21 @@ class DenseRows(_Rows):
 
 @dataclass(frozen=True)
 class HiddenRows(_Rows):
-    """Final hidden states, (N, D), and the teacher's output head, (V, D): exact at every temperature."""
+    """Final hidden states, (N, D), and the teacher's output head, (V, D): exact at every temperature.
+
+    `transform` is what the teacher does to its logits behind the head.
+    """
 
     hidden: Tensor
     head: Tensor
+    transform: LogitTransform = PLAIN
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def to_logits(self) -> Tensor:
         """(N, V) float32."""
-        return self.hidden.float() @ self.head.float().T
+        return self.transform.apply_(self.hidden.float() @ self.head.float().T)
 
 
 @dataclass(frozen=True)

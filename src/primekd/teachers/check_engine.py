@@ -15,7 +15,7 @@ from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, require_same_tokenizer
 from primekd.plan.shapes import find_shape
 from primekd.provenance import environment, now, output_root, write_json
-from primekd.signals import make_codec
+from primekd.signals import HiddenRows, make_codec
 from primekd.strategies import get_strategy
 from primekd.teachers import Response, Sampling, TeacherEngine, TopLogprobs, open_engine
 from primekd.teachers.agreement import compare
@@ -121,7 +121,7 @@ def answer(
         seconds = time.monotonic() - began
     if want == "hidden":
         head = engine.head().float().cpu()
-        rows = [hidden.float().cpu() @ head.T for hidden in rows]
+        rows = [HiddenRows(hidden.cpu(), head, engine.transform).to_logits() for hidden in rows]
     return responses, rows, seconds
 
 

@@ -19,9 +19,11 @@ from primekd.config.teacher import ExLlamaConfig
 from primekd.errors import UserError
 from primekd.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
+from primekd.models.logits import PROBE, LogitTransform, best_transform, config_numbers
 from primekd.teachers.exllamav2_loading import gpu_memory, import_exllamav2, load_exl2, require_exl2
 from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
 
+PROBE_ERROR = 0.03  # of the logits' norm, which half precision explains; what is finer, `reconstruction` finds
 GENERATOR_QUEUE = 8  # tokens a sequence that the generator reserves room for (its default `max_q_size`)
 
 
@@ -55,7 +57,8 @@ class ExLlamaV2Engine:
         )
         self._forbidden = self._padded_columns()
         self._weight: Tensor | None = None
-        self.offers = frozenset({"hidden", "logits"} if self._head_rebuilds_logits() else {"logits"})
+        self.transform = self._find_transform()
+        self.offers = frozenset({"hidden", "logits"} if self.transform else {"logits"})
 
     def identity(self) -> dict[str, Any]:
         try:
@@ -200,14 +203,14 @@ class ExLlamaV2Engine:
         release_gpu_memory()
 
     @torch.inference_mode()
-    def _head_rebuilds_logits(self) -> bool:
-        """Whether norm(state) @ head.T really is this architecture's logits (no soft cap, no scale, head in one)."""
+    def _find_transform(self) -> LogitTransform | None:
+        """What makes the logits of norm(state) @ head.T; None where nothing known does, or the head is split."""
         if self.model.tp_context is not None:
-            return False
-        logits, states = self._forward([[self.tokenizer.eos_token_id, 5, 6, 7]])
-        own = logits[0, :, : self.vocab_size].float().cpu()
-        rebuilt = self._final(states)[0].float().cpu() @ self.head().float().T
-        return bool((own - rebuilt).abs().max() <= 0.02 * own.abs().max().clamp(min=1.0))
+            return None
+        logits, states = self._forward([[self.tokenizer.eos_token_id, *PROBE]])
+        own = logits[0, :, : self.vocab_size].cpu()
+        products = self._final(states)[0].float().cpu() @ self.head().float().T
+        return best_transform(products, own, config_numbers(self.model.config), PROBE_ERROR)
 
 
 def _new_ids(result: dict[str, Any]) -> list[int]:

@@ -29,6 +29,7 @@ class Model:
         columns: columns of the logits; they may exceed the tokenizer's V.
         width: D, of the hidden states.
         most_sequences: how many sequences a context can hold.
+        logit_numbers: scale and soft cap of the logits, as far as the file names them.
         keeps_positions: whether a sequence can be cut back to a prefix. The state of a recurrent model cannot.
 
     Raises:
@@ -52,6 +53,18 @@ class Model:
         self.keeps_positions = not (
             llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer)
         )
+
+        self.logit_numbers = [
+            float(value)
+            for name in ("logit_scale", "final_logit_softcapping")
+            if (value := self.metadata(f"{self.metadata('general.architecture')}.{name}"))
+        ]
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's, as text."""
+        value = ctypes.create_string_buffer(64)
+        length = llama_cpp.llama_model_meta_val_str(self.pointer, key.encode(), value, len(value))
+        return value.value.decode() if length >= 0 else None
 
     def close(self) -> None:
         llama_cpp.llama_model_free(self.pointer)

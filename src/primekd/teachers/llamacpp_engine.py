@@ -6,6 +6,7 @@ final hidden states are read from the context's own buffers instead.
 
 import importlib.metadata
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from primekd.errors import UserError
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local
+from primekd.models.logits import PROBE, LogitTransform, best_transform
 from primekd.teachers.llamacpp_context import PART_TOKENS, Context, Model
 from primekd.teachers.protocol import Response, Sampling, Want
 
 HEAD_TENSORS = ("output.weight", "token_embd.weight")  # the second one where the head is tied to the embedding
+PROBED_COLUMNS = 4096  # of the head: enough to tell a scale and a cap from nothing
+PROBE_ERROR = 0.05  # of the logits' norm, which 8-bit activations explain; what is finer, `reconstruction` finds
 
 
 @dataclass
@@ -45,7 +49,7 @@ class LlamaCppEngine:
     """
 
     name = "llamacpp"
-    offers = frozenset({"hidden", "logits"})
+    offers = frozenset({"hidden", "logits"})  # of nearly every file; an engine may find less
 
     def __init__(self, model: str, context_tokens: int = 2048, batch_size: int = 32):
         reference = parse_reference(model)
@@ -57,6 +61,18 @@ class LlamaCppEngine:
         self.model = Model(self.file)
         self.context_tokens, self.batch_size = context_tokens, min(batch_size, self.model.most_sequences)
         self.context: Context | None = None
+        self.transform = self._find_transform()
+        if self.transform is None:
+            self.offers = frozenset({"logits"})
+
+    def _find_transform(self) -> LogitTransform | None:
+        """What makes llama.cpp's logits of its hidden states; None where nothing does that the file names."""
+        context = self._open(1, len(PROBE))
+        logits, hidden = context.predict(PROBE, range(len(PROBE)), 0, hidden=True)
+        head = self._head_rows(PROBED_COLUMNS)
+        products, own = torch.from_numpy(hidden.copy()) @ head.T, torch.from_numpy(logits[:, : len(head)].copy())
+        self._close_context()
+        return best_transform(products, own, self.model.logit_numbers, PROBE_ERROR)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -141,18 +157,31 @@ class LlamaCppEngine:
         return self.score(prompts, responses, "logits")
 
     def head(self) -> Tensor:
+        return self._head_rows(self.vocab_size)
+
+    def _head_rows(self, count: int) -> Tensor:
+        """The head's first rows, dequantised, (count, D) float32."""
+        import gguf
+
+        count = min(count, self.vocab_size)
+        weight = gguf.dequantize(self._head_tensor.data[:count], self._head_tensor.tensor_type)
+        return torch.from_numpy(np.array(weight, dtype=np.float32))  # of its own memory: the file may be closed
+
+    @cached_property
+    def _head_tensor(self):
         import gguf
 
         tensors = {t.name: t for t in gguf.GGUFReader(self.file).tensors}
-        tensor = next(tensors[name] for name in HEAD_TENSORS if name in tensors)
-        weight = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return torch.from_numpy(np.ascontiguousarray(weight[: self.vocab_size], dtype=np.float32))
+        return next(tensors[name] for name in HEAD_TENSORS if name in tensors)
 
     def close(self) -> None:
+        self._close_context()
+        self.model.close()
+
+    def _close_context(self) -> None:
         if self.context is not None:
             self.context.close()
             self.context = None
-        self.model.close()
 
     def _open(self, sequences: int, tokens: int) -> Context:
         """An empty context with room for so many sequences of so many tokens; a larger one is kept."""

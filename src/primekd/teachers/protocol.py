@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from primekd.models.logits import LogitTransform
+
 Want = Literal["hidden", "logits", "top"]
 
 
@@ -48,11 +50,14 @@ class TeacherEngine(Protocol):
         name: the engine's name in profiles.
         vocab_size: V, the tokenizer's size; the padded columns beyond it are never returned.
         offers: which of "hidden", "logits" and "top" `score` can give; nothing where an engine gives text alone.
+        transform: what the model does to its logits behind the head; None where that is neither scale nor soft cap, or
+            hidden states are not to be had.
     """
 
     name: str
     vocab_size: int
     offers: frozenset[str]
+    transform: "LogitTransform | None"
 
     def identity(self) -> dict[str, Any]:
         """Engine, versions, model hash and number format: what the signals depend on."""
@@ -87,7 +92,7 @@ class TeacherEngine(Protocol):
         ...
 
     def head(self) -> "Tensor":
-        """The output head, (V, D): logits = hidden.float() @ head.float().T."""
+        """The output head, (V, D): logits = transform(hidden.float() @ head.float().T)."""
         ...
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from primekd.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
 from primekd.models.attention import chosen_attention
+from primekd.models.logits import find_transform
 from primekd.models.served import load_merged, load_quantised
 from primekd.teachers.branches import read_branches
 from primekd.teachers.cache import has_plain_cache, narrowest_window
@@ -53,7 +54,9 @@ class TransformersEngine:
             self.model = load_model(model, dtype) if adapter is None else load_merged(model, dtype, adapter)
         self.decoder, self._output = self.model.get_decoder(), self.model.get_output_embeddings()
         self.model.generation_config = self._plain_generation_config()
-        hidden_is_enough = getattr(self._output, "bias", None) is None and self._head_rebuilds_logits()
+        self.transform = find_transform(self.model, self.vocab_size)
+        # A store keeps no bias.
+        hidden_is_enough = self.transform is not None and self.bias() is None
         self.offers = frozenset({"hidden", "logits"} if hidden_is_enough else {"logits"})
 
     def _plain_generation_config(self, sampling: Sampling | None = None):
@@ -70,16 +73,6 @@ class TransformersEngine:
             suppress_tokens=list(range(self.vocab_size, columns)) or None,  # padded columns are no tokens
             **({"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}),
         )
-
-    @torch.inference_mode()
-    def _head_rebuilds_logits(self) -> bool:
-        """Whether hidden @ head.T really is this architecture's logits (no soft cap, no scale)."""
-        ids = torch.tensor([[self.tokenizer.eos_token_id, 5, 6, 7]], device=self.model.device)
-        hidden = self.decoder(input_ids=ids).last_hidden_state[0]
-        own = self.model(input_ids=ids).logits[0].float()
-        rebuilt = hidden.float() @ self._output.weight.float().T
-        tolerance = 1e-3 if self.dtype == "float32" else 0.02
-        return bool((own - rebuilt).abs().max() <= tolerance * own.abs().max().clamp(min=1.0))
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -129,13 +122,16 @@ class TransformersEngine:
 
     def _last_states(self, **inputs) -> Tensor:
         """What is kept of the last position: (B, D) hidden states, or (B, V) logits where those are all there is."""
-        if "hidden" in self.offers:
+        if self.transform is not None:
             # Copied: a view of one position would keep the whole prompt's states.
             return self.decoder(**inputs, use_cache=True).last_hidden_state[:, -1].clone()
         return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1, : self.vocab_size].clone()
 
     def _logits(self, states: Tensor) -> Tensor:
-        return torch.nn.functional.linear(states, self.head()) if "hidden" in self.offers else states
+        """Of a position's states (B, D), in the model's own precision; or the logits (B, V) that those are already."""
+        if self.transform is None:
+            return states
+        return self.transform.apply(torch.nn.functional.linear(states, self.head(), self.bias()))
 
     @cached_property
     def decodes(self) -> bool:
@@ -147,7 +143,7 @@ class TransformersEngine:
         prefix = [5 + place % 7 for place in range(SHORTEST_PREFIX + 2)]
         prompts = [[*prefix, 6, 7, 8, 9], [*prefix, 9]]
         made = self._decode(prompts, Sampling(3), NO_TOKEN, keep_states=True)  # rows of one length, whatever is said
-        want: Want = "hidden" if "hidden" in self.offers else "logits"
+        want: Want = "hidden" if self.transform is not None else "logits"
         plain = torch.stack(self.score(prompts, [row.ids for row in made], want)).float()  # (2, 3, D)
         cached = torch.stack([self._finish(row.states(), want).cpu() for row in made]).float()
         errors = (cached - plain).norm(dim=-1) / plain.norm(dim=-1)
@@ -223,7 +219,7 @@ class TransformersEngine:
 
     def _states(self, **inputs) -> Tensor:
         """What is kept of all positions: (B, S, D) hidden states, or (B, S, V) logits where those are all there is."""
-        return self.decoder(**inputs).last_hidden_state if "hidden" in self.offers else self.model(**inputs).logits
+        return self.model(**inputs).logits if self.transform is None else self.decoder(**inputs).last_hidden_state
 
     @cached_property
     def branches(self) -> bool:
@@ -235,7 +231,7 @@ class TransformersEngine:
             return False
         prefix = [5 + place % 7 for place in range(SHORTEST_PREFIX + 2)]
         prompts, responses = [[*prefix, 6, 7], [*prefix, 9]], [[[8, 9, 6], [5, 5, 7, 8]], [[7, 6, 5, 9], [9, 8]]]
-        want: Want = "hidden" if "hidden" in self.offers else "logits"
+        want: Want = "hidden" if self.transform is not None else "logits"
         alone = [self.score([prompt] * 2, own, want) for prompt, own in zip(prompts, responses, strict=True)]
         try:
             behind = self._score_branches(prompts, responses, want)
@@ -251,12 +247,13 @@ class TransformersEngine:
     def _finish(self, states: Tensor, want: Want) -> Tensor:
         """States (T, D), or logits (T, columns) where those are all there is -> rows as `score` gives them."""
         if want == "hidden":
-            if "hidden" not in self.offers:
+            if self.transform is None:
                 raise ValueError(f"{self.reference}: hidden states do not rebuild this architecture's logits")
             return states.clone()
-        if "hidden" in self.offers:
-            return states.float() @ self.head().float().T  # (T, V)
-        return states[:, : self.vocab_size].float()
+        if self.transform is None:
+            return states[:, : self.vocab_size].float()
+        logits = states.float() @ self.head().float().T  # (T, V)
+        return self.transform.apply_(logits if self.bias() is None else logits.add_(self.bias().float()))
 
     @torch.inference_mode()
     def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
@@ -269,6 +266,11 @@ class TransformersEngine:
 
     def head(self) -> Tensor:
         return self._output.weight.detach()[: self.vocab_size]
+
+    def bias(self) -> Tensor | None:
+        """The output head's bias, (V,), if it has one."""
+        bias = getattr(self._output, "bias", None)
+        return None if bias is None else bias.detach()[: self.vocab_size]
 
     def close(self) -> None:
         del self.model, self.decoder, self._output

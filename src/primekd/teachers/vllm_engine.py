@@ -42,7 +42,7 @@ class VllmEngine:
         UserError: vLLM is missing, or model, GPUs and settings do not fit each other.
     """
 
-    name = "vllm"
+    name, transform = "vllm", None
 
     def __init__(self, config: TeacherConfig, top_k: int, adapters: Sequence[Path] = ()):
         self.config, self.settings, self.reference = config, config.vllm or VllmConfig(), config.model

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from primekd.config import LossConfig
 from primekd.losses import distillation_loss, frozen_head_loss
+from primekd.models.logits import find_transform, require_transform
 from primekd.signals import SignalRows
 from primekd.training.examples import IGNORED
 from primekd.training.shared_prefix import prefix_length, states_after
@@ -21,6 +22,12 @@ class StudentObjective(nn.Module):
             bfloat16 (autocast), a third faster on a CPU.
         vocab_size: V, the tokenizer's size; the head's further columns are padding.
         share_prefix: read what all rows begin with once; see shared_prefix.may_share_prefix.
+
+    Attributes:
+        transform: what the architecture does to its logits behind the head.
+
+    Raises:
+        UserError: that is neither a scale nor a soft cap, so no loss here would be of the model's own logits.
     """
 
     def __init__(self, model: nn.Module, loss: LossConfig, vocab_size: int, share_prefix: bool = False):
@@ -33,6 +40,8 @@ class StudentObjective(nn.Module):
         # Kept out of the module's children: they are already part of `model`.
         self._parts = (base.get_decoder(), base.get_output_embeddings())
         self._bfloat16 = base.get_input_embeddings().weight.dtype == torch.bfloat16
+        with self._precision(base.get_input_embeddings().weight):
+            self.transform = require_transform(find_transform(base, vocab_size), type(base).__name__)
 
     def response_states(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) each -> hidden (N, D) at position t - 1 of every label at t, and targets (N,), row by row."""
@@ -85,6 +94,6 @@ class StudentObjective(nn.Module):
         output = self._parts[1]
         if any(parameter.requires_grad for parameter in output.parameters()):  # it has an adapter, or is trained itself
             with self._precision(hidden):
-                logits = output(hidden)[:, : self.vocab_size]  # (N, V)
+                logits = self.transform.apply(output(hidden)[:, : self.vocab_size])  # (N, V)
             return distillation_loss(logits, targets, teacher, loss, tokens)
-        return frozen_head_loss(hidden, *self.head(), targets, teacher, loss, tokens)
+        return frozen_head_loss(hidden, *self.head(), targets, teacher, loss, tokens, self.transform)
