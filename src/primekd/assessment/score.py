@@ -14,6 +14,7 @@ from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.items import Item, load_items, refuse_overlap
 from primekd.memory import gpu_memory
+from primekd.models import load_tokenizer
 from primekd.provenance import MANIFEST, read_json
 from primekd.signals import SignalReader
 from primekd.strategies import CONTROL, load_strategies
@@ -42,7 +43,9 @@ class Model:
         from primekd.teachers.transformers_engine import TransformersEngine
 
         student, size = profile.student, profile.assess.batch_size
-        return TransformersEngine(student.model, student.dtype, size, self.adapter, student.quantization)
+        return TransformersEngine(
+            student.model, student.dtype, size, self.adapter, student.quantization, load_tokenizer(student)
+        )
 
 
 def score_some(profile: Profile, names: Sequence[str]) -> None:
