@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 GENERATE = "{% if add_generation_prompt %}"
 # No system role; the model's role has a name of its own; a line ends behind the end of a turn.
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
     "{{ m.content | trim }}<end_of_turn>\n{% endfor %}" + GENERATE + "<start_of_turn>model\n{% endif %}"
 )
@@ -23,7 +23,8 @@ PHI = (
 LLAMA = (
     "  {% if date is not defined %}{% set date = strftime_now('%d %B %Y, %-d.%-m.%y (%A, %j)') %}{% endif %}"
     "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nToday Date: {{ date }}\n\n"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0].content }}{% set messages = messages[1:] %}{% endif %}<|eot_id|>"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0].content }}{% set messages = messages[1:] %}{% endif %}"
+    "<|eot_id|>"
     "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
     + GENERATE + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )  # fmt: skip
@@ -31,13 +32,18 @@ LLAMA = (
 QWEN = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Q.<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
     + GENERATE
     + "<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
     "<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 # A space in front of the end; system messages are left out in silence.
-SPACED = "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }} </s>{% endfor %}" + GENERATE + "[A]{% endif %}"
+SPACED = (
+    "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }} </s>{% endfor %}"
+    + GENERATE
+    + "[A]{% endif %}"
+)
 # No end of a turn but the next turn's first token, which generation_config names.
 GLM = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}" + GENERATE + "<|assistant|>\n{% endif %}"
 # Nothing special at all.
@@ -46,10 +52,15 @@ PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + G
 # name -> template, control tokens (the first is the end of text, the second BOS), generation_config's ends
 FAMILIES = {
     "gemma": (GEMMA, ["<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], ["<eos>", "<end_of_turn>"]),
-    "phi": (PHI, ["<|endoftext|>", "<s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"], ["<|endoftext|>", "<|end|>"]),
+    "phi": (
+        PHI,
+        ["<|endoftext|>", "<s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
+        ["<|endoftext|>", "<|end|>"],
+    ),
     "llama": (
         LLAMA,
-        ["<|end_of_text|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"],
+        ["<|end_of_text|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>",
+         "<|eot_id|>"],
         ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
     ),
     "qwen": (QWEN, ["<|endoftext|>", "<s>", "<|im_start|>", "<|im_end|>"], ["<|im_end|>", "<|endoftext|>"]),

@@ -48,7 +48,7 @@ def load_strategies() -> dict[str, Strategy]:
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
         strategies = {name: Strategy(name=name, **row) for name, row in rows.items()}
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
         raise UserError(f"{relative_name(path)} cannot be read: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UserError(explain_validation_error(error, path)) from error

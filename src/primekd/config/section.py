@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Positive = Annotated[int, Field(gt=0)]
 
 # What a template is given by this project or by transformers.
-ENGINES_OWN = frozenset(
-    "messages conversation tools documents chat_template add_generation_prompt continue_final_message tokenize padding "
-    "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs processor_kwargs "
-    "strftime_now raise_exception bos_token eos_token".split()
+ENGINES_OWN = re.compile(
+    "messages|conversation|tools|documents|chat_template|add_generation_prompt|continue_final_message|tokenize|padding|"
+    "truncation|max_length|return_tensors|return_dict|return_assistant_tokens_mask|tokenizer_kwargs|processor_kwargs|"
+    "strftime_now|raise_exception|bos_token|eos_token"
 )
 
 
@@ -37,6 +37,6 @@ class Speaker(Section):
     @classmethod
     def named(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if not re.fullmatch(r"[A-Za-z]\w*", name) or name in ENGINES_OWN:
+            if not re.fullmatch(r"[A-Za-z]\w*", name) or ENGINES_OWN.fullmatch(name):
                 raise ValueError(f"{name} is no argument that a profile can give a template: take it out")
         return value

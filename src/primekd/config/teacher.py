@@ -177,9 +177,9 @@ class TeacherConfig(Speaker):
             "vllm": {"quantization", "full_logprobs"},
             "api": {"model", "base_url", "logprobs", "prompt", "request"},
         }
-        values = self.model_dump(
-            mode="json", exclude_none=True, exclude={"made_from", "priming_placement", "priming_mode"}
-        )
+        left_out = {"made_from", "priming_placement", "priming_mode"}
+        left_out |= set() if self.template_arguments else {"template_arguments"}
+        values = self.model_dump(mode="json", exclude_none=True, exclude=left_out)
         for name, kept in parts.items():
             if name in values:
                 values[name] = {key: value for key, value in values[name].items() if key in kept}

@@ -160,6 +160,6 @@ def require_same_tokenizer(teacher: "str | Speaker", student: "str | Speaker") -
 def _difference(first: "PreTrainedTokenizerBase", second: "PreTrainedTokenizerBase") -> str:
     """How two vocabularies differ, with the first token that they number differently."""
     one, other = first.get_vocab(), second.get_vocab()
-    differing = sorted({*one.items()} ^ {*other.items()}, key=lambda entry: entry[1])
+    differing = sorted({*one.items()} ^ {*other.items()}, key=lambda entry: entry[::-1])
     token, place = differing[0]
     return f"{len(one)} and {len(other)} tokens, {len(differing)} entries differ, the first is {token!r} at {place}"
