@@ -1,11 +1,14 @@
 """Tiny tokenizers that talk as families of published chat models do. The templates are ours, written in their style."""
 
+import copy
 import json
 from pathlib import Path
 
 from conftest import save_llama
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from primekd.template import turn_end
 
 GENERATE = "{% if add_generation_prompt %}"
 # No system role; the model's role has a name of its own; a line ends behind the end of a turn.
@@ -94,3 +97,12 @@ def family_model(folder: Path, name: str) -> str:
     ids = None if ends is None else [tokenizer.convert_tokens_to_ids(end) for end in ends]
     (folder / "generation_config.json").write_text(json.dumps({} if ids is None else {"eos_token_id": ids}))
     return reference
+
+
+def ending_with(tokenizer, token: int):
+    """The tokenizer with a template that ends turns with that token."""
+    changed, text = copy.deepcopy(tokenizer), tokenizer.convert_ids_to_tokens(token)
+    changed.add_tokens([AddedToken(text, special=True, normalized=False)])
+    changed.chat_template = "{% for m in messages %}{{ m.content }}" + text + "\n{% endfor %}"
+    assert turn_end(changed).token == token != changed.eos_token_id
+    return changed

@@ -9,10 +9,9 @@ import fake_exllamav2
 import pytest
 import torch
 from api_server import VARIABLE, api_section, good, good_answer, serving
-from chat_families import ENDS, FAMILIES, family_model
+from chat_families import ENDS, FAMILIES, ending_with, family_model
 from conftest import POCKET, small_profile, write_profile
 from pydantic import ValidationError
-from tokenizers import AddedToken
 from typer.testing import CliRunner
 
 from primekd import doctor, strategies
@@ -151,15 +150,6 @@ def test_transformers_ends_with_every_end_of_the_family(name, library, reference
         assert response.ids[-1] == token and not response.truncated and len(rows) == len(response.ids) <= 4
         assert rows[-1].argmax() == token  # the row of the token that was said, not of the template's own end
         assert decode_response(engine.tokenizer, response.ids) == engine.tokenizer.decode(response.ids[:-1])
-
-
-def ending_with(tokenizer, token: int):
-    """The tokenizer with a template that ends turns with that token."""
-    changed, text = copy.deepcopy(tokenizer), tokenizer.convert_ids_to_tokens(token)
-    changed.add_tokens([AddedToken(text, special=True, normalized=False)])
-    changed.chat_template = "{% for m in messages %}{{ m.content }}" + text + "\n{% endfor %}"
-    assert turn_end(changed).token == token != changed.eos_token_id
-    return changed
 
 
 def test_exllamav2_ends_with_the_templates_end_and_with_the_others(tmp_path, monkeypatch):

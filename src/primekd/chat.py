@@ -99,9 +99,11 @@ def refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> No
             raise UserError(f"An item's text contains the control token {token!r}: remove it from {text[:60]!r}…")
 
 
-def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Token ids of a written response, ended as the chat template ends it. Control tokens in it are refused."""
+def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, ended: bool = True) -> list[int]:
+    """Token ids of a written response, `ended` as the chat template ends it. Control tokens in it are refused."""
     refuse_control_tokens(tokenizer, text)
+    if not ended:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
     end = turn_end(tokenizer)
     return [*tokenizer(text + end.before, add_special_tokens=False)["input_ids"], end.token]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from primekd.config import Profile, load_profile, profile_names
 from primekd.errors import UserError
 from primekd.models import is_present, load_tokenizer
-from primekd.primings import require_placeable
+from primekd.primings import can_speak, require_placeable
 from primekd.provenance import hardware, output_root, package_versions, requirement_pins
 from primekd.teachers.packages import (
     PACKAGES,
@@ -145,7 +145,7 @@ def check_profile(profile: Profile) -> list[Finding]:
 def check_templates(profile: Profile) -> list[Finding]:
     """Whether the teacher's chat template, where it is here, takes the priming texts, and how it ends a response."""
     try:
-        if not is_present(profile.teacher.model, weights=False):
+        if not can_speak(profile):
             return []
         require_placeable(profile)
         tokenizer = load_tokenizer(profile.teacher)

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from primekd.config import Profile
-from primekd.models import is_present
 from primekd.plan.advice import (
     Finding,
     codec_findings,
@@ -20,7 +19,7 @@ from primekd.plan.rates import Duration, durations
 from primekd.plan.stages import CPU_MARGIN, GPU_MARGIN, Need, gpus_used, memory_needs
 from primekd.plan.tokens import Lengths, Stage, find_lengths, stages
 from primekd.plan.weights import Model, student_model, teacher_model
-from primekd.primings import require_placeable
+from primekd.primings import can_speak, require_placeable
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def make_plan(profile: Profile) -> Plan:
         UserError: a model's shape, its bits or the lengths of prompts are not known, or the teacher's chat template has
             no place for a priming text; says what to write where.
     """
-    if is_present(profile.teacher.model, weights=False):
+    if can_speak(profile):
         require_placeable(profile)
     machine, teacher, student = find_machine(profile), teacher_model(profile), student_model(profile)
     lengths = find_lengths(profile)

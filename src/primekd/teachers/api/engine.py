@@ -180,8 +180,7 @@ class ApiEngine:
         self._check(prompt, answer, sampling)
         truncated = answer.finish_reason == "length"
         if answer.rows is None:
-            ids = encode_response(self.tokenizer, answer.text)
-            ids, rows = ids[:-1] if truncated else ids, []
+            ids, rows = encode_response(self.tokenizer, answer.text, ended=not truncated), []
             if answer.response_tokens is None and len(ids) > sampling.max_new_tokens + OVERSHOOT:
                 raise UserError(self._other(f"{len(ids)} tokens where {sampling.max_new_tokens} were asked for"))
         else:
