@@ -19,7 +19,7 @@ Messages = Sequence[dict[str, str]]
 # Some templates write a date, some of them today's: a student would then be trained and scored on other prompts.
 DATE = datetime.datetime(2024, 7, 26)
 TEMPLATE_DATE = DATE.strftime("%d %b %Y")  # what Llama 3.1's template writes if it is told none
-DIRECTIVES = "aAbBcdDeFgGHIjklmMnpPrRsStTuUVwWxXyYzZ"
+DIRECTIVES = "aAbBcdDeFgGHIjklmMnpPrRStTuUVwWxXyYzZ"  # of strftime; not %s, which depends on the time zone
 
 MARK, QUESTION = "primekdmark", "1 + 1 = ?"
 
