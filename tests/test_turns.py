@@ -139,7 +139,8 @@ def say(engine: TransformersEngine, prompt: list[int], place: int, token: int) -
 def test_transformers_ends_with_every_end_of_the_family(name, library, references, monkeypatch):
     for end in FAMILIES[name][2]:
         engine = TransformersEngine(references[name], "float32")
-        assert engine.decodes and engine.model.generation_config.eos_token_id == sorted(turn_end(engine.tokenizer).stops)
+        ends = sorted(turn_end(engine.tokenizer).stops)
+        assert engine.decodes and engine.model.generation_config.eos_token_id == ends
         if library:
             monkeypatch.setattr(engine, "decodes", False)
         prompt, token = build_prompt(engine.tokenizer, QUESTION), id_of(engine.tokenizer, end)
