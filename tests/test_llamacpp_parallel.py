@@ -4,11 +4,11 @@ import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from chat_families import ending_with
 from conftest import POCKET
 
 from primekd.chat import build_prompt
@@ -142,9 +142,10 @@ def ask(prompts: list[list[int]], long: list[int]) -> dict:
         "too long": error_of(lambda: many.generate(prompts, Sampling(500))),
         "short": many.generate(SHORT, LIMIT),
     }
-    many.tokenizer = SimpleNamespace(eos_token_id=found["short"][1].ids[2])
+    end = found["short"][1].ids[2]
+    many.tokenizer = ending_with(many.tokenizer, end)
     ended, rows = many.generate_scored(SHORT, LIMIT, "hidden")
-    found |= {"end": many.tokenizer.eos_token_id, "ended": ended, "ended rows": [len(part) for part in rows]}
+    found |= {"end": end, "ended": ended, "ended rows": [len(part) for part in rows]}
     found["gap in positions"] = error_of(lambda: many.context.predict([5], [200], [0]))
     found["too many sequences"] = error_of(lambda: Context(many.model, many.model.most_sequences + 1, 256))
     found["transforms"] = {name: ask_capped(name) for name in CAPPED}

@@ -44,17 +44,17 @@ def teacher(model: str = POCKET, **values) -> TeacherConfig:
 # What is asked.
 
 
-def test_responses_are_drawn_from_the_raw_distribution_and_ended_by_one_token():
-    (greedy,) = generation_settings(Sampling(7), end=2, count=1)
+def test_responses_are_drawn_from_the_raw_distribution_and_ended_by_ours_alone():
+    (greedy,) = generation_settings(Sampling(7), ends={7, 2}, count=1)
     assert greedy["temperature"] == 0 and greedy["max_tokens"] == 7 and "seed" not in greedy
     # vLLM takes further end tokens from generation_config.json, whatever `generation_config` says.
-    assert greedy["ignore_eos"] and greedy["stop_token_ids"] == [2]
+    assert greedy["ignore_eos"] and greedy["stop_token_ids"] == [2, 7]
     assert (greedy["top_k"], greedy["top_p"], greedy["min_p"], greedy["repetition_penalty"]) == (0, 1, 0, 1)
     assert not greedy["detokenize"]
 
 
 def test_every_prompt_has_its_own_seed_and_the_same_one_again():
-    first, again, other = (generation_settings(Sampling(7, 1.0, seed), 2, 3) for seed in (1, 1, 2))
+    first, again, other = (generation_settings(Sampling(7, 1.0, seed), [2], 3) for seed in (1, 1, 2))
     assert first == again != other
     assert len({settings["seed"] for settings in first}) == 3
 
@@ -62,7 +62,7 @@ def test_every_prompt_has_its_own_seed_and_the_same_one_again():
 @pytest.mark.parametrize("temperature", [0.005, 2.5])
 def test_temperatures_that_vllm_refuses_or_changes_are_one_sentence(temperature):
     with pytest.raises(UserError, match="temperatures from 0.01 to 2.*teacher.sampling_temperature"):
-        generation_settings(Sampling(7, temperature), 2, 1)
+        generation_settings(Sampling(7, temperature), [2], 1)
 
 
 def test_a_score_asks_for_the_prompts_own_log_probs_and_one_token():

@@ -20,6 +20,7 @@ from primekd.items import Item, hash_items, load_items
 from primekd.memory import gpu_memory
 from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
+from primekd.primings import priming_of, require_placeable
 from primekd.progress import Progress
 from primekd.provenance import environment, hash_json, now
 from primekd.signals import Codec, HiddenRows, SignalReader, SignalWriter, StoredItem, make_codec, shard_name
@@ -28,9 +29,11 @@ from primekd.signals.codecs import require_served
 from primekd.signals.heads import rebuilding_problem, save_head
 from primekd.strategies import Strategy, get_strategy
 from primekd.teachers import Sampling, TeacherEngine, open_engine
+from primekd.template import turn_end
 from primekd.workers import Part, SharedStore
 
 Teacher = Callable[[], tuple[TeacherEngine, Codec]]
+PLACEHOLDER = "{question}"
 HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
 
 
@@ -70,12 +73,19 @@ def held_out_job(profile: Profile) -> Job:
 
 
 def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
-    """Everything that the store's bytes depend on, known without loading the teacher."""
+    """Everything that the store's bytes depend on, known without loading the teacher.
+
+    Raises:
+        UserError: the teacher's chat template takes no system message, and the priming text is to be one.
+    """
     profile, teacher = job.profile, job.profile.teacher
-    tokenizer = load_tokenizer(teacher.model)
+    tokenizer, priming = load_tokenizer(teacher), priming_of(job.strategy, teacher)
     return {
         "strategy": job.strategy.name,
         "priming": job.strategy.priming,
+        "priming_placement": priming.placement if priming else None,
+        "priming_mode": priming.mode if priming else None,
+        "prompt": build_prompt(tokenizer, PLACEHOLDER, priming).text,  # with every word that is not the question's
         "split": job.split,
         "items_sha256": hash_items(items),
         "teacher": teacher.identity() | {"model_sha256": _weights_hash(teacher)},
@@ -83,6 +93,7 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
         "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
+        "turn_end": turn_end(tokenizer).describe(),
         "codec": make_codec(profile.signals, teacher.offers).describe(),
         "items_per_shard": profile.signals.items_per_shard,
     }
@@ -104,7 +115,8 @@ def capture(job: Job, part: Part | None = None) -> Path:
         UserError: teacher, items or codec do not fit, or the disk is full. What was written before stays.
     """
     profile = job.profile
-    require_same_tokenizer(profile.teacher.model, profile.student.model)
+    require_same_tokenizer(profile.teacher, profile.student)
+    require_placeable(profile)
     items = load_items(profile, job.split)
     spec = build_spec(job, items)
     if job.split == "train":
@@ -242,8 +254,9 @@ def ask_teacher(
     engine: TeacherEngine, codec: Codec, job: Job, items: list[Item], index: int
 ) -> tuple[list[StoredItem], list]:
     """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else."""
-    tokenizer = load_tokenizer(job.profile.teacher.model)
-    prompts = [build_prompt(tokenizer, item.question, job.strategy.priming) for item in items]
+    tokenizer = load_tokenizer(job.profile.teacher)
+    priming = priming_of(job.strategy, job.profile.teacher)
+    prompts = [build_prompt(tokenizer, item.question, priming) for item in items]
     seed = int(hash_json([job.seed, job.strategy.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed)
     if codec.needs is None:

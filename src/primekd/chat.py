@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from primekd.errors import UserError
+from primekd.template import control_tokens, default_system, render, require_system_role, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Templates of Llama 3 write a date, some of them today's: a student would then be trained and scored on other prompts.
-TEMPLATE_DATE = "26 Jul 2024"  # what Llama 3.1's template writes if it is told none
 
 
 @dataclass(frozen=True)
@@ -39,23 +37,53 @@ class Prompt(list[int]):
         self.messages, self.text = messages, text
 
 
-def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: str | None = None) -> Prompt:
+@dataclass(frozen=True)
+class Priming:
+    """A priming text and where the teacher reads it.
+
+    Attributes:
+        placement: `system`: the system message; `user`: in front of the question, with a blank line between.
+        mode: of a system message: `replace` the model's default system text, or `add` to it behind a blank line.
+    """
+
+    text: str
+    placement: Literal["system", "user"] = "system"
+    mode: Literal["replace", "add"] = "replace"
+
+
+def conversation(
+    tokenizer: "PreTrainedTokenizerBase", question: str, priming: Priming | str | None = None
+) -> list[dict[str, str]]:
+    """The messages that a model is sent. A text alone is a system message.
+
+    Raises:
+        UserError: the priming text is a system message, and the template takes none.
+    """
+    primed = Priming(priming) if isinstance(priming, str) else priming
+    if primed is None:
+        return [{"role": "user", "content": question}]
+    if primed.placement == "user":
+        return [{"role": "user", "content": f"{primed.text}\n\n{question}"}]
+    require_system_role(tokenizer)
+    default = default_system(tokenizer) if primed.mode == "add" else ""
+    system = f"{default}\n\n{primed.text}" if default else primed.text
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+
+def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: Priming | str | None = None) -> Prompt:
     """Token ids of a conversation up to where the answer starts.
 
     Args:
-        priming: system message; None leaves the template's own default. Students are always given None.
+        priming: None leaves the template's own default. Students are always given None.
 
     Raises:
-        UserError: a text contains one of the tokenizer's control tokens and would be read as a tag.
+        UserError: a text contains one of the tokenizer's control tokens and would be read as a tag, or the template
+            takes no system message.
     """
-    messages = [{"role": "user", "content": question}]
-    if priming is not None:
-        messages.insert(0, {"role": "system", "content": priming})
+    messages = conversation(tokenizer, question, priming)
     for message in messages:
         refuse_control_tokens(tokenizer, message["content"])
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
-    )
+    text = render(tokenizer, messages)
     # The template writes BOS itself, if the model wants one; adding special tokens here would double it.
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
@@ -66,16 +94,18 @@ def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: s
 
 def refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
     """Raises UserError if `text` holds a control token such as `<|im_end|>`, which would end the turn."""
-    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    for token in sorted(special.union(tokenizer.all_special_tokens)):
+    for token in sorted(control_tokens(tokenizer)):
         if token in text:
             raise UserError(f"An item's text contains the control token {token!r}: remove it from {text[:60]!r}…")
 
 
-def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Token ids of a written response, end of turn included. Control tokens in it are refused."""
+def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, ended: bool = True) -> list[int]:
+    """Token ids of a written response, `ended` as the chat template ends it. Control tokens in it are refused."""
     refuse_control_tokens(tokenizer, text)
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    if not ended:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = turn_end(tokenizer)
+    return [*tokenizer(text + end.before, add_special_tokens=False)["input_ids"], end.token]
 
 
 def join(prompt_ids: list[int], response_ids: list[int]) -> StudentSequence:
@@ -85,5 +115,6 @@ def join(prompt_ids: list[int], response_ids: list[int]) -> StudentSequence:
 
 
 def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """The response's text without its control tokens."""
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    """The response's text without its control tokens, nor the token that ended it, if that is another."""
+    ended = bool(ids) and ids[-1] in turn_end(tokenizer).stops
+    return tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)

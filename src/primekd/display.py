@@ -9,6 +9,7 @@ from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
 from primekd.items import load_items
 from primekd.models import load_tokenizer
+from primekd.primings import priming_of
 from primekd.provenance import MANIFEST, read_json
 from primekd.strategies import get_strategy
 
@@ -28,17 +29,23 @@ def settings_table(profile: Profile) -> pd.DataFrame:
 
 
 def prompts_table(profile: Profile, strategy: str) -> pd.DataFrame:
-    """The first training question as the teacher and as the student see it."""
-    item = load_items(profile, "train")[0]
-    tokenizer = load_tokenizer(profile.teacher.model)
-    views = {"teacher": get_strategy(strategy).priming, "student": None}
-    texts = {who: tokenizer.decode(build_prompt(tokenizer, item.question, priming)) for who, priming in views.items()}
-    return pd.DataFrame(texts.items(), columns=["who", "prompt"])
+    """The first training question as the teacher reads it with and without the priming text, and as the student does.
+
+    A priming text that replaces the model's default system text makes two differences, and both are seen here.
+    """
+    question = load_items(profile, "train")[0].question
+    teacher, priming = load_tokenizer(profile.teacher), priming_of(get_strategy(strategy), profile.teacher)
+    views = {
+        "teacher": build_prompt(teacher, question, priming),
+        "teacher without priming": build_prompt(teacher, question),
+        "student": build_prompt(load_tokenizer(profile.student), question),
+    }
+    return pd.DataFrame([(who, prompt.text) for who, prompt in views.items()], columns=["who", "prompt"])
 
 
 def responses_table(job: Job, count: int = 5) -> pd.DataFrame:
     """The teacher's first responses."""
-    reader, tokenizer = open_signals(job), load_tokenizer(job.profile.teacher.model)
+    reader, tokenizer = open_signals(job), load_tokenizer(job.profile.teacher)
     items = load_items(job.profile, job.split)[:count]
     rows = [
         (item.question, decode_response(tokenizer, reader.item(item.id).response_ids), item.answer) for item in items

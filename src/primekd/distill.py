@@ -41,7 +41,7 @@ CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_nor
 
 def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalReader | None") -> dict[str, Any]:
     """Everything that a student's adapter depends on."""
-    tokenizer = load_tokenizer(profile.student.model)
+    tokenizer = load_tokenizer(profile.student)
     inputs = {
         "strategy": strategy,
         "seed": seed,
@@ -87,7 +87,7 @@ def _distill(profile: Profile, strategy: str, seed: int | None) -> Path:
     if with_teacher:
         from primekd.signals.codecs import require_served
 
-        require_same_tokenizer(profile.teacher.model, profile.student.model)
+        require_same_tokenizer(profile.teacher, profile.student)
         signals = open_signals(training_job(profile, strategy, seed))
         require_served(signals.codec, profile.loss)
     inputs = student_inputs(profile, strategy, seed, signals)
@@ -106,7 +106,7 @@ def _distill(profile: Profile, strategy: str, seed: int | None) -> Path:
 
     from primekd.training.examples import gold_examples, teacher_examples
 
-    tokenizer = load_tokenizer(profile.student.model)
+    tokenizer = load_tokenizer(profile.student)
     items = load_items(profile, "train")
     gold = profile.loss.labels == "gold"
     examples = teacher_examples(tokenizer, items, signals, gold) if signals else gold_examples(tokenizer, items)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from primekd.config import Profile, load_profile, profile_names
 from primekd.errors import UserError
-from primekd.models import is_present
+from primekd.models import is_present, load_tokenizer
+from primekd.primings import can_speak, require_placeable
 from primekd.provenance import hardware, output_root, package_versions, requirement_pins
 from primekd.teachers.packages import (
     PACKAGES,
@@ -19,6 +20,7 @@ from primekd.teachers.packages import (
     is_installed,
     missing_cuda,
 )
+from primekd.template import turn_end
 
 OLDEST_PYTHON = (3, 11)
 NEEDED_GIB = 5  # for the pocket profile: dequantised models, signals, adapters
@@ -137,7 +139,24 @@ def check_profile(profile: Profile) -> list[Finding]:
         else:
             fix = "primekd prepare-teacher" if role == "teacher" and profile.prepare else "inference/get_models.ipynb"
             findings.append(Finding(profile.name, "warning", f"{role} {reference} is missing: run {fix}"))
-    return findings
+    return findings + check_templates(profile)
+
+
+def check_templates(profile: Profile) -> list[Finding]:
+    """Whether the teacher's chat template, where it is here, takes the priming texts, and how it ends a response."""
+    try:
+        if not can_speak(profile):
+            return []
+        require_placeable(profile)
+        tokenizer = load_tokenizer(profile.teacher)
+        end = turn_end(tokenizer)
+    except UserError as error:
+        return [Finding(profile.name, "warning", str(error))]
+    name = tokenizer.convert_ids_to_tokens(end.token)
+    if not end.written:
+        text = f"the teacher's chat template writes no control token behind an answer: {name}, its end of text, does"
+        return [Finding(profile.name, "warning", text)]
+    return [Finding(profile.name, "ok", f"the teacher's answers end with {name}")]
 
 
 def examine(profile: str | None = None) -> list[Finding]:

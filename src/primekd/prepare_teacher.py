@@ -4,19 +4,21 @@ So the small teacher is what the large one is: a quantised file that a local eng
 git; the GGUF file is built from it at set-up.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 
-from primekd.chat import build_prompt, encode_response, join
-from primekd.config import PrepareConfig, Profile
+from primekd.chat import Priming, build_prompt, encode_response, join
+from primekd.config import PrepareConfig, Profile, TeacherConfig
 from primekd.distill import train_adapter
 from primekd.errors import UserError
 from primekd.items import Item, hash_items, load_items, refuse_overlap
 from primekd.memory import gpu_memory
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
+from primekd.primings import priming_of
 from primekd.provenance import (
     MANIFEST,
     altered_outputs,
@@ -62,12 +64,18 @@ def adapter_folder(profile: Profile) -> Path:
     return project_root() / settings(profile).adapter
 
 
-def primed_examples(tokenizer, items: list[Item], fraction: float, seed: int) -> list:
-    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher."""
+def primed_examples(
+    tokenizer, items: list[Item], fraction: float, seed: int, teacher: TeacherConfig | None = None
+) -> list:
+    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher.
+
+    Args:
+        teacher: says where priming texts stand; without it they are system messages.
+    """
     from primekd.training.examples import Example
 
     random = Random(seed)
-    primings = [s.priming for s in load_strategies().values() if s.priming]
+    primings = [priming_of(s, teacher) if teacher else s.priming for s in load_strategies().values() if s.priming]
     examples = []
     for item in items:
         priming = random.choice(primings) if random.random() < fraction else None
@@ -97,6 +105,9 @@ def train_teacher(profile: Profile) -> Path:
         "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}),
         "seed": profile.seed,
     }
+    placed = {s.name: priming_of(s, profile.teacher) for s in load_strategies().values() if s.priming}
+    if placed := {n: asdict(p) for n, p in placed.items() if p != Priming(p.text)}:  # left out, as below
+        inputs["placed"] = placed
     if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current
         del inputs["prepare"]["train"]["length_window"]
     folder = adapter_folder(profile)
@@ -105,7 +116,7 @@ def train_teacher(profile: Profile) -> Path:
         return folder
     if (folder / MANIFEST).is_file():
         print(f"{relative_name(folder)} was trained on other inputs: set aside as {set_aside(folder).name}.")
-    examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed)
+    examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed, profile.teacher)
     validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed)
     checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
     with gpu_memory("prepare.train.micro_batch_size"):

@@ -1,6 +1,7 @@
 """The priming strategies: data in configs/strategies.yaml, read here and nowhere else."""
 
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,9 +17,10 @@ BASE, FINE_TUNE = "base-KD", "base-fine-tune"  # what others are compared with
 class Strategy(BaseModel):
     """One way to make a student.
 
-    `name` is the folder's name, `title` the one used in the published tables. `priming` is the system
-    message that the teacher alone sees (None: the model's own default). `teacher` is False for training
-    on gold solutions.
+    `name` is the folder's name, `title` the one used in the published tables. `priming` is the text that the teacher
+    alone sees (None: the model's own default), read from `priming_file` where that is given: a path relative to the
+    checkout, or absolute. `placement` goes before the profile's teacher.priming_placement. `teacher` is False for
+    training on gold solutions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +29,8 @@ class Strategy(BaseModel):
     title: str
     teacher: bool
     priming: str | None = None
+    priming_file: str | None = None
+    placement: Literal["system", "user"] | None = None
 
 
 def strategies_file() -> Path:
@@ -43,11 +47,31 @@ def load_strategies() -> dict[str, Strategy]:
     path = strategies_file()
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {name: Strategy(name=name, **row) for name, row in rows.items()}
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        strategies = {name: Strategy(name=name, **row) for name, row in rows.items()}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
         raise UserError(f"{relative_name(path)} cannot be read: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UserError(explain_validation_error(error, path)) from error
+    return {name: _with_text(strategy) for name, strategy in strategies.items()}
+
+
+def _with_text(strategy: Strategy) -> Strategy:
+    """The strategy with the text of its priming file, without the white space around it."""
+    place = f"{relative_name(strategies_file())}: {strategy.name}"
+    if strategy.priming_file is None:
+        if strategy.placement and strategy.priming is None:
+            raise UserError(f"{place} has a placement and no priming to place: add priming or priming_file.")
+        return strategy
+    if strategy.priming is not None:
+        raise UserError(f"{place} has both priming and priming_file: leave one of them out.")
+    file = project_root() / strategy.priming_file
+    try:
+        text = file.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{place}: priming_file {strategy.priming_file} is no readable UTF-8 text: mend it.") from error
+    if not text:
+        raise UserError(f"{place}: priming_file {strategy.priming_file} is empty: write the priming text into it.")
+    return strategy.model_copy(update={"priming": text})
 
 
 def get_strategy(name: str) -> Strategy:

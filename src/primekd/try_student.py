@@ -21,7 +21,7 @@ def ask(profile: Profile, question: str, strategies: Sequence[str]) -> pd.DataFr
     from primekd.teachers import Sampling
     from primekd.teachers.transformers_engine import TransformersEngine
 
-    tokenizer = load_tokenizer(profile.student.model)
+    tokenizer = load_tokenizer(profile.student)
     prompt = build_prompt(tokenizer, question)
     rows = []
     for name in ["control", *strategies]:
@@ -30,7 +30,7 @@ def ask(profile: Profile, question: str, strategies: Sequence[str]) -> pd.DataFr
             raise UserError(f"{relative_name(folder)} has no student: run {name}/distill.ipynb first.")
         adapter = folder / "adapter" if folder else None
         student = profile.student
-        engine = TransformersEngine(student.model, student.dtype, 1, adapter, student.quantization)
+        engine = TransformersEngine(student.model, student.dtype, 1, adapter, student.quantization, tokenizer)
         text = decode_response(tokenizer, engine.generate([prompt], Sampling(profile.max_new_tokens))[0].ids)
         rows.append((name, text, extract(text).text))
     return pd.DataFrame(rows, columns=["model", "answer", "read as"])

@@ -11,13 +11,14 @@ from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
 from primekd.progress import Progress
 from primekd.provenance import hash_json, is_current, read_json, write_json, write_manifest
+from primekd.template import turn_end
 
 BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `ids` end with the end-of-turn token unless `truncated`; `text` has no control tokens.
+    """One answer. `ids` end with a token that ends a turn unless `truncated`; `text` has no control tokens.
 
     `truncated` is None where only the text of an answer is known.
     """
@@ -30,7 +31,7 @@ class Answer:
 
 def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] | None) -> dict[str, Any]:
     """Everything that a model's answers depend on. `adapter`: its files' hashes, None for the control."""
-    tokenizer = load_tokenizer(profile.student.model)
+    tokenizer = load_tokenizer(profile.student)
     # Left out where it is transformers, so that answers from before there was a choice stay current.
     engine = {} if profile.assess.engine == "transformers" else {"engine": profile.assess.engine}
     quantised = {"quantization": profile.student.quantization} if profile.student.quantization else {}
@@ -42,6 +43,7 @@ def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] |
         "adapter": adapter,
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
+        "turn_end": turn_end(tokenizer).describe(),
         "items_sha256": hash_items(items),
         "max_new_tokens": profile.max_new_tokens,
         "decoding": "greedy",
@@ -62,7 +64,7 @@ def generate_answers(
     Args:
         open_model: called without arguments, and only if something is missing; returns an engine with `generate`.
     """
-    tokenizer = load_tokenizer(profile.student.model)
+    tokenizer = load_tokenizer(profile.student)
     folder, size = answers_folder(profile, name), profile.assess.batch_size * BLOCK_BATCHES
     blocks = {
         folder / f"block-{start // size:05d}.json": items[start : start + size] for start in range(0, len(items), size)
@@ -83,7 +85,7 @@ def _write_block(path: Path, profile: Profile, block: list[Item], digest: str, o
 
     if _is_block(path, digest):
         return
-    tokenizer = load_tokenizer(profile.student.model)
+    tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.question) for item in block]
     responses = open_model().generate(prompts, Sampling(profile.max_new_tokens))
     rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)]

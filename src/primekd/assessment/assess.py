@@ -72,7 +72,7 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
 
 def _teacher_answers(profile: Profile, items: list[Item], reader: SignalReader) -> list[Answer]:
     """The unprimed teacher's answers to the test items, from the held-out store."""
-    tokenizer = load_tokenizer(profile.teacher.model)
+    tokenizer = load_tokenizer(profile.teacher)
     stored = [reader.item(item.id) for item in items]
     return [Answer(s.item_id, s.response_ids, s.truncated, decode_response(tokenizer, s.response_ids)) for s in stored]
 

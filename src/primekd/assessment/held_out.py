@@ -83,7 +83,7 @@ def measure(
     Args:
         advance: told how many more items are measured.
     """
-    tokenizer = load_tokenizer(profile.student.model)
+    tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.question) for item in items]
     taught = [reader.item(item.id).response_ids for item in items]
     gold = [encode_response(tokenizer, item.solution) for item in items]

@@ -14,6 +14,7 @@ from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.items import Item, load_items, refuse_overlap
 from primekd.memory import gpu_memory
+from primekd.models import load_tokenizer
 from primekd.provenance import MANIFEST, read_json
 from primekd.signals import SignalReader
 from primekd.strategies import CONTROL, load_strategies
@@ -43,7 +44,9 @@ class Model:
         from primekd.teachers.transformers_engine import TransformersEngine
 
         student, size = profile.student, profile.assess.batch_size
-        engine = TransformersEngine(student.model, student.dtype, size, self.adapter, student.quantization)
+        engine = TransformersEngine(
+            student.model, student.dtype, size, self.adapter, student.quantization, load_tokenizer(student)
+        )
         require_transform(engine.transform, student.model)  # held-out fit is measured from hidden states
         return engine
 

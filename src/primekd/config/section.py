@@ -1,11 +1,42 @@
 """What all sections of a profile share: frozen, unknown keys refused, numbers finite."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(gt=0)]
+
+# What a template is given by this project or by transformers.
+ENGINES_OWN = re.compile(
+    "messages|conversation|tools|documents|chat_template|add_generation_prompt|continue_final_message|tokenize|padding|"
+    "truncation|max_length|return_tensors|return_dict|return_assistant_tokens_mask|tokenizer_kwargs|processor_kwargs|"
+    "strftime_now|raise_exception|bos_token|eos_token"
+)
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Speaker(Section):
+    """A model that answers messages, by its own chat template.
+
+    `template_of` names another model of the same vocabulary whose chat template is used instead: for a base model that
+    has none. `template_arguments` are handed to the template, as in `{enable_thinking: false}`.
+    """
+
+    model: str
+    template_of: str | None = None
+    template_arguments: dict[str, Any] = {}
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @field_validator("template_arguments")
+    @classmethod
+    def named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z]\w*", name) or ENGINES_OWN.fullmatch(name):
+                raise ValueError(f"{name} is no argument that a profile can give a template: take it out")
+        return value

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from primekd.config.section import Positive, Section
+from primekd.config.section import Positive, Section, Speaker
 from primekd.config.teacher import VllmConfig
 
 
@@ -17,11 +17,10 @@ class LoraSettings(Section):
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
-class StudentConfig(Section):
+class StudentConfig(Speaker):
     """The student before training. `quantization: nf4` loads its frozen weights in 4 bits (QLoRA, arXiv 2305.14314),
     with bitsandbytes; the adapter stays in float32."""
 
-    model: str
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantization: Literal["nf4"] | None = None
     lora: LoraSettings

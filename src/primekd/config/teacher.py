@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from primekd.config.section import Positive, Section
+from primekd.config.section import Positive, Section, Speaker
 
 # Fields of a request that the engine sets itself, or that make one request cost more than is booked for it.
 REFUSED_FIELDS = {
@@ -133,8 +133,13 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(part)
 
 
-class TeacherConfig(Section):
+class TeacherConfig(Speaker):
     """The teacher and the engine that serves it. `sampling_temperature` 0 is greedy decoding.
+
+    `priming_placement`: a priming text is the `system` message, or stands in front of the question (`user`), with a
+    blank line between: for templates without a system role. A strategy's own `placement` goes before it.
+    `priming_mode`: as the system message it takes the place of the model's default one (`replace`), or stands behind
+    it (`add`).
 
     `model` is what the engine loads; with the engine api only its tokenizer is used, and `api.model` is the name that
     the server knows. `dtype` belongs to transformers and vllm. `made_from` is the hub's model that a local `model` is
@@ -142,7 +147,8 @@ class TeacherConfig(Section):
     """
 
     engine: Literal["transformers", "llamacpp", "exllamav2", "vllm", "api"]
-    model: str
+    priming_placement: Literal["system", "user"] = "system"
+    priming_mode: Literal["replace", "add"] = "replace"
     made_from: str | None = Field(None, pattern="^hub:.+")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch_size: Positive = 32
@@ -156,16 +162,24 @@ class TeacherConfig(Section):
     def complete(self) -> "TeacherConfig":
         if self.engine == "api" and self.api is None:
             raise ValueError("engine api needs a part `api` with model, prices and max_spend_usd")
+        if self.engine == "api" and self.api.prompt == "messages" and (self.template_arguments or self.template_of):
+            raise ValueError(
+                "with api.prompt messages the server renders the conversation: set api.prompt to text, or leave out "
+                "template_of and template_arguments and tell the server (vLLM: api.request.chat_template_kwargs)"
+            )
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The settings that a response or a signal depends on; where a model is put and what it costs are none."""
+        """The settings that a response or a signal depends on; where a model is put and what it costs are none. What
+        is said to it stands in the prompt."""
         parts = {
             "exllamav2": {"cache_type"},
             "vllm": {"quantization", "full_logprobs"},
             "api": {"model", "base_url", "logprobs", "prompt", "request"},
         }
-        values = self.model_dump(mode="json", exclude_none=True, exclude={"made_from"})
+        left_out = {"made_from", "priming_placement", "priming_mode"}
+        left_out |= set() if self.template_arguments else {"template_arguments"}
+        values = self.model_dump(mode="json", exclude_none=True, exclude=left_out)
         for name, kept in parts.items():
             if name in values:
                 values[name] = {key: value for key, value in values[name].items() if key in kept}

@@ -95,9 +95,19 @@ def gguf_tokenizer_folder(file: Path, digest: str) -> Path:
         with _gguf_errors(file):
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
             tokenizer.save_pretrained(target)
+            write_json(target / "generation_config.json", {"eos_token_id": _gguf_ends(file)})
         return {"file": file.name, "sha256": digest}
 
-    return build_once(_cache_folder(f"{digest[:16]}-tokenizer"), build)
+    return build_once(_cache_folder(f"{digest[:16]}-chat"), build)
+
+
+def _gguf_ends(file: Path) -> list[int]:
+    """The ids of the tokens that end a text, a turn and a message, as far as a GGUF file names them."""
+    import gguf
+
+    fields = gguf.GGUFReader(file).fields
+    found = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return sorted({int(field.contents()) for field in found if field is not None})
 
 
 @contextlib.contextmanager

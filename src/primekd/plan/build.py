@@ -20,6 +20,7 @@ from primekd.plan.rates import Duration, durations
 from primekd.plan.stages import CPU_MARGIN, GPU_MARGIN, Need, gpus_used, memory_needs
 from primekd.plan.tokens import Lengths, Stage, find_lengths, stages
 from primekd.plan.weights import Model, student_model, teacher_model
+from primekd.primings import can_speak, require_placeable
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ def make_plan(profile: Profile) -> Plan:
     """Plans a profile's run; nothing is downloaded and no model is loaded.
 
     Raises:
-        UserError: a model's shape, its bits or the lengths of prompts are not known; says what to write where.
+        UserError: a model's shape, its bits or the lengths of prompts are not known, or the teacher's chat template has
+            no place for a priming text; says what to write where.
     """
+    if can_speak(profile):
+        require_placeable(profile)
     machine, teacher, student = find_machine(profile), teacher_model(profile), student_model(profile)
     lengths = find_lengths(profile)
     parts = stages(profile, lengths)

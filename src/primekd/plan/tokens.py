@@ -85,13 +85,14 @@ def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int] | None
     from primekd.chat import build_prompt
     from primekd.items import load_items
     from primekd.models import is_present, load_tokenizer
+    from primekd.primings import priming_of
 
     if profile.data.source == "hub" or not is_present(profile.student.model):
         return None
     try:
-        tokenizer = load_tokenizer(profile.student.model)
+        tokenizer = load_tokenizer(profile.student)
         items = load_items(profile, "test", min(most, profile.data.test_items))
-        primings = [s.priming for s in load_strategies().values() if s.teacher]
+        primings = [priming_of(s, profile.teacher) for s in load_strategies().values() if s.teacher]
         lengths = [len(build_prompt(tokenizer, item.question, p)) for item in items for p in primings]
     except UserError:  # the items' file is not here yet: the stage itself will say so
         return None

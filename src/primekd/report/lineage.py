@@ -107,6 +107,7 @@ def _of_signals(signals: dict[str, Any], spec_sha256: str | None) -> Facts:
     spec, rebuilt = signals.get("spec") or {}, signals.get("reconstruction") or {}
     return [
         ("Priming text", _plain(spec.get("priming")) or "none"),
+        ("What the teacher reads", _plain(spec.get("prompt"))),
         ("Signals spec sha256", spec_sha256 or (hash_json(spec) if spec else "")),
         ("Signals", f"{signals.get('items')} items, {signals.get('tokens')} tokens{_size(signals.get('bytes'))}"),
         ("Signal codec", _plain((spec.get("codec") or {}).get("name"))),

@@ -1,6 +1,7 @@
 """Teacher engines: one file an engine, one protocol for all."""
 
 from primekd.config import Profile
+from primekd.models import load_tokenizer
 from primekd.teachers.packages import explained
 from primekd.teachers.protocol import Response, Sampling, TeacherEngine, TopLogprobs
 
@@ -18,7 +19,7 @@ def open_engine(profile: Profile) -> TeacherEngine:
         with explained("llamacpp"):
             from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
-        return LlamaCppEngine(config.model, config.context_tokens, config.batch_size)
+        return LlamaCppEngine(config.model, config.context_tokens, config.batch_size, load_tokenizer(config))
     if config.engine == "exllamav2":
         with explained("exllamav2"):
             from primekd.teachers.exllamav2_engine import ExLlamaV2Engine
@@ -37,4 +38,4 @@ def open_engine(profile: Profile) -> TeacherEngine:
         return ApiEngine(config, top_k=profile.signals.top_k, ledger=profile.runs / "spending.json")
     from primekd.teachers.transformers_engine import TransformersEngine
 
-    return TransformersEngine(config.model, config.dtype, batch_size=config.batch_size)
+    return TransformersEngine(config.model, config.dtype, config.batch_size, tokenizer=load_tokenizer(config))

@@ -14,6 +14,7 @@ from primekd.items import load_items
 from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, require_same_tokenizer
 from primekd.plan.shapes import find_shape
+from primekd.primings import priming_of
 from primekd.provenance import environment, now, output_root, write_json
 from primekd.signals import HiddenRows, make_codec
 from primekd.strategies import get_strategy
@@ -50,9 +51,9 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
         raise UserError("Engines are compared on greedy answers: set teacher.sampling_temperature to 0.")
     model = reference or profile.teacher.model
     refuse_another_model(profile, model)
-    chosen, tokenizer = get_strategy(strategy), load_tokenizer(profile.teacher.model)
+    chosen, tokenizer = get_strategy(strategy), load_tokenizer(profile.teacher)
     questions = load_items(profile, "test")[:items]
-    prompts = [build_prompt(tokenizer, item.question, chosen.priming) for item in questions]
+    prompts = [build_prompt(tokenizer, item.question, priming_of(chosen, profile.teacher)) for item in questions]
     sampling = Sampling(profile.max_new_tokens)
     start = now()
     with Meter() as meter:
@@ -62,7 +63,7 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
             identity = engine.identity()
         finally:
             engine.close()  # the reference needs the memory
-        plain = TransformersEngine(model, "float32", profile.teacher.batch_size)
+        plain = TransformersEngine(model, "float32", profile.teacher.batch_size, tokenizer=tokenizer)
         agreement = compare(plain.score(prompts, [r.ids for r in responses], "logits"), rows)
         expected = plain.generate(prompts, sampling)
     tokens = sum(len(r.ids) for r in responses)
@@ -90,7 +91,7 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
 
 def refuse_another_model(profile: Profile, reference: str) -> None:
     """Raises UserError if the reference is not the teacher's model: another tokenizer, depth or width."""
-    require_same_tokenizer(profile.teacher.model, reference)
+    require_same_tokenizer(profile.teacher, profile.teacher.model_copy(update={"model": reference}))
     if profile.teacher.engine == "api":
         return  # what is behind it is not known
     own, other = (find_shape(profile, model) for model in (profile.teacher.model, reference))

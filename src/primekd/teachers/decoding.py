@@ -7,7 +7,7 @@ the tokens were chosen from are handed on, so that nobody has to run the respons
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,9 +58,10 @@ class Row:
 
 @torch.inference_mode()
 def decode(
-    model: LastPosition, prompts: list[list[int]], sampling: Sampling, end: int, batch_size: int, keep_states: bool
-) -> list[Row]:
-    """Responses to all prompts, in order; each ends with `end` unless it has `max_new_tokens` tokens.
+    model: LastPosition, prompts: list[list[int]], sampling: Sampling, ends: Container[int], batch_size: int,
+    keep_states: bool,
+) -> list[Row]:  # fmt: skip
+    """Responses to all prompts, in order; each ends with one of `ends` unless it has `max_new_tokens` tokens.
 
     Draws depend on the seed and on a prompt's place among the prompts, not on what else is in its batch.
     """
@@ -85,7 +86,7 @@ def decode(
         if keep_states:
             for row, state in zip(running, states, strict=True):
                 row.kept.append(state)
-        _dismiss(cache, running, lambda row: row.ids[-1] == end or len(row.ids) == sampling.max_new_tokens)
+        _dismiss(cache, running, lambda row: row.ids[-1] in ends or len(row.ids) == sampling.max_new_tokens)
     return rows
 
 

@@ -22,6 +22,7 @@ from primekd.models import load_tokenizer, model_hash
 from primekd.models.logits import PROBE, LogitTransform, best_transform, config_numbers
 from primekd.teachers.exllamav2_loading import gpu_memory, import_exllamav2, load_exl2, require_exl2
 from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
+from primekd.template import turn_end
 
 PROBE_ERROR = 0.03  # of the logits' norm, which half precision explains; what is finer, `reconstruction` finds
 GENERATOR_QUEUE = 8  # tokens a sequence that the generator reserves room for (its default `max_q_size`)
@@ -42,7 +43,7 @@ class ExLlamaV2Engine:
         self.config, self.reference = config, config.model
         self.quantization = require_exl2(config.model)
         self.package = import_exllamav2()
-        self.tokenizer = load_tokenizer(config.model)
+        self.tokenizer = load_tokenizer(config)
         self.vocab_size = len(self.tokenizer)
         loaded = load_exl2(self.package, config)
         self.model, self.input_tokens, self.paged = loaded.model, loaded.input_tokens, loaded.paged
@@ -119,6 +120,7 @@ class ExLlamaV2Engine:
             self._fits(len(prompt) + sampling.max_new_tokens)
         # Cached prefixes of earlier calls would make a response depend on what was asked before it.
         self.generator.reset_page_table()
+        ends = turn_end(self.tokenizer).stops
         seeds = np.random.SeedSequence(sampling.seed).generate_state(len(prompts))
         for index, (prompt, seed) in enumerate(zip(prompts, seeds.tolist(), strict=True)):
             self.generator.enqueue(
@@ -127,7 +129,7 @@ class ExLlamaV2Engine:
                     max_new_tokens=sampling.max_new_tokens,
                     gen_settings=self._settings(sampling),
                     seed=seed,
-                    stop_conditions=[self.tokenizer.eos_token_id],
+                    stop_conditions=sorted(ends),
                     identifier=index,
                 )
             )
@@ -141,7 +143,7 @@ class ExLlamaV2Engine:
                             f"exllamav2 {self.package.__version__} gave {len(ids[result['identifier']])} tokens of "
                             f"{result['new_tokens']}: install exllamav2 0.3.2."
                         )
-        return [Response(found, truncated=found[-1] != self.tokenizer.eos_token_id) for found in ids]
+        return [Response(found, truncated=found[-1] not in ends) for found in ids]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices in batches of similar length that one forward can hold, longest first."""

@@ -7,7 +7,7 @@ final hidden states are read from the context's own buffers instead.
 import importlib.metadata
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from primekd.models import load_tokenizer, model_hash, parse_reference, require_
 from primekd.models.logits import PROBE, LogitTransform, best_transform
 from primekd.teachers.llamacpp_context import PART_TOKENS, Context, Model
 from primekd.teachers.protocol import Response, Sampling, Want
+from primekd.template import turn_end
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HEAD_TENSORS = ("output.weight", "token_embd.weight")  # the second one where the head is tied to the embedding
 PROBED_COLUMNS = 4096  # of the head: enough to tell a scale and a cap from nothing
@@ -46,17 +50,21 @@ class LlamaCppEngine:
         model: a model reference.
         context_tokens: the longest prompt and response together. The cache has room for the longest one asked for.
         batch_size: how many responses are generated at a time.
+        tokenizer: `load_tokenizer` of a profile's teacher, where that sets a template; else the model's.
     """
 
     name = "llamacpp"
     offers = frozenset({"hidden", "logits"})  # of nearly every file; an engine may find less
 
-    def __init__(self, model: str, context_tokens: int = 2048, batch_size: int = 32):
+    def __init__(
+        self, model: str, context_tokens: int = 2048, batch_size: int = 32,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ):  # fmt: skip
         reference = parse_reference(model)
         if not reference.is_gguf:
             raise UserError(f"The engine llamacpp needs a .gguf file, not {model}: set teacher.engine: transformers.")
         self.reference, self.file = model, require_local(reference)
-        self.tokenizer = load_tokenizer(model)
+        self.tokenizer = tokenizer or load_tokenizer(model)
         self.vocab_size = len(self.tokenizer)
         self.model = Model(self.file)
         self.context_tokens, self.batch_size = context_tokens, min(batch_size, self.model.most_sequences)
@@ -101,6 +109,7 @@ class LlamaCppEngine:
         waiting = sorted(range(len(prompts)), key=lambda item: len(prompts[item]))
         active: dict[int, _Answer] = {}  # by the context's sequence
         made: dict[int, tuple[Response, np.ndarray | None]] = {}
+        ends = turn_end(self.tokenizer).stops
         while waiting or active:
             for sequence in range(context.sequences):
                 if waiting and sequence not in active:
@@ -111,7 +120,7 @@ class LlamaCppEngine:
             _close_gaps(context, active)
             self._step(context, active, sampling, want)
             for sequence, answer in list(active.items()):
-                ended = answer.ids[-1] == self.tokenizer.eos_token_id
+                ended = answer.ids[-1] in ends
                 if ended or len(answer.ids) == sampling.max_new_tokens:
                     # Joined at once, so that rows are held twice for one response only.
                     rows = np.stack(answer.rows) if want else None

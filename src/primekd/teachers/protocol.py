@@ -37,7 +37,8 @@ class TopLogprobs:
 
 @dataclass(frozen=True)
 class Response:
-    """Generated token ids. They end with the end-of-turn token unless `truncated` by the token limit."""
+    """Generated token ids. Unless `truncated` by the token limit they end with a token that ends a turn (`turn_end`),
+    the one that was generated, which is trained on as it is: nearly always what the chat template writes there."""
 
     ids: list[int]
     truncated: bool

@@ -5,10 +5,10 @@ It also generates and scores for students (with an adapter), so that all models 
 
 import importlib.metadata
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,11 @@ from primekd.teachers.branches import read_branches
 from primekd.teachers.cache import has_plain_cache, narrowest_window
 from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode, shared_prefix
 from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
+from primekd.template import turn_end
 
-NO_TOKEN = -1
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CPU_PASS_TOKENS = 2**12  # that a CPU reads in one pass: of more, what a layer makes does not stay in its caches
 
 
@@ -38,15 +41,17 @@ class TransformersEngine:
             deployed; generation is then as fast as the base model's.
         quantization: nf4 serves the model in 4 bits. The adapter then stays beside the weights that it was trained
             with: merged into them it would be rounded, merged into the original ones it would meet other weights.
+        tokenizer: `load_tokenizer` of a profile's teacher or student, where that sets a template; else the model's.
     """
 
     name = "transformers"
 
     def __init__(
-        self, model: str, dtype: str, batch_size: int = 32, adapter: Path | None = None, quantization: str | None = None
-    ):
+        self, model: str, dtype: str, batch_size: int = 32, adapter: Path | None = None,
+        quantization: str | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ):  # fmt: skip
         self.reference, self.dtype, self.batch_size = model, dtype, batch_size
-        self.tokenizer = load_tokenizer(model)
+        self.tokenizer = tokenizer or load_tokenizer(model)
         self.vocab_size = len(self.tokenizer)
         if quantization:
             self.model = load_quantised(model, dtype, quantization, adapter)
@@ -68,7 +73,7 @@ class TransformersEngine:
         return GenerationConfig(
             do_sample=sampled,
             max_new_tokens=sampling.max_new_tokens if sampling else 20,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=sorted(turn_end(self.tokenizer).stops),
             pad_token_id=self.tokenizer.pad_token_id,
             suppress_tokens=list(range(self.vocab_size, columns)) or None,  # padded columns are no tokens
             **({"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}),
@@ -98,8 +103,8 @@ class TransformersEngine:
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         if self.decodes:
-            end = self.tokenizer.eos_token_id
-            return [self._cut(row.ids) for row in self._decode(prompts, sampling, end, keep_states=False)]
+            ends = turn_end(self.tokenizer).stops
+            return [self._cut(row.ids) for row in self._decode(prompts, sampling, ends, keep_states=False)]
         return self._generate_with_library(prompts, sampling)
 
     def generate_scored(
@@ -109,12 +114,14 @@ class TransformersEngine:
         in bfloat16 they differ from it as sums over other batch shapes do."""
         if not self.decodes:
             return generate_then_score(self, prompts, sampling, want)
-        made = self._decode(prompts, sampling, self.tokenizer.eos_token_id, keep_states=True)
+        made = self._decode(prompts, sampling, turn_end(self.tokenizer).stops, keep_states=True)
         return [self._cut(row.ids) for row in made], [self._finish(row.states(), want).cpu() for row in made]
 
     @torch.inference_mode()
-    def _decode(self, prompts: list[list[int]], sampling: Sampling, end: int, keep_states: bool) -> list[Row]:
-        return decode(self._last_position(), prompts, sampling, end, self.batch_size, keep_states)
+    def _decode(
+        self, prompts: list[list[int]], sampling: Sampling, ends: Container[int], keep_states: bool
+    ) -> list[Row]:
+        return decode(self._last_position(), prompts, sampling, ends, self.batch_size, keep_states)
 
     def _last_position(self) -> LastPosition:
         window = narrowest_window(self.model.config)
@@ -142,7 +149,7 @@ class TransformersEngine:
         # The same tokens from cached slots, behind a shared prefix and padding, and in one plain pass.
         prefix = [5 + place % 7 for place in range(SHORTEST_PREFIX + 2)]
         prompts = [[*prefix, 6, 7, 8, 9], [*prefix, 9]]
-        made = self._decode(prompts, Sampling(3), NO_TOKEN, keep_states=True)  # rows of one length, whatever is said
+        made = self._decode(prompts, Sampling(3), (), keep_states=True)  # rows of one length, whatever is said
         want: Want = "hidden" if self.transform is not None else "logits"
         plain = torch.stack(self.score(prompts, [row.ids for row in made], want)).float()  # (2, 3, D)
         cached = torch.stack([self._finish(row.states(), want).cpu() for row in made]).float()
@@ -174,10 +181,9 @@ class TransformersEngine:
 
     def _cut(self, ids: list[int]) -> Response:
         """Cuts at the first end of turn; what follows it is padding."""
-        end = self.tokenizer.eos_token_id
-        if end in ids:
-            return Response(ids[: ids.index(end) + 1], truncated=False)
-        return Response(ids, truncated=True)
+        ends = turn_end(self.tokenizer).stops
+        place = next((place for place, token in enumerate(ids) if token in ends), None)
+        return Response(ids, truncated=True) if place is None else Response(ids[: place + 1], truncated=False)
 
     @torch.inference_mode()
     def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[Tensor]:

@@ -4,7 +4,7 @@ Responses and scores come from vLLM's own scheduler, in token ids alone. A score
 prompt, where the prompt is prompt + response: vLLM shows the most probable tokens, and hidden states not at all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from primekd.teachers.vllm_loading import (
     require_servable,
     start_options,
 )
+from primekd.template import turn_end
 
 
 class VllmEngine:
@@ -49,7 +50,7 @@ class VllmEngine:
         self.adapters = list(adapters)
         # With adapter memory vLLM wraps the head too, in what takes one row a sequence: scoring would end in an error.
         self.offers = frozenset() if adapters else config.offers
-        self.tokenizer = load_tokenizer(config.model)
+        self.tokenizer = load_tokenizer(config)
         self.vocab_size = len(self.tokenizer)
         self.top_k = min(top_k, self.vocab_size)
         require_servable(config)
@@ -101,11 +102,11 @@ class VllmEngine:
         """As the protocol has it; `adapter` is one of `adapters`, or None for the model itself."""
         for prompt in prompts:
             self._fits(len(prompt) + sampling.max_new_tokens)
-        end = self.tokenizer.eos_token_id
-        settings = [self.package.SamplingParams(**s) for s in generation_settings(sampling, end, len(prompts))]
+        ends = turn_end(self.tokenizer).stops
+        settings = [self.package.SamplingParams(**s) for s in generation_settings(sampling, ends, len(prompts))]
         outputs = self._ask(prompts, settings, adapter)
         responses = [list(output.outputs[0].token_ids) for output in outputs]
-        return [Response(ids, truncated=ids[-1] != end) for ids in responses]
+        return [Response(ids, truncated=ids[-1] not in ends) for ids in responses]
 
     def wearing(self, adapter: Path | None) -> "AdaptedEngine":
         """The same server with an adapter put on."""
@@ -188,11 +189,11 @@ class AdaptedEngine:
         return self.engine.generate(prompts, sampling, self.adapter)
 
 
-def generation_settings(sampling: Sampling, end: int, count: int) -> list[dict[str, Any]]:
-    """Arguments of `vllm.SamplingParams`, one a prompt: the raw distribution, ended by `end` alone.
+def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -> list[dict[str, Any]]:
+    """Arguments of `vllm.SamplingParams`, one a prompt: the raw distribution, ended by `ends` alone.
 
-    A checkpoint's further end tokens come from its generation_config even where that is not used for sampling;
-    `ignore_eos` shuts them out. Each prompt has a seed of its own, or equal prompts would give equal responses.
+    What vLLM itself takes for an end is shut out by `ignore_eos`, so that all engines end alike. Each prompt has a seed
+    of its own, or equal prompts would give equal responses.
 
     Raises:
         UserError: a temperature that vLLM refuses, or would change in silence.
@@ -212,7 +213,7 @@ def generation_settings(sampling: Sampling, end: int, count: int) -> list[dict[s
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "max_tokens": sampling.max_new_tokens,
-        "stop_token_ids": [end],
+        "stop_token_ids": sorted(ends),
         "ignore_eos": True,
         "detokenize": False,
     }

@@ -22,11 +22,13 @@ def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
             f"assess.engine vllm serves students in {profile.student.dtype}, and these were trained on a base in "
             f"{profile.student.quantization}: set assess.engine to transformers."
         )
-    tokenizer = load_tokenizer(profile.student.model)
+    tokenizer = load_tokenizer(profile.student)
     longest = max(len(build_prompt(tokenizer, item.question)) for item in items)
     return TeacherConfig(
         engine="vllm",
         model=profile.student.model,
+        template_of=profile.student.template_of,
+        template_arguments=profile.student.template_arguments,
         dtype=profile.student.dtype,
         batch_size=profile.assess.batch_size,
         context_tokens=longest + profile.max_new_tokens,

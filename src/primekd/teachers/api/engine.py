@@ -19,6 +19,7 @@ from primekd.teachers.api.exchange import Answer, build_request, read_answer
 from primekd.teachers.api.spending import Ledger
 from primekd.teachers.api.tokens import Shown, token_map
 from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
+from primekd.template import turn_end
 
 GREEDY_SLACK = 0.1  # nats by which a greedy token may miss the top; sums differ in the last bits between batches
 SUM_SLACK = 1e-3  # by which the shown probabilities of one token may exceed 1
@@ -48,7 +49,8 @@ class ApiEngine:
 
     def __init__(self, config: TeacherConfig, top_k: int, ledger: Path):
         self.config, self.api, self.top_k = config, config.api, top_k
-        self.tokenizer = load_tokenizer(config.model)
+        self.tokenizer = load_tokenizer(config)
+        self.end = turn_end(self.tokenizer)
         self.vocab_size, self.offers = len(self.tokenizer), config.offers
         self.answers = ledger.parent / "answers"
         self._tokens = token_map(config.model)
@@ -143,8 +145,8 @@ class ApiEngine:
             raise
 
     def _ask(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row], Path]:
-        bos = self.tokenizer.bos_token
-        path, body = build_request(self.api, prompt, bos, sampling, place, self.top_k)
+        bos, end = self.tokenizer.bos_token, self.tokenizer.convert_ids_to_tokens(self.end.token)
+        path, body = build_request(self.api, prompt, bos, sampling, place, self.top_k, end)
         kept = self.answers / f"{hash_json([self.api.base_url, path, body])}.json"
         if kept.is_file():
             answer = read_answer(self.api, read_json(kept))
@@ -178,8 +180,7 @@ class ApiEngine:
         self._check(prompt, answer, sampling)
         truncated = answer.finish_reason == "length"
         if answer.rows is None:
-            ids = encode_response(self.tokenizer, answer.text)
-            ids, rows = ids[:-1] if truncated else ids, []
+            ids, rows = encode_response(self.tokenizer, answer.text, ended=not truncated), []
             if answer.response_tokens is None and len(ids) > sampling.max_new_tokens + OVERSHOOT:
                 raise UserError(self._other(f"{len(ids)} tokens where {sampling.max_new_tokens} were asked for"))
         else:
@@ -191,8 +192,9 @@ class ApiEngine:
         return Response(ids, truncated), rows
 
     def _with_rows(self, answer: Answer, truncated: bool, sampling: Sampling) -> tuple[list[int], list[Row]]:
-        shown, end = list(answer.rows), self.tokenizer.eos_token_id
-        ended = not truncated and bool(shown) and self._ends(shown[-1][0])  # some servers show the end of turn
+        shown = list(answer.rows)
+        end = self._shown_end([token for token, _ in shown])  # some servers show the end of turn
+        ended = not truncated and end is not None
         ids = self._tokens.response_ids([token for token, _ in (shown[:-1] if ended else shown)], answer.text)
         while ids is None and truncated and shown and not shown[-1][0].text.strip("\ufffd"):
             shown.pop()  # part of a character that the limit cut off: the text does not show it
@@ -200,13 +202,25 @@ class ApiEngine:
         if ids is None:
             raise UserError(self._other(f"tokens that are not those of {self.config.model}'s tokenizer"))
         if not truncated:
-            ids = [*ids, end]
+            ids = [*ids, end if end in self.end.stops else self.end.token]
         rows = [self._row(token, top, ids[n], sampling) for n, (token, top) in enumerate(shown)]
         return ids, rows + [{}] * (len(ids) - len(rows))
 
-    def _ends(self, token: Shown) -> bool:
-        token_id = self._tokens.id_of(token)
-        return token_id is not None and token_id in self.tokenizer.all_special_ids
+    def _shown_end(self, tokens: list[Shown]) -> int | None:
+        """The control token that a server shows as the last one, if it shows one.
+
+        Raises:
+            UserError: it wrote on behind an end of turn.
+        """
+        ids = [self._tokens.id_of(token) for token in tokens]
+        if passed := [i for i in ids[:-1] if i in self.end.stops]:
+            name = self.tokenizer.convert_ids_to_tokens(passed[0])
+            raise UserError(
+                f"{self.api.base_url} wrote on behind {name}, which ends a turn: set teacher.api.prompt to messages, "
+                "or mend the server's stop tokens."
+            )
+        known = self.end.stops.union(self.tokenizer.all_special_ids)
+        return ids[-1] if ids and ids[-1] in known else None
 
     def _row(self, token: Shown, top: list[Shown], token_id: int, sampling: Sampling) -> Row:
         """The probabilities of one place; tokens that are not told apart for certain are left to the tail."""

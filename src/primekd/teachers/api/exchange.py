@@ -101,14 +101,17 @@ class Answer:
 
 
 def build_request(
-    config: ApiConfig, prompt: Prompt | list[int], bos: str | None, sampling: Sampling, place: int, top_k: int
-) -> tuple[str, dict[str, Any]]:
+    config: ApiConfig, prompt: Prompt | list[int], bos: str | None, sampling: Sampling, place: int, top_k: int,
+    end: str | None = None,
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
     """Path below `base_url` and JSON of the request for one prompt.
 
     Args:
         bos: the tokenizer's BOS as text.
         place: the prompt's place among those asked for together: sampled answers have a seed each.
         top_k: how many log-probs a token are asked for.
+        end: what ends a turn, as text. A server that renders conversations itself knows that; one that is sent a
+            rendered prompt may end at the end of text alone, and is told.
 
     Raises:
         UserError: the server is to be sent text or messages, and the prompt has ids alone.
@@ -127,6 +130,7 @@ def build_request(
         if config.prompt == "text-without-bos" and bos:
             body["prompt"] = prompt.text.removeprefix(bos)
         body |= {"logprobs": top_k} if config.logprobs else {}
+        body |= {"stop": [end]} if end else {}
     return path, {key: value for key, value in (body | config.request).items() if value is not None}
 
 
