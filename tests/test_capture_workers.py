@@ -283,7 +283,8 @@ def test_a_store_is_not_set_aside_under_a_living_worker(profile, alone, tmp_path
     worker = Worker(tmp_path, job, lambda number: number == 2 and wait_until(go.exists))
     wait_until(lambda: len(files(job.folder)) == 2)
     changed = training_job(small_profile(tmp_path, max_new_tokens=5, **SIX_SHARDS), "base-KD")
-    with pytest.raises(UserError, match=rf"of another configuration and is worked on by process {worker.process.pid} on .*wait for it"):
+    said = rf"of another configuration and is worked on by process {worker.process.pid} on .*wait for it"
+    with pytest.raises(UserError, match=said):
         capture(changed)
     mark(go)
     assert worker.end()[0] == 0
