@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from primekd import provenance
 from primekd.assessment.summary import ContrastRow, SummaryRow, claims, title_of
 from primekd.errors import UserError
-from primekd import provenance
 from primekd.provenance import MANIFEST, relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.files import SEEDS, Row, read_optional, read_rows
