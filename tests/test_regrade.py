@@ -513,7 +513,8 @@ def test_logs_that_nobody_touched_verify(profile):
     regrade(profile)
     found = {check.what: check.problems for check in verify(profile)}
     report = found.pop("logs/ci/report.html")
-    assert found == dict.fromkeys(("logs/ci", "verdicts in logs/ci", "decisions in logs/ci", "tables in logs/ci"), [])
+    parts = [f"{what} in logs/ci" for what in ("models", "verdicts", "decisions", "tables")]
+    assert found == dict.fromkeys(("logs/ci", *parts, "lineage"), [])
     assert len(report) == 1 and "primekd report" in report[0]
 
 
