@@ -2,7 +2,6 @@
 
 import pytest
 
-from primekd import code_identity
 from primekd.code_identity import closure
 from primekd.errors import UserError
 from primekd.manifests import read_manifest
@@ -123,25 +122,6 @@ def test_imports_in_a_circle_end(package):
 # The project's own stages.
 
 
-@pytest.fixture
-def edited(monkeypatch):
-    """Pretends that a module of the project has other text."""
-
-    def pretend(name: str, old: str, new: str):
-        plain = code_identity.read_source
-
-        def read(path):
-            text = plain(path)
-            if not path.as_posix().endswith(f"primekd/{name}.py"):
-                return text
-            assert old in text
-            return text.replace(old, new)
-
-        monkeypatch.setattr(code_identity, "read_source", read)
-
-    return pretend
-
-
 USES = {
     "losses/frozen_head": ({"distill", "held-out", "train-teacher"}, {"capture", "answers", "grading", "assess"}),
     "chat": ({"capture", "distill", "answers", "held-out"}, {"grading"}),
@@ -160,7 +140,7 @@ def test_an_edit_is_noticed_by_the_stages_that_use_the_module(name, ci, edited):
         return {stage: stage_code(stage, ci)["sha256"] for stage in STAGES}
 
     before, (noticed, not_noticed) = hashes(), USES[name]
-    edited(name, "\n\n\n", "\n\n\n_EDITED = 1\n\n\n")
+    edited(name)
     changed = {stage for stage, digest in hashes().items() if digest != before[stage]}
     assert noticed <= changed and not changed & not_noticed
 
@@ -178,7 +158,7 @@ def test_what_differs_is_said_with_commit_modules_and_versions(ci, edited):
     was = stage_code("distill", ci)
     was["packages"] = was["packages"] | {"torch": "2.12"}
     record = {"environment": {"git": {"commit": "abc1234" + "0" * 33, "dirty": False}}, "code": was}
-    edited("losses/plain", "\n\n\n", "\n\n\n_EDITED = 1\n\n\n")
+    edited("losses/plain")
     today = stage_code("distill", ci)
     said = other_code(record, today)
     assert said == f"commit abc1234; changed since: losses.plain; torch 2.12 -> {today['packages']['torch']}"
@@ -193,7 +173,7 @@ def test_a_result_of_other_code_is_kept_and_said_and_made_anew_when_asked(output
     write_manifest(folder, "thing", {"x": 1}, [folder / "a.txt"], code=code)
     assert stands(folder, {"x": 1}, code, "stage", "all is there.")
     assert capsys.readouterr().out == "stage: nothing to do, all is there.\n"
-    edited("losses/plain", "\n\n\n", "\n\n\n_EDITED = 1\n\n\n")
+    edited("losses/plain")
     assert stands(folder, {"x": 1}, stage_code("distill", ci), "stage", "all is there.")
     said = capsys.readouterr().out
     assert "made by other code (commit" in said and "changed since: losses.plain): kept" in said
