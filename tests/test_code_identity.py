@@ -16,8 +16,10 @@ FILES = {
         'def run(x):\n    """Runs."""\n    from pack import late\n    import importlib\n\n'
         '    importlib.import_module("pack.named")\n    return late.half(double(x))  # a comment\n'
     ),
-    "parts/__init__": '"""Passes names on."""\n\nfrom pack.parts.other import triple\nfrom pack.parts.sums import double\n\n'
-    '__all__ = ["double", "triple"]\n',
+    "parts/__init__": (
+        '"""Passes names on."""\n\nfrom pack.parts.other import triple\nfrom pack.parts.sums import double\n\n'
+        '__all__ = ["double", "triple"]\n'
+    ),
     "parts/sums": "from . import numbers as n\n\n\ndef double(x):\n    return n.TWO * x\n",
     "parts/numbers": "TWO = 2\n",
     "parts/other": "def triple(x):\n    return 3 * x\n",
@@ -78,8 +80,8 @@ NO_CODE = {
     "a comment": ("stage", "# a comment", "# another, longer one"),
     "a docstring": ("stage", '"""Runs."""', '"""Does what it should.\n\n    And more.\n    """'),
     "a module's docstring": ("stage", '"""A stage."""\n', ""),
-    "formatting": ("stage", "return late.half(double(x))", "return late.half(\n        double(\n            x,\n        )\n    )"),
-    "what type checkers alone read": ("stage", "    from pack.typing_only import Nothing", "    from pack import unused"),
+    "formatting": ("stage", "return late.half(double(x))", "return late.half(\n        double(x)\n    )"),
+    "what type checkers alone read": ("stage", "from pack.typing_only import Nothing", "from pack import unused"),
     "a module that is not used": ("parts/other", "3", "4"),
     "where a name is taken from": ("stage", "from pack.parts import double", "from pack.parts.sums import double"),
 }
