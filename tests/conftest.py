@@ -13,6 +13,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from primekd import code_identity  # noqa: E402
 from primekd.config import Profile, load_profile  # noqa: E402
 from primekd.items import Item, load_items  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
@@ -117,6 +118,21 @@ def small_profile(folder: Path, **changes) -> Profile:
 def stored(item_id: str, response_ids: list[int], prompt_ids: list[int] | None = None) -> StoredItem:
     """An item as a store keeps it."""
     return StoredItem(item_id, prompt_ids or [7, 8], list(response_ids), truncated=False)
+
+
+@pytest.fixture
+def edited(monkeypatch: pytest.MonkeyPatch):
+    """edited("losses/plain") pretends that a module of the project has other code than when this process began."""
+
+    def pretend(name: str) -> None:
+        plain = code_identity.read_source
+
+        def read(path: Path) -> str:
+            return plain(path) + ("\n_EDITED = 1\n" if path.as_posix().endswith(f"primekd/{name}.py") else "")
+
+        monkeypatch.setattr(code_identity, "read_source", read)
+
+    return pretend
 
 
 def make_store(

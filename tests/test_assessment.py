@@ -1,6 +1,7 @@
 """From answers to numbers: grading, logs, the held-out fit, the summary and what may be said of it."""
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 from decimal import Decimal
@@ -46,11 +47,16 @@ from primekd.config import Profile, load_profile
 from primekd.distill import distill
 from primekd.errors import UserError
 from primekd.items import Item, load_items, refuse_overlap
-from primekd.provenance import read_json
+from primekd.made_by import other_code_text, refuse_unpublishable
+from primekd.provenance import read_json, read_manifest, write_json
 from primekd.report.formats import p_value, percent
+from primekd.report.html import render
+from primekd.report.lineage import model_facts
+from primekd.stage_code import ask_anew, forget_wishes, stage_code
 from primekd.strategies import load_strategies
 from primekd.teachers import Sampling, transformers_engine
 from primekd.teachers.transformers_engine import TransformersEngine
+from primekd.verify import check_lineage
 
 
 def item(number: str = "18", item_id: str = "a") -> Item:
@@ -728,6 +734,162 @@ def test_held_out_rows_are_of_these_bytes_of_the_reference_and_no_others(profile
         monkeypatch.setitem(shard, "sha256", "0" * 64)
     held_out.held_out_rows(profile, "control", items, inputs, reference, lambda: opened.append(1) or engine)
     assert opened == [1]
+
+
+def test_a_fixed_loss_is_said_and_measured_anew_when_asked(study, edited, monkeypatch, capsys):
+    before = read_json(study.logs / "manifest.json")
+    edited("losses/plain")
+    assess(study)
+    said = capsys.readouterr().out
+    assert "held-out fit control: made by other code (commit unknown; changed since: losses.plain): kept" in said
+    assert "assess: nothing to do" in said and "answer control" not in said
+    assert "distill base-KD" not in said and read_json(study.logs / "manifest.json") == before
+    distill(study, "base-fine-tune")
+    assert "distill base-fine-tune: made by other code" in capsys.readouterr().out
+    assert "distill, assess" in other_code_text(study) and "--force-stage assess" in other_code_text(study)
+
+    monkeypatch.setattr(transformers_engine, "TransformersEngine", TransformersEngine)
+    tables = tables_of(study)
+    score_some(study, ["control"], force=True)
+    assess(study)  # the logs follow
+    manifest, today = read_json(study.logs / "manifest.json"), stage_code("held-out", study)["sha256"]
+    assert tables_of(study) == tables, "nothing that was computed has changed"
+    made_by = {name: facts["held_out"]["code"]["sha256"] for name, facts in manifest["models"].items()}
+    assert manifest["control"]["held_out"]["code"]["sha256"] == today and today not in made_by.values()
+    assert set(made_by.values()) == {before["control"]["held_out"]["code"]["sha256"]}
+    assert manifest["control"]["answers"]["code"]["sha256"] == stage_code("answers", study)["sha256"]
+    assert all((study.runs / kind / "control.old-1" / "manifest.json").is_file() for kind in ("answers", "held-out"))
+    capsys.readouterr()
+    assess(study)
+    said = capsys.readouterr().out
+    assert "held-out fit ai-KD: made by other code" in said and "fit control" not in said
+
+
+def test_what_is_asked_for_anew_is_made_once_also_after_a_kill(study, monkeypatch, capsys):
+    monkeypatch.setattr(transformers_engine, "TransformersEngine", TransformersEngine)
+    ask_anew(study, ["assess"])
+    score_some(study, ["control"])  # and here the run is killed
+    assert len(list((study.runs / "answers").glob("*.old-1"))) == 1
+    monkeypatch.setattr(transformers_engine, "TransformersEngine", lambda *_: pytest.fail("a model was opened"))
+    score_some(study, ["control"])
+    with pytest.raises(pytest.fail.Exception, match="a model was opened"):
+        score_some(study, ["ai-KD"])  # it is still to be made anew
+    forget_wishes(study)
+    score_some(study, ["base-KD"])
+
+
+def test_the_lineage_names_what_was_trained_on_and_not_what_lies_there_today(study):
+    (student,) = find_students(study, "base-KD")
+    trained = student.manifest["inputs"]["signals"]
+    shutil.rmtree(study.runs / "signals")
+    facts = assessing._lineage(study, student)
+    assert facts["signals"]["shards"] == trained["shards"] and len(trained["shards"]) == 1
+    assert facts["signals"]["engine"]["engine"] == "transformers" and facts["signals"]["items"] == 2
+    rows = dict(model_facts({"models": {"base-KD": facts}}, ["base-KD"])["base-KD"])
+    assert rows["Shards trained on"] == f"shard-00000 {trained['shards']['shard-00000.safetensors'][:16]}"
+    assert rows["Commit of answers"] == rows["Commit of held-out fit"] == "unknown"
+
+
+def test_a_student_trained_on_other_shards_than_lie_here_is_found(study):
+    assert check_lineage(study).problems == []
+    path = study.runs / "students" / "ai-KD" / "manifest.json"
+    manifest = read_json(path)
+    manifest["inputs"]["signals"]["shards"] = {"shard-00000.safetensors": "0" * 64}
+    write_json(path, manifest)
+    (study.runs / "answers" / "base-KD" / "manifest.json").unlink()
+    assert check_lineage(study).problems == [
+        "base-KD: answers/base-KD is missing on this machine",
+        "ai-KD was trained on other shards than lie on this machine",
+    ]
+
+
+def committed(study: Profile) -> None:
+    """Pretends that every result of the study was made by one clean commit."""
+    for path in [*study.runs.glob("*/*/manifest.json"), study.logs / "manifest.json"]:
+        manifest = read_json(path)
+        manifest["environment"]["git"] = {"commit": "c" * 40, "dirty": False}
+        write_json(path, manifest)
+
+
+def change_manifest(folder: Path, **changes) -> None:
+    write_json(folder / "manifest.json", read_json(folder / "manifest.json") | changes)
+
+
+UNPUBLISHABLE = {
+    "other code": ("students/ai-KD", {"code": {"sha256": "0" * 64, "packages": {}, "modules": {}}}, "by other code"),
+    "unknown code": ("signals/ai-KD", {"code": None}, "not recorded"),
+    "dirty": ("answers/control", {"environment": {"git": {"commit": "c" * 40, "dirty": True}}}, "uncommitted changes"),
+    "no commit": ("held-out/ai-KD", {"environment": {"git": {"commit": None, "dirty": None}}}, "without a commit"),
+    "mixed": ("signals/held-out", {"mixed": [{"parts": ["a"]}, {"parts": ["b"]}]}, "in parts by different code"),
+    "missing": ("answers/ai-KD", None, "has no manifest"),
+}
+
+
+@pytest.mark.parametrize("folder, changes, said", UNPUBLISHABLE.values(), ids=UNPUBLISHABLE)
+def test_what_no_one_commit_made_is_not_published(folder, changes, said, study):
+    committed(study)
+    refuse_unpublishable(study)
+    if changes is None:
+        (study.runs / folder / "manifest.json").unlink()
+    else:
+        change_manifest(study.runs / folder, **changes)
+    with pytest.raises(UserError, match=f"{folder}.*{said}"):
+        refuse_unpublishable(study)
+
+
+DAMAGE = {
+    "a list": "[]",
+    "null": "null",
+    "nothing": "",
+    "half of one": '{"kind": "x", "inputs": {',
+    "parts are missing": "{}",
+    "deeply nested": "[" * 100_000,
+    "NaN": lambda m: m | {"seconds": float("nan")},
+    "too large a number": lambda m: m | {"spec": m.get("spec", {}) | {"items": float("inf")}},
+    "no outputs": lambda m: m | {"outputs": {}, "shards": {"x": 1}},
+    "a name outside": lambda m: m | {"outputs": {"../x": "0" * 64}, "shards": {"../x": {"sha256": "0" * 64}}},
+    "other types": lambda m: m | {"inputs": [1], "spec": "x", "environment": 3},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_manifest_is_one_sentence_with_its_name_whoever_reads_it(damage, study):
+    readers = {
+        study.logs: [assess, regrade, render, lambda s: read_manifest(s.logs / "manifest.json")],
+        study.student_folder("base-KD"): [find_students, lambda s: distill(s, "base-KD"), refuse_unpublishable],
+        study.signals_folder("ai-KD"): [lambda s: capture(training_job(s, "ai-KD")), lambda s: distill(s, "ai-KD")],
+        study.runs / "answers" / "control": [assess, other_code_text],
+    }
+    for folder, verbs in readers.items():
+        path = folder / "manifest.json"
+        whole = path.read_text(encoding="utf-8")
+        bad = damage if isinstance(damage, str) else json.dumps(damage(json.loads(whole))).replace("Infinity", "1e999")
+        path.write_text(bad, encoding="utf-8")
+        for verb in verbs:
+            with pytest.raises(UserError) as caught:
+                verb(study)
+            assert f"{folder.name}/manifest.json" in str(caught.value) and "\n" not in str(caught.value)
+        path.write_text(whole, encoding="utf-8")
+    assert find_students(study)
+
+
+def test_answers_that_other_code_goes_on_with_are_said_and_listed(profile, edited, capsys):
+    items = load_items(profile, "test")
+    inputs, engine = answer_inputs(profile, items, None), TransformersEngine(profile.student.model, "float32", 1)
+    generate_answers(profile, "control", items, inputs, lambda: engine)
+    folder = profile.runs / "answers" / "control"
+    blocks = [path.name for path in sorted(folder.glob("block-*.json"))]
+    for path in (folder / blocks[1], folder / "manifest.json"):
+        path.unlink()
+    (folder / "block-00009.json").write_text("{}")  # of a larger test set
+    edited("chat")
+    capsys.readouterr()
+    generate_answers(profile, "control", items, inputs, lambda: engine)
+    said = capsys.readouterr().out
+    assert "answer control: 1 parts of it are there, made by other code" in said and "changed since: chat" in said
+    manifest = read_manifest(folder / "manifest.json")
+    assert [maker["parts"] for maker in manifest["mixed"]] == [[blocks[0]], [blocks[1]]]
+    assert set(manifest["outputs"]) == set(blocks) and not (folder / "block-00009.json").exists()
 
 
 def test_an_assessment_names_the_answers_that_a_grading_may_start_from(study):

@@ -28,6 +28,7 @@ from primekd.provenance import read_json
 from primekd.signals import shards as shard_files
 from primekd.strategies import get_strategy
 from primekd.teachers.transformers_engine import TransformersEngine
+from primekd.workers import Part
 
 FOUR_SHARDS = {"data": {"train_items": 8, "test_items": 2}, "signals": {"codec": "hidden", "items_per_shard": 2}}
 
@@ -83,6 +84,38 @@ def test_the_stated_error_is_that_of_the_states_that_are_kept(profile, monkeypat
     monkeypatch.setattr(TransformersEngine, "generate_scored", coarsely)
     manifest = read_json(capture(training_job(profile, "base-KD")) / "manifest.json")
     assert 1e-6 < manifest["reconstruction"]["mean_kl_nats"] < 1e-2
+
+
+def test_a_store_says_which_shards_other_code_made(profile, edited, capsys, monkeypatch):
+    job = training_job(profile, "base-KD")
+    capture(job, Part(1, 2))
+    edited("signals/codecs")
+    monkeypatch.setattr(TransformersEngine, "identity", lambda engine: {"engine": "transformers", "torch": "9.9"})
+    capsys.readouterr()
+    capture(job)
+    said = capsys.readouterr().out
+    assert "capture base-KD: 2 parts of it are there, made by other code (commit" in said
+    assert "changed since: signals.codecs" in said
+    manifest = read_json(job.folder / "manifest.json")
+    names = list(manifest["shards"])
+    assert [group["parts"] for group in manifest["mixed"]] == [names[0::2], names[1::2]]
+    assert [group["engine"]["torch"] == "9.9" for group in manifest["mixed"]] == [False, True]
+    assert open_signals(job).item_ids
+    capture(job)
+    assert "capture base-KD: made by other code" in capsys.readouterr().out
+
+
+def test_a_capture_of_other_code_is_kept_and_made_anew_when_asked(profile, edited, capsys):
+    job = training_job(profile, "base-KD")
+    first = shards(capture(job))
+    edited("chat")
+    capture(job)
+    assert "capture base-KD: made by other code" in capsys.readouterr().out
+    capture(job, force=True)
+    assert "base-KD is to be made anew: set aside as base-KD.old-1." in capsys.readouterr().out
+    assert shards(job.folder) == first == shards(job.folder.with_name("base-KD.old-1"))
+    capture(job)
+    assert "capture base-KD: nothing to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("codec", ["full", "hidden", "topk"])

@@ -284,7 +284,8 @@ def test_a_store_is_not_set_aside_under_a_living_worker(profile, alone, tmp_path
     worker = Worker(tmp_path, job, lambda number: number == 2 and wait_until(go.exists))
     wait_until(lambda: len(files(job.folder)) == 2)
     changed = training_job(small_profile(tmp_path, max_new_tokens=5, **SIX_SHARDS), "base-KD")
-    with pytest.raises(UserError, match=rf"with other settings by process {worker.process.pid} on .*wait for it"):
+    said = rf"of another configuration and is worked on by process {worker.process.pid} on .*wait for it"
+    with pytest.raises(UserError, match=said):
         capture(changed)
     mark(go)
     assert worker.end()[0] == 0
@@ -403,8 +404,10 @@ def test_every_engine_that_made_shards_is_in_the_manifest(profile, monkeypatch):
         capture(job, Part(2, 3))
     capture(job)
     manifest = read_json(job.folder / "manifest.json")
-    assert manifest["engines"] == [{"engine": "stub"}, {"engine": "stub", "version": 2}]
-    assert manifest["engine"] == manifest["engines"][0] and open_signals(job).item_ids
+    made = {tuple(group["engine"].items()): group["parts"] for group in manifest["mixed"]}
+    stub, other = (("engine", "stub"),), (("engine", "stub"), ("version", 2))
+    assert made.keys() == {stub, other} and len(made[stub]) + len(made[other]) == len(manifest["shards"])
+    assert manifest["engine"] == {"engine": "stub"} and open_signals(job).item_ids
 
 
 # Claims.

@@ -36,6 +36,26 @@ def test_a_profile_by_path_has_the_files_name(output):
     assert small_profile(output, name="mine").name == "mine"
 
 
+@pytest.mark.parametrize("name", ["..", ".hidden", "-x", "a b", "ä", "a+b", "a:b"])
+def test_a_file_whose_name_cannot_name_a_folder_is_no_profile(name, output):
+    assert "rename the file" in refusal(write_profile(output, name=name))
+
+
+@pytest.mark.parametrize("name", ["a+b", "../x", "a/b", "control", "held-out", ".x", "a.old-1", ""])
+def test_a_strategy_has_a_name_that_folders_and_rules_can_have(name, output, monkeypatch):
+    folder = output / "configs"
+    folder.mkdir()
+    (folder / "strategies.yaml").write_text(yaml.safe_dump({name: {"title": "T", "teacher": False}}))
+    monkeypatch.setenv("PRIMEKD_ROOT", str(output))
+    with pytest.raises(UserError, match="cannot name a strategy"):
+        load_strategies()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, "../x", 1.5])
+def test_a_seed_is_a_number_that_every_generator_takes(seed, output):
+    assert "seed" in refusal(write_profile(output, seed=seed))
+
+
 def test_profiles_are_frozen(ci):
     with pytest.raises(ValidationError):
         ci.max_new_tokens = 50

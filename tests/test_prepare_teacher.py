@@ -159,7 +159,8 @@ def test_building_from_an_altered_adapter_is_refused(output):
 
 def test_a_built_teacher_is_not_built_again_until_it_is_damaged(output, capsys, monkeypatch):
     (output / "adapter").mkdir()
-    write_manifest(output / "adapter", "adapter", {}, [])
+    (output / "adapter" / "weights").write_bytes(b"abc")
+    write_manifest(output / "adapter", "adapter", {}, [output / "adapter" / "weights"])
     monkeypatch.setattr("primekd.prepare_teacher.lora_deltas", lambda folder: {})
     monkeypatch.setattr(
         "primekd.prepare_teacher.write_merged_gguf", lambda base, deltas, target, kind: target.write_bytes(b"GGUF")
@@ -170,6 +171,8 @@ def test_a_built_teacher_is_not_built_again_until_it_is_damaged(output, capsys, 
     capsys.readouterr()
     build_teacher(profile)
     assert "nothing to do" in capsys.readouterr().out
+    changed = build_teacher(profile, force=True)
+    assert "wrote" in capsys.readouterr().out and hash_file(changed) == first
     built.write_bytes(b"damaged")
     build_teacher(profile)
     assert hash_file(built) == first

@@ -44,7 +44,7 @@ from primekd.provenance import (
     write_manifest,
     write_text,
 )
-from primekd.verify import check_decisions, check_outputs, check_verdicts, verify
+from primekd.verify import check_decisions, check_models, check_outputs, check_verdicts, verify
 
 ANSWERS = {
     "control": ["no idea", "", "-1", "it is\r\n1, 2 or\r3 \x1b[2J"],
@@ -513,7 +513,8 @@ def test_logs_that_nobody_touched_verify(profile):
     regrade(profile)
     found = {check.what: check.problems for check in verify(profile)}
     report = found.pop("logs/ci/report.html")
-    assert found == dict.fromkeys(("logs/ci", "verdicts in logs/ci", "decisions in logs/ci", "tables in logs/ci"), [])
+    parts = [f"{what} in logs/ci" for what in ("models", "verdicts", "decisions", "tables")]
+    assert found == dict.fromkeys(("logs/ci", *parts, "lineage"), [])
     assert len(report) == 1 and "primekd report" in report[0]
 
 
@@ -600,6 +601,41 @@ def test_what_cannot_be_read_is_a_finding_and_the_rest_is_checked(profile):
     )
     assert any("ai-KD.csv: the verdict on q,1" in problem for problem in found["verdicts in logs/ci"])
     assert "teacher.csv is missing" in found["decisions in logs/ci"][0]
+
+
+def summary_names(profile, model: str) -> None:
+    path = profile.logs / "summary.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("base-KD,", f"{model},", 1), encoding="utf-8")
+
+
+def manifest_names(profile, model: str) -> None:
+    manifest = manifest_of(profile)
+    manifest["models"][model] = manifest["models"]["base-KD"]
+    write_json(profile.logs / "manifest.json", manifest)
+
+
+MISSING = {
+    "a model of the summary": (lambda p: summary_names(p, "new-KD"), "new-KD has no log"),
+    "a student of the lineage": (lambda p: manifest_names(p, "new-KD"), "new-KD has no log"),
+    "a row of the summary": (lambda p: summary_names(p, "new-KD"), "base-KD is not in summary.csv"),
+    "a log": (lambda p: (p.logs / "ai-KD.csv").unlink(), "ai-KD has no log"),
+    "a table": (lambda p: (p.logs / "audit.csv").unlink(), "audit.csv is missing"),
+    "who made a log": (lambda p: shutil.copy(p.logs / "ai-KD.csv", p.logs / "x.csv"), "x has a log and no lineage"),
+}
+
+
+@pytest.mark.parametrize("remove, said", MISSING.values(), ids=MISSING)
+def test_what_is_missing_is_found(remove, said, profile):
+    assert check_models(profile).problems == []
+    remove(profile)
+    assert said in check_models(profile).problems
+
+
+def test_a_file_that_no_manifest_names_is_found(profile):
+    (profile.logs / "notes").mkdir()
+    (profile.logs / "notes" / "a.txt").write_text("a")
+    (profile.logs / ".control.csv.1.tmp").write_text("left by a kill")
+    assert check_outputs(profile.logs / MANIFEST).problems == ["notes/a.txt is named by no manifest"]
 
 
 def test_inputs_that_were_edited_in_the_manifest_are_named(profile):

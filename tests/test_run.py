@@ -32,6 +32,7 @@ from primekd.run import (
 )
 from primekd.run_log import Job, RunState
 from primekd.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
+from primekd.stage_code import ask_anew, forget_wishes
 from primekd.status import stage_states
 from primekd.strategies import CONTROL, load_strategies
 
@@ -285,6 +286,30 @@ def test_what_is_lost_is_forgotten_with_all_that_came_of_it(lost: str, forgotten
     (ci.runs / lost / "manifest.json").unlink()
     forget_lost_stages(ci)
     assert {name for name in done if not (ci.runs / "notebooks" / name).is_file()} == forgotten
+
+
+def test_what_is_wanted_anew_is_forgotten_until_it_is_made(output: Path, ci):
+    done = pretend_done(ci)
+    then = time.time() - 100
+    for path in ci.runs.rglob("*"):
+        os.utime(path, (then, then))
+    ask_anew(ci, ["distill"])
+    made = ci.runs / "students" / "base-KD" / "manifest.json"
+    os.utime(made, (time.time() + 5, time.time() + 5))  # made before the run was killed
+    forget_lost_stages(ci)
+    lost = {name for name in done if not (ci.runs / "notebooks" / name).is_file()}
+    students = {f"{name}/distill.ipynb" for name in load_strategies() if name != "base-KD"}
+    assert lost == students | {f"scored/{models}.done" for models in SCORED} | BEHIND
+    forget_wishes(ci)
+    assert not list(ci.runs.glob("forced/*"))
+
+
+def test_a_dry_run_shows_what_would_be_made_anew(output: Path, ci):
+    pretend_done(ci, {"teacher.done"})
+    rules = {job.rule for job in planned_jobs(ci, "ci", 2, False, None, ["distill"])}
+    assert rules == {"distill", "score", "assess", "report"}
+    with pytest.raises(UserError, match="--force-stage training: there is no such stage; choose one of"):
+        planned_jobs(ci, "ci", 2, False, None, ["training"])
 
 
 def test_a_teacher_whose_file_is_lost_is_built_again(output: Path, tmp_path: Path):

@@ -338,7 +338,8 @@ def test_the_manifest_does_not_depend_on_who_wrote_which_shard_and_in_what_order
     assert all(worker.missing() == [] and worker.complete() for worker in workers)
     manifest, expected = read_json(other / "manifest.json"), read_json(folder / "manifest.json")
     assert manifest.pop("engine") == {"engine": "a"} and manifest.pop("environment") == {"machine": "a"}  # of shard 0
-    assert manifest.pop("engines") == [{"engine": "a"}, {"engine": "b"}]
+    made = [(group["engine"], group["parts"]) for group in manifest.pop("mixed")]
+    assert made == [({"engine": "a"}, [shard_name(0)]), ({"engine": "b"}, [shard_name(1)])]
     assert manifest == expected and list(manifest["shards"]) == [shard_name(0), shard_name(1)]
     assert manifest["items"] == 3 and manifest["tokens"] == 6
 

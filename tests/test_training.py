@@ -544,6 +544,35 @@ def test_a_student_of_another_configuration_is_set_aside_and_an_altered_one_is_n
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() != b"altered"
 
 
+def test_a_training_that_other_code_goes_on_with_says_so(profile, edited, capsys, monkeypatch):
+    from primekd import distill as stage
+    from primekd.training import checkpoints
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "save_adapter", kill)
+        with pytest.raises(Killed):
+            distill(profile, "base-fine-tune")
+    assert checkpoints.newest_checkpoint(next((profile.runs / "checkpoints").iterdir()))
+    edited("training/trainer")
+    capsys.readouterr()
+    folder = distill(profile, "base-fine-tune")
+    said = capsys.readouterr().out
+    assert "distill base-fine-tune: 1 parts of it are there, made by other code" in said
+    assert "changed since: training.trainer" in said
+    assert [m["parts"] for m in read_json(folder / "manifest.json")["mixed"]] == [["session 1"], ["session 2"]]
+    distill(profile, "base-fine-tune")
+    assert "parts of it were made by different code: kept" in capsys.readouterr().out
+    distill(profile, "base-fine-tune", force=True)
+    assert "to be made anew: set aside as base-fine-tune.old-1" in capsys.readouterr().out
+    assert "mixed" not in read_json(folder / "manifest.json")
+
+
 def test_another_seed_gives_another_student_beside_the_first(profile):
     first, second = distill(profile, "base-fine-tune"), distill(profile, "base-fine-tune", seed=1)
     assert second.name == "base-fine-tune-seed1" and first.name == "base-fine-tune"

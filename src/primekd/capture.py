@@ -27,6 +27,8 @@ from primekd.signals import Codec, HiddenRows, SignalReader, SignalWriter, Store
 from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
 from primekd.signals.heads import rebuilding_problem, save_head
+from primekd.signals.manifest import read_store
+from primekd.stage_code import forced_since, say_kept, say_mixed, stage_code
 from primekd.strategies import Strategy, get_strategy
 from primekd.teachers import Sampling, TeacherEngine, open_engine
 from primekd.template import turn_end
@@ -104,12 +106,13 @@ def _weights_hash(teacher: TeacherConfig) -> str | None:
     return None if teacher.engine == "api" else model_hash(teacher.model)
 
 
-def capture(job: Job, part: Part | None = None) -> Path:
+def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
     """Captures a store, or the part of it that is missing; returns its folder.
 
     Several processes may do so at once, on any machines that share the folder: each takes shards that no other has
     taken, and waits at the end until all are there. With `part` a worker takes its fixed share and does not wait. A
-    store of another configuration is set aside under a new name, never reused and never deleted.
+    store of another configuration is set aside under a new name, never reused and never deleted; so is, with `force`,
+    whatever there is.
 
     Raises:
         UserError: teacher, items or codec do not fit, or the disk is full. What was written before stays.
@@ -124,9 +127,10 @@ def capture(job: Job, part: Part | None = None) -> Path:
     size = profile.signals.items_per_shard
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     with Claims() as claims:
-        store = SharedStore(claims, job.folder, spec, len(chunks), part)
+        store = SharedStore(claims, job.folder, spec, len(chunks), part, forced_since(profile, "capture", force))
         if not store.missing() and store.complete():
-            print(f"{job.stage}: nothing to do, {len(items)} items are captured and unchanged.")
+            done = f"{len(items)} items are captured and unchanged."
+            say_kept(job.stage, read_store(job.folder), stage_code("capture", profile), done)
             return job.folder
         if job.split == "train":
             refuse_unknown_student(profile.student.model)
@@ -243,8 +247,9 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
             f"{profile.teacher.model} offers no hidden signals in this engine: its head has a bias, lies in parts, or "
             "is followed by another change of the logits than a scale or a soft cap; set signals.codec to topk or full."
         )
-    codec = make_codec(profile.signals, engine.offers)
-    writer.facts = {"engine": engine.identity(), "environment": environment()}
+    codec, code = make_codec(profile.signals, engine.offers), stage_code("capture", profile)
+    writer.facts = {"engine": engine.identity(), "environment": environment(), "code": code}
+    say_mixed(job.stage, writer.vouched(), code, writer.facts["engine"])
     if codec.needs == "hidden":
         writer.facts["head"] = save_head(job.folder, engine.head(), engine.transform)
     return engine, codec

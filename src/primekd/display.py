@@ -10,7 +10,7 @@ from primekd.config import Profile
 from primekd.items import load_items
 from primekd.models import load_tokenizer
 from primekd.primings import priming_of
-from primekd.provenance import MANIFEST, read_json
+from primekd.signals.manifest import read_store
 from primekd.strategies import get_strategy
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def responses_table(job: Job, count: int = 5) -> pd.DataFrame:
 
 def signals_table(job: Job) -> pd.DataFrame:
     """Size and quality of a captured store."""
-    manifest = read_json(job.folder / MANIFEST)
+    manifest = read_store(job.folder)
     facts = {
         "codec": manifest["spec"]["codec"]["name"],
         "items": manifest["items"],

@@ -19,13 +19,22 @@ from primekd.provenance import (
     MANIFEST,
     disk_errors,
     hash_json,
-    is_current,
     now,
     relative_name,
     set_aside,
     sync_folder,
     write_manifest,
     write_text,
+)
+from primekd.stage_code import (
+    forced_since,
+    is_older,
+    maker_of,
+    mixed,
+    note_session,
+    say_mixed,
+    stage_code,
+    stands,
 )
 from primekd.strategies import get_strategy
 from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
     from primekd.signals import SignalReader
     from primekd.training.trainer import DistillTrainer
 
+STORE_FACTS = ("spec", "spec_sha256", "engine", "reconstruction", "items", "tokens", "bytes", "sessions", "mixed")
 CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_norm", "eval_loss")
 
 
@@ -62,25 +72,31 @@ def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalR
     return inputs
 
 
-def distill(profile: Profile, strategy: str, seed: int | None = None) -> Path:
+def store_facts(signals: "SignalReader") -> dict[str, Any]:
+    """What is kept of a capture where its signals were used: what was asked, what answered, whose code, how much."""
+    manifest = signals.manifest
+    return {key: manifest.get(key) for key in STORE_FACTS if manifest.get(key) is not None} | maker_of(manifest)
+
+
+def distill(profile: Profile, strategy: str, seed: int | None = None, force: bool = False) -> Path:
     """Trains one student, or goes on where a stopped training left off; returns its folder.
 
     The folder holds adapter/ (peft's format), loss_curve.csv and manifest.json. An adapter of another configuration is
-    set aside under a new name. With several processes in the profile they are started here; under `accelerate launch`
-    this is one of them.
+    set aside under a new name; so is, with `force`, whatever there is. With several processes in the profile they are
+    started here; under `accelerate launch` this is one of them.
 
     Raises:
         UserError: signals are missing or do not match, a process failed, or the disk is full.
     """
     if process_count() == 1:
-        return _distill(profile, strategy, seed)
+        return _distill(profile, strategy, seed, force)
     join_processes()
-    folder = _distill(profile, strategy, seed)
+    folder = _distill(profile, strategy, seed, force)
     leave_processes()
     return folder
 
 
-def _distill(profile: Profile, strategy: str, seed: int | None) -> Path:
+def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> Path:
     seed = profile.seed if seed is None else seed
     with_teacher = get_strategy(strategy).teacher
     signals = None
@@ -92,12 +108,13 @@ def _distill(profile: Profile, strategy: str, seed: int | None) -> Path:
         require_served(signals.codec, profile.loss)
     inputs = student_inputs(profile, strategy, seed, signals)
     folder = profile.student_folder(strategy, seed)
-    stage = f"distill {folder.name}"
-    if is_current(folder, inputs):
-        print(f"{stage}: nothing to do, the adapter is trained and its inputs are unchanged.")
+    stage, code = f"distill {folder.name}", stage_code("distill", profile)
+    since = forced_since(profile, "distill", force)
+    if stands(folder, inputs, code, stage, "the adapter is trained and its inputs are unchanged.", since):
         return folder
-    if is_main_process() and (folder / MANIFEST).is_file():
-        print(f"{relative_name(folder)} is outdated or was altered: set aside as {set_aside(folder).name}.")
+    checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
+    if is_main_process():
+        clear(folder, checkpoints, since)
     if profile.launch.processes > 1 and process_count() == 1:
         from primekd.training.launch import launch
 
@@ -111,20 +128,29 @@ def _distill(profile: Profile, strategy: str, seed: int | None) -> Path:
     gold = profile.loss.labels == "gold"
     examples = teacher_examples(tokenizer, items, signals, gold) if signals else gold_examples(tokenizer, items)
     validation = gold_examples(tokenizer, load_items(profile, "validation"))
-    checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
     smaller = "" if profile.student.quantization else ", or set student.quantization: nf4,"
     with gpu_memory(f"train.micro_batch_size{smaller}"):
         train_adapter(
-            folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed,
+            folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed, code,
             model=profile.student.model, dtype=profile.student.dtype, lora=profile.student.lora, train=profile.train,
             quantization=profile.student.quantization,
         )  # fmt: skip
     return folder
 
 
+def clear(folder: Path, checkpoints: Path, since: float) -> None:
+    """Makes room for a training: sets an earlier result aside, and deletes checkpoints that are older than `since`."""
+    if (folder / MANIFEST).is_file():
+        why = "is to be made anew" if is_older(folder / MANIFEST, since) else "is outdated or was altered"
+        print(f"{relative_name(folder)} {why}: set aside as {set_aside(folder).name}.")
+    if is_older(checkpoints, since):
+        shutil.rmtree(checkpoints)
+
+
 def train_adapter(
     folder: Path, stage: str, profile: Profile, inputs: dict[str, Any], examples, validation, signals,
-    checkpoints: Path, seed: int, *, model: str, dtype: str, lora: LoraSettings, train, quantization: str | None = None,
+    checkpoints: Path, seed: int, code: dict[str, Any], *, model: str, dtype: str, lora: LoraSettings, train,
+    quantization: str | None = None,
 ) -> None:  # fmt: skip
     """Trains a LoRA adapter over `model` and writes adapter/, loss_curve.csv and manifest.json into `folder`.
 
@@ -133,6 +159,7 @@ def train_adapter(
     Args:
         examples, validation: lists of training.examples.Example.
         checkpoints: where to resume from and write to; removed once the adapter is saved.
+        code: what trains it (stage_code).
     """
     from primekd.training.checkpoints import newest_checkpoint
     from primekd.training.trainer import build_trainer, steps_in_all
@@ -149,8 +176,10 @@ def train_adapter(
             student, tokenizer, examples, validation, signals, profile.loss, train, checkpoints, seed, progress
         )
         newest = newest_checkpoint(checkpoints)
+        sessions = note_session(checkpoints / "sessions.json", code, newest is not None) if is_main_process() else []
         if newest and is_main_process():
             print(f"{stage}: going on from {newest.name}.")
+            say_mixed(stage, sessions[:-1], code)
         with disk_errors(folder), contextlib.redirect_stdout(io.StringIO()):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         weights = trainer.adapter_weights()
@@ -159,10 +188,12 @@ def train_adapter(
     adapter = save_adapter(student, folder, model, weights)
     write_text(folder / "loss_curve.csv", loss_curve(trainer))
     tokens = sum(sum(e.sequence.response_mask) for e in examples) * train.epochs
+    makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
+    facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
     write_manifest(
-        folder, "adapter", inputs, [*adapter, folder / "loss_curve.csv"],
+        folder, "adapter", inputs, [*adapter, folder / "loss_curve.csv"], code=code,
         start=start, end=now(), response_tokens=tokens, steps=trainer.state.global_step, resumed=newest is not None,
-        processes=process_count(), config=profile.resolved(), **meter.facts,
+        processes=process_count(), config=profile.resolved(), **facts,
     )  # fmt: skip
     shutil.rmtree(checkpoints, ignore_errors=True)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from primekd.chat import Priming, build_prompt, encode_response, join
 from primekd.config import PrepareConfig, Profile, TeacherConfig
-from primekd.distill import train_adapter
+from primekd.distill import clear, train_adapter
 from primekd.errors import UserError
 from primekd.items import Item, hash_items, load_items, refuse_overlap
 from primekd.memory import gpu_memory
@@ -23,15 +23,15 @@ from primekd.provenance import (
     MANIFEST,
     altered_outputs,
     hash_json,
-    is_current,
     now,
     project_root,
     read_json,
+    read_manifest,
     relative_name,
-    set_aside,
     write_atomically,
     write_manifest,
 )
+from primekd.stage_code import forced_since, stage_code, stands
 from primekd.strategies import load_strategies
 
 # GGUF name of each linear layer of a Llama block -> peft's name for it.
@@ -84,8 +84,10 @@ def primed_examples(
     return examples
 
 
-def train_teacher(profile: Profile) -> Path:
-    """Trains the teacher's adapter anew (tens of minutes on two cores) and writes it with its manifest.
+def train_teacher(profile: Profile, force: bool = False) -> Path:
+    """Trains the teacher's adapter (tens of minutes on two cores) and writes it with its manifest.
+
+    One that was trained on the same inputs is kept, unless `force` is given.
 
     Its items come from a split of their own: no question of it stands in a student's training, validation or test set.
     """
@@ -111,24 +113,26 @@ def train_teacher(profile: Profile) -> Path:
     if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current
         del inputs["prepare"]["train"]["length_window"]
     folder = adapter_folder(profile)
-    if is_current(folder, inputs):
-        print("prepare-teacher: nothing to do, the adapter is trained and its inputs are unchanged.")
+    code, since = stage_code("train-teacher", profile), forced_since(profile, "train-teacher", force)
+    if stands(folder, inputs, code, "prepare-teacher", "the adapter is trained and its inputs are unchanged.", since):
         return folder
-    if (folder / MANIFEST).is_file():
-        print(f"{relative_name(folder)} was trained on other inputs: set aside as {set_aside(folder).name}.")
+    checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
+    clear(folder, checkpoints, since)
     examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed, profile.teacher)
     validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed)
-    checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
     with gpu_memory("prepare.train.micro_batch_size"):
         train_adapter(
             folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,
+            code,
             model=config.base, dtype=profile.student.dtype, lora=config.lora, train=config.train,
         )  # fmt: skip
     return folder
 
 
-def build_teacher(profile: Profile) -> Path:
+def build_teacher(profile: Profile, force: bool = False) -> Path:
     """Merges the adapter into the base model and writes the teacher's GGUF file; does nothing if it is current.
+
+    With `force` it is written anew in any case.
 
     Raises:
         UserError: the adapter is missing or does not have the bytes that its manifest names.
@@ -137,24 +141,28 @@ def build_teacher(profile: Profile) -> Path:
     base, adapter = require_local(parse_reference(config.base)), adapter_folder(profile)
     if not (adapter / MANIFEST).is_file():
         raise UserError(f"{config.adapter} has no adapter: train it with `primekd prepare-teacher --train`.")
-    if altered := altered_outputs(adapter / MANIFEST, read_json(adapter / MANIFEST)):
+    trained = read_manifest(adapter / MANIFEST)
+    if altered := altered_outputs(adapter / MANIFEST, trained):
         raise UserError(f"{config.adapter}: {', '.join(altered)} missing or altered: restore it with `git checkout`.")
     output = project_root() / config.output
     inputs = {
         "base_sha256": model_hash(config.base),
-        "adapter": read_json(adapter / MANIFEST)["outputs"],
+        "adapter": trained["outputs"],
         "quantization": config.quantization,
     }
-    if is_current(output.parent, inputs):
-        print(f"prepare-teacher: nothing to do, {relative_name(output)} is built and unchanged.")
+    code, since = stage_code("prepare-teacher", profile), forced_since(profile, "prepare-teacher", force)
+    if stands(
+        output.parent, inputs, code, "prepare-teacher", f"{relative_name(output)} is built and unchanged.", since
+    ):
         return output
     start = now()
     deltas = lora_deltas(adapter / "adapter")
     with write_atomically(output) as temporary:
         write_merged_gguf(base, deltas, temporary, config.quantization)
     write_manifest(
-        output.parent, "teacher", inputs, [output], start=start, end=now(), config=config.model_dump(mode="json")
-    )
+        output.parent, "teacher", inputs, [output], start=start, end=now(), code=code,
+        config=config.model_dump(mode="json"),
+    )  # fmt: skip
     print(f"prepare-teacher: wrote {relative_name(output)} ({output.stat().st_size / 2**20:.0f} MiB).")
     return output
 

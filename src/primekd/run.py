@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from primekd.config import Profile
@@ -18,12 +19,22 @@ from primekd.progress import progress_folder, progress_path
 from primekd.provenance import MANIFEST, output_root, project_root, relative_name
 from primekd.run_log import Job, RunState
 from primekd.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
+from primekd.stage_code import ask_anew, forced_since, forget_wishes, is_older
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
 CAPTURE_ITEM = 0.3  # generating and scoring
 TRAIN_ITEM = 0.5  # one pass of training
 TEST_ITEM = 0.5  # answering and held-out fit, of one model
+
+
+# What `--force-stage` names -> the rules that make it. All strategies of a stage, and the held-out capture, are one.
+FORCED_RULES = {
+    "prepare-teacher": ("teacher",),
+    "capture": ("capture", "reference"),
+    "distill": ("distill",),
+    "assess": ("score", "assess"),
+}
 
 
 def stage_costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
@@ -54,17 +65,22 @@ def run_study(
     cores: int | None = None,
     force: bool = False,
     cluster: Cluster | None = None,
+    force_stages: Collection[str] = (),
 ) -> bool:
     """Runs every stage that has to be run; returns False if nothing was to be done.
 
-    With `cluster` every stage is a Slurm job, and as many of them run side by side as the cluster lets.
+    With `cluster` every stage is a Slurm job, and as many of them run side by side as the cluster lets. All results of
+    `force_stages` are made anew; a run that is killed meanwhile goes on with those that are still missing.
 
     Raises:
-        UserError: another run of this profile is under way, or a notebook failed; the sentence is the notebook's own.
+        UserError: there is no such stage, another run of this profile is under way, or a notebook failed; the sentence
+            is the notebook's own.
     """
+    refuse_unknown(force_stages)
     with only_one(profile) as lock:
         if cluster:
             refuse_leftovers(profile)
+        ask_anew(profile, force_stages)
         forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile, profile_argument, cores, force, cluster)
@@ -91,18 +107,29 @@ def run_study(
         if process.returncode:
             text = log.read_text(encoding="utf-8", errors="replace")
             raise UserError(explain_failure(text, log, state.failed))
+        forget_wishes(profile)
         return not state.idle
 
 
+def refuse_unknown(force_stages: Collection[str]) -> None:
+    """Raises UserError if one of them is no stage that can be forced."""
+    if unknown := [stage for stage in force_stages if stage not in FORCED_RULES]:
+        raise UserError(f"--force-stage {unknown[0]}: there is no such stage; choose one of {', '.join(FORCED_RULES)}.")
+
+
 def planned_jobs(
-    profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None
-) -> list[Job]:
+    profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None,
+    force_stages: Collection[str] = (),
+) -> list[Job]:  # fmt: skip
     """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
 
     Raises:
         UserError: Snakemake cannot plan the run.
     """
+    refuse_unknown(force_stages)
     command = [*snakemake_command(profile, profile_argument, cores, force, cluster), "--dry-run"]
+    if rules := [rule for stage in force_stages for rule in FORCED_RULES[stage]]:
+        command += ["--forcerun", *rules]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     text = done.stdout + done.stderr
     if done.returncode:
@@ -119,32 +146,35 @@ def environment() -> dict[str, str]:
 
 
 def forget_lost_stages(profile: Profile) -> None:
-    """Removes the executed copy of every stage whose result is gone, and of the stages behind it.
+    """Removes the executed copy of every stage whose result is gone or wanted anew, and of the stages behind it.
 
     Snakemake knows the copies alone (it would delete signals and adapters before a rerun if they were its outputs), and
     it makes no missing file anew on which nothing missing depends.
     """
     from primekd.strategies import CONTROL, load_strategies
 
+    def is_lost(stage: str, result: Path) -> bool:
+        return not result.is_file() or is_older(result, forced_since(profile, stage))
+
     done = profile.runs / "notebooks"
     assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
     behind_models = [assessed, reported]
     lost: list[Path] = []
-    if profile.prepare and not (project_root() / profile.prepare.output).is_file():
+    if profile.prepare and is_lost("prepare-teacher", project_root() / profile.prepare.output):
         lost += [done / "teacher.done", *behind_models]
-    if not (profile.signals_folder("held-out") / MANIFEST).is_file():
+    if is_lost("capture", profile.signals_folder("held-out") / MANIFEST):
         lost += [done / "reference.done", *(done / "scored").glob("*.done"), *behind_models]
     for name, strategy in load_strategies().items():
         captured, distilled = done / name / "inference_gsm8k.ipynb", done / name / "distill.ipynb"
         behind_student = [*scored_with(done, name), *behind_models]
-        if strategy.teacher and not (profile.signals_folder(name) / MANIFEST).is_file():
+        if strategy.teacher and is_lost("capture", profile.signals_folder(name) / MANIFEST):
             lost += [captured, *(done / name).glob("captured-*.done"), distilled, *behind_student]
-        if not (profile.student_folder(name) / MANIFEST).is_file():
+        if is_lost("distill", profile.student_folder(name) / MANIFEST):
             lost += [distilled, *behind_student]
     for name in (CONTROL, *load_strategies()):
-        if not all((profile.runs / kind / name / MANIFEST).is_file() for kind in ("answers", "held-out")):
+        if any(is_lost("assess", profile.runs / kind / name / MANIFEST) for kind in ("answers", "held-out")):
             lost += [*scored_with(done, name), *behind_models]
-    if not (profile.logs / MANIFEST).is_file():
+    if is_lost("assess", profile.logs / MANIFEST):
         lost += behind_models
     if not (profile.logs / "report.html").is_file():
         lost.append(reported)

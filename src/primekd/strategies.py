@@ -7,9 +7,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from primekd.config import explain_validation_error
+from primekd.config.section import is_name
 from primekd.errors import UserError
 from primekd.provenance import project_root, relative_name
 
+RESERVED = ("control", "teacher", "held-out")  # folders and logs of their own, beside those of strategies
 CONTROL, TEACHER = "control", "teacher"  # what else is assessed: the student's base as it is, the unprimed teacher
 BASE, FINE_TUNE = "base-KD", "base-fine-tune"  # what others are compared with
 
@@ -47,6 +49,11 @@ def load_strategies() -> dict[str, Strategy]:
     path = strategies_file()
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if odd := [name for name in map(str, rows) if not is_name(name) or name in RESERVED or ".old-" in name]:
+            raise UserError(
+                f"{relative_name(path)}: {odd[0]!r} cannot name a strategy: take letters, digits, dots, dashes and "
+                f"underscores, a letter or digit first, and none of {', '.join(RESERVED)}."
+            )
         strategies = {name: Strategy(name=name, **row) for name, row in rows.items()}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
         raise UserError(f"{relative_name(path)} cannot be read: {' '.join(str(error).split())}") from error

@@ -1,5 +1,6 @@
 """Recomputes hashes and verdicts, and names what differs from what the manifests say."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ from primekd.assessment.grade import LogRow, grade_row, read_log
 from primekd.assessment.held_out import read_rows
 from primekd.assessment.results import TABLES, compute_tables, read_logs
 from primekd.assessment.tables import read_table
+from primekd.capture import training_job
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, altered_outputs, hash_json, project_root, read_json, relative_name
+from primekd.provenance import MANIFEST, altered_outputs, hash_json, project_root, read_manifest, relative_name
 from primekd.signals import SignalReader
+from primekd.signals.manifest import read_store
+from primekd.strategies import CONTROL, TEACHER
+
+BESIDE = (MANIFEST, "report.html")  # no outputs: the manifest itself, and the page, which is made anew to check it
 
 
 @dataclass(frozen=True)
@@ -34,17 +40,16 @@ def verify(profile: Profile) -> list[Check]:
         raise UserError(
             f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
         )
-    checks = [check_outputs(profile.logs / MANIFEST)]
+    checks = []
     for what, check, argument in (
+        (relative_name(profile.logs), check_outputs, profile.logs / MANIFEST),
+        (f"models in {relative_name(profile.logs)}", check_models, profile),
         (f"verdicts in {relative_name(profile.logs)}", check_verdicts, profile.logs),
         (f"decisions in {relative_name(profile.logs)}", check_decisions, profile),
         (f"tables in {relative_name(profile.logs)}", check_tables, profile),
         (relative_name(profile.logs / "report.html"), check_report, profile),
     ):
-        try:
-            checks.append(check(argument))
-        except UserError as error:  # what cannot be read is a finding; the rest is checked all the same
-            checks.append(Check(what, [str(error)]))
+        checks.append(_checked(what, check, argument))
     checks += check_published()
     patterns = (
         f"students/*/{MANIFEST}",
@@ -53,14 +58,22 @@ def verify(profile: Profile) -> list[Check]:
         f"notebooks/*/*.{MANIFEST}",
     )
     for pattern in patterns:
-        checks += [check_outputs(path) for path in _live(profile, pattern)]
+        checks += [_checked(relative_name(path), check_outputs, path) for path in _live(profile, pattern)]
     checks += [check_signals(path.parent) for path in _live(profile, f"signals/*/{MANIFEST}")]
-    checks += check_lineage(profile)
+    checks.append(_checked("lineage", check_lineage, profile))
     if profile.prepare:
         for folder in (profile.prepare.adapter, str(Path(profile.prepare.output).parent)):
             if (project_root() / folder / MANIFEST).is_file():
-                checks.append(check_outputs(project_root() / folder / MANIFEST))
+                checks.append(_checked(folder, check_outputs, project_root() / folder / MANIFEST))
     return checks
+
+
+def _checked(what: str, check: Callable[[Any], Check], argument: Any) -> Check:
+    """A check, or that it found something that cannot be read; the rest is checked all the same."""
+    try:
+        return check(argument)
+    except UserError as error:
+        return Check(what, [str(error)])
 
 
 def _live(profile: Profile, pattern: str) -> list[Path]:
@@ -79,23 +92,48 @@ def check_report(profile: Profile) -> Check:
 
 
 def check_outputs(path: Path) -> Check:
-    """A stage's outputs against the hashes in its manifest, and the manifest's inputs against their own hash."""
-    manifest = read_json(path)
+    """A stage's outputs against the hashes in its manifest, its inputs against their hash, and what it leaves out."""
+    manifest = read_manifest(path)
     problems = [f"{name} is missing or has other bytes" for name in altered_outputs(path, manifest)]
-    if hash_json(manifest.get("inputs")) != manifest.get("inputs_sha256"):
+    if hash_json(manifest["inputs"]) != manifest["inputs_sha256"]:
         problems.append("the inputs in the manifest were edited")
+    if path.name == MANIFEST:  # else the folder is not one stage's alone
+        unnamed = _unnamed(path.parent, {*manifest["outputs"], *BESIDE})
+        problems += [f"{name} is named by no manifest" for name in unnamed]
     name = relative_name(path.parent) if path.name == MANIFEST else relative_name(path).removesuffix(f".{MANIFEST}")
     return Check(name, problems)
 
 
+def _unnamed(folder: Path, named: Collection[str]) -> list[str]:
+    """Files of a folder that nothing vouches for; hidden ones are left-overs of a process that was killed."""
+    found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    return [p.as_posix() for p in found if p.as_posix() not in named and not any(n.startswith(".") for n in p.parts)]
+
+
 def check_signals(folder: Path) -> Check:
-    """A signal store: every shard, every row hash, and the head."""
+    """A signal store: every shard, every row hash, the head, and shards that it does not name."""
     try:
         reader = SignalReader(folder)
         reader.head  # noqa: B018 - loading it checks its hash
     except UserError as error:
         return Check(relative_name(folder), [str(error)])
-    return Check(relative_name(folder), [])
+    shards = [path.name for path in sorted(folder.glob("shard-*.safetensors"))]
+    unnamed = [f"{name} is named by no manifest" for name in shards if name not in reader.manifest["shards"]]
+    return Check(relative_name(folder), unnamed)
+
+
+def check_models(profile: Profile) -> Check:
+    """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is."""
+    folder, manifest = profile.logs, read_manifest(profile.logs / MANIFEST)
+    summed = {row.get("model") for row in read_table(folder / "summary.csv")}
+    logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
+    known = {CONTROL, TEACHER, *manifest.get("models", {}), *(manifest.get("answers_sha256") or {})}
+    named = sorted(known | summed | logged, key=str)
+    problems = [f"{name} is missing" for name in TABLES if not (folder / name).is_file()]
+    problems += [f"{name} has no log" for name in named if name not in logged]
+    problems += [f"{name} is not in summary.csv" for name in named if name not in summed]
+    problems += [f"{name} has a log and no lineage" for name in sorted(logged - known)]
+    return Check(f"models in {relative_name(folder)}", problems)
 
 
 def check_verdicts(folder: Path) -> Check:
@@ -168,7 +206,7 @@ def check_published() -> list[Check]:
     checks = []
     for what, check in (
         (relative_name(folder), lambda: check_outputs(folder / MANIFEST).problems),
-        (inputs, lambda: _changed_inputs(read_json(folder / MANIFEST).get("inputs", {}))),
+        (inputs, lambda: _changed_inputs(read_manifest(folder / MANIFEST)["inputs"])),
         (tables, lambda: _other_tables(folder, _published_tables(folder), published_study.VERDICTS)),
     ):
         try:
@@ -187,11 +225,32 @@ def _published_tables(folder: Path) -> dict[str, str]:
     return published_study.compute_tables(*published_study.read_verdicts(folder / published_study.VERDICTS))
 
 
-def check_lineage(profile: Profile) -> list[Check]:
-    """Whether the students on this machine are the ones that the logs were computed from."""
-    checks = []
-    for name, facts in read_json(profile.logs / MANIFEST).get("models", {}).items():
+def check_lineage(profile: Profile) -> Check:
+    """Whether the students on this machine are those of the logs, with their answers, trained on what lies here."""
+    problems = []
+    for name, facts in read_manifest(profile.logs / MANIFEST).get("models", {}).items():
         path = profile.runs / "students" / name / MANIFEST
-        if path.is_file() and read_json(path)["outputs"] != facts["outputs"]:
-            checks.append(Check(f"lineage of {name}", ["the student on this machine is not the one in the logs"]))
-    return checks
+        if not path.is_file():
+            continue
+        student = read_manifest(path)
+        if student["outputs"] != facts["outputs"]:
+            problems.append(f"{name}: the student on this machine is not the one in the logs")
+        problems += [
+            f"{name}: {kind}/{name} is missing on this machine"
+            for kind in ("answers", "held-out")
+            if not (profile.runs / kind / name / MANIFEST).is_file()
+        ]
+        if _trained_elsewhere(profile, student):
+            problems.append(f"{name} was trained on other shards than lie on this machine")
+    return Check("lineage", problems)
+
+
+def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
+    inputs = student["inputs"]
+    trained = inputs.get("signals")
+    if not trained or not inputs.get("strategy"):
+        return False
+    folder = training_job(profile, inputs["strategy"], inputs.get("seed")).folder
+    if not (folder / MANIFEST).is_file():
+        return False
+    return {name: entry["sha256"] for name, entry in read_store(folder)["shards"].items()} != trained["shards"]

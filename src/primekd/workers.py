@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, hash_json, read_json, relative_name, set_aside
+from primekd.provenance import MANIFEST, hash_json, relative_name, set_aside
 from primekd.signals import SignalWriter, shard_name
 from primekd.signals.claims import POLL, Claims, Owner
+from primekd.signals.manifest import read_store
+from primekd.stage_code import is_older
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,16 @@ class SharedStore:
         claims: entered by the caller; what is claimed here is given up with it.
         spec, count: as of SignalWriter.
         part: the shards of this worker; None: whatever is neither made nor claimed.
+        since: a store that is older is to be made anew (stage_code.forced_since).
 
     Raises:
-        UserError: a living worker is making a store of another configuration in this folder.
+        UserError: a living worker is making a store in this folder that is of another configuration, or older.
     """
 
-    def __init__(self, claims: Claims, folder: Path, spec: dict[str, Any], count: int, part: Part | None = None):
+    def __init__(
+        self, claims: Claims, folder: Path, spec: dict[str, Any], count: int, part: Part | None = None,
+        since: float = 0.0,
+    ):  # fmt: skip
         self.claims, self.folder, self.part = claims, folder, part
         self.name = relative_name(folder)
         self._held: dict[int, Owner] = {}  # what others had in hand when nothing was left to take
@@ -67,15 +73,22 @@ class SharedStore:
         self._said = ""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("spec_sha256") != hash_json(spec):
+            if why := self._outdated(spec, since):
                 if others := self._others():
-                    raise UserError(
-                        f"{self.name} is being captured with other settings by {others[0]}: wait for it or stop it."
-                    )
-                print(f"{self.name} is of another configuration: set aside as {set_aside(folder).name}.")
+                    raise UserError(f"{self.name} {why} and is worked on by {others[0]}: wait for it or stop it.")
+                print(f"{self.name} {why}: set aside as {set_aside(folder).name}.")
             self.writer = SignalWriter(folder, spec, count)
             claims.take(folder / f"worker-{secrets.token_hex(8)}.lock")
             self._tidy()
+
+    def _outdated(self, spec: dict[str, Any], since: float) -> str:
+        """Why the store that is there cannot be gone on with, in words; empty where it can, or there is none."""
+        path = self.folder / MANIFEST
+        if is_older(path, since):
+            return "is to be made anew"
+        if path.is_file() and read_store(self.folder)["spec_sha256"] != hash_json(spec):
+            return "is of another configuration"
+        return ""
 
     def _alone(self):
         # One worker at a time may do what concerns the whole store.

@@ -31,7 +31,7 @@ from primekd.assessment.results import read_logs
 from primekd.assessment.tables import read_table
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, altered_outputs, now, read_json
+from primekd.provenance import MANIFEST, altered_outputs, now, read_manifest
 
 _KEPT_INVISIBLE = "\u200c\u200d"  # joiners, which scripts and emoji need
 
@@ -218,7 +218,7 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
 def _is_behind(profile: Profile, path: Path | None) -> bool:
     """Whether the logs lack a decision, hold one that was taken back, or were left half way by a grading."""
     decisions, manifest = read_decisions(path), profile.logs / MANIFEST
-    if manifest.is_file() and altered_outputs(manifest, read_json(manifest)):
+    if manifest.is_file() and altered_outputs(manifest, read_manifest(manifest)):
         return True
     return any(apply_decisions(profile.name, model, log, decisions) != log for model, log in read_logs(profile).items())
 

@@ -1,5 +1,6 @@
 """Answers of the control and the students: one generation path, the same prompt, decoding and limit for all."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
 from primekd.items import Item, hash_items
+from primekd.manifests import Code, Environment, Part, checked
 from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
 from primekd.progress import Progress
-from primekd.provenance import hash_json, is_current, read_json, write_json, write_manifest
+from primekd.provenance import environment, git_state, hash_json, read_json, write_json, write_manifest
+from primekd.stage_code import forced_since, maker_of, mixed, say_mixed, set_aside_if_older, stage_code, stands
 from primekd.template import turn_end
 
 BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
@@ -27,6 +30,16 @@ class Answer:
     ids: list[int]
     truncated: bool | None
     text: str
+
+
+class Block(Part):
+    """Some answers on disk, and who made them."""
+
+    inputs_sha256: str | None = None
+    rows_sha256: str | None = None
+    rows: list[dict[str, Any]] | None = None
+    environment: Environment | None = None
+    code: Code | None = None
 
 
 def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] | None) -> dict[str, Any]:
@@ -57,43 +70,70 @@ def answers_folder(profile: Profile, name: str) -> Path:
 
 
 def generate_answers(
-    profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model
+    profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model, force: bool = False
 ) -> list[Answer]:
     """Answers to all items, in order; blocks that are on disk with the same inputs are not generated again.
 
     Args:
         open_model: called without arguments, and only if something is missing; returns an engine with `generate`.
+        force: generate all anew; what there is is set aside.
     """
     tokenizer = load_tokenizer(profile.student)
     folder, size = answers_folder(profile, name), profile.assess.batch_size * BLOCK_BATCHES
     blocks = {
         folder / f"block-{start // size:05d}.json": items[start : start + size] for start in range(0, len(items), size)
     }
-    if not is_current(folder, inputs):
+    code, since = stage_code("answers", profile), forced_since(profile, "assess", force)
+    if not stands(folder, inputs, code, f"answer {name}", since=since):
+        set_aside_if_older(folder, since)
+        maker, digest = {"environment": {"git": git_state()}, "code": code}, hash_json(inputs)
+        _go_on_with(f"answer {name}", folder, blocks, digest, code)
         with Meter() as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
             for path, block in blocks.items():
-                _write_block(path, profile, block, hash_json(inputs), open_model)
+                _write_block(path, profile, block, digest, open_model, maker)
                 progress.advance(len(block))
-        write_manifest(folder, "answers", inputs, list(blocks), **meter.facts)
+        write_manifest(folder, "answers", inputs, list(blocks), **meter.facts, **_makers(blocks))
     rows = [row for path in blocks for row in read_json(path)["rows"]]
     return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
 
 
-def _write_block(path: Path, profile: Profile, block: list[Item], digest: str, open_model) -> None:
-    """Generates the answers to a block of items, unless they are on disk."""
+def _go_on_with(stage: str, folder: Path, blocks: Collection[Path], digest: str, code: dict[str, Any]) -> None:
+    """Deletes blocks of another number of items, and says whose code made those that are kept."""
+    for leftover in set(folder.glob("block-*.json")) - set(blocks):
+        leftover.unlink()
+    kept = [block for path in blocks if (block := _read_block(path, digest))]
+    if len(kept) < len(blocks):
+        say_mixed(stage, kept, code)
+
+
+def _makers(blocks: Iterable[Path]) -> dict[str, Any]:
+    """What the manifest says of who made the answers: the first block's maker and, if there were several, all."""
+    records = {path.name: read_json(path) for path in blocks}
+    first = next(iter(records.values()))
+    several = mixed({name: maker_of(record) for name, record in records.items()})
+    facts = {"environment": environment() | first["environment"], "code": first["code"]}
+    return facts | ({"mixed": several} if several else {})
+
+
+def _write_block(
+    path: Path, profile: Profile, block: list[Item], digest: str, open_model, maker: dict[str, Any]
+) -> None:
+    """Generates the answers to a block of items, unless they are on disk, and keeps whose code did."""
     from primekd.teachers import Sampling
 
-    if _is_block(path, digest):
+    if _read_block(path, digest):
         return
     tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.question) for item in block]
     responses = open_model().generate(prompts, Sampling(profile.max_new_tokens))
     rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)]
-    write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows})
+    write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)
 
 
-def _is_block(path: Path, digest: str) -> bool:
+def _read_block(path: Path, digest: str) -> dict[str, Any] | None:
+    """A block of answers that is on disk; None where it is absent, of other inputs, or altered."""
     if not path.is_file():
-        return False
-    block = read_json(path)
-    return block.get("inputs_sha256") == digest and block.get("rows_sha256") == hash_json(block.get("rows"))
+        return None
+    block = checked(path, Block, "Delete it and run the assessment again.")
+    same = block.get("inputs_sha256") == digest and block.get("rows_sha256") == hash_json(block.get("rows"))
+    return block if same and block.get("code") else None

@@ -9,43 +9,45 @@ from primekd.assessment.grade import LogRow, grade_answers
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.regrade import rules_hashes
 from primekd.assessment.results import answers_hash, decisions_hash, write_results
-from primekd.assessment.score import Model, load_reference, models_of, score_models, scoring_costs
+from primekd.assessment.score import (
+    Model,
+    load_reference,
+    makers,
+    models_of,
+    say_scored,
+    score_models,
+    scored_hashes,
+    scoring_costs,
+)
 from primekd.assessment.students import Student, find_students
-from primekd.capture import training_job
 from primekd.chat import decode_response
 from primekd.config import Profile
+from primekd.distill import store_facts
 from primekd.items import Item
 from primekd.models import load_tokenizer
-from primekd.provenance import (
-    MANIFEST,
-    hash_file,
-    hash_json,
-    is_current,
-    now,
-    read_json,
-    write_manifest,
-    write_text,
-)
+from primekd.provenance import MANIFEST, hash_file, now, write_manifest, write_text
 from primekd.signals import SignalReader
+from primekd.stage_code import brief, forced_since, stage_code, stands
 from primekd.strategies import CONTROL, TEACHER
 
-STORE_FACTS = ("spec", "engine", "reconstruction", "items", "tokens", "bytes", "sessions")  # kept beside the logs
 
-
-def assess(profile: Profile) -> Path:
+def assess(profile: Profile, force: bool = False) -> Path:
     """Scores every model on the test items; returns logs/<profile>/.
 
     Writes <model>.csv (per-item logs), held-out.csv, summary.csv, contrasts.csv, loss_curves/ and manifest.json.
-    What is already answered with the same inputs is not generated again.
+    What is already answered with the same inputs is not generated again, unless `force` is given.
     """
     students = find_students(profile)
     items, reader = load_reference(profile)
-    inputs = _inputs(profile, items, students, reader)
-    if is_current(profile.logs, inputs):
-        print("assess: nothing to do, the logs are written and their inputs are unchanged.")
+    models, code = [Model(CONTROL), *models_of(students)], stage_code("assess", profile)
+    names, since = [model.name for model in models], forced_since(profile, "assess", force)
+    inputs = _inputs(profile, items, students, reader) | {"scored": scored_hashes(profile, names)}
+    if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):
+        say_scored(profile, names)
         return profile.logs
     start = now()
-    scored = score_models(profile, items, [Model(CONTROL), *models_of(students)], reader)
+    scored = score_models(profile, items, models, reader, force)
+    inputs["scored"] = scored_hashes(profile, names)
     logs = {name: grade_answers(items, model.answers) for name, model in scored.items()}
     logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader))
     outputs = _write(profile, logs, [row for model in scored.values() for row in model.held_out], students)
@@ -53,8 +55,8 @@ def assess(profile: Profile) -> Path:
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
         answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
-        start=start, end=now(), models=lineage, teacher=_teacher_facts(reader), config=profile.resolved(),
-        **scoring_costs(profile, list(scored)),
+        start=start, end=now(), models=lineage, control=makers(profile, CONTROL), teacher=store_facts(reader),
+        config=profile.resolved(), code=code, **scoring_costs(profile, names),
     )  # fmt: skip
     return profile.logs
 
@@ -92,18 +94,14 @@ def _write(
 
 
 def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
-    """From a log back to what it was computed from; kept beside the log, because runs/ is not in git."""
+    """From a log back to what it was computed from; kept beside the log, because runs/ is not in git.
+
+    The signals are those that the student was trained on, whatever the store holds today.
+    """
     keys = ("inputs", "outputs", "start", "end", "seconds", "energy_kwh", "steps", "response_tokens", "resumed")
-    facts = {key: student.manifest.get(key) for key in keys}
-    facts["git"] = student.manifest["environment"]["git"]
+    facts = {key: student.manifest.get(key) for key in (*keys, "mixed") if student.manifest.get(key) is not None}
+    facts |= {"git": student.manifest["environment"].get("git"), "code": brief(student.manifest.get("code"))}
     facts["manifest_sha256"] = hash_file(student.folder / MANIFEST)
-    strategy = student.manifest["inputs"]["strategy"]
-    if "signals" in student.manifest["inputs"]:
-        captured = read_json(training_job(profile, strategy, student.manifest["inputs"]["seed"]).folder / MANIFEST)
-        facts["signals"] = {key: captured.get(key) for key in STORE_FACTS}
-        facts["signals"]["git"] = captured["environment"]["git"]
-    return {"strategy": strategy} | facts
-
-
-def _teacher_facts(reader: SignalReader) -> dict[str, Any]:
-    return {key: reader.manifest.get(key) for key in STORE_FACTS} | {"spec_sha256": hash_json(reader.spec)}
+    if trained := student.manifest["inputs"].get("signals"):
+        facts["signals"] = student.manifest.get("signals", {}) | trained
+    return {"strategy": student.manifest["inputs"].get("strategy")} | facts | makers(profile, student.name)

@@ -19,8 +19,9 @@ from primekd.items import Item
 from primekd.metering import Meter
 from primekd.models import load_tokenizer
 from primekd.progress import Progress
-from primekd.provenance import is_current, relative_name, write_manifest, write_text
+from primekd.provenance import relative_name, write_manifest, write_text
 from primekd.signals import concatenate
+from primekd.stage_code import forced_since, set_aside_if_older, stage_code, stands
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,22 +56,25 @@ def held_out_folder(profile: Profile, name: str) -> Path:
 
 def held_out_rows(
     profile: Profile, name: str, items: Sequence[Item], inputs: dict[str, Any], reader: "SignalReader",
-    open_model: "Callable[[], TransformersEngine]",
+    open_model: "Callable[[], TransformersEngine]", force: bool = False,
 ) -> list[HeldOutRow]:  # fmt: skip
     """Held-out rows of one model, from disk if they were measured with the same inputs.
 
     Args:
         inputs: what the model's answers depend on (`answer_inputs`).
         open_model: called only if something is missing.
+        force: measure anew; what there is is set aside.
     """
     folder = held_out_folder(profile, name)
     shards = {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}
     own = {"answers": inputs, "reference": shards}
     path = folder / "held-out.csv"
-    if not is_current(folder, own):
-        with Meter() as meter, Progress(profile, f"held-out fit {name}", len(items), "item") as progress:
+    stage, code, since = f"held-out fit {name}", stage_code("held-out", profile), forced_since(profile, "assess", force)
+    if not stands(folder, own, code, stage, since=since):
+        set_aside_if_older(folder, since)
+        with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
             write_rows(path, measure(profile, name, open_model(), items, reader, progress.advance))
-        write_manifest(folder, "held-out", own, [path], **meter.facts)
+        write_manifest(folder, "held-out", own, [path], code=code, **meter.facts)
     return read_rows(path)
 
 

@@ -22,6 +22,7 @@ from primekd.assessment.tables import read_table, table_text, write_table
 from primekd.assessment.validation import ValidationRow, validate
 from primekd.errors import UserError
 from primekd.provenance import hash_file, project_root, relative_name, write_manifest, write_text
+from primekd.stage_code import stage_code
 
 COLUMNS = Columns(response="response", gold="gold_solution", question="question")
 PUBLISHED_VERDICT = "published_correct"
@@ -107,7 +108,7 @@ def grade_published(folder: Path) -> Path:
         write_text(out / name, text)
         outputs.append(out / name)
     inputs = {"logs": {name: hash_file(path) for name, path in paths.items()}, **own_inputs()}
-    write_manifest(out, "published study", inputs, outputs)
+    write_manifest(out, "published study", inputs, outputs, code=stage_code("published-study"))
     return out
 
 

@@ -15,20 +15,18 @@ from primekd.errors import UserError
 from primekd.provenance import (
     MANIFEST,
     altered_outputs,
-    hash_file,
     now,
-    read_json,
+    read_manifest,
     relative_name,
     write_json,
     write_manifest,
 )
-
-RULES_FOLDER = Path(__file__).parent
+from primekd.stage_code import stage_code
 
 
 def rules_hashes() -> dict[str, str]:
-    """The assessment's own code: a change of it asks for a new grading."""
-    return {p.relative_to(RULES_FOLDER).as_posix(): hash_file(p) for p in sorted(RULES_FOLDER.rglob("*.py"))}
+    """Hash of the code that grades: a change of it asks for a new grading, which is cheap."""
+    return {"code_sha256": stage_code("grading")["sha256"]}
 
 
 def regrade(profile: Profile) -> Path:
@@ -40,20 +38,20 @@ def regrade(profile: Profile) -> Path:
     path = profile.logs / MANIFEST
     if not path.is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
-    manifest = _with_answers(profile, read_json(path))
+    manifest = _with_answers(profile, read_manifest(path))
     kept = {name: digest for name, digest in manifest["outputs"].items() if _is_kept(name)}
     _refuse(profile, altered_outputs(path, {"outputs": kept}))
     answers = _read_answers(profile, manifest["answers_sha256"])
     logs = {model: [grade_row(row) for row in rows] for model, rows in answers.items()}
     outputs = write_results(profile, logs, read_rows(profile.logs / "held-out.csv"))
     inputs = manifest["inputs"] | {"rules": rules_hashes(), "adjudications": decisions_hash(profile)}
-    inputs["assess"] = inputs["assess"] | {"bootstrap_samples": profile.assess.bootstrap_samples}
-    known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded")
+    inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}
+    known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
     facts = {key: value for key, value in manifest.items() if key not in known}
     write_manifest(
         profile.logs, manifest["kind"], inputs, [*outputs, *(profile.logs / name for name in kept)],
         # The environment of the answers stays; the one of this grading stands beside it.
-        **facts, answered=manifest.get("answered", manifest["environment"]), regraded=now(),
+        **facts, answered=manifest.get("answered", manifest["environment"]), regraded=now(), code=stage_code("assess"),
     )  # fmt: skip
     return profile.logs
 
@@ -65,7 +63,7 @@ def _is_kept(name: str) -> bool:
 
 def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest with a hash of each model's answers; added, on disk too, where it is from before there were any."""
-    if "answers_sha256" in manifest:
+    if manifest.get("answers_sha256"):
         return manifest
     path = profile.logs / MANIFEST
     _refuse(profile, altered_outputs(path, manifest))

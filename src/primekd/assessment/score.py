@@ -15,8 +15,9 @@ from primekd.errors import UserError
 from primekd.items import Item, load_items, refuse_overlap
 from primekd.memory import gpu_memory
 from primekd.models import load_tokenizer
-from primekd.provenance import MANIFEST, read_json
+from primekd.provenance import MANIFEST, hash_json, read_manifest
 from primekd.signals import SignalReader
+from primekd.stage_code import maker_of, say_kept, stage_code
 from primekd.strategies import CONTROL, load_strategies
 
 if TYPE_CHECKING:
@@ -51,13 +52,14 @@ class Model:
         return engine
 
 
-def score_some(profile: Profile, names: Sequence[str]) -> None:
+def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> None:
     """Answers and held-out fit of the control and of strategies' students; `assess` finds them on disk.
 
     Several processes may score different models at once. None of them opens the teacher.
 
     Args:
         names: `control`, or strategies.
+        force: make all of it anew; what there is is set aside.
 
     Raises:
         UserError: there is no such model, it is not trained, or the reference is not captured.
@@ -71,7 +73,7 @@ def score_some(profile: Profile, names: Sequence[str]) -> None:
     job = held_out_job(profile)
     if not (job.folder / MANIFEST).is_file():
         raise UserError("The teacher's answers to the test items are missing: `primekd capture --held-out` first.")
-    score_models(profile, _test_items(profile), models, open_signals(job))
+    score_models(profile, _test_items(profile), models, open_signals(job), force)
 
 
 def models_of(students: Sequence[Student]) -> list[Model]:
@@ -93,23 +95,24 @@ def _test_items(profile: Profile) -> list[Item]:
 
 
 def score_models(
-    profile: Profile, items: list[Item], models: Sequence[Model], reader: SignalReader
+    profile: Profile, items: list[Item], models: Sequence[Model], reader: SignalReader, force: bool = False
 ) -> dict[str, Scored]:
     """Answers and held-out rows by model, one loaded at a time; what is on disk with the same inputs is read."""
     if profile.assess.engine == "vllm":
-        _answer_with_vllm(profile, items, models)  # below, the answers are found on disk
-    scored = {}
+        _answer_with_vllm(profile, items, models, force)  # below, the answers are found on disk
+    scored, answer_anew = {}, force and profile.assess.engine != "vllm"
     for model in models:
         inputs = answer_inputs(profile, items, model.hashes)
         opened = cache(lambda model=model: model.open(profile))
         with gpu_memory("assess.batch_size"):
-            answers = generate_answers(profile, model.name, items, inputs, opened)
-            scored[model.name] = Scored(answers, held_out_rows(profile, model.name, items, inputs, reader, opened))
+            answers = generate_answers(profile, model.name, items, inputs, opened, answer_anew)
+            held_out = held_out_rows(profile, model.name, items, inputs, reader, opened, force)
+        scored[model.name] = Scored(answers, held_out)
         opened.cache_clear()
     return scored
 
 
-def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Model]) -> None:
+def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Model], force: bool) -> None:
     """Writes the answers of all models from one loaded base model, which is gone before held-out fit needs the GPU."""
     from primekd.teachers.vllm_students import open_students
 
@@ -117,10 +120,41 @@ def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Mode
     try:
         for model in models:
             inputs = answer_inputs(profile, items, model.hashes)
-            generate_answers(profile, model.name, items, inputs, lambda model=model: engine().wearing(model.adapter))
+            worn = lambda model=model: engine().wearing(model.adapter)  # noqa: E731
+            generate_answers(profile, model.name, items, inputs, worn, force)
     finally:
         if engine.cache_info().currsize:  # nothing is loaded where all answers are on disk
             engine().close()
+
+
+def _made(profile: Profile, name: str) -> dict[str, dict[str, Any]]:
+    """The manifests of what was made of a model, as far as there are any."""
+    folders = {"answers": answers_folder(profile, name), "held_out": held_out_folder(profile, name)}
+    return {what: read_manifest(f / MANIFEST) for what, f in folders.items() if (f / MANIFEST).is_file()}
+
+
+def scored_hashes(profile: Profile, names: Sequence[str]) -> dict[str, str]:
+    """A hash for each model of its answers, its held-out rows and who made them."""
+    return {
+        name: hash_json({what: [m["outputs"], maker_of(m)] for what, m in _made(profile, name).items()})
+        for name in names
+    }
+
+
+def makers(profile: Profile, name: str) -> dict[str, Any]:
+    """Who made a model's answers and held-out rows: {"answers": {"git", "code"}, "held_out": {"git", "code"}}."""
+    return {
+        what: maker_of(m) | ({"mixed": m["mixed"]} if m.get("mixed") else {})
+        for what, m in _made(profile, name).items()
+    }
+
+
+def say_scored(profile: Profile, names: Sequence[str]) -> None:
+    """Says which answers and held-out rows other code made."""
+    for name in names:
+        for what, manifest in _made(profile, name).items():
+            stage, said = ("answers", "answer") if what == "answers" else ("held-out", "held-out fit")
+            say_kept(f"{said} {name}", manifest, stage_code(stage, profile))
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +164,7 @@ def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
     where it is not known of all.
     """
     folders = [folder(profile, name) for name in names for folder in (answers_folder, held_out_folder)]
-    manifests = [read_json(folder / MANIFEST) for folder in folders]
+    manifests = [read_manifest(folder / MANIFEST) for folder in folders]
     sums = {}
     for key in ("seconds", "energy_kwh"):
         values = [manifest.get(key) for manifest in manifests]

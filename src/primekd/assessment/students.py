@@ -9,7 +9,7 @@ from primekd.config import Profile
 from primekd.distill import student_inputs
 from primekd.errors import UserError
 from primekd.items import load_items
-from primekd.provenance import MANIFEST, altered_outputs, hash_json, read_json, relative_name
+from primekd.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
 from primekd.strategies import get_strategy, load_strategies
 
 
@@ -47,7 +47,7 @@ def find_students(profile: Profile, only: str | None = None) -> list[Student]:
             p.parent for p in first.parent.glob(f"{strategy}-seed*/{MANIFEST}") if ".old-" not in p.parent.name
         )
         for folder in [first, *more]:
-            manifest = read_json(folder / MANIFEST)
+            manifest = read_manifest(folder / MANIFEST)
             if altered := altered_outputs(folder / MANIFEST, manifest):
                 raise UserError(
                     f"{relative_name(folder)}: {', '.join(altered)} missing or altered: run its distill notebook again."
@@ -60,7 +60,7 @@ def find_students(profile: Profile, only: str | None = None) -> list[Student]:
 def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[str, Any]) -> None:
     """A student trained under another profile than today's must not be scored as if it were this one's."""
     first = folder == profile.student_folder(strategy)
-    seed = profile.seed if first else manifest["inputs"]["seed"]
+    seed = profile.seed if first else manifest["inputs"].get("seed", profile.seed)
     wanted = student_inputs(profile, strategy, seed, None)
     was = dict(manifest["inputs"])
     if get_strategy(strategy).teacher:

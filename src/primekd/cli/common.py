@@ -19,7 +19,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A profile in configs/, or a path of a YAML file.")]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of the student; the profile's own if left out.")]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the student; the profile's own if left out.")
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force-stage", help="Make it anew though nothing of it changed; the old one is set aside.")
+]
 StrategyArgument = Annotated[str, typer.Argument(help="A strategy in configs/strategies.yaml, for example base-KD.")]
 ExtractorOption = Annotated[
     str, typer.Option(help="published, validated, strict-match, flexible-extract or math-verify.")

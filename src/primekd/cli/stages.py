@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import ProfileOption, SeedOption, StrategyArgument, app, verb
+from primekd.cli.common import ForceOption, ProfileOption, SeedOption, StrategyArgument, app, verb
 from primekd.errors import UserError
 
 
@@ -12,7 +12,8 @@ from primekd.errors import UserError
 @verb
 def prepare_teacher(
     profile: ProfileOption = "pocket",
-    train: Annotated[bool, typer.Option(help="Train the adapter anew before building the file.")] = False,
+    train: Annotated[bool, typer.Option(help="Train the adapter before building the file.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Builds the profile's teacher from its adapter; with --train, trains the adapter first.
 
@@ -28,8 +29,8 @@ def prepare_teacher(
         print(f"prepare-teacher: nothing to do, the profile {loaded.name} takes its teacher as it is.")
         return
     if train:
-        train_teacher(loaded)
-    build_teacher(loaded)
+        train_teacher(loaded, force)
+    build_teacher(loaded, force)
 
 
 @app.command()
@@ -42,6 +43,7 @@ def capture(
     worker: Annotated[
         str | None, typer.Option(help="Take a fixed share, for example 2/4, instead of what no other has taken.")
     ] = None,
+    force: ForceOption = False,
 ) -> None:
     """Asks the teacher, primed, and keeps its responses and signals; goes on where it stopped.
 
@@ -61,7 +63,7 @@ def capture(
         raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
     part = Part.parse(worker) if worker else None
     loaded = load_profile(profile)
-    print(run_capture(held_out_job(loaded) if held_out else training_job(loaded, strategy, seed), part))
+    print(run_capture(held_out_job(loaded) if held_out else training_job(loaded, strategy, seed), part, force))
 
 
 @app.command()
@@ -74,12 +76,14 @@ def distill(
     accelerate_config: Annotated[
         str | None, typer.Option(help="For two processes or more, for example configs/accelerate/fsdp.yaml.")
     ] = None,
+    force: ForceOption = False,
 ) -> None:
     """Trains the student of one strategy on captured signals (base-fine-tune: on the gold solutions).
 
     \b
     primekd distill ai-KD
     primekd distill base-fine-tune --seed 1
+    primekd distill ai-KD --force-stage
     primekd distill ai-KD --processes 8 --accelerate-config configs/accelerate/fsdp.yaml
     """
     from primekd.config import load_profile
@@ -88,7 +92,7 @@ def distill(
     loaded = load_profile(profile)
     if processes or accelerate_config:
         loaded = loaded.launched(processes, accelerate_config)
-    print(run_distill(loaded, strategy, seed))
+    print(run_distill(loaded, strategy, seed, force))
 
 
 @app.command()
@@ -101,6 +105,7 @@ def assess(
             help="Make answers and held-out fit of this model (control, or a strategy) and no other; may be repeated."
         ),
     ] = None,
+    force: ForceOption = False,
 ) -> None:
     """Scores control, students and teacher on the test items; writes logs/<profile>/.
 
@@ -118,9 +123,9 @@ def assess(
     if model:
         from primekd.assessment.score import score_some
 
-        score_some(loaded, model)
+        score_some(loaded, model, force)
         print(f"assess: answers and held-out fit of {', '.join(model)} are there; `primekd assess` writes the logs.")
     else:
         from primekd.assessment.assess import assess as run_assess
 
-        print(run_assess(loaded))
+        print(run_assess(loaded, force))

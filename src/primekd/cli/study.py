@@ -24,6 +24,10 @@ def run(
     capture_workers: Annotated[
         int, typer.Option(min=1, help="With --slurm: so many jobs capture one strategy together.")
     ] = 1,
+    force_stage: Annotated[
+        list[str] | None,
+        typer.Option(help="Make all results of prepare-teacher, capture, distill or assess anew; may be repeated."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run or submitted.")] = False,
 ) -> None:
     """Runs the whole study: every notebook that has to be run, in order. Stop it and run it again as you like.
@@ -31,10 +35,12 @@ def run(
     \b
     primekd run
     primekd run --profile ci --cores 2
+    primekd run --force-stage distill
     primekd run --profile paper --slurm --dry-run
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
     from primekd.config import load_profile
+    from primekd.made_by import other_code_text
     from primekd.provenance import project_root
     from primekd.run import planned_jobs, run_study
     from primekd.slurm import open_cluster
@@ -49,10 +55,12 @@ def run(
     loaded = load_profile(profile)
     print(f"primekd run: {loaded.name} — {loaded.description}", flush=True)
     if dry_run:
-        return show_plan(planned_jobs(loaded, profile, cores, force, cluster), cluster is not None)
-    if not run_study(loaded, profile, cores, force, cluster):
+        return show_plan(planned_jobs(loaded, profile, cores, force, cluster, force_stage or ()), cluster is not None)
+    if not run_study(loaded, profile, cores, force, cluster, force_stage or ()):
         print("primekd run: nothing to be done, everything is up to date.")
     show_results(loaded)
+    if said := other_code_text(loaded):
+        print(said)
 
 
 def show_plan(jobs: list, on_slurm: bool) -> None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError, model_validator
 from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
 from primekd.config.launch import LaunchConfig
-from primekd.config.section import Positive, Section
+from primekd.config.section import Positive, Section, Seed, is_name
 from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import SignalsConfig, TeacherConfig
 from primekd.errors import UserError
@@ -21,7 +21,7 @@ class Profile(Section):
 
     name: str
     description: str
-    seed: int = 0
+    seed: Seed = 0
     max_new_tokens: Positive
     data: DataConfig
     teacher: TeacherConfig
@@ -64,7 +64,7 @@ class Profile(Section):
 
     def _seeded(self, name: str, seed: int | None) -> str:
         # The profile's own seed has the plain name; further seeds lie beside it.
-        return name if seed is None or seed == self.seed else f"{name}-seed{seed}"
+        return name if seed is None or seed == self.seed else f"{name}-seed{int(seed)}"
 
     def launched(self, processes: int | None, accelerate: str | None) -> "Profile":
         """The same profile with its training on other processes; None keeps what it says.
@@ -137,6 +137,11 @@ def load_profile(name: str) -> Profile:
     for file in [*reversed(extended), path]:
         values = _merged(values, _read_profile(file))
     values.pop("extends", None)
+    if not is_name(path.stem):
+        raise UserError(
+            f"{relative_name(path)}: a profile has its file's name, and {path.stem!r} cannot be one: rename the file, "
+            "with letters, digits, dots, dashes and underscores, a letter or digit first."
+        )
     try:
         return Profile(name=path.stem, **values)
     except ValidationError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from primekd.errors import UserError
 from primekd.models.folders import model_hash
-from primekd.provenance import MANIFEST, read_json, relative_name
+from primekd.provenance import MANIFEST, read_json, read_manifest, relative_name
 
 
 def require_same_base(adapter: Path, model: str) -> None:
@@ -28,7 +28,7 @@ def require_same_base(adapter: Path, model: str) -> None:
             f"{relative_name(adapter)} is an adapter of {base}, not of {model}: train it again, or name its own model."
         )
     manifest = adapter.parent / MANIFEST
-    student = read_json(manifest).get("inputs", {}).get("student", {}) if manifest.is_file() else {}
+    student = read_manifest(manifest)["inputs"].get("student") or {} if manifest.is_file() else {}
     if "model_sha256" in student and student["model_sha256"] != model_hash(model):
         raise UserError(
             f"{relative_name(adapter)} was trained over other weights of {model} than lie here: train it again, or "

@@ -9,7 +9,7 @@ from primekd.config import Profile
 from primekd.plan.machine import Machine
 from primekd.plan.tokens import Stage, known_manifests
 from primekd.progress import progress_folder
-from primekd.provenance import MANIFEST, read_json, relative_name
+from primekd.provenance import MANIFEST, read_json, read_manifest, relative_name
 from primekd.strategies import load_strategies
 
 
@@ -84,9 +84,9 @@ def _measured_captures(profile: Profile) -> dict[str, Rate]:
 def _measured_students(profile: Profile) -> dict[str, Rate]:
     """Trainings that were not stopped: of the others only the last session's time is kept."""
     folders = [profile.student_folder(name) / MANIFEST for name in load_strategies()]
-    rows = [read_json(path) for path in folders if path.is_file()]
+    rows = [read_manifest(path) for path in folders if path.is_file()]
     if not rows and (profile.logs / MANIFEST).is_file():
-        rows = list(read_json(profile.logs / MANIFEST).get("models", {}).values())
+        rows = list(read_manifest(profile.logs / MANIFEST).get("models", {}).values())
     rows = [row for row in rows if row.get("seconds") and row.get("response_tokens") and not row.get("resumed")]
     if not rows:
         return {}
@@ -121,7 +121,7 @@ def _where(profile: Profile) -> str:
     path = profile.logs / MANIFEST
     if not path.is_file():
         return relative_name(profile.runs)
-    facts = read_json(path).get("environment", {}).get("hardware", {})
+    facts = read_manifest(path)["environment"].get("hardware", {})
     gpus = facts.get("gpus") or []
     name = gpus[0] if gpus else f"{facts.get('cpu', 'unknown processor')}, {facts.get('cores', '?')} cores"
     return f"{relative_name(path)} ({name})"

@@ -6,7 +6,8 @@ from typing import Any
 from primekd.capture import HELD_OUT
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, read_json, relative_name
+from primekd.provenance import MANIFEST, read_manifest, relative_name
+from primekd.signals.manifest import read_store
 from primekd.strategies import load_strategies
 
 
@@ -42,11 +43,11 @@ def known_manifests(profile: Profile) -> dict[str, dict[str, Any]]:
     """Stores' manifests by name, from runs/<profile>/ or from what logs/<profile>/manifest.json keeps of them."""
     folder = profile.runs / "signals"
     names = [*(name for name, s in load_strategies().items() if s.teacher), HELD_OUT]
-    found = {n: read_json(folder / n / MANIFEST) for n in names if (folder / n / MANIFEST).is_file()}
+    found = {n: read_store(folder / n) for n in names if (folder / n / MANIFEST).is_file()}
     found = {n: m for n, m in found.items() if m.get("complete")}
     if len(found) == len(names) or not (profile.logs / MANIFEST).is_file():
         return found
-    logs = read_json(profile.logs / MANIFEST)
+    logs = read_manifest(profile.logs / MANIFEST)
     kept = {name: entry.get("signals") for name, entry in logs.get("models", {}).items()} | {
         HELD_OUT: logs.get("teacher")
     }

@@ -79,8 +79,9 @@ def _of_model(manifest: dict[str, Any], name: str) -> Facts:
         rows += [("Model", _joined(facts.get("engine") or {}, "model", "model_sha256"))]
         rows += _of_signals(facts, facts.get("spec_sha256"))
     else:
-        answers = manifest.get("inputs", {}).get("answers", {})
+        answers = manifest.get("inputs", {}).get("answers") or {}
         rows += [("Model", _joined(answers, "model", "model_sha256")), ("Adapter", "none, the student before training")]
+        rows += _scored(manifest.get(name) or {})
     rows.append(("Per-item log sha256", _plain(manifest.get("outputs", {}).get(f"{name}.csv"))))
     return [(title, value) for title, value in rows if value]
 
@@ -96,11 +97,37 @@ def _of_student(facts: dict[str, Any]) -> Facts:
         ("Training manifest sha256", _plain(facts.get("manifest_sha256"))),
         ("Commit of training", _commit(facts.get("git"))),
         ("Trained", _date(facts.get("end")) + (", resumed" if facts.get("resumed") else "")),
+        ("Trained by different code", _several(facts)),
     ]
+    rows += _scored(facts)
     signals = facts.get("signals")
     if signals is None:
         return [*rows, ("Signals", "none, trained on the gold solutions")]
-    return rows + _of_signals(signals, inputs.get("signals", {}).get("spec_sha256"))
+    return rows + _of_signals(signals, (inputs.get("signals") or {}).get("spec_sha256"))
+
+
+def _scored(facts: dict[str, Any]) -> Facts:
+    """Whose code made a model's answers and held-out rows: not always that of the assessment."""
+    rows = []
+    for what, key in (("answers", "answers"), ("held-out fit", "held_out")):
+        if maker := facts.get(key):
+            rows += [(f"Commit of {what}", _commit(maker.get("git")) + _several(maker, ", in parts by "))]
+    return rows
+
+
+def _several(facts: dict[str, Any], before: str = "") -> str:
+    """The commits of what was made in parts by different code."""
+    commits = dict.fromkeys(_commit(maker.get("git")) for maker in facts.get("mixed") or ())
+    return before + " and ".join(commits) if commits else ""
+
+
+def _shards(shards: dict[str, Any] | None, most: int = 3) -> str:
+    """Which shards were trained on: few by their hashes, many by one hash of them all."""
+    if not shards:
+        return ""
+    if len(shards) <= most:
+        return ", ".join(f"{Path(name).stem} {str(digest)[:16]}" for name, digest in shards.items())
+    return f"{len(shards)}, sha256 of their list {hash_json(shards)[:16]}"
 
 
 def _of_signals(signals: dict[str, Any], spec_sha256: str | None) -> Facts:
@@ -110,9 +137,11 @@ def _of_signals(signals: dict[str, Any], spec_sha256: str | None) -> Facts:
         ("What the teacher reads", _plain(spec.get("prompt"))),
         ("Signals spec sha256", spec_sha256 or (hash_json(spec) if spec else "")),
         ("Signals", f"{signals.get('items')} items, {signals.get('tokens')} tokens{_size(signals.get('bytes'))}"),
+        ("Shards trained on", _shards(signals.get("shards"))),
         ("Signal codec", _plain((spec.get("codec") or {}).get("name"))),
         ("Codec against the engine's logits", _named(rebuilt, "mean_kl_nats", "max_kl_nats", "top1_agreement")),
         ("Commit of capture", _commit(signals.get("git")) if signals.get("git") else ""),
+        ("Captured by different code", _several(signals)),
     ]  # fmt: skip
 
 

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from primekd import provenance
 from primekd.assessment.summary import ContrastRow, SummaryRow, claims, title_of
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, read_json, relative_name
+from primekd.provenance import MANIFEST, relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.files import SEEDS, Row, read_optional, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
@@ -154,5 +155,5 @@ def _seeds(results: Results) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a logs folder. Raises UserError if it is missing or is no JSON."""
-    return read_json(Path(folder) / MANIFEST)
+    """manifest.json of a logs folder. Raises UserError if it is missing or damaged."""
+    return provenance.read_manifest(Path(folder) / MANIFEST)

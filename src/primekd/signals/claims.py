@@ -20,6 +20,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from primekd.provenance import disk_errors
 
@@ -31,7 +34,7 @@ class Owner:
     """The process that made a claim. `machine` is None where it cannot be told apart; then only its touch counts."""
 
     host: str
-    pid: int
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
     machine: str | None = None
     started: str | None = None
 
@@ -44,6 +47,9 @@ class Owner:
         if self.machine is None or self.machine != _this_machine():
             return False
         return not _runs(self.pid, self.started)
+
+
+_OWNER = TypeAdapter(Owner)
 
 
 class Claims:
@@ -127,10 +133,10 @@ def look(path: Path) -> Owner | None:
     try:
         with open(path, encoding="utf-8") as handle:  # opening it asks the server, a mere stat may be answered locally
             text, seen = handle.read(), os.fstat(handle.fileno())
-        owner = Owner(**json.loads(text))
+        owner = _OWNER.validate_json(text)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # just being written
+    except ValueError:  # just being written
         owner = Owner("an unknown machine", 0)
     if owner.is_gone or _clock(path.parent) - seen.st_mtime > STALE_AFTER:
         _remove(path, seen)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from primekd.errors import UserError
 from primekd.models.logits import PLAIN, LogitTransform
-from primekd.provenance import MANIFEST, hash_file, hash_json, read_json, relative_name
+from primekd.provenance import MANIFEST, hash_file, hash_json, relative_name
 from primekd.signals.codecs import codec_of
 from primekd.signals.heads import load_head, rebuilding_problem
+from primekd.signals.manifest import read_store
 from primekd.signals.rows import SignalRows
 from primekd.signals.shards import FORMAT, PACKED, StoredItem
 
@@ -58,11 +59,11 @@ class SignalReader:
         self.name = relative_name(self.folder)
         if not (self.folder / MANIFEST).is_file():
             raise UserError(f"{self.name} has no signals: run `primekd capture` (or the inference notebook) first.")
-        self.manifest = read_json(self.folder / MANIFEST)
-        self.spec = self.manifest.get("spec", {})
-        if self.manifest.get("format") != FORMAT or hash_json(self.spec) != self.manifest.get("spec_sha256"):
+        self.manifest = read_store(self.folder)
+        self.spec = self.manifest["spec"]
+        if self.manifest["format"] != FORMAT or hash_json(self.spec) != self.manifest["spec_sha256"]:
             raise UserError(f"{self.name}/{MANIFEST} was altered or is of another version: capture again.")
-        if not self.manifest.get("complete") or "shards" not in self.manifest:
+        if not self.manifest["complete"]:
             raise UserError(f"{self.name} is not complete: run its capture again, it goes on where it stopped.")
         for key, value in expected.items():
             if self.spec.get(key) != value:

@@ -19,12 +19,14 @@ from typing import Any
 from torch import Tensor
 
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, environment, hash_file, hash_json, read_json, relative_name, write_json
+from primekd.provenance import MANIFEST, environment, hash_file, hash_json, relative_name, write_json
 from primekd.signals.heads import head_is_whole
+from primekd.signals.manifest import read_session, read_store, read_vouch
 from primekd.signals.shards import FORMAT, StoredItem, save_shard, shard_name
+from primekd.stage_code import maker_of, mixed
 
 ENTRY = ("sha256", "items", "tokens", "bytes")  # what the manifest says of a shard
-FACTS = ("head", "reconstruction", "engine", "environment")  # what it says of the store, from the first shard
+FACTS = ("head", "reconstruction", "engine", "environment", "code")  # what it says of the store, from the first shard
 
 
 class SignalWriter:
@@ -46,8 +48,8 @@ class SignalWriter:
         self._base = {"kind": "signals", "format": FORMAT, "spec": spec, "spec_sha256": self.spec_hash}
         if not (self.folder / MANIFEST).is_file():
             write_json(self.folder / MANIFEST, self._base | {"complete": False, "shards": {}})
-        found = read_json(self.folder / MANIFEST)
-        if found.get("spec_sha256") != self.spec_hash:
+        found = read_store(self.folder)
+        if found["spec_sha256"] != self.spec_hash:
             raise UserError(
                 f"{relative_name(self.folder)} was captured with other settings: move it away and capture again."
             )
@@ -71,11 +73,15 @@ class SignalWriter:
         """What vouches for a shard, if the shard is there and has that size."""
         path = self.folder / shard_name(index)
         try:
-            vouch = read_json(path.with_suffix(".json"))
+            vouch = read_vouch(path.with_suffix(".json"))
             whole = vouch["spec_sha256"] == self.spec_hash and path.stat().st_size == vouch["bytes"]
-        except (UserError, OSError, KeyError, TypeError):  # absent, cut short or edited: the shard is made again
+        except (UserError, OSError):  # absent, cut short or edited: the shard is made again
             return None
-        return vouch if whole and vouch.keys() >= set(ENTRY) else None
+        return vouch if whole else None
+
+    def vouched(self) -> list[dict[str, Any]]:
+        """What vouches for the shards that are there, in order."""
+        return [vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None]
 
     def has_shard(self, index: int) -> bool:
         """Whether a shard is there with the bytes that are vouched for. A damaged one counts as missing."""
@@ -118,7 +124,7 @@ class SignalWriter:
         """
         vouches = {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
         manifest = self._assemble(vouches)
-        found = read_json(self.folder / MANIFEST)
+        found = read_store(self.folder)
         by_another = found.get("complete") and not self._was_complete and found["shards"] == manifest["shards"]
         damaged = set() if by_another else {index for index in vouches if not self.has_shard(index)}
         for index in damaged:
@@ -153,13 +159,10 @@ class SignalWriter:
             facts = {key: vouch[key] for key in FACTS if key in vouch} | facts
         if "head" in self.facts:  # just written: an older entry may name a file that is lost
             facts["head"] = self.facts["head"]
-        engines: list[dict[str, Any]] = []
-        for vouch in vouches.values():
-            if "engine" in vouch and vouch["engine"] not in engines:
-                engines.append(vouch["engine"])
-        if len(engines) > 1:  # workers whose rows may differ in last bits
-            facts["engines"] = engines
-        sessions = [read_json(path) for path in sorted(self.folder.glob("session-*.json"))]
+        makers = {shard_name(i): maker_of(vouch) | {"engine": vouch.get("engine")} for i, vouch in vouches.items()}
+        if groups := mixed(makers):  # rows may differ in last bits, or by more
+            facts["mixed"] = groups
+        sessions = [read_session(path) for path in sorted(self.folder.glob("session-*.json"))]
         return {
             **self._base,
             "complete": True,

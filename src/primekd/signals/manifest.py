@@ -1,0 +1,99 @@
+"""The small JSON files of a store, each read through one schema: its manifest, what vouches for a shard, a session."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from primekd.manifests import MANIFEST, Code, Count, Digest, Environment, Maker, Measured, Number, Part, checked
+
+FIX = "Delete it and run the capture again: shards that are whole are kept."
+
+
+def _shard(name: str) -> str:
+    if not re.fullmatch(r"shard-\d{5,}\.safetensors", name):
+        raise ValueError("no name of a shard")
+    return name
+
+
+def _beside(name: str) -> str:
+    if not re.fullmatch(r"head-[0-9a-f]+\.safetensors", name):
+        raise ValueError("no name of a head")
+    return name
+
+
+class Entry(Part):
+    """What the manifest says of a shard."""
+
+    sha256: Digest
+    items: Count
+    tokens: Count
+    bytes: Count
+
+
+class Head(Part):
+    file: Annotated[str, AfterValidator(_beside)]
+    sha256: Digest
+
+
+class CodecSpec(Part):
+    name: str
+    error: str = ""
+
+
+class StoreSpec(Part):
+    codec: CodecSpec
+
+
+class Made(Part):
+    """How shards were made."""
+
+    head: Head | None = None
+    engine: dict[str, Any] | None = None
+    environment: Environment | None = None
+    reconstruction: dict[str, float] | None = None
+    code: Code | None = None
+
+
+class Vouch(Entry, Made):
+    """What vouches for one shard."""
+
+    spec_sha256: Digest
+
+
+class Session(Measured):
+    end: str = ""
+    seconds: Number
+
+
+class StoreManifest(Made):
+    format: int
+    spec: StoreSpec
+    spec_sha256: Digest
+    complete: bool
+    shards: dict[Annotated[str, AfterValidator(_shard)], Entry]
+    sessions: list[Session] = []
+    mixed: list[Maker] = []
+    items: Count = 0
+    tokens: Count = 0
+    bytes: Annotated[int, Field(ge=0)] = 0
+
+
+def read_store(folder: Path) -> dict[str, Any]:
+    """A store's manifest, of a finished store or of one that was begun.
+
+    Raises:
+        UserError: it is absent or does not fit the schema.
+    """
+    return checked(Path(folder) / MANIFEST, StoreManifest, FIX)
+
+
+def read_vouch(path: Path) -> dict[str, Any]:
+    """What vouches for a shard. Raises UserError if it is absent or does not fit the schema."""
+    return checked(path, Vouch, FIX)
+
+
+def read_session(path: Path) -> dict[str, Any]:
+    """Time and energy of one session. Raises UserError if it is absent or does not fit the schema."""
+    return checked(path, Session, "Delete it: only the time and energy of one session are lost.")
