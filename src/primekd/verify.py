@@ -25,15 +25,21 @@ class Check:
 
 
 def verify(profile: Profile) -> list[Check]:
-    """Checks the logs, and whatever of the run is on this machine.
+    """Checks a profile's logs; of this machine's own also what they were made from, as far as it is here.
 
     Raises:
-        UserError: there are no logs of this profile.
+        UserError: there are no such logs.
     """
     if not (profile.logs / MANIFEST).is_file():
         raise UserError(
             f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
         )
+    checks = check_logs(profile) + check_published()
+    return checks if profile.logs == profile.published else checks + check_run(profile)
+
+
+def check_logs(profile: Profile) -> list[Check]:
+    """The logs by themselves: bytes, verdicts, decisions, tables, report."""
     checks = [check_outputs(profile.logs / MANIFEST)]
     for what, check, argument in (
         (f"verdicts in {relative_name(profile.logs)}", check_verdicts, profile.logs),
@@ -45,7 +51,12 @@ def verify(profile: Profile) -> list[Check]:
             checks.append(check(argument))
         except UserError as error:  # what cannot be read is a finding; the rest is checked all the same
             checks.append(Check(what, [str(error)]))
-    checks += check_published()
+    return checks
+
+
+def check_run(profile: Profile) -> list[Check]:
+    """What this machine's logs were made from: students, answers, notebooks, signals, teacher."""
+    checks = []
     patterns = (
         f"students/*/{MANIFEST}",
         f"answers/*/{MANIFEST}",
@@ -74,7 +85,8 @@ def check_report(profile: Profile) -> Check:
 
     path = profile.logs / REPORT
     same = path.is_file() and path.read_text(encoding="utf-8") == render(profile)
-    problem = f"it is missing or does not follow from the logs: run `primekd report --profile {profile.name}`"
+    which = " --published" if profile.logs == profile.published else ""
+    problem = f"it is missing or does not follow from the logs: run `primekd report --profile {profile.name}{which}`"
     return Check(relative_name(path), [] if same else [problem])
 
 

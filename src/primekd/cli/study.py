@@ -65,11 +65,13 @@ def show_plan(jobs: list, on_slurm: bool) -> None:
 
 
 def show_results(profile) -> None:
-    """Prints the results table and where the files are."""
+    """Prints the results table, whether they are the published ones, and where the files are."""
     from primekd.provenance import relative_name
     from primekd.report.tables import results_text
+    from primekd.reproduction import compare_with_published, verdict_text
 
     print(results_text(profile.logs))
+    print(verdict_text(compare_with_published(profile)))
     print(f"Report: {relative_name(profile.logs / 'report.html')}")
     print(f"Executed notebooks: {relative_name(profile.runs / 'notebooks')}")
 
