@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_runs_of_the_checkout(tmp_path_factory):
-    """Whatever lies in the checkout's runs/ is no test's business: all read and write elsewhere, unless they say where."""
+    """Whatever lies in the checkout's runs/ is no test's business: all of them read and write elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRIMEKD_OUTPUT", str(tmp_path_factory.mktemp("output")))
         yield

@@ -10,7 +10,7 @@ from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow, write_log
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.summary import contrast, summarise
-from primekd.provenance import hash_file, write_json, write_text
+from primekd.provenance import hash_file, hash_json, write_json, write_text
 from primekd.report import files
 
 MODELS = ("control", "base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune", "ai-KD-seed1", "teacher")
@@ -113,7 +113,8 @@ def write_manifest(profile) -> None:
                     "sessions": [{"seconds": 2.5, "energy_kwh": None}]},
     }  # fmt: skip
     manifest = {
-        "kind": "assessment", "outputs": outputs, "start": "2026-01-02T03:00:00+00:00",
+        "kind": "assessment", "inputs": {}, "inputs_sha256": hash_json({}), "outputs": outputs,
+        "start": "2026-01-02T03:00:00+00:00",
         "end": "2026-01-02T03:10:00+00:00", "config": profile.resolved(), "seconds": 4.5, "energy_kwh": 0.002,
         "models": {"ai-KD": student}, "teacher": {"spec_sha256": "7" * 64, "items": 6, "tokens": 60},
         "environment": {"git": {"commit": "f" * 40, "dirty": False}, "hardware": {"cpu": "A <cpu>", "cores": 2}},

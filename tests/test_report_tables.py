@@ -37,7 +37,7 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.fixture
 def profile(checkout):
-    """The profile ci with published logs of eight models on six items, all of their text hostile; nothing was adjudicated."""
+    """The profile ci with published logs of eight models on six items, hostile texts and no decision."""
     return write_study(load_profile("ci").of_published())
 
 

@@ -8,7 +8,7 @@ from primekd.errors import UserError
 from primekd.provenance import MANIFEST, read_json, relative_name, sync_folder, write_atomically
 from primekd.report.html import write_report
 from primekd.run import only_one
-from primekd.verify import verify
+from primekd.verify import check_logs, check_run
 
 OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profile's
 
@@ -34,8 +34,12 @@ def publish(profile: Profile) -> list[str]:
 
 
 def refuse_unpublishable(profile: Profile) -> None:
-    """Raises UserError where a number of this machine's logs could not be vouched for; every reason is named."""
-    reasons = [f"{check.what}: {problem}" for check in verify(profile) for problem in check.problems]
+    """Raises UserError where a number of this machine's logs could not be vouched for, and says why.
+
+    What forbids publishing is a line more of `reasons`.
+    """
+    checks = check_logs(profile) + check_run(profile)
+    reasons = [f"{check.what}: {problem}" for check in checks for problem in check.problems]
     if profile.name in OTHERS:
         reasons.append(f"logs/{profile.name} is no profile's folder: give the profile's file another name")
     if reasons:

@@ -177,12 +177,14 @@ def _named(origin: dict[str, Any]) -> str:
 
 def _table(models: list[dict[str, Any]]) -> list[str]:
     head = ("model", "here, % [95 %]", "published, % [95 %]", "inside", "same verdict, %", "same text, %")
-    rows = [
-        (m["model"], *(f"{percent(value)} [{percent(low)}, {percent(high)}]" for value, low, high in
-                       (m["accuracy"], m["published_accuracy"])),
-         "yes" if m["inside"] and m["published_inside"] else "NO", percent(m["same_verdicts"]), percent(m["same_texts"]))
-        for m in models
-    ]  # fmt: skip
+    rows = []
+    for m in models:
+        shares = [
+            f"{percent(value)} [{percent(low)}, {percent(high)}]"
+            for value, low, high in (m["accuracy"], m["published_accuracy"])
+        ]
+        inside = "yes" if m["inside"] and m["published_inside"] else "NO"
+        rows.append((m["model"], *shares, inside, percent(m["same_verdicts"]), percent(m["same_texts"])))
     return [f"  {name:16} {' '.join(f'{cell:>19}' for cell in cells)}" for name, *cells in (head, *rows)]
 
 

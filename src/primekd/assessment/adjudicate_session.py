@@ -222,7 +222,7 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
 
 
 def _is_behind(profile: Profile, path: Path | None) -> bool:
-    """Whether the logs lack a decision or an audit, hold one that was taken back, or were left half way by a grading."""
+    """Whether the logs lack a decision, hold one that was taken back, or were left half way by a grading."""
     decisions, manifest, logs = read_decisions(path), profile.logs / MANIFEST, read_logs(profile)
     if manifest.is_file() and altered_outputs(manifest, read_json(manifest)):
         return True
