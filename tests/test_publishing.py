@@ -173,6 +173,27 @@ def test_no_test_sees_the_runs_of_the_checkout():
     assert not output_root().is_relative_to(ROOT)
 
 
+def status() -> str:
+    done = CliRunner().invoke(app, ["status", "--profile", "ci"])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_status_says_which_logs_there_are_and_how_they_differ(profile):
+    said = status()
+    assert "This machine's logs: runs/ci/logs, of 2026-01-02T03:10:00+00:00, commit fffffff\n" in said
+    assert "Published logs: logs/ci, of 2026-01-02T03:10:00+00:00, commit fffffff: the same\n" in said
+    assert "Not compared yet: `primekd verify --against-published --profile ci`" in said
+    compare_with_published(profile)
+    assert "This machine's logs against the published ones: reproduced" in status()
+    edit_manifest(profile.of_published(), lambda m: m.update(end="2025-01-01T00:00:00+00:00"))
+    assert ": other, and older\nNot compared yet" in status(), "what was found is of other logs"
+    edit_manifest(profile.of_published(), lambda m: m["config"]["train"].update(epochs=99))
+    assert "older; they were made with other settings: train.epochs" in status()
+    shutil.rmtree(profile.logs)
+    assert "This machine's logs: none in runs/ci/logs\nPublished logs: logs/ci, of" in status()
+
+
 # Publishing.
 
 

@@ -79,16 +79,19 @@ def show_results(profile) -> None:
 @app.command()
 @verb
 def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
-    """Says how far each stage of a profile is.
+    """Says how far each stage of a profile is, and whether its logs are there and are the published ones.
+
+    With --json the stages alone; for the logs see `primekd verify --against-published --json`.
 
     \b
     primekd status
     primekd status --profile pocket --json
     """
     from primekd.config import load_profile
-    from primekd.status import stage_states
+    from primekd.status import logs_lines, stage_states
 
-    states = stage_states(load_profile(profile))
+    loaded = load_profile(profile)
+    states = stage_states(loaded)
     if json:
         return print_json(states)
     if not states:
@@ -96,6 +99,7 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     for entry in states:
         count = f"{entry['done']:>6}/{entry['total']:<6} {entry['unit'] + 's':8}"
         print(f"{entry['stage']:30} {count} {entry['state']:8} {entry['updated']}")
+    print("\n".join(logs_lines(loaded)))
 
 
 @app.command()
