@@ -626,6 +626,29 @@ def test_decisions_of_a_session_that_was_killed_reach_the_logs_with_the_next(pro
     assert regraded[0] == "regrade ci"
 
 
+def test_a_decision_reaches_this_machines_logs_and_the_published_ones_where_both_hold_the_answer(
+    profile, validated, monkeypatch
+):
+    """The published answer to question 3 is another one, so nothing that was decided here is applied to it."""
+    other = [graded(n, "Let us see.\nSo 7 and 8") if n == 3 else row for n, row in enumerate(LOGS["control"])]
+    write_logs(profile.of_published(), LOGS | {"control": other})
+    called = []
+    monkeypatch.setattr("primekd.assessment.regrade.regrade", lambda p: called.append(p.logs))
+    here = open_session(profile, "Ann", ["control"])[0]
+    while here.case.id != "q3":
+        here.skip()
+    here.take("33")
+    adjudicate_session.finish(here, lambda p: [])
+    assert called == [profile.logs]
+    there = open_session(profile.of_published(), "Ann", ["control"])[0]
+    while there.case.id in ("q3",):
+        there.skip()
+    there.take("44")
+    called.clear()
+    said = adjudicate_session.finish(there, lambda p: [f"wrote {p.logs.name}"])
+    assert sorted(called) == sorted([profile.published, profile.logs]) and "wrote ci" in said and "wrote logs" in said
+
+
 def test_an_audit_ends_with_the_error_rate_and_the_answers_that_differ(audit, regraded):
     audit.take(as_written(audit.case.automatic))
     wrong = audit.case

@@ -20,10 +20,7 @@ from primekd.report.results import Results, read_results
 
 REPRODUCTION = "reproduction.json"
 REPRODUCED, NOT_REPRODUCED, NOT_COMPARED = "reproduced", "not reproduced", "not compared"
-RULE = (
-    "Reproduced means: on the same items under the same settings every model's accuracy lies inside the other run's "
-    "95 % interval, both ways, and the same sentences are claimed."
-)
+RULE = "same items and settings, every accuracy inside the other run's 95 % interval, both ways, and the same sentences"
 INCIDENTAL = ("description", "hardware", "launch")  # of a profile: they say nothing of what is measured
 
 
@@ -168,7 +165,7 @@ def verdict_text(found: dict[str, Any]) -> str:
     if "models" in found:
         lines += [*_table(found["models"]), *_largest_line(found["largest"]), *_sentence_lines(found["sentences"])]
     reasons = f": {'; '.join(found['reasons'])}" if found["reasons"] else ""
-    return "\n".join([*lines, f"{found['verdict']}{reasons}.".replace("..", "."), f"  ({RULE})"])
+    return "\n".join([*lines, f"{found['verdict']}{reasons}.".replace("..", "."), f"  (Reproduced: {RULE}.)"])
 
 
 def _named(origin: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Answers of the control and the students: one generation path, the same prompt, decoding and limit for all."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,23 +70,27 @@ def generate_answers(
     }
     if not is_current(folder, inputs):
         with Meter() as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
+            done = 0
             for path, block in blocks.items():
-                _write_block(path, profile, block, hash_json(inputs), open_model)
-                progress.advance(len(block))
+                _write_block(path, profile, block, hash_json(inputs), open_model, progress.advance)
+                done += len(block)
+                progress.advance(done - progress.state["done"])  # what was on disk already
         write_manifest(folder, "answers", inputs, list(blocks), **meter.facts)
     rows = [row for path in blocks for row in read_json(path)["rows"]]
     return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
 
 
-def _write_block(path: Path, profile: Profile, block: list[Item], digest: str, open_model) -> None:
-    """Generates the answers to a block of items, unless they are on disk."""
+def _write_block(
+    path: Path, profile: Profile, block: list[Item], digest: str, open_model, ended: Callable[[], None]
+) -> None:
+    """Generates the answers to a block of items, unless they are on disk; calls `ended` for each."""
     from primekd.teachers import Sampling
 
     if _is_block(path, digest):
         return
     tokenizer = load_tokenizer(profile.student.model)
     prompts = [build_prompt(tokenizer, item.question) for item in block]
-    responses = open_model().generate(prompts, Sampling(profile.max_new_tokens))
+    responses = open_model().generate(prompts, Sampling(profile.max_new_tokens, ended=ended))
     rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)]
     write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows})
 
