@@ -11,13 +11,13 @@ BENCH_STAMP := $(VENV)/.installed-bench
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make reproduce   set up, run the whole study (PROFILE=pocket), print the results, write the report"
+	@echo "make reproduce   set up, run the whole study (PROFILE=pocket), print the results and whether they are the published ones"
 	@echo "make test        set up, run the tests"
 	@echo "make test-gpu    set up, run what needs a GPU; without one every test says why it is skipped"
 	@echo "make bench       set up, measure time, memory and bytes side by side (15 minutes), write benchmarks/results/ and its tables"
 	@echo "make setup       set up only: virtual environment in $(VENV) with pinned packages"
 	@echo "make lint        check style"
-	@echo "make clean       delete runs/ and built models (logs/ and the virtual environment stay)"
+	@echo "make clean       delete runs/, this machine's logs with it, and built models (logs/ and the virtual environment stay)"
 
 setup: $(STAMP)
 

@@ -34,9 +34,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST_FILES.index(item.path.name) if item.path.name in LONGEST_FILES else 99)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_runs_of_the_checkout(tmp_path_factory):
+    """Whatever lies in the checkout's runs/ is no test's business: all of them read and write elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRIMEKD_OUTPUT", str(tmp_path_factory.mktemp("output")))
+        yield
+
+
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """runs/ and logs/ of this test lie in a temporary folder, not in the checkout."""
+    """runs/ of this test lies in a temporary folder of its own."""
     monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
     return tmp_path
 

@@ -114,8 +114,8 @@ def write_manifest(profile) -> None:
                     "sessions": [{"seconds": 2.5, "energy_kwh": None}]},
     }  # fmt: skip
     manifest = {
-        "kind": "assessment", "inputs": {}, "inputs_sha256": hash_json({}),
-        "outputs": outputs, "start": "2026-01-02T03:00:00+00:00",
+        "kind": "assessment", "inputs": {}, "inputs_sha256": hash_json({}), "outputs": outputs,
+        "start": "2026-01-02T03:00:00+00:00",
         "end": "2026-01-02T03:10:00+00:00", "config": profile.resolved(), "seconds": 4.5, "energy_kwh": 0.002,
         "models": {"ai-KD": student}, "teacher": {"spec_sha256": "7" * 64, "items": 6, "tokens": 60},
         "environment": {"git": {"commit": "f" * 40, "dirty": False}, "hardware": {"cpu": "A <cpu>", "cores": 2}},

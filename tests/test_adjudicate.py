@@ -93,6 +93,7 @@ def write_logs(profile: Profile, logs: dict[str, list[LogRow]]) -> None:
     (profile.logs / "summary.csv").write_text(
         "\n".join(["model,accuracy,accuracy_adjudicated,adjudicated", *lines, ""]), encoding="utf-8"
     )
+    (profile.logs / "manifest.json").write_text('{"outputs": {}}', encoding="utf-8")
 
 
 @pytest.fixture
@@ -605,9 +606,9 @@ def test_an_audit_is_blind_and_says_whether_the_person_agreed(audit):
 
 def test_stale_decisions_are_said_when_a_session_is_opened(profile, validated):
     add_decision(made(graded(1, "gone"), "5"))
-    assert "1 decision is for answers that are no longer in the logs." in open_session(profile, "Ann")[1]
+    assert "1 decision is for answers that these logs do not hold." in open_session(profile, "Ann")[1]
     add_decision(made(graded(2, "gone"), "5"))
-    assert "2 decisions are for answers that are no longer in the logs." in open_session(profile, "Ann", audit=2)[1]
+    assert "2 decisions are for answers that these logs do not hold." in open_session(profile, "Ann", audit=2)[1]
 
 
 def test_finishing_regrades_once_and_shows_both_accuracies(session, regraded):
@@ -623,6 +624,29 @@ def test_decisions_of_a_session_that_was_killed_reach_the_logs_with_the_next(pro
     session = open_session(profile, "Ann")[0]
     finish(session)
     assert regraded[0] == "regrade ci"
+
+
+def test_a_decision_reaches_this_machines_logs_and_the_published_ones_where_both_hold_the_answer(
+    profile, validated, monkeypatch
+):
+    """The published answer to question 3 is another one, so nothing that was decided here is applied to it."""
+    other = [graded(n, "Let us see.\nSo 7 and 8") if n == 3 else row for n, row in enumerate(LOGS["control"])]
+    write_logs(profile.of_published(), LOGS | {"control": other})
+    called = []
+    monkeypatch.setattr("primekd.assessment.regrade.regrade", lambda p: called.append(p.logs))
+    here = open_session(profile, "Ann", ["control"])[0]
+    while here.case.id != "q3":
+        here.skip()
+    here.take("33")
+    adjudicate_session.finish(here, lambda p: [])
+    assert called == [profile.logs]
+    there = open_session(profile.of_published(), "Ann", ["control"])[0]
+    while there.case.id in ("q3",):
+        there.skip()
+    there.take("44")
+    called.clear()
+    said = adjudicate_session.finish(there, lambda p: [f"wrote {p.logs.name}"])
+    assert sorted(called) == sorted([profile.published, profile.logs]) and "wrote ci" in said and "wrote logs" in said
 
 
 def test_an_audit_ends_with_the_error_rate_and_the_answers_that_differ(audit, regraded):
@@ -651,13 +675,14 @@ def test_the_assessment_of_a_sitting_knows_no_report():
     assert "primekd.report" not in text
 
 
-def test_the_report_is_written_anew_with_the_readme_of_the_checkout(profile, monkeypatch, tmp_path_factory):
+def test_the_readme_is_written_anew_with_the_report_of_the_published_logs_alone(profile, monkeypatch):
     called = []
     monkeypatch.setattr(anew, "write_report", lambda p: called.append("report") or p.logs / "report.html")
     monkeypatch.setattr(anew, "update_readme", lambda path, check, only: called.append(f"{path.name} {only}") or ["b"])
-    assert anew.write_anew(profile) == ["Report: logs/ci/report.html", "README.md: block 'b' written anew"]
-    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path_factory.mktemp("elsewhere")))
-    assert len(anew.write_anew(profile)) == 1 and called == ["report", "README.md ci", "report"]
+    said = anew.write_anew(profile.of_published())
+    assert said == ["Report: logs/ci/report.html", "README.md: block 'b' written anew"]
+    assert anew.write_anew(profile) == ["Report: runs/ci/logs/report.html"]
+    assert called == ["report", "README.md ci", "report"]
 
 
 # Texts that nobody vouches for.

@@ -300,8 +300,10 @@ def test_so_many_requests_at_once_and_answers_in_order(ci, tmp_path):
     with serving(behave) as server:
         engine = engine_for(ci, server, tmp_path, concurrency=3)
         prompts = [build_prompt(engine.tokenizer, f"{n}?") for n in range(9)]
-        found = engine.generate(prompts, Sampling(12))
+        told = []  # when each response had ended: how many requests were in flight or waited for
+        found = engine.generate(prompts, Sampling(12, ended=lambda: told.append(state["now"])))
     assert state["most"] == 3
+    assert len(told) == 9 and max(told) > 0, "all of them only at the end"
     assert [engine.tokenizer.decode(r.ids[:-1]) for r in found] == [f"It is {n}." for n in range(9)]
 
 

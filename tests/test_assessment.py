@@ -48,6 +48,7 @@ from primekd.distill import distill
 from primekd.errors import UserError
 from primekd.items import Item, load_items, refuse_overlap
 from primekd.made_by import other_code_text, refuse_unpublishable
+from primekd.progress import Progress
 from primekd.provenance import read_json, read_manifest, write_json
 from primekd.report.formats import p_value, percent
 from primekd.report.html import render
@@ -207,6 +208,25 @@ def test_answers_are_greedy_on_the_plain_prompt_and_blocks_on_disk_are_not_made_
     opened = []
     generate_answers(profile, "control", items, inputs | {"adapter": {"x": "y"}}, lambda: opened.append(1) or engine)
     assert opened
+
+
+def test_answers_move_the_progress_while_their_block_is_in_the_making(profile, monkeypatch):
+    items, seen = load_items(profile, "test"), []
+    engine = TransformersEngine(profile.student.model, "float32", 2)
+    real = Progress.advance
+
+    def advance(self, count=1):
+        real(self, count)
+        seen.append((self.state["done"], len(list((profile.runs / "answers" / "control").glob("block-*.json")))))
+
+    monkeypatch.setattr(Progress, "advance", advance)
+    inputs = answer_inputs(profile, items, None)
+    generate_answers(profile, "control", items, inputs, lambda: engine)
+    assert (1, 0) in seen and (3, 0) in seen and seen[-1] == (5, 2)
+    seen.clear()
+    (profile.runs / "answers" / "control" / "block-00001.json").unlink()
+    generate_answers(profile, "control", items, inputs, lambda: engine)
+    assert [done for done, _ in seen] == [4, 5, 5], "four were on disk"
 
 
 def test_the_same_limit_and_decoding_stand_in_every_models_inputs(profile):

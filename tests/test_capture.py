@@ -211,11 +211,11 @@ def test_a_shard_is_written_while_the_next_one_is_asked_for_and_stays_claimed_un
     asked = {index: threading.Event() for index in range(4)}
     ask, write = capture_file.ask_teacher, capture_file.write_shard
 
-    def ask_and_say(engine, codec, job, items, index):
+    def ask_and_say(engine, codec, job, items, ended, index):
         if index >= 2:
             assert (job.folder / f"shard-{index - 2:05d}.json").is_file(), "more than one shard waits to be written"
         asked[index].set()
-        return ask(engine, codec, job, items, index)
+        return ask(engine, codec, job, items, ended, index)
 
     def write_late(store, codec, index, *rest):
         assert threading.current_thread() is not threading.main_thread()
@@ -235,11 +235,11 @@ def test_an_interrupted_capture_finishes_the_shard_that_is_being_written(profile
     stopped = threading.Event()
     ask, write = capture_file.ask_teacher, capture_file.write_shard
 
-    def ask_until_stopped(engine, codec, job, items, index):
+    def ask_until_stopped(engine, codec, job, items, ended, index):
         if index == 2:
             stopped.set()
             raise KeyboardInterrupt
-        return ask(engine, codec, job, items, index)
+        return ask(engine, codec, job, items, ended, index)
 
     def write_late(store, codec, index, *rest):
         assert index == 0 or stopped.wait(60)

@@ -26,6 +26,7 @@ from primekd.capture import capture, open_signals, training_job
 from primekd.cli import app
 from primekd.errors import UserError
 from primekd.models.logits import PLAIN
+from primekd.progress import Progress
 from primekd.provenance import hash_json, read_json
 from primekd.signals import claims as claims_file
 from primekd.signals.claims import Claims, Owner, look
@@ -71,7 +72,15 @@ class StubEngine:
     def generate(self, prompts, sampling):
         self.before(self.number)
         self.number += 1
-        return [Response([1 + int(hash_json(p)[:4], 16) % 9, 2], False) for p in prompts]
+        made = []
+        for prompt in prompts:
+            made.append(Response([1 + int(hash_json(prompt)[:4], 16) % 9, 2], False))
+            sampling.ended()
+            self.after(self.number, len(made))
+        return made
+
+    def after(self, number: int, ended: int) -> None:
+        """Called when a response has ended: in which call, from 1, and how many have in it."""
 
     def score(self, prompts, responses, want):
         sources = [torch.Generator().manual_seed(int(hash_json(p)[:8], 16)) for p in prompts]
@@ -181,6 +190,49 @@ def test_two_workers_share_the_shards_and_make_none_twice(profile, alone, tmp_pa
     asked = [len(list(tmp_path.glob(f"asked-{worker.process.pid}-*"))) for worker in workers]
     assert sum(asked) == 6 and min(asked) >= 1
     assert len(read_json(job.folder / "manifest.json")["sessions"]) == 2
+
+
+def test_progress_moves_within_a_shard_and_holds_what_others_have_in_hand(profile, tmp_path, monkeypatch):
+    """One worker stands still behind the first response of its shard; what the other one says includes it."""
+    job, told = training_job(profile, "base-KD"), tmp_path / "told"
+    monkeypatch.setattr(workers_file, "TELL", 0)
+
+    def stand_still(self, number, ended):
+        if (number, ended) == (1, 1):
+            mark(told)
+            wait_until((tmp_path / "go on").exists)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StubEngine, "after", stand_still)
+        other = Worker(tmp_path, job)
+    seen, real = [], Progress.advance
+
+    def advance(self, count=1):
+        real(self, count)
+        seen.append(self.state["done"])
+        if self.state["done"] >= 11:  # all but the response that the other has still to give
+            mark(tmp_path / "go on")
+
+    wait_until(told.exists)
+    monkeypatch.setattr(Progress, "advance", advance)
+    capture(job)
+    assert other.end()[0] == 0, other.end()[1]
+    assert seen == sorted(seen) and seen[0] == 1 and {2, 3, 10, 11} < set(seen) and seen[-1] == 12
+    assert not list(job.folder.glob("worker-*"))
+
+
+def test_what_a_dead_worker_had_in_hand_is_not_counted(profile, tmp_path, monkeypatch):
+    job = training_job(profile, "base-KD")
+    monkeypatch.setattr(workers_file, "TELL", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(StubEngine, "after", lambda self, *_: (mark(tmp_path / "told"), time.sleep(LIMIT)))
+        killed = Worker(tmp_path, job)
+    wait_until((tmp_path / "told").exists)
+    with Claims() as claims:
+        store = SharedStore(claims, job.folder, read_json(job.folder / "manifest.json")["spec"], 6)
+        assert store.ended(store.missing()) == 1 and store.ended([1, 2, 3]) == 0
+        killed.kill()
+        assert store.ended(store.missing()) == 0
 
 
 def test_two_workers_with_a_real_model_make_the_store_that_one_makes(output, lively, tmp_path, monkeypatch):

@@ -81,6 +81,19 @@ def test_every_architecture_decodes_what_its_own_generate_does(engine, prompts, 
     assert engine.generate(prompts, Sampling(12)) == [cut(ids, end) for ids in free]
 
 
+def test_each_response_that_ends_is_told_while_others_are_in_the_making(llama, monkeypatch):
+    free = one_by_one(llama, SHARED, 12)
+    end_with(llama, free[3][4], monkeypatch)
+    told, steps, real = [], [], llama._last_states
+    monkeypatch.setattr(llama, "_last_states", lambda **inputs: (steps.append(1), real(**inputs))[1])
+    llama.generate_scored(SHARED, Sampling(12, ended=lambda: told.append(len(steps))), "logits")
+    assert len(told) == len(SHARED) and told[0] < told[-1] == len(steps)
+    told.clear()
+    monkeypatch.setattr(llama, "decodes", False)
+    llama.generate(SHARED[:2], Sampling(2, ended=lambda: told.append(1)))
+    assert len(told) == 2
+
+
 def test_collected_rows_are_what_score_gives(engine):
     want = "hidden" if "hidden" in engine.offers else "logits"
     responses, rows = engine.generate_scored(SHARED, Sampling(8), want)

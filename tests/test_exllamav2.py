@@ -128,8 +128,10 @@ def test_the_identity_names_format_cache_and_versions(package, folder):
 def test_greedy_is_the_raw_model_in_batches(package, folder):
     """The package's defaults would penalise repetition, which the toy model does without end."""
     engine = make(folder)
-    found = engine.generate(PROMPTS, Sampling(8))
+    told = []
+    found = engine.generate(PROMPTS, Sampling(8, ended=lambda: told.append(engine.generator.num_remaining_jobs())))
     assert found == [greedy(engine, prompt, 8) for prompt in PROMPTS]
+    assert len(told) == len(PROMPTS) and told[0] > 0, "all of them only at the end"
     assert engine.generator.most_at_once == 3
     engine._settings = lambda _: None  # the package's own
     assert engine.generate(PROMPTS, Sampling(8)) != found

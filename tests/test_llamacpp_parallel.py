@@ -125,6 +125,8 @@ def ask(prompts: list[list[int]], long: list[int]) -> dict:
     copied.clear()
     scored = [rows.numpy() for rows in many.score(prompts, ids, "hidden")]
     found["copied to score"] = list(copied)
+    told: list[int] = []  # when each response had ended: how many pieces of prompts had been read
+    telling = Sampling(LIMIT.max_new_tokens, ended=lambda: told.append(len(read)))
     again, own_logits = many.generate_scored(prompts, LIMIT, "logits")
     found |= {
         "alone": [response for (response,), _ in alone],
@@ -135,7 +137,8 @@ def ask(prompts: list[list[int]], long: list[int]) -> dict:
         "logits": [rows.numpy() for rows in own_logits],
         "scored": scored,
         "head": many.head().numpy(),
-        "mixed": many.generate([*prompts[1:3], SHORT[0], long], LIMIT),
+        "mixed": many.generate([*prompts[1:3], SHORT[0], long], telling),
+        "told": told,
         "single token": one.generate(SHORT[:1], LIMIT)[0],
         "none": many.generate_scored([], LIMIT, "hidden"),
         "sampled": [e.generate(SHORT, Sampling(4, 1.5, seed)) for e, seed in ((one, 1), (many, 1), (many, 2))],
@@ -225,7 +228,8 @@ def test_what_all_prompts_begin_with_is_read_once(found, prompts):
 
 @pytest.mark.slow
 def test_prompts_without_a_common_prefix_of_one_token_and_of_many_run_side_by_side(found):
-    alone, mixed = found["alone"], found["mixed"]
+    alone, mixed, told = found["alone"], found["mixed"], found["told"]
+    assert len(told) == 4 and told[0] < told[-1], "told when the last prompt had been read"
     assert mixed[2] == found["single token"]
     logits = [*found["alone logits"][1:3], found["alone logits"][-1]]
     assert same_but_for_ties([*mixed[:2], mixed[3]], [*alone[1:3], alone[-1]], logits) >= 2

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,8 @@ STAGES = [p for p in NOTEBOOKS if p.parent.name != "inference"]
 
 
 def primekd(*words: str, output: Path, ok: bool = True) -> str:
-    """Runs the command line as a user would; returns what it printed."""
-    environment = os.environ | {"PRIMEKD_OUTPUT": str(output), "PRIMEKD_ROOT": str(ROOT)}
+    """Runs the command line as a user would in a checkout; returns what it printed."""
+    environment = os.environ | {"PRIMEKD_OUTPUT": "", "PRIMEKD_ROOT": str(output)}
     done = subprocess.run(
         [sys.executable, "-m", "primekd.cli", *words], env=environment, capture_output=True, text=True, timeout=550
     )
@@ -28,10 +29,32 @@ def primekd(*words: str, output: Path, ok: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+def git(*words: str, folder: Path) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def make_checkout(folder: Path) -> Path:
+    """A clone of this checkout, as git would make it; what it builds is shared."""
+    notebooks = {path.parent.name for path in NOTEBOOKS}
+    for name in (*notebooks, "configs", "docs", "logs", "workflow"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("README.md", "requirements.txt", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "src").symlink_to(ROOT / "src")
+    (ROOT / "models" / "cache").mkdir(exist_ok=True)
+    (folder / "models").mkdir()
+    (folder / "models" / "cache").symlink_to(ROOT / "models" / "cache")
+    git("init", "--quiet", folder=folder)
+    git("add", "--all", folder=folder)
+    git("commit", "--quiet", "--message", "all", folder=folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> tuple[Path, str]:
-    """The whole study on the `ci` profile: its output folder and what it said."""
-    output = tmp_path_factory.mktemp("study")
+    """The whole study on the `ci` profile: its checkout and what it said."""
+    output = make_checkout(tmp_path_factory.mktemp("study"))
     return output, primekd("run", "--profile", "ci", output=output)
 
 
@@ -81,7 +104,7 @@ def test_executed_copies_hold_no_path_of_this_machine(study):
 
 def test_the_study_leaves_logs_that_verify(study):
     output, _ = study
-    logs = output / "logs/ci"
+    logs = output / "runs/ci/logs"
     students = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune"]
     for name in ["control", *students, "teacher"]:
         header, *rows = (logs / f"{name}.csv").read_text().split("\n", 1)
@@ -93,18 +116,24 @@ def test_the_study_leaves_logs_that_verify(study):
     assert "FAIL" not in primekd("verify", "--profile", "ci", output=output)
 
 
-def test_a_second_run_has_nothing_to_do(study):
-    output, _ = study
+def test_a_run_leaves_the_checkout_clean_and_reproduces_what_it_published(study):
+    output, said = study
+    assert "not compared: There are no logs of ci in logs/ci." in said
+    assert git("status", "--porcelain", folder=output) == ""
     before = {p: p.stat().st_mtime_ns for p in (output / "runs/ci/notebooks").rglob("*.ipynb")}
-    assert "nothing to be done" in primekd("run", "--profile", "ci", output=output)
+    assert "logs/ci now holds the" in primekd("publish", "--profile", "ci", output=output)
+    assert git("status", "--porcelain", folder=output).split() == ["??", "logs/ci/"], "no block of README is of ci"
+    git("add", "--all", folder=output)
+    said = primekd("run", "--profile", "ci", output=output)
+    assert "nothing to be done" in said and "\nreproduced.\n" in said
+    assert json.loads((output / "runs/ci/logs/reproduction.json").read_text())["verdict"] == "reproduced"
+    assert git("diff", "--stat", folder=output) == ""
     assert before == {p: p.stat().st_mtime_ns for p in (output / "runs/ci/notebooks").rglob("*.ipynb")}
 
 
 def test_a_lost_result_is_made_again_and_nothing_else(study, tmp_path: Path):
-    import shutil
-
     output = tmp_path / "copy"
-    shutil.copytree(study[0], output)
+    shutil.copytree(study[0], output, symlinks=True)
     shard = output / "runs/ci/signals/ai-KD/shard-00000.safetensors"
     bytes_before, student = shard.read_bytes(), output / "runs/ci/students/ai-KD/manifest.json"
     student_before = student.stat().st_mtime_ns
@@ -115,11 +144,9 @@ def test_a_lost_result_is_made_again_and_nothing_else(study, tmp_path: Path):
 
 
 def test_verify_names_an_edited_verdict_and_an_altered_shard(study, tmp_path: Path):
-    import shutil
-
     output = tmp_path / "copy"
-    shutil.copytree(study[0], output)
-    log = output / "logs/ci/base-KD.csv"
+    shutil.copytree(study[0], output, symlinks=True)
+    log = output / "runs/ci/logs/base-KD.csv"
     text = log.read_text()
     log.write_text(text.replace(',0,""\n', ',1,""\n', 1))
     shard = output / "runs/ci/signals/ai-KD/shard-00001.safetensors"
@@ -133,6 +160,7 @@ def test_verify_names_an_edited_verdict_and_an_altered_shard(study, tmp_path: Pa
 
 
 def test_a_stage_that_fails_says_one_sentence_and_keeps_its_copy(tmp_path: Path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
     source = ROOT / "base-KD" / "distill.ipynb"
     said = primekd(
         "notebook", str(source), str(tmp_path / "nb/distill.ipynb"), "--profile", "ci", "--strategy", "base-KD",
@@ -145,8 +173,8 @@ def test_a_stage_that_fails_says_one_sentence_and_keeps_its_copy(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["get_models", "try_student"])
-def test_the_inference_notebooks_run(study, name: str):
+def test_the_inference_notebooks_run(study, tmp_path: Path, name: str):
     output, _ = study
-    source, copy = ROOT / f"inference/{name}.ipynb", output / f"{name}.ipynb"
+    source, copy = ROOT / f"inference/{name}.ipynb", tmp_path / f"{name}.ipynb"
     primekd("notebook", str(source), str(copy), "--profile", "ci", output=output)
-    assert (output / f"{name}.html").is_file()
+    assert copy.with_suffix(".html").is_file()

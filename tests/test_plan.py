@@ -15,10 +15,12 @@ from primekd.plan.compare import CASES, LOG, comparison_text, predict, write_cas
 from primekd.plan.engines import EXL2_CACHE, VLLM_LISTED_BYTES
 from primekd.plan.machine import GIB, Machine, find_machine
 from primekd.plan.memory import lora_weights
+from primekd.plan.rates import find_rates
 from primekd.plan.shapes import KNOWN, find_shape, known_shape
 from primekd.plan.stages import CPU_MARGIN, Need, gpus_used, memory_needs
 from primekd.plan.tokens import Lengths, find_lengths
 from primekd.plan.weights import source_to_convert, student_model, teacher_model
+from primekd.provenance import write_json
 
 BIG = KNOWN["llama-3.1-405b"]
 CPU = Machine(False, "CPU", 1, 0, 0, 64 * GIB, None)
@@ -340,15 +342,30 @@ def test_bytes_a_token_are_those_of_a_real_store(pocket_plan):
 # Tokens, hours, energy.
 
 
-def test_rates_measured_by_the_profile_itself_are_used(pocket_plan):
+def test_rates_of_the_published_logs_are_used_where_this_machine_has_none(pocket_plan):
     logs = json.loads((ROOT / "logs/pocket/manifest.json").read_text())["models"]
     took = {row.stage: row for row in pocket_plan.durations}
     seconds = sum(s["seconds"] for m in logs.values() for s in m.get("signals", {}).get("sessions", []))
-    assert took["capture"].rate.source.startswith("measured: logs/pocket/manifest.json")
+    assert took["capture"].rate.source.startswith("measured: logs/pocket/manifest.json (")
     assert took["capture"].hours * 3600 == pytest.approx(seconds, rel=0.02)
     energy = sum(s["energy_kwh"] for m in logs.values() for s in m.get("signals", {}).get("sessions", []))
     assert took["capture"].kwh == pytest.approx(energy, rel=0.02)
     assert took["distill"].hours * 3600 == pytest.approx(sum(m["seconds"] for m in logs.values()), rel=0.02)
+
+
+def test_this_machines_own_captures_and_trainings_come_before_the_published_ones(output):
+    profile = load_profile("pocket")
+    store = {"complete": True, "tokens": 1000, "items": 50, "sessions": [{"seconds": 10.0, "energy_kwh": None}]}
+    write_json(profile.runs / "signals" / "ai-KD" / "manifest.json", store)
+    write_json(profile.runs / "signals" / "base-KD" / "manifest.json", store | {"complete": False, "tokens": 10**9})
+    write_json(profile.student_folder("ai-KD") / "manifest.json", {"seconds": 5.0, "response_tokens": 2500})
+    rates, lengths = find_rates(profile), find_lengths(profile)
+    assert (rates["capture"].tokens_per_second, rates["capture"].source) == (100, "measured: runs/pocket/signals")
+    assert (rates["distill"].tokens_per_second, rates["distill"].source) == (500, "measured: runs/pocket/students")
+    assert rates["held-out"].source.startswith("measured: logs/pocket/manifest.json ("), (
+        "of another machine, as it says"
+    )
+    assert lengths.response == 20 and lengths.response_source == "measured: 50 responses in runs/pocket/signals"
 
 
 def test_stated_rates_say_so_and_count_whole_nodes(paper):

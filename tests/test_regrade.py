@@ -160,7 +160,7 @@ def test_the_tables_are_made_of_the_logs_alone(profile):
             (profile.logs / name).unlink()
     regrade(profile)
     assert tables_of(profile) == written
-    assert sorted(p.name for p in profile.logs.parent.parent.iterdir()) == ["configs", "logs"], "something was made"
+    assert sorted(p.name for p in profile.runs.parent.parent.iterdir()) == ["configs", "runs"], "something was made"
 
 
 def raw_answers(profile: Profile, model: str) -> list[list[str]]:
@@ -271,7 +271,7 @@ ALTERED = {
 def test_an_altered_answer_is_refused_and_nothing_is_written(cells, profile):
     change(profile, "ai-KD", 2, honest=True, **cells)
     before = files_of(profile)
-    with pytest.raises(UserError, match=r"logs/ci: ai-KD\.csv missing or altered.*git checkout"):
+    with pytest.raises(UserError, match=r"runs/ci/logs: ai-KD\.csv missing or altered.*git checkout"):
         regrade(profile)
     assert files_of(profile) == before
 
@@ -293,7 +293,7 @@ DAMAGE = {
     "no loss curve": (lambda p: (p.logs / "loss_curves/base-KD.csv").unlink(), "loss_curves/base-KD.csv"),
     "other fits": (lambda p: write_rows(p.logs / "held-out.csv", []), "held-out.csv"),
     "no fits": (lambda p: (p.logs / "held-out.csv").unlink(), "held-out.csv"),
-    "no manifest": (lambda p: (p.logs / "manifest.json").unlink(), "logs/ci has no logs: run `primekd run"),
+    "no manifest": (lambda p: (p.logs / "manifest.json").unlink(), "runs/ci/logs has no logs: run `primekd run"),
 }
 
 
@@ -512,9 +512,9 @@ def test_logs_that_nobody_touched_verify(profile):
     add_decision(decided(profile, "control", 0, "10"))
     regrade(profile)
     found = {check.what: check.problems for check in verify(profile)}
-    report = found.pop("logs/ci/report.html")
-    parts = [f"{what} in logs/ci" for what in ("models", "verdicts", "decisions", "tables")]
-    assert found == dict.fromkeys(("logs/ci", *parts, "lineage"), [])
+    report = found.pop("runs/ci/logs/report.html")
+    parts = [f"{what} in runs/ci/logs" for what in ("models", "verdicts", "decisions", "tables")]
+    assert found == dict.fromkeys(("runs/ci/logs", *parts, "lineage"), [])
     assert len(report) == 1 and "primekd report" in report[0]
 
 
@@ -597,10 +597,10 @@ def test_what_cannot_be_read_is_a_finding_and_the_rest_is_checked(profile):
     change(profile, "ai-KD", 1, correct=False)
     found = {check.what: check.problems for check in verify(profile)}
     assert {"teacher.csv is missing or has other bytes", "ai-KD.csv is missing or has other bytes"} == set(
-        found["logs/ci"]
+        found["runs/ci/logs"]
     )
-    assert any("ai-KD.csv: the verdict on q,1" in problem for problem in found["verdicts in logs/ci"])
-    assert "teacher.csv is missing" in found["decisions in logs/ci"][0]
+    assert any("ai-KD.csv: the verdict on q,1" in problem for problem in found["verdicts in runs/ci/logs"])
+    assert "teacher.csv is missing" in found["decisions in runs/ci/logs"][0]
 
 
 def summary_names(profile, model: str) -> None:
@@ -655,4 +655,4 @@ def test_verify_names_a_table_that_does_not_follow_from_the_logs(profile, name):
     facts["outputs"][name] = hash_file(path)
     write_json(manifest, facts)
     found = {check.what: check.problems for check in verify(profile)}
-    assert found["tables in logs/ci"] == [f"{name} is missing or does not follow from the logs"]
+    assert found["tables in runs/ci/logs"] == [f"{name} is missing or does not follow from the logs"]

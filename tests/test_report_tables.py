@@ -37,14 +37,14 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.fixture
 def profile(checkout):
-    """The profile ci with logs of eight models on six items, all of their text hostile; nothing was adjudicated."""
-    return write_study(load_profile("ci"))
+    """The profile ci with published logs of eight models on six items, hostile texts and no decision."""
+    return write_study(load_profile("ci").of_published())
 
 
 @pytest.fixture
 def decided(checkout):
     """The same with three answers decided by hand."""
-    return write_study(load_profile("ci"), decided=DECIDED)
+    return write_study(load_profile("ci").of_published(), decided=DECIDED)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.teachers.vllm_engine import (
     VllmEngine,
     by_column,
+    ended_bar,
     generation_settings,
     response_rows,
     scoring_settings,
@@ -177,6 +178,18 @@ Flat = namedtuple("Flat", "start_indices end_indices token_ids logprobs")
 class FakeFlat(Flat):
     def __len__(self) -> int:
         return len(self.start_indices)
+
+
+def test_vllms_bar_tells_of_each_response_and_not_of_requests_that_are_added(capsys):
+    told = []
+    bar = ended_bar(lambda: told.append(1))
+    assert list(bar(["a", "b"], desc="Adding requests")) == ["a", "b"] and told == []
+    shown = bar(total=2, desc="Processed prompts", dynamic_ncols=True, postfix="est. speed")
+    for count in (1, 2):
+        shown.update(1)
+        assert len(told) == shown.n == count and shown.format_dict["elapsed"] >= 0
+    shown.close()
+    assert capsys.readouterr() == ("", "")
 
 
 def fake_output(entries: list[list[tuple[int, float]]]) -> SimpleNamespace:

@@ -126,8 +126,12 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
         require_served(make_codec(profile.signals, profile.teacher.offers), profile.loss)
     size = profile.signals.items_per_shard
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
-    with Claims() as claims:
-        store = SharedStore(claims, job.folder, spec, len(chunks), part, forced_since(profile, "capture", force))
+    with (
+        Claims() as claims,
+        contextlib.closing(
+            SharedStore(claims, job.folder, spec, len(chunks), part, forced_since(profile, "capture", force))
+        ) as store,
+    ):
         if not store.missing() and store.complete():
             done = f"{len(items)} items are captured and unchanged."
             say_kept(job.stage, read_store(job.folder), stage_code("capture", profile), done)
@@ -170,8 +174,9 @@ def _make_all(job: Job, store: SharedStore, chunks: list[list[Item]], teacher: T
 
 
 def show_done(store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
-    """Brings the progress up to what all workers together have done."""
-    left = sum(len(chunks[index]) for index in store.missing())
+    """Brings the progress up to what all workers together have done, responses of shards in hand included."""
+    missing = store.missing()
+    left = sum(len(chunks[index]) for index in missing) - store.ended(missing)
     progress.advance(sum(map(len, chunks)) - left - progress.state["done"])
 
 
@@ -200,7 +205,8 @@ def make_shards(
             for index in itertools.chain([first], shards):
                 if written is not None and written.done():
                     written.result()  # where writing has failed, nothing more is asked
-                stored, states = ask_teacher(engine, codec, job, chunks[index], index)
+                ended = partial(_ended, store, index, progress)
+                stored, states = ask_teacher(engine, codec, job, chunks[index], ended, index)
                 facts = {}
                 if codec.needs == "hidden" and index in (0, first):  # a worker's first one, before it makes more
                     measured = measure_reconstruction(engine, stored, states)
@@ -220,6 +226,11 @@ def make_shards(
     finally:
         if len(store.missing()) < len(chunks):
             store.writer.add_session({"end": now(), **meter.facts})
+
+
+def _ended(store: SharedStore, index: int, progress: Progress) -> None:
+    store.count_ended(index)
+    progress.advance()
 
 
 def say_failed_write(job: Job, written: Future[None] | None, error: BaseException) -> None:
@@ -256,14 +267,17 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
 
 
 def ask_teacher(
-    engine: TeacherEngine, codec: Codec, job: Job, items: list[Item], index: int
+    engine: TeacherEngine, codec: Codec, job: Job, items: list[Item], ended: Callable[[], None], index: int
 ) -> tuple[list[StoredItem], list]:
-    """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else."""
+    """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else.
+
+    `ended` is called for each response that has ended.
+    """
     tokenizer = load_tokenizer(job.profile.teacher)
     priming = priming_of(job.strategy, job.profile.teacher)
     prompts = [build_prompt(tokenizer, item.question, priming) for item in items]
     seed = int(hash_json([job.seed, job.strategy.name, job.split, shard_name(index)])[:8], 16)
-    sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed)
+    sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed, ended)
     if codec.needs is None:
         responses, states = engine.generate(prompts, sampling), [None] * len(items)
     else:

@@ -86,10 +86,10 @@ def loss_figure(profile: Profile, strategy: str, seed: int) -> "Figure":
 
 
 def summary_table(profile: Profile) -> pd.DataFrame:
-    """logs/<profile>/summary.csv."""
+    """summary.csv of this machine's logs."""
     return pd.read_csv(profile.logs / "summary.csv")
 
 
 def contrasts_table(profile: Profile) -> pd.DataFrame:
-    """logs/<profile>/contrasts.csv."""
+    """contrasts.csv of this machine's logs."""
     return pd.read_csv(profile.logs / "contrasts.csv")

@@ -19,7 +19,8 @@ from primekd.signals import SignalReader
 from primekd.signals.manifest import read_store
 from primekd.strategies import CONTROL, TEACHER
 
-BESIDE = (MANIFEST, "report.html")  # no outputs: the manifest itself, and the page, which is made anew to check it
+# No outputs: the manifest itself, the page, which is made anew to check it, and the comparison with published logs.
+BESIDE = (MANIFEST, "report.html", "reproduction.json")
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,21 @@ class Check:
 
 
 def verify(profile: Profile) -> list[Check]:
-    """Checks the logs, and whatever of the run is on this machine.
+    """Checks a profile's logs; of this machine's own also what they were made from, as far as it is here.
 
     Raises:
-        UserError: there are no logs of this profile.
+        UserError: there are no such logs.
     """
     if not (profile.logs / MANIFEST).is_file():
         raise UserError(
             f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
         )
+    checks = check_logs(profile) + check_published()
+    return checks if profile.logs == profile.published else checks + check_run(profile)
+
+
+def check_logs(profile: Profile) -> list[Check]:
+    """The logs by themselves: bytes, models, verdicts, decisions, tables, report."""
     checks = []
     for what, check, argument in (
         (relative_name(profile.logs), check_outputs, profile.logs / MANIFEST),
@@ -50,7 +57,12 @@ def verify(profile: Profile) -> list[Check]:
         (relative_name(profile.logs / "report.html"), check_report, profile),
     ):
         checks.append(_checked(what, check, argument))
-    checks += check_published()
+    return checks
+
+
+def check_run(profile: Profile) -> list[Check]:
+    """What this machine's logs were made from: students, answers, notebooks, signals, teacher."""
+    checks = []
     patterns = (
         f"students/*/{MANIFEST}",
         f"answers/*/{MANIFEST}",
@@ -87,7 +99,8 @@ def check_report(profile: Profile) -> Check:
 
     path = profile.logs / REPORT
     same = path.is_file() and path.read_text(encoding="utf-8") == render(profile)
-    problem = f"it is missing or does not follow from the logs: run `primekd report --profile {profile.name}`"
+    which = " --published" if profile.logs == profile.published else ""
+    problem = f"it is missing or does not follow from the logs: run `primekd report --profile {profile.name}{which}`"
     return Check(relative_name(path), [] if same else [problem])
 
 

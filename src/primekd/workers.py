@@ -2,24 +2,29 @@
 
 Workers meet in the store's folder alone, so they may run on any machines that share it. Each says that it is there
 (`worker-<…>.lock`), claims the shards that it has in hand (`shard-00000.lock`; two, since one is written while the next
-is made), and holds `.<store>.lock`, beside the store, while it sets an outdated store aside, begins one or completes
-one. See signals/claims.py for what becomes of a dead worker's.
+is made), tells how far it is in them (`worker-<…>.ended`), and holds `.<store>.lock`, beside the store, while it sets
+an outdated store aside, begins one or completes one. See signals/claims.py for what becomes of a dead worker's.
 """
 
+import contextlib
+import json
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, hash_json, relative_name, set_aside
+from primekd.provenance import MANIFEST, hash_json, relative_name, set_aside, write_json
 from primekd.signals import SignalWriter, shard_name
-from primekd.signals.claims import POLL, Claims, Owner
+from primekd.signals.claims import POLL, Claims, Owner, look
 from primekd.signals.manifest import read_store
 from primekd.stage_code import is_older
+
+TELL = 1.0  # seconds between two times that a worker tells the others how far it is within its shards
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class SharedStore:
         self._held: dict[int, Owner] = {}  # what others had in hand when nothing was left to take
         self._in_hand: set[int] = set()  # taken by this worker and not yet written
         self._said = ""
+        self._ended, self._told = Counter(), 0.0  # of each shard that this worker has asked for, ended responses
+        self._own = folder / f"worker-{secrets.token_hex(8)}.lock"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
             if why := self._outdated(spec, since):
@@ -78,7 +85,7 @@ class SharedStore:
                     raise UserError(f"{self.name} {why} and is worked on by {others[0]}: wait for it or stop it.")
                 print(f"{self.name} {why}: set aside as {set_aside(folder).name}.")
             self.writer = SignalWriter(folder, spec, count)
-            claims.take(folder / f"worker-{secrets.token_hex(8)}.lock")
+            claims.take(self._own)
             self._tidy()
 
     def _outdated(self, spec: dict[str, Any], since: float) -> str:
@@ -101,8 +108,9 @@ class SharedStore:
     def _tidy(self) -> None:
         """Removes what killed workers left behind, if no other is at work."""
         if not self._others():
-            for leftover in [*self.folder.glob(".*.tmp"), *self.folder.glob("shard-*.lock")]:
-                leftover.unlink(missing_ok=True)
+            for pattern in (".*.tmp", "shard-*.lock", "worker-*.ended"):
+                for leftover in self.folder.glob(pattern):
+                    leftover.unlink(missing_ok=True)
 
     def missing(self) -> list[int]:
         """The shards that are still to be made, by anyone."""
@@ -112,6 +120,27 @@ class SharedStore:
         """Shards by name, and how many more."""
         names = [Path(shard_name(index)).stem for index in missing[:most]]
         return ", ".join(names) + (f" and {len(missing) - most} more" if len(missing) > most else "")
+
+    def count_ended(self, index: int) -> None:
+        """One more response of a shard in hand has ended; the others are told now and then."""
+        self._ended[index] += 1
+        if time.monotonic() - self._told > TELL:
+            self._told = time.monotonic()
+            write_json(self._own.with_suffix(".ended"), self._ended)
+
+    def ended(self, missing: list[int]) -> int:
+        """Responses that have ended in shards that are not there yet, of this worker and of all others that live."""
+        counts = [self._ended]
+        for path in set(self.folder.glob("worker-*.lock")) - {self._own}:
+            with contextlib.suppress(OSError, ValueError):  # it has told nothing yet
+                told = json.loads(path.with_suffix(".ended").read_text(encoding="utf-8"))
+                if look(path) is not None:
+                    counts.append({int(index): int(count) for index, count in told.items()})
+        return sum(max(count.get(index, 0) for count in counts) for index in missing)
+
+    def close(self) -> None:
+        """Takes back what was told of shards in hand."""
+        self._own.with_suffix(".ended").unlink(missing_ok=True)
 
     def shards(self) -> Iterator[int]:
         """Yields one shard after the other for this worker to make; ends when none is left for it to take.

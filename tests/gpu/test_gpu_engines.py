@@ -16,7 +16,7 @@ from conftest import POCKET
 from gpu_models import exl2_folder, missing_cuda, prompts, require, used_gib
 
 from primekd.config import TeacherConfig
-from primekd.provenance import environment, output_root, write_json
+from primekd.provenance import environment, project_root, write_json
 from primekd.teachers import Sampling
 from primekd.teachers.agreement import agree
 
@@ -105,7 +105,7 @@ def check(name: str, engine, before_gib: float, reference, asked, responses) -> 
         "identity": engine.identity(),
         "environment": environment(),
     }
-    write_json(output_root() / "runs" / "gpu" / f"{name}.json", found)
+    write_json(project_root() / "runs" / "gpu" / f"{name}.json", found)
     print(
         f"\n{name}: top-1 {agreement.top1_agreement:.4f}, KL {agreement.mean_kl_nats:.2e} nats, generated as scored "
         f"{found['generated_as_scored']:.4f}, {found['generated_tokens_per_second']} tokens/s generated, "

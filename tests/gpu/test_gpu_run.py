@@ -38,7 +38,7 @@ def test_a_cut_down_pocket_study_runs_end_to_end(tmp_path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     seconds = time.monotonic() - began
     print(f"\nend to end: {seconds:.0f} s on {torch.cuda.get_device_name(0)}")
-    logs = tmp_path / "logs" / "gpu"
+    logs = tmp_path / "runs" / "gpu" / "logs"
     manifest = json.loads((logs / "manifest.json").read_text(encoding="utf-8"))
     assert (logs / "report.html").is_file() and "gpus" in json.dumps(manifest)
     assert seconds < 600

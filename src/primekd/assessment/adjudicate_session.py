@@ -28,7 +28,7 @@ from primekd.assessment.adjudicate import (
 )
 from primekd.assessment.cases import Case, audit_sample, describe_case, open_cases
 from primekd.assessment.results import read_logs
-from primekd.assessment.tables import read_table
+from primekd.assessment.tables import read_table, table_text
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, altered_outputs, now, read_manifest
@@ -168,7 +168,7 @@ def list_cases(
 ) -> dict[str, Any]:
     """What a session would ask about, in its order: `open` counts all, `cases` are at most `limit` of them.
 
-    `stale` counts decisions for answers that are no longer in the logs. Raises UserError as `open_session` does.
+    `stale` counts decisions for answers that these logs do not hold. Raises UserError as `open_session` does.
     """
     logs, decisions = read_logs(profile), read_decisions()
     cases = open_cases(profile, logs, decisions, models or (), seed)
@@ -184,7 +184,7 @@ def say_stale(count: int) -> list[str]:
     """The sentence on decisions that apply to nothing; none if there are none."""
     if not count:
         return []
-    return [f"{counted(count, 'decision')} {'are' if count > 1 else 'is'} for answers that are no longer in the logs."]
+    return [f"{counted(count, 'decision')} {'are' if count > 1 else 'is'} for answers that these logs do not hold."]
 
 
 def counted(count: int, noun: str) -> str:
@@ -195,18 +195,24 @@ def counted(count: int, noun: str) -> str:
 def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> str:
     """Regrades the logs with what was decided, has the report written anew, and says what that changed.
 
+    A decision is on an answer, and this machine's logs and the published ones may both hold it: both are regraded.
     `write_report` says what it wrote, a line each.
 
     Does nothing, and says so, where no decision was made and the logs hold all that were made before (by a session that
     was killed, or by somebody else).
     """
-    profile, count = session.profile, len(session.decided)
-    if not count and not _is_behind(profile, session.path):
-        return "Nothing was decided."
     from primekd.assessment.regrade import regrade
 
-    regrade(profile)
-    lines = [f"{counted(count, 'decision')} saved.", *write_report(profile), ""]
+    profile, count = session.profile, len(session.decided)
+    views = [profile] + [view for view in (profile.of_machine(), profile.of_published()) if view.logs != profile.logs]
+    behind = [view for view in views if (view.logs / "summary.csv").is_file() and _is_behind(view, session.path)]
+    if not count and not behind:
+        return "Nothing was decided."
+    lines = [f"{counted(count, 'decision')} saved."]
+    for view in behind:
+        regrade(view)
+        lines += write_report(view)
+    lines.append("")
     lines.append(accuracies_text(read_table(profile.logs / "summary.csv")))
     if session.blind:
         logs = read_logs(profile)
@@ -217,10 +223,14 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
 
 def _is_behind(profile: Profile, path: Path | None) -> bool:
     """Whether the logs lack a decision, hold one that was taken back, or were left half way by a grading."""
-    decisions, manifest = read_decisions(path), profile.logs / MANIFEST
+    decisions, manifest, logs = read_decisions(path), profile.logs / MANIFEST, read_logs(profile)
     if manifest.is_file() and altered_outputs(manifest, read_manifest(manifest)):
         return True
-    return any(apply_decisions(profile.name, model, log, decisions) != log for model, log in read_logs(profile).items())
+    if any(apply_decisions(profile.name, model, log, decisions) != log for model, log in logs.items()):
+        return True
+    audits, written = audit_rows(profile.name, logs, decisions), profile.logs / "audit.csv"
+    text = written.read_text(encoding="utf-8") if written.is_file() else table_text(AuditRow, [])
+    return text != table_text(AuditRow, audits)
 
 
 def accuracies_text(summary: list[dict[str, str]]) -> str:

@@ -1,6 +1,6 @@
 """Answers of the control and the students: one generation path, the same prompt, decoding and limit for all."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,11 @@ def generate_answers(
         maker, digest = {"environment": {"git": git_state()}, "code": code}, hash_json(inputs)
         _go_on_with(f"answer {name}", folder, blocks, digest, code)
         with Meter() as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
+            done = 0
             for path, block in blocks.items():
-                _write_block(path, profile, block, digest, open_model, maker)
-                progress.advance(len(block))
+                _write_block(path, profile, block, digest, open_model, maker, progress.advance)
+                done += len(block)
+                progress.advance(done - progress.state["done"])  # what was on disk already
         write_manifest(folder, "answers", inputs, list(blocks), **meter.facts, **_makers(blocks))
     rows = [row for path in blocks for row in read_json(path)["rows"]]
     return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
@@ -116,16 +118,18 @@ def _makers(blocks: Iterable[Path]) -> dict[str, Any]:
 
 
 def _write_block(
-    path: Path, profile: Profile, block: list[Item], digest: str, open_model, maker: dict[str, Any]
-) -> None:
-    """Generates the answers to a block of items, unless they are on disk, and keeps whose code did."""
+    path: Path, profile: Profile, block: list[Item], digest: str, open_model, maker: dict[str, Any],
+    ended: Callable[[], None],
+) -> None:  # fmt: skip
+    """Generates the answers to a block of items, unless they are on disk, and keeps whose code did; calls `ended` for
+    each."""
     from primekd.teachers import Sampling
 
     if _read_block(path, digest):
         return
     tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.question) for item in block]
-    responses = open_model().generate(prompts, Sampling(profile.max_new_tokens))
+    responses = open_model().generate(prompts, Sampling(profile.max_new_tokens, ended=ended))
     rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)]
     write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)
 

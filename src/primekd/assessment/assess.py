@@ -1,4 +1,4 @@
-"""The assessment: control, students and teacher on the same test items -> logs/<profile>/."""
+"""The assessment: control, students and teacher on the same test items -> runs/<profile>/logs/."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ from primekd.strategies import CONTROL, TEACHER
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
-    """Scores every model on the test items; returns logs/<profile>/.
+    """Scores every model on the test items; returns runs/<profile>/logs/.
 
     Writes <model>.csv (per-item logs), held-out.csv, summary.csv, contrasts.csv, loss_curves/ and manifest.json.
     What is already answered with the same inputs is not generated again, unless `force` is given.

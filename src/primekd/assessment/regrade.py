@@ -30,7 +30,7 @@ def rules_hashes() -> dict[str, str]:
 
 
 def regrade(profile: Profile) -> Path:
-    """Extracts, grades and sums up the logged answers of a profile anew; returns logs/<profile>/.
+    """Extracts, grades and sums up the logged answers of a profile anew; returns their folder.
 
     Raises:
         UserError: there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
@@ -82,5 +82,5 @@ def _refuse(profile: Profile, altered: list[str]) -> None:
     if altered:
         raise UserError(
             f"{relative_name(profile.logs)}: {', '.join(altered)} missing or altered since written: bring the "
-            "files back (`git checkout`), or run the assessment again."
+            "files back (`git checkout` where they are published), or run the assessment again."
         )

@@ -1,4 +1,4 @@
-"""Everything that is computed from graded answers, written to logs/<profile>/."""
+"""Everything that is computed from graded answers, written to a profile's logs."""
 
 from pathlib import Path
 
@@ -10,9 +10,28 @@ from primekd.assessment.seeds import SeedRow, seed_rows
 from primekd.assessment.summary import ContrastRow, SummaryRow, contrast, summarise
 from primekd.assessment.tables import read_table, table_text
 from primekd.config import Profile
-from primekd.provenance import hash_json, write_text
+from primekd.errors import UserError
+from primekd.provenance import MANIFEST, hash_json, relative_name, write_text
 
 TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv")
+
+
+def logs_in_use(profile: Profile, published: bool = False) -> Profile:
+    """The profile with the logs that a verb works on: this machine's where there are any, else the published ones.
+
+    Args:
+        published: the published ones in any case.
+
+    Raises:
+        UserError: there are no such logs.
+    """
+    views = [profile.of_published()] if published else [profile, profile.of_published()]
+    found = [view for view in views if (view.logs / MANIFEST).is_file()]
+    if not found:
+        places = " and ".join(relative_name(view.logs) for view in views)
+        fix = "" if published else f": run `primekd run --profile {profile.name}` first"
+        raise UserError(f"There are no logs of {profile.name} in {places}{fix}.")
+    return found[0]
 
 
 def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
@@ -50,7 +69,7 @@ def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: lis
     """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but held-out.csv.
 
     Returns:
-        The files written, all in logs/<profile>/. Logs of models that are no more are deleted.
+        The files written, all in `profile.logs`. Logs of models that are no more are deleted.
     """
     folder, decisions = profile.logs, read_decisions()
     logs = {model: apply_decisions(profile.name, model, rows, decisions) for model, rows in logs.items()}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import ExtractorOption, JsonOption, ProfileOption, app, print_json, verb
+from primekd.cli.common import ExtractorOption, JsonOption, ProfileOption, PublishedOption, app, print_json, verb
 from primekd.errors import UserError
 
 
@@ -104,33 +104,39 @@ def adjudicate(
     who: Annotated[str | None, typer.Option(help="Who decides; git's user.name, else $USER, if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order and of the sample.")] = 0,
     list_only: Annotated[bool, typer.Option("--list", help="List the open answers, and ask nothing.")] = False,
+    published: PublishedOption = False,
     json: JsonOption = False,
 ) -> None:
     """Shows answers that no rule settles; you decide. Decisions go to assessment/adjudications.csv, each at once.
+
+    Asks about this machine's answers, or the published ones where it has none. A decision reaches both where both hold
+    the answer.
 
     \b
     primekd adjudicate
     primekd adjudicate --model base-KD --limit 20
     primekd adjudicate --audit 50
-    primekd adjudicate --list --json
+    primekd adjudicate --published --list --json
     """
     from primekd.assessment.adjudicate import check_who, default_who
     from primekd.assessment.adjudicate_session import finish, list_cases, open_session
     from primekd.assessment.adjudicate_terminal import list_text, run_session
+    from primekd.assessment.results import logs_in_use
     from primekd.config import load_profile
+    from primekd.provenance import relative_name
     from primekd.report.anew import write_anew
 
     if list_only and audit:
         raise UserError("--list lists the answers that are open for review: leave out --audit.")
     if json and not list_only:
         raise UserError("--json belongs to --list.")
-    loaded = load_profile(profile)
+    loaded = logs_in_use(load_profile(profile), published)
     if list_only:
         found = list_cases(loaded, model, limit, seed)
         return print_json(found) if json else print(list_text(found))
     person = default_who() if who is None else check_who(who)
     session, said = open_session(loaded, person, model, limit, audit, seed)
-    print(said)
+    print(f"{relative_name(loaded.logs)}: {said}")
     if session.cases:
         run_session(session)
     print(finish(session, write_anew))  # also finishes a grading that was cut short before

@@ -29,6 +29,9 @@ StrategyArgument = Annotated[str, typer.Argument(help="A strategy in configs/str
 ExtractorOption = Annotated[
     str, typer.Option(help="published, validated, strict-match, flexible-extract or math-verify.")
 ]
+PublishedOption = Annotated[
+    bool, typer.Option("--published", help="The published logs, logs/<profile>/, and not this machine's.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 
 

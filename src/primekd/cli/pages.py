@@ -1,31 +1,29 @@
-"""Verbs on what is shown and checked: report, readme, verify."""
+"""Verbs on what is shown, checked and published: report, readme, verify, publish."""
 
 from typing import Annotated
 
 import typer
 
-from primekd.cli.common import JsonOption, ProfileOption, app, print_json, verb
+from primekd.cli.common import JsonOption, ProfileOption, PublishedOption, app, print_json, verb
 from primekd.errors import UserError
 
 
 @app.command()
 @verb
-def report(profile: ProfileOption = "pocket") -> None:
-    """Writes logs/<profile>/report.html from the logs, and the README's tables with it.
+def report(profile: ProfileOption = "pocket", published: PublishedOption = False) -> None:
+    """Writes report.html beside this machine's logs, or beside the published ones where it has none.
+
+    With the published logs' report the README's tables are written too.
 
     \b
     primekd report
-    primekd report --profile ci
+    primekd report --profile pocket --published
     """
+    from primekd.assessment.results import logs_in_use
     from primekd.config import load_profile
-    from primekd.provenance import output_root, project_root, relative_name
-    from primekd.report.html import write_report
-    from primekd.report.readme import update_readme
+    from primekd.report.anew import write_anew
 
-    print(f"report: wrote {relative_name(write_report(load_profile(profile)))}")
-    if output_root() == project_root():
-        for name in update_readme(project_root() / "README.md", check=False, only=profile):
-            print(f"README.md: block {name!r} written anew")
+    print("\n".join(write_anew(logs_in_use(load_profile(profile), published))))
 
 
 @app.command()
@@ -33,7 +31,7 @@ def report(profile: ProfileOption = "pocket") -> None:
 def readme(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a number drifted.")] = False,
 ) -> None:
-    """Writes the tables of README.md and docs/ from logs/; with --check, fails if one differs.
+    """Writes the tables of README.md and docs/ from the published logs; with --check, fails if one differs.
 
     \b
     primekd readme
@@ -56,17 +54,32 @@ def update_pages(check: bool) -> list[str]:
 
 @app.command()
 @verb
-def verify(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
+def verify(
+    profile: ProfileOption = "pocket",
+    published: PublishedOption = False,
+    against_published: Annotated[
+        bool, typer.Option("--against-published", help="Only say whether this machine's logs reproduce those.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Recomputes hashes and verdicts of a profile's logs, signals and students; names what differs.
+
+    Looks at this machine's logs, runs/<profile>/logs/, or at the published ones where it has none. Fails if a problem
+    is found or, with --against-published, if this machine's logs do not reproduce the published ones.
 
     \b
     primekd verify
-    primekd verify --profile pocket --json
+    primekd verify --profile pocket --published --json
+    primekd verify --against-published
     """
+    from primekd.assessment.results import logs_in_use
     from primekd.config import load_profile
     from primekd.verify import verify as run_verify
 
-    checks = run_verify(load_profile(profile))
+    loaded = load_profile(profile)
+    if against_published:
+        return say_reproduction(loaded, json)
+    checks = run_verify(logs_in_use(loaded, published))
     if json:
         print_json([vars(c) for c in checks])
     else:
@@ -76,3 +89,32 @@ def verify(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
                 print(f"       {problem}")
     if any(c.problems for c in checks):
         raise typer.Exit(1)
+
+
+def say_reproduction(profile, json: bool) -> None:
+    """Prints how this machine's logs compare with the published ones; fails unless they reproduce them."""
+    from primekd.reproduction import REPRODUCED, compare_with_published, verdict_text
+
+    found = compare_with_published(profile)
+    print_json(found) if json else print(verdict_text(found))
+    if found["verdict"] != REPRODUCED:
+        raise typer.Exit(1)
+
+
+@app.command()
+@verb
+def publish(profile: ProfileOption = "pocket") -> None:
+    """Puts this machine's logs in the place of the published ones, logs/<profile>/, and writes README's tables anew.
+
+    Refused where `primekd verify` finds a problem. Nothing else moves logs; commit what it changed.
+
+    \b
+    primekd publish
+    primekd publish --profile pocket-vllm
+    """
+    from primekd.config import load_profile
+    from primekd.publishing import publish as run_publish
+
+    for line in run_publish(load_profile(profile)):
+        print(line)
+    print("\n".join(f"{block} written anew" for block in update_pages(check=False)) or "No table changed.")

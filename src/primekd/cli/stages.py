@@ -107,7 +107,7 @@ def assess(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Scores control, students and teacher on the test items; writes logs/<profile>/.
+    """Scores control, students and teacher on the test items; writes runs/<profile>/logs/.
 
     With --model it stops before the logs: after `primekd capture --held-out`, several such commands may run at once, on
     any machines that share the folder runs/. A plain `primekd assess` finds what they made.

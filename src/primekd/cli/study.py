@@ -73,11 +73,13 @@ def show_plan(jobs: list, on_slurm: bool) -> None:
 
 
 def show_results(profile) -> None:
-    """Prints the results table and where the files are."""
+    """Prints the results table, whether they are the published ones, and where the files are."""
     from primekd.provenance import relative_name
     from primekd.report.tables import results_text
+    from primekd.reproduction import compare_with_published, verdict_text
 
     print(results_text(profile.logs))
+    print(verdict_text(compare_with_published(profile)))
     print(f"Report: {relative_name(profile.logs / 'report.html')}")
     print(f"Executed notebooks: {relative_name(profile.runs / 'notebooks')}")
 
@@ -85,16 +87,19 @@ def show_results(profile) -> None:
 @app.command()
 @verb
 def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
-    """Says how far each stage of a profile is.
+    """Says how far each stage of a profile is, and whether its logs are there and are the published ones.
+
+    With --json the stages alone; for the logs see `primekd verify --against-published --json`.
 
     \b
     primekd status
     primekd status --profile pocket --json
     """
     from primekd.config import load_profile
-    from primekd.status import stage_states
+    from primekd.status import logs_lines, stage_states
 
-    states = stage_states(load_profile(profile))
+    loaded = load_profile(profile)
+    states = stage_states(loaded)
     if json:
         return print_json(states)
     if not states:
@@ -102,6 +107,7 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     for entry in states:
         count = f"{entry['done']:>6}/{entry['total']:<6} {entry['unit'] + 's':8}"
         print(f"{entry['stage']:30} {count} {entry['state']:8} {entry['updated']}")
+    print("\n".join(logs_lines(loaded)))
 
 
 @app.command()

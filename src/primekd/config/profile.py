@@ -46,13 +46,26 @@ class Profile(Section):
 
     @property
     def runs(self) -> Path:
-        """runs/<profile>/: signals, checkpoints, adapters, executed notebooks."""
+        """runs/<profile>/: signals, checkpoints, adapters, executed notebooks, this machine's own logs."""
         return output_root() / "runs" / self.name
 
     @property
     def logs(self) -> Path:
-        """logs/<profile>/: per-item logs, summaries, report."""
-        return output_root() / "logs" / self.name
+        """runs/<profile>/logs/: this machine's per-item logs, summaries, report."""
+        return self.runs / "logs"
+
+    @property
+    def published(self) -> Path:
+        """logs/<profile>/ of the checkout: the same files as they were published; `primekd publish` writes them."""
+        return project_root() / "logs" / self.name
+
+    def of_published(self) -> "Profile":
+        """The same profile as whoever works on its published logs sees it: they are its `logs`."""
+        return PublishedProfile.model_construct(**dict(self))
+
+    def of_machine(self) -> "Profile":
+        """The same profile with this machine's `logs`."""
+        return Profile.model_construct(**dict(self))
 
     def signals_folder(self, strategy: str, seed: int | None = None) -> Path:
         """Where the teacher's signals on the training items under one strategy lie."""
@@ -83,6 +96,15 @@ class Profile(Section):
     def resolved(self) -> dict[str, Any]:
         """The profile with every default filled in, as manifests keep it."""
         return self.model_dump(mode="json")
+
+
+class PublishedProfile(Profile):
+    """A profile whose `logs` are the published ones. It is made by `Profile.of_published`."""
+
+    @property
+    def logs(self) -> Path:
+        """logs/<profile>/ of the checkout."""
+        return self.published
 
 
 def explain_validation_error(error: ValidationError, path: Path) -> str:

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from primekd.capture import HELD_OUT
 from primekd.config import Profile
 from primekd.plan.machine import Machine
-from primekd.plan.tokens import Stage, known_manifests
+from primekd.plan.tokens import Stage, all_stores, known_manifests, published_manifest
 from primekd.progress import progress_folder
 from primekd.provenance import MANIFEST, read_json, read_manifest, relative_name
 from primekd.strategies import load_strategies
@@ -67,30 +66,28 @@ def find_rates(profile: Profile) -> dict[str, Rate]:
 
 
 def _measured_captures(profile: Profile) -> dict[str, Rate]:
-    stores = known_manifests(profile)
-    groups = {
-        "capture": {n: m for n, m in stores.items() if n != HELD_OUT},
-        "held-out": {n: m for n, m in stores.items() if n == HELD_OUT},
-    }
+    *taught, held_out = all_stores()
     rates = {}
-    for stage, members in groups.items():
-        rows = [(m["tokens"], m["sessions"]) for m in members.values() if m.get("sessions")]
+    for stage, names in {"capture": taught, "held-out": [held_out]}.items():
+        stores, where = known_manifests(profile, names)
+        rows = [(m["tokens"], m["sessions"]) for m in stores.values() if m.get("sessions")]
         if rows:
             sessions = [s for _, found in rows for s in found]
-            rates[stage] = _rate(sum(tokens for tokens, _ in rows), sessions, _where(profile))
+            rates[stage] = _rate(sum(tokens for tokens, _ in rows), sessions, where)
     return rates
 
 
 def _measured_students(profile: Profile) -> dict[str, Rate]:
     """Trainings that were not stopped: of the others only the last session's time is kept."""
     folders = [profile.student_folder(name) / MANIFEST for name in load_strategies()]
-    rows = [read_manifest(path) for path in folders if path.is_file()]
-    if not rows and (profile.logs / MANIFEST).is_file():
-        rows = list(read_manifest(profile.logs / MANIFEST).get("models", {}).values())
+    rows, where = [read_manifest(path) for path in folders if path.is_file()], relative_name(profile.runs / "students")
+    if not rows:
+        logs, where = published_manifest(profile)
+        rows = list(logs.get("models", {}).values())
     rows = [row for row in rows if row.get("seconds") and row.get("response_tokens") and not row.get("resumed")]
     if not rows:
         return {}
-    return {"distill": _rate(sum(row["response_tokens"] for row in rows), rows, _where(profile))}
+    return {"distill": _rate(sum(row["response_tokens"] for row in rows), rows, where)}
 
 
 def _measured_answers(profile: Profile) -> dict[str, Rate]:
@@ -115,13 +112,3 @@ def _rate(tokens: float, sessions: list[dict[str, Any]], where: str) -> Rate:
     energy = [s.get("energy_kwh") for s in sessions]
     kwh = sum(energy) / tokens if energy and None not in energy else None
     return Rate(tokens / sum(s["seconds"] for s in sessions), kwh, f"measured: {where}")
-
-
-def _where(profile: Profile) -> str:
-    path = profile.logs / MANIFEST
-    if not path.is_file():
-        return relative_name(profile.runs)
-    facts = read_manifest(path)["environment"].get("hardware", {})
-    gpus = facts.get("gpus") or []
-    name = gpus[0] if gpus else f"{facts.get('cpu', 'unknown processor')}, {facts.get('cores', '?')} cores"
-    return f"{relative_name(path)} ({name})"

@@ -1,5 +1,6 @@
 """How many tokens a run is made of, and how one knows."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,19 +40,37 @@ class Stage:
     prompt_tokens: float
 
 
-def known_manifests(profile: Profile) -> dict[str, dict[str, Any]]:
-    """Stores' manifests by name, from runs/<profile>/ or from what logs/<profile>/manifest.json keeps of them."""
-    folder = profile.runs / "signals"
-    names = [*(name for name, s in load_strategies().items() if s.teacher), HELD_OUT]
+def known_manifests(profile: Profile, names: Iterable[str]) -> tuple[dict[str, dict[str, Any]], str]:
+    """Manifests of signal stores by name, and where they are from.
+
+    They are this machine's own, runs/<profile>/signals/, if it has any of them whole, else what the published logs keep
+    of them: two machines are never mixed.
+    """
+    folder, names = profile.runs / "signals", list(names)
     found = {n: read_store(folder / n) for n in names if (folder / n / MANIFEST).is_file()}
-    found = {n: m for n, m in found.items() if m.get("complete")}
-    if len(found) == len(names) or not (profile.logs / MANIFEST).is_file():
-        return found
-    logs = read_manifest(profile.logs / MANIFEST)
-    kept = {name: entry.get("signals") for name, entry in logs.get("models", {}).items()} | {
-        HELD_OUT: logs.get("teacher")
-    }
-    return {n: m for n, m in kept.items() if m and m.get("tokens")} | found
+    if found := {n: m for n, m in found.items() if m.get("complete")}:
+        return found, relative_name(folder)
+    logs, source = published_manifest(profile)
+    kept = {name: entry.get("signals") for name, entry in logs.get("models", {}).items()}
+    kept[HELD_OUT] = logs.get("teacher")
+    return {n: m for n, m in kept.items() if n in names and m and m.get("tokens")}, source
+
+
+def published_manifest(profile: Profile) -> tuple[dict[str, Any], str]:
+    """The manifest of the published logs, empty if there are none, and its place with the hardware that it names."""
+    path = profile.published / MANIFEST
+    if not path.is_file():
+        return {}, ""
+    manifest = read_manifest(path)
+    facts = manifest.get("environment", {}).get("hardware", {})
+    gpus = facts.get("gpus") or []
+    name = gpus[0] if gpus else f"{facts.get('cpu', 'unknown processor')}, {facts.get('cores', '?')} cores"
+    return manifest, f"{relative_name(path)} ({name})"
+
+
+def all_stores() -> list[str]:
+    """The names of all signal stores of a run."""
+    return [*(name for name, strategy in load_strategies().items() if strategy.teacher), HELD_OUT]
 
 
 def find_lengths(profile: Profile) -> Lengths:
@@ -67,11 +86,10 @@ def find_lengths(profile: Profile) -> Lengths:
             "The plan needs the lengths of prompts, and the items or the tokenizer are not here: write "
             "hardware.expected (source, prompt_tokens, longest_prompt_tokens, response_tokens) in the profile."
         )
-    stores = known_manifests(profile)
+    stores, where = known_manifests(profile, all_stores())
     if stores:
         tokens, items = (sum(m[key] for m in stores.values()) for key in ("tokens", "items"))
-        where = profile.logs / MANIFEST if (profile.logs / MANIFEST).is_file() else profile.runs / "signals"
-        response, source = tokens / items, f"measured: {items} responses in {relative_name(where)}"
+        response, source = tokens / items, f"measured: {items} responses in {where}"
     elif expected:
         response, source = expected.response_tokens, f"stated: {expected.source}"
     else:

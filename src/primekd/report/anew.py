@@ -1,19 +1,19 @@
 """The report and the README's tables of one profile, written anew after its logs changed."""
 
 from primekd.config import Profile
-from primekd.provenance import output_root, project_root, relative_name
+from primekd.provenance import project_root, relative_name
 from primekd.report.html import write_report
 from primekd.report.readme import update_readme
 
 
 def write_anew(profile: Profile) -> list[str]:
-    """Writes the report and, where the logs are the checkout's own, the README's tables; a line on each.
+    """Writes the report and, where the logs are the published ones, the README's tables; a line on each.
 
     Raises:
         UserError: a log, a table or the README cannot be read.
     """
     lines = [f"Report: {relative_name(write_report(profile))}"]
-    if output_root() == project_root():
+    if profile.logs == profile.published:
         changed = update_readme(project_root() / "README.md", check=False, only=profile.name)
         lines += [f"README.md: block {name!r} written anew" for name in changed]
     return lines

@@ -34,7 +34,7 @@ SCRIPTS = ("data.js", "list.js", "detail.js", "controls.js")  # in this order, i
 
 
 def write_report(profile: Profile) -> Path:
-    """Writes logs/<profile>/report.html from the logs beside it; returns its path.
+    """Writes report.html from the logs beside it, `profile.logs`; returns its path.
 
     Raises:
         UserError: a log, summary.csv, contrasts.csv, a loss curve or manifest.json is missing or cannot be read.

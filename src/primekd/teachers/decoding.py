@@ -86,7 +86,10 @@ def decode(
         if keep_states:
             for row, state in zip(running, states, strict=True):
                 row.kept.append(state)
+        before = len(running)
         _dismiss(cache, running, lambda row: row.ids[-1] in ends or len(row.ids) == sampling.max_new_tokens)
+        for _ in range(before - len(running)):
+            sampling.ended()
     return rows
 
 

@@ -143,6 +143,8 @@ class ExLlamaV2Engine:
                             f"exllamav2 {self.package.__version__} gave {len(ids[result['identifier']])} tokens of "
                             f"{result['new_tokens']}: install exllamav2 0.3.2."
                         )
+                    if result["eos"]:
+                        sampling.ended()
         return [Response(found, truncated=found[-1] not in ends) for found in ids]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:

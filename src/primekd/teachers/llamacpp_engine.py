@@ -126,6 +126,7 @@ class LlamaCppEngine:
                     rows = np.stack(answer.rows) if want else None
                     made[answer.item] = Response(answer.ids, truncated=not ended), rows
                     del active[sequence]
+                    sampling.ended()
         return [made[item] for item in range(len(prompts))]
 
     def _step(self, context: Context, active: dict[int, _Answer], sampling: Sampling, want: Want | None) -> None:

@@ -1,6 +1,7 @@
 """What a teacher engine is asked, and what it answers."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -13,11 +14,15 @@ Want = Literal["hidden", "logits", "top"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. `temperature` 0 is greedy; otherwise the full distribution at that temperature."""
+    """How responses are drawn. `temperature` 0 is greedy; otherwise the full distribution at that temperature.
+
+    `ended` is called by the thread that asked, once for each response that has ended, while others are in the making.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    ended: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

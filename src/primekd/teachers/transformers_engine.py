@@ -177,6 +177,7 @@ class TransformersEngine:
             )
             for row, i in enumerate(batch):
                 responses[i] = self._cut(output[row, longest:].tolist())
+                sampling.ended()
         return responses
 
     def _cut(self, ids: list[int]) -> Response:

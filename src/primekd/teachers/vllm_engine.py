@@ -4,7 +4,8 @@ Responses and scores come from vLLM's own scheduler, in token ids alone. A score
 prompt, where the prompt is prompt + response: vLLM shows the most probable tokens, and hidden states not at all.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import io
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class VllmEngine:
             self._fits(len(prompt) + sampling.max_new_tokens)
         ends = turn_end(self.tokenizer).stops
         settings = [self.package.SamplingParams(**s) for s in generation_settings(sampling, ends, len(prompts))]
-        outputs = self._ask(prompts, settings, adapter)
+        outputs = self._ask(prompts, settings, adapter, ended_bar(sampling.ended))
         responses = [list(output.outputs[0].token_ids) for output in outputs]
         return [Response(ids, truncated=ids[-1] not in ends) for ids in responses]
 
@@ -139,12 +140,14 @@ class VllmEngine:
             for (prompt, response), output in zip(batch, self._ask(sequences, settings), strict=True):
                 yield prompt, response, output
 
-    def _ask(self, prompts: list[list[int]], settings, adapter: Path | None = None) -> list:
+    def _ask(
+        self, prompts: list[list[int]], settings, adapter: Path | None = None, bar: Callable[..., Any] | bool = False
+    ) -> list:
         try:
             outputs = self.llm.generate(
                 [{"prompt_token_ids": prompt} for prompt in prompts],
                 settings,
-                use_tqdm=False,
+                use_tqdm=bar,
                 lora_request=self._request(adapter),
             )
         except Exception as error:  # its processes die in many ways
@@ -187,6 +190,23 @@ class AdaptedEngine:
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         return self.engine.generate(prompts, sampling, self.adapter)
+
+
+def ended_bar(ended: Callable[[], None]) -> Callable[..., Any]:
+    """What vLLM takes for a bar (`use_tqdm`): it shows nothing, and calls `ended` for each response that has ended."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            for _ in range(int(n or 0)):
+                ended()
+            return super().update(n)
+
+    def bar(requests=None, **options):
+        # Its first bar runs through the requests while they are added; the second one counts those that have ended.
+        return Bar(total=options.get("total"), file=io.StringIO()) if requests is None else requests
+
+    return bar
 
 
 def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ class ApiEngine:
         with ThreadPoolExecutor(self.api.concurrency) as pool:
             futures = [pool.submit(self._respond, prompt, sampling, n) for n, prompt in enumerate(prompts)]
             try:
-                wait(futures)
+                for future in as_completed(futures):
+                    if future.exception() is None:
+                        sampling.ended()
             except BaseException:  # Ctrl-C: answers in flight are still waited for, they are paid
                 self._endpoint.stop()
                 raise
