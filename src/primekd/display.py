@@ -41,7 +41,8 @@ def responses_table(job: Job, count: int = 5) -> pd.DataFrame:
     reader, tokenizer = open_signals(job), load_tokenizer(job.profile.teacher.model)
     items = load_items(job.profile, job.split)[:count]
     rows = [
-        (item.question, decode_response(tokenizer, reader.item(item.id).response_ids), item.answer) for item in items
+        (item.question, decode_response(tokenizer, reader.item(item.id).response_ids), str(item.answer))
+        for item in items
     ]
     return pd.DataFrame(rows, columns=["question", "teacher's response", "gold"])
 
