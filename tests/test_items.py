@@ -142,7 +142,7 @@ SETS = {
     ),
     "MGSM, test": ({"question": "q", "answer": None, "answer_number": 18}, ("x-0", "#### 18", 18)),
     "MGSM, train": (
-        {"question": "q", "answer": "The answer is 11.", "answer_number": 11.0}, ("x-0", "The answer is 11.\n#### 11", 11)
+        {"question": "q", "answer": "It is 11.", "answer_number": 11.0}, ("x-0", "It is 11.\n#### 11", 11)
     ),
     "a bare number": ({"question": "q", "answer": 1e22, "id": ""}, ("x-0", "#### 1" + "0" * 22, 10**22)),
 }  # fmt: skip

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from primekd.assessment.summary import ContrastRow, SummaryRow
+from primekd.assessment.tables import read_records
 from primekd.capture import Job, open_signals
 from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
@@ -81,9 +83,9 @@ def loss_figure(profile: Profile, strategy: str, seed: int) -> "Figure":
 
 def summary_table(profile: Profile) -> pd.DataFrame:
     """logs/<profile>/summary.csv."""
-    return pd.read_csv(profile.logs / "summary.csv")
+    return pd.DataFrame(read_records(profile.logs / "summary.csv", SummaryRow))
 
 
 def contrasts_table(profile: Profile) -> pd.DataFrame:
     """logs/<profile>/contrasts.csv."""
-    return pd.read_csv(profile.logs / "contrasts.csv")
+    return pd.DataFrame(read_records(profile.logs / "contrasts.csv", ContrastRow))

@@ -7,7 +7,6 @@ order of the columns and further ones change nothing of what it says, nor do Tru
 import csv
 import functools
 import io
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -22,6 +21,7 @@ from primekd.provenance import relative_name, write_text
 
 T = TypeVar("T")
 Cells = dict[str, str]
+MOST = 1e15  # no count, sum or share here is greater
 AGAIN = "run the assessment again"
 FLAGS = {"1": True, "true": True, "yes": True, "1.0": True, "0": False, "false": False, "no": False, "0.0": False}
 
@@ -99,7 +99,7 @@ def _read(path: Path, kind: type[T]) -> list[tuple[Cells, T]]:
 
 
 def _fits(value: float) -> bool:
-    return value >= 0 if isinstance(value, int) else math.isfinite(value)
+    return 0 <= value <= MOST if isinstance(value, int) else abs(value) <= MOST  # neither is true of NaN
 
 
 @functools.cache
