@@ -14,7 +14,7 @@ from random import Random
 
 from primekd.config import DataConfig, Profile
 from primekd.errors import UserError
-from primekd.outside import clean
+from primekd.outside import clean, hide
 from primekd.provenance import hash_json, project_root, relative_name
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -240,7 +240,9 @@ def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed
 def _load_hub(data: DataConfig, side: str) -> list[Item]:
     """One side of the hub's data set, or of the one that the profile names for training."""
     from datasets import load_dataset
+    from huggingface_hub import get_token
 
+    hide(get_token() or "")
     name, config, revision = data.hub_side(side)
     try:
         rows = load_dataset(name, config, split=side, revision=revision)

@@ -8,7 +8,7 @@ from urllib.parse import quote, quote_plus
 
 PIECE = 8  # characters of a secret that give it away; a server may show it cut short
 _SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b.?")
-_BEARER = re.compile(r"(?i)\b(Bearer|Basic)(?:\s|%20|\+)+[^\s\"',;<>]+")
+_BEARER = re.compile(r"(?i)\b(Bearer|Basic)(?:\s|%20|\+)+(?:(?=[^\s\"',;<>]*[0-9])|(?=\S{16}))[^\s\"',;<>]+")
 _secrets: set[str] = set()
 
 
