@@ -557,8 +557,8 @@ def test_log_probs_of_nothing_of_tokens_that_were_not_chosen_are_left_out(ci, tm
         for _ in range(2):  # the second time from disk
             prompt = build_prompt(engine.tokenizer, "How many?")
             (response,) = engine.generate([prompt], Sampling(12))
-            (rows,) = engine.score([prompt], [response.ids], "topk")
-            assert rows.ids[0].tolist() == [response.ids[0]] and rows.values[0].tolist() == pytest.approx([-0.1])
+            (rows,) = engine.score([prompt], [response.ids], "top")
+            assert rows.ids[0].tolist() == [response.ids[0]] and rows.log_probs[0].tolist() == pytest.approx([-0.1])
         assert len(server.requests) == 1
 
 

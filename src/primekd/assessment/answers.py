@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
+from primekd.errors import UserError
 from primekd.items import Item, hash_items
 from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
 from primekd.progress import Progress
-from primekd.provenance import hash_json, is_current, read_json, write_json, write_manifest
+from primekd.provenance import hash_json, is_current, relative_name, write_json, write_manifest
 
 BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
 
@@ -26,6 +29,22 @@ class Answer:
     ids: list[int]
     truncated: bool | None
     text: str
+
+
+class AnswerRow(BaseModel):
+    """An answer as a block keeps it."""
+
+    id: str
+    ids: list[Annotated[int, Field(strict=True, ge=0)]]
+    truncated: bool = Field(strict=True)
+
+
+class Block(BaseModel):
+    """A file of answers, with the hash of what they depend on and of its rows."""
+
+    inputs_sha256: str
+    rows_sha256: str
+    rows: list[AnswerRow]
 
 
 def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] | None) -> dict[str, Any]:
@@ -73,8 +92,8 @@ def generate_answers(
                 _write_block(path, profile, block, hash_json(inputs), open_model)
                 progress.advance(len(block))
         write_manifest(folder, "answers", inputs, list(blocks), **meter.facts)
-    rows = [row for path in blocks for row in read_json(path)["rows"]]
-    return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
+    rows = [row for path in blocks for row in read_block(path).rows]
+    return [Answer(row.id, row.ids, row.truncated, decode_response(tokenizer, row.ids)) for row in rows]
 
 
 def _write_block(path: Path, profile: Profile, block: list[Item], digest: str, open_model) -> None:
@@ -91,7 +110,17 @@ def _write_block(path: Path, profile: Profile, block: list[Item], digest: str, o
 
 
 def _is_block(path: Path, digest: str) -> bool:
-    if not path.is_file():
+    try:
+        block = read_block(path)
+    except UserError:  # there is none, or a damaged one: it is made anew
         return False
-    block = read_json(path)
-    return block.get("inputs_sha256") == digest and block.get("rows_sha256") == hash_json(block.get("rows"))
+    rows = [row.model_dump() for row in block.rows]
+    return block.inputs_sha256 == digest and block.rows_sha256 == hash_json(rows)
+
+
+def read_block(path: Path) -> Block:
+    """A block of answers. Raises UserError if it is missing or damaged."""
+    try:
+        return Block.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{relative_name(path)} is no block of answers: delete it and run the assessment.") from error
