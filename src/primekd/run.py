@@ -165,7 +165,11 @@ def snakemake_command(
     command += ["--directory", str(output_root()), "--rerun-incomplete", "--nolock"]
     if profile_argument.endswith((".yaml", ".yml")):
         profile_argument = str(Path(profile_argument).resolve())
-    settings = [f"profile={json.dumps(profile_argument)}"]  # Snakemake reads it as YAML: 123, a #1 or a: b is no text
+    if set("{}") & set(profile_argument):
+        raise UserError(f"{profile_argument}: a brace is a wildcard to Snakemake: rename the profile, or its folder.")
+    # Snakemake strips quotes off a value and reads the rest as a number or YAML, in which 123, a #1 or a: b is no text
+    # or half of one; a list of one text in quotes stays what it is.
+    settings = [f"profile={json.dumps([profile_argument], ensure_ascii=False)}"]
     if cluster:
         command += cluster.arguments(profile)
         settings += ["slurm=true", f"capture_workers={cluster.capture_workers}"]
