@@ -3,15 +3,19 @@
 import csv
 import io
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
+from primekd.assessment.adjudicate import AuditRow
 from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow, write_log
 from primekd.assessment.held_out import HeldOutRow, write_rows
+from primekd.assessment.published_study import DisagreementRow, ExtractorContrastRow, StatedRow
+from primekd.assessment.rivals import AccuracyRow
+from primekd.assessment.seeds import SeedRow
 from primekd.assessment.summary import contrast, summarise
+from primekd.assessment.validation import ValidationRow
 from primekd.provenance import hash_file, hash_json, write_json, write_text
-from primekd.report import files
 
 MODELS = ("control", "base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune", "ai-KD-seed1", "teacher")
 HOSTILE = (
@@ -61,8 +65,8 @@ def write_study(profile, texts=HOSTILE, decided: dict[tuple[str, int], str] | No
         cells = [[f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()] for row in rows]
         write_csv(profile.logs / f"{name}.csv", ",".join(asdict(rows[0])), cells)
     _write_extractors(profile.logs, logs)
-    write_csv(profile.logs / "seeds.csv", files.SEEDS)
-    write_csv(profile.logs / "audit.csv", files.AUDIT)
+    write_csv(profile.logs / "seeds.csv", SeedRow)
+    write_csv(profile.logs / "audit.csv", AuditRow)
     write_manifest(profile)
     return profile
 
@@ -91,12 +95,14 @@ def _write_extractors(folder: Path, logs: dict[str, list[LogRow]]) -> None:
             counted = [share, max(0, share - 0.1), min(1, share + 0.1)]
             shares.append([model, name, len(log), found, correct, *counted, correct, *counted])
     write_csv(folder / "extractors.csv", ",".join(["model", "id", "gold", *EXTRACTORS]), lines)
-    write_csv(folder / "accuracies.csv", files.ACCURACIES, shares)
+    write_csv(folder / "accuracies.csv", AccuracyRow, shares)
 
 
-def write_csv(path: Path, columns: str, rows=()) -> None:
+def write_csv(path: Path, columns: str | type, rows=()) -> None:
+    """`columns`: their names, or the dataclass of a row."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns.split(","), *rows])
+    head = columns.split(",") if isinstance(columns, str) else [f.name for f in fields(columns)]
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
     write_text(path, text.getvalue())
 
 
@@ -132,27 +138,27 @@ def write_published(checkout: Path) -> Path:
         ["base-fine-tune", "Fine-tuning", 1319, "25.01", 303, 1319],
         ["reverseKL-KD", "Confidence-KD", 1319, "34.04", 499, 1319],
     ]  # fmt: skip
-    write_csv(folder / "stated.csv", files.STATED, stated)
+    write_csv(folder / "stated.csv", StatedRow, stated)
     logs = ("control", "base-KD", "base-fine-tune", "reverseKL-KD")
     accuracies = [
         [model, name, 1319, 1300, *[300, 0.3 + 0.05 * place + 0.03 * turn, 0.2, 0.6] * 2]
         for place, model in enumerate(logs)
         for turn, name in enumerate(EXTRACTORS)
     ]
-    write_csv(folder / "accuracies.csv", files.ACCURACIES, accuracies)
+    write_csv(folder / "accuracies.csv", AccuracyRow, accuracies)
     contrasts = [
         [name, model, reference, 90, 40, 0.0001 * 10**turn, 0.0004 * 10**turn, 0.05 - 0.02 * turn, 0.01, 0.08, 0.032]
         for turn, name in enumerate(EXTRACTORS)
         for model, reference in (("base-KD", "control"), ("reverseKL-KD", "base-KD"))
     ]
-    write_csv(folder / "contrasts.csv", files.PUBLISHED_CONTRASTS, contrasts)
+    write_csv(folder / "contrasts.csv", ExtractorContrastRow, contrasts)
     disagreements = [["control", 156, 5, 5, 1153, 1319], ["base-KD", 384, 20, 33, 882, 1319]]
-    write_csv(folder / "disagreements.csv", files.DISAGREEMENTS, disagreements)
+    write_csv(folder / "disagreements.csv", DisagreementRow, disagreements)
     validation = [
         [which, name, stratum, 100, 75, 74, 0.986, 0.93, 0.998, 0.97, 0.92, 0.99, 0.9512, 0.9, 0.99]
         for which in ("development", "validation")
         for name in EXTRACTORS
         for stratum in ("all", "ended", "truncated", "log base-KD", "rule last-number")
     ]
-    write_csv(folder / "validation.csv", files.VALIDATION, validation)
+    write_csv(folder / "validation.csv", ValidationRow, validation)
     return folder

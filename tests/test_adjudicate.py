@@ -290,6 +290,16 @@ def test_a_file_that_a_spreadsheet_saved_is_read(checkout):
     text = decisions_file().read_text().replace('"', "").replace("\n", "\r\n")
     decisions_file().write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
     assert read_decisions() == [decision]
+    turned = [",".join(line.split(",")[::-1]) for line in text.split("\r\n")]
+    decisions_file().write_text("\n".join(turned))
+    assert read_decisions() == [decision]
+    for lines, said in (
+        (["x," + line for line in turned[:2]], "11 columns, 1 too many"),
+        (["id,who"], "no column profile, model"),
+    ):
+        decisions_file().write_text("\n".join(lines))
+        with pytest.raises(UserError, match=f"line 1 cannot be read .*{said}"):
+            read_decisions()
 
 
 def test_a_failed_write_leaves_the_old_file(checkout, monkeypatch):

@@ -6,6 +6,7 @@ The server is a fake (a real one does not fail on demand); everything else is th
 import contextlib
 import json
 import logging
+import math
 import re
 import socket
 import threading
@@ -27,6 +28,7 @@ from primekd.errors import UserError
 from primekd.provenance import read_json
 from primekd.teachers import Sampling
 from primekd.teachers.api import ApiEngine, client
+from primekd.teachers.api.engine import OVERSHOOT
 from primekd.teachers.api.spending import EMPTY, Ledger
 
 SIGNALS = {"codec": "topk", "top_k": 2, "items_per_shard": 2}
@@ -83,8 +85,14 @@ def status(code: int, message: str = "no", **headers: str):
     return lambda handler, request: handler.reply({"error": {"message": message}}, code, **headers)
 
 
-def top(value: float):
-    row = {"token": "7", "logprob": -3.0, "bytes": [55]}
+def _saying(text: str):
+    """A server whose answer is this text, in tokens of no account."""
+    token = {"token": text, "logprob": -0.1, "bytes": list(text.encode()), "top_logprobs": []}
+    return {"message": {"content": text}, "logprobs": {"content": [token]}}
+
+
+def top(value: float, chosen: float = -3.0):
+    row = {"token": "7", "logprob": chosen, "bytes": [55]}
     return {"content": [row | {"top_logprobs": [{"token": "8", "logprob": value, "bytes": [56]}]}]}
 
 
@@ -159,7 +167,8 @@ def test_a_server_that_echoes_the_key_does_not_get_it_printed_or_kept(ci, tmp_pa
     with serving(lambda h, r: h.reply({"error": {"message": f"bad key {h.headers['Authorization']}"}}, 400)) as server:
         failed = capture(write(tmp_path, server))
     assert "bad key Bearer [key]" in failed.stderr and KEY not in failed.stderr
-    answer = lambda h, r: h.reply(good_answer(ci.teacher.model, r) | {"echo": h.headers["Authorization"]})  # noqa: E731
+    echo = {"echo": f"Bearer {KEY}", "model": f"m-1{KEY}"}  # the second looks like a dated version of m
+    answer = lambda h, r: h.reply(good_answer(ci.teacher.model, r) | echo)  # noqa: E731
     with serving(answer) as server:
         engine = engine_for(ci, server, tmp_path)
         engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
@@ -472,6 +481,89 @@ def test_a_thread_that_waits_for_room_under_the_cap_does_not_send_after_the_stop
     assert read_json(tmp_path / "spending.json")["unsettled_usd"] == 0
 
 
+# Answers that are paid for and refused, and what is said of them.
+REFUSED = {
+    "nothing": (
+        {"logprobs": top(-math.inf, chosen=-math.inf), "message": {"content": "7"}},
+        "log-probs that are no probabilities",
+    ),
+    "not a number": (
+        {"logprobs": top(-1.0, chosen=math.nan), "message": {"content": "7"}},
+        "log-probs that are no probabilities",
+    ),
+    "more than certain": (
+        {"logprobs": top(-1.0, chosen=0.5), "message": {"content": "7"}},
+        "log-probs that are no probabilities",
+    ),
+    "the key as the model": ({"model": f"m\x1b[31m/{KEY}"}, r"gave the model m/\[key\] where m was asked for"),
+    "the key as the end": ({"finish_reason": f"{KEY}+\u200b/"}, r"an answer that ended with '\[key\]\+/'"),
+    "half the key as the end": ({"finish_reason": f"Bearer {KEY[:14]}..."}, r"ended with 'Bearer \[key\]"),
+    "the key as the answer": (_saying(KEY), "an answer with the API key in it"),
+    "a negative count": ({"usage": {"prompt_tokens": -(10**6), "completion_tokens": -5}}, "greater than or equal to 0"),
+    "a count that is true": (
+        {"usage": {"prompt_tokens": 5, "completion_tokens": True}},
+        "true and false are no numbers",
+    ),
+    "a count without end": ({"usage": {"prompt_tokens": 5, "completion_tokens": math.inf}}, "usage.completion_tokens"),
+    "a huge prompt": (
+        {"usage": {"prompt_tokens": 10**6, "completion_tokens": 5}},
+        "gave a count of 1000000 prompt tokens",
+    ),
+    "5,000 digits": (lambda h, r: h.reply('{"usage": ' + "9" * 5000 + "}"), "no JSON object"),
+    "brackets without end": (lambda h, r: h.reply("[" * 100_000), "no JSON object"),
+}
+
+
+@pytest.mark.parametrize("fault, sentence", REFUSED.values(), ids=REFUSED)
+def test_an_answer_that_cannot_be_is_refused_and_not_kept(fault, sentence, ci, tmp_path, capsys):
+    behave = fault if callable(fault) else answering(ci.teacher.model, **_counted(fault))
+    with serving(behave) as server:
+        engine = engine_for(ci, server, tmp_path)
+        with pytest.raises(UserError, match=sentence) as refusal:
+            engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+    said = str(refusal.value) + str(engine.identity()) + repr(refusal.value.__cause__)
+    assert KEY not in said and KEY[:14] not in said and said.isprintable()
+    assert not (tmp_path / "answers").exists()
+    assert read_json(tmp_path / "spending.json")["spent_usd"] >= 0
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -(10**6), "completion_tokens": 3},
+        {"prompt_tokens": True, "completion_tokens": True},
+        {"prompt_tokens": math.nan, "completion_tokens": 3},
+        {"prompt_tokens": 5, "completion_tokens": math.inf},
+        {"prompt_tokens": 10**30, "completion_tokens": 3},
+        {"completion_tokens": 3},
+        "much",
+    ],
+)
+def test_a_count_that_cannot_be_costs_the_most_that_the_request_can(usage, ci, tmp_path):
+    (tmp_path / "spending.json").write_text(json.dumps(EMPTY | {"spent_usd": 0.25}))
+    with serving(answering(ci.teacher.model, usage=usage)) as server:
+        engine = engine_for(ci, server, tmp_path)
+        prompt = build_prompt(engine.tokenizer, "How many?")
+        with pytest.raises(UserError):
+            engine.generate([prompt], Sampling(12))
+        most = engine._input_bound(prompt), 12 + OVERSHOOT
+    spent = read_json(tmp_path / "spending.json")
+    assert spent["spent_usd"] == pytest.approx(0.25 + engine._endpoint.ledger.price(*most))
+    assert (spent["input_tokens"], spent["output_tokens"]) == most and spent["unsettled_usd"] == 0
+
+
+def test_log_probs_of_nothing_of_tokens_that_were_not_chosen_are_left_out(ci, tmp_path):
+    shown = {"logprobs": top(-math.inf, chosen=-0.1), "message": {"content": "7"}}
+    with serving(answering(ci.teacher.model, **_counted(shown))) as server:
+        engine = engine_for(ci, server, tmp_path)
+        for _ in range(2):  # the second time from disk
+            prompt = build_prompt(engine.tokenizer, "How many?")
+            (response,) = engine.generate([prompt], Sampling(12))
+            (rows,) = engine.score([prompt], [response.ids], "top")
+            assert rows.ids[0].tolist() == [response.ids[0]] and rows.log_probs[0].tolist() == pytest.approx([-0.1])
+        assert len(server.requests) == 1
+
+
 def test_a_killed_process_leaves_its_request_booked(tmp_path, ci):
     config = type(ci.teacher)(**ci.teacher.model_dump() | {"engine": "api", "api": api_section("http://x/v1")}).api
     Ledger(tmp_path / "spending.json", config).book(0.9)
@@ -481,10 +573,18 @@ def test_a_killed_process_leaves_its_request_booked(tmp_path, ci):
 
 def test_a_damaged_ledger_is_not_taken_for_an_empty_one(tmp_path, ci):
     config = type(ci.teacher)(**ci.teacher.model_dump() | {"engine": "api", "api": api_section("http://x/v1")}).api
-    for text in ("{", "[]", json.dumps({"spent_usd": "none"})):
+    damaged = [EMPTY | {key: value} for key in EMPTY for value in (-1, True, math.nan, math.inf, "1", None)]
+    texts = ["", "{", "[]", "null", "7", "[" * 10**5, '{"spent_usd": ' + "9" * 5000, *map(json.dumps, damaged)]
+    texts += [json.dumps({key: 0 for key in EMPTY if key != left_out}) for left_out in EMPTY]
+    for text in texts:
         (tmp_path / "spending.json").write_text(text)
-        with pytest.raises(UserError, match="spending.json"):
+        with pytest.raises(UserError, match=r"spending\.json is no ledger.*Keep the file") as refusal:
             Ledger(tmp_path / "spending.json", config).book(0.1)
+        assert "delete" not in str(refusal.value) and "\n" not in str(refusal.value)
+        assert (tmp_path / "spending.json").read_text() == text
+    (tmp_path / "spending.json").write_text(json.dumps(EMPTY | {"spent_usd": 1}))  # as the sentence says
+    with pytest.raises(UserError, match="1 of 1 USD are spent or booked"):
+        Ledger(tmp_path / "spending.json", config).book(0.1)
 
 
 def test_a_server_of_ones_own_costs_nothing_under_a_cap_of_nothing(ci, tmp_path):

@@ -141,6 +141,54 @@ def test_a_log_has_the_designs_columns_and_writes_truth_as_1_and_0(output):
     assert [(r["truncated"], r["correct"], r["adjudicated"]) for r in found] == [("0", "1", ""), ("1", "0", "")]
 
 
+def resaved(path, **options) -> None:
+    """Writes a log as pandas does after it read it, with an index of its own and every verdict a True or False."""
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype={"id": str, "response": str}, keep_default_na=False, na_values={"adjudicated": ""})
+    frame = frame.astype({"correct": bool, "truncated": bool, "response_tokens": float})
+    frame[list(frame.columns[::-1])].to_csv(path, **options)
+
+
+RESAVED = {
+    "pandas": {},
+    "a byte order mark": {"encoding": "utf-8-sig"},
+    "semicolons": {"sep": ";", "index": False},
+    "line ends of Windows": {"lineterminator": "\r\n", "index": False},
+    "decimals": {"float_format": "%.1f"},
+}
+
+
+@pytest.mark.parametrize("options", RESAVED.values(), ids=RESAVED)
+def test_a_log_that_was_saved_anew_says_what_it_said(options, output):
+    rows = [grade_answer(item(item_id=f"q{n}"), answer(f"a, b;\nso {n + 17}", f"q{n}", n == 2)) for n in range(3)]
+    rows[2] = replace(rows[2], adjudicated="18")
+    write_log(output / "m.csv", rows)
+    resaved(output / "m.csv", **options)
+    assert not (output / "m.csv").read_text(encoding="utf-8-sig").startswith("id,")
+    assert read_log(output / "m.csv") == rows
+    assert [row.correct for row in rows] == [False, True, False] and rows[2].correct_adjudicated
+
+
+def test_verdicts_written_as_decimals_are_verdicts(output):
+    write_log(output / "m.csv", rows := [grade_answer(item(), answer("18"))])
+    place = {name: n for n, name in enumerate(COLUMNS)}
+
+    def change(cells):
+        for name, text in {"correct": "1.0", "truncated": "0.0", "gold": "18.0", "extracted": "18.00"}.items():
+            cells[1][place[name]] = text
+        return cells
+
+    rewritten(output / "m.csv", change)
+    assert read_log(output / "m.csv") == rows
+
+
+def test_a_decision_for_minus_one_stays_apart_from_one_for_no_answer(output):
+    rows = [replace(grade_answer(item(), answer("18")), adjudicated=value) for value in ("-1", "-1.0", "-2")]
+    write_log(output / "m.csv", rows)
+    assert [row.adjudicated for row in read_log(output / "m.csv")] == ["-1", "-1.0", "-2"]
+
+
 def rewritten(path, change) -> None:
     """Changes the log's cells: a list of rows, the header first."""
     with open(path, encoding="utf-8", newline="") as handle:
@@ -149,23 +197,50 @@ def rewritten(path, change) -> None:
         csv.writer(handle).writerows(change(rows))
 
 
+def cell(name: str, text: str):
+    """What puts a text into one cell of the log's only row."""
+
+    def change(rows):
+        rows[1][COLUMNS.index(name)] = text
+        return rows
+
+    return change
+
+
+# The damage, and what the sentence says of it.
 DAMAGE = {
-    "another header": lambda rows: [["id", "question", "golden", *rows[0][3:]], *rows[1:]],
-    "a gold value that is no number": lambda rows: [rows[0], [*rows[1][:2], "many", *rows[1][3:]]],
-    "a row cut short": lambda rows: [rows[0], rows[1][:5]],
-    "no header": lambda rows: rows[1:],
-    "empty": lambda rows: [],
+    "another header": (
+        lambda rows: [["id", "question", "golden", *rows[0][3:]], *rows[1:]],
+        r"m\.csv has no column 'gold'\.$",
+    ),
+    "no header": (lambda rows: rows[1:], "has no column 'id', 'question'"),
+    "empty": (lambda rows: [], "is empty"),
+    "a row cut short": (lambda rows: [rows[0], rows[1][:-1]], "row 2 has 10 cells, not 11"),
+    "a gold value that is no number": (cell("gold", "many"), "row 2: gold: 'many' is no number"),
+    "no gold value": (cell("gold", ""), "row 2: gold"),
+    "a verdict that is none": (cell("correct", "ok"), "row 2: correct: 'ok', neither 1 nor 0"),
+    "no verdict": (cell("correct", ""), "row 2: correct"),
+    "a decision without end": (cell("adjudicated", "1e9999999999"), "row 2: adjudicated: .* is no number"),
+    "a decision by zero": (cell("adjudicated", "1/0"), "row 2: adjudicated"),
+    "a value of 5,000 digits": (cell("extracted", "9" * 5000), "row 2: extracted: .* is longer than"),
+    "a value that is none": (cell("extracted", "NaN"), "row 2: extracted"),
+    "a negative length": (cell("response_tokens", "-5"), "row 2: response_tokens: '-5', no whole number"),
+    "half a token": (cell("response_tokens", "5.5"), "row 2: response_tokens"),
+    "a length without end": (cell("response_tokens", "1e999"), "row 2: response_tokens"),
+    "a place that is none": (cell("span", "a:b"), "row 2: span: 'a:b' is no start:end"),
+    "no id": (cell("id", ""), "row 2: id"),
 }
 
 
-@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_log_is_one_sentence_with_its_name(change, output):
-    write_log(output / "m.csv", [grade_answer(item(), answer("x\ny 18 z"))])
+@pytest.mark.parametrize("change, said", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_log_is_one_sentence_with_its_name(change, said, output):
+    write_log(output / "m.csv", [grade_answer(item(), answer("x 18 z"))])
     rewritten(output / "m.csv", lambda rows: rows)
     assert len(read_log(output / "m.csv")) == 1
     rewritten(output / "m.csv", change)
-    with pytest.raises(UserError, match="m.csv"):
+    with pytest.raises(UserError, match=said) as refusal:
         read_log(output / "m.csv")
+    assert str(refusal.value).startswith("m.csv") and "\n" not in str(refusal.value)
 
 
 def test_an_absent_log_is_one_sentence_with_its_name(output):
@@ -309,8 +384,18 @@ def test_held_out_rows_come_back_as_they_were_written(output):
     rows = [HeldOutRow("ai-KD", "q1", 12, 0.1 + 0.2, 30, 1 / 3), HeldOutRow("control", "q,2", 1, 0.0, 2, 5e-300)]
     write_rows(output / "held-out.csv", rows)
     assert read_rows(output / "held-out.csv") == rows
+    write_rows(output / "held-out.csv", [replace(rows[0], kl=None)])
+    assert read_rows(output / "held-out.csv")[0].kl is None
+
+
+@pytest.mark.parametrize("column", ["teacher_tokens", "kl", "gold_tokens", "nll_gold"])
+@pytest.mark.parametrize("text", ["x", "nan", "-inf", "1e999", "-3", "9" * 5000])
+def test_a_damaged_held_out_row_is_one_sentence(column, text, output):
     (output / "held-out.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="held-out.csv"):
+    with pytest.raises(UserError, match="held-out.csv has no column 'model', 'id', 'teacher_tokens'"):
+        read_rows(output / "held-out.csv")
+    write_rows(output / "held-out.csv", [replace(HeldOutRow("m", "q", 1, 0.5, 2, 0.5), **{column: text})])
+    with pytest.raises(UserError, match=f"held-out.csv row 2: {column}"):
         read_rows(output / "held-out.csv")
 
 

@@ -183,8 +183,9 @@ def test_one_longest_answer_is_no_pile_and_the_text_decides(output):
         ([9], None),
         ([50] * 2 + [3] * (round(2 / PILE) - 2), None),  # as many as chance may give
         ([50] * 3 + [3] * (round(2 / PILE) - 2), 50),
-        (["350", "350", ""], None),  # a length that is not known: the text decides
-        (["350", "350", "many"], None),
+        (["350", "350", ""], 350),  # a length that is not known says nothing
+        (["350.0", "350.0", "nan", "12.0"], 350),  # as pandas writes lengths where one is missing
+        (["", ""], None),
     ],
 )
 def test_the_limit_is_the_greatest_length_where_many_answers_have_it(lengths, limit):
@@ -193,16 +194,25 @@ def test_the_limit_is_the_greatest_length_where_many_answers_have_it(lengths, li
     assert token_limit([row | {"said": "It is 18."} for row in rows], "said") is None
 
 
-def test_cells_that_are_missing_count_as_empty(output):
-    path = output / "a.csv"
-    path.write_text("gold,response\n18,18\n18\n", encoding="utf-8")
-    rows = grade_rows(path, PLAIN)
-    assert [(r.response, r.correct) for r in rows] == [("18", True), ("", False)]
+def test_an_answer_of_unknown_length_is_judged_by_its_text(output):
+    rows = [
+        row | {"response_tokens": n} for row, n in zip(answers(*["It is"] * 4), ("50.0", "50.0", "", 7), strict=True)
+    ]
+    assert truncated(write(output / "a.csv", *rows)) == [True, True, True, False]
 
 
 def test_a_byte_order_mark_belongs_to_no_column(output):
     path = output / "a.csv"
     path.write_bytes(b"\xef\xbb\xbfgold,response\r\n18,18\r\n")
+    assert grade_file(path, PLAIN)["correct"] == 1
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_spreadsheets_separator_is_found(separator, output):
+    path = output / "a.csv"
+    path.write_text(
+        f"gold{separator}response{separator}{separator}\r\n18{separator}So 1, 2, 18{separator}{separator}\r\n"
+    )
     assert grade_file(path, PLAIN)["correct"] == 1
 
 
@@ -218,6 +228,12 @@ BROKEN = {
     "a gold value that is no number": (b"response,gold\n18,18\n18,many\n", [], "row 3: the gold value in 'gold'"),
     "a gold value that is missing": (b"gold,response\n,18\n", [], "row 2: the gold value in 'gold' '' is no number"),
     "a solution that ends in no number": (b"response,gold\n18,so #### many\n", [], "'many' is no number"),
+    "a row cut short": (b"gold,response\n18,18\n18\n", [], "row 3 has 1 cells, not 2: it was cut short"),
+    "a row cut short behind a long one": (b'gold,response\n18,"a\n\nb"\n18\n', [], "row 3 (line 5) has 1 cells"),
+    "a file cut short in a cell": (b'gold,response\n18,"18 is', [], "cannot be read as UTF-8 CSV"),
+    "a length that is none": (b"response,gold,response_tokens\n1,1,many\n", [], "row 2: 'response_tokens' is 'many'"),
+    "a negative length": (b"response,gold,response_tokens\n1,1,-3\n", [], "row 2: 'response_tokens' is '-3'"),
+    "a gold value of 5,000 digits": (b"response,gold\n1," + b"9" * 5000, [], "longer than 4,000"),
     "a cell too many": (b"response,gold\n18,18\n1,080,18\n", [], "row 3 has more cells than columns"),
     "two columns of one name": (b"response,gold,gold\n18,18,19\n", [], "has two columns of one name"),
     "a flag that says nothing": (b"response,gold,truncated\n1,1,maybe\n", [], "row 2: 'truncated' is 'maybe'"),
@@ -439,7 +455,8 @@ def test_a_log_can_be_graded_anew_by_naming_its_columns(logs):
 def test_what_cannot_be_compared_is_one_sentence(logs, output):
     plain = write(output / "plain.csv", *answers("18", "19"))
     columns = ["--response-column", "response", "--gold-column", "gold"]
-    assert "plain.csv is no per-item log: name its columns" in fail("compare", logs[0], plain)
+    assert "plain.csv is no per-item log: name its columns" in (said := fail("compare", logs[0], plain))
+    assert "(a log has id, question, response_tokens, truncated, extracted, rule, span, correct, adjudicated" in said
     assert "Name both" in fail("compare", *logs, "--gold-column", "gold")
     assert "name the columns to grade them anew" in fail("compare", *logs, "--extractor", "validated")
     assert "No extractor is called 'guess'" in fail("compare", plain, plain, *columns, "--extractor", "guess")

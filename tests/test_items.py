@@ -3,15 +3,18 @@
 import json
 import os
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, small_profile
 
+from primekd.config import DataConfig
 from primekd.errors import UserError
 from primekd.items import (
     BUCKETS,
     SPLITS,
+    _load_hub,
     bucket_of,
     generate_gsm_symbolic,
     hash_items,
@@ -42,6 +45,7 @@ GSM8K = Path(os.environ.get("PRIMEKD_GSM8K", ROOT.parent / "shared" / "data" / "
         ("7.", "7"),
         ("He has 3 + 15 = 18.\n#### 18", "18"),
         ("3 #### 4\n#### -1,000", "-1000"),
+        ("9" * 4000, "9" * 4000),
     ],
 )
 def test_gold_answers_are_exact_decimals(text, value):
@@ -49,10 +53,22 @@ def test_gold_answers_are_exact_decimals(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "many", "#### many", "1/2", "12 or 13", "12, 15", "1.2.3", "--3", "1e5", "NaN", "-", "$"]
+    "text",
+    ["", "many", "#### many", "1/0", "1/2/3", "0.5/2", "12 or 13", "12, 15", "1.2.3", "--3", "1e5", "NaN", "-", "$"],
 )
 def test_what_is_no_plain_number_is_refused(text):
     with pytest.raises(ValueError, match="is no number"):
+        parse_answer(text)
+
+
+@pytest.mark.parametrize("text, value", [("1/3", (1, 3)), ("-7/2", (-7, 2)), ("2 1/2", (5, 2)), ("#### 3 / 4", (3, 4))])
+def test_fractions_are_exact(text, value):
+    assert parse_answer(text) == Fraction(*value)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "1/" + "9" * 5000, "." + "9" * 5000, "#### " + "9" * 5000])
+def test_what_is_longer_than_any_number_is_refused(text):
+    with pytest.raises(ValueError, match="longer than 4,000"):
         parse_answer(text)
 
 
@@ -92,6 +108,12 @@ BAD_ROWS = {
     "bad JSON": ('{"question": "q", ', "JSON"),
     "a list": ("[1, 2]", "question and answer"),
     "a number": ("3", "question and answer"),
+    "a number of 5,000 digits": ('{"question": "q", "answer": ' + "9" * 5000 + "}", "JSON"),
+    "a text of 5,000 digits": ({"question": "q", "answer": "9" * 5000}, "longer than 4,000"),
+    "brackets without end": ("[" * 200_000, "JSON"),
+    "a null answer": ({"question": "q", "answer": None}, "'answer' is missing"),
+    "an answer that is true": ({"question": "q", "answer": True}, "'answer' is missing"),
+    "an answer without bound": ('{"question": "q", "answer": 1e999}', "inf"),
 }
 
 
@@ -101,6 +123,67 @@ def test_a_bad_row_is_one_sentence_with_file_and_line(row, what, output):
     with pytest.raises(UserError, match="items.jsonl line 2") as refusal:
         read_jsonl(path, "train")
     assert what in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+# One row of each data set that is like GSM8K: its fields, and the item that they make.
+SETS = {
+    "GSM8K-Platinum": (
+        {"question": "q", "answer": "1 + 1 = 2\n#### 2", "cleaning_status": "verified"}, ("x-0", "1 + 1 = 2\n#### 2", 2)
+    ),
+    "GSM-Symbolic": (
+        {"id": 7, "instance": 3, "question": "q", "answer": "so\n#### 4", "original_id": 5}, ("7-3", "so\n#### 4", 4)
+    ),
+    "GSM-Plus": (
+        {"question": "q", "solution": "A third.\n#### 1/3", "answer": "1/3"},
+        ("x-0", "A third.\n#### 1/3", Fraction(1, 3)),
+    ),
+    "a solution of its own": (
+        {"question": "q", "solution": "Two.", "answer": "2", "id": None}, ("x-0", "Two.\n#### 2", 2)
+    ),
+    "MGSM, test": ({"question": "q", "answer": None, "answer_number": 18}, ("x-0", "#### 18", 18)),
+    "MGSM, train": (
+        {"question": "q", "answer": "It is 11.", "answer_number": 11.0}, ("x-0", "It is 11.\n#### 11", 11)
+    ),
+    "a bare number": ({"question": "q", "answer": 1e22, "id": ""}, ("x-0", "#### 1" + "0" * 22, 10**22)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row, wanted", SETS.values(), ids=SETS)
+def test_rows_of_every_set_like_gsm8k_become_items_from_jsonl_and_from_the_hub_alike(row, wanted, output, monkeypatch):
+    (item,) = read_jsonl(write_jsonl(output, row), "x")
+    assert (item.id, item.solution, item.answer) == wanted and parse_answer(item.solution) == item.answer
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [row])
+    (same,) = _load_hub(DataConfig(source="hub", train_items=1, validation_items=1, test_items=2), "x")
+    assert same == item
+
+
+def test_questions_without_an_answer_are_left_out_and_counted(output, capsys):
+    path = write_jsonl(output, GOOD, {"question": "how?", "solution": "None", "answer": "None"}, GOOD)
+    assert [item.id for item in read_jsonl(path, "x")] == ["x-0", "x-2"]
+    assert "items.jsonl: 1 of 3 rows have no gold answer: left out." in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_belongs_to_no_line(output):
+    path = write_jsonl(output, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert [item.id for item in read_jsonl(path, "x")] == ["x-0"]
+
+
+def test_a_set_without_a_training_side_takes_it_from_another(monkeypatch):
+    def load(name, config, split, revision):
+        if (name, split) == ("madrylab/gsm8k-platinum", "train"):
+            raise ValueError("Unknown split 'train'.\x1b[31m Should be one of ['test'].")
+        count = 8 if split == "train" else 2
+        return [{"question": f"{name} {config} {revision} {split} {n}", "answer": str(n)} for n in range(count)]
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    data = {"source": "hub", "hub_dataset": "madrylab/gsm8k-platinum", "revision": "r"}
+    data |= {"train_items": 4, "validation_items": 2, "test_items": 2}
+    with pytest.raises(UserError, match=r"Unknown split 'train'\. Should.*data\.train_dataset"):
+        _load_hub(DataConfig(**data), "train")
+    both = DataConfig(**data, train_dataset="openai/gsm8k")
+    assert _load_hub(both, "train")[0].question == "openai/gsm8k main None train 0"
+    assert _load_hub(both, "test")[0].question == "madrylab/gsm8k-platinum main r test 0"
 
 
 def test_an_id_that_occurs_twice_is_refused_by_name(output):

@@ -6,12 +6,13 @@ import re
 import pytest
 from report_logs import DECIDED, HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_csv, write_published, write_study
 
+from primekd.assessment.adjudicate import AuditRow
 from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import read_log, write_log
+from primekd.assessment.seeds import SeedRow
 from primekd.config import load_profile
 from primekd.errors import UserError
 from primekd.provenance import hash_file
-from primekd.report import files
 from primekd.report.browser import cut, script_json
 from primekd.report.extraction import read_accuracies
 from primekd.report.figures import loss_curves
@@ -157,14 +158,14 @@ def test_report_has_every_extractor_contrast_and_sentence(profile, published):
 def test_report_shows_decisions_audits_and_seeds(decided):
     write_csv(
         decided.logs / "audit.csv",
-        files.AUDIT,
+        AuditRow,
         [["ai-KD", 40, 2, 0.05, 0.014, 0.165], ["all", 40, 2, 0.05, 0.014, 0.165]],
     )
     seeds = [
         ["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, "", 0.45, 0.35, 0.55],
         ["ai-KD", "base-KD", 2, 6, 0.1, -0.1, 0.3, 0.02, 0.03, 0.01, 0.31, 0.2, 0.1, 0.4],
     ]
-    write_csv(decided.logs / "seeds.csv", files.SEEDS, seeds)
+    write_csv(decided.logs / "seeds.csv", SeedRow, seeds)
     page = _page(decided)
     adjudication = _section(page, "adjudication")
     assert "Ground truth-KD 6 2 0 1 1 1 0" not in adjudication

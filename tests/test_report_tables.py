@@ -14,11 +14,14 @@ from report_logs import (
     write_study,
 )
 
+from primekd.assessment.adjudicate import AuditRow
 from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow
+from primekd.assessment.rivals import AccuracyRow
+from primekd.assessment.seeds import SeedRow
+from primekd.assessment.validation import ValidationRow
 from primekd.config import load_profile
 from primekd.errors import UserError
-from primekd.report import files
 from primekd.report.adjudication import audit_note, decision_table
 from primekd.report.cells import Files, Name, Table, to_markdown
 from primekd.report.extraction import extractor_table
@@ -154,24 +157,24 @@ def test_claim_table_without_published_logs_and_from_a_dirty_checkout(profile):
 
 def test_claim_table_takes_the_mean_of_several_seeds(profile):
     row = ["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, "", 0.5, 0.35, 0.65]
-    write_csv(profile.logs / "seeds.csv", files.SEEDS, [row])
+    write_csv(profile.logs / "seeds.csv", SeedRow, [row])
     assert _claims(profile)["ai-KD"][3] == "40.0 [30.0, 50.0]"
     write_study(profile, decided=DECIDED)
-    write_csv(profile.logs / "seeds.csv", files.SEEDS, [row])
+    write_csv(profile.logs / "seeds.csv", SeedRow, [row])
     assert _claims(profile)["ai-KD"][3:5] == ["40.0 [30.0, 50.0]", "50.0 [35.0, 65.0]"]
 
 
 def test_seeds_and_extractors_are_shown_with_and_without_adjudication(profile, decided):
     row = ["ai-KD", "", 2, 6, 0.4, 0.3, 0.5, 0.02, 0.03, 0.01, "", 0.5, 0.35, 0.65]
-    write_csv(profile.logs / "seeds.csv", files.SEEDS, [row])
+    write_csv(profile.logs / "seeds.csv", SeedRow, [row])
     assert seed_table(read_results(profile.logs)).rows[0][4:6] == ["40.0 [30.0, 50.0]", "50.0 [35.0, 65.0]"]
     path = profile.logs / "accuracies.csv"
     shares = list(csv.DictReader(path.read_text().splitlines()))
     shares[0] |= {"accuracy_adjudicated": "0.75", "accuracy_adjudicated_low": "0.7", "accuracy_adjudicated_high": "0.8"}
-    write_csv(path, files.ACCURACIES, [list(share.values()) for share in shares])
+    write_csv(path, AccuracyRow, [list(share.values()) for share in shares])
     assert "75.0 [70.0, 80.0]" in write_report(profile).read_text(encoding="utf-8")
     write_study(profile)
-    write_csv(profile.logs / "seeds.csv", files.SEEDS, [row])
+    write_csv(profile.logs / "seeds.csv", SeedRow, [row])
     assert "adjudicated" not in " ".join(seed_table(read_results(profile.logs)).head)
 
 
@@ -183,13 +186,13 @@ def test_sentences_say_by_which_verdicts_they_go(profile):
 
 def test_an_audit_of_some_models_says_which(profile):
     audit = [["ai-KD", 4, 2, 0.5, 0.2, 0.8], ["base-KD", 1, 0, 0, 0, 0.8], ["all", 5, 2, 0.4, 0.1, 0.8]]
-    write_csv(profile.logs / "audit.csv", files.AUDIT, audit)
+    write_csv(profile.logs / "audit.csv", AuditRow, audit)
     titles = read_results(profile.logs).titles
     said = audit_note(profile.logs, titles)
     assert said.startswith("The row of all covers base-KD, Ground truth-KD alone; no answer was looked at of No dist")
     assert "base-KD," not in said.split(";")[1] and said in write_report(profile).read_text(encoding="utf-8")
     assert audit_note(profile.logs, {"ai-KD": "", "base-KD": ""}) == ""
-    write_csv(profile.logs / "audit.csv", files.AUDIT)
+    write_csv(profile.logs / "audit.csv", AuditRow)
     assert audit_note(profile.logs, titles) == ""
 
 
@@ -325,10 +328,10 @@ def test_a_page_under_docs_has_blocks_of_the_published_logs(published, checkout)
     assert "| `base-KD` | 1319 | 384 | 20 | 33 | 882 |" in text
     assert "| validated | truncated | 100 | 75 | 74 | 98.6 [93.0, 99.8] |" in text
     assert "| validated | log base-KD |" in text and "development" not in text
-    write_csv(published / "validation.csv", files.VALIDATION)
+    write_csv(published / "validation.csv", ValidationRow)
     with pytest.raises(UserError, match="no row of the set"):
         update_readme(page, check=True)
     (published / "stated.csv").write_text("model,title\n")
     page.write_text("<!-- primekd:begin published-study published -->\n<!-- primekd:end -->\n")
-    with pytest.raises(UserError, match="stated.csv has not the columns"):
+    with pytest.raises(UserError, match="stated.csv has no column 'n', 'stated'"):
         update_readme(page, check=True)

@@ -254,10 +254,32 @@ def test_options_of_the_other_kind_of_run_are_refused(words: list[str]):
     assert done.exit_code == 1 and "lurm" in done.output.splitlines()[-1]
 
 
+ODD = ["ci", "123", "a: b", "my #1", "it's", '"x"', "1e3", "[a]", "null", "ä 😀", "path=b"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_snakemake_is_told_the_profile_as_it_is_called(name: str, output: Path, ci, monkeypatch):
+    from snakemake.cli import parse_config
+
+    def told(argument: str) -> list[str]:
+        command = primekd.run.snakemake_command(ci, argument, 1, True)
+        return parse_config(command[command.index("--config") + 1 :])["profile"]
+
+    monkeypatch.chdir(output)
+    assert told(name) == [name] and told(f"{name}.yaml") == [str(output.resolve() / f"{name}.yaml")]
+
+
+def test_a_profile_whose_name_is_a_wildcard_is_refused(ci):
+    with pytest.raises(UserError, match="my {strategy}.yaml: a brace is a wildcard"):
+        primekd.run.snakemake_command(ci, "my {strategy}.yaml", 1, False)
+
+
 def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
+    """The profile's path is one that YAML and a shell would read otherwise."""
+    (output / "a: b's #1.yaml").write_text("extends: ci\n", encoding="utf-8")
     environment = os.environ | {"PRIMEKD_OUTPUT": str(output)}
     done = subprocess.run(
-        [sys.executable, "-m", "primekd.cli", "run", "--profile", "ci", "--dry-run"],
+        [sys.executable, "-m", "primekd.cli", "run", "--profile", str(output / "a: b's #1.yaml"), "--dry-run"],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from primekd.assessment.summary import ContrastRow, SummaryRow
+from primekd.assessment.tables import read_records
 from primekd.capture import Job, open_signals
 from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
@@ -48,7 +50,8 @@ def responses_table(job: Job, count: int = 5) -> pd.DataFrame:
     reader, tokenizer = open_signals(job), load_tokenizer(job.profile.teacher)
     items = load_items(job.profile, job.split)[:count]
     rows = [
-        (item.question, decode_response(tokenizer, reader.item(item.id).response_ids), item.answer) for item in items
+        (item.question, decode_response(tokenizer, reader.item(item.id).response_ids), str(item.answer))
+        for item in items
     ]
     return pd.DataFrame(rows, columns=["question", "teacher's response", "gold"])
 
@@ -87,9 +90,9 @@ def loss_figure(profile: Profile, strategy: str, seed: int) -> "Figure":
 
 def summary_table(profile: Profile) -> pd.DataFrame:
     """summary.csv of this machine's logs."""
-    return pd.read_csv(profile.logs / "summary.csv")
+    return pd.DataFrame(read_records(profile.logs / "summary.csv", SummaryRow))
 
 
 def contrasts_table(profile: Profile) -> pd.DataFrame:
     """contrasts.csv of this machine's logs."""
-    return pd.read_csv(profile.logs / "contrasts.csv")
+    return pd.DataFrame(read_records(profile.logs / "contrasts.csv", ContrastRow))

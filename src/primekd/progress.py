@@ -5,11 +5,56 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from primekd.config import Profile
-from primekd.provenance import now, write_json
+from primekd.errors import UserError, findings_text
+from primekd.outside import clean
+from primekd.provenance import now, relative_name, write_json
+
+_TIME = TypeAdapter(AwareDatetime)
+
+
+def _as_time(text: str) -> str:
+    _TIME.validate_python(text)
+    return text
+
+
+Time = Annotated[str, AfterValidator(_as_time)]
+Units = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
+Word = Annotated[str, AfterValidator(clean)]
+
+
+class StageState(BaseModel):
+    """What the file of one stage holds. `host` and `pid` are those of the process that works on it."""
+
+    stage: Word
+    done: Units
+    total: Units
+    unit: Word
+    started: Time
+    updated: Time
+    state: Literal["running", "done", "stopped"]
+    host: str = ""
+    pid: int = Field(0, strict=True, ge=0, lt=2**31)
+
+
+def read_state(path: Path) -> StageState | None:
+    """What a stage says of itself; None where there is no such file, or no more.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return StageState.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        said = findings_text(error) if isinstance(error, ValidationError) else error.strerror
+        raise UserError(f"{relative_name(path)} says nothing of a stage ({said}): delete it.") from error
 
 
 def progress_folder(profile: Profile) -> Path:

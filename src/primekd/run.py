@@ -15,7 +15,7 @@ from pathlib import Path
 
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.progress import progress_folder, progress_path
+from primekd.progress import StageState, progress_folder, progress_path, read_state
 from primekd.provenance import MANIFEST, output_root, project_root, relative_name
 from primekd.run_log import Job, RunState
 from primekd.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
@@ -195,7 +195,11 @@ def snakemake_command(
     command += ["--directory", str(output_root()), "--rerun-incomplete", "--nolock"]
     if profile_argument.endswith((".yaml", ".yml")):
         profile_argument = str(Path(profile_argument).resolve())
-    settings = [f"profile={profile_argument}"]
+    if set("{}") & set(profile_argument):
+        raise UserError(f"{profile_argument}: a brace is a wildcard to Snakemake: rename the profile, or its folder.")
+    # Snakemake strips quotes off a value and reads the rest as a number or YAML, in which 123, a #1 or a: b is no text
+    # or half of one; a list of one text in quotes stays what it is.
+    settings = [f"profile={json.dumps([profile_argument], ensure_ascii=False)}"]
     if cluster:
         command += cluster.arguments(profile)
         settings += ["slurm=true", f"capture_workers={cluster.capture_workers}"]
@@ -277,36 +281,47 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
     if job.rule == "score":
         return score_progress(profile, job)
     pattern = "answer *.json" if job.rule == "assess" else f"{job.stage}.json"
-    current = [p for p in progress_folder(profile).glob(pattern) if p.stat().st_mtime >= job.since]
+    current = [p for p in progress_folder(profile).glob(pattern) if written(p) >= job.since]
     if not current:
         return "", 0.0
     # An assessment of all models in one job keeps a file a model, and measures held-out fit between two of them.
     answered = answered_share(len(current)) if job.rule == "assess" else None
-    try:
-        entry = json.loads(max(current, key=lambda p: p.stat().st_mtime).read_text())
-    except (OSError, json.JSONDecodeError):
+    entry = since(max(current, key=written), job)
+    if entry is None:
         return "", answered or 0.0
-    if entry["state"] == "done" and entry["done"] == entry["total"] and answered is None:
+    if entry.state == "done" and entry.done == entry.total and answered is None:
         return f"{job.stage}: finishing", 1.0
-    if entry["state"] != "running" or not entry["total"]:
+    if entry.state != "running" or not entry.total:
         return f"{job.label}: held-out fit" if answered else "", answered or 0.0
-    text = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
-    return text, entry["done"] / entry["total"] if answered is None else answered
+    text = f"{entry.stage}: {entry.done}/{entry.total} {entry.unit}s"
+    return text, entry.done / entry.total if answered is None else answered
+
+
+def written(path: Path) -> float:
+    """When a file was last written, seconds since the epoch; 0 where it is no more."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def since(path: Path, job: Job) -> StageState | None:
+    """What a progress file says that was written after a job began; None for another one, a damaged one, or none."""
+    try:
+        return read_state(path) if written(path) >= job.since else None
+    except UserError:  # `primekd status` says what is wrong with it; the run goes on
+        return None
 
 
 def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
     """`job_progress` of a scoring job: each model's answers count one half, its held-out fit the other."""
     said, share, models = "", 0.0, job.stage.removeprefix("score ").split("+")
     for place, (model, kind) in enumerate(itertools.product(models, ("answer", "held-out fit"))):
-        try:
-            path = progress_path(profile, f"{kind} {model}")
-            entry = json.loads(path.read_text()) if path.stat().st_mtime >= job.since else None
-        except (OSError, json.JSONDecodeError):
-            entry = None
-        if entry and entry["total"]:
-            said = f"{entry['stage']}: {entry['done']}/{entry['total']} {entry['unit']}s"
+        entry = since(progress_path(profile, f"{kind} {model}"), job)
+        if entry and entry.total:
+            said = f"{entry.stage}: {entry.done}/{entry.total} {entry.unit}s"
             # What was there already leaves no word, and all that stands before it in this order is done.
-            share = (place + entry["done"] / entry["total"]) / (2 * len(models))
+            share = (place + entry.done / entry.total) / (2 * len(models))
     return said, share
 
 

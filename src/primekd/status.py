@@ -1,6 +1,5 @@
 """How far each stage of a profile is, from the small files that running stages keep; and which logs there are."""
 
-import json
 import socket
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import psutil
 
 from primekd.config import Profile
-from primekd.progress import progress_folder
+from primekd.progress import StageState, progress_folder, read_state
 from primekd.provenance import MANIFEST, hash_file, now, read_json, read_manifest, relative_name
 
 SILENCE = 30 * 60  # seconds without a word after which a stage on another machine counts as lost
@@ -19,24 +18,22 @@ def stage_states(profile: Profile) -> list[dict[str, Any]]:
     """One entry a stage that was ever started, oldest first: stage, done, total, unit, state, started, updated.
 
     `state` is running, done, stopped, or lost: said to be running by a process that is there no more.
+
+    Raises:
+        UserError: one of the files is damaged.
     """
-    states = []
-    for path in progress_folder(profile).glob("*.json"):
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue  # it is being replaced at this very moment
-        states.append(entry | ({"state": "lost"} if is_lost(entry) else {}))
+    found = [read_state(path) for path in progress_folder(profile).glob("*.json")]
+    states = [entry.model_dump() | ({"state": "lost"} if is_lost(entry) else {}) for entry in found if entry]
     return sorted(states, key=lambda s: (s["started"], s["stage"]))
 
 
-def is_lost(entry: dict[str, Any]) -> bool:
+def is_lost(entry: StageState) -> bool:
     """Whether a stage was killed: its process is gone or, where that cannot be seen from here, has long been silent."""
-    if entry["state"] != "running":
+    if entry.state != "running":
         return False
-    if entry.get("host") == socket.gethostname():
-        return not psutil.pid_exists(entry["pid"])
-    silent = datetime.fromisoformat(now()) - datetime.fromisoformat(entry["updated"])
+    if entry.host == socket.gethostname():
+        return not psutil.pid_exists(entry.pid)
+    silent = datetime.fromisoformat(now()) - datetime.fromisoformat(entry.updated)
     return silent.total_seconds() > SILENCE
 
 

@@ -98,7 +98,7 @@ def check_report(profile: Profile) -> Check:
     from primekd.report.html import REPORT, render
 
     path = profile.logs / REPORT
-    same = path.is_file() and path.read_text(encoding="utf-8") == render(profile)
+    same = path.is_file() and path.read_bytes() == render(profile).encode()
     which = " --published" if profile.logs == profile.published else ""
     problem = f"it is missing or does not follow from the logs: run `primekd report --profile {profile.name}{which}`"
     return Check(relative_name(path), [] if same else [problem])
@@ -203,7 +203,7 @@ def _other_tables(folder: Path, tables: dict[str, str], source: str) -> list[str
     return [
         f"{name} is missing or does not follow from {source}"
         for name, text in tables.items()
-        if not (path := folder / name).is_file() or path.read_text(encoding="utf-8") != text
+        if not (path := folder / name).is_file() or path.read_bytes() != text.encode()
     ]
 
 

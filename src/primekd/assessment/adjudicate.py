@@ -140,24 +140,32 @@ def read_decisions(path: Path | None = None) -> list[Decision]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)
-            header = tuple(next(reader, COLUMNS))
-            if header != COLUMNS:
-                raise ValueError(f"its columns must be {','.join(COLUMNS)}")
+            order = _places(next(reader, COLUMNS))
             decisions = []
             line = reader.line_num + 1
             for cells in reader:
                 if cells:
-                    decisions.append(_decision(cells))
+                    decisions.append(_decision(cells, order))
                 line = reader.line_num + 1
             return decisions
     except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
         raise UserError(f"{relative_name(path)} line {line} cannot be read ({error}): mend or remove it.") from error
 
 
-def _decision(cells: list[str]) -> Decision:
+def _places(header: Iterable[str]) -> list[int]:
+    """Where each column stands. A further one is refused, for it would be lost with the next decision."""
+    header = list(header)
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise ValueError(f"it has no column {', '.join(missing)}")
+    if len(header) > len(COLUMNS):
+        raise ValueError(f"it has {len(header)} columns, {len(header) - len(COLUMNS)} too many")
+    return [header.index(name) for name in COLUMNS]
+
+
+def _decision(cells: list[str], order: list[int]) -> Decision:
     if len(cells) != len(COLUMNS):
         raise ValueError(f"it has {len(cells)} cells, not {len(COLUMNS)}")
-    row = Decision(*cells)
+    row = Decision(*(cells[place] for place in order))
     if not re.fullmatch(r"[0-9a-f]{64}", row.answer_sha256):
         raise ValueError("answer_sha256 is no hash")
     if row.decision not in (ACCEPT, CORRECT, NONE) or row.purpose not in (REVIEW, AUDIT):

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from primekd.assessment.adjudicate import (
 )
 from primekd.assessment.cases import Case, audit_sample, describe_case, open_cases
 from primekd.assessment.results import read_logs
-from primekd.assessment.tables import read_table, table_text
+from primekd.assessment.tables import read_records, table_text
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, altered_outputs, now, read_manifest
@@ -213,7 +214,7 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
         regrade(view)
         lines += write_report(view)
     lines.append("")
-    lines.append(accuracies_text(read_table(profile.logs / "summary.csv")))
+    lines.append(accuracies_text(read_records(profile.logs / "summary.csv", Shares)))
     if session.blind:
         logs = read_logs(profile)
         lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions(session.path)), logs)]
@@ -233,12 +234,22 @@ def _is_behind(profile: Profile, path: Path | None) -> bool:
     return text != table_text(AuditRow, audits)
 
 
-def accuracies_text(summary: list[dict[str, str]]) -> str:
-    """Accuracy of each model with and without adjudication, from the rows of summary.csv."""
+@dataclass(frozen=True)
+class Shares:
+    """A row of summary.csv, as far as it is shown after a session."""
+
+    model: str
+    accuracy: float
+    accuracy_adjudicated: float
+    adjudicated: int
+
+
+def accuracies_text(summary: list[Shares]) -> str:
+    """Accuracy of each model with and without adjudication."""
     lines = [f"{'accuracy':24} {'automatic':>10} {'adjudicated':>12} {'decided':>8}"]
     for row in summary:
-        shares = float(row["accuracy"]), float(row["accuracy_adjudicated"])
-        lines.append(f"{row['model']:24} {shares[0]:10.2%} {shares[1]:12.2%} {row['adjudicated']:>8}")
+        shares = f"{row.accuracy:10.2%} {row.accuracy_adjudicated:12.2%}"
+        lines.append(f"{readable(row.model):24} {shares} {row.adjudicated:>8}")
     return "\n".join(lines)
 
 

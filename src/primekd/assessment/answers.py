@@ -3,16 +3,19 @@
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
+from primekd.errors import UserError
 from primekd.items import Item, hash_items
 from primekd.manifests import Code, Environment, Part, checked
 from primekd.metering import Meter
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
 from primekd.progress import Progress
-from primekd.provenance import environment, git_state, hash_json, read_json, write_json, write_manifest
+from primekd.provenance import environment, git_state, hash_json, write_json, write_manifest
 from primekd.stage_code import forced_since, maker_of, mixed, say_mixed, set_aside_if_older, stage_code, stands
 from primekd.template import turn_end
 
@@ -32,12 +35,20 @@ class Answer:
     text: str
 
 
-class Block(Part):
-    """Some answers on disk, and who made them."""
+class AnswerRow(BaseModel):
+    """An answer as a block keeps it."""
 
-    inputs_sha256: str | None = None
-    rows_sha256: str | None = None
-    rows: list[dict[str, Any]] | None = None
+    id: str
+    ids: list[Annotated[int, Field(strict=True, ge=0)]]
+    truncated: bool = Field(strict=True)
+
+
+class Block(Part):
+    """A file of answers, with the hash of what they depend on and of its rows, and who made them."""
+
+    inputs_sha256: str
+    rows_sha256: str
+    rows: list[AnswerRow]
     environment: Environment | None = None
     code: Code | None = None
 
@@ -95,7 +106,7 @@ def generate_answers(
                 done += len(block)
                 progress.advance(done - progress.state["done"])  # what was on disk already
         write_manifest(folder, "answers", inputs, list(blocks), **meter.facts, **_makers(blocks))
-    rows = [row for path in blocks for row in read_json(path)["rows"]]
+    rows = [row for path in blocks for row in read_block(path)["rows"]]
     return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
 
 
@@ -110,7 +121,7 @@ def _go_on_with(stage: str, folder: Path, blocks: Collection[Path], digest: str,
 
 def _makers(blocks: Iterable[Path]) -> dict[str, Any]:
     """What the manifest says of who made the answers: the first block's maker and, if there were several, all."""
-    records = {path.name: read_json(path) for path in blocks}
+    records = {path.name: read_block(path) for path in blocks}
     first = next(iter(records.values()))
     several = mixed({name: maker_of(record) for name, record in records.items()})
     facts = {"environment": environment() | first["environment"], "code": first["code"]}
@@ -135,9 +146,15 @@ def _write_block(
 
 
 def _read_block(path: Path, digest: str) -> dict[str, Any] | None:
-    """A block of answers that is on disk; None where it is absent, of other inputs, or altered."""
-    if not path.is_file():
+    """A block of answers that is on disk; None where it is absent, damaged, of other inputs, or altered."""
+    try:
+        block = read_block(path)
+    except UserError:  # there is none, or a damaged one: it is made anew
         return None
-    block = checked(path, Block, "Delete it and run the assessment again.")
-    same = block.get("inputs_sha256") == digest and block.get("rows_sha256") == hash_json(block.get("rows"))
+    same = block["inputs_sha256"] == digest and block["rows_sha256"] == hash_json(block["rows"])
     return block if same and block.get("code") else None
+
+
+def read_block(path: Path) -> dict[str, Any]:
+    """A block of answers. Raises UserError if it is missing or damaged."""
+    return checked(path, Block, "Delete it and run the assessment again.")

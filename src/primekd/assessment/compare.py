@@ -31,10 +31,10 @@ def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[Lo
     if columns:
         return grade_rows(path, columns, extractor)
     rows = read_csv(path, [])
-    if set(COLUMNS) - rows[0].keys():
+    if missing := [name for name in COLUMNS if name not in rows[0]]:
         raise UserError(
             f"{path} is no per-item log: name its columns (--response-column, --gold-column), or grade it with "
-            "`primekd grade --out` first."
+            f"`primekd grade --out` first (a log has {', '.join(missing)} too)."
         )
     return read_log(path)
 

@@ -2,17 +2,21 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from primekd.assessment.answers import Answer
 from primekd.assessment.extract import NOT_FOUND, extract
 from primekd.assessment.numbers import format_value
-from primekd.errors import UserError
+from primekd.assessment.tables import Count, Flag, Name, read_records
 from primekd.items import Item, parse_answer
-from primekd.provenance import relative_name, write_text
+from primekd.provenance import write_text
 
 COLUMNS = (
     "id", "question", "gold", "response", "response_tokens", "truncated", "extracted", "rule", "span", "correct",
@@ -20,21 +24,37 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def _as_value(text: str) -> str:
+    """A value as logs write it: 18 for what a spreadsheet made 18.0. Raises ValueError if it is none."""
+    return format_value(parse_answer(text))
+
+
+def _as_decision(text: str) -> str:
+    """A person's value; a true minus one is written -1.0, for -1 says that there is no answer."""
+    return text if text in ("", "-1.0") else _as_value(text)
+
+
+def _as_span(text: str) -> str:
+    if not re.fullmatch(r"(?:[0-9]{1,9}:[0-9]{1,9})?", text):
+        raise ValueError(f"{text[:20]!r} is no start:end")
+    return ":".join(str(int(place)) for place in text.split(":")) if text else ""
+
+
 @dataclass(frozen=True)
 class LogRow:
-    """One item of a per-item log. `adjudicated` is empty where no person decided."""
+    """One item of a per-item log, which is read through the types here. `adjudicated`: empty where nobody decided."""
 
-    id: str
+    id: Name
     question: str
-    gold: str
+    gold: Annotated[str, BeforeValidator(_as_value)]
     response: str
-    response_tokens: int
-    truncated: bool
-    extracted: str
-    rule: str
-    span: str
-    correct: bool
-    adjudicated: str = ""
+    response_tokens: Count
+    truncated: Flag
+    extracted: Annotated[str, BeforeValidator(lambda text: text and _as_value(text))]
+    rule: Name
+    span: Annotated[str, BeforeValidator(_as_span)]
+    correct: Flag
+    adjudicated: Annotated[str, BeforeValidator(_as_decision)] = ""
 
     @property
     def correct_adjudicated(self) -> bool:
@@ -91,27 +111,6 @@ def read_log(path: Path) -> list[LogRow]:
     """Reads a per-item log.
 
     Raises:
-        UserError: the file is absent, has other columns, or a row that cannot be read.
+        UserError: the file is absent, lacks columns, or has a row that cannot be read.
     """
-    if not path.is_file():
-        raise UserError(f"{relative_name(path)} is missing: run the assessment first.")
-    csv.field_size_limit(2**24)
-    try:
-        with open(path, encoding="utf-8", newline="") as handle:
-            reader = csv.DictReader(handle)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UserError(f"{relative_name(path)} is no per-item log: its columns must be {','.join(COLUMNS)}.")
-            return [_row(values) for values in reader]
-    except (TypeError, ValueError, KeyError, csv.Error) as error:
-        raise UserError(
-            f"{relative_name(path)} has a row that cannot be read ({error}): run the assessment again."
-        ) from error
-
-
-def _row(values: dict[str, str]) -> LogRow:
-    if None in values or None in values.values():
-        raise ValueError("it has not one cell a column")
-    parse_answer(values["gold"])
-    Fraction(values["adjudicated"] or 0)
-    flags = {name: values[name] == "1" for name in ("truncated", "correct")}
-    return LogRow(**{**values, **flags, "response_tokens": int(values["response_tokens"])})
+    return read_records(path, LogRow)

@@ -1,20 +1,23 @@
 """Grading any CSV file of answers."""
 
-import csv
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from primekd.assessment.answers import Answer
 from primekd.assessment.extract import EXTRACTORS, RULES
 from primekd.assessment.extract.ending import is_cut
 from primekd.assessment.grade import LogRow, grade_answer, write_log
 from primekd.assessment.statistics import accuracy
+from primekd.assessment.tables import Cells, as_count, as_flag, read_cells
 from primekd.errors import UserError
 from primekd.items import Item, parse_answer
 
 TRUNCATION_COLUMN, LENGTH_COLUMN, ID_COLUMN, QUESTION_COLUMN = "truncated", "response_tokens", "id", "question"
+EMPTY = ("", "nan", "na", "n/a", "none", "null")
+T = TypeVar("T")
 PILE = 0.05  # share of answers that have the greatest length; if it is more, that length was the limit
 
 
@@ -31,29 +34,15 @@ def read_csv(path: Path, needed: list[str]) -> list[dict[str, str]]:
     """Rows of a CSV file.
 
     Raises:
-        UserError: it is absent, not UTF-8, empty, or lacks a needed column.
+        UserError: it is absent, not UTF-8, empty, or lacks a needed column, or a row was cut short.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is not there.")
-    csv.field_size_limit(2**24)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
-            columns = reader.fieldnames or []
-            if not columns:
-                raise UserError(f"{path} is empty.")
-            if missing := [name for name in needed if name not in columns]:
-                raise UserError(f"{path} has no column {missing[0]!r}: it has {', '.join(columns)}.")
-            if len(set(columns)) < len(columns):
-                raise UserError(f"{path} has two columns of one name: {', '.join(columns)}.")
-            rows = list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 CSV: {error}.") from error
-    if not rows:
+    return [cells for _, cells in read_rows(path, needed)]
+
+
+def read_rows(path: Path, needed: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """`read_csv` with the place of each row."""
+    if not (rows := read_cells(path, needed, asked=True)):
         raise UserError(f"{path} has no rows.")
-    for number, row in enumerate(rows, start=2):
-        if None in row:
-            raise UserError(f"{path} row {number} has more cells than columns: quote cells that hold a comma.")
     return rows
 
 
@@ -63,17 +52,20 @@ def check_extractor(name: str) -> None:
         raise UserError(f"No extractor is called {name!r}: choose from {', '.join(EXTRACTORS)}.")
 
 
-def token_limit(rows: list[dict[str, str]], response: str) -> int | None:
+def token_limit(rows: list[Cells], response: str) -> int | None:
     """The limit of new tokens that the answers ran into; None where their lengths show none.
 
     Where there was a limit, many answers have exactly its length, and most of these stop in the middle of a sentence.
+    Answers of unknown length say nothing.
+
+    Raises:
+        ValueError: a length is neither empty nor a whole number.
     """
-    lengths = [int(n) for row in rows if (n := row.get(LENGTH_COLUMN) or "").isdecimal()]
-    if len(lengths) < len(rows):
-        return None
-    most = max(lengths)
-    pile = [row[response] or "" for row, length in zip(rows, lengths, strict=True) if length == most]
-    many = len(pile) > max(1, PILE * len(rows))
+    lengths = [_optional(row, LENGTH_COLUMN, as_count) for row in rows]
+    known = [length for length in lengths if length is not None]
+    most = max(known, default=0)
+    pile = [row[response] for row, length in zip(rows, lengths, strict=True) if length == most]
+    many = len(pile) > max(1, PILE * len(known))
     return most if many and sum(is_cut(text) for text in pile) > len(pile) / 2 else None
 
 
@@ -87,40 +79,42 @@ def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> li
         UserError: the file cannot be read, or a gold value is no number; the sentence names the row.
     """
     check_extractor(extractor)
-    rows = read_csv(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
-    asked = columns.question or (QUESTION_COLUMN if QUESTION_COLUMN in rows[0] else None)
-    for number, row in enumerate(rows, start=2):
-        if (flag := (row.get(TRUNCATION_COLUMN) or "").strip().lower()) not in FLAGS:
-            raise UserError(f"{path} row {number}: {TRUNCATION_COLUMN!r} is {flag[:20]!r}, neither 1 nor 0.")
-    limit = None if TRUNCATION_COLUMN in rows[0] else token_limit(rows, columns.response)
-    return [
-        _grade(path, n, row, replace(columns, question=asked), extractor, limit) for n, row in enumerate(rows, start=2)
-    ]
+    rows = read_rows(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
+    cells = [row for _, row in rows]
+    asked = columns.question or (QUESTION_COLUMN if QUESTION_COLUMN in cells[0] else None)
+    for place, row in rows:
+        _check(path, place, row, columns.gold)
+    limit = None if TRUNCATION_COLUMN in cells[0] else token_limit(cells, columns.response)
+    return [_grade(n, row, replace(columns, question=asked), extractor, limit) for n, row in enumerate(cells, start=1)]
 
 
-def _grade(path: Path, number: int, row: dict[str, str], columns: Columns, extractor: str, limit: int | None) -> LogRow:
+def _check(path: Path, place: str, row: Cells, gold: str) -> None:
+    """Raises UserError if a cell of a row cannot be read."""
+    for column, read in ((TRUNCATION_COLUMN, as_flag), (LENGTH_COLUMN, as_count)):
+        try:
+            _optional(row, column, read)
+        except ValueError as error:
+            raise UserError(f"{path} {place}: {column!r} is {error}.") from error
     try:
-        answer = parse_answer(row[columns.gold] or "")
+        parse_answer(row[gold])
     except ValueError as error:
-        raise UserError(f"{path} row {number}: the gold value in {columns.gold!r} {error}.") from error
-    item = Item(
-        row.get(ID_COLUMN) or str(number - 1), row[columns.question] or "" if columns.question else "", "", answer
-    )
-    length = row.get(LENGTH_COLUMN) or ""
-    tokens = int(length) if length.isdecimal() else 0
-    graded = grade_answer(
-        item, Answer(item.id, [], _is_truncated(row, tokens, limit), row[columns.response] or ""), extractor
-    )
-    return replace(graded, response_tokens=tokens)
+        raise UserError(f"{path} {place}: the gold value in {gold!r} {error}.") from error
 
 
-FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": None}
+def _optional(row: Cells, column: str, read: Callable[[str], T]) -> T | None:
+    """A cell of a column that a file may have; None where it is empty, as pandas or a person writes that."""
+    cell = row.get(column, "").strip()
+    return None if cell.lower() in EMPTY else read(cell)
 
 
-def _is_truncated(row: dict[str, str], tokens: int, limit: int | None) -> bool | None:
-    if TRUNCATION_COLUMN in row:
-        return FLAGS[(row[TRUNCATION_COLUMN] or "").strip().lower()]
-    return None if limit is None else tokens >= limit
+def _grade(number: int, row: Cells, columns: Columns, extractor: str, limit: int | None) -> LogRow:
+    question = row[columns.question] if columns.question else ""
+    item = Item(row.get(ID_COLUMN) or str(number), question, "", parse_answer(row[columns.gold]))
+    tokens, truncated = _optional(row, LENGTH_COLUMN, as_count), _optional(row, TRUNCATION_COLUMN, as_flag)
+    if limit is not None and tokens is not None:
+        truncated = tokens >= limit
+    graded = grade_answer(item, Answer(item.id, [], truncated, row[columns.response]), extractor)
+    return replace(graded, response_tokens=tokens or 0)
 
 
 def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor: str = "published") -> dict[str, Any]:

@@ -10,16 +10,18 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BeforeValidator, Field
+
+from primekd.assessment.tables import Name, as_count, read_records
 from primekd.chat import build_prompt, encode_response
 from primekd.config import LossConfig, Profile
-from primekd.errors import UserError
 from primekd.items import Item
 from primekd.metering import Meter
 from primekd.models import load_tokenizer
 from primekd.progress import Progress
-from primekd.provenance import relative_name, write_manifest, write_text
+from primekd.provenance import write_manifest, write_text
 from primekd.signals import concatenate
 from primekd.stage_code import forced_since, set_aside_if_older, stage_code, stands
 
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine
 
 
+Tokens = Annotated[int, BeforeValidator(as_count), Field(gt=0)]
+Nats = Annotated[float, Field(ge=-0.01)]  # a sum of float32 may end a little below 0
+
+
 @dataclass(frozen=True)
 class HeldOutRow:
     """One item under one model. Sums in nats over the tokens of the teacher's answer and of the gold solution.
@@ -37,12 +43,12 @@ class HeldOutRow:
     `kl` is None where the teacher's text alone was kept: there is no distribution to measure from.
     """
 
-    model: str
-    id: str
-    teacher_tokens: int
-    kl: float | None
-    gold_tokens: int
-    nll_gold: float
+    model: Name
+    id: Name
+    teacher_tokens: Tokens
+    kl: Nats | None
+    gold_tokens: Tokens
+    nll_gold: Nats
 
 
 COLUMNS = tuple(f.name for f in fields(HeldOutRow))
@@ -149,21 +155,5 @@ def write_rows(path: Path, rows: Sequence[HeldOutRow]) -> None:
 
 
 def read_rows(path: Path) -> list[HeldOutRow]:
-    """Reads held-out.csv. Raises UserError if it is absent or no such file."""
-    if not path.is_file():
-        raise UserError(f"{relative_name(path)} is missing: run the assessment first.")
-    with open(path, encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{relative_name(path)} is no held-out log: run the assessment again.")
-        return [
-            HeldOutRow(
-                r["model"],
-                r["id"],
-                int(r["teacher_tokens"]),
-                float(r["kl"]) if r["kl"] else None,
-                int(r["gold_tokens"]),
-                float(r["nll_gold"]),
-            )
-            for r in reader
-        ]
+    """Reads held-out.csv. Raises UserError if it is absent, lacks columns or has a row that cannot be read."""
+    return read_records(path, HeldOutRow)

@@ -1,6 +1,10 @@
 """Everything that is computed from graded answers, written to a profile's logs."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from primekd.assessment.adjudicate import AuditRow, apply_decisions, audit_rows, read_decisions
 from primekd.assessment.grade import LogRow, read_log, write_log
@@ -8,7 +12,7 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.assessment.seeds import SeedRow, seed_rows
 from primekd.assessment.summary import ContrastRow, SummaryRow, contrast, summarise
-from primekd.assessment.tables import read_table, table_text
+from primekd.assessment.tables import read_records, table_text
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, hash_json, relative_name, write_text
@@ -32,11 +36,16 @@ def logs_in_use(profile: Profile, published: bool = False) -> Profile:
         fix = "" if published else f": run `primekd run --profile {profile.name}` first"
         raise UserError(f"There are no logs of {profile.name} in {places}{fix}.")
     return found[0]
+@dataclass(frozen=True)
+class Listed:
+    """A row of summary.csv, as far as it names a log."""
+
+    model: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
 
 
 def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
     """Model -> its log, in the order of summary.csv. Raises UserError if one is missing or cannot be read."""
-    models = [row["model"] for row in read_table(profile.logs / "summary.csv")]
+    models = [row.model for row in read_records(profile.logs / "summary.csv", Listed)]
     return {model: read_log(profile.logs / f"{model}.csv") for model in models}
 
 

@@ -12,7 +12,7 @@ from primekd.config.launch import LaunchConfig
 from primekd.config.section import Positive, Section, Seed, is_name
 from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import SignalsConfig, TeacherConfig
-from primekd.errors import UserError
+from primekd.errors import UserError, findings_text
 from primekd.provenance import output_root, project_root, relative_name
 
 
@@ -109,16 +109,7 @@ class PublishedProfile(Profile):
 
 def explain_validation_error(error: ValidationError, path: Path) -> str:
     """One sentence for pydantic's findings: file, key, what is wrong."""
-    findings = []
-    for detail in error.errors():
-        key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
-        if detail["type"] == "extra_forbidden":
-            findings.append(f"unknown key '{key}'")
-        elif detail["type"] == "missing":
-            findings.append(f"key '{key}' is missing")
-        else:
-            findings.append(f"{key}: {detail['msg']}")
-    return f"{relative_name(path)}: {'; '.join(findings)}. Mend the file and run again."
+    return f"{relative_name(path)}: {findings_text(error, most=99)}. Mend the file and run again."
 
 
 def profile_names() -> list[str]:

@@ -11,14 +11,22 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ValidationError
+
 from primekd.errors import UserError
-from primekd.provenance import disk_errors, hash_text, project_root, read_json, relative_name, sync_folder, write_json
+from primekd.provenance import disk_errors, hash_text, project_root, relative_name, sync_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # 64 columns more than the tokenizer has ids, as many published checkpoints have: they must never reach a softmax.
 RANDOM_PADDING = 64
+
+
+class Source(BaseModel):
+    """source.json, as far as it is read: the size of every file."""
+
+    bytes: dict[str, int]
 
 
 def build_once(folder: Path, build) -> Path:
@@ -42,9 +50,10 @@ def build_once(folder: Path, build) -> Path:
 
 
 def _is_built(folder: Path) -> bool:
-    if not (folder / "source.json").is_file():
+    try:
+        sizes = Source.model_validate_json((folder / "source.json").read_bytes()).bytes
+    except (OSError, ValidationError):  # a damaged one is built anew
         return False
-    sizes = read_json(folder / "source.json").get("bytes", {})
     return bool(sizes) and all((folder / n).is_file() and (folder / n).stat().st_size == b for n, b in sizes.items())
 
 

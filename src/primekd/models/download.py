@@ -8,17 +8,17 @@ import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from tqdm import tqdm
 
-from primekd.errors import UserError
+from primekd.errors import UserError, findings_text
 from primekd.models.hub import HubFile, HubModel, local_snapshot, storage_folder
 from primekd.models.reference import ModelReference
 from primekd.models.transfer import FileMeter, bring, part_of
-from primekd.provenance import disk_errors, hash_file, now, project_root, read_json, write_json, write_text
+from primekd.provenance import disk_errors, hash_file, now, project_root, relative_name, write_json, write_text
 
 STREAMS = 4  # files in flight: one stream seldom fills a fast line
 
@@ -131,29 +131,62 @@ def _record(model: HubModel, files: tuple[HubFile, ...], places: dict[str, Path]
     write_json(record_path(model.repository, model.commit), record)
 
 
+class FileFacts(BaseModel):
+    """A verified file. `digest` is the hub's: sha256, or git's sha1 of the blob."""
+
+    size: int = Field(strict=True, ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    digest: str = Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")
+
+
+class Record(BaseModel):
+    """What `_record` writes."""
+
+    repository: str
+    revision: str
+    commit: str = Field(pattern=r"^[0-9a-f]{40}$")
+    gated: bool
+    licence: str
+    verified: AwareDatetime
+    files: dict[Annotated[str, Field(pattern=r"^[^/\\]+$")], FileFacts]
+
+
+def read_record(repository: str, commit: str) -> Record | None:
+    """The record of one commit; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = record_path(repository, commit)
+    if not path.is_file():
+        return None
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            f"{relative_name(path)} is no record of a download ({findings_text(error)}): delete it and get the model "
+            "again; what is whole is kept."
+        ) from error
+
+
 def recorded(reference: ModelReference) -> HubModel | None:
     """A model that was downloaded and verified before, from its record: without asking the hub."""
     snapshot = local_snapshot(reference)
-    path = record_path(reference.repository, snapshot.name) if snapshot else None
-    if path is None or not path.is_file():
+    record = read_record(reference.repository, snapshot.name) if snapshot else None
+    if record is None:
         return None
-    record = read_json(path)
-    files = tuple(HubFile(name, f["size"], f["digest"]) for name, f in record["files"].items())
-    return HubModel(
-        record["repository"], reference.revision, record["commit"], record["gated"], record["licence"], files
-    )
+    files = tuple(HubFile(name, facts.size, facts.digest) for name, facts in record.files.items())
+    return HubModel(record.repository, reference.revision, record.commit, record.gated, record.licence, files)
 
 
 def verified_hashes(repository: str, snapshot: Path) -> dict[str, str]:
     """sha256 of a snapshot's files that were verified and have not been written to since."""
-    path = record_path(repository, snapshot.name)
-    if not path.is_file():
+    if (record := read_record(repository, snapshot.name)) is None:
         return {}
-    record = read_json(path)
-    verified = datetime.fromisoformat(record["verified"]).timestamp()
+    verified = record.verified.timestamp()
 
     def untouched(name: str, size: int) -> bool:
         facts = (snapshot / name).stat() if (snapshot / name).is_file() else None
         return facts is not None and facts.st_size == size and int(facts.st_mtime) <= verified
 
-    return {name: f["sha256"] for name, f in record["files"].items() if untouched(name, f["size"])}
+    return {name: facts.sha256 for name, facts in record.files.items() if untouched(name, facts.size)}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from primekd.errors import UserError
 from primekd.models.reference import ModelReference
+from primekd.outside import clean, hide
 
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -40,7 +41,9 @@ def has_token() -> bool:
     """Whether a token for the hub is set up here."""
     from huggingface_hub import get_token
 
-    return get_token() is not None
+    token = get_token()
+    hide(token or "")
+    return token is not None
 
 
 def describe(reference: ModelReference) -> HubModel:
@@ -64,11 +67,18 @@ def describe(reference: ModelReference) -> HubModel:
     return HubModel(
         repository=reference.repository,
         revision=reference.revision,
-        commit=info.sha,
+        commit=_commit(info.sha, reference),
         gated=bool(info.gated),
-        licence=card.get("license_name") or card.get("license") or "not stated",
+        licence=clean(card.get("license_name") or card.get("license") or "not stated"),
         files=tuple(_read(sibling, reference) for sibling in _used(info.siblings, reference)),
     )
+
+
+def _commit(sha: object, reference: ModelReference) -> str:
+    """The hub's word for a commit, which becomes the name of a folder."""
+    if not isinstance(sha, str) or not COMMIT.fullmatch(sha):
+        raise UserError(f"{_endpoint()} names no commit of {reference.text}: use another mirror (HF_ENDPOINT).")
+    return sha
 
 
 def _used(siblings: list, reference: ModelReference) -> list:

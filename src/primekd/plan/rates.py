@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from primekd.assessment.answers import read_block
 from primekd.config import Profile
 from primekd.plan.machine import Machine
 from primekd.plan.tokens import Stage, all_stores, known_manifests, published_manifest
-from primekd.progress import progress_folder
-from primekd.provenance import MANIFEST, read_json, read_manifest, relative_name
+from primekd.progress import progress_folder, read_state
+from primekd.provenance import MANIFEST, read_manifest, relative_name
 from primekd.strategies import load_strategies
 
 
@@ -94,15 +95,15 @@ def _measured_answers(profile: Profile) -> dict[str, Rate]:
     """From the progress of finished `answer` stages and the answers' own lengths; energy is not kept for them."""
     tokens = seconds = 0.0
     for path in progress_folder(profile).glob("answer *.json"):
-        state = read_json(path)
+        state = read_state(path)
         blocks = sorted((profile.runs / "answers" / path.stem.removeprefix("answer ")).glob("block-*.json"))
-        if state.get("state") != "done" or not blocks:
+        if state is None or state.state != "done" or not blocks:
             continue
-        took = (datetime.fromisoformat(state["updated"]) - datetime.fromisoformat(state["started"])).total_seconds()
+        took = (datetime.fromisoformat(state.updated) - datetime.fromisoformat(state.started)).total_seconds()
         if took < len(blocks):  # found on disk, not generated
             continue
         seconds += took
-        tokens += sum(len(row["ids"]) for block in blocks for row in read_json(block)["rows"])
+        tokens += sum(len(row["ids"]) for block in blocks for row in read_block(block)["rows"])
     if not seconds:
         return {}
     return {"assess": Rate(tokens / seconds, None, f"measured: {relative_name(progress_folder(profile))}")}

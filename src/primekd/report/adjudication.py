@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from primekd.assessment.adjudicate import ALL_MODELS, as_read, audit_scope, automatic_value
+from primekd.assessment.adjudicate import ALL_MODELS, AuditRow, as_read, audit_scope, automatic_value
 from primekd.assessment.grade import LogRow
 from primekd.assessment.summary import title_of
 from primekd.report.cells import Table
-from primekd.report.files import AUDIT, read_optional
+from primekd.report.files import read_optional
 from primekd.report.formats import interval, percent
 
 
@@ -32,12 +32,14 @@ def audit_table(folder: Path) -> Table:
     rows = [
         ["All" if row["model"] == ALL_MODELS else title_of(row["model"]), row["n"], row["errors"],
          interval(row, "rate", percent)]
-        for row in read_optional(Path(folder) / "audit.csv", AUDIT)
+        for row in read_optional(Path(folder) / "audit.csv", AuditRow)
     ]  # fmt: skip
     return Table("Blind second looks", ["Model", "Looked at", "Automatic value wrong", "Error rate, % [95 %]"], rows)
 
 
 def audit_note(folder: Path, titles: dict[str, str]) -> str:
     """Which models the row of all covers, where it does not cover all of them."""
-    audited = [row["model"] for row in read_optional(Path(folder) / "audit.csv", AUDIT) if row["model"] != ALL_MODELS]
+    audited = [
+        row["model"] for row in read_optional(Path(folder) / "audit.csv", AuditRow) if row["model"] != ALL_MODELS
+    ]
     return audit_scope(audited, titles, title_of)

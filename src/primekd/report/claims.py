@@ -4,11 +4,11 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.published_study import published_folder
+from primekd.assessment.published_study import StatedRow, published_folder
 from primekd.assessment.summary import title_of
 from primekd.provenance import relative_name
 from primekd.report.cells import Cell, Files, Name, Table
-from primekd.report.files import STATED, Row, read_optional
+from primekd.report.files import Row, read_optional
 from primekd.report.formats import MISSING, interval, percent
 from primekd.report.results import ADJUDICATED, Results, read_manifest
 from primekd.strategies import CONTROL, TEACHER, load_strategies
@@ -18,7 +18,7 @@ LOGS = "Log"
 
 def claim_lines(results: Results) -> Table:
     """A row for the control, every strategy, the teacher, and whatever else the paper states."""
-    stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", STATED)}
+    stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", StatedRow)}
     commit = short_commit(read_manifest(results.folder))
     models = [CONTROL, *load_strategies(), TEACHER]
     models += [row["model"] for row in results.summary if _strategy(row["model"]) not in models]

@@ -6,8 +6,10 @@ from pathlib import Path
 from primekd.assessment.extract import EXTRACTORS, NOT_FOUND, RULES
 from primekd.assessment.grade import LogRow
 from primekd.assessment.published_study import published_folder
+from primekd.assessment.rivals import AccuracyRow
+from primekd.assessment.validation import ValidationRow
 from primekd.report.cells import Name, Table
-from primekd.report.files import ACCURACIES, VALIDATION, Row, read_optional
+from primekd.report.files import Row, read_optional
 from primekd.report.formats import MISSING, interval, percent, significant
 from primekd.report.results import ADJUDICATED, Results
 
@@ -72,7 +74,7 @@ def _right(rows: list[LogRow]) -> str:
 def read_accuracies(folder: Path) -> dict[str, dict[str, Row]]:
     """accuracies.csv as model -> extractor -> row; empty if there is no such file."""
     accuracies: dict[str, dict[str, Row]] = {}
-    for row in read_optional(Path(folder) / "accuracies.csv", ACCURACIES):
+    for row in read_optional(Path(folder) / "accuracies.csv", AccuracyRow):
         accuracies.setdefault(row["model"], {})[row["extractor"]] = row
     return accuracies
 
@@ -136,7 +138,7 @@ def found_table(results: Results, accuracies: dict[str, dict[str, Row]]) -> Tabl
 
 def read_validation() -> list[Row]:
     """logs/published/validation.csv; empty if there is no such file."""
-    return read_optional(published_folder() / "validation.csv", VALIDATION)
+    return read_optional(published_folder() / "validation.csv", ValidationRow)
 
 
 def sets_of(validation: list[Row]) -> list[str]:

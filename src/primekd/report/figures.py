@@ -3,13 +3,24 @@
 The colours are those of Okabe and Ito, which colour-blind readers can tell apart; curves also differ in their dashes.
 """
 
-import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
-from primekd.assessment.summary import title_of
+from primekd.assessment.summary import SummaryRow, title_of
+from primekd.assessment.tables import read_records, read_table
 from primekd.errors import UserError
 from primekd.provenance import relative_name
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What is drawn of one row of a loss curve; a loss is None where none was measured."""
+
+    step: float
+    loss: float | None
+    eval_loss: float | None
+
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 DASHES = ("-", "--", "-.", ":")
@@ -81,18 +92,14 @@ def _model_order(logs_folder: Path) -> list[str]:
     path = Path(logs_folder, "summary.csv")
     if not path.is_file():
         return []
-    with open(path, encoding="utf-8", newline="") as handle:
-        return [row["model"] for row in csv.DictReader(handle)]
+    return [row["model"] for row in read_table(path, SummaryRow)]
 
 
 def _read_curve(path: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """(step, training loss) and (step, validation loss) wherever they were measured."""
-    try:
-        with open(path, encoding="utf-8", newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        train, valid = ([(float(r["step"]), float(r[key])) for r in rows if r[key]] for key in ("loss", "eval_loss"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{relative_name(path)} is no loss curve: run the assessment again.") from error
+    points = read_records(path, CurvePoint)
+    train = [(p.step, p.loss) for p in points if p.loss is not None]
+    valid = [(p.step, p.eval_loss) for p in points if p.eval_loss is not None]
     if not train:
         raise UserError(f"{relative_name(path)} has no training step: run the assessment again.")
     return train, valid

@@ -1,15 +1,19 @@
 """The published study's own logs, as graded here: tables for a Markdown page, from logs/published/."""
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+from primekd.assessment.labels import LabelCounts
+from primekd.assessment.published_study import DisagreementRow, ExtractorContrastRow, StatedRow
 from primekd.assessment.summary import title_of
+from primekd.assessment.validation import ValidationRow
 from primekd.errors import UserError
 from primekd.provenance import relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.claims import recounted
 from primekd.report.extraction import read_accuracies, validation_table
-from primekd.report.files import DISAGREEMENTS, LABELS, PUBLISHED_CONTRASTS, STATED, VALIDATION, Row, read_rows
+from primekd.report.files import Row, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range
 
 
@@ -19,7 +23,7 @@ def study_table(folder: Path) -> Table:
     Raises:
         UserError: stated.csv or accuracies.csv is missing or has other columns.
     """
-    stated = read_rows(Path(folder) / "stated.csv", STATED)
+    stated = read_rows(Path(folder) / "stated.csv", StatedRow)
     accuracies = read_accuracies(folder)
     if not accuracies:
         raise UserError(f"{relative_name(Path(folder) / 'accuracies.csv')} is missing or empty: grade the logs first.")
@@ -44,7 +48,7 @@ def contrast_matrix(folder: Path) -> tuple[Table, str]:
     Raises:
         UserError: contrasts.csv is missing or has other columns.
     """
-    contrasts = read_rows(Path(folder) / "contrasts.csv", PUBLISHED_CONTRASTS)
+    contrasts = read_rows(Path(folder) / "contrasts.csv", ExtractorContrastRow)
     extractors = _ordered(row["extractor"] for row in contrasts)
     cells = {(row["model"], row["reference"], row["extractor"]): row for row in contrasts}
     rows = [
@@ -81,7 +85,7 @@ def disagreement_table(folder: Path) -> Table:
     rows = [
         [Name(title_of(row["model"]), row["model"]),
          *(row[key] for key in ("n", "both", "only_released", "only_rules", "neither"))]
-        for row in read_rows(Path(folder) / "disagreements.csv", DISAGREEMENTS)
+        for row in read_rows(Path(folder) / "disagreements.csv", DisagreementRow)
     ]  # fmt: skip
     return Table("Released verdicts against the published rules", head, rows)
 
@@ -93,7 +97,8 @@ def label_table(folder: Path) -> Table:
         UserError: labels.csv is missing or has other columns.
     """
     head = ["Set", "Answers", "Value stated", "Value implied", "No value", "Ambiguous", "Read twice", "Read alike"]
-    rows = [list(row.values()) for row in read_rows(Path(folder) / "labels.csv", LABELS)]
+    names = [f.name for f in fields(LabelCounts)]
+    rows = [[row[name] for name in names] for row in read_rows(Path(folder) / "labels.csv", LabelCounts)]
     return Table("Labelled answers", head, rows)
 
 
@@ -113,7 +118,7 @@ def validation_rest(folder: Path) -> Table:
 
 def _validation(folder: Path, main: bool) -> Table:
     path = Path(folder) / "validation.csv"
-    table = validation_table(read_rows(path, VALIDATION), "validation", main)
+    table = validation_table(read_rows(path, ValidationRow), "validation", main)
     if not table.rows:
         raise UserError(f"{relative_name(path)} has no row of the set 'validation': validate the extractors first.")
     return table

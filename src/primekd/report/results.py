@@ -1,17 +1,18 @@
 """summary.csv and contrasts.csv of one logs folder, as tables that are ready to be shown."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from primekd import provenance
+from primekd.assessment.seeds import SeedRow
 from primekd.assessment.summary import ContrastRow, SummaryRow, claims, title_of
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, relative_name
 from primekd.report.cells import Name, Table
-from primekd.report.files import SEEDS, Row, read_optional, read_rows
+from primekd.report.files import Row, read_optional, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
 from primekd.strategies import CONTROL
 
@@ -65,12 +66,11 @@ def read_results(folder: Path) -> Results:
     """
     folder = Path(folder)
     summary, contrasts = (
-        read_rows(folder / name, [f.name for f in fields(kind)])
-        for name, kind in (("summary.csv", SummaryRow), ("contrasts.csv", ContrastRow))
+        read_rows(folder / name, kind) for name, kind in (("summary.csv", SummaryRow), ("contrasts.csv", ContrastRow))
     )
     if not summary:
         raise UserError(f"{relative_name(folder / 'summary.csv')} names no model: run the assessment again.")
-    return Results(folder, summary, contrasts, read_optional(folder / "seeds.csv", SEEDS))
+    return Results(folder, summary, contrasts, read_optional(folder / "seeds.csv", SeedRow))
 
 
 def result_table(results: Results) -> Table:

@@ -15,6 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from primekd.config.teacher import ApiConfig
 from primekd.errors import UserError
+from primekd.outside import clean, hide
 from primekd.teachers.api.spending import Ledger
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
@@ -39,7 +40,7 @@ class Stopped(Exception):
 class Endpoint:
     """One server. Its methods may be called from several threads.
 
-    The key goes into the request header and nowhere else; texts of errors are cleared of it.
+    The key goes into the request header and nowhere else; whatever a server says is cleared of it.
 
     Raises:
         UserError: the environment variable holds something that is no key.
@@ -50,6 +51,7 @@ class Endpoint:
         self._key = os.environ.get(config.key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):  # the HTTP library would quote it in its error
             raise UserError(f"{config.key_variable} holds characters that no key has: set it again.")
+        hide(self._key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._http = httpx.Client(base_url=config.base_url, headers=headers, timeout=config.timeout_seconds)
         self._stopping = threading.Event()
@@ -99,7 +101,7 @@ class Endpoint:
             reply = self._http.post(path, json=body)
         except NEVER_LEFT as error:
             self.ledger.cancel(most)
-            raise Temporary(f"{self.config.base_url} cannot be reached ({self._clean(str(error))})") from None
+            raise Temporary(f"{self.config.base_url} cannot be reached ({clean(error)})") from None
         except httpx.TimeoutException:
             self.ledger.lose()
             raise Temporary(f"{self.config.base_url} gave no answer in {self.config.timeout_seconds:g} s") from None
@@ -121,7 +123,7 @@ class Endpoint:
         try:
             answer = reply.json()
             tokens = count(answer)
-        except (ValueError, TypeError, AttributeError, LookupError):
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             self.ledger.lose()  # billed perhaps, and nobody can say for how many tokens
             raise Temporary(f"{self.config.base_url} answered with something that is no JSON object") from None
         self.ledger.settle(most, *tokens)
@@ -172,10 +174,7 @@ class Endpoint:
             text = str(found.get("message", found) if isinstance(found, dict) else found)
         except (ValueError, AttributeError):
             text = reply.text or reply.reason_phrase
-        return " ".join(self._clean(text).split())[:200].rstrip(". ")
-
-    def _clean(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        return clean(text).rstrip(". ")
 
 
 def _wait(state: RetryCallState) -> float:
@@ -193,5 +192,5 @@ def _retry_after(reply: httpx.Response) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

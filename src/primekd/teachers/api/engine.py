@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from primekd.chat import encode_response
 from primekd.config import TeacherConfig
 from primekd.errors import UserError
 from primekd.models import load_tokenizer
-from primekd.provenance import hash_json, read_json, write_json
+from primekd.outside import clean, holds_secret
+from primekd.provenance import hash_json, read_json, relative_name, write_json
 from primekd.teachers.api.client import Endpoint, Stopped
-from primekd.teachers.api.exchange import Answer, build_request, read_answer
+from primekd.teachers.api.exchange import Answer, Usage, build_request, read_answer
 from primekd.teachers.api.spending import Ledger
 from primekd.teachers.api.tokens import Shown, token_map
 from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
@@ -150,12 +152,12 @@ class ApiEngine:
         bos, end = self.tokenizer.bos_token, self.tokenizer.convert_ids_to_tokens(self.end.token)
         path, body = build_request(self.api, prompt, bos, sampling, place, self.top_k, end)
         kept = self.answers / f"{hash_json([self.api.base_url, path, body])}.json"
+        most = self._input_bound(prompt), sampling.max_new_tokens + OVERSHOOT
         if kept.is_file():
-            answer = read_answer(self.api, read_json(kept))
+            answer = self._read_kept(kept)
             found = self._response(prompt, answer, sampling)
         else:
-            most = self._input_bound(prompt), sampling.max_new_tokens + OVERSHOOT
-            fields = self._endpoint.ask(path, body, most, lambda fields: self._count(prompt, fields))
+            fields = self._endpoint.ask(path, body, most, lambda fields: self._count(prompt, fields, most))
             answer = read_answer(self.api, fields)
             found = self._response(prompt, answer, sampling)  # only answers that are good are kept
             write_json(kept, answer.fields)
@@ -169,17 +171,34 @@ class ApiEngine:
             return len(prompt) + 1
         return TEMPLATE_TOKENS + sum(len(message["content"].encode()) for message in prompt.messages)
 
-    def _count(self, prompt: list[int], fields: dict[str, Any]) -> tuple[int, int]:
-        """Tokens that an answer cost: the server's count, or ours where it gives none."""
+    def _read_kept(self, path: Path) -> Answer:
+        try:
+            return read_answer(self.api, read_json(path))
+        except UserError as error:
+            raise UserError(f"{relative_name(path)} is no answer: delete it, to have it asked for again.") from error
+
+    def _count(self, prompt: list[int], fields: dict[str, Any], most: tuple[int, int]) -> tuple[int, int]:
+        """Tokens that an answer cost: the server's count, or ours where it gives none.
+
+        A count that is no number, or more than the request can cost (`most`), says nothing: then it cost the most.
+        """
         if usage := fields.get("usage"):
-            return int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-        choice = (fields.get("choices") or [{}])[0]
-        text = choice.get("text") or (choice.get("message") or {}).get("content") or ""
-        return len(prompt), len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            try:
+                said = Usage.model_validate(usage)
+            except ValidationError:
+                return most
+            counts = said.prompt_tokens, said.completion_tokens
+        else:
+            choice = (fields.get("choices") or [{}])[0]
+            text = choice.get("text") or (choice.get("message") or {}).get("content") or ""
+            counts = len(prompt), len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return counts if all(count <= bound for count, bound in zip(counts, most, strict=True)) else most
 
     def _response(self, prompt: list[int], answer: Answer, sampling: Sampling) -> tuple[Response, list[Row]]:
         """An answer as token ids of our own, with a row for each of them (none where text alone is kept)."""
         self._check(prompt, answer, sampling)
+        if holds_secret(answer.text):
+            raise UserError(self._other("an answer with the API key in it, which is thrown away"))
         truncated = answer.finish_reason == "length"
         if answer.rows is None:
             ids, rows = encode_response(self.tokenizer, answer.text, ended=not truncated), []
@@ -229,22 +248,23 @@ class ApiEngine:
         values = [token.log_prob, *(other.log_prob for other in top)]
         known = [(self._tokens.id_of(other), other.log_prob) for other in top]
         own = self._tokens.id_of(token)
-        row = {found: value for found, value in known if found is not None}
+        row = {found: value for found, value in known if found is not None and value > -math.inf}
         row[token_id if own is None else own] = token.log_prob
         mass = sum(math.exp(value) for value in row.values() if value <= 1)
-        if any(math.isnan(value) or value > SUM_SLACK for value in values) or mass > 1 + SUM_SLACK:
+        wrong = token.log_prob == -math.inf or any(math.isnan(value) or value > SUM_SLACK for value in values)
+        if wrong or mass > 1 + SUM_SLACK:
             raise UserError(f"{self.api.base_url} gives log-probs that are no probabilities: set logprobs: false.")
         if sampling.temperature == 0 and token.log_prob < max(values) - GREEDY_SLACK:
             raise UserError(
-                f"{self.api.base_url} was asked for its most probable token and gave {token.text!r}, which is not: it "
-                "has a penalty or a sampler on by default; switch it off with teacher.api.request, for example "
+                f"{self.api.base_url} was asked for its most probable token and gave {clean(token.text)!r}, which is "
+                "not: it has a penalty or a sampler on by default; switch it off with teacher.api.request, for example "
                 "{repeat_penalty: 1.0}, and run again."
             )
         return row
 
     def _check(self, prompt: list[int], answer: Answer, sampling: Sampling) -> None:
         """Raises UserError where the server did something else than it was asked for."""
-        asked, served = self.api.model, answer.model
+        asked, served = clean(self.api.model), answer.model
         dated = served is not None and served.startswith(f"{asked}-") and served[len(asked) + 1 :][:1].isdigit()
         if served and served != asked and not dated:
             raise UserError(self._other(f"the model {served} where {asked} was asked for"))
@@ -261,6 +281,8 @@ class ApiEngine:
                 f"{self.api.base_url} read {answer.prompt_tokens} prompt tokens where ours has {len(prompt)}: it adds "
                 "a BOS of its own, or has another tokenizer; set teacher.api.prompt to text-without-bos, text or ids."
             )
+        if (answer.prompt_tokens or 0) > (bound := self._input_bound(prompt)):
+            raise UserError(self._other(f"a count of {answer.prompt_tokens} prompt tokens; at most {bound} were sent"))
 
     def _other(self, what: str) -> str:
         return f"{self.api.base_url} gave {what}: check teacher.api and teacher.model in the profile."

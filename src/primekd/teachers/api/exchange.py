@@ -1,17 +1,21 @@
 """What is sent for a prompt, and what an answer must look like: /chat/completions and /completions."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from primekd.chat import Prompt
 from primekd.config.teacher import ApiConfig
-from primekd.errors import UserError
+from primekd.errors import UserError, findings_text
+from primekd.outside import clean
 from primekd.teachers.api.tokens import Shown
 from primekd.teachers.protocol import Sampling
 
 SEEDS = 2**31  # servers keep seeds in 32 bits, and some of them read the sign
+
+
+Word = Annotated[str, AfterValidator(clean)]  # a server's own word, which is printed and written
 
 
 class _Token(BaseModel):
@@ -49,7 +53,7 @@ class _Message(BaseModel):
 
 class _ChatChoice(BaseModel):
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Word | None = None
     logprobs: _ChatLogprobs | None = None
 
     @property
@@ -59,20 +63,32 @@ class _ChatChoice(BaseModel):
 
 class _TextChoice(BaseModel):
     text: str
-    finish_reason: str | None = None
+    finish_reason: Word | None = None
     logprobs: _TextLogprobs | None = None
 
 
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # pydantic takes true for 1
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+Tokens = Annotated[int, BeforeValidator(_number), Field(ge=0, le=10**9)]
+
+
+class Usage(BaseModel):
+    """What a server counts."""
+
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
 
 
 class _Reply(BaseModel):
     """The fields that are read; whatever else a server sends is kept nowhere."""
 
-    model: str | None = None
-    usage: _Usage | None = None
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    model: Word | None = None
+    usage: Usage | None = None
 
 
 class _ChatReply(_Reply):
@@ -146,10 +162,9 @@ def read_answer(config: ApiConfig, fields: dict[str, Any]) -> Answer:
         choice = reply.choices[0]
         rows = choice.logprobs.rows() if choice.logprobs is not None and config.logprobs else None
     except ValidationError as error:
-        found = error.errors()[0]
         raise UserError(
-            f"{config.base_url} gave an answer that is none ({'.'.join(map(str, found['loc']))}: {found['msg']}): "
-            "check teacher.api.base_url and prompt."
+            f"{config.base_url} gave an answer that is none ({findings_text(error, 1)}): check teacher.api.base_url "
+            "and prompt."
         ) from None
     except ValueError:  # columns of unequal lengths, or bytes above 255
         raise UserError(f"{config.base_url} gave log-probs that do not fit each other: set logprobs: false.") from None

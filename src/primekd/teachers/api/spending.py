@@ -5,17 +5,34 @@ there. An attempt that was cut off (a time-out, a dropped connection, a killed p
 (status 408, 5xx) may have been billed, so it stays booked: the ledger can be above the bill, never below it.
 """
 
+import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock
+from pydantic import BaseModel, Field, ValidationError
 
 from primekd.config.teacher import ApiConfig
-from primekd.errors import UserError
-from primekd.provenance import read_json, relative_name, write_json
+from primekd.errors import UserError, findings_text
+from primekd.outside import clean
+from primekd.provenance import relative_name, write_json
 
-EMPTY = {"spent_usd": 0.0, "unsettled_usd": 0.0, "answers": 0, "input_tokens": 0, "output_tokens": 0}
+USD = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class Spent(BaseModel):
+    """What the file holds."""
+
+    spent_usd: USD = 0.0
+    unsettled_usd: USD = 0.0
+    answers: Count = 0
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+
+
+EMPTY = Spent().model_dump()
 
 
 class Ledger:
@@ -89,13 +106,19 @@ class Ledger:
     def _read(self) -> dict[str, Any]:
         if not self.path.is_file():
             return dict(EMPTY)
-        found = read_json(self.path)
-        if not isinstance(found, dict) or not all(isinstance(found.get(k), int | float) for k in EMPTY):
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            if missing := [key for key in EMPTY if key not in found]:
+                raise ValueError(f"{missing[0]} is missing")
+            return Spent.model_validate(found).model_dump()
+        except (ValueError, TypeError, RecursionError) as error:
+            said = findings_text(error) if isinstance(error, ValidationError) else clean(error)
+            template = json.dumps(EMPTY | {"spent_usd": "HERE"})
             raise UserError(
-                f"{relative_name(self.path)} is no ledger of spending: look up on the provider's page what was spent, "
-                f"write it as spent_usd beside {', '.join(list(EMPTY)[1:])}, and run again."
-            )
-        return found
+                f"{relative_name(self.path)} is no ledger of spending ({said}). Keep the file, for without it the cap "
+                f"begins at 0 again: look up on the provider's page what was spent, write {template} into it with that "
+                'number of US dollars in place of "HERE", and run again.'
+            ) from None
 
     def _write(self, found: dict[str, Any], change: dict[str, float]) -> None:
         values = {key: found[key] + change.get(key, 0) for key in EMPTY}
