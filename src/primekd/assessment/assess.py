@@ -46,8 +46,9 @@ def assess(profile: Profile) -> Path:
         return profile.logs
     start = now()
     scored = score_models(profile, items, [Model(CONTROL), *models_of(students)], reader)
-    logs = {name: grade_answers(items, model.answers) for name, model in scored.items()}
-    logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader))
+    extractor = profile.assess.extractor
+    logs = {name: grade_answers(items, model.answers, extractor) for name, model in scored.items()}
+    logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader), extractor)
     outputs = _write(profile, logs, [row for model in scored.values() for row in model.held_out], students)
     lineage = {s.name: _lineage(profile, s) for s in students}
     write_manifest(

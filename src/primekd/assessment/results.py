@@ -1,8 +1,10 @@
 """Everything that is computed from graded answers, written to logs/<profile>/."""
 
 from pathlib import Path
+from typing import Any
 
 from primekd.assessment.adjudicate import AuditRow, apply_decisions, audit_rows, read_decisions
+from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.rivals import AccuracyRow, accuracies, read_all, readings_text
@@ -10,9 +12,28 @@ from primekd.assessment.seeds import SeedRow, seed_rows
 from primekd.assessment.summary import ContrastRow, SummaryRow, contrast, summarise
 from primekd.assessment.tables import read_table, table_text
 from primekd.config import Profile
-from primekd.provenance import hash_json, write_text
+from primekd.errors import UserError
+from primekd.provenance import MANIFEST, hash_json, read_json, write_text
 
 TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv")
+
+
+def extractor_of(manifest: dict[str, Any]) -> str:
+    """The extractor that decides in the logs of a manifest. Logs that name none were graded by the published rules.
+
+    Raises:
+        UserError: there is no such extractor.
+    """
+    name = manifest.get("inputs", {}).get("assess", {}).get("extractor", "published")
+    if name not in EXTRACTORS:
+        raise UserError(f"The logs' manifest names the extractor {name!r}, which is not one of {', '.join(EXTRACTORS)}.")
+    return name
+
+
+def log_extractor(folder: Path) -> str:
+    """The same for a folder of logs; published where it has no manifest."""
+    path = folder / MANIFEST
+    return extractor_of(read_json(path)) if path.is_file() else "published"
 
 
 def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
