@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from published_logs import MODELS, needs_published_logs, read_published
+from published_logs import LABELLED, needs_published_logs, read_published
 
 from primekd.assessment.extract import EXTRACTORS, RULES, extract
 from primekd.assessment.extract.ending import is_cut
@@ -669,7 +669,7 @@ def test_verdicts_differ_where_the_harness_compares_strings(harness):
 
 
 @needs_published_logs
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", LABELLED)
 def test_filters_and_verdicts_agree_with_the_harness_on_every_published_answer(harness, model):
     rows = read_published(model)
     assert len(rows) == 1319

@@ -106,7 +106,9 @@ def check_verdicts(folder: Path) -> Check:
             continue
         rows = read_log(path)
         problems += [
-            f"{path.name}: the verdict on {r.id} does not follow from its answer" for r in rows if not follows(r, extractor)
+            f"{path.name}: the verdict on {r.id} does not follow from its answer"
+            for r in rows
+            if not follows(r, extractor)
         ]
         problems += check_count(folder, path.stem, rows)
     return Check(f"verdicts in {relative_name(folder)}", problems)

@@ -26,7 +26,7 @@ def extractor_of(manifest: dict[str, Any]) -> str:
     """
     name = manifest.get("inputs", {}).get("assess", {}).get("extractor", "published")
     if name not in EXTRACTORS:
-        raise UserError(f"The logs' manifest names the extractor {name!r}, which is not one of {', '.join(EXTRACTORS)}.")
+        raise UserError(f"The logs' manifest names the extractor {name!r}: there are {', '.join(EXTRACTORS)}.")
     return name
 
 

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.summary import sentence
 from primekd.assessment.results import extractor_of
+from primekd.assessment.summary import sentence
 from primekd.config import Profile
 from primekd.provenance import relative_name, write_text
 from primekd.report import adjudication, extraction, lineage
