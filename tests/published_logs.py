@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 
 FOLDER = Path(os.environ.get("PRIMEKD_PUBLISHED_LOGS") or ROOT.parent / "shared" / "data" / "published-logs")
-MODELS = ("control", "base-fine-tune", "base-KD", "reverseKL-KD")
+LABELLED = ("control", "base-fine-tune", "base-KD", "reverseKL-KD")
+MODELS = (*LABELLED, "teacher-KD", "ai-KD")
 
 needs_published_logs = pytest.mark.skipif(
     not all((FOLDER / f"{model}.csv").is_file() for model in MODELS),

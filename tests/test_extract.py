@@ -185,7 +185,7 @@ NUMBER_CASES = {
     r"\text{18}": [18],
     "**42**": [42],
     "5km 6,": [5, 6],
-    "٣": [],  # only ASCII digits are numbers here
+    "٣ ３ ३": [3, 3, 3],
 }
 
 

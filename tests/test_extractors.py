@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from published_logs import MODELS, needs_published_logs, read_published
+from published_logs import LABELLED, needs_published_logs, read_published
 
 from primekd.assessment.extract import EXTRACTORS, RULES, extract
 from primekd.assessment.extract.ending import is_cut
@@ -153,10 +153,8 @@ LEADING = {
     "7 7 7 7": 7,
     "7 Mia keeps them ": 7,
     "2 1/2 cups": Fraction(5, 2),
-    "7 + 5 = 12": None,
-    "7 of the plums are left": None,
+    "7 + 5 = ": None,
     "7 fewer than 12": None,
-    "7 plums and 5 plums make 12": None,
     "3 4 5 6 7 8": None,  # counting
     "3  4 5 6": None,
     "3  4 5": 3,
@@ -174,6 +172,25 @@ def test_a_bare_value_at_the_start(text, value):
     assert (found.rule, found.value) == (("none", None) if value is None else ("leading", value))
 
 
+CONCLUDED = {
+    "7 + 5 = 12": 12,
+    "7 of the plums are left": 7,
+    "7 plums and 5 plums make 12": 12,
+    "Mia had 12.\nNow she has 7 plums.": 7,
+    "Mia had 12. That leaves 12 - 5 = 7 plums for the 2 of them.": 7,
+    "Mia had 12.\nHow many are left?": None,  # another question
+    "Mia had 12.\nSo she has not 7.": None,
+    "Mia had 12.\n## Step 2: Subtract 5": None,  # a heading is no statement
+}
+
+
+@pytest.mark.parametrize("text, value", CONCLUDED.items(), ids=list(CONCLUDED))
+def test_the_value_in_which_an_answer_ends(text, value):
+    for cut in (False, True):
+        found = validated(text, cut)
+        assert (found.rule, found.value) == (("none", None) if value is None or cut else ("concluded", value))
+
+
 def test_worked_steps_behind_a_leading_value_decide_where_they_declare_one():
     assert validated("9\n## Step 1: We count.\nThe answer is 7.").value == 7
     assert validated("7 plums.\n## Step 1: count them").rule == "leading"
@@ -189,7 +206,8 @@ STORY = "Ben thanks her and they walk home together through the fields, singing 
 
 def test_a_result_that_nothing_announces_is_left_to_people():
     text = f"Mia starts with 12 plums. She gives 5 away. Therefore, she has 7 plums left. {STORY}"
-    assert validated(text).rule == "none"
+    assert validated(text, cut=True).rule == "none"
+    assert validated(text).rule == "concluded"  # but it does end in one
     found = validated(f"{text} The answer is 8.")
     assert (found.rule, found.value) == ("declared", 8)
 
@@ -651,7 +669,7 @@ def test_verdicts_differ_where_the_harness_compares_strings(harness):
 
 
 @needs_published_logs
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", LABELLED)
 def test_filters_and_verdicts_agree_with_the_harness_on_every_published_answer(harness, model):
     rows = read_published(model)
     assert len(rows) == 1319

@@ -100,7 +100,8 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
     monkeypatch.delenv("PRIMEKD_OUTPUT", raising=False)
     loaded = load_profile("ci")
-    small = loaded.model_copy(update={"assess": loaded.assess.model_copy(update={"bootstrap_samples": 40})})
+    assess = loaded.assess.model_copy(update={"bootstrap_samples": 40, "extractor": "published"})
+    small = loaded.model_copy(update={"assess": assess})
     set_up(small)
     return small
 
@@ -244,6 +245,34 @@ def test_the_manifest_says_with_how_many_samples_the_intervals_were_drawn(profil
     before = manifest_of(profile)["inputs"]
     regrade(other)
     assert manifest_of(profile)["inputs"] == before | {"assess": before["assess"] | {"bootstrap_samples": 41}}
+
+
+def test_logs_keep_the_extractor_that_they_were_made_with(profile):
+    before = files_of(profile)
+    regrade(profile.model_copy(update={"assess": profile.assess.model_copy(update={"extractor": "validated"})}))
+    assert manifest_of(profile)["inputs"]["assess"]["extractor"] == "published"
+    assert all(files_of(profile)[f"{model}.csv"] == before[f"{model}.csv"] for model in ANSWERS)
+
+
+def name_extractor(profile: Profile, name: str | None) -> None:
+    manifest = manifest_of(profile)
+    manifest["inputs"]["assess"].pop("extractor", None)
+    if name:
+        manifest["inputs"]["assess"]["extractor"] = name
+    write_json(profile.logs / MANIFEST, manifest)
+
+
+def test_logs_are_verified_and_regraded_by_the_extractor_that_they_name(profile):
+    name_extractor(profile, None)  # from before there was a choice
+    assert not check_verdicts(profile.logs).problems
+    name_extractor(profile, "validated")
+    assert check_verdicts(profile.logs).problems
+    regrade(profile)
+    assert not check_verdicts(profile.logs).problems
+    assert any(row.rule in ("declared", "leading", "concluded") for rows in read_logs(profile).values() for row in rows)
+    name_extractor(profile, "guess")
+    with pytest.raises(UserError, match="names the extractor 'guess'"):
+        check_verdicts(profile.logs)
 
 
 def test_loss_curves_and_held_out_rows_stay_and_stay_named(profile):

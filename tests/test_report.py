@@ -12,7 +12,7 @@ from primekd.assessment.grade import read_log, write_log
 from primekd.assessment.seeds import SeedRow
 from primekd.config import load_profile
 from primekd.errors import UserError
-from primekd.provenance import hash_file
+from primekd.provenance import hash_file, read_json, write_json
 from primekd.report.browser import cut, script_json
 from primekd.report.extraction import read_accuracies
 from primekd.report.figures import loss_curves
@@ -179,3 +179,14 @@ def test_report_shows_decisions_audits_and_seeds(decided):
 def test_script_json_is_json():
     value = {"a": "</script><!-- & \u2028\u2029 😀", "b": [1, None, True]}
     assert json.loads(str(script_json(value))) == value
+
+
+def test_the_report_says_which_extractor_decides(profile):
+    assert "by the published rules" in _section(_page(profile), "results")
+    manifest = read_json(profile.logs / "manifest.json")
+    manifest.setdefault("inputs", {}).setdefault("assess", {})["extractor"] = "validated"
+    write_json(profile.logs / "manifest.json", manifest)
+    page = _page(profile)
+    assert "by the validated rules" in _section(page, "results")
+    assert "which validated decides" in " ".join(_section(page, "extractors").split())
+    assert "declared" in _section(page, "rules") and "first-line" not in _section(page, "rules")

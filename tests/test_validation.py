@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from published_logs import FOLDER, MODELS, needs_published_logs
+from published_logs import FOLDER, LABELLED, MODELS, needs_published_logs
 from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
@@ -24,6 +24,7 @@ from primekd.assessment.tables import read_table, write_table
 from primekd.assessment.validation import ValidationRow, judge, kappa, validate
 from primekd.cli import app
 from primekd.errors import UserError
+from primekd.provenance import MANIFEST, read_json
 
 VALIDATION = ROOT / "logs" / "published" / "validation.csv"
 HEADER = "log,id,answer_sha256,set,kind,value,first,second"
@@ -47,7 +48,7 @@ def test_the_committed_labels_hold_ids_and_values_and_no_text():
         rows = list(csv.DictReader(handle))
     assert ",".join(rows[0]) == HEADER
     for line, row in enumerate(rows, start=2):
-        assert row["log"] in MODELS and row["set"] in SETS and row["kind"] in KINDS, line
+        assert row["log"] in LABELLED and row["set"] in SETS and row["kind"] in KINDS, line
         assert re.fullmatch(r"\d{1,4}", row["id"]) and int(row["id"]) < 1319, line
         assert re.fullmatch(r"[0-9a-f]{64}", row["answer_sha256"]), line
         for column in ("value", "first", "second"):
@@ -61,7 +62,7 @@ def test_there_are_enough_labels_of_their_own_for_the_validation():
     assert len({one.answer_sha256 for one in labels}) > 0.95 * len(labels)
     clear = [one for one in labels if one.set == "validation" and one.kind != "ambiguous"]
     assert len(clear) >= 300
-    assert all(sum(one.log == model for one in clear) >= 30 for model in MODELS)
+    assert all(sum(one.log == model for one in clear) >= 30 for model in LABELLED)
     twice = [one for one in clear if one.first and one.second]
     assert len(twice) == len(clear), "validation answers are read twice"
     # What both readings gave is the label; a value that is implied may have been read as none.
@@ -247,7 +248,7 @@ def test_every_label_is_of_an_answer_in_the_published_logs(answers):
 def test_validation_labels_are_spread_over_files_and_rules(answers):
     """Stratified: no file and no published rule that fires often has fewer than thirty."""
     judged = judge([one for one in read_labels() if one.set == "validation"], answers, "published")
-    for model in MODELS:
+    for model in LABELLED:
         assert sum(j.label.log == model for j in judged) >= 30, model
     for rule in ("boxed", "first-line", "phrase", "last-number"):
         assert sum(j.published_rule == rule for j in judged) >= 30, rule
@@ -295,13 +296,27 @@ def logged(text: str) -> Fraction | None:
 def test_the_committed_verdicts_are_what_the_rules_give_today(answers):
     """Every eleventh answer under every extractor; if it fails, run `primekd published-study`."""
     rows = read_table(ROOT / "logs" / "published" / "verdicts.csv")
-    assert len(rows) == len(answers) == 4 * 1319
+    assert len(rows) == len(answers) == len(MODELS) * 1319
     for row in rows[::11]:
         there = answers[row["log"], row["id"]]
         assert answer_hash(there.question, there.response) == row["answer_sha256"]
         for extractor in EXTRACTORS:
             found = extract(there.response, extractor, there.truncated, there.question)
             assert found.value == logged(row[extractor]), (row["log"], row["id"], extractor)
+
+
+def test_the_committed_study_counts_all_six_logs_and_tests_the_headline_contrast():
+    folder = ROOT / "logs" / "published"
+    recounted = {r["model"]: (r["logged_correct"], r["logged_n"]) for r in read_table(folder / "stated.csv")}
+    assert recounted["teacher-KD"] == ("558", "1319") and recounted["ai-KD"] == ("635", "1319")
+    assert set(read_json(folder / MANIFEST)["inputs"]["logs"]) == set(MODELS)
+    contrasts = {(r["extractor"], r["model"], r["reference"]): r for r in read_table(folder / "contrasts.csv")}
+    for extractor in EXTRACTORS:
+        assert sum(key[0] == extractor for key in contrasts) == 12
+        for primed in ("teacher-KD", "ai-KD", "reverseKL-KD"):
+            assert 0 <= float(contrasts[extractor, primed, "base-KD"]["p"]) <= 1
+    won = [e for e in EXTRACTORS if float(contrasts[e, "ai-KD", "base-KD"]["p_holm"]) < 0.05]
+    assert won == ["published", "validated", "math-verify"]
 
 
 def test_the_committed_tables_of_the_published_study_hold_no_text():

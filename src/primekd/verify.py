@@ -9,7 +9,7 @@ from primekd.assessment import published_study
 from primekd.assessment.adjudicate import apply_decisions, read_decisions
 from primekd.assessment.grade import LogRow, grade_row, read_log
 from primekd.assessment.held_out import read_rows
-from primekd.assessment.results import TABLES, compute_tables, read_logs
+from primekd.assessment.results import TABLES, compute_tables, log_extractor, read_logs
 from primekd.assessment.tables import read_table
 from primekd.capture import training_job
 from primekd.config import Profile
@@ -151,21 +151,23 @@ def check_models(profile: Profile) -> Check:
 
 def check_verdicts(folder: Path) -> Check:
     """Extracts and grades every logged answer anew, and adds the summary up again."""
-    problems = []
+    problems, extractor = [], log_extractor(folder)
     for path in sorted(folder.glob("*.csv")):
         if path.name in TABLES:
             continue
         rows = read_log(path)
         problems += [
-            f"{path.name}: the verdict on {r.id} does not follow from its answer" for r in rows if not follows(r)
+            f"{path.name}: the verdict on {r.id} does not follow from its answer"
+            for r in rows
+            if not follows(r, extractor)
         ]
         problems += check_count(folder, path.stem, rows)
     return Check(f"verdicts in {relative_name(folder)}", problems)
 
 
-def follows(row: LogRow) -> bool:
+def follows(row: LogRow, extractor: str = "published") -> bool:
     """Whether a logged value, rule, place and verdict are what the extraction gives today."""
-    return grade_row(row) == row
+    return grade_row(row, extractor) == row
 
 
 def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:

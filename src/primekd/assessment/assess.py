@@ -46,10 +46,10 @@ def assess(profile: Profile, force: bool = False) -> Path:
         say_scored(profile, names)
         return profile.logs
     start = now()
-    scored = score_models(profile, items, models, reader, force)
+    scored, extractor = score_models(profile, items, models, reader, force), profile.assess.extractor
     inputs["scored"] = scored_hashes(profile, names)
-    logs = {name: grade_answers(items, model.answers) for name, model in scored.items()}
-    logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader))
+    logs = {name: grade_answers(items, model.answers, extractor) for name, model in scored.items()}
+    logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader), extractor)
     outputs = _write(profile, logs, [row for model in scored.values() for row in model.held_out], students)
     lineage = {s.name: _lineage(profile, s) for s in students}
     write_manifest(

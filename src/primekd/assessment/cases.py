@@ -121,18 +121,19 @@ def _case(model: str, row: LogRow, with_why: bool) -> Case:
 def _reasons(row: LogRow) -> tuple[str, ...]:
     """Why no rule settles an answer; empty where the published and the validated rules agree on its value.
 
-    The validated rules are run here, not taken from extractors.csv: a table has no place for `ambiguous`.
+    Both are run here, whichever of them the log was graded by: no table has a place for `ambiguous`.
     """
-    found, automatic = extract(row.response, "validated", row.truncated, row.question), automatic_value(row)
+    found = extract(row.response, "validated", row.truncated, row.question)
+    published = extract(row.response, "published", row.truncated, row.question).value
     reasons = []
-    if row.rule == "none":
+    if published is None:
         reasons.append("the published rules found no number")
     if found.ambiguous:
         reasons.append("the validated rules call it ambiguous")
     elif found.value is None:
         reasons.append("the validated rules found no value")
-    if None not in (found.value, automatic) and found.value != automatic:
-        reasons.append(f"published and validated rules differ: {as_written(automatic)}, {as_written(found.value)}")
+    if None not in (found.value, published) and found.value != published:
+        reasons.append(f"published and validated rules differ: {as_written(published)}, {as_written(found.value)}")
     return tuple(reasons)
 
 

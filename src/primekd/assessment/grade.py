@@ -87,13 +87,13 @@ def grade_row(row: LogRow, extractor: str = "published") -> LogRow:
     )
 
 
-def grade_answers(items: Iterable[Item], answers: Iterable[Answer]) -> list[LogRow]:
+def grade_answers(items: Iterable[Item], answers: Iterable[Answer], extractor: str = "published") -> list[LogRow]:
     """Grades every item. Raises ValueError if an answer is not the one to its item."""
     rows = []
     for item, answer in zip(items, answers, strict=True):
         if item.id != answer.item_id:
             raise ValueError(f"the answer to {answer.item_id} stands where {item.id} was asked")
-        rows.append(grade_answer(item, answer))
+        rows.append(grade_answer(item, answer, extractor))
     return rows
 
 

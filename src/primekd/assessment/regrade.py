@@ -9,7 +9,7 @@ from typing import Any
 
 from primekd.assessment.grade import LogRow, grade_row, read_log
 from primekd.assessment.held_out import read_rows
-from primekd.assessment.results import answers_hash, decisions_hash, read_logs, write_results
+from primekd.assessment.results import answers_hash, decisions_hash, extractor_of, read_logs, write_results
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import (
@@ -32,6 +32,8 @@ def rules_hashes() -> dict[str, str]:
 def regrade(profile: Profile) -> Path:
     """Extracts, grades and sums up the logged answers of a profile anew; returns their folder.
 
+    The logs keep the extractor that was stated for them before they were made, whatever the profile says by now.
+
     Raises:
         UserError: there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
     """
@@ -42,7 +44,8 @@ def regrade(profile: Profile) -> Path:
     kept = {name: digest for name, digest in manifest["outputs"].items() if _is_kept(name)}
     _refuse(profile, altered_outputs(path, {"outputs": kept}))
     answers = _read_answers(profile, manifest["answers_sha256"])
-    logs = {model: [grade_row(row) for row in rows] for model, rows in answers.items()}
+    extractor = extractor_of(manifest)
+    logs = {model: [grade_row(row, extractor) for row in rows] for model, rows in answers.items()}
     outputs = write_results(profile, logs, read_rows(profile.logs / "held-out.csv"))
     inputs = manifest["inputs"] | {"rules": rules_hashes(), "adjudications": decisions_hash(profile)}
     inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}

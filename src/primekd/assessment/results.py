@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from primekd.assessment.adjudicate import AuditRow, apply_decisions, audit_rows, read_decisions
+from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.rivals import AccuracyRow, accuracies, read_all, readings_text
@@ -15,7 +16,7 @@ from primekd.assessment.summary import ContrastRow, SummaryRow, contrast, summar
 from primekd.assessment.tables import read_records, table_text
 from primekd.config import Profile
 from primekd.errors import UserError
-from primekd.provenance import MANIFEST, hash_json, relative_name, write_text
+from primekd.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
 
 TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv")
 
@@ -36,6 +37,26 @@ def logs_in_use(profile: Profile, published: bool = False) -> Profile:
         fix = "" if published else f": run `primekd run --profile {profile.name}` first"
         raise UserError(f"There are no logs of {profile.name} in {places}{fix}.")
     return found[0]
+
+
+def extractor_of(manifest: dict[str, Any]) -> str:
+    """The extractor that decides in the logs of a manifest. Logs that name none were graded by the published rules.
+
+    Raises:
+        UserError: there is no such extractor.
+    """
+    name = manifest.get("inputs", {}).get("assess", {}).get("extractor", "published")
+    if name not in EXTRACTORS:
+        raise UserError(f"The logs' manifest names the extractor {name!r}: there are {', '.join(EXTRACTORS)}.")
+    return name
+
+
+def log_extractor(folder: Path) -> str:
+    """The same for a folder of logs; published where it has no manifest."""
+    path = folder / MANIFEST
+    return extractor_of(read_manifest(path)) if path.is_file() else "published"
+
+
 @dataclass(frozen=True)
 class Listed:
     """A row of summary.csv, as far as it names a log."""

@@ -80,12 +80,14 @@ class AssessConfig(Section):
     """Greedy decoding of the test items. The token limit is the profile's, the same for every model.
 
     `engine` generates the answers of control and students; held-out fit is measured by transformers in any case.
-    `vllm` is how the engine vllm is started for them: GPUs and memory, no quantisation.
+    `vllm` is how the engine vllm is started for them: GPUs and memory, no quantisation. `extractor` reads the
+    value that decides in every table; the others are reported beside it.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
+    extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
     vllm: VllmConfig | None = None
 
     @field_validator("vllm")

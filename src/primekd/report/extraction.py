@@ -30,9 +30,9 @@ MEASURES = (
 )
 
 
-def rule_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Table:
-    """For each model and published rule: how often it fired, and how often the number it gave was right."""
-    rules = RULES["published"]
+def rule_table(logs: dict[str, list[LogRow]], titles: dict[str, str], extractor: str = "published") -> Table:
+    """For each model and rule of the extractor: how often it fired, and how often the number it gave was right."""
+    rules = RULES[extractor]
     rows = []
     for name, log in logs.items():
         cells = []

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.results import extractor_of
 from primekd.assessment.summary import sentence
 from primekd.config import Profile
 from primekd.provenance import relative_name, write_text
@@ -68,7 +69,7 @@ def _page(profile: Profile) -> dict[str, Any]:
     results, manifest = read_results(folder), read_manifest(folder)
     logs, titles = read_logs(results), results.titles
     accuracies, readings = extraction.read_accuracies(folder), extraction.read_readings(folder)
-    validation = extraction.read_validation()
+    validation, extractor = extraction.read_validation(), extractor_of(manifest)
     return {
         "profile": profile,
         "header": [*lineage.header(manifest), ("Test items", results.summary[0]["n"]), ("Logs", relative_name(folder))],
@@ -83,7 +84,8 @@ def _page(profile: Profile) -> dict[str, Any]:
         "claim_note": claim_note(folder),
         "contrasts": contrast_table(results),
         "sentences": [sentence(row) for row in results.contrasts],
-        "rules": extraction.rule_table(logs, titles),
+        "extractor": extractor,
+        "rules": extraction.rule_table(logs, titles, extractor),
         "lengths": extraction.length_table(logs, titles, results.decided),
         "extractors": extraction.extractor_table(results, accuracies, readings) if accuracies else None,
         "extractors_adjudicated": extraction.adjudicated_table(results, accuracies),

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from primekd.assessment.extract import harness, mathverify, published, validated
 from primekd.assessment.extract.ending import is_cut
+from primekd.assessment.extract.reasoning import answer_part
 from primekd.assessment.extract.result import NONE, NOT_FOUND, Extraction
 
 __all__ = ["EXTRACTORS", "NONE", "NOT_FOUND", "RULES", "Extraction", "extract"]
@@ -28,7 +29,7 @@ EXTRACTORS = tuple(RULES)
 def extract(
     text: str, extractor: str = "published", truncated: bool | None = None, question: str | None = None
 ) -> Extraction:
-    """Reads one answer.
+    """Reads one answer. Blocks of reasoning (<think>) are no part of it for the rules that are this project's to apply.
 
     Args:
         extractor: one of EXTRACTORS.
@@ -39,15 +40,19 @@ def extract(
     Raises:
         KeyError: there is no extractor of that name.
     """
-    cut = is_cut(text) if truncated is None else truncated
+    start, end, reasoning = answer_part(text)
+    cut = (reasoning or is_cut(text)) if truncated is None else truncated
+    answer = text[start:end]
     readers = {
-        "published": published.by_published_rules,
-        "validated": lambda text: validated.by_validated_rules(text, question, bool(truncated)),
-        harness.STRICT: harness.by_strict_match,
-        harness.FLEXIBLE: harness.by_flexible_extract,
-        mathverify.RULE: mathverify.by_math_verify,
+        "published": lambda: published.by_published_rules(answer),
+        "validated": lambda: validated.by_validated_rules(answer, question, reasoning or truncated),
+        harness.STRICT: lambda: harness.by_strict_match(text),
+        harness.FLEXIBLE: lambda: harness.by_flexible_extract(text),
+        mathverify.RULE: lambda: mathverify.by_math_verify(text),
     }
-    found = readers[extractor](text)
+    found = readers[extractor]()
+    if found.span and extractor in ("published", "validated"):
+        found = replace(found, span=(start + found.span[0], start + found.span[1]))
     # A value at the very end of what only looks cut may lack digits, or be the whole answer.
     doubtful = truncated is None and cut and found.span is not None and found.span[1] >= len(text)
     return replace(found, truncated=cut, ambiguous=found.ambiguous or doubtful)

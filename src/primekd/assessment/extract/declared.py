@@ -13,7 +13,8 @@ MOST_WORDS = 8  # between "the answer is" and a value that does not follow at on
 
 _QUALITY = r"(?:final|correct|right|best|exact|only|required|numerical|actual|simplified)"
 _BOXED = re.compile(r"(?:\\f?boxed|\x08oxed)\s*\{")  # \b written as a backspace is in the published logs
-_HASHES = re.compile(r"####\s*(?=[^\w\n]{0,4}(?:\d|[dt]?frac\b))")
+_HASHES = re.compile(r"####\s*(?!\s*[*_]*\d{1,2}[.):][*_]*[ \t]+[A-Za-z*])(?=[^\w\n]{0,4}(?:\d|[dt]?frac\b))")
+_TAG = re.compile(r"<(?:final_)?answer>\s*", re.IGNORECASE)
 _ANSWER = re.compile(
     rf"\b(?:{_QUALITY}\s+)*answer\b"
     r"(?:\s+(?:to|for|of)\s+(?:the|this|that|our)\s+(?:question|problem|exercise))?(?:\s+(?:here|then|therefore|thus))?"
@@ -41,7 +42,7 @@ _LETTER = re.compile(  # but no article: "a total of 12"
     r"\W*(?:option\s+|choice\s+|letter\s+|(?!\(?(?-i:a)\s+\w))\(?([A-HJ-Z])\b(?!['\u2019])", re.IGNORECASE
 )
 _LETTER_AND_VALUE = re.compile(r"\W*[A-HJ-Z]\W{0,3}\s*[^\w\n]{0,4}\d")
-_SENTENCE_END = re.compile(r"(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s)|\.(?=\s*$)|[!?]|\n")
+_SENTENCE_END = re.compile(r"(?<![\d.])(?<!\bRs)(?<!\bNo)(?<!\bapprox)\.(?=\s|$)|(?<=\d)\.(?=\s)|\.(?=\s*$)|[!?]|\n")
 _DIRECT = re.compile(  # what may stand between "the answer is" and a value that follows at once
     r"[\s*:$(\[{\\~]*(?:\\text\{)?(?:(?:about|approximately|around|exactly|equal to|[a-zA-Z]\s*=)\s*)?"
     r"(?:\(?[A-HJ-Z][).:]\s*)?[$\s]*"
@@ -81,7 +82,7 @@ def declarations(text: str, given: frozenset[Fraction], cut: bool) -> list[Decla
         given: numbers that the question's own last sentence names; "50 miles in 7 hours" then gives 50.
         cut: the answer ran into its limit, so that a number at its very end may lack digits.
     """
-    found = [*_boxed(text), *_phrases(text, given), *_hashes(text), *_named(text)]
+    found = [*_boxed(text), *_phrases(text, given), *_hashes(text), *_tagged(text), *_named(text)]
     found.sort(key=lambda d: (d.number.start, d.start))
     kept: list[Declaration] = []
     for d in found:  # "The final answer is \boxed{5}" is one declaration
@@ -98,15 +99,21 @@ def _may_lack_digits(text: str, number: Number) -> bool:
 def _boxed(text: str) -> Iterator[Declaration]:
     for match in _BOXED.finditer(text):
         inside = braced(text, match.end())
-        number = number_in_box(inside)
+        number = number_in_box(text, match.end(), inside)
         if number and match.end() + len(inside) < len(text):  # closed
-            yield Declaration(match.start(), moved(number, match.end()))
+            yield Declaration(match.start(), number)
 
 
 def _hashes(text: str) -> Iterator[Declaration]:
     for match in _HASHES.finditer(text):
-        if number := value_in(_sentence(text, match.end())):
-            yield Declaration(match.start(), moved(number, match.end()))
+        if number := value_in(text, match.end(), _sentence(text, match.end())):
+            yield Declaration(match.start(), number)
+
+
+def _tagged(text: str) -> Iterator[Declaration]:
+    for match in _TAG.finditer(text):
+        if number := value_in(text, match.end(), _sentence(text, match.end())):
+            yield Declaration(match.start(), number)
 
 
 def _phrases(text: str, given: frozenset[Fraction]) -> Iterator[Declaration]:
@@ -119,12 +126,12 @@ def _phrases(text: str, given: frozenset[Fraction]) -> Iterator[Declaration]:
         sentence = _sentence(text, match.end())
         letter = _LETTER.match(sentence)
         choice = offered.get(letter[1].upper()) if letter else None
-        number = value_in(sentence, given)
+        number = value_in(text, match.end(), sentence, given)
         if choice and choice.end <= match.start() and not (number and _LETTER_AND_VALUE.match(sentence)):
             start = match.end() + letter.start(1)
             yield Declaration(match.start(), Number(choice.value, start, start + 1))
         elif number and not _points_to_list(text[: match.start()], number):
-            yield Declaration(match.start(), moved(number, match.end()))
+            yield Declaration(match.start(), number)
 
 
 def _named(text: str) -> Iterator[Declaration]:
@@ -159,13 +166,18 @@ def _sentence(text: str, start: int) -> str:
     return text[start : end.start() if end else min(len(text), start + REACH)]
 
 
-def value_in(sentence: str, given: frozenset[Fraction] = frozenset()) -> Number | None:
-    """The value that the rest of a declaring sentence gives.
+def value_in(text: str, start: int, sentence: str, given: frozenset[Fraction] = frozenset()) -> Number | None:
+    """The value that the rest of a declaring sentence gives, `sentence` being that rest from `start` on.
 
     After its last equals sign, else the number that it starts with, else its first number that is not `given`; None
     for unfinished sums, times of day and references to steps.
     """
-    numbers = find_numbers(sentence)
+    numbers = [moved(n, -start) for n in find_numbers(text, start, start + len(sentence))]
+    number = _value_among(numbers, sentence, given)
+    return moved(number, start) if number else None
+
+
+def _value_among(numbers: list[Number], sentence: str, given: frozenset[Fraction]) -> Number | None:
     if not numbers or _TIME_OF_DAY.search(sentence):
         return None
     equals = sentence.rfind("=")

@@ -21,7 +21,7 @@ def leading(text: str) -> Number | None:
     """The value that an answer starts with; None for marks of a list, sums, sentences and counting."""
     at = _START.match(text).end()
     line = text[at:].split("\n", 1)[0]
-    numbers = find_numbers(line)
+    numbers = [moved(n, -at) for n in find_numbers(text, at, at + len(line))]
     if not numbers or not re.fullmatch(r"[\s$*(\\]*", line[: numbers[0].start]):
         return None
     number = numbers[0]

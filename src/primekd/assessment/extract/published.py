@@ -38,15 +38,17 @@ def braced(text: str, start: int) -> str:
     return text[start:stop]
 
 
-def number_in_box(inside: str) -> Number | None:
+def number_in_box(text: str, start: int, inside: str) -> Number | None:
     """The first number behind the last equals sign of a box, if there is one; else its first number.
+
+    `inside` is what stands in the box from `start` on; the number has its place in the whole text.
 
     What stands in \\text{} counts only where nothing else does: \\boxed{18 \\text{ in 2 days}} gives 18.
     """
-    numbers = find_numbers(inside)
+    numbers = find_numbers(text, start, start + len(inside))
     bare = _TEXT.sub(lambda match: " " * len(match[0]), inside)
-    outside = [n for n in numbers if bare[n.start] != " "]
-    equals = (bare if outside else inside).rfind("=")
+    outside = [n for n in numbers if bare[n.start - start : n.end - start].strip()]
+    equals = start + (bare if outside else inside).rfind("=")
     candidates = [n for n in numbers if n.start > equals] or numbers
     return next((n for n in candidates if n in outside), candidates[0] if candidates else None)
 
@@ -54,18 +56,18 @@ def number_in_box(inside: str) -> Number | None:
 def by_boxed(text: str) -> Extraction | None:
     """Rule 1."""
     for match in _BOXED.finditer(text):
-        if number := number_in_box(braced(text, match.end())):
-            return reading(number, "boxed", match.end())
+        if number := number_in_box(text, match.end(), braced(text, match.end())):
+            return reading(number, "boxed")
     return None
 
 
 def by_first_line(text: str) -> Extraction | None:
     """Rule 2. Leading empty lines are not the first line."""
-    offset = len(text) - len(text.lstrip())
-    line = text[offset:].split("\n", 1)[0]
-    numbers = find_numbers(line)
+    start = len(text) - len(text.lstrip())
+    end = text.find("\n", start)
+    numbers = find_numbers(text, start, end if end >= 0 else None)
     if numbers and len({n.value for n in numbers}) == 1:
-        return reading(numbers[0], "first-line", offset)
+        return reading(numbers[0], "first-line")
     return None
 
 

@@ -6,20 +6,24 @@ until their limit. In this order:
 1. declared    the first "the answer is ...", \\boxed{}, "#### ..." or "... is the answer"
 2. corrected   a later declaration that openly corrects it, before another question begins
 3. leading     a bare value with which the answer starts, if no worked solution behind it declares another
-4. none        no value for this question; a person may have to look
+4. concluded   the value in which an answer ends that ended by itself, before another question
+5. none        no value for this question; a person may have to look
 
-What is not declared is left out: guesses at unannounced results were right half the time (docs/extraction.md).
+What a cut answer does not declare is left out: guesses at unannounced results were right half the time
+(docs/extraction.md).
 """
 
 import re
 from fractions import Fraction
 
+from primekd.assessment.extract.concluded import concluded
 from primekd.assessment.extract.declared import Declaration, declarations
+from primekd.assessment.extract.ending import is_cut
 from primekd.assessment.extract.leading import leading
 from primekd.assessment.extract.result import Extraction, nothing, reading
 from primekd.assessment.numbers import Number, find_numbers
 
-RULES = ("declared", "corrected", "leading", "none")
+RULES = ("declared", "corrected", "leading", "concluded", "none")
 LONGEST = 20_000  # characters; what was asked is answered by then
 EARLY = 50  # characters; a declaration before that, ahead of any work, is an opening value like a bare number
 
@@ -35,23 +39,25 @@ _ANOTHER_QUESTION = re.compile(
     r"(?:^|\n)#\d",
     re.IGNORECASE,
 )
+_RESTATED = re.compile(r"\s*(?:(?:question|problem|q)\s*[:.]\s*)?(?:[^\n]*\?[ \t]*\n)?", re.IGNORECASE)
 _WORK = re.compile(
     r"(?:^|\n|(?<=[.\s]))\W{0,4}step\s*\d+|let's (?:begin|start|first|denote|calculate|find)", re.IGNORECASE
 )
 
 
-def by_validated_rules(text: str, question: str | None, cut: bool) -> Extraction:
+def by_validated_rules(text: str, question: str | None, truncated: bool | None) -> Extraction:
     """Reads one answer.
 
     Args:
         question: what was asked; "the answer is 50 miles in 7 hours" is 50 where the question names the 7 hours.
-        cut: the answer ran into the limit of new tokens.
+        truncated: whether the answer ran into the limit of new tokens. If nobody knows, it ended if it ends like one.
     """
-    text, cut = text[:LONGEST], cut or len(text) > LONGEST
+    truncated = True if len(text) > LONGEST else truncated
+    text, cut = text[:LONGEST], bool(truncated)
     said = declarations(text, _numbers_asked(question or ""), cut)
     opening, rule = _opening(text, said, cut)
     if opening is None:
-        return _settle(text, said[0], said, "declared") if said else nothing()
+        return _settle(text, said[0], said, "declared") if said else _conclude(text, truncated)
     rest = text[opening.end :]
     work = _WORK.search(rest)
     if not work or _ANOTHER_QUESTION.search(rest[: work.start()]):
@@ -62,6 +68,15 @@ def by_validated_rules(text: str, question: str | None, cut: bool) -> Extraction
     if rule == "leading" and _is_stub(text, opening.number):
         return nothing(ambiguous=True)
     return reading(opening.number, rule, ambiguous=True)
+
+
+def _conclude(text: str, truncated: bool | None) -> Extraction:
+    """The value in which an answer ends; none where it was cut or went on to another question."""
+    own = _RESTATED.match(text).end()  # a question that it repeats first is its own
+    if truncated or _ANOTHER_QUESTION.search(text, own):
+        return nothing()
+    number, doubt = concluded(text, truncated is False, not is_cut(text))
+    return reading(number, "concluded", ambiguous=doubt) if number else nothing()
 
 
 def _numbers_asked(question: str) -> frozenset[Fraction]:
