@@ -50,6 +50,7 @@ def verify(profile: Profile) -> list[Check]:
         f"students/*/{MANIFEST}",
         f"answers/*/{MANIFEST}",
         f"held-out/*/{MANIFEST}",
+        f"served/*/{MANIFEST}",
         f"notebooks/*/*.{MANIFEST}",
     )
     for pattern in patterns:

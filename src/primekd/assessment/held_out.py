@@ -55,13 +55,14 @@ def held_out_folder(profile: Profile, name: str) -> Path:
 
 def held_out_rows(
     profile: Profile, name: str, items: Sequence[Item], inputs: dict[str, Any], reader: "SignalReader",
-    open_model: "Callable[[], TransformersEngine]",
+    open_model: "Callable[[], TransformersEngine]", served: dict[str, Any] | None = None,
 ) -> list[HeldOutRow]:  # fmt: skip
     """Held-out rows of one model, from disk if they were measured with the same inputs.
 
     Args:
         inputs: what the model's answers depend on (`answer_inputs`).
         open_model: called only if something is missing.
+        served: how the model was served, for the manifest.
     """
     folder = held_out_folder(profile, name)
     shards = {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}
@@ -70,7 +71,7 @@ def held_out_rows(
     if not is_current(folder, own):
         with Meter() as meter, Progress(profile, f"held-out fit {name}", len(items), "item") as progress:
             write_rows(path, measure(profile, name, open_model(), items, reader, progress.advance))
-        write_manifest(folder, "held-out", own, [path], **meter.facts)
+        write_manifest(folder, "held-out", own, [path], served=served, **meter.facts)
     return read_rows(path)
 
 

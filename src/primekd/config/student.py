@@ -70,13 +70,21 @@ class AssessConfig(Section):
     """Greedy decoding of the test items. The token limit is the profile's, the same for every model.
 
     `engine` generates the answers of control and students; held-out fit is measured by transformers in any case.
-    `vllm` is how the engine vllm is started for them: GPUs and memory, no quantisation.
+    `vllm` is how the engine vllm is started for them: GPUs and memory, no quantisation. `dtype: float32` computes with
+    the student's weights, as they were trained, in float32; fewer answers then depend on the processor.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
     vllm: VllmConfig | None = None
+    dtype: Literal["float32"] | None = None
+
+    @model_validator(mode="after")
+    def precision(self) -> "AssessConfig":
+        if self.dtype and self.engine == "vllm":
+            raise ValueError("dtype is for the engine transformers: vLLM serves students in their own precision")
+        return self
 
     @field_validator("vllm")
     @classmethod

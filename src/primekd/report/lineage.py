@@ -97,10 +97,17 @@ def _of_student(facts: dict[str, Any]) -> Facts:
         ("Commit of training", _commit(facts.get("git"))),
         ("Trained", _date(facts.get("end")) + (", resumed" if facts.get("resumed") else "")),
     ]
+    rows += [("Adapter in scoring", _served((facts.get("served") or {}).get("held_out") or {}))]
     signals = facts.get("signals")
     if signals is None:
         return [*rows, ("Signals", "none, trained on the gold solutions")]
     return rows + _of_signals(signals, inputs.get("signals", {}).get("spec_sha256"))
+
+
+def _served(served: dict[str, Any]) -> str:
+    """How a student's adapter was put on, and what merging it was measured to cost in nats a token."""
+    told = _named(served, "kl_merging", "kl_noise", "on_grid")
+    return _plain(served.get("adapter")) + (f" ({told})" if told else "")
 
 
 def _of_signals(signals: dict[str, Any], spec_sha256: str | None) -> Facts:
