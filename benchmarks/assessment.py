@@ -109,4 +109,4 @@ def _equal_in_float32(profile: Profile, adapter: Path | None, prompts: list[list
 
 def _engine(profile: Profile, adapter: Path | None, dtype: str) -> TransformersEngine:
     student = profile.student
-    return TransformersEngine(student.model, dtype, profile.assess.batch_size, adapter)
+    return TransformersEngine(student.model, dtype, profile.assess.batch_size, adapter, merged=adapter is not None)

@@ -1002,6 +1002,8 @@ def test_an_assessment_names_the_answers_that_a_grading_may_start_from(study):
     assert list(manifest["answers_sha256"]) == ["control", *load_strategies(), "teacher"]
     for model, digest in manifest["answers_sha256"].items():
         assert digest == answers_hash(read_log(study.logs / f"{model}.csv"))
+    for facts in manifest["models"].values():
+        assert facts["served"] == {"answers": {"adapter": "merged"}, "held_out": {"adapter": "merged"}}
 
 
 def test_a_question_that_is_trained_on_and_tested_is_refused(ci):

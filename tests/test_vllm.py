@@ -301,6 +301,8 @@ def test_all_models_answer_from_one_server_that_is_closed_and_not_started_again(
     for name, token in (("control", 99), ("base-KD", 0), ("ai-KD", 1)):
         block = read_json(profile.runs / "answers" / name / "block-00000.json")
         assert [row["ids"] for row in block["rows"]] == [[token]] * len(items)
+        served = read_json(profile.runs / "answers" / name / "manifest.json")["served"]
+        assert served == (None if name == "control" else {"adapter": "beside"})
 
 
 # The real engine: only where vLLM is installed, which has to be an environment of its own.

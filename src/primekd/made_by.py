@@ -28,6 +28,8 @@ def results_of(profile: Profile) -> Iterator[tuple[str, Path]]:
     yield from (("distill", profile.runs / "students" / name) for name in students)
     for stage in ("answers", "held-out"):
         yield from ((stage, profile.runs / stage / name) for name in (CONTROL, *students))
+    served = [profile.runs / "served" / name for name in students]  # not measured in float32 or 4 bits
+    yield from (("answers", folder) for folder in served if (folder / MANIFEST).is_file())
     yield "assess", profile.logs
 
 

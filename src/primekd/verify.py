@@ -67,6 +67,7 @@ def check_run(profile: Profile) -> list[Check]:
         f"students/*/{MANIFEST}",
         f"answers/*/{MANIFEST}",
         f"held-out/*/{MANIFEST}",
+        f"served/*/{MANIFEST}",
         f"notebooks/*/*.{MANIFEST}",
     )
     for pattern in patterns:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from primekd.assessment.serving import BESIDE
 from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
 from primekd.errors import UserError
@@ -53,13 +54,22 @@ class Block(Part):
     code: Code | None = None
 
 
-def answer_inputs(profile: Profile, items: list[Item], adapter: dict[str, str] | None) -> dict[str, Any]:
-    """Everything that a model's answers depend on. `adapter`: its files' hashes, None for the control."""
+def answer_inputs(
+    profile: Profile, items: list[Item], adapter: dict[str, str] | None, served: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything that a model's answers depend on.
+
+    Args:
+        adapter: its files' hashes, None for the control.
+        served: as `choose_serving` says where transformers runs the model.
+    """
     tokenizer = load_tokenizer(profile.student)
     # Left out where it is transformers, so that answers from before there was a choice stay current.
     engine = {} if profile.assess.engine == "transformers" else {"engine": profile.assess.engine}
     quantised = {"quantization": profile.student.quantization} if profile.student.quantization else {}
-    chosen = engine | quantised
+    precision = {"assess_dtype": profile.assess.dtype} if profile.scoring_dtype != profile.student.dtype else {}
+    beside = {"served": BESIDE} if served and served["adapter"] == BESIDE else {}  # left out where it is merged, too
+    chosen = engine | quantised | precision | beside
     return chosen | {
         "model": profile.student.model,
         "model_sha256": model_hash(profile.student.model),
@@ -81,13 +91,15 @@ def answers_folder(profile: Profile, name: str) -> Path:
 
 
 def generate_answers(
-    profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model, force: bool = False
-) -> list[Answer]:
+    profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model, force: bool = False,
+    served: dict[str, Any] | None = None,
+) -> list[Answer]:  # fmt: skip
     """Answers to all items, in order; blocks that are on disk with the same inputs are not generated again.
 
     Args:
         open_model: called without arguments, and only if something is missing; returns an engine with `generate`.
         force: generate all anew; what there is is set aside.
+        served: how the model was served, for the manifest.
     """
     tokenizer = load_tokenizer(profile.student)
     folder, size = answers_folder(profile, name), profile.assess.batch_size * BLOCK_BATCHES
@@ -105,7 +117,7 @@ def generate_answers(
                 _write_block(path, profile, block, digest, open_model, maker, progress.advance)
                 done += len(block)
                 progress.advance(done - progress.state["done"])  # what was on disk already
-        write_manifest(folder, "answers", inputs, list(blocks), **meter.facts, **_makers(blocks))
+        write_manifest(folder, "answers", inputs, list(blocks), served=served, **meter.facts, **_makers(blocks))
     rows = [row for path in blocks for row in read_block(path)["rows"]]
     return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
 

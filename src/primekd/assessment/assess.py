@@ -51,7 +51,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     logs = {name: grade_answers(items, model.answers, extractor) for name, model in scored.items()}
     logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader), extractor)
     outputs = _write(profile, logs, [row for model in scored.values() for row in model.held_out], students)
-    lineage = {s.name: _lineage(profile, s) for s in students}
+    lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
         answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
@@ -64,7 +64,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
 def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
     return {
         "answers": answer_inputs(profile, items, None),
-        "assess": profile.assess.model_dump(mode="json", exclude={"engine", "vllm"}),  # of the answers alone
+        "assess": profile.assess.model_dump(mode="json", exclude={"engine", "vllm", "dtype"}),  # of the answers alone
         "rules": rules_hashes(),
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.adapter_hashes for s in students},

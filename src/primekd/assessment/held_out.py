@@ -62,7 +62,7 @@ def held_out_folder(profile: Profile, name: str) -> Path:
 
 def held_out_rows(
     profile: Profile, name: str, items: Sequence[Item], inputs: dict[str, Any], reader: "SignalReader",
-    open_model: "Callable[[], TransformersEngine]", force: bool = False,
+    open_model: "Callable[[], TransformersEngine]", force: bool = False, served: dict[str, Any] | None = None,
 ) -> list[HeldOutRow]:  # fmt: skip
     """Held-out rows of one model, from disk if they were measured with the same inputs.
 
@@ -70,6 +70,7 @@ def held_out_rows(
         inputs: what the model's answers depend on (`answer_inputs`).
         open_model: called only if something is missing.
         force: measure anew; what there is is set aside.
+        served: how the model was served, for the manifest.
     """
     folder = held_out_folder(profile, name)
     shards = {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}
@@ -80,7 +81,7 @@ def held_out_rows(
         set_aside_if_older(folder, since)
         with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
             write_rows(path, measure(profile, name, open_model(), items, reader, progress.advance))
-        write_manifest(folder, "held-out", own, [path], code=code, **meter.facts)
+        write_manifest(folder, "held-out", own, [path], served=served, code=code, **meter.facts)
     return read_rows(path)
 
 

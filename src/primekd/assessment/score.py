@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from primekd.assessment.answers import Answer, answer_inputs, answers_folder, generate_answers
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, held_out_rows
+from primekd.assessment.serving import BESIDE, MERGED, choose_serving, serving_folder
 from primekd.assessment.students import Student, find_students
 from primekd.capture import capture, held_out_job, open_signals
 from primekd.config import Profile
@@ -23,13 +24,19 @@ from primekd.strategies import CONTROL, load_strategies
 if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine
 
+VLLM_SERVED = {"adapter": BESIDE}  # it adds an adapter's product to each layer's, in the student's precision
+
 
 @dataclass(frozen=True)
 class Scored:
-    """What one model gave: its answers, in the order of the items, and its held-out rows."""
+    """What one model gave: its answers, in the order of the items, and its held-out rows.
+
+    `served`: how its adapter was put on for each of the two, None for the control.
+    """
 
     answers: list[Answer]
     held_out: list[HeldOutRow]
+    served: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,16 @@ class Model:
     adapter: Path | None = None
     hashes: dict[str, str] | None = None
 
-    def open(self, profile: Profile) -> "TransformersEngine":
+    def open(self, profile: Profile, served: dict[str, Any] | None = None) -> "TransformersEngine":
         from primekd.models.logits import require_transform
         from primekd.teachers.transformers_engine import TransformersEngine
 
-        student, size = profile.student, profile.assess.batch_size
+        student, dtype = profile.student, profile.scoring_dtype
         engine = TransformersEngine(
-            student.model, student.dtype, size, self.adapter, student.quantization, load_tokenizer(student)
-        )
+            student.model, dtype, profile.assess.batch_size, self.adapter, student.quantization,
+            load_tokenizer(student), merged=served is not None and served["adapter"] == MERGED,
+            weights=None if dtype == student.dtype else student.dtype,
+        )  # fmt: skip
         require_transform(engine.transform, student.model)  # held-out fit is measured from hidden states
         return engine
 
@@ -100,16 +109,23 @@ def score_models(
     """Answers and held-out rows by model, one loaded at a time; what is on disk with the same inputs is read."""
     if profile.assess.engine == "vllm":
         _answer_with_vllm(profile, items, models, force)  # below, the answers are found on disk
-    scored, answer_anew = {}, force and profile.assess.engine != "vllm"
+    scored = {}
     for model in models:
-        inputs = answer_inputs(profile, items, model.hashes)
-        opened = cache(lambda model=model: model.open(profile))
         with gpu_memory("assess.batch_size"):
-            answers = generate_answers(profile, model.name, items, inputs, opened, answer_anew)
-            held_out = held_out_rows(profile, model.name, items, inputs, reader, opened, force)
-        scored[model.name] = Scored(answers, held_out)
-        opened.cache_clear()
+            scored[model.name] = _score_model(profile, items, model, reader, force)
     return scored
+
+
+def _score_model(profile: Profile, items: list[Item], model: Model, reader: SignalReader, force: bool) -> Scored:
+    served = choose_serving(profile, model.name, items, model.adapter, model.hashes, force) if model.adapter else None
+    with_vllm = profile.assess.engine == "vllm"
+    answering = VLLM_SERVED if served and with_vllm else served
+    opened = cache(lambda: model.open(profile, served))
+    inputs = answer_inputs(profile, items, model.hashes, served)
+    own = inputs if answering is served else answer_inputs(profile, items, model.hashes)
+    answers = generate_answers(profile, model.name, items, own, opened, force and not with_vllm, answering)
+    rows = held_out_rows(profile, model.name, items, inputs, reader, opened, force, served)
+    return Scored(answers, rows, served and {"answers": answering, "held_out": served})
 
 
 def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Model], force: bool) -> None:
@@ -120,8 +136,9 @@ def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Mode
     try:
         for model in models:
             inputs = answer_inputs(profile, items, model.hashes)
+            served = VLLM_SERVED if model.adapter else None
             worn = lambda model=model: engine().wearing(model.adapter)  # noqa: E731
-            generate_answers(profile, model.name, items, inputs, worn, force)
+            generate_answers(profile, model.name, items, inputs, worn, force, served)
     finally:
         if engine.cache_info().currsize:  # nothing is loaded where all answers are on disk
             engine().close()
@@ -164,6 +181,7 @@ def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
     where it is not known of all.
     """
     folders = [folder(profile, name) for name in names for folder in (answers_folder, held_out_folder)]
+    folders += [f for name in names if ((f := serving_folder(profile, name)) / MANIFEST).is_file()]
     manifests = [read_manifest(folder / MANIFEST) for folder in folders]
     sums = {}
     for key in ("seconds", "energy_kwh"):

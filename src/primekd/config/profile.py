@@ -42,7 +42,14 @@ class Profile(Section):
                 f"train.batch_size {train.batch_size} must be a multiple of micro_batch_size * launch.processes "
                 f"({train.micro_batch_size} * {processes})"
             )
+        if self.assess.dtype and self.student.quantization:
+            raise ValueError("assess.dtype is not for 4-bit students: they are scored as they were trained")
         return self
+
+    @property
+    def scoring_dtype(self) -> str:
+        """The precision that students answer in: that of their training, unless `assess.dtype` names a finer one."""
+        return self.assess.dtype or self.student.dtype
 
     @property
     def runs(self) -> Path:

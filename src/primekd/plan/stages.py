@@ -145,10 +145,10 @@ def _distill(profile: Profile, machine: Machine, lengths: Lengths, teacher: Mode
 
 
 def _assess(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model | None, student: Model) -> list[Need]:
-    number, cpu, shape = BYTES[profile.student.dtype], machine.gpus == 0, student.shape
+    number, cpu, shape = BYTES[profile.scoring_dtype], machine.gpus == 0, student.shape
     size = profile.assess.batch_size
     batch = Batch(size, lengths.longest_prompt, lengths.most)
-    # Adapters are merged into the weights in float32, and these rounded; 4-bit students keep theirs beside the weights.
+    # Merging is measured in float32 (models/served.py), the merged weights in host memory; never of 4-bit students.
     quantised = profile.student.quantization is not None
     plain = student.device if quantised else shape.weights * number
     codec, head = _signals(profile, teacher)
@@ -156,7 +156,7 @@ def _assess(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model
     together = 1 if codec == "full" else TOGETHER
     read = Batch(min(size, together), lengths.longest_prompt, 2 * lengths.most)
     fit = loss_bytes(shape, number, head, profile.loss, together * lengths.most, codec, cpu)
-    merge = Phase("merge", {"weights": shape.weights * 4, "loading": plain if cpu and number < 4 else 0})
+    merge = Phase("merge", {"weights": shape.weights * 4}, {"loading": plain if number < 4 else 0})
     phases = [
         *(_load_phases(student, number, cpu) if quantised else [merge]),
         generate_phase(shape, number, plain, batch, cpu),

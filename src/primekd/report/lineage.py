@@ -99,7 +99,7 @@ def _of_student(facts: dict[str, Any]) -> Facts:
         ("Trained", _date(facts.get("end")) + (", resumed" if facts.get("resumed") else "")),
         ("Trained by different code", _several(facts)),
     ]
-    rows += _scored(facts)
+    rows += [("Adapter in scoring", _served((facts.get("served") or {}).get("held_out") or {})), *_scored(facts)]
     signals = facts.get("signals")
     if signals is None:
         return [*rows, ("Signals", "none, trained on the gold solutions")]
@@ -128,6 +128,12 @@ def _shards(shards: dict[str, Any] | None, most: int = 3) -> str:
     if len(shards) <= most:
         return ", ".join(f"{Path(name).stem} {str(digest)[:16]}" for name, digest in shards.items())
     return f"{len(shards)}, sha256 of their list {hash_json(shards)[:16]}"
+
+
+def _served(served: dict[str, Any]) -> str:
+    """How a student's adapter was put on, and what merging it was measured to cost in nats a token."""
+    told = _named(served, "kl_merging", "kl_noise", "on_grid")
+    return _plain(served.get("adapter")) + (f" ({told})" if told else "")
 
 
 def _of_signals(signals: dict[str, Any], spec_sha256: str | None) -> Facts:

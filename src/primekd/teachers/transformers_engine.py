@@ -17,7 +17,7 @@ from primekd.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
 from primekd.models.attention import chosen_attention
 from primekd.models.logits import find_transform
-from primekd.models.served import load_merged, load_quantised
+from primekd.models.served import cast_weights, load_beside, load_merged
 from primekd.teachers.branches import read_branches
 from primekd.teachers.cache import has_plain_cache, narrowest_window
 from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode, shared_prefix
@@ -37,26 +37,32 @@ class TransformersEngine:
         model: a model reference.
         dtype: weights' and activations' precision. Rows of logits are computed in float32 from the last hidden state,
             so they are finer than a bfloat16 model's own; tokens are chosen from products in `dtype`.
-        adapter: a peft folder. It is merged in float32 before the weights are rounded to `dtype`, as it would be
-            deployed; generation is then as fast as the base model's.
-        quantization: nf4 serves the model in 4 bits. The adapter then stays beside the weights that it was trained
-            with: merged into them it would be rounded, merged into the original ones it would meet other weights.
+        adapter: a peft folder. It stays beside the weights that it was trained with.
+        quantization: nf4 serves the model in 4 bits.
         tokenizer: `load_tokenizer` of a profile's teacher or student, where that sets a template; else the model's.
+        merged: it is merged in float32 before the weights are rounded to `dtype`, not in 4 bits; generation is then as
+            fast as the base model's. What that costs `measure_merge` says.
+        weights: the precision of the weights in training, where `dtype` is a finer one: they are rounded to it.
     """
 
     name = "transformers"
 
     def __init__(
         self, model: str, dtype: str, batch_size: int = 32, adapter: Path | None = None,
-        quantization: str | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None,
+        quantization: str | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None, merged: bool = False,
+        weights: str | None = None,
     ):  # fmt: skip
         self.reference, self.dtype, self.batch_size = model, dtype, batch_size
         self.tokenizer = tokenizer or load_tokenizer(model)
         self.vocab_size = len(self.tokenizer)
-        if quantization:
-            self.model = load_quantised(model, dtype, quantization, adapter)
+        if adapter is None:
+            self.model = load_model(model, weights or dtype, quantization)
+            if weights:
+                cast_weights(self.model, dtype)
+        elif merged:
+            self.model = load_merged(model, dtype, adapter, weights)
         else:
-            self.model = load_model(model, dtype) if adapter is None else load_merged(model, dtype, adapter)
+            self.model = load_beside(model, dtype, adapter, quantization)
         self.decoder, self._output = self.model.get_decoder(), self.model.get_output_embeddings()
         self.model.generation_config = self._plain_generation_config()
         self.transform = find_transform(self.model, self.vocab_size)

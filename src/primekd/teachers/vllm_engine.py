@@ -158,8 +158,7 @@ class VllmEngine:
         return outputs
 
     def _request(self, adapter: Path | None):
-        """vLLM adds an adapter's product to each layer's in `dtype`; the transformers engine merges it into the weights
-        in float32 and rounds once. In bfloat16 the two differ in last bits, so an answer may take another turn."""
+        """vLLM adds an adapter's product to each layer's in `dtype`, as in training."""
         if adapter is None:
             return None
         from vllm.lora.request import LoRARequest

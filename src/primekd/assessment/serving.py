@@ -1,0 +1,71 @@
+"""How a student is served, decided by a measurement before it is scored: adapter merged into the weights, or beside."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from primekd.chat import build_prompt, encode_response
+from primekd.config import Profile
+from primekd.items import Item, hash_items
+from primekd.metering import Meter
+from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
+from primekd.provenance import read_json, write_json, write_manifest
+from primekd.stage_code import forced_since, stage_code, stands
+
+MERGED, BESIDE = "merged", "beside"
+MEASURED_ITEMS = 3
+
+
+def serving_folder(profile: Profile, name: str) -> Path:
+    """Where the measurement of one student is kept, so that a run that goes on does not choose anew."""
+    return profile.runs / "served" / name
+
+
+def choose_serving(
+    profile: Profile, name: str, items: Sequence[Item], adapter: Path, hashes: dict[str, str], force: bool = False
+) -> dict[str, Any]:
+    """`adapter`: merged or beside; with it what was measured on the gold solutions of the first few items, if anything.
+
+    Merged where that is lost in the noise of the precision (`MergeError.is_lost`). Nothing is measured of 4-bit
+    students, which are never merged, and in float32, where a sum is rounded no more than every product is.
+
+    Args:
+        hashes: of the adapter's files.
+        force: measure anew.
+    """
+    if profile.student.quantization:
+        return {"adapter": BESIDE}
+    if profile.scoring_dtype == "float32":
+        return {"adapter": MERGED}
+    folder, few = serving_folder(profile, name), items[:MEASURED_ITEMS]
+    inputs, path = _inputs(profile, few, hashes), folder / "served.json"
+    code, since = stage_code("answers", profile), forced_since(profile, "assess", force)
+    if not stands(folder, inputs, code, f"serve {name}", since=since):
+        with Meter() as meter:
+            write_json(path, _measure(profile, few, adapter))
+        write_manifest(folder, "served", inputs, [path], code=code, **meter.facts)
+    return read_json(path)
+
+
+def _inputs(profile: Profile, items: Sequence[Item], hashes: dict[str, str]) -> dict[str, Any]:
+    tokenizer = load_tokenizer(profile.student)
+    return {
+        "model": profile.student.model,
+        "model_sha256": model_hash(profile.student.model),
+        "dtype": profile.student.dtype,
+        "adapter": hashes,
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "items_sha256": hash_items(list(items)),
+    }
+
+
+def _measure(profile: Profile, items: Sequence[Item], adapter: Path) -> dict[str, Any]:
+    from primekd.models.served import measure_merge
+
+    student, tokenizer = profile.student, load_tokenizer(profile.student)
+    prompts = [build_prompt(tokenizer, item.question) for item in items]
+    gold = [encode_response(tokenizer, item.solution) for item in items]
+    error = measure_merge(student.model, student.dtype, adapter, prompts, gold, len(tokenizer))
+    return {"adapter": MERGED if error.is_lost else BESIDE} | asdict(error)
