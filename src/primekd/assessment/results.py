@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from primekd.assessment.adjudicate import AuditRow, apply_decisions, audit_rows, read_decisions
+from primekd.assessment.contrasts import ContrastRow, contrast
 from primekd.assessment.grade import LogRow, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.assessment.seeds import SeedRow, seed_rows
-from primekd.assessment.summary import ContrastRow, SummaryRow, contrast, summarise
+from primekd.assessment.summary import SummaryRow, summarise
 from primekd.assessment.tables import read_table, table_text
 from primekd.config import Profile
 from primekd.provenance import hash_json, write_text
@@ -40,7 +41,7 @@ def compute_tables(profile: Profile, logs: dict[str, list[LogRow]], held_out: li
         "extractors.csv": readings_text([r for found in readings.values() for r in found]),
         "accuracies.csv": table_text(AccuracyRow, by_extractor),
         "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
-        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out, samples)),
+        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out)),
         "seeds.csv": table_text(SeedRow, seed_rows(logs)),
         "audit.csv": table_text(AuditRow, audits),
     }

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.summary import sentence
+from primekd.assessment.sentences import sentence
 from primekd.config import Profile
 from primekd.provenance import relative_name, write_text
 from primekd.report import adjudication, extraction, lineage
@@ -23,6 +23,7 @@ from primekd.report.results import (
     Results,
     contrast_table,
     findings,
+    how_tested,
     read_manifest,
     read_results,
     result_table,
@@ -82,6 +83,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "claims": claim_lines(results),
         "claim_note": claim_note(folder),
         "contrasts": contrast_table(results),
+        "how_tested": how_tested(results),
         "sentences": [sentence(row) for row in results.contrasts],
         "rules": extraction.rule_table(logs, titles),
         "lengths": extraction.length_table(logs, titles, results.decided),

@@ -29,12 +29,12 @@ def results_table(logs_folder: Path) -> str:
         UserError: summary.csv or contrasts.csv is missing or has other columns.
     """
     results = read_results(logs_folder)
-    units = "Accuracy: Wilson interval. p: exact McNemar, Holm-adjusted over all planned contrasts."
+    units = "Accuracy: Wilson interval. p: Holm-adjusted, as below."
     between = "Paired differences on the same items, model minus reference; accuracy in points"
     if results.fitted:
         units += " KL, NLL: nats a token, bootstrap over items."
         between += ", KL and NLL in nats a token"
-    between += ". Detectable: the smallest true difference that would be found in 80 % of repetitions at p < 0.05."
+    between += ". Detectable: the smallest true difference in accuracy that would be found in 80 % of repetitions."
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))
     contrasts = to_markdown(contrast_table(results).without(ONLY_ONE, UNADJUSTED))
     return f"{to_markdown(result_table(results))}\n\n{units}\n\n{markdown(between)}\n\n{contrasts}\n\n{said}\n"
@@ -79,7 +79,7 @@ def published_contrasts(logs_folder: Path) -> str:
     """The published contrasts under every extractor, as Markdown. Raises UserError as contrast_matrix does."""
     table, detectable = contrast_matrix(logs_folder)
     note = (
-        "Difference in accuracy, points, with its 95 % paired bootstrap interval; p: exact McNemar, Holm-adjusted "
+        "Difference in accuracy, points, with its 95 % t interval over paired items; p: exact McNemar, Holm-adjusted "
         f"over all contrasts of one extractor. {detectable}"
     )
     return f"{to_markdown(table)}\n\n{markdown(note)}\n"
