@@ -6,6 +6,7 @@ from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from primekd import chat
 from primekd.assessment import assess as assessing
-from primekd.assessment import held_out
+from primekd.assessment import held_out, responses
 from primekd.assessment import regrade as regrading
 from primekd.assessment.adjudicate import Decision, add_decision, answer_hash
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
@@ -38,8 +39,10 @@ from primekd.config import Profile, load_profile
 from primekd.distill import distill
 from primekd.errors import UserError
 from primekd.items import Item, load_items, refuse_overlap
-from primekd.provenance import read_json
+from primekd.provenance import read_json, write_json
 from primekd.report.formats import p_value, percent
+from primekd.report.tables import results_table
+from primekd.signals import StoredItem
 from primekd.strategies import load_strategies
 from primekd.teachers import Sampling, transformers_engine
 from primekd.teachers.transformers_engine import TransformersEngine
@@ -706,6 +709,53 @@ def test_gold_values_of_a_log_are_exact():
     assert Fraction(grade_answer(item("0.1"), answer("0.1")).gold) == Fraction(1, 10)
 
 
+# What the teacher wrote.
+
+
+def test_responses_are_alike_at_the_positions_where_both_have_the_same_token():
+    """Of 3, 4 and 2 positions 3, 2 and 0 are equal; what stands one place further is another token."""
+    pairs = [([1, 2, 3], [1, 2, 3]), ([1, 2, 9], [1, 2, 4, 5]), ([7, 8], [9, 7])]
+    assert responses.agreement(*zip(*pairs, strict=True)) == (5 / 9, 1)
+    assert responses.agreement([[1]], [[2, 1, 1]]) == (0, 0)
+
+
+def test_an_arms_row_says_how_long_right_cut_off_and_unlike_the_teachers_responses_are(
+    output, tokenizer, monkeypatch, capsys
+):
+    """Two items. Unprimed: one right, one cut off. Primed: both right, one of them word by word the unprimed one."""
+    profile = small_profile(output, data={"train_items": 2})
+    first, second = load_items(profile, "train")
+    right, wrong = ([*tokenizer.encode(text), tokenizer.eos_token_id] for text in (f"{first.answer}", "It is 123456"))
+    other = [*tokenizer.encode(f"It is {second.answer}"), tokenizer.eos_token_id]
+    stores = {
+        "base-KD": {
+            first.id: StoredItem(first.id, [1], right, False),
+            second.id: StoredItem(second.id, [1], wrong, True),
+        },
+        "ai-KD": {
+            first.id: StoredItem(first.id, [1], right, False),
+            second.id: StoredItem(second.id, [1], other, False),
+        },
+    }
+
+    def open_signals(job):
+        if job.folder.name not in stores:
+            raise UserError("there is none.")
+        return SimpleNamespace(folder=job.folder, item=stores[job.folder.name].__getitem__)
+
+    monkeypatch.setattr(responses, "open_signals", open_signals)
+    trained = [("base-KD", 0), ("ai-KD", 0), ("ai-KD", 1), ("teacher-KD", 0), ("base-fine-tune", 0)]
+    students = [SimpleNamespace(manifest={"inputs": {"strategy": name, "seed": seed}}) for name, seed in trained]
+    base, ai = responses.response_rows(profile, students)
+    n, w, o = len(right), len(wrong), len(other)
+    assert (base.model, base.n, base.correct, base.truncated) == ("base-KD", 2, 1, 1)
+    assert (base.accuracy, base.tokens, base.same_share, base.same_whole) == (0.5, (n + w) / 2, None, None)
+    assert (ai.model, ai.correct, ai.accuracy, ai.truncated, ai.tokens) == ("ai-KD", 2, 1.0, 0, (n + o) / 2)
+    same = sum(a == b for a, b in zip(wrong, other, strict=False))
+    assert 0 < same < o and ai.same_share == (n + same) / (n + max(w, o)) and ai.same_whole == 1
+    assert "responses.csv says nothing of teacher-KD: there is none." in capsys.readouterr().out
+
+
 # A whole study of the smallest size.
 
 
@@ -762,6 +812,35 @@ def test_a_student_trained_with_another_loss_is_not_scored_as_todays(study):
     changed = study.model_copy(update={"loss": study.loss.model_copy(update={"alpha": 0.9})})
     with pytest.raises(UserError, match="differs from the profile \\(loss\\)"):
         find_students(changed)
+
+
+def test_the_teachers_responses_stand_beside_the_logs_and_stay_when_these_are_graded_anew(study):
+    path = study.logs / "responses.csv"
+    rows = read_table(path)
+    assert [row["model"] for row in rows] == ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD"]
+    assert [row["same_share"] == "" for row in rows] == [True, False, False, False]
+    for row in rows:
+        store = open_signals(training_job(study, row["model"]))
+        lengths = [len(store.item(i).response_ids) for i in store.item_ids]
+        assert (int(row["n"]), float(row["tokens"])) == (2, sum(lengths) / 2)
+    before, digest = path.read_bytes(), read_json(study.logs / "manifest.json")["outputs"]["responses.csv"]
+    decide(study, "ai-KD", 1, "7")
+    regrade(study)
+    assert path.read_bytes() == before
+    assert read_json(study.logs / "manifest.json")["outputs"]["responses.csv"] == digest
+    path.write_text("model\n")
+    with pytest.raises(UserError, match="responses.csv missing or altered"):
+        regrade(study)
+
+
+def test_logs_from_before_there_were_responses_are_graded_anew_all_the_same(study):
+    manifest = read_json(study.logs / "manifest.json")
+    del manifest["outputs"]["responses.csv"]
+    (study.logs / "responses.csv").unlink()
+    write_json(study.logs / "manifest.json", manifest)
+    regrade(study)
+    assert "responses.csv" not in files_of(study.logs)
+    assert "responses" not in results_table(study.logs)
 
 
 def test_an_assessment_has_nothing_to_do_after_a_grading(study, capsys):

@@ -4,18 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.answers import Answer, answer_inputs
+from primekd.assessment.answers import answer_inputs
 from primekd.assessment.grade import LogRow, grade_answers
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.regrade import rules_hashes
+from primekd.assessment.responses import RESPONSES, ResponseRow, response_rows, stored_answers
 from primekd.assessment.results import answers_hash, decisions_hash, write_results
 from primekd.assessment.score import Model, load_reference, models_of, score_models, scoring_costs
 from primekd.assessment.students import Student, find_students
+from primekd.assessment.tables import write_table
 from primekd.capture import training_job
-from primekd.chat import decode_response
 from primekd.config import Profile
 from primekd.items import Item
-from primekd.models import load_tokenizer
 from primekd.provenance import (
     MANIFEST,
     hash_file,
@@ -35,7 +35,7 @@ STORE_FACTS = ("spec", "engine", "reconstruction", "items", "tokens", "bytes", "
 def assess(profile: Profile) -> Path:
     """Scores every model on the test items; returns logs/<profile>/.
 
-    Writes <model>.csv (per-item logs), held-out.csv, summary.csv, contrasts.csv, loss_curves/ and manifest.json.
+    Writes <model>.csv (per-item logs), held-out.csv, responses.csv, the tables, loss_curves/ and manifest.json.
     What is already answered with the same inputs is not generated again.
     """
     students = find_students(profile)
@@ -47,8 +47,9 @@ def assess(profile: Profile) -> Path:
     start = now()
     scored = score_models(profile, items, [Model(CONTROL), *models_of(students)], reader)
     logs = {name: grade_answers(items, model.answers) for name, model in scored.items()}
-    logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader))
-    outputs = _write(profile, logs, [row for model in scored.values() for row in model.held_out], students)
+    logs[TEACHER] = grade_answers(items, stored_answers(profile, items, reader))
+    held_out = [row for model in scored.values() for row in model.held_out]
+    outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
     lineage = {s.name: _lineage(profile, s) for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
@@ -70,19 +71,14 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
     }
 
 
-def _teacher_answers(profile: Profile, items: list[Item], reader: SignalReader) -> list[Answer]:
-    """The unprimed teacher's answers to the test items, from the held-out store."""
-    tokenizer = load_tokenizer(profile.teacher.model)
-    stored = [reader.item(item.id) for item in items]
-    return [Answer(s.item_id, s.response_ids, s.truncated, decode_response(tokenizer, s.response_ids)) for s in stored]
-
-
 def _write(
-    profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], students: list[Student]
-) -> list[Path]:
+    profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], responses: list[ResponseRow],
+    students: list[Student],
+) -> list[Path]:  # fmt: skip
     outputs = write_results(profile, logs, held_out)
     folder = profile.logs
     write_rows(folder / "held-out.csv", held_out)
+    outputs.append(write_table(folder / RESPONSES, ResponseRow, responses))
     shutil.rmtree(folder / "loss_curves", ignore_errors=True)
     for student in students:
         curve = folder / "loss_curves" / f"{student.name}.csv"

@@ -13,7 +13,8 @@ from primekd.assessment.tables import read_table, table_text
 from primekd.config import Profile
 from primekd.provenance import hash_json, write_text
 
-TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv")
+KEPT = ("held-out.csv", "responses.csv")  # come from the models: no grading makes them anew
+TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", *KEPT)
 
 
 def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
@@ -48,7 +49,7 @@ def compute_tables(profile: Profile, logs: dict[str, list[LogRow]], held_out: li
 
 
 def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[Path]:
-    """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but held-out.csv.
+    """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but those kept.
 
     Returns:
         The files written, all in logs/<profile>/. Logs of models that are no more are deleted.

@@ -13,6 +13,7 @@ _ADJUDICATED = "accuracy_adjudicated,accuracy_adjudicated_low,accuracy_adjudicat
 ACCURACIES = "model,extractor,n,found,correct,accuracy,accuracy_low,accuracy_high,correct_adjudicated," + _ADJUDICATED
 SEEDS = "model,reference,seeds,n,accuracy,accuracy_low,accuracy_high,seed_sd,item_se,seed_se,p," + _ADJUDICATED
 AUDIT = "model,n,errors,rate,rate_low,rate_high"
+RESPONSES = "model,n,correct,accuracy,accuracy_low,accuracy_high,tokens,truncated,same_share,same_whole"
 DISAGREEMENTS = "model,both,only_released,only_rules,neither,n"
 STATED = "model,title,n,stated,logged_correct,logged_n"
 PUBLISHED_CONTRASTS = (

@@ -12,7 +12,7 @@ from typing import Any
 from primekd.assessment.sentences import sentence
 from primekd.config import Profile
 from primekd.provenance import relative_name, write_text
-from primekd.report import adjudication, extraction, lineage
+from primekd.report import adjudication, extraction, lineage, responses
 from primekd.report.browser import browser_data, read_logs, script_json
 from primekd.report.claims import claim_lines, claim_note
 from primekd.report.figures import loss_curves
@@ -100,6 +100,8 @@ def _page(profile: Profile) -> dict[str, Any]:
         "audit_note": adjudication.audit_note(folder, titles),
         "seeds": seed_table(results),
         "one_seed": ONE_SEED,
+        "responses": responses.response_table(folder),
+        "responses_note": responses.NOTE,
         "figures": _figures(results, accuracies),
         "settings": lineage.settings(manifest),
         "hardware": lineage.hardware(manifest),

@@ -17,6 +17,8 @@ from primekd.report.published import (
     validation_rest,
     validation_short,
 )
+from primekd.report.responses import NOTE as RESPONSES_NOTE
+from primekd.report.responses import response_table
 from primekd.report.results import ONLY_ONE, UNADJUSTED, contrast_table, findings, read_results, result_table
 
 TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
@@ -37,7 +39,10 @@ def results_table(logs_folder: Path) -> str:
     between += ". Detectable: the smallest true difference in accuracy that would be found in 80 % of repetitions."
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))
     contrasts = to_markdown(contrast_table(results).without(ONLY_ONE, UNADJUSTED))
-    return f"{to_markdown(result_table(results))}\n\n{units}\n\n{markdown(between)}\n\n{contrasts}\n\n{said}\n"
+    parts = [to_markdown(result_table(results)), units, markdown(between), contrasts]
+    if (responses := response_table(logs_folder)).rows:
+        parts += [markdown(RESPONSES_NOTE), to_markdown(responses)]
+    return "\n\n".join([*parts, said]) + "\n"
 
 
 def claim_table(logs_folder: Path) -> str:
@@ -119,6 +124,8 @@ def results_text(logs_folder: Path) -> str:
     if results.fitted:
         rest = [title for title in paired.head[2:] if title not in fit]
         parts += ["Paired differences in held-out fit, nats a token:", "", _grid(paired.without(*rest))]
+    if (responses := response_table(logs_folder)).rows:
+        parts += ["The teacher's responses to the training items:", "", _grid(responses)]
     wrapper = textwrap.TextWrapper(
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip
