@@ -163,5 +163,5 @@ def _compare_fits(
     sums = by_seed({m: np.array([getattr(own[i], measure) for i in items], float) for m, own in rows.items()})
     counts, groups = [getattr(row, FITS[measure]) for row in items.values()], [template_of(i) for i in items]
     if missing := {model for pair in pairs for model in pair} - sums.keys():
-        raise ValueError(f"{', '.join(sorted(missing))} was measured on none of the items")
+        raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
     return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}
