@@ -18,6 +18,7 @@ from primekd.teachers import Response, Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 
 ADAPTER = Path("models") / "teachers" / "pocket-adapter" / "adapter"  # of the students' base model
+NEW_TOKENS = 96  # the base model's answers run to the limit: the profile's would take minutes
 SINGLE_SHARE = 10  # one by one takes so long that it answers a tenth of the items
 
 
@@ -59,7 +60,7 @@ def _measure_model(
     budget_s: float,
 ) -> dict[str, Any]:  # fmt: skip
     engine = _engine(profile, adapter, profile.student.dtype)
-    sampling = Sampling(profile.max_new_tokens)
+    sampling = Sampling(min(NEW_TOKENS, profile.max_new_tokens))
     said: dict[str, list[Response]] = {}
 
     def one_by_one() -> None:
@@ -102,7 +103,7 @@ def compare_answers(
 
 
 def _equal_in_float32(profile: Profile, adapter: Path | None, prompts: list[list[int]]) -> dict[str, Any]:
-    engine, sampling = _engine(profile, adapter, "float32"), Sampling(profile.max_new_tokens // 2)
+    engine, sampling = _engine(profile, adapter, "float32"), Sampling(min(NEW_TOKENS, profile.max_new_tokens) // 2)
     alone = [engine.generate([prompt], sampling)[0] for prompt in prompts]
     return compare_answers(engine, prompts, alone, engine.generate(prompts, sampling))
 

@@ -7,13 +7,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from primekd.assessment.adjudicate import AuditRow
+from primekd.assessment.contrasts import contrast
 from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow, write_log
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.published_study import DisagreementRow, ExtractorContrastRow, StatedRow
 from primekd.assessment.rivals import AccuracyRow
 from primekd.assessment.seeds import SeedRow
-from primekd.assessment.summary import contrast, summarise
+from primekd.assessment.summary import summarise
 from primekd.assessment.validation import ValidationRow
 from primekd.provenance import hash_file, hash_json, write_json, write_text
 
@@ -61,7 +62,7 @@ def write_study(profile, texts=HOSTILE, decided: dict[tuple[str, int], str] | No
             curve = profile.logs / "loss_curves" / f"{model}.csv"
             write_text(curve, "step,epoch,learning_rate,loss,ce,kd,grad_norm,eval_loss\n" + steps)
     write_rows(profile.logs / "held-out.csv", held_out)
-    for name, rows in (("summary", summarise(logs, held_out, 50)), ("contrasts", contrast(logs, held_out, 50))):
+    for name, rows in (("summary", summarise(logs, held_out, 50)), ("contrasts", contrast(logs, held_out))):
         cells = [[f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()] for row in rows]
         write_csv(profile.logs / f"{name}.csv", ",".join(asdict(rows[0])), cells)
     _write_extractors(profile.logs, logs)

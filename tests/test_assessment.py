@@ -7,6 +7,7 @@ from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,29 +18,21 @@ from transformers import AutoModelForCausalLM
 
 from primekd import chat
 from primekd.assessment import assess as assessing
-from primekd.assessment import held_out
+from primekd.assessment import held_out, responses
 from primekd.assessment import regrade as regrading
 from primekd.assessment.adjudicate import Decision, add_decision, answer_hash
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
 from primekd.assessment.assess import assess, find_students
+from primekd.assessment.contrasts import ContrastRow, contrast, verdicts_of
 from primekd.assessment.grade import COLUMNS, LogRow, grade_answer, grade_answers, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
 from primekd.assessment.regrade import regrade
 from primekd.assessment.results import answers_hash
 from primekd.assessment.score import score_some
-from primekd.assessment.seeds import by_strategy, seed_rows
+from primekd.assessment.seeds import seed_rows
+from primekd.assessment.sentences import MEASURES, claims, sentence
 from primekd.assessment.statistics import accuracy, detectable_difference, holm, mcnemar_exact
-from primekd.assessment.summary import (
-    MEASURES,
-    ContrastRow,
-    SummaryRow,
-    claims,
-    contrast,
-    planned_contrasts,
-    sentence,
-    summarise,
-    title_of,
-)
+from primekd.assessment.summary import SummaryRow, planned_contrasts, summarise, title_of
 from primekd.assessment.tables import read_table, write_table
 from primekd.capture import capture, held_out_job, open_signals, training_job
 from primekd.chat import build_prompt
@@ -53,6 +46,8 @@ from primekd.provenance import read_json, read_manifest, write_json
 from primekd.report.formats import p_value, percent
 from primekd.report.html import render
 from primekd.report.lineage import model_facts
+from primekd.report.tables import results_table
+from primekd.signals import StoredItem
 from primekd.stage_code import ask_anew, forget_wishes, stage_code
 from primekd.strategies import load_strategies
 from primekd.teachers import Sampling, transformers_engine
@@ -402,11 +397,11 @@ def test_a_damaged_held_out_row_is_one_sentence(column, text, output):
 # The summary.
 
 
-def log(verdicts: str) -> list[LogRow]:
-    """'1' right, '0' wrong, '-' no answer found."""
+def log(verdicts: str, cut: int = 0, name: str = "q{}") -> list[LogRow]:
+    """'1' right, '0' wrong, '-' no answer found; the first `cut` answers are truncated."""
     texts = {"1": "18", "0": "19", "-": "no"}
     return [
-        grade_answer(item(item_id=f"q{n}"), answer(texts[v], f"q{n}", tokens=n + 1, truncated=v == "0"))
+        grade_answer(item(item_id=name.format(n)), answer(texts[v], name.format(n), tokens=n + 1, truncated=n < cut))
         for n, v in enumerate(verdicts)
     ]
 
@@ -417,7 +412,7 @@ def fit(model: str, kl: float, nll: float, count: int) -> list[HeldOutRow]:
 
 LOGS = {
     "control": log("0000000-"),
-    "base-KD": log("11100000"),
+    "base-KD": log("11100000", cut=4),
     "ai-KD": log("11111111"),
     "base-fine-tune": log("0000000-"),
     "teacher": log("11111111"),
@@ -433,7 +428,7 @@ def test_a_summary_counts_what_the_logs_say():
     rows = {row.model: row for row in summarise(LOGS, FITS, samples=200)}
     assert list(rows) == list(LOGS)
     base = rows["base-KD"]
-    assert (base.n, base.correct, base.accuracy, base.truncated, base.not_found) == (8, 3, 3 / 8, 5, 0)
+    assert (base.n, base.correct, base.accuracy, base.truncated, base.not_found) == (8, 3, 3 / 8, 4, 0)
     assert base.mean_response_tokens == pytest.approx(4.5)
     assert base.accuracy_low == pytest.approx(accuracy([True] * 3 + [False] * 5).low)
     assert (base.kl, base.nll_gold) == pytest.approx((2.0, 2.0))
@@ -465,45 +460,55 @@ def test_students_meet_the_control_kd_strategies_base_kd_and_kd_students_the_fin
         (["ai-KD", "base-fine-tune"], [("ai-KD", "base-fine-tune")]),
         (["control", "base-fine-tune"], [("base-fine-tune", "control")]),
         (["ai-KD", "reverseKL-KD"], []),
-        # A further seed stands against the control alone; what seeds say of strategies is in seeds.csv.
-        (["control", "base-KD", "ai-KD-seed2"], [("base-KD", "control"), ("ai-KD-seed2", "control")]),
+        # Further seeds belong to their strategy: they add no contrast.
+        (
+            ["control", "base-KD", "ai-KD", "ai-KD-seed1", "ai-KD-seed2"],
+            [("base-KD", "control"), ("ai-KD", "control"), ("ai-KD", "base-KD")],
+        ),
+        (["control", "ai-KD-seed2"], [("ai-KD", "control")]),
     ],
 )
 def test_a_contrast_needs_both_of_its_models(models, expected):
     assert planned_contrasts(iter(models)) == expected
 
 
-def test_contrasts_are_paired_on_items_and_adjusted_over_all_of_them():
-    rows = {(r.model, r.reference): r for r in contrast(LOGS, FITS, samples=200)}
+def test_contrasts_are_paired_on_items_and_adjusted_over_everything_that_is_claimed():
+    rows = {(r.model, r.reference): r for r in contrast(LOGS, FITS)}
     assert list(rows) == PLANNED
     first = rows["ai-KD", "control"]
-    assert (first.only_model, first.only_reference) == (8, 0)
-    assert first.p == pytest.approx(binomtest(8, 8, 0.5).pvalue)
-    adjusted = holm([row.p for row in rows.values()])
-    assert [row.p_holm for row in rows.values()] == pytest.approx(adjusted)
-    # Two contrasts have the smallest p: were each reference a family of its own, it would be multiplied by 3 at most.
-    assert first.p_holm == rows["ai-KD", "base-fine-tune"].p_holm == pytest.approx(len(PLANNED) * first.p)
+    assert (first.only_model, first.only_reference, first.clusters) == (8, 0, 8)
+    assert first.p == first.p_mcnemar == pytest.approx(binomtest(8, 8, 0.5).pvalue)
+    family = [(row, measure) for row in rows.values() for measure in ("", "kl_", "nll_gold_")]
+    adjusted = holm([getattr(row, f"{measure}p") for row, measure in family])
+    assert len(adjusted) == 18
+    assert [getattr(row, f"{measure}p_holm") for row, measure in family] == pytest.approx(adjusted)
     assert first.accuracy == pytest.approx(1.0) and first.kl == pytest.approx(-2.0)
     assert rows["base-KD", "base-fine-tune"].accuracy == pytest.approx(3 / 8)
     assert rows["base-KD", "base-fine-tune"].nll_gold == pytest.approx(-1.5)
-    assert first.mde == detectable_difference(mcnemar_exact([True] * 8, [False] * 8), 8)
+    assert first.mde == detectable_difference(mcnemar_exact([True] * 8, [False] * 8), 8, 0.05 / 18)
+    assert (first.seeds, first.reference_seeds, rows["ai-KD", "base-KD"].reference_seeds) == (1, None, 1)
+    assert (first.truncated, rows["base-KD", "control"].truncated, rows["ai-KD", "base-KD"].reference_truncated) == (
+        0, 0.5, 0.5
+    )  # fmt: skip
 
 
 def test_decisions_change_the_adjudicated_columns_and_no_other():
     def rounds(logs):
-        return {(r.model, r.reference): r for r in contrast(logs, FITS, samples=200)}
+        return {(r.model, r.reference): r for r in contrast(logs, FITS)}
 
     wrong_now = [replace(row, adjudicated="19" if n < 6 else "") for n, row in enumerate(LOGS["ai-KD"])]
     before, after = rounds(LOGS), rounds(LOGS | {"ai-KD": wrong_now})
     for pair, row in after.items():
         adjudicated = {name for name in vars(row) if getattr(row, name) != getattr(before[pair], name)}
+        # All tests are one family, so that the other measures' adjusted p's are those of the automatic verdicts.
         assert all("adjudicated" in name for name in adjudicated)
         assert ("accuracy_adjudicated" in adjudicated) == ("ai-KD" in pair)
     decided = after["ai-KD", "control"]
     assert decided.accuracy_adjudicated == pytest.approx(2 / 8) and decided.accuracy == pytest.approx(1.0)
     assert decided.p_adjudicated == pytest.approx(binomtest(2, 2, 0.5).pvalue)
-    adjusted = holm([row.p_adjudicated for row in after.values()])
-    assert [row.p_holm_adjudicated for row in after.values()] == pytest.approx(adjusted)
+    of_fits = [p for row in after.values() for p in (row.kl_p, row.nll_gold_p)]
+    adjusted = holm([*(row.p_adjudicated for row in after.values()), *of_fits])
+    assert [row.p_holm_adjudicated for row in after.values()] == pytest.approx(adjusted[: len(after)])
     (row,) = [r for r in summarise(LOGS | {"ai-KD": wrong_now}, FITS, samples=50) if r.model == "ai-KD"]
     assert (row.correct, row.adjudicated, row.correct_adjudicated, row.accuracy_adjudicated) == (8, 6, 2, 0.25)
 
@@ -530,19 +535,20 @@ def test_a_persons_value_is_compared_with_the_gold_value_as_a_number(gold, autom
 
 
 def test_without_held_out_rows_accuracies_are_compared_all_the_same():
-    rows = contrast(LOGS, [], samples=100)
+    rows = contrast(LOGS, [])
     assert [(r.model, r.reference) for r in rows] == PLANNED
     assert all(getattr(r, m + end) is None for r in rows for m in ("kl", "nll_gold") for end in ("", "_low", "_high"))
-    with_fits = contrast(LOGS, FITS, samples=100)
-    assert [(r.p_holm, r.accuracy, r.accuracy_low, r.mde) for r in rows] == [
-        (r.p_holm, r.accuracy, r.accuracy_low, r.mde) for r in with_fits
-    ]
+    assert all(r.kl_p is r.kl_p_holm is r.nll_gold_p is r.nll_gold_p_holm is None for r in rows)
+    assert [r.p_holm for r in rows] == pytest.approx(holm([r.p for r in rows])), "a family of accuracies alone"
+    with_fits = contrast(LOGS, FITS)
+    assert [(r.p, r.accuracy, r.accuracy_low) for r in rows] == [(r.p, r.accuracy, r.accuracy_low) for r in with_fits]
+    assert all(a.mde <= b.mde for a, b in zip(rows, with_fits, strict=True))
     assert all(row.kl is None and row.n == 8 for row in summarise(LOGS, [], samples=100))
 
 
 def test_models_measured_on_different_items_are_not_compared():
     with pytest.raises(ValueError, match="different items"):
-        contrast(LOGS, FITS[:-1], samples=50)
+        contrast(LOGS, FITS[:-1])
 
 
 def on_disk(folder, kind, rows) -> list[dict[str, str]]:
@@ -558,24 +564,101 @@ def test_tables_on_disk_hold_the_numbers_of_the_summary(output):
         read_table(output / "nothing.csv")
 
 
+def named(rows: list[dict[str, str]], reference: str, measure: str) -> tuple[list[str], list[str]]:
+    """Students said to be better and worse than the reference."""
+    *_, better, worse = MEASURES[measure]
+    start = f"Against {title_of(reference)} — "
+    (said,) = [s for s in claims(rows) if s.startswith(start) and (better in s or worse in s)]
+    good, _, bad = said.removeprefix(start).rstrip(".").partition(f"{worse}: ")
+    titles = {title_of(model) for model in ("base-KD", "ai-KD", "base-fine-tune")}
+    return tuple([t for t in sorted(titles) if t in part.split("nothing")[0]] for part in (good, bad))
+
+
 def test_claims_name_only_what_the_tests_allow(output):
-    """Eight against none is significant, three against none is not; the fits differ without any spread."""
-    rows = on_disk(output, ContrastRow, contrast(LOGS, FITS, samples=200))
-
-    def named(reference: str, measure: str) -> tuple[list[str], list[str]]:
-        """Students said to be better and worse than the reference."""
-        _, better, worse = MEASURES[measure]
-        start = f"Against {title_of(reference)} — "
-        (said,) = [s for s in claims(rows) if s.startswith(start) and (better in s or worse in s)]
-        good, _, bad = said.removeprefix(start).rstrip(".").partition(f"{worse}: ")
-        titles = {title_of(model) for model in ("base-KD", "ai-KD", "base-fine-tune")}
-        return tuple([t for t in sorted(titles) if t in part] for part in (good, bad))
-
-    assert named("control", "accuracy") == (["Ground truth-KD"], [])
-    assert named("control", "kl") == (["Ground truth-KD", "base-KD"], ["Fine-tuning"])
-    assert named("base-KD", "accuracy") == ([], [])
-    assert named("base-fine-tune", "accuracy") == (["Ground truth-KD"], [])
+    """Eight against none is significant among six accuracies, three against none is not; fits differ without spread."""
+    rows = on_disk(output, ContrastRow, contrast(LOGS, FITS))
+    assert named(rows, "control", "accuracy") == (["Ground truth-KD"], [])
+    assert named(rows, "control", "kl") == (["Ground truth-KD", "base-KD"], ["Fine-tuning"])
+    assert named(rows, "base-KD", "accuracy") == ([], [])
+    assert named(rows, "base-fine-tune", "accuracy") == (["Ground truth-KD"], [])
     assert len(claims(rows)) == 9
+    assert claims(rows)[0] == "Against No distillation — more correct answers: Ground truth-KD."
+    assert claims(rows, numbers=True)[0] == (
+        "Against No distillation — more correct answers: Ground truth-KD (p = 0.047); one training seed."
+    )
+
+
+def shifted(model: str, shift, templates: int = 0) -> list[HeldOutRow]:
+    """Held-out rows of 40 items; `shift(n)` nats a token more than the others."""
+    name = "gsm-symbolic-{}-{}" if templates else "q{1}"
+    rng = np.random.default_rng(0)
+    return [
+        HeldOutRow(model, name.format(n % max(1, templates), n), 10, 10 * (1 + shift(n)), 20, float(20 * rng.random()))
+        for n in range(40)
+    ]
+
+
+def test_an_interval_that_excludes_0_is_no_claim_where_its_adjusted_p_is_above_5_percent(output):
+    """What was claimed before: one interval of many, without an adjustment over the many."""
+    noise = np.random.default_rng(2).normal(0, 0.1, 40)
+    fits = shifted("base-fine-tune", lambda n: 0) + shifted("ai-KD", lambda n: 0.04 + noise[n])
+    fits += shifted("base-KD", lambda n: noise[-n])
+    ids = [row.id for row in fits[:40]]
+    logs = {
+        m: [replace(row, id=i) for row, i in zip(log("01" * 20), ids, strict=True)]
+        for m in ("base-fine-tune", "ai-KD", "base-KD")
+    }
+    (row,) = [r for r in contrast(logs, fits) if (r.model, r.reference) == ("ai-KD", "base-fine-tune")]
+    assert row.kl_low > 0 and row.kl_p < 0.05 < row.kl_p_holm
+    rows = on_disk(output, ContrastRow, contrast(logs, fits))
+    assert all("no difference can be claimed" in s for s in claims(rows))
+    assert "smallest p = " in claims(rows, numbers=True)[1]
+
+
+def test_a_difference_of_one_template_is_none_of_eight(output):
+    """Items of two templates alone are better: by items beyond doubt, by templates two of eight."""
+
+    def studied(templates: int) -> ContrastRow:
+        fits = shifted("base-fine-tune", lambda n: 0, templates) + shifted("ai-KD", lambda n: -(n % 8 < 2), templates)
+        verdicts = "".join("1" if n % 8 < 2 else "0" for n in range(40))
+        logs = {"base-fine-tune": log("0" * 40), "ai-KD": log(verdicts)}
+        ids = [row.id for row in fits[:40]]
+        (row,) = contrast({m: [replace(r, id=i) for r, i in zip(g, ids, strict=True)] for m, g in logs.items()}, fits)
+        return row
+
+    by_item, by_template = studied(0), studied(8)
+    assert (by_item.clusters, by_template.clusters) == (40, 8)
+    assert (by_item.p_mcnemar, by_item.accuracy, by_item.kl) == pytest.approx(
+        (by_template.p_mcnemar, by_template.accuracy, by_template.kl)
+    )
+    assert by_item.p_holm < 0.05 < by_template.p_holm and by_item.kl_p_holm < 0.05 < by_template.kl_p_holm
+    assert by_template.accuracy_low < 0 < by_item.accuracy_low and by_template.mde > by_item.mde
+
+
+@pytest.mark.parametrize("who, name", [("control", "No distillation"), ("ai-KD", "Ground truth-KD")])
+def test_nothing_is_claimed_of_a_model_that_was_mostly_cut_off(output, who, name):
+    """Thirty right against none; 16 answers of 30 cut off forbid the claim, 15 do not. Held-out fit asks no answers."""
+    verdicts = {"control": "0" * 30, "ai-KD": "1" * 30}
+
+    def rows(cut: int) -> list[dict[str, str]]:
+        logs = {model: log(v, cut=cut if model == who else 0) for model, v in verdicts.items()}
+        return on_disk(
+            output,
+            ContrastRow,
+            contrast(logs, [r for m, kl in (("control", 2), ("ai-KD", 1)) for r in fit(m, kl, kl, 30)]),
+        )
+
+    said = f"most answers of {name} were cut off at the limit of new tokens"
+    assert claims(rows(15))[0] == "Against No distillation — more correct answers: Ground truth-KD."
+    assert (
+        claims(rows(16))[0]
+        == f"Against No distillation — more correct answers: nothing is claimed of Ground truth-KD, as {said}."
+    )
+    assert claims(rows(16))[1] == "Against No distillation — closer to the unprimed teacher: Ground truth-KD."
+    assert sentence(rows(16)[0]).startswith(
+        f"Between Ground truth-KD and No distillation nothing is claimed, as {said}: +100.0 points"
+    )
+    assert sentence(rows(15)[0]).startswith("Ground truth-KD answers more questions correctly")
 
 
 # A contrast in words.
@@ -583,6 +666,7 @@ def test_claims_name_only_what_the_tests_allow(output):
 
 def contrast_row(accuracy: str, p_holm: str, low: str = "-0.1", high: str = "0.1", mde: str = "0.0625", **changes):
     row = {"model": "ai-KD", "reference": "control", "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    row |= {"seeds": "1", "reference_seeds": "", "truncated": "0", "reference_truncated": "0"}
     return row | {"p_holm": p_holm, "mde": mde} | changes
 
 
@@ -592,21 +676,26 @@ def contrast_row(accuracy: str, p_holm: str, low: str = "-0.1", high: str = "0.1
         (
             contrast_row("0.265625", "1.04774e-09", "0.195312", "0.351562"),
             "Ground truth-KD answers more questions correctly than No distillation: +26.6 points [+19.5, +35.2], "
-            "Holm-adjusted p < 0.001.",
+            "Holm-adjusted p < 0.001, one training seed.",
         ),
         (
-            contrast_row("-0.0625", "0.0125", "-0.1005", "-0.0005", reference="base-fine-tune"),
+            contrast_row("-0.0625", "0.0125", "-0.1005", "-0.0005", reference="base-fine-tune", reference_seeds="1"),
             "Ground truth-KD answers fewer questions correctly than Fine-tuning: -6.3 points [-10.1, -0.1], "
-            "Holm-adjusted p = 0.013.",
+            "Holm-adjusted p = 0.013, one training seed.",
         ),
         (
-            contrast_row("0.0125", "1", "-0.0004", "0", model="ai-KD-seed2"),
-            "Between Ground truth-KD (seed 2) and No distillation no difference can be claimed: +1.3 points "
-            "[0.0, 0.0], Holm-adjusted p = 1.000; so many items show a true difference of 6.3 points or more four "
-            "times in five.",
+            contrast_row("0.0125", "1", "-0.0004", "0", seeds="3"),
+            "Between Ground truth-KD and No distillation no difference can be claimed: +1.3 points [0.0, 0.0], "
+            "Holm-adjusted p = 1.000, 3 training seeds; so many items show a true difference of 6.3 points or more "
+            "four times in five.",
+        ),
+        (
+            contrast_row("0.3", "0.01", seeds="3", reference="base-fine-tune", reference_seeds="1"),
+            "Ground truth-KD answers more questions correctly than Fine-tuning: +30.0 points [-10.0, +10.0], "
+            "Holm-adjusted p = 0.010, 3 training seeds, one of Fine-tuning.",
         ),
     ],
-    ids=["more", "fewer", "none"],
+    ids=["more", "fewer", "none", "seeds"],
 )  # fmt: skip
 def test_a_contrast_in_words(row, said):
     assert sentence(row) == said
@@ -656,14 +745,14 @@ SEEDS = {
 
 
 def test_logs_of_further_seeds_belong_to_their_strategy():
-    found = by_strategy(SEEDS)
+    found = verdicts_of(SEEDS)
     assert {strategy: list(seeds) for strategy, seeds in found.items()} == {
         "control": [""], "base-KD": ["", "1", "12"], "ai-KD": ["", "1", "2"], "base-fine-tune": [""], "teacher": [""],
     }  # fmt: skip
     assert found["ai-KD"]["1"].tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
 
 
-def test_strategies_with_several_seeds_have_a_mean_and_their_contrasts_share_seeds():
+def test_strategies_with_several_seeds_have_a_mean_and_contrasts_use_them_all():
     rows = {(r.model, r.reference): r for r in seed_rows(SEEDS)}
     # base-fine-tune has one seed, and only the control stands for every seed.
     assert list(rows) == [
@@ -673,10 +762,38 @@ def test_strategies_with_several_seeds_have_a_mean_and_their_contrasts_share_see
     assert (base.seeds, base.n, base.p) == (3, 8, None)
     assert base.accuracy == pytest.approx((3 + 2 + 4) / 24)
     assert base.seed_sd == pytest.approx(np.std([3 / 8, 2 / 8, 4 / 8], ddof=1))
-    # Seeds '' and 1 alone are in common: (8 - 3) and (7 - 2) of 8.
     both = rows["ai-KD", "base-KD"]
-    assert (both.seeds, both.accuracy, both.seed_sd) == (2, pytest.approx(5 / 8), pytest.approx(0))
-    assert both.p > 0.05, "two seeds claim little"
+    assert (both.seeds, both.accuracy) == (3, pytest.approx((8 + 7 + 0 - 3 - 2 - 4) / 24))
+    assert both.p > 0.05, "few seeds that differ claim little"
+
+
+def test_claims_are_of_all_seeds_that_were_trained_and_more_seeds_are_no_more_tests(output):
+    """Seed 0 alone would be claimed; with the two others, which say otherwise, it is not. Seeds that agree are."""
+    right = {"": "1" * 30, "1": "1" * 15 + "0" * 15, "2": "0" * 30}
+
+    def study(seeds: dict[str, str]) -> ContrastRow:
+        logs = {"control": log("0" * 30)} | {f"ai-KD{s and '-seed'}{s}": log(v) for s, v in seeds.items()}
+        fits = fit("control", 2, 2, 30)
+        fits += [
+            HeldOutRow(m, f"q{n}", 2, 2 + sum(map(int, m[-1:] if m[-1].isdigit() else "0")), 4, 4.0 + n)
+            for m in logs
+            for n in range(30)
+            if m != "control"
+        ]
+        (row,) = contrast(logs, fits)
+        return row
+
+    alone, apart, alike = study({"": right[""]}), study(right), study(dict.fromkeys(right, "1" * 29 + "0"))
+    assert alone.p_holm < 0.001 and (alone.seeds, alone.only_model) == (1, 30)
+    assert apart.accuracy == pytest.approx(0.5) and apart.p_holm > 0.05
+    assert (apart.seeds, apart.p_mcnemar, apart.only_model) == (3, None, None)
+    assert alike.accuracy == pytest.approx(29 / 30) and alike.p_holm < 0.05
+    said = [claims(on_disk(output, ContrastRow, [row]), numbers=True)[0] for row in (alone, apart, alike)]
+    assert said[0].endswith("Ground truth-KD (p < 0.001); one training seed.")
+    assert "no difference can be claimed" in said[1] and said[1].endswith("3 training seeds.")
+    assert "more correct answers: Ground truth-KD (p = 0.0" in said[2]
+    # KL: seeds 0, 1 and 2 have 1, 1.5 and 2 nats a token against 2 of the control.
+    assert apart.kl == pytest.approx(np.mean([1, 1.5, 2]) - 2) and apart.kl_p > 0.05 > alone.kl_p
 
 
 def test_the_control_has_the_same_verdicts_under_every_seed():
@@ -701,6 +818,53 @@ def test_one_seed_a_strategy_gives_no_row():
 
 def test_gold_values_of_a_log_are_exact():
     assert Fraction(grade_answer(item("0.1"), answer("0.1")).gold) == Fraction(1, 10)
+
+
+# What the teacher wrote.
+
+
+def test_responses_are_alike_at_the_positions_where_both_have_the_same_token():
+    """Of 3, 4 and 2 positions 3, 2 and 0 are equal; what stands one place further is another token."""
+    pairs = [([1, 2, 3], [1, 2, 3]), ([1, 2, 9], [1, 2, 4, 5]), ([7, 8], [9, 7])]
+    assert responses.agreement(*zip(*pairs, strict=True)) == (5 / 9, 1)
+    assert responses.agreement([[1]], [[2, 1, 1]]) == (0, 0)
+
+
+def test_an_arms_row_says_how_long_right_cut_off_and_unlike_the_teachers_responses_are(
+    output, tokenizer, monkeypatch, capsys
+):
+    """Two items. Unprimed: one right, one cut off. Primed: both right, one of them word by word the unprimed one."""
+    profile = small_profile(output, data={"train_items": 2})
+    first, second = load_items(profile, "train")
+    right, wrong = ([*tokenizer.encode(text), tokenizer.eos_token_id] for text in (f"{first.answer}", "It is 123456"))
+    other = [*tokenizer.encode(f"It is {second.answer}"), tokenizer.eos_token_id]
+    stores = {
+        "base-KD": {
+            first.id: StoredItem(first.id, [1], right, False),
+            second.id: StoredItem(second.id, [1], wrong, True),
+        },
+        "ai-KD": {
+            first.id: StoredItem(first.id, [1], right, False),
+            second.id: StoredItem(second.id, [1], other, False),
+        },
+    }
+
+    def open_signals(job):
+        if job.folder.name not in stores:
+            raise UserError("there is none.")
+        return SimpleNamespace(folder=job.folder, item=stores[job.folder.name].__getitem__)
+
+    monkeypatch.setattr(responses, "open_signals", open_signals)
+    trained = [("base-KD", 0), ("ai-KD", 0), ("ai-KD", 1), ("teacher-KD", 0), ("base-fine-tune", 0)]
+    students = [SimpleNamespace(manifest={"inputs": {"strategy": name, "seed": seed}}) for name, seed in trained]
+    base, ai = responses.response_rows(profile, students)
+    n, w, o = len(right), len(wrong), len(other)
+    assert (base.model, base.n, base.correct, base.truncated) == ("base-KD", 2, 1, 1)
+    assert (base.accuracy, base.tokens, base.same_share, base.same_whole) == (0.5, (n + w) / 2, None, None)
+    assert (ai.model, ai.correct, ai.accuracy, ai.truncated, ai.tokens) == ("ai-KD", 2, 1.0, 0, (n + o) / 2)
+    same = sum(a == b for a, b in zip(wrong, other, strict=False))
+    assert 0 < same < o and ai.same_share == (n + same) / (n + max(w, o)) and ai.same_whole == 1
+    assert "responses.csv says nothing of teacher-KD: there is none." in capsys.readouterr().out
 
 
 # A whole study of the smallest size.
@@ -759,6 +923,35 @@ def test_a_student_trained_with_another_loss_is_not_scored_as_todays(study):
     changed = study.model_copy(update={"loss": study.loss.model_copy(update={"alpha": 0.9})})
     with pytest.raises(UserError, match="differs from the profile \\(loss\\)"):
         find_students(changed)
+
+
+def test_the_teachers_responses_stand_beside_the_logs_and_stay_when_these_are_graded_anew(study):
+    path = study.logs / "responses.csv"
+    rows = read_table(path)
+    assert [row["model"] for row in rows] == ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD"]
+    assert [row["same_share"] == "" for row in rows] == [True, False, False, False]
+    for row in rows:
+        store = open_signals(training_job(study, row["model"]))
+        lengths = [len(store.item(i).response_ids) for i in store.item_ids]
+        assert (int(row["n"]), float(row["tokens"])) == (2, sum(lengths) / 2)
+    before, digest = path.read_bytes(), read_json(study.logs / "manifest.json")["outputs"]["responses.csv"]
+    decide(study, "ai-KD", 1, "7")
+    regrade(study)
+    assert path.read_bytes() == before
+    assert read_json(study.logs / "manifest.json")["outputs"]["responses.csv"] == digest
+    path.write_text("model\n")
+    with pytest.raises(UserError, match="responses.csv missing or altered"):
+        regrade(study)
+
+
+def test_logs_from_before_there_were_responses_are_graded_anew_all_the_same(study):
+    manifest = read_json(study.logs / "manifest.json")
+    del manifest["outputs"]["responses.csv"]
+    (study.logs / "responses.csv").unlink()
+    write_json(study.logs / "manifest.json", manifest)
+    regrade(study)
+    assert "responses.csv" not in files_of(study.logs)
+    assert "responses" not in results_table(study.logs)
 
 
 def test_an_assessment_has_nothing_to_do_after_a_grading(study, capsys):

@@ -349,10 +349,39 @@ def test_a_difference_without_significance_is_not_claimed():
 
 
 def test_small_p_values_are_said_as_bounds():
-    known = {"difference": -0.5, "difference_ci95": [-0.6, -0.4], "mcnemar_p": 1e-9, "detectable_difference": 0.1}
+    known = {"difference": -0.5, "difference_ci95": [-0.6, -0.4], "p": 1e-9, "detectable_difference": 0.1}
+    known |= {"templates": None, "truncated": [0.5, 0.5]}
     assert in_words(known) == (
         "The second file answers fewer questions correctly than the first: -50.00 points [-60.00, -40.00], "
         "exact McNemar p < 0.001."
+    )
+
+
+def test_items_of_one_template_are_no_independent_draws():
+    """Sixteen against four is beyond doubt of 40 questions; where the sixteen are of a few templates it is not."""
+
+    def by_template(verdicts: str) -> list[LogRow]:
+        order = sorted(range(40), key=lambda n: FIRST[n] + SECOND[n])
+        return [replace(r, id=f"gsm-symbolic-{order.index(n) // 5}-{n}") for n, r in enumerate(log(verdicts))]
+
+    alone, shared = compare(pair_up(log(FIRST), log(SECOND))), compare(pair_up(by_template(FIRST), by_template(SECOND)))
+    assert alone["templates"] is None and alone["p"] == alone["mcnemar_p"] < 0.05
+    assert shared["templates"] == 8 and shared["mcnemar_p"] == alone["mcnemar_p"] and shared["p"] > 0.05
+    assert shared["difference"] == pytest.approx(alone["difference"])
+    assert shared["difference_ci95"][0] < 0 < alone["difference_ci95"][0]
+    assert shared["detectable_difference"] > alone["detectable_difference"]
+    assert (
+        shared["says"].startswith("No difference can be claimed") and "clustered by 8 templates p = " in shared["says"]
+    )
+
+
+@pytest.mark.parametrize("cut", ["first", "second"])
+def test_nothing_is_claimed_of_a_file_whose_answers_were_mostly_cut_off(cut):
+    files = {"first": log(FIRST), "second": log(SECOND)}
+    files[cut] = [replace(r, truncated=n < 30) for n, r in enumerate(files[cut])]
+    result = compare(pair_up(files["first"], files["second"]))
+    assert result["says"].startswith(
+        f"Nothing is claimed, as 75% of the {cut} file's answers were cut off: +30.00 points"
     )
 
 

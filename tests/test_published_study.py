@@ -36,7 +36,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     labels.write_text(f"{','.join(Label.__dataclass_fields__)}\nbase-KD,1,{digest},validation,stated,4,,\n")
     monkeypatch.setenv("PRIMEKD_ROOT", str(checkout))
     monkeypatch.delenv("PRIMEKD_OUTPUT", raising=False)
-    monkeypatch.setattr("primekd.assessment.published_study.SAMPLES", 50)
     logs.mkdir()
     for model, responses in STUDY.items():
         with open(logs / f"{model}.csv", "w", encoding="utf-8", newline="") as handle:

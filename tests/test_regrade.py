@@ -1,7 +1,6 @@
 """Grading logs anew without models, killed half way or not; the tables beside the logs; what `verify` finds in them."""
 
 import csv
-import gc
 import json
 import multiprocessing
 import os
@@ -28,7 +27,7 @@ from primekd.assessment.answers import Answer
 from primekd.assessment.grade import LogRow, grade_answer, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.regrade import regrade, rules_hashes
-from primekd.assessment.results import TABLES, answers_hash, decisions_hash, read_logs, write_results
+from primekd.assessment.results import KEPT, TABLES, answers_hash, decisions_hash, read_logs, write_results
 from primekd.assessment.seeds import seed_rows
 from primekd.assessment.tables import read_table
 from primekd.config import Profile, load_profile
@@ -83,14 +82,6 @@ def set_up(profile: Profile) -> None:
         answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
         start="yesterday", end="today", models={"base-KD": {"outputs": {}}}, config={"seed": 0}, seconds=1.5,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_heap():
-    """statsmodels collects garbage before each Holm adjustment: what the other tests left need not be searched."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
@@ -157,7 +148,7 @@ def test_the_same_answers_and_rules_give_the_same_bytes_as_often_as_you_like(pro
 def test_the_tables_are_made_of_the_logs_alone(profile):
     written = tables_of(profile)
     for name in TABLES:
-        if name != "held-out.csv":
+        if name not in KEPT:
             (profile.logs / name).unlink()
     regrade(profile)
     assert tables_of(profile) == written
@@ -399,7 +390,7 @@ def test_a_grading_killed_between_any_two_files_is_finished_by_the_next(old_mani
         patch.setattr(provenance.os, "replace", replacing)
         regrade(profile)
     expected, outcomes = tables_of(profile), set()
-    assert len(done) == len(ANSWERS) + len(TABLES) - 1 + 1 + old_manifest
+    assert len(done) == len(ANSWERS) + len(TABLES) - len(KEPT) + 1 + old_manifest
     for count in range(0, len(done), 4 if old_manifest else 1):
         for name, data in start.items():
             (profile.logs / name).write_bytes(data)
@@ -458,7 +449,9 @@ def test_the_end_of_a_sitting_finishes_a_grading_that_was_cut_short(profile, mon
 
 
 def test_every_table_is_named_and_nothing_else_is_beside_the_logs(profile):
-    names = {f"{model}.csv" for model in ANSWERS} | set(TABLES)
+    names = {f"{model}.csv" for model in ANSWERS} | set(TABLES) - {
+        "responses.csv"
+    }  # of logs from before there were any
     assert {p.name for p in profile.logs.glob("*.csv")} == names
     assert list(read_logs(profile)) == list(ANSWERS)
     assert [row["extractor"] for row in read_table(profile.logs / "accuracies.csv")][:2] == ["published", "validated"]
@@ -512,7 +505,7 @@ def test_the_log_of_a_model_that_is_no_more_is_removed_and_other_files_stay(prof
     logs = {model: rows for model, rows in read_logs(profile).items() if model != "ai-KD"}
     outputs = write_results(profile, logs, [])
     assert not (profile.logs / "ai-KD.csv").exists() and (profile.logs / "notes.txt").exists()
-    assert {p.name for p in outputs} == {f"{model}.csv" for model in logs} | set(TABLES) - {"held-out.csv"}
+    assert {p.name for p in outputs} == {f"{model}.csv" for model in logs} | set(TABLES) - set(KEPT)
     assert all(p.is_file() for p in outputs)
 
 

@@ -17,6 +17,7 @@ from report_logs import (
 from primekd.assessment.adjudicate import AuditRow
 from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow
+from primekd.assessment.responses import ResponseRow
 from primekd.assessment.rivals import AccuracyRow
 from primekd.assessment.seeds import SeedRow
 from primekd.assessment.validation import ValidationRow
@@ -234,6 +235,24 @@ def test_logs_without_held_out_answers_have_no_columns_for_them(profile):
     assert "KL to" not in said and "KL," not in said and "NLL" not in said
     write_manifest(profile)
     assert "Held-out KL" not in write_report(profile).read_text(encoding="utf-8")
+
+
+def test_what_the_teacher_wrote_is_shown_where_the_logs_have_it(profile):
+    shown = [results_table, results_text, lambda logs: write_report(profile).read_text(encoding="utf-8")]
+    assert not any("training items" in show(profile.logs) for show in shown[:2])
+    assert 'id="responses"' not in shown[2](profile.logs)
+    rows = [
+        ["base-KD", 48, 30, 0.625, 0.48, 0.75, 243.4375, 10, "", ""],
+        ["ai-KD", 48, 36, 0.75, 0.61, 0.85, 176.0, 7, 0.1234, 0],
+    ]
+    write_csv(profile.logs / "responses.csv", ResponseRow, rows)
+    base, ai = _cells(results_table(profile.logs).split("training items")[1].split("\n- ")[0])
+    assert base == ["`base-KD`", "48", "30", "62.5 [48.0, 75.0]", "243.4", "10", "–", "–"]
+    assert ai == ["Ground truth-KD (`ai-KD`)", "48", "36", "75.0 [61.0, 85.0]", "176.0", "7", "12.3", "0"]
+    assert "243.4" in shown[1](profile.logs) and max(map(len, shown[1](profile.logs).splitlines())) <= 120
+    page = shown[2](profile.logs)
+    section = page[page.index('<section id="responses"') :].split("</section>", 1)[0]
+    assert "243.4" in section and "12.3" in section and 'href="#responses"' in page
 
 
 def test_missing_or_foreign_tables_are_refused(profile):

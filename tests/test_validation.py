@@ -365,7 +365,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (checkout / "README.md").write_text("Nothing generated.\n", encoding="utf-8")
     monkeypatch.setenv("PRIMEKD_ROOT", str(checkout))
     monkeypatch.delenv("PRIMEKD_OUTPUT", raising=False)
-    monkeypatch.setattr("primekd.assessment.published_study.SAMPLES", 50)
     write_study(tmp_path / "study")
     labels = [("control", 3, "9", "stated"), ("base-KD", 0, "18", "stated"), ("control", 2, "", "none")]
     rows = [

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from primekd.assessment.summary import ContrastRow, SummaryRow
+from primekd.assessment.contrasts import ContrastRow
+from primekd.assessment.summary import SummaryRow
 from primekd.assessment.tables import read_records
 from primekd.capture import Job, open_signals
 from primekd.chat import build_prompt, decode_response

@@ -21,6 +21,8 @@ CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 NUMBER = re.compile(r"[+-]?\s*(([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]*)?|\.[0-9]+)")
 FRACTION = re.compile(r"(?P<sign>[+-]?)\s*(?:(?P<whole>[0-9]+)\s+)?(?P<over>[0-9]+)\s*/\s*(?P<under>[0-9]+)")
 MOST_DIGITS = 4000  # Python reads whole numbers of 4,300 digits, no more
+# Ids of generated items, and `<template>-<instance>` as in GSM-Symbolic's own files.
+TEMPLATE = re.compile(r"(?P<template>(?:gsm-symbolic-)?[0-9]+)-[0-9]+")
 SPLITS = ("train", "validation", "test", "teacher")
 # Each split of generated items owns some of the 100 buckets that a question's hash falls into, so that no
 # question can stand in two splits, whatever the seeds.
@@ -68,6 +70,15 @@ def strip_calculator_marks(solution: str) -> str:
 def hash_items(items: Iterable[Item]) -> str:
     """sha256 over the items, in order."""
     return hash_json([item.fingerprint() for item in items])
+
+
+def template_of(item_id: str) -> str:
+    """The template that an item was made from, as its id says; an item without one stands for itself.
+
+    Items of one template are no independent draws: what a model learned of one, it knows of all.
+    """
+    match = TEMPLATE.fullmatch(item_id)
+    return match["template"] if match else item_id
 
 
 def refuse_duplicates(items: Sequence[Item], where: str) -> None:

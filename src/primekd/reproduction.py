@@ -9,7 +9,7 @@ from typing import Any
 
 from primekd.assessment.grade import LogRow
 from primekd.assessment.results import logs_in_use, read_logs
-from primekd.assessment.summary import claims
+from primekd.assessment.sentences import claims
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, hash_file, read_manifest, relative_name, write_json

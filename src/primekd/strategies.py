@@ -1,5 +1,6 @@
 """The priming strategies: data in configs/strategies.yaml, read here and nowhere else."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,12 @@ class Strategy(BaseModel):
     priming: str | None = None
     priming_file: str | None = None
     placement: Literal["system", "user"] | None = None
+
+
+def split_seed(model: str) -> tuple[str, str]:
+    """(strategy, further seed) of a model's name: ai-KD-seed1 is (ai-KD, 1); the profile's own seed has no name."""
+    match = re.fullmatch(r"(.+)-seed(\d+)", model)
+    return (match[1], match[2]) if match else (model, "")
 
 
 def strategies_file() -> Path:

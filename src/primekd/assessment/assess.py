@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.answers import Answer, answer_inputs
+from primekd.assessment.answers import answer_inputs
 from primekd.assessment.grade import LogRow, grade_answers
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.regrade import rules_hashes
+from primekd.assessment.responses import RESPONSES, ResponseRow, response_rows, stored_answers
 from primekd.assessment.results import answers_hash, decisions_hash, write_results
 from primekd.assessment.score import (
     Model,
@@ -20,11 +21,10 @@ from primekd.assessment.score import (
     scoring_costs,
 )
 from primekd.assessment.students import Student, find_students
-from primekd.chat import decode_response
+from primekd.assessment.tables import write_table
 from primekd.config import Profile
 from primekd.distill import store_facts
 from primekd.items import Item
-from primekd.models import load_tokenizer
 from primekd.provenance import MANIFEST, hash_file, now, write_manifest, write_text
 from primekd.signals import SignalReader
 from primekd.stage_code import brief, forced_since, stage_code, stands
@@ -34,7 +34,7 @@ from primekd.strategies import CONTROL, TEACHER
 def assess(profile: Profile, force: bool = False) -> Path:
     """Scores every model on the test items; returns runs/<profile>/logs/.
 
-    Writes <model>.csv (per-item logs), held-out.csv, summary.csv, contrasts.csv, loss_curves/ and manifest.json.
+    Writes <model>.csv (per-item logs), held-out.csv, responses.csv, the tables, loss_curves/ and manifest.json.
     What is already answered with the same inputs is not generated again, unless `force` is given.
     """
     students = find_students(profile)
@@ -49,8 +49,9 @@ def assess(profile: Profile, force: bool = False) -> Path:
     scored, extractor = score_models(profile, items, models, reader, force), profile.assess.extractor
     inputs["scored"] = scored_hashes(profile, names)
     logs = {name: grade_answers(items, model.answers, extractor) for name, model in scored.items()}
-    logs[TEACHER] = grade_answers(items, _teacher_answers(profile, items, reader), extractor)
-    outputs = _write(profile, logs, [row for model in scored.values() for row in model.held_out], students)
+    logs[TEACHER] = grade_answers(items, stored_answers(profile, items, reader), extractor)
+    held_out = [row for model in scored.values() for row in model.held_out]
+    outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
@@ -72,19 +73,14 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
     }
 
 
-def _teacher_answers(profile: Profile, items: list[Item], reader: SignalReader) -> list[Answer]:
-    """The unprimed teacher's answers to the test items, from the held-out store."""
-    tokenizer = load_tokenizer(profile.teacher)
-    stored = [reader.item(item.id) for item in items]
-    return [Answer(s.item_id, s.response_ids, s.truncated, decode_response(tokenizer, s.response_ids)) for s in stored]
-
-
 def _write(
-    profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], students: list[Student]
-) -> list[Path]:
+    profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], responses: list[ResponseRow],
+    students: list[Student],
+) -> list[Path]:  # fmt: skip
     outputs = write_results(profile, logs, held_out)
     folder = profile.logs
     write_rows(folder / "held-out.csv", held_out)
+    outputs.append(write_table(folder / RESPONSES, ResponseRow, responses))
     shutil.rmtree(folder / "loss_curves", ignore_errors=True)
     for student in students:
         curve = folder / "loss_curves" / f"{student.name}.csv"

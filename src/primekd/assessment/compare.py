@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from primekd.assessment.extract import RULES
 from primekd.assessment.grade import COLUMNS, LogRow, read_log
 from primekd.assessment.grade_file import Columns, grade_rows, read_csv
-from primekd.assessment.statistics import LEVEL, accuracy, compare_all
+from primekd.assessment.sentences import MOSTLY
+from primekd.assessment.statistics import LEVEL, accuracy, compare_verdicts
 from primekd.errors import UserError
-
-SAMPLES = 2000  # bootstrap
+from primekd.items import template_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
 
 
 def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
-    """Accuracies with Wilson intervals, their paired difference (second minus first) and exact McNemar test.
+    """Accuracies with Wilson intervals, their paired difference (second minus first) and the p of its being 0.
+
+    `p` is McNemar's exact one or, where items share templates, the larger of that and the clustered t's.
 
     Args:
         adjudicated: take a person's decisions where there are any.
@@ -80,7 +84,9 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
     key = "correct_adjudicated" if adjudicated else "correct"
     first = [getattr(p.first, key) for p in pairs]
     second = [getattr(p.second, key) for p in pairs]
-    found = compare_all([(second, first)], SAMPLES)[0]
+    verdicts = ({"": np.array(side)} for side in (second, first))
+    found = compare_verdicts(*verdicts, [template_of(p.id) for p in pairs])
+    difference = found.effect.estimate
     shares = {name: accuracy(verdicts) for name, verdicts in (("first", first), ("second", second))}
     result = {
         "n": len(pairs),
@@ -91,10 +97,13 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
         "both": sum(a and b for a, b in zip(first, second, strict=True)),
         "only_first": found.test.only_second,
         "only_second": found.test.only_first,
-        "difference": found.difference.value,
-        "difference_ci95": [found.difference.low, found.difference.high],
+        "difference": difference.value,
+        "difference_ci95": [difference.low, difference.high],
         "mcnemar_p": found.test.p,
-        "detectable_difference": found.mde,
+        "p": found.p,
+        "templates": found.clusters if found.grouped else None,
+        "detectable_difference": found.detectable(LEVEL),
+        "truncated": [float(np.mean([getattr(p, side).truncated for p in pairs])) for side in ("first", "second")],
         "adjudicated": adjudicated,
         "changed": [p.id for p, a, b in zip(pairs, first, second, strict=True) if a != b],
     }
@@ -104,10 +113,12 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
 def in_words(result: dict[str, Any]) -> str:
     """What may be claimed."""
     points, (low, high) = 100 * result["difference"], (100 * x for x in result["difference_ci95"])
-    p = result["mcnemar_p"]
-    said = (
-        f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], exact McNemar {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
-    )
+    p = result["p"]
+    test = f"clustered by {result['templates']} templates" if result["templates"] else "exact McNemar"
+    said = f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], {test} {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
+    for name, share in zip(("first", "second"), result["truncated"], strict=True):
+        if share > MOSTLY:
+            return f"Nothing is claimed, as {share:.0%} of the {name} file's answers were cut off: {said}."
     if p < LEVEL and points:
         return (
             f"The second file answers {'more' if points > 0 else 'fewer'} questions correctly than the first: {said}."

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from primekd.assessment.adjudicate import answer_hash, as_read, as_written
@@ -16,17 +17,17 @@ from primekd.assessment.grade_file import Columns, grade_rows, read_csv
 from primekd.assessment.labels import LabelCounts, count_labels, labels_file, read_labels
 from primekd.assessment.regrade import rules_hashes
 from primekd.assessment.rivals import AccuracyRow, Reading, accuracies, read_all
-from primekd.assessment.statistics import compare_all
+from primekd.assessment.statistics import LEVEL, compare_verdicts, holm
 from primekd.assessment.summary import planned_contrasts, title_of
 from primekd.assessment.tables import read_table, table_text, write_table
 from primekd.assessment.validation import ValidationRow, validate
 from primekd.errors import UserError
+from primekd.items import template_of
 from primekd.provenance import hash_file, project_root, relative_name, write_manifest, write_text
 from primekd.stage_code import stage_code
 
 COLUMNS = Columns(response="response", gold="gold_solution", question="question")
 PUBLISHED_VERDICT = "published_correct"
-SAMPLES = 2000  # bootstrap
 VERDICTS = "verdicts.csv"
 RULES = "published"  # the extractor that the released verdicts are compared with
 
@@ -57,7 +58,10 @@ class DisagreementRow:
 
 @dataclass(frozen=True)
 class ExtractorContrastRow:
-    """One planned contrast of the published models under one extractor; accuracy is model minus reference."""
+    """One planned contrast of the published models under one extractor; accuracy is model minus reference.
+
+    `p` and `mde` are as in `ContrastRow`; `p_holm` is adjusted over all contrasts of the extractor.
+    """
 
     extractor: str
     model: str
@@ -186,14 +190,16 @@ def disagreements(readings: dict[str, list[Reading]], released: dict[str, list[s
 def contrasts(readings: dict[str, list[Reading]]) -> list[ExtractorContrastRow]:
     """The planned contrasts among the published models under each extractor, Holm-adjusted within it."""
     pairs = planned_contrasts(readings)
+    groups = [template_of(r.id) for r in next(iter(readings.values()))]
     rows = []
     for extractor in EXTRACTORS:
-        verdicts = {name: [r.correct(extractor) for r in found] for name, found in readings.items()}
-        compared = compare_all([(verdicts[model], verdicts[reference]) for model, reference in pairs], SAMPLES)
-        for (model, reference), c in zip(pairs, compared, strict=True):
-            d = c.difference
-            counts = (c.test.only_first, c.test.only_second, c.test.p, c.p_holm)
-            rows.append(ExtractorContrastRow(extractor, model, reference, *counts, d.value, d.low, d.high, c.mde))
+        verdicts = {name: {"": np.array([r.correct(extractor) for r in found])} for name, found in readings.items()}
+        compared = [compare_verdicts(verdicts[model], verdicts[reference], groups) for model, reference in pairs]
+        for pair, c, p_holm in zip(pairs, compared, holm([c.p for c in compared]), strict=True):
+            d = c.effect.estimate
+            counts = (c.test.only_first, c.test.only_second, c.p, p_holm)
+            detectable = c.detectable(LEVEL / len(pairs))
+            rows.append(ExtractorContrastRow(extractor, *pair, *counts, d.value, d.low, d.high, detectable))
     return rows
 
 

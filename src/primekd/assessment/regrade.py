@@ -9,7 +9,7 @@ from typing import Any
 
 from primekd.assessment.grade import LogRow, grade_row, read_log
 from primekd.assessment.held_out import read_rows
-from primekd.assessment.results import answers_hash, decisions_hash, extractor_of, read_logs, write_results
+from primekd.assessment.results import KEPT, answers_hash, decisions_hash, extractor_of, read_logs, write_results
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import (
@@ -61,7 +61,7 @@ def regrade(profile: Profile) -> Path:
 
 def _is_kept(name: str) -> bool:
     """Whether an output comes from the models, so that no grading makes it anew."""
-    return name == "held-out.csv" or name.startswith("loss_curves/")
+    return name in KEPT or name.startswith("loss_curves/")
 
 
 def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -7,18 +7,20 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from primekd.assessment.adjudicate import AuditRow, apply_decisions, audit_rows, read_decisions
+from primekd.assessment.contrasts import ContrastRow, contrast
 from primekd.assessment.extract import EXTRACTORS
 from primekd.assessment.grade import LogRow, read_log, write_log
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.assessment.seeds import SeedRow, seed_rows
-from primekd.assessment.summary import ContrastRow, SummaryRow, contrast, summarise
+from primekd.assessment.summary import SummaryRow, summarise
 from primekd.assessment.tables import read_records, table_text
 from primekd.config import Profile
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
 
-TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv")
+KEPT = ("held-out.csv", "responses.csv")  # come from the models: no grading makes them anew
+TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", *KEPT)
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
@@ -89,14 +91,14 @@ def compute_tables(profile: Profile, logs: dict[str, list[LogRow]], held_out: li
         "extractors.csv": readings_text([r for found in readings.values() for r in found]),
         "accuracies.csv": table_text(AccuracyRow, by_extractor),
         "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
-        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out, samples)),
+        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out)),
         "seeds.csv": table_text(SeedRow, seed_rows(logs)),
         "audit.csv": table_text(AuditRow, audits),
     }
 
 
 def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[Path]:
-    """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but held-out.csv.
+    """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but those kept.
 
     Returns:
         The files written, all in `profile.logs`. Logs of models that are no more are deleted.

@@ -1,16 +1,13 @@
-"""What counts can show: intervals and paired tests, all from statsmodels and scipy."""
+"""What counts can show: intervals and paired tests, over items, templates and training seeds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import bootstrap
+from scipy.stats import binom, bootstrap, chi2, norm
 from scipy.stats import t as student_t
-from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import normal_power_het
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.05
@@ -51,69 +48,134 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     return McNemar(only_a, only_b, min(p, 1.0))
 
 
-def detectable_difference(test: McNemar, items: int) -> float:
-    """The smallest true difference in accuracy, as a share, that so many items would show in 80 % of repetitions.
+def detectable_difference(test: McNemar, items: int, level: float) -> float:
+    """The smallest true difference in accuracy, as a share, that the exact test finds in 80 % of repetitions.
 
-    From the power of the normal approximation to McNemar's test, two-sided at 5 %, if as large a share of the items is
-    discordant as was seen here, or as the difference itself needs. 1 where no difference is found so often. Without a
-    correction for several contrasts, so that it is a lower bound.
+    The test is two-sided at `level`, on as large a share of discordant items as was seen here, or as the difference
+    itself needs. 1 where no difference is found so often.
     """
     seen = (test.only_first + test.only_second) / items
+    discordant = np.arange(1, items + 1)  # how many there can be, and from how many on one side on the test rejects
+    enough = binom.isf(level / 2, discordant, 0.5) + 1
 
     def missing_power(difference: float) -> float:
-        discordant = max(seen, difference)  # a difference of 5 points needs 5 in 100 items on which only one is right
-        at_none, at_difference = np.sqrt(discordant), np.sqrt(discordant - difference**2)
-        return float(normal_power_het(difference, items, LEVEL, at_none, at_difference)) - POWER
+        share = max(seen, difference)  # a difference of 5 points needs 5 in 100 items on which only one is right
+        one_side = (1 + difference / share) / 2
+        rejected = binom.sf(enough - 1, discordant, one_side) + binom.cdf(discordant - enough, discordant, one_side)
+        return float(binom.pmf(discordant, items, share) @ rejected) - POWER
 
     largest = 1 - 1e-9
     return float(brentq(missing_power, 1e-9, largest)) if missing_power(largest) > 0 else 1.0
 
 
+Seeds = Mapping[str, np.ndarray]  # a training's seed -> (items,) verdicts, or sums over an item's tokens
+
+
 @dataclass(frozen=True)
-class SeedEffects:
-    """A mean over items and seeds. `item_se`, `seed_se`: what other items alone, or other seeds alone, would change."""
+class Effect:
+    """A mean, or a difference of two, with its 95 % interval and the p of its being 0.
+
+    `group_se`, `seed_se`: standard errors from other items (or templates) alone, and from other trainings alone, 0
+    where there is one. `error`, `df`: the standard error and the degrees of freedom of interval and p.
+    """
 
     estimate: Estimate
-    seed_sd: float
-    item_se: float
+    seeds: int
+    group_se: float
     seed_se: float
-    p: float
+    error: float
+    df: int
+
+    @property
+    def seed_sd(self) -> float:
+        """Standard deviation of the seeds' own means (or differences)."""
+        return self.seed_se * np.sqrt(self.seeds)
+
+    @property
+    def p(self) -> float:
+        value = abs(self.estimate.value)
+        return float(2 * student_t.sf(value / self.error, self.df)) if self.error > 0 else float(value == 0)
+
+    def detectable(self, level: float) -> float:
+        """The smallest true value that this error and t test, two-sided at `level`, show in 80 % of repetitions."""
+        if not self.error:
+            return 0.0
+        # The power of a t test, over 4,000 equally probable values of the estimated error: scipy's noncentral t fails
+        # at the far limits that one or two degrees of freedom need.
+        spread = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, self.df) / self.df)
+        limit = student_t.isf(level / 2, self.df) * spread
+
+        def missing_power(shift: float) -> float:
+            return float((norm.sf(limit - shift) + norm.sf(limit + shift)).mean()) - POWER
+
+        return self.error * float(brentq(missing_power, 0, limit.max() + 5))
 
 
-def over_seeds(values_I_S: np.ndarray) -> SeedEffects:
-    """Mean of an (items, seeds) table with errors clustered by item and by seed (Cameron, Gelbach and Miller 2011).
+def places_of(groups: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Each item's group as a number, and how many groups there are; one group alone would say nothing of how they vary,
+    so that its items stand for themselves."""
+    names, places = np.unique(np.asarray(groups), return_inverse=True)
+    return (places, len(names)) if len(names) > 1 else (np.arange(len(groups)), len(groups))
 
-    The interval and p (of the mean being 0) use the two-way clustered error and Student's t with seeds - 1 degrees of
-    freedom, so that two seeds claim little. `seed_sd` is the standard deviation of the seeds' own means.
+
+def clustered(first: Seeds, second: Seeds, counts: Sequence[float], groups: Sequence[str]) -> Effect:
+    """Mean a count of `first`, over all its seeds, minus that of `second`, with errors clustered by group and seed.
+
+    Cameron, Gelbach and Miller 2011: the variance is that between groups, plus that between seeds, less that between
+    the cells of both. Interval and p use Student's t with as many degrees of freedom as the fewer of groups and seeds
+    have, less one, so that eight templates, or two seeds, claim little. Trainings of one seed are paired. Where a side
+    has a single training nothing is known of how seeds vary: errors are clustered by group alone.
+
+    Args:
+        first, second: sums an item; `second` may be empty, then it is the mean of `first` itself.
+        counts: (items,) tokens an item, or ones.
+        groups: what each item shares with others, such as its template.
 
     Raises:
-        ValueError: there are fewer than two items or two seeds, so that nothing says how they vary.
+        ValueError: there are fewer than two items, so that nothing says how they vary.
     """
-    items, seeds = values_I_S.shape
-    if min(items, seeds) < 2:
-        raise ValueError(f"{items} item(s) under {seeds} seed(s) do not say how items and seeds vary: two of each do")
-    y = np.asarray(values_I_S, float).ravel()
-    item, seed = np.repeat(np.arange(items), seeds), np.tile(np.arange(seeds), items)
-    model = OLS(y, np.ones_like(y))
+    counts = np.asarray(counts, float)
+    if len(counts) < 2:
+        raise ValueError(f"{len(counts)} item does not say how items vary: two do")
+    value, errors_I_S = _errors(first, second, counts)
+    places, group_count = places_of(groups)
+    cells_G_S = np.zeros((group_count, errors_I_S.shape[1]))
+    np.add.at(cells_G_S, places, errors_I_S)
+    seeds = min(len(side) for side in (first, second) if side)
+    by_group, by_seed = _variance(cells_G_S.sum(1), group_count), 0.0
+    variance, df = by_group, group_count - 1
+    if seeds > 1:
+        by_seed = _variance(cells_G_S.sum(0), seeds)
+        # In small tables the two-way variance can fall below one of the one-way ones; the larger one holds.
+        variance = max(by_group, by_seed, by_group + by_seed - _variance(cells_G_S, cells_G_S.size))
+        df = min(group_count, seeds) - 1
+    error = float(np.sqrt(variance))
+    half = float(student_t.ppf(1 - LEVEL / 2, df)) * error
+    estimate = Estimate(value, value - half, value + half)
+    return Effect(estimate, seeds, float(np.sqrt(by_group)), float(np.sqrt(by_seed)), error, df)
 
-    def fit(groups):
-        return model.fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
 
-    by_item, by_seed = fit(item), fit(seed)
-    # In small tables the two-way estimate can fall below one of the one-way ones, or below zero; the larger one holds.
-    fits = [by_item, by_seed, fit(np.column_stack([item, seed]))]
-    with np.errstate(invalid="ignore"):
-        error = max(float(f.bse[0]) for f in fits if np.isfinite(f.bse[0]))
-    mean = float(y.mean())
-    half = float(student_t.ppf(1 - LEVEL / 2, seeds - 1)) * error
-    p = float(2 * student_t.sf(abs(mean) / error, seeds - 1)) if error > 0 else float(mean == 0)
-    sd = float(np.std(values_I_S.mean(axis=0), ddof=1))
-    return SeedEffects(Estimate(mean, mean - half, mean + half), sd, float(by_item.bse[0]), float(by_seed.bse[0]), p)
+def _errors(first: Seeds, second: Seeds, counts: np.ndarray) -> tuple[float, np.ndarray]:
+    """The estimate, and what every item (row) under every seed (column) adds to its error."""
+    value, errors = 0.0, {}
+    for sign, side in ((1, first), (-1, second)):
+        mean = float(np.mean([values.sum() for values in side.values()]) / counts.sum()) if side else 0.0
+        value += sign * mean
+        for seed, values in side.items():
+            own = sign * (values - mean * counts) / (counts.sum() * len(side))
+            errors[seed] = errors.get(seed, 0) + own
+    return value, np.stack(list(errors.values()), axis=1)
+
+
+def _variance(sums: np.ndarray, clusters: int) -> float:
+    return float(clusters / (clusters - 1) * (sums**2).sum())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values, in the order given."""
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+    """Holm-adjusted p-values, in the order given: the smallest of n times n, the next times n - 1, and so on."""
+    p, order = np.asarray(p_values, float), np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return stepped[np.argsort(order, kind="stable")].tolist()
 
 
 def ratio(totals: Sequence[float], counts: Sequence[float], samples: int) -> Estimate:
@@ -125,41 +187,57 @@ def ratio(totals: Sequence[float], counts: Sequence[float], samples: int) -> Est
     return _bootstrap((totals, counts), statistic, samples)
 
 
-def ratio_difference(
-    first: Sequence[float], second: Sequence[float], counts: Sequence[float], samples: int
-) -> Estimate:
-    """Mean a token of `first` minus that of `second` on the same items, with a paired bootstrap interval over items."""
-
-    def statistic(a, b, c, axis=-1):
-        return (a - b).sum(axis) / c.sum(axis)
-
-    return _bootstrap((first, second, counts), statistic, samples)
-
-
-def accuracy_difference(first: Sequence[bool], second: Sequence[bool], samples: int) -> Estimate:
-    """Accuracy of `first` minus that of `second` on the same items, with a paired bootstrap interval."""
-    ones = np.ones(len(first))
-    return ratio_difference(np.asarray(first, float), np.asarray(second, float), ones, samples)
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same items; the difference is first minus second. `p_holm` is adjusted over a whole family."""
+    """Verdicts on two models, first minus second. `test` is None where a side has several trainings.
 
-    test: McNemar
-    p_holm: float
-    difference: Estimate
-    mde: float
+    `clusters`: independent draws, fewer than `items` where these share templates.
+    """
+
+    test: McNemar | None
+    effect: Effect
+    items: int
+    clusters: int
+
+    @property
+    def grouped(self) -> bool:
+        return self.clusters < self.items
+
+    @property
+    def p(self) -> float:
+        """Exact McNemar's; where items share templates the larger of that and the clustered t's; with several
+        trainings the clustered t's."""
+        if self.test is None:
+            return self.effect.p
+        return max(self.test.p, self.effect.p) if self.grouped else self.test.p
+
+    def detectable(self, level: float) -> float:
+        """The smallest true difference that the test behind `p` finds in 80 % of repetitions at `level`, at most 1.
+
+        Of two tests that both have to reject, the larger of what each finds.
+        """
+        exact = detectable_difference(self.test, self.items, level) if self.test else 0.0
+        needs_t = self.grouped or self.test is None
+        return min(1.0, max(exact, self.effect.detectable(level))) if needs_t else exact
 
 
-def compare_all(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]], samples: int) -> list[Comparison]:
-    """A family of paired comparisons of verdicts."""
-    tests = [mcnemar_exact(first, second) for first, second in pairs]
-    adjusted = holm([t.p for t in tests])
-    return [
-        Comparison(t, p, accuracy_difference(first, second, samples), detectable_difference(t, len(first)))
-        for t, p, (first, second) in zip(tests, adjusted, pairs, strict=True)
-    ]
+def compare_verdicts(first: Seeds, second: Seeds, groups: Sequence[str]) -> Comparison:
+    """Two models' verdicts on the same items, over all their trainings. Raises ValueError as `clustered` does."""
+    effect = clustered(first, second, np.ones(len(groups)), groups)
+    one_each = len(first) == len(second) == 1
+    test = mcnemar_exact(*(next(iter(side.values())) for side in (first, second))) if one_each else None
+    return Comparison(test, _as_share(effect, -1.0), len(groups), places_of(groups)[1])
+
+
+def _as_share(effect: Effect, lowest: float) -> Effect:
+    """The same with an interval that ends where shares do: t with few degrees of freedom reaches beyond."""
+    e = effect.estimate
+    return replace(effect, estimate=Estimate(e.value, max(e.low, lowest), min(e.high, 1.0)))
+
+
+def mean_verdicts(seeds: Seeds, groups: Sequence[str]) -> Effect:
+    """Mean accuracy over several trainings. Raises ValueError as `clustered` does."""
+    return _as_share(clustered(seeds, {}, np.ones(len(groups)), groups), 0.0)
 
 
 def _bootstrap(columns, statistic, samples: int) -> Estimate:

@@ -8,6 +8,7 @@ from primekd.assessment.tables import read_cells, read_table
 Row = dict[str, str]
 
 
+
 def read_rows(path: Path, columns: type | Iterable[str]) -> list[Row]:
     """Rows of a CSV file that must be there.
 

@@ -1,6 +1,7 @@
 """Figures of dots and intervals: accuracies, differences, distances to the teacher, and extractors."""
 
 from primekd.assessment.extract import EXTRACTORS
+from primekd.assessment.sentences import is_claimed
 from primekd.assessment.summary import title_of
 from primekd.report.figures import PALETTE, draw
 from primekd.report.files import Row
@@ -9,7 +10,6 @@ from primekd.report.results import Results
 
 INK, SOFT, BAND = "#333333", "#999999", "#ececec"
 MARKERS = ("o", "s", "^", "v", "D")  # one an extractor; shapes, so that nobody has to tell colours apart
-LEVEL = 0.05
 
 
 def accuracy_forest(results: Results) -> str:
@@ -65,7 +65,7 @@ def contrast_forest(results: Results) -> str:
             for shift, measure in zip(_shifts(len(measures), 0.17), measures, strict=True):
                 value, low, high = (100 * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
                 y, last = place + shift, measure == measures[-1]
-                claimed = float(row["p_holm" if measure == measures[0] else "p_holm_adjudicated"]) < LEVEL
+                claimed = is_claimed(row, "accuracy", "p_holm" if measure == measures[0] else "p_holm_adjudicated")
                 colour = PALETTE[0] if claimed else INK
                 style = {"color": colour, "markerfacecolor": colour if claimed else "#ffffff", "markersize": 6}
                 axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
@@ -76,7 +76,7 @@ def contrast_forest(results: Results) -> str:
         for row, label in zip(lines, axes.get_yticklabels(), strict=True):
             label.set_fontweight("bold" if isinstance(row, str) else "normal")
         axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-        axes.set_xlabel("Difference in accuracy, points (95 % paired bootstrap interval)")
+        axes.set_xlabel("Difference in accuracy, points (95 % interval, not adjusted)")
 
     return draw("contrasts", (7.6, 1.0 + (0.33 if len(measures) == 1 else 0.46) * len(lines)), 1, fill)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.results import extractor_of
-from primekd.assessment.summary import sentence
+from primekd.assessment.sentences import sentence
 from primekd.config import Profile
 from primekd.provenance import relative_name, write_text
-from primekd.report import adjudication, extraction, lineage
+from primekd.report import adjudication, extraction, lineage, responses
 from primekd.report.browser import browser_data, read_logs, script_json
 from primekd.report.claims import claim_lines, claim_note
 from primekd.report.figures import loss_curves
@@ -24,6 +24,7 @@ from primekd.report.results import (
     Results,
     contrast_table,
     findings,
+    how_tested,
     read_manifest,
     read_results,
     result_table,
@@ -83,6 +84,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "claims": claim_lines(results),
         "claim_note": claim_note(folder),
         "contrasts": contrast_table(results),
+        "how_tested": how_tested(results),
         "sentences": [sentence(row) for row in results.contrasts],
         "extractor": extractor,
         "rules": extraction.rule_table(logs, titles, extractor),
@@ -100,6 +102,8 @@ def _page(profile: Profile) -> dict[str, Any]:
         "audit_note": adjudication.audit_note(folder, titles),
         "seeds": seed_table(results),
         "one_seed": ONE_SEED,
+        "responses": responses.response_table(folder),
+        "responses_note": responses.NOTE,
         "figures": _figures(results, accuracies),
         "settings": lineage.settings(manifest),
         "hardware": lineage.hardware(manifest),

@@ -61,7 +61,7 @@ def contrast_matrix(folder: Path) -> tuple[Table, str]:
     detectable = [row["mde"] for row in apart if row["mde"]]
     note = (
         f"True differences of {percent_range(detectable)} points, depending on the comparison, would be found in 80 % "
-        "of repetitions at p < 0.05, before Holm's adjustment."
+        "of repetitions at the first threshold of Holm's adjustment."
         if detectable
         else ""
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from primekd import provenance
+from primekd.assessment.contrasts import ContrastRow
 from primekd.assessment.seeds import SeedRow
-from primekd.assessment.summary import ContrastRow, SummaryRow, claims, title_of
+from primekd.assessment.sentences import claims
+from primekd.assessment.summary import SummaryRow, title_of
 from primekd.errors import UserError
 from primekd.provenance import MANIFEST, relative_name
 from primekd.report.cells import Name, Table
@@ -94,19 +96,44 @@ def contrast_table(results: Results, digits: int = 3) -> Table:
     """The planned contrasts: paired differences, model minus reference."""
     head = [
         "Model", "Against", ONLY_ONE, UNADJUSTED, "p (Holm)", P_ADJUDICATED, "Accuracy, points [95 %]",
-        POINTS_ADJUDICATED, "Detectable, points", "KL, nats a token [95 %]", "NLL of gold, nats a token [95 %]",
+        POINTS_ADJUDICATED, "Detectable, points", "KL [95 %]", "KL, p (Holm)", "NLL of gold [95 %]", "NLL, p (Holm)",
     ]  # fmt: skip
     points, nats = partial(percent, signed=True), partial(significant, digits=digits, signed=True)
     rows = [
         [
-            title_of(row["model"]), title_of(row["reference"]), f"{row['only_model']}, {row['only_reference']}",
+            title_of(row["model"]), title_of(row["reference"]),
+            f"{row['only_model']}, {row['only_reference']}" if row["only_model"] else MISSING,
             p_value(row["p"]), p_value(row["p_holm"]), p_value(row["p_holm_adjudicated"]),
             interval(row, "accuracy", points), interval(row, "accuracy_adjudicated", points),
-            percent(row["mde"]) if row["mde"] else MISSING, interval(row, "kl", nats), interval(row, "nll_gold", nats),
+            percent(row["mde"]), interval(row, "kl", nats), _p(row["kl_p_holm"]),
+            interval(row, "nll_gold", nats), _p(row["nll_gold_p_holm"]),
         ]
         for row in results.contrasts
     ]  # fmt: skip
     return _needed(results, Table("Planned contrasts", head, rows, left=2))
+
+
+def _p(p: str) -> str:
+    return p_value(p) if p else MISSING
+
+
+def how_tested(results: Results) -> str:
+    """Which tests the p-values of the contrasts are, as a sentence."""
+    counts = [len([row for row in results.contrasts if row[key]]) for key in ("p", "kl_p", "nll_gold_p")]
+    templates = {row["clusters"] for row in results.contrasts} - {row["n"] for row in results.summary}
+    seeds = any(int(row["seeds"]) > 1 for row in results.contrasts)
+    test = "exact McNemar"
+    if templates:
+        test += f", or where it is larger that of a t test over the {'/'.join(sorted(templates))} templates"
+    if seeds:
+        test += "; with several seeds a t test clustered by seed"
+    fits = ""
+    if results.fitted:
+        fits = f" p of KL and NLL: t test over {'templates' if templates else 'items'}{' and seeds' if seeds else ''}."
+    return (
+        f"p of accuracies: {test}.{fits} All are Holm-adjusted over one family of {sum(counts)} tests: every planned "
+        "contrast in every measure. The intervals of differences are those of the t tests, not adjusted."
+    )
 
 
 def _needed(results: Results, table: Table) -> Table:
@@ -117,7 +144,7 @@ def _needed(results: Results, table: Table) -> Table:
 
 def findings(results: Results) -> list[str]:
     """What the numbers can and cannot show, in sentences."""
-    return [*claims(results.contrasts), *_limits(results)]
+    return [*claims(results.contrasts, numbers=True), *_limits(results)]
 
 
 def _limits(results: Results) -> list[str]:
@@ -126,14 +153,14 @@ def _limits(results: Results) -> list[str]:
     width = max(Decimal(row["accuracy_high"]) - Decimal(row["accuracy_low"]) for row in results.summary)
     said = [
         f"With n = {items} items, the 95 % interval of an accuracy is up to {percent(width)} points wide (half-width "
-        f"{percent(width / 2)}), so accuracy alone cannot rank the strategies. The p-values come from exact McNemar "
-        "tests on the same items, Holm-adjusted over all planned contrasts together; the intervals of differences are "
-        "not adjusted for the number of comparisons."
+        f"{percent(width / 2)}), so accuracy alone cannot rank the strategies."
     ]
-    if detectable := [row["mde"] for row in results.contrasts if row["mde"]]:
+    if results.contrasts:
+        said.append(how_tested(results))
+        detectable = percent_range([row["mde"] for row in results.contrasts])
         said.append(
-            f"The smallest true difference that would be found in 80 % of repetitions at p < 0.05, before Holm's "
-            f"adjustment, is {percent_range(detectable)} points, depending on the comparison (column Detectable); "
+            "The smallest true difference in accuracy that these tests would find in 80 % of repetitions, at the first "
+            f"threshold of Holm's adjustment, is {detectable} points, depending on the comparison (column Detectable); "
             "smaller ones would mostly be missed."
         )
     if results.with_kl:
@@ -144,14 +171,17 @@ def _limits(results: Results) -> list[str]:
         )
     elif results.fitted:
         said.append("The teacher's text alone was kept, so no student's distance to its distribution can be measured.")
-    said.append("All intervals and p-values of single models are over test items. " + _seeds(results))
+    said.append(
+        f"All intervals of single models are over test items. {_seeds(results)} Claims are of this machine's run: "
+        "another processor rounds otherwise and changes single answers."
+    )
     return said if results.decided else [*said, NOTHING_DECIDED]
 
 
 def _seeds(results: Results) -> str:
     if results.seeds:
-        return "What another training seed changes is told apart where several were trained."
-    return "They do not cover what another training seed would change."
+        return "Where several training seeds were trained, the claims cover what another one would change."
+    return "One training seed a student: neither they nor the claims cover what another one would change."
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from primekd.report.published import (
     validation_rest,
     validation_short,
 )
+from primekd.report.responses import NOTE as RESPONSES_NOTE
+from primekd.report.responses import response_table
 from primekd.report.results import ONLY_ONE, UNADJUSTED, contrast_table, findings, read_results, result_table
 
 TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
@@ -29,15 +31,18 @@ def results_table(logs_folder: Path) -> str:
         UserError: summary.csv or contrasts.csv is missing or has other columns.
     """
     results = read_results(logs_folder)
-    units = "Accuracy: Wilson interval. p: exact McNemar, Holm-adjusted over all planned contrasts."
+    units = "Accuracy: Wilson interval. p: Holm-adjusted, as below."
     between = "Paired differences on the same items, model minus reference; accuracy in points"
     if results.fitted:
         units += " KL, NLL: nats a token, bootstrap over items."
         between += ", KL and NLL in nats a token"
-    between += ". Detectable: the smallest true difference that would be found in 80 % of repetitions at p < 0.05."
+    between += ". Detectable: the smallest true difference in accuracy that would be found in 80 % of repetitions."
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))
     contrasts = to_markdown(contrast_table(results).without(ONLY_ONE, UNADJUSTED))
-    return f"{to_markdown(result_table(results))}\n\n{units}\n\n{markdown(between)}\n\n{contrasts}\n\n{said}\n"
+    parts = [to_markdown(result_table(results)), units, markdown(between), contrasts]
+    if (responses := response_table(logs_folder)).rows:
+        parts += [markdown(RESPONSES_NOTE), to_markdown(responses)]
+    return "\n\n".join([*parts, said]) + "\n"
 
 
 def claim_table(logs_folder: Path) -> str:
@@ -79,7 +84,7 @@ def published_contrasts(logs_folder: Path) -> str:
     """The published contrasts under every extractor, as Markdown. Raises UserError as contrast_matrix does."""
     table, detectable = contrast_matrix(logs_folder)
     note = (
-        "Difference in accuracy, points, with its 95 % paired bootstrap interval; p: exact McNemar, Holm-adjusted "
+        "Difference in accuracy, points, with its 95 % t interval over paired items; p: exact McNemar, Holm-adjusted "
         f"over all contrasts of one extractor. {detectable}"
     )
     return f"{to_markdown(table)}\n\n{markdown(note)}\n"
@@ -119,6 +124,8 @@ def results_text(logs_folder: Path) -> str:
     if results.fitted:
         rest = [title for title in paired.head[2:] if title not in fit]
         parts += ["Paired differences in held-out fit, nats a token:", "", _grid(paired.without(*rest))]
+    if (responses := response_table(logs_folder)).rows:
+        parts += ["The teacher's responses to the training items:", "", _grid(responses)]
     wrapper = textwrap.TextWrapper(
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip
