@@ -22,6 +22,7 @@ from primekd.assessment.statistics import (
     mean_verdicts,
     ratio,
 )
+from primekd.items import template_of
 
 # Accuracies.
 
@@ -158,6 +159,20 @@ def test_templates_that_differ_are_claimed_by_items_too_often_and_by_clusters_as
         for name, g in (("items", alone(128)), ("templates", groups)):
             claimed[name] += clustered(one(difference), {}, np.ones(128), g).p < 0.05
     assert claimed["items"] > 0.25 * 400 and claimed["templates"] < 0.08 * 400
+
+
+@pytest.mark.parametrize(
+    "item_id, template",
+    [
+        ("gsm-symbolic-16-135582963912256", "gsm-symbolic-16"),
+        ("7-49", "7"),
+        ("test-12", "test-12"),
+        ("q1", "q1"),
+        ("7", "7"),
+    ],
+)
+def test_an_items_template_stands_in_its_id(item_id, template):
+    assert template_of(item_id) == template
 
 
 def verdicts(seed: int, share: float, n: int = 60) -> dict[str, np.ndarray]:
