@@ -9,6 +9,7 @@ from primekd.assessment.grade import COLUMNS, LogRow, read_log
 from primekd.assessment.grade_file import Columns, grade_rows, read_csv
 from primekd.assessment.statistics import LEVEL, accuracy, compare_all
 from primekd.errors import UserError
+from primekd.outside import clean
 
 SAMPLES = 2000  # bootstrap
 
@@ -44,7 +45,7 @@ def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:
     fired = {row.rule for row in (*first, *second)}
     if not any(fired <= set(rules) for rules in RULES.values()):
         raise UserError(
-            f"The logs were graded by different extractors (rules {', '.join(sorted(fired))}): grade both by one."
+            f"The logs were graded by different extractors (rules {clean(', '.join(sorted(fired)))}): grade both by one."
         )
 
 
@@ -59,10 +60,12 @@ def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
         raise UserError("One of the files has an id twice: give each item an id of its own in a column `id`.")
     if a.keys() != b.keys():
         only = sorted(a.keys() ^ b.keys())
-        raise UserError(f"The files have other items: {len(only)} ids stand in one alone ({', '.join(only[:5])} …).")
+        raise UserError(
+            f"The files have other items: {len(only)} ids stand in one alone ({clean(', '.join(only[:5]))} …)."
+        )
     for key in a:
         if a[key].gold != b[key].gold or (a[key].question and b[key].question and a[key].question != b[key].question):
-            raise UserError(f"Item {key} has another question or gold value in the second file.")
+            raise UserError(f"Item {clean(key, 60)} has another question or gold value in the second file.")
     return [Pair(key, a[key], b[key]) for key in a]
 
 

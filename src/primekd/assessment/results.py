@@ -23,7 +23,7 @@ TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extrac
 class Listed:
     """A row of summary.csv, as far as it names a log."""
 
-    model: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
+    model: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]{1,100}$")]
 
 
 def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
