@@ -45,7 +45,7 @@ def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:
     fired = {row.rule for row in (*first, *second)}
     if not any(fired <= set(rules) for rules in RULES.values()):
         raise UserError(
-            f"The logs were graded by different extractors (rules {clean(', '.join(sorted(fired)))}): grade both by one."
+            f"The logs were graded by different extractors (rules {clean(', '.join(sorted(fired)))}): use one."
         )
 
 
