@@ -114,6 +114,20 @@ def test_a_damaged_loss_curve_is_one_sentence(text, tmp_path):
             _read_curve(tmp_path / "m.csv")
 
 
+@pytest.mark.parametrize("model", ["../x", "9" * 5000, "\x1b[31m", "a\\b", ""])
+def test_a_model_that_names_no_file_is_one_sentence(model, checkout):
+    path = checkout / TABLE
+    path.write_text(path.read_text(encoding="utf-8").replace("ai-KD,", f"{model},", 1), encoding="utf-8")
+    refused(TABLE, ["adjudicate", "--list"])
+
+
+def test_ids_of_others_do_not_drive_the_terminal(checkout):
+    path = checkout / LOG
+    path.write_text(path.read_text(encoding="utf-8").replace("item-0", "\x1b[31mitem-0", 1), encoding="utf-8")
+    done = CliRunner().invoke(app, ["compare", "logs/ci/control.csv", LOG])
+    assert "2 ids stand in one alone" in done.stderr and "\x1b" not in done.stderr
+
+
 STATE = {"stage": "s", "done": 1, "total": 2, "unit": "item", "state": "running", "host": "", "pid": 1}
 ODD = [
     {key: value}

@@ -13,6 +13,7 @@ from primekd.assessment.sentences import MOSTLY
 from primekd.assessment.statistics import LEVEL, accuracy, compare_verdicts
 from primekd.errors import UserError
 from primekd.items import template_of
+from primekd.outside import clean
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:
     fired = {row.rule for row in (*first, *second)}
     if not any(fired <= set(rules) for rules in RULES.values()):
         raise UserError(
-            f"The logs were graded by different extractors (rules {', '.join(sorted(fired))}): grade both by one."
+            f"The logs were graded by different extractors (rules {clean(', '.join(sorted(fired)))}): use one."
         )
 
 
@@ -61,10 +62,12 @@ def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
         raise UserError("One of the files has an id twice: give each item an id of its own in a column `id`.")
     if a.keys() != b.keys():
         only = sorted(a.keys() ^ b.keys())
-        raise UserError(f"The files have other items: {len(only)} ids stand in one alone ({', '.join(only[:5])} …).")
+        raise UserError(
+            f"The files have other items: {len(only)} ids stand in one alone ({clean(', '.join(only[:5]))} …)."
+        )
     for key in a:
         if a[key].gold != b[key].gold or (a[key].question and b[key].question and a[key].question != b[key].question):
-            raise UserError(f"Item {key} has another question or gold value in the second file.")
+            raise UserError(f"Item {clean(key, 60)} has another question or gold value in the second file.")
     return [Pair(key, a[key], b[key]) for key in a]
 
 

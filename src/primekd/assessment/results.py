@@ -63,7 +63,7 @@ def log_extractor(folder: Path) -> str:
 class Listed:
     """A row of summary.csv, as far as it names a log."""
 
-    model: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
+    model: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]{1,100}$")]
 
 
 def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
