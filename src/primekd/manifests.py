@@ -149,11 +149,15 @@ class Student(Measured, Scored):
     signals: Store | None = None
 
 
+class Adapted(Part):
+    lora: Facts = {}
+
+
 class Config(Part):
     """A resolved profile, as far as it is read back."""
 
     teacher: Facts = {}
-    student: Facts = {}
+    student: Adapted = Adapted()
     data: Facts = {}
     signals: Facts = {}
     train: Facts = {}

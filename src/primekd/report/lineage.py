@@ -89,7 +89,7 @@ def _of_model(manifest: dict[str, Any], name: str) -> Facts:
 def _of_student(facts: dict[str, Any]) -> Facts:
     inputs = facts.get("inputs", {})
     adapters = {k: v for k, v in facts.get("outputs", {}).items() if k.startswith("adapter/")}
-    student = inputs.get("student", {}).get("model_sha256")
+    student = (inputs.get("student") or {}).get("model_sha256")
     rows = [("Seed", _plain(inputs.get("seed"))), ("Student sha256", _plain(student))]
     rows += [(f"{Path(name).name} sha256", digest) for name, digest in adapters.items()]
     rows += [

@@ -141,7 +141,7 @@ class SignalWriter:
     def _refuse_other_heads(self, vouches: dict[int, dict[str, Any]]) -> None:
         """Raises UserError if shards need another output head than the first: their rows would decode wrongly."""
         # The file is named after the head's values; another version of safetensors may lay the same ones out anew.
-        heads = {shard_name(index): vouch["head"]["file"] for index, vouch in vouches.items() if "head" in vouch}
+        heads = {shard_name(index): vouch["head"]["file"] for index, vouch in vouches.items() if vouch.get("head")}
         if "head" in self.facts:
             heads["the head that was loaded now"] = self.facts["head"]["file"]
         first = next(iter(heads), None)
@@ -156,7 +156,7 @@ class SignalWriter:
         """The manifest of a complete store. Each fact is the first shard's that has it, whoever came last."""
         facts: dict[str, Any] = {}
         for vouch in vouches.values():
-            facts = {key: vouch[key] for key in FACTS if key in vouch} | facts
+            facts = {key: vouch[key] for key in FACTS if vouch.get(key)} | facts
         if "head" in self.facts:  # just written: an older entry may name a file that is lost
             facts["head"] = self.facts["head"]
         makers = {shard_name(i): maker_of(vouch) | {"engine": vouch.get("engine")} for i, vouch in vouches.items()}
