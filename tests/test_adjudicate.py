@@ -50,6 +50,7 @@ from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.errors import UserError
 from primekd.items import Item
+from primekd.provenance import write_manifest
 from primekd.report import anew
 
 GOLD = "999983"  # stands in no question and no answer: whoever sees it was shown a gold value
@@ -93,7 +94,7 @@ def write_logs(profile: Profile, logs: dict[str, list[LogRow]]) -> None:
     (profile.logs / "summary.csv").write_text(
         "\n".join(["model,accuracy,accuracy_adjudicated,adjudicated", *lines, ""]), encoding="utf-8"
     )
-    (profile.logs / "manifest.json").write_text('{"outputs": {}}', encoding="utf-8")
+    write_manifest(profile.logs, "assessment", {}, [profile.logs / "summary.csv"])
 
 
 @pytest.fixture
@@ -110,9 +111,12 @@ def validated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Extraction]:
     So that they differ from the published rules on every answer of `control` and agree on every one of `ai-KD`.
     """
     readings: dict[str, Extraction] = {}
+    real = cases.extract
 
     def extract(text, extractor, truncated, question):
-        assert extractor == "validated" and question.startswith("Question")
+        assert question.startswith("Question")
+        if extractor == "published":
+            return real(text, extractor, truncated, question)
         return readings.get(text) or Extraction(Fraction(re.findall(r"\d+", text)[0]), "stub")
 
     monkeypatch.setattr(cases, "extract", extract)
@@ -169,7 +173,7 @@ def test_a_typed_number_is_read(typed, value):
 
 
 @pytest.mark.parametrize(
-    "typed", ["", "abc", "18 apples", "1 2", "12-3", "1/0", "x18", "\x1b[A", "a", "1,2", "3+4", "1e5"]
+    "typed", ["", "abc", "18 apples", "1 2", "12-3", "1/0", "x18", "\x1b[A", "a", "1,2", "3+4"]
 )
 def test_what_is_no_number_is_refused_in_one_sentence(typed):
     with pytest.raises(UserError, match="is no number: type one such as") as refused:

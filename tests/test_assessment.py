@@ -1068,7 +1068,7 @@ def test_what_is_asked_for_anew_is_made_once_also_after_a_kill(study, monkeypatc
     ask_anew(study, ["assess"])
     score_some(study, ["control"])  # and here the run is killed
     assert len(list((study.runs / "answers").glob("*.old-1"))) == 1
-    monkeypatch.setattr(transformers_engine, "TransformersEngine", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setattr(transformers_engine, "TransformersEngine", lambda *_, **__: pytest.fail("a model was opened"))
     score_some(study, ["control"])
     with pytest.raises(pytest.fail.Exception, match="a model was opened"):
         score_some(study, ["ai-KD"])  # it is still to be made anew
