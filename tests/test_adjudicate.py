@@ -448,7 +448,7 @@ def test_what_was_decided_is_not_asked_again_unless_the_answer_changed(profile, 
     decision = made(rows[0], "3", model="control")
     assert {c.id for c in open_cases(profile, LOGS, [])} == {f"q{n}" for n in range(10)}
     assert {c.id for c in open_cases(profile, LOGS, [decision])} == {f"q{n}" for n in range(1, 10)}
-    changed = LOGS | {"control": [replace(rows[0], response="other 7\n2 3"), *rows[1:]]}
+    changed = LOGS | {"control": [replace(rows[0], response="other 2 and 7\nthen 3"), *rows[1:]]}
     assert {c.id for c in open_cases(profile, changed, [decision])} == {f"q{n}" for n in range(10)}
     assert len(open_cases(profile, LOGS, [replace(decision, model="ai-KD")])) == 10
 
