@@ -20,12 +20,12 @@ from primekd.provenance import now, write_json
 from primekd.report.figures import _read_curve
 
 COLUMNS = ["--response-column", "response", "--gold-column", "gold"]
-LOG, TABLE, DECISIONS = "logs/ci/ai-KD.csv", "logs/ci/summary.csv", "assessment/adjudications.csv"
+LOG, TABLE, DECISIONS = "runs/ci/logs/ai-KD.csv", "runs/ci/logs/summary.csv", "assessment/adjudications.csv"
 READERS = {
-    LOG: (["compare", "logs/ci/control.csv", LOG], ["grade", LOG, *COLUMNS], ["adjudicate", "--list"], ["report"]),
+    LOG: (["compare", "runs/ci/logs/control.csv", LOG], ["grade", LOG, *COLUMNS], ["adjudicate", "--list"], ["report"]),
     TABLE: (["adjudicate", "--list"], ["report"]),
     DECISIONS: (["adjudicate", "--list"],),
-    "logs/ci/contrasts.csv": (["report"],),
+    "runs/ci/logs/contrasts.csv": (["report"],),
     "runs/ci/progress/capture ai-KD.json": (["status"], ["status", "--json"]),
 }
 WHOLE = {
@@ -59,6 +59,7 @@ def written(tmp_path_factory) -> Path:
 def checkout(written, tmp_path, monkeypatch) -> Path:
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    monkeypatch.delenv("PRIMEKD_OUTPUT", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -91,7 +92,7 @@ def test_another_file_in_its_place_is_one_sentence(path, damage, checkout):
 WRONG = ("x", "nan", "1e999", "-1e999", "1e9999999999", "1/0", "-5", "9" * 5000, "\x1b[31m")
 CELLS = {
     TABLE: ("accuracy", "n", "kl"),
-    "logs/ci/contrasts.csv": ("p_holm", "only_model", "mde"),
+    "runs/ci/logs/contrasts.csv": ("p_holm", "only_model", "mde"),
 }
 
 
@@ -124,7 +125,7 @@ def test_a_model_that_names_no_file_is_one_sentence(model, checkout):
 def test_ids_of_others_do_not_drive_the_terminal(checkout):
     path = checkout / LOG
     path.write_text(path.read_text(encoding="utf-8").replace("item-0", "\x1b[31mitem-0", 1), encoding="utf-8")
-    done = CliRunner().invoke(app, ["compare", "logs/ci/control.csv", LOG])
+    done = CliRunner().invoke(app, ["compare", "runs/ci/logs/control.csv", LOG])
     assert "2 ids stand in one alone" in done.stderr and "\x1b" not in done.stderr
 
 

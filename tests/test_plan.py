@@ -20,7 +20,7 @@ from primekd.plan.shapes import KNOWN, find_shape, known_shape
 from primekd.plan.stages import CPU_MARGIN, Need, gpus_used, memory_needs
 from primekd.plan.tokens import Lengths, find_lengths
 from primekd.plan.weights import source_to_convert, student_model, teacher_model
-from primekd.provenance import write_json
+from primekd.provenance import write_json, write_manifest, write_text
 
 BIG = KNOWN["llama-3.1-405b"]
 CPU = Machine(False, "CPU", 1, 0, 0, 64 * GIB, None)
@@ -355,10 +355,14 @@ def test_rates_of_the_published_logs_are_used_where_this_machine_has_none(pocket
 
 def test_this_machines_own_captures_and_trainings_come_before_the_published_ones(output):
     profile = load_profile("pocket")
-    store = {"complete": True, "tokens": 1000, "items": 50, "sessions": [{"seconds": 10.0, "energy_kwh": None}]}
+    session = {"end": "2026-01-02T03:00:00+00:00", "seconds": 10.0, "energy_kwh": None}
+    store = {"format": 1, "spec": {"codec": {"name": "text"}}, "spec_sha256": "0" * 64, "shards": {}, "complete": True}
+    store |= {"tokens": 1000, "items": 50, "sessions": [session]}
     write_json(profile.runs / "signals" / "ai-KD" / "manifest.json", store)
     write_json(profile.runs / "signals" / "base-KD" / "manifest.json", store | {"complete": False, "tokens": 10**9})
-    write_json(profile.student_folder("ai-KD") / "manifest.json", {"seconds": 5.0, "response_tokens": 2500})
+    student = profile.student_folder("ai-KD")
+    write_text(student / "loss_curve.csv", "step\n")
+    write_manifest(student, "adapter", {}, [student / "loss_curve.csv"], seconds=5.0, response_tokens=2500)
     rates, lengths = find_rates(profile), find_lengths(profile)
     assert (rates["capture"].tokens_per_second, rates["capture"].source) == (100, "measured: runs/pocket/signals")
     assert (rates["distill"].tokens_per_second, rates["distill"].source) == (500, "measured: runs/pocket/students")

@@ -17,6 +17,7 @@ from primekd.assessment.results import compute_tables, logs_in_use, read_logs
 from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.errors import UserError
+from primekd.made_by import refuse_unpublishable
 from primekd.provenance import output_root, read_json, write_json, write_text
 from primekd.publishing import exchange, publish
 from primekd.report.html import write_report
@@ -104,14 +105,14 @@ def test_an_accuracy_outside_the_other_interval_is_not_reproduced(profile):
 def test_another_sentence_is_named_on_both_sides(profile):
     answer_anew(profile.of_published(), "ai-KD", {})  # tables of the same making on both sides
     held_out = [
-        replace(row, kl=row.kl / 1000) if row.model == "ai-KD" else row
+        replace(row, kl=row.kl / 1e6) if row.model == "teacher-KD" else row
         for row in read_rows(profile.logs / "held-out.csv")
     ]
     tables = compute_tables(profile, read_logs(profile), held_out)
     for name in ("summary.csv", "contrasts.csv"):
         write_text(profile.logs / name, tables[name])
     found = compare_with_published(profile)
-    assert found["largest"]["kl"]["model"] == "ai-KD" and found["largest"]["kl"]["difference"] < 0
+    assert found["largest"]["kl"]["model"] == "teacher-KD" and found["largest"]["kl"]["difference"] < 0
     only = found["sentences"]["only_here"], found["sentences"]["only_published"]
     assert found["verdict"] == "not reproduced" and all(only), found["sentences"]
     said = verdict_text(found)
@@ -128,7 +129,7 @@ UNLIKE = {
     "settings": (lambda p: edit_manifest(p, lambda m: m["config"]["train"].update(epochs=99)), "train.epochs"),
     "items": (lambda p: write_log(p.logs / "control.csv", read_log(p.logs / "control.csv")[:-1]), "test items"),
     "no logs": (lambda p: shutil.rmtree(p.logs), "no logs of ci in logs/ci"),
-    "older columns": (lambda p: write_text(p.logs / "contrasts.csv", "model\nx\n"), "contrasts.csv has not the col"),
+    "older columns": (lambda p: write_text(p.logs / "contrasts.csv", "model\nx\n"), "contrasts.csv has no column"),
 }
 
 
@@ -204,6 +205,7 @@ def good(profile, checkout: Path, monkeypatch) -> Profile:
     write_manifest(profile)
     (checkout / "README.md").write_text(README)
     monkeypatch.setattr(publishing, "check_logs", lambda p: [check_outputs(p.logs / "manifest.json")])
+    monkeypatch.setattr(publishing, "refuse_unpublishable", lambda p: None)  # there is no run behind these logs
     return profile
 
 
@@ -213,19 +215,24 @@ def invoke(*words: str):
 
 def test_publishing_moves_the_logs_and_writes_the_report_and_the_tables(good, checkout):
     write_text(good.published / "gone.csv", "of a model that is no more")
-    write_text(good.logs / "notes.txt", "mine")
     compare_with_published(good)
     done = invoke()
     assert done.exit_code == 0, done.output
     assert "logs/ci now holds the" in done.stdout and "README.md: results ci written anew" in done.stdout
     names = {p.relative_to(good.logs).as_posix() for p in good.logs.rglob("*") if p.is_file()}
     published = {p.relative_to(good.published).as_posix() for p in good.published.rglob("*") if p.is_file()}
-    assert published == names - {"notes.txt", "reproduction.json"}
+    assert published == names - {"reproduction.json"}
     assert all((good.published / n).read_bytes() == (good.logs / n).read_bytes() for n in names if n.endswith("csv"))
     report = (good.published / "report.html").read_text(encoding="utf-8")
     assert "logs/ci" in report and "runs/ci" not in report
     assert [p.name for p in (checkout / "logs").iterdir()] == ["ci"], "nothing is left beside it"
     assert compare_with_published(good)["verdict"] == "reproduced"
+
+
+def test_nothing_is_published_that_not_one_commit_made(good, monkeypatch):
+    monkeypatch.setattr(publishing, "refuse_unpublishable", refuse_unpublishable)
+    done = invoke()
+    assert done.exit_code == 1 and "runs/ci/signals/base-KD has no manifest: run `primekd run" in done.stderr
 
 
 def test_nothing_is_published_that_does_not_verify(good, checkout):

@@ -12,7 +12,7 @@ from primekd.distill import distill, lora_model, student_inputs
 from primekd.errors import UserError
 from primekd.models import load_model
 from primekd.models.adapters import require_same_base
-from primekd.provenance import write_json
+from primekd.provenance import write_json, write_manifest
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.examples import gold_examples
@@ -147,7 +147,8 @@ def test_an_adapter_of_another_base_model_is_refused(adapter, tokenizer, tmp_pat
 
 
 def test_an_adapter_trained_over_other_weights_of_the_same_name_is_refused(adapter, lively):
-    write_json(adapter.parent / "manifest.json", {"inputs": {"student": {"model_sha256": "0" * 64}}})
+    inputs = {"student": {"model_sha256": "0" * 64}}
+    write_manifest(adapter.parent, "adapter", inputs, [adapter / "adapter_config.json"])
     with pytest.raises(UserError, match="other weights"):
         require_same_base(adapter, lively)
 

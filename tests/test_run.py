@@ -276,10 +276,12 @@ def test_a_profile_whose_name_is_a_wildcard_is_refused(ci):
 
 def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
     """The profile's path is one that YAML and a shell would read otherwise."""
-    (output / "a: b's #1.yaml").write_text("extends: ci\n", encoding="utf-8")
+    path = output / "a: b's #1" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("extends: ci\n", encoding="utf-8")
     environment = os.environ | {"PRIMEKD_OUTPUT": str(output)}
     done = subprocess.run(
-        [sys.executable, "-m", "primekd.cli", "run", "--profile", str(output / "a: b's #1.yaml"), "--dry-run"],
+        [sys.executable, "-m", "primekd.cli", "run", "--profile", str(path), "--dry-run"],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -265,7 +265,8 @@ def test_students_may_have_several_gpus_and_no_other_weights(items, output, tmp_
     reader = SimpleNamespace(manifest={"shards": {}})
     plain = small_profile(tmp_path, assess={"engine": "vllm"})
     assert assessing._inputs(profile, items, [], reader) == assessing._inputs(plain, items, [], reader)
-    assert set(assessing._inputs(plain, items, [], reader)["assess"]) == {"batch_size", "bootstrap_samples"}
+    kept = set(assessing._inputs(plain, items, [], reader)["assess"])
+    assert kept == {"batch_size", "bootstrap_samples", "extractor"}
     for other in ({"quantization": "bitsandbytes"}, {"full_logprobs": True}):
         with pytest.raises(UserError, match="assess.vllm.*answer as they were trained"):
             small_profile(tmp_path, assess={"engine": "vllm", "vllm": other})
@@ -296,7 +297,7 @@ def test_all_models_answer_from_one_server_that_is_closed_and_not_started_again(
     monkeypatch.setattr(vllm_students, "open_students", open_students)
     students = [scoring.Model(name, tmp_path / name, {"adapter/w": name}) for name in ("base-KD", "ai-KD")]
     for _ in range(2):
-        scoring._answer_with_vllm(profile, items, [scoring.Model("control"), *students])
+        scoring._answer_with_vllm(profile, items, [scoring.Model("control"), *students], False)
     assert log == ["open", "close"]
     for name, token in (("control", 99), ("base-KD", 0), ("ai-KD", 1)):
         block = read_json(profile.runs / "answers" / name / "block-00000.json")

@@ -9,6 +9,7 @@ from primekd.assessment import published_study
 from primekd.assessment.adjudicate import apply_decisions, read_decisions
 from primekd.assessment.grade import LogRow, grade_row, read_log
 from primekd.assessment.held_out import read_rows
+from primekd.assessment.responses import RESPONSES
 from primekd.assessment.results import TABLES, compute_tables, log_extractor, read_logs
 from primekd.assessment.tables import read_table
 from primekd.capture import training_job
@@ -137,13 +138,16 @@ def check_signals(folder: Path) -> Check:
 
 
 def check_models(profile: Profile) -> Check:
-    """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is."""
+    """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is.
+
+    Logs from before there was a table of the teacher's responses have none.
+    """
     folder, manifest = profile.logs, read_manifest(profile.logs / MANIFEST)
     summed = {row.get("model") for row in read_table(folder / "summary.csv")}
     logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
     known = {CONTROL, TEACHER, *manifest.get("models", {}), *(manifest.get("answers_sha256") or {})}
     named = sorted(known | summed | logged, key=str)
-    problems = [f"{name} is missing" for name in TABLES if not (folder / name).is_file()]
+    problems = [f"{name} is missing" for name in TABLES if name != RESPONSES and not (folder / name).is_file()]
     problems += [f"{name} has no log" for name in named if name not in logged]
     problems += [f"{name} is not in summary.csv" for name in named if name not in summed]
     problems += [f"{name} has a log and no lineage" for name in sorted(logged - known)]
