@@ -60,7 +60,7 @@ def other_code_text(profile: Profile) -> str:
     stages = dict.fromkeys(FORCED_BY.get(stage, stage) for stage, _, _ in found)
     words = " ".join(f"--force-stage {stage}" for stage in stages)
     return (
-        f"Kept though made by other code: {len(found)} results ({', '.join(stages)}); {relative_name(found[0][1])} "
+        f"Kept though made by other code: {', '.join(stages)} ({len(found)} in all); {relative_name(found[0][1])} "
         f"{found[0][2]}. `primekd run --profile {profile.name} {words}` makes them anew."
     )
 
