@@ -57,7 +57,17 @@ def load_merged(model: str, dtype: str, adapter: Path, weights: str | None = Non
     """
     precision = weights or "float32"
     student = _cast_adapter(_with_adapter(load_model(model, precision), model, adapter), precision)
+    _untie(student)
     return _ready(cast_weights(cast_weights(student, "float32").merge_and_unload(), dtype))
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """The weight that a linear layer multiplies by: its own, or with an adapter beside it their sum, in float32."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(layer, BaseTunerLayer):
+        return layer.weight.detach()
+    return (_base_weight(layer).float() + sum(layer.get_delta_weight(n).float() for n in layer.active_adapters)).detach()
 
 
 def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
@@ -79,6 +89,7 @@ def measure_merge(
         vocabulary: the tokenizer's size; further columns are padding.
     """
     student = _with_adapter(load_model(model, "float32"), model, adapter)
+    _untie(student)
     layers = _adapted(student)
     exact = sum(int((w.to(getattr(torch, dtype)) == w).sum()) for w in map(_base_weight, layers))
     on_grid = exact / sum(_base_weight(layer).numel() for layer in layers)
@@ -124,6 +135,15 @@ def _adapted(student) -> list:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in student.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _untie(student) -> None:
+    """Gives adapted layers weights of their own: where head and embedding share one, an adapter changes one of them."""
+    owners = [own for module in student.modules() for own in module.parameters(recurse=False)]
+    for layer in _adapted(student):
+        weight = _base_weight(layer)
+        if sum(owned is weight for owned in owners) > 1:
+            layer.get_base_layer().weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def _base_weight(layer) -> Tensor:
