@@ -130,6 +130,19 @@ def test_off_the_grid_an_adapter_is_merged(off_grid, profile, tmp_path):
     assert not any("lora_" in name for name, _ in engines(scored, adapter, served).model.named_parameters())
 
 
+def test_one_layer_on_the_grid_is_enough_to_keep_an_adapter_beside(off_grid, tokenizer, profile, tmp_path):
+    """Merging takes that layer's adapter away, however small its share of all weights is."""
+    base = AutoModelForCausalLM.from_pretrained(off_grid.removeprefix("path:"), dtype=torch.float32)
+    weight = base.get_decoder().layers[1].self_attn.q_proj.weight
+    weight.data = weight.data.bfloat16().float()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = f"path:{tmp_path / 'base'}"
+    _, adapter = trained(model, tmp_path, NORMAL)
+    scored = profile(model)
+    assert choose_serving(scored, "base-KD", load_items(scored, "test"), adapter, {})["adapter"] == "beside"
+
+
 @pytest.mark.parametrize(
     "error, lost",
     [

@@ -21,8 +21,9 @@ class MergeError:
     Attributes:
         kl_merging: KL(beside || merged), both with products in float32, so that no other rounding hides it.
         kl_noise: KL(products in float32 || products in the precision), the adapter beside the weights in both.
-        on_grid: share of the adapted weights that the precision holds exactly. Where nearly all are, as in a bfloat16
-            checkpoint, a sum rounds back to the old weight wherever the change is less than half a step.
+        on_grid: share of an adapted layer's weights that the precision holds exactly, in the layer where it is largest:
+            a checkpoint may be trained further in some layers alone. Where nearly all are, as in a bfloat16 checkpoint,
+            a sum rounds back to the old weight wherever the change is less than half a step.
         tokens: that the means were taken over.
     """
 
@@ -67,7 +68,9 @@ def effective_weight(layer: nn.Module) -> Tensor:
 
     if not isinstance(layer, BaseTunerLayer):
         return layer.weight.detach()
-    return (_base_weight(layer).float() + sum(layer.get_delta_weight(n).float() for n in layer.active_adapters)).detach()
+    return (
+        _base_weight(layer).float() + sum(layer.get_delta_weight(n).float() for n in layer.active_adapters)
+    ).detach()
 
 
 def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
@@ -91,8 +94,7 @@ def measure_merge(
     student = _with_adapter(load_model(model, "float32"), model, adapter)
     _untie(student)
     layers = _adapted(student)
-    exact = sum(int((w.to(getattr(torch, dtype)) == w).sum()) for w in map(_base_weight, layers))
-    on_grid = exact / sum(_base_weight(layer).numel() for layer in layers)
+    on_grid = max(float((w.to(getattr(torch, dtype)) == w).double().mean()) for w in map(_base_weight, layers))
     merged = [_merged_weight(layer).to(getattr(torch, dtype)).cpu() for layer in layers]
     in_dtype = _logits(cast_weights(student, dtype), prompts, responses, vocabulary)
     beside = _logits(cast_weights(student, "float32"), prompts, responses, vocabulary)

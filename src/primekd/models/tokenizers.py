@@ -73,8 +73,8 @@ def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
     first, other = (render(tokenizer, [{"role": "user", "content": text}]) for text in (QUESTION, MARK))
     if first == other:
         raise UserError(
-            f"The chat template of {of.template_of or of.model} leaves out what a user says (some read images and texts "
-            "as a list): use another model, or name one of the same vocabulary in template_of."
+            f"The chat template of {of.template_of or of.model} leaves out what a user says (some read texts and "
+            "images as a list): use another model, or name one of the same vocabulary in template_of."
         )
     for name in of.template_arguments:
         if not re.search(rf"\b{name}\b", tokenizer.get_chat_template()):
