@@ -84,6 +84,7 @@ def test_a_missing_key_is_named(key, output):
         ({"loss": {"temperature": 0}}, "loss.temperature"),
         ({"loss": {"temperature": 1e-300}}, "loss.temperature"),
         ({"loss": {"temperature": float("inf")}}, "loss.temperature"),
+        ({"teacher": {"sampling_temperature": 1e-40}}, "teacher.sampling_temperature"),
         ({"loss": {"labels": "gold", "alpha": 0}}, "labels: gold needs an alpha"),
         ({"train": {"learning_rate": float("inf")}}, "train.learning_rate"),
         ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),

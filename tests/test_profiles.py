@@ -64,6 +64,11 @@ def test_a_training_that_cannot_move_the_student_is_warned_of():
     assert finding.level == "warning" and "by 0.017 at most" in finding.text and "max_grad_norm: 0" in finding.text
     for name in ("paper", "single-gpu"):
         assert movement_findings(load_profile(name), shape) == []
+    # Of layers whose shapes are not known nothing can be said.
+    profile = load_profile("single-gpu")
+    lora = profile.student.lora.model_copy(update={"target_modules": ("qkv_proj",)})
+    other = profile.model_copy(update={"student": profile.student.model_copy(update={"lora": lora})})
+    assert movement_findings(other, shape) == []
 
 
 def test_the_published_teacher_is_served_by_exllamav2_in_six_bits_with_a_q6_cache():

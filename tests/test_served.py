@@ -20,7 +20,7 @@ from primekd.distill import lora_model, save_adapter
 from primekd.errors import UserError
 from primekd.items import load_items
 from primekd.models.attention import choose_attention
-from primekd.models.served import MergeError, load_merged
+from primekd.models.served import MergeError, load_merged, measure_merge
 from primekd.provenance import read_json
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.examples import IGNORED
@@ -130,6 +130,19 @@ def test_off_the_grid_an_adapter_is_merged(off_grid, profile, tmp_path):
     assert not any("lora_" in name for name, _ in engines(scored, adapter, served).model.named_parameters())
 
 
+def test_one_layer_on_the_grid_is_enough_to_keep_an_adapter_beside(off_grid, tokenizer, profile, tmp_path):
+    """Merging takes that layer's adapter away, however small its share of all weights is."""
+    base = AutoModelForCausalLM.from_pretrained(off_grid.removeprefix("path:"), dtype=torch.float32)
+    weight = base.get_decoder().layers[1].self_attn.q_proj.weight
+    weight.data = weight.data.bfloat16().float()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = f"path:{tmp_path / 'base'}"
+    _, adapter = trained(model, tmp_path, NORMAL)
+    scored = profile(model)
+    assert choose_serving(scored, "base-KD", load_items(scored, "test"), adapter, {})["adapter"] == "beside"
+
+
 @pytest.mark.parametrize(
     "error, lost",
     [
@@ -151,6 +164,40 @@ def test_merged_weights_are_rounded_and_positions_are_not(off_grid, tmp_path):
     assert merged.dtype == torch.bfloat16
     for (name, found), (_, expected) in zip(merged.named_buffers(), plain.named_buffers(), strict=True):
         assert found.dtype == expected.dtype and torch.equal(found, expected), name
+
+
+# An adapter of the head, or of an embedding that the head shares.
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_of_the_head_or_the_embedding_is_served_as_it_was_trained(
+    on_grid, tokenizer, pairs, tmp_path, target, tied
+):
+    base = AutoModelForCausalLM.from_pretrained(on_grid.removeprefix("path:"), dtype=torch.float32)
+    if tied:
+        base.config.tie_word_embeddings = True
+        base.tie_weights()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = f"path:{tmp_path / 'base'}"
+    student = lora_model(model, "float32", LoraSettings(rank=2, alpha=4, target_modules=("q_proj", target)), seed=0)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name or "lora_embedding" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    save_adapter(student, tmp_path, model)
+    prompt, response = pairs[0][0], pairs[1][0]
+    with torch.no_grad():
+        logits = student.eval()(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1, : len(tokenizer)]
+    for merged in (False, True):
+        engine = TransformersEngine(model, "float32", 1, tmp_path / "adapter", merged=merged)
+        assert engine.transform is not None  # held-out fit is measured from hidden states
+        [hidden] = engine.score([prompt], [response], "hidden")
+        for found in (*engine.score([prompt], [response], "logits"), engine._logits(hidden)):
+            torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
+    error = measure_merge(model, "float32", tmp_path / "adapter", [prompt], [response], len(tokenizer))
+    assert error.kl_merging < 1e-6
 
 
 # What is kept of it.

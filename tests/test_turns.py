@@ -55,6 +55,17 @@ def profile_of(folder: Path, model: str, base: str | None = None, **changes):
     return small_profile(folder, **sections, **changes)
 
 
+def test_a_template_that_leaves_out_the_question_is_refused(references, tmp_path):
+    """As one does that reads contents as a list of parts: every prompt would be the same."""
+    tokenizer = copy.deepcopy(load_tokenizer(references["qwen"]))
+    parts = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}" + parts + "<|im_end|>{% endfor %}"
+    family_model(tmp_path, "qwen")
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="leaves out what a user says.*template_of"):
+        load_tokenizer(TeacherConfig(engine="vllm", model=f"path:{tmp_path}"))
+
+
 # Where a turn ends.
 
 

@@ -158,6 +158,13 @@ class TeacherConfig(Speaker):
     vllm: VllmConfig | None = None
     api: ApiConfig | None = None
 
+    @field_validator("sampling_temperature")
+    @classmethod
+    def greedy_or_warm(cls, value: float) -> float:
+        if 0 < value < 0.01:  # logits divided by it may be infinite
+            raise ValueError("must be 0, which is greedy decoding, or at least 0.01")
+        return value
+
     @model_validator(mode="after")
     def complete(self) -> "TeacherConfig":
         if self.engine == "api" and self.api is None:

@@ -105,13 +105,12 @@ def find_transform(model: nn.Module, vocab_size: int) -> LogitTransform | None:
 
     with _evaluating(model):
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+        products = head(hidden.to(head.weight.dtype))[:, :vocab_size].float()  # with its adapter, if it has one
         hook = head.register_forward_hook(enlarge)
         try:
             own = model(input_ids=ids, use_cache=False).logits[0, :, :vocab_size]  # (4, V)
         finally:
             hook.remove()
-    bias = getattr(head, "bias", None)
-    products = nn.functional.linear(hidden.to(head.weight.dtype), head.weight, bias)[:, : own.shape[-1]].float()
     if factors:
         products = products * factors[0].to(products.device)
     numbers = config_numbers(model.config.get_text_config(decoder=True))

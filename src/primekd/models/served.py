@@ -21,8 +21,9 @@ class MergeError:
     Attributes:
         kl_merging: KL(beside || merged), both with products in float32, so that no other rounding hides it.
         kl_noise: KL(products in float32 || products in the precision), the adapter beside the weights in both.
-        on_grid: share of the adapted weights that the precision holds exactly. Where nearly all are, as in a bfloat16
-            checkpoint, a sum rounds back to the old weight wherever the change is less than half a step.
+        on_grid: share of an adapted layer's weights that the precision holds exactly, in the layer where it is largest:
+            a checkpoint may be trained further in some layers alone. Where nearly all are, as in a bfloat16 checkpoint,
+            a sum rounds back to the old weight wherever the change is less than half a step.
         tokens: that the means were taken over.
     """
 
@@ -57,7 +58,19 @@ def load_merged(model: str, dtype: str, adapter: Path, weights: str | None = Non
     """
     precision = weights or "float32"
     student = _cast_adapter(_with_adapter(load_model(model, precision), model, adapter), precision)
+    _untie(student)
     return _ready(cast_weights(cast_weights(student, "float32").merge_and_unload(), dtype))
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """The weight that a linear layer multiplies by: its own, or with an adapter beside it their sum, in float32."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(layer, BaseTunerLayer):
+        return layer.weight.detach()
+    return (
+        _base_weight(layer).float() + sum(layer.get_delta_weight(n).float() for n in layer.active_adapters)
+    ).detach()
 
 
 def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
@@ -79,9 +92,9 @@ def measure_merge(
         vocabulary: the tokenizer's size; further columns are padding.
     """
     student = _with_adapter(load_model(model, "float32"), model, adapter)
+    _untie(student)
     layers = _adapted(student)
-    exact = sum(int((w.to(getattr(torch, dtype)) == w).sum()) for w in map(_base_weight, layers))
-    on_grid = exact / sum(_base_weight(layer).numel() for layer in layers)
+    on_grid = max(float((w.to(getattr(torch, dtype)) == w).double().mean()) for w in map(_base_weight, layers))
     merged = [_merged_weight(layer).to(getattr(torch, dtype)).cpu() for layer in layers]
     in_dtype = _logits(cast_weights(student, dtype), prompts, responses, vocabulary)
     beside = _logits(cast_weights(student, "float32"), prompts, responses, vocabulary)
@@ -124,6 +137,15 @@ def _adapted(student) -> list:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in student.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _untie(student) -> None:
+    """Gives adapted layers weights of their own: where head and embedding share one, an adapter changes one of them."""
+    owners = [own for module in student.modules() for own in module.parameters(recurse=False)]
+    for layer in _adapted(student):
+        weight = _base_weight(layer)
+        if sum(owned is weight for owned in owners) > 1:
+            layer.get_base_layer().weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def _base_weight(layer) -> Tensor:

@@ -13,7 +13,7 @@ from primekd.models.download import download
 from primekd.models.hub import describe, has_tokenizer, local_snapshot
 from primekd.models.reference import parse_reference, require_local
 from primekd.provenance import hash_file, hash_json, hash_text, read_json, relative_name
-from primekd.template import QUESTION, render, turn_end
+from primekd.template import MARK, QUESTION, render, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +70,12 @@ def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
         tokenizer.template_arguments = of.template_arguments
         if of.template_of:
             tokenizer.chat_template = _borrowed_template(tokenizer, of.template_of)
-    render(tokenizer, [{"role": "user", "content": QUESTION}])
+    first, other = (render(tokenizer, [{"role": "user", "content": text}]) for text in (QUESTION, MARK))
+    if first == other:
+        raise UserError(
+            f"The chat template of {of.template_of or of.model} leaves out what a user says (some read texts and "
+            "images as a list): use another model, or name one of the same vocabulary in template_of."
+        )
     for name in of.template_arguments:
         if not re.search(rf"\b{name}\b", tokenizer.get_chat_template()):
             raise UserError(f"The chat template of {of.model} knows no {name}: mend template_arguments in the profile.")

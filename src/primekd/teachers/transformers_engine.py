@@ -17,7 +17,7 @@ from primekd.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
 from primekd.models.attention import chosen_attention
 from primekd.models.logits import find_transform
-from primekd.models.served import cast_weights, load_beside, load_merged
+from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged
 from primekd.teachers.branches import read_branches
 from primekd.teachers.cache import has_plain_cache, narrowest_window
 from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode, shared_prefix
@@ -144,7 +144,8 @@ class TransformersEngine:
         """Of a position's states (B, D), in the model's own precision; or the logits (B, V) that those are already."""
         if self.transform is None:
             return states
-        return self.transform.apply(torch.nn.functional.linear(states, self.head(), self.bias()))
+        head = self.head()
+        return self.transform.apply(torch.nn.functional.linear(states.to(head.dtype), head, self.bias()))
 
     @cached_property
     def decodes(self) -> bool:
@@ -278,7 +279,12 @@ class TransformersEngine:
         return rows
 
     def head(self) -> Tensor:
-        return self._output.weight.detach()[: self.vocab_size]
+        return self._head[: self.vocab_size]
+
+    @cached_property
+    def _head(self) -> Tensor:
+        """(columns, D); with an adapter beside it, the sum of both."""
+        return effective_weight(self._output)
 
     def bias(self) -> Tensor | None:
         """The output head's bias, (V,), if it has one."""
@@ -287,4 +293,5 @@ class TransformersEngine:
 
     def close(self) -> None:
         del self.model, self.decoder, self._output
+        self.__dict__.pop("_head", None)
         release_gpu_memory()
