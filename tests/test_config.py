@@ -91,6 +91,8 @@ def test_a_missing_key_is_named(key, output):
         ({"train": {"weight_decay": float("inf")}}, "train.weight_decay"),
         ({"student": {"lora": {"alpha": float("inf")}}}, "student.lora.alpha"),
         ({"data": {"difficulty": float("nan")}}, "data.difficulty"),
+        ({"train": {"learning_rate": True}}, "train.learning_rate"),
+        ({"seed": True}, "seed"),
         ({"loss": {"divergence": "l2"}}, "loss.divergence"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),

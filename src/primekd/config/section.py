@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
@@ -23,6 +23,15 @@ ENGINES_OWN = re.compile(
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` would be read as 1."""
+        wanted = set(re.findall(r"\w+", str(cls.model_fields[info.field_name].annotation)))
+        if isinstance(value, bool) and not {"bool", "Any"} & wanted:
+            raise ValueError("is true or false, which is no value for it")
+        return value
 
 
 class Speaker(Section):
