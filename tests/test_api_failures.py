@@ -91,6 +91,12 @@ def _saying(text: str):
     return {"message": {"content": text}, "logprobs": {"content": [token]}}
 
 
+def _beside(token: str, other: str) -> dict:
+    """Log-probs of an answer of one token, and of another one that was not chosen."""
+    shown = {"token": token, "logprob": -0.1, "bytes": None}
+    return {"content": [shown | {"top_logprobs": [shown, shown | {"token": other, "logprob": -4.0}]}]}
+
+
 def top(value: float, chosen: float = -3.0):
     row = {"token": "7", "logprob": chosen, "bytes": [55]}
     return {"content": [row | {"top_logprobs": [{"token": "8", "logprob": value, "bytes": [56]}]}]}
@@ -499,6 +505,10 @@ REFUSED = {
     "the key as the end": ({"finish_reason": f"{KEY}+\u200b/"}, r"an answer that ended with '\[key\]\+/'"),
     "half the key as the end": ({"finish_reason": f"Bearer {KEY[:14]}..."}, r"ended with 'Bearer \[key\]"),
     "the key as the answer": (_saying(KEY), "an answer with the API key in it"),
+    "the key as a token that was not chosen": (
+        {"logprobs": _beside("7", KEY), "message": {"content": "7"}},
+        "an answer with the API key in it",
+    ),
     "a negative count": ({"usage": {"prompt_tokens": -(10**6), "completion_tokens": -5}}, "greater than or equal to 0"),
     "a count that is true": (
         {"usage": {"prompt_tokens": 5, "completion_tokens": True}},
@@ -550,6 +560,20 @@ def test_a_count_that_cannot_be_costs_the_most_that_the_request_can(usage, ci, t
     spent = read_json(tmp_path / "spending.json")
     assert spent["spent_usd"] == pytest.approx(0.25 + engine._endpoint.ledger.price(*most))
     assert (spent["input_tokens"], spent["output_tokens"]) == most and spent["unsettled_usd"] == 0
+
+
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": 50, "completion_tokens": 0}]
+)
+def test_a_count_of_nothing_costs_the_most_that_the_request_can(usage, ci, tmp_path):
+    with serving(
+        lambda handler, request: handler.reply(good_answer(ci.teacher.model, request) | {"usage": usage})
+    ) as s:
+        engine = engine_for(ci, s, tmp_path, logprobs=False)
+        prompt = build_prompt(engine.tokenizer, "How many?")
+        engine.generate([prompt], Sampling(12))
+        most = engine._input_bound(prompt), 12 + OVERSHOOT
+    assert read_json(tmp_path / "spending.json")["spent_usd"] == pytest.approx(engine._endpoint.ledger.price(*most))
 
 
 def test_log_probs_of_nothing_of_tokens_that_were_not_chosen_are_left_out(ci, tmp_path):

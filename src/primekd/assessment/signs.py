@@ -14,19 +14,23 @@ _SYMBOL = r"(?:(?<![A-Za-z])(?:US|AU?|CA?|NZ|HK|NT|MX|R|S))?\\?[$\u00a2-\u00a5\u
 _MONEY = rf"(?:{_SYMBOL}|{_CODE}|\\(?:text|mathrm)\{{\s?(?:{_SYMBOL}|{_CODE})\s?\}})"
 _GAP = r"(?:[ \u00a0\u202f\u2009~]|\\[,;:! ]|\{\}){0,2}"
 _BEFORE = re.compile(
-    rf"(?:(?P<sign>{MINUS}|{_LONG_DASH}|(?<![A-Za-z])(?i:minus|negative)(?= ))(?P<gap>{_GAP}))?"
+    rf"(?:(?P<sign>{MINUS}|\\text\{{{MINUS}\}}|{_LONG_DASH}|(?<![A-Za-z])(?i:minus|negative)(?= ))(?P<gap>{_GAP}))?"
     rf"(?:(?P<money>{_MONEY}){_GAP}(?:(?P<inner>{MINUS})(?P<inner_gap>{_GAP}))?)?\Z"
 )
-# "m^2", "s^{-1}", "x_{12}", "m**2", "m s-1"; but `_18_` and `**18**` are emphasis.
+# "m^2", "s^{-1}", "x_{12}", "m**2", "m<sup>2", "m s-1"; but `_18_` and `**18**` are emphasis.
 _EXPONENT = re.compile(
     rf"(?:\^\s?|[A-Za-z)}}\]]_|(?<![A-Za-z])[A-Za-z]{{1,3}}\*\*)(?:[{{(]\s?)?(?:{MINUS}|\+)?\s?\Z"
-    r"|(?<![A-Za-z])(?:m|s|h|g|kg|cm|km|mm|mol|min|L|K)-\Z"
+    r"|(?<![A-Za-z])(?:m|s|h|g|kg|cm|km|mm|mol|min|L|K)-\Z|<su[bp]>\Z"
 )
 _TIMES = re.compile(r"[0-9)}\]$%]\s*[xX]\Z")
 _WORD = re.compile(r"(\\?)([A-Za-z\u00c0-\u024f\u0370-\u04ff]+)\Z")
 _RUN_TOGETHER = re.compile(r"(?:is|are|was|were|be|equals|has|have|gets|total|answer|ans|of|and|only)\Z", re.IGNORECASE)
-# Before a minus: something that it can be subtracted from, or the other end of a range.
-_OPERAND = re.compile(r"(?:[^\W_]|[-\u2212\u2014).%}\]\u00b0'\"\u2032\u2033\u00b2\u00b3]|[0-9)}\]]\$)\Z")
+# Before a minus: something that it can be subtracted from, or the other end of a range; in scripts without spaces words
+# such as "is" may stand right before it.
+_IS = "".join(
+    rf"(?<!{word})" for word in ["は", "が", "を", "で", "是", "为", "為", "爲", "于", "於", "은", "는", "คือ", "เป็น"]
+)
+_OPERAND = re.compile(rf"(?:[^\W_]{_IS}|[-\u2212\u2014).%}}\]\u00b0'\"\u2032\u2033\u00b2\u00b3]|[0-9)}}\]]\$)\Z")
 _SUBTRACTED, _EQUALS = re.compile(r"[0-9)}\]%]\s{1,3}\Z"), re.compile(r"[^\n=]{0,20}=")  # 30 -12 = 18
 # Before a minus that a space follows: there it is a sign. "Minus" in words is one in fewer places.
 _CUE_WORD = r"\b(?:is|are|was|were|be|equals|to|of|exactly|about|approximately)"

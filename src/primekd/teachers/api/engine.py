@@ -1,5 +1,6 @@
 """An OpenAI-compatible endpoint as the teacher: its text, and the few log-probs that come with it."""
 
+import json
 import math
 import sys
 from collections import deque
@@ -180,7 +181,7 @@ class ApiEngine:
     def _count(self, prompt: list[int], fields: dict[str, Any], most: tuple[int, int]) -> tuple[int, int]:
         """Tokens that an answer cost: the server's count, or ours where it gives none.
 
-        A count that is no number, or more than the request can cost (`most`), says nothing: then it cost the most.
+        A count that is no number, 0, or more than the request can cost (`most`) says nothing: then it cost the most.
         """
         if usage := fields.get("usage"):
             try:
@@ -188,6 +189,8 @@ class ApiEngine:
             except ValidationError:
                 return most
             counts = said.prompt_tokens, said.completion_tokens
+            if not all(counts):
+                return most
         else:
             choice = (fields.get("choices") or [{}])[0]
             text = choice.get("text") or (choice.get("message") or {}).get("content") or ""
@@ -197,7 +200,7 @@ class ApiEngine:
     def _response(self, prompt: list[int], answer: Answer, sampling: Sampling) -> tuple[Response, list[Row]]:
         """An answer as token ids of our own, with a row for each of them (none where text alone is kept)."""
         self._check(prompt, answer, sampling)
-        if holds_secret(answer.text):
+        if holds_secret(answer.text) or holds_secret(json.dumps(answer.fields)):  # or in the tokens that it shows
             raise UserError(self._other("an answer with the API key in it, which is thrown away"))
         truncated = answer.finish_reason == "length"
         if answer.rows is None:
