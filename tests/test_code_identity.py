@@ -204,3 +204,23 @@ def test_a_manifest_that_vouches_for_nothing_is_neither_written_nor_read(output)
     (output / "a").write_text("a")
     write_manifest(output, "thing", {}, [output / "a"])
     assert read_manifest(output / "manifest.json")["outputs"]
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        (
+            "from pack.late import half\nfrom pack.swap import other",
+            "from pack.swap import half, other",
+        ),
+        ("from pack import late as m\nimport pack.swap", "from pack import swap as m\nimport pack.late"),
+    ],
+)
+def test_a_name_that_comes_from_another_module_is_other_code(before, after, package):
+    (package / "swap.py").write_text("def half(x):\n    return x // 2\n\n\ndef other(x):\n    return x\n")
+    rest = "\nimport pack.late\nimport pack.swap\n\n\ndef run(x):\n    return x\n"
+    hashes = []
+    for imports in (before, after):
+        (package / "stage.py").write_text(imports + rest)
+        hashes.append(closure(["pack.stage"], source=package).sha256)
+    assert hashes[0] != hashes[1]

@@ -45,15 +45,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Closure:
-    """The code of some modules and of all that they import. `modules`: their names -> hashes."""
+    """The code of some modules and of all that they import.
+
+    Attributes:
+        modules: their names -> hashes.
+        brought: importing module's hash, name and hash of the module that it comes from, of every own import.
+    """
 
     modules: dict[str, str]
     foreign: frozenset[str]
+    brought: frozenset[str]
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all of it: of the modules' hashes, whatever the modules are called."""
-        return hashlib.sha256("\n".join(sorted(self.modules.values())).encode()).hexdigest()
+        """Hash of all of it: of the modules' hashes and of which takes what from which, whatever they are called."""
+        return hashlib.sha256("\n".join([*sorted(self.modules.values()), *sorted(self.brought)]).encode()).hexdigest()
 
 
 def read_source(path: Path) -> str:
@@ -69,6 +75,7 @@ def closure(entries: Iterable[str], stop: Collection[str] = (), source: Path = S
         source: the package's folder; its name is the package's.
     """
     reader, found, foreign, waiting = _Reader(source), {}, set(), list(entries)
+    taken: set[tuple[str, str, str]] = set()  # importing module, what it calls the name, module that it comes from
     while waiting:
         name = waiting.pop()
         if name in found or any(name == s or name.startswith(f"{s}.") for s in stop):
@@ -76,9 +83,11 @@ def closure(entries: Iterable[str], stop: Collection[str] = (), source: Path = S
         module = reader.read(name)
         found[name] = None if module.passes_on else reader.hash_of(name)
         foreign |= module.foreign
-        waiting += {target for one in module.own for target in reader.targets(one)}
+        taken |= {(name, one.bound, target) for one in module.own for target in reader.targets(one)}
+        waiting += {target for importer, _, target in taken if importer == name}
     modules = {name: digest for name, digest in sorted(found.items()) if digest}
-    return Closure(modules, frozenset(foreign))
+    brought = {f"{found[a]} {bound} {found[b]}" for a, bound, b in taken if found.get(a) and found.get(b)}
+    return Closure(modules, frozenset(foreign), frozenset(brought))
 
 
 class _Reader:
