@@ -254,6 +254,7 @@ def test_a_killed_workers_shard_is_taken_over_by_the_one_that_waits_for_it(profi
     def stuck(number):
         if number == 1:
             (job.folder / ".shard-00001.safetensors.1.abcd.tmp").write_bytes(b"half of it")
+            (job.folder / ".tmpeFf8Y4").write_bytes(b"half of it, as safetensors leaves it")
             mark(tmp_path / "stuck")
             time.sleep(LIMIT)
 
@@ -268,6 +269,7 @@ def test_a_killed_workers_shard_is_taken_over_by_the_one_that_waits_for_it(profi
     status, said = second.end()
     assert status == 0 and "100%" in said, said
     assert_same(job.folder, alone)
+    assert not list(job.folder.glob(".*")), "nothing is left of what was half written"
 
 
 def test_two_workers_who_finish_at_the_same_time_complete_the_store(profile, alone, tmp_path):

@@ -108,7 +108,7 @@ class SharedStore:
     def _tidy(self) -> None:
         """Removes what killed workers left behind, if no other is at work."""
         if not self._others():
-            for pattern in (".*.tmp", "shard-*.lock", "worker-*.ended"):
+            for pattern in (".*.tmp", ".tmp*", "shard-*.lock", "worker-*.ended"):  # .tmp*: safetensors' own
                 for leftover in self.folder.glob(pattern):
                     leftover.unlink(missing_ok=True)
 

@@ -64,9 +64,7 @@ def load_merged(model: str, dtype: str, adapter: Path, weights: str | None = Non
 
 def effective_weight(layer: nn.Module) -> Tensor:
     """The weight that a linear layer multiplies by: its own, or with an adapter beside it their sum, in float32."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if not isinstance(layer, BaseTunerLayer):
+    if not hasattr(layer, "get_delta_weight"):  # peft itself is not imported: a teacher needs none of its 50 MB
         return layer.weight.detach()
     return (
         _base_weight(layer).float() + sum(layer.get_delta_weight(n).float() for n in layer.active_adapters)
