@@ -82,7 +82,7 @@ class AssessConfig(Section):
     `engine` generates the answers of control and students; held-out fit is measured by transformers in any case.
     `vllm` is how the engine vllm is started for them: GPUs and memory, no quantisation. `extractor` reads the
     value that decides in every table; the others are reported beside it. `dtype: float32` computes in float32 with the
-    student's weights, as they were trained: answers then hardly depend on batch shapes and kernels, and take 2.3 times
+    student's weights, as they were trained: answers then hardly depend on batch shapes and kernels, and take 2.4 times
     as long on a CPU.
     """
 

@@ -93,7 +93,7 @@ def measure_merge(
     _untie(student)
     layers = _adapted(student)
     on_grid = max(float((w.to(getattr(torch, dtype)) == w).double().mean()) for w in map(_base_weight, layers))
-    merged = [_merged_weight(layer).to(getattr(torch, dtype)).cpu() for layer in layers]
+    merged = [effective_weight(layer).to(getattr(torch, dtype)).cpu() for layer in layers]
     in_dtype = _logits(cast_weights(student, dtype), prompts, responses, vocabulary)
     beside = _logits(cast_weights(student, "float32"), prompts, responses, vocabulary)
     for layer, weight in zip(layers, merged, strict=True):
@@ -148,10 +148,6 @@ def _untie(student) -> None:
 
 def _base_weight(layer) -> Tensor:
     return layer.get_base_layer().weight
-
-
-def _merged_weight(layer) -> Tensor:
-    return _base_weight(layer) + sum(layer.get_delta_weight(name) for name in layer.active_adapters)
 
 
 def _logits(student, prompts, responses, vocabulary: int) -> list[Tensor]:
