@@ -16,6 +16,7 @@ from primekd.assessment.compare import compare, in_words, pair_up, read_answers
 from primekd.assessment.extract import EXTRACTORS, RULES
 from primekd.assessment.grade import COLUMNS, LogRow, read_log, write_log
 from primekd.assessment.grade_file import PILE, Columns, grade_file, grade_rows, read_csv, token_limit
+from primekd.assessment.statistics import McNemar, detectable_difference
 from primekd.assessment.tables import read_table
 from primekd.cli import app
 from primekd.errors import UserError
@@ -515,13 +516,14 @@ def test_read_answers_tells_logs_from_other_files(logs, output):
 def test_two_published_logs_are_compared_as_the_committed_contrasts_say():
     columns = ["--response-column", "response", "--gold-column", "gold_solution"]
     result = json.loads(run("compare", FOLDER / "base-KD.csv", FOLDER / "reverseKL-KD.csv", *columns, "--json"))
-    (row,) = [
-        r for r in read_table(ROOT / "logs" / "published" / "contrasts.csv")
-        if (r["extractor"], r["model"], r["reference"]) == ("published", "reverseKL-KD", "base-KD")
-    ]  # fmt: skip
+    rows = [r for r in read_table(ROOT / "logs" / "published" / "contrasts.csv") if r["extractor"] == "published"]
+    (row,) = [r for r in rows if (r["model"], r["reference"]) == ("reverseKL-KD", "base-KD")]
     assert (result["n"], result["both"] + result["only_first"]) == (1319, 416)
     assert (result["only_second"], result["only_first"]) == (int(row["only_model"]), int(row["only_reference"]))
     assert result["mcnemar_p"] == pytest.approx(float(row["p"]), rel=1e-5)
-    found = [result["difference"], *result["difference_ci95"], result["detectable_difference"]]
-    names = ("accuracy", "accuracy_low", "accuracy_high", "mde")
-    assert found == pytest.approx([float(row[name]) for name in names], rel=1e-5)
+    found = [result["difference"], *result["difference_ci95"]]
+    assert found == pytest.approx([float(row[n]) for n in ("accuracy", "accuracy_low", "accuracy_high")], rel=1e-5)
+    # Two files are one test; the published contrasts are as many as there are rows.
+    test = McNemar(result["only_second"], result["only_first"], result["mcnemar_p"])
+    assert result["detectable_difference"] == pytest.approx(detectable_difference(test, 1319, 0.05))
+    assert float(row["mde"]) == pytest.approx(detectable_difference(test, 1319, 0.05 / len(rows)), rel=1e-5)
