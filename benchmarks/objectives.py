@@ -15,12 +15,14 @@ from torch import Tensor
 from benchmarks.stored_signals import codec_at
 from primekd.config import LossConfig
 from primekd.losses import distillation_loss
+from primekd.losses.products import logits_of
 from primekd.signals import HiddenRows, SignalRows, StoredItem, TopKRows, concatenate
 from primekd.signals.rows import DenseRows, SampledRows
 
 CROSS_ENTROPY, PRODUCTS = "cross-entropy alone", "head products alone"  # of another sum, and of none
 FROZEN, WHOLE = "frozen head", "whole logits"
 TRL_WHOLE, TRL_CHUNKED = "TRL, whole logits", "TRL, chunked"
+LIGER, LIGER_TRITON = "Liger, chunked", "Liger, Triton"
 TEMPERATURE, ALPHA = 2.0, 0.5
 LOGIT_SD = 3.0  # of the random logits, about what a language model's head gives
 ENCODED_AT_ONCE = 128  # rows; a case's inputs need little memory beyond themselves
@@ -45,38 +47,48 @@ class Case:
 
 def make_case(
     tokens: int, width: int, vocabulary: int, dtype: str = "float32", signal: str = "hidden",
-    divergence: str = "forward_kl", seed: int = 0,
+    divergence: str = "forward_kl", temperature: float = TEMPERATURE, teacher_width: int | None = None, seed: int = 0,
 ) -> Case:  # fmt: skip
     """A random student and a teacher near it.
 
     Args:
         dtype: of hidden states and heads.
         signal: the codec whose rows the loss is given, encoded and decoded as a store does it.
+        teacher_width: of the teacher's hidden states where it is not the student's; the teacher is then as random as
+            the student.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     kind = getattr(torch, dtype)
-    hidden = torch.randn(tokens, width, generator=generator)
-    head = torch.randn(vocabulary, width, generator=generator).mul_(LOGIT_SD / width**0.5)
-    teacher = (hidden + 0.3 * torch.randn(tokens, width, generator=generator)).to(kind)
-    teacher_head = head.to(kind)
-    teacher_head = teacher_head.clone() if teacher_head is head else teacher_head  # two models have two heads
-    loss = LossConfig(divergence=divergence, temperature=TEMPERATURE, alpha=ALPHA)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    hidden, head = random(tokens, width), random(vocabulary, width).mul_(LOGIT_SD / width**0.5)
+    if teacher_width in (None, width):
+        teacher, teacher_head = (hidden + 0.3 * random(tokens, width)).to(kind), head.to(kind, copy=True)
+    else:
+        # In the end's precision at once: in float32 this head is the largest tensor of all.
+        teacher = random(tokens, teacher_width).to(kind)
+        teacher_head = torch.randn(vocabulary, teacher_width, generator=generator, device=device, dtype=kind)
+        teacher_head.mul_(LOGIT_SD / teacher_width**0.5)
+    loss = LossConfig(divergence=divergence, temperature=temperature, alpha=ALPHA)
     return Case(
-        hidden.to(device, kind).requires_grad_(),
-        head.to(device, kind),
-        torch.randint(vocabulary, (tokens,), generator=generator).to(device),
-        _rows(signal, teacher, teacher_head).to(device),
+        hidden.to(kind).requires_grad_(),
+        head.to(kind),
+        torch.randint(vocabulary, (tokens,), generator=generator, device=device),
+        rows_of(signal, teacher, teacher_head, temperature).to(device),
         loss,
     )
 
 
-def _rows(signal: str, states: Tensor, head: Tensor) -> SignalRows:
+def rows_of(signal: str, states: Tensor, head: Tensor, temperature: float) -> SignalRows:
+    """Hidden states (N, D) and their head (V, D) as a codec's rows, encoded and decoded as a store does it."""
     if signal == "hidden":
         return HiddenRows(states, head)
-    codec, parts = codec_at(signal, TEMPERATURE), []
+    codec, parts = codec_at(signal, temperature), []
     for number, chunk in enumerate(states.split(ENCODED_AT_ONCE)):
-        logits = chunk.float() @ head.float().T
+        logits = logits_of(chunk, head)
         item = StoredItem(str(number), [0], logits.argmax(-1).tolist(), truncated=False)
         parts.append(codec.decode(codec.encode(logits, item), None, item))
     return concatenate(parts)
@@ -131,6 +143,10 @@ def alternative(name: str) -> Callable[[Case], float]:
     """What runs forward and backward by that name."""
     if name in OWN:
         return OWN[name]
+    if name in (LIGER, LIGER_TRITON):
+        from benchmarks import liger_losses
+
+        return {LIGER: liger_losses.run_chunked, LIGER_TRITON: liger_losses.run_fused}[name]
     from benchmarks import rival_losses
 
     return {TRL_WHOLE: rival_losses.run_dense, TRL_CHUNKED: rival_losses.run_chunked}[name]

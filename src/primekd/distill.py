@@ -200,16 +200,22 @@ def train_adapter(
 
 def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int, quantization: str | None = None):
     """A peft model with a fresh adapter in float32 over a frozen base in `dtype`, or in 4 bits computing in it."""
-    from peft import LoraConfig, get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import set_seed
 
     set_seed(seed)
+    return with_adapter(load_model(model, dtype, quantization), lora, dtype)
+
+
+def with_adapter(base, lora: LoraSettings, dtype: str):
+    """A loaded model with a fresh adapter in float32; `dtype` is what the base computes in."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
-    student = get_peft_model(load_model(model, dtype, quantization), config)
+    student = get_peft_model(base, config)
     if dtype == "bfloat16":
         for module in student.modules():  # the trainer's autocast does the casting; peft's own would undo it
             if isinstance(module, BaseTunerLayer):
