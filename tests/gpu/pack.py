@@ -28,8 +28,11 @@ NEEDED = (
     "Jinja2", "MarkupSafe",
     "pytest", "pluggy", "iniconfig",
 )  # fmt: skip
-# Compared with. TRL imports datasets, and that pyarrow and pandas, which are large: see --all.
-RIVALS = ("trl", "liger-kernel", "datasets", "dill", "multiprocess", "xxhash")
+LIGER = ("liger-kernel",)  # compared with
+# TRL is compared with where the machine has what `datasets` needs: it is too large to be carried, and a `datasets` that
+# does not import would break transformers' Trainer.
+TRL = ("trl", "datasets", "dill", "multiprocess", "xxhash")
+TRL_NEEDS = ("pandas", "pyarrow")
 UNPINNED = {"liger-kernel": "0.8.5"}  # no requirement of the project; TRL's pin is the benchmarks'
 LARGE = (
     "scipy", "pandas", "python-dateutil", "six", "statsmodels", "patsy", "formulaic", "interface_meta", "narwhals",
@@ -54,12 +57,20 @@ def main() -> int:
 
 def missing() -> list[Path]:
     """Packed wheels whose project this Python does not have."""
-    return [path for path in sorted(PACKED.glob("*.whl")) if not installed(path.name.split("-")[0])]
+    usable = [path for path in sorted(PACKED.glob("*.whl")) if not installed(project(path))]
+    if not all(map(installed, TRL_NEEDS)):
+        usable = [path for path in usable if project(path) not in TRL]
+    return usable
 
 
-def installed(project: str) -> bool:
+def project(wheel: Path) -> str:
+    """What a wheel is of, as pip compares it."""
+    return key(wheel.name.split("-")[0])
+
+
+def installed(name: str) -> bool:
     try:
-        metadata.version(project)
+        metadata.version(name)
     except metadata.PackageNotFoundError:
         return False
     return True
@@ -71,7 +82,7 @@ def pack(python: str, everything: bool) -> int:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        download([*NEEDED, *RIVALS, *(LARGE if everything else ())], python, new)
+        download([*NEEDED, *LIGER, *TRL, *(LARGE if everything else ())], python, new)
         tokenizer(new / "tokenizer")
         stamp(new, python)
         shutil.rmtree(PACKED, ignore_errors=True)
