@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from benchmarks.timing import alternate, shown, spread
-from primekd.chat import build_prompt
 from primekd.config import Profile, load_profile
-from primekd.items import load_items
+from primekd.foundation.provenance import project_root
 from primekd.models import load_tokenizer
-from primekd.provenance import project_root
+from primekd.models.chat import build_prompt
+from primekd.tasks.items import load_items
 from primekd.teachers import Response, Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 

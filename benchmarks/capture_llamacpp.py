@@ -9,13 +9,13 @@ import torch
 
 from benchmarks.timing import alternate, shown, spread
 from benchmarks.whole_capture import STRATEGY, capture_growth
-from primekd.chat import build_prompt
 from primekd.config import load_profile
-from primekd.items import load_items
+from primekd.config.strategies import get_strategy
 from primekd.models import load_tokenizer, parse_reference, require_local
+from primekd.models.chat import build_prompt
 from primekd.signals import StoredItem, make_codec
 from primekd.signals.shards import save_shard
-from primekd.strategies import get_strategy
+from primekd.tasks.items import load_items
 from primekd.teachers import Response, Sampling
 from primekd.teachers.llamacpp_engine import LlamaCppEngine
 

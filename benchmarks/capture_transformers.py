@@ -6,11 +6,11 @@ import torch
 
 from benchmarks.timing import alternate, shown, spread
 from benchmarks.whole_capture import STRATEGY, capture_growth, capture_into_nowhere
-from primekd.chat import build_prompt
 from primekd.config import Profile, load_profile
-from primekd.items import Item, load_items
+from primekd.config.strategies import get_strategy
 from primekd.models import load_model, load_tokenizer
-from primekd.strategies import get_strategy
+from primekd.models.chat import build_prompt
+from primekd.tasks.items import Item, load_items
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 

@@ -19,12 +19,12 @@ from benchmarks.scale import Scale
 from benchmarks.stored_signals import as_needed, examples_of, score, write_store
 from benchmarks.timing import Clock
 from primekd.config import LossConfig, Profile, load_profile
-from primekd.distill import lora_model
 from primekd.losses import forward_kl
 from primekd.models import load_tokenizer
 from primekd.signals import Codec, SignalReader, concatenate
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.signals.sampled import SampledCodec
+from primekd.training.distill import lora_model
 from primekd.training.examples import Collator, Example
 from primekd.training.trainer import build_trainer
 

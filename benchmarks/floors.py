@@ -12,8 +12,8 @@ import torch
 from benchmarks.scale import Scale
 from benchmarks.timing import time_once
 from primekd.config import load_profile
-from primekd.plan.shapes import Shape, find_shape
-from primekd.plan.tokens import Lengths, find_lengths
+from primekd.planning.shapes import Shape, find_shape
+from primekd.planning.tokens import Lengths, find_lengths
 
 ROUNDS = 7
 COPIED = 2**26  # float32 numbers, 256 MiB: more than any cache

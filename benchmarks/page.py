@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks import distance
 from benchmarks.results import read_part
-from primekd.errors import UserError
-from primekd.provenance import read_json, relative_name, write_text
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json, relative_name, write_text
 from primekd.report.formats import MISSING, markdown, markdown_table, significant
 
 _BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)", re.S)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from primekd.chat import StudentSequence
 from primekd.config import Profile, load_profile
-from primekd.items import load_items
 from primekd.models import load_tokenizer
+from primekd.models.chat import StudentSequence
 from primekd.signals import Codec, SignalReader, SignalWriter, StoredItem
 from primekd.signals.codecs import FullCodec, HiddenCodec, TopKCodec
 from primekd.signals.heads import save_head
 from primekd.signals.sampled import SampledCodec
+from primekd.tasks.items import load_items
 from primekd.teachers import open_engine
 from primekd.training.examples import Example, gold_examples
 

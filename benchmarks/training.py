@@ -15,10 +15,10 @@ from benchmarks.scale import Scale
 from benchmarks.stored_signals import examples_of, write_stores
 from benchmarks.timing import alternate, shown, summary
 from primekd.config import Profile, load_profile
-from primekd.distill import lora_model
 from primekd.models import load_model, load_tokenizer
 from primekd.signals import SignalReader
 from primekd.training.batches import ProcessBatches
+from primekd.training.distill import lora_model
 from primekd.training.examples import IGNORED, Collator
 from primekd.training.trainer import build_trainer
 

@@ -5,15 +5,15 @@ import tempfile
 from collections.abc import Callable
 
 from benchmarks.memory import peak_and_seconds
-from primekd.capture import Job, build_spec, make_shards, training_job
+from primekd.capture.run import Job, build_spec, make_shards, training_job
+from primekd.capture.workers import SharedStore
 from primekd.config import Profile, load_profile
-from primekd.items import Item, load_items
-from primekd.progress import Progress
+from primekd.foundation.progress import Progress
 from primekd.signals import make_codec
 from primekd.signals.claims import Claims
 from primekd.signals.heads import save_head
+from primekd.tasks.items import Item, load_items
 from primekd.teachers import TeacherEngine, open_engine
-from primekd.workers import SharedStore
 
 STRATEGY = "ai-KD"  # has a priming text, so that prompts share more than the template's first tokens
 SHARD = 4  # items and tokens a response where growth is measured

@@ -8,7 +8,7 @@ from conftest import save_llama
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from primekd.template import turn_end
+from primekd.models.template import turn_end
 
 GENERATE = "{% if add_generation_prompt %}"
 # No system role; the model's role has a name of its own; a line ends behind the end of a turn.

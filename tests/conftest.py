@@ -13,12 +13,12 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from primekd import code_identity  # noqa: E402
 from primekd.config import Profile, load_profile  # noqa: E402
-from primekd.items import Item, load_items  # noqa: E402
+from primekd.foundation import code_identity  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
 from primekd.models.logits import PLAIN  # noqa: E402
 from primekd.signals import SignalReader, SignalWriter, StoredItem  # noqa: E402
+from primekd.tasks.items import Item, load_items  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models gain nothing from a second thread and lose much where the cores are shared
 settings.register_profile("primekd", deadline=None, derandomize=True)

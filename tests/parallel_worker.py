@@ -19,9 +19,9 @@ from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
 from primekd.config import LoraSettings, LossConfig, TrainConfig
-from primekd.distill import lora_model
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
+from primekd.training.distill import lora_model
 from primekd.training.examples import Example, StudentSequence
 from primekd.training.processes import is_main_process, join_processes, leave_processes
 from primekd.training.trainer import build_trainer

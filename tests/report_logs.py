@@ -6,17 +6,17 @@ import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from primekd.assessment.adjudicate import AuditRow
-from primekd.assessment.contrasts import contrast
-from primekd.assessment.extract import EXTRACTORS
-from primekd.assessment.grade import LogRow, write_log
 from primekd.assessment.held_out import HeldOutRow, write_rows
-from primekd.assessment.published_study import DisagreementRow, ExtractorContrastRow, StatedRow
-from primekd.assessment.rivals import AccuracyRow
-from primekd.assessment.seeds import SeedRow
-from primekd.assessment.summary import summarise
-from primekd.assessment.validation import ValidationRow
-from primekd.provenance import hash_file, hash_json, write_json, write_text
+from primekd.assessment.logs import LogRow, write_log
+from primekd.assessment.reading import EXTRACTORS
+from primekd.foundation.provenance import hash_file, hash_json, write_json, write_text
+from primekd.statistics.audit import AuditRow
+from primekd.statistics.contrasts import contrast
+from primekd.statistics.rivals import AccuracyRow
+from primekd.statistics.seeds import SeedRow
+from primekd.statistics.summary import summarise
+from primekd.statistics.validation import ValidationRow
+from primekd.studies.published import DisagreementRow, ExtractorContrastRow, StatedRow
 
 MODELS = ("control", "base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune", "ai-KD-seed1", "teacher")
 HOSTILE = (

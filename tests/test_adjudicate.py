@@ -21,17 +21,28 @@ from rich.console import Console
 from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
-from primekd.assessment import adjudicate_form, adjudicate_session, adjudicate_terminal, cases
-from primekd.assessment.adjudicate import (
+from primekd.assessment.answers import Answer
+from primekd.assessment.decisions import (
+    cases,
+)
+from primekd.assessment.decisions import (
+    form as adjudicate_form,
+)
+from primekd.assessment.decisions import (
+    session as adjudicate_session,
+)
+from primekd.assessment.decisions import (
+    terminal as adjudicate_terminal,
+)
+from primekd.assessment.decisions.cases import Case, audit_sample, open_cases
+from primekd.assessment.decisions.decisions import (
     COLUMNS,
-    AuditRow,
     Decision,
     add_decision,
     answer_hash,
     apply_decisions,
     as_read,
     as_written,
-    audit_rows,
     check_who,
     count_stale,
     decisions_file,
@@ -40,18 +51,17 @@ from primekd.assessment.adjudicate import (
     read_decisions,
     remove_decision,
 )
-from primekd.assessment.adjudicate_session import Session, around, open_session, readable
-from primekd.assessment.answers import Answer
-from primekd.assessment.cases import Case, audit_sample, open_cases
-from primekd.assessment.extract import Extraction
-from primekd.assessment.grade import LogRow, grade_answer, write_log
-from primekd.assessment.results import read_logs
+from primekd.assessment.decisions.session import Session, around, open_session, readable
+from primekd.assessment.grade import grade_answer
+from primekd.assessment.logs import LogRow, read_logs, write_log
+from primekd.assessment.reading import Extraction
 from primekd.cli import app
 from primekd.config import Profile, load_profile
-from primekd.errors import UserError
-from primekd.items import Item
-from primekd.provenance import write_manifest
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import write_manifest
 from primekd.report import anew
+from primekd.statistics.audit import AuditRow, audit_rows
+from primekd.tasks.items import Item
 
 GOLD = "999983"  # stands in no question and no answer: whoever sees it was shown a gold value
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[red]18[/red] <script>alert(1)</script> \u202e81 \r\x00 end"
@@ -131,7 +141,7 @@ def regraded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def module(name: str, **functions) -> None:
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**functions))
 
-    module("primekd.assessment.regrade", regrade=lambda p: called.append(f"regrade {p.name}"))
+    module("primekd.studies.regrade", regrade=lambda p: called.append(f"regrade {p.name}"))
     module("primekd.report.anew", write_anew=lambda p: called.append(f"report {p.name}") or ["Report: anew"])
     return called
 
@@ -172,9 +182,7 @@ def test_a_typed_number_is_read(typed, value):
     assert as_written(parse_typed(typed)) == value
 
 
-@pytest.mark.parametrize(
-    "typed", ["", "abc", "18 apples", "1 2", "12-3", "1/0", "x18", "\x1b[A", "a", "1,2", "3+4"]
-)
+@pytest.mark.parametrize("typed", ["", "abc", "18 apples", "1 2", "12-3", "1/0", "x18", "\x1b[A", "a", "1,2", "3+4"])
 def test_what_is_no_number_is_refused_in_one_sentence(typed):
     with pytest.raises(UserError, match="is no number: type one such as") as refused:
         parse_typed(typed)
@@ -647,7 +655,7 @@ def test_a_decision_reaches_this_machines_logs_and_the_published_ones_where_both
     other = [graded(n, "Let us see.\nSo 7 and 8") if n == 3 else row for n, row in enumerate(LOGS["control"])]
     write_logs(profile.of_published(), LOGS | {"control": other})
     called = []
-    monkeypatch.setattr("primekd.assessment.regrade.regrade", lambda p: called.append(p.logs))
+    monkeypatch.setattr("primekd.studies.regrade.regrade", lambda p: called.append(p.logs))
     here = open_session(profile, "Ann", ["control"])[0]
     while here.case.id != "q3":
         here.skip()

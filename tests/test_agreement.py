@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from primekd.cli import app
 from primekd.config import load_profile
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.report.tables import engines_markdown
 from primekd.teachers.agreement import agree
 from primekd.teachers.protocol import TopLogprobs

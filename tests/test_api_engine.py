@@ -17,13 +17,13 @@ from conftest import POCKET, ROOT, small_profile, stored, write_profile
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from primekd.chat import Prompt, build_prompt
 from primekd.cli import app
 from primekd.config import LossConfig, TeacherConfig, load_profile
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
 from primekd.losses import distillation_loss, forward_kl_topk
 from primekd.models import parse_reference, require_local
-from primekd.provenance import read_json
+from primekd.models.chat import Prompt, build_prompt
 from primekd.signals import SignalReader
 from primekd.signals.codecs import TopKCodec
 from primekd.teachers import Sampling, TopLogprobs
@@ -326,14 +326,14 @@ def test_a_hidden_end_of_turn_adds_nothing_to_the_divergence_and_its_token_is_st
 
 def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to_the_teacher(ci, tmp_path, monkeypatch):
     """From the server's text to the report, in a checkout with two strategies; the server is a fake."""
-    from primekd.assessment.assess import assess
     from primekd.assessment.held_out import read_rows
-    from primekd.capture import capture as run_capture
-    from primekd.capture import training_job
-    from primekd.distill import distill
+    from primekd.capture.run import capture as run_capture
+    from primekd.capture.run import training_job
+    from primekd.config.strategies import load_strategies
     from primekd.report.html import write_report
     from primekd.report.tables import results_table, results_text
-    from primekd.strategies import load_strategies
+    from primekd.studies.assess import assess
+    from primekd.training.distill import distill
 
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "models").symlink_to(ROOT / "models")

@@ -20,12 +20,12 @@ from conftest import write_profile
 from tenacity import wait_none
 from typer.testing import CliRunner
 
-from primekd import capture as capture_file
-from primekd.chat import build_prompt
+from primekd.capture import run as capture_file
 from primekd.cli import app
 from primekd.config import load_profile
-from primekd.errors import UserError
-from primekd.provenance import read_json
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
+from primekd.models.chat import build_prompt
 from primekd.teachers import Sampling
 from primekd.teachers.api import ApiEngine, client
 from primekd.teachers.api.engine import OVERSHOOT

@@ -16,43 +16,45 @@ from conftest import ROOT, save_llama, small_profile, write_profile
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
-from primekd import chat
-from primekd.assessment import assess as assessing
-from primekd.assessment import held_out, responses
-from primekd.assessment import regrade as regrading
-from primekd.assessment.adjudicate import Decision, add_decision, answer_hash
+from primekd.assessment import held_out
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
-from primekd.assessment.assess import assess, find_students
-from primekd.assessment.contrasts import ContrastRow, contrast, verdicts_of
-from primekd.assessment.grade import COLUMNS, LogRow, grade_answer, grade_answers, read_log, write_log
+from primekd.assessment.decisions.decisions import Decision, add_decision, answer_hash
+from primekd.assessment.grade import grade_answer, grade_answers
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
-from primekd.assessment.regrade import regrade
-from primekd.assessment.results import answers_hash
+from primekd.assessment.logs import COLUMNS, LogRow, read_log, write_log
 from primekd.assessment.score import score_some
-from primekd.assessment.seeds import seed_rows
-from primekd.assessment.sentences import MEASURES, claims, sentence
-from primekd.assessment.statistics import accuracy, detectable_difference, holm, mcnemar_exact
-from primekd.assessment.summary import SummaryRow, planned_contrasts, summarise, title_of
-from primekd.assessment.tables import read_table, write_table
-from primekd.capture import capture, held_out_job, open_signals, training_job
-from primekd.chat import build_prompt
+from primekd.capture.run import capture, held_out_job, open_signals, training_job
 from primekd.config import Profile, load_profile
-from primekd.distill import distill
-from primekd.errors import UserError
-from primekd.items import Item, load_items, refuse_overlap
-from primekd.made_by import other_code_text, refuse_unpublishable
-from primekd.progress import Progress
-from primekd.provenance import read_json, read_manifest, write_json
+from primekd.config.strategies import load_strategies
+from primekd.foundation.errors import UserError
+from primekd.foundation.progress import Progress
+from primekd.foundation.provenance import read_json, read_manifest, write_json
+from primekd.foundation.stage_code import ask_anew, forget_wishes, stage_code
+from primekd.foundation.tables import read_table, write_table
+from primekd.models import chat
+from primekd.models.chat import build_prompt
 from primekd.report.formats import p_value, percent
 from primekd.report.html import render
 from primekd.report.lineage import model_facts
 from primekd.report.tables import results_table
+from primekd.running.made_by import other_code_text, refuse_unpublishable
+from primekd.running.verify import check_lineage
 from primekd.signals import StoredItem
-from primekd.stage_code import ask_anew, forget_wishes, stage_code
-from primekd.strategies import load_strategies
+from primekd.statistics.contrasts import ContrastRow, contrast, verdicts_of
+from primekd.statistics.inference import accuracy, detectable_difference, holm, mcnemar_exact
+from primekd.statistics.seeds import seed_rows
+from primekd.statistics.sentences import MEASURES, claims, sentence
+from primekd.statistics.summary import SummaryRow, planned_contrasts, summarise, title_of
+from primekd.studies import assess as assessing
+from primekd.studies import regrade as regrading
+from primekd.studies import responses
+from primekd.studies.assess import assess, find_students
+from primekd.studies.regrade import regrade
+from primekd.studies.results import answers_hash
+from primekd.tasks.items import Item, load_items, refuse_overlap
 from primekd.teachers import Sampling, transformers_engine
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.verify import check_lineage
+from primekd.training.distill import distill
 
 
 def item(number: str = "18", item_id: str = "a") -> Item:

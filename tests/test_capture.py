@@ -18,17 +18,17 @@ import torch
 from conftest import small_profile, write_profile
 from safetensors import SafetensorError
 
-from primekd import capture as capture_file
-from primekd import provenance
-from primekd.capture import capture, held_out_job, open_signals, training_job
-from primekd.chat import build_prompt
-from primekd.errors import UserError
-from primekd.items import load_items
-from primekd.provenance import read_json
+from primekd.capture import run as capture_file
+from primekd.capture.run import capture, held_out_job, open_signals, training_job
+from primekd.capture.workers import Part
+from primekd.config.strategies import get_strategy
+from primekd.foundation import provenance
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
+from primekd.models.chat import build_prompt
 from primekd.signals import shards as shard_files
-from primekd.strategies import get_strategy
+from primekd.tasks.items import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.workers import Part
 
 FOUR_SHARDS = {"data": {"train_items": 8, "test_items": 2}, "signals": {"codec": "hidden", "items_per_shard": 2}}
 
@@ -144,7 +144,7 @@ def test_every_codec_serves_the_same_forward_kl_up_to_its_stated_error(codec, ou
 def test_a_second_run_does_nothing_and_does_not_load_the_teacher(profile, capsys, monkeypatch):
     folder = capture(training_job(profile, "base-KD"))
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("primekd.capture.run.open_engine", lambda profile: pytest.fail("the teacher was loaded"))
     capsys.readouterr()
     assert capture(training_job(profile, "base-KD")) == folder
     assert "nothing to do" in capsys.readouterr().out
@@ -195,7 +195,7 @@ def test_strategies_and_the_held_out_items_have_stores_of_their_own(profile):
 
 
 def test_a_loss_that_the_codec_cannot_serve_is_refused_before_the_teacher_is_asked(output, lively, monkeypatch):
-    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("primekd.capture.run.open_engine", lambda profile: pytest.fail("the teacher was loaded"))
     signals = {"codec": "topk", "topk_temperature": 1.0}
     for loss in ({"temperature": 2.0}, {"temperature": 1.0, "divergence": "reverse_kl"}):
         profile = small_profile(output, teacher={"model": lively}, signals=signals, loss=loss)

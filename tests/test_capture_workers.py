@@ -21,18 +21,18 @@ import torch
 from conftest import small_profile, write_profile
 from typer.testing import CliRunner
 
-from primekd import workers as workers_file
-from primekd.capture import capture, open_signals, training_job
+from primekd.capture import workers as workers_file
+from primekd.capture.run import capture, open_signals, training_job
+from primekd.capture.workers import Part, SharedStore
 from primekd.cli import app
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.progress import Progress
+from primekd.foundation.provenance import hash_json, read_json
 from primekd.models.logits import PLAIN
-from primekd.progress import Progress
-from primekd.provenance import hash_json, read_json
 from primekd.signals import claims as claims_file
 from primekd.signals.claims import Claims, Owner, look
 from primekd.teachers import Response
 from primekd.teachers.protocol import generate_then_score
-from primekd.workers import Part, SharedStore
 
 SIX_SHARDS = {"data": {"train_items": 12, "test_items": 2}, "signals": {"codec": "hidden", "items_per_shard": 2}}
 LIMIT = 60  # seconds: long for a machine that is busy, and never waited out
@@ -101,8 +101,8 @@ class StubEngine:
 @pytest.fixture
 def profile(output, monkeypatch):
     """Twelve items in six shards, asked of the stub."""
-    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: StubEngine(at_once))
-    monkeypatch.setattr("primekd.capture.Meter", NoMeter)
+    monkeypatch.setattr("primekd.capture.run.open_engine", lambda profile: StubEngine(at_once))
+    monkeypatch.setattr("primekd.capture.run.Meter", NoMeter)
     monkeypatch.setattr(claims_file, "POLL", 0.02)
     monkeypatch.setattr(workers_file, "POLL", 0.02)
     return small_profile(output, **SIX_SHARDS)
@@ -125,7 +125,7 @@ class Worker:
         self.process.start()
 
     def _run(self, job, before, part, start):
-        import primekd.capture as module
+        import primekd.capture.run as module
 
         with open(self.log, "w", buffering=1) as sink:
             os.dup2(sink.fileno(), 1), os.dup2(sink.fileno(), 2)
@@ -353,7 +353,7 @@ def test_after_an_error_in_the_middle_shards_stay_and_the_claim_is_given_up(prof
 
     job = training_job(profile, "base-KD")
     with monkeypatch.context() as patch:
-        patch.setattr("primekd.capture.open_engine", lambda profile: StubEngine(failing))
+        patch.setattr("primekd.capture.run.open_engine", lambda profile: StubEngine(failing))
         with pytest.raises(UserError, match="401"):
             capture(job)
     assert len(files(job.folder)) == 2 and not list(job.folder.glob("*.lock"))
@@ -392,7 +392,7 @@ def test_hidden_states_that_do_not_give_the_engines_logits_stop_a_capture_at_its
     profile, part, monkeypatch
 ):
     job = training_job(profile, "base-KD")
-    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: CappedInSilence(at_once))
+    monkeypatch.setattr("primekd.capture.run.open_engine", lambda profile: CappedInSilence(at_once))
     monkeypatch.setattr(CappedInSilence, "asked", 0)
     with pytest.raises(
         UserError, match=r"capture base-KD: .* nats a token from the teacher's own logits \(at most 0.002"
@@ -424,7 +424,7 @@ class OtherHead(StubEngine):
 def test_shards_made_with_different_heads_are_refused_and_kept(profile, alone, monkeypatch):
     job = training_job(profile, "base-KD")
     with monkeypatch.context() as patch:
-        patch.setattr("primekd.capture.open_engine", lambda profile: OtherHead(at_once))
+        patch.setattr("primekd.capture.run.open_engine", lambda profile: OtherHead(at_once))
         capture(job, Part(2, 3))
     capture(job, Part(1, 3))
     sentence = "shard-00001.safetensors, shard-00004.safetensors and shard-00000.safetensors differ in the teacher's"
@@ -445,7 +445,7 @@ def test_another_head_in_place_of_a_lost_one_is_refused(profile, monkeypatch):
     capture(job)
     (head,) = job.folder.parent.glob("head-*")
     head.unlink()
-    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: OtherHead(at_once))
+    monkeypatch.setattr("primekd.capture.run.open_engine", lambda profile: OtherHead(at_once))
     with pytest.raises(UserError, match="loaded now and shard-00000.safetensors differ"):
         capture(job)
 
@@ -453,7 +453,7 @@ def test_another_head_in_place_of_a_lost_one_is_refused(profile, monkeypatch):
 def test_every_engine_that_made_shards_is_in_the_manifest(profile, monkeypatch):
     job = training_job(profile, "base-KD")
     with monkeypatch.context() as patch:
-        patch.setattr("primekd.capture.open_engine", lambda profile: OtherHead(at_once))
+        patch.setattr("primekd.capture.run.open_engine", lambda profile: OtherHead(at_once))
         patch.setattr(OtherHead, "head", StubEngine.head)
         capture(job, Part(2, 3))
     capture(job)

@@ -5,9 +5,9 @@ import copy
 import pytest
 from tokenizers import AddedToken
 
-from primekd.chat import build_prompt, decode_response, encode_response, join
-from primekd.errors import UserError
-from primekd.strategies import load_strategies
+from primekd.config.strategies import load_strategies
+from primekd.foundation.errors import UserError
+from primekd.models.chat import build_prompt, decode_response, encode_response, join
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
 
 QUESTION = "Tom has 3 apples and buys 4. How many has he?"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from primekd.code_identity import closure
-from primekd.errors import UserError
-from primekd.manifests import read_manifest
-from primekd.provenance import write_manifest
-from primekd.stage_code import STAGES, mixed, note_session, other_code, say_kept, stage_code, stands
+from primekd.foundation.code_identity import closure
+from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import read_manifest
+from primekd.foundation.provenance import write_manifest
+from primekd.foundation.stage_code import STAGES, mixed, note_session, other_code, say_kept, stage_code, stands
 
 FILES = {
     "__init__": '"""The package."""\n',
@@ -126,13 +126,13 @@ def test_imports_in_a_circle_end(package):
 
 USES = {
     "losses/frozen_head": ({"distill", "held-out", "train-teacher"}, {"capture", "answers", "grading", "assess"}),
-    "chat": ({"capture", "distill", "answers", "held-out"}, {"grading"}),
+    "models/chat": ({"capture", "distill", "answers", "held-out"}, {"grading"}),
     "training/trainer": ({"distill", "train-teacher"}, {"capture", "answers", "held-out", "grading"}),
     "teachers/transformers_engine": ({"capture", "answers", "held-out"}, {"distill", "grading"}),
     "teachers/llamacpp_engine": (set(), set(STAGES)),  # the profile's engine is another
     "signals/codecs": ({"capture", "distill", "held-out"}, {"grading"}),
-    "assessment/extract/published": ({"grading", "assess", "published-study"}, {"answers", "distill", "capture"}),
-    "assessment/statistics": ({"grading"}, {"answers", "held-out", "distill", "capture"}),
+    "assessment/reading/published": ({"grading", "assess", "published-study"}, {"answers", "distill", "capture"}),
+    "statistics/inference": ({"grading"}, {"answers", "held-out", "distill", "capture"}),
 }
 
 

@@ -12,14 +12,14 @@ from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
-from primekd.assessment.compare import compare, in_words, pair_up, read_answers
-from primekd.assessment.extract import EXTRACTORS, RULES
-from primekd.assessment.grade import COLUMNS, LogRow, read_log, write_log
-from primekd.assessment.grade_file import PILE, Columns, grade_file, grade_rows, read_csv, token_limit
-from primekd.assessment.statistics import McNemar, detectable_difference
-from primekd.assessment.tables import read_table
+from primekd.assessment.logs import COLUMNS, LogRow, read_log, write_log
+from primekd.assessment.reading import EXTRACTORS, RULES
 from primekd.cli import app
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.tables import read_table
+from primekd.statistics.compare import compare, in_words, pair_up, read_answers
+from primekd.statistics.grade_file import PILE, Columns, grade_file, grade_rows, read_csv, token_limit
+from primekd.statistics.inference import McNemar, detectable_difference
 
 PLAIN = Columns("response", "gold")
 

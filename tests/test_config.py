@@ -11,9 +11,9 @@ from conftest import POCKET, ROOT, save_llama, small_profile, write_profile
 from pydantic import ValidationError
 
 from primekd.config import load_profile, profile_names
-from primekd.errors import UserError
+from primekd.config.strategies import get_strategy, load_strategies
+from primekd.foundation.errors import UserError
 from primekd.models import model_folder, parse_reference
-from primekd.strategies import get_strategy, load_strategies
 
 
 def refusal(path) -> str:

@@ -8,15 +8,15 @@ import pytest
 from report_logs import make_checkout, write_study
 from typer.testing import CliRunner
 
-from primekd.assessment.adjudicate import decisions_file
 from primekd.assessment.answers import read_block
+from primekd.assessment.decisions.decisions import decisions_file
 from primekd.cli import app
 from primekd.config import load_profile
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.progress import Progress, progress_path, read_state
+from primekd.foundation.provenance import now, write_json
 from primekd.models import built
 from primekd.models.download import read_record, record_path
-from primekd.progress import Progress, progress_path, read_state
-from primekd.provenance import now, write_json
 from primekd.report.figures import _read_curve
 
 COLUMNS = ["--response-column", "response", "--gold-column", "gold"]

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import small_profile
 
-from primekd import doctor
+from primekd.running import doctor
 from primekd.teachers import packages
 from primekd.teachers.packages import PACKAGES, explain_import_failure
 

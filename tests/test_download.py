@@ -14,9 +14,7 @@ from conftest import small_profile
 from fake_hub import GOOD_TOKEN, FakeHub, Repository
 from huggingface_hub import constants, file_download, snapshot_download
 
-from primekd.doctor import check_profile
-from primekd.errors import UserError
-from primekd.get_models import get_models, require_access, survey, survey_table
+from primekd.foundation.errors import UserError
 from primekd.models import (
     is_present,
     load_model,
@@ -31,6 +29,8 @@ from primekd.models.download import download, record_path
 from primekd.models.folders import missing_weights
 from primekd.models.hub import describe
 from primekd.models.tokenizers import tokenizer_folder
+from primekd.running.doctor import check_profile
+from primekd.running.get_models import get_models, require_access, survey, survey_table
 
 NAME = "some-lab/tiny-instruct"
 BIG = 12 * 2**20  # more than the client's 10 MiB pieces

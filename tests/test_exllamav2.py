@@ -12,7 +12,7 @@ import torch
 from conftest import POCKET
 
 from primekd.config import TeacherConfig
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.models.logits import LogitTransform
 from primekd.signals import HiddenRows
 from primekd.teachers import Response, Sampling

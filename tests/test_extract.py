@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from primekd.assessment.extract import RULES, extract
-from primekd.assessment.extract.published import LONGEST_BOX
-from primekd.assessment.numbers import MOST_DIGITS, find_numbers, format_value
+from primekd.assessment.reading import RULES, extract
+from primekd.assessment.reading.numbers import MOST_DIGITS, find_numbers, format_value
+from primekd.assessment.reading.published import LONGEST_BOX
 
 # text -> (rule, value)
 RULE_CASES = {

@@ -14,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from published_logs import LABELLED, needs_published_logs, read_published
 
-from primekd.assessment.extract import EXTRACTORS, RULES, extract
-from primekd.assessment.extract.ending import is_cut
-from primekd.assessment.extract.harness import by_flexible_extract, by_strict_match, select_flexible, select_strict
-from primekd.assessment.extract.leading import leading
-from primekd.assessment.extract.validated import LONGEST
-from primekd.assessment.numbers import find_numbers
+from primekd.assessment.reading import EXTRACTORS, RULES, extract
+from primekd.assessment.reading.ending import is_cut
+from primekd.assessment.reading.harness import by_flexible_extract, by_strict_match, select_flexible, select_strict
+from primekd.assessment.reading.leading import leading
+from primekd.assessment.reading.numbers import find_numbers
+from primekd.assessment.reading.validated import LONGEST
 
 QUESTION = "Mia has 12 plums and gives 5 to Ben. How many plums does she have left?"
 

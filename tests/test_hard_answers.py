@@ -7,8 +7,8 @@ import pytest
 from hard_answers import ANSWERS, NUMBERS
 from published_logs import FOLDER
 
-from primekd.assessment.extract import extract
-from primekd.assessment.numbers import find_numbers
+from primekd.assessment.reading import extract
+from primekd.assessment.reading.numbers import find_numbers
 
 SHARED = FOLDER.parent / "hard-answers" / "answers.csv"
 CASES = [(kind, text, value) for kind, texts in (NUMBERS | ANSWERS).items() for text, value in texts.items()]

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, small_profile
 
 from primekd.config import DataConfig
-from primekd.errors import UserError
-from primekd.items import (
+from primekd.foundation.errors import UserError
+from primekd.tasks.items import (
     BUCKETS,
     SPLITS,
     _load_hub,

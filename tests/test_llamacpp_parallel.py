@@ -11,8 +11,8 @@ import torch
 from chat_families import ending_with
 from conftest import POCKET
 
-from primekd.chat import build_prompt
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.models.chat import build_prompt
 from primekd.models.logits import LogitTransform
 from primekd.teachers import Response, Sampling
 
@@ -73,7 +73,7 @@ def write_gguf(path: Path, architecture: str, numbers: dict[str, float]) -> None
 
 def ask_capped(name: str) -> tuple:
     """What the engine finds behind such a file's head, what it offers, and how well its hidden states do then."""
-    from primekd.capture import measure_reconstruction
+    from primekd.capture.run import measure_reconstruction
     from primekd.signals import StoredItem
     from primekd.teachers import llamacpp_engine as module
 

@@ -13,16 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from primekd.assessment.held_out import _losses
 from primekd.assessment.score import Model
-from primekd.capture import capture, measure_reconstruction, training_job
+from primekd.capture.run import capture, measure_reconstruction, training_job
 from primekd.config import LossConfig
-from primekd.distill import distill
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.models.logits import LogitTransform, best_transform, find_transform, refuse_unknown_architecture
 from primekd.signals import StoredItem
 from primekd.signals.codecs import FullCodec, HiddenCodec
 from primekd.signals.heads import save_head
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
+from primekd.training.distill import distill
 from primekd.training.examples import IGNORED
 from primekd.training.objective import StudentObjective
 
@@ -181,10 +181,10 @@ def clamping(monkeypatch):
 
 def test_a_student_of_an_unknown_kind_is_refused_before_anything_is_spent(clamping, output, monkeypatch):
     profile = small_profile(output)
-    monkeypatch.setattr("primekd.capture.open_engine", lambda profile: pytest.fail("the teacher was opened"))
+    monkeypatch.setattr("primekd.capture.run.open_engine", lambda profile: pytest.fail("the teacher was opened"))
     with pytest.raises(UserError, match=r"random:.* cannot be a student: behind its output head .* student.model"):
         capture(training_job(profile, "base-KD"))
-    monkeypatch.setattr("primekd.distill.Meter", contextlib.nullcontext)  # it takes a second to start
+    monkeypatch.setattr("primekd.training.distill.Meter", contextlib.nullcontext)  # it takes a second to start
     with pytest.raises(UserError, match="LlamaForCausalLM cannot be a student"):
         distill(profile, "base-fine-tune")
     assert not list(output.rglob("adapter"))
@@ -193,7 +193,7 @@ def test_a_student_of_an_unknown_kind_is_refused_before_anything_is_spent(clampi
 
 
 def test_a_teacher_of_an_unknown_kind_is_refused_with_the_codec_hidden_and_serves_others(clamping, output, monkeypatch):
-    monkeypatch.setattr("primekd.capture.refuse_unknown_student", lambda model: None)
+    monkeypatch.setattr("primekd.capture.run.refuse_unknown_student", lambda model: None)
     profile = small_profile(output, signals={"codec": "hidden"}, data={"train_items": 2, "test_items": 2})
     with pytest.raises(UserError, match=r"random:.* offers no hidden signals .* set signals.codec to topk or full"):
         capture(training_job(profile, "base-KD"))

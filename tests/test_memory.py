@@ -4,12 +4,12 @@ import pytest
 import torch
 from conftest import small_profile
 
-from primekd import distill as distilling
 from primekd.assessment import score as scoring
-from primekd.capture import capture, training_job
-from primekd.distill import distill
-from primekd.errors import UserError
-from primekd.memory import gpu_memory
+from primekd.capture.run import capture, training_job
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import gpu_memory
+from primekd.training import distill as distilling
+from primekd.training.distill import distill
 
 
 def out_of_memory(*arguments, **options):

@@ -11,8 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from primekd.errors import UserError
-from primekd.notebooks import require_parameters_tag
+from primekd.foundation.errors import UserError
+from primekd.running.notebooks import require_parameters_tag
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in ROOT.glob("*/*.ipynb") if p.parent.name not in {"runs", "logs"})

@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
-from primekd import outside
-from primekd.outside import clean, hide, holds_secret
+from primekd.foundation import outside
+from primekd.foundation.outside import clean, hide, holds_secret
 
 SECRET = "sk-proj-Zk93+/hq=&<81aLmQ0"
 

@@ -18,11 +18,11 @@ import yaml
 from conftest import ROOT, make_store, small_profile, stored
 from safetensors.torch import load_file
 
-from primekd.distill import distill, student_inputs
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.batches import ProcessBatches
+from primekd.training.distill import distill, student_inputs
 from primekd.training.launch import _config_file, _reason
 
 TRAIN = {

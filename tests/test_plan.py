@@ -8,19 +8,19 @@ import yaml
 from conftest import POCKET, ROOT, small_profile, write_profile
 
 from primekd.config import Profile, load_profile
-from primekd.errors import UserError
-from primekd.plan.advice import memory_findings
-from primekd.plan.build import make_plan
-from primekd.plan.compare import CASES, LOG, comparison_text, predict, write_case
-from primekd.plan.engines import EXL2_CACHE, VLLM_LISTED_BYTES
-from primekd.plan.machine import GIB, Machine, find_machine
-from primekd.plan.memory import lora_weights
-from primekd.plan.rates import find_rates
-from primekd.plan.shapes import KNOWN, find_shape, known_shape
-from primekd.plan.stages import CPU_MARGIN, Need, gpus_used, memory_needs
-from primekd.plan.tokens import Lengths, find_lengths
-from primekd.plan.weights import source_to_convert, student_model, teacher_model
-from primekd.provenance import write_json, write_manifest, write_text
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import write_json, write_manifest, write_text
+from primekd.planning.advice import memory_findings
+from primekd.planning.build import make_plan
+from primekd.planning.compare import CASES, LOG, comparison_text, predict, write_case
+from primekd.planning.engines import EXL2_CACHE, VLLM_LISTED_BYTES
+from primekd.planning.machine import GIB, Machine, find_machine
+from primekd.planning.memory import lora_weights
+from primekd.planning.rates import find_rates
+from primekd.planning.shapes import KNOWN, find_shape, known_shape
+from primekd.planning.stages import CPU_MARGIN, Need, gpus_used, memory_needs
+from primekd.planning.tokens import Lengths, find_lengths
+from primekd.planning.weights import source_to_convert, student_model, teacher_model
 
 BIG = KNOWN["llama-3.1-405b"]
 CPU = Machine(False, "CPU", 1, 0, 0, 64 * GIB, None)
@@ -417,12 +417,12 @@ def test_predictions_are_the_logged_ones_and_within_the_margin(case, tmp_path):
     ]  # fmt: skip
     assert rows
     for row in rows:
-        assert round(predicted[row["phase"]]) == row["predicted"], "run python -m primekd.plan.compare again"
+        assert round(predicted[row["phase"]]) == row["predicted"], "run python -m primekd.planning.compare again"
         assert abs(row["measured"] / row["predicted"] - 1) <= CPU_MARGIN
 
 
 def test_a_real_pass_is_within_the_margin(tmp_path):
-    from primekd.plan.check import measure
+    from primekd.planning.check import measure
 
     if find_machine(load_profile("pocket")).gpus:
         pytest.skip("the logged constants are a CPU's; `primekd plan --measure` compares on a GPU")

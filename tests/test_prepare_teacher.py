@@ -6,10 +6,12 @@ import torch
 from conftest import POCKET, small_profile
 
 from primekd.config import LoraSettings
-from primekd.distill import lora_model, save_adapter
-from primekd.errors import UserError
+from primekd.config.strategies import load_strategies
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_file, write_json, write_manifest
 from primekd.models import load_model, parse_reference, require_local
-from primekd.prepare_teacher import (
+from primekd.training.distill import lora_model, save_adapter
+from primekd.training.prepare_teacher import (
     LINEAR_LAYERS,
     build_teacher,
     lora_deltas,
@@ -17,8 +19,6 @@ from primekd.prepare_teacher import (
     primed_examples,
     write_merged_gguf,
 )
-from primekd.provenance import hash_file, write_json, write_manifest
-from primekd.strategies import load_strategies
 
 BLOCK = 3
 
@@ -127,7 +127,7 @@ def test_deltas_are_what_peft_itself_merges(adapter, lively):
 
 @pytest.mark.parametrize("change", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
 def test_an_adapter_that_is_no_plain_lora_is_refused(change, adapter):
-    from primekd.provenance import read_json
+    from primekd.foundation.provenance import read_json
 
     _, folder = adapter
     write_json(folder / "adapter_config.json", read_json(folder / "adapter_config.json") | change)
@@ -161,9 +161,10 @@ def test_a_built_teacher_is_not_built_again_until_it_is_damaged(output, capsys, 
     (output / "adapter").mkdir()
     (output / "adapter" / "weights").write_bytes(b"abc")
     write_manifest(output / "adapter", "adapter", {}, [output / "adapter" / "weights"])
-    monkeypatch.setattr("primekd.prepare_teacher.lora_deltas", lambda folder: {})
+    monkeypatch.setattr("primekd.training.prepare_teacher.lora_deltas", lambda folder: {})
     monkeypatch.setattr(
-        "primekd.prepare_teacher.write_merged_gguf", lambda base, deltas, target, kind: target.write_bytes(b"GGUF")
+        "primekd.training.prepare_teacher.write_merged_gguf",
+        lambda base, deltas, target, kind: target.write_bytes(b"GGUF"),
     )
     profile = small_profile(output, prepare=prepare_section(output))
     built = build_teacher(profile)
@@ -193,7 +194,7 @@ def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are
 
 
 def test_the_teachers_items_that_stand_in_a_students_split_are_refused(ci, items):
-    from primekd.items import load_items, refuse_overlap
+    from primekd.tasks.items import load_items, refuse_overlap
 
     others = {split: load_items(ci, split) for split in ("train", "validation", "test")}
     refuse_overlap(load_items(ci, "teacher", 20), "teacher", others)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from primekd.capture import training_job
+from primekd.capture.run import training_job
 from primekd.config import load_profile
-from primekd.plan.memory import lora_weights
-from primekd.plan.movement import largest_movement, movement_findings
-from primekd.plan.shapes import KNOWN
+from primekd.config.strategies import load_strategies
+from primekd.planning.memory import lora_weights
+from primekd.planning.movement import largest_movement, movement_findings
+from primekd.planning.shapes import KNOWN
 from primekd.signals import make_codec
-from primekd.strategies import load_strategies
 
 LARGE = ["paper", "paper-bf16", "single-gpu"]
 
@@ -106,7 +106,7 @@ def test_every_strategy_has_a_place_of_its_own(name, output):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_the_doctor_says_which_models_are_missing_and_how_to_get_them(name):
-    from primekd.doctor import check_profile
+    from primekd.running.doctor import check_profile
 
     findings = check_profile(load_profile(name))
     assert len(findings) >= 2 and not any("Traceback" in f.text for f in findings)

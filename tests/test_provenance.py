@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from primekd import provenance
-from primekd.errors import UserError
-from primekd.provenance import (
+from primekd.foundation import provenance
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import (
     altered_outputs,
     canonical_json,
     git_state,

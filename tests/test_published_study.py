@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from primekd.assessment.adjudicate import answer_hash
-from primekd.assessment.labels import Label
-from primekd.assessment.published_study import grade_published, published_folder, read_verdicts, stated_file
-from primekd.assessment.tables import read_table
+from primekd.assessment.decisions.decisions import answer_hash
+from primekd.assessment.decisions.labels import Label
 from primekd.config import load_profile, profile_names
-from primekd.errors import UserError
-from primekd.provenance import MANIFEST, hash_file, read_json, write_json
-from primekd.verify import check_published
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, hash_file, read_json, write_json
+from primekd.foundation.tables import read_table
+from primekd.running.verify import check_published
+from primekd.studies.published import grade_published, published_folder, read_verdicts, stated_file
 
 GOLD = ["18", "4", "-1", "9"]
 STUDY = {
@@ -124,7 +124,7 @@ def test_verdicts_that_cannot_be_read_are_a_finding(damage, study):
 @pytest.mark.parametrize("name", ["labels", "stated", "rules"])
 def test_a_grading_by_other_labels_or_rules_is_stale(name, study, monkeypatch):
     if name == "rules":
-        monkeypatch.setattr("primekd.assessment.published_study.rules_hashes", lambda: {"extract.py": "other"})
+        monkeypatch.setattr("primekd.studies.published.rules_hashes", lambda: {"extract.py": "other"})
     else:
         path = stated_file() if name == "stated" else stated_file().parent / "labels" / "published-logs.csv"
         path.write_text(path.read_text() + "\n")

@@ -10,19 +10,19 @@ from conftest import ROOT
 from report_logs import make_checkout, write_manifest, write_study
 from typer.testing import CliRunner
 
-from primekd import publishing
-from primekd.assessment.grade import read_log, write_log
 from primekd.assessment.held_out import read_rows
-from primekd.assessment.results import compute_tables, logs_in_use, read_logs
+from primekd.assessment.logs import read_log, read_logs, write_log
 from primekd.cli import app
 from primekd.config import Profile, load_profile
-from primekd.errors import UserError
-from primekd.made_by import refuse_unpublishable
-from primekd.provenance import output_root, read_json, write_json, write_text
-from primekd.publishing import exchange, publish
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import output_root, read_json, write_json, write_text
 from primekd.report.html import write_report
-from primekd.reproduction import compare_with_published, verdict_text
-from primekd.verify import check_outputs
+from primekd.running import publishing
+from primekd.running.made_by import refuse_unpublishable
+from primekd.running.publishing import exchange, publish
+from primekd.running.reproduction import compare_with_published, verdict_text
+from primekd.running.verify import check_outputs
+from primekd.studies.results import compute_tables, logs_in_use
 
 TEXTS = tuple(f"so it is 18, whatever {n} says" for n in range(12))
 README = "# Title\n\n<!-- primekd:begin results ci -->\n<!-- primekd:end -->\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from primekd import provenance
-from primekd.assessment.adjudicate import (
+from primekd.assessment.answers import Answer
+from primekd.assessment.decisions.decisions import (
     Decision,
     add_decision,
     answer_hash,
@@ -22,18 +22,14 @@ from primekd.assessment.adjudicate import (
     read_decisions,
     remove_decision,
 )
-from primekd.assessment.adjudicate_session import Session, finish
-from primekd.assessment.answers import Answer
-from primekd.assessment.grade import LogRow, grade_answer, read_log, write_log
+from primekd.assessment.decisions.session import Session
+from primekd.assessment.grade import grade_answer
 from primekd.assessment.held_out import HeldOutRow, write_rows
-from primekd.assessment.regrade import regrade, rules_hashes
-from primekd.assessment.results import KEPT, TABLES, answers_hash, decisions_hash, read_logs, write_results
-from primekd.assessment.seeds import seed_rows
-from primekd.assessment.tables import read_table
+from primekd.assessment.logs import LogRow, read_log, read_logs, write_log
 from primekd.config import Profile, load_profile
-from primekd.errors import UserError
-from primekd.items import Item
-from primekd.provenance import (
+from primekd.foundation import provenance
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import (
     MANIFEST,
     altered_outputs,
     hash_file,
@@ -43,7 +39,13 @@ from primekd.provenance import (
     write_manifest,
     write_text,
 )
-from primekd.verify import check_decisions, check_models, check_outputs, check_verdicts, verify
+from primekd.foundation.tables import read_table
+from primekd.running.verify import check_decisions, check_models, check_outputs, check_verdicts, verify
+from primekd.statistics.seeds import seed_rows
+from primekd.studies.regrade import regrade, rules_hashes
+from primekd.studies.results import KEPT, TABLES, answers_hash, decisions_hash, write_results
+from primekd.studies.settling import finish
+from primekd.tasks.items import Item
 
 ANSWERS = {
     "control": ["no idea", "", "-1", "it is\r\n1, 2 or\r3 \x1b[2J"],

@@ -6,19 +6,19 @@ import re
 import pytest
 from report_logs import DECIDED, HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_csv, write_published, write_study
 
-from primekd.assessment.adjudicate import AuditRow
-from primekd.assessment.extract import EXTRACTORS
-from primekd.assessment.grade import read_log, write_log
-from primekd.assessment.seeds import SeedRow
+from primekd.assessment.logs import read_log, write_log
+from primekd.assessment.reading import EXTRACTORS
 from primekd.config import load_profile
-from primekd.errors import UserError
-from primekd.provenance import hash_file, read_json, write_json
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.report.browser import cut, script_json
 from primekd.report.extraction import read_accuracies
 from primekd.report.figures import loss_curves
 from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
 from primekd.report.html import write_report
 from primekd.report.results import NOTHING_DECIDED, read_results
+from primekd.statistics.audit import AuditRow
+from primekd.statistics.seeds import SeedRow
 
 
 @pytest.fixture

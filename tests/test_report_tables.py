@@ -14,15 +14,10 @@ from report_logs import (
     write_study,
 )
 
-from primekd.assessment.adjudicate import AuditRow
-from primekd.assessment.extract import EXTRACTORS
-from primekd.assessment.grade import LogRow
-from primekd.assessment.responses import ResponseRow
-from primekd.assessment.rivals import AccuracyRow
-from primekd.assessment.seeds import SeedRow
-from primekd.assessment.validation import ValidationRow
+from primekd.assessment.logs import LogRow
+from primekd.assessment.reading import EXTRACTORS
 from primekd.config import load_profile
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.report.adjudication import audit_note, decision_table
 from primekd.report.cells import Files, Name, Table, to_markdown
 from primekd.report.extraction import extractor_table
@@ -32,6 +27,11 @@ from primekd.report.readme import update_readme
 from primekd.report.results import ADJUDICATED, AUTOMATIC, NOTHING_DECIDED, POINTS_ADJUDICATED, read_results
 from primekd.report.seeds import seed_table
 from primekd.report.tables import claim_table, results_table, results_text
+from primekd.statistics.audit import AuditRow
+from primekd.statistics.rivals import AccuracyRow
+from primekd.statistics.seeds import SeedRow
+from primekd.statistics.validation import ValidationRow
+from primekd.studies.responses import ResponseRow
 
 
 @pytest.fixture

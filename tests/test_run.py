@@ -15,26 +15,19 @@ import yaml
 from conftest import write_profile
 from typer.testing import CliRunner
 
-import primekd.run
-from primekd import slurm
+import primekd.running.run
 from primekd.cli import app
 from primekd.config import Profile, load_profile
-from primekd.errors import UserError
-from primekd.progress import Progress, progress_folder
-from primekd.provenance import project_root
-from primekd.run import (
-    describe,
-    explain_failure,
-    forget_lost_stages,
-    job_progress,
-    planned_jobs,
-    stage_costs,
-)
-from primekd.run_log import Job, RunState
-from primekd.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
-from primekd.stage_code import ask_anew, forget_wishes
-from primekd.status import stage_states
-from primekd.strategies import CONTROL, load_strategies
+from primekd.config.strategies import CONTROL, load_strategies
+from primekd.foundation.errors import UserError
+from primekd.foundation.progress import Progress, progress_folder
+from primekd.foundation.provenance import project_root
+from primekd.foundation.run_log import Job, RunState
+from primekd.foundation.stage_code import ask_anew, forget_wishes
+from primekd.running import slurm
+from primekd.running.run import describe, explain_failure, forget_lost_stages, job_progress, planned_jobs, stage_costs
+from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
+from primekd.running.status import stage_states
 
 BEHIND = {"assessment/assess.ipynb", "report.done"}
 OF_CONTROL, OF_AI = SCORED = ["control+base-fine-tune+base-KD", "teacher-KD+ai-KD+reverseKL-KD"]  # as on two cores
@@ -262,7 +255,7 @@ def test_snakemake_is_told_the_profile_as_it_is_called(name: str, output: Path, 
     from snakemake.cli import parse_config
 
     def told(argument: str) -> list[str]:
-        command = primekd.run.snakemake_command(ci, argument, 1, True)
+        command = primekd.running.run.snakemake_command(ci, argument, 1, True)
         return parse_config(command[command.index("--config") + 1 :])["profile"]
 
     monkeypatch.chdir(output)
@@ -271,7 +264,7 @@ def test_snakemake_is_told_the_profile_as_it_is_called(name: str, output: Path, 
 
 def test_a_profile_whose_name_is_a_wildcard_is_refused(ci):
     with pytest.raises(UserError, match="my {strategy}.yaml: a brace is a wildcard"):
-        primekd.run.snakemake_command(ci, "my {strategy}.yaml", 1, False)
+        primekd.running.run.snakemake_command(ci, "my {strategy}.yaml", 1, False)
 
 
 def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
@@ -353,8 +346,8 @@ def test_models_are_shared_out_among_as_many_jobs_as_run_at_once(output: Path, c
     assert [len(models.split("+")) for models in scored(1)] == [6]
     if not shutil.which("nvidia-smi"):
         assert scored(2) == sorted(SCORED)
-    local = primekd.run.snakemake_command
-    monkeypatch.setattr("primekd.run.snakemake_command", lambda *words: [*local(*words), "slurm=true"])
+    local = primekd.running.run.snakemake_command
+    monkeypatch.setattr("primekd.running.run.snakemake_command", lambda *words: [*local(*words), "slurm=true"])
     assert scored(2) == sorted([CONTROL, *load_strategies()])
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import make_store, small_profile, stored
 
-from primekd.capture import capture, open_signals, training_job
+from primekd.capture.run import capture, open_signals, training_job
 from primekd.config import LossConfig, SignalsConfig
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_file, read_json
 from primekd.losses import distillation_loss, divergence, forward_kl, forward_kl_sampled
-from primekd.provenance import hash_file, read_json
 from primekd.signals import SampledRows, SignalReader, concatenate, make_codec, shard_name
 from primekd.signals.bits import BitReader, BitWriter, floor_log2
 from primekd.signals.codecs import TopKCodec, codec_of, require_served

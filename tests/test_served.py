@@ -13,16 +13,16 @@ from primekd.assessment.answers import answers_folder
 from primekd.assessment.held_out import held_out_folder
 from primekd.assessment.score import Model, score_models
 from primekd.assessment.serving import choose_serving
-from primekd.capture import capture, held_out_job, open_signals
-from primekd.chat import build_prompt, encode_response
+from primekd.capture.run import capture, held_out_job, open_signals
 from primekd.config import LoraSettings, LossConfig
-from primekd.distill import lora_model, save_adapter
-from primekd.errors import UserError
-from primekd.items import load_items
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
 from primekd.models.attention import choose_attention
+from primekd.models.chat import build_prompt, encode_response
 from primekd.models.served import MergeError, load_merged, measure_merge
-from primekd.provenance import read_json
+from primekd.tasks.items import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
+from primekd.training.distill import lora_model, save_adapter
 from primekd.training.examples import IGNORED
 from primekd.training.objective import StudentObjective
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
-from primekd.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.config import LoraSettings, LossConfig, TrainConfig
-from primekd.distill import lora_model
+from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
+from primekd.training.distill import lora_model
 from primekd.training.examples import IGNORED, Collator, Example, longest_sequence
 from primekd.training.shared_prefix import SHORTEST_PREFIX, may_share_prefix, prefix_length
 from primekd.training.trainer import build_trainer

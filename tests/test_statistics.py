@@ -9,7 +9,7 @@ from scipy.stats import t as student_t
 from statsmodels.regression.linear_model import WLS
 from statsmodels.stats.multitest import multipletests
 
-from primekd.assessment.statistics import (
+from primekd.statistics.inference import (
     Effect,
     Estimate,
     McNemar,
@@ -22,7 +22,7 @@ from primekd.assessment.statistics import (
     mean_verdicts,
     ratio,
 )
-from primekd.items import template_of
+from primekd.tasks.items import template_of
 
 # Accuracies.
 

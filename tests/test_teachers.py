@@ -10,8 +10,8 @@ import torch
 from conftest import POCKET, ROOT, small_profile
 from transformers import AutoModelForCausalLM
 
-from primekd.chat import build_prompt, encode_response
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.models.chat import build_prompt, encode_response
 from primekd.teachers import Response, Sampling, open_engine
 from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -175,7 +175,7 @@ def test_sampling_draws_from_the_whole_distribution_at_its_temperature(engine, m
 
 def test_an_adapter_is_merged_into_the_model_that_is_served(engine, lively, prompts, responses, tmp_path):
     from primekd.config import LoraSettings
-    from primekd.distill import lora_model, save_adapter
+    from primekd.training.distill import lora_model, save_adapter
 
     student = lora_model(lively, "float32", LoraSettings(rank=2, alpha=4), seed=0)
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_a_missing_package_of_an_engine_is_one_sentence(tmp_path, monkeypatch):
 
 def ask_llamacpp(reference: str, prompts: list[list[int]], forced: list[int]) -> dict:
     """What llama.cpp says. Run in a process of its own: a crash inside the library must not end the test run."""
-    from primekd.capture import measure_reconstruction
+    from primekd.capture.run import measure_reconstruction
     from primekd.signals import StoredItem
     from primekd.teachers.llamacpp_engine import LlamaCppEngine
 

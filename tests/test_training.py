@@ -11,18 +11,18 @@ import torch
 from conftest import make_store, save_llama, small_profile, stored
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from primekd.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.config import LoraSettings, LossConfig, TrainConfig
-from primekd.distill import distill, lora_model, save_adapter
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
 from primekd.losses import distillation_loss
 from primekd.losses.products import logits_of
 from primekd.models import load_model
 from primekd.models.attention import choose_attention, chosen_attention
-from primekd.provenance import read_json
+from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals.codecs import HiddenCodec
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.checkpoints import newest_checkpoint
+from primekd.training.distill import distill, lora_model, save_adapter
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
 
@@ -545,8 +545,8 @@ def test_a_student_of_another_configuration_is_set_aside_and_an_altered_one_is_n
 
 
 def test_a_training_that_other_code_goes_on_with_says_so(profile, edited, capsys, monkeypatch):
-    from primekd import distill as stage
     from primekd.training import checkpoints
+    from primekd.training import distill as stage
 
     class Killed(Exception):
         pass

@@ -14,24 +14,24 @@ from conftest import POCKET, small_profile, write_profile
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from primekd import doctor, strategies
-from primekd.capture import build_spec, capture, held_out_job, training_job
-from primekd.chat import Priming, build_prompt, decode_response, encode_response
+from primekd.capture.primings import priming_of
+from primekd.capture.run import build_spec, capture, held_out_job, training_job
 from primekd.cli import app
-from primekd.config import TeacherConfig, load_profile
-from primekd.errors import UserError
-from primekd.items import load_items
+from primekd.config import TeacherConfig, load_profile, strategies
+from primekd.config.strategies import Strategy, get_strategy, load_strategies
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_json
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash
-from primekd.plan.build import make_plan
-from primekd.primings import priming_of
-from primekd.provenance import hash_json
-from primekd.strategies import Strategy, get_strategy, load_strategies
+from primekd.models.chat import Priming, build_prompt, decode_response, encode_response
+from primekd.models.template import DATE, default_system, render, turn_end
+from primekd.planning.build import make_plan
+from primekd.running import doctor
+from primekd.tasks.items import load_items
 from primekd.teachers import Response, Sampling
 from primekd.teachers.api import ApiEngine
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.teachers.vllm_engine import generation_settings
 from primekd.teachers.vllm_students import students_config
-from primekd.template import DATE, default_system, render, turn_end
 
 QUESTION = "How many are 3 and 4?"
 LORA = {"lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj"]}, "dtype": "float32"}
@@ -398,7 +398,7 @@ def test_a_template_that_fails_is_one_sentence(template, references):
 def test_a_template_without_a_system_role_is_found_out_before_anything_is_spent(
     name, references, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("primekd.capture.open_engine", lambda _: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("primekd.capture.run.open_engine", lambda _: pytest.fail("the teacher was loaded"))
     profile = profile_of(tmp_path, references[name])
     said = f"The chat template of {references[name]} takes no system message.*teacher.priming_placement to user"
     for strategy in ("ai-KD", "base-KD"):  # what would fail later is said at the beginning
@@ -464,7 +464,7 @@ def test_mode_and_placement_change_what_primed_stores_are_keyed_on_and_no_other(
 
 
 def test_the_prompts_table_and_the_report_show_what_differs(references, tmp_path):
-    from primekd.display import prompts_table
+    from primekd.report.display import prompts_table
     from primekd.report.lineage import _of_signals
 
     profile = profile_of(tmp_path, references["qwen"])

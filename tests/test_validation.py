@@ -14,17 +14,17 @@ from published_logs import FOLDER, LABELLED, MODELS, needs_published_logs
 from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
-from primekd.assessment.adjudicate import answer_hash
-from primekd.assessment.extract import EXTRACTORS, RULES, extract
-from primekd.assessment.grade import LogRow
-from primekd.assessment.grade_file import grade_rows
-from primekd.assessment.labels import KINDS, SETS, Label, count_labels, labels_file, read_labels
-from primekd.assessment.published_study import COLUMNS, grade_published, stated_facts, stated_file
-from primekd.assessment.tables import read_table, write_table
-from primekd.assessment.validation import ValidationRow, judge, kappa, validate
+from primekd.assessment.decisions.decisions import answer_hash
+from primekd.assessment.decisions.labels import KINDS, SETS, Label, count_labels, labels_file, read_labels
+from primekd.assessment.logs import LogRow
+from primekd.assessment.reading import EXTRACTORS, RULES, extract
 from primekd.cli import app
-from primekd.errors import UserError
-from primekd.provenance import MANIFEST, read_json
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, read_json
+from primekd.foundation.tables import read_table, write_table
+from primekd.statistics.grade_file import grade_rows
+from primekd.statistics.validation import ValidationRow, judge, kappa, validate
+from primekd.studies.published import COLUMNS, grade_published, stated_facts, stated_file
 
 VALIDATION = ROOT / "logs" / "published" / "validation.csv"
 HEADER = "log,id,answer_sha256,set,kind,value,first,second"
@@ -145,7 +145,7 @@ def test_every_unambiguous_answer_is_judged_with_what_is_known_of_it(monkeypatch
         asked.append((extractor, truncated, question))
         return extract(text, extractor, truncated, question)
 
-    monkeypatch.setattr("primekd.assessment.validation.extract", spy)
+    monkeypatch.setattr("primekd.statistics.validation.extract", spy)
     judged = judge(LABELS, ANSWERS, "validated")
     assert [j.label.id for j in judged] == ["0", "1", "2", "3", "4", "5"]
     assert [j.value for j in judged] == [7, 7, 9, None, None, None]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import POCKET, save_llama, small_profile
 
-from primekd.assessment import assess as assessing
 from primekd.assessment import score as scoring
 from primekd.assessment.answers import answer_inputs
-from primekd.chat import build_prompt
 from primekd.config import LoraSettings, TeacherConfig
-from primekd.errors import UserError
-from primekd.provenance import read_json
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
+from primekd.models.chat import build_prompt
+from primekd.studies import assess as assessing
 from primekd.teachers import Response, Sampling, TopLogprobs, vllm_students
 from primekd.teachers.agreement import agree
 from primekd.teachers.transformers_engine import TransformersEngine
@@ -322,7 +322,7 @@ def model(tmp_path_factory, tokenizer) -> str:
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory, model) -> list:
     """Two students of all linear layers, with weights that make a difference."""
-    from primekd.distill import lora_model, save_adapter
+    from primekd.training.distill import lora_model, save_adapter
 
     folders = []
     for seed in (0, 1):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import POCKET
 
-from primekd.chat import build_prompt
 from primekd.config import load_profile
-from primekd.items import load_items
 from primekd.models import load_tokenizer, model_folder
+from primekd.models.chat import build_prompt
+from primekd.tasks.items import load_items
 from primekd.teachers.packages import PACKAGES, explain_import_failure, is_installed, missing_cuda
 
 EXL2_BITS = 6.0  # as in the published study

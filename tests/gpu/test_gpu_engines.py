@@ -16,7 +16,7 @@ from conftest import POCKET
 from gpu_models import exl2_folder, missing_cuda, prompts, require, used_gib
 
 from primekd.config import TeacherConfig
-from primekd.provenance import environment, project_root, write_json
+from primekd.foundation.provenance import environment, project_root, write_json
 from primekd.teachers import Sampling
 from primekd.teachers.agreement import agree
 

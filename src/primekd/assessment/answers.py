@@ -8,17 +8,25 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from primekd.assessment.serving import BESIDE
-from primekd.chat import build_prompt, decode_response
 from primekd.config import Profile
-from primekd.errors import UserError
-from primekd.items import Item, hash_items
-from primekd.manifests import Code, Environment, Part, checked
-from primekd.metering import Meter
+from primekd.foundation.energy import Meter
+from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import Code, Environment, Part, checked
+from primekd.foundation.progress import Progress
+from primekd.foundation.provenance import environment, git_state, hash_json, write_json, write_manifest
+from primekd.foundation.stage_code import (
+    forced_since,
+    maker_of,
+    mixed,
+    say_mixed,
+    set_aside_if_older,
+    stage_code,
+    stands,
+)
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
-from primekd.progress import Progress
-from primekd.provenance import environment, git_state, hash_json, write_json, write_manifest
-from primekd.stage_code import forced_since, maker_of, mixed, say_mixed, set_aside_if_older, stage_code, stands
-from primekd.template import turn_end
+from primekd.models.chat import build_prompt, decode_response
+from primekd.models.template import turn_end
+from primekd.tasks.items import Item, hash_items
 
 BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from primekd.assessment.tables import Name, as_count, read_records
-from primekd.chat import build_prompt, encode_response
 from primekd.config import LossConfig, Profile
-from primekd.items import Item
-from primekd.metering import Meter
+from primekd.foundation.energy import Meter
+from primekd.foundation.progress import Progress
+from primekd.foundation.provenance import write_manifest, write_text
+from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
+from primekd.foundation.tables import Name, as_count, read_records
 from primekd.models import load_tokenizer
-from primekd.progress import Progress
-from primekd.provenance import write_manifest, write_text
+from primekd.models.chat import build_prompt, encode_response
 from primekd.signals import concatenate
-from primekd.stage_code import forced_since, set_aside_if_older, stage_code, stands
+from primekd.tasks.items import Item
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,16 +10,16 @@ from primekd.assessment.answers import Answer, answer_inputs, answers_folder, ge
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, held_out_rows
 from primekd.assessment.serving import BESIDE, MERGED, choose_serving, serving_folder
 from primekd.assessment.students import Student, find_students
-from primekd.capture import capture, held_out_job, open_signals
+from primekd.capture.run import capture, held_out_job, open_signals
 from primekd.config import Profile
-from primekd.errors import UserError
-from primekd.items import Item, load_items, refuse_overlap
-from primekd.memory import gpu_memory
+from primekd.config.strategies import CONTROL, load_strategies
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import gpu_memory
+from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
+from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
-from primekd.provenance import MANIFEST, hash_json, read_manifest
 from primekd.signals import SignalReader
-from primekd.stage_code import maker_of, say_kept, stage_code
-from primekd.strategies import CONTROL, load_strategies
+from primekd.tasks.items import Item, load_items, refuse_overlap
 
 if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine

@@ -5,13 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from primekd.chat import build_prompt, encode_response
 from primekd.config import Profile
-from primekd.items import Item, hash_items
-from primekd.metering import Meter
+from primekd.foundation.energy import Meter
+from primekd.foundation.provenance import read_json, write_json, write_manifest
+from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
-from primekd.provenance import read_json, write_json, write_manifest
-from primekd.stage_code import forced_since, stage_code, stands
+from primekd.models.chat import build_prompt, encode_response
+from primekd.tasks.items import Item, hash_items
 
 MERGED, BESIDE = "merged", "beside"
 MEASURED_ITEMS = 3

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from primekd.capture import build_spec, training_job
+from primekd.capture.run import build_spec, training_job
 from primekd.config import Profile
-from primekd.distill import student_inputs
-from primekd.errors import UserError
-from primekd.items import load_items
-from primekd.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
-from primekd.strategies import get_strategy, load_strategies
+from primekd.config.strategies import get_strategy, load_strategies
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
+from primekd.tasks.items import load_items
+from primekd.training.distill import student_inputs
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import ExtractorOption, JsonOption, ProfileOption, PublishedOption, app, print_json, verb
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 
 @app.command()
@@ -30,7 +30,7 @@ def grade(
     primekd grade answers.csv --response-column response --gold-column gold --json
     primekd grade answers.csv --response-column response --gold-column gold --extractor validated --out log.csv
     """
-    from primekd.assessment.grade_file import Columns, grade_file, say_result
+    from primekd.statistics.grade_file import Columns, grade_file, say_result
 
     result = grade_file(file, Columns(response_column, gold_column, question_column), out, extractor)
     print_json(result) if json else print(say_result(result))
@@ -56,9 +56,9 @@ def compare(
     primekd compare logs/pocket/base-KD.csv logs/pocket/ai-KD.csv
     primekd compare a.csv b.csv --response-column response --gold-column gold --extractor validated --json
     """
-    from primekd.assessment.compare import check_extractors, pair_up, read_answers, say_comparison
-    from primekd.assessment.compare import compare as run_compare
-    from primekd.assessment.grade_file import Columns
+    from primekd.statistics.compare import check_extractors, pair_up, read_answers, say_comparison
+    from primekd.statistics.compare import compare as run_compare
+    from primekd.statistics.grade_file import Columns
 
     if (response_column is None) != (gold_column is None):
         raise UserError("Name both --response-column and --gold-column, or neither for per-item logs.")
@@ -84,9 +84,9 @@ def published_study(
     \b
     primekd published-study path/to/published-logs
     """
-    from primekd.assessment.published_study import grade_published
     from primekd.cli.pages import update_pages
-    from primekd.provenance import relative_name
+    from primekd.foundation.provenance import relative_name
+    from primekd.studies.published import grade_published
 
     print(f"published-study: wrote {relative_name(grade_published(folder))}")
     update_pages(check=False)
@@ -118,13 +118,14 @@ def adjudicate(
     primekd adjudicate --audit 50
     primekd adjudicate --published --list --json
     """
-    from primekd.assessment.adjudicate import check_who, default_who
-    from primekd.assessment.adjudicate_session import finish, list_cases, open_session
-    from primekd.assessment.adjudicate_terminal import list_text, run_session
-    from primekd.assessment.results import logs_in_use
+    from primekd.assessment.decisions.decisions import check_who, default_who
+    from primekd.assessment.decisions.session import list_cases, open_session
+    from primekd.assessment.decisions.terminal import list_text, run_session
     from primekd.config import load_profile
-    from primekd.provenance import relative_name
+    from primekd.foundation.provenance import relative_name
     from primekd.report.anew import write_anew
+    from primekd.studies.results import logs_in_use
+    from primekd.studies.settling import finish
 
     if list_only and audit:
         raise UserError("--list lists the answers that are open for review: leave out --audit.")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 app = typer.Typer(
     help="Does the way a quantised teacher is prompted change what a small student learns from its logits?",

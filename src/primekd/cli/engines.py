@@ -28,8 +28,8 @@ def check_engine(
     primekd check-engine --profile single-gpu --reference hub:meta-llama/Llama-3.1-8B-Instruct
     """
     from primekd.config import load_profile
-    from primekd.teachers.check_engine import check_engine as run_check
-    from primekd.teachers.check_engine import say_check
+    from primekd.running.check_engine import check_engine as run_check
+    from primekd.running.check_engine import say_check
 
     result = run_check(load_profile(profile), items, strategy, reference)
     print_json(result) if json else print(say_check(result))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import JsonOption, ProfileOption, PublishedOption, app, print_json, verb
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 
 @app.command()
@@ -19,9 +19,9 @@ def report(profile: ProfileOption = "pocket", published: PublishedOption = False
     primekd report
     primekd report --profile pocket --published
     """
-    from primekd.assessment.results import logs_in_use
     from primekd.config import load_profile
     from primekd.report.anew import write_anew
+    from primekd.studies.results import logs_in_use
 
     print("\n".join(write_anew(logs_in_use(load_profile(profile), published))))
 
@@ -45,7 +45,7 @@ def readme(
 
 def update_pages(check: bool) -> list[str]:
     """Generated blocks of README.md and docs/ that are not what the logs say, as `file: block`."""
-    from primekd.provenance import project_root, relative_name
+    from primekd.foundation.provenance import project_root, relative_name
     from primekd.report.readme import update_readme
 
     pages = [project_root() / "README.md", *sorted((project_root() / "docs").glob("*.md"))]
@@ -72,9 +72,9 @@ def verify(
     primekd verify --profile pocket --published --json
     primekd verify --against-published
     """
-    from primekd.assessment.results import logs_in_use
     from primekd.config import load_profile
-    from primekd.verify import verify as run_verify
+    from primekd.running.verify import verify as run_verify
+    from primekd.studies.results import logs_in_use
 
     loaded = load_profile(profile)
     if against_published:
@@ -93,7 +93,7 @@ def verify(
 
 def say_reproduction(profile, json: bool) -> None:
     """Prints how this machine's logs compare with the published ones; fails unless they reproduce them."""
-    from primekd.reproduction import REPRODUCED, compare_with_published, verdict_text
+    from primekd.running.reproduction import REPRODUCED, compare_with_published, verdict_text
 
     found = compare_with_published(profile)
     print_json(found) if json else print(verdict_text(found))
@@ -113,7 +113,7 @@ def publish(profile: ProfileOption = "pocket") -> None:
     primekd publish --profile pocket-vllm
     """
     from primekd.config import load_profile
-    from primekd.publishing import publish as run_publish
+    from primekd.running.publishing import publish as run_publish
 
     for line in run_publish(load_profile(profile)):
         print(line)

@@ -33,8 +33,8 @@ def plan(
     loaded = load_profile(profile)
     if measure:
         return show_measured(profile, json)
-    from primekd.plan.build import make_plan
-    from primekd.plan.text import plan_text
+    from primekd.planning.build import make_plan
+    from primekd.planning.text import plan_text
 
     found = make_plan(loaded)
     if json:
@@ -47,7 +47,7 @@ def plan(
 
 def show_measured(profile: str, json: bool) -> None:
     """Prints predicted and measured memory, phase by phase."""
-    from primekd.plan.compare import compare_case, comparison_text
+    from primekd.planning.compare import compare_case, comparison_text
 
     cases = [case for stage in ("teacher", "student") for case in compare_case(profile, stage)]
     if json:

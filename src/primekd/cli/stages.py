@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import ForceOption, ProfileOption, SeedOption, StrategyArgument, app, verb
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 
 @app.command("prepare-teacher")
@@ -22,7 +22,7 @@ def prepare_teacher(
     primekd prepare-teacher --profile pocket --train
     """
     from primekd.config import load_profile
-    from primekd.prepare_teacher import build_teacher, train_teacher
+    from primekd.training.prepare_teacher import build_teacher, train_teacher
 
     loaded = load_profile(profile)
     if loaded.prepare is None:
@@ -54,10 +54,10 @@ def capture(
     primekd capture --held-out
     primekd capture ai-KD --worker 2/4
     """
-    from primekd.capture import capture as run_capture
-    from primekd.capture import held_out_job, training_job
+    from primekd.capture.run import capture as run_capture
+    from primekd.capture.run import held_out_job, training_job
+    from primekd.capture.workers import Part
     from primekd.config import load_profile
-    from primekd.workers import Part
 
     if held_out == bool(strategy):
         raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
@@ -87,7 +87,7 @@ def distill(
     primekd distill ai-KD --processes 8 --accelerate-config configs/accelerate/fsdp.yaml
     """
     from primekd.config import load_profile
-    from primekd.distill import distill as run_distill
+    from primekd.training.distill import distill as run_distill
 
     loaded = load_profile(profile)
     if processes or accelerate_config:
@@ -126,6 +126,6 @@ def assess(
         score_some(loaded, model, force)
         print(f"assess: answers and held-out fit of {', '.join(model)} are there; `primekd assess` writes the logs.")
     else:
-        from primekd.assessment.assess import assess as run_assess
+        from primekd.studies.assess import assess as run_assess
 
         print(run_assess(loaded, force))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import JsonOption, ProfileOption, SeedOption, app, print_json, verb
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 
 @app.command()
@@ -40,10 +40,10 @@ def run(
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
     from primekd.config import load_profile
-    from primekd.made_by import other_code_text
-    from primekd.provenance import project_root
-    from primekd.run import planned_jobs, run_study
-    from primekd.slurm import open_cluster
+    from primekd.foundation.provenance import project_root
+    from primekd.running.made_by import other_code_text
+    from primekd.running.run import planned_jobs, run_study
+    from primekd.running.slurm import open_cluster
 
     if not slurm and (slurm_profile or capture_workers > 1):
         raise UserError("--slurm-profile and --capture-workers belong to --slurm: add it, or leave them out.")
@@ -74,9 +74,9 @@ def show_plan(jobs: list, on_slurm: bool) -> None:
 
 def show_results(profile) -> None:
     """Prints the results table, whether they are the published ones, and where the files are."""
-    from primekd.provenance import relative_name
+    from primekd.foundation.provenance import relative_name
     from primekd.report.tables import results_text
-    from primekd.reproduction import compare_with_published, verdict_text
+    from primekd.running.reproduction import compare_with_published, verdict_text
 
     print(results_text(profile.logs))
     print(verdict_text(compare_with_published(profile)))
@@ -96,7 +96,7 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     primekd status --profile pocket --json
     """
     from primekd.config import load_profile
-    from primekd.status import logs_lines, stage_states
+    from primekd.running.status import logs_lines, stage_states
 
     loaded = load_profile(profile)
     states = stage_states(loaded)
@@ -122,7 +122,7 @@ def doctor(
     primekd doctor
     primekd doctor --profile pocket --json
     """
-    from primekd.doctor import examine
+    from primekd.running.doctor import examine
 
     findings = examine(profile)
     if json:
@@ -149,7 +149,7 @@ def notebook(
     \b
     primekd notebook base-KD/distill.ipynb /tmp/distill.ipynb --strategy base-KD --seed 0
     """
-    from primekd.notebooks import execute
+    from primekd.running.notebooks import execute
 
     given = {"profile": profile, "strategy": strategy, "seed": seed}
     execute(source, output, {name: value for name, value in given.items() if value is not None})

@@ -12,8 +12,8 @@ from primekd.config.launch import LaunchConfig
 from primekd.config.section import Positive, Section, Seed, is_name
 from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import SignalsConfig, TeacherConfig
-from primekd.errors import UserError, findings_text
-from primekd.provenance import output_root, project_root, relative_name
+from primekd.foundation.errors import UserError, findings_text
+from primekd.foundation.provenance import output_root, project_root, relative_name
 
 
 class Profile(Section):

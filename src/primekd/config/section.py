@@ -13,6 +13,7 @@ def is_name(text: str) -> bool:
     """Whether a text can name a profile or a strategy: names become folders, and words of commands and file names."""
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text, re.ASCII) is not None
 
+
 # What a template is given by this project or by transformers.
 ENGINES_OWN = re.compile(
     "messages|conversation|tools|documents|chat_template|add_generation_prompt|continue_final_message|tokenize|padding|"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, read_json, read_manifest, relative_name
 from primekd.models.folders import model_hash
-from primekd.provenance import MANIFEST, read_json, read_manifest, relative_name
 
 
 def require_same_base(adapter: Path, model: str) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
-from primekd.errors import UserError
-from primekd.provenance import disk_errors, hash_text, project_root, relative_name, sync_folder, write_json
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import disk_errors, hash_text, project_root, relative_name, sync_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,11 +14,19 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from tqdm import tqdm
 
-from primekd.errors import UserError, findings_text
+from primekd.foundation.errors import UserError, findings_text
+from primekd.foundation.provenance import (
+    disk_errors,
+    hash_file,
+    now,
+    project_root,
+    relative_name,
+    write_json,
+    write_text,
+)
 from primekd.models.hub import HubFile, HubModel, local_snapshot, storage_folder
 from primekd.models.reference import ModelReference
 from primekd.models.transfer import FileMeter, bring, part_of
-from primekd.provenance import disk_errors, hash_file, now, project_root, relative_name, write_json, write_text
 
 STREAMS = 4  # files in flight: one stream seldom fills a fast line
 

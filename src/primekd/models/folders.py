@@ -4,13 +4,13 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_file, hash_json, read_json
 from primekd.models.built import dequantised_folder, random_folder
 from primekd.models.download import verified_hashes
 from primekd.models.hub import has_tokenizer, local_snapshot
 from primekd.models.reference import parse_reference, require_local
 from primekd.models.tokenizers import load_tokenizer, tokenizer_folder
-from primekd.provenance import hash_file, hash_json, read_json
 
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 

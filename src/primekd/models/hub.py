@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean, hide
 from primekd.models.reference import ModelReference
-from primekd.outside import clean, hide
 
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 COMMIT = re.compile(r"[0-9a-f]{40}")

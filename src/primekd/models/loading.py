@@ -4,7 +4,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.models.folders import model_folder, require_transformers_format
 from primekd.models.quantized import keep_layout, nf4_config
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 # Names of numbers that may be a scale or a soft cap. None is taken at its word, so it does no harm to catch too many.
 NUMBER = re.compile(r"(logit|lm_head|output_mult|soft_?cap)")

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel

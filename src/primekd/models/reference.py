@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from primekd.errors import UserError
-from primekd.provenance import project_root
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import project_root
 
 SCHEMES = ("hub", "path", "package", "random")
 

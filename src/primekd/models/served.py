@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from primekd.errors import UserError
-from primekd.memory import release_gpu_memory
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import release_gpu_memory
+from primekd.foundation.provenance import relative_name
 from primekd.models.adapters import require_same_base
 from primekd.models.loading import load_model
-from primekd.provenance import relative_name
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_file, hash_json, hash_text, read_json, relative_name
 from primekd.models.built import gguf_tokenizer_folder
 from primekd.models.download import download
 from primekd.models.hub import describe, has_tokenizer, local_snapshot
 from primekd.models.reference import parse_reference, require_local
-from primekd.provenance import hash_file, hash_json, hash_text, read_json, relative_name
-from primekd.template import MARK, QUESTION, render, turn_end
+from primekd.models.template import MARK, QUESTION, render, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

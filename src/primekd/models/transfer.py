@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import disk_errors, hash_file
 from primekd.models.hub import HubFile, HubModel, explain
 from primekd.models.reference import ModelReference
-from primekd.provenance import disk_errors, hash_file
 
 TRIES = 5  # in a row without a new byte
 PAUSE = 2.0  # seconds before the next try, doubled each time

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from primekd.assessment.adjudicate import ALL_MODELS, AuditRow, as_read, audit_scope, automatic_value
-from primekd.assessment.grade import LogRow
-from primekd.assessment.summary import title_of
+from primekd.assessment.decisions.decisions import ALL_MODELS, as_read, automatic_value
+from primekd.assessment.logs import LogRow
 from primekd.report.cells import Table
 from primekd.report.files import read_optional
 from primekd.report.formats import interval, percent
+from primekd.statistics.audit import AuditRow, audit_scope
+from primekd.statistics.summary import title_of
 
 
 def decision_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Table:

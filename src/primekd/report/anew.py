@@ -1,7 +1,7 @@
 """The report and the README's tables of one profile, written anew after its logs changed."""
 
 from primekd.config import Profile
-from primekd.provenance import project_root, relative_name
+from primekd.foundation.provenance import project_root, relative_name
 from primekd.report.html import write_report
 from primekd.report.readme import update_readme
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from primekd.assessment.extract import EXTRACTORS
-from primekd.assessment.grade import LogRow, read_log
-from primekd.errors import UserError
-from primekd.provenance import relative_name
+from primekd.assessment.logs import LogRow, read_log
+from primekd.assessment.reading import EXTRACTORS
+from primekd.config.strategies import CONTROL, TEACHER
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import relative_name
 from primekd.report.extraction import Readings
 from primekd.report.results import Results
-from primekd.strategies import CONTROL, TEACHER
 
 # Inside <script> only these could end the element or start a comment; in JSON strings \uXXXX means the same character.
 # U+2028 and U+2029 are line ends to older JavaScript engines.

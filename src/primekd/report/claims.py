@@ -4,14 +4,14 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.published_study import StatedRow, published_folder
-from primekd.assessment.summary import title_of
-from primekd.provenance import relative_name
+from primekd.config.strategies import CONTROL, TEACHER, load_strategies
+from primekd.foundation.provenance import relative_name
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.files import Row, read_optional
 from primekd.report.formats import MISSING, interval, percent
 from primekd.report.results import ADJUDICATED, Results, read_manifest
-from primekd.strategies import CONTROL, TEACHER, load_strategies
+from primekd.statistics.summary import title_of
+from primekd.studies.published import StatedRow, published_folder
 
 LOGS = "Log"
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from primekd.errors import UserError
-from primekd.provenance import read_json, relative_name
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json, relative_name
 from primekd.report.cells import Cell, Files, Table
 from primekd.report.formats import percent, significant
 

@@ -3,15 +3,15 @@
 from decimal import Decimal
 from pathlib import Path
 
-from primekd.assessment.extract import EXTRACTORS, NOT_FOUND, RULES
-from primekd.assessment.grade import LogRow
-from primekd.assessment.published_study import published_folder
-from primekd.assessment.rivals import AccuracyRow
-from primekd.assessment.validation import ValidationRow
+from primekd.assessment.logs import LogRow
+from primekd.assessment.reading import EXTRACTORS, NOT_FOUND, RULES
 from primekd.report.cells import Name, Table
 from primekd.report.files import Row, read_optional
 from primekd.report.formats import MISSING, interval, percent, significant
 from primekd.report.results import ADJUDICATED, Results
+from primekd.statistics.rivals import AccuracyRow
+from primekd.statistics.validation import ValidationRow
+from primekd.studies.published import published_folder
 
 SPREAD, DISAGREE = "Most minus least, points", "Extractors disagree on"
 # Model -> one row of extractors.csv an item.

@@ -7,10 +7,10 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from primekd.assessment.summary import SummaryRow, title_of
-from primekd.assessment.tables import read_records, read_table
-from primekd.errors import UserError
-from primekd.provenance import relative_name
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import relative_name
+from primekd.foundation.tables import read_records, read_table
+from primekd.statistics.summary import SummaryRow, title_of
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from primekd.assessment.tables import read_cells, read_table
+from primekd.foundation.tables import read_cells, read_table
 
 Row = dict[str, str]
-
 
 
 def read_rows(path: Path, columns: type | Iterable[str]) -> list[Row]:

@@ -1,12 +1,12 @@
 """Figures of dots and intervals: accuracies, differences, distances to the teacher, and extractors."""
 
-from primekd.assessment.extract import EXTRACTORS
-from primekd.assessment.sentences import is_claimed
-from primekd.assessment.summary import title_of
+from primekd.assessment.reading import EXTRACTORS
 from primekd.report.figures import PALETTE, draw
 from primekd.report.files import Row
 from primekd.report.formats import interval, percent
 from primekd.report.results import Results
+from primekd.statistics.sentences import is_claimed
+from primekd.statistics.summary import title_of
 
 INK, SOFT, BAND = "#333333", "#999999", "#ececec"
 MARKERS = ("o", "s", "^", "v", "D")  # one an extractor; shapes, so that nobody has to tell colours apart

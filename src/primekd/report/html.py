@@ -9,10 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.results import extractor_of
-from primekd.assessment.sentences import sentence
 from primekd.config import Profile
-from primekd.provenance import relative_name, write_text
+from primekd.foundation.provenance import relative_name, write_text
 from primekd.report import adjudication, extraction, lineage, responses
 from primekd.report.browser import browser_data, read_logs, script_json
 from primekd.report.claims import claim_lines, claim_note
@@ -30,6 +28,8 @@ from primekd.report.results import (
     result_table,
 )
 from primekd.report.seeds import ONE_SEED, seed_table
+from primekd.statistics.sentences import sentence
+from primekd.studies.results import extractor_of
 
 REPORT = "report.html"
 SCRIPTS = ("data.js", "list.js", "detail.js", "controls.js")  # in this order, in one scope

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from primekd.provenance import MANIFEST, altered_outputs, hash_json
+from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json
 from primekd.report.formats import MISSING, duration, energy
 
 Facts = list[tuple[str, str]]

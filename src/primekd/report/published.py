@@ -4,17 +4,17 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from primekd.assessment.labels import LabelCounts
-from primekd.assessment.published_study import DisagreementRow, ExtractorContrastRow, StatedRow
-from primekd.assessment.summary import title_of
-from primekd.assessment.validation import ValidationRow
-from primekd.errors import UserError
-from primekd.provenance import relative_name
+from primekd.assessment.decisions.labels import LabelCounts
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.claims import recounted
 from primekd.report.extraction import read_accuracies, validation_table
 from primekd.report.files import Row, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range
+from primekd.statistics.summary import title_of
+from primekd.statistics.validation import ValidationRow
+from primekd.studies.published import DisagreementRow, ExtractorContrastRow, StatedRow
 
 
 def study_table(folder: Path) -> Table:

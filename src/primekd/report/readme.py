@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from primekd.errors import UserError
-from primekd.provenance import project_root, relative_name, write_text
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import project_root, relative_name, write_text
 from primekd.report.tables import (
     claim_table,
     engines_markdown,

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from primekd.assessment.responses import RESPONSES, ResponseRow
-from primekd.assessment.summary import title_of
 from primekd.report.cells import Name, Table
 from primekd.report.files import read_optional
 from primekd.report.formats import MISSING, interval, percent
+from primekd.statistics.summary import title_of
+from primekd.studies.responses import RESPONSES, ResponseRow
 
 NOTE = (
     "The teacher's responses to the training items, by the prompt of each arm: what its student learned from. A "

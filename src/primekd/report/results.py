@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd import provenance
-from primekd.assessment.contrasts import ContrastRow
-from primekd.assessment.seeds import SeedRow
-from primekd.assessment.sentences import claims
-from primekd.assessment.summary import SummaryRow, title_of
-from primekd.errors import UserError
-from primekd.provenance import MANIFEST, relative_name
+from primekd.config.strategies import CONTROL
+from primekd.foundation import provenance
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.files import Row, read_optional, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
-from primekd.strategies import CONTROL
+from primekd.statistics.contrasts import ContrastRow
+from primekd.statistics.seeds import SeedRow
+from primekd.statistics.sentences import claims
+from primekd.statistics.summary import SummaryRow, title_of
 
 ADJUDICATED = "Adjudicated, % [95 %]"
 P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"

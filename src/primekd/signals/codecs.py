@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from primekd.config import LossConfig, SignalsConfig
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.signals.rows import DenseRows, HiddenRows, SignalRows, TopKRows
 from primekd.signals.sampled import SampledCodec
 from primekd.signals.shards import StoredItem

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_file, hash_json, relative_name, write_atomically
 from primekd.models.logits import PLAIN, LogitTransform
-from primekd.provenance import hash_file, hash_json, relative_name, write_atomically
 
 # Nats a token. bfloat16's own rounding was 6e-5 at most on pocket's teacher and 1.7e-4 on random models with logits of
 # 25; on those a cap of 30 that is left out costs 5e-3, one of 15 or any scale 0.6 and more.

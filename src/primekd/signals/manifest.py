@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from primekd.manifests import MANIFEST, Code, Count, Digest, Environment, Maker, Measured, Number, Part, checked
+from primekd.foundation.manifests import (
+    MANIFEST,
+    Code,
+    Count,
+    Digest,
+    Environment,
+    Maker,
+    Measured,
+    Number,
+    Part,
+    checked,
+)
 
 FIX = "Delete it and run the capture again: shards that are whole are kept."
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name
 from primekd.models.logits import PLAIN, LogitTransform
-from primekd.provenance import MANIFEST, hash_file, hash_json, relative_name
 from primekd.signals.codecs import codec_of
 from primekd.signals.heads import load_head, rebuilding_problem
 from primekd.signals.manifest import read_store

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from primekd.config import LossConfig
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.signals.bits import BitReader, BitWriter, floor_log2
 from primekd.signals.rows import SampledRows
 from primekd.signals.shards import PACKED, StoredItem

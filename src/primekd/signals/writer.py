@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import Tensor
 
-from primekd.errors import UserError
-from primekd.provenance import MANIFEST, environment, hash_file, hash_json, relative_name, write_json
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, environment, hash_file, hash_json, relative_name, write_json
+from primekd.foundation.stage_code import maker_of, mixed
 from primekd.signals.heads import head_is_whole
 from primekd.signals.manifest import read_session, read_store, read_vouch
 from primekd.signals.shards import FORMAT, StoredItem, save_shard, shard_name
-from primekd.stage_code import maker_of, mixed
 
 ENTRY = ("sha256", "items", "tokens", "bytes")  # what the manifest says of a shard
 FACTS = ("head", "reconstruction", "engine", "environment", "code")  # what it says of the store, from the first shard

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.teachers.protocol import TeacherEngine, TopLogprobs
 
 

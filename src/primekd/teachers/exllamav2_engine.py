@@ -16,13 +16,13 @@ from torch import Tensor
 
 from primekd.config import TeacherConfig
 from primekd.config.teacher import ExLlamaConfig
-from primekd.errors import UserError
-from primekd.memory import release_gpu_memory
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
 from primekd.models.logits import PROBE, LogitTransform, best_transform, config_numbers
+from primekd.models.template import turn_end
 from primekd.teachers.exllamav2_loading import gpu_memory, import_exllamav2, load_exl2, require_exl2
 from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
-from primekd.template import turn_end
 
 PROBE_ERROR = 0.03  # of the logits' norm, which half precision explains; what is finer, `reconstruction` finds
 GENERATOR_QUEUE = 8  # tokens a sequence that the generator reserves room for (its default `max_q_size`)

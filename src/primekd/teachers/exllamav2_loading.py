@@ -13,9 +13,9 @@ from typing import Any
 
 from primekd.config import TeacherConfig
 from primekd.config.teacher import ExLlamaConfig
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
 from primekd.models import model_folder, parse_reference
-from primekd.provenance import read_json
 from primekd.teachers.packages import explain_import_failure, missing_cuda
 
 OLDEST = (0, 1, 8)  # earlier versions lack Llama 3.1's rope scaling, and compute something else without a word

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local
 from primekd.models.logits import PROBE, LogitTransform, best_transform
+from primekd.models.template import turn_end
 from primekd.teachers.llamacpp_context import PART_TOKENS, Context, Model
 from primekd.teachers.protocol import Response, Sampling, Want
-from primekd.template import turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from primekd.config import TeacherConfig
 from primekd.config.teacher import VllmConfig
-from primekd.errors import UserError
-from primekd.memory import release_gpu_memory
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
+from primekd.models.template import turn_end
 from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
 from primekd.teachers.vllm_loading import (
     head_dtype,
@@ -26,7 +27,6 @@ from primekd.teachers.vllm_loading import (
     require_servable,
     start_options,
 )
-from primekd.template import turn_end
 
 
 class VllmEngine:

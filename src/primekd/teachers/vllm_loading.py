@@ -12,11 +12,11 @@ import torch
 
 from primekd.config import TeacherConfig
 from primekd.config.teacher import VllmConfig
-from primekd.errors import UserError
-from primekd.memory import release_gpu_memory
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import release_gpu_memory
+from primekd.foundation.provenance import read_json
 from primekd.models import model_folder
 from primekd.models.folders import quantisation
-from primekd.provenance import read_json
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM has adapter memory for
 CPU_CACHE_BYTES = 2 << 30

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from primekd.chat import build_prompt
 from primekd.config import Profile, TeacherConfig
-from primekd.errors import UserError
-from primekd.items import Item
+from primekd.foundation.errors import UserError
 from primekd.models import load_tokenizer
+from primekd.models.chat import build_prompt
+from primekd.tasks.items import Item
 from primekd.teachers.vllm_engine import VllmEngine
 
 

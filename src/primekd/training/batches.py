@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader, Sampler
 
-from primekd.chat import StudentSequence
+from primekd.models.chat import StudentSequence
 from primekd.training.examples import Example
 
 FILLER = Example("", StudentSequence([0], [False]))  # has no response token, so it adds nothing to any sum

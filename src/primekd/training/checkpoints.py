@@ -19,7 +19,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from primekd.provenance import disk_errors, hash_file, relative_name, sync_folder, write_json
+from primekd.foundation.provenance import disk_errors, hash_file, relative_name, sync_folder, write_json
 from primekd.training.finite import require_finite_weights
 
 ADAPTER, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from primekd.chat import StudentSequence, build_prompt, encode_response, join
-from primekd.items import Item
+from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals import SignalReader
+from primekd.tasks.items import Item
 
 IGNORED = -100
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 WATCHED = ("loss", "ce", "kd", "grad_norm", "eval_loss")
 

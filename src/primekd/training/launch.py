@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from primekd.config import Profile
 from primekd.config.profile import read_mapping
-from primekd.errors import UserError
-from primekd.progress import progress_path
-from primekd.provenance import project_root, read_json, relative_name, write_text
+from primekd.foundation.errors import UserError
+from primekd.foundation.progress import progress_path
+from primekd.foundation.provenance import project_root, read_json, relative_name, write_text
 from primekd.training.processes import LAUNCHER
 
 LAUNCHERS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")  # the distributed_type that training was written for

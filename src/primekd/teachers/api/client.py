@@ -14,8 +14,8 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from primekd.config.teacher import ApiConfig
-from primekd.errors import UserError
-from primekd.outside import clean, hide
+from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean, hide
 from primekd.teachers.api.spending import Ledger
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day

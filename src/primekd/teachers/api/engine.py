@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from primekd.chat import encode_response
 from primekd.config import TeacherConfig
-from primekd.errors import UserError
+from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean, holds_secret
+from primekd.foundation.provenance import hash_json, read_json, relative_name, write_json
 from primekd.models import load_tokenizer
-from primekd.outside import clean, holds_secret
-from primekd.provenance import hash_json, read_json, relative_name, write_json
+from primekd.models.chat import encode_response
+from primekd.models.template import turn_end
 from primekd.teachers.api.client import Endpoint, Stopped
 from primekd.teachers.api.exchange import Answer, Usage, build_request, read_answer
 from primekd.teachers.api.spending import Ledger
 from primekd.teachers.api.tokens import Shown, token_map
 from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
-from primekd.template import turn_end
 
 GREEDY_SLACK = 0.1  # nats by which a greedy token may miss the top; sums differ in the last bits between batches
 SUM_SLACK = 1e-3  # by which the shown probabilities of one token may exceed 1

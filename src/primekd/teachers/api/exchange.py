@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from primekd.chat import Prompt
 from primekd.config.teacher import ApiConfig
-from primekd.errors import UserError, findings_text
-from primekd.outside import clean
+from primekd.foundation.errors import UserError, findings_text
+from primekd.foundation.outside import clean
+from primekd.models.chat import Prompt
 from primekd.teachers.api.tokens import Shown
 from primekd.teachers.protocol import Sampling
 

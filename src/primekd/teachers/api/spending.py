@@ -14,9 +14,9 @@ from filelock import FileLock
 from pydantic import BaseModel, Field, ValidationError
 
 from primekd.config.teacher import ApiConfig
-from primekd.errors import UserError, findings_text
-from primekd.outside import clean
-from primekd.provenance import relative_name, write_json
+from primekd.foundation.errors import UserError, findings_text
+from primekd.foundation.outside import clean
+from primekd.foundation.provenance import relative_name, write_json
 
 USD = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=0)]

@@ -1,0 +1,151 @@
+"""Which answers a person is asked to look at: those no rule settles, and random samples for a blind look."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from primekd.assessment.decisions.decisions import (
+    AUDIT,
+    REVIEW,
+    Decision,
+    answer_hash,
+    as_written,
+    automatic_value,
+    by_answer,
+)
+from primekd.assessment.logs import LogRow
+from primekd.assessment.reading import extract
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_json, relative_name
+
+
+@dataclass(frozen=True)
+class Case:
+    """One answer that a person is asked about. Holds neither the gold value nor a verdict.
+
+    `automatic`, `rule` and `span` (characters [start, end) of the response) are what the published rules read;
+    `why` are the reasons for which it is listed, in words; empty in an audit.
+    """
+
+    model: str
+    id: str
+    question: str
+    response: str
+    truncated: bool
+    automatic: Fraction | None
+    rule: str
+    span: tuple[int, int] | None
+    why: tuple[str, ...] = ()
+
+    @property
+    def answer_sha256(self) -> str:
+        return answer_hash(self.question, self.response)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What decisions know the answer by."""
+        return self.model, self.id, self.answer_sha256
+
+
+def open_cases(
+    profile: Profile,
+    logs: dict[str, list[LogRow]],
+    decisions: Iterable[Decision],
+    models: Iterable[str] = (),
+    seed: int = 0,
+) -> list[Case]:
+    """Answers that rules do not settle and nobody has decided on, in an order that mixes the models at random.
+
+    Args:
+        models: look at these alone; all of them if empty.
+        seed: the same seed gives the same order.
+
+    Raises:
+        UserError: a model has no log.
+    """
+    decided = by_answer(profile.name, decisions)
+    cases = [case for case in _all_cases(profile, logs, models, with_why=True) if case.why and case.key not in decided]
+    return _shuffled(cases, seed, REVIEW)
+
+
+def audit_sample(
+    profile: Profile,
+    logs: dict[str, list[LogRow]],
+    decisions: Iterable[Decision],
+    who: str,
+    count: int,
+    models: Iterable[str] = (),
+    seed: int = 0,
+) -> list[Case]:
+    """A random sample of all answers, whatever rule fired and whatever the verdict, for a blind second look.
+
+    Answers that `who` has decided on are not drawn: nobody audits one twice, and a review has shown its automatic
+    value. A sample that was left half way goes on with the rest of it (same seed), so that nobody can pass over the
+    awkward ones.
+
+    Raises:
+        UserError: a model has no log.
+    """
+    seen = by_answer(profile.name, (d for d in decisions if d.who == who))
+    cases = [case for case in _all_cases(profile, logs, models, with_why=False) if case.key not in seen]
+    return _shuffled(cases, seed, AUDIT)[:count]
+
+
+def _shuffled(cases: list[Case], seed: int, purpose: str) -> list[Case]:
+    """A random order in which every answer has its own place: it stays when others are decided, added or left out."""
+    return sorted(cases, key=lambda case: hash_json([seed, purpose, *case.key]))
+
+
+def _all_cases(
+    profile: Profile, logs: dict[str, list[LogRow]], models: Iterable[str], with_why: bool
+) -> Iterator[Case]:
+    models = list(models) or list(logs)
+    if unknown := [model for model in models if model not in logs]:
+        raise UserError(f"{relative_name(profile.logs)} has no model {unknown[0]!r}: it has {', '.join(logs)}.")
+    for model in dict.fromkeys(models):
+        try:
+            yield from (_case(model, row, with_why) for row in logs[model])
+        except ValueError as error:
+            path = relative_name(profile.logs / f"{model}.csv")
+            raise UserError(f"{path} has a row that cannot be read ({error}): run the assessment again.") from error
+
+
+def _case(model: str, row: LogRow, with_why: bool) -> Case:
+    start, _, end = row.span.partition(":")
+    span = (int(start), int(end)) if row.span else None
+    reasons = _reasons(row) if with_why else ()
+    return Case(model, row.id, row.question, row.response, row.truncated, automatic_value(row), row.rule, span, reasons)
+
+
+def _reasons(row: LogRow) -> tuple[str, ...]:
+    """Why no rule settles an answer; empty where the published and the validated rules agree on its value.
+
+    Both are run here, whichever of them the log was graded by: no table has a place for `ambiguous`.
+    """
+    found = extract(row.response, "validated", row.truncated, row.question)
+    published = extract(row.response, "published", row.truncated, row.question).value
+    reasons = []
+    if published is None:
+        reasons.append("the published rules found no number")
+    if found.ambiguous:
+        reasons.append("the validated rules call it ambiguous")
+    elif found.value is None:
+        reasons.append("the validated rules found no value")
+    if None not in (found.value, published) and found.value != published:
+        reasons.append(f"published and validated rules differ: {as_written(published)}, {as_written(found.value)}")
+    return tuple(reasons)
+
+
+def describe_case(case: Case) -> dict[str, object]:
+    """A case as `--list --json` prints it: where to find it and why it is listed, without its texts."""
+    return {
+        "model": case.model,
+        "id": case.id,
+        "answer_sha256": case.answer_sha256,
+        "automatic": as_written(case.automatic),
+        "rule": case.rule,
+        "span": case.span,
+        "truncated": case.truncated,
+        "why": case.why,
+    }

@@ -1,0 +1,247 @@
+"""Decisions that people made on answers: read, saved, applied.
+
+A decision belongs to one answer of one model, known by the hash of question and answer: an answer that changed is
+another answer, and nothing decided before is applied to it. Where several people decided on one, the latest counts.
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import os
+import re
+import subprocess
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields, replace
+from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
+
+from primekd.assessment.logs import LogRow
+from primekd.assessment.reading import NOT_FOUND
+from primekd.assessment.reading.numbers import find_numbers, format_value
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import disk_errors, hash_json, project_root, relative_name, write_text
+
+REVIEW, AUDIT = "review", "audit"
+ACCEPT, CORRECT, NONE = "accept", "correct", "none"
+ALL_MODELS = "all"  # the last row of audit.csv
+_VALUE = re.compile(r"-?[0-9]{1,4000}(?:\.[0-9]{1,4000}|/[0-9]{1,4000})?")  # int() takes 4,300 digits, no more
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One row of assessment/adjudications.csv; every field is text as it stands there.
+
+    `automatic` is what the published rules read when the decision was made, `value` what the person decided; both are
+    written by `as_written`. `when` is ISO 8601 with its offset.
+    """
+
+    profile: str
+    model: str
+    id: str
+    answer_sha256: str
+    automatic: str
+    decision: str
+    value: str
+    who: str
+    when: str
+    purpose: str
+
+
+COLUMNS = tuple(f.name for f in fields(Decision))
+
+
+def answer_hash(question: str, response: str) -> str:
+    """sha256 that stands for one answer to one question."""
+    return hash_json([question, response])
+
+
+def as_written(value: Fraction | None) -> str:
+    """A value as logs write it: -1 where no answer was given, so that a true minus one is written -1.0."""
+    if value is None:
+        return NOT_FOUND
+    return "-1.0" if value == -1 else format_value(value)
+
+
+def as_read(text: str) -> Fraction | None:
+    """The inverse of `as_written`. Raises ValueError if the text is no value."""
+    if text == NOT_FOUND:
+        return None
+    if not _VALUE.fullmatch(text) or re.search(r"/0+$", text):
+        raise ValueError(f"{text[:40]!r} is no value")
+    return Fraction(text)
+
+
+def automatic_value(row: LogRow) -> Fraction | None:
+    """What the published rules read in an answer; None where they found nothing (a log writes both as -1)."""
+    return None if row.rule == "none" else Fraction(row.extracted)
+
+
+def parse_typed(text: str) -> Fraction:
+    """The number that a person typed. Raises UserError unless it is exactly one number."""
+    bare = text.strip().removeprefix("+").removesuffix(".").removesuffix("%").strip()
+    numbers = find_numbers(bare)
+    if len(numbers) != 1 or bare[: numbers[0].start].strip() or bare[numbers[0].end :].strip("% "):
+        raise UserError(f"{text.strip()[:40]!r} is no number: type one such as 18, -4, 2.5 or 1/3.")
+    return numbers[0].value
+
+
+def check_who(who: str | None) -> str:
+    """The name of the person who decides, trimmed. Raises UserError if it is empty or cannot stand on one line."""
+    name = (who or "").strip()
+    if not name:
+        raise UserError("Nobody is named as the one who decides: pass --who NAME, or set git's user.name.")
+    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in name):
+        raise UserError("The name of the one who decides may hold no line break and no control character.")
+    return name
+
+
+def default_who() -> str:
+    """git's user.name, else $USER. Raises UserError if there is neither."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "config", "user.name"], cwd=project_root(), capture_output=True, text=True, timeout=20
+        )
+        if done.stdout.strip():
+            return check_who(done.stdout)
+    return check_who(os.environ.get("USER"))
+
+
+def decisions_file() -> Path:
+    """assessment/adjudications.csv of the checkout."""
+    return project_root() / "assessment" / "adjudications.csv"
+
+
+def read_decisions(path: Path | None = None) -> list[Decision]:
+    """Every decision in the order of the file; none where there is no file.
+
+    Raises:
+        UserError: a row cannot be read; the sentence names its line.
+    """
+    path = Path(path or decisions_file())
+    if not path.is_file():
+        return []
+    line = 1
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle, strict=True)
+            order = _places(next(reader, COLUMNS))
+            decisions = []
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    decisions.append(_decision(cells, order))
+                line = reader.line_num + 1
+            return decisions
+    except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
+        raise UserError(f"{relative_name(path)} line {line} cannot be read ({error}): mend or remove it.") from error
+
+
+def _places(header: Iterable[str]) -> list[int]:
+    """Where each column stands. A further one is refused, for it would be lost with the next decision."""
+    header = list(header)
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise ValueError(f"it has no column {', '.join(missing)}")
+    if len(header) > len(COLUMNS):
+        raise ValueError(f"it has {len(header)} columns, {len(header) - len(COLUMNS)} too many")
+    return [header.index(name) for name in COLUMNS]
+
+
+def _decision(cells: list[str], order: list[int]) -> Decision:
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"it has {len(cells)} cells, not {len(COLUMNS)}")
+    row = Decision(*(cells[place] for place in order))
+    if not re.fullmatch(r"[0-9a-f]{64}", row.answer_sha256):
+        raise ValueError("answer_sha256 is no hash")
+    if row.decision not in (ACCEPT, CORRECT, NONE) or row.purpose not in (REVIEW, AUDIT):
+        raise ValueError("decision must be accept, correct or none, and purpose review or audit")
+    as_read(row.automatic)
+    if (as_read(row.value) is None) != (row.decision == NONE):
+        raise ValueError("the value does not fit the decision")
+    if datetime.fromisoformat(row.when).utcoffset() is None:
+        raise ValueError("the time has no offset from UTC")
+    try:
+        check_who(row.who)
+    except UserError as error:
+        raise ValueError("who is empty or holds control characters") from error
+    return row
+
+
+def add_decision(decision: Decision, path: Path | None = None) -> None:
+    """Saves one decision behind those that are in the file by now.
+
+    Raises:
+        UserError: the file has a row that cannot be read (nothing is written then), or cannot be written.
+    """
+    path = Path(path or decisions_file())
+    with _locked(path):
+        _write([*read_decisions(path), decision], path)
+
+
+def remove_decision(decision: Decision, path: Path | None = None) -> None:
+    """Takes back one decision; those of others stay. Raises UserError as `add_decision` does."""
+    path = Path(path or decisions_file())
+    with _locked(path):
+        kept = read_decisions(path)
+        if decision in kept:
+            del kept[len(kept) - 1 - kept[::-1].index(decision)]  # the last of equal rows
+            _write(kept, path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the folder's lock, so that two people who decide at once lose nothing. No lock file is left behind."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _write(decisions: Iterable[Decision], path: Path) -> None:
+    text = io.StringIO()
+    text.write(",".join(COLUMNS) + "\n")
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(astuple(d) for d in decisions)
+    write_text(path, text.getvalue())
+
+
+def by_answer(profile_name: str, decisions: Iterable[Decision]) -> dict[tuple[str, str, str], list[Decision]]:
+    """(model, id, hash of the answer) -> the decisions of one profile on it, the latest last."""
+    found: dict[tuple[str, str, str], list[Decision]] = {}
+    for decision in sorted(decisions, key=lambda d: datetime.fromisoformat(d.when)):  # equal times keep their order
+        if decision.profile == profile_name:
+            found.setdefault((decision.model, decision.id, decision.answer_sha256), []).append(decision)
+    return found
+
+
+def apply_decisions(profile_name: str, model: str, rows: list[LogRow], decisions: Iterable[Decision]) -> list[LogRow]:
+    """The rows of one model's log with `adjudicated` set where a person decided, and empty everywhere else.
+
+    An audit that agrees with the automatic value adjudicates nothing by itself: the automatic verdict stands. An audit
+    that differs does.
+    """
+    found = by_answer(profile_name, decisions)
+    return [
+        replace(row, adjudicated=_adjudicated(row, found.get((model, row.id, answer_hash(row.question, row.response)))))
+        for row in rows
+    ]
+
+
+def _adjudicated(row: LogRow, decisions: list[Decision] | None) -> str:
+    if not decisions:
+        return ""
+    value = as_read(decisions[-1].value)
+    if value == automatic_value(row) and all(d.purpose == AUDIT for d in decisions):
+        return ""
+    return as_written(value)
+
+
+def count_stale(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iterable[Decision]) -> int:
+    """How many decisions of a profile are for answers that its logs do not hold any more."""
+    held = {(model, row.id, answer_hash(row.question, row.response)) for model, log in logs.items() for row in log}
+    return sum(len(made) for answer, made in by_answer(profile_name, decisions).items() if answer not in held)

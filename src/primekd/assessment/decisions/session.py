@@ -1,0 +1,216 @@
+"""One sitting of a person who decides on answers: what the terminal and the notebook's form have in common."""
+
+import unicodedata
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.decisions.cases import Case, audit_sample, describe_case, open_cases
+from primekd.assessment.decisions.decisions import (
+    ACCEPT,
+    AUDIT,
+    CORRECT,
+    NONE,
+    REVIEW,
+    Decision,
+    add_decision,
+    as_written,
+    check_who,
+    count_stale,
+    parse_typed,
+    read_decisions,
+    remove_decision,
+)
+from primekd.assessment.logs import read_logs
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import now
+
+_KEPT_INVISIBLE = "\u200c\u200d"  # joiners, which scripts and emoji need
+
+
+class Session:
+    """Walks through cases, saves each decision at once, and takes the last ones back.
+
+    `who` may be changed between decisions; it is checked when one is saved. In an audit (`blind`) whoever draws `case`
+    leaves out its automatic value, rule and span.
+    """
+
+    def __init__(
+        self, profile: Profile, cases: list[Case], who: str, purpose: str = REVIEW, path: Path | None = None
+    ) -> None:
+        self.profile, self.cases, self.who, self.purpose, self.path = profile, cases, who, purpose, path
+        self.place = 0
+        self._steps: list[Decision | None] = []  # one a case that was passed; None for a skipped one
+
+    @property
+    def case(self) -> Case | None:
+        """The case that is to be decided now; None after the last."""
+        return self.cases[self.place] if self.place < len(self.cases) else None
+
+    @property
+    def blind(self) -> bool:
+        return self.purpose == AUDIT
+
+    @property
+    def decided(self) -> list[Decision]:
+        """What was decided in this session and not taken back."""
+        return [step for step in self._steps if step]
+
+    @property
+    def progress(self) -> str:
+        """`12 of 40`."""
+        return f"{min(self.place + 1, len(self.cases))} of {len(self.cases)}"
+
+    def take(self, typed: str) -> None:
+        """Does what a person typed: a letter (a, n, s, u), a number, or `c` and a number.
+
+        Raises:
+            UserError: it is neither, or cannot be done here; the case stays.
+        """
+        word, _, rest = typed.strip().partition(" ")
+        actions: dict[str, Callable[[], None]] = {
+            "a": self.accept, "accept": self.accept, "n": self.none, "none": self.none,
+            "s": self.skip, "skip": self.skip, "u": self.undo, "undo": self.undo,
+        }  # fmt: skip
+        if not rest and word.lower() in actions:
+            actions[word.lower()]()
+        elif word.lower() in ("c", "correct"):
+            self.correct(rest)
+        else:
+            self.correct(typed)
+
+    def accept(self) -> None:
+        """The automatic value is what the answer says."""
+        case = self._now()
+        if self.blind:
+            raise UserError("In an audit the automatic value is not shown: type the number, or n if there is none.")
+        if case.automatic is None:
+            raise UserError("There is no automatic value to accept: type the number, or n if the answer gives none.")
+        self._save(case.automatic)
+
+    def correct(self, typed: str) -> None:
+        """The answer says the number that was typed."""
+        self._now()
+        if not typed.strip():
+            raise UserError("Type the number that the answer gives, for example 18.")
+        self._save(parse_typed(typed))
+
+    def none(self) -> None:
+        """The answer gives no value."""
+        self._save(None)
+
+    def skip(self) -> None:
+        """Decides nothing; the case comes again in another session."""
+        self._now()
+        self._steps.append(None)
+        self.place += 1
+
+    def undo(self) -> None:
+        """Takes back the last decision or skip, and goes back to its case."""
+        if not self._steps:
+            raise UserError("There is nothing to undo in this session.")
+        if self._steps[-1]:
+            remove_decision(self._steps[-1], self.path)
+        self._steps.pop()
+        self.place -= 1
+
+    def _now(self) -> Case:
+        if self.case is None:
+            raise UserError("That was the last answer: undo with u, or finish.")
+        return self.case
+
+    def _save(self, value: Fraction | None) -> None:
+        case = self._now()
+        kind = NONE if value is None else ACCEPT if value == case.automatic else CORRECT
+        decision = Decision(
+            self.profile.name, *case.key, as_written(case.automatic), kind, as_written(value), check_who(self.who),
+            now(), self.purpose,
+        )  # fmt: skip
+        add_decision(decision, self.path)
+        self._steps.append(decision)
+        self.place += 1
+
+
+def open_session(
+    profile: Profile,
+    who: str,
+    models: list[str] | None = None,
+    limit: int | None = None,
+    audit: int | None = None,
+    seed: int = 0,
+) -> tuple[Session, str]:
+    """A session on the open cases, or with `audit` on a random sample of that size; and what to say before it starts.
+
+    Raises:
+        UserError: a log or the file of decisions cannot be read, or a model has no log.
+    """
+    logs, decisions = read_logs(profile), read_decisions()
+    if audit:
+        cases = audit_sample(profile, logs, decisions, who, audit, models or (), seed)
+        said = f"{counted(len(cases), 'answer')} drawn at random for a blind second look."
+    else:
+        cases = open_cases(profile, logs, decisions, models or (), seed)
+        said = f"{counted(len(cases), 'answer')} open: no rule settles them, or rules disagree."
+    session = Session(profile, cases[:limit], who, AUDIT if audit else REVIEW)
+    return session, " ".join([said, *say_stale(count_stale(profile.name, logs, decisions))])
+
+
+def list_cases(
+    profile: Profile, models: list[str] | None = None, limit: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """What a session would ask about, in its order: `open` counts all, `cases` are at most `limit` of them.
+
+    `stale` counts decisions for answers that these logs do not hold. Raises UserError as `open_session` does.
+    """
+    logs, decisions = read_logs(profile), read_decisions()
+    cases = open_cases(profile, logs, decisions, models or (), seed)
+    return {
+        "profile": profile.name,
+        "open": len(cases),
+        "stale": count_stale(profile.name, logs, decisions),
+        "cases": [describe_case(case) for case in cases[:limit]],
+    }
+
+
+def say_stale(count: int) -> list[str]:
+    """The sentence on decisions that apply to nothing; none if there are none."""
+    if not count:
+        return []
+    return [f"{counted(count, 'decision')} {'are' if count > 1 else 'is'} for answers that these logs do not hold."]
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 answer`, `2 answers`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def spoken(value: str) -> str:
+    """A written value in words a person reads: -1 is none."""
+    return "none" if value == "-1" else "-1" if value == "-1.0" else value
+
+
+def readable(text: str) -> str:
+    """A text without anything that could drive a terminal or turn its reading direction; as long as it was.
+
+    Escape and other control characters become U+FFFD, one for one, so that spans still fit.
+    """
+    return "".join(map(_harmless, text))
+
+
+def _harmless(character: str) -> str:
+    if character in "\n\u2028\u2029":
+        return "\n"
+    if character in "\t\r":
+        return " "
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _KEPT_INVISIBLE:
+        return "\ufffd"
+    return character
+
+
+def around(text: str, span: tuple[int, int] | None) -> tuple[str, str, str]:
+    """A text, made readable, in three parts: before the span, the span, behind it."""
+    shown = readable(text)
+    start, end = span or (len(shown), len(shown))
+    return shown[:start], shown[start:end], shown[end:]

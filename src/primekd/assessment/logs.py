@@ -1,0 +1,96 @@
+"""The per-item log, one row an item: its schema, reading and writing."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from primekd.assessment.reading import NOT_FOUND
+from primekd.assessment.reading.numbers import format_value
+from primekd.config import Profile
+from primekd.foundation.provenance import write_text
+from primekd.foundation.tables import Count, Flag, Name, read_records
+from primekd.tasks.items import parse_answer
+
+COLUMNS = (
+    "id", "question", "gold", "response", "response_tokens", "truncated", "extracted", "rule", "span", "correct",
+    "adjudicated",
+)  # fmt: skip
+
+
+def _as_value(text: str) -> str:
+    """A value as logs write it: 18 for what a spreadsheet made 18.0. Raises ValueError if it is none."""
+    return format_value(parse_answer(text))
+
+
+def _as_decision(text: str) -> str:
+    """A person's value; a true minus one is written -1.0, for -1 says that there is no answer."""
+    return text if text in ("", "-1.0") else _as_value(text)
+
+
+def _as_span(text: str) -> str:
+    if not re.fullmatch(r"(?:[0-9]{1,9}:[0-9]{1,9})?", text):
+        raise ValueError(f"{text[:20]!r} is no start:end")
+    return ":".join(str(int(place)) for place in text.split(":")) if text else ""
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One item of a per-item log, which is read through the types here. `adjudicated`: empty where nobody decided."""
+
+    id: Name
+    question: str
+    gold: Annotated[str, BeforeValidator(_as_value)]
+    response: str
+    response_tokens: Count
+    truncated: Flag
+    extracted: Annotated[str, BeforeValidator(lambda text: text and _as_value(text))]
+    rule: Name
+    span: Annotated[str, BeforeValidator(_as_span)]
+    correct: Flag
+    adjudicated: Annotated[str, BeforeValidator(_as_decision)] = ""
+
+    @property
+    def correct_adjudicated(self) -> bool:
+        """The verdict by a person's value where one was decided on, else the automatic one."""
+        if not self.adjudicated:
+            return self.correct
+        return self.adjudicated != NOT_FOUND and Fraction(self.adjudicated) == Fraction(self.gold)
+
+
+def write_log(path: Path, rows: Iterable[LogRow]) -> None:
+    """Writes a per-item log."""
+    text = io.StringIO()
+    text.write(",".join(COLUMNS) + "\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a lone \r is lost without quotes
+    for row in rows:
+        writer.writerow(int(v) if isinstance(v := getattr(row, column), bool) else v for column in COLUMNS)
+    write_text(path, text.getvalue())
+
+
+def read_log(path: Path) -> list[LogRow]:
+    """Reads a per-item log.
+
+    Raises:
+        UserError: the file is absent, lacks columns, or has a row that cannot be read.
+    """
+    return read_records(path, LogRow)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A row of summary.csv, as far as it names a log."""
+
+    model: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]{1,100}$")]
+
+
+def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
+    """Model -> its log, in the order of summary.csv. Raises UserError if one is missing or cannot be read."""
+    models = [row.model for row in read_records(profile.logs / "summary.csv", Listed)]
+    return {model: read_log(profile.logs / f"{model}.csv") for model in models}

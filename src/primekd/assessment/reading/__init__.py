@@ -1,0 +1,58 @@
+"""From an answer's text to the number that it gives. Pure: no files, no models, never raises.
+
+published         the study's four rules, in their order (the default)
+validated         run-on-aware rules, measured against labelled answers (docs/extraction.md)
+strict-match      lm-evaluation-harness, task gsm8k
+flexible-extract  lm-evaluation-harness, task gsm8k
+math-verify       Hugging Face's Math-Verify, default settings
+"""
+
+from dataclasses import replace
+
+from primekd.assessment.reading import harness, mathverify, published, validated
+from primekd.assessment.reading.ending import is_cut
+from primekd.assessment.reading.reasoning import answer_part
+from primekd.assessment.reading.result import NONE, NOT_FOUND, Extraction
+
+__all__ = ["EXTRACTORS", "NONE", "NOT_FOUND", "RULES", "Extraction", "extract"]
+
+RULES = {
+    "published": published.RULES,
+    "validated": validated.RULES,
+    harness.STRICT: (harness.STRICT, NONE),
+    harness.FLEXIBLE: (harness.FLEXIBLE, NONE),
+    mathverify.RULE: (mathverify.RULE, NONE),
+}
+EXTRACTORS = tuple(RULES)
+
+
+def extract(
+    text: str, extractor: str = "published", truncated: bool | None = None, question: str | None = None
+) -> Extraction:
+    """Reads one answer. Blocks of reasoning (<think>) are no part of it for the rules that are this project's to apply.
+
+    Args:
+        extractor: one of EXTRACTORS.
+        truncated: whether the answer ran into the limit of new tokens; if unknown, judged from how the text ends.
+        question: the question that was asked. Only `validated` looks at it, to tell the numbers that it names from the
+            answer. Never the gold answer.
+
+    Raises:
+        KeyError: there is no extractor of that name.
+    """
+    start, end, reasoning = answer_part(text)
+    cut = (reasoning or is_cut(text)) if truncated is None else truncated
+    answer = text[start:end]
+    readers = {
+        "published": lambda: published.by_published_rules(answer),
+        "validated": lambda: validated.by_validated_rules(answer, question, reasoning or truncated),
+        harness.STRICT: lambda: harness.by_strict_match(text),
+        harness.FLEXIBLE: lambda: harness.by_flexible_extract(text),
+        mathverify.RULE: lambda: mathverify.by_math_verify(text),
+    }
+    found = readers[extractor]()
+    if found.span and extractor in ("published", "validated"):
+        found = replace(found, span=(start + found.span[0], start + found.span[1]))
+    # A value at the very end of what only looks cut may lack digits, or be the whole answer.
+    doubtful = truncated is None and cut and found.span is not None and found.span[1] >= len(text)
+    return replace(found, truncated=cut, ambiguous=found.ambiguous or doubtful)

@@ -1,0 +1,118 @@
+"""Run-on-aware rules: read an answer from its start and stop where the answer to this question ends.
+
+Most logged answers go on after they are finished: they repeat themselves, make up options or take up another question
+until their limit. In this order:
+
+1. declared    the first "the answer is ...", \\boxed{}, "#### ..." or "... is the answer"
+2. corrected   a later declaration that openly corrects it, before another question begins
+3. leading     a bare value with which the answer starts, if no worked solution behind it declares another
+4. concluded   the value in which an answer ends that ended by itself, before another question
+5. none        no value for this question; a person may have to look
+
+What a cut answer does not declare is left out: guesses at unannounced results were right half the time
+(docs/extraction.md).
+"""
+
+import re
+from fractions import Fraction
+
+from primekd.assessment.reading.concluded import concluded
+from primekd.assessment.reading.declared import Declaration, declarations
+from primekd.assessment.reading.ending import is_cut
+from primekd.assessment.reading.leading import leading
+from primekd.assessment.reading.numbers import Number, find_numbers
+from primekd.assessment.reading.result import Extraction, nothing, reading
+
+RULES = ("declared", "corrected", "leading", "concluded", "none")
+LONGEST = 20_000  # characters; what was asked is answered by then
+EARLY = 50  # characters; a declaration before that, ahead of any work, is an opening value like a bare number
+
+_CORRECTS = re.compile(
+    r"\b(?:wait|mistake|incorrect|wrong|not correct|cannot be correct|error|closest|nearest|"
+    r"should (?:be|have been)|re-?\s?(?:calculat|check|evaluat|consider|comput|exam|assess)\w*|redo|instead|"
+    r"apologi[sz]e|sorry|actually|not (?:in|among|listed|one of|an option|there|here|present|available|"
+    r"a (?:choice|whole))|round(?:ed|ing)?)\b",
+    re.IGNORECASE,
+)
+_ANOTHER_QUESTION = re.compile(
+    r"(?:^|\n)\W*(?:question|problem|exercise|example|quiz|q)\s*(?:[:#.]|\d)|\?\s|\?$|#\s*(?:problem|question)\b|"
+    r"(?:^|\n)#\d",
+    re.IGNORECASE,
+)
+_RESTATED = re.compile(r"\s*(?:(?:question|problem|q)\s*[:.]\s*)?(?:[^\n]*\?[ \t]*\n)?", re.IGNORECASE)
+_WORK = re.compile(
+    r"(?:^|\n|(?<=[.\s]))\W{0,4}step\s*\d+|let's (?:begin|start|first|denote|calculate|find)", re.IGNORECASE
+)
+
+
+def by_validated_rules(text: str, question: str | None, truncated: bool | None) -> Extraction:
+    """Reads one answer.
+
+    Args:
+        question: what was asked; "the answer is 50 miles in 7 hours" is 50 where the question names the 7 hours.
+        truncated: whether the answer ran into the limit of new tokens. If nobody knows, it ended if it ends like one.
+    """
+    truncated = True if len(text) > LONGEST else truncated
+    text, cut = text[:LONGEST], bool(truncated)
+    said = declarations(text, _numbers_asked(question or ""), cut)
+    opening, rule = _opening(text, said, cut)
+    if opening is None:
+        return _settle(text, said[0], said, "declared") if said else _conclude(text, truncated)
+    rest = text[opening.end :]
+    work = _WORK.search(rest)
+    if not work or _ANOTHER_QUESTION.search(rest[: work.start()]):
+        return _settle(text, opening, said, rule)
+    later = [d for d in said if d.start > opening.end + work.start()]
+    if later:
+        return _settle(text, later[0], later, "declared")
+    if rule == "leading" and _is_stub(text, opening.number):
+        return nothing(ambiguous=True)
+    return reading(opening.number, rule, ambiguous=True)
+
+
+def _conclude(text: str, truncated: bool | None) -> Extraction:
+    """The value in which an answer ends; none where it was cut or went on to another question."""
+    own = _RESTATED.match(text).end()  # a question that it repeats first is its own
+    if truncated or _ANOTHER_QUESTION.search(text, own):
+        return nothing()
+    number, doubt = concluded(text, truncated is False, not is_cut(text))
+    return reading(number, "concluded", ambiguous=doubt) if number else nothing()
+
+
+def _numbers_asked(question: str) -> frozenset[Fraction]:
+    """The numbers that a question's last sentence names."""
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+", question.strip()) if s]
+    return frozenset(n.value for n in find_numbers(sentences[-1])) if sentences else frozenset()
+
+
+def _opening(text: str, said: list[Declaration], cut: bool) -> tuple[Declaration | None, str]:
+    """A value that is given ahead of any work, and the rule that reads it."""
+    if (number := leading(text)) and not (cut and number.end >= len(text)):
+        return Declaration(number.start, number), "leading"
+    if said and said[0].start < EARLY and "=" not in text[: said[0].start] and not _WORK.search(text[: said[0].start]):
+        return said[0], "declared"
+    return None, ""
+
+
+def _is_stub(text: str, number: Number) -> bool:
+    """Whether a value is a lone digit on a line ahead of steps: as often the mark of a step as an answer."""
+    written = text[number.start : number.end].lstrip("-")
+    return len(written) == 1 and bool(re.match(r"\.?\s*\n", text[number.end :]))
+
+
+def _settle(text: str, first: Declaration, said: list[Declaration], rule: str) -> Extraction:
+    """The first declared value, or the last of those that openly correct it before another question begins."""
+    number, value, end, corrected = first.number, first.number.value, first.end, False
+    for later in said:
+        if later.start < end:
+            continue
+        between = text[end : later.start]
+        if _ANOTHER_QUESTION.search(between):
+            break
+        if later.number.value == value:
+            end = later.end
+        elif _CORRECTS.search(between):
+            number, value, end, corrected = later.number, later.number.value, later.end, True
+        else:
+            break
+    return reading(number, "corrected" if corrected else rule)

@@ -1,0 +1,31 @@
+"""Where each arm's priming text stands for a profile's teacher, and whether its chat template can take it."""
+
+from primekd.config import Profile, TeacherConfig
+from primekd.config.strategies import Strategy, load_strategies
+from primekd.models import is_present, load_tokenizer
+from primekd.models.chat import Priming, build_prompt
+from primekd.models.template import QUESTION
+
+
+def priming_of(strategy: Strategy, teacher: TeacherConfig) -> Priming | None:
+    """What the teacher is primed with under a strategy; None leaves the model's own default."""
+    if strategy.priming is None:
+        return None
+    return Priming(strategy.priming, strategy.placement or teacher.priming_placement, teacher.priming_mode)
+
+
+def can_speak(profile: Profile) -> bool:
+    """Whether the teacher's tokenizer and template are here, so that prompts can be made without a download."""
+    teacher = profile.teacher
+    return all(is_present(model, weights=False) for model in filter(None, (teacher.model, teacher.template_of)))
+
+
+def require_placeable(profile: Profile) -> None:
+    """Raises UserError if the teacher's chat template has no place for the priming of some strategy.
+
+    The tokenizer alone is loaded. Asked of all strategies at once: what would stop the third capture stops the first.
+    """
+    tokenizer = load_tokenizer(profile.teacher)
+    for strategy in load_strategies().values():
+        if strategy.teacher:
+            build_prompt(tokenizer, QUESTION, priming_of(strategy, profile.teacher))

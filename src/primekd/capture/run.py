@@ -1,0 +1,333 @@
+"""items x strategy x engine -> signal store: generate a primed response and keep the rows that predicted its tokens."""
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from primekd.capture.primings import priming_of, require_placeable
+from primekd.capture.workers import Part, SharedStore
+from primekd.config import Profile, TeacherConfig
+from primekd.config.strategies import Strategy, get_strategy
+from primekd.foundation.energy import Meter
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import gpu_memory
+from primekd.foundation.progress import Progress
+from primekd.foundation.provenance import environment, hash_json, now
+from primekd.foundation.stage_code import forced_since, say_kept, say_mixed, stage_code
+from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
+from primekd.models.chat import build_prompt
+from primekd.models.template import turn_end
+from primekd.signals import Codec, HiddenRows, SignalReader, SignalWriter, StoredItem, make_codec, shard_name
+from primekd.signals.claims import Claims
+from primekd.signals.codecs import require_served
+from primekd.signals.heads import rebuilding_problem, save_head
+from primekd.signals.manifest import read_store
+from primekd.tasks.items import Item, hash_items, load_items
+from primekd.teachers import Sampling, TeacherEngine, open_engine
+
+Teacher = Callable[[], tuple[TeacherEngine, Codec]]
+PLACEHOLDER = "{question}"
+HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
+
+
+@dataclass(frozen=True)
+class Job:
+    """One store to be captured."""
+
+    profile: Profile
+    strategy: Strategy
+    split: str
+    folder: Path
+    seed: int
+
+    @property
+    def stage(self) -> str:
+        return f"capture {self.folder.name}"
+
+
+def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Job:
+    """The capture that a strategy's students are trained on.
+
+    Raises:
+        UserError: the strategy has no teacher.
+    """
+    chosen = get_strategy(strategy)
+    if not chosen.teacher:
+        raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
+    seed = profile.seed if seed is None else seed
+    # Greedy decoding has no seed: students of every seed learn from one capture.
+    greedy = profile.teacher.sampling_temperature == 0
+    return Job(profile, chosen, "train", profile.signals_folder(strategy, None if greedy else seed), seed)
+
+
+def held_out_job(profile: Profile) -> Job:
+    """The unprimed teacher on the test items: its answers (teacher.csv) and the signals for held-out KL."""
+    return Job(profile, get_strategy("base-KD"), "test", profile.runs / "signals" / HELD_OUT, profile.seed)
+
+
+def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
+    """Everything that the store's bytes depend on, known without loading the teacher.
+
+    Raises:
+        UserError: the teacher's chat template takes no system message, and the priming text is to be one.
+    """
+    profile, teacher = job.profile, job.profile.teacher
+    tokenizer, priming = load_tokenizer(teacher), priming_of(job.strategy, teacher)
+    return {
+        "strategy": job.strategy.name,
+        "priming": job.strategy.priming,
+        "priming_placement": priming.placement if priming else None,
+        "priming_mode": priming.mode if priming else None,
+        "prompt": build_prompt(tokenizer, PLACEHOLDER, priming).text,  # with every word that is not the question's
+        "split": job.split,
+        "items_sha256": hash_items(items),
+        "teacher": teacher.identity() | {"model_sha256": _weights_hash(teacher)},
+        "max_new_tokens": profile.max_new_tokens,
+        "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "turn_end": turn_end(tokenizer).describe(),
+        "codec": make_codec(profile.signals, teacher.offers).describe(),
+        "items_per_shard": profile.signals.items_per_shard,
+    }
+
+
+def _weights_hash(teacher: TeacherConfig) -> str | None:
+    """What stands for the teacher's weights; None behind an API, where nothing can be said of them."""
+    return None if teacher.engine == "api" else model_hash(teacher.model)
+
+
+def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
+    """Captures a store, or the part of it that is missing; returns its folder.
+
+    Several processes may do so at once, on any machines that share the folder: each takes shards that no other has
+    taken, and waits at the end until all are there. With `part` a worker takes its fixed share and does not wait. A
+    store of another configuration is set aside under a new name, never reused and never deleted; so is, with `force`,
+    whatever there is.
+
+    Raises:
+        UserError: teacher, items or codec do not fit, or the disk is full. What was written before stays.
+    """
+    profile = job.profile
+    require_same_tokenizer(profile.teacher, profile.student)
+    require_placeable(profile)
+    items = load_items(profile, job.split)
+    spec = build_spec(job, items)
+    if job.split == "train":
+        require_served(make_codec(profile.signals, profile.teacher.offers), profile.loss)
+    size = profile.signals.items_per_shard
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    with (
+        Claims() as claims,
+        contextlib.closing(
+            SharedStore(claims, job.folder, spec, len(chunks), part, forced_since(profile, "capture", force))
+        ) as store,
+    ):
+        if not store.missing() and store.complete():
+            done = f"{len(items)} items are captured and unchanged."
+            say_kept(job.stage, read_store(job.folder), stage_code("capture", profile), done)
+            return job.folder
+        if job.split == "train":
+            refuse_unknown_student(profile.student.model)
+        with Progress(profile, job.stage, len(items), "item") as progress:
+            capture_missing(job, store, chunks, progress)
+    return job.folder
+
+
+def refuse_unknown_student(model: str) -> None:
+    """Raises UserError if no student of this architecture could be trained on what is about to be captured."""
+    from primekd.models.logits import refuse_unknown_architecture
+
+    refuse_unknown_architecture(model)
+
+
+def capture_missing(job: Job, store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
+    """Makes shards until the store is complete, or with a fixed share until that is made; then closes the teacher."""
+    with contextlib.ExitStack() as opened, gpu_memory("teacher.batch_size, or take a smaller teacher,"):
+        # Opened when there is something for it to do.
+        teacher = cache(partial(open_teacher, job, store.writer, opened))
+        _make_all(job, store, chunks, teacher, progress)
+
+
+def _make_all(job: Job, store: SharedStore, chunks: list[list[Item]], teacher: Teacher, progress: Progress) -> None:
+    while True:
+        show_done(store, chunks, progress)
+        make_shards(job, store, chunks, teacher, progress)
+        if missing := store.missing():
+            if store.part is not None:
+                print(f"{job.stage}: worker {store.part} has done its share; {store.describe(missing)} missing yet.")
+                return
+            store.wait()
+        elif store.complete():
+            return
+        elif not store.missing():
+            teacher()  # all shards are whole, so it is the head that is lost: opening the teacher writes it
+
+
+def show_done(store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
+    """Brings the progress up to what all workers together have done, responses of shards in hand included."""
+    missing = store.missing()
+    left = sum(len(chunks[index]) for index in missing) - store.ended(missing)
+    progress.advance(sum(map(len, chunks)) - left - progress.state["done"])
+
+
+def make_shards(
+    job: Job,
+    store: SharedStore,
+    chunks: list[list[Item]],
+    teacher: Teacher,
+    progress: Progress,
+) -> None:
+    """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped.
+
+    A shard is encoded and written while the teacher is asked for the next one. No more than one waits, so memory does
+    not grow, and where writing fails no later shard is written. What is being written when this is stopped is finished.
+
+    Engines rely on it that a shard is on disk before the next but one is asked for.
+    """
+    shards = store.shards()
+    first = next(shards, None)
+    if first is None:
+        return
+    meter, written = Meter(), None
+    try:
+        with meter, ThreadPoolExecutor(1, "primekd writer") as background:
+            engine, codec = teacher()
+            for index in itertools.chain([first], shards):
+                if written is not None and written.done():
+                    written.result()  # where writing has failed, nothing more is asked
+                ended = partial(_ended, store, index, progress)
+                stored, states = ask_teacher(engine, codec, job, chunks[index], ended, index)
+                facts = {}
+                if codec.needs == "hidden" and index in (0, first):  # a worker's first one, before it makes more
+                    measured = measure_reconstruction(engine, stored, states)
+                    if problem := rebuilding_problem(measured):
+                        raise UserError(f"{job.stage}: {problem}.")
+                    facts = {"reconstruction": measured} if index == 0 else {}  # always of the same one
+                if written is not None:
+                    written.result()
+                written = background.submit(write_shard, store, codec, index, stored, states, facts)
+                del stored, states  # the writer's now: freed once they are written
+                show_done(store, chunks, progress)
+            written.result()
+            show_done(store, chunks, progress)
+    except BaseException as error:
+        say_failed_write(job, written, error)
+        raise
+    finally:
+        if len(store.missing()) < len(chunks):
+            store.writer.add_session({"end": now(), **meter.facts})
+
+
+def _ended(store: SharedStore, index: int, progress: Progress) -> None:
+    store.count_ended(index)
+    progress.advance()
+
+
+def say_failed_write(job: Job, written: Future[None] | None, error: BaseException) -> None:
+    """Prints why the last shard could not be written, if that is not the error that ends the capture anyway."""
+    if written is not None and written.done():
+        failure = written.exception()
+        if failure is not None and failure is not error:
+            print(f"{job.stage}: {failure}", file=sys.stderr, flush=True)
+
+
+def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
+    """Loads the teacher, stores its head where the codec needs one, and notes how shards will be made.
+
+    Args:
+        opened: closes the teacher when it is closed itself.
+
+    Raises:
+        UserError: the model is not there or does not offer what the codec needs.
+    """
+    profile = job.profile
+    engine = open_engine(profile)
+    opened.callback(engine.close)
+    if writer.spec["codec"]["name"] == "hidden" and "hidden" not in engine.offers:
+        raise UserError(
+            f"{profile.teacher.model} offers no hidden signals in this engine: its head has a bias, lies in parts, or "
+            "is followed by another change of the logits than a scale or a soft cap; set signals.codec to topk or full."
+        )
+    codec, code = make_codec(profile.signals, engine.offers), stage_code("capture", profile)
+    writer.facts = {"engine": engine.identity(), "environment": environment(), "code": code}
+    say_mixed(job.stage, writer.vouched(), code, writer.facts["engine"])
+    if codec.needs == "hidden":
+        writer.facts["head"] = save_head(job.folder, engine.head(), engine.transform)
+    return engine, codec
+
+
+def ask_teacher(
+    engine: TeacherEngine, codec: Codec, job: Job, items: list[Item], ended: Callable[[], None], index: int
+) -> tuple[list[StoredItem], list]:
+    """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else.
+
+    `ended` is called for each response that has ended.
+    """
+    tokenizer = load_tokenizer(job.profile.teacher)
+    priming = priming_of(job.strategy, job.profile.teacher)
+    prompts = [build_prompt(tokenizer, item.question, priming) for item in items]
+    seed = int(hash_json([job.seed, job.strategy.name, job.split, shard_name(index)])[:8], 16)
+    sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed, ended)
+    if codec.needs is None:
+        responses, states = engine.generate(prompts, sampling), [None] * len(items)
+    else:
+        responses, states = engine.generate_scored(prompts, sampling, codec.needs)
+    stored = [
+        StoredItem(item.id, prompt, response.ids, response.truncated)
+        for item, prompt, response in zip(items, prompts, responses, strict=True)
+    ]
+    return stored, states
+
+
+def write_shard(
+    store: SharedStore, codec: Codec, index: int, stored: list[StoredItem], states: list, facts: dict[str, Any]
+) -> None:
+    """Encodes and writes one shard, and then lets go of it."""
+    columns = [codec.encode(rows, item) for item, rows in zip(stored, states, strict=True)]
+    store.writer.write_shard(index, stored, columns, **facts)
+    store.release(index)
+
+
+def measure_reconstruction(
+    engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor], most: int = 2
+) -> dict[str, Any]:
+    """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on a few items.
+
+    Args:
+        states: the hidden states that are kept of each item, (T, D).
+
+    Returns:
+        tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1.
+    """
+    sample = stored[:most]
+    prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
+    rows = HiddenRows(torch.cat(states[:most]).cpu(), engine.head().cpu(), engine.transform)
+    own = torch.cat(engine.own_logits(prompts, responses)).double().log_softmax(-1)
+    rebuilt = rows.to_logits().double().log_softmax(-1)
+    divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)
+    return {
+        "tokens": len(own),
+        "mean_kl_nats": float(divergence.mean()),
+        "max_kl_nats": float(divergence.max()),
+        "top1_agreement": float((own.argmax(-1) == rebuilt.argmax(-1)).double().mean()),
+    }
+
+
+def open_signals(job: Job) -> SignalReader:
+    """Opens a captured store for reading, checked against what the profile would capture today.
+
+    Raises:
+        UserError: it is absent, incomplete, altered, or of another configuration.
+    """
+    spec = build_spec(job, load_items(job.profile, job.split))
+    return SignalReader(job.folder, **spec)

@@ -1,0 +1,193 @@
+"""Several workers on one signal store: who makes which shard, who waits for whom, and who completes it.
+
+Workers meet in the store's folder alone, so they may run on any machines that share it. Each says that it is there
+(`worker-<…>.lock`), claims the shards that it has in hand (`shard-00000.lock`; two, since one is written while the next
+is made), tells how far it is in them (`worker-<…>.ended`), and holds `.<store>.lock`, beside the store, while it sets
+an outdated store aside, begins one or completes one. See signals/claims.py for what becomes of a dead worker's.
+"""
+
+import contextlib
+import json
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, hash_json, relative_name, set_aside, write_json
+from primekd.foundation.stage_code import is_older
+from primekd.signals import SignalWriter, shard_name
+from primekd.signals.claims import POLL, Claims, Owner, look
+from primekd.signals.manifest import read_store
+
+TELL = 1.0  # seconds between two times that a worker tells the others how far it is within its shards
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fixed share of the shards: the `number`-th of `of` workers, from 1. Nothing is claimed then."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """Reads "2/4".
+
+        Raises:
+            UserError: it is no such thing.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise UserError(f"--worker {text}: write which of how many workers this is, for example 2/4.")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def has(self, index: int) -> bool:
+        """Whether the shard with this number is among them."""
+        return index % self.of == self.number - 1
+
+
+class SharedStore:
+    """A store that this process works on, perhaps together with others.
+
+    Args:
+        claims: entered by the caller; what is claimed here is given up with it.
+        spec, count: as of SignalWriter.
+        part: the shards of this worker; None: whatever is neither made nor claimed.
+        since: a store that is older is to be made anew (stage_code.forced_since).
+
+    Raises:
+        UserError: a living worker is making a store in this folder that is of another configuration, or older.
+    """
+
+    def __init__(
+        self, claims: Claims, folder: Path, spec: dict[str, Any], count: int, part: Part | None = None,
+        since: float = 0.0,
+    ):  # fmt: skip
+        self.claims, self.folder, self.part = claims, folder, part
+        self.name = relative_name(folder)
+        self._held: dict[int, Owner] = {}  # what others had in hand when nothing was left to take
+        self._in_hand: set[int] = set()  # taken by this worker and not yet written
+        self._said = ""
+        self._ended, self._told = Counter(), 0.0  # of each shard that this worker has asked for, ended responses
+        self._own = folder / f"worker-{secrets.token_hex(8)}.lock"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if why := self._outdated(spec, since):
+                if others := self._others():
+                    raise UserError(f"{self.name} {why} and is worked on by {others[0]}: wait for it or stop it.")
+                print(f"{self.name} {why}: set aside as {set_aside(folder).name}.")
+            self.writer = SignalWriter(folder, spec, count)
+            claims.take(self._own)
+            self._tidy()
+
+    def _outdated(self, spec: dict[str, Any], since: float) -> str:
+        """Why the store that is there cannot be gone on with, in words; empty where it can, or there is none."""
+        path = self.folder / MANIFEST
+        if is_older(path, since):
+            return "is to be made anew"
+        if path.is_file() and read_store(self.folder)["spec_sha256"] != hash_json(spec):
+            return "is of another configuration"
+        return ""
+
+    def _alone(self):
+        # One worker at a time may do what concerns the whole store.
+        lock = self.folder.with_name(f".{self.folder.name}.lock")
+        return self.claims.alone(lock, lambda owner: print(f"{self.name}: waiting for {owner}.", flush=True))
+
+    def _others(self) -> list[Owner]:
+        return self.claims.others(self.folder, "worker-*.lock")
+
+    def _tidy(self) -> None:
+        """Removes what killed workers left behind, if no other is at work."""
+        if not self._others():
+            for pattern in (".*.tmp", ".tmp*", "shard-*.lock", "worker-*.ended"):  # .tmp*: safetensors' own
+                for leftover in self.folder.glob(pattern):
+                    leftover.unlink(missing_ok=True)
+
+    def missing(self) -> list[int]:
+        """The shards that are still to be made, by anyone."""
+        return self.writer.missing()
+
+    def describe(self, missing: list[int], most: int = 5) -> str:
+        """Shards by name, and how many more."""
+        names = [Path(shard_name(index)).stem for index in missing[:most]]
+        return ", ".join(names) + (f" and {len(missing) - most} more" if len(missing) > most else "")
+
+    def count_ended(self, index: int) -> None:
+        """One more response of a shard in hand has ended; the others are told now and then."""
+        self._ended[index] += 1
+        if time.monotonic() - self._told > TELL:
+            self._told = time.monotonic()
+            write_json(self._own.with_suffix(".ended"), self._ended)
+
+    def ended(self, missing: list[int]) -> int:
+        """Responses that have ended in shards that are not there yet, of this worker and of all others that live."""
+        counts = [self._ended]
+        for path in set(self.folder.glob("worker-*.lock")) - {self._own}:
+            with contextlib.suppress(OSError, ValueError):  # it has told nothing yet
+                told = json.loads(path.with_suffix(".ended").read_text(encoding="utf-8"))
+                if look(path) is not None:
+                    counts.append({int(index): int(count) for index, count in told.items()})
+        return sum(max(count.get(index, 0) for count in counts) for index in missing)
+
+    def close(self) -> None:
+        """Takes back what was told of shards in hand."""
+        self._own.with_suffix(".ended").unlink(missing_ok=True)
+
+    def shards(self) -> Iterator[int]:
+        """Yields one shard after the other for this worker to make; ends when none is left for it to take.
+
+        Each stays claimed until `release`, so the next one can be made while it is being written.
+        """
+        while (index := self._take()) is not None:
+            self._in_hand.add(index)
+            yield index
+
+    def release(self, index: int) -> None:
+        """Gives up a shard that is written; any thread may."""
+        if self.part is None:
+            self.claims.release(self._lock_of(index))
+        self._in_hand.discard(index)
+
+    def _lock_of(self, index: int) -> Path:
+        return (self.folder / shard_name(index)).with_suffix(".lock")
+
+    def _take(self) -> int | None:
+        self._held = {}
+        in_hand = set(self._in_hand)  # before looking: one that is written meanwhile is in one of the two
+        missing = [index for index in self.missing() if index not in in_hand]
+        if self.part is not None:
+            return next((index for index in missing if self.part.has(index)), None)
+        claimed = {path.name for path in self.folder.glob("shard-*.lock")}
+        for index in sorted(missing, key=lambda i: self._lock_of(i).name in claimed):  # the unclaimed ones first
+            if (owner := self.claims.take(self._lock_of(index))) is not None:
+                self._held[index] = owner
+            elif index in self.missing():
+                return index
+            else:  # its worker finished it after we looked
+                self.claims.release(self._lock_of(index))
+        return None
+
+    def wait(self) -> None:
+        """Waits a moment for the others, and says for whom if that is news."""
+        whom = ", ".join(f"{Path(shard_name(index)).stem} ({owner})" for index, owner in self._held.items())
+        if whom and whom != self._said:
+            print(f"{self.name}: waiting for other workers: {whom}.", flush=True)
+            self._said = whom
+        time.sleep(POLL)
+
+    def complete(self) -> bool:
+        """Completes the store if everything is made and whole; see SignalWriter.complete."""
+        with self._alone():
+            completed = self.writer.complete()
+            if completed:
+                self._tidy()
+            return completed

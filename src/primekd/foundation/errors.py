@@ -1,0 +1,26 @@
+"""The one exception that a user is meant to see: a sentence that names the file and the fix."""
+
+from typing import TYPE_CHECKING
+
+from primekd.foundation.outside import clean
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class UserError(Exception):
+    """A mistake or a condition that the user can mend. The command line prints it without a traceback."""
+
+
+def findings_text(error: "ValidationError", most: int = 3) -> str:
+    """What pydantic found, in one line: the place and what is wrong there, of the first few findings."""
+    found = []
+    for detail in error.errors(include_url=False, include_input=False)[:most]:
+        key = clean(".".join(str(part) for part in detail["loc"]), 80)
+        if detail["type"] == "extra_forbidden":
+            found.append(f"unknown key '{key}'")
+        elif detail["type"] == "missing":
+            found.append(f"key '{key}' is missing")
+        else:
+            found.append(f"{key or '(top level)'}: {' '.join(detail['msg'].removeprefix('Value error, ').split())}")
+    return "; ".join(found)

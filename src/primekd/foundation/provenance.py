@@ -1,0 +1,158 @@
+"""Where an artefact came from: the commit, the packages and the machine, and the manifest that says so."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from primekd.foundation.manifests import MANIFEST, altered_outputs, is_current, read_manifest
+from primekd.foundation.storage import (
+    canonical_json,
+    disk_errors,
+    hash_file,
+    hash_json,
+    hash_text,
+    now,
+    output_root,
+    project_root,
+    read_json,
+    relative_name,
+    set_aside,
+    sync_folder,
+    write_atomically,
+    write_json,
+    write_text,
+)
+
+__all__ = [
+    "MANIFEST",
+    "altered_outputs",
+    "canonical_json",
+    "cpu_name",
+    "disk_errors",
+    "environment",
+    "git_state",
+    "hardware",
+    "hash_file",
+    "hash_json",
+    "hash_text",
+    "is_current",
+    "now",
+    "output_root",
+    "package_versions",
+    "project_root",
+    "read_json",
+    "read_manifest",
+    "relative_name",
+    "requirement_pins",
+    "set_aside",
+    "sync_folder",
+    "write_atomically",
+    "write_json",
+    "write_manifest",
+    "write_text",
+]
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout; both None where there is no git.
+
+    Results that are written into tracked places (logs/, models/, benchmarks/results/, tables in README and docs/) do
+    not make it dirty: the flag says whether the code and the configuration are those of the commit.
+    """
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=project_root(), capture_output=True, text=True, timeout=20, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    written = ("logs", "models", "README.md", "benchmarks/results", "docs")
+    changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in written))
+    return {"commit": commit, "dirty": None if commit is None or changed is None else bool(changed)}
+
+
+def requirement_pins() -> dict[str, str]:
+    """Package name -> version for every `name==version` line of requirements.txt."""
+    path = project_root() / "requirements.txt"
+    if not path.is_file():
+        return {}
+    found = re.findall(r"^([A-Za-z0-9_.\-]+)(?:\[[^\]]*\])?==([^\s;#]+)", path.read_text(), re.M)
+    return dict(found)
+
+
+def package_versions(names: Iterable[str] | None = None) -> dict[str, str | None]:
+    """Installed version of each package, None where it is absent; by default every pinned one."""
+
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {name: version(name) for name in (requirement_pins() if names is None else names)}
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel gives it."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M):
+            return found.group(1)
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and GPUs of this machine; nothing that names the machine itself."""
+    import psutil
+
+    facts: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+            facts["gpus"] = done.stdout.strip().splitlines()
+    return facts
+
+
+def environment() -> dict[str, Any]:
+    """What every manifest says of the machine and the code that made an artefact."""
+    return {"git": git_state(), "packages": package_versions(), "hardware": hardware()}
+
+
+def write_manifest(
+    folder: Path, kind: str, inputs: dict[str, Any], outputs: Iterable[Path], name: str = MANIFEST, **facts: Any
+) -> None:
+    """Writes a stage's manifest beside its outputs; it is written last, so its presence means a finished stage.
+
+    Args:
+        inputs: everything that the outputs depend on; its hash decides whether the stage has to run again.
+        outputs: files inside `folder`.
+        name: the manifest's own file name, where a folder holds the outputs of several stages.
+        facts: what else is worth knowing (code, resolved config, tokens, seconds, energy, start, end); `environment`
+            where it is not that of this process.
+
+    Raises:
+        ValueError: there are no outputs, so the manifest would vouch for nothing.
+    """
+    names = {Path(p).relative_to(folder).as_posix(): hash_file(p) for p in outputs}
+    if not names:
+        raise ValueError(f"a manifest of {kind} without outputs")
+    manifest = {"kind": kind, "inputs": inputs, "inputs_sha256": hash_json(inputs), "outputs": names}
+    facts = facts if "environment" in facts else facts | {"environment": environment()}
+    write_json(Path(folder) / name, manifest | facts)

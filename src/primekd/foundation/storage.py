@@ -1,0 +1,188 @@
+"""Files and their names: hashes, JSON, and writes that are whole or absent.
+
+Every other module writes its files through `write_atomically`, so a killed process or a full disk leaves
+either the old file or the new one, never half of one.
+"""
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from primekd.foundation.errors import UserError
+
+
+def project_root() -> Path:
+    """The checkout that holds configs/ and the notebooks: $PRIMEKD_ROOT, or found upwards from the working folder.
+
+    Raises:
+        UserError: neither the working folder nor one above it is a primekd checkout.
+    """
+    if root := os.environ.get("PRIMEKD_ROOT"):
+        return Path(root).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "configs" / "strategies.yaml").is_file():
+            return folder
+    raise UserError(f"{here} is not inside a primekd checkout: go to one, or name it in PRIMEKD_ROOT.")
+
+
+def output_root() -> Path:
+    """Where runs/ and logs/ are written: $PRIMEKD_OUTPUT, or the checkout itself."""
+    return Path(os.environ.get("PRIMEKD_OUTPUT") or project_root()).resolve()
+
+
+def relative_name(path: Path) -> str:
+    """`path` as manifests write it: relative to the output folder or the checkout, never a path of one machine."""
+    path = Path(path).resolve()
+    for base in (output_root(), project_root()):
+        if path.is_relative_to(base):
+            return path.relative_to(base).as_posix()
+    return path.name
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spare spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`, as hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """sha256 of a text's UTF-8 bytes, as hex."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path):
+    """Turns a full disk or a forbidden folder into one sentence that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        _raise_if_disk(error, path)
+        raise
+    except Exception as error:  # safetensors reports the operating system's error as text only
+        if "No space left on device" in str(error):
+            raise UserError(_full_disk(path)) from error
+        raise
+
+
+def _full_disk(path: Path) -> str:
+    return (
+        f"The disk is full: {relative_name(path)} could not be written. "
+        "Free some space and run the same command again; finished parts are kept."
+    )
+
+
+def _raise_if_disk(error: OSError, path: Path) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise UserError(_full_disk(path)) from error
+    if error.errno in (errno.EACCES, errno.EROFS):
+        raise UserError(
+            f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner."
+        ) from error
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT):
+        raise UserError(f"{relative_name(path)} cannot be written: {error.strerror}. Name a file.") from error
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path):
+    """Yields a temporary path beside `path`; when the block ends well it is synced and renamed to `path`.
+
+    Raises:
+        UserError: the disk is full or the folder may not be written; the temporary file is removed.
+    """
+    path = Path(path)
+    # Processes of several machines may share a folder, and a process id.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            descriptor = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path, finite: bool = False) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        finite: refuse NaN and numbers that are infinite or too large to be one.
+
+    Raises:
+        UserError: the file is absent or is not JSON.
+    """
+    rules: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), **rules)
+    except FileNotFoundError as error:
+        raise UserError(f"{relative_name(path)} is missing: run the stage that writes it.") from error
+    except (ValueError, RecursionError) as error:  # a ValueError also for text that is no UTF-8, or far too many digits
+        raise UserError(
+            f"{relative_name(path)} is not valid JSON ({error}): delete it and run its stage again."
+        ) from error
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _no_number(text)
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a folder that no longer matches the profile, so that it is neither lost nor reused."""
+    for number in range(1, 10_000):
+        target = folder.with_name(f"{folder.name}.old-{number}")
+        if not target.exists():
+            folder.rename(target)
+            return target
+    raise UserError(f"{relative_name(folder)} has too many set-aside copies: delete some of them.")
+
+
+def now() -> str:
+    """The current time in UTC, to the second, in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

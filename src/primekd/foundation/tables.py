@@ -1,0 +1,165 @@
+"""CSV files of rows: written from dataclasses, and read into them, or refused in one sentence.
+
+A file may have been through a spreadsheet or pandas: a byte order mark, semicolons or tabs, other line ends, another
+order of the columns and further ones change nothing of what it says, nor do True for 1 and 50.0 for 50.
+"""
+
+import csv
+import functools
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from primekd.foundation.errors import UserError, findings_text
+from primekd.foundation.outside import clean
+from primekd.foundation.provenance import relative_name, write_text
+
+T = TypeVar("T")
+Cells = dict[str, str]
+MOST = 1e15  # no count, sum or share here is greater
+AGAIN = "run the assessment again"
+FLAGS = {"1": True, "true": True, "yes": True, "1.0": True, "0": False, "false": False, "no": False, "0.0": False}
+
+
+def as_flag(text: object) -> bool:
+    """1, True, yes and 1.0, or their opposites. Raises ValueError for anything else."""
+    if (word := str(text).strip().lower()) not in FLAGS:
+        raise ValueError(f"{word[:20]!r}, neither 1 nor 0")
+    return FLAGS[word]
+
+
+def as_count(text: object) -> int:
+    """A whole number that is not negative; 50.0 is 50. Raises ValueError for anything else."""
+    if not (found := re.fullmatch(r"\s*([0-9]{1,15})(?:\.0*)?\s*", str(text))):
+        raise ValueError(f"{str(text).strip()[:20]!r}, no whole number from 0 on")
+    return int(found[1])
+
+
+Flag = Annotated[bool, BeforeValidator(as_flag)]
+Count = Annotated[int, BeforeValidator(as_count)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def write_table(path: Path, kind: type, rows: Iterable[Any]) -> Path:
+    """Writes a table; returns its path."""
+    write_text(path, table_text(kind, rows))
+    return path
+
+
+def table_text(kind: type, rows: Iterable[Any]) -> str:
+    """Rows of one dataclass under a header of its fields; floats with six digits, None as an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in asdict(row).items()} for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def read_table(path: Path, kind: type | None = None) -> list[Cells]:
+    """Rows of a table as text; with `kind`, only if they fit that dataclass. Raises UserError as `read_records`."""
+    if kind is None:
+        return [cells for _, cells in read_cells(path, ())]
+    return [cells for cells, _ in _read(path, kind)]
+
+
+def read_records(path: Path, kind: type[T]) -> list[T]:
+    """Rows of a file as instances of a dataclass. Whole numbers are counts, and floats are finite.
+
+    Raises:
+        UserError: the file is absent or no CSV, lacks columns (which are named), or has a row that does not fit.
+    """
+    return [record for _, record in _read(path, kind)]
+
+
+def _read(path: Path, kind: type[T]) -> list[tuple[Cells, T]]:
+    adapter, optional = _schema(kind)
+    found = []
+    for place, cells in read_cells(path, [f.name for f in fields(kind)]):
+        values = {f.name: cells[f.name] for f in fields(kind)}
+        try:
+            record = adapter.validate_python({n: None if n in optional and v == "" else v for n, v in values.items()})
+        except ValidationError as error:
+            raise UserError(f"{relative_name(path)} {place}: {findings_text(error)}: {AGAIN}.") from error
+        for name, value in vars(record).items():
+            if isinstance(value, int | float) and not _fits(value):
+                raise UserError(f"{relative_name(path)} {place}: {name} is {value}, out of range: {AGAIN}.")
+        found.append((cells, record))
+    return found
+
+
+def _fits(value: float) -> bool:
+    return 0 <= value <= MOST if isinstance(value, int) else abs(value) <= MOST  # neither is true of NaN
+
+
+@functools.cache
+def _schema(kind: type) -> tuple[TypeAdapter, frozenset[str]]:
+    """What checks a row, and the columns in which an empty cell stands for None."""
+    hints = get_type_hints(kind)
+    return TypeAdapter(kind), frozenset(name for name, hint in hints.items() if type(None) in get_args(hint))
+
+
+def read_cells(path: Path, needed: Iterable[str], asked: bool = False) -> list[tuple[str, Cells]]:
+    """The place (`row 3`) and the cells of every row, by column. Rows without any text are left out.
+
+    Args:
+        asked: a person named the file and the columns; sentences then call it as that person did, and say which
+            columns it has.
+
+    Raises:
+        UserError: the file is absent, no UTF-8 or no CSV, lacks columns, or a row has not one cell a column.
+    """
+    name, needed = str(path) if asked else relative_name(path), list(needed)
+    if not path.is_file():
+        raise UserError(f"{name} is not there." if asked else f"{name} is missing: run the assessment first.")
+    csv.field_size_limit(2**24)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            text = handle.read()
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, needed), strict=True)
+        header = next(reader, [])
+        _check_header(name, header, needed, asked)
+        rows, end = [], reader.line_num
+        for number, row in enumerate(reader, start=2):
+            place = f"row {number}" + (f" (line {end + 1})" if end + 1 != number else "")
+            end = reader.line_num
+            if any(row):
+                rows.append((place, _by_column(name, place, header, row)))
+        return rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{name} cannot be read as UTF-8 CSV: {error}.") from error
+
+
+def _delimiter(text: str, needed: list[str]) -> str:
+    """What separates the cells: a comma, unless the header shows more of the needed columns with another one."""
+    headers = {mark: next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), []) for mark in ",;\t"}
+    return max(headers, key=lambda mark: len(set(needed) & set(headers[mark])) if needed else len(headers[mark]))
+
+
+def _check_header(name: str, header: list[str], needed: list[str], asked: bool) -> None:
+    if not any(header):
+        raise UserError(f"{name} is empty.")
+    named = [column for column in header if column]
+    if missing := [column for column in needed if column not in named]:
+        has = f": it has {clean(', '.join(named))}" if asked else ""
+        raise UserError(f"{name} has no column {', '.join(map(repr, missing))}{has}.")
+    if twice := [column for column in dict.fromkeys(named) if named.count(column) > 1]:
+        raise UserError(f"{name} has two columns of one name: {clean(twice[0], 40)}.")
+
+
+def _by_column(name: str, place: str, header: list[str], row: list[str]) -> Cells:
+    if len(row) > len(header):
+        raise UserError(f"{name} {place} has more cells than columns: quote cells that hold a comma.")
+    if len(row) < len(header):
+        raise UserError(f"{name} {place} has {len(row)} cells, not {len(header)}: it was cut short; mend the row.")
+    return {column: cell for column, cell in zip(header, row, strict=True) if column}

@@ -1,0 +1,120 @@
+"""Messages to token ids and masks: the model's own template, one BOS, text that cannot pose as a tag."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from primekd.foundation.errors import UserError
+from primekd.models.template import control_tokens, default_system, render, require_system_role, turn_end
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class StudentSequence:
+    """Prompt and response as one training sequence.
+
+    Attributes:
+        input_ids: prompt ids followed by response ids, length S.
+        response_mask: length S, True at response tokens (end of turn included). It is made from lengths, never from
+            ids, so that a padding id that doubles as end of turn is not confused with one.
+    """
+
+    input_ids: list[int]
+    response_mask: list[bool]
+
+
+class Prompt(list[int]):
+    """Token ids of a conversation up to where the answer starts, with what they were made from.
+
+    Engines take the ids. A server that renders conversations itself needs `messages`, one that tokenizes needs `text`:
+    neither can be had back from ids without loss.
+    """
+
+    def __init__(self, ids: Iterable[int], messages: list[dict[str, str]], text: str):
+        super().__init__(ids)
+        self.messages, self.text = messages, text
+
+
+@dataclass(frozen=True)
+class Priming:
+    """A priming text and where the teacher reads it.
+
+    Attributes:
+        placement: `system`: the system message; `user`: in front of the question, with a blank line between.
+        mode: of a system message: `replace` the model's default system text, or `add` to it behind a blank line.
+    """
+
+    text: str
+    placement: Literal["system", "user"] = "system"
+    mode: Literal["replace", "add"] = "replace"
+
+
+def conversation(
+    tokenizer: "PreTrainedTokenizerBase", question: str, priming: Priming | str | None = None
+) -> list[dict[str, str]]:
+    """The messages that a model is sent. A text alone is a system message.
+
+    Raises:
+        UserError: the priming text is a system message, and the template takes none.
+    """
+    primed = Priming(priming) if isinstance(priming, str) else priming
+    if primed is None:
+        return [{"role": "user", "content": question}]
+    if primed.placement == "user":
+        return [{"role": "user", "content": f"{primed.text}\n\n{question}"}]
+    require_system_role(tokenizer)
+    default = default_system(tokenizer) if primed.mode == "add" else ""
+    system = f"{default}\n\n{primed.text}" if default else primed.text
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+
+def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: Priming | str | None = None) -> Prompt:
+    """Token ids of a conversation up to where the answer starts.
+
+    Args:
+        priming: None leaves the template's own default. Students are always given None.
+
+    Raises:
+        UserError: a text contains one of the tokenizer's control tokens and would be read as a tag, or the template
+            takes no system message.
+    """
+    messages = conversation(tokenizer, question, priming)
+    for message in messages:
+        refuse_control_tokens(tokenizer, message["content"])
+    text = render(tokenizer, messages)
+    # The template writes BOS itself, if the model wants one; adding special tokens here would double it.
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
+        raise UserError("The chat template starts with two BOS tokens: mend the tokenizer's template.")
+    return Prompt(ids, messages, text)
+
+
+def refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
+    """Raises UserError if `text` holds a control token such as `<|im_end|>`, which would end the turn."""
+    for token in sorted(control_tokens(tokenizer)):
+        if token in text:
+            raise UserError(f"An item's text contains the control token {token!r}: remove it from {text[:60]!r}…")
+
+
+def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, ended: bool = True) -> list[int]:
+    """Token ids of a written response, `ended` as the chat template ends it. Control tokens in it are refused."""
+    refuse_control_tokens(tokenizer, text)
+    if not ended:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = turn_end(tokenizer)
+    return [*tokenizer(text + end.before, add_special_tokens=False)["input_ids"], end.token]
+
+
+def join(prompt_ids: list[int], response_ids: list[int]) -> StudentSequence:
+    """Prompt + response as a training sequence whose mask marks the response alone."""
+    mask = [False] * len(prompt_ids) + [True] * len(response_ids)
+    return StudentSequence([*prompt_ids, *response_ids], mask)
+
+
+def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """The response's text without its control tokens, nor the token that ended it, if that is another."""
+    ended = bool(ids) and ids[-1] in turn_end(tokenizer).stops
+    return tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)

@@ -1,0 +1,1 @@
+"""What a run will cost before it is made: memory, disk, tokens, hours, and what will not fit."""

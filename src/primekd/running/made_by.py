@@ -1,0 +1,89 @@
+"""What of a run was made by other code than today's: said at its end, and refused where it would be published."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from primekd.config import Profile
+from primekd.config.strategies import CONTROL, load_strategies
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, project_root, read_manifest, relative_name
+from primekd.foundation.stage_code import other_code, stage_code
+from primekd.signals.manifest import read_store
+
+FORCED_BY = {"answers": "assess", "held-out": "assess"}  # stage -> what --force-stage calls it, where that differs
+
+
+def results_of(profile: Profile) -> Iterator[tuple[str, Path]]:
+    """(stage, folder) of every result that a whole run has, there or not, and of students of further seeds."""
+    if profile.prepare:
+        yield "prepare-teacher", (project_root() / profile.prepare.output).parent
+    taught = [name for name, strategy in load_strategies().items() if strategy.teacher]
+    yield from (("capture", profile.signals_folder(name)) for name in (*taught, "held-out"))
+    students = dict.fromkeys(load_strategies())
+    for name in load_strategies():
+        more = sorted((profile.runs / "students").glob(f"{name}-seed*/{MANIFEST}"))
+        students |= dict.fromkeys(path.parent.name for path in more if ".old-" not in path.parent.name)
+    yield from (("distill", profile.runs / "students" / name) for name in students)
+    for stage in ("answers", "held-out"):
+        yield from ((stage, profile.runs / stage / name) for name in (CONTROL, *students))
+    served = [profile.runs / "served" / name for name in students]  # not measured in float32 or 4 bits
+    yield from (("answers", folder) for folder in served if (folder / MANIFEST).is_file())
+    yield "assess", profile.logs
+
+
+def _record(stage: str, folder: Path) -> dict[str, Any]:
+    return read_store(folder) if stage == "capture" else read_manifest(folder / MANIFEST)
+
+
+def differences(profile: Profile) -> Iterator[tuple[str, Path, str]]:
+    """(stage, folder, what) of every result of a run that is not made by today's code alone, in words."""
+    codes: dict[str, dict[str, Any]] = {}
+    for stage, folder in results_of(profile):
+        if not (folder / MANIFEST).is_file():
+            continue
+        record = _record(stage, folder)
+        if stage not in codes:
+            codes[stage] = stage_code(stage, profile)
+        if said := other_code(record, codes[stage]):
+            yield stage, folder, f"was made by other code ({said})"
+        elif record.get("mixed"):
+            yield stage, folder, "was made in parts by different code"
+
+
+def other_code_text(profile: Profile) -> str:
+    """One line for the end of a run; empty where today's code made all of it."""
+    found = list(differences(profile))
+    if not found:
+        return ""
+    stages = dict.fromkeys(FORCED_BY.get(stage, stage) for stage, _, _ in found)
+    words = " ".join(f"--force-stage {stage}" for stage in stages)
+    return (
+        f"Kept though made by other code: {', '.join(stages)} ({len(found)} in all); {relative_name(found[0][1])} "
+        f"{found[0][2]}. `primekd run --profile {profile.name} {words}` makes them anew."
+    )
+
+
+def refuse_unpublishable(profile: Profile) -> None:
+    """Refuses a run whose numbers cannot be had from one commit.
+
+    Raises:
+        UserError: a result is missing, was made by other code than today's, in parts by different code, or by a
+            checkout with uncommitted changes or no commit; it names the result.
+    """
+    again = f"run `primekd run --profile {profile.name}"
+    if missing := [folder for _, folder in results_of(profile) if not (folder / MANIFEST).is_file()]:
+        raise UserError(f"{relative_name(missing[0])} has no manifest: {again}` first.")
+    found = itertools.chain(differences(profile), _untraceable(profile))
+    for stage, folder, said in found:
+        anew = f"{again} --force-stage {FORCED_BY.get(stage, stage)}`"
+        raise UserError(f"{relative_name(folder)} {said}, so it is not published: commit what is changed, and {anew}.")
+
+
+def _untraceable(profile: Profile) -> Iterator[tuple[str, Path, str]]:
+    """As `differences`, of what was made by a checkout that no commit describes."""
+    for stage, folder in results_of(profile):
+        git = (_record(stage, folder).get("environment") or {}).get("git") or {}
+        if not git.get("commit") or git.get("dirty") is not False:
+            yield stage, folder, f"was made {'with uncommitted changes' if git.get('commit') else 'without a commit'}"

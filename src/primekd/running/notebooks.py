@@ -1,0 +1,112 @@
+"""Runs a notebook unattended: typed parameters in, an executed copy and its HTML out."""
+
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import (
+    MANIFEST,
+    hash_file,
+    now,
+    project_root,
+    relative_name,
+    write_manifest,
+    write_text,
+)
+
+START_TIMEOUT = 300  # seconds; kernels that start side by side on few cores are slow
+
+
+def require_parameters_tag(notebook, path: Path) -> None:
+    """Raises UserError if no code cell has the tag `parameters`: papermill only warns, and runs the defaults."""
+    tagged = [c for c in notebook.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise UserError(
+            f"{relative_name(path)} must have exactly one code cell tagged `parameters`, not {len(tagged)}."
+        )
+
+
+def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Executes `source` from its own folder; writes `output` (.ipynb) and the HTML beside it.
+
+    Raises:
+        UserError: the notebook has no parameters cell, or a cell failed. The copy up to the failing cell is kept as
+            `<output>.failed.ipynb`; an earlier good copy stays.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    source, output = Path(source).resolve(), Path(output).resolve()
+    try:
+        require_parameters_tag(nbformat.read(source, as_version=4), source)
+    except (OSError, nbformat.reader.NotJSONError) as error:
+        raise UserError(f"{relative_name(source)} is not there or is no notebook.") from error
+    output.parent.mkdir(parents=True, exist_ok=True)
+    failed, start = output.with_suffix(".failed.ipynb"), now()
+    # Kernels of one IPYTHONDIR share a history file and lock each other out; sockets in a folder need no free ports.
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["IPYTHONDIR"] = folder
+        os.environ.setdefault("PRIMEKD_ROOT", str(project_root()))
+        copy = Path(folder) / output.name
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(copy),
+                parameters=parameters,
+                cwd=str(source.parent),
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=START_TIMEOUT,
+                stderr_file=sys.stderr,
+                stdout_file=sys.stdout,
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
+        except papermill.PapermillExecutionError as error:
+            write_text(failed, without_machine(copy))
+            raise UserError(_explain(error, source, failed)) from error
+        except DeadKernelError as error:
+            raise UserError(
+                f"{relative_name(source)}: its kernel was killed, most often for want of memory: free some and run the "
+                "same command again; it goes on where it stopped."
+            ) from error
+        write_text(output, without_machine(copy))
+    failed.unlink(missing_ok=True)
+    page = output.with_suffix(".html")
+    write_text(page, to_html(output))
+    inputs = {"notebook": relative_name(source), "sha256": hash_file(source), "parameters": parameters}
+    name = f"{output.stem}.{MANIFEST}"
+    write_manifest(output.parent, "notebook", inputs, [output, page], name, start=start, end=now())
+
+
+def _explain(error, source: Path, failed: Path) -> str:
+    reason = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
+    return f"{relative_name(source)} stopped in cell {error.exec_count}: {reason} The copy is {relative_name(failed)}."
+
+
+def without_machine(path: Path) -> str:
+    """An executed copy's text without papermill's notes of where files lay: it is passed on."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for key in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(key, None)
+    return nbformat.writes(notebook)
+
+
+def to_html(path: Path) -> str:
+    """The notebook as one HTML page, without scripts from elsewhere; model output in it is sanitised."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(sanitize_html=True, embed_images=True)
+    for trait in exporter.trait_names():
+        if trait.endswith("_url"):
+            setattr(exporter, trait, "")
+    body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+    return re.sub(r'<script src="">\s*</script>', "", body)

@@ -1,0 +1,200 @@
+"""Whether a run says the same as the logs that are published: this machine's logs beside those of the checkout.
+
+Another processor sums in another order, so answers change here and there. What has to stay is what is claimed.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.logs import LogRow, read_logs
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, hash_file, read_manifest, relative_name, write_json
+from primekd.report.claims import short_commit
+from primekd.report.files import Row
+from primekd.report.formats import percent, significant
+from primekd.report.results import Results, read_results
+from primekd.statistics.sentences import claims
+from primekd.studies.results import logs_in_use
+
+REPRODUCTION = "reproduction.json"
+REPRODUCED, NOT_REPRODUCED, NOT_COMPARED = "reproduced", "not reproduced", "not compared"
+RULE = "same items and settings, every accuracy inside the other run's 95 % interval, both ways, and the same sentences"
+INCIDENTAL = ("description", "hardware", "launch")  # of a profile: they say nothing of what is measured
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """One model in both runs. Accuracies (value, low, high of the 95 % interval) and shares are of its n items; kl and
+    nll_gold are here minus published, nats a token.
+
+    `inside`: the accuracy here lies in the published interval; `published_inside`: and the reverse.
+    """
+
+    model: str
+    n: int
+    accuracy: tuple[float, float, float]
+    published_accuracy: tuple[float, float, float]
+    inside: bool
+    published_inside: bool
+    same_verdicts: float
+    same_texts: float
+    kl: float | None
+    nll_gold: float | None
+
+
+def compare_with_published(profile: Profile) -> dict[str, Any]:
+    """Holds this machine's logs against the published ones, and keeps what was found in reproduction.json.
+
+    Returns:
+        What that file holds: verdict (reproduced, not reproduced, not compared), reasons, rule, here and published
+        (where, commit, processor, manifest's hash), models (`ModelPair`), largest (the largest difference of kl and
+        nll_gold, with its model), sentences (same, only_here, only_published).
+
+    Raises:
+        UserError: this machine has no logs, or they cannot be read.
+    """
+    own = profile.of_machine()
+    if not (own.logs / MANIFEST).is_file():
+        raise UserError(f"{relative_name(own.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
+    found = {"profile": profile.name, "rule": RULE, "here": _origin(own.logs)} | _compare(own, profile.of_published())
+    write_json(own.logs / REPRODUCTION, found)
+    return found
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder / MANIFEST)
+    made = manifest.get("answered") or manifest.get("environment") or {}  # on what the answers were made
+    return {
+        "logs": relative_name(folder),
+        "commit": short_commit(manifest),
+        "processor": made.get("hardware", {}).get("cpu"),
+        "manifest_sha256": hash_file(folder / MANIFEST),
+    }
+
+
+def _compare(own: Profile, other: Profile) -> dict[str, Any]:
+    """Verdict, reasons and what they rest on. Published logs that cannot be read are compared with nothing."""
+    results, logs = read_results(own.logs), read_logs(own)
+    try:
+        logs_in_use(own, published=True)
+        published = {"published": _origin(other.logs)}
+        results_2, logs_2 = read_results(other.logs), read_logs(other)
+    except UserError as error:
+        return {"verdict": NOT_COMPARED, "reasons": [str(error)]}
+    if unlike := unlike_settings(own.logs, other.logs) + _unlike_items(logs, logs_2):
+        return published | {"verdict": NOT_COMPARED, "reasons": unlike}
+    rows, rows_2 = ({row["model"]: row for row in r.summary} for r in (results, results_2))
+    models = [_pair(rows[m], rows_2[m], logs[m], logs_2[m]) for m in logs]
+    sentences = _sentences(results, results_2)
+    reasons = [f"{m.model} has another accuracy" for m in models if not (m.inside and m.published_inside)]
+    if said := len(sentences["only_here"]) + len(sentences["only_published"]):
+        reasons.append(f"{said} sentence{'s differ' if said > 1 else ' differs'}")
+    return published | {
+        "verdict": NOT_REPRODUCED if reasons else REPRODUCED,
+        "reasons": reasons,
+        "models": [asdict(m) for m in models],
+        "largest": {measure: _largest(models, measure) for measure in ("kl", "nll_gold")},
+        "sentences": sentences,
+    }
+
+
+def unlike_settings(first: Path, second: Path) -> list[str]:
+    """The profile's keys that two logs folders were made with other values of, in a sentence; none if all are alike."""
+    configs = [read_manifest(folder / MANIFEST).get("config") or {} for folder in (first, second)]
+    keys = [key for key in _unlike(*configs) if key.split(".")[0] not in INCIDENTAL]
+    return [f"they were made with other settings: {', '.join(keys)}"] if keys else []
+
+
+def _unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Dotted keys that both have with other values. A key that one lacks came into the profiles later."""
+    keys = []
+    for key in first.keys() & second.keys():
+        one, two = first[key], second[key]
+        if isinstance(one, dict) and isinstance(two, dict):
+            keys += [f"{key}.{inner}" for inner in _unlike(one, two)]
+        elif one != two:
+            keys.append(key)
+    return sorted(keys)
+
+
+def _unlike_items(logs: dict[str, list[LogRow]], logs_2: dict[str, list[LogRow]]) -> list[str]:
+    if logs.keys() != logs_2.keys():
+        return [f"they are of other models: {', '.join(sorted(logs.keys() ^ logs_2.keys()))}"]
+    asked, asked_2 = (
+        {model: [(r.id, r.question, r.gold) for r in rows] for model, rows in each.items()} for each in (logs, logs_2)
+    )
+    return [] if asked == asked_2 else ["they are of other test items"]
+
+
+def _pair(row: Row, row_2: Row, log: list[LogRow], log_2: list[LogRow]) -> ModelPair:
+    pairs = list(zip(log, log_2, strict=True))
+    here, there = (tuple(float(r[f"accuracy{end}"]) for end in ("", "_low", "_high")) for r in (row, row_2))
+    return ModelPair(
+        row["model"], len(pairs), here, there, there[1] <= here[0] <= there[2], here[1] <= there[0] <= here[2],
+        sum(a.correct == b.correct for a, b in pairs) / len(pairs),
+        sum(a.response == b.response for a, b in pairs) / len(pairs),
+        _difference(row, row_2, "kl"), _difference(row, row_2, "nll_gold"),
+    )  # fmt: skip
+
+
+def _difference(row: Row, row_2: Row, measure: str) -> float | None:
+    return float(row[measure]) - float(row_2[measure]) if row[measure] and row_2[measure] else None
+
+
+def _largest(models: list[ModelPair], measure: str) -> dict[str, Any] | None:
+    values = [(getattr(m, measure), m.model) for m in models if getattr(m, measure) is not None]
+    value, model = max(values, key=lambda found: abs(found[0]), default=(None, None))
+    return None if model is None else {"model": model, "difference": value}
+
+
+def _sentences(results: Results, results_2: Results) -> dict[str, Any]:
+    """What is claimed in both runs, and what in one alone."""
+    here, there = claims(results.contrasts), claims(results_2.contrasts)
+    return {
+        "same": [s for s in here if s in there],
+        "only_here": [s for s in here if s not in there],
+        "only_published": [s for s in there if s not in here],
+    }
+
+
+def verdict_text(found: dict[str, Any]) -> str:
+    """A comparison in a few lines, the verdict last."""
+    lines = [f"Compared with the published logs: {_named(found['published'])}."] if "published" in found else []
+    if "models" in found:
+        lines += [*_table(found["models"]), *_largest_line(found["largest"]), *_sentence_lines(found["sentences"])]
+    reasons = f": {'; '.join(found['reasons'])}" if found["reasons"] else ""
+    return "\n".join([*lines, f"{found['verdict']}{reasons}.".replace("..", "."), f"  (Reproduced: {RULE}.)"])
+
+
+def _named(origin: dict[str, Any]) -> str:
+    return f"{origin['logs']} (commit {origin['commit']}, {origin['processor'] or 'unknown processor'})"
+
+
+def _table(models: list[dict[str, Any]]) -> list[str]:
+    head = ("model", "here, % [95 %]", "published, % [95 %]", "inside", "same verdict, %", "same text, %")
+    rows = []
+    for m in models:
+        shares = [
+            f"{percent(value)} [{percent(low)}, {percent(high)}]"
+            for value, low, high in (m["accuracy"], m["published_accuracy"])
+        ]
+        inside = "yes" if m["inside"] and m["published_inside"] else "NO"
+        rows.append((m["model"], *shares, inside, percent(m["same_verdicts"]), percent(m["same_texts"])))
+    return [f"  {name:16} {' '.join(f'{cell:>19}' for cell in cells)}" for name, *cells in (head, *rows)]
+
+
+def _largest_line(largest: dict[str, Any]) -> list[str]:
+    said = [
+        f"{name} {significant(found['difference'], digits=2, signed=True)} ({found['model']})"
+        for name, key in (("KL", "kl"), ("NLL of gold", "nll_gold"))
+        if (found := largest[key])
+    ]
+    return [f"  Largest difference, nats a token: {', '.join(said)}."] if said else []
+
+
+def _sentence_lines(sentences: dict[str, list[str]]) -> list[str]:
+    lines = [f"  Sentences that are the same: {len(sentences['same'])}."]
+    lines += [f"  Only here: {sentence}" for sentence in sentences["only_here"]]
+    return lines + [f"  Only published: {sentence}" for sentence in sentences["only_published"]]

@@ -1,0 +1,367 @@
+"""One command over all notebooks: starts Snakemake, says what it is doing and about how long is left."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.progress import StageState, progress_folder, progress_path, read_state
+from primekd.foundation.provenance import MANIFEST, output_root, project_root, relative_name
+from primekd.foundation.run_log import Job, RunState
+from primekd.foundation.stage_code import ask_anew, forced_since, forget_wishes, is_older
+from primekd.running.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
+
+# Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
+START = 15  # starting a kernel, loading a model
+CAPTURE_ITEM = 0.3  # generating and scoring
+TRAIN_ITEM = 0.5  # one pass of training
+TEST_ITEM = 0.5  # answering and held-out fit, of one model
+
+
+# What `--force-stage` names -> the rules that make it. All strategies of a stage, and the held-out capture, are one.
+FORCED_RULES = {
+    "prepare-teacher": ("teacher",),
+    "capture": ("capture", "reference"),
+    "distill": ("distill",),
+    "assess": ("score", "assess"),
+}
+
+
+def stage_costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
+    """Rule -> expected cost of one job of it, in arbitrary units.
+
+    All models are shared out among the scoring jobs, so where only some of them are scored again, those count too much.
+    """
+    from primekd.config.strategies import load_strategies
+
+    data = profile.data
+    captured = CAPTURE_ITEM * data.train_items
+    scored = TEST_ITEM * data.test_items * (len(load_strategies()) + 1)
+    return {
+        "teacher": START,
+        "capture_part": START + captured / capture_workers,
+        "capture": START + (captured if capture_workers == 1 else 0),
+        "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
+        "reference": START + CAPTURE_ITEM * data.test_items,
+        "score": START + scored / scoring_jobs,
+        "assess": START + (scored if profile.assess.engine == "vllm" else 0),
+        "report": START / 3,
+    }
+
+
+def run_study(
+    profile: Profile,
+    profile_argument: str,
+    cores: int | None = None,
+    force: bool = False,
+    cluster: Cluster | None = None,
+    force_stages: Collection[str] = (),
+) -> bool:
+    """Runs every stage that has to be run; returns False if nothing was to be done.
+
+    With `cluster` every stage is a Slurm job, and as many of them run side by side as the cluster lets. All results of
+    `force_stages` are made anew; a run that is killed meanwhile goes on with those that are still missing.
+
+    Raises:
+        UserError: there is no such stage, another run of this profile is under way, or a notebook failed; the sentence
+            is the notebook's own.
+    """
+    refuse_unknown(force_stages)
+    with only_one(profile) as lock:
+        if cluster:
+            refuse_leftovers(profile)
+        ask_anew(profile, force_stages)
+        forget_lost_stages(profile)
+        log = profile.runs / "snakemake.log"
+        command = snakemake_command(profile, profile_argument, cores, force, cluster)
+        state, start = RunState(), time.monotonic()
+        with open(log, "w", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
+            process = subprocess.Popen(
+                command,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                start_new_session=True,
+                pass_fds=[lock.fileno()],
+            )
+            lock.truncate(0)
+            lock.write(str(process.pid))
+            lock.flush()
+            try:
+                watch(process, lines, profile, state, cluster.capture_workers if cluster else 1, start)
+            except KeyboardInterrupt:
+                stop(process, patience=90 if cluster else 10)
+                if cluster:
+                    cancel_leftovers(profile)
+                raise
+        if process.returncode:
+            text = log.read_text(encoding="utf-8", errors="replace")
+            raise UserError(explain_failure(text, log, state.failed))
+        forget_wishes(profile)
+        return not state.idle
+
+
+def refuse_unknown(force_stages: Collection[str]) -> None:
+    """Raises UserError if one of them is no stage that can be forced."""
+    if unknown := [stage for stage in force_stages if stage not in FORCED_RULES]:
+        raise UserError(f"--force-stage {unknown[0]}: there is no such stage; choose one of {', '.join(FORCED_RULES)}.")
+
+
+def planned_jobs(
+    profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None,
+    force_stages: Collection[str] = (),
+) -> list[Job]:  # fmt: skip
+    """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
+
+    Raises:
+        UserError: Snakemake cannot plan the run.
+    """
+    refuse_unknown(force_stages)
+    command = [*snakemake_command(profile, profile_argument, cores, force, cluster), "--dry-run"]
+    if rules := [rule for stage in force_stages for rule in FORCED_RULES[stage]]:
+        command += ["--forcerun", *rules]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    text = done.stdout + done.stderr
+    if done.returncode:
+        raise UserError(f"Snakemake cannot plan the run; the end of what it says:\n{text[-1500:]}")
+    state = RunState()
+    for line in text.splitlines():
+        state.read(line)
+    return [job for job in state.running.values() if job.rule in state.planned]
+
+
+def environment() -> dict[str, str]:
+    """What Snakemake and every job find in their environment."""
+    return os.environ | {"PRIMEKD_ROOT": str(project_root()), "PRIMEKD_OUTPUT": str(output_root())}
+
+
+def forget_lost_stages(profile: Profile) -> None:
+    """Removes the executed copy of every stage whose result is gone or wanted anew, and of the stages behind it.
+
+    Snakemake knows the copies alone (it would delete signals and adapters before a rerun if they were its outputs), and
+    it makes no missing file anew on which nothing missing depends.
+    """
+    from primekd.config.strategies import CONTROL, load_strategies
+
+    def is_lost(stage: str, result: Path) -> bool:
+        return not result.is_file() or is_older(result, forced_since(profile, stage))
+
+    done = profile.runs / "notebooks"
+    assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
+    behind_models = [assessed, reported]
+    lost: list[Path] = []
+    if profile.prepare and is_lost("prepare-teacher", project_root() / profile.prepare.output):
+        lost += [done / "teacher.done", *behind_models]
+    if is_lost("capture", profile.signals_folder("held-out") / MANIFEST):
+        lost += [done / "reference.done", *(done / "scored").glob("*.done"), *behind_models]
+    for name, strategy in load_strategies().items():
+        captured, distilled = done / name / "inference_gsm8k.ipynb", done / name / "distill.ipynb"
+        behind_student = [*scored_with(done, name), *behind_models]
+        if strategy.teacher and is_lost("capture", profile.signals_folder(name) / MANIFEST):
+            lost += [captured, *(done / name).glob("captured-*.done"), distilled, *behind_student]
+        if is_lost("distill", profile.student_folder(name) / MANIFEST):
+            lost += [distilled, *behind_student]
+    for name in (CONTROL, *load_strategies()):
+        if any(is_lost("assess", profile.runs / kind / name / MANIFEST) for kind in ("answers", "held-out")):
+            lost += [*scored_with(done, name), *behind_models]
+    if is_lost("assess", profile.logs / MANIFEST):
+        lost += behind_models
+    if not (profile.logs / "report.html").is_file():
+        lost.append(reported)
+    for copy in lost:
+        copy.unlink(missing_ok=True)
+
+
+def scored_with(done: Path, model: str) -> list[Path]:
+    """The stamps of all jobs that scored this model, alone or with others."""
+    return [path for path in (done / "scored").glob("*.done") if model in path.stem.split("+")]
+
+
+def snakemake_command(
+    profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None = None
+) -> list[str]:
+    """The call of Snakemake. Its own lock is replaced by `only_one`: a killed run must not need an unlock."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "workflow" / "Snakefile")]
+    command += ["--directory", str(output_root()), "--rerun-incomplete", "--nolock"]
+    if profile_argument.endswith((".yaml", ".yml")):
+        profile_argument = str(Path(profile_argument).resolve())
+    if set("{}") & set(profile_argument):
+        raise UserError(f"{profile_argument}: a brace is a wildcard to Snakemake: rename the profile, or its folder.")
+    # Snakemake strips quotes off a value and reads the rest as a number or YAML, in which 123, a #1 or a: b is no text
+    # or half of one; a list of one text in quotes stays what it is.
+    settings = [f"profile={json.dumps([profile_argument], ensure_ascii=False)}"]
+    if cluster:
+        command += cluster.arguments(profile)
+        settings += ["slurm=true", f"capture_workers={cluster.capture_workers}"]
+    else:
+        command += ["--cores", str(cores or "all")]
+    if force:
+        command.append("--forceall")
+        settings.append("force=true")
+    return [*command, "--config", *settings]
+
+
+@contextlib.contextmanager
+def only_one(profile: Profile):
+    """Holds a lock on the profile's runs folder and yields its file.
+
+    The kernel frees the lock when every process that holds the file has ended, however it ended. Snakemake is handed
+    the file too: should this process be killed alone, a second run is refused while the first one's jobs go on.
+    """
+    profile.runs.mkdir(parents=True, exist_ok=True)
+    with open(profile.runs / "run.lock", "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            raise UserError(
+                f"Another run of the profile {profile.name} is under way (process {owner}): wait for it or stop it."
+            ) from error
+        yield handle
+
+
+def stop(process: subprocess.Popen, patience: int) -> None:
+    """Ends Snakemake and everything it started, cluster jobs included; what is on disk stays."""
+    for kind, seconds in ((signal.SIGINT, patience), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
+
+
+def watch(process, lines, profile: Profile, state: RunState, capture_workers: int, start: float) -> None:
+    """Follows the log until the process ends, and reports on the way."""
+    interactive, said, last, rest, costs = sys.stdout.isatty(), "", 0.0, "", None
+    while True:
+        ended = process.poll() is not None
+        *whole, rest = (rest + lines.read()).split("\n")  # the last line may still be in the writing
+        for line in whole:
+            if event := state.read(line):
+                say(f"  {event}", interactive)
+        if state.running:
+            costs = costs or stage_costs(profile, capture_workers, state.planned.get("score", 1))
+            progress = {number: job_progress(profile, job) for number, job in state.running.items()}
+            text = describe(state, costs, progress, time.monotonic() - start)
+            due = 1 if interactive else 30
+            if text != said and time.monotonic() - last > due:
+                say(text, interactive, moving=True)
+                said, last = text, time.monotonic()
+        if ended:
+            if interactive:
+                print()
+            return
+        time.sleep(0.2)
+
+
+def say(text: str, interactive: bool, moving: bool = False) -> None:
+    """Prints a line; on a terminal a moving one is written over by the next."""
+    if interactive:
+        print(f"\r\x1b[2K{text}", end="" if moving else "\n", flush=True)
+    else:
+        print(text, flush=True)
+
+
+def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
+    """How far a running job is, by the file that its stage keeps: text, and the share of it that is done.
+
+    A file that was last written before the job was started or submitted is an earlier run's.
+    """
+    if job.rule == "score":
+        return score_progress(profile, job)
+    pattern = "answer *.json" if job.rule == "assess" else f"{job.stage}.json"
+    current = [p for p in progress_folder(profile).glob(pattern) if written(p) >= job.since]
+    if not current:
+        return "", 0.0
+    # An assessment of all models in one job keeps a file a model, and measures held-out fit between two of them.
+    answered = answered_share(len(current)) if job.rule == "assess" else None
+    entry = since(max(current, key=written), job)
+    if entry is None:
+        return "", answered or 0.0
+    if entry.state == "done" and entry.done == entry.total and answered is None:
+        return f"{job.stage}: finishing", 1.0
+    if entry.state != "running" or not entry.total:
+        return f"{job.label}: held-out fit" if answered else "", answered or 0.0
+    text = f"{entry.stage}: {entry.done}/{entry.total} {entry.unit}s"
+    return text, entry.done / entry.total if answered is None else answered
+
+
+def written(path: Path) -> float:
+    """When a file was last written, seconds since the epoch; 0 where it is no more."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def since(path: Path, job: Job) -> StageState | None:
+    """What a progress file says that was written after a job began; None for another one, a damaged one, or none."""
+    try:
+        return read_state(path) if written(path) >= job.since else None
+    except UserError:  # `primekd status` says what is wrong with it; the run goes on
+        return None
+
+
+def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
+    """`job_progress` of a scoring job: each model's answers count one half, its held-out fit the other."""
+    said, share, models = "", 0.0, job.stage.removeprefix("score ").split("+")
+    for place, (model, kind) in enumerate(itertools.product(models, ("answer", "held-out fit"))):
+        entry = since(progress_path(profile, f"{kind} {model}"), job)
+        if entry and entry.total:
+            said = f"{entry.stage}: {entry.done}/{entry.total} {entry.unit}s"
+            # What was there already leaves no word, and all that stands before it in this order is done.
+            share = (place + entry.done / entry.total) / (2 * len(models))
+    return said, share
+
+
+def answered_share(models: int) -> float:
+    """The share of an assessment that is done when `models` of its models have begun to answer."""
+    from primekd.config.strategies import load_strategies
+
+    return min(1.0, models / (len(load_strategies()) + 1))
+
+
+def describe(state: RunState, costs: dict[str, float], progress: dict[int, tuple[str, float]], elapsed: float) -> str:
+    """One line: what is being done, how far the run is, how long it has taken and may take."""
+    share = state.share(costs, {number: within for number, (_, within) in progress.items()})
+    left = f"about {clock(elapsed * (1 - share) / share)} left" if share > 0.02 else "time left not known yet"
+    details = dict.fromkeys(  # parts of one capture share their progress, and are named once
+        text or f"{state.running[number].label}: {waiting(state.running[number])}"
+        for number, (text, _) in progress.items()
+    )
+    shown = list(details)[:3] + ([f"{len(details) - 3} more"] if len(details) > 3 else [])
+    return f"  {', '.join(shown)} | {share:4.0%} | {clock(elapsed)} so far, {left}"
+
+
+def waiting(job: Job) -> str:
+    """What a job is doing that has made no progress yet."""
+    return "queued or starting" if job.slurm else "starting"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def explain_failure(text: str, log: Path, failed: list[Job]) -> str:
+    """The stages' own sentences, if they said any, else where to look."""
+    where = f"(The whole log is {relative_name(log)}.)"
+    if on_cluster := [job for job in failed if job.slurm or "sbatch" in job.problem]:
+        return " ".join([*dict.fromkeys(map(explain_job, on_cluster)), where])
+    said = re.findall(r"^primekd: (.+)$", text, re.M)
+    if said:
+        return f"{said[-1]} {where}"
+    return f"A stage failed; the end of {relative_name(log)} says:\n{text[-1500:]}"

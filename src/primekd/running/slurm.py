@@ -1,0 +1,187 @@
+"""A study on a Slurm cluster: what must be there, what is still queued, and what a job that failed has said."""
+
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import output_root, relative_name
+from primekd.foundation.run_log import Job
+
+NTASKS = re.compile(r"(?:^|[\s'\"])(?:--ntasks|-n(?=[\s=\d]))")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Snakemake profile for a Slurm cluster, and how many jobs capture one strategy together."""
+
+    folder: Path
+    capture_workers: int = 1
+
+    def arguments(self, profile: Profile) -> list[str]:
+        """Snakemake's arguments for running on it."""
+        arguments = ["--profile", str(self.folder.resolve()), "--slurm-jobname-prefix", job_prefix(profile)]
+        # Left to itself the executor asks sacct wherever it is installed. Where accounting is off, that answers nothing
+        # but errors, and the run would wait for ever.
+        if "slurm-status-command" not in read_settings(self.folder) and not ask(["sacct", "-X", "--name=none"])[0]:
+            arguments += ["--slurm-status-command", "squeue"]
+        return arguments
+
+
+def open_cluster(folder: Path, capture_workers: int) -> Cluster:
+    """Checks that jobs can be submitted from here with the Snakemake profile in `folder`.
+
+    Raises:
+        UserError: Slurm or its executor is missing, or the profile is none or would ask for the wrong thing.
+    """
+    settings = read_settings(folder)
+    if settings.get("executor") != "slurm":
+        raise UserError(f"{relative_name(folder)}/config.yaml does not say `executor: slurm`: see configs/slurm.")
+    asked = asked_resources(settings, f"{relative_name(folder)}/config.yaml")
+    for rule, wanted in asked.items():
+        if not any(str(wanted.get(name) or "0") != "0" for name in ("gpu", "gres")):
+            continue
+        if "tasks" in wanted:
+            raise UserError(
+                f"{relative_name(folder)}/config.yaml sets `tasks` beside GPUs for {rule}, which becomes "
+                "--ntasks-per-gpu: leave `tasks` out."
+            )
+        if NTASKS.search(str(wanted.get("slurm_extra") or "")):
+            raise UserError(
+                f"{relative_name(folder)}/config.yaml gives --ntasks in `slurm_extra` beside GPUs for {rule}, which "
+                "would start its notebook several times: leave --ntasks out."
+            )
+    if "capture" in asked and (missing := {"reference", "score"} - asked.keys()):
+        raise UserError(
+            f"{relative_name(folder)}/config.yaml asks for nothing for the rule {' and '.join(sorted(missing))}, which "
+            "would get no GPU: copy it from configs/slurm/config.yaml."
+        )
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        raise UserError("Snakemake's Slurm executor is not installed: `pip install -e '.[slurm]'`.")
+    if shutil.which("sbatch") is None:
+        raise UserError("There is no sbatch here: run this on a machine from which Slurm jobs are submitted.")
+    return Cluster(folder, capture_workers)
+
+
+def read_settings(folder: Path) -> dict:
+    """What config.yaml of a Snakemake profile says.
+
+    Raises:
+        UserError: it is not there or is no YAML mapping.
+    """
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.")
+    return settings
+
+
+def asked_resources(settings: dict, file: str) -> dict[str, dict]:
+    """What a Snakemake profile asks for: of every job, and of each rule that it names, defaults included.
+
+    Snakemake takes both mappings and lists of `resource=value` and `rule:resource=value`.
+
+    Raises:
+        UserError: the settings have neither form.
+    """
+    defaults, own = settings.get("default-resources") or {}, settings.get("set-resources") or {}
+    if isinstance(defaults, list):
+        defaults = dict(_divided(entry, "=", "default-resources", file) for entry in defaults)
+    if isinstance(own, list):
+        listed, own = own, {}
+        for entry in listed:
+            rule, resource = _divided(entry, ":", "set-resources", file)
+            own.setdefault(rule, {}).update([_divided(resource, "=", "set-resources", file)])
+    for name, values in (("default-resources", defaults), ("set-resources", own)):
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: {name} is no mapping of resources to values: see configs/slurm.")
+    for rule, values in own.items():
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: set-resources names no resources for {rule}: write some, or leave {rule} out.")
+    return {"every job": defaults} | {rule: defaults | values for rule, values in own.items()}
+
+
+def _divided(entry: object, sign: str, name: str, file: str) -> tuple[str, str]:
+    left, found, right = str(entry).partition(sign)
+    if not found:
+        raise UserError(f"{file}: {name} has an entry {entry!r} without {sign!r}: see configs/slurm.")
+    return left.strip(), right.strip()
+
+
+def job_prefix(profile: Profile) -> str:
+    """What the names of this study's jobs begin with, in the characters and the length (50) that the executor takes.
+
+    The hash of the whole name and of the output folder tells apart what replaced or cut characters would not.
+    """
+    digest = hashlib.sha256(f"{profile.name}\0{output_root().resolve()}".encode()).hexdigest()[:8]
+    return f"primekd-{re.sub(r'[^A-Za-z0-9_-]', '-', profile.name)[:32]}-{digest}"
+
+
+def ask(command: list[str]) -> tuple[bool, str]:
+    """Runs one of Slurm's commands; returns whether it went well, and what it printed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    return done.returncode == 0, done.stdout if done.returncode == 0 else done.stderr.strip()
+
+
+def queued_jobs(profile: Profile) -> list[str]:
+    """Numbers of the jobs of this profile and output folder that Slurm still has in its queue or running.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    well, said = ask(["squeue", "--me", "--noheader", "--format=%i|%j|%Z"])
+    if not well:
+        raise UserError(f"Slurm does not answer: {said}")
+    rows = [line.split("|", 2) for line in said.splitlines()]
+    here = str(output_root().resolve())
+    ours = re.compile(re.escape(job_prefix(profile)) + "_[0-9a-f-]{36}")  # the executor adds a UUID of the run
+    return [number for number, name, folder in rows if ours.fullmatch(name) and folder == here]
+
+
+def refuse_leftovers(profile: Profile) -> None:
+    """Raises UserError if jobs of an earlier run are still there: two jobs would write the same files."""
+    if jobs := queued_jobs(profile):
+        raise UserError(
+            f"Jobs of an earlier run are still queued or running: wait for them or `scancel {' '.join(jobs)}`."
+        )
+
+
+def cancel_leftovers(profile: Profile) -> None:
+    """Cancels what is left of a run that was stopped: jobs whose numbers Snakemake had not read yet."""
+    if jobs := queued_jobs(profile):
+        ask(["scancel", *jobs])
+
+
+ENDS = {
+    "CANCELLED": "was cancelled (scancel, or an administrator): run it again to go on where it stopped.",
+    "TIMEOUT": "ran past its time limit: run it again to go on where it stopped, or give it more `runtime`.",
+    "OUT_OF_MEMORY": "needed more memory than it had asked for: give it more `mem_mb`.",
+    "NODE_FAIL": "lost its node: run it again to go on where it stopped.",
+    "BOOT_FAIL": "got a node that did not start: run it again.",
+    "PREEMPTED": "was preempted: run it again to go on where it stopped.",
+}
+
+
+def explain_job(job: Job) -> str:
+    """One sentence about a job that failed: its own, if it said one, else what Slurm says."""
+    if refused := re.search(r"sbatch: error: ([^']+)", job.problem):
+        return f"{job.label}: Slurm refused the job: {refused[1]}."
+    text = job.log.read_text(encoding="utf-8", errors="replace") if job.log and job.log.is_file() else ""
+    if said := re.findall(r"^primekd: (.+)$", text, re.M):
+        return f"{job.label}: {said[-1]} (Slurm job {job.slurm}.)"
+    status = re.search(r"SLURM status is: '(\w+)", job.problem)
+    what = ENDS.get(status[1] if status else "", "failed.")
+    where = f" Its log is {relative_name(job.log)}." if text else ""
+    return f"{job.label}: Slurm job {job.slurm} {what}{where}"

@@ -1,0 +1,284 @@
+"""Recomputes hashes and verdicts, and names what differs from what the manifests say."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
+from primekd.assessment.grade import grade_row
+from primekd.assessment.held_out import read_rows
+from primekd.assessment.logs import LogRow, read_log, read_logs
+from primekd.capture.run import training_job
+from primekd.config import Profile
+from primekd.config.strategies import CONTROL, TEACHER
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import (
+    MANIFEST,
+    altered_outputs,
+    hash_json,
+    project_root,
+    read_manifest,
+    relative_name,
+)
+from primekd.foundation.tables import read_table
+from primekd.signals import SignalReader
+from primekd.signals.manifest import read_store
+from primekd.studies import published as published_study
+from primekd.studies.responses import RESPONSES
+from primekd.studies.results import TABLES, compute_tables, log_extractor
+
+# No outputs: the manifest itself, the page, which is made anew to check it, and the comparison with published logs.
+BESIDE = (MANIFEST, "report.html", "reproduction.json")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing verified. `problems` is empty where everything matched."""
+
+    what: str
+    problems: list[str]
+
+
+def verify(profile: Profile) -> list[Check]:
+    """Checks a profile's logs; of this machine's own also what they were made from, as far as it is here.
+
+    Raises:
+        UserError: there are no such logs.
+    """
+    if not (profile.logs / MANIFEST).is_file():
+        raise UserError(
+            f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
+        )
+    checks = check_logs(profile) + check_published()
+    return checks if profile.logs == profile.published else checks + check_run(profile)
+
+
+def check_logs(profile: Profile) -> list[Check]:
+    """The logs by themselves: bytes, models, verdicts, decisions, tables, report."""
+    checks = []
+    for what, check, argument in (
+        (relative_name(profile.logs), check_outputs, profile.logs / MANIFEST),
+        (f"models in {relative_name(profile.logs)}", check_models, profile),
+        (f"verdicts in {relative_name(profile.logs)}", check_verdicts, profile.logs),
+        (f"decisions in {relative_name(profile.logs)}", check_decisions, profile),
+        (f"tables in {relative_name(profile.logs)}", check_tables, profile),
+        (relative_name(profile.logs / "report.html"), check_report, profile),
+    ):
+        checks.append(_checked(what, check, argument))
+    return checks
+
+
+def check_run(profile: Profile) -> list[Check]:
+    """What this machine's logs were made from: students, answers, notebooks, signals, teacher."""
+    checks = []
+    patterns = (
+        f"students/*/{MANIFEST}",
+        f"answers/*/{MANIFEST}",
+        f"held-out/*/{MANIFEST}",
+        f"served/*/{MANIFEST}",
+        f"notebooks/*/*.{MANIFEST}",
+    )
+    for pattern in patterns:
+        checks += [_checked(relative_name(path), check_outputs, path) for path in _live(profile, pattern)]
+    checks += [check_signals(path.parent) for path in _live(profile, f"signals/*/{MANIFEST}")]
+    checks.append(_checked("lineage", check_lineage, profile))
+    if profile.prepare:
+        for folder in (profile.prepare.adapter, str(Path(profile.prepare.output).parent)):
+            if (project_root() / folder / MANIFEST).is_file():
+                checks.append(_checked(folder, check_outputs, project_root() / folder / MANIFEST))
+    return checks
+
+
+def _checked(what: str, check: Callable[[Any], Check], argument: Any) -> Check:
+    """A check, or that it found something that cannot be read; the rest is checked all the same."""
+    try:
+        return check(argument)
+    except UserError as error:
+        return Check(what, [str(error)])
+
+
+def _live(profile: Profile, pattern: str) -> list[Path]:
+    """Manifests of a run, without those of results that were set aside."""
+    return [path for path in sorted(profile.runs.glob(pattern)) if ".old-" not in path.parent.name]
+
+
+def check_report(profile: Profile) -> Check:
+    """Writes the report anew, in memory, and compares it with the file: the same logs give the same bytes."""
+    from primekd.report.html import REPORT, render
+
+    path = profile.logs / REPORT
+    same = path.is_file() and path.read_bytes() == render(profile).encode()
+    which = " --published" if profile.logs == profile.published else ""
+    problem = f"it is missing or does not follow from the logs: run `primekd report --profile {profile.name}{which}`"
+    return Check(relative_name(path), [] if same else [problem])
+
+
+def check_outputs(path: Path) -> Check:
+    """A stage's outputs against the hashes in its manifest, its inputs against their hash, and what it leaves out."""
+    manifest = read_manifest(path)
+    problems = [f"{name} is missing or has other bytes" for name in altered_outputs(path, manifest)]
+    if hash_json(manifest["inputs"]) != manifest["inputs_sha256"]:
+        problems.append("the inputs in the manifest were edited")
+    if path.name == MANIFEST:  # else the folder is not one stage's alone
+        unnamed = _unnamed(path.parent, {*manifest["outputs"], *BESIDE})
+        problems += [f"{name} is named by no manifest" for name in unnamed]
+    name = relative_name(path.parent) if path.name == MANIFEST else relative_name(path).removesuffix(f".{MANIFEST}")
+    return Check(name, problems)
+
+
+def _unnamed(folder: Path, named: Collection[str]) -> list[str]:
+    """Files of a folder that nothing vouches for; hidden ones are left-overs of a process that was killed."""
+    found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    return [p.as_posix() for p in found if p.as_posix() not in named and not any(n.startswith(".") for n in p.parts)]
+
+
+def check_signals(folder: Path) -> Check:
+    """A signal store: every shard, every row hash, the head, and shards that it does not name."""
+    try:
+        reader = SignalReader(folder)
+        reader.head  # noqa: B018 - loading it checks its hash
+    except UserError as error:
+        return Check(relative_name(folder), [str(error)])
+    shards = [path.name for path in sorted(folder.glob("shard-*.safetensors"))]
+    unnamed = [f"{name} is named by no manifest" for name in shards if name not in reader.manifest["shards"]]
+    return Check(relative_name(folder), unnamed)
+
+
+def check_models(profile: Profile) -> Check:
+    """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is.
+
+    Logs from before there was a table of the teacher's responses have none.
+    """
+    folder, manifest = profile.logs, read_manifest(profile.logs / MANIFEST)
+    summed = {row.get("model") for row in read_table(folder / "summary.csv")}
+    logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
+    known = {CONTROL, TEACHER, *manifest.get("models", {}), *(manifest.get("answers_sha256") or {})}
+    named = sorted(known | summed | logged, key=str)
+    problems = [f"{name} is missing" for name in TABLES if name != RESPONSES and not (folder / name).is_file()]
+    problems += [f"{name} has no log" for name in named if name not in logged]
+    problems += [f"{name} is not in summary.csv" for name in named if name not in summed]
+    problems += [f"{name} has a log and no lineage" for name in sorted(logged - known)]
+    return Check(f"models in {relative_name(folder)}", problems)
+
+
+def check_verdicts(folder: Path) -> Check:
+    """Extracts and grades every logged answer anew, and adds the summary up again."""
+    problems, extractor = [], log_extractor(folder)
+    for path in sorted(folder.glob("*.csv")):
+        if path.name in TABLES:
+            continue
+        rows = read_log(path)
+        problems += [
+            f"{path.name}: the verdict on {r.id} does not follow from its answer"
+            for r in rows
+            if not follows(r, extractor)
+        ]
+        problems += check_count(folder, path.stem, rows)
+    return Check(f"verdicts in {relative_name(folder)}", problems)
+
+
+def follows(row: LogRow, extractor: str = "published") -> bool:
+    """Whether a logged value, rule, place and verdict are what the extraction gives today."""
+    return grade_row(row, extractor) == row
+
+
+def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:
+    """The summary's counts of one model against its log."""
+    columns = ("n", "correct", "adjudicated", "correct_adjudicated")
+    logged = {r.get("model"): tuple(r.get(c) for c in columns) for r in read_table(folder / "summary.csv")}
+    decided = sum(bool(r.adjudicated) for r in rows)
+    counts = (len(rows), sum(r.correct for r in rows), decided, sum(r.correct_adjudicated for r in rows))
+    if logged.get(model) != tuple(str(c) for c in counts):
+        return [f"summary.csv does not say {counts[1]} of {counts[0]} ({counts[3]} adjudicated) for {model}"]
+    return []
+
+
+def check_decisions(profile: Profile) -> Check:
+    """The logs' adjudicated values against assessment/adjudications.csv: no decision left out, none made up."""
+    decisions, problems = read_decisions(), []
+    for model, rows in read_logs(profile).items():
+        applied = apply_decisions(profile.name, model, rows, decisions)
+        problems += [
+            f"{model}: {row.id} is logged as adjudicated {row.adjudicated or 'by nobody'}, the decisions say "
+            f"{now.adjudicated or 'nobody'}"
+            for row, now in zip(rows, applied, strict=True)
+            if row.adjudicated != now.adjudicated
+        ]
+    return Check(f"decisions in {relative_name(profile.logs)}", problems)
+
+
+def check_tables(profile: Profile) -> Check:
+    """Every table computed anew from the logs: extractors, accuracies, summary, contrasts, seeds and audits."""
+    tables = compute_tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
+    return Check(f"tables in {relative_name(profile.logs)}", _other_tables(profile.logs, tables, "the logs"))
+
+
+def _other_tables(folder: Path, tables: dict[str, str], source: str) -> list[str]:
+    return [
+        f"{name} is missing or does not follow from {source}"
+        for name, text in tables.items()
+        if not (path := folder / name).is_file() or path.read_bytes() != text.encode()
+    ]
+
+
+def check_published() -> list[Check]:
+    """The published study's logs as graded here: outputs, today's labels and rules, tables. Nothing if there are none.
+
+    The released texts are not in the checkout, so the values in verdicts.csv are taken as they are.
+    """
+    folder = published_study.published_folder()
+    if not folder.is_dir():
+        return []
+    inputs, tables = f"inputs of {relative_name(folder)}", f"tables in {relative_name(folder)}"
+    checks = []
+    for what, check in (
+        (relative_name(folder), lambda: check_outputs(folder / MANIFEST).problems),
+        (inputs, lambda: _changed_inputs(read_manifest(folder / MANIFEST)["inputs"])),
+        (tables, lambda: _other_tables(folder, _published_tables(folder), published_study.VERDICTS)),
+    ):
+        try:
+            checks.append(Check(what, check()))
+        except (UserError, OSError) as error:
+            checks.append(Check(what, [str(error)]))
+    return checks
+
+
+def _changed_inputs(recorded: dict[str, Any]) -> list[str]:
+    changed = [name for name, value in published_study.own_inputs().items() if recorded.get(name) != value]
+    return [f"{name} changed since the logs were graded: run `primekd published-study`" for name in changed]
+
+
+def _published_tables(folder: Path) -> dict[str, str]:
+    return published_study.compute_tables(*published_study.read_verdicts(folder / published_study.VERDICTS))
+
+
+def check_lineage(profile: Profile) -> Check:
+    """Whether the students on this machine are those of the logs, with their answers, trained on what lies here."""
+    problems = []
+    for name, facts in read_manifest(profile.logs / MANIFEST).get("models", {}).items():
+        path = profile.runs / "students" / name / MANIFEST
+        if not path.is_file():
+            continue
+        student = read_manifest(path)
+        if student["outputs"] != facts["outputs"]:
+            problems.append(f"{name}: the student on this machine is not the one in the logs")
+        problems += [
+            f"{name}: {kind}/{name} is missing on this machine"
+            for kind in ("answers", "held-out")
+            if not (profile.runs / kind / name / MANIFEST).is_file()
+        ]
+        if _trained_elsewhere(profile, student):
+            problems.append(f"{name} was trained on other shards than lie on this machine")
+    return Check("lineage", problems)
+
+
+def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
+    inputs = student["inputs"]
+    trained = inputs.get("signals")
+    if not trained or not inputs.get("strategy"):
+        return False
+    folder = training_job(profile, inputs["strategy"], inputs.get("seed")).folder
+    if not (folder / MANIFEST).is_file():
+        return False
+    return {name: entry["sha256"] for name, entry in read_store(folder)["shards"].items()} != trained["shards"]

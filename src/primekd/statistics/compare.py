@@ -1,0 +1,146 @@
+"""Two files of answers to the same questions, compared pair by pair."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from primekd.assessment.logs import COLUMNS, LogRow, read_log
+from primekd.assessment.reading import RULES
+from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean
+from primekd.statistics.grade_file import Columns, grade_rows, read_csv
+from primekd.statistics.inference import LEVEL, accuracy, compare_verdicts
+from primekd.statistics.sentences import MOSTLY
+from primekd.tasks.items import template_of
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The answers of two files to one item."""
+
+    id: str
+    first: LogRow
+    second: LogRow
+
+
+def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[LogRow]:
+    """A per-item log as it is or, with `columns`, any CSV of answers, graded.
+
+    Raises:
+        UserError: the file cannot be read, or is no per-item log and no columns were named.
+    """
+    if columns:
+        return grade_rows(path, columns, extractor)
+    rows = read_csv(path, [])
+    if missing := [name for name in COLUMNS if name not in rows[0]]:
+        raise UserError(
+            f"{path} is no per-item log: name its columns (--response-column, --gold-column), or grade it with "
+            f"`primekd grade --out` first (a log has {', '.join(missing)} too)."
+        )
+    return read_log(path)
+
+
+def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:
+    """Raises UserError if no one extractor has all the rules that fired: verdicts of two do not compare."""
+    fired = {row.rule for row in (*first, *second)}
+    if not any(fired <= set(rules) for rules in RULES.values()):
+        raise UserError(
+            f"The logs were graded by different extractors (rules {clean(', '.join(sorted(fired)))}): use one."
+        )
+
+
+def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
+    """The items of two files, by id.
+
+    Raises:
+        UserError: an id stands twice, or the two files have other items, questions or gold values.
+    """
+    a, b = ({row.id: row for row in rows} for rows in (first, second))
+    if len(a) < len(first) or len(b) < len(second):
+        raise UserError("One of the files has an id twice: give each item an id of its own in a column `id`.")
+    if a.keys() != b.keys():
+        only = sorted(a.keys() ^ b.keys())
+        raise UserError(
+            f"The files have other items: {len(only)} ids stand in one alone ({clean(', '.join(only[:5]))} …)."
+        )
+    for key in a:
+        if a[key].gold != b[key].gold or (a[key].question and b[key].question and a[key].question != b[key].question):
+            raise UserError(f"Item {clean(key, 60)} has another question or gold value in the second file.")
+    return [Pair(key, a[key], b[key]) for key in a]
+
+
+def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
+    """Accuracies with Wilson intervals, their paired difference (second minus first) and the p of its being 0.
+
+    `p` is McNemar's exact one or, where items share templates, the larger of that and the clustered t's.
+
+    Args:
+        adjudicated: take a person's decisions where there are any.
+
+    Raises:
+        UserError: there are fewer than two pairs, so that no interval exists.
+    """
+    if len(pairs) < 2:
+        raise UserError("One item alone shows nothing: compare files of two or more.")
+    key = "correct_adjudicated" if adjudicated else "correct"
+    first = [getattr(p.first, key) for p in pairs]
+    second = [getattr(p.second, key) for p in pairs]
+    verdicts = ({"": np.array(side)} for side in (second, first))
+    found = compare_verdicts(*verdicts, [template_of(p.id) for p in pairs])
+    difference = found.effect.estimate
+    shares = {name: accuracy(verdicts) for name, verdicts in (("first", first), ("second", second))}
+    result = {
+        "n": len(pairs),
+        **{
+            name: {"correct": sum(v), "accuracy": shares[name].value, "ci95": [shares[name].low, shares[name].high]}
+            for name, v in (("first", first), ("second", second))
+        },
+        "both": sum(a and b for a, b in zip(first, second, strict=True)),
+        "only_first": found.test.only_second,
+        "only_second": found.test.only_first,
+        "difference": difference.value,
+        "difference_ci95": [difference.low, difference.high],
+        "mcnemar_p": found.test.p,
+        "p": found.p,
+        "templates": found.clusters if found.grouped else None,
+        "detectable_difference": found.detectable(LEVEL),
+        "truncated": [float(np.mean([getattr(p, side).truncated for p in pairs])) for side in ("first", "second")],
+        "adjudicated": adjudicated,
+        "changed": [p.id for p, a, b in zip(pairs, first, second, strict=True) if a != b],
+    }
+    return result | {"says": in_words(result)}
+
+
+def in_words(result: dict[str, Any]) -> str:
+    """What may be claimed."""
+    points, (low, high) = 100 * result["difference"], (100 * x for x in result["difference_ci95"])
+    p = result["p"]
+    test = f"clustered by {result['templates']} templates" if result["templates"] else "exact McNemar"
+    said = f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], {test} {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
+    for name, share in zip(("first", "second"), result["truncated"], strict=True):
+        if share > MOSTLY:
+            return f"Nothing is claimed, as {share:.0%} of the {name} file's answers were cut off: {said}."
+    if p < LEVEL and points:
+        return (
+            f"The second file answers {'more' if points > 0 else 'fewer'} questions correctly than the first: {said}."
+        )
+    return (
+        f"No difference can be claimed: {said}; so many items show a true difference of "
+        f"{100 * result['detectable_difference']:.1f} points or more four times in five."
+    )
+
+
+def say_comparison(result: dict[str, Any], names: tuple[str, str]) -> str:
+    """The result as a few lines for a terminal."""
+    lines = []
+    for key, name in zip(("first", "second"), names, strict=True):
+        one = result[key]
+        low, high = one["ci95"]
+        lines.append(f"{name}: {one['correct']} of {result['n']}, {one['accuracy']:.2%} [{low:.2%}, {high:.2%}]")
+    lines.append(
+        f"right in both {result['both']}, only in the first {result['only_first']}, only in the second "
+        f"{result['only_second']}"
+    )
+    return "\n".join([*lines, result["says"]])

@@ -1,0 +1,167 @@
+"""The planned contrasts of a study, each over all seeds that were trained (contrasts.csv)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.logs import LogRow
+from primekd.config.strategies import CONTROL, split_seed
+from primekd.statistics.inference import LEVEL, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
+from primekd.statistics.summary import planned_contrasts
+from primekd.tasks.items import template_of
+
+T = TypeVar("T")
+FITS = {"kl": "teacher_tokens", "nll_gold": "gold_tokens"}  # measure of a held-out row -> what it is a sum over
+
+
+@dataclass(frozen=True)
+class ContrastRow:
+    """A strategy against a reference on the same items, over all their seeds. Differences are model minus reference.
+
+    Intervals are Student's t, clustered by template where items have one, and by seed where both sides have several;
+    `clusters`: templates, or items. `p` of the accuracies is McNemar's exact one (`p_mcnemar`); where items share
+    templates the larger of that and the clustered t's; with several seeds the clustered t's. `kl_p`, `nll_gold_p`:
+    the clustered t's. The columns `p_holm` are adjusted over one family: all planned contrasts in all measures. `mde`
+    is the smallest true difference in accuracy that these tests find in 80 % of repetitions at the first threshold of
+    that adjustment.
+
+    `seeds`, `reference_seeds`: trainings on each side, the latter empty for the control. `only_model`,
+    `only_reference`: items that one side alone has right, empty with several seeds. `truncated`,
+    `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and nll_gold are empty; with a
+    teacher's text alone, kl is.
+    """
+
+    model: str
+    reference: str
+    seeds: int
+    reference_seeds: int | None
+    clusters: int
+    only_model: int | None
+    only_reference: int | None
+    p_mcnemar: float | None
+    p: float
+    p_holm: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    truncated: float
+    reference_truncated: float
+    kl: float | None
+    kl_low: float | None
+    kl_high: float | None
+    kl_p: float | None
+    kl_p_holm: float | None
+    nll_gold: float | None
+    nll_gold_low: float | None
+    nll_gold_high: float | None
+    nll_gold_p: float | None
+    nll_gold_p_holm: float | None
+    mde: float
+    p_adjudicated: float
+    p_holm_adjudicated: float
+    accuracy_adjudicated: float
+    accuracy_adjudicated_low: float
+    accuracy_adjudicated_high: float
+
+
+def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Strategy -> seed -> what each of its models has. The profile's own seed has the name ''."""
+    found: dict[str, dict[str, T]] = {}
+    for model, value in of_models.items():
+        strategy, seed = split_seed(model)
+        found.setdefault(strategy, {})[seed] = value
+    return found
+
+
+def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[str, Seeds]:
+    """Strategy -> seed -> verdicts in the order of the items.
+
+    Args:
+        adjudicated: by people's values where they decided on one, else by the automatic verdict alone.
+    """
+    key = "correct_adjudicated" if adjudicated else "correct"
+    return by_seed({model: np.array([getattr(r, key) for r in log], float) for model, log in logs.items()})
+
+
+def sides(
+    of_strategies: Mapping[str, Mapping[str, T]], model: str, reference: str
+) -> tuple[dict[str, T], dict[str, T]]:
+    """Both strategies' trainings by seed. The control, which is not trained, is the same under every seed."""
+    first, second = dict(of_strategies[model]), dict(of_strategies[reference])
+    return first, dict.fromkeys(first, next(iter(second.values()))) if reference == CONTROL else second
+
+
+def compare_accuracies(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[tuple[str, str], Comparison]:
+    """(model, reference) -> the comparison of their verdicts, for every planned contrast."""
+    if not logs:
+        return {}
+    verdicts, groups = verdicts_of(logs, adjudicated), [template_of(r.id) for r in next(iter(logs.values()))]
+    return {pair: compare_verdicts(*sides(verdicts, *pair), groups) for pair in planned_contrasts(logs)}
+
+
+def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[ContrastRow]:
+    """The planned contrasts, Holm-adjusted over all of them and all that was measured.
+
+    Raises:
+        ValueError: the models were measured on different items, or on one alone.
+    """
+    automatic, decided = (compare_accuracies(logs, adjudicated) for adjudicated in (False, True))
+    fits = {measure: _compare_fits(held_out, measure, list(automatic)) for measure in FITS}
+    tests = {(pair, measure): effect.p for measure, found in fits.items() for pair, effect in found.items()}
+    adjusted, adjusted_decided = (
+        _adjusted(tests | {(pair, "accuracy"): c.p for pair, c in found.items()}) for found in (automatic, decided)
+    )
+    level = LEVEL / max(1, len(adjusted))  # of the first of Holm's steps
+    truncated = by_seed({model: np.mean([r.truncated for r in log]) for model, log in logs.items()})
+    rows = []
+    for pair, one in automatic.items():
+        first, second = sides(truncated, *pair)
+        of_fits = [part for measure in FITS for part in _parts(fits[measure].get(pair), adjusted.get((pair, measure)))]
+        two, test = decided[pair], one.test
+        rows.append(
+            ContrastRow(
+                *pair, len(first), None if pair[1] == CONTROL else len(second), one.clusters,
+                *((test.only_first, test.only_second, test.p) if test else (None,) * 3),
+                one.p, adjusted[pair, "accuracy"], *_bounds(one.effect),
+                float(np.mean(list(first.values()))), float(np.mean(list(second.values()))),
+                *of_fits, one.detectable(level), two.p, adjusted_decided[pair, "accuracy"], *_bounds(two.effect),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _adjusted(tests: dict[T, float]) -> dict[T, float]:
+    return dict(zip(tests, holm(list(tests.values())), strict=True))
+
+
+def _bounds(effect: Effect) -> tuple[float, float, float]:
+    return effect.estimate.value, effect.estimate.low, effect.estimate.high
+
+
+def _parts(effect: Effect | None, p_holm: float | None) -> tuple[float | None, ...]:
+    return (None,) * 5 if effect is None else (*_bounds(effect), effect.p, p_holm)
+
+
+def _compare_fits(
+    held_out: Iterable[HeldOutRow], measure: str, pairs: list[tuple[str, str]]
+) -> dict[tuple[str, str], Effect]:
+    """(model, reference) -> the difference of a held-out measure a token; without those where it was not measured."""
+    rows: dict[str, dict[str, HeldOutRow]] = {}
+    for row in held_out:
+        rows.setdefault(row.model, {})[row.id] = row
+    if not rows:
+        return {}
+    items = next(iter(rows.values()))  # id -> any model's row
+    for model, own in rows.items():
+        if own.keys() != items.keys():
+            raise ValueError(f"{model} and {next(iter(rows))} were measured on different items")
+    if any(getattr(row, measure) is None for own in rows.values() for row in own.values()):
+        return {}
+    sums = by_seed({m: np.array([getattr(own[i], measure) for i in items], float) for m, own in rows.items()})
+    counts, groups = [getattr(row, FITS[measure]) for row in items.values()], [template_of(i) for i in items]
+    if missing := {model for pair in pairs for model in pair} - sums.keys():
+        raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
+    return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}

@@ -1,0 +1,156 @@
+"""Grading any CSV file of answers."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from primekd.assessment.answers import Answer
+from primekd.assessment.grade import grade_answer
+from primekd.assessment.logs import LogRow, write_log
+from primekd.assessment.reading import EXTRACTORS, RULES
+from primekd.assessment.reading.ending import is_cut
+from primekd.foundation.errors import UserError
+from primekd.foundation.tables import Cells, as_count, as_flag, read_cells
+from primekd.statistics.inference import accuracy
+from primekd.tasks.items import Item, parse_answer
+
+TRUNCATION_COLUMN, LENGTH_COLUMN, ID_COLUMN, QUESTION_COLUMN = "truncated", "response_tokens", "id", "question"
+EMPTY = ("", "nan", "na", "n/a", "none", "null")
+T = TypeVar("T")
+PILE = 0.05  # share of answers that have the greatest length; if it is more, that length was the limit
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a file hold what. Without `question`, a column of that name is used where there is one."""
+
+    response: str
+    gold: str
+    question: str | None = None
+
+
+def read_csv(path: Path, needed: list[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file.
+
+    Raises:
+        UserError: it is absent, not UTF-8, empty, or lacks a needed column, or a row was cut short.
+    """
+    return [cells for _, cells in read_rows(path, needed)]
+
+
+def read_rows(path: Path, needed: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """`read_csv` with the place of each row."""
+    if not (rows := read_cells(path, needed, asked=True)):
+        raise UserError(f"{path} has no rows.")
+    return rows
+
+
+def check_extractor(name: str) -> None:
+    """Raises UserError if there is no extractor of that name."""
+    if name not in EXTRACTORS:
+        raise UserError(f"No extractor is called {name!r}: choose from {', '.join(EXTRACTORS)}.")
+
+
+def token_limit(rows: list[Cells], response: str) -> int | None:
+    """The limit of new tokens that the answers ran into; None where their lengths show none.
+
+    Where there was a limit, many answers have exactly its length, and most of these stop in the middle of a sentence.
+    Answers of unknown length say nothing.
+
+    Raises:
+        ValueError: a length is neither empty nor a whole number.
+    """
+    lengths = [_optional(row, LENGTH_COLUMN, as_count) for row in rows]
+    known = [length for length in lengths if length is not None]
+    most = max(known, default=0)
+    pile = [row[response] for row, length in zip(rows, lengths, strict=True) if length == most]
+    many = len(pile) > max(1, PILE * len(known))
+    return most if many and sum(is_cut(text) for text in pile) > len(pile) / 2 else None
+
+
+def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> list[LogRow]:
+    """Grades every row of a file.
+
+    Whether an answer was truncated is taken from a column `truncated`, else from the pile of answers that have the
+    greatest `response_tokens`, else judged from its text.
+
+    Raises:
+        UserError: the file cannot be read, or a gold value is no number; the sentence names the row.
+    """
+    check_extractor(extractor)
+    rows = read_rows(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
+    cells = [row for _, row in rows]
+    asked = columns.question or (QUESTION_COLUMN if QUESTION_COLUMN in cells[0] else None)
+    for place, row in rows:
+        _check(path, place, row, columns.gold)
+    limit = None if TRUNCATION_COLUMN in cells[0] else token_limit(cells, columns.response)
+    return [_grade(n, row, replace(columns, question=asked), extractor, limit) for n, row in enumerate(cells, start=1)]
+
+
+def _check(path: Path, place: str, row: Cells, gold: str) -> None:
+    """Raises UserError if a cell of a row cannot be read."""
+    for column, read in ((TRUNCATION_COLUMN, as_flag), (LENGTH_COLUMN, as_count)):
+        try:
+            _optional(row, column, read)
+        except ValueError as error:
+            raise UserError(f"{path} {place}: {column!r} is {error}.") from error
+    try:
+        parse_answer(row[gold])
+    except ValueError as error:
+        raise UserError(f"{path} {place}: the gold value in {gold!r} {error}.") from error
+
+
+def _optional(row: Cells, column: str, read: Callable[[str], T]) -> T | None:
+    """A cell of a column that a file may have; None where it is empty, as pandas or a person writes that."""
+    cell = row.get(column, "").strip()
+    return None if cell.lower() in EMPTY else read(cell)
+
+
+def _grade(number: int, row: Cells, columns: Columns, extractor: str, limit: int | None) -> LogRow:
+    question = row[columns.question] if columns.question else ""
+    item = Item(row.get(ID_COLUMN) or str(number), question, "", parse_answer(row[columns.gold]))
+    tokens, truncated = _optional(row, LENGTH_COLUMN, as_count), _optional(row, TRUNCATION_COLUMN, as_flag)
+    if limit is not None and tokens is not None:
+        truncated = tokens >= limit
+    graded = grade_answer(item, Answer(item.id, [], truncated, row[columns.response]), extractor)
+    return replace(graded, response_tokens=tokens or 0)
+
+
+def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor: str = "published") -> dict[str, Any]:
+    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there).
+
+    Returns:
+        n, correct, accuracy, ci95 (Wilson), truncated, rules (how often each fired) and extractor.
+
+    Raises:
+        UserError: as `grade_rows`.
+    """
+    if out and out.exists() and path.exists() and out.samefile(path):
+        raise UserError(f"{out} is the file that is graded: name another one for the log.")
+    log = grade_rows(path, columns, extractor)
+    if out:
+        write_log(out, log)
+    share = accuracy([r.correct for r in log])
+    fired = Counter(r.rule for r in log)
+    return {
+        "n": len(log),
+        "correct": sum(r.correct for r in log),
+        "accuracy": share.value,
+        "ci95": [share.low, share.high],
+        "truncated": sum(r.truncated for r in log),
+        "rules": {rule: fired[rule] for rule in RULES[extractor]},
+        "extractor": extractor,
+    }
+
+
+def say_result(result: dict[str, Any]) -> str:
+    """The result in words."""
+    low, high = result["ci95"]
+    rules = ", ".join(f"{rule} {count}" for rule, count in result["rules"].items())
+    return (
+        f"{result['correct']} of {result['n']} correct: {result['accuracy']:.2%} "
+        f"(95 % interval {low:.2%} to {high:.2%}), {result['truncated']} truncated\n"
+        f"rules that fired ({result['extractor']}): {rules}"
+    )

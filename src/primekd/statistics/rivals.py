@@ -1,0 +1,93 @@
+"""Every answer read by every extractor: extractors.csv, and accuracies.csv with what that does to each model."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from primekd.assessment.decisions.decisions import as_read, as_written
+from primekd.assessment.logs import LogRow
+from primekd.assessment.reading import EXTRACTORS, extract
+from primekd.statistics.inference import accuracy
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One model under one extractor. `found`: answers in which it found a value.
+
+    Adjudicated: by a person's value where one was decided on, else by the extractor's.
+    """
+
+    model: str
+    extractor: str
+    n: int
+    found: int
+    correct: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    correct_adjudicated: int
+    accuracy_adjudicated: float
+    accuracy_adjudicated_low: float
+    accuracy_adjudicated_high: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One answer under every extractor: name -> value, None where it found none.
+
+    `adjudicated`: a person's value as logs write it, empty where nobody decided.
+    """
+
+    model: str
+    id: str
+    gold: str
+    values: dict[str, Fraction | None]
+    adjudicated: str = ""
+
+    def correct(self, extractor: str) -> bool:
+        """Whether an extractor's value is the gold value."""
+        return self.values[extractor] == Fraction(self.gold)
+
+    def correct_adjudicated(self, extractor: str) -> bool:
+        """The same by a person's value where one was decided on."""
+        return as_read(self.adjudicated) == Fraction(self.gold) if self.adjudicated else self.correct(extractor)
+
+
+def read_all(model: str, log: list[LogRow]) -> list[Reading]:
+    """Reads every answer of one model with every extractor."""
+    readings = []
+    for row in log:
+        found = {name: extract(row.response, name, row.truncated, row.question).value for name in EXTRACTORS}
+        readings.append(Reading(model, row.id, row.gold, found, row.adjudicated))
+    return readings
+
+
+def accuracies(model: str, readings: list[Reading]) -> list[AccuracyRow]:
+    """One row an extractor."""
+    rows = []
+    for name in EXTRACTORS:
+        found = sum(r.values[name] is not None for r in readings)
+        automatic = _counted([r.correct(name) for r in readings])
+        decided = _counted([r.correct_adjudicated(name) for r in readings])
+        rows.append(AccuracyRow(model, name, len(readings), found, *automatic, *decided))
+    return rows
+
+
+def _counted(verdicts: list[bool]) -> tuple[int, float, float, float]:
+    share = accuracy(verdicts)
+    return sum(verdicts), share.value, share.low, share.high
+
+
+def readings_text(readings: list[Reading]) -> str:
+    """extractors.csv, -1 where no value was found and -1.0 for a true minus one.
+
+    Ids and values alone: no cell can need quotes, except ids that hold a comma or a quote.
+    """
+    lines = [",".join(["model", "id", "gold", *EXTRACTORS])]
+    for r in readings:
+        values = (as_written(r.values[name]) for name in EXTRACTORS)
+        lines.append(",".join([r.model, _quoted(r.id), r.gold, *values]))
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\r\n') else cell

@@ -1,0 +1,67 @@
+"""Several training seeds of one strategy: what other items, and what another training, would change (seeds.csv)."""
+
+from dataclasses import dataclass
+
+from primekd.assessment.logs import LogRow
+from primekd.statistics.contrasts import compare_accuracies, verdicts_of
+from primekd.statistics.inference import Effect, mean_verdicts
+from primekd.tasks.items import template_of
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """A strategy's mean accuracy over its seeds or, with a reference, the difference of two strategies' means.
+
+    Accuracies are shares, and their intervals end where shares do. `seed_sd`: standard deviation of the seeds' own
+    accuracies (or differences); `item_se` and `seed_se`: standard errors clustered by item (by template where items
+    have one) and by seed; the interval and `p` are clustered by both. All of these are of the automatic verdicts; the
+    last three columns are the accuracy (or difference) with the values that people decided on.
+    """
+
+    model: str
+    reference: str
+    seeds: int
+    n: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    seed_sd: float
+    item_se: float
+    seed_se: float
+    p: float | None
+    accuracy_adjudicated: float
+    accuracy_adjudicated_low: float
+    accuracy_adjudicated_high: float
+
+
+def seed_rows(logs: dict[str, list[LogRow]]) -> list[SeedRow]:
+    """Rows for every strategy with two seeds or more, and for every planned contrast with two or more on both sides.
+
+    A reference that is not trained (the control) has the same verdicts under every seed.
+    """
+    if not logs:
+        return []
+    automatic, decided = (_effects(logs, adjudicated) for adjudicated in (False, True))
+    items = len(next(iter(logs.values())))
+    return [_row(*pair, items, effect, decided[pair]) for pair, effect in automatic.items() if effect.seeds > 1]
+
+
+def _effects(logs: dict[str, list[LogRow]], adjudicated: bool) -> dict[tuple[str, str], Effect]:
+    """(strategy, reference or '') -> its mean, or their difference."""
+    groups = [template_of(r.id) for r in next(iter(logs.values()))]
+    means = {
+        (strategy, ""): mean_verdicts(seeds, groups)
+        for strategy, seeds in verdicts_of(logs, adjudicated).items() if len(seeds) > 1
+    }  # fmt: skip
+    return means | {pair: c.effect for pair, c in compare_accuracies(logs, adjudicated).items()}
+
+
+def _row(model: str, reference: str, items: int, effect: Effect, decided: Effect) -> SeedRow:
+    return SeedRow(
+        model, reference, effect.seeds, items, *_bounds(effect), effect.seed_sd, effect.group_se, effect.seed_se,
+        effect.p if reference else None, *_bounds(decided),
+    )  # fmt: skip
+
+
+def _bounds(effect: Effect) -> tuple[float, float, float]:
+    return effect.estimate.value, effect.estimate.low, effect.estimate.high

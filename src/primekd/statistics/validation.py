@@ -1,0 +1,132 @@
+"""Extractors against labels: coverage, precision and Cohen's kappa, a stratum at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from statsmodels.stats.inter_rater import cohens_kappa
+
+from primekd.assessment.decisions.labels import SETS, Label
+from primekd.assessment.logs import LogRow
+from primekd.assessment.reading import EXTRACTORS, RULES, extract
+from primekd.statistics.inference import Estimate, accuracy
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """One extractor on one stratum of labelled answers; ambiguous labels are left out.
+
+    `with_value`: answers that commit to a value. `found`: answers for which the extractor gives one. Coverage: share of
+    with_value for which it gives one. Precision: share of found that is the labelled value (a value for an answer that
+    commits to none is wrong). Kappa: agreement beyond chance, every value and "none" being a category.
+    """
+
+    set: str
+    extractor: str
+    stratum: str
+    n: int
+    with_value: int
+    found: int
+    coverage: float | None
+    coverage_low: float | None
+    coverage_high: float | None
+    precision: float | None
+    precision_low: float | None
+    precision_high: float | None
+    kappa: float | None
+    kappa_low: float | None
+    kappa_high: float | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A labelled answer beside what one extractor reads in it."""
+
+    label: Label
+    truncated: bool
+    published_rule: str
+    rule: str
+    value: Fraction | None
+
+
+def judge(labels: list[Label], answers: dict[tuple[str, str], LogRow], extractor: str) -> list[Judged]:
+    """Reads every labelled answer that has an unambiguous label. `answers`: (log, id) -> the logged answer."""
+    judged = []
+    for label in labels:
+        if label.kind == "ambiguous":
+            continue
+        row = answers[label.log, label.id]
+        found = extract(row.response, extractor, row.truncated, row.question)
+        published = extract(row.response, "published", row.truncated).rule
+        judged.append(Judged(label, row.truncated, published, found.rule, found.value))
+    return judged
+
+
+def validate(labels: list[Label], answers: dict[tuple[str, str], LogRow]) -> list[ValidationRow]:
+    """Every extractor on every stratum: all, ended, truncated, each log, each published rule that fired.
+
+    The validated rules also by their own rule that fired: `by declared` and so on.
+    """
+    rows = []
+    for name in SETS:
+        chosen = [label for label in labels if label.set == name]
+        for extractor in EXTRACTORS:
+            judged = judge(chosen, answers, extractor)
+            strata = _strata(judged)
+            if extractor == "validated":
+                own = [rule for rule in RULES[extractor] if any(j.rule == rule for j in judged)]
+                strata |= {f"by {rule}": lambda j, rule=rule: j.rule == rule for rule in own}
+            for stratum, belongs in strata.items():
+                rows.append(_row(name, extractor, stratum, [j for j in judged if belongs(j)]))
+    return rows
+
+
+def _strata(judged: list[Judged]) -> dict[str, Callable[[Judged], bool]]:
+    strata: dict[str, Callable[[Judged], bool]] = {
+        "all": lambda j: True,
+        "ended": lambda j: not j.truncated,
+        "truncated": lambda j: j.truncated,
+    }
+    strata |= {f"log {log}": lambda j, log=log: j.label.log == log for log in _ordered(j.label.log for j in judged)}
+    rules = sorted({j.published_rule for j in judged})
+    return strata | {f"rule {rule}": lambda j, rule=rule: j.published_rule == rule for rule in rules}
+
+
+def _ordered(names) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _row(name: str, extractor: str, stratum: str, judged: list[Judged]) -> ValidationRow:
+    valued = [j.value is not None for j in judged if j.label.number is not None]
+    right = [j.value == j.label.number for j in judged if j.value is not None]
+    return ValidationRow(
+        name, extractor, stratum, len(judged), len(valued), len(right),
+        *_share(valued), *_share(right), *_parts(kappa([(j.label.number, j.value) for j in judged])),
+    )  # fmt: skip
+
+
+def _share(verdicts: list[bool]) -> tuple[float | None, float | None, float | None]:
+    return _parts(accuracy(verdicts) if verdicts else None)
+
+
+def _parts(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+
+
+def kappa(pairs: list[tuple[Fraction | None, Fraction | None]]) -> Estimate | None:
+    """Cohen's kappa of two readings of the same answers; None where chance alone explains everything or nothing."""
+    kinds = list(dict.fromkeys(value for pair in pairs for value in pair))
+    if len(kinds) < 2:
+        return None
+    place = {value: i for i, value in enumerate(kinds)}
+    table = np.zeros((len(kinds), len(kinds)))
+    for first, second in pairs:
+        table[place[first], place[second]] += 1
+    with np.errstate(invalid="ignore", divide="ignore"):  # one reading without any spread has no variance
+        found = cohens_kappa(table)
+    bounds = [found.kappa, found.kappa_low, found.kappa_upp]
+    if not np.all(np.isfinite(bounds)):
+        return None
+    value, low, high = (round(float(np.clip(x, -1, 1)), 6) + 0.0 for x in bounds)
+    return Estimate(value, low, high)

@@ -1,0 +1,104 @@
+"""The assessment: control, students and teacher on the same test items -> runs/<profile>/logs/."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.answers import answer_inputs
+from primekd.assessment.grade import grade_answers
+from primekd.assessment.held_out import HeldOutRow, write_rows
+from primekd.assessment.logs import LogRow
+from primekd.assessment.score import (
+    Model,
+    load_reference,
+    makers,
+    models_of,
+    say_scored,
+    score_models,
+    scored_hashes,
+    scoring_costs,
+)
+from primekd.assessment.students import Student, find_students
+from primekd.config import Profile
+from primekd.config.strategies import CONTROL, TEACHER
+from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest, write_text
+from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
+from primekd.foundation.tables import write_table
+from primekd.signals import SignalReader
+from primekd.studies.regrade import rules_hashes
+from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
+from primekd.studies.results import answers_hash, decisions_hash, write_results
+from primekd.tasks.items import Item
+from primekd.training.distill import store_facts
+
+
+def assess(profile: Profile, force: bool = False) -> Path:
+    """Scores every model on the test items; returns runs/<profile>/logs/.
+
+    Writes <model>.csv (per-item logs), held-out.csv, responses.csv, the tables, loss_curves/ and manifest.json.
+    What is already answered with the same inputs is not generated again, unless `force` is given.
+    """
+    students = find_students(profile)
+    items, reader = load_reference(profile)
+    models, code = [Model(CONTROL), *models_of(students)], stage_code("assess", profile)
+    names, since = [model.name for model in models], forced_since(profile, "assess", force)
+    inputs = _inputs(profile, items, students, reader) | {"scored": scored_hashes(profile, names)}
+    if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):
+        say_scored(profile, names)
+        return profile.logs
+    start = now()
+    scored, extractor = score_models(profile, items, models, reader, force), profile.assess.extractor
+    inputs["scored"] = scored_hashes(profile, names)
+    logs = {name: grade_answers(items, model.answers, extractor) for name, model in scored.items()}
+    logs[TEACHER] = grade_answers(items, stored_answers(profile, items, reader), extractor)
+    held_out = [row for model in scored.values() for row in model.held_out]
+    outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
+    lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
+    write_manifest(
+        profile.logs, "assessment", inputs, outputs,
+        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
+        start=start, end=now(), models=lineage, control=makers(profile, CONTROL), teacher=store_facts(reader),
+        config=profile.resolved(), code=code, **scoring_costs(profile, names),
+    )  # fmt: skip
+    return profile.logs
+
+
+def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
+    return {
+        "answers": answer_inputs(profile, items, None),
+        "assess": profile.assess.model_dump(mode="json", exclude={"engine", "vllm", "dtype"}),  # of the answers alone
+        "rules": rules_hashes(),
+        "adjudications": decisions_hash(profile),
+        "students": {s.name: s.adapter_hashes for s in students},
+        "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()},
+    }
+
+
+def _write(
+    profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], responses: list[ResponseRow],
+    students: list[Student],
+) -> list[Path]:  # fmt: skip
+    outputs = write_results(profile, logs, held_out)
+    folder = profile.logs
+    write_rows(folder / "held-out.csv", held_out)
+    outputs.append(write_table(folder / RESPONSES, ResponseRow, responses))
+    shutil.rmtree(folder / "loss_curves", ignore_errors=True)
+    for student in students:
+        curve = folder / "loss_curves" / f"{student.name}.csv"
+        write_text(curve, (student.folder / "loss_curve.csv").read_text(encoding="utf-8"))
+        outputs.append(curve)
+    return [*outputs, folder / "held-out.csv"]
+
+
+def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
+    """From a log back to what it was computed from; kept beside the log, because runs/ is not in git.
+
+    The signals are those that the student was trained on, whatever the store holds today.
+    """
+    keys = ("inputs", "outputs", "start", "end", "seconds", "energy_kwh", "steps", "response_tokens", "resumed")
+    facts = {key: student.manifest.get(key) for key in (*keys, "mixed") if student.manifest.get(key) is not None}
+    facts |= {"git": student.manifest["environment"].get("git"), "code": brief(student.manifest.get("code"))}
+    facts["manifest_sha256"] = hash_file(student.folder / MANIFEST)
+    if trained := student.manifest["inputs"].get("signals"):
+        facts["signals"] = student.manifest.get("signals", {}) | trained
+    return {"strategy": student.manifest["inputs"].get("strategy")} | facts | makers(profile, student.name)

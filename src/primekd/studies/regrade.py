@@ -1,0 +1,90 @@
+"""Grading logged answers anew, without models: after a decision of a person, or when the rules changed.
+
+What is taken from the logs (answers, held-out rows, loss curves) must be what their manifest says; everything else is
+computed from it. So a grading that was killed between two files loses nothing: the next one makes them all again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.grade import grade_row
+from primekd.assessment.held_out import read_rows
+from primekd.assessment.logs import LogRow, read_log, read_logs
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import (
+    MANIFEST,
+    altered_outputs,
+    now,
+    read_manifest,
+    relative_name,
+    write_json,
+    write_manifest,
+)
+from primekd.foundation.stage_code import stage_code
+from primekd.studies.results import KEPT, answers_hash, decisions_hash, extractor_of, write_results
+
+
+def rules_hashes() -> dict[str, str]:
+    """Hash of the code that grades: a change of it asks for a new grading, which is cheap."""
+    return {"code_sha256": stage_code("grading")["sha256"]}
+
+
+def regrade(profile: Profile) -> Path:
+    """Extracts, grades and sums up the logged answers of a profile anew; returns their folder.
+
+    The logs keep the extractor that was stated for them before they were made, whatever the profile says by now.
+
+    Raises:
+        UserError: there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
+    """
+    path = profile.logs / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
+    manifest = _with_answers(profile, read_manifest(path))
+    kept = {name: digest for name, digest in manifest["outputs"].items() if _is_kept(name)}
+    _refuse(profile, altered_outputs(path, {"outputs": kept}))
+    answers = _read_answers(profile, manifest["answers_sha256"])
+    extractor = extractor_of(manifest)
+    logs = {model: [grade_row(row, extractor) for row in rows] for model, rows in answers.items()}
+    outputs = write_results(profile, logs, read_rows(profile.logs / "held-out.csv"))
+    inputs = manifest["inputs"] | {"rules": rules_hashes(), "adjudications": decisions_hash(profile)}
+    inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}
+    known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
+    facts = {key: value for key, value in manifest.items() if key not in known}
+    write_manifest(
+        profile.logs, manifest["kind"], inputs, [*outputs, *(profile.logs / name for name in kept)],
+        # The environment of the answers stays; the one of this grading stands beside it.
+        **facts, answered=manifest.get("answered", manifest["environment"]), regraded=now(), code=stage_code("assess"),
+    )  # fmt: skip
+    return profile.logs
+
+
+def _is_kept(name: str) -> bool:
+    """Whether an output comes from the models, so that no grading makes it anew."""
+    return name in KEPT or name.startswith("loss_curves/")
+
+
+def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a hash of each model's answers; added, on disk too, where it is from before there were any."""
+    if manifest.get("answers_sha256"):
+        return manifest
+    path = profile.logs / MANIFEST
+    _refuse(profile, altered_outputs(path, manifest))
+    manifest["answers_sha256"] = {model: answers_hash(rows) for model, rows in read_logs(profile).items()}
+    write_json(path, manifest)
+    return manifest
+
+
+def _read_answers(profile: Profile, hashes: dict[str, str]) -> dict[str, list[LogRow]]:
+    logs = {model: read_log(profile.logs / f"{model}.csv") for model in hashes}
+    _refuse(profile, [f"{model}.csv" for model, rows in logs.items() if answers_hash(rows) != hashes[model]])
+    return logs
+
+
+def _refuse(profile: Profile, altered: list[str]) -> None:
+    if altered:
+        raise UserError(
+            f"{relative_name(profile.logs)}: {', '.join(altered)} missing or altered since written: bring the "
+            "files back (`git checkout` where they are published), or run the assessment again."
+        )

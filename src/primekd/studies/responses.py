@@ -1,0 +1,96 @@
+"""What the teacher wrote for the training items, arm by arm: the first confounders of any difference (responses.csv).
+
+A priming may make a teacher shorter, wordier or more often right. Students learn that, whatever else they learn.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from primekd.assessment.answers import Answer
+from primekd.assessment.grade import grade_answers
+from primekd.assessment.students import Student
+from primekd.capture.run import open_signals, training_job
+from primekd.config import Profile
+from primekd.config.strategies import BASE, get_strategy, split_seed
+from primekd.foundation.errors import UserError
+from primekd.models import load_tokenizer
+from primekd.models.chat import decode_response
+from primekd.signals import SignalReader
+from primekd.statistics.inference import accuracy
+from primekd.tasks.items import Item, load_items
+
+RESPONSES = "responses.csv"
+
+
+@dataclass(frozen=True)
+class ResponseRow:
+    """The teacher's responses to the training items under one arm's prompt. `model` is the arm, as its store is named.
+
+    `correct`: by the automatic verdict against the gold answers. `tokens`: of a response, the mean. `same_share`: of
+    all positions of this and the unprimed response, the share at which both have the same token; `same_whole`:
+    responses that are the unprimed one. Both are empty for the unprimed arm itself, and where its store is gone.
+    """
+
+    model: str
+    n: int
+    correct: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    tokens: float
+    truncated: int
+    same_share: float | None
+    same_whole: int | None
+
+
+def stored_answers(profile: Profile, items: Iterable[Item], reader: SignalReader) -> list[Answer]:
+    """The teacher's responses to items, from a store."""
+    tokenizer = load_tokenizer(profile.teacher)
+    stored = [reader.item(item.id) for item in items]
+    return [Answer(s.item_id, s.response_ids, s.truncated, decode_response(tokenizer, s.response_ids)) for s in stored]
+
+
+def response_rows(profile: Profile, students: Sequence[Student]) -> list[ResponseRow]:
+    """A row for every store that the students learned from, the unprimed arm's among them.
+
+    A store that is not to be read any more (signals take room, and nobody needs them after the training) has no row.
+    """
+    readers: dict[Path, SignalReader] = {}
+    for student in students:
+        inputs = student.manifest["inputs"]
+        if get_strategy(inputs["strategy"]).teacher:
+            job = training_job(profile, inputs["strategy"], inputs["seed"])
+            try:
+                if job.folder not in readers:  # greedy decoding has one for all seeds
+                    readers[job.folder] = open_signals(job)
+            except UserError as error:
+                print(f"{RESPONSES} says nothing of {job.folder.name}: {error}")
+    return [_row(profile, reader, readers.get(_unprimed(folder))) for folder, reader in readers.items()]
+
+
+def _unprimed(folder: Path) -> Path:
+    """The store of the arm without a priming, under the same seed where the teacher draws its responses."""
+    strategy, _ = split_seed(folder.name)
+    return folder.with_name(f"{BASE}{folder.name.removeprefix(strategy)}")
+
+
+def _row(profile: Profile, reader: SignalReader, unprimed: SignalReader | None) -> ResponseRow:
+    items = load_items(profile, "train")
+    answers = stored_answers(profile, items, reader)
+    verdicts = [row.correct for row in grade_answers(items, answers, profile.assess.extractor)]
+    share, ids = accuracy(verdicts), [answer.ids for answer in answers]
+    alike = None, None
+    if unprimed not in (None, reader):
+        alike = agreement(ids, [unprimed.item(item.id).response_ids for item in items])
+    return ResponseRow(
+        reader.folder.name, len(items), sum(verdicts), share.value, share.low, share.high,
+        sum(map(len, ids)) / len(ids), sum(answer.truncated for answer in answers), *alike,
+    )  # fmt: skip
+
+
+def agreement(first: Iterable[list[int]], second: Iterable[list[int]]) -> tuple[float, int]:
+    """(share of the positions of the longer response at which both have the same token, responses that are equal)."""
+    pairs = list(zip(first, second, strict=True))
+    same = sum(a == b for pair in pairs for a, b in zip(*pair, strict=False))
+    return same / sum(max(map(len, pair)) for pair in pairs), sum(a == b for a, b in pairs)

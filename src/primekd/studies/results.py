@@ -1,0 +1,101 @@
+"""Everything that is computed from graded answers, written to a profile's logs."""
+
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
+from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.logs import LogRow, write_log
+from primekd.assessment.reading import EXTRACTORS
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
+from primekd.foundation.tables import table_text
+from primekd.statistics.audit import AuditRow, audit_rows
+from primekd.statistics.contrasts import ContrastRow, contrast
+from primekd.statistics.rivals import AccuracyRow, accuracies, read_all, readings_text
+from primekd.statistics.seeds import SeedRow, seed_rows
+from primekd.statistics.summary import SummaryRow, summarise
+
+KEPT = ("held-out.csv", "responses.csv")  # come from the models: no grading makes them anew
+TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", *KEPT)
+
+
+def logs_in_use(profile: Profile, published: bool = False) -> Profile:
+    """The profile with the logs that a verb works on: this machine's where there are any, else the published ones.
+
+    Args:
+        published: the published ones in any case.
+
+    Raises:
+        UserError: there are no such logs.
+    """
+    views = [profile.of_published()] if published else [profile, profile.of_published()]
+    found = [view for view in views if (view.logs / MANIFEST).is_file()]
+    if not found:
+        places = " and ".join(relative_name(view.logs) for view in views)
+        fix = "" if published else f": run `primekd run --profile {profile.name}` first"
+        raise UserError(f"There are no logs of {profile.name} in {places}{fix}.")
+    return found[0]
+
+
+def extractor_of(manifest: dict[str, Any]) -> str:
+    """The extractor that decides in the logs of a manifest. Logs that name none were graded by the published rules.
+
+    Raises:
+        UserError: there is no such extractor.
+    """
+    name = manifest.get("inputs", {}).get("assess", {}).get("extractor", "published")
+    if name not in EXTRACTORS:
+        raise UserError(f"The logs' manifest names the extractor {name!r}: there are {', '.join(EXTRACTORS)}.")
+    return name
+
+
+def log_extractor(folder: Path) -> str:
+    """The same for a folder of logs; published where it has no manifest."""
+    path = folder / MANIFEST
+    return extractor_of(read_manifest(path)) if path.is_file() else "published"
+
+
+def answers_hash(rows: list[LogRow]) -> str:
+    """Hash of what a model's log holds of its answers. Everything else in a log is computed from it."""
+    return hash_json([[r.id, r.question, r.gold, r.response, r.response_tokens, r.truncated] for r in rows])
+
+
+def decisions_hash(profile: Profile) -> str:
+    """Hash of what people decided on a profile's answers."""
+    return hash_json([vars(d) for d in read_decisions() if d.profile == profile.name])
+
+
+def compute_tables(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> dict[str, str]:
+    """Every table that follows from the logs (their decisions applied): file name -> text."""
+    samples, readings = profile.assess.bootstrap_samples, {model: read_all(model, rows) for model, rows in logs.items()}
+    by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
+    audits = audit_rows(profile.name, logs, read_decisions())
+    return {
+        "extractors.csv": readings_text([r for found in readings.values() for r in found]),
+        "accuracies.csv": table_text(AccuracyRow, by_extractor),
+        "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
+        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out)),
+        "seeds.csv": table_text(SeedRow, seed_rows(logs)),
+        "audit.csv": table_text(AuditRow, audits),
+    }
+
+
+def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[Path]:
+    """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but those kept.
+
+    Returns:
+        The files written, all in `profile.logs`. Logs of models that are no more are deleted.
+    """
+    folder, decisions = profile.logs, read_decisions()
+    logs = {model: apply_decisions(profile.name, model, rows, decisions) for model, rows in logs.items()}
+    tables = compute_tables(profile, logs, held_out)  # all of it before the first file is touched
+    for path in folder.glob("*.csv"):
+        if path.name not in TABLES and path.stem not in logs:
+            path.unlink()
+    for model, rows in logs.items():
+        write_log(folder / f"{model}.csv", rows)
+    for name, text in tables.items():
+        write_text(folder / name, text)
+    return [folder / name for name in (*(f"{model}.csv" for model in logs), *tables)]

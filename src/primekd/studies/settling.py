@@ -1,0 +1,95 @@
+"""What follows a sitting: logs are regraded with what was decided, and the change is told."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from primekd.assessment.decisions.decisions import (
+    ALL_MODELS,
+    apply_decisions,
+    read_decisions,
+)
+from primekd.assessment.decisions.session import Session, counted, readable, spoken
+from primekd.assessment.logs import read_logs
+from primekd.config import Profile
+from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest
+from primekd.foundation.tables import read_records, table_text
+from primekd.statistics.audit import AuditRow, audit_rows, audit_scope
+from primekd.studies.regrade import regrade
+
+
+def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> str:
+    """Regrades the logs with what was decided, has the report written anew, and says what that changed.
+
+    A decision is on an answer, and this machine's logs and the published ones may both hold it: both are regraded.
+    `write_report` says what it wrote, a line each.
+
+    Does nothing, and says so, where no decision was made and the logs hold all that were made before (by a session that
+    was killed, or by somebody else).
+    """
+    profile, count = session.profile, len(session.decided)
+    views = [profile] + [view for view in (profile.of_machine(), profile.of_published()) if view.logs != profile.logs]
+    behind = [view for view in views if (view.logs / "summary.csv").is_file() and _is_behind(view, session.path)]
+    if not count and not behind:
+        return "Nothing was decided."
+    lines = [f"{counted(count, 'decision')} saved."]
+    for view in behind:
+        regrade(view)
+        lines += write_report(view)
+    lines.append("")
+    lines.append(accuracies_text(read_records(profile.logs / "summary.csv", Shares)))
+    if session.blind:
+        logs = read_logs(profile)
+        lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions(session.path)), logs)]
+        lines += differences(session)
+    return "\n".join(lines)
+
+
+def _is_behind(profile: Profile, path: Path | None) -> bool:
+    """Whether the logs lack a decision, hold one that was taken back, or were left half way by a grading."""
+    decisions, manifest, logs = read_decisions(path), profile.logs / MANIFEST, read_logs(profile)
+    if manifest.is_file() and altered_outputs(manifest, read_manifest(manifest)):
+        return True
+    if any(apply_decisions(profile.name, model, log, decisions) != log for model, log in logs.items()):
+        return True
+    audits, written = audit_rows(profile.name, logs, decisions), profile.logs / "audit.csv"
+    text = written.read_text(encoding="utf-8") if written.is_file() else table_text(AuditRow, [])
+    return text != table_text(AuditRow, audits)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A row of summary.csv, as far as it is shown after a session."""
+
+    model: str
+    accuracy: float
+    accuracy_adjudicated: float
+    adjudicated: int
+
+
+def accuracies_text(summary: list[Shares]) -> str:
+    """Accuracy of each model with and without adjudication."""
+    lines = [f"{'accuracy':24} {'automatic':>10} {'adjudicated':>12} {'decided':>8}"]
+    for row in summary:
+        shares = f"{row.accuracy:10.2%} {row.accuracy_adjudicated:12.2%}"
+        lines.append(f"{readable(row.model):24} {shares} {row.adjudicated:>8}")
+    return "\n".join(lines)
+
+
+def audit_text(rows: list[AuditRow], models: Iterable[str]) -> str:
+    """The error rate of the automatic grading by all audits of the profile, overall and a model of `models`."""
+    lines = ["Audits so far: how often the automatic value differs from the one that a person read blind"]
+    for row in sorted(rows, key=lambda r: r.model != ALL_MODELS):
+        interval = f"95 % interval {row.rate_low:.2%} to {row.rate_high:.2%}"
+        lines.append(f"{row.model:24} {row.errors} of {row.n}: {row.rate:.2%} ({interval})")
+    scope = audit_scope((row.model for row in rows if row.model != ALL_MODELS), models)
+    return "\n".join([*lines, *([scope] if scope else [])])
+
+
+def differences(session: Session) -> list[str]:
+    """The audited answers of this session whose automatic value differs, shown only now."""
+    return [
+        f"  differs: {d.model} {readable(d.id)}: automatic {spoken(d.automatic)}, you {spoken(d.value)}"
+        for d in session.decided
+        if d.automatic != d.value
+    ]

@@ -1,0 +1,243 @@
+"""The pocket profile's teacher: a LoRA adapter trained on gold solutions, merged and written as a quantised GGUF file.
+
+So the small teacher is what the large one is: a quantised file that a local engine serves. The adapter is kept in
+git; the GGUF file is built from it at set-up.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from primekd.capture.primings import priming_of
+from primekd.config import PrepareConfig, Profile, TeacherConfig
+from primekd.config.strategies import load_strategies
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import gpu_memory
+from primekd.foundation.provenance import (
+    MANIFEST,
+    altered_outputs,
+    hash_json,
+    now,
+    project_root,
+    read_json,
+    read_manifest,
+    relative_name,
+    write_atomically,
+    write_manifest,
+)
+from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
+from primekd.models.chat import Priming, build_prompt, encode_response, join
+from primekd.tasks.items import Item, hash_items, load_items, refuse_overlap
+from primekd.training.distill import clear, train_adapter
+
+# GGUF name of each linear layer of a Llama block -> peft's name for it.
+LINEAR_LAYERS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def settings(profile: Profile) -> PrepareConfig:
+    """The profile's `prepare` section.
+
+    Raises:
+        UserError: it has none; its teacher is downloaded, not made.
+    """
+    if profile.prepare is None:
+        raise UserError(
+            f"The profile {profile.name} has no section `prepare`: its teacher is not made by this project."
+        )
+    return profile.prepare
+
+
+def adapter_folder(profile: Profile) -> Path:
+    """Where the teacher's adapter and its manifest are kept."""
+    return project_root() / settings(profile).adapter
+
+
+def primed_examples(
+    tokenizer, items: list[Item], fraction: float, seed: int, teacher: TeacherConfig | None = None
+) -> list:
+    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher.
+
+    Args:
+        teacher: says where priming texts stand; without it they are system messages.
+    """
+    from primekd.training.examples import Example
+
+    random = Random(seed)
+    primings = [priming_of(s, teacher) if teacher else s.priming for s in load_strategies().values() if s.priming]
+    examples = []
+    for item in items:
+        priming = random.choice(primings) if random.random() < fraction else None
+        prompt = build_prompt(tokenizer, item.question, priming)
+        examples.append(Example(item.id, join(prompt, encode_response(tokenizer, item.solution))))
+    return examples
+
+
+def train_teacher(profile: Profile, force: bool = False) -> Path:
+    """Trains the teacher's adapter (tens of minutes on two cores) and writes it with its manifest.
+
+    One that was trained on the same inputs is kept, unless `force` is given.
+
+    Its items come from a split of their own: no question of it stands in a student's training, validation or test set.
+    """
+    config = settings(profile)
+    tokenizer = load_tokenizer(config.base)
+    items = load_items(profile, "teacher", config.items)
+    validation = load_items(profile, "validation")
+    refuse_overlap(items, "teacher", {s: load_items(profile, s) for s in ("train", "validation", "test")})
+    inputs = {
+        "base": config.base,
+        "base_sha256": model_hash(config.base),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "items_sha256": hash_items(items),
+        "validation_sha256": hash_items(validation),
+        "primings": {name: s.priming for name, s in load_strategies().items() if s.priming},
+        "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}),
+        "seed": profile.seed,
+    }
+    placed = {s.name: priming_of(s, profile.teacher) for s in load_strategies().values() if s.priming}
+    if placed := {n: asdict(p) for n, p in placed.items() if p != Priming(p.text)}:  # left out, as below
+        inputs["placed"] = placed
+    if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current
+        del inputs["prepare"]["train"]["length_window"]
+    folder = adapter_folder(profile)
+    code, since = stage_code("train-teacher", profile), forced_since(profile, "train-teacher", force)
+    if stands(folder, inputs, code, "prepare-teacher", "the adapter is trained and its inputs are unchanged.", since):
+        return folder
+    checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
+    clear(folder, checkpoints, since)
+    examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed, profile.teacher)
+    validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed)
+    with gpu_memory("prepare.train.micro_batch_size"):
+        train_adapter(
+            folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,
+            code,
+            model=config.base, dtype=profile.student.dtype, lora=config.lora, train=config.train,
+        )  # fmt: skip
+    return folder
+
+
+def build_teacher(profile: Profile, force: bool = False) -> Path:
+    """Merges the adapter into the base model and writes the teacher's GGUF file; does nothing if it is current.
+
+    With `force` it is written anew in any case.
+
+    Raises:
+        UserError: the adapter is missing or does not have the bytes that its manifest names.
+    """
+    config = settings(profile)
+    base, adapter = require_local(parse_reference(config.base)), adapter_folder(profile)
+    if not (adapter / MANIFEST).is_file():
+        raise UserError(f"{config.adapter} has no adapter: train it with `primekd prepare-teacher --train`.")
+    trained = read_manifest(adapter / MANIFEST)
+    if altered := altered_outputs(adapter / MANIFEST, trained):
+        raise UserError(f"{config.adapter}: {', '.join(altered)} missing or altered: restore it with `git checkout`.")
+    output = project_root() / config.output
+    inputs = {
+        "base_sha256": model_hash(config.base),
+        "adapter": trained["outputs"],
+        "quantization": config.quantization,
+    }
+    code, since = stage_code("prepare-teacher", profile), forced_since(profile, "prepare-teacher", force)
+    if stands(
+        output.parent, inputs, code, "prepare-teacher", f"{relative_name(output)} is built and unchanged.", since
+    ):
+        return output
+    start = now()
+    deltas = lora_deltas(adapter / "adapter")
+    with write_atomically(output) as temporary:
+        write_merged_gguf(base, deltas, temporary, config.quantization)
+    write_manifest(
+        output.parent, "teacher", inputs, [output], start=start, end=now(), code=code,
+        config=config.model_dump(mode="json"),
+    )  # fmt: skip
+    print(f"prepare-teacher: wrote {relative_name(output)} ({output.stat().st_size / 2**20:.0f} MiB).")
+    return output
+
+
+def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
+    """scale * B @ A for every adapted layer, keyed `<block>.<layer>` as in `LINEAR_LAYERS`, float32 (out, in)."""
+    from safetensors.numpy import load_file
+
+    config = read_json(folder / "adapter_config.json")
+    others = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    if config.get("bias", "none") != "none" or any(config.get(key) for key in others):
+        raise UserError(f"{relative_name(folder)} is no plain LoRA adapter: only rank, alpha and targets are merged.")
+    scale = config["lora_alpha"] / config["r"]
+    weights = load_file(folder / "adapter_model.safetensors")
+    deltas = {}
+    for name, a in weights.items():
+        if name.endswith("lora_A.weight"):
+            block, _, layer = name.split(".layers.")[1].removesuffix(".lora_A.weight").partition(".")
+            b = weights[name.replace("lora_A", "lora_B")]
+            deltas[f"{block}.{layer}"] = scale * (b.astype(np.float32) @ a.astype(np.float32))
+    return deltas
+
+
+def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Hugging Face's order of rotary rows (two halves a head) -> GGUF's (pairs). (heads * d, in) -> the same shape."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, quantization: str) -> None:
+    """Copies a Llama GGUF file with `deltas` added to its linear layers, which are quantised anew.
+
+    Everything else (embedding, norms, tokenizer, chat template) is copied as it is.
+
+    Raises:
+        UserError: a delta finds no layer of its name.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(base)
+    architecture = reader.get_field("general.architecture").contents()
+    if architecture != "llama":
+        raise UserError(f"{relative_name(base)} is of architecture {architecture}: only llama is merged.")
+    heads = {
+        "attn_q": reader.get_field("llama.attention.head_count").contents(),
+        "attn_k": reader.get_field("llama.attention.head_count_kv").contents(),
+    }
+    kind = gguf.GGMLQuantizationType[quantization]
+    writer = gguf.GGUFWriter(target, architecture)
+    _copy_fields(reader, writer, {"general.file_type": gguf.LlamaFileType[f"MOSTLY_{quantization}"].value})
+    unused = dict(deltas)
+    for tensor in reader.tensors:
+        parts = tensor.name.split(".")  # blk.<block>.<layer>.weight
+        layer = LINEAR_LAYERS.get(parts[2]) if parts[0] == "blk" else None
+        delta = unused.pop(f"{parts[1]}.{layer}", None) if layer else None
+        if layer is None:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            continue
+        weight = gguf.dequantize(tensor.data, tensor.tensor_type)  # (out, in)
+        if delta is not None:
+            weight = weight + (permute_rotary(delta, heads[parts[2]]) if parts[2] in heads else delta)
+        writer.add_tensor(tensor.name, gguf.quantize(weight, kind), raw_dtype=kind)
+    if unused:
+        raise UserError(f"The adapter has layers that {relative_name(base)} has not: {', '.join(sorted(unused)[:3])}.")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _copy_fields(reader, writer, replaced: dict[str, Any]) -> None:
+    import gguf
+
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue  # the writer's own
+        value_type = field.types[0]
+        sub_type = field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, replaced.get(name, field.contents()), value_type, sub_type=sub_type)
