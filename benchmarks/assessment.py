@@ -13,7 +13,7 @@ from primekd.config import Profile, load_profile
 from primekd.foundation.provenance import project_root
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -38,7 +38,7 @@ def measure(
     adapter = project_root() / ADAPTER
     models = {"base model": None} | ({"with an adapter": adapter} if profile == "pocket" else {})
     tokenizer = load_tokenizer(chosen.student.model)
-    prompts = [build_prompt(tokenizer, item.question) for item in load_items(chosen, "test")[:items]]
+    prompts = [build_prompt(tokenizer, item.messages) for item in load_items(chosen, "test")[:items]]
     single = prompts[: max(2, items // SINGLE_SHARE)]
     found = {}
     for name, path in models.items():

@@ -15,7 +15,7 @@ from primekd.models import load_tokenizer, parse_reference, require_local
 from primekd.models.chat import build_prompt
 from primekd.signals import StoredItem, make_codec
 from primekd.signals.shards import save_shard
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling
 from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
@@ -40,7 +40,7 @@ def measure(items: int, rounds: int = 3, growth_items: int = 4, budget_s: float 
     profile = load_profile(PROFILE)
     tokenizer, strategy = load_tokenizer(profile.teacher.model), get_strategy(STRATEGY)
     questions = load_items(profile, "train", items)
-    prompts = [build_prompt(tokenizer, item.question, strategy.priming) for item in questions]
+    prompts = [build_prompt(tokenizer, item.messages, strategy.priming) for item in questions]
     sampling, codec = Sampling(profile.max_new_tokens), make_codec(profile.signals, LlamaCppEngine.offers)
     one, many = (LlamaCppEngine(profile.teacher.model, profile.teacher.context_tokens, n) for n in (1, len(prompts)))
     public = llama_cpp.Llama(

@@ -10,7 +10,8 @@ from primekd.config import Profile, load_profile
 from primekd.config.strategies import get_strategy
 from primekd.models import load_model, load_tokenizer
 from primekd.models.chat import build_prompt
-from primekd.tasks.items import Item, load_items
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -83,7 +84,7 @@ def measure(
 
 def _prompts(profile: Profile, items: list[Item]) -> list[list[int]]:
     tokenizer = load_tokenizer(profile.teacher.model)
-    return [build_prompt(tokenizer, item.question, get_strategy(STRATEGY).priming) for item in items]
+    return [build_prompt(tokenizer, item.messages, get_strategy(STRATEGY).priming) for item in items]
 
 
 def generate_with_logits(model, engine: TransformersEngine, prompts: list[list[int]], sampling: Sampling):

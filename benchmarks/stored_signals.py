@@ -11,7 +11,7 @@ from primekd.signals import Codec, SignalReader, SignalWriter, StoredItem
 from primekd.signals.codecs import FullCodec, HiddenCodec, TopKCodec
 from primekd.signals.heads import save_head
 from primekd.signals.sampled import SampledCodec
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers import open_engine
 from primekd.training.examples import Example, gold_examples
 

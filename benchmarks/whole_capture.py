@@ -12,7 +12,8 @@ from primekd.foundation.progress import Progress
 from primekd.signals import make_codec
 from primekd.signals.claims import Claims
 from primekd.signals.heads import save_head
-from primekd.tasks.items import Item, load_items
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
 from primekd.teachers import TeacherEngine, open_engine
 
 STRATEGY = "ai-KD"  # has a priming text, so that prompts share more than the template's first tokens

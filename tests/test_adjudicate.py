@@ -61,7 +61,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_manifest
 from primekd.report import anew
 from primekd.statistics.audit import AuditRow, audit_rows
-from primekd.tasks.items import Item
+from primekd.tasks.protocol import Item
 
 GOLD = "999983"  # stands in no question and no answer: whoever sees it was shown a gold value
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[red]18[/red] <script>alert(1)</script> \u202e81 \r\x00 end"

@@ -51,7 +51,9 @@ from primekd.studies import responses
 from primekd.studies.assess import assess, find_students
 from primekd.studies.regrade import regrade
 from primekd.studies.results import answers_hash
-from primekd.tasks.items import Item, load_items, refuse_overlap
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import refuse_overlap
 from primekd.teachers import Sampling, transformers_engine
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.distill import distill
@@ -995,7 +997,7 @@ def test_a_change_of_the_rules_or_of_the_samples_asks_for_an_assessment(study, m
     assert "assess: nothing to do" not in capsys.readouterr().out
     rules = regrading.rules_hashes() | {"extract/new.py": "0" * 64}
     for module in (regrading, assessing):
-        monkeypatch.setattr(module, "rules_hashes", lambda: rules)
+        monkeypatch.setattr(module, "rules_hashes", lambda profile: rules)
     assess(study)
     assess(study)
     assert capsys.readouterr().out.count("assess: nothing to do") == 1

@@ -27,7 +27,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.models.chat import build_prompt
 from primekd.signals import shards as shard_files
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
 
 FOUR_SHARDS = {"data": {"train_items": 8, "test_items": 2}, "signals": {"codec": "hidden", "items_per_shard": 2}}

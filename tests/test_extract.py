@@ -8,8 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from primekd.assessment.reading import RULES, extract
-from primekd.assessment.reading.numbers import MOST_DIGITS, find_numbers, format_value
+from primekd.assessment.reading.numbers import MOST_DIGITS, find_numbers
 from primekd.assessment.reading.published import LONGEST_BOX
+from primekd.tasks.numbers import format_value
 
 # text -> (rule, value)
 RULE_CASES = {

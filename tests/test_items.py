@@ -11,18 +11,12 @@ from conftest import ROOT, small_profile
 
 from primekd.config import DataConfig
 from primekd.foundation.errors import UserError
-from primekd.tasks.items import (
-    BUCKETS,
-    SPLITS,
-    _load_hub,
-    bucket_of,
-    generate_gsm_symbolic,
-    hash_items,
-    load_items,
-    parse_answer,
-    read_jsonl,
-    strip_calculator_marks,
-)
+from primekd.tasks.gsm8k import item_of_row, strip_calculator_marks
+from primekd.tasks.gsm_symbolic import generate_gsm_symbolic
+from primekd.tasks.load import load_items
+from primekd.tasks.numbers import parse_answer
+from primekd.tasks.rows import load_hub, read_jsonl
+from primekd.tasks.splits import BUCKETS, SPLITS, bucket_of, hash_items
 
 TEMPLATES = (26, 43, 58)
 GSM8K = Path(os.environ.get("PRIMEKD_GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
@@ -93,7 +87,7 @@ GOOD = {"question": " How many? ", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}
 
 def test_jsonl_items_have_clean_text_and_ids_of_their_own(output):
     path = write_jsonl(output, GOOD, "", {**GOOD, "id": "mine"}, {"question": "a\u2028b", "answer": "-1,000"})
-    first, second, third = read_jsonl(path, "train")
+    first, second, third = read_jsonl(path, "train", item_of_row)
     assert (first.id, first.question, first.solution, first.answer) == ("train-0", "How many?", "1 + 1 = 2\n#### 2", 2)
     assert second.id == "mine"
     assert (third.question, third.answer) == ("a\u2028b", -1000)  # a line separator inside a text ends no line
@@ -121,7 +115,7 @@ BAD_ROWS = {
 def test_a_bad_row_is_one_sentence_with_file_and_line(row, what, output):
     path = write_jsonl(output, GOOD, row)
     with pytest.raises(UserError, match="items.jsonl line 2") as refusal:
-        read_jsonl(path, "train")
+        read_jsonl(path, "train", item_of_row)
     assert what in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -150,23 +144,23 @@ SETS = {
 
 @pytest.mark.parametrize("row, wanted", SETS.values(), ids=SETS)
 def test_rows_of_every_set_like_gsm8k_become_items_from_jsonl_and_from_the_hub_alike(row, wanted, output, monkeypatch):
-    (item,) = read_jsonl(write_jsonl(output, row), "x")
+    (item,) = read_jsonl(write_jsonl(output, row), "x", item_of_row)
     assert (item.id, item.solution, item.answer) == wanted and parse_answer(item.solution) == item.answer
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [row])
-    (same,) = _load_hub(DataConfig(source="hub", train_items=1, validation_items=1, test_items=2), "x")
+    (same,) = load_hub(DataConfig(source="hub", train_items=1, validation_items=1, test_items=2), "x", item_of_row)
     assert same == item
 
 
 def test_questions_without_an_answer_are_left_out_and_counted(output, capsys):
     path = write_jsonl(output, GOOD, {"question": "how?", "solution": "None", "answer": "None"}, GOOD)
-    assert [item.id for item in read_jsonl(path, "x")] == ["x-0", "x-2"]
-    assert "items.jsonl: 1 of 3 rows have no gold answer: left out." in capsys.readouterr().err
+    assert [item.id for item in read_jsonl(path, "x", item_of_row)] == ["x-0", "x-2"]
+    assert "items.jsonl: 1 of 3 rows have no number as gold answer: left out." in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_belongs_to_no_line(output):
     path = write_jsonl(output, GOOD)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert [item.id for item in read_jsonl(path, "x")] == ["x-0"]
+    assert [item.id for item in read_jsonl(path, "x", item_of_row)] == ["x-0"]
 
 
 def test_a_set_without_a_training_side_takes_it_from_another(monkeypatch):
@@ -180,26 +174,26 @@ def test_a_set_without_a_training_side_takes_it_from_another(monkeypatch):
     data = {"source": "hub", "hub_dataset": "madrylab/gsm8k-platinum", "revision": "r"}
     data |= {"train_items": 4, "validation_items": 2, "test_items": 2}
     with pytest.raises(UserError, match=r"Unknown split 'train'\. Should.*data\.train_dataset"):
-        _load_hub(DataConfig(**data), "train")
+        load_hub(DataConfig(**data), "train", item_of_row)
     both = DataConfig(**data, train_dataset="openai/gsm8k")
-    assert _load_hub(both, "train")[0].question == "openai/gsm8k main None train 0"
-    assert _load_hub(both, "test")[0].question == "madrylab/gsm8k-platinum main r test 0"
+    assert load_hub(both, "train", item_of_row)[0].question == "openai/gsm8k main None train 0"
+    assert load_hub(both, "test", item_of_row)[0].question == "madrylab/gsm8k-platinum main r test 0"
 
 
 def test_an_id_that_occurs_twice_is_refused_by_name(output):
     path = write_jsonl(output, {**GOOD, "id": "x7"}, {**GOOD, "id": "x7"})
     with pytest.raises(UserError, match=r"items\.jsonl: the item id 'x7' occurs twice"):
-        read_jsonl(path, "train")
+        read_jsonl(path, "train", item_of_row)
 
 
 def test_an_absent_an_empty_and_a_binary_file_are_refused_by_name(output):
     with pytest.raises(UserError, match="nowhere.jsonl"):
-        read_jsonl(output / "nowhere.jsonl", "train")
+        read_jsonl(output / "nowhere.jsonl", "train", item_of_row)
     with pytest.raises(UserError, match=r"items\.jsonl holds no items"):
-        read_jsonl(write_jsonl(output, ""), "train")
+        read_jsonl(write_jsonl(output, ""), "train", item_of_row)
     (output / "items.jsonl").write_bytes(b'{"question": "caf\xe9", "answer": "3"}\n')
     with pytest.raises(UserError, match="items.jsonl"):
-        read_jsonl(output / "items.jsonl", "train")
+        read_jsonl(output / "items.jsonl", "train", item_of_row)
 
 
 def jsonl_profile(folder, train_rows, test_rows, **counts):
@@ -291,7 +285,7 @@ def test_templates_that_run_out_are_refused_instead_of_repeating(monkeypatch):
 @pytest.mark.parametrize("name, count, first", [("train", 7473, 72), ("test", 1319, 18)])
 def test_all_of_gsm8k_parses_with_exact_answers(name, count, first, output):
     path = GSM8K / f"{name}.jsonl"
-    found = read_jsonl(path, name)
+    found = read_jsonl(path, name, item_of_row)
     assert len(found) == count and found[0].answer == first
     with open(path, encoding="utf-8") as handle:
         golds = [json.loads(line)["answer"].rsplit("#### ", 1)[1] for line in handle]

@@ -194,7 +194,8 @@ def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are
 
 
 def test_the_teachers_items_that_stand_in_a_students_split_are_refused(ci, items):
-    from primekd.tasks.items import load_items, refuse_overlap
+    from primekd.tasks.load import load_items
+    from primekd.tasks.splits import refuse_overlap
 
     others = {split: load_items(ci, split) for split in ("train", "validation", "test")}
     refuse_overlap(load_items(ci, "teacher", 20), "teacher", others)

@@ -45,7 +45,7 @@ from primekd.statistics.seeds import seed_rows
 from primekd.studies.regrade import regrade, rules_hashes
 from primekd.studies.results import KEPT, TABLES, answers_hash, decisions_hash, write_results
 from primekd.studies.settling import finish
-from primekd.tasks.items import Item
+from primekd.tasks.protocol import Item
 
 ANSWERS = {
     "control": ["no idea", "", "-1", "it is\r\n1, 2 or\r3 \x1b[2J"],

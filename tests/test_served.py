@@ -20,7 +20,7 @@ from primekd.foundation.provenance import read_json
 from primekd.models.attention import choose_attention
 from primekd.models.chat import build_prompt, encode_response
 from primekd.models.served import MergeError, load_merged, measure_merge
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.distill import lora_model, save_adapter
 from primekd.training.examples import IGNORED

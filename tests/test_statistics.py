@@ -22,7 +22,7 @@ from primekd.statistics.inference import (
     mean_verdicts,
     ratio,
 )
-from primekd.tasks.items import template_of
+from primekd.tasks.clusters import cluster_of
 
 # Accuracies.
 
@@ -172,7 +172,7 @@ def test_templates_that_differ_are_claimed_by_items_too_often_and_by_clusters_as
     ],
 )
 def test_an_items_template_stands_in_its_id(item_id, template):
-    assert template_of(item_id) == template
+    assert cluster_of(item_id) == template
 
 
 def verdicts(seed: int, share: float, n: int = 60) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from primekd.models.chat import Priming, build_prompt, decode_response, encode_r
 from primekd.models.template import DATE, default_system, render, turn_end
 from primekd.planning.build import make_plan
 from primekd.running import doctor
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling
 from primekd.teachers.api import ApiEngine
 from primekd.teachers.transformers_engine import TransformersEngine

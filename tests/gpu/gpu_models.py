@@ -14,7 +14,7 @@ from conftest import POCKET
 from primekd.config import load_profile
 from primekd.models import load_tokenizer, model_folder
 from primekd.models.chat import build_prompt
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers.packages import PACKAGES, explain_import_failure, is_installed, missing_cuda
 
 EXL2_BITS = 6.0  # as in the published study

@@ -26,7 +26,8 @@ from primekd.foundation.stage_code import (
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
 from primekd.models.chat import build_prompt, decode_response
 from primekd.models.template import turn_end
-from primekd.tasks.items import Item, hash_items
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import hash_items
 
 BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
 
@@ -159,7 +160,7 @@ def _write_block(
     if _read_block(path, digest):
         return
     tokenizer = load_tokenizer(profile.student)
-    prompts = [build_prompt(tokenizer, item.question) for item in block]
+    prompts = [build_prompt(tokenizer, item.messages) for item in block]
     responses = open_model().generate(prompts, Sampling(profile.max_new_tokens, ended=ended))
     rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)]
     write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)

@@ -23,7 +23,7 @@ from primekd.foundation.tables import Name, as_count, read_records
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
 from primekd.signals import concatenate
-from primekd.tasks.items import Item
+from primekd.tasks.protocol import Item
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ def measure(
         advance: told how many more items are measured.
     """
     tokenizer = load_tokenizer(profile.student)
-    prompts = [build_prompt(tokenizer, item.question) for item in items]
+    prompts = [build_prompt(tokenizer, item.messages) for item in items]
     taught = [reader.item(item.id).response_ids for item in items]
     gold = [encode_response(tokenizer, item.solution) for item in items]
     # Neighbours in length are read together, so that little of what is read is padding; the longest first, so that too

@@ -5,18 +5,18 @@ import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from primekd.assessment.reading import NOT_FOUND
-from primekd.assessment.reading.numbers import format_value
 from primekd.config import Profile
 from primekd.foundation.provenance import write_text
 from primekd.foundation.tables import Count, Flag, Name, read_records
-from primekd.tasks.items import parse_answer
+from primekd.tasks.load import task_of
+from primekd.tasks.numbers import NUMBERS
+from primekd.tasks.protocol import Task
 
 COLUMNS = (
     "id", "question", "gold", "response", "response_tokens", "truncated", "extracted", "rule", "span", "correct",
@@ -24,14 +24,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _as_value(text: str) -> str:
-    """A value as logs write it: 18 for what a spreadsheet made 18.0. Raises ValueError if it is none."""
-    return format_value(parse_answer(text))
+def _as_value(text: str, info: ValidationInfo) -> str:
+    """A value as logs write it: 18 for what a spreadsheet made 18.0. Raises ValueError if the task knows no such."""
+    task = info.context or NUMBERS
+    return task.write(task.parse(text))
 
 
-def _as_decision(text: str) -> str:
+def _as_decision(text: str, info: ValidationInfo) -> str:
     """A person's value; a true minus one is written -1.0, for -1 says that there is no answer."""
-    return text if text in ("", "-1.0") else _as_value(text)
+    return text if text in ("", "-1.0") else _as_value(text, info)
 
 
 def _as_span(text: str) -> str:
@@ -50,7 +51,7 @@ class LogRow:
     response: str
     response_tokens: Count
     truncated: Flag
-    extracted: Annotated[str, BeforeValidator(lambda text: text and _as_value(text))]
+    extracted: Annotated[str, BeforeValidator(lambda text, info: text and _as_value(text, info))]
     rule: Name
     span: Annotated[str, BeforeValidator(_as_span)]
     correct: Flag
@@ -61,7 +62,9 @@ class LogRow:
         """The verdict by a person's value where one was decided on, else the automatic one."""
         if not self.adjudicated:
             return self.correct
-        return self.adjudicated != NOT_FOUND and Fraction(self.adjudicated) == Fraction(self.gold)
+        if self.adjudicated == NOT_FOUND:
+            return False
+        return self.gold == (NOT_FOUND if self.adjudicated == "-1.0" else self.adjudicated)  # equal values, equal texts
 
 
 def write_log(path: Path, rows: Iterable[LogRow]) -> None:
@@ -74,13 +77,13 @@ def write_log(path: Path, rows: Iterable[LogRow]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_log(path: Path) -> list[LogRow]:
-    """Reads a per-item log.
+def read_log(path: Path, task: Task = NUMBERS) -> list[LogRow]:
+    """Reads a per-item log, whose values are the task's.
 
     Raises:
         UserError: the file is absent, lacks columns, or has a row that cannot be read.
     """
-    return read_records(path, LogRow)
+    return read_records(path, LogRow, context=task)
 
 
 @dataclass(frozen=True)
@@ -93,4 +96,4 @@ class Listed:
 def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
     """Model -> its log, in the order of summary.csv. Raises UserError if one is missing or cannot be read."""
     models = [row.model for row in read_records(profile.logs / "summary.csv", Listed)]
-    return {model: read_log(profile.logs / f"{model}.csv") for model in models}
+    return {model: read_log(profile.logs / f"{model}.csv", task_of(profile.data)) for model in models}

@@ -19,7 +19,9 @@ from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
 from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
-from primekd.tasks.items import Item, load_items, refuse_overlap
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import refuse_overlap
 
 if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine

@@ -11,7 +11,8 @@ from primekd.foundation.provenance import read_json, write_json, write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
 from primekd.models.chat import build_prompt, encode_response
-from primekd.tasks.items import Item, hash_items
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import hash_items
 
 MERGED, BESIDE = "merged", "beside"
 MEASURED_ITEMS = 3
@@ -65,7 +66,7 @@ def _measure(profile: Profile, items: Sequence[Item], adapter: Path) -> dict[str
     from primekd.models.served import measure_merge
 
     student, tokenizer = profile.student, load_tokenizer(profile.student)
-    prompts = [build_prompt(tokenizer, item.question) for item in items]
+    prompts = [build_prompt(tokenizer, item.messages) for item in items]
     gold = [encode_response(tokenizer, item.solution) for item in items]
     error = measure_merge(student.model, student.dtype, adapter, prompts, gold, len(tokenizer))
     return {"adapter": MERGED if error.is_lost else BESIDE} | asdict(error)

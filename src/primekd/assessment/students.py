@@ -9,7 +9,7 @@ from primekd.config import Profile
 from primekd.config.strategies import get_strategy, load_strategies
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.training.distill import student_inputs
 
 

@@ -31,7 +31,9 @@ from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
 from primekd.signals.heads import rebuilding_problem, save_head
 from primekd.signals.manifest import read_store
-from primekd.tasks.items import Item, hash_items, load_items
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import hash_items
 from primekd.teachers import Sampling, TeacherEngine, open_engine
 
 Teacher = Callable[[], tuple[TeacherEngine, Codec]]
@@ -275,7 +277,7 @@ def ask_teacher(
     """
     tokenizer = load_tokenizer(job.profile.teacher)
     priming = priming_of(job.strategy, job.profile.teacher)
-    prompts = [build_prompt(tokenizer, item.question, priming) for item in items]
+    prompts = [build_prompt(tokenizer, item.messages, priming) for item in items]
     seed = int(hash_json([job.seed, job.strategy.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed, ended)
     if codec.needs is None:

@@ -1,22 +1,26 @@
-"""The section `data`: where items come from."""
+"""The section `data`: which task is asked, and where its items come from."""
 
-from typing import Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from primekd.config.section import Positive, Section
 
+# Task -> where its items can come from, the first where a profile says nothing. Its file is `tasks/<task>.py`.
+TASKS = {"gsm8k": ("hub", "jsonl"), "gsm-symbolic": ("gsm-symbolic", "hub", "jsonl"), "word-problems": ("jsonl",)}
+
 
 class DataConfig(Section):
-    """Where items come from and how many are used.
+    """The task, where its items come from and how many are used.
 
-    `gsm-symbolic` draws from the named templates of reasoning-gym; `hub` reads openai/gsm8k or a set like it (GSM8K-
-    Platinum, GSM-Plus, MGSM); `jsonl` reads `train_file` and `test_file` (the fields are those of `item_of_row`).
-    Where a hub's set has no training side (Platinum), `train_dataset` names another set for it.
+    The source `gsm-symbolic` draws from the named templates of reasoning-gym; `hub` reads openai/gsm8k or a set like it
+    (GSM8K-Platinum, GSM-Plus, MGSM); `jsonl` reads `train_file` and `test_file` (the fields are those of the task's
+    `item_of_row`). Where a hub's set has no training side (Platinum), `train_dataset` names another set for it.
     Validation items are taken from the training side, after the training items; never from the test side.
     """
 
-    source: Literal["gsm-symbolic", "hub", "jsonl"]
+    task: str
+    source: str
     train_items: Positive
     validation_items: Positive
     test_items: int = Field(ge=2)  # an interval over items needs two of them
@@ -31,13 +35,35 @@ class DataConfig(Section):
     train_file: str | None = None
     test_file: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def named(cls, values: Any) -> Any:
+        """A source tells the task where none is named, and a task its first source. `gsm-symbolic` is one task's."""
+        if not isinstance(values, dict):
+            return values
+        task, source = values.get("task"), values.get("source")
+        if source == "gsm-symbolic" or (source and not task):
+            task = "gsm-symbolic" if source == "gsm-symbolic" else "gsm8k"
+        elif isinstance(task, str) and task in TASKS and not source:
+            source = TASKS[task][0]
+        return values | {name: value for name, value in (("task", task), ("source", source)) if value}
+
     @model_validator(mode="after")
     def complete(self) -> "DataConfig":
+        if self.task not in TASKS:
+            raise ValueError(f"task {self.task!r} is none of {', '.join(TASKS)}")
+        if self.source not in TASKS[self.task]:
+            raise ValueError(f"source {self.source!r} is none of {', '.join(TASKS[self.task])}, which {self.task} has")
         if self.source == "gsm-symbolic" and not self.templates:
             raise ValueError("source gsm-symbolic needs templates: [numbers]")
         if self.source == "jsonl" and not (self.train_file and self.test_file):
             raise ValueError("source jsonl needs train_file and test_file")
         return self
+
+    @property
+    def task_module(self) -> str:
+        """The module that the task is."""
+        return f"primekd.tasks.{self.task.replace('-', '_')}"
 
     def hub_side(self, side: str) -> tuple[str, str, str | None]:
         """The hub's data set, its configuration and revision, of the training or the test side."""

@@ -19,8 +19,9 @@ from primekd.foundation.storage import hash_json, read_json, relative_name, writ
 
 
 class Profile(HasRuns, Protocol):
-    """What a profile is here: a place for its runs, and which engines its stages use."""
+    """What a profile is here: a place for its runs, and which task and engines its stages use."""
 
+    data: Any
     teacher: Any
     assess: Any
 
@@ -64,13 +65,14 @@ def stage_code(stage: str, profile: Profile | None = None) -> dict[str, Any]:
 
     Args:
         stage: one of STAGES.
-        profile: names the engine of captures and answers; the others' code is left out.
+        profile: names the task, and the engine of captures and answers; the others' code is left out.
     """
     engine = {} if profile is None else {"capture": profile.teacher.engine, "answers": profile.assess.engine}
     unused = [name for name in ENGINES if name != engine.get(stage)]
     stop = {module for modules in STAGES.values() for module in modules} - set(STAGES[stage])
     stop |= {f"primekd.teachers.{name}{part}" for name in unused for part in ("", "_engine", "_students", "_loading")}
-    found = closure(STAGES[stage], stop)
+    task = [] if profile is None else [profile.data.task_module]  # imported by its name, which no closure sees
+    found = closure([*STAGES[stage], *task], stop)
     wanted = {package for name in found.foreign for package in COMPUTES.get(name, ())}
     if profile is not None and profile.student.quantization:
         wanted.add("bitsandbytes")

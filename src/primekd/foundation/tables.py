@@ -73,22 +73,26 @@ def read_table(path: Path, kind: type | None = None) -> list[Cells]:
     return [cells for cells, _ in _read(path, kind)]
 
 
-def read_records(path: Path, kind: type[T]) -> list[T]:
+def read_records(path: Path, kind: type[T], context: Any = None) -> list[T]:
     """Rows of a file as instances of a dataclass. Whole numbers are counts, and floats are finite.
+
+    Args:
+        context: handed to the dataclass's validators.
 
     Raises:
         UserError: the file is absent or no CSV, lacks columns (which are named), or has a row that does not fit.
     """
-    return [record for _, record in _read(path, kind)]
+    return [record for _, record in _read(path, kind, context)]
 
 
-def _read(path: Path, kind: type[T]) -> list[tuple[Cells, T]]:
+def _read(path: Path, kind: type[T], context: Any = None) -> list[tuple[Cells, T]]:
     adapter, optional = _schema(kind)
     found = []
     for place, cells in read_cells(path, [f.name for f in fields(kind)]):
         values = {f.name: cells[f.name] for f in fields(kind)}
         try:
-            record = adapter.validate_python({n: None if n in optional and v == "" else v for n, v in values.items()})
+            given = {n: None if n in optional and v == "" else v for n, v in values.items()}
+            record = adapter.validate_python(given, context=context)
         except ValidationError as error:
             raise UserError(f"{relative_name(path)} {place}: {findings_text(error)}: {AGAIN}.") from error
         for name, value in vars(record).items():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from primekd.foundation.errors import UserError
 from primekd.models.template import control_tokens, default_system, render, require_system_role, turn_end
+from primekd.tasks.protocol import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ class Prompt(list[int]):
     neither can be had back from ids without loss.
     """
 
-    def __init__(self, ids: Iterable[int], messages: list[dict[str, str]], text: str):
+    def __init__(self, ids: Iterable[int], messages: list[Message], text: str):
         super().__init__(ids)
         self.messages, self.text = messages, text
 
@@ -52,35 +53,44 @@ class Priming:
 
 
 def conversation(
-    tokenizer: "PreTrainedTokenizerBase", question: str, priming: Priming | str | None = None
-) -> list[dict[str, str]]:
-    """The messages that a model is sent. A text alone is a system message.
+    tokenizer: "PreTrainedTokenizerBase", asked: str | list[Message], priming: Priming | str | None = None
+) -> list[Message]:
+    """The messages that a model is sent: those of an item, or a question alone, and the priming text with them.
+
+    A system message of the item's own stands in the place of the model's default. A priming text alone is a system
+    message.
 
     Raises:
         UserError: the priming text is a system message, and the template takes none.
     """
+    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     primed = Priming(priming) if isinstance(priming, str) else priming
     if primed is None:
-        return [{"role": "user", "content": question}]
+        return messages
     if primed.placement == "user":
-        return [{"role": "user", "content": f"{primed.text}\n\n{question}"}]
+        *before, last = messages
+        return [*before, last | {"content": f"{primed.text}\n\n{last['content']}"}]
     require_system_role(tokenizer)
-    default = default_system(tokenizer) if primed.mode == "add" else ""
+    own = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    default = (own or default_system(tokenizer)) if primed.mode == "add" else ""
     system = f"{default}\n\n{primed.text}" if default else primed.text
-    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    return [{"role": "system", "content": system}, *messages[bool(own) :]]
 
 
-def build_prompt(tokenizer: "PreTrainedTokenizerBase", question: str, priming: Priming | str | None = None) -> Prompt:
+def build_prompt(
+    tokenizer: "PreTrainedTokenizerBase", asked: str | list[Message], priming: Priming | str | None = None
+) -> Prompt:
     """Token ids of a conversation up to where the answer starts.
 
     Args:
+        asked: an item's messages, or a question alone.
         priming: None leaves the template's own default. Students are always given None.
 
     Raises:
         UserError: a text contains one of the tokenizer's control tokens and would be read as a tag, or the template
             takes no system message.
     """
-    messages = conversation(tokenizer, question, priming)
+    messages = conversation(tokenizer, asked, priming)
     for message in messages:
         refuse_control_tokens(tokenizer, message["content"])
     text = render(tokenizer, messages)

@@ -104,7 +104,7 @@ def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int] | None
     from primekd.capture.primings import priming_of
     from primekd.models import is_present, load_tokenizer
     from primekd.models.chat import build_prompt
-    from primekd.tasks.items import load_items
+    from primekd.tasks.load import load_items
 
     if profile.data.source == "hub" or not is_present(profile.student.model):
         return None
@@ -112,7 +112,7 @@ def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int] | None
         tokenizer = load_tokenizer(profile.student)
         items = load_items(profile, "test", min(most, profile.data.test_items))
         primings = [priming_of(s, profile.teacher) for s in load_strategies().values() if s.teacher]
-        lengths = [len(build_prompt(tokenizer, item.question, p)) for item in items for p in primings]
+        lengths = [len(build_prompt(tokenizer, item.messages, p)) for item in items for p in primings]
     except UserError:  # the items' file is not here yet: the stage itself will say so
         return None
     return sum(lengths) / len(lengths), max(lengths)

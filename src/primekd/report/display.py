@@ -14,7 +14,7 @@ from primekd.models.chat import build_prompt, decode_response
 from primekd.signals.manifest import read_store
 from primekd.statistics.contrasts import ContrastRow
 from primekd.statistics.summary import SummaryRow
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,12 +36,12 @@ def prompts_table(profile: Profile, strategy: str) -> pd.DataFrame:
 
     A priming text that replaces the model's default system text makes two differences, and both are seen here.
     """
-    question = load_items(profile, "train")[0].question
+    asked = load_items(profile, "train")[0].messages
     teacher, priming = load_tokenizer(profile.teacher), priming_of(get_strategy(strategy), profile.teacher)
     views = {
-        "teacher": build_prompt(teacher, question, priming),
-        "teacher without priming": build_prompt(teacher, question),
-        "student": build_prompt(load_tokenizer(profile.student), question),
+        "teacher": build_prompt(teacher, asked, priming),
+        "teacher without priming": build_prompt(teacher, asked),
+        "student": build_prompt(load_tokenizer(profile.student), asked),
     }
     return pd.DataFrame([(who, prompt.text) for who, prompt in views.items()], columns=["who", "prompt"])
 

@@ -17,7 +17,7 @@ from primekd.models import load_tokenizer, model_hash, require_same_tokenizer
 from primekd.models.chat import build_prompt
 from primekd.planning.shapes import find_shape
 from primekd.signals import HiddenRows, make_codec
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling, TeacherEngine, TopLogprobs, open_engine
 from primekd.teachers.agreement import compare
 from primekd.teachers.protocol import generate_then_score
@@ -53,7 +53,7 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
     refuse_another_model(profile, model)
     chosen, tokenizer = get_strategy(strategy), load_tokenizer(profile.teacher)
     questions = load_items(profile, "test")[:items]
-    prompts = [build_prompt(tokenizer, item.question, priming_of(chosen, profile.teacher)) for item in questions]
+    prompts = [build_prompt(tokenizer, item.messages, priming_of(chosen, profile.teacher)) for item in questions]
     sampling = Sampling(profile.max_new_tokens)
     start = now()
     with Meter() as meter:

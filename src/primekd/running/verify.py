@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from primekd.signals.manifest import read_store
 from primekd.studies import published as published_study
 from primekd.studies.responses import RESPONSES
 from primekd.studies.results import TABLES, compute_tables, log_extractor
+from primekd.tasks.load import task_of
+from primekd.tasks.numbers import NUMBERS
+from primekd.tasks.protocol import Task
 
 # No outputs: the manifest itself, the page, which is made anew to check it, and the comparison with published logs.
 BESIDE = (MANIFEST, "report.html", "reproduction.json")
@@ -56,11 +60,11 @@ def verify(profile: Profile) -> list[Check]:
 
 def check_logs(profile: Profile) -> list[Check]:
     """The logs by themselves: bytes, models, verdicts, decisions, tables, report."""
-    checks = []
+    checks, verdicts = [], partial(check_verdicts, task=task_of(profile.data))
     for what, check, argument in (
         (relative_name(profile.logs), check_outputs, profile.logs / MANIFEST),
         (f"models in {relative_name(profile.logs)}", check_models, profile),
-        (f"verdicts in {relative_name(profile.logs)}", check_verdicts, profile.logs),
+        (f"verdicts in {relative_name(profile.logs)}", verdicts, profile.logs),
         (f"decisions in {relative_name(profile.logs)}", check_decisions, profile),
         (f"tables in {relative_name(profile.logs)}", check_tables, profile),
         (relative_name(profile.logs / "report.html"), check_report, profile),
@@ -162,25 +166,25 @@ def check_models(profile: Profile) -> Check:
     return Check(f"models in {relative_name(folder)}", problems)
 
 
-def check_verdicts(folder: Path) -> Check:
+def check_verdicts(folder: Path, task: Task = NUMBERS) -> Check:
     """Extracts and grades every logged answer anew, and adds the summary up again."""
     problems, extractor = [], log_extractor(folder)
     for path in sorted(folder.glob("*.csv")):
         if path.name in TABLES:
             continue
-        rows = read_log(path)
+        rows = read_log(path, task)
         problems += [
             f"{path.name}: the verdict on {r.id} does not follow from its answer"
             for r in rows
-            if not follows(r, extractor)
+            if not follows(r, extractor, task)
         ]
         problems += check_count(folder, path.stem, rows)
     return Check(f"verdicts in {relative_name(folder)}", problems)
 
 
-def follows(row: LogRow, extractor: str = "published") -> bool:
+def follows(row: LogRow, extractor: str = "published", task: Task = NUMBERS) -> bool:
     """Whether a logged value, rule, place and verdict are what the extraction gives today."""
-    return grade_row(row, extractor) == row
+    return grade_row(row, extractor, task) == row
 
 
 def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:

@@ -13,7 +13,7 @@ from primekd.foundation.outside import clean
 from primekd.statistics.grade_file import Columns, grade_rows, read_csv
 from primekd.statistics.inference import LEVEL, accuracy, compare_verdicts
 from primekd.statistics.sentences import MOSTLY
-from primekd.tasks.items import template_of
+from primekd.tasks.clusters import cluster_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
     first = [getattr(p.first, key) for p in pairs]
     second = [getattr(p.second, key) for p in pairs]
     verdicts = ({"": np.array(side)} for side in (second, first))
-    found = compare_verdicts(*verdicts, [template_of(p.id) for p in pairs])
+    found = compare_verdicts(*verdicts, [cluster_of(p.id) for p in pairs])
     difference = found.effect.estimate
     shares = {name: accuracy(verdicts) for name, verdicts in (("first", first), ("second", second))}
     result = {

@@ -11,7 +11,7 @@ from primekd.assessment.logs import LogRow
 from primekd.config.strategies import CONTROL, split_seed
 from primekd.statistics.inference import LEVEL, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
 from primekd.statistics.summary import planned_contrasts
-from primekd.tasks.items import template_of
+from primekd.tasks.clusters import cluster_of
 
 T = TypeVar("T")
 FITS = {"kl": "teacher_tokens", "nll_gold": "gold_tokens"}  # measure of a held-out row -> what it is a sum over
@@ -98,7 +98,7 @@ def compare_accuracies(logs: dict[str, list[LogRow]], adjudicated: bool = False)
     """(model, reference) -> the comparison of their verdicts, for every planned contrast."""
     if not logs:
         return {}
-    verdicts, groups = verdicts_of(logs, adjudicated), [template_of(r.id) for r in next(iter(logs.values()))]
+    verdicts, groups = verdicts_of(logs, adjudicated), [cluster_of(r.id) for r in next(iter(logs.values()))]
     return {pair: compare_verdicts(*sides(verdicts, *pair), groups) for pair in planned_contrasts(logs)}
 
 
@@ -161,7 +161,7 @@ def _compare_fits(
     if any(getattr(row, measure) is None for own in rows.values() for row in own.values()):
         return {}
     sums = by_seed({m: np.array([getattr(own[i], measure) for i in items], float) for m, own in rows.items()})
-    counts, groups = [getattr(row, FITS[measure]) for row in items.values()], [template_of(i) for i in items]
+    counts, groups = [getattr(row, FITS[measure]) for row in items.values()], [cluster_of(i) for i in items]
     if missing := {model for pair in pairs for model in pair} - sums.keys():
         raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
     return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}

@@ -14,7 +14,8 @@ from primekd.assessment.reading.ending import is_cut
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import Cells, as_count, as_flag, read_cells
 from primekd.statistics.inference import accuracy
-from primekd.tasks.items import Item, parse_answer
+from primekd.tasks.numbers import parse_answer
+from primekd.tasks.protocol import Item
 
 TRUNCATION_COLUMN, LENGTH_COLUMN, ID_COLUMN, QUESTION_COLUMN = "truncated", "response_tokens", "id", "question"
 EMPTY = ("", "nan", "na", "n/a", "none", "null")

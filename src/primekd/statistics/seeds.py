@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from primekd.assessment.logs import LogRow
 from primekd.statistics.contrasts import compare_accuracies, verdicts_of
 from primekd.statistics.inference import Effect, mean_verdicts
-from primekd.tasks.items import template_of
+from primekd.tasks.clusters import cluster_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def seed_rows(logs: dict[str, list[LogRow]]) -> list[SeedRow]:
 
 def _effects(logs: dict[str, list[LogRow]], adjudicated: bool) -> dict[tuple[str, str], Effect]:
     """(strategy, reference or '') -> its mean, or their difference."""
-    groups = [template_of(r.id) for r in next(iter(logs.values()))]
+    groups = [cluster_of(r.id) for r in next(iter(logs.values()))]
     means = {
         (strategy, ""): mean_verdicts(seeds, groups)
         for strategy, seeds in verdicts_of(logs, adjudicated).items() if len(seeds) > 1

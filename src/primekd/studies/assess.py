@@ -1,6 +1,7 @@
 """The assessment: control, students and teacher on the same test items -> runs/<profile>/logs/."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from primekd.signals import SignalReader
 from primekd.studies.regrade import rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
 from primekd.studies.results import answers_hash, decisions_hash, write_results
-from primekd.tasks.items import Item
+from primekd.tasks.load import task_of
+from primekd.tasks.protocol import Item
 from primekd.training.distill import store_facts
 
 
@@ -47,10 +49,11 @@ def assess(profile: Profile, force: bool = False) -> Path:
         say_scored(profile, names)
         return profile.logs
     start = now()
-    scored, extractor = score_models(profile, items, models, reader, force), profile.assess.extractor
+    scored = score_models(profile, items, models, reader, force)
+    graded = partial(grade_answers, items, extractor=profile.assess.extractor, task=task_of(profile.data))
     inputs["scored"] = scored_hashes(profile, names)
-    logs = {name: grade_answers(items, model.answers, extractor) for name, model in scored.items()}
-    logs[TEACHER] = grade_answers(items, stored_answers(profile, items, reader), extractor)
+    logs = {name: graded(model.answers) for name, model in scored.items()}
+    logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
@@ -67,7 +70,7 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
     return {
         "answers": answer_inputs(profile, items, None),
         "assess": profile.assess.model_dump(mode="json", exclude={"engine", "vllm", "dtype"}),  # of the answers alone
-        "rules": rules_hashes(),
+        "rules": rules_hashes(profile),
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.adapter_hashes for s in students},
         "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()},

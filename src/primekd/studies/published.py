@@ -24,7 +24,7 @@ from primekd.statistics.rivals import AccuracyRow, Reading, accuracies, read_all
 from primekd.statistics.summary import planned_contrasts, title_of
 from primekd.statistics.validation import ValidationRow, validate
 from primekd.studies.regrade import rules_hashes
-from primekd.tasks.items import template_of
+from primekd.tasks.clusters import cluster_of
 
 COLUMNS = Columns(response="response", gold="gold_solution", question="question")
 PUBLISHED_VERDICT = "published_correct"
@@ -190,7 +190,7 @@ def disagreements(readings: dict[str, list[Reading]], released: dict[str, list[s
 def contrasts(readings: dict[str, list[Reading]]) -> list[ExtractorContrastRow]:
     """The planned contrasts among the published models under each extractor, Holm-adjusted within it."""
     pairs = planned_contrasts(readings)
-    groups = [template_of(r.id) for r in next(iter(readings.values()))]
+    groups = [cluster_of(r.id) for r in next(iter(readings.values()))]
     rows = []
     for extractor in EXTRACTORS:
         verdicts = {name: {"": np.array([r.correct(extractor) for r in found])} for name, found in readings.items()}

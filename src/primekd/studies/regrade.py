@@ -23,11 +23,12 @@ from primekd.foundation.provenance import (
 )
 from primekd.foundation.stage_code import stage_code
 from primekd.studies.results import KEPT, answers_hash, decisions_hash, extractor_of, write_results
+from primekd.tasks.load import task_of
 
 
-def rules_hashes() -> dict[str, str]:
-    """Hash of the code that grades: a change of it asks for a new grading, which is cheap."""
-    return {"code_sha256": stage_code("grading")["sha256"]}
+def rules_hashes(profile: Profile | None = None) -> dict[str, str]:
+    """Hash of the code that grades, a profile's task among it: a change asks for a new grading, which is cheap."""
+    return {"code_sha256": stage_code("grading", profile)["sha256"]}
 
 
 def regrade(profile: Profile) -> Path:
@@ -45,17 +46,18 @@ def regrade(profile: Profile) -> Path:
     kept = {name: digest for name, digest in manifest["outputs"].items() if _is_kept(name)}
     _refuse(profile, altered_outputs(path, {"outputs": kept}))
     answers = _read_answers(profile, manifest["answers_sha256"])
-    extractor = extractor_of(manifest)
-    logs = {model: [grade_row(row, extractor) for row in rows] for model, rows in answers.items()}
+    extractor, task = extractor_of(manifest), task_of(profile.data)
+    logs = {model: [grade_row(row, extractor, task) for row in rows] for model, rows in answers.items()}
     outputs = write_results(profile, logs, read_rows(profile.logs / "held-out.csv"))
-    inputs = manifest["inputs"] | {"rules": rules_hashes(), "adjudications": decisions_hash(profile)}
+    inputs = manifest["inputs"] | {"rules": rules_hashes(profile), "adjudications": decisions_hash(profile)}
     inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}
     known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
     facts = {key: value for key, value in manifest.items() if key not in known}
     write_manifest(
         profile.logs, manifest["kind"], inputs, [*outputs, *(profile.logs / name for name in kept)],
         # The environment of the answers stays; the one of this grading stands beside it.
-        **facts, answered=manifest.get("answered", manifest["environment"]), regraded=now(), code=stage_code("assess"),
+        **facts, answered=manifest.get("answered", manifest["environment"]), regraded=now(),
+        code=stage_code("assess", profile),
     )  # fmt: skip
     return profile.logs
 
@@ -77,7 +79,7 @@ def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_answers(profile: Profile, hashes: dict[str, str]) -> dict[str, list[LogRow]]:
-    logs = {model: read_log(profile.logs / f"{model}.csv") for model in hashes}
+    logs = {model: read_log(profile.logs / f"{model}.csv", task_of(profile.data)) for model in hashes}
     _refuse(profile, [f"{model}.csv" for model, rows in logs.items() if answers_hash(rows) != hashes[model]])
     return logs
 

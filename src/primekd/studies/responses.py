@@ -18,7 +18,8 @@ from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response
 from primekd.signals import SignalReader
 from primekd.statistics.inference import accuracy
-from primekd.tasks.items import Item, load_items
+from primekd.tasks.load import load_items, task_of
+from primekd.tasks.protocol import Item
 
 RESPONSES = "responses.csv"
 
@@ -78,7 +79,7 @@ def _unprimed(folder: Path) -> Path:
 def _row(profile: Profile, reader: SignalReader, unprimed: SignalReader | None) -> ResponseRow:
     items = load_items(profile, "train")
     answers = stored_answers(profile, items, reader)
-    verdicts = [row.correct for row in grade_answers(items, answers, profile.assess.extractor)]
+    verdicts = [row.correct for row in grade_answers(items, answers, profile.assess.extractor, task_of(profile.data))]
     share, ids = accuracy(verdicts), [answer.ids for answer in answers]
     alike = None, None
     if unprimed not in (None, reader):

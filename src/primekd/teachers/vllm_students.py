@@ -7,7 +7,7 @@ from primekd.config import Profile, TeacherConfig
 from primekd.foundation.errors import UserError
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt
-from primekd.tasks.items import Item
+from primekd.tasks.protocol import Item
 from primekd.teachers.vllm_engine import VllmEngine
 
 
@@ -23,7 +23,7 @@ def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
             f"{profile.student.quantization}: set assess.engine to transformers."
         )
     tokenizer = load_tokenizer(profile.student)
-    longest = max(len(build_prompt(tokenizer, item.question)) for item in items)
+    longest = max(len(build_prompt(tokenizer, item.messages)) for item in items)
     return TeacherConfig(
         engine="vllm",
         model=profile.student.model,

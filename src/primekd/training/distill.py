@@ -36,7 +36,8 @@ from primekd.foundation.stage_code import (
     stands,
 )
 from primekd.models import load_model, load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
-from primekd.tasks.items import hash_items, load_items
+from primekd.tasks.load import load_items
+from primekd.tasks.splits import hash_items
 from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals import SignalReader
-from primekd.tasks.items import Item
+from primekd.tasks.protocol import Item
 
 IGNORED = -100
 
@@ -33,7 +33,7 @@ def longest_sequence(examples: Sequence[Example]) -> int:
 def gold_examples(tokenizer, items: Sequence[Item]) -> list[Example]:
     """The student's prompt with the gold solution as response."""
     return [
-        Example(item.id, join(build_prompt(tokenizer, item.question), encode_response(tokenizer, item.solution)))
+        Example(item.id, join(build_prompt(tokenizer, item.messages), encode_response(tokenizer, item.solution)))
         for item in items
     ]
 
@@ -46,7 +46,7 @@ def teacher_examples(tokenizer, items: Sequence[Item], reader: SignalReader, gol
     """
     solutions = [example.sequence for example in gold_examples(tokenizer, items)] if gold else [None] * len(items)
     return [
-        Example(item.id, join(build_prompt(tokenizer, item.question), reader.item(item.id).response_ids), solution)
+        Example(item.id, join(build_prompt(tokenizer, item.messages), reader.item(item.id).response_ids), solution)
         for item, solution in zip(items, solutions, strict=True)
     ]
 

@@ -31,7 +31,9 @@ from primekd.foundation.provenance import (
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.models.chat import Priming, build_prompt, encode_response, join
-from primekd.tasks.items import Item, hash_items, load_items, refuse_overlap
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import hash_items, refuse_overlap
 from primekd.training.distill import clear, train_adapter
 
 # GGUF name of each linear layer of a Llama block -> peft's name for it.
@@ -79,7 +81,7 @@ def primed_examples(
     examples = []
     for item in items:
         priming = random.choice(primings) if random.random() < fraction else None
-        prompt = build_prompt(tokenizer, item.question, priming)
+        prompt = build_prompt(tokenizer, item.messages, priming)
         examples.append(Example(item.id, join(prompt, encode_response(tokenizer, item.solution))))
     return examples
 

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import NOT_FOUND
-from primekd.assessment.reading.numbers import find_numbers, format_value
+from primekd.assessment.reading.numbers import find_numbers
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, hash_json, project_root, relative_name, write_text
+from primekd.tasks.numbers import format_value
 
 REVIEW, AUDIT = "review", "audit"
 ACCEPT, CORRECT, NONE = "accept", "correct", "none"

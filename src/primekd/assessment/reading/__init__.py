@@ -14,7 +14,7 @@ from primekd.assessment.reading.ending import is_cut
 from primekd.assessment.reading.reasoning import answer_part
 from primekd.assessment.reading.result import NONE, NOT_FOUND, Extraction
 
-__all__ = ["EXTRACTORS", "NONE", "NOT_FOUND", "RULES", "Extraction", "extract"]
+__all__ = ["EXTRACTORS", "NONE", "NOT_FOUND", "RULES", "Extraction", "extract", "looks_cut"]
 
 RULES = {
     "published": published.RULES,
@@ -24,6 +24,11 @@ RULES = {
     mathverify.RULE: (mathverify.RULE, NONE),
 }
 EXTRACTORS = tuple(RULES)
+
+
+def looks_cut(text: str) -> bool:
+    """Whether an answer looks as if it ran into the limit of new tokens, in its reasoning or behind it."""
+    return answer_part(text)[2] or is_cut(text)
 
 
 def extract(
@@ -41,7 +46,7 @@ def extract(
         KeyError: there is no extractor of that name.
     """
     start, end, reasoning = answer_part(text)
-    cut = (reasoning or is_cut(text)) if truncated is None else truncated
+    cut = looks_cut(text) if truncated is None else truncated
     answer = text[start:end]
     readers = {
         "published": lambda: published.by_published_rules(answer),

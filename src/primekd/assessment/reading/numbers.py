@@ -208,21 +208,3 @@ def find_numbers(text: str, start: int = 0, stop: int | None = None) -> list[Num
             found.append(Number(-value if negative else value, first, end))
         place = max(end, match.end("chain"))
     return found
-
-
-def format_value(value: Fraction) -> str:
-    """An exact decimal where there is one (`18`, `2.5`), else a fraction (`1/3`)."""
-    reduced = value.denominator
-    for prime in (2, 5):
-        while reduced % prime == 0:
-            reduced //= prime
-    if reduced != 1:
-        return f"{value.numerator}/{value.denominator}"
-    places = 0
-    scaled = abs(value)
-    while scaled.denominator != 1:
-        scaled *= 10
-        places += 1
-    digits = str(scaled.numerator).rjust(places + 1, "0")
-    sign = "-" if value < 0 else ""
-    return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)

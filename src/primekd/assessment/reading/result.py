@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
-from primekd.assessment.reading.numbers import Number, format_value
+from primekd.assessment.reading.numbers import Number
+from primekd.tasks.numbers import format_value
 
 NOT_FOUND = "-1"  # how a log writes that no answer was found
 NONE = "none"  # the rule of an answer in which no rule found a value

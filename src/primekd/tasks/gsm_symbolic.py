@@ -1,0 +1,76 @@
+"""GSM-Symbolic: grade-school problems drawn from templates. Items of one template are no independent draws.
+
+Its own files and the hub's hold rows like GSM8K's, with the id of a template and the instance.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from primekd.foundation.errors import UserError
+from primekd.tasks.gsm8k import GSM8K
+from primekd.tasks.numbers import parse_answer
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import BUCKETS, bucket_of
+
+if TYPE_CHECKING:
+    from primekd.config import DataConfig
+
+
+class GSMSymbolic(GSM8K):
+    """Items generated from the templates that the profile names, or rows of GSM-Symbolic's own files."""
+
+    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
+        """Generated where the source is not a file or the hub."""
+        if data.source != "gsm-symbolic":
+            return super().items(data, split, count, seed)
+        return generate_gsm_symbolic(data.templates, split, count, seed, data.difficulty)
+
+    def cluster(self, item_id: str) -> str:
+        """The template: what a model learned of one of its items, it knows of all."""
+        generated = re.fullmatch(r"(gsm-symbolic-[0-9]+)-[0-9]+", item_id)
+        return generated[1] if generated else super().cluster(item_id)
+
+
+def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed: int, difficulty: float) -> list[Item]:
+    """`count` GSM-Symbolic items from reasoning-gym's templates, in turn, all different, of one split.
+
+    Source: Mirzadeh et al., "GSM-Symbolic", arXiv 2410.05229, in reasoning-gym's implementation.
+
+    Raises:
+        UserError: a template does not exist, or the templates hold too few different questions for the split.
+    """
+    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset, GSMSymbolicDatasetConfig
+
+    generators = GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=0, size=1)).generators
+    if unknown := [t for t in templates if t not in generators]:
+        raise UserError(f"reasoning-gym has no GSM-Symbolic template {unknown}: mend data.templates in the profile.")
+    items: list[Item] = []
+    seen: set[str] = set()
+    misses = dict.fromkeys(templates, 0)  # draws since the template's last new question; 2,000 means exhausted
+    draw = 0
+    while len(items) < count:
+        live = [t for t in templates if misses[t] < 2000]
+        if not live:
+            raise UserError(
+                f"The templates {list(templates)} hold only {len(items)} different questions for the split {split!r}; "
+                f"{count} were asked for. Ask for fewer items or name more templates."
+            )
+        template = live[draw % len(live)]
+        draw_seed = int.from_bytes(hashlib.sha256(f"{split}/{seed}/{draw}".encode()).digest()[:6], "big")
+        draw += 1
+        example = generators[template](Random(draw_seed), difficulty)
+        question = example["question"].strip()
+        if question in seen or bucket_of(question) not in BUCKETS[split]:
+            misses[template] += 1
+            continue
+        misses[template] = 0
+        seen.add(question)
+        solution = example["metadata"]["answer_cot"].strip()
+        items.append(Item(f"gsm-symbolic-{template}-{draw_seed}", question, solution, parse_answer(example["answer"])))
+    return items
+
+
+TASK = GSMSymbolic()

@@ -1,0 +1,109 @@
+"""What a task is: the items of a split, and how a response to one is judged. Each task has a file beside this one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from primekd.config import DataConfig
+
+Value = Fraction | str
+Message = dict[str, str]  # role and content
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is asked once.
+
+    Attributes:
+        question: what is asked, without any priming text.
+        solution: the response to fine-tune on, which gives the answer.
+        answer: the gold value that a response is judged by.
+    """
+
+    id: str
+    question: str
+    solution: str
+    answer: Value
+
+    @property
+    def messages(self) -> list[Message]:
+        """What a model is sent, before any priming; a task whose items carry more than the question overrides it."""
+        return [{"role": "user", "content": self.question}]
+
+    def fingerprint(self) -> list:
+        """What is hashed of an item: all that results depend on."""
+        plain = [self.id, self.question, self.solution, str(self.answer)]
+        return plain if self.messages == Item.messages.fget(self) else [*plain, self.messages]
+
+
+class Found(Protocol):
+    """What a reader of values makes of a response: value (None if there is none), its rule and its [start, end)."""
+
+    value: Fraction | None
+    rule: str
+    span: tuple[int, int] | None
+
+
+Reader = Callable[[str, str], Found]  # a response and the question that it answers
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A response as it was judged.
+
+    Attributes:
+        value: what it answers; None where no answer was found.
+        rule: the rule that found the value, for the log.
+        span: the characters [start, end) of the response that the value was read from.
+        correct: the verdict.
+        scores: further measures of this response by name, where right or wrong does not say all.
+    """
+
+    value: Value | None
+    rule: str
+    span: tuple[int, int] | None
+    correct: bool
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """One task; `items` and `judge` are its own, what stands here for the rest serves answers that are texts."""
+
+    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
+        """`count` items of a split: train, validation, test or teacher. No item stands in two splits.
+
+        Raises:
+            UserError: they are not to be had, too few, or cannot be read.
+        """
+        raise NotImplementedError
+
+    def judge(self, item: Item, response: str, read: Reader) -> Judgement:
+        """Judges a response. Of the item it knows what a log keeps: id, question and answer.
+
+        Args:
+            read: finds a number in a response, by the rules that the profile chose; never sees the gold answer.
+        """
+        raise NotImplementedError
+
+    def parse(self, text: str) -> Value:
+        """A value as a log or a file writes it. Raises ValueError if it is none."""
+        if not text.strip():
+            raise ValueError("is empty")
+        return text.strip()
+
+    def write(self, value: Value) -> str:
+        """The inverse of `parse`: equal values are written alike."""
+        return str(value)
+
+    def cluster(self, item_id: str) -> str:
+        """What items that are no independent draws have in common; an item that has nothing in common is itself."""
+        return item_id
+
+    def metrics(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+        """What is reported of many responses: accuracy, and the mean of every further score."""
+        names = dict.fromkeys(name for one in judgements for name in one.scores)
+        sums = {"accuracy": sum(one.correct for one in judgements)}
+        sums |= {name: sum(one.scores[name] for one in judgements) for name in names}
+        return {name: total / len(judgements) for name, total in sums.items()}

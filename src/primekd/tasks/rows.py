@@ -1,0 +1,133 @@
+"""Rows of a data set, from a JSONL file or from the hub, on their way to items: what tasks with such rows share."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean, hide
+from primekd.foundation.provenance import project_root, relative_name
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import refuse_duplicates, side_of, take
+
+if TYPE_CHECKING:
+    from primekd.config import DataConfig
+
+# The fields of a row, where it stands (a sentence begins with that) and the id of an item that has none of its own
+# -> the item; None for a row that is left out, which `load_rows` counts aloud. What cannot be read is a UserError.
+RowReader = Callable[[dict, str, str], Item | None]
+
+
+def items_of_data(data: "DataConfig", split: str, count: int, item_of: RowReader) -> list[Item]:
+    """`count` items of a split from the files or the hub's data set that a profile names.
+
+    Raises:
+        UserError: as `read_jsonl` and `take`, or the hub is not to be reached.
+    """
+    side = side_of(split)
+    if data.source == "hub":
+        rows = load_hub(data, side, item_of)
+    else:
+        rows = read_jsonl((project_root() / getattr(data, f"{side}_file")).resolve(), side, item_of)
+    return take(rows, data, split, count)
+
+
+def read_jsonl(path: Path, prefix: str, item_of: RowReader) -> list[Item]:
+    """Items of a JSONL file; those without an id are called `<prefix>-<line, from 0 on>`.
+
+    Raises:
+        UserError: the file is absent, a line is no JSON object, `item_of` refuses one, or an id occurs twice; the
+            sentence names the file and the line.
+    """
+    name = relative_name(path)
+    if not path.is_file():
+        raise UserError(
+            f"{path} is not there: check data.train_file and data.test_file in the profile (YAML wants quotes around "
+            "a path with # or : in it)."
+        )
+    # Split on newlines alone: str.splitlines would also break at separators inside a question.
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    rows = (
+        (f"{name} line {number}", f"{prefix}-{number - 1}", _parse_line(line, f"{name} line {number}"))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    )
+    return _items_of_rows(name, rows, item_of)
+
+
+def _parse_line(line: str, where: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, or brackets without end, too
+        raise UserError(f"{where} is not valid JSON ({getattr(error, 'msg', error)}). Mend the line.") from error
+
+
+def load_hub(data: "DataConfig", side: str, item_of: RowReader) -> list[Item]:
+    """One side of the hub's data set, or of the one that the profile names for training.
+
+    Raises:
+        UserError: it is not to be had, or `item_of` refuses a row.
+    """
+    from datasets import load_dataset
+    from huggingface_hub import get_token
+
+    hide(get_token() or "")
+    name, config, revision = data.hub_side(side)
+    try:
+        rows = load_dataset(name, config, split=side, revision=revision)
+    except Exception as error:  # the hub's client raises many kinds; each means: not to be had
+        raise UserError(
+            f"The dataset {name!r} ({config}, {side}) could not be loaded from the hub ({type(error).__name__}: "
+            f"{clean(error)}). Go online, name the set with the training items in data.train_dataset, or set "
+            "data.source: jsonl with train_file and test_file in the profile."
+        ) from error
+    places = ((f"{name} {side} row {i}", f"{side}-{i}", dict(row)) for i, row in enumerate(rows))
+    return _items_of_rows(name, places, item_of)
+
+
+def _items_of_rows(name: str, rows: Iterable[tuple[str, str, object]], item_of: RowReader) -> list[Item]:
+    """Items of a data set called `name`: (where it stands, id where it has none, fields) a row."""
+    found = []
+    for where, default_id, fields in rows:
+        if not isinstance(fields, dict):
+            raise UserError(f"{where} is no JSON object with the fields question and answer.")
+        if item := item_of(fields, where, default_id):
+            _refuse_half_pairs(item, where)
+        found.append(item)
+    items = [item for item in found if item is not None]
+    if not items:
+        raise UserError(f"{name} holds no items.")
+    if len(items) < len(found):
+        without = f"{len(found) - len(items)} of {len(found)} rows have no number as gold answer"
+        print(f"{name}: {without}: left out.", file=sys.stderr)
+    refuse_duplicates(items, name)
+    return items
+
+
+def _refuse_half_pairs(item: Item, where: str) -> None:
+    try:
+        f"{item.id}{item.question}{item.solution}".encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: the text holds half of a surrogate pair. Save it as valid UTF-8.") from error
+
+
+def text_of(value: object) -> str:
+    """A field as text, trimmed; '' where it is null or neither text nor a number."""
+    if isinstance(value, float) and math.isfinite(value):  # 18.0 and 1e22 written out
+        value = format(Decimal(repr(value)), "f").removesuffix(".0")
+    return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def require_fields(fields: dict[str, str], where: str) -> None:
+    """Raises UserError if one of these fields is empty."""
+    for name, text in fields.items():
+        if not text:
+            needed = " and ".join(fields)
+            raise UserError(f"{where}: the field '{name}' is missing or empty. Every item needs {needed}.")
