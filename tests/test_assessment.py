@@ -533,8 +533,9 @@ def test_decisions_change_the_adjudicated_columns_and_no_other():
         ("1000", "7", "1000", True),
     ],
 )
-def test_a_persons_value_is_compared_with_the_gold_value_as_a_number(gold, automatic, adjudicated, expected):
-    row = replace(grade_answer(item(gold), answer(automatic)), adjudicated=adjudicated)
+def test_a_persons_value_is_compared_with_the_gold_value_as_a_number(gold, automatic, adjudicated, expected, output):
+    write_log(output / "m.csv", [replace(grade_answer(item(gold), answer(automatic)), adjudicated=adjudicated)])
+    (row,) = read_log(output / "m.csv")
     assert row.correct_adjudicated is expected
 
 

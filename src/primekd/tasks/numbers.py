@@ -60,8 +60,8 @@ class NumberTask(Task):
         return parse_answer(text)
 
     def write(self, value: Fraction) -> str:
-        """As `format_value`."""
-        return format_value(value)
+        """An exact decimal where there is one, else a fraction."""
+        return format_value(Fraction(value))
 
 
 NUMBERS = NumberTask()
