@@ -10,7 +10,7 @@ import torch
 from benchmarks.timing import alternate, shown, spread
 from benchmarks.whole_capture import STRATEGY, capture_growth
 from primekd.config import load_profile
-from primekd.config.strategies import get_strategy
+from primekd.config.arms import get_arm
 from primekd.models import load_tokenizer, parse_reference, require_local
 from primekd.models.chat import build_prompt
 from primekd.signals import StoredItem, make_codec
@@ -38,7 +38,7 @@ def measure(items: int, rounds: int = 3, growth_items: int = 4, budget_s: float 
         shared_prefix_tokens, prompt_tokens, threads, items.
     """
     profile = load_profile(PROFILE)
-    tokenizer, strategy = load_tokenizer(profile.teacher.model), get_strategy(STRATEGY)
+    tokenizer, strategy = load_tokenizer(profile.teacher.model), get_arm(STRATEGY)
     questions = load_items(profile, "train", items)
     prompts = [build_prompt(tokenizer, item.messages, strategy.priming) for item in questions]
     sampling, codec = Sampling(profile.max_new_tokens), make_codec(profile.signals, LlamaCppEngine.offers)

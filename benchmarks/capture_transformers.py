@@ -7,7 +7,7 @@ import torch
 from benchmarks.timing import alternate, shown, spread
 from benchmarks.whole_capture import STRATEGY, capture_growth, capture_into_nowhere
 from primekd.config import Profile, load_profile
-from primekd.config.strategies import get_strategy
+from primekd.config.arms import get_arm
 from primekd.models import load_model, load_tokenizer
 from primekd.models.chat import build_prompt
 from primekd.tasks.load import load_items
@@ -84,7 +84,7 @@ def measure(
 
 def _prompts(profile: Profile, items: list[Item]) -> list[list[int]]:
     tokenizer = load_tokenizer(profile.teacher.model)
-    return [build_prompt(tokenizer, item.messages, get_strategy(STRATEGY).priming) for item in items]
+    return [build_prompt(tokenizer, item.messages, get_arm(STRATEGY).priming) for item in items]
 
 
 def generate_with_logits(model, engine: TransformersEngine, prompts: list[list[int]], sampling: Sampling):

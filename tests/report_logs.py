@@ -9,9 +9,11 @@ from pathlib import Path
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.logs import LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
+from primekd.config.arms import load_arms
 from primekd.foundation.provenance import hash_file, hash_json, write_json, write_text
 from primekd.statistics.audit import AuditRow
 from primekd.statistics.contrasts import contrast
+from primekd.statistics.families import plan_of
 from primekd.statistics.rivals import AccuracyRow
 from primekd.statistics.seeds import SeedRow
 from primekd.statistics.summary import summarise
@@ -62,7 +64,10 @@ def write_study(profile, texts=HOSTILE, decided: dict[tuple[str, int], str] | No
             curve = profile.logs / "loss_curves" / f"{model}.csv"
             write_text(curve, "step,epoch,learning_rate,loss,ce,kd,grad_norm,eval_loss\n" + steps)
     write_rows(profile.logs / "held-out.csv", held_out)
-    for name, rows in (("summary", summarise(logs, held_out, 50)), ("contrasts", contrast(logs, held_out))):
+    for name, rows in (
+        ("summary", summarise(logs, held_out, 50)),
+        ("contrasts", contrast(logs, held_out, plan_of(logs, load_arms()))),
+    ):
         cells = [[f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()] for row in rows]
         write_csv(profile.logs / f"{name}.csv", ",".join(asdict(rows[0])), cells)
     _write_extractors(profile.logs, logs)

@@ -61,6 +61,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_manifest
 from primekd.report import anew
 from primekd.statistics.audit import AuditRow, audit_rows
+from primekd.studies import settling
 from primekd.tasks.protocol import Item
 
 GOLD = "999983"  # stands in no question and no answer: whoever sees it was shown a gold value
@@ -141,14 +142,14 @@ def regraded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def module(name: str, **functions) -> None:
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**functions))
 
-    module("primekd.studies.regrade", regrade=lambda p: called.append(f"regrade {p.name}"))
+    monkeypatch.setattr(settling, "regrade", lambda p: called.append(f"regrade {p.name}"))
     module("primekd.report.anew", write_anew=lambda p: called.append(f"report {p.name}") or ["Report: anew"])
     return called
 
 
 def finish(session: Session) -> str:
     """The end of a sitting, with the report writer of the fixture `regraded`."""
-    return adjudicate_session.finish(session, sys.modules["primekd.report.anew"].write_anew)
+    return settling.finish(session, sys.modules["primekd.report.anew"].write_anew)
 
 
 # Values and names.
@@ -660,14 +661,14 @@ def test_a_decision_reaches_this_machines_logs_and_the_published_ones_where_both
     while here.case.id != "q3":
         here.skip()
     here.take("33")
-    adjudicate_session.finish(here, lambda p: [])
+    settling.finish(here, lambda p: [])
     assert called == [profile.logs]
     there = open_session(profile.of_published(), "Ann", ["control"])[0]
     while there.case.id in ("q3",):
         there.skip()
     there.take("44")
     called.clear()
-    said = adjudicate_session.finish(there, lambda p: [f"wrote {p.logs.name}"])
+    said = settling.finish(there, lambda p: [f"wrote {p.logs.name}"])
     assert sorted(called) == sorted([profile.published, profile.logs]) and "wrote ci" in said and "wrote logs" in said
 
 
@@ -689,7 +690,7 @@ def test_the_error_rate_over_all_says_which_models_it_covers(audit, regraded):
     said = finish(audit)
     assert "The row of all covers control alone; no answer was looked at of ai-KD." in said
     rows = [AuditRow(model, 2, 1, 0.5, 0.1, 0.9) for model in ("control", "ai-KD", "all")]
-    assert "covers" not in adjudicate_session.audit_text(rows, LOGS)
+    assert "covers" not in settling.audit_text(rows, LOGS)
 
 
 def test_the_assessment_of_a_sitting_knows_no_report():
@@ -969,7 +970,7 @@ def test_the_form_of_an_audit_has_nothing_to_accept(audit):
 
 
 CODE = """
-from primekd.assessment.adjudicate_form import adjudication_form
+from primekd.report.adjudication_form import adjudication_form
 from primekd.config import load_profile
 adjudication_form(load_profile("ci"), who="Ann")
 """

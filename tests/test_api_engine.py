@@ -329,7 +329,7 @@ def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to
     from primekd.assessment.held_out import read_rows
     from primekd.capture.run import capture as run_capture
     from primekd.capture.run import training_job
-    from primekd.config.strategies import load_strategies
+    from primekd.config.arms import default_arms
     from primekd.report.html import write_report
     from primekd.report.tables import results_table, results_text
     from primekd.studies.assess import assess
@@ -350,7 +350,7 @@ def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to
             data={"train_items": 2, "validation_items": 1, "test_items": 2},
             train={"epochs": 1},
         )
-        for name, strategy in load_strategies().items():
+        for name, strategy in default_arms().items():
             if strategy.teacher:
                 run_capture(training_job(profile, name))
             distill(profile, name)

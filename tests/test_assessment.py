@@ -25,7 +25,7 @@ from primekd.assessment.logs import COLUMNS, LogRow, read_log, write_log
 from primekd.assessment.score import score_some
 from primekd.capture.run import capture, held_out_job, open_signals, training_job
 from primekd.config import Profile, load_profile
-from primekd.config.strategies import load_strategies
+from primekd.config.arms import default_arms, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import read_json, read_manifest, write_json
@@ -41,10 +41,11 @@ from primekd.running.made_by import other_code_text, refuse_unpublishable
 from primekd.running.verify import check_lineage
 from primekd.signals import StoredItem
 from primekd.statistics.contrasts import ContrastRow, contrast, verdicts_of
+from primekd.statistics.families import plan_of, planned_contrasts, title_of
 from primekd.statistics.inference import accuracy, detectable_difference, holm, mcnemar_exact
 from primekd.statistics.seeds import seed_rows
 from primekd.statistics.sentences import MEASURES, claims, sentence
-from primekd.statistics.summary import SummaryRow, planned_contrasts, summarise, title_of
+from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies import assess as assessing
 from primekd.studies import regrade as regrading
 from primekd.studies import responses
@@ -440,6 +441,15 @@ def test_a_summary_counts_what_the_logs_say():
     assert rows["teacher"].kl is None and rows["teacher"].nll_gold is None
 
 
+def contrasts_of(logs, held_out):
+    """The contrasts that the roles of the arms plan."""
+    return contrast(logs, held_out, plan_of(logs, load_arms()))
+
+
+def seeds_of_logs(logs):
+    return seed_rows(logs, plan_of(logs, load_arms()))
+
+
 PLANNED = [
     *((m, "control") for m in ("base-KD", "ai-KD", "base-fine-tune")),
     ("ai-KD", "base-KD"),
@@ -448,10 +458,10 @@ PLANNED = [
 
 
 def test_students_meet_the_control_kd_strategies_base_kd_and_kd_students_the_fine_tuned_one():
-    assert planned_contrasts(LOGS) == PLANNED
-    everything = ["control", *load_strategies(), "teacher"]
-    assert len(planned_contrasts(everything)) == 5 + 3 + 4
-    assert "teacher" not in {model for pair in planned_contrasts(everything) for model in pair}
+    assert planned_contrasts(LOGS, load_arms()) == PLANNED
+    everything = ["control", *default_arms(), "teacher"]
+    assert len(planned_contrasts(everything, load_arms())) == 5 + 3 + 4
+    assert "teacher" not in {model for pair in planned_contrasts(everything, load_arms()) for model in pair}
 
 
 @pytest.mark.parametrize(
@@ -473,11 +483,11 @@ def test_students_meet_the_control_kd_strategies_base_kd_and_kd_students_the_fin
     ],
 )
 def test_a_contrast_needs_both_of_its_models(models, expected):
-    assert planned_contrasts(iter(models)) == expected
+    assert planned_contrasts(iter(models), load_arms()) == expected
 
 
 def test_contrasts_are_paired_on_items_and_adjusted_over_everything_that_is_claimed():
-    rows = {(r.model, r.reference): r for r in contrast(LOGS, FITS)}
+    rows = {(r.model, r.reference): r for r in contrasts_of(LOGS, FITS)}
     assert list(rows) == PLANNED
     first = rows["ai-KD", "control"]
     assert (first.only_model, first.only_reference, first.clusters) == (8, 0, 8)
@@ -498,7 +508,7 @@ def test_contrasts_are_paired_on_items_and_adjusted_over_everything_that_is_clai
 
 def test_decisions_change_the_adjudicated_columns_and_no_other():
     def rounds(logs):
-        return {(r.model, r.reference): r for r in contrast(logs, FITS)}
+        return {(r.model, r.reference): r for r in contrasts_of(logs, FITS)}
 
     wrong_now = [replace(row, adjudicated="19" if n < 6 else "") for n, row in enumerate(LOGS["ai-KD"])]
     before, after = rounds(LOGS), rounds(LOGS | {"ai-KD": wrong_now})
@@ -540,12 +550,12 @@ def test_a_persons_value_is_compared_with_the_gold_value_as_a_number(gold, autom
 
 
 def test_without_held_out_rows_accuracies_are_compared_all_the_same():
-    rows = contrast(LOGS, [])
+    rows = contrasts_of(LOGS, [])
     assert [(r.model, r.reference) for r in rows] == PLANNED
     assert all(getattr(r, m + end) is None for r in rows for m in ("kl", "nll_gold") for end in ("", "_low", "_high"))
     assert all(r.kl_p is r.kl_p_holm is r.nll_gold_p is r.nll_gold_p_holm is None for r in rows)
     assert [r.p_holm for r in rows] == pytest.approx(holm([r.p for r in rows])), "a family of accuracies alone"
-    with_fits = contrast(LOGS, FITS)
+    with_fits = contrasts_of(LOGS, FITS)
     assert [(r.p, r.accuracy, r.accuracy_low) for r in rows] == [(r.p, r.accuracy, r.accuracy_low) for r in with_fits]
     assert all(a.mde <= b.mde for a, b in zip(rows, with_fits, strict=True))
     assert all(row.kl is None and row.n == 8 for row in summarise(LOGS, [], samples=100))
@@ -553,7 +563,7 @@ def test_without_held_out_rows_accuracies_are_compared_all_the_same():
 
 def test_models_measured_on_different_items_are_not_compared():
     with pytest.raises(ValueError, match="different items"):
-        contrast(LOGS, FITS[:-1])
+        contrasts_of(LOGS, FITS[:-1])
 
 
 def on_disk(folder, kind, rows) -> list[dict[str, str]]:
@@ -581,7 +591,7 @@ def named(rows: list[dict[str, str]], reference: str, measure: str) -> tuple[lis
 
 def test_claims_name_only_what_the_tests_allow(output):
     """Eight against none is significant among six accuracies, three against none is not; fits differ without spread."""
-    rows = on_disk(output, ContrastRow, contrast(LOGS, FITS))
+    rows = on_disk(output, ContrastRow, contrasts_of(LOGS, FITS))
     assert named(rows, "control", "accuracy") == (["Ground truth-KD"], [])
     assert named(rows, "control", "kl") == (["Ground truth-KD", "base-KD"], ["Fine-tuning"])
     assert named(rows, "base-KD", "accuracy") == ([], [])
@@ -613,9 +623,9 @@ def test_an_interval_that_excludes_0_is_no_claim_where_its_adjusted_p_is_above_5
         m: [replace(row, id=i) for row, i in zip(log("01" * 20), ids, strict=True)]
         for m in ("base-fine-tune", "ai-KD", "base-KD")
     }
-    (row,) = [r for r in contrast(logs, fits) if (r.model, r.reference) == ("ai-KD", "base-fine-tune")]
+    (row,) = [r for r in contrasts_of(logs, fits) if (r.model, r.reference) == ("ai-KD", "base-fine-tune")]
     assert row.kl_low > 0 and row.kl_p < 0.05 < row.kl_p_holm
-    rows = on_disk(output, ContrastRow, contrast(logs, fits))
+    rows = on_disk(output, ContrastRow, contrasts_of(logs, fits))
     assert all("no difference can be claimed" in s for s in claims(rows))
     assert "smallest p = " in claims(rows, numbers=True)[1]
 
@@ -628,7 +638,9 @@ def test_a_difference_of_one_template_is_none_of_eight(output):
         verdicts = "".join("1" if n % 8 < 2 else "0" for n in range(40))
         logs = {"base-fine-tune": log("0" * 40), "ai-KD": log(verdicts)}
         ids = [row.id for row in fits[:40]]
-        (row,) = contrast({m: [replace(r, id=i) for r, i in zip(g, ids, strict=True)] for m, g in logs.items()}, fits)
+        (row,) = contrasts_of(
+            {m: [replace(r, id=i) for r, i in zip(g, ids, strict=True)] for m, g in logs.items()}, fits
+        )
         return row
 
     by_item, by_template = studied(0), studied(8)
@@ -650,7 +662,7 @@ def test_nothing_is_claimed_of_a_model_that_was_mostly_cut_off(output, who, name
         return on_disk(
             output,
             ContrastRow,
-            contrast(logs, [r for m, kl in (("control", 2), ("ai-KD", 1)) for r in fit(m, kl, kl, 30)]),
+            contrasts_of(logs, [r for m, kl in (("control", 2), ("ai-KD", 1)) for r in fit(m, kl, kl, 30)]),
         )
 
     said = f"most answers of {name} were cut off at the limit of new tokens"
@@ -758,7 +770,7 @@ def test_logs_of_further_seeds_belong_to_their_strategy():
 
 
 def test_strategies_with_several_seeds_have_a_mean_and_contrasts_use_them_all():
-    rows = {(r.model, r.reference): r for r in seed_rows(SEEDS)}
+    rows = {(r.model, r.reference): r for r in seeds_of_logs(SEEDS)}
     # base-fine-tune has one seed, and only the control stands for every seed.
     assert list(rows) == [
         ("base-KD", ""), ("ai-KD", ""), ("base-KD", "control"), ("ai-KD", "control"), ("ai-KD", "base-KD"),
@@ -785,7 +797,7 @@ def test_claims_are_of_all_seeds_that_were_trained_and_more_seeds_are_no_more_te
             for n in range(30)
             if m != "control"
         ]
-        (row,) = contrast(logs, fits)
+        (row,) = contrasts_of(logs, fits)
         return row
 
     alone, apart, alike = study({"": right[""]}), study(right), study(dict.fromkeys(right, "1" * 29 + "0"))
@@ -802,7 +814,7 @@ def test_claims_are_of_all_seeds_that_were_trained_and_more_seeds_are_no_more_te
 
 
 def test_the_control_has_the_same_verdicts_under_every_seed():
-    rows = {(r.model, r.reference): r for r in seed_rows(SEEDS | {"control": log("10000000")})}
+    rows = {(r.model, r.reference): r for r in seeds_of_logs(SEEDS | {"control": log("10000000")})}
     assert rows["base-KD", "control"].accuracy == pytest.approx(9 / 24 - 1 / 8)
     assert rows["base-KD", "control"].seeds == 3
     assert rows["base-KD", "control"].seed_sd == pytest.approx(rows["base-KD", ""].seed_sd)
@@ -810,7 +822,7 @@ def test_the_control_has_the_same_verdicts_under_every_seed():
 
 
 def test_the_interval_of_a_few_seeds_ends_where_shares_do():
-    rows = seed_rows(SEEDS)
+    rows = seeds_of_logs(SEEDS)
     for row in rows:
         lowest = -1 if row.reference else 0
         assert lowest <= row.accuracy_low <= row.accuracy <= row.accuracy_high <= 1
@@ -818,7 +830,7 @@ def test_the_interval_of_a_few_seeds_ends_where_shares_do():
 
 
 def test_one_seed_a_strategy_gives_no_row():
-    assert seed_rows(LOGS) == []
+    assert seeds_of_logs(LOGS) == []
 
 
 def test_gold_values_of_a_log_are_exact():
@@ -887,7 +899,7 @@ def trained(tmp_path_factory) -> Path:
         patch.setenv("PRIMEKD_ROOT", str(folder))
         patch.setenv("PRIMEKD_OUTPUT", str(folder))
         profile = load_profile(str(folder / "small.yaml"))
-        for name, strategy in load_strategies().items():
+        for name, strategy in default_arms().items():
             if strategy.teacher:
                 capture(training_job(profile, name))
             distill(profile, name)
@@ -924,7 +936,7 @@ def decide(profile: Profile, model: str, number: int, value: str) -> None:
 
 
 def test_a_student_trained_with_another_loss_is_not_scored_as_todays(study):
-    assert [s.name for s in find_students(study)] == list(load_strategies())
+    assert [s.name for s in find_students(study)] == list(default_arms())
     changed = study.model_copy(update={"loss": study.loss.model_copy(update={"alpha": 0.9})})
     with pytest.raises(UserError, match="differs from the profile \\(loss\\)"):
         find_students(changed)
@@ -1197,7 +1209,7 @@ def test_answers_that_other_code_goes_on_with_are_said_and_listed(profile, edite
 
 def test_an_assessment_names_the_answers_that_a_grading_may_start_from(study):
     manifest = read_json(study.logs / "manifest.json")
-    assert list(manifest["answers_sha256"]) == ["control", *load_strategies(), "teacher"]
+    assert list(manifest["answers_sha256"]) == ["control", *default_arms(), "teacher"]
     for model, digest in manifest["answers_sha256"].items():
         assert digest == answers_hash(read_log(study.logs / f"{model}.csv"))
     for facts in manifest["models"].values():

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from primekd.capture import run as capture_file
 from primekd.capture.run import capture, held_out_job, open_signals, training_job
 from primekd.capture.workers import Part
-from primekd.config.strategies import get_strategy
+from primekd.config.arms import get_arm
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
@@ -56,7 +56,7 @@ def test_a_store_holds_the_primed_prompt_the_response_and_its_signals(profile, t
     engine = TransformersEngine(profile.teacher.model, "float32")
     for item in items[:3]:
         kept = reader.item(item.id)
-        assert kept.prompt_ids == build_prompt(tokenizer, item.question, get_strategy("teacher-KD").priming)
+        assert kept.prompt_ids == build_prompt(tokenizer, item.question, get_arm("teacher-KD").priming)
         assert kept.truncated == (kept.response_ids[-1] != tokenizer.eos_token_id)
         with torch.no_grad():
             logits = engine.model(torch.tensor([kept.prompt_ids + kept.response_ids])).logits[0]
@@ -108,7 +108,7 @@ def test_a_store_says_which_shards_other_code_made(profile, edited, capsys, monk
 def test_a_capture_of_other_code_is_kept_and_made_anew_when_asked(profile, edited, capsys):
     job = training_job(profile, "base-KD")
     first = shards(capture(job))
-    edited("chat")
+    edited("models/chat")
     capture(job)
     assert "capture base-KD: made by other code" in capsys.readouterr().out
     capture(job, force=True)

@@ -5,7 +5,7 @@ import copy
 import pytest
 from tokenizers import AddedToken
 
-from primekd.config.strategies import load_strategies
+from primekd.config.arms import default_arms, load_arms
 from primekd.foundation.errors import UserError
 from primekd.models.chat import build_prompt, decode_response, encode_response, join
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
@@ -104,7 +104,7 @@ def test_labels_are_the_response_alone_even_where_the_pad_id_is_the_end_of_turn_
 
 
 def test_the_teachers_prompt_has_the_priming_text_and_the_students_has_not(tokenizer):
-    for strategy in load_strategies().values():
+    for strategy in load_arms().values():
         if not strategy.priming:
             continue
         primed = tokenizer.decode(build_prompt(tokenizer, QUESTION, strategy.priming))
@@ -114,7 +114,7 @@ def test_the_teachers_prompt_has_the_priming_text_and_the_students_has_not(token
 
 
 def test_the_three_primed_strategies_have_different_texts():
-    texts = [s.priming for s in load_strategies().values() if s.priming]
+    texts = [s.priming for s in default_arms().values() if s.priming]
     assert len(texts) == len(set(texts)) == 3
 
 
@@ -126,7 +126,7 @@ def test_a_students_training_sequence_holds_no_priming_even_if_the_store_does(to
     from primekd.training.examples import teacher_examples
 
     item, response = items[0], encode_response(tokenizer, "Seven.")
-    for name, strategy in load_strategies().items():
+    for name, strategy in load_arms().items():
         primed = build_prompt(tokenizer, item.question, strategy.priming)
         pair = (stored(item.id, response, prompt_ids=primed), torch.zeros(len(response), 4))
         reader = make_store(output / "s" / name, FullCodec(), [[pair]])

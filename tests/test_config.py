@@ -11,7 +11,7 @@ from conftest import POCKET, ROOT, save_llama, small_profile, write_profile
 from pydantic import ValidationError
 
 from primekd.config import load_profile, profile_names
-from primekd.config.strategies import get_strategy, load_strategies
+from primekd.config.arms import default_arms, get_arm, load_arms
 from primekd.foundation.errors import UserError
 from primekd.models import model_folder, parse_reference
 
@@ -48,7 +48,7 @@ def test_a_strategy_has_a_name_that_folders_and_rules_can_have(name, output, mon
     (folder / "strategies.yaml").write_text(yaml.safe_dump({name: {"title": "T", "teacher": False}}))
     monkeypatch.setenv("PRIMEKD_ROOT", str(output))
     with pytest.raises(UserError, match="cannot name a strategy"):
-        load_strategies()
+        load_arms()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, "../x", 1.5])
@@ -152,7 +152,7 @@ def test_a_resolved_profile_holds_every_default(ci):
 
 
 def test_the_five_strategies_and_their_published_titles():
-    titles = {name: s.title for name, s in load_strategies().items()}
+    titles = {name: s.title for name, s in default_arms().items()}
     assert titles == {
         "base-KD": "base-KD", "teacher-KD": "Teacher-KD", "ai-KD": "Ground truth-KD",
         "reverseKL-KD": "Confidence-KD", "base-fine-tune": "Fine-tuning",
@@ -160,25 +160,25 @@ def test_the_five_strategies_and_their_published_titles():
 
 
 def test_only_fine_tuning_has_no_teacher_and_base_kd_no_priming():
-    strategies = load_strategies()
+    strategies = default_arms()
     assert [name for name, s in strategies.items() if not s.teacher] == ["base-fine-tune"]
     assert [name for name, s in strategies.items() if s.teacher and not s.priming] == ["base-KD"]
 
 
 def test_an_unknown_strategy_names_the_known_ones():
     with pytest.raises(UserError, match="'ai-kd'.*ai-KD"):
-        get_strategy("ai-kd")
+        get_arm("ai-kd")
 
 
 @pytest.mark.parametrize(
     "text", ["base-KD: {title: a, teacher: true, prime: x}", "base-KD: {teacher: true}", "- 1", "a: ["]
 )
-def test_a_broken_strategies_file_is_one_sentence(text, tmp_path, monkeypatch):
+def test_a_broken_arms_file_is_one_sentence(text, tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "strategies.yaml").write_text(text)
     monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
     with pytest.raises(UserError, match="configs/strategies.yaml") as caught:
-        load_strategies()
+        load_arms()
     assert "\n" not in str(caught.value)
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import POCKET, small_profile
 
 from primekd.config import LoraSettings
-from primekd.config.strategies import load_strategies
+from primekd.config.arms import default_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, write_json, write_manifest
 from primekd.models import load_model, parse_reference, require_local
@@ -184,7 +184,7 @@ def test_a_built_teacher_is_not_built_again_until_it_is_damaged(output, capsys, 
 
 def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are_plain(tokenizer, items):
     texts = [tokenizer.decode(e.sequence.input_ids) for e in primed_examples(tokenizer, items * 4, 0.5, seed=0)]
-    primings = [s.priming for s in load_strategies().values() if s.priming]
+    primings = [s.priming for s in default_arms().values() if s.priming]
     primed = [next((p for p in primings if p in text), None) for text in texts]
     assert 8 <= sum(p is not None for p in primed) <= 24
     assert set(primed) == {None, *primings}

@@ -4,7 +4,7 @@ import pytest
 
 from primekd.capture.run import training_job
 from primekd.config import load_profile
-from primekd.config.strategies import load_strategies
+from primekd.config.arms import default_arms
 from primekd.planning.memory import lora_weights
 from primekd.planning.movement import largest_movement, movement_findings
 from primekd.planning.shapes import KNOWN
@@ -100,7 +100,7 @@ def test_items_fit_into_gsm8k_and_validation_comes_from_the_training_side(name):
 @pytest.mark.parametrize("name", LARGE)
 def test_every_strategy_has_a_place_of_its_own(name, output):
     profile = load_profile(name)
-    folders = {training_job(profile, s).folder for s, entry in load_strategies().items() if entry.teacher}
+    folders = {training_job(profile, s).folder for s, entry in default_arms().items() if entry.teacher}
     assert len(folders) == 4
 
 

@@ -22,7 +22,8 @@ from primekd.running.made_by import refuse_unpublishable
 from primekd.running.publishing import exchange, publish
 from primekd.running.reproduction import compare_with_published, verdict_text
 from primekd.running.verify import check_outputs
-from primekd.studies.results import compute_tables, logs_in_use
+from primekd.studies.results import logs_in_use
+from primekd.studies.study import find_study
 
 TEXTS = tuple(f"so it is 18, whatever {n} says" for n in range(12))
 README = "# Title\n\n<!-- primekd:begin results ci -->\n<!-- primekd:end -->\n"
@@ -64,7 +65,7 @@ def answer_anew(profile: Profile, model: str, right: dict[int, bool], text: str 
 
 
 def add_up(profile: Profile) -> None:
-    tables = compute_tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
+    tables = find_study(profile).tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
     for name in ("summary.csv", "contrasts.csv"):
         write_text(profile.logs / name, tables[name])
 
@@ -108,7 +109,7 @@ def test_another_sentence_is_named_on_both_sides(profile):
         replace(row, kl=row.kl / 1e6) if row.model == "teacher-KD" else row
         for row in read_rows(profile.logs / "held-out.csv")
     ]
-    tables = compute_tables(profile, read_logs(profile), held_out)
+    tables = find_study(profile).tables(profile, read_logs(profile), held_out)
     for name in ("summary.csv", "contrasts.csv"):
         write_text(profile.logs / name, tables[name])
     found = compare_with_published(profile)

@@ -27,6 +27,7 @@ from primekd.assessment.grade import grade_answer
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs, write_log
 from primekd.config import Profile, load_profile
+from primekd.config.arms import load_arms
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (
@@ -41,6 +42,7 @@ from primekd.foundation.provenance import (
 )
 from primekd.foundation.tables import read_table
 from primekd.running.verify import check_decisions, check_models, check_outputs, check_verdicts, verify
+from primekd.statistics.families import plan_of
 from primekd.statistics.seeds import seed_rows
 from primekd.studies.regrade import regrade, rules_hashes
 from primekd.studies.results import KEPT, TABLES, answers_hash, decisions_hash, write_results
@@ -491,9 +493,12 @@ def test_a_decision_replaces_the_value_of_every_extractor(profile):
 
 def test_seeds_are_counted_with_and_without_decisions(profile):
     logs = read_logs(profile)
-    assert {r.accuracy == r.accuracy_adjudicated for r in seed_rows(logs | {"ai-KD-seed1": logs["base-KD"]})} == {True}
+    planned = plan_of(logs, load_arms())
+    of_two = seed_rows(logs | {"ai-KD-seed1": logs["base-KD"]}, planned)
+    assert {r.accuracy == r.accuracy_adjudicated for r in of_two} == {True}
     decided_on = [replace(row, adjudicated="7") for row in logs["ai-KD"]]
-    rows = {(r.model, r.reference): r for r in seed_rows(logs | {"ai-KD": decided_on, "ai-KD-seed1": logs["ai-KD"]})}
+    decided_logs = logs | {"ai-KD": decided_on, "ai-KD-seed1": logs["ai-KD"]}
+    rows = {(r.model, r.reference): r for r in seed_rows(decided_logs, planned)}
     right = sum(row.correct for row in logs["ai-KD"]) / 4
     one = rows["ai-KD", ""]
     assert (one.accuracy, one.accuracy_adjudicated) == (right, right / 2)

@@ -18,16 +18,17 @@ from typer.testing import CliRunner
 import primekd.running.run
 from primekd.cli import app
 from primekd.config import Profile, load_profile
-from primekd.config.strategies import CONTROL, load_strategies
+from primekd.config.arms import CONTROL, default_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.provenance import project_root
 from primekd.foundation.run_log import Job, RunState
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.running import slurm
-from primekd.running.run import describe, explain_failure, forget_lost_stages, job_progress, planned_jobs, stage_costs
+from primekd.running.run import describe, explain_failure, forget_lost_stages, job_progress, planned_jobs
 from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
 from primekd.running.status import stage_states
+from primekd.studies.priming import costs as stage_costs
 
 BEHIND = {"assessment/assess.ipynb", "report.done"}
 OF_CONTROL, OF_AI = SCORED = ["control+base-fine-tune+base-KD", "teacher-KD+ai-KD+reverseKL-KD"]  # as on two cores
@@ -282,7 +283,7 @@ def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
     scored = [line.removeprefix("score ").split(" + ") for line in lines if line.startswith("score ")]
     assert len(lines) == 13 + len(scored) and lines[-1] == "write the report"
     assert {"capture ai-KD", "capture held-out"} < set(lines)
-    assert sorted(model for models in scored for model in models) == sorted([CONTROL, *load_strategies()])
+    assert sorted(model for models in scored for model in models) == sorted([CONTROL, *default_arms()])
     assert not (output / "runs").exists()
 
 
@@ -315,7 +316,7 @@ def test_what_is_wanted_anew_is_forgotten_until_it_is_made(output: Path, ci):
     os.utime(made, (time.time() + 5, time.time() + 5))  # made before the run was killed
     forget_lost_stages(ci)
     lost = {name for name in done if not (ci.runs / "notebooks" / name).is_file()}
-    students = {f"{name}/distill.ipynb" for name in load_strategies() if name != "base-KD"}
+    students = {f"{name}/distill.ipynb" for name in default_arms() if name != "base-KD"}
     assert lost == students | {f"scored/{models}.done" for models in SCORED} | BEHIND
     forget_wishes(ci)
     assert not list(ci.runs.glob("forced/*"))
@@ -348,10 +349,10 @@ def test_models_are_shared_out_among_as_many_jobs_as_run_at_once(output: Path, c
         assert scored(2) == sorted(SCORED)
     local = primekd.running.run.snakemake_command
     monkeypatch.setattr("primekd.running.run.snakemake_command", lambda *words: [*local(*words), "slurm=true"])
-    assert scored(2) == sorted([CONTROL, *load_strategies()])
+    assert scored(2) == sorted([CONTROL, *default_arms()])
 
 
-@pytest.mark.parametrize("scored", [SCORED, [CONTROL, *load_strategies()], ["+".join([CONTROL, *load_strategies()])]])
+@pytest.mark.parametrize("scored", [SCORED, [CONTROL, *default_arms()], ["+".join([CONTROL, *default_arms()])]])
 def test_models_that_are_scored_stay_shared_out_as_they_were(scored: list[str], output: Path, ci):
     pretend_done(ci, {"teacher.done"}, scored)
     for name in BEHIND:  # Snakemake looks at what is there for the sake of what is not
@@ -366,12 +367,10 @@ def test_models_that_are_scored_stay_shared_out_as_they_were(scored: list[str], 
 
 def pretend_done(profile: Profile, more: set[str] = frozenset(), scored: list[str] = SCORED) -> set[str]:
     """Empty files for everything that a whole run leaves, all of one moment; returns the executed copies' names."""
-    taught = [name for name, strategy in load_strategies().items() if strategy.teacher]
-    folders = [f"signals/{name}" for name in (*taught, "held-out")] + [f"students/{name}" for name in load_strategies()]
-    folders += [f"{kind}/{name}" for kind in ("answers", "held-out") for name in (CONTROL, *load_strategies())]
-    done = {f"{name}/inference_gsm8k.ipynb" for name in taught} | {
-        f"{name}/distill.ipynb" for name in load_strategies()
-    }
+    taught = [name for name, strategy in default_arms().items() if strategy.teacher]
+    folders = [f"signals/{name}" for name in (*taught, "held-out")] + [f"students/{name}" for name in default_arms()]
+    folders += [f"{kind}/{name}" for kind in ("answers", "held-out") for name in (CONTROL, *default_arms())]
+    done = {f"{name}/inference_gsm8k.ipynb" for name in taught} | {f"{name}/distill.ipynb" for name in default_arms()}
     done |= {f"scored/{models}.done" for models in scored} | {"reference.done", *BEHIND}
     files = [profile.runs / folder / "manifest.json" for folder in folders] + [profile.logs / "manifest.json"]
     copies = [profile.runs / "notebooks" / name for name in (*done, *more)]

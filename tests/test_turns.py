@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from primekd.capture.primings import priming_of
 from primekd.capture.run import build_spec, capture, held_out_job, training_job
 from primekd.cli import app
-from primekd.config import TeacherConfig, load_profile, strategies
-from primekd.config.strategies import Strategy, get_strategy, load_strategies
+from primekd.config import TeacherConfig, arms, load_profile
+from primekd.config.arms import Arm, get_arm, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash
@@ -420,11 +420,11 @@ def test_the_sentence_is_all_that_is_printed(references, tmp_path):
 
 
 def test_a_priming_text_can_stand_in_front_of_the_question(references, tmp_path):
-    text = get_strategy("ai-KD").priming
+    text = get_arm("ai-KD").priming
     for name in ("gemma", "qwen"):
         profile = profile_of(tmp_path, references[name], teacher={"priming_placement": "user"})
         teacher = load_tokenizer(profile.teacher)
-        prompt = build_prompt(teacher, QUESTION, priming_of(get_strategy("ai-KD"), profile.teacher))
+        prompt = build_prompt(teacher, QUESTION, priming_of(get_arm("ai-KD"), profile.teacher))
         assert prompt.messages == [{"role": "user", "content": f"{text}\n\n{QUESTION}"}]
         assert prompt.text == build_prompt(teacher, QUESTION).text.replace(QUESTION, f"{text}\n\n{QUESTION}")
         spec = build_spec(training_job(profile, "ai-KD"), load_items(profile, "train"))
@@ -482,13 +482,13 @@ def test_the_prompts_table_and_the_report_show_what_differs(references, tmp_path
 def written(tmp_path, monkeypatch):
     """A strategies file with one primed strategy; returns a function that writes it and reads it."""
 
-    def write(**row) -> Strategy:
+    def write(**row) -> Arm:
         path = tmp_path / "strategies.yaml"
         path.write_text(json.dumps({"ai-KD": {"title": "t", "teacher": True} | row}))
-        return load_strategies()["ai-KD"]
+        return load_arms()["ai-KD"]
 
-    monkeypatch.setattr(strategies, "strategies_file", lambda: tmp_path / "strategies.yaml")
-    monkeypatch.setattr(strategies, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(arms, "arms_file", lambda: tmp_path / "strategies.yaml")
+    monkeypatch.setattr(arms, "project_root", lambda: tmp_path)
     return write
 
 

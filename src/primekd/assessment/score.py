@@ -12,7 +12,7 @@ from primekd.assessment.serving import BESIDE, MERGED, choose_serving, serving_f
 from primekd.assessment.students import Student, find_students
 from primekd.capture.run import capture, held_out_job, open_signals
 from primekd.config import Profile
-from primekd.config.strategies import CONTROL, load_strategies
+from primekd.config.arms import CONTROL, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
@@ -75,7 +75,7 @@ def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> N
     Raises:
         UserError: there is no such model, it is not trained, or the reference is not captured.
     """
-    known = [CONTROL, *load_strategies()]
+    known = [CONTROL, *load_arms()]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"There is no model {unknown[0]!r}: choose one of {', '.join(known)}.")
     models = []

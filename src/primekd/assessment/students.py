@@ -6,7 +6,7 @@ from typing import Any
 
 from primekd.capture.run import build_spec, training_job
 from primekd.config import Profile
-from primekd.config.strategies import get_strategy, load_strategies
+from primekd.config.arms import arms_of, get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
 from primekd.tasks.load import load_items
@@ -37,7 +37,7 @@ def find_students(profile: Profile, only: str | None = None) -> list[Student]:
         UserError: a strategy has no student, or an adapter was altered.
     """
     students = []
-    for strategy in [only] if only else load_strategies():
+    for strategy in [only] if only else arms_of(profile):
         first = profile.student_folder(strategy)
         if not (first / MANIFEST).is_file():
             raise UserError(
@@ -63,9 +63,9 @@ def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[
     seed = profile.seed if first else manifest["inputs"].get("seed", profile.seed)
     wanted = student_inputs(profile, strategy, seed, None)
     was = dict(manifest["inputs"])
-    if get_strategy(strategy).teacher:
+    if get_arm(strategy).teacher:
         job = training_job(profile, strategy, seed)
-        wanted["loss"] = profile.loss.model_dump(mode="json")
+        wanted["loss"] = get_arm(strategy).loss_of(profile).model_dump(mode="json")
         wanted["signals"] = hash_json(build_spec(job, load_items(profile, "train")))
         was["signals"] = (was.get("signals") or {}).get("spec_sha256")
     if changed := [key for key in wanted if was.get(key) != wanted[key]]:

@@ -1,13 +1,13 @@
 """Where each arm's priming text stands for a profile's teacher, and whether its chat template can take it."""
 
 from primekd.config import Profile, TeacherConfig
-from primekd.config.strategies import Strategy, load_strategies
+from primekd.config.arms import Arm, arms_of
 from primekd.models import is_present, load_tokenizer
 from primekd.models.chat import Priming, build_prompt
 from primekd.models.template import QUESTION
 
 
-def priming_of(strategy: Strategy, teacher: TeacherConfig) -> Priming | None:
+def priming_of(strategy: Arm, teacher: TeacherConfig) -> Priming | None:
     """What the teacher is primed with under a strategy; None leaves the model's own default."""
     if strategy.priming is None:
         return None
@@ -26,6 +26,6 @@ def require_placeable(profile: Profile) -> None:
     The tokenizer alone is loaded. Asked of all strategies at once: what would stop the third capture stops the first.
     """
     tokenizer = load_tokenizer(profile.teacher)
-    for strategy in load_strategies().values():
+    for strategy in arms_of(profile).values():
         if strategy.teacher:
             build_prompt(tokenizer, QUESTION, priming_of(strategy, profile.teacher))

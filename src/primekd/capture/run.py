@@ -16,7 +16,7 @@ from torch import Tensor
 from primekd.capture.primings import priming_of, require_placeable
 from primekd.capture.workers import Part, SharedStore
 from primekd.config import Profile, TeacherConfig
-from primekd.config.strategies import Strategy, get_strategy
+from primekd.config.arms import NONE, OWN, Arm, get_arm, unprimed
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
@@ -34,7 +34,7 @@ from primekd.signals.manifest import read_store
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
-from primekd.teachers import Sampling, TeacherEngine, open_engine
+from primekd.teachers import Response, Sampling, TeacherEngine, open_engine
 
 Teacher = Callable[[], tuple[TeacherEngine, Codec]]
 PLACEHOLDER = "{question}"
@@ -43,10 +43,10 @@ HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference f
 
 @dataclass(frozen=True)
 class Job:
-    """One store to be captured."""
+    """One store to be captured. `arm`: the one whose own store it is."""
 
     profile: Profile
-    strategy: Strategy
+    arm: Arm
     split: str
     folder: Path
     seed: int
@@ -55,25 +55,35 @@ class Job:
     def stage(self) -> str:
         return f"capture {self.folder.name}"
 
+    @property
+    def scored_under(self) -> Arm:
+        """The arm under whose prompt the responses are scored; they may have been written under another."""
+        return self.arm if self.arm.signals in (OWN, NONE) else get_arm(self.arm.signals)
+
+    @property
+    def written_by(self) -> "Job | None":
+        """The capture that the responses are taken from; None where they are written here."""
+        return None if self.arm.text == OWN else training_job(self.profile, self.arm.text, self.seed)
+
 
 def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Job:
-    """The capture that a strategy's students are trained on.
+    """The capture that an arm's students are trained on, its own or that of the arm whose text and signals it has.
 
     Raises:
-        UserError: the strategy has no teacher.
+        UserError: the arm has no teacher.
     """
-    chosen = get_strategy(strategy)
-    if not chosen.teacher:
+    store = get_arm(strategy).store
+    if store is None:
         raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
     seed = profile.seed if seed is None else seed
     # Greedy decoding has no seed: students of every seed learn from one capture.
     greedy = profile.teacher.sampling_temperature == 0
-    return Job(profile, chosen, "train", profile.signals_folder(strategy, None if greedy else seed), seed)
+    return Job(profile, get_arm(store), "train", profile.signals_folder(store, None if greedy else seed), seed)
 
 
 def held_out_job(profile: Profile) -> Job:
     """The unprimed teacher on the test items: its answers (teacher.csv) and the signals for held-out KL."""
-    return Job(profile, get_strategy("base-KD"), "test", profile.runs / "signals" / HELD_OUT, profile.seed)
+    return Job(profile, unprimed(), "test", profile.runs / "signals" / HELD_OUT, profile.seed)
 
 
 def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
@@ -83,10 +93,13 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
         UserError: the teacher's chat template takes no system message, and the priming text is to be one.
     """
     profile, teacher = job.profile, job.profile.teacher
-    tokenizer, priming = load_tokenizer(teacher), priming_of(job.strategy, teacher)
-    return {
-        "strategy": job.strategy.name,
-        "priming": job.strategy.priming,
+    tokenizer, scored, written = load_tokenizer(teacher), job.scored_under, {}
+    priming = priming_of(scored, teacher)
+    if job.arm.crossed:
+        written = {"text": _text_of(job)}
+    return written | {
+        "strategy": job.arm.name,
+        "priming": scored.priming,
         "priming_placement": priming.placement if priming else None,
         "priming_mode": priming.mode if priming else None,
         "prompt": build_prompt(tokenizer, PLACEHOLDER, priming).text,  # with every word that is not the question's
@@ -101,6 +114,13 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
         "codec": make_codec(profile.signals, teacher.offers).describe(),
         "items_per_shard": profile.signals.items_per_shard,
     }
+
+
+def _text_of(job: Job) -> dict[str, Any]:
+    """What the responses of a crossed arm depend on beyond what its signals do."""
+    if (source := job.written_by) is not None:
+        return {"spec_sha256": hash_json(build_spec(source, load_items(job.profile, job.split)))}
+    return {"priming": job.arm.priming, "placement": job.arm.placement}
 
 
 def _weights_hash(teacher: TeacherConfig) -> str | None:
@@ -125,7 +145,7 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
     items = load_items(profile, job.split)
     spec = build_spec(job, items)
     if job.split == "train":
-        require_served(make_codec(profile.signals, profile.teacher.offers), profile.loss)
+        require_served(make_codec(profile.signals, profile.teacher.offers), job.arm.loss_of(profile))
     size = profile.signals.items_per_shard
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     with (
@@ -275,12 +295,14 @@ def ask_teacher(
 
     `ended` is called for each response that has ended.
     """
-    tokenizer = load_tokenizer(job.profile.teacher)
-    priming = priming_of(job.strategy, job.profile.teacher)
-    prompts = [build_prompt(tokenizer, item.messages, priming) for item in items]
-    seed = int(hash_json([job.seed, job.strategy.name, job.split, shard_name(index)])[:8], 16)
+    prompts = prompts_of(job.scored_under, job.profile.teacher, items)
+    seed = int(hash_json([job.seed, job.arm.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed, ended)
-    if codec.needs is None:
+    if job.arm.crossed:
+        responses = written_responses(engine, job, items, sampling)
+        ids = [response.ids for response in responses]
+        states = [None] * len(items) if codec.needs is None else engine.score(prompts, ids, codec.needs)
+    elif codec.needs is None:
         responses, states = engine.generate(prompts, sampling), [None] * len(items)
     else:
         responses, states = engine.generate_scored(prompts, sampling, codec.needs)
@@ -289,6 +311,27 @@ def ask_teacher(
         for item, prompt, response in zip(items, prompts, responses, strict=True)
     ]
     return stored, states
+
+
+def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list[int]]:
+    """What the teacher reads of items under an arm's priming."""
+    tokenizer, priming = load_tokenizer(teacher), priming_of(arm, teacher)
+    return [build_prompt(tokenizer, item.messages, priming) for item in items]
+
+
+def written_responses(engine: TeacherEngine, job: Job, items: list[Item], sampling: Sampling) -> list[Response]:
+    """The responses of a crossed arm: those of another arm's store, or written here under its own prompt.
+
+    Raises:
+        UserError: that store is not complete, or not of this profile.
+    """
+    if (source := job.written_by) is None:
+        return engine.generate(prompts_of(job.arm, job.profile.teacher, items), sampling)
+    reader = open_signals(source)
+    stored = [reader.item(item.id) for item in items]
+    for _ in stored:
+        sampling.ended()
+    return [Response(item.response_ids, item.truncated) for item in stored]
 
 
 def write_shard(

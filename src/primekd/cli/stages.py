@@ -126,6 +126,6 @@ def assess(
         score_some(loaded, model, force)
         print(f"assess: answers and held-out fit of {', '.join(model)} are there; `primekd assess` writes the logs.")
     else:
-        from primekd.studies.assess import assess as run_assess
+        from primekd.studies.study import find_study
 
-        print(run_assess(loaded, force))
+        print(find_study(loaded).assess(loaded, force))

@@ -17,7 +17,7 @@ from primekd.foundation.provenance import output_root, project_root, relative_na
 
 
 class Profile(Section):
-    """Everything that a run depends on, apart from the strategies and the seed of a student."""
+    """Everything that a run depends on, apart from the arms' own settings and the seed of a student."""
 
     name: str
     description: str
@@ -33,6 +33,8 @@ class Profile(Section):
     prepare: PrepareConfig | None = None
     hardware: HardwareConfig | None = None
     launch: LaunchConfig = LaunchConfig()
+    study: str = "priming"  # the recipe, a module of primekd.studies
+    arms: tuple[str, ...] | None = None  # of configs/strategies.yaml; the published ones if left out
 
     @model_validator(mode="after")
     def shared_out(self) -> "Profile":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from primekd.config import Profile, SignalsConfig
-from primekd.config.strategies import load_strategies
+from primekd.config.arms import load_arms
 from primekd.planning.codec import find_codec
 from primekd.planning.memory import lora_weights, optimiser_bytes
 from primekd.planning.shapes import Shape
@@ -107,7 +107,7 @@ def storage(profile: Profile, teacher: Model | None, student: Model, costs: list
     """What models, signals, checkpoints and adapters take."""
     lora, train = profile.student.lora, profile.train
     adapter = lora_weights(student.shape, lora) * 4
-    students = len(load_strategies())
+    students = len(load_arms())
     chosen = next((cost for cost in costs if cost.chosen), None)
     parts = []
     for role, model in (("teacher", teacher), ("student", student)):

@@ -6,7 +6,7 @@ from typing import Any
 
 from primekd.assessment.answers import read_block
 from primekd.config import Profile
-from primekd.config.strategies import load_strategies
+from primekd.config.arms import load_arms
 from primekd.foundation.progress import progress_folder, read_state
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.planning.machine import Machine
@@ -80,7 +80,7 @@ def _measured_captures(profile: Profile) -> dict[str, Rate]:
 
 def _measured_students(profile: Profile) -> dict[str, Rate]:
     """Trainings that were not stopped: of the others only the last session's time is kept."""
-    folders = [profile.student_folder(name) / MANIFEST for name in load_strategies()]
+    folders = [profile.student_folder(name) / MANIFEST for name in load_arms()]
     rows, where = [read_manifest(path) for path in folders if path.is_file()], relative_name(profile.runs / "students")
     if not rows:
         logs, where = published_manifest(profile)

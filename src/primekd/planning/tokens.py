@@ -6,7 +6,7 @@ from typing import Any
 
 from primekd.capture.run import HELD_OUT
 from primekd.config import Profile
-from primekd.config.strategies import load_strategies
+from primekd.config.arms import load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.signals.manifest import read_store
@@ -70,7 +70,7 @@ def published_manifest(profile: Profile) -> tuple[dict[str, Any], str]:
 
 def all_stores() -> list[str]:
     """The names of all signal stores of a run."""
-    return [*(name for name, strategy in load_strategies().items() if strategy.teacher), HELD_OUT]
+    return [*(name for name, strategy in load_arms().items() if strategy.teacher), HELD_OUT]
 
 
 def find_lengths(profile: Profile) -> Lengths:
@@ -111,7 +111,7 @@ def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int] | None
     try:
         tokenizer = load_tokenizer(profile.student)
         items = load_items(profile, "test", min(most, profile.data.test_items))
-        primings = [priming_of(s, profile.teacher) for s in load_strategies().values() if s.teacher]
+        primings = [priming_of(s, profile.teacher) for s in load_arms().values() if s.teacher]
         lengths = [len(build_prompt(tokenizer, item.messages, p)) for item in items for p in primings]
     except UserError:  # the items' file is not here yet: the stage itself will say so
         return None
@@ -120,8 +120,8 @@ def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int] | None
 
 def stages(profile: Profile, lengths: Lengths) -> list[Stage]:
     """Captures, the held-out capture, training, assessment."""
-    data, teachers = profile.data, sum(s.teacher for s in load_strategies().values())
-    students = len(load_strategies())
+    data, teachers = profile.data, sum(s.teacher for s in load_arms().values())
+    students = len(load_arms())
 
     def stage(name: str, runs: int, items: int, times: int = 1) -> Stage:
         count = runs * items * times

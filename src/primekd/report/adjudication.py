@@ -8,7 +8,7 @@ from primekd.report.cells import Table
 from primekd.report.files import read_optional
 from primekd.report.formats import interval, percent
 from primekd.statistics.audit import AuditRow, audit_scope
-from primekd.statistics.summary import title_of
+from primekd.statistics.families import title_of
 
 
 def decision_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Table:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from primekd.assessment.logs import LogRow, read_log
 from primekd.assessment.reading import EXTRACTORS
-from primekd.config.strategies import CONTROL, TEACHER
+from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.report.extraction import Readings

@@ -4,13 +4,13 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
-from primekd.config.strategies import CONTROL, TEACHER, load_strategies
+from primekd.config.arms import CONTROL, TEACHER, default_arms, split_seed
 from primekd.foundation.provenance import relative_name
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.files import Row, read_optional
 from primekd.report.formats import MISSING, interval, percent
 from primekd.report.results import ADJUDICATED, Results, read_manifest
-from primekd.statistics.summary import title_of
+from primekd.statistics.families import title_of
 from primekd.studies.published import StatedRow, published_folder
 
 LOGS = "Log"
@@ -20,8 +20,8 @@ def claim_lines(results: Results) -> Table:
     """A row for the control, every strategy, the teacher, and whatever else the paper states."""
     stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", StatedRow)}
     commit = short_commit(read_manifest(results.folder))
-    models = [CONTROL, *load_strategies(), TEACHER]
-    models += [row["model"] for row in results.summary if _strategy(row["model"]) not in models]
+    models = [CONTROL, *default_arms(), TEACHER]
+    models += [row["model"] for row in results.summary if _arm(row["model"]) not in models]
     models += [name for name in stated if name not in models]
     head = [
         "Model", "Published as stated, %", "Published, recounted from its logs, %", "Measured here, % [95 %]",
@@ -29,7 +29,7 @@ def claim_lines(results: Results) -> Table:
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for model in models:
-        here = [row for row in results.summary if _strategy(row["model"]) == model]
+        here = [row for row in results.summary if _arm(row["model"]) == model]
         if not here and model not in stated and model == TEACHER:
             continue
         title = here[0]["title"] if here else stated[model]["title"] if model in stated else title_of(model)
@@ -44,9 +44,9 @@ def claim_lines(results: Results) -> Table:
     return table if results.decided else table.without(ADJUDICATED)
 
 
-def _strategy(model: str) -> str:
-    """The strategy of a model; `ai-KD-seed1` is a further seed of `ai-KD`."""
-    return next((name for name in load_strategies() if model.startswith(f"{name}-seed")), model)
+def _arm(model: str) -> str:
+    """The arm of a model; `ai-KD-seed1` is a further seed of `ai-KD`."""
+    return split_seed(model)[0]
 
 
 def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import pandas as pd
 from primekd.capture.primings import priming_of
 from primekd.capture.run import Job, open_signals
 from primekd.config import Profile
-from primekd.config.strategies import get_strategy
+from primekd.config.arms import get_arm
 from primekd.foundation.tables import read_records
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
@@ -37,7 +37,7 @@ def prompts_table(profile: Profile, strategy: str) -> pd.DataFrame:
     A priming text that replaces the model's default system text makes two differences, and both are seen here.
     """
     asked = load_items(profile, "train")[0].messages
-    teacher, priming = load_tokenizer(profile.teacher), priming_of(get_strategy(strategy), profile.teacher)
+    teacher, priming = load_tokenizer(profile.teacher), priming_of(get_arm(strategy), profile.teacher)
     views = {
         "teacher": build_prompt(teacher, asked, priming),
         "teacher without priming": build_prompt(teacher, asked),
@@ -84,7 +84,7 @@ def loss_figure(profile: Profile, strategy: str, seed: int) -> "Figure":
     axes.plot(
         validation["step"], validation["eval_loss"], "o-", label="validation loss (cross-entropy on gold solutions)"
     )
-    axes.set(xlabel="step", ylabel="nats a token", title=f"{get_strategy(strategy).title} on {profile.name}")
+    axes.set(xlabel="step", ylabel="nats a token", title=f"{get_arm(strategy).title} on {profile.name}")
     axes.legend()
     return figure
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.foundation.tables import read_records, read_table
-from primekd.statistics.summary import SummaryRow, title_of
+from primekd.statistics.families import title_of
+from primekd.statistics.summary import SummaryRow
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from primekd.report.figures import PALETTE, draw
 from primekd.report.files import Row
 from primekd.report.formats import interval, percent
 from primekd.report.results import Results
+from primekd.statistics.families import title_of
 from primekd.statistics.sentences import is_claimed
-from primekd.statistics.summary import title_of
 
 INK, SOFT, BAND = "#333333", "#999999", "#ececec"
 MARKERS = ("o", "s", "^", "v", "D")  # one an extractor; shapes, so that nobody has to tell colours apart

@@ -30,6 +30,7 @@ from primekd.report.results import (
 from primekd.report.seeds import ONE_SEED, seed_table
 from primekd.statistics.sentences import sentence
 from primekd.studies.results import extractor_of
+from primekd.studies.study import find_study
 
 REPORT = "report.html"
 SCRIPTS = ("data.js", "list.js", "detail.js", "controls.js")  # in this order, in one scope
@@ -73,6 +74,7 @@ def _page(profile: Profile) -> dict[str, Any]:
     validation, extractor = extraction.read_validation(), extractor_of(manifest)
     return {
         "profile": profile,
+        "sections": [f"{name}.html.j2" for name in find_study(profile).sections],
         "header": [*lineage.header(manifest), ("Test items", results.summary[0]["n"]), ("Logs", relative_name(folder))],
         "altered": lineage.altered(folder, manifest),
         "fitted": results.fitted,

@@ -12,7 +12,7 @@ from primekd.report.claims import recounted
 from primekd.report.extraction import read_accuracies, validation_table
 from primekd.report.files import Row, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range
-from primekd.statistics.summary import title_of
+from primekd.statistics.families import title_of
 from primekd.statistics.validation import ValidationRow
 from primekd.studies.published import DisagreementRow, ExtractorContrastRow, StatedRow
 

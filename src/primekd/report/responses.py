@@ -5,7 +5,7 @@ from pathlib import Path
 from primekd.report.cells import Name, Table
 from primekd.report.files import read_optional
 from primekd.report.formats import MISSING, interval, percent
-from primekd.statistics.summary import title_of
+from primekd.statistics.families import title_of
 from primekd.studies.responses import RESPONSES, ResponseRow
 
 NOTE = (

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.config.strategies import CONTROL
+from primekd.config.arms import CONTROL
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
@@ -14,9 +14,10 @@ from primekd.report.cells import Name, Table
 from primekd.report.files import Row, read_optional, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
 from primekd.statistics.contrasts import ContrastRow
+from primekd.statistics.families import title_of
 from primekd.statistics.seeds import SeedRow
 from primekd.statistics.sentences import claims
-from primekd.statistics.summary import SummaryRow, title_of
+from primekd.statistics.summary import SummaryRow
 
 ADJUDICATED = "Adjudicated, % [95 %]"
 P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"

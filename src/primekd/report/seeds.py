@@ -6,7 +6,7 @@ from primekd.report.cells import Table
 from primekd.report.files import Row
 from primekd.report.formats import MISSING, interval, p_value, percent
 from primekd.report.results import Results
-from primekd.statistics.summary import title_of
+from primekd.statistics.families import title_of
 
 ADJUDICATED = "The same, adjudicated"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
-from primekd.config.strategies import get_strategy
+from primekd.config.arms import get_arm
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import environment, now, output_root, write_json
@@ -51,7 +51,7 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
         raise UserError("Engines are compared on greedy answers: set teacher.sampling_temperature to 0.")
     model = reference or profile.teacher.model
     refuse_another_model(profile, model)
-    chosen, tokenizer = get_strategy(strategy), load_tokenizer(profile.teacher)
+    chosen, tokenizer = get_arm(strategy), load_tokenizer(profile.teacher)
     questions = load_items(profile, "test")[:items]
     prompts = [build_prompt(tokenizer, item.messages, priming_of(chosen, profile.teacher)) for item in questions]
     sampling = Sampling(profile.max_new_tokens)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.config import Profile
-from primekd.config.strategies import CONTROL, load_strategies
+from primekd.config.arms import CONTROL, arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root, read_manifest, relative_name
 from primekd.foundation.stage_code import other_code, stage_code
@@ -19,10 +19,10 @@ def results_of(profile: Profile) -> Iterator[tuple[str, Path]]:
     """(stage, folder) of every result that a whole run has, there or not, and of students of further seeds."""
     if profile.prepare:
         yield "prepare-teacher", (project_root() / profile.prepare.output).parent
-    taught = [name for name, strategy in load_strategies().items() if strategy.teacher]
+    taught = [name for name, arm in arms_of(profile).items() if arm.store == name]
     yield from (("capture", profile.signals_folder(name)) for name in (*taught, "held-out"))
-    students = dict.fromkeys(load_strategies())
-    for name in load_strategies():
+    students = dict.fromkeys(arms_of(profile))
+    for name in arms_of(profile):
         more = sorted((profile.runs / "students").glob(f"{name}-seed*/{MANIFEST}"))
         students |= dict.fromkeys(path.parent.name for path in more if ".old-" not in path.parent.name)
     yield from (("distill", profile.runs / "students" / name) for name in students)

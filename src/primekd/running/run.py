@@ -14,49 +14,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from primekd.config import Profile
+from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import StageState, progress_folder, progress_path, read_state
-from primekd.foundation.provenance import MANIFEST, output_root, project_root, relative_name
+from primekd.foundation.provenance import output_root, project_root, relative_name
 from primekd.foundation.run_log import Job, RunState
-from primekd.foundation.stage_code import ask_anew, forced_since, forget_wishes, is_older
+from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.running.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
-
-# Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
-START = 15  # starting a kernel, loading a model
-CAPTURE_ITEM = 0.3  # generating and scoring
-TRAIN_ITEM = 0.5  # one pass of training
-TEST_ITEM = 0.5  # answering and held-out fit, of one model
-
-
-# What `--force-stage` names -> the rules that make it. All strategies of a stage, and the held-out capture, are one.
-FORCED_RULES = {
-    "prepare-teacher": ("teacher",),
-    "capture": ("capture", "reference"),
-    "distill": ("distill",),
-    "assess": ("score", "assess"),
-}
-
-
-def stage_costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
-    """Rule -> expected cost of one job of it, in arbitrary units.
-
-    All models are shared out among the scoring jobs, so where only some of them are scored again, those count too much.
-    """
-    from primekd.config.strategies import load_strategies
-
-    data = profile.data
-    captured = CAPTURE_ITEM * data.train_items
-    scored = TEST_ITEM * data.test_items * (len(load_strategies()) + 1)
-    return {
-        "teacher": START,
-        "capture_part": START + captured / capture_workers,
-        "capture": START + (captured if capture_workers == 1 else 0),
-        "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
-        "reference": START + CAPTURE_ITEM * data.test_items,
-        "score": START + scored / scoring_jobs,
-        "assess": START + (scored if profile.assess.engine == "vllm" else 0),
-        "report": START / 3,
-    }
+from primekd.studies.study import Study, find_study
 
 
 def run_study(
@@ -76,7 +41,7 @@ def run_study(
         UserError: there is no such stage, another run of this profile is under way, or a notebook failed; the sentence
             is the notebook's own.
     """
-    refuse_unknown(force_stages)
+    refuse_unknown(find_study(profile), force_stages)
     with only_one(profile) as lock:
         if cluster:
             refuse_leftovers(profile)
@@ -111,10 +76,10 @@ def run_study(
         return not state.idle
 
 
-def refuse_unknown(force_stages: Collection[str]) -> None:
+def refuse_unknown(study: Study, force_stages: Collection[str]) -> None:
     """Raises UserError if one of them is no stage that can be forced."""
-    if unknown := [stage for stage in force_stages if stage not in FORCED_RULES]:
-        raise UserError(f"--force-stage {unknown[0]}: there is no such stage; choose one of {', '.join(FORCED_RULES)}.")
+    if unknown := [stage for stage in force_stages if stage not in study.forced]:
+        raise UserError(f"--force-stage {unknown[0]}: there is no such stage; choose one of {', '.join(study.forced)}.")
 
 
 def planned_jobs(
@@ -126,9 +91,9 @@ def planned_jobs(
     Raises:
         UserError: Snakemake cannot plan the run.
     """
-    refuse_unknown(force_stages)
+    refuse_unknown(find_study(profile), force_stages)
     command = [*snakemake_command(profile, profile_argument, cores, force, cluster), "--dry-run"]
-    if rules := [rule for stage in force_stages for rule in FORCED_RULES[stage]]:
+    if rules := [rule for stage in force_stages for rule in find_study(profile).forced[stage]]:
         command += ["--forcerun", *rules]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     text = done.stdout + done.stderr
@@ -151,40 +116,8 @@ def forget_lost_stages(profile: Profile) -> None:
     Snakemake knows the copies alone (it would delete signals and adapters before a rerun if they were its outputs), and
     it makes no missing file anew on which nothing missing depends.
     """
-    from primekd.config.strategies import CONTROL, load_strategies
-
-    def is_lost(stage: str, result: Path) -> bool:
-        return not result.is_file() or is_older(result, forced_since(profile, stage))
-
-    done = profile.runs / "notebooks"
-    assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
-    behind_models = [assessed, reported]
-    lost: list[Path] = []
-    if profile.prepare and is_lost("prepare-teacher", project_root() / profile.prepare.output):
-        lost += [done / "teacher.done", *behind_models]
-    if is_lost("capture", profile.signals_folder("held-out") / MANIFEST):
-        lost += [done / "reference.done", *(done / "scored").glob("*.done"), *behind_models]
-    for name, strategy in load_strategies().items():
-        captured, distilled = done / name / "inference_gsm8k.ipynb", done / name / "distill.ipynb"
-        behind_student = [*scored_with(done, name), *behind_models]
-        if strategy.teacher and is_lost("capture", profile.signals_folder(name) / MANIFEST):
-            lost += [captured, *(done / name).glob("captured-*.done"), distilled, *behind_student]
-        if is_lost("distill", profile.student_folder(name) / MANIFEST):
-            lost += [distilled, *behind_student]
-    for name in (CONTROL, *load_strategies()):
-        if any(is_lost("assess", profile.runs / kind / name / MANIFEST) for kind in ("answers", "held-out")):
-            lost += [*scored_with(done, name), *behind_models]
-    if is_lost("assess", profile.logs / MANIFEST):
-        lost += behind_models
-    if not (profile.logs / "report.html").is_file():
-        lost.append(reported)
-    for copy in lost:
+    for copy in find_study(profile).lost(profile):
         copy.unlink(missing_ok=True)
-
-
-def scored_with(done: Path, model: str) -> list[Path]:
-    """The stamps of all jobs that scored this model, alone or with others."""
-    return [path for path in (done / "scored").glob("*.done") if model in path.stem.split("+")]
 
 
 def snakemake_command(
@@ -251,7 +184,7 @@ def watch(process, lines, profile: Profile, state: RunState, capture_workers: in
             if event := state.read(line):
                 say(f"  {event}", interactive)
         if state.running:
-            costs = costs or stage_costs(profile, capture_workers, state.planned.get("score", 1))
+            costs = costs or find_study(profile).costs(profile, capture_workers, state.planned.get("score", 1))
             progress = {number: job_progress(profile, job) for number, job in state.running.items()}
             text = describe(state, costs, progress, time.monotonic() - start)
             due = 1 if interactive else 30
@@ -285,7 +218,7 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
     if not current:
         return "", 0.0
     # An assessment of all models in one job keeps a file a model, and measures held-out fit between two of them.
-    answered = answered_share(len(current)) if job.rule == "assess" else None
+    answered = answered_share(profile, len(current)) if job.rule == "assess" else None
     entry = since(max(current, key=written), job)
     if entry is None:
         return "", answered or 0.0
@@ -325,11 +258,9 @@ def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
     return said, share
 
 
-def answered_share(models: int) -> float:
+def answered_share(profile: Profile, models: int) -> float:
     """The share of an assessment that is done when `models` of its models have begun to answer."""
-    from primekd.config.strategies import load_strategies
-
-    return min(1.0, models / (len(load_strategies()) + 1))
+    return min(1.0, models / (len(arms_of(profile)) + 1))
 
 
 def describe(state: RunState, costs: dict[str, float], progress: dict[int, tuple[str, float]], elapsed: float) -> str:

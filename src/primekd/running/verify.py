@@ -12,7 +12,7 @@ from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs
 from primekd.capture.run import training_job
 from primekd.config import Profile
-from primekd.config.strategies import CONTROL, TEACHER
+from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (
     MANIFEST,
@@ -27,7 +27,8 @@ from primekd.signals import SignalReader
 from primekd.signals.manifest import read_store
 from primekd.studies import published as published_study
 from primekd.studies.responses import RESPONSES
-from primekd.studies.results import TABLES, compute_tables, log_extractor
+from primekd.studies.results import TABLES, log_extractor
+from primekd.studies.study import find_study
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NUMBERS
 from primekd.tasks.protocol import Task
@@ -214,7 +215,7 @@ def check_decisions(profile: Profile) -> Check:
 
 def check_tables(profile: Profile) -> Check:
     """Every table computed anew from the logs: extractors, accuracies, summary, contrasts, seeds and audits."""
-    tables = compute_tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
+    tables = find_study(profile).tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
     return Check(f"tables in {relative_name(profile.logs)}", _other_tables(profile.logs, tables, "the logs"))
 
 

@@ -1,5 +1,6 @@
 """The planned contrasts of a study, each over all seeds that were trained (contrasts.csv)."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -8,9 +9,9 @@ import numpy as np
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.strategies import CONTROL, split_seed
+from primekd.config.arms import CONTROL, split_seed
+from primekd.statistics.families import Pair, Planned
 from primekd.statistics.inference import LEVEL, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
-from primekd.statistics.summary import planned_contrasts
 from primekd.tasks.clusters import cluster_of
 
 T = TypeVar("T")
@@ -24,9 +25,9 @@ class ContrastRow:
     Intervals are Student's t, clustered by template where items have one, and by seed where both sides have several;
     `clusters`: templates, or items. `p` of the accuracies is McNemar's exact one (`p_mcnemar`); where items share
     templates the larger of that and the clustered t's; with several seeds the clustered t's. `kl_p`, `nll_gold_p`:
-    the clustered t's. The columns `p_holm` are adjusted over one family: all planned contrasts in all measures. `mde`
-    is the smallest true difference in accuracy that these tests find in 80 % of repetitions at the first threshold of
-    that adjustment.
+    the clustered t's. The columns `p_holm` are adjusted over one family: its planned contrasts in all measures. `mde`
+    is the smallest true difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's
+    thresholds.
 
     `seeds`, `reference_seeds`: trainings on each side, the latter empty for the control. `only_model`,
     `only_reference`: items that one side alone has right, empty with several seeds. `truncated`,
@@ -68,7 +69,7 @@ class ContrastRow:
 
 
 def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """Strategy -> seed -> what each of its models has. The profile's own seed has the name ''."""
+    """Arm -> seed -> what each of its models has. The profile's own seed has the name ''."""
     found: dict[str, dict[str, T]] = {}
     for model, value in of_models.items():
         strategy, seed = split_seed(model)
@@ -77,7 +78,7 @@ def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[str, Seeds]:
-    """Strategy -> seed -> verdicts in the order of the items.
+    """Arm -> seed -> verdicts in the order of the items.
 
     Args:
         adjudicated: by people's values where they decided on one, else by the automatic verdict alone.
@@ -94,27 +95,30 @@ def sides(
     return first, dict.fromkeys(first, next(iter(second.values()))) if reference == CONTROL else second
 
 
-def compare_accuracies(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[tuple[str, str], Comparison]:
+def compare_accuracies(
+    logs: dict[str, list[LogRow]], planned: Planned, adjudicated: bool = False
+) -> dict[Pair, Comparison]:
     """(model, reference) -> the comparison of their verdicts, for every planned contrast."""
     if not logs:
         return {}
     verdicts, groups = verdicts_of(logs, adjudicated), [cluster_of(r.id) for r in next(iter(logs.values()))]
-    return {pair: compare_verdicts(*sides(verdicts, *pair), groups) for pair in planned_contrasts(logs)}
+    return {pair: compare_verdicts(*sides(verdicts, *pair), groups) for pair in planned}
 
 
-def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[ContrastRow]:
-    """The planned contrasts, Holm-adjusted over all of them and all that was measured.
+def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned: Planned) -> list[ContrastRow]:
+    """The planned contrasts, Holm-adjusted over all of a family and all that was measured.
 
     Raises:
         ValueError: the models were measured on different items, or on one alone.
     """
-    automatic, decided = (compare_accuracies(logs, adjudicated) for adjudicated in (False, True))
+    automatic, decided = (compare_accuracies(logs, planned, adjudicated) for adjudicated in (False, True))
     fits = {measure: _compare_fits(held_out, measure, list(automatic)) for measure in FITS}
     tests = {(pair, measure): effect.p for measure, found in fits.items() for pair, effect in found.items()}
     adjusted, adjusted_decided = (
-        _adjusted(tests | {(pair, "accuracy"): c.p for pair, c in found.items()}) for found in (automatic, decided)
+        _adjusted(tests | {(pair, "accuracy"): c.p for pair, c in found.items()}, planned)
+        for found in (automatic, decided)
     )
-    level = LEVEL / max(1, len(adjusted))  # of the first of Holm's steps
+    sizes = Counter(planned[pair] for pair, _ in adjusted)  # tests of each family
     truncated = by_seed({model: np.mean([r.truncated for r in log]) for model, log in logs.items()})
     rows = []
     for pair, one in automatic.items():
@@ -127,14 +131,20 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[
                 *((test.only_first, test.only_second, test.p) if test else (None,) * 3),
                 one.p, adjusted[pair, "accuracy"], *_bounds(one.effect),
                 float(np.mean(list(first.values()))), float(np.mean(list(second.values()))),
-                *of_fits, one.detectable(level), two.p, adjusted_decided[pair, "accuracy"], *_bounds(two.effect),
+                *of_fits, one.detectable(LEVEL / sizes[planned[pair]]),
+                two.p, adjusted_decided[pair, "accuracy"], *_bounds(two.effect),
             )
         )  # fmt: skip
     return rows
 
 
-def _adjusted(tests: dict[T, float]) -> dict[T, float]:
-    return dict(zip(tests, holm(list(tests.values())), strict=True))
+def _adjusted(tests: dict[tuple[Pair, str], float], planned: Planned) -> dict[tuple[Pair, str], float]:
+    """(pair, measure) -> its p adjusted over its family."""
+    found: dict[tuple[Pair, str], float] = {}
+    for family in dict.fromkeys(planned.values()):
+        own = {test: p for test, p in tests.items() if planned[test[0]] == family}
+        found |= zip(own, holm(list(own.values())), strict=True)
+    return found
 
 
 def _bounds(effect: Effect) -> tuple[float, float, float]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from primekd.assessment.logs import LogRow
 from primekd.statistics.contrasts import compare_accuracies, verdicts_of
+from primekd.statistics.families import Planned
 from primekd.statistics.inference import Effect, mean_verdicts
 from primekd.tasks.clusters import cluster_of
 
@@ -34,26 +35,26 @@ class SeedRow:
     accuracy_adjudicated_high: float
 
 
-def seed_rows(logs: dict[str, list[LogRow]]) -> list[SeedRow]:
+def seed_rows(logs: dict[str, list[LogRow]], planned: Planned) -> list[SeedRow]:
     """Rows for every strategy with two seeds or more, and for every planned contrast with two or more on both sides.
 
     A reference that is not trained (the control) has the same verdicts under every seed.
     """
     if not logs:
         return []
-    automatic, decided = (_effects(logs, adjudicated) for adjudicated in (False, True))
+    automatic, decided = (_effects(logs, planned, adjudicated) for adjudicated in (False, True))
     items = len(next(iter(logs.values())))
     return [_row(*pair, items, effect, decided[pair]) for pair, effect in automatic.items() if effect.seeds > 1]
 
 
-def _effects(logs: dict[str, list[LogRow]], adjudicated: bool) -> dict[tuple[str, str], Effect]:
+def _effects(logs: dict[str, list[LogRow]], planned: Planned, adjudicated: bool) -> dict[tuple[str, str], Effect]:
     """(strategy, reference or '') -> its mean, or their difference."""
     groups = [cluster_of(r.id) for r in next(iter(logs.values()))]
     means = {
         (strategy, ""): mean_verdicts(seeds, groups)
         for strategy, seeds in verdicts_of(logs, adjudicated).items() if len(seeds) > 1
     }  # fmt: skip
-    return means | {pair: c.effect for pair, c in compare_accuracies(logs, adjudicated).items()}
+    return means | {pair: c.effect for pair, c in compare_accuracies(logs, planned, adjudicated).items()}
 
 
 def _row(model: str, reference: str, items: int, effect: Effect, decided: Effect) -> SeedRow:

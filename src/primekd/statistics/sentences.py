@@ -2,9 +2,9 @@
 
 from decimal import ROUND_HALF_UP, Decimal
 
-from primekd.config.strategies import CONTROL
+from primekd.config.arms import CONTROL
+from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL
-from primekd.statistics.summary import title_of
 
 Row = dict[str, str]
 MOSTLY = 0.5  # of a model that was cut off more often nobody knows what it would have answered

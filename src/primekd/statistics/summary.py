@@ -1,11 +1,11 @@
-"""What the per-item logs add up to (summary.csv), and which models are compared."""
+"""What the per-item logs add up to (summary.csv)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.strategies import BASE, CONTROL, FINE_TUNE, TEACHER, load_strategies, split_seed
+from primekd.statistics.families import title_of
 from primekd.statistics.inference import Estimate, accuracy, ratio
 
 
@@ -37,31 +37,6 @@ class SummaryRow:
     accuracy_adjudicated: float
     accuracy_adjudicated_low: float
     accuracy_adjudicated_high: float
-
-
-def title_of(model: str) -> str:
-    """The published title of a model; a further seed is named behind it."""
-    if model in (CONTROL, TEACHER):
-        return {"control": "No distillation", "teacher": "Teacher, unprimed"}[model]
-    name, seed = split_seed(model)
-    strategy = load_strategies().get(name)
-    if strategy is None:
-        return model
-    return f"{strategy.title} (seed {seed})" if seed else strategy.title
-
-
-def planned_contrasts(models: Iterable[str]) -> list[tuple[str, str]]:
-    """(strategy, reference): every student with the control, every other KD strategy with base-KD, every KD student
-    with base-fine-tune; only where both are among `models`. Further seeds of a strategy add no contrast: they are in
-    the strategy's."""
-    strategies = list(dict.fromkeys(split_seed(model)[0] for model in models))
-    students = [m for m in strategies if m not in (CONTROL, TEACHER)]
-    kd = [name for name, s in load_strategies().items() if s.teacher]
-    taught = [m for m in students if m in kd]
-    pairs = [(m, CONTROL) for m in students]
-    pairs += [(m, BASE) for m in taught if m != BASE]
-    pairs += [(m, FINE_TUNE) for m in taught]
-    return [(m, reference) for m, reference in pairs if reference in strategies]
 
 
 def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples: int) -> list[SummaryRow]:

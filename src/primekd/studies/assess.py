@@ -21,7 +21,7 @@ from primekd.assessment.score import (
 )
 from primekd.assessment.students import Student, find_students
 from primekd.config import Profile
-from primekd.config.strategies import CONTROL, TEACHER
+from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest, write_text
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
 from primekd.foundation.tables import write_table

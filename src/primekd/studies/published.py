@@ -14,14 +14,15 @@ from primekd.assessment.decisions.decisions import answer_hash, as_read, as_writ
 from primekd.assessment.decisions.labels import LabelCounts, count_labels, labels_file, read_labels
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
+from primekd.config.arms import load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, project_root, relative_name, write_manifest, write_text
 from primekd.foundation.stage_code import stage_code
 from primekd.foundation.tables import read_table, table_text, write_table
+from primekd.statistics.families import planned_contrasts, title_of
 from primekd.statistics.grade_file import Columns, grade_rows, read_csv
 from primekd.statistics.inference import LEVEL, compare_verdicts, holm
 from primekd.statistics.rivals import AccuracyRow, Reading, accuracies, read_all
-from primekd.statistics.summary import planned_contrasts, title_of
 from primekd.statistics.validation import ValidationRow, validate
 from primekd.studies.regrade import rules_hashes
 from primekd.tasks.clusters import cluster_of
@@ -189,7 +190,7 @@ def disagreements(readings: dict[str, list[Reading]], released: dict[str, list[s
 
 def contrasts(readings: dict[str, list[Reading]]) -> list[ExtractorContrastRow]:
     """The planned contrasts among the published models under each extractor, Holm-adjusted within it."""
-    pairs = planned_contrasts(readings)
+    pairs = planned_contrasts(readings, load_arms())
     groups = [cluster_of(r.id) for r in next(iter(readings.values()))]
     rows = []
     for extractor in EXTRACTORS:

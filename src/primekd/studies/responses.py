@@ -12,7 +12,7 @@ from primekd.assessment.grade import grade_answers
 from primekd.assessment.students import Student
 from primekd.capture.run import open_signals, training_job
 from primekd.config import Profile
-from primekd.config.strategies import BASE, get_strategy, split_seed
+from primekd.config.arms import get_arm, split_seed, unprimed
 from primekd.foundation.errors import UserError
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response
@@ -60,7 +60,7 @@ def response_rows(profile: Profile, students: Sequence[Student]) -> list[Respons
     readers: dict[Path, SignalReader] = {}
     for student in students:
         inputs = student.manifest["inputs"]
-        if get_strategy(inputs["strategy"]).teacher:
+        if get_arm(inputs["strategy"]).teacher:
             job = training_job(profile, inputs["strategy"], inputs["seed"])
             try:
                 if job.folder not in readers:  # greedy decoding has one for all seeds
@@ -73,7 +73,7 @@ def response_rows(profile: Profile, students: Sequence[Student]) -> list[Respons
 def _unprimed(folder: Path) -> Path:
     """The store of the arm without a priming, under the same seed where the teacher draws its responses."""
     strategy, _ = split_seed(folder.name)
-    return folder.with_name(f"{BASE}{folder.name.removeprefix(strategy)}")
+    return folder.with_name(f"{unprimed().name}{folder.name.removeprefix(strategy)}")
 
 
 def _row(profile: Profile, reader: SignalReader, unprimed: SignalReader | None) -> ResponseRow:

@@ -13,9 +13,11 @@ from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, re
 from primekd.foundation.tables import table_text
 from primekd.statistics.audit import AuditRow, audit_rows
 from primekd.statistics.contrasts import ContrastRow, contrast
+from primekd.statistics.families import Planned
 from primekd.statistics.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.summary import SummaryRow, summarise
+from primekd.studies.study import Logs, find_study
 
 KEPT = ("held-out.csv", "responses.csv")  # come from the models: no grading makes them anew
 TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", *KEPT)
@@ -67,7 +69,7 @@ def decisions_hash(profile: Profile) -> str:
     return hash_json([vars(d) for d in read_decisions() if d.profile == profile.name])
 
 
-def compute_tables(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> dict[str, str]:
+def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], planned: Planned) -> dict[str, str]:
     """Every table that follows from the logs (their decisions applied): file name -> text."""
     samples, readings = profile.assess.bootstrap_samples, {model: read_all(model, rows) for model, rows in logs.items()}
     by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
@@ -76,8 +78,8 @@ def compute_tables(profile: Profile, logs: dict[str, list[LogRow]], held_out: li
         "extractors.csv": readings_text([r for found in readings.values() for r in found]),
         "accuracies.csv": table_text(AccuracyRow, by_extractor),
         "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
-        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out)),
-        "seeds.csv": table_text(SeedRow, seed_rows(logs)),
+        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out, planned)),
+        "seeds.csv": table_text(SeedRow, seed_rows(logs, planned)),
         "audit.csv": table_text(AuditRow, audits),
     }
 
@@ -90,7 +92,7 @@ def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: lis
     """
     folder, decisions = profile.logs, read_decisions()
     logs = {model: apply_decisions(profile.name, model, rows, decisions) for model, rows in logs.items()}
-    tables = compute_tables(profile, logs, held_out)  # all of it before the first file is touched
+    tables = find_study(profile).tables(profile, logs, held_out)  # all of it before the first file is touched
     for path in folder.glob("*.csv"):
         if path.name not in TABLES and path.stem not in logs:
             path.unlink()

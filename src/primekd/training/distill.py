@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from primekd.capture.run import open_signals, training_job
 from primekd.config import LoraSettings, Profile
-from primekd.config.strategies import get_strategy
+from primekd.config.arms import get_arm
 from primekd.foundation.energy import Meter
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.progress import Progress
@@ -99,9 +99,9 @@ def distill(profile: Profile, strategy: str, seed: int | None = None, force: boo
 
 def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> Path:
     seed = profile.seed if seed is None else seed
-    with_teacher = get_strategy(strategy).teacher
-    signals = None
-    if with_teacher:
+    arm, signals = get_arm(strategy), None
+    profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
+    if arm.teacher:
         from primekd.signals.codecs import require_served
 
         require_same_tokenizer(profile.teacher, profile.student)

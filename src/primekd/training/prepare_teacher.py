@@ -13,7 +13,7 @@ import numpy as np
 
 from primekd.capture.primings import priming_of
 from primekd.config import PrepareConfig, Profile, TeacherConfig
-from primekd.config.strategies import load_strategies
+from primekd.config.arms import default_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import (
@@ -77,7 +77,7 @@ def primed_examples(
     from primekd.training.examples import Example
 
     random = Random(seed)
-    primings = [priming_of(s, teacher) if teacher else s.priming for s in load_strategies().values() if s.priming]
+    primings = [priming_of(s, teacher) if teacher else s.priming for s in default_arms().values() if s.priming]
     examples = []
     for item in items:
         priming = random.choice(primings) if random.random() < fraction else None
@@ -105,11 +105,11 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
         "template_sha256": template_hash(tokenizer),
         "items_sha256": hash_items(items),
         "validation_sha256": hash_items(validation),
-        "primings": {name: s.priming for name, s in load_strategies().items() if s.priming},
+        "primings": {name: s.priming for name, s in default_arms().items() if s.priming},
         "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}),
         "seed": profile.seed,
     }
-    placed = {s.name: priming_of(s, profile.teacher) for s in load_strategies().values() if s.priming}
+    placed = {s.name: priming_of(s, profile.teacher) for s in default_arms().values() if s.priming}
     if placed := {n: asdict(p) for n, p in placed.items() if p != Priming(p.text)}:  # left out, as below
         inputs["placed"] = placed
     if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current

@@ -160,8 +160,8 @@ def logs(profile: Path, folder: Path) -> Row:
         return Row("logs", what, None, note=f"{', '.join(missing)} not installed")
     rest = "import sys; from primekd.config import load_profile; from primekd.studies.assess import assess; "
     rest += "from primekd.capture.run import capture, training_job; from primekd.training.distill import distill; "
-    rest += "from primekd.config.strategies import load_strategies; from primekd.report.html import write_report; "
-    rest += "p = load_profile(sys.argv[1]); own = load_strategies(); "
+    rest += "from primekd.config.arms import load_arms; from primekd.report.html import write_report; "
+    rest += "p = load_profile(sys.argv[1]); own = load_arms(); "
     rest += "[capture(training_job(p, s)) for s in own if own[s].teacher]; [distill(p, s) for s in own]; "
     rest += "assess(p); write_report(p)"
     finish(begin([sys.executable, "-c", rest, str(profile)], environment(folder / "here")), what)

@@ -1,0 +1,57 @@
+"""Which arms are compared, and which comparisons are one family of tests. Both follow from the arms' roles."""
+
+from collections.abc import Iterable, Mapping
+
+from primekd.config.arms import CONTROL, TEACHER, WORDS, Arm, load_arms, split_seed
+
+Pair = tuple[str, str]  # (arm, reference)
+Planned = dict[Pair, str]  # a contrast -> its family
+MAIN, CHECKS = "main", "checks"
+OF_MAIN = ("baseline", "treatment", "fine-tuning")  # the published study's questions; all else checks the design
+
+
+def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pair]:
+    """Every comparison that the roles ask for, as far as both sides are among `models`.
+
+    Every student meets the control; every taught one the baseline and the fine-tuned one; a treatment meets each
+    placebo, and an arm that varies another one meets that. A crossed arm meets those that it has its text and its
+    signals from. Further seeds of an arm add no contrast: they are in the arm's.
+    """
+    here = list(dict.fromkeys(split_seed(model)[0] for model in models))
+    students = [name for name in here if name not in (CONTROL, TEACHER)]
+    taught = [name for name in students if name in arms and arms[name].teacher]
+    pairs = [(name, CONTROL) for name in students]
+    for role in ("baseline", "fine-tuning"):
+        pairs += [(name, ref) for ref in arms if arms[ref].role == role for name in taught if name != ref]
+    placebos = [name for name in taught if arms[name].role == "placebo"]
+    pairs += [(name, placebo) for placebo in placebos for name in taught if arms[name].role == "treatment"]
+    pairs += [(name, ref) for name in taught for ref in _varied(arms[name])]
+    return [(name, ref) for name, ref in dict.fromkeys(pairs) if ref in here]
+
+
+def _varied(arm: Arm) -> list[str]:
+    """What an arm is a variant of, or takes its text or signals from."""
+    named = (arm.variant_of, *(name for name in (arm.text, arm.signals) if name not in WORDS))
+    return [name for name in dict.fromkeys(named) if name is not None]
+
+
+def plan_of(models: Iterable[str], arms: Mapping[str, Arm]) -> Planned:
+    """The planned contrasts of these models, each with the family that its p-values are adjusted in."""
+    return {pair: family_of(pair, arms) for pair in planned_contrasts(models, arms)}
+
+
+def family_of(pair: Pair, arms: Mapping[str, Arm]) -> str:
+    """The study's own questions, or checks of its design."""
+    roles = [arms[name].role for name in pair if name in arms]
+    return MAIN if all(role in OF_MAIN for role in roles) else CHECKS
+
+
+def title_of(model: str) -> str:
+    """The published title of a model; a further seed is named behind it."""
+    arms = load_arms()
+    if model in (CONTROL, TEACHER):
+        return {CONTROL: "No distillation", TEACHER: "Teacher, unprimed"}[model]
+    name, seed = split_seed(model)
+    if name not in arms:
+        return model
+    return f"{arms[name].title} (seed {seed})" if seed else arms[name].title

@@ -1,0 +1,133 @@
+"""Response priming: does the way the teacher is prompted change how much a student learns from it?
+
+    prepare the teacher -> capture (an arm's prompt) -> distill -> answers and held-out fit -> logs -> report
+
+Source: "Enhancing Knowledge Distillation for LLMs with Response-Priming Prompting".
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from primekd.assessment.held_out import HeldOutRow
+from primekd.config import Profile
+from primekd.config.arms import CONTROL, arms_of, load_arms
+from primekd.foundation.provenance import MANIFEST, project_root
+from primekd.foundation.stage_code import forced_since, is_older
+from primekd.statistics.families import Planned, plan_of
+from primekd.studies.study import Logs, Study
+
+# Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
+START = 15  # starting a kernel, loading a model
+CAPTURE_ITEM = 0.3  # generating and scoring
+TRAIN_ITEM = 0.5  # one pass of training
+TEST_ITEM = 0.5  # answering and held-out fit, of one model
+
+# All arms of a stage, and the held-out capture, are one.
+FORCED = {
+    "prepare-teacher": ("teacher",),
+    "capture": ("capture", "reference"),
+    "distill": ("distill",),
+    "assess": ("score", "assess"),
+}
+
+
+def models(profile: Profile) -> list[str]:
+    """What is scored, the slow ones last: the control, arms without a teacher, arms with one."""
+    arms = arms_of(profile)
+    return [CONTROL, *sorted(arms, key=lambda name: arms[name].teacher)]
+
+
+def planned(names: Collection[str]) -> Planned:
+    """By the roles of the arms, those of a profile's own and those that it does not run."""
+    return plan_of(names, load_arms())
+
+
+def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
+    """Accuracies, contrasts, seeds, extractors and audits."""
+    from primekd.studies.results import compute_tables
+
+    return compute_tables(profile, logs, held_out, planned(logs))
+
+
+def assess(profile: Profile, force: bool = False) -> Path:
+    """Control, students and teacher on the same test items."""
+    from primekd.studies.assess import assess
+
+    return assess(profile, force)
+
+
+def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
+    """All models are shared out among the scoring jobs, so where only some of them are scored again, those count too
+    much."""
+    data = profile.data
+    captured = CAPTURE_ITEM * data.train_items
+    scored = TEST_ITEM * data.test_items * len(models(profile))
+    return {
+        "teacher": START,
+        "capture_part": START + captured / capture_workers,
+        "capture": START + (captured if capture_workers == 1 else 0),
+        "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
+        "reference": START + CAPTURE_ITEM * data.test_items,
+        "score": START + scored / scoring_jobs,
+        "assess": START + (scored if profile.assess.engine == "vllm" else 0),
+        "report": START / 3,
+    }
+
+
+def lost(profile: Profile) -> list[Path]:
+    """As Study.lost says."""
+    done = profile.runs / "notebooks"
+    assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
+    behind_models = [assessed, reported]
+    found: list[Path] = []
+    if profile.prepare and _is_lost(profile, "prepare-teacher", project_root() / profile.prepare.output):
+        found += [done / "teacher.done", *behind_models]
+    if _is_lost(profile, "capture", profile.signals_folder("held-out") / MANIFEST):
+        found += [done / "reference.done", *(done / "scored").glob("*.done"), *behind_models]
+    for name in arms_of(profile):
+        found += _lost_of_arm(profile, done, name, behind_models)
+    for name in models(profile):
+        results = [profile.runs / kind / name / MANIFEST for kind in ("answers", "held-out")]
+        if any(_is_lost(profile, "assess", result) for result in results):
+            found += [*scored_with(done, name), *behind_models]
+    if _is_lost(profile, "assess", profile.logs / MANIFEST):
+        found += behind_models
+    if not (profile.logs / "report.html").is_file():
+        found.append(reported)
+    return found
+
+
+def _is_lost(profile: Profile, stage: str, result: Path) -> bool:
+    return not result.is_file() or is_older(result, forced_since(profile, stage))
+
+
+def _lost_of_arm(profile: Profile, done: Path, name: str, behind_models: list[Path]) -> list[Path]:
+    """Of one arm: its capture, if it has one of its own, its student, and what was scored with that."""
+    distilled, behind = done / name / "distill.ipynb", [*scored_with(done, name), *behind_models]
+    found: list[Path] = []
+    if arms_of(profile)[name].store == name and _is_lost(profile, "capture", profile.signals_folder(name) / MANIFEST):
+        captured = [done / name / "inference_gsm8k.ipynb", *(done / name).glob("captured-*.done")]
+        found += [*captured, distilled, *behind]
+    if _is_lost(profile, "distill", profile.student_folder(name) / MANIFEST):
+        found += [distilled, *behind]
+    return found
+
+
+def scored_with(done: Path, model: str) -> list[Path]:
+    """The stamps of all jobs that scored this model, alone or with others."""
+    return [path for path in (done / "scored").glob("*.done") if model in path.stem.split("+")]
+
+
+STUDY = Study(
+    question="Does the way a quantised teacher is prompted change what a small student learns from its logits?",
+    expected="In `pocket` every student is closer to the unprimed teacher than the control, and no difference in "
+    "accuracy can be claimed.",
+    rules="priming.smk",
+    forced=FORCED,
+    costs=costs,
+    lost=lost,
+    assess=assess,
+    planned=planned,
+    tables=tables,
+    sections=("results", "extraction", "provenance", "items"),
+)

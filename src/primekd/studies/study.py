@@ -1,0 +1,65 @@
+"""What a study is to the rest: runner, report, plan and verify take one of these and know no study by name."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.logs import LogRow
+from primekd.config import Profile
+from primekd.config.section import is_name
+from primekd.foundation.errors import UserError
+from primekd.statistics.families import Planned
+
+Logs = dict[str, list[LogRow]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A recipe.
+
+    Attributes:
+        question: what it answers, in a sentence.
+        expected: the result that its default profile is known to give, so that silent breakage is seen.
+        rules: its file in workflow/, included by the Snakefile.
+        forced: what `--force-stage` names -> the rules that make it.
+        costs: (profile, workers a capture, scoring jobs) -> rule -> expected cost of a job; only ratios matter.
+        lost: the executed copies whose results are gone or wanted anew, and those of the stages behind them.
+        assess: scores what the study scores; (profile, whether to make all anew) -> the folder of its logs.
+        planned: models -> the comparisons that were planned before the run, each with its family of tests.
+        tables: (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
+        sections: of the report, in order; templates of primekd.report.
+    """
+
+    question: str
+    expected: str
+    rules: str
+    forced: Mapping[str, tuple[str, ...]]
+    costs: Callable[[Profile, int, int], dict[str, float]]
+    lost: Callable[[Profile], list[Path]]
+    assess: Callable[[Profile, bool], Path]
+    planned: Callable[[Collection[str]], Planned]
+    tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
+    sections: tuple[str, ...]
+
+
+def find_study(profile: Profile) -> Study:
+    """The recipe that a profile names: `STUDY` of a module of this package.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    name = f"primekd.studies.{profile.study}"
+    module = import_module(name) if is_name(profile.study) and "." not in profile.study and find_spec(name) else None
+    study = getattr(module, "STUDY", None)
+    if not isinstance(study, Study):
+        known = ", ".join(sorted(_recipes()))
+        raise UserError(f"{profile.name}: there is no study {profile.study!r}: set study to one of {known}.")
+    return study
+
+
+def _recipes() -> list[str]:
+    """The modules of this package that hold one, by their text: none of them is imported."""
+    return [p.stem for p in Path(__file__).parent.glob("*.py") if "\nSTUDY = Study(" in p.read_text(encoding="utf-8")]

@@ -1,0 +1,143 @@
+# The priming study: prepare the teacher, capture and distill every arm, score all models, assess, report.
+from primekd.config.arms import OWN
+from primekd.studies.priming import models
+
+# A job scores several models, one after the other, where they would wait for each other anyway: to start Python and load
+# the libraries takes as long as dozens of answers. The first job has the control, which answers longest and waits for no
+# training, and the student that needs no teacher and is trained first, so it mostly starts first.
+MODELS = models(SETTING)
+TOGETHER = 1 if SLURM else -(-len(MODELS) * HALF // workflow.cores)
+SCORED = ["+".join(MODELS[first : first + TOGETHER]) for first in range(0, len(MODELS), TOGETHER)]
+# Where all models are scored already, they stay shared out as they were: on a machine with other cores nothing is redone,
+# unless everything is to be.
+STAMPS = [path.stem for path in Path(DONE, "scored").glob("*.done")]
+if sorted("+".join(STAMPS).split("+")) == sorted(MODELS) and not config.get("force"):
+    SCORED = sorted(STAMPS, key=lambda stamp: MODELS.index(stamp.split("+")[0]))
+if SETTING.assess.engine == "vllm":  # it answers for all of them in the rule assess, from one loaded base
+    SCORED = []
+
+
+wildcard_constraints:
+    strategy="|".join(ARMS),
+    models=r"[^/]+",
+    worker=r"\d+",
+
+
+def text_of(w):
+    """The capture that an arm's responses are taken from, if it does not write its own."""
+    text = ARMS[w.strategy].text
+    return [] if text == OWN else f"{DONE}/{text}/inference_gsm8k.ipynb"
+
+
+rule teacher:
+    input:
+        LIBRARY,
+        SETTINGS,
+        TAUGHT_WITH,
+    output:
+        touch(f"{DONE}/teacher.done"),
+    threads: HALF
+    priority: 3  # all captures wait for it
+    shell:
+        "{PRIMEKD} prepare-teacher --profile {PROFILE:q}"
+
+
+rule capture_part:
+    input:
+        LIBRARY,
+        SETTINGS,
+        rules.teacher.output,
+        text_of,
+    output:
+        touch(f"{DONE}/{{strategy}}/captured-{{worker}}-of-{WORKERS}.done"),
+    threads: HALF
+    priority: 2
+    shell:
+        "{WITH_TEACHER}{PRIMEKD} capture {wildcards.strategy} --profile {PROFILE:q} --worker {wildcards.worker}/{WORKERS}"
+
+
+rule capture:
+    input:
+        LIBRARY,
+        SETTINGS,
+        rules.teacher.output,
+        text_of,
+        expand(rules.capture_part.output, worker=range(1, WORKERS + 1), allow_missing=True) if WORKERS > 1 else [],
+        notebook=lambda w: ROOT / ARMS[w.strategy].folder / "inference_gsm8k.ipynb",
+    output:
+        notebook=f"{DONE}/{{strategy}}/inference_gsm8k.ipynb",
+        html=f"{DONE}/{{strategy}}/inference_gsm8k.html",
+    threads: HALF
+    priority: 2
+    shell:
+        f"{{WITH_TEACHER}}{NOTEBOOK} {OF_STRATEGY}"
+
+
+rule distill:
+    input:
+        LIBRARY,
+        SETTINGS,
+        lambda w: f"{DONE}/{ARMS[w.strategy].store}/inference_gsm8k.ipynb" if ARMS[w.strategy].teacher else [],
+        notebook=lambda w: ROOT / ARMS[w.strategy].folder / "distill.ipynb",
+    output:
+        notebook=f"{DONE}/{{strategy}}/distill.ipynb",
+        html=f"{DONE}/{{strategy}}/distill.html",
+    threads: HALF
+    priority: 1  # before what is scored: trainings take longest, and what waits for them comes last
+    shell:
+        f"{NOTEBOOK} {OF_STRATEGY}"
+
+
+rule reference:
+    input:
+        LIBRARY,
+        SETTINGS,
+        rules.teacher.output,
+    output:
+        touch(f"{DONE}/reference.done"),
+    threads: HALF
+    priority: 2  # early, so that scoring fills the gaps that trainings leave
+    shell:
+        "{WITH_TEACHER}{PRIMEKD} capture --held-out --profile {PROFILE:q}"
+
+
+rule score:
+    input:
+        LIBRARY,
+        SETTINGS,
+        rules.reference.output,
+        lambda w: [f"{DONE}/{name}/distill.ipynb" for name in w.models.split("+") if name in ARMS],
+    output:
+        touch(f"{DONE}/scored/{{models}}.done"),
+    params:
+        models=lambda w: [word for name in w.models.split("+") for word in ("--model", name)],
+    threads: HALF
+    shell:
+        "{PRIMEKD} assess {params.models} --profile {PROFILE:q}"
+
+
+rule assess:
+    input:
+        LIBRARY,
+        SETTINGS,
+        rules.teacher.output,
+        rules.reference.output,
+        expand(f"{DONE}/{{strategy}}/distill.ipynb", strategy=ARMS),
+        expand(rules.score.output, models=SCORED),
+        notebook=ROOT / "assessment" / "assess.ipynb",
+    output:
+        notebook=f"{DONE}/assessment/assess.ipynb",
+        html=f"{DONE}/assessment/assess.html",
+    threads: THREADS
+    shell:
+        NOTEBOOK
+
+
+rule report:
+    localrule: True
+    input:
+        rules.assess.output,
+    output:
+        touch(f"{DONE}/report.done"),
+    shell:
+        "{PRIMEKD} report --profile {PROFILE:q}"
