@@ -42,10 +42,12 @@ class DataConfig(Section):
         if not isinstance(values, dict):
             return values
         task, source = values.get("task"), values.get("source")
-        if source == "gsm-symbolic" or (source and not task):
-            task = "gsm-symbolic" if source == "gsm-symbolic" else "gsm8k"
-        elif isinstance(task, str) and task in TASKS and not source:
-            source = TASKS[task][0]
+        if source == "gsm-symbolic":
+            task = "gsm-symbolic"
+        elif source and not task:
+            task = "gsm8k"
+        elif isinstance(task, str) and not source:
+            source = TASKS.get(task, ("hub",))[0]
         return values | {name: value for name, value in (("task", task), ("source", source)) if value}
 
     @model_validator(mode="after")

@@ -129,5 +129,6 @@ def require_fields(fields: dict[str, str], where: str) -> None:
     """Raises UserError if one of these fields is empty."""
     for name, text in fields.items():
         if not text:
-            needed = " and ".join(fields)
+            *others, last = fields
+            needed = f"{', '.join(others)} and {last}"
             raise UserError(f"{where}: the field '{name}' is missing or empty. Every item needs {needed}.")
