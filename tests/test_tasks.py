@@ -44,7 +44,7 @@ SIZES = {"train_items": 2, "validation_items": 1, "test_items": 2}
         ({"source": "jsonl", "train_file": "a", "test_file": "b"}, "gsm8k", "jsonl"),
         ({"task": "gsm8k"}, "gsm8k", "hub"),
         ({"task": "gsm-symbolic", "templates": [26]}, "gsm-symbolic", "gsm-symbolic"),
-        ({"task": "gsm-symbolic", "source": "hub"}, "gsm-symbolic", "hub"),
+        ({"task": "gsm-symbolic", "source": "hub"}, "gsm8k", "hub"),  # the source set in one that extends `pocket`
         ({"task": "gsm8k", "source": "gsm-symbolic", "templates": [26]}, "gsm-symbolic", "gsm-symbolic"),
         ({"task": "word-problems", "train_file": "a", "test_file": "b"}, "word-problems", "jsonl"),
     ],

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from primekd.config.section import Positive, Section
 
 # Task -> where its items can come from, the first where a profile says nothing. Its file is `tasks/<task>.py`.
-TASKS = {"gsm8k": ("hub", "jsonl"), "gsm-symbolic": ("gsm-symbolic", "hub", "jsonl"), "word-problems": ("jsonl",)}
+TASKS = {"gsm8k": ("hub", "jsonl"), "gsm-symbolic": ("gsm-symbolic",), "word-problems": ("jsonl",)}
 
 
 class DataConfig(Section):
@@ -38,14 +38,13 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def named(cls, values: Any) -> Any:
-        """A source tells the task where none is named, and a task its first source. `gsm-symbolic` is one task's."""
+        """A task without a source has its first one. Before there were tasks, a source told which of two was meant; a
+        profile that extends another may still say it so."""
         if not isinstance(values, dict):
             return values
         task, source = values.get("task"), values.get("source")
-        if source == "gsm-symbolic":
-            task = "gsm-symbolic"
-        elif source and not task:
-            task = "gsm8k"
+        if source and task in (None, "gsm8k", "gsm-symbolic"):
+            task = "gsm-symbolic" if source == "gsm-symbolic" else "gsm8k"
         elif isinstance(task, str) and not source:
             source = TASKS.get(task, ("hub",))[0]
         return values | {name: value for name, value in (("task", task), ("source", source)) if value}

@@ -100,9 +100,10 @@ def claim_note(folder: Path) -> str:
     if name == "paper":
         return f"{published} Measured here: profile paper, the same models and task; README.md lists the deviations."
     teacher, student = (config.get(part, {}).get("model", "unknown") for part in ("teacher", "student"))
-    data = config.get("data", {}).get("source", "unknown")
+    data = config.get("data", {})
+    asked = data.get("task") or data.get("source", "unknown")
     return (
         f"{published} Measured here: profile {name}, which has other models and another task or scale "
-        f"({teacher} teaching {student}, items from {data}). It is therefore not comparable with the published "
+        f"({teacher} teaching {student}, items from {asked}). It is therefore not comparable with the published "
         "columns and neither confirms nor refutes them."
     )

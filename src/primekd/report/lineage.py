@@ -52,8 +52,8 @@ def settings(manifest: dict[str, Any]) -> Facts:
     rows = [
         ("Teacher", _joined(teacher, "model", "engine", "dtype")),
         ("Student", _joined(student, "model", "dtype")),
-        ("Items", f"{data.get('source')}: {data.get('train_items')} train, {data.get('validation_items')} validation, "
-                  f"{data.get('test_items')} test"),
+        ("Items", f"{data.get('task') or data.get('source')}: {data.get('train_items')} train, "
+                  f"{data.get('validation_items')} validation, {data.get('test_items')} test"),
         ("Signals", _plain(codec.get("name", config.get("signals", {}).get("codec")))),
         ("LoRA", _named(lora, "rank", "alpha", "dropout", "target_modules")),
         ("Training", _named(config.get("train", {}), *training)),

@@ -1,6 +1,6 @@
 """GSM-Symbolic: grade-school problems drawn from templates. Items of one template are no independent draws.
 
-Its own files and the hub's hold rows like GSM8K's, with the id of a template and the instance.
+The files that were published with it are data sets of GSM8K's form, and read by that task.
 """
 
 import hashlib
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
 
 class GSMSymbolic(GSM8K):
-    """Items generated from the templates that the profile names, or rows of GSM-Symbolic's own files."""
+    """Items generated from the templates that the profile names."""
 
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
-        """Generated where the source is not a file or the hub."""
-        if data.source != "gsm-symbolic":
-            return super().items(data, split, count, seed)
+        """As `generate_gsm_symbolic`."""
         return generate_gsm_symbolic(data.templates, split, count, seed, data.difficulty)
 
     def cluster(self, item_id: str) -> str:
