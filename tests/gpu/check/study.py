@@ -21,9 +21,11 @@ from safetensors.torch import load_file
 
 from check.findings import Report, Row
 from check.machine import ROOT
-from check.models import QUESTIONS, tokenizer_reference
+from check.models import QUESTIONS, lively_folder, tokenizer_reference
 from check.sizes import Sizes
 
+LEARNED, STEP = 1e-3, 1e-4  # relative; sums in another order give 1e-6 of a step
+CAPTURED = ("base-KD", "ai-KD")  # arms with a teacher
 STATISTICS = ("scipy", "statsmodels", "pandas", "matplotlib", "jinja2")
 STAGES = """
 import sys
@@ -43,17 +45,22 @@ score_some(profile, ["control", *sys.argv[2:], "base-fine-tune"])
 
 
 def run(sizes: Sizes, add: Callable[..., None], report: Report) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
-        profile = write_profile(folder)
-        start = time.monotonic()
+        profile, start = write_profile(folder), time.monotonic()
         here, cpu = (start_study(profile, folder / name, sizes.arms, name == "cpu") for name in ("here", "cpu"))
-        finish(here, "the study on the GPU")
-        add(Row("seconds", "captures, students, answers and held-out fit of ci", time.monotonic() - start, "s"))
-        finish(cpu, "the study on the CPU")
+        try:
+            finish(here, "the study on the GPU")
+            add(Row("seconds", "captures, students, answers and held-out fit of ci", time.monotonic() - start, "s"))
+            finish(cpu, "the study on the CPU")
+        finally:
+            here.kill()
+            cpu.kill()
         add(*(row for arm in (*sizes.arms, "base-fine-tune") for row in students(folder, arm)))
         add(*(answers(folder, model) for model in ("control", *sizes.arms)))
-        add(workers(profile, folder), two_processes(profile, folder), logs(profile, folder))
+        add(two_processes(profile, folder))
+        add(workers(profile, folder))
+        add(logs(profile, folder))
 
 
 def write_profile(folder: Path) -> Path:
@@ -62,50 +69,11 @@ def write_profile(folder: Path) -> Path:
     model = f"random:{tokenizer_reference()}"
     for split, first, count in (("train", 0, 12), ("test", 100, 8)):  # no item is in both files
         questions = [f"{QUESTIONS[n % 4]} And what is {n + first} + {n}?" for n in range(count)]
-        rows = [{"question": q, "answer": f"It is so.\n#### {2 * n + first}"} for n, q in enumerate(questions)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values["data"] = {"source": "jsonl", "train_items": 8, "validation_items": 4, "test_items": 8}
-    values["data"] |= {f"{split}_file": str(folder / f"{split}.jsonl") for split in ("train", "test")}
-    values["teacher"]["model"] = values["student"]["model"] = model
-    path = folder / "ci.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def environment(output: Path, on_cpu: bool = False) -> dict[str, str]:
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
-    return os.environ | hidden | {"PRIMEKD_OUTPUT": str(output), "PRIMEKD_ROOT": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-
-def start_study(profile: Path, output: Path, arms: tuple[str, ...], on_cpu: bool) -> subprocess.Popen:
-    return begin([sys.executable, "-c", STAGES, str(profile), *arms], environment(output, on_cpu))
-
-
-def begin(command: list[str], env: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen, what: str) -> None:
-    said, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{what} failed: {said[-800:]}")
-
-
-def students(folder: Path, arm: str) -> list[Row]:
-    """One student of both studies: its losses step by step, and its adapter."""
-    curves, adapters = [], []
-    for name in ("here", "cpu"):
-        student = folder / name / "runs" / "ci" / "students" / arm
-        with open(student / "loss_curve.csv") as file:
-            curves.append([float(row["loss"]) for row in csv.DictReader(file) if row["loss"]])
-        weights = load_file(student / "adapter" / "adapter_model.safetensors")
-        adapters.append(torch.cat([weights[name].double().flatten() for name in sorted(weights)]))
-    losses = max(abs(a - b) / abs(b) for a, b in zip(*curves, strict=True))
-    weights = ((adapters[0] - adapters[1]).norm() / adapters[1].norm()).item()
-    return [
-        Row(f"{arm}/loss", f"{arm}: largest difference of a step's loss to the CPU's, relative", losses, most=1e-3),
-        Row(f"{arm}/adapter", f"{arm}: difference of the adapter to the CPU's, relative", weights, most=1e-2),
-    ]
+        rows = [Row(f"{arm}/adapter", f"{arm}: LoRA's B, relative difference to the CPU's", apart, most=LEARNED)]
+    for term in ("ce", "kd") if arm in CAPTURED else ("ce",):
+        worst = max(abs(float(a[term]) / float(b[term]) - 1) for a, b in zip(*curves, strict=True))
+        rows.append(Row(f"{arm}/{term}", f"{arm}: a step's {term}, largest difference to the CPU's", worst, most=STEP))
+    return rows
 
 
 def answers(folder: Path, model: str) -> Row:
@@ -126,7 +94,9 @@ def workers(profile: Path, folder: Path) -> Row:
         finish(process, "one of two captures at once")
     one, two = (responses(folder / name) for name in ("here", "two"))
     same = sum(one[item] == two.get(item) for item in one) / len(one)
-    return Row("workers", "two captures at once: responses that are one capture's", same, least=1)
+    sessions = len(json.loads((folder / "two/runs/ci/signals/ai-KD/manifest.json").read_text())["sessions"])
+    note = f"{sessions} of the two made some"
+    return Row("workers", "two captures at once: responses that are one capture's", same, least=1, note=note)
 
 
 def responses(output: Path) -> dict[str, list[int]]:
