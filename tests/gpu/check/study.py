@@ -69,7 +69,50 @@ def write_profile(folder: Path) -> Path:
     model = f"random:{tokenizer_reference()}"
     for split, first, count in (("train", 0, 12), ("test", 100, 8)):  # no item is in both files
         questions = [f"{QUESTIONS[n % 4]} And what is {n + first} + {n}?" for n in range(count)]
-        rows = [Row(f"{arm}/adapter", f"{arm}: LoRA's B, relative difference to the CPU's", apart, most=LEARNED)]
+        rows = [{"question": q, "answer": f"It is so.\n#### {2 * n + first}"} for n, q in enumerate(questions)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"] = {"source": "jsonl", "train_items": 8, "validation_items": 4, "test_items": 8}
+    values["data"] |= {f"{split}_file": str(folder / f"{split}.jsonl") for split in ("train", "test")}
+    values["student"]["model"] = model
+    # Another model than the student, so that there is something to learn; each item is a shard, for two to share.
+    values["teacher"]["model"] = lively_folder(folder / "teacher")
+    values["signals"]["items_per_shard"] = 1
+    path = folder / "ci.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def environment(output: Path, on_cpu: bool = False) -> dict[str, str]:
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
+    return os.environ | hidden | {"PRIMEKD_OUTPUT": str(output), "PRIMEKD_ROOT": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def start_study(profile: Path, output: Path, arms: tuple[str, ...], on_cpu: bool) -> subprocess.Popen:
+    return begin([sys.executable, "-c", STAGES, str(profile), *arms], environment(output, on_cpu))
+
+
+def begin(command: list[str], env: dict[str, str]) -> subprocess.Popen:
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen, what: str) -> None:
+    said, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{what} failed: {said[-400:]}")
+
+
+def students(folder: Path, arm: str) -> list[Row]:
+    """One student of both studies: its losses step by step, and its adapter."""
+    curves, adapters = [], []
+    for name in ("here", "cpu"):
+        student = folder / name / "runs" / "ci" / "students" / arm
+        with open(student / "loss_curve.csv") as file:
+            curves.append([row for row in csv.DictReader(file) if row["loss"]])
+        weights = load_file(student / "adapter" / "adapter_model.safetensors")
+        # B begins at zero, so all of it was learned; A is mostly the random numbers that it began with.
+        adapters.append(torch.cat([weights[n].double().flatten() for n in sorted(weights) if "lora_B" in n]))
+    apart = ((adapters[0] - adapters[1]).norm() / adapters[1].norm()).item()
+    rows = [Row(f"{arm}/adapter", f"{arm}: LoRA's B, relative difference to the CPU's", apart, most=LEARNED)]
     for term in ("ce", "kd") if arm in CAPTURED else ("ce",):
         worst = max(abs(float(a[term]) / float(b[term]) - 1) for a, b in zip(*curves, strict=True))
         rows.append(Row(f"{arm}/{term}", f"{arm}: a step's {term}, largest difference to the CPU's", worst, most=STEP))
@@ -130,8 +173,8 @@ def logs(profile: Path, folder: Path) -> Row:
         return Row("logs", what, None, note=f"{', '.join(missing)} not installed")
     rest = "import sys; from primekd.config import load_profile; from primekd.studies.assess import assess; "
     rest += "from primekd.capture.run import capture, training_job; from primekd.training.distill import distill; "
-    rest += "from primekd.config.arms import load_arms; from primekd.report.html import write_report; "
-    rest += "p = load_profile(sys.argv[1]); own = load_arms(); "
+    rest += "from primekd.config.arms import arms_of; from primekd.report.html import write_report; "
+    rest += "p = load_profile(sys.argv[1]); own = arms_of(p); "
     rest += "[capture(training_job(p, s)) for s in own if own[s].teacher]; [distill(p, s) for s in own]; "
     rest += "assess(p); write_report(p)"
     finish(begin([sys.executable, "-c", rest, str(profile)], environment(folder / "here")), what)
