@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.stored_signals import codec_at
 from primekd.config import LossConfig
 from primekd.losses import distillation_loss
+from primekd.losses.frozen_head import chunk_rows
 from primekd.losses.products import logits_of
 from primekd.signals import HiddenRows, SignalRows, StoredItem, TopKRows, concatenate
 from primekd.signals.rows import DenseRows, SampledRows
@@ -26,7 +27,7 @@ LIGER, LIGER_TRITON = "Liger, chunked", "Liger, Triton"
 TEMPERATURE, ALPHA = 2.0, 0.5
 LOGIT_SD = 3.0  # of the random logits, about what a language model's head gives
 ENCODED_AT_ONCE = 128  # rows; a case's inputs need little memory beyond themselves
-FLOOR_ROWS = 128  # rows of logits at a time, so that the floor's products run from the cache where they can
+FLOOR_ROWS = 128  # rows of logits at a time on a CPU, so that the floor's products run from its cache where they can
 
 
 @dataclass(frozen=True)
@@ -115,20 +116,22 @@ def run_cross_entropy(case: Case) -> float:
 
 def run_products(case: Case) -> float:
     """The floor: student logits, teacher logits and the gradient's product, and nothing between them."""
-    total = 0.0
+    total = torch.zeros((), device=case.hidden.device)
     states, gradient = case.hidden.detach(), torch.empty_like(case.hidden)
-    size = (min(FLOOR_ROWS, len(states)), len(case.head))
+    # On a GPU as many as the loss takes: fewer would read the head again and again, and be no floor.
+    rows = chunk_rows(len(case.head), "cuda") if states.is_cuda else FLOOR_ROWS
+    size = (min(rows, len(states)), len(case.head))
     # Kept over all chunks: the pages of new ones would cost as much as the product.
     own, teachers = (torch.empty(size, dtype=states.dtype, device=states.device) for _ in range(2))
-    for start in range(0, len(states), FLOOR_ROWS):
-        part = slice(start, min(start + FLOOR_ROWS, len(states)))
+    for start in range(0, len(states), rows):
+        part = slice(start, min(start + rows, len(states)))
         student = torch.mm(states[part], case.head.T, out=own[: part.stop - start])
         if isinstance(case.rows, HiddenRows):
             torch.mm(case.rows.hidden[part], case.rows.head.T, out=teachers[: part.stop - start])
         torch.mm(student, case.head, out=gradient[part])
-        total += student[0, 0].item()
+        total += student[0, 0]
     case.hidden.grad = gradient
-    return total
+    return total.item()
 
 
 OWN: dict[str, Callable[[Case], float]] = {

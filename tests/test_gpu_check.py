@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_the_page_takes_no_cpu_and_no_tiny_shapes(tmp_path):
         "parts": {"steps": {"state": DONE, "rows": rows}},
     }
     (tmp_path / JSON).write_text(json.dumps(facts))
-    assert page.take(tmp_path / JSON) == json.dumps(facts)
+    assert page.take(tmp_path / JSON) == facts
     table = page.table(tmp_path / JSON)
     assert table.startswith("Farthest from what was hoped (steps): a step: 9") and "- card: H200" in table
 
@@ -135,6 +136,36 @@ def test_only_wheels_that_are_missing_and_work_are_taken(tmp_path, monkeypatch):
     assert [path.name.split("-")[0] for path in pack.missing()] == ["pydantic_core"]
     here |= {"pandas", "pyarrow"}
     assert [path.name.split("-")[0] for path in pack.missing()] == ["datasets", "pydantic_core"]
+
+
+def test_wheels_are_unpacked_without_pip_and_those_for_another_python_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pack, "PACKED", tmp_path)
+    for name in ("good-1-py3-none-any.whl", "other-1-cp399-cp399-linux_x86_64.whl"):
+        with zipfile.ZipFile(tmp_path / name, "w") as wheel:
+            wheel.writestr(f"{name[:4]}_module.py", "X = 1\n")
+    pack.unpack(tmp_path / "site")
+    said = capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["good_module.py"]
+    assert "From tests/gpu/packed: good." in said and "left out: other. Pack again with --python 3." in said
+
+
+def test_a_second_run_keeps_the_parts_of_the_same_code_and_machine(tmp_path):
+    report = Report(tmp_path)
+    report.open({"machine": {"card": "A"}, "tiny": True})
+    report.begin("losses")
+    report.end("losses", DONE)
+    again = Report(tmp_path)
+    again.open({"machine": {"card": "A"}, "tiny": True})
+    assert list(Report(tmp_path).facts["parts"]) == ["losses"]
+    again.open({"machine": {"card": "B"}, "tiny": True})
+    assert not Report(tmp_path).facts["parts"]
+    runs = [
+        {"machine": {"card": "A"}, "parts": {"losses": 1, "steps": 1}},
+        {"machine": {"card": "A"}, "parts": {"steps": 2}},
+    ]
+    assert page.merged(runs)["parts"] == {"losses": 1, "steps": 2}
+    with pytest.raises(SystemExit, match="different cards"):
+        page.merged([*runs, {"machine": {"card": "B"}, "parts": {}}])
 
 
 def test_a_machine_without_git_says_which_code_it_ran(tmp_path, monkeypatch):

@@ -22,12 +22,13 @@ from primekd.config.arms import CONTROL, default_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.provenance import project_root
-from primekd.foundation.run_log import Job, RunState
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.running import slurm
 from primekd.running.run import describe, explain_failure, forget_lost_stages, job_progress, planned_jobs
+from primekd.running.run_log import Job, RunState
 from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
 from primekd.running.status import stage_states
+from primekd.studies.priming import STUDY
 from primekd.studies.priming import costs as stage_costs
 
 BEHIND = {"assessment/assess.ipynb", "report.done"}
@@ -73,7 +74,7 @@ Error in rule capture:
 
 
 def read(text: str, state: RunState | None = None) -> tuple[RunState, list[str]]:
-    state = state or RunState()
+    state = state or RunState(STUDY.labels)
     return state, [said for line in text.splitlines() if (said := state.read(line))]
 
 

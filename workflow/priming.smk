@@ -53,7 +53,7 @@ rule capture_part:
     threads: HALF
     priority: 2
     shell:
-        "{WITH_TEACHER}{PRIMEKD} capture {wildcards.strategy} --profile {PROFILE:q} --worker {wildcards.worker}/{WORKERS}"
+        "{WITH_TEACHER}{PRIMEKD} capture {wildcards.strategy} --profile {PROFILE:q}"
 
 
 rule capture:

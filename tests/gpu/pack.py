@@ -2,7 +2,7 @@
 
     tests/gpu/pack.py             wheels, the tokenizer and the commit, for Python 3.12
     tests/gpu/pack.py --all       also the large wheels of statistics and report, where the machine has not even those
-    tests/gpu/pack.py missing     there: which of the packed wheels are not installed (run.sh asks this)
+    tests/gpu/pack.py unpack DIR  there: unpacks those that are not installed (run.sh does this)
 
 The machine then needs nothing but the checkout with that folder in it. Wheels are taken without their dependencies, in
 the versions of requirements.txt, so each one that is needed stands in the lists below.
@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -45,14 +46,35 @@ PLATFORMS = ["manylinux1_x86_64", "manylinux2014_x86_64", *(f"manylinux_2_{n}_x8
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", nargs="?", choices=["pack", "missing"], default="pack")
+    parser.add_argument("verb", nargs="?", choices=["pack", "unpack"], default="pack")
+    parser.add_argument("folder", nargs="?", type=Path, help="where to unpack")
     parser.add_argument("--python", default="3.12", help="of the GPU machine (3.12)")
     parser.add_argument("--all", action="store_true", help="also what statistics and report need, about 80 MiB")
     options = parser.parse_args()
-    if options.verb == "missing":
-        print("".join(f"{path}\n" for path in missing()), end="")
+    if options.verb == "unpack":
+        unpack(options.folder)
         return 0
     return pack(options.python, options.all)
+
+
+def unpack(folder: Path) -> None:
+    """Unpacks the missing wheels that fit this Python; a wheel is a zip file of what is imported, pip is not needed."""
+    taken, unfit = [], []
+    for path in missing():
+        if fits(path):
+            zipfile.ZipFile(path).extractall(folder)
+        (taken if fits(path) else unfit).append(path.name.split("-")[0])
+    if taken:
+        print(f"From tests/gpu/packed: {' '.join(taken)}.")
+    if unfit:
+        version = "{}.{}".format(*sys.version_info)
+        print(f"Not for Python {version}, so left out: {' '.join(unfit)}. Pack again with --python {version}.")
+
+
+def fits(wheel: Path) -> bool:
+    """Whether a wheel is for this Python: for any Python 3, or for this very one. All of them are for x86-64."""
+    tag = wheel.stem.split("-")[-3]
+    return bool({"py3", f"py3{sys.version_info[1]}", f"cp3{sys.version_info[1]}"} & set(tag.split(".")))
 
 
 def missing() -> list[Path]:

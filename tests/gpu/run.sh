@@ -14,7 +14,7 @@ fi
 
 export PYTHONPATH="$PWD/src:$PWD:$PWD/tests/gpu${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false
-export TQDM_DISABLE=1 PRIMEKD_ROOT="$PWD"
+export CHECK_BEGAN=$(date +%s) TQDM_DISABLE=1 PRIMEKD_ROOT="$PWD"
 
 if [ "${1:-}" = page ]; then
     shift
@@ -24,11 +24,6 @@ fi
 # Wheels that this Python lacks go into a folder of their own; what is installed is left alone.
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-mapfile -t missing < <("$python" tests/gpu/pack.py missing)
-if [ "${#missing[@]}" -gt 0 ]; then
-    echo "Taking from tests/gpu/packed: $(basename -a "${missing[@]}" | sed 's/-.*//' | paste -sd ' ')"
-    "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir \
-        --target "$site" "${missing[@]}"
-    export PYTHONPATH="$PYTHONPATH:$site"
-fi
+"$python" tests/gpu/pack.py unpack "$site" || echo "The wheels could not be unpacked; going on with what is installed."
+export PYTHONPATH="$PYTHONPATH:$site"
 "$python" -m check "$@"

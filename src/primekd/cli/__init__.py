@@ -1,4 +1,7 @@
-"""The verbs. Nothing but parsing and calls; heavy imports wait until a verb needs them."""
+"""The verbs. Nothing but parsing and calls; heavy imports wait until a verb needs them.
+
+What a verb does is in the package that its function calls.
+"""
 
 from primekd.cli import stages, engines, answers, study, plan, pages  # noqa: F401, I001 - each registers its verbs, in the order of the help
 from primekd.cli.common import app

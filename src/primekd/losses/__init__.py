@@ -1,4 +1,8 @@
-"""The distillation objectives: `plain` from whole logits, `frozen_head` from hidden states in chunks."""
+"""The distillation objectives, one copy of the mathematics: temperature, divergence, and their mix with cross-entropy.
+
+`plain` takes whole logits, `frozen_head` hidden states in chunks, `products` the head products of both. No model and no
+file is read here.
+"""
 
 from primekd.losses.frozen_head import frozen_head_loss, row_losses
 from primekd.losses.plain import (

@@ -25,6 +25,7 @@ from primekd.losses.products import gradient_of, logits_of
 from primekd.models.logits import PLAIN, LogitTransform
 from primekd.signals.rows import DenseRows, HiddenRows, SampledRows, SignalRows, TopKRows
 
+TILE = 128
 CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**26}  # of the logits at a time, in each of up to six float32 buffers
 
 
@@ -110,6 +111,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return (None if gradient is None else gradient * by_loss.to(gradient.dtype), *[None] * 7)
 
 
+def chunk_rows(vocabulary: int, device: str) -> int:
+    """Rows of logits that are taken at a time; many of them are a multiple of a GPU's tile of a product, 128."""
+    rows = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cuda"]) // vocabulary
+    return max(1, rows - rows % TILE if rows > TILE else rows)
+
+
 class _Buffers:
     """Tensors of one chunk, (rows, V), by name; made once, since new pages cost as much as the arithmetic."""
 
@@ -133,7 +140,7 @@ def _in_chunks(
 ) -> Iterator[tuple[slice, Tensor, Tensor, _Buffers]]:  # fmt: skip
     """Some rows after the others: which ones, CE (C,), D (C,), and buffers, (C, V): "slopes" is dL/dlogits, and under a
     soft cap "bend" what it has still to be multiplied by."""
-    size = max(1, min(len(hidden), CHUNK_ELEMENTS.get(hidden.device.type, 2**26) // len(head)))
+    size = max(1, min(len(hidden), chunk_rows(len(head), hidden.device.type)))
     buffers = _Buffers(size, len(head), hidden.device)
     for start in range(0, len(hidden), size):
         rows = slice(start, min(start + size, len(hidden)))

@@ -1,4 +1,7 @@
-"""Models: references, folders, tokenizers, and bringing a model here from the hub."""
+"""Models: references, folders, tokenizers, chat templates, loading, adapters, and bringing a model here from the hub.
+
+What a model says to a question is asked in `teachers` and `assessment`.
+"""
 
 from primekd.models.folders import is_present, model_folder, model_hash
 from primekd.models.loading import load_model

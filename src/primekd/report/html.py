@@ -104,6 +104,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "audit_note": adjudication.audit_note(folder, titles),
         "seeds": seed_table(results),
         "one_seed": ONE_SEED,
+        "students": results.students,
         "responses": responses.response_table(folder),
         "responses_note": responses.NOTE,
         "figures": _figures(results, accuracies),
@@ -119,7 +120,9 @@ def _page(profile: Profile) -> dict[str, Any]:
 
 def _figures(results: Results, accuracies: dict) -> dict[str, str]:
     """Figures as data addresses: inside <img> their ids and styles cannot meet those of the page or of each other."""
-    drawn = {"accuracy": accuracy_forest(results), "loss": loss_curves(results.folder)}
+    drawn = {"accuracy": accuracy_forest(results)}
+    if results.students:
+        drawn["loss"] = loss_curves(results.folder)
     if results.contrasts:
         drawn["contrasts"] = contrast_forest(results)
     if results.with_kl:

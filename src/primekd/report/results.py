@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.config.arms import CONTROL
+from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
@@ -44,6 +44,11 @@ class Results:
     def decided(self) -> bool:
         """Whether a person decided on any answer; if not, adjudicated numbers are the automatic ones."""
         return any(row["adjudicated"] not in ("", "0") for row in self.summary)
+
+    @property
+    def students(self) -> list[str]:
+        """The models that were trained."""
+        return [row["model"] for row in self.summary if row["model"] not in (CONTROL, TEACHER)]
 
     @property
     def fitted(self) -> bool:

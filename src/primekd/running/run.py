@@ -18,8 +18,8 @@ from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import StageState, progress_folder, progress_path, read_state
 from primekd.foundation.provenance import output_root, project_root, relative_name
-from primekd.foundation.run_log import Job, RunState
 from primekd.foundation.stage_code import ask_anew, forget_wishes
+from primekd.running.run_log import Job, RunState
 from primekd.running.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
 from primekd.studies.study import Study, find_study
 
@@ -49,7 +49,7 @@ def run_study(
         forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile, profile_argument, cores, force, cluster)
-        state, start = RunState(), time.monotonic()
+        state, start = RunState(find_study(profile).labels), time.monotonic()
         with open(log, "w", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
             process = subprocess.Popen(
                 command,
@@ -99,7 +99,7 @@ def planned_jobs(
     text = done.stdout + done.stderr
     if done.returncode:
         raise UserError(f"Snakemake cannot plan the run; the end of what it says:\n{text[-1500:]}")
-    state = RunState()
+    state = RunState(find_study(profile).labels)
     for line in text.splitlines():
         state.read(line)
     return [job for job in state.running.values() if job.rule in state.planned]

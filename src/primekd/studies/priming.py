@@ -31,6 +31,9 @@ FORCED = {
 }
 
 
+LABELS = {"teacher": "prepare the teacher", "reference": "capture held-out", "report": "write the report"}
+
+
 def models(profile: Profile) -> list[str]:
     """What is scored, the slow ones last: the control, arms without a teacher, arms with one."""
     arms = arms_of(profile)
@@ -123,6 +126,7 @@ STUDY = Study(
     expected="In `pocket` every student is closer to the unprimed teacher than the control, and no difference in "
     "accuracy can be claimed.",
     rules="priming.smk",
+    labels=LABELS,
     forced=FORCED,
     costs=costs,
     lost=lost,

@@ -24,6 +24,7 @@ class Study:
         question: what it answers, in a sentence.
         expected: the result that its default profile is known to give, so that silent breakage is seen.
         rules: its file in workflow/, included by the Snakefile.
+        labels: what its rules are called, and their progress, where that is not the rule's own name.
         forced: what `--force-stage` names -> the rules that make it.
         costs: (profile, workers a capture, scoring jobs) -> rule -> expected cost of a job; only ratios matter.
         lost: the executed copies whose results are gone or wanted anew, and those of the stages behind them.
@@ -36,6 +37,7 @@ class Study:
     question: str
     expected: str
     rules: str
+    labels: Mapping[str, str]
     forced: Mapping[str, tuple[str, ...]]
     costs: Callable[[Profile, int, int], dict[str, float]]
     lost: Callable[[Profile], list[Path]]

@@ -29,11 +29,11 @@ def main() -> int:
         return run_alone(options)
     out = options.out.resolve()
     report = Report(out)
-    report.facts = {"machine": machine_facts(), "tiny": options.tiny, "parts": {}}
-    report.write()
-    end = time.monotonic() + 60 * options.minutes - SLACK_S
+    # The whole time began with run.sh; a part of an earlier run stays if it was the same code on the same machine.
+    end = float(os.environ.get("CHECK_BEGAN", time.time())) + 60 * options.minutes - SLACK_S
+    report.open({"machine": machine_facts(), "tiny": options.tiny})
     for number, name in enumerate(options.parts, 1):
-        limit = min(PARTS[name].limit_s, end - time.monotonic())
+        limit = min(PARTS[name].limit_s, end - time.time())
         print(f"[{number}/{len(options.parts)}] {name}: {PARTS[name].does} (at most {max(limit, 0):.0f} s)", flush=True)
         run_part(name, limit, out, options.tiny)
     return summary(Report(out))
@@ -51,7 +51,7 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="where gpu.json and gpu.md go (runs/gpu)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="these alone")
-    parser.add_argument("--minutes", type=float, default=9.5, help="for all parts together (9.5)")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for everything together (9.5)")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes")
     parser.add_argument("--alone", choices=PARTS, help=argparse.SUPPRESS)  # what run_part starts
     return parser.parse_args()
@@ -62,7 +62,7 @@ def machine_facts() -> dict:
     code = "import json; from check.machine import facts; print(json.dumps(facts()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        return {"card": "unknown", "why": done.stderr.strip().splitlines()[-1]}
+        return {"card": "unknown", "why": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -107,7 +107,7 @@ def run_alone(options: argparse.Namespace) -> int:
         run(SMALL if options.tiny else FULL, add, report)
     except Exception as error:  # said in the table; the next parts go on
         traceback.print_exc()
-        report.end(name, FAILED, why=f"{type(error).__name__}: {error}"[:300])
+        report.end(name, FAILED, why=f"{type(error).__name__}: {str(error)[-300:]}")
         return 1
     return 0
 

@@ -17,8 +17,10 @@ from primekd.signals import StoredItem
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 
+Ids = list[list[int]]
+WITH_ROWS, SECOND = "generating with hidden rows", "scoring in a second pass, hidden rows"
 KEPT = 0.9  # of the plain rate, hoped with signals
-ROUNDS = 3
+ROUNDS = 2
 STORED = 4  # responses a store: a whole row of logits is large
 
 
@@ -28,36 +30,36 @@ def run(sizes: Sizes, add: Callable[..., None], report: Report) -> None:
             random_folder(Path(folder), sizes.captured), "bfloat16", batch_size=sizes.capture_prompts
         )
         asked = prompts_of(engine.tokenizer, sizes.capture_prompts)
-        responses = rates(engine, asked, Sampling(sizes.capture_tokens), add)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        add(Row("decodes", "the project's own decode loop runs", float(engine.decodes), least=1))
+        sampling = Sampling(sizes.capture_tokens)
+        responses = [response.ids for response in engine.generate(asked, sampling)]
         stores(engine, asked[:STORED], responses[:STORED], Path(folder), add)
+        rates(engine, asked, responses, sampling, add)
 
 
-def rates(
-    engine: TransformersEngine, asked: list[list[int]], sampling: Sampling, add: Callable[..., None]
-) -> list[list[int]]:
-    """Tokens a second, all ways in turn; returns the responses."""
-    responses = [response.ids for response in engine.generate(asked, sampling)]
+def rates(engine: TransformersEngine, asked: Ids, responses: Ids, sampling: Sampling, add: Callable[..., None]) -> None:
+    """Tokens a second, all ways in turn."""
     tokens = sum(map(len, responses))
     calls = {
         "generating": lambda: engine.generate(asked, sampling),
-        "generating with hidden rows": lambda: engine.generate_scored(asked, sampling, "hidden"),
+        WITH_ROWS: lambda: engine.generate_scored(asked, sampling, "hidden"),
+        SECOND: lambda: engine.score(asked, responses, "hidden"),
         "transformers' own generate": lambda: engine._generate_with_library(asked, sampling),
-        "scoring in a second pass, hidden rows": lambda: engine.score(asked, responses, "hidden"),
     }
-    times = alternate(calls, ROUNDS)
+    # Each is warm but for the library, which gets a few tokens to warm up with.
+    times = alternate(calls, ROUNDS, warm_up=[lambda: engine._generate_with_library(asked, Sampling(4)), calls[SECOND]])
     plain = times["generating"]
     for name, seconds in times.items():
         note = f"{tokens} tokens, {len(asked)} side by side, Llama-1B's shape, {engine.vocab_size} words"
         add(Row(name, name, tokens / spread(seconds)["median"], "tokens/s", note=note))
-    kept = spread([a / b for a, b in zip(plain, times["generating with hidden rows"], strict=True)])["median"]
-    second = spread([b / a for a, b in zip(plain, times["scoring in a second pass, hidden rows"], strict=True)])[
-        "median"
-    ]
+    kept = spread([a / b for a, b in zip(plain, times[WITH_ROWS], strict=True)])["median"]
+    second = spread([b / a for a, b in zip(plain, times[SECOND], strict=True)])["median"]
     add(
         Row("kept", "rate with hidden rows, of the plain rate", kept, least=KEPT, hope=True),
         Row("second", "a second pass, of the time of generating", second),
     )
-    return responses
 
 
 def stores(engine: TransformersEngine, asked, responses, folder: Path, add: Callable[..., None]) -> None:

@@ -65,6 +65,9 @@ def compare(
         ),
         ("own", "generated tokens that its own scores put first", same.item(), {"least": share}),
         ("tokens", "ids are the tokenizer's", float(within), {"least": 1}),
+        # Where it is not, the library generates, and what is collected is scored in a second pass.
+        ("decodes", "the project's own decode loop is right for the model", float(engine.decodes), {"least": 1}),
+        ("branches", "several responses behind one prompt are read right", float(engine.branches), {"least": 1}),
     ]
     return [Row(f"{dtype}/{key}", f"{text}, {what}", value, **bound) for key, text, value, bound in found]
 

@@ -37,7 +37,7 @@ class Sizes:
     captured: Shape = field(repr=False)
     arms: tuple[str, ...] = ("base-KD", "ai-KD")  # of the tiny study; the fine-tuned student is in it anyhow
     capture_prompts: int = 32
-    capture_tokens: int = 256
+    capture_tokens: int = 128
 
 
 LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128, False)

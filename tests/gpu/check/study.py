@@ -21,9 +21,11 @@ from safetensors.torch import load_file
 
 from check.findings import Report, Row
 from check.machine import ROOT
-from check.models import QUESTIONS, tokenizer_reference
+from check.models import QUESTIONS, lively_folder, tokenizer_reference
 from check.sizes import Sizes
 
+LEARNED, STEP = 1e-3, 1e-4  # relative; sums in another order give 1e-6 of a step
+CAPTURED = ("base-KD", "ai-KD")  # arms with a teacher
 STATISTICS = ("scipy", "statsmodels", "pandas", "matplotlib", "jinja2")
 STAGES = """
 import sys
@@ -43,17 +45,22 @@ score_some(profile, ["control", *sys.argv[2:], "base-fine-tune"])
 
 
 def run(sizes: Sizes, add: Callable[..., None], report: Report) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
-        profile = write_profile(folder)
-        start = time.monotonic()
+        profile, start = write_profile(folder), time.monotonic()
         here, cpu = (start_study(profile, folder / name, sizes.arms, name == "cpu") for name in ("here", "cpu"))
-        finish(here, "the study on the GPU")
-        add(Row("seconds", "captures, students, answers and held-out fit of ci", time.monotonic() - start, "s"))
-        finish(cpu, "the study on the CPU")
+        try:
+            finish(here, "the study on the GPU")
+            add(Row("seconds", "captures, students, answers and held-out fit of ci", time.monotonic() - start, "s"))
+            finish(cpu, "the study on the CPU")
+        finally:
+            here.kill()
+            cpu.kill()
         add(*(row for arm in (*sizes.arms, "base-fine-tune") for row in students(folder, arm)))
         add(*(answers(folder, model) for model in ("control", *sizes.arms)))
-        add(workers(profile, folder), two_processes(profile, folder), logs(profile, folder))
+        add(two_processes(profile, folder))
+        add(workers(profile, folder))
+        add(logs(profile, folder))
 
 
 def write_profile(folder: Path) -> Path:
@@ -66,7 +73,10 @@ def write_profile(folder: Path) -> Path:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values["data"] = {"source": "jsonl", "train_items": 8, "validation_items": 4, "test_items": 8}
     values["data"] |= {f"{split}_file": str(folder / f"{split}.jsonl") for split in ("train", "test")}
-    values["teacher"]["model"] = values["student"]["model"] = model
+    values["student"]["model"] = model
+    # Another model than the student, so that there is something to learn; each item is a shard, for two to share.
+    values["teacher"]["model"] = lively_folder(folder / "teacher")
+    values["signals"]["items_per_shard"] = 1
     path = folder / "ci.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -88,7 +98,7 @@ def begin(command: list[str], env: dict[str, str]) -> subprocess.Popen:
 def finish(process: subprocess.Popen, what: str) -> None:
     said, _ = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{what} failed: {said[-800:]}")
+        raise RuntimeError(f"{what} failed: {said[-400:]}")
 
 
 def students(folder: Path, arm: str) -> list[Row]:
@@ -97,15 +107,16 @@ def students(folder: Path, arm: str) -> list[Row]:
     for name in ("here", "cpu"):
         student = folder / name / "runs" / "ci" / "students" / arm
         with open(student / "loss_curve.csv") as file:
-            curves.append([float(row["loss"]) for row in csv.DictReader(file) if row["loss"]])
+            curves.append([row for row in csv.DictReader(file) if row["loss"]])
         weights = load_file(student / "adapter" / "adapter_model.safetensors")
-        adapters.append(torch.cat([weights[name].double().flatten() for name in sorted(weights)]))
-    losses = max(abs(a - b) / abs(b) for a, b in zip(*curves, strict=True))
-    weights = ((adapters[0] - adapters[1]).norm() / adapters[1].norm()).item()
-    return [
-        Row(f"{arm}/loss", f"{arm}: largest difference of a step's loss to the CPU's, relative", losses, most=1e-3),
-        Row(f"{arm}/adapter", f"{arm}: difference of the adapter to the CPU's, relative", weights, most=1e-2),
-    ]
+        # B begins at zero, so all of it was learned; A is mostly the random numbers that it began with.
+        adapters.append(torch.cat([weights[n].double().flatten() for n in sorted(weights) if "lora_B" in n]))
+    apart = ((adapters[0] - adapters[1]).norm() / adapters[1].norm()).item()
+    rows = [Row(f"{arm}/adapter", f"{arm}: LoRA's B, relative difference to the CPU's", apart, most=LEARNED)]
+    for term in ("ce", "kd") if arm in CAPTURED else ("ce",):
+        worst = max(abs(float(a[term]) / float(b[term]) - 1) for a, b in zip(*curves, strict=True))
+        rows.append(Row(f"{arm}/{term}", f"{arm}: a step's {term}, largest difference to the CPU's", worst, most=STEP))
+    return rows
 
 
 def answers(folder: Path, model: str) -> Row:
@@ -126,7 +137,9 @@ def workers(profile: Path, folder: Path) -> Row:
         finish(process, "one of two captures at once")
     one, two = (responses(folder / name) for name in ("here", "two"))
     same = sum(one[item] == two.get(item) for item in one) / len(one)
-    return Row("workers", "two captures at once: responses that are one capture's", same, least=1)
+    sessions = len(json.loads((folder / "two/runs/ci/signals/ai-KD/manifest.json").read_text())["sessions"])
+    note = f"{sessions} of the two made some"
+    return Row("workers", "two captures at once: responses that are one capture's", same, least=1, note=note)
 
 
 def responses(output: Path) -> dict[str, list[int]]:
@@ -160,8 +173,8 @@ def logs(profile: Path, folder: Path) -> Row:
         return Row("logs", what, None, note=f"{', '.join(missing)} not installed")
     rest = "import sys; from primekd.config import load_profile; from primekd.studies.assess import assess; "
     rest += "from primekd.capture.run import capture, training_job; from primekd.training.distill import distill; "
-    rest += "from primekd.config.arms import load_arms; from primekd.report.html import write_report; "
-    rest += "p = load_profile(sys.argv[1]); own = load_arms(); "
+    rest += "from primekd.config.arms import arms_of; from primekd.report.html import write_report; "
+    rest += "p = load_profile(sys.argv[1]); own = arms_of(p); "
     rest += "[capture(training_job(p, s)) for s in own if own[s].teacher]; [distill(p, s) for s in own]; "
     rest += "assess(p); write_report(p)"
     finish(begin([sys.executable, "-c", rest, str(profile)], environment(folder / "here")), what)

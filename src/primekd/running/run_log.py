@@ -3,11 +3,11 @@
 import collections
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RULES = ("teacher", "capture_part", "capture", "distill", "reference", "score", "assess", "report")
-RULE_NAMES = {"teacher": "prepare the teacher", "reference": "capture held-out", "report": "write the report"}
+NO_RULES = ("all", "total")  # what else stands in Snakemake's table of jobs
 
 
 @dataclass
@@ -26,8 +26,12 @@ class Job:
 
 @dataclass
 class RunState:
-    """What Snakemake's log says so far. Several jobs may be under way at once, and their lines interleave."""
+    """What Snakemake's log says so far. Several jobs may be under way at once, and their lines interleave.
 
+    `labels`: what a study calls its rules, and the file of their progress, where that is not the rule's own name.
+    """
+
+    labels: Mapping[str, str] = field(default_factory=dict)
     planned: dict[str, int] = field(default_factory=dict)  # rule -> jobs
     finished: collections.Counter = field(default_factory=collections.Counter)
     running: dict[int, Job] = field(default_factory=dict)  # by Snakemake's number
@@ -38,12 +42,12 @@ class RunState:
 
     def read(self, line: str) -> str | None:
         """Takes in one line of the log; returns what there is to say about it, if a job ended."""
-        if found := re.match(rf"({'|'.join(RULES)})\s+(\d+)\s*$", line):
+        if (found := re.match(r"(\w+)\s+(\d+)\s*$", line)) and found[1] not in NO_RULES:
             self.planned.setdefault(found[1], int(found[2]))
         elif found := re.match(r"(Error in )?(?:local)?rule (\w+):", line):
             self._failing = bool(found[1])
-            name = RULE_NAMES.get(found[2], found[2])
-            self._block = Job(found[2], name, time.time(), name if found[2] == "reference" else "")
+            name = self.labels.get(found[2], found[2])
+            self._block = Job(found[2], name, time.time(), name)
         elif self._block and line.startswith("    "):
             return self._read_detail(self._block, line.strip())
         elif found := re.match(r"Job (\d+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)\.", line):
