@@ -10,7 +10,7 @@ from primekd.config.arms import Arm, arms_of, default_arms, get_arm, load_arms, 
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.statistics.families import CHECKS, MAIN, plan_of, planned_contrasts, title_of
-from primekd.tasks.items import load_items
+from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.distill import distill
 
