@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from primekd.foundation.errors import UserError
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.training.batches import ProcessBatches
 from primekd.training.distill import distill, student_inputs
-from primekd.training.launch import _config_file, _reason
+from primekd.training.examples import ProcessBatches
+from primekd.training.processes import _config_file, _reason
 
 TRAIN = {
     "optimizer": "sgd", "learning_rate": 0.5, "epochs": 2, "batch_size": 4, "micro_batch_size": 1,

@@ -1,6 +1,6 @@
-"""The distillation objectives: `plain` from whole logits, `frozen_head` from hidden states in chunks."""
+"""The distillation objectives: `plain` from whole logits, `chunked` from hidden states in chunks."""
 
-from primekd.losses.frozen_head import frozen_head_loss, row_losses
+from primekd.losses.chunked import chunked_loss, row_losses
 from primekd.losses.plain import (
     cross_entropy_sum,
     distillation_loss,
@@ -19,7 +19,7 @@ __all__ = [
     "forward_kl",
     "forward_kl_sampled",
     "forward_kl_topk",
-    "frozen_head_loss",
+    "chunked_loss",
     "jsd",
     "reverse_kl",
     "row_losses",

@@ -5,9 +5,11 @@ can leave half of one.
 """
 
 import json
+import math
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, hash_file, relative_name, sync_folder, write_json
-from primekd.training.finite import require_finite_weights
 
 ADAPTER, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+WATCHED = ("loss", "ce", "kd", "grad_norm", "eval_loss")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -179,3 +182,27 @@ class SafeCheckpoints(Trainer):
         torch.random.set_rng_state(states[_of_process("cpu", process)])
         if torch.cuda.is_available() and _of_process("cuda", process) in states:
             torch.cuda.random.set_rng_state(states[_of_process("cuda", process)])
+
+
+# What stops a training that diverged, before anything of it is kept.
+
+
+def require_finite_step(logs: Mapping[str, float], step: int) -> None:
+    """Raises UserError if a loss or the gradient norm of a step is no finite number."""
+    found = {name: logs[name] for name in WATCHED if name in logs and not math.isfinite(logs[name])}
+    if found:
+        _refuse(f"at step {step} ({', '.join(f'{name} {value}' for name, value in found.items())})")
+
+
+def require_finite_weights(weights: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raises UserError if a trained weight is no finite number."""
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        _refuse(f"by step {step} ({len(broken)} of {len(weights)} weight matrices are not finite, first {broken[0]})")
+
+
+def _refuse(what: str) -> None:
+    raise UserError(
+        f"The training diverged {what}: lower train.learning_rate, clip gradients (train.max_grad_norm) or raise "
+        "loss.temperature. No student is written; the last good checkpoint stays."
+    )

@@ -116,7 +116,7 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     if is_main_process():
         clear(folder, checkpoints, since)
     if profile.launch.processes > 1 and process_count() == 1:
-        from primekd.training.launch import launch
+        from primekd.training.processes import launch
 
         launch(profile, strategy, seed, stage)
         return folder

@@ -12,13 +12,18 @@ from primekd.config import LossConfig, TrainConfig
 from primekd.foundation.progress import Progress
 from primekd.models.attention import choose_attention
 from primekd.signals import SignalReader, SignalRows, concatenate
-from primekd.training.batches import FILLER, ProcessBatches, ProcessLoader
-from primekd.training.checkpoints import SafeCheckpoints
-from primekd.training.examples import IGNORED, Collator, Example, longest_sequence
-from primekd.training.finite import require_finite_step
-from primekd.training.objective import StudentObjective
+from primekd.training.checkpoints import SafeCheckpoints, require_finite_step
+from primekd.training.examples import (
+    FILLER,
+    IGNORED,
+    Collator,
+    Example,
+    ProcessBatches,
+    ProcessLoader,
+    longest_sequence,
+)
+from primekd.training.objective import StudentObjective, may_share_prefix
 from primekd.training.processes import process_count
-from primekd.training.shared_prefix import may_share_prefix
 
 
 class DistillTrainer(SafeCheckpoints):
