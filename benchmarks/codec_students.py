@@ -24,8 +24,8 @@ from primekd.models import load_tokenizer
 from primekd.signals import Codec, SignalReader, concatenate
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.signals.sampled import SampledCodec
-from primekd.training.distill import lora_model
 from primekd.training.examples import Collator, Example
+from primekd.training.students import lora_model
 from primekd.training.trainer import build_trainer
 
 TEMPERATURE = 2.0

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
-from primekd.training.distill import lora_model
 from primekd.training.examples import Example, StudentSequence
 from primekd.training.processes import is_main_process, join_processes, leave_processes
+from primekd.training.students import lora_model
 from primekd.training.trainer import build_trainer
 
 
@@ -47,7 +47,7 @@ def train(case: dict, folder: Path) -> dict:
     if case["fsdp"]:
         trainer.args.use_cpu = False
     trainer.train(resume_from_checkpoint=case["resume"])
-    weights = trainer.adapter_weights()
+    weights = trainer.trained_weights()
     layers = [type(p).__name__ for n, p in trainer.model.named_parameters() if "layers" in n]
     if is_main_process():
         save_file(weights, folder / f"{case['name']}.safetensors")

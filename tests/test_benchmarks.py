@@ -35,7 +35,7 @@ from primekd.models import load_tokenizer  # noqa: E402
 from primekd.planning.shapes import Shape  # noqa: E402
 from primekd.planning.tokens import Lengths  # noqa: E402
 from primekd.teachers import Response  # noqa: E402
-from primekd.training.distill import lora_model  # noqa: E402
+from primekd.training.students import lora_model  # noqa: E402
 from primekd.training.trainer import build_trainer  # noqa: E402
 
 MIB = 2**20

@@ -22,8 +22,9 @@ from primekd.models.chat import StudentSequence, build_prompt, encode_response, 
 from primekd.signals.codecs import HiddenCodec
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.checkpoints import newest_checkpoint
-from primekd.training.distill import distill, lora_model, save_adapter
+from primekd.training.distill import distill
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
+from primekd.training.students import lora_model, save_adapter
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
 
 LORA = LoraSettings(rank=2, alpha=4, target_modules=("q_proj", "v_proj", "down_proj"))
@@ -196,7 +197,7 @@ def test_teacher_rows_are_looked_up_by_item_id_and_not_by_place(new_trainer, exa
     trainer = new_trainer(examples, coded_signals)
     order = [5, 0, 7, 1]
     batch = Collator(tokenizer.pad_token_id)([examples[n] for n in order])
-    rows = trainer._teacher_rows(batch["item_ids"], batch["labels"])
+    rows = trainer._teacher_rows(batch["item_ids"], batch["input_ids"], batch["labels"])
     expected = [float(n) for n in order for _ in split(examples[n])[1]]
     assert rows.hidden[:, 0].tolist() == expected
 
@@ -206,16 +207,16 @@ def test_teacher_rows_follow_their_items_through_every_shuffled_epoch(new_traine
     trained: list[list[str]] = []
     look_up = trainer._teacher_rows
 
-    def recorded(item_ids, labels):
+    def recorded(item_ids, input_ids, labels):
         trainer.signals = coded_signals
-        coded = look_up(item_ids, labels)
+        coded = look_up(item_ids, input_ids, labels)
         trainer.signals = signals
         place = {e.item_id: float(n) for n, e in enumerate(examples)}
         lengths = (labels != IGNORED).sum(-1).tolist()
         wanted = [place[i] for i, length in zip(item_ids, lengths, strict=True) for _ in range(length)]
         assert coded.hidden[:, 0].tolist() == wanted
         trained.append(item_ids)
-        return look_up(item_ids, labels)
+        return look_up(item_ids, input_ids, labels)
 
     trainer._teacher_rows = recorded
     trainer.train()
@@ -628,7 +629,7 @@ def test_a_head_with_an_adapter_is_trained_on_whole_logits(new_trainer, examples
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
     batch = Collator(tokenizer.pad_token_id)(examples[:3])
     inputs = [batch[key] for key in ("input_ids", "attention_mask", "labels")]
-    teacher = trainer._teacher_rows(batch["item_ids"], batch["labels"])
+    teacher = trainer._teacher_rows(batch["item_ids"], batch["input_ids"], batch["labels"])
     value, _ = trainer.model.eval()(*inputs, teacher, 7.0)
     whole = trainer.model.model(input_ids=inputs[0], attention_mask=inputs[1]).logits[:, :-1, : len(tokenizer)]
     targets = inputs[2][:, 1:]
@@ -730,13 +731,13 @@ def test_weights_that_are_not_finite_after_a_good_step_are_not_kept(new_trainer,
 
 def test_a_student_that_diverged_is_not_written(profile, monkeypatch):
     """Without clipping or a checkpoint in between, the last step's weights are looked at all the same."""
-    real = DistillTrainer.adapter_weights
+    real = DistillTrainer.trained_weights
 
     def spoilt(trainer):
         next(iter(trainer._trainable().values())).data.fill_(torch.nan)
         return real(trainer)
 
-    monkeypatch.setattr(DistillTrainer, "adapter_weights", spoilt)
+    monkeypatch.setattr(DistillTrainer, "trained_weights", spoilt)
     with pytest.raises(UserError, match="diverged"):
         distill(profile, "base-fine-tune")
     assert not (profile.student_folder("base-fine-tune") / "manifest.json").exists()

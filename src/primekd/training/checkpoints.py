@@ -24,7 +24,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, hash_file, relative_name, sync_folder, write_json
 
-ADAPTER, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
 WATCHED = ("loss", "ce", "kd", "grad_norm", "eval_loss")
 
 
@@ -88,8 +88,8 @@ class SafeCheckpoints(Trainer):
         unwrapped = self.accelerator.unwrap_model(self.model)
         return {name: p for name, p in unwrapped.named_parameters() if p.requires_grad}
 
-    def adapter_weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights, whole, named as the peft model names them. Every process has to call this."""
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights, whole, named as the student's own model names them. Every process has to call this."""
         return {name.removeprefix("model."): value for name, value in self._whole_weights().items()}
 
     def _whole_weights(self) -> dict[str, torch.Tensor]:
@@ -130,9 +130,9 @@ class SafeCheckpoints(Trainer):
         return self._whole_weights(), optimizer | {"state": states}, every
 
     def _write_checkpoint(
-        self, folder: Path, adapter: dict[str, torch.Tensor], optimizer: dict[str, Any], states: dict[str, torch.Tensor]
+        self, folder: Path, weights: dict[str, torch.Tensor], optimizer: dict[str, Any], states: dict[str, torch.Tensor]
     ) -> None:
-        save_file(adapter, folder / ADAPTER)
+        save_file(weights, folder / WEIGHTS)
         tensors, rest = _split_optimizer(optimizer)
         save_file(tensors, folder / OPTIMIZER)
         numpy_state = np.random.get_state()
@@ -145,14 +145,14 @@ class SafeCheckpoints(Trainer):
             "numpy_rest": numpy_state[2:],
         }
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        own["files"] = {name: hash_file(folder / name) for name in (ADAPTER, OPTIMIZER, RANDOM, TRAINER_STATE_NAME)}
+        own["files"] = {name: hash_file(folder / name) for name in (WEIGHTS, OPTIMIZER, RANDOM, TRAINER_STATE_NAME)}
         write_json(folder / STATE, own)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / ADAPTER)
+        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         own = self._trainable()
         if saved.keys() != own.keys():
-            raise ValueError(f"{resume_from_checkpoint} is of another adapter")
+            raise ValueError(f"{resume_from_checkpoint} is of another student")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(_like(saved[name], parameter))

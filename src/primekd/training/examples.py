@@ -1,4 +1,5 @@
-"""Training examples and the collator: prompt + response, labels on the response alone."""
+"""Training examples, and the micro-batches that they are dealt out in: every step sees the same sequences, however many
+processes there are."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
-from primekd.signals import SignalReader
+from primekd.signals import Asked, SignalReader
 from primekd.tasks.items import Item
 
 IGNORED = -100
@@ -52,6 +53,29 @@ def teacher_examples(tokenizer, items: Sequence[Item], reader: SignalReader, gol
         Example(item.id, join(build_prompt(tokenizer, item.question), reader.item(item.id).response_ids), solution)
         for item, solution in zip(items, solutions, strict=True)
     ]
+
+
+def block_example(name: str, ids: Sequence[int]) -> Example:
+    """A block of text whose every token is a label, but for the first one, which nothing predicts."""
+    return Example(name, join(list(ids[:1]), list(ids[1:])))
+
+
+def asked_of(item_ids: Sequence[str], input_ids: Tensor, labels: Tensor) -> list[Asked]:
+    """What a signal source is asked about the first sequences of a micro-batch, (B, S) both: those that have labels.
+
+    Raises:
+        ValueError: the labels of a sequence do not stand together, or its first token is one.
+    """
+    asked = []
+    for item_id, ids, own in zip(item_ids, input_ids.tolist(), labels.tolist(), strict=False):  # gold solutions follow
+        places = [place for place, label in enumerate(own) if label != IGNORED]
+        if not places:
+            continue
+        first, end = places[0], places[-1] + 1
+        if first == 0 or end - first != len(places):
+            raise ValueError(f"the labels of {item_id!r} are no response behind a prompt")
+        asked.append(Asked(item_id, ids[:first], own[first:end]))
+    return asked
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import inspect
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -23,10 +24,11 @@ class StudentObjective(nn.Module):
     and padding rows are dropped before the head product, which is the largest one of a small model.
 
     Args:
-        model: a peft model over a frozen base. Adapters stay in float32; over a bfloat16 base their products run in
-            bfloat16 (autocast), a third faster on a CPU.
+        model: a peft model over a frozen base, or one all of whose weights are trained. Trained weights stay in
+            float32; over a bfloat16 base their products run in bfloat16 (autocast), a third faster on a CPU.
         vocab_size: V, the tokenizer's size; the head's further columns are padding.
         share_prefix: read what all rows begin with once; see may_share_prefix.
+        dtype: what products run in; None for what the base's weights are in.
 
     Attributes:
         transform: what the architecture does to its logits behind the head.
@@ -35,7 +37,10 @@ class StudentObjective(nn.Module):
         UserError: that is neither a scale nor a soft cap, so no loss here would be of the model's own logits.
     """
 
-    def __init__(self, model: nn.Module, loss: LossConfig, vocab_size: int, share_prefix: bool = False):
+    def __init__(
+        self, model: nn.Module, loss: LossConfig, vocab_size: int, share_prefix: bool = False,
+        dtype: str | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.share_prefix = share_prefix
         self.model, self.loss, self.vocab_size = model, loss, vocab_size
@@ -44,7 +49,9 @@ class StudentObjective(nn.Module):
         self._no_split_modules = sorted(base._no_split_modules or ())  # FSDP shards layer by layer
         # Kept out of the module's children: they are already part of `model`.
         self._parts = (base.get_decoder(), base.get_output_embeddings())
-        self._bfloat16 = base.get_input_embeddings().weight.dtype == torch.bfloat16
+        own = base.get_input_embeddings().weight.dtype
+        self._bfloat16 = (own if dtype is None else getattr(torch, dtype)) == torch.bfloat16
+        self._rounds = self._bfloat16 and own == torch.float32  # hidden states, as a model in bfloat16 does
         with self._precision(base.get_input_embeddings().weight):
             self.transform = require_transform(find_transform(base, vocab_size), type(base).__name__)
 
@@ -63,15 +70,17 @@ class StudentObjective(nn.Module):
                     input_ids=input_ids, attention_mask=attention_mask, use_cache=False
                 ).last_hidden_state  # (B, S - 1, D)
         kept, targets = kept[:, first:], targets[:, first:]
-        return hidden[:, : kept.shape[1]][kept], targets[kept]
+        hidden = hidden[:, : kept.shape[1]][kept]
+        return hidden.bfloat16() if self._rounds else hidden, targets[kept]
 
     def _precision(self, inputs: Tensor) -> torch.autocast:
         return torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def head(self) -> tuple[Tensor, Tensor | None]:
-        """The output head (V, D) and its bias (V,) or None, padded columns cut."""
+        """The output head (V, D), in the precision of products, and its bias (V,) or None, padded columns cut."""
         output = self._parts[1]
-        return output.weight[: self.vocab_size], None if output.bias is None else output.bias[: self.vocab_size]
+        weight = output.weight.bfloat16() if self._bfloat16 else output.weight
+        return weight[: self.vocab_size], None if output.bias is None else output.bias[: self.vocab_size]
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, teacher: SignalRows | None = None,
@@ -95,9 +104,9 @@ class StudentObjective(nn.Module):
     def _loss_of(
         self, hidden: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """In chunks where the head is frozen; where it is trained, from whole logits."""
+        """In chunks; from whole logits where the head has an adapter."""
         output = self._parts[1]
-        if any(parameter.requires_grad for parameter in output.parameters()):  # it has an adapter, or is trained itself
+        if isinstance(output, BaseTunerLayer):
             with self._precision(hidden):
                 logits = self.transform.apply(output(hidden)[:, : self.vocab_size])  # (N, V)
             return distillation_loss(logits, targets, teacher, loss, tokens)
@@ -106,7 +115,7 @@ class StudentObjective(nn.Module):
 
 # What all rows of a micro-batch begin with is read once instead of once a row. A prompt starts with the chat template's
 # own words, and a causal model's states there do not depend on what follows. So they are computed for one row, and the
-# others attend to the same keys and values, which stay in the autograd graph: loss and gradients are those of whole rows.
+# others attend to the same keys and values, which stay in the autograd graph: loss and gradients are of whole rows.
 
 
 def may_share_prefix(model: nn.Module, longest: int) -> bool:

@@ -20,9 +20,9 @@ from check.findings import Report, Row
 from check.sizes import Shape, Sizes, llama
 from primekd.config import LossConfig, load_profile
 from primekd.signals import SignalRows
-from primekd.training.distill import with_adapter
 from primekd.training.examples import IGNORED
 from primekd.training.objective import StudentObjective
+from primekd.training.students import with_adapter
 
 TEMPERATURE = 5.94
 LOSS = LossConfig(divergence="forward_kl", temperature=TEMPERATURE, alpha=0.5)
