@@ -17,9 +17,6 @@ class LoraSettings(Section):
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
-SCRATCH = ("from_scratch", "tokenizer")
-
-
 class Architecture(Section):
     """A decoder without weights, in the words of transformers' configurations; what is not said is the architecture's.
 
@@ -56,7 +53,7 @@ class StudentConfig(Speaker):
     @model_validator(mode="after")
     def one_kind(self) -> "StudentConfig":
         pretrained = {"model": self.model, "lora": self.lora}
-        own = {name: getattr(self, name) for name in SCRATCH}
+        own = {"from_scratch": self.from_scratch, "tokenizer": self.tokenizer}
         wanted, other = (own, pretrained) if self.from_scratch else (pretrained, own)
         if missing := [name for name, value in wanted.items() if value is None]:
             raise ValueError(f"needs {missing[0]}: a student has model and lora, or from_scratch and tokenizer")
@@ -72,9 +69,9 @@ class StudentConfig(Speaker):
 
     @model_serializer(mode="wrap")
     def without_other_kind(self, handler: Any) -> dict[str, Any]:
-        """Without the keys of students from scratch where there is none: older identities stay what they were."""
-        values = handler(self)
-        return values if self.from_scratch else {k: v for k, v in values.items() if k not in SCRATCH}
+        """Keys of the other kind are left out: identities from before there were two stay what they were."""
+        kinds = ("model", "lora", "from_scratch", "tokenizer")
+        return {key: value for key, value in handler(self).items() if value is not None or key not in kinds}
 
 
 class TrainConfig(Section):

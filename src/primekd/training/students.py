@@ -38,26 +38,25 @@ def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBas
     Raises:
         UserError: transformers does not know the architecture, it does not know a setting, or sizes do not fit.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, set_seed
 
     given = architecture.model_dump(exclude_none=True)
-    kind, ends = (
-        given.pop("model_type"),
-        {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
-    )
+    kind, bos, eos = given.pop("model_type"), tokenizer.bos_token_id, tokenizer.eos_token_id
     try:
         config = AutoConfig.for_model(
-            kind, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ends, **given
-        )
+            kind, vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id,
+            **given,
+        )  # fmt: skip
         known = {*type(config)().to_dict(), *config.attribute_map}
         if unknown := sorted(given.keys() - known):
             raise ValueError(f"it has no {unknown[0]}")
         set_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError, RuntimeError, ZeroDivisionError) as error:
+    except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"student.from_scratch cannot be made as a {kind} ({reason}): mend the profile.") from error
-    model.generation_config = GenerationConfig(**ends)
+    model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=sorted({eos, *tokenizer.stop_ids}))
     return model.float().to(best_device())
 
 
