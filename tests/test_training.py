@@ -440,7 +440,7 @@ def test_a_full_disk_during_a_checkpoint_is_one_sentence_and_the_older_one_stays
 def test_a_checkpoint_of_another_adapter_is_refused(new_trainer, examples, signals, tmp_path):
     new_trainer(examples, signals, SGD.model_copy(update=EIGHT_STEPS)).train()
     other = new_trainer(examples, signals, SGD, lora=LORA.model_copy(update={"target_modules": ("o_proj",)}))
-    with pytest.raises(ValueError, match="another adapter"):
+    with pytest.raises(ValueError, match="another student"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-8"))
 
 
@@ -546,8 +546,7 @@ def test_a_student_of_another_configuration_is_set_aside_and_an_altered_one_is_n
 
 
 def test_a_training_that_other_code_goes_on_with_says_so(profile, edited, capsys, monkeypatch):
-    from primekd.training import checkpoints
-    from primekd.training import distill as stage
+    from primekd.training import checkpoints, students
 
     class Killed(Exception):
         pass
@@ -556,7 +555,7 @@ def test_a_training_that_other_code_goes_on_with_says_so(profile, edited, capsys
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "save_adapter", kill)
+        patch.setattr(students, "save_student", kill)
         with pytest.raises(Killed):
             distill(profile, "base-fine-tune")
     assert checkpoints.newest_checkpoint(next((profile.runs / "checkpoints").iterdir()))
