@@ -11,12 +11,12 @@ from primekd.config import Architecture, LossConfig, StudentConfig, TrainConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.models import load_model, load_tokenizer
+from primekd.models.students import new_student, save_student, scratch_model
 from primekd.signals import LiveSource
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.checkpoints import newest_checkpoint
 from primekd.training.distill import distill, student_inputs
 from primekd.training.examples import IGNORED, Collator, block_example
-from primekd.training.students import new_student, save_student, scratch_model
 from primekd.training.trainer import build_trainer
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -9,12 +9,12 @@ from primekd.config import LossConfig, TrainConfig
 from primekd.foundation.errors import UserError
 from primekd.models.chat import build_prompt, encode_response, join
 from primekd.models.logits import LogitTransform
+from primekd.models.students import lora_model
 from primekd.signals import Asked, DenseRows, HiddenRows, LiveSource, TopKRows
 from primekd.signals.codecs import FullCodec, HiddenCodec, TopKCodec, require_served
 from primekd.teachers.protocol import TopLogprobs
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.examples import IGNORED, Collator, Example, asked_of, block_example, gold_examples
-from primekd.training.students import lora_model
 from primekd.training.trainer import build_trainer
 
 TRAIN = TrainConfig(optimizer="sgd", learning_rate=0.5, epochs=3, batch_size=4, micro_batch_size=2)

@@ -10,6 +10,7 @@ from primekd.config.strategies import load_strategies
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, write_json, write_manifest
 from primekd.models import load_model, parse_reference, require_local
+from primekd.models.students import lora_model, save_adapter
 from primekd.training.prepare_teacher import (
     LINEAR_LAYERS,
     build_teacher,
@@ -18,7 +19,6 @@ from primekd.training.prepare_teacher import (
     primed_examples,
     write_merged_gguf,
 )
-from primekd.training.students import lora_model, save_adapter
 
 BLOCK = 3
 

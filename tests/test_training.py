@@ -19,12 +19,12 @@ from primekd.losses.products import logits_of
 from primekd.models import load_model
 from primekd.models.attention import choose_attention, chosen_attention
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
+from primekd.models.students import lora_model, save_adapter
 from primekd.signals.codecs import HiddenCodec
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.checkpoints import newest_checkpoint
 from primekd.training.distill import distill
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
-from primekd.training.students import lora_model, save_adapter
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
 
 LORA = LoraSettings(rank=2, alpha=4, target_modules=("q_proj", "v_proj", "down_proj"))
@@ -546,7 +546,8 @@ def test_a_student_of_another_configuration_is_set_aside_and_an_altered_one_is_n
 
 
 def test_a_training_that_other_code_goes_on_with_says_so(profile, edited, capsys, monkeypatch):
-    from primekd.training import checkpoints, students
+    from primekd.models import students
+    from primekd.training import checkpoints
 
     class Killed(Exception):
         pass
@@ -752,3 +753,15 @@ def test_clipping_can_be_off(new_trainer, examples, signals):
     assert min(column(free, "grad_norm")) > 0.01
     move = [sum(float(w.norm()) for n, w in adapter_of(t).items() if "lora_B" in n) for t in (clipped, free)]
     assert move[1] > 2 * move[0]
+
+
+def test_the_path_of_a_step_names_six_places_that_are_there():
+    """Six at most, as a reader is promised; a store or a live teacher is one of them."""
+    import re
+
+    import primekd
+    from primekd import training
+
+    steps = [re.findall(r"`(\w+/\w+\.py)`", step) for step in re.findall(r"^\d\. .*", training.__doc__, re.MULTILINE)]
+    assert 1 <= len(steps) <= 6 and all(steps)
+    assert all((Path(primekd.__file__).parent / name).is_file() for step in steps for name in step)

@@ -9,6 +9,7 @@ A step passes through six files, in this order:
 5. `losses/chunked.py` makes loss and gradient of both, some rows at a time;
 6. `losses/products.py` multiplies by the output head without rounding.
 
-Around it: `students.py` makes and saves what is trained, `checkpoints.py` and `processes.py` resume and share out the
-work, `distill.py` is the stage. The formulas to read first are in `losses/plain.py`.
+Rows travel as the dataclasses of `signals/rows.py`. Around a step: `checkpoints.py` and `processes.py` resume and share
+out the work, `distill.py` is the stage, and what is trained is made and saved by `models/students.py`. The formulas to
+read first are in `losses/plain.py`.
 """

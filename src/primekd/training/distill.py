@@ -160,8 +160,8 @@ def train_student(
         checkpoints: where to resume from and write to; removed once the student is saved.
         code: what trains it (stage_code).
     """
+    from primekd.models.students import new_student, save_student
     from primekd.training.checkpoints import newest_checkpoint
-    from primekd.training.students import new_student, save_student
     from primekd.training.trainer import build_trainer, steps_in_all
 
     start = now()

@@ -19,10 +19,10 @@ from check.ceilings import release
 from check.findings import Report, Row
 from check.sizes import Shape, Sizes, llama
 from primekd.config import LossConfig, load_profile
+from primekd.models.students import with_adapter
 from primekd.signals import SignalRows
 from primekd.training.examples import IGNORED
 from primekd.training.objective import StudentObjective
-from primekd.training.students import with_adapter
 
 TEMPERATURE = 5.94
 LOSS = LossConfig(divergence="forward_kl", temperature=TEMPERATURE, alpha=0.5)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from primekd.config import Architecture, LoraSettings, StudentConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, sync_folder
-from primekd.models import load_model, load_tokenizer
-from primekd.models.loading import best_device
+from primekd.models.loading import best_device, load_model
+from primekd.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
