@@ -7,10 +7,11 @@ from safetensors.torch import load_file
 from test_training import column, split
 from transformers import AutoModelForCausalLM
 
+from primekd.capture.run import capture, training_job
 from primekd.config import Architecture, LossConfig, StudentConfig, TrainConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
-from primekd.models import load_model, load_tokenizer
+from primekd.models import load_model, load_tokenizer, parse_reference
 from primekd.models.students import new_student, save_student, scratch_model
 from primekd.signals import LiveSource
 from primekd.teachers.transformers_engine import TransformersEngine
@@ -210,17 +211,20 @@ def test_seeds_draw_the_weights(tokenizer):
     assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
 
 
-def test_a_stage_trains_a_student_from_scratch(output):
+@pytest.mark.parametrize("strategy", ["base-KD", "base-fine-tune"])
+def test_a_stage_trains_a_student_from_scratch(strategy, output):
     student = {"model": None, "lora": None, "from_scratch": LLAMA.model_dump(exclude_none=True), "tokenizer": POCKET}
     profile = small_profile(output, student=student)
     assert profile.student.lora is None
-    folder = distill(profile, "base-fine-tune")
+    if strategy == "base-KD":
+        capture(training_job(profile, strategy))
+    folder = distill(profile, strategy)
     manifest = read_json(folder / "manifest.json")
     assert manifest["kind"] == "model" and {"model/model.safetensors", "loss_curve.csv"} <= manifest["outputs"].keys()
     assert manifest["inputs"]["student"]["from_scratch"]["hidden_size"] == 16
     assert load_model(f"path:{folder / 'model'}", "float32").num_parameters() > 10_000
     time = (folder / "manifest.json").stat().st_mtime_ns
-    distill(profile, "base-fine-tune")
+    distill(profile, strategy)
     assert (folder / "manifest.json").stat().st_mtime_ns == time  # its inputs are unchanged
 
 
@@ -242,6 +246,11 @@ def test_a_student_is_of_one_kind():
     ):
         with pytest.raises(ValueError, match=said):
             StudentConfig(**values)
+
+
+def test_what_is_for_pretrained_students_says_so():
+    with pytest.raises(UserError, match="student.from_scratch has none"):
+        parse_reference(STUDENT.model)
 
 
 def test_a_profile_of_a_pretrained_student_says_nothing_of_the_other_kind(ci):
