@@ -21,10 +21,10 @@ from benchmarks.timing import Clock
 from primekd.config import LossConfig, Profile, load_profile
 from primekd.losses import forward_kl
 from primekd.models import load_tokenizer
+from primekd.models.students import lora_model
 from primekd.signals import Codec, SignalReader, concatenate
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.signals.sampled import SampledCodec
-from primekd.training.distill import lora_model
 from primekd.training.examples import Collator, Example
 from primekd.training.trainer import build_trainer
 

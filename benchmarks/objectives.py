@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.stored_signals import codec_at
 from primekd.config import LossConfig
 from primekd.losses import distillation_loss
-from primekd.losses.frozen_head import chunk_rows
+from primekd.losses.chunked import chunk_rows
 from primekd.losses.products import logits_of
 from primekd.signals import HiddenRows, SignalRows, StoredItem, TopKRows, concatenate
 from primekd.signals.rows import DenseRows, SampledRows
@@ -97,9 +97,9 @@ def rows_of(signal: str, states: Tensor, head: Tensor, temperature: float) -> Si
 
 def run_chunked(case: Case) -> float:
     """This project's loss with a frozen head."""
-    from primekd.losses.frozen_head import frozen_head_loss
+    from primekd.losses.chunked import chunked_loss
 
-    loss, _ = frozen_head_loss(case.hidden, case.head, None, case.targets, case.rows, case.loss, len(case.targets))
+    loss, _ = chunked_loss(case.hidden, case.head, None, case.targets, case.rows, case.loss, len(case.targets))
     return backward(case, loss)
 
 

@@ -16,10 +16,9 @@ from benchmarks.stored_signals import examples_of, write_stores
 from benchmarks.timing import alternate, shown, summary
 from primekd.config import Profile, load_profile
 from primekd.models import load_model, load_tokenizer
+from primekd.models.students import lora_model
 from primekd.signals import SignalReader
-from primekd.training.batches import ProcessBatches
-from primekd.training.distill import lora_model
-from primekd.training.examples import IGNORED, Collator
+from primekd.training.examples import IGNORED, Collator, ProcessBatches
 from primekd.training.trainer import build_trainer
 
 CODECS = ("hidden", "topk", "sampled")

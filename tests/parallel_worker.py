@@ -18,10 +18,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
-from primekd.config import LoraSettings, LossConfig, TrainConfig
+from primekd.config import Architecture, LoraSettings, LossConfig, TrainConfig
 from primekd.models import load_tokenizer
+from primekd.models.students import lora_model, scratch_model
 from primekd.signals import SignalReader
-from primekd.training.distill import lora_model
 from primekd.training.examples import Example, StudentSequence
 from primekd.training.processes import is_main_process, join_processes, leave_processes
 from primekd.training.trainer import build_trainer
@@ -37,7 +37,10 @@ def train(case: dict, folder: Path) -> dict:
     """One training; returns its history. The main process keeps its weights under the case's name."""
     if case["fsdp"]:
         use_fsdp()
-    model = lora_model(case["model"], case["dtype"], LoraSettings(**case["lora"]), seed=0)
+    if case["scratch"]:
+        model = scratch_model(Architecture(**case["scratch"]), load_tokenizer(case["model"]), seed=0)
+    else:
+        model = lora_model(case["model"], case["dtype"], LoraSettings(**case["lora"]), seed=0)
     examples = [Example(name, StudentSequence(ids, mask)) for name, ids, mask in case["examples"]]
     signals = SignalReader(Path(case["signals"])) if case["signals"] else None
     trainer = build_trainer(
@@ -47,7 +50,7 @@ def train(case: dict, folder: Path) -> dict:
     if case["fsdp"]:
         trainer.args.use_cpu = False
     trainer.train(resume_from_checkpoint=case["resume"])
-    weights = trainer.adapter_weights()
+    weights = trainer.trained_weights()
     layers = [type(p).__name__ for n, p in trainer.model.named_parameters() if "layers" in n]
     if is_main_process():
         save_file(weights, folder / f"{case['name']}.safetensors")

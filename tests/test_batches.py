@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from primekd.training.batches import ProcessBatches, group_by_length
+from primekd.training.examples import ProcessBatches, group_by_length
 
 STEP = 4
 

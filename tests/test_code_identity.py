@@ -125,7 +125,7 @@ def test_imports_in_a_circle_end(package):
 
 
 USES = {
-    "losses/frozen_head": ({"distill", "held-out", "train-teacher"}, {"capture", "answers", "grading", "assess"}),
+    "losses/chunked": ({"distill", "held-out", "train-teacher"}, {"capture", "answers", "grading", "assess"}),
     "models/chat": ({"capture", "distill", "answers", "held-out"}, {"grading"}),
     "training/trainer": ({"distill", "train-teacher"}, {"capture", "answers", "held-out", "grading"}),
     "teachers/transformers_engine": ({"capture", "answers", "held-out"}, {"distill", "grading"}),

@@ -48,16 +48,16 @@ def test_what_is_cut_off_leaves_what_it_has(tmp_path):
 
 
 def test_a_loss_without_its_square_of_the_temperature_is_found(monkeypatch):
-    from primekd.losses import frozen_head
+    from primekd.losses import chunked
 
-    right, rows = frozen_head.frozen_head_loss, []
+    right, rows = chunked.chunked_loss, []
 
     def wrong(hidden, head, bias, targets, teacher, loss, tokens):
         _, parts = right(hidden, head, bias, targets, teacher, loss, tokens)
         alone = right(hidden, head, bias, targets, teacher, loss.model_copy(update={"alpha": 0.0}), tokens)[0]
         return loss.alpha * parts["ce"] + (1 - loss.alpha) * alone / loss.temperature**2, parts
 
-    monkeypatch.setattr(frozen_head, "frozen_head_loss", wrong)
+    monkeypatch.setattr(chunked, "chunked_loss", wrong)
     exactness.run(SMALL, lambda *found: rows.extend(found), None)
     frozen = [row for row in rows if row.key.startswith("frozen head")]
     assert frozen and not any(row.holds for row in frozen)

@@ -44,7 +44,7 @@ def test_a_teacher_without_room_names_its_batch_size_and_is_closed(method, outpu
 
 @pytest.mark.parametrize(("quantization", "more"), [(None, ", or set student.quantization: nf4,"), ("nf4", "")])
 def test_a_training_without_room_names_micro_batches(quantization, more, output, monkeypatch):
-    monkeypatch.setattr(distilling, "train_adapter", out_of_memory)
+    monkeypatch.setattr(distilling, "train_student", out_of_memory)
     profile = small_profile(output, student={"quantization": quantization})
     with pytest.raises(UserError, match=f"lower train.micro_batch_size{more} in the profile"):
         distill(profile, "base-fine-tune")

@@ -21,15 +21,18 @@ from safetensors.torch import load_file
 from primekd.foundation.errors import UserError
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.training.batches import ProcessBatches
 from primekd.training.distill import distill, student_inputs
-from primekd.training.launch import _config_file, _reason
+from primekd.training.examples import ProcessBatches
+from primekd.training.processes import _config_file, _reason
 
 TRAIN = {
     "optimizer": "sgd", "learning_rate": 0.5, "epochs": 2, "batch_size": 4, "micro_batch_size": 1,
     "evaluations_per_epoch": 1, "checkpoints_per_epoch": 2,
 }  # fmt: skip
 LORA = {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+SCRATCH = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
 LOSS = {"temperature": 2.0, "alpha": 0.3}
 COLUMNS = ("loss", "ce", "kd", "grad_norm", "learning_rate", "eval_loss")
 
@@ -77,19 +80,23 @@ def cases(tmp_path_factory, lively, tokenizer) -> dict[str, dict]:
     logits = [h.float() @ head.float().T for h in taught]
     make_store(folder / "topk", TopKCodec(8, 2.0), [list(zip(names, logits, strict=True))])
 
-    def case(name, signals="hidden", fsdp=False, resume=None, dtype="float32", lora=None, **train):
+    def case(name, signals="hidden", fsdp=False, resume=None, dtype="float32", lora=None, scratch=None, **train):
         return {
             "name": name, "model": lively, "dtype": dtype, "lora": LORA | (lora or {}), "loss": LOSS, "fsdp": fsdp,
+            "scratch": scratch,
             "train": TRAIN | train, "resume": resume and str(folder / resume), "signals": str(folder / signals),
             "examples": [(e.item_id, e.sequence.input_ids, e.sequence.response_mask) for e in examples],
         }  # fmt: skip
 
     alone = [
         case("one-hidden"), case("one-topk", "topk", micro_batch_size=2), case("one-bfloat16", dtype="bfloat16"),
+        case("one-scratch", scratch=SCRATCH),
     ]  # fmt: skip
     several = [
         case("two-hidden"),
         case("two-topk", "topk", micro_batch_size=2),
+        case("two-scratch", scratch=SCRATCH),
+        case("fsdp-scratch", scratch=SCRATCH, fsdp=True),
         case("two-from-one", resume="one-hidden/checkpoint-5"),
         case("dropout", lora={"dropout": 0.3}),
         case("dropout-resumed", lora={"dropout": 0.3}, resume="dropout/checkpoint-5"),
@@ -144,11 +151,13 @@ def assert_same(one: dict, other: dict, rtol: float) -> None:
     ("one-topk", "two-topk", 1e-4),
     ("one-hidden", "fsdp-hidden", 1e-4),
     ("one-bfloat16", "fsdp-bfloat16", 2e-2),
+    ("one-scratch", "two-scratch", 1e-4),
+    ("one-scratch", "fsdp-scratch", 3e-4),  # the gradient's norm is a sum of 786,432 squares in float32
     ("one-hidden", "two-from-one", 1e-4),
     ("one-hidden", "one-from-two", 1e-4),
     ("one-hidden", "fsdp-from-one", 1e-4),
 ])  # fmt: skip
-def test_two_processes_have_the_loss_curve_and_the_adapter_of_one(trained, one, other, rtol):
+def test_two_processes_have_the_loss_curve_and_the_weights_of_one(trained, one, other, rtol):
     assert_same(trained[one], trained[other], rtol)
 
 

@@ -10,7 +10,7 @@ from primekd.config.arms import default_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, write_json, write_manifest
 from primekd.models import load_model, parse_reference, require_local
-from primekd.training.distill import lora_model, save_adapter
+from primekd.models.students import lora_model, save_adapter
 from primekd.training.prepare_teacher import (
     LINEAR_LAYERS,
     build_teacher,

@@ -12,9 +12,10 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_json, write_manifest
 from primekd.models import load_model
 from primekd.models.adapters import require_same_base
+from primekd.models.students import lora_model
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.training.distill import distill, lora_model, student_inputs
+from primekd.training.distill import distill, student_inputs
 from primekd.training.examples import gold_examples
 from primekd.training.trainer import build_trainer
 
@@ -133,7 +134,7 @@ def test_a_4_bit_base_is_not_sharded(lively, monkeypatch):
 
 @pytest.fixture
 def adapter(lively, tmp_path):
-    from primekd.training.distill import save_adapter
+    from primekd.models.students import save_adapter
 
     save_adapter(lora_model(lively, "float32", ALL, 0), tmp_path / "student", lively)
     return tmp_path / "student" / "adapter"
@@ -154,7 +155,7 @@ def test_an_adapter_trained_over_other_weights_of_the_same_name_is_refused(adapt
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path, lively, tokenizer):
-    from primekd.training.distill import save_adapter
+    from primekd.models.students import save_adapter
 
     student = lora_model(lively, "float32", ALL, 0)
     weights = {n: torch.zeros(*p.shape[:-1], p.shape[-1] + 1) for n, p in student.named_parameters() if "lora_" in n}

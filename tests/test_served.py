@@ -20,9 +20,9 @@ from primekd.foundation.provenance import read_json
 from primekd.models.attention import choose_attention
 from primekd.models.chat import build_prompt, encode_response
 from primekd.models.served import MergeError, load_merged, measure_merge
+from primekd.models.students import lora_model, save_adapter
 from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.training.distill import lora_model, save_adapter
 from primekd.training.examples import IGNORED
 from primekd.training.objective import StudentObjective
 

@@ -6,9 +6,9 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Mi
 
 from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
-from primekd.training.distill import lora_model
+from primekd.models.students import lora_model
 from primekd.training.examples import IGNORED, Collator, Example, longest_sequence
-from primekd.training.shared_prefix import SHORTEST_PREFIX, may_share_prefix, prefix_length
+from primekd.training.objective import SHORTEST_PREFIX, may_share_prefix, prefix_length
 from primekd.training.trainer import build_trainer
 
 LORA = LoraSettings(rank=4, alpha=8, target_modules="all-linear")

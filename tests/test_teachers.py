@@ -175,7 +175,7 @@ def test_sampling_draws_from_the_whole_distribution_at_its_temperature(engine, m
 
 def test_an_adapter_is_merged_into_the_model_that_is_served(engine, lively, prompts, responses, tmp_path):
     from primekd.config import LoraSettings
-    from primekd.training.distill import lora_model, save_adapter
+    from primekd.models.students import lora_model, save_adapter
 
     student = lora_model(lively, "float32", LoraSettings(rank=2, alpha=4), seed=0)
     with torch.no_grad():

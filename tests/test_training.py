@@ -19,10 +19,11 @@ from primekd.losses.products import logits_of
 from primekd.models import load_model
 from primekd.models.attention import choose_attention, chosen_attention
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
+from primekd.models.students import lora_model, save_adapter
 from primekd.signals.codecs import HiddenCodec
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.checkpoints import newest_checkpoint
-from primekd.training.distill import distill, lora_model, save_adapter
+from primekd.training.distill import distill
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
 
@@ -196,7 +197,7 @@ def test_teacher_rows_are_looked_up_by_item_id_and_not_by_place(new_trainer, exa
     trainer = new_trainer(examples, coded_signals)
     order = [5, 0, 7, 1]
     batch = Collator(tokenizer.pad_token_id)([examples[n] for n in order])
-    rows = trainer._teacher_rows(batch["item_ids"], batch["labels"])
+    rows = trainer._teacher_rows(batch["item_ids"], batch["input_ids"], batch["labels"])
     expected = [float(n) for n in order for _ in split(examples[n])[1]]
     assert rows.hidden[:, 0].tolist() == expected
 
@@ -206,16 +207,16 @@ def test_teacher_rows_follow_their_items_through_every_shuffled_epoch(new_traine
     trained: list[list[str]] = []
     look_up = trainer._teacher_rows
 
-    def recorded(item_ids, labels):
+    def recorded(item_ids, input_ids, labels):
         trainer.signals = coded_signals
-        coded = look_up(item_ids, labels)
+        coded = look_up(item_ids, input_ids, labels)
         trainer.signals = signals
         place = {e.item_id: float(n) for n, e in enumerate(examples)}
         lengths = (labels != IGNORED).sum(-1).tolist()
         wanted = [place[i] for i, length in zip(item_ids, lengths, strict=True) for _ in range(length)]
         assert coded.hidden[:, 0].tolist() == wanted
         trained.append(item_ids)
-        return look_up(item_ids, labels)
+        return look_up(item_ids, input_ids, labels)
 
     trainer._teacher_rows = recorded
     trainer.train()
@@ -439,7 +440,7 @@ def test_a_full_disk_during_a_checkpoint_is_one_sentence_and_the_older_one_stays
 def test_a_checkpoint_of_another_adapter_is_refused(new_trainer, examples, signals, tmp_path):
     new_trainer(examples, signals, SGD.model_copy(update=EIGHT_STEPS)).train()
     other = new_trainer(examples, signals, SGD, lora=LORA.model_copy(update={"target_modules": ("o_proj",)}))
-    with pytest.raises(ValueError, match="another adapter"):
+    with pytest.raises(ValueError, match="another student"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-8"))
 
 
@@ -545,8 +546,8 @@ def test_a_student_of_another_configuration_is_set_aside_and_an_altered_one_is_n
 
 
 def test_a_training_that_other_code_goes_on_with_says_so(profile, edited, capsys, monkeypatch):
+    from primekd.models import students
     from primekd.training import checkpoints
-    from primekd.training import distill as stage
 
     class Killed(Exception):
         pass
@@ -555,7 +556,7 @@ def test_a_training_that_other_code_goes_on_with_says_so(profile, edited, capsys
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "save_adapter", kill)
+        patch.setattr(students, "save_student", kill)
         with pytest.raises(Killed):
             distill(profile, "base-fine-tune")
     assert checkpoints.newest_checkpoint(next((profile.runs / "checkpoints").iterdir()))
@@ -628,7 +629,7 @@ def test_a_head_with_an_adapter_is_trained_on_whole_logits(new_trainer, examples
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
     batch = Collator(tokenizer.pad_token_id)(examples[:3])
     inputs = [batch[key] for key in ("input_ids", "attention_mask", "labels")]
-    teacher = trainer._teacher_rows(batch["item_ids"], batch["labels"])
+    teacher = trainer._teacher_rows(batch["item_ids"], batch["input_ids"], batch["labels"])
     value, _ = trainer.model.eval()(*inputs, teacher, 7.0)
     whole = trainer.model.model(input_ids=inputs[0], attention_mask=inputs[1]).logits[:, :-1, : len(tokenizer)]
     targets = inputs[2][:, 1:]
@@ -730,13 +731,13 @@ def test_weights_that_are_not_finite_after_a_good_step_are_not_kept(new_trainer,
 
 def test_a_student_that_diverged_is_not_written(profile, monkeypatch):
     """Without clipping or a checkpoint in between, the last step's weights are looked at all the same."""
-    real = DistillTrainer.adapter_weights
+    real = DistillTrainer.trained_weights
 
     def spoilt(trainer):
         next(iter(trainer._trainable().values())).data.fill_(torch.nan)
         return real(trainer)
 
-    monkeypatch.setattr(DistillTrainer, "adapter_weights", spoilt)
+    monkeypatch.setattr(DistillTrainer, "trained_weights", spoilt)
     with pytest.raises(UserError, match="diverged"):
         distill(profile, "base-fine-tune")
     assert not (profile.student_folder("base-fine-tune") / "manifest.json").exists()
@@ -752,3 +753,15 @@ def test_clipping_can_be_off(new_trainer, examples, signals):
     assert min(column(free, "grad_norm")) > 0.01
     move = [sum(float(w.norm()) for n, w in adapter_of(t).items() if "lora_B" in n) for t in (clipped, free)]
     assert move[1] > 2 * move[0]
+
+
+def test_the_path_of_a_step_names_six_places_that_are_there():
+    """Six at most, as a reader is promised; a store or a live teacher is one of them."""
+    import re
+
+    import primekd
+    from primekd import training
+
+    steps = [re.findall(r"`(\w+/\w+\.py)`", step) for step in re.findall(r"^\d\. .*", training.__doc__, re.MULTILINE)]
+    assert 1 <= len(steps) <= 6 and all(steps)
+    assert all((Path(primekd.__file__).parent / name).is_file() for step in steps for name in step)

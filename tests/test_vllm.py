@@ -322,7 +322,7 @@ def model(tmp_path_factory, tokenizer) -> str:
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory, model) -> list:
     """Two students of all linear layers, with weights that make a difference."""
-    from primekd.training.distill import lora_model, save_adapter
+    from primekd.models.students import lora_model, save_adapter
 
     folders = []
     for seed in (0, 1):

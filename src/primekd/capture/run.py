@@ -158,7 +158,7 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
             done = f"{len(items)} items are captured and unchanged."
             say_kept(job.stage, read_store(job.folder), stage_code("capture", profile), done)
             return job.folder
-        if job.split == "train":
+        if job.split == "train" and profile.student.model:
             refuse_unknown_student(profile.student.model)
         with Progress(profile, job.stage, len(items), "item") as progress:
             capture_missing(job, store, chunks, progress)

@@ -7,10 +7,19 @@ from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
 from primekd.config.launch import LaunchConfig
 from primekd.config.profile import Profile, explain_validation_error, load_profile, profile_files, profile_names
-from primekd.config.student import AssessConfig, LoraSettings, LossConfig, PrepareConfig, StudentConfig, TrainConfig
+from primekd.config.student import (
+    Architecture,
+    AssessConfig,
+    LoraSettings,
+    LossConfig,
+    PrepareConfig,
+    StudentConfig,
+    TrainConfig,
+)
 from primekd.config.teacher import ApiConfig, ExLlamaConfig, SignalsConfig, TeacherConfig, VllmConfig
 
 __all__ = [
+    "Architecture",
     "ApiConfig",
     "AssessConfig",
     "DataConfig",

@@ -49,6 +49,11 @@ class Speaker(Section):
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
+    @property
+    def speaker(self) -> str:
+        """The model whose tokenizer and chat template it uses."""
+        return self.model
+
     @field_validator("template_arguments")
     @classmethod
     def named(cls, value: dict[str, Any]) -> dict[str, Any]:

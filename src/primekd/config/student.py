@@ -1,8 +1,8 @@
 """The sections that make and score a student: `student`, `train`, `loss`, `assess`; `prepare` for a taught teacher."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from primekd.config.section import Positive, Section, Speaker
 from primekd.config.teacher import VllmConfig
@@ -17,13 +17,61 @@ class LoraSettings(Section):
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
-class StudentConfig(Speaker):
-    """The student before training. `quantization: nf4` loads its frozen weights in 4 bits (QLoRA, arXiv 2305.14314),
-    with bitsandbytes; the adapter stays in float32."""
+class Architecture(Section):
+    """A decoder without weights, in the words of transformers' configurations; what is not said is the architecture's.
 
+    Its vocabulary is the tokenizer's. `model_type` is transformers' name of the architecture, such as llama or olmo2.
+    """
+
+    model_type: str
+    hidden_size: Positive
+    intermediate_size: Positive | None = None
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive | None = None
+    head_dim: Positive | None = None
+    max_position_embeddings: Positive = 1024
+    tie_word_embeddings: bool = True
+    initializer_range: float | None = Field(None, gt=0, le=1)
+
+
+class StudentConfig(Speaker):
+    """The student before training: a pretrained `model` that learns a `lora` adapter, or an architecture all of whose
+    weights are trained `from_scratch`, with the tokenizer and chat template of another model.
+
+    `quantization: nf4` loads frozen weights in 4 bits (QLoRA, arXiv 2305.14314), with bitsandbytes. Whatever is trained
+    stays in float32; `dtype` is what a pretrained model is loaded in, and what products run in.
+    """
+
+    model: str | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantization: Literal["nf4"] | None = None
-    lora: LoraSettings
+    lora: LoraSettings | None = None
+    from_scratch: Architecture | None = None
+    tokenizer: str | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> "StudentConfig":
+        pretrained = {"model": self.model, "lora": self.lora}
+        own = {"from_scratch": self.from_scratch, "tokenizer": self.tokenizer}
+        wanted, other = (own, pretrained) if self.from_scratch else (pretrained, own)
+        if missing := [name for name, value in wanted.items() if value is None]:
+            raise ValueError(f"needs {missing[0]}: a student has model and lora, or from_scratch and tokenizer")
+        if self.quantization and self.from_scratch:
+            other |= {"quantization": self.quantization}
+        if given := [name for name, value in other.items() if value is not None]:
+            raise ValueError(f"{given[0]} is not for {'a student from scratch' if self.from_scratch else 'LoRA'}")
+        return self
+
+    @property
+    def speaker(self) -> str:
+        return self.tokenizer or self.model
+
+    @model_serializer(mode="wrap")
+    def without_other_kind(self, handler: Any) -> dict[str, Any]:
+        """Keys of the other kind are left out: identities from before there were two stay what they were."""
+        kinds = ("model", "lora", "from_scratch", "tokenizer")
+        return {key: value for key, value in handler(self).items() if value is not None or key not in kinds}
 
 
 class TrainConfig(Section):

@@ -1,10 +1,10 @@
 """The distillation objectives, one copy of the mathematics: temperature, divergence, and their mix with cross-entropy.
 
-`plain` takes whole logits, `frozen_head` hidden states in chunks, `products` the head products of both. No model and no
+`plain` takes whole logits, `chunked` hidden states in chunks, `products` the head products of both. No model and no
 file is read here.
 """
 
-from primekd.losses.frozen_head import frozen_head_loss, row_losses
+from primekd.losses.chunked import chunked_loss, row_losses
 from primekd.losses.plain import (
     cross_entropy_sum,
     distillation_loss,
@@ -23,7 +23,7 @@ __all__ = [
     "forward_kl",
     "forward_kl_sampled",
     "forward_kl_topk",
-    "frozen_head_loss",
+    "chunked_loss",
     "jsd",
     "reverse_kl",
     "row_losses",

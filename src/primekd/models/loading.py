@@ -29,12 +29,10 @@ def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTr
     # peft still asks by the old name; the warning would print this machine's paths into every executed notebook.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     require_transformers_format(text)
-    # What FSDP is going to shard may be too large for one card; it moves the shards itself.
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    device = "cuda" if torch.cuda.is_available() and not sharded else "cpu"
+    device = best_device()
     options = {}
     if quantization == "nf4":
-        if sharded:
+        if _is_sharded():
             raise UserError("4-bit students are not sharded: launch them with configs/accelerate/multi-gpu.yaml.")
         options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
     try:
@@ -50,3 +48,15 @@ def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTr
         reason = " ".join(str(error).split())
         raise UserError(f"The model {text} cannot be read ({reason}): fetch or make it again.") from error
     return (keep_layout(model) if quantization else model.to(device)).eval()
+
+
+def best_device() -> str:
+    """The device that a model is put on."""
+    import torch
+
+    # What FSDP is going to shard may be too large for one card; it moves the shards itself.
+    return "cuda" if torch.cuda.is_available() and not _is_sharded() else "cpu"
+
+
+def _is_sharded() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"

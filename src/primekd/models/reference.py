@@ -56,12 +56,14 @@ class ModelReference:
         return self.target.endswith(".gguf") and self.scheme in ("path", "package")
 
 
-def parse_reference(text: str) -> ModelReference:
+def parse_reference(text: str | None) -> ModelReference:
     """Reads a reference.
 
     Raises:
-        UserError: unknown scheme or nothing behind it.
+        UserError: unknown scheme or nothing behind it, or None, as a student from scratch has.
     """
+    if text is None:
+        raise UserError("This is for students with a pretrained model, and student.from_scratch has none.")
     scheme, colon, target = text.partition(":")
     if not colon or scheme not in SCHEMES or not target:
         raise UserError(f"{text!r} is no model reference: write one of {', '.join(s + ':…' for s in SCHEMES)}.")

@@ -64,7 +64,7 @@ def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
     """
     if isinstance(of, str):
         return _read_tokenizer(of)
-    tokenizer = load_tokenizer(of.model)
+    tokenizer = load_tokenizer(of.speaker)
     if of.template_of or of.template_arguments:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.template_arguments = of.template_arguments
@@ -73,12 +73,14 @@ def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
     first, other = (render(tokenizer, [{"role": "user", "content": text}]) for text in (QUESTION, MARK))
     if first == other:
         raise UserError(
-            f"The chat template of {of.template_of or of.model} leaves out what a user says (some read texts and "
+            f"The chat template of {of.template_of or of.speaker} leaves out what a user says (some read texts and "
             "images as a list): use another model, or name one of the same vocabulary in template_of."
         )
     for name in of.template_arguments:
         if not re.search(rf"\b{name}\b", tokenizer.get_chat_template()):
-            raise UserError(f"The chat template of {of.model} knows no {name}: mend template_arguments in the profile.")
+            raise UserError(
+                f"The chat template of {of.speaker} knows no {name}: mend template_arguments in the profile."
+            )
     return tokenizer
 
 

@@ -121,7 +121,7 @@ def student_peaks(profile: Profile, sequences: int, prompt: int, response: int) 
 
     from primekd.models import load_tokenizer
     from primekd.models.chat import join
-    from primekd.training.distill import lora_model
+    from primekd.models.students import lora_model
     from primekd.training.examples import Example
     from primekd.training.trainer import build_trainer
 

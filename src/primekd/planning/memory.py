@@ -7,7 +7,7 @@ was read from transformers' Llama. docs/plan.md holds the formulas against measu
 from dataclasses import dataclass, field
 
 from primekd.config import LoraSettings, LossConfig, TrainConfig
-from primekd.losses.frozen_head import CHUNK_ELEMENTS
+from primekd.losses.chunked import CHUNK_ELEMENTS
 from primekd.losses.products import BLOCK_ELEMENTS
 from primekd.models.attention import PLAIN_ATTENTION_TOKENS
 from primekd.planning.shapes import Shape

@@ -1,22 +1,26 @@
-"""What a teacher said, on disk: codecs and the store that keeps their rows.
+"""What a teacher says, from disk or asked live, as rows that predict response tokens.
 
-Nothing is read whose hash does not match. writer.py says which files a store has, claims.py how several workers share
-it.
+Codecs, the store that keeps their rows, and the live source. Nothing is read whose hash does not match. writer.py says
+which files a store has, claims.py how several workers share it.
 """
 
 from primekd.signals.codecs import Codec, make_codec
+from primekd.signals.live import LiveSource, SignalSource
 from primekd.signals.reader import SignalReader
-from primekd.signals.rows import DenseRows, HiddenRows, SampledRows, SignalRows, TopKRows, concatenate
+from primekd.signals.rows import Asked, DenseRows, HiddenRows, SampledRows, SignalRows, TopKRows, concatenate
 from primekd.signals.shards import StoredItem, shard_name
 from primekd.signals.writer import SignalWriter
 
 __all__ = [
+    "Asked",
     "Codec",
     "DenseRows",
     "HiddenRows",
+    "LiveSource",
     "SampledRows",
     "SignalReader",
     "SignalRows",
+    "SignalSource",
     "SignalWriter",
     "StoredItem",
     "TopKRows",

@@ -17,7 +17,7 @@ from primekd.models.logits import PLAIN, LogitTransform
 from primekd.signals.codecs import codec_of
 from primekd.signals.heads import load_head, rebuilding_problem
 from primekd.signals.manifest import read_store
-from primekd.signals.rows import SignalRows
+from primekd.signals.rows import Asked, SignalRows, concatenate
 from primekd.signals.shards import FORMAT, PACKED, StoredItem
 
 OPEN_SHARDS = 16  # files are mapped: more of them would be resident at a time
@@ -149,6 +149,11 @@ class SignalReader:
         """
         handle = self._handle(item_id)
         return self._read(item_id, {name: handle.get_slice(name) for name in ("prompt_ids", "response_ids")})
+
+    def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
+        """`rows` of several items as one, in order; None where there are none."""
+        parts = [self.rows(item_id, response_ids) for item_id, _, response_ids in asked]
+        return None if not parts or parts[0] is None else concatenate(parts)
 
     def rows(self, item_id: str, response_ids: Sequence[int]) -> SignalRows | None:
         """The signal rows for one item, one a token of `response_ids`; None where responses alone were kept.

@@ -1,8 +1,8 @@
-"""Decoded signals: what a loss is given for N response tokens, whichever codec kept them."""
+"""What a signal source is asked and what it gives: the rows of N response tokens, whichever codec they are of."""
 
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,18 @@ SHARED = {"head", "temperature", "transform"}  # the same for every row of a sto
 def _kept_on(shared: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device: the teacher's head, gigabytes for a large teacher, is not copied for every batch."""
     return shared.to(device)
+
+
+class Asked(NamedTuple):
+    """One sequence that rows are wanted for: one a token of `response_ids`, row t being what predicts token t.
+
+    `before_ids` is what the student reads before them: its own prompt or, of a block of text, the block's first token,
+    which nothing predicts.
+    """
+
+    item_id: str
+    before_ids: list[int]
+    response_ids: list[int]
 
 
 class _Rows:

@@ -5,9 +5,11 @@ can leave half of one.
 """
 
 import json
+import math
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, hash_file, relative_name, sync_folder, write_json
-from primekd.training.finite import require_finite_weights
 
-ADAPTER, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+WATCHED = ("loss", "ce", "kd", "grad_norm", "eval_loss")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -85,8 +88,8 @@ class SafeCheckpoints(Trainer):
         unwrapped = self.accelerator.unwrap_model(self.model)
         return {name: p for name, p in unwrapped.named_parameters() if p.requires_grad}
 
-    def adapter_weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights, whole, named as the peft model names them. Every process has to call this."""
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights, whole, named as the student's own model names them. Every process has to call this."""
         return {name.removeprefix("model."): value for name, value in self._whole_weights().items()}
 
     def _whole_weights(self) -> dict[str, torch.Tensor]:
@@ -127,9 +130,9 @@ class SafeCheckpoints(Trainer):
         return self._whole_weights(), optimizer | {"state": states}, every
 
     def _write_checkpoint(
-        self, folder: Path, adapter: dict[str, torch.Tensor], optimizer: dict[str, Any], states: dict[str, torch.Tensor]
+        self, folder: Path, weights: dict[str, torch.Tensor], optimizer: dict[str, Any], states: dict[str, torch.Tensor]
     ) -> None:
-        save_file(adapter, folder / ADAPTER)
+        save_file(weights, folder / WEIGHTS)
         tensors, rest = _split_optimizer(optimizer)
         save_file(tensors, folder / OPTIMIZER)
         numpy_state = np.random.get_state()
@@ -142,14 +145,14 @@ class SafeCheckpoints(Trainer):
             "numpy_rest": numpy_state[2:],
         }
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        own["files"] = {name: hash_file(folder / name) for name in (ADAPTER, OPTIMIZER, RANDOM, TRAINER_STATE_NAME)}
+        own["files"] = {name: hash_file(folder / name) for name in (WEIGHTS, OPTIMIZER, RANDOM, TRAINER_STATE_NAME)}
         write_json(folder / STATE, own)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / ADAPTER)
+        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         own = self._trainable()
         if saved.keys() != own.keys():
-            raise ValueError(f"{resume_from_checkpoint} is of another adapter")
+            raise ValueError(f"{resume_from_checkpoint} is of another student")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(_like(saved[name], parameter))
@@ -179,3 +182,27 @@ class SafeCheckpoints(Trainer):
         torch.random.set_rng_state(states[_of_process("cpu", process)])
         if torch.cuda.is_available() and _of_process("cuda", process) in states:
             torch.cuda.random.set_rng_state(states[_of_process("cuda", process)])
+
+
+# What stops a training that diverged, before anything of it is kept.
+
+
+def require_finite_step(logs: Mapping[str, float], step: int) -> None:
+    """Raises UserError if a loss or the gradient norm of a step is no finite number."""
+    found = {name: logs[name] for name in WATCHED if name in logs and not math.isfinite(logs[name])}
+    if found:
+        _refuse(f"at step {step} ({', '.join(f'{name} {value}' for name, value in found.items())})")
+
+
+def require_finite_weights(weights: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raises UserError if a trained weight is no finite number."""
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        _refuse(f"by step {step} ({len(broken)} of {len(weights)} weight matrices are not finite, first {broken[0]})")
+
+
+def _refuse(what: str) -> None:
+    raise UserError(
+        f"The training diverged {what}: lower train.learning_rate, clip gradients (train.max_grad_norm) or raise "
+        "loss.temperature. No student is written; the last good checkpoint stays."
+    )

@@ -1,14 +1,20 @@
 """A student and its objective in one module: whatever touches a parameter happens inside one forward call."""
 
+import inspect
+
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from primekd.config import LossConfig
-from primekd.losses import distillation_loss, frozen_head_loss
+from primekd.losses import chunked_loss, distillation_loss
 from primekd.models.logits import find_transform, require_transform
 from primekd.signals import SignalRows
+from primekd.teachers.cache import has_plain_cache, narrowest_window
+from primekd.teachers.decoding import SHORTEST_PREFIX
 from primekd.training.examples import IGNORED
-from primekd.training.shared_prefix import prefix_length, states_after
+from primekd.training.processes import process_count
 
 
 class StudentObjective(nn.Module):
@@ -18,10 +24,11 @@ class StudentObjective(nn.Module):
     and padding rows are dropped before the head product, which is the largest one of a small model.
 
     Args:
-        model: a peft model over a frozen base. Adapters stay in float32; over a bfloat16 base their products run in
-            bfloat16 (autocast), a third faster on a CPU.
+        model: a peft model over a frozen base, or one all of whose weights are trained. Trained weights stay in
+            float32; over a bfloat16 base their products run in bfloat16 (autocast), a third faster on a CPU.
         vocab_size: V, the tokenizer's size; the head's further columns are padding.
-        share_prefix: read what all rows begin with once; see shared_prefix.may_share_prefix.
+        share_prefix: read what all rows begin with once; see may_share_prefix.
+        dtype: what products run in; None for what the base's weights are in.
 
     Attributes:
         transform: what the architecture does to its logits behind the head.
@@ -30,7 +37,10 @@ class StudentObjective(nn.Module):
         UserError: that is neither a scale nor a soft cap, so no loss here would be of the model's own logits.
     """
 
-    def __init__(self, model: nn.Module, loss: LossConfig, vocab_size: int, share_prefix: bool = False):
+    def __init__(
+        self, model: nn.Module, loss: LossConfig, vocab_size: int, share_prefix: bool = False,
+        dtype: str | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.share_prefix = share_prefix
         self.model, self.loss, self.vocab_size = model, loss, vocab_size
@@ -39,7 +49,9 @@ class StudentObjective(nn.Module):
         self._no_split_modules = sorted(base._no_split_modules or ())  # FSDP shards layer by layer
         # Kept out of the module's children: they are already part of `model`.
         self._parts = (base.get_decoder(), base.get_output_embeddings())
-        self._bfloat16 = base.get_input_embeddings().weight.dtype == torch.bfloat16
+        own = base.get_input_embeddings().weight.dtype
+        self._bfloat16 = (own if dtype is None else getattr(torch, dtype)) == torch.bfloat16
+        self._rounds = self._bfloat16 and own == torch.float32  # hidden states, as a model in bfloat16 does
         with self._precision(base.get_input_embeddings().weight):
             self.transform = require_transform(find_transform(base, vocab_size), type(base).__name__)
 
@@ -58,15 +70,17 @@ class StudentObjective(nn.Module):
                     input_ids=input_ids, attention_mask=attention_mask, use_cache=False
                 ).last_hidden_state  # (B, S - 1, D)
         kept, targets = kept[:, first:], targets[:, first:]
-        return hidden[:, : kept.shape[1]][kept], targets[kept]
+        hidden = hidden[:, : kept.shape[1]][kept]
+        return hidden.bfloat16() if self._rounds else hidden, targets[kept]
 
     def _precision(self, inputs: Tensor) -> torch.autocast:
         return torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def head(self) -> tuple[Tensor, Tensor | None]:
-        """The output head (V, D) and its bias (V,) or None, padded columns cut."""
+        """The output head (V, D), in the precision of products, and its bias (V,) or None, padded columns cut."""
         output = self._parts[1]
-        return output.weight[: self.vocab_size], None if output.bias is None else output.bias[: self.vocab_size]
+        weight = output.weight.bfloat16() if self._bfloat16 else output.weight
+        return weight[: self.vocab_size], None if output.bias is None else output.bias[: self.vocab_size]
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, teacher: SignalRows | None = None,
@@ -90,10 +104,79 @@ class StudentObjective(nn.Module):
     def _loss_of(
         self, hidden: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """In chunks where the head is frozen; where it is trained, from whole logits."""
+        """In chunks; from whole logits where the head has an adapter."""
         output = self._parts[1]
-        if any(parameter.requires_grad for parameter in output.parameters()):  # it has an adapter, or is trained itself
+        if isinstance(output, BaseTunerLayer):
             with self._precision(hidden):
                 logits = self.transform.apply(output(hidden)[:, : self.vocab_size])  # (N, V)
             return distillation_loss(logits, targets, teacher, loss, tokens)
-        return frozen_head_loss(hidden, *self.head(), targets, teacher, loss, tokens, self.transform)
+        return chunked_loss(hidden, *self.head(), targets, teacher, loss, tokens, self.transform)
+
+
+# What all rows of a micro-batch begin with is read once instead of once a row. A prompt starts with the chat template's
+# own words, and a causal model's states there do not depend on what follows. So they are computed for one row, and the
+# others attend to the same keys and values, which stay in the autograd graph: loss and gradients are of whole rows.
+
+
+def may_share_prefix(model: nn.Module, longest: int) -> bool:
+    """Whether two passes give the same as one, and may take less time.
+
+    Not on a GPU, where every pass has to be launched kernel by kernel, nor with several processes, whose wrappers
+    expect one pass; not with dropout, which rows would have in common, nor with recomputed activations, which go
+    without a cache. Layers have to keep the keys and values of all tokens.
+
+    Args:
+        model: a causal model of transformers, with or without LoRA layers in it.
+        longest: tokens of the longest sequence.
+    """
+    accepted = inspect.signature(model.get_decoder().forward).parameters
+    return (
+        model.device.type == "cpu"
+        and process_count() == 1
+        and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        and not _has_dropout(model)
+        and {"position_ids", "past_key_values"} <= accepted.keys()
+        and has_plain_cache(model.config)
+        and longest <= narrowest_window(model.config)
+    )
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    """In a module, or in the configuration, where attention has its own."""
+    settings = model.config.get_text_config(decoder=True).to_dict()
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()) or any(
+        value for name, value in settings.items() if "drop" in name
+    )
+
+
+def prefix_length(input_ids: Tensor, attention_mask: Tensor, used: Tensor) -> int:
+    """How many tokens (B, S) all rows begin with whose states nobody uses, if that is worth it; else 0.
+
+    Args:
+        used: (B, S) bool, whose states are wanted.
+    """
+    if len(input_ids) < 2 or not used.any():
+        return 0
+    same = (input_ids == input_ids[:1]).all(0) & attention_mask.bool().all(0) & ~used.any(0)  # (S,)
+    length = int(same.long().cumprod(0).sum())
+    return length if length >= SHORTEST_PREFIX else 0
+
+
+def states_after(decoder: nn.Module, length: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Last hidden states (B, S - length, D) behind the first `length` tokens (B, S), which are those of every row."""
+    cache = DynamicCache(config=decoder.config)
+    decoder(
+        input_ids=input_ids[:1, :length], attention_mask=attention_mask[:1, :length], past_key_values=cache,
+        use_cache=True,
+    )  # fmt: skip
+    for layer in cache.layers:
+        if layer.is_initialized:  # not where a layer uses another one's keys
+            layer.keys, layer.values = (x.expand(len(input_ids), -1, -1, -1) for x in (layer.keys, layer.values))
+    positions = torch.arange(length, input_ids.shape[1], device=input_ids.device)[None]
+    return decoder(
+        input_ids=input_ids[:, length:],
+        attention_mask=attention_mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from primekd.capture.primings import priming_of
-from primekd.config import PrepareConfig, Profile, TeacherConfig
+from primekd.config import PrepareConfig, Profile, StudentConfig, TeacherConfig
 from primekd.config.arms import default_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
@@ -34,7 +34,7 @@ from primekd.models.chat import Priming, build_prompt, encode_response, join
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items, refuse_overlap
-from primekd.training.distill import clear, train_adapter
+from primekd.training.distill import clear, train_student
 
 # GGUF name of each linear layer of a Llama block -> peft's name for it.
 LINEAR_LAYERS = {
@@ -123,10 +123,10 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
     examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed, profile.teacher)
     validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed)
     with gpu_memory("prepare.train.micro_batch_size"):
-        train_adapter(
+        train_student(
             folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,
-            code,
-            model=config.base, dtype=profile.student.dtype, lora=config.lora, train=config.train,
+            code, student=StudentConfig(model=config.base, dtype=profile.student.dtype, lora=config.lora),
+            train=config.train,
         )  # fmt: skip
     return folder
 

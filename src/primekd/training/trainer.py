@@ -1,4 +1,4 @@
-"""The one trainer of the project: a LoRA student, with or without teacher signals, on one process or several."""
+"""The one trainer of the project: LoRA or all weights, with stored, live or no signals, on one process or several."""
 
 import math
 from collections import defaultdict
@@ -11,25 +11,31 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, ge
 from primekd.config import LossConfig, TrainConfig
 from primekd.foundation.progress import Progress
 from primekd.models.attention import choose_attention
-from primekd.signals import SignalReader, SignalRows, concatenate
-from primekd.training.batches import FILLER, ProcessBatches, ProcessLoader
-from primekd.training.checkpoints import SafeCheckpoints
-from primekd.training.examples import IGNORED, Collator, Example, longest_sequence
-from primekd.training.finite import require_finite_step
-from primekd.training.objective import StudentObjective
+from primekd.signals import SignalRows, SignalSource
+from primekd.training.checkpoints import SafeCheckpoints, require_finite_step
+from primekd.training.examples import (
+    FILLER,
+    IGNORED,
+    Collator,
+    Example,
+    ProcessBatches,
+    ProcessLoader,
+    asked_of,
+    longest_sequence,
+)
+from primekd.training.objective import StudentObjective, may_share_prefix
 from primekd.training.processes import process_count
-from primekd.training.shared_prefix import may_share_prefix
 
 
 class DistillTrainer(SafeCheckpoints):
     """Trainer with the distillation objective.
 
     Args:
-        signals: the store to look teacher rows up in, by item id; None for fine-tuning on the labels alone.
+        signals: the store or the live teacher that is asked for rows; None for fine-tuning on the labels alone.
         model: a StudentObjective.
     """
 
-    def __init__(self, *, signals: SignalReader | None, train: TrainConfig, **rest):
+    def __init__(self, *, signals: SignalSource | None, train: TrainConfig, **rest):
         super().__init__(**rest)
         self.signals, self.settings = signals, train
         self.with_gold = any(example.gold for example in self.train_dataset)
@@ -59,15 +65,12 @@ class DistillTrainer(SafeCheckpoints):
             self.lr_scheduler = get_cosine_schedule_with_warmup(optimizer or self.optimizer, warmup, num_training_steps)
         return self.lr_scheduler
 
-    def _teacher_rows(self, item_ids: list[str], labels: Tensor) -> SignalRows | None:
+    def _teacher_rows(self, item_ids: list[str], input_ids: Tensor, labels: Tensor) -> SignalRows | None:
         if self.signals is None:
             return None
         # The response is handed over too: the store refuses it if it is not the one that was captured.
-        responses = [row[row != IGNORED].tolist() for row in labels[: len(item_ids)].cpu()]
-        parts = [self.signals.rows(i, response) for i, response in zip(item_ids, responses, strict=True) if response]
-        if not parts or parts[0] is None:  # only fillers; or pseudo-labels: of those the text alone was kept
-            return None
-        return concatenate(parts).to(labels.device)
+        rows = self.signals.rows_of(asked_of(item_ids, input_ids, labels))
+        return None if rows is None else rows.to(labels.device)
 
     def _loader(self, examples: list[Example], seed: int | None) -> ProcessLoader:
         settings, lengths = self.settings, [len(example.sequence.input_ids) for example in examples]
@@ -106,7 +109,8 @@ class DistillTrainer(SafeCheckpoints):
         tokens = num_items_in_batch
         if tokens is None:
             tokens = self._get_num_items_in_batch([inputs], labels.device)
-        teacher, gold = self._teacher_rows(item_ids, labels), len(labels) - len(item_ids)
+        teacher = self._teacher_rows(item_ids, inputs["input_ids"], labels)
+        gold = len(labels) - len(item_ids)
         if self.with_gold and not gold:  # of several processes, one that has fillers alone
             tokens = tokens[0]
         loss, parts = model(inputs["input_ids"], inputs["attention_mask"], labels, teacher, tokens, gold)
@@ -168,19 +172,23 @@ def build_trainer(
     tokenizer,
     examples: list[Example],
     validation: list[Example],
-    signals: SignalReader | None,
+    signals: SignalSource | None,
     loss: LossConfig,
     train: TrainConfig,
     checkpoints: Path,
     seed: int,
     progress: Progress | None = None,
+    dtype: str | None = None,
 ) -> DistillTrainer:
-    """A trainer for a peft model; `.train(resume_from_checkpoint=…)` runs it, on every process that was launched.
+    """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched.
 
-    `train.batch_size` sequences make a step, over all processes together.
+    `.train(resume_from_checkpoint=…)` runs it. `train.batch_size` sequences make a step, over all processes together.
+
+    Args:
+        dtype: what the student computes in; None for what its weights are in.
     """
     per_epoch = math.ceil(len(examples) / train.batch_size)
-    base = model.get_base_model()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     longest = longest_sequence([*examples, *validation])
     choose_attention(base, longest)
     arguments = TrainingArguments(
@@ -190,7 +198,7 @@ def build_trainer(
         per_device_eval_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.batch_size // (train.micro_batch_size * process_count()),
         max_grad_norm=train.max_grad_norm,
-        ddp_find_unused_parameters=False,  # every adapter is used in every pass
+        ddp_find_unused_parameters=False,  # every trained weight is used in every pass
         seed=seed,
         data_seed=seed,
         logging_strategy="steps",
@@ -211,7 +219,7 @@ def build_trainer(
     trainer = DistillTrainer(
         signals=signals,
         train=train,
-        model=StudentObjective(model, loss, len(tokenizer), may_share_prefix(base, longest)),
+        model=StudentObjective(model, loss, len(tokenizer), may_share_prefix(base, longest), dtype),
         args=arguments,
         train_dataset=examples,
         eval_dataset=validation or None,

@@ -19,8 +19,8 @@ from check.ceilings import release
 from check.findings import Report, Row
 from check.sizes import Shape, Sizes, llama
 from primekd.config import LossConfig, load_profile
+from primekd.models.students import with_adapter
 from primekd.signals import HiddenRows, SignalRows
-from primekd.training.distill import with_adapter
 from primekd.training.examples import IGNORED
 from primekd.training.objective import StudentObjective
 

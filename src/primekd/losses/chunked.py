@@ -1,11 +1,12 @@
-"""The objective from hidden states on, for a frozen output head: no tensor of all tokens by the vocabulary exists.
+"""The objective from hidden states on, in chunks: no tensor of all tokens by the vocabulary exists.
 
     L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T)
 
 Response rows are taken some at a time. Of each chunk the loss and its gradient for the hidden states are computed in
-one pass, so that nothing is kept for a backward pass but a tensor of the hidden states' own shape. The head is frozen
-under LoRA: no gradient is computed for it. What is left are the head products alone (student's logits, gradient for
-the hidden states, and the teacher's logits where hidden states were stored) and some passes over a chunk.
+one pass, so that nothing is kept for a backward pass but a tensor of the hidden states' own shape; and one of the
+head's, where the head is trained: under LoRA it is frozen, and no gradient is computed for it. What is left are the
+head products alone (student's logits, gradients, and the teacher's logits where hidden states were stored) and some
+passes over a chunk.
 
 Below, z are the student's logits divided by T, q their softmax, p the teacher's; a slope is a derivative for z. For
 the forward KL it is q - p (Hinton et al. 2015, arXiv 1503.02531, section 2); for the reverse KL q * (log q/p - D); for
@@ -29,7 +30,7 @@ TILE = 128
 CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**26}  # of the logits at a time, in each of up to six float32 buffers
 
 
-def frozen_head_loss(
+def chunked_loss(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
     tokens: Tensor | float, transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
@@ -37,11 +38,11 @@ def frozen_head_loss(
 
     In float32 it is the plain float64 loss to within 1e-5 of its size (1e-6 nats where it is near 0), and so is its
     gradient. With bfloat16 states and head the logits are still exact in float32; the gradient is rounded to bfloat16,
-    as the states' own is. A top-k row's student tail below 1e-38 counts as 1e-38.
+    as the states' own is. A top-k row's student tail below 1e-38 counts as 1e-38. Nothing flows to the teacher.
 
     Args:
         hidden: (N, D), row t predicting targets[t].
-        head, bias: the output head, (V, D) and (V,) or None; they take no gradient.
+        head, bias: the output head, (V, D) and (V,) or None. They get a gradient where they ask for one.
         targets: (N,) token ids.
         teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
         tokens: response tokens in the global batch, over which the mean is taken.
@@ -51,14 +52,12 @@ def frozen_head_loss(
         The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`.
 
     Raises:
-        ValueError: the head takes a gradient, or sparse rows are asked for a loss that they cannot serve.
+        ValueError: sparse rows are asked for a loss that they cannot serve.
     """
-    if head.requires_grad or (bias is not None and bias.requires_grad):
-        raise ValueError("the head takes a gradient: use losses.plain.distillation_loss on whole logits")
     sparse = isinstance(teacher, TopKRows | SampledRows)
     if sparse and (loss.divergence != "forward_kl" or loss.temperature != teacher.temperature):
         raise ValueError("sparse rows serve the forward KL at their own temperature only")
-    value, ce, kd = _FrozenHeadLoss.apply(hidden, head, bias, targets, teacher, loss, tokens, transform)
+    value, ce, kd = _ChunkedLoss.apply(hidden, head, bias, targets, teacher, loss, tokens, transform)
     return value, {"ce": ce, "kd": kd}
 
 
@@ -67,7 +66,7 @@ def row_losses(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
     transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What `frozen_head_loss` sums up, row by row and without gradients.
+    """What `chunked_loss` sums up, row by row and without gradients.
 
     Args:
         hidden, head, bias, targets, teacher, transform: as there.
@@ -82,22 +81,23 @@ def row_losses(
     return ce, kd
 
 
-class _FrozenHeadLoss(torch.autograd.Function):
-    """Keeps the gradient for the hidden states from the forward pass; the backward pass only scales it."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Keeps the gradients from the forward pass; the backward pass only scales them."""
 
     @staticmethod
     def forward(ctx, hidden, head, bias, targets, teacher, loss, tokens, transform):
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # The head's are summed over chunks, so in float32; a row of the hidden states' belongs to one chunk.
+        kinds = zip((hidden, head, bias), ctx.needs_input_grad, (hidden.dtype, *[torch.float32] * 2), strict=False)
+        gradients = [torch.zeros_like(t, dtype=dtype) if needed else None for t, needed, dtype in kinds]
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)  # of the cross-entropy and the divergence
         for rows, ce, kd, buffers in _in_chunks(hidden, head, bias, targets, teacher, loss, transform):
             sums += torch.stack([ce.sum(dtype=torch.float64), kd.sum(dtype=torch.float64)])
-            if gradient is not None:
-                rounded = buffers.get("rounded", head.dtype) if head.dtype == hidden.dtype != torch.float32 else None
+            if any(ctx.needs_input_grad):
                 slopes = buffers["slopes"].div_(tokens if transform.scale == 1 else tokens / transform.scale)
                 if transform.soft_cap is not None:
                     slopes.mul_(buffers["bend"])
-                gradient_of(slopes, head, gradient[rows], rounded)
-        ctx.save_for_backward(gradient)
+                _add_gradients(gradients, rows, slopes, hidden, head, buffers)
+        ctx.save_for_backward(*gradients)
         alpha = 1.0 if teacher is None else loss.alpha
         ce, kd = (sums * torch.tensor([1.0, loss.temperature**2], device=sums.device) / tokens).float()
         value = alpha * ce + (1 - alpha) * kd
@@ -107,8 +107,24 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, by_loss, *of_parts):
-        [gradient] = ctx.saved_tensors
-        return (None if gradient is None else gradient * by_loss.to(gradient.dtype), *[None] * 7)
+        return *(None if g is None else g * by_loss.to(g.dtype) for g in ctx.saved_tensors), *[None] * 5
+
+
+def _add_gradients(
+    gradients: list[Tensor | None], rows: slice, slopes: Tensor, hidden: Tensor, head: Tensor, buffers: "_Buffers"
+) -> None:
+    """Adds a chunk's part, of its dL/dlogits (C, V), to the gradients of hidden (N, D), head (V, D) and bias (V,)."""
+    of_hidden, of_head, of_bias = gradients
+    rounded = buffers.get("rounded", head.dtype) if head.dtype == hidden.dtype != torch.float32 else None
+    if of_hidden is not None:
+        gradient_of(slopes, head, of_hidden[rows], rounded)
+    if of_head is not None:
+        if rounded is None:
+            of_head.addmm_(slopes.T, hidden[rows].float())
+        else:
+            of_head += rounded.copy_(slopes).T @ hidden[rows]
+    if of_bias is not None:
+        of_bias += slopes.sum(0)
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:

@@ -5,8 +5,8 @@ import torch
 from conftest import stored
 
 from primekd.config import LossConfig
-from primekd.losses import distillation_loss, frozen_head, products
-from primekd.losses.frozen_head import frozen_head_loss, row_losses
+from primekd.losses import chunked, distillation_loss, products
+from primekd.losses.chunked import chunked_loss, row_losses
 from primekd.losses.products import gradient_of, logits_of
 from primekd.models.logits import PLAIN, LogitTransform
 from primekd.signals.codecs import TopKCodec
@@ -29,7 +29,7 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def three_rows_a_chunk(monkeypatch):
     """Four chunks, the last of them smaller."""
-    monkeypatch.setitem(frozen_head.CHUNK_ELEMENTS, "cpu", 3 * VOCABULARY)
+    monkeypatch.setitem(chunked.CHUNK_ELEMENTS, "cpu", 3 * VOCABULARY)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_loss_and_gradient_are_those_of_float64(hidden, head, targets, kind, div
     loss = LossConfig(divergence=divergence, temperature=temperature, alpha=0.3, beta=0.2)
     bias = normal(8, VOCABULARY) if biased else None
     teacher = teacher_rows(kind, temperature)
-    value, parts = frozen_head_loss(hidden, head, bias, targets, teacher, loss, TOKENS)
+    value, parts = chunked_loss(hidden, head, bias, targets, teacher, loss, TOKENS)
     value.backward()
     value64, ce64, kd64, gradient64 = loss64(hidden, head, bias, targets, teacher, loss)
     for found, expected in ((value, value64), (parts["ce"], ce64), (parts["kd"], kd64)):
@@ -140,7 +140,7 @@ def test_behind_a_scale_or_a_soft_cap_too(hidden, head, targets, kind, divergenc
     value64, ce64, kd64, gradient64 = loss64(hidden, head, bias, targets, teacher, loss, transform)
     whole = transform.apply(hidden @ head.T + bias)
     for value, parts in (
-        frozen_head_loss(hidden, head, bias, targets, teacher, loss, TOKENS, transform),
+        chunked_loss(hidden, head, bias, targets, teacher, loss, TOKENS, transform),
         distillation_loss(whole, targets, teacher, loss, TOKENS),
     ):
         for found, expected in ((value, value64), (parts["ce"], ce64), (parts["kd"], kd64)):
@@ -174,7 +174,7 @@ def test_bfloat16_states_have_exact_logits_and_a_gradient_to_bfloat16(hidden, he
     teacher = teacher_rows(kind, 2.0)
     if kind == "hidden":
         teacher = HiddenRows(teacher.hidden.bfloat16(), teacher.head.bfloat16())
-    value, _ = frozen_head_loss(states, head, None, targets, teacher, loss, TOKENS)
+    value, _ = chunked_loss(states, head, None, targets, teacher, loss, TOKENS)
     value.backward()
     value64, _, _, gradient64 = loss64(states, head, None, targets, teacher, loss)
     torch.testing.assert_close(value.detach().double(), value64.detach(), rtol=1e-5, atol=1e-6)
@@ -186,7 +186,7 @@ def test_bfloat16_states_have_exact_logits_and_a_gradient_to_bfloat16(hidden, he
 @pytest.mark.parametrize("loss", [LossConfig(alpha=0.3), LossConfig(alpha=0.3, temperature=2.0)], ids=["T1", "T2"])
 def test_it_is_the_plain_loss(hidden, head, targets, kind, loss):
     teacher = teacher_rows(kind, loss.temperature)
-    value, parts = frozen_head_loss(hidden, head, None, targets, teacher, loss, TOKENS)
+    value, parts = chunked_loss(hidden, head, None, targets, teacher, loss, TOKENS)
     plain, plain_parts = distillation_loss(hidden @ head.T, targets, teacher, loss, TOKENS)
     torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(parts, plain_parts, rtol=1e-5, atol=1e-6)
@@ -196,7 +196,7 @@ def test_it_is_the_plain_loss(hidden, head, targets, kind, loss):
 def test_of_an_equal_teacher_nothing_is_learnt(hidden, head, targets, divergence):
     teacher = HiddenRows(hidden.detach(), head)
     loss = LossConfig(divergence=divergence, temperature=2.0, alpha=0.0)
-    value, _ = frozen_head_loss(hidden, head, None, targets, teacher, loss, TOKENS)
+    value, _ = chunked_loss(hidden, head, None, targets, teacher, loss, TOKENS)
     value.backward()
     assert abs(value.item()) < 1e-5
     assert hidden.grad.abs().max() < 1e-5
@@ -204,7 +204,7 @@ def test_of_an_equal_teacher_nothing_is_learnt(hidden, head, targets, divergence
 
 def test_the_gradient_is_scaled_by_what_is_done_with_the_loss(hidden, head, targets):
     loss, teacher = LossConfig(alpha=0.3), teacher_rows("hidden", 1.0)
-    (3 * frozen_head_loss(hidden, head, None, targets, teacher, loss, TOKENS)[0]).backward()
+    (3 * chunked_loss(hidden, head, None, targets, teacher, loss, TOKENS)[0]).backward()
     gradient64 = loss64(hidden, head, None, targets, teacher, loss)[3]
     assert (hidden.grad.double() - 3 * gradient64).norm() / gradient64.norm() < 1e-4
 
@@ -212,8 +212,8 @@ def test_the_gradient_is_scaled_by_what_is_done_with_the_loss(hidden, head, targ
 def test_chunks_change_nothing(hidden, head, targets, monkeypatch):
     loss, teacher, found = LossConfig(alpha=0.3), teacher_rows("hidden", 1.0), []
     for rows in (1, 4, ROWS, 1000):
-        monkeypatch.setitem(frozen_head.CHUNK_ELEMENTS, "cpu", rows * VOCABULARY)
-        value, _ = frozen_head_loss(hidden, head, None, targets, teacher, loss, torch.tensor(TOKENS))
+        monkeypatch.setitem(chunked.CHUNK_ELEMENTS, "cpu", rows * VOCABULARY)
+        value, _ = chunked_loss(hidden, head, None, targets, teacher, loss, torch.tensor(TOKENS))
         found.append((value.detach(), *torch.autograd.grad(value, hidden)))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
@@ -221,7 +221,7 @@ def test_chunks_change_nothing(hidden, head, targets, monkeypatch):
 
 def test_no_rows_give_a_zero_that_can_be_differentiated(head, targets):
     nothing = torch.empty(0, WIDTH, requires_grad=True)
-    value, parts = frozen_head_loss(nothing, head, None, targets[:0], None, LossConfig(), 1.0)
+    value, parts = chunked_loss(nothing, head, None, targets[:0], None, LossConfig(), 1.0)
     value.backward()
     assert (value.item(), parts["ce"].item(), nothing.grad.shape) == (0.0, 0.0, (0, WIDTH))
 
@@ -230,8 +230,8 @@ def test_without_gradients_the_value_is_the_same(hidden, head, targets):
     loss, teacher = LossConfig(alpha=0.3), teacher_rows("full", 1.0)
     kept = teacher.logits.clone()
     with torch.no_grad():
-        alone, _ = frozen_head_loss(hidden, head, None, targets, teacher, loss, TOKENS)
-    assert torch.equal(alone, frozen_head_loss(hidden, head, None, targets, teacher, loss, TOKENS)[0].detach())
+        alone, _ = chunked_loss(hidden, head, None, targets, teacher, loss, TOKENS)
+    assert torch.equal(alone, chunked_loss(hidden, head, None, targets, teacher, loss, TOKENS)[0].detach())
     assert torch.equal(teacher.logits, kept)  # what the store gave is not written over
 
 
@@ -239,7 +239,7 @@ def test_logits_that_no_float_can_exponentiate_stay_finite(head, targets):
     hidden = (300 * normal(0, ROWS, WIDTH)).requires_grad_()
     for kind in KINDS:
         teacher = teacher_rows(kind, 1.0)
-        value, _ = frozen_head_loss(hidden, head, None, targets, teacher, LossConfig(alpha=0.3), TOKENS)
+        value, _ = chunked_loss(hidden, head, None, targets, teacher, LossConfig(alpha=0.3), TOKENS)
         [gradient] = torch.autograd.grad(value, hidden)
         assert value.isfinite()
         assert gradient.isfinite().all()
@@ -251,23 +251,43 @@ def test_a_top_k_row_with_unfilled_places_or_without_any_token(hidden, head, tar
     rows.tail_mass[0] = 1 - rows.log_probs[0, 0].exp()
     rows.log_probs[1], rows.ids[1], rows.tail_mass[1] = -1e4, 0, 1.0
     loss = LossConfig(alpha=0.3)
-    value, _ = frozen_head_loss(hidden, head, None, targets, rows, loss, TOKENS)
+    value, _ = chunked_loss(hidden, head, None, targets, rows, loss, TOKENS)
     [gradient] = torch.autograd.grad(value, hidden)
     plain, _ = distillation_loss(hidden @ head.T, targets, rows, loss, TOKENS)
     torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, torch.autograd.grad(plain, hidden)[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_head_that_is_trained_is_refused(hidden, head, targets):
-    with pytest.raises(ValueError, match="takes a gradient"):
-        frozen_head_loss(hidden, head.requires_grad_(), None, targets, None, LossConfig(), TOKENS)
+@pytest.mark.parametrize("transform", [PLAIN, LogitTransform(2.0, 5.0)], ids=["plain", "scale and cap"])
+@pytest.mark.parametrize(("kind", "divergence", "temperature"), cases())
+def test_a_trained_heads_gradient_is_that_of_float64(hidden, head, targets, kind, divergence, temperature, transform):
+    loss = LossConfig(divergence=divergence, temperature=temperature, alpha=0.3, beta=0.2)
+    teacher, bias = teacher_rows(kind, temperature), normal(8, VOCABULARY).requires_grad_()
+    value, _ = chunked_loss(hidden, head.requires_grad_(), bias, targets, teacher, loss, TOKENS, transform)
+    (2 * value).backward()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, head, bias)]
+    z = transformed64(transform, exact[0] @ exact[1].T + exact[2])
+    value64 = torch.nn.functional.cross_entropy(z, targets, reduction="sum") / TOKENS
+    if teacher is not None:
+        value64 = 0.3 * value64 + 0.7 * temperature**2 * divergence64(teacher, z, loss).sum() / TOKENS
+    for found, expected in zip((hidden, head, bias), torch.autograd.grad(2 * value64, exact), strict=True):
+        assert (found.grad.double() - expected).norm() / expected.norm() < 1e-5
+
+
+def test_a_trained_head_alone_in_bfloat16_has_a_gradient_to_bfloat16(hidden, head, targets):
+    states, head = hidden.detach().bfloat16(), head.bfloat16().requires_grad_()
+    chunked_loss(states, head, None, targets, None, LossConfig(), TOKENS)[0].backward()
+    exact = head.detach().double().requires_grad_()
+    torch.nn.functional.cross_entropy(states.double() @ exact.T, targets, reduction="sum").div(TOKENS).backward()
+    assert head.grad.dtype == torch.bfloat16
+    assert (head.grad.double() - exact.grad).norm() / exact.grad.norm() < 0.01
 
 
 @pytest.mark.parametrize("kind", ["topk", "sampled"])
 @pytest.mark.parametrize("loss", [LossConfig(divergence="reverse_kl"), LossConfig(temperature=2.0)])
 def test_sparse_rows_are_refused_for_what_they_cannot_serve(hidden, head, targets, kind, loss):
     with pytest.raises(ValueError, match="at their own temperature only"):
-        frozen_head_loss(hidden, head, None, targets, teacher_rows(kind, 1.0), loss, TOKENS)
+        chunked_loss(hidden, head, None, targets, teacher_rows(kind, 1.0), loss, TOKENS)
 
 
 def test_products_of_half_precision_are_not_rounded(monkeypatch):

@@ -1,0 +1,123 @@
+"""Students before and after training: what is trained, and the folder that it is kept in."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from primekd.config import Architecture, LoraSettings, StudentConfig
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import disk_errors, sync_folder
+from primekd.models.loading import best_device, load_model
+from primekd.models.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def new_student(student: StudentConfig, seed: int):
+    """A peft model with a fresh adapter, or a model with fresh weights; `seed` draws them."""
+    if student.from_scratch:
+        return scratch_model(student.from_scratch, load_tokenizer(student), seed)
+    return lora_model(student.model, student.dtype, student.lora, seed, student.quantization)
+
+
+def save_student(model, folder: Path, student: StudentConfig, weights: "dict[str, Tensor] | None" = None) -> list[Path]:
+    """Writes adapter/ or model/ whole or not at all; returns its files. `weights`: where `model` holds only shards."""
+    if student.from_scratch:
+        return save_model(model, folder, load_tokenizer(student), weights)
+    return save_adapter(model, folder, student.model, weights)
+
+
+def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
+    """A model with random weights in float32, all of which are trained, on the best device here.
+
+    Raises:
+        UserError: transformers does not know the architecture, it does not know a setting, or sizes do not fit.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, set_seed
+
+    given = architecture.model_dump(exclude_none=True)
+    kind, bos, eos = given.pop("model_type"), tokenizer.bos_token_id, tokenizer.eos_token_id
+    try:
+        config = AutoConfig.for_model(
+            kind, vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id,
+            **given,
+        )  # fmt: skip
+        known = {*type(config)().to_dict(), *config.attribute_map}
+        if unknown := sorted(given.keys() - known):
+            raise ValueError(f"it has no {unknown[0]}")
+        set_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"student.from_scratch cannot be made as a {kind} ({reason}): mend the profile.") from error
+    model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=sorted({eos, *tokenizer.stop_ids}))
+    return model.float().to(best_device())
+
+
+def save_model(
+    model: "PreTrainedModel", folder: Path, tokenizer: "PreTrainedTokenizerBase",
+    weights: "dict[str, Tensor] | None" = None,
+) -> list[Path]:  # fmt: skip
+    """Writes model/ with its tokenizer, whole or not at all, so that `path:` reads it; returns its files."""
+
+    def write(target: Path) -> None:
+        model.save_pretrained(target, state_dict=weights)
+        tokenizer.save_pretrained(target)
+
+    return _written(folder / "model", write)
+
+
+def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int, quantization: str | None = None):
+    """A peft model with a fresh adapter in float32 over a frozen base in `dtype`, or in 4 bits computing in it."""
+    from transformers import set_seed
+
+    set_seed(seed)
+    return with_adapter(load_model(model, dtype, quantization), lora, dtype)
+
+
+def with_adapter(base, lora: LoraSettings, dtype: str):
+    """A loaded model with a fresh adapter in float32; `dtype` is what the base computes in."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    student = get_peft_model(base, config)
+    if dtype == "bfloat16":
+        for module in student.modules():  # the trainer's autocast does the casting; peft's own would undo it
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False
+    return student
+
+
+def save_adapter(student, folder: Path, model: str, weights: "dict[str, Tensor] | None" = None) -> list[Path]:
+    """Writes adapter/ whole or not at all; returns its files. `weights`: where `student` itself holds only shards."""
+    for config in student.peft_config.values():
+        config.base_model_name_or_path = model  # the reference, not the path of this machine
+
+    def write(target: Path) -> None:
+        student.save_pretrained(target, state_dict=weights, save_embedding_layers=False)
+        (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+
+    return _written(folder / "adapter", write)
+
+
+def _written(target: Path, write: "Callable[[Path], None]") -> list[Path]:
+    """A folder as `write` fills it, whole or not at all; its files."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        sync_folder(target.parent)
+    return sorted(p for p in target.iterdir() if p.is_file())
