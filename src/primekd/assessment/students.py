@@ -6,7 +6,7 @@ from typing import Any
 
 from primekd.capture.run import build_spec, training_job
 from primekd.config import Profile
-from primekd.config.arms import arms_of, get_arm
+from primekd.config.arms import NONE, arms_of, get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
 from primekd.tasks.load import load_items
@@ -66,6 +66,8 @@ def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[
     if get_arm(strategy).teacher:
         job = training_job(profile, strategy, seed)
         wanted["loss"] = get_arm(strategy).loss_of(profile).model_dump(mode="json")
+        if get_arm(strategy).signals == NONE:
+            wanted["text_alone"] = True
         wanted["signals"] = hash_json(build_spec(job, load_items(profile, "train")))
         was["signals"] = (was.get("signals") or {}).get("spec_sha256")
     if changed := [key for key in wanted if was.get(key) != wanted[key]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name
 from primekd.models.logits import PLAIN, LogitTransform
-from primekd.signals.codecs import codec_of
+from primekd.signals.codecs import TextCodec, codec_of
 from primekd.signals.heads import load_head, rebuilding_problem
 from primekd.signals.manifest import read_store
 from primekd.signals.rows import Asked, SignalRows, concatenate
@@ -149,6 +149,10 @@ class SignalReader:
         """
         handle = self._handle(item_id)
         return self._read(item_id, {name: handle.get_slice(name) for name in ("prompt_ids", "response_ids")})
+
+    def leave_rows_out(self) -> None:
+        """From now on it gives the responses alone, as a store of text does."""
+        self.codec = TextCodec()
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         """`rows` of several items as one, in order; None where there are none."""

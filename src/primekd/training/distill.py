@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from primekd.capture.run import open_signals, training_job
 from primekd.config import Profile, StudentConfig, TrainConfig
-from primekd.config.arms import get_arm
+from primekd.config.arms import NONE, get_arm
 from primekd.foundation.energy import Meter
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.progress import Progress
@@ -65,6 +65,8 @@ def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalS
             "loss": profile.loss.model_dump(mode="json"),
             "signals": {"spec_sha256": signals.manifest["spec_sha256"], "shards": shards},
         }
+        if signals.codec.name != signals.manifest["spec"]["codec"]["name"]:
+            inputs["text_alone"] = True
     return inputs
 
 
@@ -105,6 +107,8 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
 
         require_same_tokenizer(profile.teacher, profile.student)
         signals = open_signals(training_job(profile, strategy, seed))
+        if arm.signals == NONE:
+            signals.leave_rows_out()
         require_served(signals.codec, profile.loss)
     inputs = student_inputs(profile, strategy, seed, signals)
     folder = profile.student_folder(strategy, seed)
