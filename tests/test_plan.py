@@ -15,7 +15,7 @@ from primekd.models.shapes import GIB, KNOWN, find_shape, known_shape, student_m
 from primekd.planning.advice import memory_errors
 from primekd.planning.memory import EXL2_CACHE, VLLM_LISTED_BYTES
 from primekd.planning.plan import make_plan
-from primekd.planning.stages import CPU_MARGIN, IMPORTS, Need, memory_needs
+from primekd.planning.stages import CPU_MARGIN, IMPORTS, Need, machine_name, memory_needs, on_machine
 from primekd.planning.tokens import Lengths, find_lengths, find_rates
 
 BIG = KNOWN["llama-3.1-405b"]
@@ -165,6 +165,22 @@ def test_bits_that_nobody_stated_are_asked_for(output):
 def test_gpus_without_their_memory_are_refused(output):
     with pytest.raises(UserError, match="gpus_per_node needs gpu_memory_gib"):
         small_profile(output, hardware={"memory_gib": 4, "gpus_per_node": 1})
+
+
+def test_the_machine_that_plans_is_read_where_the_profile_states_none(output, monkeypatch, paper):
+    facts = {
+        "cpu": "Some CPU",
+        "cores": 8,
+        "memory_gib": 60.0,
+        "gpus": ["NVIDIA L4, 23034 MiB", "NVIDIA L4, 23000 MiB"],
+    }
+    monkeypatch.setattr("primekd.planning.stages.hardware", lambda: facts)
+    machine = on_machine(small_profile(output)).hardware
+    assert (machine_name(machine), machine.gpu_memory_gib, machine.memory_gib) == ("2 x L4", 23000 / 1024, 60)
+    monkeypatch.setattr("primekd.planning.stages.hardware", lambda: facts | {"gpus": []})
+    machine = on_machine(small_profile(output)).hardware
+    assert (machine_name(machine), machine.gpus_per_node) == ("Some CPU, 8 cores", 0)
+    assert on_machine(paper) is paper
 
 
 # Layouts.

@@ -57,9 +57,10 @@ class Shape:
         norms = (2 * self.layers + 1) * self.hidden
         return self.layers * self.layer_weights + norms + self.embedding_weights * (1 if self.tied else 2)
 
-    def kv_bytes(self, key_bytes: float, value_bytes: float) -> float:
-        """KV cache of one token over all layers, given the bytes of one stored number of a key and of a value."""
-        return self.layers * self.kv_heads * self.head_dim * (key_bytes + value_bytes)
+    def kv_bytes(self, key_bytes: float, value_bytes: float | None = None) -> float:
+        """KV cache of one token over all layers, given the bytes of a key's number, and of a value's if they differ."""
+        values = key_bytes if value_bytes is None else value_bytes
+        return self.layers * self.kv_heads * self.head_dim * (key_bytes + values)
 
     def adapted(self, lora: LoraSettings) -> set[str]:
         """The linear maps with an adapter, as far as their shapes are known."""

@@ -92,7 +92,7 @@ class Loaded:
 
     def generate(self, batch: Batch) -> Phase:
         """Decoding into a cache that is made whole at the start; on a CPU only what is written of it takes memory."""
-        prefill, token = batch.sequences * batch.prompt, self.shape.kv_bytes(self.number, self.number)
+        prefill, token = batch.sequences * batch.prompt, self.shape.kv_bytes(self.number)
         base = {"weights": self.weights, "logits": batch.sequences * self.shape.vocab * self.number}
         at_end = base | {"KV cache": token * batch.tokens}
         at_prefill = at_end | {"activations": self.forward_bytes(prefill)}
@@ -103,7 +103,7 @@ class Loaded:
         """Teacher-forced scoring: a batch on the device, the rows of shards in host memory."""
         shape, number, tokens = self.shape, self.number, batch.tokens
         activations = self.forward_bytes(tokens) + tokens * shape.hidden * number
-        cache = shape.kv_bytes(number, number) * tokens  # transformers fills one here too
+        cache = shape.kv_bytes(number) * tokens  # transformers fills one here too
         device = {"weights": self.weights, "KV cache": cache, "activations": activations}
         if needs == "hidden":
             return Phase("score", device, batch.rows(shape.hidden, number))
@@ -241,7 +241,7 @@ def llamacpp_phases(profile: Profile, model: Model, batch: Batch, needs: str | N
     part = LLAMACPP_CPU_PART if cpu else LLAMACPP_GPU_PART
     base = {
         "weights": model.device,
-        "KV cache": shape.kv_bytes(2, 2) * cells * batch.sequences,
+        "KV cache": shape.kv_bytes(2) * cells * batch.sequences,
         "activations": max(part, batch.sequences) * 4 * 3 * (shape.intermediate + shape.hidden),
         "runtime": 0 if cpu else GPU_RUNTIME,
     }
