@@ -176,7 +176,7 @@ def test_the_machine_that_plans_is_read_where_the_profile_states_none(output, mo
     }
     monkeypatch.setattr("primekd.planning.stages.hardware", lambda: facts)
     machine = on_machine(small_profile(output)).hardware
-    assert (machine_name(machine), machine.gpu_memory_gib, machine.memory_gib) == ("2 x L4", 23000 / 1024, 60)
+    assert (machine_name(machine), machine.gpu_memory_gib, machine.memory_gib) == ("2 x NVIDIA L4", 23000 / 1024, 60)
     monkeypatch.setattr("primekd.planning.stages.hardware", lambda: facts | {"gpus": []})
     machine = on_machine(small_profile(output)).hardware
     assert (machine_name(machine), machine.gpus_per_node) == ("Some CPU, 8 cores", 0)
