@@ -12,7 +12,7 @@ import torch
 from benchmarks.scale import Scale
 from benchmarks.timing import time_once
 from primekd.config import load_profile
-from primekd.planning.shapes import Shape, find_shape
+from primekd.models.shapes import Shape, find_shape
 from primekd.planning.tokens import Lengths, find_lengths
 
 ROUNDS = 7

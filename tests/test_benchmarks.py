@@ -10,6 +10,7 @@ from conftest import ROOT, stored
 
 sys.path.insert(0, str(ROOT))
 
+
 from benchmarks import (  # noqa: E402
     assessment,
     bars,
@@ -32,8 +33,8 @@ from benchmarks.training import OWN, PLAIN  # noqa: E402
 from primekd.foundation.errors import UserError  # noqa: E402
 from primekd.foundation.provenance import write_json  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
+from primekd.models.shapes import Shape  # noqa: E402
 from primekd.models.students import lora_model  # noqa: E402
-from primekd.planning.shapes import Shape  # noqa: E402
 from primekd.planning.tokens import Lengths  # noqa: E402
 from primekd.teachers import Response  # noqa: E402
 from primekd.training.trainer import build_trainer  # noqa: E402

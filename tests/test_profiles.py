@@ -5,10 +5,10 @@ import pytest
 from primekd.capture.run import training_job
 from primekd.config import load_profile
 from primekd.config.arms import default_arms
-from primekd.planning.memory import lora_weights
-from primekd.planning.movement import largest_movement, movement_findings
-from primekd.planning.shapes import KNOWN
+from primekd.models.shapes import KNOWN
+from primekd.planning.plan import make_plan
 from primekd.signals import make_codec
+from primekd.training.movement import largest_movement, movement_warning
 
 LARGE = ["paper", "paper-bf16", "single-gpu"]
 
@@ -59,16 +59,17 @@ def test_a_training_that_cannot_move_the_student_is_warned_of():
     slow = profile.model_copy(
         update={"train": profile.train.model_copy(update={"batch_size": 8, "max_grad_norm": 1.0})}
     )
-    assert largest_movement(slow.train, 2638, lora_weights(shape, slow.student.lora)) == pytest.approx(0.0165, rel=1e-3)
-    [finding] = movement_findings(slow, shape)
-    assert finding.level == "warning" and "by 0.017 at most" in finding.text and "max_grad_norm: 0" in finding.text
+    assert largest_movement(slow.train, 2638, shape.lora_weights(slow.student.lora)) == pytest.approx(0.0165, rel=1e-3)
+    warning = movement_warning(slow, shape)
+    assert "by 0.017 at most" in warning and "max_grad_norm: 0" in warning
+    assert [f.text for f in make_plan(slow).findings if f.level == "warning"] == [warning]
     for name in ("paper", "single-gpu"):
-        assert movement_findings(load_profile(name), shape) == []
+        assert movement_warning(load_profile(name), shape) is None
     # Of layers whose shapes are not known nothing can be said.
     profile = load_profile("single-gpu")
     lora = profile.student.lora.model_copy(update={"target_modules": ("qkv_proj",)})
     other = profile.model_copy(update={"student": profile.student.model_copy(update={"lora": lora})})
-    assert movement_findings(other, shape) == []
+    assert movement_warning(other, shape) is None
 
 
 def test_the_published_teacher_is_served_by_exllamav2_in_six_bits_with_a_q6_cache():

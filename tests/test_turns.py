@@ -24,7 +24,7 @@ from primekd.foundation.provenance import hash_json
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash
 from primekd.models.chat import Priming, build_prompt, decode_response, encode_response
 from primekd.models.template import DATE, default_system, render, turn_end
-from primekd.planning.build import make_plan
+from primekd.planning.plan import make_plan
 from primekd.running import doctor
 from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling

@@ -1,7 +1,5 @@
 """The verb plan."""
 
-from typing import Annotated
-
 import typer
 
 from primekd.cli.common import JsonOption, ProfileOption, app, print_json, verb
@@ -11,45 +9,24 @@ from primekd.cli.common import JsonOption, ProfileOption, app, print_json, verb
 @verb
 def plan(
     profile: ProfileOption = "pocket",
-    measure: Annotated[
-        bool,
-        typer.Option("--measure", help="Load the models, run one batch of each kind, compare with the prediction."),
-    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Says what a run needs before it starts: memory for each GPU, disk for each codec, tokens, hours, energy.
+    """Says what a run needs before it starts: memory for each GPU, disk for each codec, tokens, hours.
 
-    Works offline and without the models; exits with 1 if something will not fit. With --measure the memory of this
-    machine's own passes is set beside what was predicted.
+    Works offline and without the models; exits with 1 if something will not fit.
 
     \b
     primekd plan
     primekd plan --profile paper
     primekd plan --profile single-gpu --json
-    primekd plan --profile pocket --measure
     """
     from primekd.config import load_profile
+    from primekd.planning.plan import make_plan, plan_text
 
-    loaded = load_profile(profile)
-    if measure:
-        return show_measured(profile, json)
-    from primekd.planning.build import make_plan
-    from primekd.planning.text import plan_text
-
-    found = make_plan(loaded)
+    found = make_plan(load_profile(profile))
     if json:
         print_json(found.as_json())
     else:
         print(plan_text(found))
     if not found.works:
         raise typer.Exit(1)
-
-
-def show_measured(profile: str, json: bool) -> None:
-    """Prints predicted and measured memory, phase by phase."""
-    from primekd.planning.compare import compare_case, comparison_text
-
-    cases = [case for stage in ("teacher", "student") for case in compare_case(profile, stage)]
-    if json:
-        return print_json(cases)
-    print(comparison_text(cases))

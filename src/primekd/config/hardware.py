@@ -43,17 +43,14 @@ class RatesConfig(Section):
 class HardwareConfig(Section):
     """The machines of a run. Left out, the plan is for the machine that it is made on.
 
-    `gpu_memory_gib` is what the driver shows of one GPU, less than the number on its box. `gpu_watts` is one GPU under
-    load, `node_watts` everything else in one node. `disk_gib` is what is free for runs/ and models/. `bits_per_weight`
-    belongs to a quantised teacher whose name does not say it.
+    `gpu_memory_gib` is what the driver shows of one GPU, less than the number on its box. `disk_gib` is what is free
+    for runs/ and models/. `bits_per_weight` belongs to a quantised teacher whose name does not say it.
     """
 
     nodes: Positive = 1
     gpus_per_node: int = Field(0, ge=0)
     gpu: str | None = None
     gpu_memory_gib: float | None = Field(None, gt=0)
-    gpu_watts: float | None = Field(None, gt=0)
-    node_watts: float | None = Field(None, gt=0)
     memory_gib: float = Field(gt=0)
     disk_gib: float | None = Field(None, gt=0)
     bits_per_weight: float | None = Field(None, gt=0)

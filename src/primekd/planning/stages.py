@@ -1,27 +1,20 @@
-"""What each stage needs of each GPU, or of the process on a CPU: the phases of memory.py laid over a machine."""
+"""What each stage needs of each GPU, or of the process on a CPU: phases laid over the machine of `profile.hardware`."""
 
+import re
+import shutil
 from dataclasses import dataclass
 
 from primekd.assessment.held_out import TOGETHER
 from primekd.config import Profile
+from primekd.config.hardware import HardwareConfig
 from primekd.config.teacher import VllmConfig
 from primekd.foundation.errors import UserError
-from primekd.planning.codec import find_codec
-from primekd.planning.engines import exl2_host, exl2_phases, llamacpp_phases, vllm_host, vllm_phases
-from primekd.planning.machine import Machine
-from primekd.planning.memory import (
-    CPU_RUNTIME,
-    GPU_RUNTIME,
-    Batch,
-    Phase,
-    generate_phase,
-    head_check_phase,
-    loss_bytes,
-    score_phase,
-    train_phase,
-)
+from primekd.foundation.provenance import hardware, output_root
+from primekd.models.shapes import BYTES, GIB, Model, student_model, teacher_model
+from primekd.planning import memory
+from primekd.planning.disk import find_codec, head_bytes
+from primekd.planning.memory import Batch, Loaded, Phase
 from primekd.planning.tokens import Lengths
-from primekd.planning.weights import BYTES, Model, dequantised_copy, student_model, teacher_model
 
 # Resident before a model is loaded (measured, logs/plan/): Python with torch and transformers; peft and the trainer.
 IMPORTS = {"capture": 0.42e9, "distill": 0.61e9, "assess": 0.61e9}
@@ -31,10 +24,7 @@ GPU_MARGIN = 0.15  # of what is neither weights nor cache, which lie there to th
 
 @dataclass(frozen=True)
 class Need:
-    """Peak memory of one phase in one place, in bytes by kind. `capacity`: what the place has.
-
-    `margin`: the share that is added; on a GPU to what is neither weights nor cache.
-    """
+    """Peak memory of one phase in one place, in bytes by kind; what the place has; the share that is added."""
 
     stage: str
     phase: str
@@ -49,9 +39,8 @@ class Need:
 
     @property
     def asked(self) -> float:
-        """With the margin."""
-        on_gpu = self.place.startswith("GPU")
-        exact = self.parts.get("weights", 0) + self.parts.get("KV cache", 0) if on_gpu else 0
+        """With the margin; on a GPU none is added to weights and cache."""
+        exact = self.parts.get("weights", 0) + self.parts.get("KV cache", 0) if self.place.startswith("GPU") else 0
         return self.total + self.margin * (self.total - exact)
 
     @property
@@ -59,148 +48,127 @@ class Need:
         return self.asked <= self.capacity
 
 
-def memory_needs(profile: Profile, machine: Machine, lengths: Lengths) -> list[Need]:
-    """Every phase of capture, training and assessment.
+def on_machine(profile: Profile) -> Profile:
+    """The profile with the machine that it is planned for: as it states it, else the one that plans."""
+    if profile.hardware is not None:
+        return profile
+    facts = hardware()
+    gpus = facts.get("gpus") or []
+    sizes = [int(found.group(1)) / 1024 for gpu in gpus if (found := re.search(r"(\d+) MiB", gpu))]
+    root = next(p for p in (output_root(), *output_root().parents) if p.exists())
+    here = HardwareConfig(
+        gpus_per_node=len(sizes),
+        gpu=gpus[0].split(",")[0] if sizes else f"{facts['cpu']}, {facts['cores']} cores",
+        gpu_memory_gib=min(sizes, default=None),
+        memory_gib=facts["memory_gib"],
+        disk_gib=shutil.disk_usage(root).free / GIB or None,
+    )
+    return profile.model_copy(update={"hardware": here})
+
+
+def machine_name(machine: HardwareConfig) -> str:
+    """Nodes and GPUs in words; of a machine without GPUs its processor."""
+    nodes = f"{machine.nodes} x " if machine.nodes > 1 else ""
+    return f"{nodes}{machine.gpus_per_node} x {machine.gpu or 'GPU'}" if machine.gpus_per_node else machine.gpu or "CPU"
+
+
+def memory_needs(profile: Profile, lengths: Lengths) -> list[Need]:
+    """Every phase of capture, training and assessment; the profile has a machine (`on_machine`).
 
     Raises:
         UserError: a model's shape is not known, or an engine cannot split it as asked.
     """
     teacher, student = teacher_model(profile), student_model(profile)
-    return [
-        *_capture(profile, machine, lengths, teacher),
-        *_distill(profile, machine, lengths, teacher, student),
-        *_assess(profile, machine, lengths, teacher, student),
-    ]
+    captured = _capture(profile, lengths, teacher) if teacher else []  # None: behind an API
+    return [*captured, *_distill(profile, lengths, student), *_assess(profile, lengths, student)]
 
 
-def gpus_used(needs: list[Need], stage: str) -> int:
-    """On how many GPUs something of a stage lies."""
-    return len({need.place for need in needs if need.stage == stage and need.place.startswith("GPU")})
+def _loaded(profile: Profile, model: Model, number: int, weights: float | None = None) -> Loaded:
+    # A GGUF file's dequantised copy is float32; published checkpoints are bfloat16.
+    source, cpu = 4 if model.dequantised else 2, not profile.hardware.gpus_per_node
+    return Loaded(model.shape, number, model.device if weights is None else weights, source, cpu)
 
 
-def _capture(profile: Profile, machine: Machine, lengths: Lengths, model: Model | None) -> list[Need]:
-    if model is None:  # behind an API
-        return []
-    teacher, cpu = profile.teacher, machine.gpus == 0
-    items = profile.signals.items_per_shard
-    batch = Batch(min(teacher.batch_size, items), lengths.longest_prompt, lengths.most)
+def _capture(profile: Profile, lengths: Lengths, model: Model) -> list[Need]:
+    teacher, items = profile.teacher, profile.signals.items_per_shard
+    batch = Batch(min(teacher.batch_size, items), lengths.longest_prompt, lengths.most, items)
     codec, _ = find_codec(profile)
     needs = codec.needs if codec else None
     if teacher.engine in ("exllamav2", "vllm"):
-        if cpu:
-            raise UserError(
-                f"The engine {teacher.engine} is planned for GPUs, and this plan is for {machine.name}: state the GPUs "
-                "under hardware in the profile, or set teacher.engine to transformers or llamacpp."
-            )
-        return _split_capture(profile, machine, lengths, model, needs)
+        return _split_capture(profile, model, batch, needs)
     if teacher.engine == "llamacpp":
-        phases = llamacpp_phases(teacher, model, batch, needs, items, cpu)
-        return _place("capture", phases, machine)
-    number = BYTES[teacher.dtype]
-    phases = [
-        *_load_phases(model, number, cpu),
-        generate_phase(model.shape, number, model.device, batch, cpu),
-        *([score_phase(model.shape, number, model.device, batch, needs, items, cpu)] if needs else []),
-        *([head_check_phase(model.shape, number, model.device, batch, items, cpu)] if needs == "hidden" else []),
-    ]
-    return _place("capture", phases, machine)
+        return _place(profile, "capture", memory.llamacpp_phases(profile, model, batch, needs))
+    loaded = _loaded(profile, model, BYTES[teacher.dtype])
+    scored = [loaded.score(batch, needs)] if needs else []
+    checked = [loaded.head_check(batch)] if needs == "hidden" else []
+    return _place(profile, "capture", [*loaded.load(), loaded.generate(batch), *scored, *checked])
 
 
-def _split_capture(profile: Profile, machine: Machine, lengths: Lengths, model: Model, needs: str | None) -> list[Need]:
-    teacher, items = profile.teacher, profile.signals.items_per_shard
+def _split_capture(profile: Profile, model: Model, batch: Batch, needs: str | None) -> list[Need]:
+    """A teacher that its engine spreads over GPUs."""
+    teacher, machine = profile.teacher, profile.hardware
+    if not machine.gpus_per_node:
+        raise UserError(
+            f"The engine {teacher.engine} is planned for GPUs, and this plan is for {machine_name(machine)}: state the "
+            "GPUs under hardware in the profile, or set teacher.engine to transformers or llamacpp."
+        )
+    room, host = machine.gpu_memory_gib * GIB, memory.split_host(teacher.engine, model, batch, needs)
     if teacher.engine == "exllamav2":
-        placed = exl2_phases(teacher, model, machine.gpus_per_node, machine.gpu_bytes)
-        host = exl2_host(model, lengths.most, items, needs)
+        placed = memory.exl2_phases(profile, model)
     else:
-        settings = teacher.vllm or VllmConfig()
-        placed = vllm_phases(settings, model, teacher.batch_size, teacher.context_tokens, machine.gpu_bytes)
-        host = vllm_host(model, lengths.longest_prompt + lengths.most, lengths.most, items, needs)
-    found = [Need("capture", p.name, place, p.device, machine.gpu_bytes, GPU_MARGIN) for place, p in placed]
-    return [*found, Need("capture", "all", "host memory", host, machine.memory_bytes, GPU_MARGIN)]
+        own = teacher.vllm or VllmConfig()
+        placed = memory.vllm_phases(own, model, teacher.batch_size, teacher.context_tokens, room)
+    found = [Need("capture", phase.name, place, phase.device, room, GPU_MARGIN) for place, phase in placed]
+    return [*found, Need("capture", "all", "host memory", host, machine.memory_gib * GIB, GPU_MARGIN)]
 
 
-def _load_phases(model: Model, number: int, cpu: bool) -> list[Phase]:
-    """Reading weights that are converted: on a CPU the file's pages are the process's until that is done.
-
-    Weights that are not converted stay in the file until a pass touches them, so that loading is never their peak.
-    """
-    # A GGUF file's dequantised copy is float32; published checkpoints are bfloat16.
-    source = 4 if dequantised_copy(model.reference, model.shape) else 2
-    if not cpu or source == number:
-        return []
-    return [Phase("load", {"weights": model.device, "loading": source * model.shape.weights})]
-
-
-def _distill(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model | None, student: Model) -> list[Need]:
-    number, cpu = BYTES[profile.student.dtype], machine.gpus == 0
+def _distill(profile: Profile, lengths: Lengths, student: Model) -> list[Need]:
     rows = profile.train.micro_batch_size * (2 if profile.loss.labels == "gold" else 1)  # each item's gold solution too
+    loaded, (codec, head) = _loaded(profile, student, BYTES[profile.student.dtype]), _signals(profile)
+    loss = loaded.loss_bytes(head, profile.loss, rows * lengths.most, codec)
     batch = Batch(rows, lengths.longest_prompt, lengths.most)
-    codec, head = _signals(profile, teacher)
-    loss = loss_bytes(student.shape, number, head, profile.loss, batch.sequences * batch.response, codec, cpu)
-    phases = [
-        *_load_phases(student, number, cpu),
-        train_phase(student.shape, number, student.device, batch, profile.student.lora, profile.train, loss, cpu),
-    ]
-    return _place("distill", phases, machine, {"head": head} if codec == "hidden" else {})
+    train = loaded.train(batch, profile.student.lora, profile.train, loss)
+    return _place(profile, "distill", [*loaded.load(), train], head)
 
 
-def _assess(profile: Profile, machine: Machine, lengths: Lengths, teacher: Model | None, student: Model) -> list[Need]:
-    number, cpu, shape = BYTES[profile.scoring_dtype], machine.gpus == 0, student.shape
-    size = profile.assess.batch_size
+def _assess(profile: Profile, lengths: Lengths, student: Model) -> list[Need]:
+    number, shape, size = BYTES[profile.scoring_dtype], student.shape, profile.assess.batch_size
+    quantised, (codec, head) = profile.student.quantization is not None, _signals(profile)
+    loaded = _loaded(profile, student, number, student.device if quantised else shape.weights * number)
+    together = 1 if codec == "full" else TOGETHER  # a question's answer and gold solution are read behind one prompt
     batch = Batch(size, lengths.longest_prompt, lengths.most)
+    read = Batch(min(size, together), lengths.longest_prompt, 2 * lengths.most, together)
+    fit = loaded.loss_bytes(head, profile.loss, together * lengths.most, codec)
     # Merging is measured in float32 (models/served.py), the merged weights in host memory; never of 4-bit students.
-    quantised = profile.student.quantization is not None
-    plain = student.device if quantised else shape.weights * number
-    codec, head = _signals(profile, teacher)
-    # Of a question the teacher's answer and the gold solution are read behind one prompt.
-    together = 1 if codec == "full" else TOGETHER
-    read = Batch(min(size, together), lengths.longest_prompt, 2 * lengths.most)
-    fit = loss_bytes(shape, number, head, profile.loss, together * lengths.most, codec, cpu)
-    merge = Phase("merge", {"weights": shape.weights * 4}, {"loading": plain if number < 4 else 0})
-    phases = [
-        *(_load_phases(student, number, cpu) if quantised else [merge]),
-        generate_phase(shape, number, plain, batch, cpu),
-        score_phase(shape, number, plain, read, "hidden", together, cpu),
-        Phase("held-out fit", {"weights": plain} | fit),
-    ]
-    if profile.assess.engine == "vllm" and not cpu:
-        served = vllm_phases(VllmConfig(), student, size, int(batch.prompt + batch.response), machine.gpu_bytes)
-        answers = Phase("generate (vLLM)", served[0][1].device)
-        phases = [answers if phase.name == "generate" else phase for phase in phases]
-    return _place("assess", phases, machine, {"head": head} if codec == "hidden" else {})
+    merge = Phase("merge", {"weights": shape.weights * 4}, {"loading": loaded.weights if number < 4 else 0})
+    before = _loaded(profile, student, BYTES[profile.student.dtype]).load() if quantised else [merge]
+    answers = loaded.generate(batch)
+    if profile.assess.engine == "vllm" and not loaded.cpu:
+        room, context = profile.hardware.gpu_memory_gib * GIB, int(batch.prompt + batch.response)
+        answers = Phase("generate (vLLM)", memory.vllm_phases(VllmConfig(), student, size, context, room)[0][1].device)
+    held_out = Phase("held-out fit", {"weights": loaded.weights} | fit)
+    return _place(profile, "assess", [*before, answers, loaded.score(read, "hidden"), held_out], head)
 
 
-def _signals(profile: Profile, teacher: Model | None) -> tuple[str, float]:
+def _signals(profile: Profile) -> tuple[str, float]:
     """Codec, and bytes of the teacher's head in the store (0 where none is kept)."""
     codec, _ = find_codec(profile)
     name = codec.name if codec else "text"  # the plan says elsewhere that there is none
-    if name != "hidden" or teacher is None:
-        return name, 0
-    number = {"exllamav2": 2, "llamacpp": 4}.get(profile.teacher.engine, BYTES[profile.teacher.dtype])
-    return name, teacher.shape.vocab * teacher.shape.hidden * number
+    return name, head_bytes(profile) if name == "hidden" else 0
 
 
-def _place(stage: str, phases: list[Phase], machine: Machine, host: dict[str, float] | None = None) -> list[Need]:
-    """One process: on the CPU everything is in its memory; else one GPU, and the host's share beside it."""
-    if machine.gpus == 0:
-        return [
-            Need(stage, p.name, "process", _sum(p.merged(), _cpu_runtime(stage, p)), machine.memory_bytes, CPU_MARGIN)
-            for p in phases
-        ]
-    needs = [
-        Need(stage, p.name, "GPU 0", _sum(p.device, {} if "runtime" in p.device else {"runtime": GPU_RUNTIME}),
-             machine.gpu_bytes, GPU_MARGIN)
-        for p in phases
-    ]  # fmt: skip
-    most = max((p.host for p in phases), key=lambda parts: sum(parts.values()))
-    parts = _sum(most, host or {}, {"runtime": 4 * IMPORTS[stage]})  # CUDA's libraries are resident too
-    return [*needs, Need(stage, "all", "host memory", parts, machine.memory_bytes, GPU_MARGIN)]
-
-
-def _cpu_runtime(stage: str, phase: Phase) -> dict[str, float]:
-    return {"runtime": IMPORTS[stage] + (0 if "runtime" in phase.device else CPU_RUNTIME)}
+def _place(profile: Profile, stage: str, phases: list[Phase], head: float = 0) -> list[Need]:
+    """One process: on the CPU everything is in its memory; else one GPU, and the host's share with `head` beside it."""
+    room, own = profile.hardware.memory_gib * GIB, {"runtime": IMPORTS[stage]}
+    if not profile.hardware.gpus_per_node:
+        parts = [_sum({"runtime": memory.CPU_RUNTIME} | phase.device, phase.host, own) for phase in phases]
+        return [Need(stage, p.name, "process", part, room, CPU_MARGIN) for p, part in zip(phases, parts, strict=True)]
+    gpu, context = profile.hardware.gpu_memory_gib * GIB, {"runtime": memory.GPU_RUNTIME}
+    needs = [Need(stage, phase.name, "GPU 0", context | phase.device, gpu, GPU_MARGIN) for phase in phases]
+    most = max((phase.host for phase in phases), key=lambda parts: sum(parts.values()))
+    parts = _sum(most, {"head": head}, {"runtime": 4 * IMPORTS[stage]})  # CUDA's libraries are resident too
+    return [*needs, Need(stage, "all", "host memory", parts, room, GPU_MARGIN)]
 
 
 def _sum(*parts: dict[str, float]) -> dict[str, float]:
-    kinds = dict.fromkeys(kind for part in parts for kind in part)
-    return {kind: sum(part.get(kind, 0) for part in parts) for kind in kinds}
+    return {kind: sum(part.get(kind, 0) for part in parts) for kind in dict.fromkeys(k for part in parts for k in part)}

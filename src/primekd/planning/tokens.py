@@ -1,15 +1,21 @@
-"""How many tokens a run is made of, and how one knows."""
+"""How many tokens a run is made of, how long they take, and how one knows: measured, stated, or at the limit."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from primekd.capture.primings import priming_of
 from primekd.capture.run import HELD_OUT
 from primekd.config import Profile
-from primekd.config.arms import load_arms
+from primekd.config.arms import Arm, arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.models import is_present, load_tokenizer
+from primekd.models.chat import build_prompt
 from primekd.signals.manifest import read_store
+from primekd.tasks.load import load_items
+
+STAGES = ("capture", "held-out", "distill", "assess")
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,9 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the study, as far as its tokens go.
+    """One stage of the study: its response tokens, `most` at the limit, are written or trained on (each epoch anew).
 
-    `response_tokens` are written by a model (captures, assessment) or trained on (each epoch anew); `most` is their
-    bound. `runs` is how many times the stage is done: strategies, students, models.
+    `runs` is how often it is done: strategies, students, models. `hours` are for all; None where no rate is known.
     """
 
     name: str
@@ -38,22 +43,30 @@ class Stage:
     response_tokens: float
     most: float
     prompt_tokens: float
+    tokens_per_second: float | None
+    rate_source: str
+    hours: float | None
 
 
-def known_manifests(profile: Profile, names: Iterable[str]) -> tuple[dict[str, dict[str, Any]], str]:
-    """Manifests of signal stores by name, and where they are from.
+def captured_arms(profile: Profile) -> dict[str, Arm]:
+    """The arms for which a store is captured."""
+    return {name: arm for name, arm in arms_of(profile).items() if arm.store == name}
 
-    They are this machine's own, runs/<profile>/signals/, if it has any of them whole, else what the published logs keep
-    of them: two machines are never mixed.
+
+def known_manifests(profile: Profile, names: Iterable[str]) -> tuple[list[dict[str, Any]], str]:
+    """Manifests of whole signal stores, and where they are from: two machines are never mixed.
+
+    They are this machine's own, in runs/<profile>/signals/, if it has any of them, else what the published logs keep.
     """
-    folder, names = profile.runs / "signals", list(names)
-    found = {n: read_store(folder / n) for n in names if (folder / n / MANIFEST).is_file()}
-    if found := {n: m for n, m in found.items() if m.get("complete")}:
+    folder = profile.runs / "signals"
+    found = [read_store(folder / name) for name in names if (folder / name / MANIFEST).is_file()]
+    if found := [manifest for manifest in found if manifest.get("complete")]:
         return found, relative_name(folder)
     logs, source = published_manifest(profile)
-    kept = {name: entry.get("signals") for name, entry in logs.get("models", {}).items()}
-    kept[HELD_OUT] = logs.get("teacher")
-    return {n: m for n, m in kept.items() if n in names and m and m.get("tokens")}, source
+    kept = {name: entry.get("signals") for name, entry in logs.get("models", {}).items()} | {
+        HELD_OUT: logs.get("teacher")
+    }
+    return [kept[name] for name in names if (kept.get(name) or {}).get("tokens")], source
 
 
 def published_manifest(profile: Profile) -> tuple[dict[str, Any], str]:
@@ -63,73 +76,82 @@ def published_manifest(profile: Profile) -> tuple[dict[str, Any], str]:
         return {}, ""
     manifest = read_manifest(path)
     facts = manifest.get("environment", {}).get("hardware", {})
-    gpus = facts.get("gpus") or []
-    name = gpus[0] if gpus else f"{facts.get('cpu', 'unknown processor')}, {facts.get('cores', '?')} cores"
+    name = (facts.get("gpus") or [f"{facts.get('cpu', 'unknown processor')}, {facts.get('cores', '?')} cores"])[0]
     return manifest, f"{relative_name(path)} ({name})"
 
 
-def all_stores() -> list[str]:
-    """The names of all signal stores of a run."""
-    return [*(name for name, strategy in load_arms().items() if strategy.teacher), HELD_OUT]
-
-
 def find_lengths(profile: Profile) -> Lengths:
-    """Prompt lengths counted where tokenizer and items are here; responses' measured, stated, or at their limit."""
-    expected = profile.hardware.expected if profile.hardware else None
-    counted = _count_prompts(profile)
-    if counted:
-        prompt, longest, prompt_source = *counted, "counted"
-    elif expected:
-        prompt, longest, prompt_source = expected.prompt_tokens, expected.longest_prompt_tokens, "stated"
-    else:
+    """Prompt lengths counted where tokenizer and items are here; responses' measured, stated, or at their limit.
+
+    Raises:
+        UserError: the lengths of prompts are neither countable here nor stated.
+    """
+    expected, limit = profile.hardware.expected if profile.hardware else None, profile.max_new_tokens
+    prompt = _count_prompts(profile)
+    if prompt is None and expected is None:
         raise UserError(
             "The plan needs the lengths of prompts, and the items or the tokenizer are not here: write "
             "hardware.expected (source, prompt_tokens, longest_prompt_tokens, response_tokens) in the profile."
         )
-    stores, where = known_manifests(profile, all_stores())
+    prompt = prompt or (expected.prompt_tokens, expected.longest_prompt_tokens, "stated")
+    stores, where = known_manifests(profile, [*captured_arms(profile), HELD_OUT])
+    response, source = limit, "the limit: nothing was measured or stated"
     if stores:
-        tokens, items = (sum(m[key] for m in stores.values()) for key in ("tokens", "items"))
+        tokens, items = (sum(manifest[key] for manifest in stores) for key in ("tokens", "items"))
         response, source = tokens / items, f"measured: {items} responses in {where}"
     elif expected:
         response, source = expected.response_tokens, f"stated: {expected.source}"
-    else:
-        response, source = profile.max_new_tokens, "the limit: nothing was measured or stated"
-    return Lengths(
-        prompt, longest, prompt_source, min(response, profile.max_new_tokens), profile.max_new_tokens, source
-    )
+    return Lengths(*prompt, min(response, limit), limit, source)
 
 
-def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int] | None:
+def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int, str] | None:
     """Mean and longest prompt over the primings, on the first test items; None where that would need a download."""
-    from primekd.capture.primings import priming_of
-    from primekd.models import is_present, load_tokenizer
-    from primekd.models.chat import build_prompt
-    from primekd.tasks.load import load_items
-
     if profile.data.source == "hub" or not is_present(profile.student.model):
         return None
     try:
         tokenizer = load_tokenizer(profile.student)
         items = load_items(profile, "test", min(most, profile.data.test_items))
-        primings = [priming_of(s, profile.teacher) for s in load_arms().values() if s.teacher]
-        lengths = [len(build_prompt(tokenizer, item.messages, p)) for item in items for p in primings]
     except UserError:  # the items' file is not here yet: the stage itself will say so
         return None
-    return sum(lengths) / len(lengths), max(lengths)
+    primings = [priming_of(arm, profile.teacher) for arm in captured_arms(profile).values()]
+    lengths = [len(build_prompt(tokenizer, item.messages, priming)) for item in items for priming in primings]
+    return sum(lengths) / len(lengths), max(lengths), "counted"
 
 
 def stages(profile: Profile, lengths: Lengths) -> list[Stage]:
     """Captures, the held-out capture, training, assessment."""
-    data, teachers = profile.data, sum(s.teacher for s in load_arms().values())
-    students = len(load_arms())
+    data, rates, students = profile.data, find_rates(profile), len(arms_of(profile))
+    runs, items = (len(captured_arms(profile)), 1, students, students + 1), (data.train_items, data.test_items) * 2
+    found = []
+    for name, times, each in zip(STAGES, runs, items, strict=True):
+        count = times * each * (profile.train.epochs if name == "distill" else 1)
+        tokens = [count * length for length in (lengths.response, lengths.most, lengths.prompt)]
+        speed, source = rates.get(name, (None, "unknown"))
+        found.append(Stage(name, times, each, *tokens, speed, source, tokens[0] / speed / 3600 if speed else None))
+    return found
 
-    def stage(name: str, runs: int, items: int, times: int = 1) -> Stage:
-        count = runs * items * times
-        return Stage(name, runs, items, count * lengths.response, count * lengths.most, count * lengths.prompt)
 
-    return [
-        stage("capture", teachers, data.train_items),
-        stage("held-out", 1, data.test_items),
-        stage("distill", students, data.train_items, profile.train.epochs),
-        stage("assess", students + 1, data.test_items),
-    ]
+def find_rates(profile: Profile) -> dict[str, tuple[float, str]]:
+    """(response tokens a second, source) by stage; the source begins with measured or stated, others are left out."""
+    stated, rates = profile.hardware.rates if profile.hardware else None, {}
+    if stated:
+        values = (stated.capture, stated.capture, stated.train, stated.assess)
+        rates = {stage: (value, f"stated: {stated.source}") for stage, value in zip(STAGES, values, strict=True)}
+    for stage, names in {"capture": list(captured_arms(profile)), "held-out": [HELD_OUT]}.items():
+        stores, where = known_manifests(profile, names)
+        runs = [(m["tokens"], sum(s["seconds"] for s in m["sessions"])) for m in stores if m.get("sessions")]
+        rates |= _measured(stage, runs, where)
+    paths = [profile.student_folder(name) / MANIFEST for name in arms_of(profile)]
+    rows, where = [read_manifest(path) for path in paths if path.is_file()], relative_name(profile.runs / "students")
+    if not rows:
+        logs, where = published_manifest(profile)
+        rows = list(logs.get("models", {}).values())
+    # Of trainings that were stopped only the last session's time is kept.
+    whole = [row for row in rows if row.get("response_tokens") and row.get("seconds") and not row.get("resumed")]
+    return rates | _measured("distill", [(row["response_tokens"], row["seconds"]) for row in whole], where)
+
+
+def _measured(stage: str, runs: list[tuple[float, float]], where: str) -> dict[str, tuple[float, str]]:
+    """The rate of (tokens, seconds) of several runs; nothing without any."""
+    tokens, seconds = (sum(run[i] for run in runs) for i in (0, 1))
+    return {stage: (tokens / seconds, f"measured: {where}")} if runs else {}

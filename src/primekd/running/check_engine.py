@@ -15,7 +15,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import environment, now, output_root, write_json
 from primekd.models import load_tokenizer, model_hash, require_same_tokenizer
 from primekd.models.chat import build_prompt
-from primekd.planning.shapes import find_shape
+from primekd.models.shapes import find_shape
 from primekd.signals import HiddenRows, make_codec
 from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling, TeacherEngine, TopLogprobs, open_engine

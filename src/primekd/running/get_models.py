@@ -9,7 +9,7 @@ from primekd.foundation.errors import UserError
 from primekd.models import is_present, model_folder, parse_reference
 from primekd.models.download import bytes_here, download, free_bytes, gigabytes, recorded
 from primekd.models.hub import HubFile, HubModel, describe, has_token
-from primekd.planning.weights import stated_bits
+from primekd.models.shapes import stated_bits
 from primekd.training.prepare_teacher import build_teacher
 
 

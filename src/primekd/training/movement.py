@@ -3,9 +3,7 @@
 import math
 
 from primekd.config import Profile, TrainConfig
-from primekd.planning.advice import Finding
-from primekd.planning.memory import lora_weights
-from primekd.planning.shapes import Shape
+from primekd.models.shapes import Shape
 
 ADAM_STEP = 3.2  # largest change of one weight in units of the rate: (1 - 0.9) / sqrt(1 - 0.999)
 SMALL = 0.01  # of a layer's output
@@ -26,20 +24,19 @@ def largest_movement(train: TrainConfig, items: int, weights: int) -> float:
     return rates * train.max_grad_norm / (1 - train.momentum) if train.max_grad_norm else math.inf
 
 
-def movement_findings(profile: Profile, shape: Shape) -> list[Finding]:
-    """Warns where the largest possible update leaves every layer's output as it was, but for a hundredth.
+def movement_warning(profile: Profile, shape: Shape) -> str | None:
+    """Said where the largest possible update leaves every layer's output as it was, but for a hundredth.
 
     LoRA's B starts at zero and its A with variance 1 / (3 D), so an input of norm sqrt(D) changes a layer's output by
     at most alpha / rank * |B| * sqrt(rank / 3), itself of norm about sqrt(D).
     """
     lora = profile.student.lora
-    bound = largest_movement(profile.train, profile.data.train_items, lora_weights(shape, lora))
+    bound = largest_movement(profile.train, profile.data.train_items, shape.lora_weights(lora))
     share = lora.alpha / lora.rank * bound * math.sqrt(lora.rank / 3 / shape.hidden)
     if share >= SMALL:
-        return []
-    text = (
+        return None
+    return (
         f"Training moves all LoRA weights together by {bound:.2g} at most (norm), and so a layer's output by about "
         f"{share:.1g} of itself: students will be the control. Raise train.learning_rate or the number of steps "
         "(smaller train.batch_size, more epochs), or switch clipping off (train.max_grad_norm: 0)."
     )
-    return [Finding("warning", text)]
