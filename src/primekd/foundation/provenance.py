@@ -83,12 +83,10 @@ def git_state() -> dict[str, Any]:
 
 
 def requirement_pins() -> dict[str, str]:
-    """Package name -> version for every `name==version` line of requirements.txt."""
-    path = project_root() / "requirements.txt"
-    if not path.is_file():
-        return {}
-    found = re.findall(r"^([A-Za-z0-9_.\-]+)(?:\[[^\]]*\])?==([^\s;#]+)", path.read_text(), re.M)
-    return dict(found)
+    """Package name -> version for every `name==version` line of the default's requirements; {} without them."""
+    paths = [project_root() / name for name in ("requirements.txt", "requirements-no-deps.txt")]
+    text = "\n".join(path.read_text() for path in paths if path.is_file())
+    return dict(re.findall(r"^([A-Za-z0-9_.\-]+)(?:\[[^\]]*\])?==([^\s;#]+)", text, re.M))
 
 
 def package_versions(names: Iterable[str] | None = None) -> dict[str, str | None]:

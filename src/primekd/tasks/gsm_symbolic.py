@@ -4,9 +4,12 @@ The files that were published with it are data sets of GSM8K's form, and read by
 """
 
 import hashlib
+import importlib.util
 import re
+import sys
 from collections.abc import Sequence
 from random import Random
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from primekd.foundation.errors import UserError
@@ -32,6 +35,25 @@ class GSMSymbolic(GSM8K):
         return generated[1] if generated else super().cluster(item_id)
 
 
+def skip_init(package: str, *subpackages: str) -> None:
+    """Lets modules of a package be imported without its own __init__ and those of some subpackages.
+
+    reasoning-gym's import every data set that it has, and with them a dozen packages that nothing here uses.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if package in sys.modules:
+        return
+    spec = importlib.util.find_spec(package)  # finds it, runs nothing of it
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{package} is not installed: pip install --no-deps -r requirements-no-deps.txt.")
+    (folder,) = spec.submodule_search_locations
+    for name, path in ((package, folder), *((f"{package}.{sub}", f"{folder}/{sub}") for sub in subpackages)):
+        sys.modules[name] = module = ModuleType(name)
+        module.__path__ = [path]
+
+
 def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed: int, difficulty: float) -> list[Item]:
     """`count` GSM-Symbolic items from reasoning-gym's templates, in turn, all different, of one split.
 
@@ -40,6 +62,7 @@ def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed
     Raises:
         UserError: a template does not exist, or the templates hold too few different questions for the split.
     """
+    skip_init("reasoning_gym", "arithmetic", "coaching")
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset, GSMSymbolicDatasetConfig
 
     generators = GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=0, size=1)).generators

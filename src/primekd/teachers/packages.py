@@ -26,7 +26,10 @@ class Package:
 PACKAGES = {
     "transformers": Package("transformers", "pip install -r requirements.txt"),
     "llamacpp": Package(
-        "llama_cpp", "pip install -r requirements.txt (it is compiled: install a C++ compiler, e.g. g++, first)"
+        "llama_cpp",
+        "make setup-llamacpp, or pip install -r requirements-llamacpp.txt (it is compiled: install a C++ compiler, "
+        "e.g. g++, first)",
+        optional=True,
     ),
     "exllamav2": Package(
         "exllamav2",
