@@ -10,7 +10,7 @@ TEST_STAMP := $(VENV)/.installed-test
 NEEDED := $(STAMP) $(if $(shell grep -El 'engine: *llamacpp' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: help reproduce test test-gpu bench lint setup setup-llamacpp clean
+.PHONY: help reproduce test test-gpu bench lint notebooks setup setup-llamacpp clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make bench       set up, measure time, memory and bytes side by side (15 minutes), write benchmarks/results/ and its tables"
 	@echo "make setup       set up only: virtual environment in $(VENV) with pinned packages"
 	@echo "make setup-llamacpp   also compile llama.cpp, for profiles with that engine (make reproduce does so by itself)"
+	@echo "make notebooks   bring every notebook into the form in which it stands in git"
 	@echo "make lint        check style"
 	@echo "make clean       delete runs/, this machine's logs with it, and built models (logs/ and the virtual environment stay)"
 
@@ -69,6 +70,10 @@ bench: $(BENCH_STAMP)
 	@# Where the teacher is already there, this does nothing.
 	$(BIN)/primekd prepare-teacher
 	$(BIN)/python -m benchmarks run
+
+# As they stand in git: no outputs, nothing that running them leaves (docs/contributing.md).
+notebooks: $(STAMP)
+	$(BIN)/python -m primekd.running.notebooks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

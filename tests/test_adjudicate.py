@@ -701,11 +701,11 @@ def test_the_assessment_of_a_sitting_knows_no_report():
 def test_the_readme_is_written_anew_with_the_report_of_the_published_logs_alone(profile, monkeypatch):
     called = []
     monkeypatch.setattr(anew, "write_report", lambda p: called.append("report") or p.logs / "report.html")
-    monkeypatch.setattr(anew, "update_readme", lambda path, check, only: called.append(f"{path.name} {only}") or ["b"])
+    monkeypatch.setattr(anew, "update_pages", lambda check, only: called.append(f"pages {only}") or ["README.md: b"])
     said = anew.write_anew(profile.of_published())
-    assert said == ["Report: logs/ci/report.html", "README.md: block 'b' written anew"]
+    assert said == ["Report: logs/ci/report.html", "README.md: b written anew"]
     assert anew.write_anew(profile) == ["Report: runs/ci/logs/report.html"]
-    assert called == ["report", "README.md ci", "report"]
+    assert called == ["report", "pages ci", "report"]
 
 
 # Texts that nobody vouches for.

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from primekd.foundation.errors import UserError
-from primekd.running.notebooks import require_parameters_tag
+from primekd.running.notebooks import normal_form, require_parameters_tag
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in ROOT.glob("*/*.ipynb") if p.parent.name not in {"runs", "logs"})
@@ -75,6 +75,23 @@ def test_notebooks_are_thin_and_stripped(path: Path):
             assert not cell.outputs and cell.execution_count is None
             assert len(cell.source.splitlines()) <= 10
             assert not any(line.lstrip().startswith(("def ", "class ")) for line in cell.source.splitlines())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_notebooks_stand_in_their_normal_form(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert normal_form(text) == text, "run: make notebooks"
+
+
+def test_what_running_a_notebook_leaves_is_not_in_its_normal_form():
+    text = NOTEBOOKS[0].read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    for cell in notebook.cells:
+        cell.metadata["collapsed"], cell.id = True, f"x{len(cell.source)}"
+        if cell.cell_type == "code":
+            cell.execution_count, cell.outputs = 7, [nbformat.v4.new_output("stream", text="1")]
+    notebook.metadata["language_info"]["version"] = "3.99"
+    assert normal_form(nbformat.writes(notebook)) == text
 
 
 def test_a_notebook_without_the_parameters_tag_is_refused(tmp_path: Path):

@@ -12,6 +12,7 @@ from primekd.report.readme import update_readme
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+TEXTS = "\n".join(page.read_text() for page in PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -19,14 +20,34 @@ def test_every_number_in_a_generated_block_is_what_the_logs_say(page):
     assert update_readme(page, check=True) == []
 
 
+def test_the_first_screen_has_the_question_the_commands_and_a_commit_in_every_row_that_was_measured():
+    assert len(README.splitlines()) < 200
+    question, commands, table = (
+        README.index(t) for t in ("is *prompted* change", "make reproduce", "begin claims pocket")
+    )
+    assert question < commands < table < 600
+    block = re.search(r"<!-- primekd:begin claims pocket -->\n(.*?)<!-- primekd:end -->", README, re.S)[1]
+    rows = [line for line in block.splitlines() if "(`" in line or "| `" in line]
+    assert len(rows) == 7 and all(re.search(r"\| [0-9a-f]{7} \|$", row) for row in rows)
+
+
 def test_the_results_block_is_filled():
-    block = re.search(r"<!-- primekd:begin results pocket -->\n(.*?)<!-- primekd:end -->", README, re.S)
+    text = (ROOT / "docs" / "results.md").read_text()
+    block = re.search(r"<!-- primekd:begin results pocket -->\n(.*?)<!-- primekd:end -->", text, re.S)
     assert block and "control" in block[1]
+
+
+def test_every_page_is_on_the_start_page_and_every_link_leads_somewhere():
+    start = (ROOT / "docs" / "README.md").read_text()
+    assert all(f"]({page.name})" in start for page in (ROOT / "docs").glob("*.md") if page.name != "README.md")
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_every_verb_in_the_readme_exists_and_has_help_with_an_example():
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
-    mentioned = set(re.findall(r"(?:^    |`)primekd ([a-z][a-z-]+)", README, re.M))
+    mentioned = set(re.findall(r"(?:^    |`)primekd ([a-z][a-z-]+)", TEXTS, re.M))
     assert mentioned <= verbs
     for verb in verbs:
         said = CliRunner().invoke(app, [verb, "--help"])
@@ -34,10 +55,10 @@ def test_every_verb_in_the_readme_exists_and_has_help_with_an_example():
 
 
 def test_every_make_target_in_the_readme_exists():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert (
-        set(re.findall(r"`make ([a-z]+)`|^ +make ([a-z]+)", README, re.M))
-        and {first or second for first, second in re.findall(r"`make ([a-z]+)`|^ +make ([a-z]+)", README, re.M)}
+        set(re.findall(r"`make ([a-z-]+)`|^ +make ([a-z-]+)", TEXTS, re.M))
+        and {first or second for first, second in re.findall(r"`make ([a-z-]+)`|^ +make ([a-z-]+)", TEXTS, re.M)}
         <= targets
     )
 

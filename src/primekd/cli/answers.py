@@ -84,8 +84,8 @@ def published_study(
     \b
     primekd published-study path/to/published-logs
     """
-    from primekd.cli.pages import update_pages
     from primekd.foundation.provenance import relative_name
+    from primekd.report.readme import update_pages
     from primekd.studies.published import grade_published
 
     print(f"published-study: wrote {relative_name(grade_published(folder))}")

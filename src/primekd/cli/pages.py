@@ -37,19 +37,12 @@ def readme(
     primekd readme
     primekd readme --check
     """
+    from primekd.report.readme import update_pages
+
     drifted = update_pages(check)
     if check and drifted:
         raise UserError(f"{', '.join(drifted)} differ from logs/: run `primekd readme`.")
     print(f"{', '.join(drifted) + ' written anew' if drifted else 'Every table is what logs/ say'}.")
-
-
-def update_pages(check: bool) -> list[str]:
-    """Generated blocks of README.md and docs/ that are not what the logs say, as `file: block`."""
-    from primekd.foundation.provenance import project_root, relative_name
-    from primekd.report.readme import update_readme
-
-    pages = [project_root() / "README.md", *sorted((project_root() / "docs").glob("*.md"))]
-    return [f"{relative_name(page)}: {name}" for page in pages for name in update_readme(page, check=check)]
 
 
 @app.command()
@@ -117,4 +110,6 @@ def publish(profile: ProfileOption = "pocket") -> None:
 
     for line in run_publish(load_profile(profile)):
         print(line)
+    from primekd.report.readme import update_pages
+
     print("\n".join(f"{block} written anew" for block in update_pages(check=False)) or "No table changed.")

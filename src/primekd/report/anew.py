@@ -1,9 +1,9 @@
 """The report and the README's tables of one profile, written anew after its logs changed."""
 
 from primekd.config import Profile
-from primekd.foundation.provenance import project_root, relative_name
+from primekd.foundation.provenance import relative_name
 from primekd.report.html import write_report
-from primekd.report.readme import update_readme
+from primekd.report.readme import update_pages
 
 
 def write_anew(profile: Profile) -> list[str]:
@@ -14,6 +14,5 @@ def write_anew(profile: Profile) -> list[str]:
     """
     lines = [f"Report: {relative_name(write_report(profile))}"]
     if profile.logs == profile.published:
-        changed = update_readme(project_root() / "README.md", check=False, only=profile.name)
-        lines += [f"README.md: block {name!r} written anew" for name in changed]
+        lines += [f"{name} written anew" for name in update_pages(check=False, only=profile.name)]
     return lines

@@ -45,7 +45,7 @@ def update_readme(readme: Path, check: bool, only: str | None = None) -> list[st
     """Writes every generated block of a Markdown file anew, from logs/<name>/ of the checkout.
 
     Args:
-        readme: the Markdown file, README.md or another. Links in `claims` start at the checkout's root.
+        readme: the Markdown file, README.md or another; links into logs/ start at its own folder.
         check: write nothing, only look.
         only: leave blocks of other profiles (or of logs/published) as they are.
 
@@ -59,13 +59,20 @@ def update_readme(readme: Path, check: bool, only: str | None = None) -> list[st
     if not readme.is_file():
         raise UserError(f"{relative_name(readme)} is missing.")
     old = readme.read_text(encoding="utf-8")
-    new, changed = _regenerate(old, relative_name(readme), only)
+    above = "../" if readme.parent.name == "docs" else ""
+    new, changed = _regenerate(old, relative_name(readme), only, above)
     if changed and not check:
         write_text(readme, new)
     return changed
 
 
-def _regenerate(text: str, file: str, only: str | None) -> tuple[str, list[str]]:
+def update_pages(check: bool, only: str | None = None) -> list[str]:
+    """`update_readme` of README.md and every page of docs/; the blocks that changed, as `file: block`."""
+    pages = [project_root() / "README.md", *sorted((project_root() / "docs").glob("*.md"))]
+    return [f"{relative_name(page)}: {name}" for page in pages for name in update_readme(page, check, only)]
+
+
+def _regenerate(text: str, file: str, only: str | None, above: str) -> tuple[str, list[str]]:
     """The text with every block made anew, and the names of the blocks that changed."""
     out: list[str] = []
     changed: list[str] = []
@@ -83,7 +90,8 @@ def _regenerate(text: str, file: str, only: str | None) -> tuple[str, list[str]]
                 raise UserError(f"{file}, line {number}: <!-- primekd:end --> without a begin.")
             wanted = body
             if only is None or name.split()[-1:] == [only]:
-                wanted = ["", *_block(name, f"{file}, line {number}").strip("\n").split("\n"), ""]
+                made = _block(name, f"{file}, line {number}").replace("](logs/", f"]({above}logs/")
+                wanted = ["", *made.strip("\n").split("\n"), ""]
             if body != wanted:
                 changed.append(name)
             out += [*wanted, line]

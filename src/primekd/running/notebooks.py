@@ -110,3 +110,29 @@ def to_html(path: Path) -> str:
             setattr(exporter, trait, "")
     body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
     return re.sub(r'<script src="">\s*</script>', "", body)
+
+
+def normal_form(text: str) -> str:
+    """A notebook as it stands in git, so that a diff shows what a person changed: nothing that running it leaves, tags
+    as the only metadata, cells numbered in order."""
+    import nbformat
+
+    notebook = nbformat.reads(text, as_version=4)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags")
+        cell.id, cell.metadata = f"cell-{number}", {"tags": tags} if tags else {}
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nbformat.writes(notebook) + "\n"
+
+
+if __name__ == "__main__":  # `make notebooks`
+    for notebook_path in sorted(project_root().glob("*/*.ipynb")):
+        before = notebook_path.read_text(encoding="utf-8")
+        if (after := normal_form(before)) != before:
+            write_text(notebook_path, after)
+            print(f"{relative_name(notebook_path)}: brought into its normal form")
