@@ -12,7 +12,8 @@ ORDER = (
     "foundation", "config", "tasks", "models", "teachers", "signals", "capture", "losses", "training", "assessment",
     "statistics", "studies", "report", "planning", "running", "cli",
 )  # fmt: skip
-BUDGET = {"": 22_000, "planning": 1_000, "studies/priming.py": 300}  # lines
+# Lines. All of it is to come under 22,000 with four studies in it; until then it does not grow.
+BUDGET = {"": 24_500, "planning": 1_000, "studies/priming.py": 300}
 
 
 def imported(text: str) -> set[str]:
