@@ -140,3 +140,17 @@ def test_an_arms_own_loss_goes_before_the_profiles(profile, monkeypatch):
     assert arms["ai-KD"].loss_of(profile) == profile.loss
     with pytest.raises(ValueError):
         own.model_copy(update={"loss": {"alpha": 2}}).loss_of(profile)
+
+
+def test_a_report_says_how_many_families_of_tests_there_are():
+    from primekd.report.results import Results, how_tested
+
+    def said(*names: str) -> str:
+        rows = [{"model": a, "reference": b, "p": "1", "kl_p": "", "nll_gold_p": "", "clusters": "8", "seeds": "1"}
+                for a, b in planned_contrasts(["control", *names], load_arms())]  # fmt: skip
+        return how_tested(Results(ROOT, [{"model": "control", "n": "8", "kl": "", "nll_gold": ""}], rows, []))
+
+    assert "over one family of 3 tests" in said("base-KD", "ai-KD")
+    assert "over two families, 3 tests of the study's own questions and 3 that check its design" in said(
+        "base-KD", "ai-KD", "placebo-KD"
+    )

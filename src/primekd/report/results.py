@@ -1,12 +1,13 @@
 """summary.csv and contrasts.csv of one logs folder, as tables that are ready to be shown."""
 
+from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.arms import CONTROL, TEACHER, load_arms
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
@@ -14,7 +15,7 @@ from primekd.report.cells import Name, Table
 from primekd.report.files import Row, read_optional, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
 from primekd.statistics.contrasts import ContrastRow
-from primekd.statistics.families import title_of
+from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
 from primekd.statistics.seeds import SeedRow
 from primekd.statistics.sentences import claims
 from primekd.statistics.summary import SummaryRow
@@ -125,7 +126,11 @@ def _p(p: str) -> str:
 
 def how_tested(results: Results) -> str:
     """Which tests the p-values of the contrasts are, as a sentence."""
-    counts = [len([row for row in results.contrasts if row[key]]) for key in ("p", "kl_p", "nll_gold_p")]
+    arms = load_arms()
+    families = Counter(
+        family_of((row["model"], row["reference"]), arms)
+        for row in results.contrasts for key in ("p", "kl_p", "nll_gold_p") if row[key]
+    )  # fmt: skip
     templates = {row["clusters"] for row in results.contrasts} - {row["n"] for row in results.summary}
     seeds = any(int(row["seeds"]) > 1 for row in results.contrasts)
     test = "exact McNemar"
@@ -137,9 +142,17 @@ def how_tested(results: Results) -> str:
     if results.fitted:
         fits = f" p of KL and NLL: t test over {'templates' if templates else 'items'}{' and seeds' if seeds else ''}."
     return (
-        f"p of accuracies: {test}.{fits} All are Holm-adjusted over one family of {sum(counts)} tests: every planned "
+        f"p of accuracies: {test}.{fits} All are Holm-adjusted over {_said(families)}: every planned "
         "contrast in every measure. The intervals of differences are those of the t tests, not adjusted."
     )
+
+
+def _said(families: Counter) -> str:
+    """How many tests were adjusted together."""
+    if len(families) < 2:
+        return f"one family of {families.total()} tests"
+    own, checks = families[MAIN], families[CHECKS]
+    return f"two families, {own} tests of the study's own questions and {checks} that check its design"
 
 
 def _needed(results: Results, table: Table) -> Table:
