@@ -1,4 +1,6 @@
-"""Profiles: one YAML file a profile, read into frozen models that refuse what they do not know.
+"""Profiles, one YAML file each, and arms: read into frozen models that refuse what they do not know.
+
+profile.py holds the whole of a profile; arms.py says which arms it runs and what each of them is.
 
 A field's meaning stands beside it; configs/*.yaml show complete examples.
 """
