@@ -83,7 +83,7 @@ def short_commit(manifest: dict[str, Any]) -> str:
 
 
 def row_commit(manifest: dict[str, Any], model: str) -> str:
-    """The commits that made a model's row: of its training, then of its answers and their grading where those differ."""
+    """The commits that made a row: of the training, then of the answers and their grading where those differ."""
     graded = _short(manifest.get("environment", {}))
     whole = _short(manifest.get("answered") or manifest.get("environment", {}))
     facts = (manifest if model in (CONTROL, TEACHER) else manifest.get("models", {})).get(model) or {}
