@@ -1,5 +1,6 @@
 """Every notebook, unattended, with the `ci` profile; and the rules they keep."""
 
+import difflib
 import json
 import os
 import re
@@ -87,11 +88,34 @@ def test_what_running_a_notebook_leaves_is_not_in_its_normal_form():
     text = NOTEBOOKS[0].read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
-        cell.metadata["collapsed"], cell.id = True, f"x{len(cell.source)}"
+        cell.metadata["collapsed"] = True
         if cell.cell_type == "code":
             cell.execution_count, cell.outputs = 7, [nbformat.v4.new_output("stream", text="1")]
     notebook.metadata["language_info"]["version"] = "3.99"
     assert normal_form(nbformat.writes(notebook)) == text
+
+
+def test_a_cell_more_changes_no_other_line_of_a_notebook():
+    text = NOTEBOOKS[0].read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell("Text.\nMore."))
+    changed = list(difflib.ndiff(text.splitlines(), normal_form(nbformat.writes(notebook)).splitlines()))
+    assert not [line for line in changed if line.startswith("- ")]
+    assert '+     "Text.\\n",' in [line.rstrip() for line in changed], "one source line a line"
+
+
+def test_make_notebooks_mends_a_notebook_and_leaves_the_others_alone(tmp_path: Path):
+    for name in ("executed", "clean"):
+        (tmp_path / name).mkdir()
+        shutil.copy(NOTEBOOKS[0], tmp_path / name / "a.ipynb")
+    executed, clean = (tmp_path / name / "a.ipynb" for name in ("executed", "clean"))
+    executed.write_text(executed.read_text().replace('"execution_count": null', '"execution_count": 7'))
+    before = clean.stat().st_mtime_ns
+    command = [sys.executable, "-m", "primekd.running.notebooks"]
+    environment = os.environ | {"PRIMEKD_OUTPUT": "", "PRIMEKD_ROOT": str(tmp_path)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said == "executed/a.ipynb: brought into its normal form\n" and clean.stat().st_mtime_ns == before
+    assert executed.read_text() == clean.read_text() == NOTEBOOKS[0].read_text()
 
 
 def test_a_notebook_without_the_parameters_tag_is_refused(tmp_path: Path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import pytest
 from report_logs import (
@@ -26,7 +27,7 @@ from primekd.report.html import write_report
 from primekd.report.readme import update_readme
 from primekd.report.results import ADJUDICATED, AUTOMATIC, NOTHING_DECIDED, POINTS_ADJUDICATED, read_results
 from primekd.report.seeds import seed_table
-from primekd.report.tables import claim_table, results_table, results_text
+from primekd.report.tables import claim_table, expected_table, results_table, results_text
 from primekd.statistics.audit import AuditRow
 from primekd.statistics.rivals import AccuracyRow
 from primekd.statistics.seeds import SeedRow
@@ -133,6 +134,8 @@ def test_claim_table_shows_stated_recounted_and_measured(profile, published):
     assert rows["base-fine-tune"][1:3] == ["25.01", "22.97 (303 of 1319)"]
     assert rows["reverseKL-KD"][1:3] == ["34.04", "37.83 (499 of 1319)"]
     assert rows["ai-KD"][1:3] == ["48.14", "–"] and rows["teacher-KD"][1:3] == ["–", "–"]
+    # Each row names what made it: this student was trained elsewhere, its second seed has no facts of its own.
+    assert rows["ai-KD"][-1] == "ddddddd dirty, answered fffffff; fffffff" and rows["teacher-KD"][-1] == "fffffff"
     assert rows["control"][4:] == ["6", "–", "[`logs/ci/control.csv`](logs/ci/control.csv)", "fffffff"]
     measured = {row["model"]: percent(row["accuracy"]) for row in _summary(profile)}
     assert rows["base-KD"][3].startswith(f"{measured['base-KD']} [")
@@ -152,6 +155,7 @@ def test_claim_table_without_published_logs_and_from_a_dirty_checkout(profile):
     facts["answered"] = {"git": {"commit": "abcdef012345", "dirty": False}, "hardware": {"cpu": "the first one"}}
     manifest.write_text(json.dumps(facts | {"regraded": "2027-01-01T00:00:00+00:00"}))
     assert _claims(profile)["control"][-1] == "abcdef0, regraded 1234567 dirty"
+    assert _claims(profile)["ai-KD"][-1].split("; ")[0] == "ddddddd dirty, answered abcdef0, regraded 1234567 dirty"
     page = write_report(profile).read_text(encoding="utf-8")
     assert "abcdef012345" in page and "2027-01-01 00:00:00 UTC" in page and "the first one" in page
 
@@ -316,11 +320,67 @@ def test_readme_drift_is_found_and_mended(profile, published, checkout):
     assert update_readme(readme, check=True) == ["claims ci"]
 
 
+def test_expected_results_are_a_row_a_profile(profile, checkout):
+    folders = [profile.logs, profile.logs.with_name("other")]
+    shutil.copytree(*folders)
+    manifest = folders[1] / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    # A second arm read the same store: its training counts, the capture does not count again.
+    facts["models"]["base-KD"] = facts["models"]["ai-KD"] | {"seconds": 30.0}
+    manifest.write_text(json.dumps(facts))
+    summary = _summary(profile)
+    for row, (share, kl) in zip(summary[1:3], ((0.125, 0.2), (0.5, 0.3)), strict=True):
+        row |= {"accuracy": share, "kl": kl}
+    write_csv(profile.logs / "summary.csv", ",".join(summary[0]), [row.values() for row in summary])
+    rows = _cells(expected_table(*folders))
+    assert [row[0] for row in rows] == ["ci", "other"] and [row[1] for row in rows] == ["6", "6"]
+    by_model = {row["model"]: row for row in summary}
+    assert [rows[0][2], rows[0][4]] == [percent(by_model[m]["accuracy"]) for m in ("control", "teacher")]
+    assert rows[0][3] == "12.5 to 50.0" and rows[1][3] == "33.3"
+    assert rows[0][5] == significant(by_model["control"]["kl"], 3) and rows[0][6].startswith("0.200 to ")
+    assert [row[8] for row in rows] == ["1 min 8 s", "1 min 38 s"], "61 + 2.5 + 4.5 s, and 30 more"
+    assert rows[0][9:] == ["A &lt;cpu&gt;", "fffffff"]
+
+
+def test_expected_results_count_what_the_sentences_claim(profile):
+    """As many as claims() would name: a difference whose adjusted p is under the level."""
+    path = profile.logs / "contrasts.csv"
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    for row in rows:
+        row |= {"p_holm": "1", "kl_p_holm": "1", "nll_gold_p_holm": "1"}
+    rows[0] |= {"kl_p_holm": "0.001", "kl": "-0.5", "nll_gold_p_holm": "0.001", "nll_gold": "0"}
+    write_csv(path, ",".join(rows[0]), [row.values() for row in rows])
+    tests = sum(bool(row[p]) for row in rows for p in ("p_holm", "kl_p_holm", "nll_gold_p_holm"))
+    assert _cells(expected_table(profile.logs))[0][7] == f"accuracy 0, KL 1, NLL 0 of {tests}"
+
+
+def test_links_of_a_page_lead_to_logs_also_in_a_checkout_that_is_called_docs(tmp_path, monkeypatch):
+    checkout = make_checkout(tmp_path / "docs", monkeypatch)
+    write_study(load_profile("ci").of_published())
+    readme, page = checkout / "README.md", checkout / "docs" / "results.md"
+    page.parent.mkdir()
+    for path in (readme, page):
+        path.write_text("<!-- primekd:begin claims ci -->\n<!-- primekd:end -->\n")
+        update_readme(path, check=False)
+        links = re.findall(r"\]\(([^)]+\.csv)\)", path.read_text(encoding="utf-8"))
+        assert links and all((path.parent / link).is_file() for link in links)
+
+
+def test_blocks_of_several_folders_are_written_when_one_of_them_changes(profile, checkout):
+    readme = checkout / "README.md"
+    shutil.copytree(profile.logs, profile.logs.with_name("other"))
+    readme.write_text("<!-- primekd:begin expected ci other -->\n<!-- primekd:end -->\n")
+    assert update_readme(readme, check=True, only="pocket") == []
+    assert update_readme(readme, check=False, only="other") == ["expected ci other"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "<!-- primekd:begin poems ci -->\n<!-- primekd:end -->\n",
         "<!-- primekd:begin results -->\n<!-- primekd:end -->\n",
+        "<!-- primekd:begin results ci ci -->\n<!-- primekd:end -->\n",
         "<!-- primekd:begin results ../ci -->\n<!-- primekd:end -->\n",
         "<!-- primekd:begin results ci -->\n",
         "<!-- primekd:begin results ci -->\n<!-- primekd:begin claims ci -->\n<!-- primekd:end -->\n",

@@ -19,7 +19,7 @@ LOGS = "Log"
 def claim_lines(results: Results) -> Table:
     """A row for the control, every strategy, the teacher, and whatever else the paper states."""
     stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", StatedRow)}
-    commit = short_commit(read_manifest(results.folder))
+    manifest = read_manifest(results.folder)
     models = [CONTROL, *default_arms(), TEACHER]
     models += [row["model"] for row in results.summary if _arm(row["model"]) not in models]
     models += [name for name in stated if name not in models]
@@ -38,7 +38,7 @@ def claim_lines(results: Results) -> Table:
             Name(title, model), said["stated"] or MISSING if said else MISSING, recounted(said),
             *_measured(results, model, here), str(here[0]["n"]) if here else MISSING, _seed_count(model, here),
             Files(tuple(relative_name(results.folder / f"{row['model']}.csv") for row in here)),
-            commit if here else MISSING,
+            "; ".join(dict.fromkeys(row_commit(manifest, row["model"]) for row in here)) or MISSING,
         ])  # fmt: skip
     table = Table("Published and measured accuracies", head, rows)
     return table if results.decided else table.without(ADJUDICATED)
@@ -82,10 +82,25 @@ def short_commit(manifest: dict[str, Any]) -> str:
     return graded if answered == graded else f"{answered}, regraded {graded}"
 
 
-def _short(environment: dict[str, Any]) -> str:
+def row_commit(manifest: dict[str, Any], model: str) -> str:
+    """The commits that made a row: of the training, then of the answers and their grading where those differ."""
+    graded = _short(manifest.get("environment", {}))
+    whole = _short(manifest.get("answered") or manifest.get("environment", {}))
+    facts = (manifest if model in (CONTROL, TEACHER) else manifest.get("models", {})).get(model) or {}
+    answered = _short(facts.get("answers") or (facts if model == TEACHER else {}), whole)
+    steps = {"": _short(facts, answered), "answered ": answered}
+    steps["regraded " if manifest.get("answered") else "graded "] = graded
+    said, last = [], ""
+    for word, commit in steps.items():
+        said += [f"{word}{commit}"] if commit != last else []
+        last = commit
+    return ", ".join(said)
+
+
+def _short(environment: dict[str, Any], unknown: str = MISSING) -> str:
     """Seven digits; `dirty` where files differed from the commit."""
     git = environment.get("git") or {}
-    return str(git["commit"])[:7] + (" dirty" if git.get("dirty") else "") if git.get("commit") else MISSING
+    return str(git["commit"])[:7] + (" dirty" if git.get("dirty") else "") if git.get("commit") else unknown
 
 
 def claim_note(folder: Path) -> str:

@@ -6,6 +6,7 @@ A block stands between two lines of their own:
     <!-- primekd:end -->
 """
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from primekd.foundation.provenance import project_root, relative_name, write_tex
 from primekd.report.tables import (
     claim_table,
     engines_markdown,
+    expected_table,
     labels_markdown,
     published_contrasts,
     published_disagreements,
@@ -24,9 +26,10 @@ from primekd.report.tables import (
     validation_strata,
 )
 
-KINDS: dict[str, Callable[[Path], str]] = {
+KINDS: dict[str, Callable[..., str]] = {
     "results": results_table,
     "claims": claim_table,
+    "expected": expected_table,  # of several folders
     "labels": labels_markdown,  # from here on: of logs/published
     "validation": validation_markdown,
     "validation-strata": validation_strata,
@@ -38,7 +41,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
 
 _BEGIN = re.compile(r"<!--\s*primekd:begin\b(.*?)-->")
 _END = re.compile(r"<!--\s*primekd:end\s*-->")
-_NAME = re.compile(r"(\S+)\s+([\w-]+)")  # a kind and a folder of logs/; no path
+_NAME = re.compile(r"(\S+)((?:\s+[\w-]+)+)")  # a kind and a folder of logs/, or several; no path
 
 
 def update_readme(readme: Path, check: bool, only: str | None = None) -> list[str]:
@@ -59,8 +62,8 @@ def update_readme(readme: Path, check: bool, only: str | None = None) -> list[st
     if not readme.is_file():
         raise UserError(f"{relative_name(readme)} is missing.")
     old = readme.read_text(encoding="utf-8")
-    above = "../" if readme.parent.name == "docs" else ""
-    new, changed = _regenerate(old, relative_name(readme), only, above)
+    logs = Path(os.path.relpath(project_root() / "logs", readme.parent)).as_posix()  # as links of this page start
+    new, changed = _regenerate(old, relative_name(readme), only, logs)
     if changed and not check:
         write_text(readme, new)
     return changed
@@ -72,7 +75,7 @@ def update_pages(check: bool, only: str | None = None) -> list[str]:
     return [f"{relative_name(page)}: {name}" for page in pages for name in update_readme(page, check, only)]
 
 
-def _regenerate(text: str, file: str, only: str | None, above: str) -> tuple[str, list[str]]:
+def _regenerate(text: str, file: str, only: str | None, logs: str) -> tuple[str, list[str]]:
     """The text with every block made anew, and the names of the blocks that changed."""
     out: list[str] = []
     changed: list[str] = []
@@ -89,8 +92,8 @@ def _regenerate(text: str, file: str, only: str | None, above: str) -> tuple[str
             if name is None:
                 raise UserError(f"{file}, line {number}: <!-- primekd:end --> without a begin.")
             wanted = body
-            if only is None or name.split()[-1:] == [only]:
-                made = _block(name, f"{file}, line {number}").replace("](logs/", f"]({above}logs/")
+            if only is None or only in name.split()[1:]:
+                made = _block(name, f"{file}, line {number}").replace("](logs/", f"]({logs}/")
                 wanted = ["", *made.strip("\n").split("\n"), ""]
             if body != wanted:
                 changed.append(name)
@@ -105,6 +108,7 @@ def _regenerate(text: str, file: str, only: str | None, above: str) -> tuple[str
 
 def _block(name: str, place: str) -> str:
     match = _NAME.fullmatch(name)
-    if not match or match[1] not in KINDS:
+    folders = match[2].split() if match else []
+    if not match or match[1] not in KINDS or (len(folders) > 1 and match[1] != "expected"):
         raise UserError(f"{place}: no block is called '{name}': write {' or '.join(KINDS)}, then a folder of logs/.")
-    return KINDS[match[1]](project_root() / "logs" / match[2])
+    return KINDS[match[1]](*(project_root() / "logs" / folder for folder in folders))

@@ -7,6 +7,7 @@ from pathlib import Path
 from primekd.report.cells import Cell, Files, Name, Table, to_markdown
 from primekd.report.claims import claim_lines, claim_note
 from primekd.report.engines import engine_table
+from primekd.report.expected import expected_lines
 from primekd.report.extraction import LABELS, MEASURES
 from primekd.report.formats import markdown
 from primekd.report.published import (
@@ -53,6 +54,16 @@ def claim_table(logs_folder: Path) -> str:
     """
     table = claim_lines(read_results(logs_folder))
     return f"{to_markdown(table)}\n\n{markdown(claim_note(logs_folder))}\n"
+
+
+def expected_table(*logs_folders: Path) -> str:
+    """What profiles are known to give, as Markdown, a row a logs folder. Raises UserError as expected_lines does."""
+    note = (
+        "n: test items. KL to the unprimed teacher, nats a token. Differences claimed: of all planned tests, after "
+        "adjustment, by measure. Its jobs took: captures, trainings and answers, added up; some run side by side, so "
+        "a whole run is shorter."
+    )
+    return f"{to_markdown(expected_lines(logs_folders))}\n\n{markdown(note)}\n"
 
 
 def engines_markdown(logs_folder: Path) -> str:

@@ -113,8 +113,8 @@ def to_html(path: Path) -> str:
 
 
 def normal_form(text: str) -> str:
-    """A notebook as it stands in git, so that a diff shows what a person changed: nothing that running it leaves, tags
-    as the only metadata, cells numbered in order."""
+    """A notebook as it stands in git, so that a diff shows what a person changed: nothing that running it leaves, and
+    tags as the only metadata. Cells keep their ids: numbered anew, all behind an inserted one would change."""
     import nbformat
 
     notebook = nbformat.reads(text, as_version=4)
@@ -122,9 +122,9 @@ def normal_form(text: str) -> str:
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    for number, cell in enumerate(notebook.cells):
+    for cell in notebook.cells:
         tags = cell.metadata.get("tags")
-        cell.id, cell.metadata = f"cell-{number}", {"tags": tags} if tags else {}
+        cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return nbformat.writes(notebook) + "\n"
