@@ -8,6 +8,9 @@ from typer.testing import CliRunner
 
 from primekd.cli import app
 from primekd.report.readme import update_readme
+from primekd.report.results import read_results
+from primekd.statistics.sentences import is_claimed
+from primekd.studies.priming import STUDY
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +38,30 @@ def test_the_results_block_is_filled():
     text = (ROOT / "docs" / "results.md").read_text()
     block = re.search(r"<!-- primekd:begin results pocket -->\n(.*?)<!-- primekd:end -->", text, re.S)
     assert block and "control" in block[1]
+
+
+def test_the_result_to_be_expected_is_the_one_of_the_recipe_and_of_the_logs():
+    assert STUDY.expected in " ".join(README.split())
+    contrasts = read_results(ROOT / "logs" / "pocket").contrasts
+    against_control = [row for row in contrasts if row["reference"] == "control"]
+    assert against_control and all(is_claimed(row, "kl") and float(row["kl"]) < 0 for row in against_control)
+    assert not any(is_claimed(row, "accuracy") for row in contrasts)
+
+
+def test_every_profile_with_published_logs_says_what_it_is_known_to_give():
+    block = re.search(r"primekd:begin expected ([^>]*?) -->", (ROOT / "docs" / "profiles.md").read_text())
+    published = {path.parent.name for path in (ROOT / "logs").glob("*/summary.csv")}
+    assert "pocket" in published and set(block[1].split()) == published
+
+
+def test_the_layout_names_every_package_and_folder():
+    layout = re.search(r"^## Layout\n(.*?)^## ", README, re.S | re.M)[1]
+    folders, packages = layout.split("src/primekd/ ")
+    named = re.findall(r"^      ([a-z]+)/ ", packages, re.M)
+    found = [p.name for p in (ROOT / "src" / "primekd").iterdir() if (p / "__init__.py").is_file()]
+    assert sorted(named) == sorted(found)
+    beside = " ".join(re.findall(r"^    ((?:[\w-]+/ )+)", folders, re.M)).split()
+    assert {"configs/", "base-KD/", "tests/"} <= set(beside) and all((ROOT / name).is_dir() for name in beside)
 
 
 def test_every_page_is_on_the_start_page_and_every_link_leads_somewhere():
