@@ -47,7 +47,7 @@ score_some(profile, ["control", *sys.argv[2:], "base-fine-tune"])
 def run(sizes: Sizes, add: Callable[..., None], report: Report) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
-        profile, start = write_profile(folder), time.monotonic()
+        profile, start = write_profile(folder, sizes.arms), time.monotonic()
         here, cpu = (start_study(profile, folder / name, sizes.arms, name == "cpu") for name in ("here", "cpu"))
         try:
             finish(here, "the study on the GPU")
@@ -63,7 +63,7 @@ def run(sizes: Sizes, add: Callable[..., None], report: Report) -> None:
         add(logs(profile, folder))
 
 
-def write_profile(folder: Path) -> Path:
+def write_profile(folder: Path, arms: tuple[str, ...]) -> Path:
     """`ci`, with the items in a file of their own: its own generator may not be installed."""
     values = yaml.safe_load((ROOT / "configs" / "ci.yaml").read_text(encoding="utf-8"))
     model = f"random:{tokenizer_reference()}"
@@ -73,7 +73,7 @@ def write_profile(folder: Path) -> Path:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values["data"] = {"source": "jsonl", "train_items": 8, "validation_items": 4, "test_items": 8}
     values["data"] |= {f"{split}_file": str(folder / f"{split}.jsonl") for split in ("train", "test")}
-    values["student"]["model"] = model
+    values["student"]["model"], values["arms"] = model, [*arms, "base-fine-tune"]
     # Another model than the student, so that there is something to learn; each item is a shard, for two to share.
     values["teacher"]["model"] = lively_folder(folder / "teacher")
     values["signals"]["items_per_shard"] = 1
