@@ -47,6 +47,7 @@ def test_the_study_of_the_page_runs_and_its_logs_verify(checkout):
 
     said = primekd("run")
     logs = checkout / "runs" / "untaught" / "logs"
+    assert "To be expected: With a random model: none of the answers is right." in said
     assert "done: capture held-out (1 of 3 steps)" in said and (logs / "report.html").is_file()
     manifest = json.loads((logs / "manifest.json").read_text(encoding="utf-8"))
     assert list(manifest["answers_sha256"]) == ["control", "teacher"] and manifest["config"]["study"] == "untaught"

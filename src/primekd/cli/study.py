@@ -77,8 +77,10 @@ def show_results(profile) -> None:
     from primekd.foundation.provenance import relative_name
     from primekd.report.tables import results_text
     from primekd.running.reproduction import compare_with_published, verdict_text
+    from primekd.studies.study import find_study
 
     print(results_text(profile.logs))
+    print(f"To be expected: {find_study(profile).expected}")
     print(verdict_text(compare_with_published(profile)))
     print(f"Report: {relative_name(profile.logs / 'report.html')}")
     print(f"Executed notebooks: {relative_name(profile.runs / 'notebooks')}")
