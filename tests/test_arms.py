@@ -1,5 +1,8 @@
 """Arms as data: what an arm's text and signals are from, what it is compared with, and what a file may not say."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -8,8 +11,14 @@ from conftest import ROOT, small_profile
 from primekd.capture.run import build_spec, capture, open_signals, training_job
 from primekd.config.arms import Arm, arms_of, default_arms, get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
+from primekd.foundation.provenance import hash_json, read_json, write_json
+from primekd.planning.plan import make_plan
+from primekd.report.lineage import costs, job_seconds, model_facts
+from primekd.running.verify import check_signals
+from primekd.signals import SignalReader
+from primekd.signals.shards import save_shard
 from primekd.statistics.families import CHECKS, MAIN, plan_of, planned_contrasts, title_of
+from primekd.studies.results import TABLES
 from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.distill import distill
@@ -45,6 +54,13 @@ def test_a_profile_runs_the_arms_that_it_lists_and_those_alone(profile):
         arms_of(profile.model_copy(update={"arms": ("nobody",)}))
 
 
+def write_arms(folder, monkeypatch, rows):
+    """A checkout that has these arms and nothing else; what is not there is found in the real one by absolute path."""
+    (folder / "configs").mkdir()
+    (folder / "configs" / "strategies.yaml").write_text(yaml.safe_dump(rows), encoding="utf-8")
+    monkeypatch.setenv("PRIMEKD_ROOT", str(folder))
+
+
 @pytest.mark.parametrize(
     "row, said",
     [
@@ -52,6 +68,31 @@ def test_a_profile_runs_the_arms_that_it_lists_and_those_alone(profile):
         ({"role": "baseline", "variant_of": "base-KD"}, "name the arm that they are variant_of"),
         ({"role": "treatment", "text": "gold"}, "belong together"),
         ({"text": "gold", "signals": "base-KD"}, "have no signals"),
+        ({"text": "gold", "loss": {"alpha": 0.1}}, "leave priming and loss out"),
+        ({"text": "gold", "role": "fine-tuning", "priming": "x"}, "leave priming and loss out"),
+        ({"role": "baseline", "priming": "x"}, "a baseline has no priming"),
+        ({"role": "baseline", "text": "base-KD"}, "a baseline has no priming, and text"),
+        ({"role": "treatment"}, "each has a priming"),
+        ({"role": "placebo", "priming": "x", "signals": "base-KD"}, "each has a priming, and text and signals of its"),
+        ({"role": "crossed", "variant_of": "base-KD"}, "from two prompts belong together"),
+        ({"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD"}, "from two prompts"),
+        (
+            {"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD", "priming": "x"},
+            "nobody reads its priming",
+        ),
+        ({"role": "text-alone", "variant_of": "base-KD", "text": "base-KD"}, "signals: none and role: text-alone"),
+        (
+            {"role": "text-alone", "variant_of": "base-KD", "text": "base-KD", "signals": "none", "priming": "x"},
+            "nobody reads its priming",
+        ),
+        (
+            {"role": "text-alone", "variant_of": "base-KD", "text": "base-KD", "signals": "none", "loss": {"alpha": 1}},
+            "leave loss out",
+        ),
+        ({"role": "other-loss", "variant_of": "base-KD"}, "other-loss has a loss"),
+        ({"role": "other-loss", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD"}, "has a loss"),
+        ({"role": "positive-control", "text": "base-KD", "priming": "x"}, "a positive-control has text and signals"),
+        ({"role": "crossed", "variant_of": "base-KD", "priming": "x", "signals": "cross-KD"}, "has no signals of its"),
         ({"signals": "gold"}, "signals are own, none or an arm"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "nobody"}, "text names 'nobody', which is no other arm"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "gold-KD"}, "has no text of its own"),
@@ -61,11 +102,18 @@ def test_a_profile_runs_the_arms_that_it_lists_and_those_alone(profile):
 )
 def test_an_arm_that_cannot_be_is_refused_with_the_reason(row, said, tmp_path, monkeypatch):
     rows = yaml.safe_load((ROOT / "configs" / "strategies.yaml").read_text(encoding="utf-8"))
-    rows = {"base-KD": rows["base-KD"], "gold-KD": rows["base-fine-tune"], "new-KD": {"title": "new"} | row}
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "strategies.yaml").write_text(yaml.safe_dump(rows), encoding="utf-8")
-    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    crossed = {"title": "x", "role": "crossed", "variant_of": "base-KD", "text": "base-KD", "priming": "y"}
+    rows = {"base-KD": rows["base-KD"], "gold-KD": rows["base-fine-tune"], "cross-KD": crossed, "new-KD": row}
+    rows["new-KD"] = {"title": "new"} | row
+    write_arms(tmp_path, monkeypatch, rows)
     with pytest.raises(UserError, match=said):
+        load_arms()
+
+
+@pytest.mark.parametrize("name", ["control", "x-seed1", "a.old-1", "a/b", *(Path(table).stem for table in TABLES)])
+def test_an_arm_cannot_have_the_name_of_something_else(name, tmp_path, monkeypatch):
+    write_arms(tmp_path, monkeypatch, {name: {"title": "x"}})
+    with pytest.raises(UserError, match="cannot name a strategy"):
         load_arms()
 
 
@@ -112,13 +160,78 @@ def test_a_crossed_arm_has_one_prompts_text_and_anothers_signals(profile):
         torch.testing.assert_close(crossed.rows(name, item.response_ids).hidden, expected, rtol=1e-4, atol=1e-5)
         plain = base.rows(name, item.response_ids).hidden
         assert (plain - expected).abs().max() > 1e-2, "the two prompts give the same signals"
+    facts = {"inputs": {}, "signals": {"spec": crossed.spec}}
+    said = dict(model_facts({"models": {"ai-signals-KD": facts}}, ["ai-signals-KD"])["ai-signals-KD"])
+    assert said["Priming text"] == get_arm("ai-KD").priming and said["Priming text of the responses"] == "none"
+    assert said["Responses taken from"].startswith("base-KD, ")
+
+
+def test_the_spec_of_a_crossed_store_says_what_the_teacher_read_when_it_wrote(profile, monkeypatch):
+    """Placement and mode of the writing prompt change the responses, and so the store."""
+    arm = Arm(name="own-KD", title="x", role="crossed", variant_of="base-KD", priming="Be brief.", signals="base-KD")
+    arms = load_arms() | {"own-KD": arm}
+    monkeypatch.setattr("primekd.config.arms.load_arms", lambda: arms)
+    specs = {}
+    for placement in ("system", "user"):
+        for mode in ("replace", "add"):
+            teacher = profile.teacher.model_copy(update={"priming_placement": placement, "priming_mode": mode})
+            job = training_job(profile.model_copy(update={"teacher": teacher}), "own-KD")
+            specs[placement, mode] = build_spec(job, load_items(profile, "train"))
+    assert all(spec["priming"] is None and "Be brief." in spec["text"]["prompt"] for spec in specs.values())
+    prompts = {spec["text"]["prompt"] for spec in specs.values()}
+    texts = {hash_json(spec["text"]) for spec in specs.values()}
+    assert len(prompts) == 3 and len(texts) == 4  # the mode is of a system message alone
+
+
+def test_a_crossed_store_whose_text_was_captured_anew_is_refused_named_and_made_anew(profile):
+    for name in ("base-KD", "ai-KD", "ai-signals-KD"):
+        capture(training_job(profile, name))
+    job, text = training_job(profile, "ai-signals-KD"), training_job(profile, "base-KD")
+    assert check_signals(job.folder).problems == []
+    rewrite_responses(text.folder)
+    with pytest.raises(UserError, match="another text"):
+        open_signals(job)
+    with pytest.raises(UserError, match="another text"):
+        distill(profile, "ai-signals-KD")
+    assert "not those that lie in" in check_signals(job.folder).problems[0]
+    before = open_signals(text).item(open_signals(text).item_ids[0]).response_ids
+    capture(job)
+    reader = open_signals(job)
+    assert reader.item(reader.item_ids[0]).response_ids == before and check_signals(job.folder).problems == []
+
+
+def rewrite_responses(folder):
+    """The same store with one token fewer in its first response, as another capture might have given."""
+    reader = SignalReader(folder)
+    stored = [reader.item(name) for name in reader.item_ids]
+    rows = [reader._handle(item.item_id).get_slice("row.hidden")[reader._place(item.item_id).rows("row.hidden")]
+            for item in stored]  # fmt: skip
+    stored[0] = replace(stored[0], response_ids=stored[0].response_ids[:-1])
+    rows[0] = rows[0][:-1]
+    manifest, start = read_json(folder / "manifest.json"), 0
+    for name, entry in manifest["shards"].items():
+        part = slice(start, start + entry["items"])
+        columns = [{"hidden": row.contiguous()} for row in rows[part]]
+        entry |= save_shard(folder / name, stored[part], columns, manifest["spec_sha256"])
+        start = part.stop
+    write_json(folder / "manifest.json", manifest)
+    for vouch in folder.glob("shard-*.json"):
+        entry = manifest["shards"][vouch.with_suffix(".safetensors").name]
+        write_json(vouch, read_json(vouch) | entry)
 
 
 def test_the_crossed_store_is_another_one_when_its_text_is(profile):
+    capture(training_job(profile, "base-KD"))
     spec = build_spec(training_job(profile, "ai-signals-KD"), load_items(profile, "train"))
     other = profile.model_copy(update={"max_new_tokens": profile.max_new_tokens + 1})
+    capture(training_job(other, "base-KD"))
     assert spec["text"] != build_spec(training_job(other, "ai-signals-KD"), load_items(other, "train"))["text"]
     assert "text" not in build_spec(training_job(profile, "ai-KD"), load_items(profile, "train"))
+
+
+def as_logged(student):
+    """As the logs' manifest keeps a student's."""
+    return student | {"signals": student["signals"] | student["inputs"]["signals"]}
 
 
 def test_text_alone_is_trained_on_the_responses_and_on_no_row(profile):
@@ -130,7 +243,21 @@ def test_text_alone_is_trained_on_the_responses_and_on_no_row(profile):
     steps = [dict(zip(head, row.split(","), strict=True)) for row in rows[1:]]
     assert all(float(step["kd"]) == 0 and float(step["loss"]) == float(step["ce"]) for step in steps if step["loss"])
     assert inputs["text_alone"] and inputs["signals"]["spec_sha256"]
-    assert read_json(distill(profile, "base-KD") / "manifest.json")["inputs"].get("text_alone") is None
+    whole = read_json(distill(profile, "base-KD") / "manifest.json")
+    assert whole["inputs"].get("text_alone") is None
+    # The report says which is which, and counts the store that both read once.
+    manifest = {
+        "models": {"base-text-KD": as_logged(read_json(student / "manifest.json")), "base-KD": as_logged(whole)},
+        "config": {"loss": profile.loss.model_dump(mode="json")},
+    }
+    said = {name: dict(facts) for name, facts in model_facts(manifest, manifest["models"]).items()}
+    assert "alone" in said["base-text-KD"]["Trained on"] and "Trained on" not in said["base-KD"]
+    assert "Shards trained on" in said["base-KD"] and "Shards trained on" not in said["base-text-KD"]
+    assert said["base-text-KD"]["Loss, where it is not the profile's"] == "alpha 1.0"
+    assert "Loss, where it is not the profile's" not in said["base-KD"]
+    assert [row[0] for row in costs(manifest, {})] == ["Capture", "Training", "Training", "Assessment", "All"]
+    taken = [part["seconds"] for part in (*whole["signals"]["sessions"], *manifest["models"].values())]
+    assert job_seconds(manifest) == pytest.approx(sum(taken))
 
 
 def test_an_arms_own_loss_goes_before_the_profiles(profile, monkeypatch):
@@ -138,8 +265,28 @@ def test_an_arms_own_loss_goes_before_the_profiles(profile, monkeypatch):
     own = arms["ai-KD"].model_copy(update={"loss": {"alpha": 0.9}})
     assert own.loss_of(profile).alpha == 0.9 and own.loss_of(profile).temperature == profile.loss.temperature
     assert arms["ai-KD"].loss_of(profile) == profile.loss
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="ai-KD in configs/strategies.yaml: its loss in .*: alpha"):
         own.model_copy(update={"loss": {"alpha": 2}}).loss_of(profile)
+
+
+def test_text_alone_is_the_cross_entropy_on_responses_whatever_the_profile_says(profile):
+    gold = profile.model_copy(update={"loss": profile.loss.model_copy(update={"labels": "gold", "alpha": 0.3})})
+    loss = arms_of(gold)["base-text-KD"].loss_of(gold)
+    assert (loss.alpha, loss.labels, loss.divergence) == (1, "response", gold.loss.divergence)
+
+
+def test_what_the_loss_of_any_arm_cannot_have_is_refused_before_its_store_is_captured(profile, monkeypatch):
+    """The arm that owns the store could be trained on it; the one that shares it could not."""
+    arms = load_arms()
+    shared = Arm(name="hot-KD", title="hot", role="other-loss", variant_of="base-KD", text="base-KD",
+                 signals="base-KD", loss={"temperature": 4.0})  # fmt: skip
+    monkeypatch.setattr("primekd.config.arms.load_arms", lambda: arms | {"hot-KD": shared})
+    codec = profile.signals.model_copy(update={"codec": "topk"})
+    sparse = profile.model_copy(update={"signals": codec, "arms": ("base-KD", "hot-KD")})
+    monkeypatch.setattr("primekd.capture.run.SharedStore", lambda *args: pytest.fail("a store was begun"))
+    with pytest.raises(UserError, match="temperature"):
+        capture(training_job(sparse, "base-KD"))
+    assert [cost.refusal is None for cost in make_plan(sparse).codecs if cost.name == "topk"] == [False]
 
 
 def test_a_report_says_how_many_families_of_tests_there_are():

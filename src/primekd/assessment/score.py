@@ -89,7 +89,7 @@ def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> N
 
 def models_of(students: Sequence[Student]) -> list[Model]:
     """The models of these students."""
-    return [Model(s.name, s.folder / "adapter", s.adapter_hashes) for s in students]
+    return [Model(s.name, s.folder / "adapter", s.weight_hashes) for s in students]
 
 
 def load_reference(profile: Profile) -> tuple[list[Item], SignalReader]:

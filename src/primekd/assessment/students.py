@@ -15,16 +15,29 @@ from primekd.training.distill import student_inputs
 
 @dataclass(frozen=True)
 class Student:
-    """A trained student: its log's name, its adapter's folder and its manifest."""
+    """A trained student: its log's name, the folder of its weights and its manifest."""
 
     name: str
     folder: Path
     manifest: dict[str, Any]
 
     @property
-    def adapter_hashes(self) -> dict[str, str]:
-        outputs = self.manifest["outputs"]
-        return {name: digest for name, digest in outputs.items() if name.startswith("adapter/")}
+    def weight_hashes(self) -> dict[str, str]:
+        return weight_hashes(self.manifest)
+
+
+def weight_hashes(manifest: dict[str, Any]) -> dict[str, str]:
+    """File -> sha256 of a student's adapter, or of the model that was trained from scratch."""
+    return {k: v for k, v in manifest.get("outputs", {}).items() if k.startswith(("adapter/", "model/"))}
+
+
+def require_control(profile: Profile) -> None:
+    """Raises UserError if students have no base that could be scored beside them."""
+    if profile.student.from_scratch:
+        raise UserError(
+            f"{profile.name}: the study {profile.study} scores students beside their pretrained base, and a student "
+            "from scratch has none: give student a model and lora (`primekd distill` alone trains it as it is)."
+        )
 
 
 def find_students(profile: Profile, only: str | None = None) -> list[Student]:
@@ -34,8 +47,9 @@ def find_students(profile: Profile, only: str | None = None) -> list[Student]:
         only: this strategy's.
 
     Raises:
-        UserError: a strategy has no student, or an adapter was altered.
+        UserError: a strategy has no student, or one whose weights were altered, or that has no base.
     """
+    require_control(profile)
     students = []
     for strategy in [only] if only else arms_of(profile):
         first = profile.student_folder(strategy)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from primekd.capture.primings import priming_of, require_placeable
 from primekd.capture.workers import Part, SharedStore
 from primekd.config import Profile, TeacherConfig
-from primekd.config.arms import NONE, OWN, Arm, get_arm, unprimed
+from primekd.config.arms import NONE, OWN, Arm, arms_of, get_arm, unprimed
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
@@ -30,7 +30,7 @@ from primekd.signals import Codec, HiddenRows, SignalReader, SignalWriter, Store
 from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
 from primekd.signals.heads import rebuilding_problem, save_head
-from primekd.signals.manifest import read_store
+from primekd.signals.manifest import read_store, shards_hash
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
@@ -93,16 +93,10 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
         UserError: the teacher's chat template takes no system message, and the priming text is to be one.
     """
     profile, teacher = job.profile, job.profile.teacher
-    tokenizer, scored, written = load_tokenizer(teacher), job.scored_under, {}
-    priming = priming_of(scored, teacher)
-    if job.arm.crossed:
-        written = {"text": _text_of(job)}
-    return written | {
+    tokenizer = load_tokenizer(teacher)
+    return ({"text": _text_of(job)} if job.arm.crossed else {}) | {
         "strategy": job.arm.name,
-        "priming": scored.priming,
-        "priming_placement": priming.placement if priming else None,
-        "priming_mode": priming.mode if priming else None,
-        "prompt": build_prompt(tokenizer, PLACEHOLDER, priming).text,  # with every word that is not the question's
+        **_reads(job.scored_under, teacher),
         "split": job.split,
         "items_sha256": hash_items(items),
         "teacher": teacher.identity() | {"model_sha256": _weights_hash(teacher)},
@@ -116,11 +110,29 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
     }
 
 
+def _reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
+    """What the teacher reads under an arm's prompt, with every word that is not the question's."""
+    priming = priming_of(arm, teacher)
+    return {
+        "priming": arm.priming,
+        "priming_placement": priming.placement if priming else None,
+        "priming_mode": priming.mode if priming else None,
+        "prompt": build_prompt(load_tokenizer(teacher), PLACEHOLDER, priming).text,
+    }
+
+
 def _text_of(job: Job) -> dict[str, Any]:
-    """What the responses of a crossed arm depend on beyond what its signals do."""
-    if (source := job.written_by) is not None:
-        return {"spec_sha256": hash_json(build_spec(source, load_items(job.profile, job.split)))}
-    return {"priming": job.arm.priming, "placement": job.arm.placement}
+    """What the responses of a crossed arm depend on beyond what its signals do.
+
+    Raises:
+        UserError: the store that they are taken from is not there, or not whole.
+    """
+    if (source := job.written_by) is None:
+        return _reads(job.arm, job.profile.teacher)
+    spec = build_spec(source, load_items(job.profile, job.split))
+    return _reads(source.arm, job.profile.teacher) | {
+        "store": source.folder.name, "spec_sha256": hash_json(spec), "shards_sha256": shards_hash(source.folder),
+    }  # fmt: skip
 
 
 def _weights_hash(teacher: TeacherConfig) -> str | None:
@@ -145,7 +157,8 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
     items = load_items(profile, job.split)
     spec = build_spec(job, items)
     if job.split == "train":
-        require_served(make_codec(profile.signals, profile.teacher.offers), job.arm.loss_of(profile))
+        for arm in arms_trained_on(job):
+            require_served(make_codec(profile.signals, profile.teacher.offers), arm.loss_of(profile))
     size = profile.signals.items_per_shard
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     with (
@@ -163,6 +176,12 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
         with Progress(profile, job.stage, len(items), "item") as progress:
             capture_missing(job, store, chunks, progress)
     return job.folder
+
+
+def arms_trained_on(job: Job) -> list[Arm]:
+    """The arms whose students read the rows of this store: its own, and those of the profile that share it."""
+    arms = {job.arm.name: job.arm} | arms_of(job.profile)
+    return [arm for arm in arms.values() if arm.store == job.arm.name and arm.signals != NONE]
 
 
 def refuse_unknown_student(model: str) -> None:
@@ -327,11 +346,17 @@ def written_responses(engine: TeacherEngine, job: Job, items: list[Item], sampli
     """
     if (source := job.written_by) is None:
         return engine.generate(prompts_of(job.arm, job.profile.teacher, items), sampling)
-    reader = open_signals(source)
+    reader = _text_reader(source.folder, shards_hash(source.folder))
     stored = [reader.item(item.id) for item in items]
     for _ in stored:
         sampling.ended()
     return [Response(item.response_ids, item.truncated) for item in stored]
+
+
+@lru_cache(maxsize=1)
+def _text_reader(folder: Path, _shards: str) -> SignalReader:
+    """Opened once for all shards, as opening hashes the whole store; `build_spec` has refused one of another making."""
+    return SignalReader(folder)
 
 
 def write_shard(

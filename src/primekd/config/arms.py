@@ -13,17 +13,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from primekd.config.profile import Profile, explain_validation_error
 from primekd.config.section import is_name
 from primekd.config.student import LossConfig
-from primekd.foundation.errors import UserError
+from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.provenance import project_root, relative_name
 
-RESERVED = ("control", "teacher", "held-out")  # folders and logs of their own, beside those of arms
+# Folders, logs and tables of their own, beside those of arms.
+RESERVED = (
+    "control", "teacher", "held-out", "accuracies", "audit", "contrasts", "extractors", "responses", "seeds", "summary",
+)  # fmt: skip
 CONTROL, TEACHER = "control", "teacher"  # what else is assessed: the student's base as it is, the unprimed teacher
 OWN, GOLD, NONE = "own", "gold", "none"
 WORDS = (OWN, GOLD, NONE)
 Role = Literal[
-    "baseline", "treatment", "fine-tuning", "placebo", "rewording", "crossed", "text-alone", "positive-control"
-]
-ABOUT_ANOTHER = ("rewording", "crossed", "text-alone")  # roles that say of which arm they are a variant
+    "baseline", "treatment", "fine-tuning", "placebo", "rewording", "crossed", "text-alone", "other-loss",
+    "positive-control",
+]  # fmt: skip
+ABOUT_ANOTHER = ("rewording", "crossed", "text-alone", "other-loss")  # roles that say of which arm they are a variant
+PRIMED = ("treatment", "placebo", "rewording")  # roles whose teacher reads a priming text
 
 
 class Arm(BaseModel):
@@ -71,19 +76,37 @@ class Arm(BaseModel):
 
     @model_validator(mode="after")
     def consistent(self) -> "Arm":
-        if (self.text == GOLD) != (self.role == "fine-tuning"):
-            raise ValueError("text: gold and role: fine-tuning belong together")
-        if self.text == GOLD and self.signals != OWN:
-            raise ValueError("gold solutions have no signals: leave signals out")
-        if self.text == NONE or self.signals == GOLD:
-            raise ValueError("text is own, gold or an arm; signals are own, none or an arm")
-        if (self.role in ABOUT_ANOTHER) != (self.variant_of is not None):
-            raise ValueError(
-                f"the roles {', '.join(ABOUT_ANOTHER)}, and no other, name the arm that they are variant_of"
-            )
-        if unknown := set(self.loss) - set(LossConfig.model_fields):
-            raise ValueError(f"loss has no {sorted(unknown)[0]}")
+        if broken := [rule for holds, rule in self._rules() if not holds]:
+            raise ValueError(broken[0])
         return self
+
+    def _rules(self) -> list[tuple[bool, str]]:
+        """What must hold, each with the sentence for whom it does not: nothing that a file says may be ignored."""
+        gold, alone, primed = self.text == GOLD, self.signals == NONE, bool(self.priming or self.priming_file)
+        plain, asked = self.text == self.signals == OWN, OWN in (self.text, self.signals)
+        unknown = sorted(set(self.loss) - set(LossConfig.model_fields))
+        named = (self.role in ABOUT_ANOTHER) == (self.variant_of is not None)
+        return [
+            (self.text != NONE and self.signals != GOLD,
+             "text is own, gold or an arm; signals are own, none or an arm"),
+            (gold == (self.role == "fine-tuning"), "text: gold and role: fine-tuning belong together"),
+            (not gold or self.signals == OWN, "gold solutions have no signals: leave signals out"),
+            (not gold or not (primed or self.loss), "gold solutions have no teacher: leave priming and loss out"),
+            (named, f"the roles {', '.join(ABOUT_ANOTHER)}, and no other, name the arm that they are variant_of"),
+            (alone == (self.role == "text-alone"), "signals: none and role: text-alone belong together"),
+            (not alone or not self.loss, "text alone is trained on with the cross-entropy alone: leave loss out"),
+            (not primed or asked, "nobody reads its priming, as its text and signals are other arms': leave it out"),
+            (self.role != "baseline" or (plain and not primed),
+             "a baseline has no priming, and text and signals of its own"),
+            (self.role not in PRIMED or (plain and primed),
+             f"{', '.join(PRIMED)}: each has a priming, and text and signals of its own"),
+            (self.role != "positive-control" or plain, "a positive-control has text and signals of its own"),
+            (self.role != "other-loss" or (bool(self.loss) and self.text == self.signals == self.variant_of),
+             "other-loss has a loss, and text and signals of the arm that it is variant_of"),
+            (self.crossed == (self.role == "crossed"),
+             "role: crossed and taking text and signals from two prompts belong together"),
+            (not unknown, f"loss has no {''.join(unknown[:1])}"),
+        ]  # fmt: skip
 
     @property
     def teacher(self) -> bool:
@@ -108,14 +131,27 @@ class Arm(BaseModel):
         return self.notebooks or self.name
 
     def loss_of(self, profile: Profile) -> LossConfig:
-        """The profile's loss with what the arm says itself."""
-        return profile.loss.model_validate(profile.loss.model_dump() | self.loss) if self.loss else profile.loss
+        """The profile's loss with what the arm says itself; of text alone, the cross-entropy on the responses.
+
+        Raises:
+            UserError: the two do not go together.
+        """
+        own = {"alpha": 1.0, "labels": "response"} if self.signals == NONE else self.loss
+        try:
+            return LossConfig(**profile.loss.model_dump() | own)
+        except ValidationError as error:
+            said = findings_text(error)
+            raise UserError(f"{self.name} in configs/strategies.yaml: its loss in {profile.name}: {said}.") from error
 
 
 def split_seed(model: str) -> tuple[str, str]:
     """(arm, further seed) of a model's name: ai-KD-seed1 is (ai-KD, 1); the profile's own seed has no name."""
     match = re.fullmatch(r"(.+)-seed(\d+)", model)
     return (match[1], match[2]) if match else (model, "")
+
+
+def _can_name(name: str) -> bool:
+    return is_name(name) and name not in RESERVED and ".old-" not in name and not split_seed(name)[1]
 
 
 def arms_file() -> Path:
@@ -133,10 +169,11 @@ def load_arms() -> dict[str, Arm]:
     path = arms_file()
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if odd := [name for name in map(str, rows) if not is_name(name) or name in RESERVED or ".old-" in name]:
+        if odd := [name for name in map(str, rows) if not _can_name(name)]:
             raise UserError(
                 f"{relative_name(path)}: {odd[0]!r} cannot name a strategy: take letters, digits, dots, dashes and "
-                f"underscores, a letter or digit first, and none of {', '.join(RESERVED)}."
+                f"underscores, a letter or digit first, no -seed and number at the end, and none of "
+                f"{', '.join(RESERVED)}."
             )
         arms = {name: Arm(name=name, **row) for name, row in rows.items()}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
@@ -158,15 +195,16 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
     """The arms that a profile runs, in the order of the file.
 
     Raises:
-        UserError: it lists one that is not there, or not an arm that another one needs.
+        UserError: it lists one that is not there, or not an arm that another one needs, or an arm's loss does not go
+            with the profile's.
     """
-    if profile.arms is None:
-        return default_arms()
     known = load_arms()
-    for name in profile.arms:
+    for name in profile.arms or ():
         get_arm(name)
-    chosen = {name: arm for name, arm in known.items() if name in profile.arms}
+    wanted = [name for name, arm in known.items() if not arm.extra] if profile.arms is None else profile.arms
+    chosen = {name: arm for name, arm in known.items() if name in wanted}
     for arm in chosen.values():
+        arm.loss_of(profile)
         if missing := [name for name in (arm.text, arm.signals) if name not in (*WORDS, *chosen)]:
             raise UserError(
                 f"{profile.name}: the arm {arm.name} takes its text or signals from {missing[0]}: list that too."
@@ -211,7 +249,7 @@ def _refuse_references(arm: Arm, arms: dict[str, Arm]) -> None:
             continue
         if other not in arms or other == arm.name:
             raise UserError(f"{place}: {key} names {other!r}, which is no other arm: choose from {', '.join(arms)}.")
-        if key != "variant_of" and (arms[other].text != OWN or arms[other].signals == NONE):
+        if key != "variant_of" and not arms[other].text == arms[other].signals == OWN:
             raise UserError(f"{place}: {key} names {other}, which has no {key} of its own: name the arm that has.")
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from primekd.config import Profile, SignalsConfig
-from primekd.config.arms import arms_of
+from primekd.config.arms import NONE, arms_of
 from primekd.foundation.errors import UserError
 from primekd.models import parse_reference
 from primekd.models.shapes import BYTES, Model, find_shape
@@ -19,7 +19,7 @@ SAVED_CHECKPOINTS = 3  # two are kept, and the next one is written before the ol
 class CodecCost:
     """Bytes of one codec: a response token, a strategy's store, all stores with the head; `most`: at the token limit.
 
-    `refusal` says why it cannot serve the profile's loss, or why the engine does not give it; None if it can.
+    `refusal` says why it cannot serve the loss of some arm, or why the engine does not give it; None if it can.
     """
 
     name: str
@@ -67,8 +67,13 @@ def _cost(profile: Profile, name: str, lengths: Lengths, captures: list[Stage]) 
         strategy=captures[0].response_tokens / captures[0].runs * token,
         total=sum(stage.response_tokens for stage in captures) * token + head,
         most=sum(stage.most for stage in captures) * longest + head,
-        refusal=missing or codec.refusal(profile.loss),
+        refusal=missing or _refusal(profile, codec),
     )
+
+
+def _refusal(profile: Profile, codec: Codec) -> str | None:
+    reading = [arm for arm in arms_of(profile).values() if arm.teacher and arm.signals != NONE]
+    return next(filter(None, (codec.refusal(arm.loss_of(profile)) for arm in reading)), None)
 
 
 def row_bytes(profile: Profile, codec: str) -> float:

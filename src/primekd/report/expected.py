@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from primekd.config.arms import CONTROL, TEACHER
-from primekd.foundation.provenance import hash_json
 from primekd.report.cells import Cell, Table
 from primekd.report.claims import short_commit
 from primekd.report.formats import MISSING, duration, percent, percent_range, significant
+from primekd.report.lineage import job_seconds
 from primekd.report.results import Results, read_manifest, read_results
 from primekd.statistics.sentences import MEASURES, is_claimed
 
@@ -49,12 +48,3 @@ def _claimed(results: Results) -> str:
     names = dict(zip(MEASURES, ("accuracy", "KL", "NLL"), strict=True))
     counts = [f"{name} {sum(m == measure and is_claimed(r, m) for r, m in tests)}" for measure, name in names.items()]
     return f"{', '.join(counts)} of {len(tests)}"
-
-
-def job_seconds(manifest: dict[str, Any]) -> float:
-    """Seconds of all captures, trainings and answers, added up. Arms that share a store count its capture once."""
-    students = list(manifest.get("models", {}).values())
-    stores = [facts for facts in [*(s.get("signals") for s in students), manifest.get("teacher")] if facts]
-    sessions = {hash_json(s.get("spec") or s.get("spec_sha256")): s.get("sessions") or [] for s in stores}
-    captured = [session for found in sessions.values() for session in found]
-    return sum(part.get("seconds") or 0 for part in [*captured, *students, manifest])

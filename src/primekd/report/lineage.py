@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.students import weight_hashes
 from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json
 from primekd.report.formats import MISSING, duration, energy
 
@@ -73,7 +74,7 @@ def model_facts(manifest: dict[str, Any], models: Iterable[str]) -> dict[str, Fa
 def _of_model(manifest: dict[str, Any], name: str) -> Facts:
     rows: Facts = []
     if name in manifest.get("models", {}):
-        rows += _of_student(manifest["models"][name])
+        rows += _of_student(manifest["models"][name], manifest.get("config", {}).get("loss", {}))
     elif name == "teacher":
         facts = manifest.get("teacher") or {}
         rows += [("Model", _joined(facts.get("engine") or {}, "model", "model_sha256"))]
@@ -86,11 +87,12 @@ def _of_model(manifest: dict[str, Any], name: str) -> Facts:
     return [(title, value) for title, value in rows if value]
 
 
-def _of_student(facts: dict[str, Any]) -> Facts:
-    inputs = facts.get("inputs", {})
-    adapters = {k: v for k, v in facts.get("outputs", {}).items() if k.startswith("adapter/")}
+def _of_student(facts: dict[str, Any], loss: dict[str, Any]) -> Facts:
+    inputs, adapters = facts.get("inputs", {}), weight_hashes(facts)
     student = (inputs.get("student") or {}).get("model_sha256")
+    own = {key: value for key, value in inputs.get("loss", {}).items() if value != loss.get(key)}
     rows = [("Seed", _plain(inputs.get("seed"))), ("Student sha256", _plain(student))]
+    rows.append(("Loss, where it is not the profile's", _named(own, *own)))
     rows += [(f"{Path(name).name} sha256", digest) for name, digest in adapters.items()]
     rows += [
         ("Training items sha256", _plain(inputs.get("items_sha256"))),
@@ -103,7 +105,10 @@ def _of_student(facts: dict[str, Any]) -> Facts:
     signals = facts.get("signals")
     if signals is None:
         return [*rows, ("Signals", "none, trained on the gold solutions")]
-    return rows + _of_signals(signals, (inputs.get("signals") or {}).get("spec_sha256"))
+    alone = bool(inputs.get("text_alone"))
+    if alone:
+        rows.append(("Trained on", "the responses of this store alone, and none of its signals"))
+    return rows + _of_signals(signals, (inputs.get("signals") or {}).get("spec_sha256"), alone)
 
 
 def _scored(facts: dict[str, Any]) -> Facts:
@@ -136,14 +141,15 @@ def _served(served: dict[str, Any]) -> str:
     return _plain(served.get("adapter")) + (f" ({told})" if told else "")
 
 
-def _of_signals(signals: dict[str, Any], spec_sha256: str | None) -> Facts:
+def _of_signals(signals: dict[str, Any], spec_sha256: str | None, alone: bool = False) -> Facts:
     spec, rebuilt = signals.get("spec") or {}, signals.get("reconstruction") or {}
     return [
+        *_of_text(spec.get("text") or {}),
         ("Priming text", _plain(spec.get("priming")) or "none"),
         ("What the teacher reads", _plain(spec.get("prompt"))),
         ("Signals spec sha256", spec_sha256 or (hash_json(spec) if spec else "")),
         ("Signals", f"{signals.get('items')} items, {signals.get('tokens')} tokens{_size(signals.get('bytes'))}"),
-        ("Shards trained on", _shards(signals.get("shards"))),
+        ("Shards with these responses" if alone else "Shards trained on", _shards(signals.get("shards"))),
         ("Signal codec", _plain((spec.get("codec") or {}).get("name"))),
         ("Codec against the engine's logits", _named(rebuilt, "mean_kl_nats", "max_kl_nats", "top1_agreement")),
         ("Commit of capture", _commit(signals.get("git")) if signals.get("git") else ""),
@@ -151,12 +157,37 @@ def _of_signals(signals: dict[str, Any], spec_sha256: str | None) -> Facts:
     ]  # fmt: skip
 
 
+def _of_text(text: dict[str, Any]) -> Facts:
+    """Of a crossed arm, whose responses were written under another prompt than they were scored under."""
+    if not text:
+        return []
+    return [
+        ("Priming text of the responses", _plain(text.get("priming")) or "none"),
+        ("What the teacher read when it wrote them", _plain(text.get("prompt"))),
+        ("Responses taken from", _joined(text, "store", "spec_sha256", "shards_sha256")),
+    ]
+
+
+def captures(manifest: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every store that the results come from, once, however many arms read it: (its first student or `teacher`, facts).
+
+    The key is a hash of all that its bytes depend on.
+    """
+    used = [(name, facts.get("signals")) for name, facts in manifest.get("models", {}).items()]
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, store in [*used, ("teacher", manifest.get("teacher"))]:
+        if store:
+            found.setdefault(hash_json(store.get("spec") or store.get("spec_sha256") or name), (name, store))
+    return found
+
+
 def costs(manifest: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
     """Rows of (stage, model, time, energy, steps, response tokens), and their sum."""
     stages: list[tuple[str, str, float | None, float | None, Any, Any]] = []
+    captured = dict(captures(manifest).values())
     for name, facts in manifest.get("models", {}).items():
         title = titles.get(name, name)
-        if signals := facts.get("signals"):
+        if signals := captured.get(name):
             stages.append(("Capture", title, *_sessions(signals), None, signals.get("tokens")))
         work = (facts.get("seconds"), facts.get("energy_kwh"), facts.get("steps"), facts.get("response_tokens"))
         stages.append(("Training", title, *work))
@@ -175,6 +206,13 @@ def _sessions(signals: dict[str, Any]) -> tuple[float | None, float | None]:
         values = [s[key] for s in sessions if s.get(key) is not None]
         sums.append(sum(values) if values else None)
     return sums[0], sums[1]
+
+
+def job_seconds(manifest: dict[str, Any]) -> float:
+    """Seconds of all captures, trainings and answers, added up."""
+    captured = [_sessions(store)[0] for _, store in captures(manifest).values()]
+    worked = [facts.get("seconds") for facts in [*manifest.get("models", {}).values(), manifest]]
+    return sum(seconds or 0 for seconds in [*captured, *worked])
 
 
 def _size(count: int | None) -> str:

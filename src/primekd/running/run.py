@@ -38,10 +38,12 @@ def run_study(
     `force_stages` are made anew; a run that is killed meanwhile goes on with those that are still missing.
 
     Raises:
-        UserError: there is no such stage, another run of this profile is under way, or a notebook failed; the sentence
-            is the notebook's own.
+        UserError: there is no such stage, the study cannot run the profile, another run of it is under way, or a
+            notebook failed; the sentence is the notebook's own.
     """
-    refuse_unknown(find_study(profile), force_stages)
+    study = find_study(profile)
+    refuse_unknown(study, force_stages)
+    study.refuse(profile)
     with only_one(profile) as lock:
         if cluster:
             refuse_leftovers(profile)
@@ -49,7 +51,7 @@ def run_study(
         forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile, profile_argument, cores, force, cluster)
-        state, start = RunState(find_study(profile).labels), time.monotonic()
+        state, start = RunState(study.labels), time.monotonic()
         with open(log, "w", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
             process = subprocess.Popen(
                 command,
@@ -89,17 +91,19 @@ def planned_jobs(
     """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
 
     Raises:
-        UserError: Snakemake cannot plan the run.
+        UserError: Snakemake cannot plan the run, or the study cannot run the profile.
     """
-    refuse_unknown(find_study(profile), force_stages)
+    study = find_study(profile)
+    refuse_unknown(study, force_stages)
+    study.refuse(profile)
     command = [*snakemake_command(profile, profile_argument, cores, force, cluster), "--dry-run"]
-    if rules := [rule for stage in force_stages for rule in find_study(profile).forced[stage]]:
+    if rules := [rule for stage in force_stages for rule in study.forced[stage]]:
         command += ["--forcerun", *rules]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     text = done.stdout + done.stderr
     if done.returncode:
         raise UserError(f"Snakemake cannot plan the run; the end of what it says:\n{text[-1500:]}")
-    state = RunState(find_study(profile).labels)
+    state = RunState(study.labels)
     for line in text.splitlines():
         state.read(line)
     return [job for job in state.running.values() if job.rule in state.planned]

@@ -13,6 +13,7 @@ from primekd.assessment.logs import LogRow, read_log, read_logs
 from primekd.capture.run import training_job
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (
     MANIFEST,
@@ -24,7 +25,7 @@ from primekd.foundation.provenance import (
 )
 from primekd.foundation.tables import read_table
 from primekd.signals import SignalReader
-from primekd.signals.manifest import read_store
+from primekd.signals.manifest import read_store, shards_hash
 from primekd.studies import published as published_study
 from primekd.studies.responses import RESPONSES
 from primekd.studies.results import TABLES, log_extractor
@@ -139,7 +140,7 @@ def _unnamed(folder: Path, named: Collection[str]) -> list[str]:
 
 
 def check_signals(folder: Path) -> Check:
-    """A signal store: every shard, every row hash, the head, and shards that it does not name."""
+    """A signal store: every shard, every row hash, the head, shards that it does not name, whose responses."""
     try:
         reader = SignalReader(folder)
         reader.head  # noqa: B018 - loading it checks its hash
@@ -147,7 +148,16 @@ def check_signals(folder: Path) -> Check:
         return Check(relative_name(folder), [str(error)])
     shards = [path.name for path in sorted(folder.glob("shard-*.safetensors"))]
     unnamed = [f"{name} is named by no manifest" for name in shards if name not in reader.manifest["shards"]]
-    return Check(relative_name(folder), unnamed)
+    return Check(relative_name(folder), unnamed + _other_text(folder, reader.spec.get("text") or {}))
+
+
+def _other_text(folder: Path, text: dict[str, Any]) -> list[str]:
+    """Of a crossed arm's store: whether its responses are still those of the store that they were taken from."""
+    if not (name := text.get("store")) or not is_name(name) or not (folder.parent / name / MANIFEST).is_file():
+        return []
+    if shards_hash(folder.parent / name) == text.get("shards_sha256"):
+        return []
+    return [f"its responses are not those that lie in {relative_name(folder.parent / name)}: capture it again"]
 
 
 def check_models(profile: Profile) -> Check:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import (
     MANIFEST,
     Code,
@@ -18,6 +19,7 @@ from primekd.foundation.manifests import (
     Part,
     checked,
 )
+from primekd.foundation.provenance import hash_json, relative_name
 
 FIX = "Delete it and run the capture again: shards that are whole are kept."
 
@@ -98,6 +100,21 @@ def read_store(folder: Path) -> dict[str, Any]:
         UserError: it is absent or does not fit the schema.
     """
     return checked(Path(folder) / MANIFEST, StoreManifest, FIX)
+
+
+def shards_hash(folder: Path) -> str:
+    """One hash of all bytes of a complete store, from its manifest.
+
+    Raises:
+        UserError: there is no complete store.
+    """
+    name = relative_name(Path(folder))
+    if not (Path(folder) / MANIFEST).is_file():
+        raise UserError(f"{name} has no signals: run `primekd capture` (or the inference notebook) first.")
+    manifest = read_store(folder)
+    if not manifest["complete"]:
+        raise UserError(f"{name} is not complete: run its capture again, it goes on where it stopped.")
+    return hash_json({shard: entry["sha256"] for shard, entry in manifest["shards"].items()})
 
 
 def read_vouch(path: Path) -> dict[str, Any]:

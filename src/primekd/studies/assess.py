@@ -72,7 +72,7 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
         "assess": profile.assess.model_dump(mode="json", exclude={"engine", "vllm", "dtype"}),  # of the answers alone
         "rules": rules_hashes(profile),
         "adjudications": decisions_hash(profile),
-        "students": {s.name: s.adapter_hashes for s in students},
+        "students": {s.name: s.weight_hashes for s in students},
         "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()},
     }
 

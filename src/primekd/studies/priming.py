@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.students import require_control
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, arms_of, load_arms
 from primekd.foundation.provenance import MANIFEST, project_root
@@ -134,4 +135,5 @@ STUDY = Study(
     planned=planned,
     tables=tables,
     sections=("results", "extraction", "provenance", "items"),
+    refuse=require_control,
 )

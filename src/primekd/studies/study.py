@@ -32,6 +32,7 @@ class Study:
         planned: models -> the comparisons that were planned before the run, each with its family of tests.
         tables: (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
         sections: of the report, in order; templates of primekd.report.
+        refuse: raises UserError if it cannot run a profile, before anything is spent.
     """
 
     question: str
@@ -45,6 +46,7 @@ class Study:
     planned: Callable[[Collection[str]], Planned]
     tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
     sections: tuple[str, ...]
+    refuse: Callable[[Profile], None] = lambda profile: None
 
 
 def find_study(profile: Profile) -> Study:
