@@ -6,8 +6,8 @@ PROFILE ?= pocket
 STAMP := $(VENV)/.installed
 LLAMACPP_STAMP := $(VENV)/.installed-llamacpp
 TEST_STAMP := $(VENV)/.installed-test
-# A profile that names the engine llamacpp has it compiled first.
-NEEDED := $(STAMP) $(if $(shell grep -El 'engine: *llamacpp' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
+# A profile that names the engine llamacpp, or extends one whose name ends so, has it compiled first.
+NEEDED := $(STAMP) $(if $(shell grep -El '(engine|extends): *[a-z0-9-]*llamacpp' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
 BENCH_STAMP := $(VENV)/.installed-bench
 
 .PHONY: help reproduce test test-gpu bench lint notebooks setup setup-llamacpp clean

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sys
-import types
 from collections import Counter
 from dataclasses import fields, replace
 from decimal import Decimal
@@ -59,7 +58,7 @@ from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_manifest
-from primekd.report import anew
+from primekd.report import readme
 from primekd.statistics.audit import AuditRow, audit_rows
 from primekd.studies import settling
 from primekd.tasks.protocol import Item
@@ -139,17 +138,14 @@ def regraded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for regrading and for the report; says for which profiles they were called."""
     called: list[str] = []
 
-    def module(name: str, **functions) -> None:
-        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**functions))
-
     monkeypatch.setattr(settling, "regrade", lambda p: called.append(f"regrade {p.name}"))
-    module("primekd.report.anew", write_anew=lambda p: called.append(f"report {p.name}") or ["Report: anew"])
+    monkeypatch.setattr(readme, "write_anew", lambda p: called.append(f"report {p.name}") or ["Report: anew"])
     return called
 
 
 def finish(session: Session) -> str:
     """The end of a sitting, with the report writer of the fixture `regraded`."""
-    return settling.finish(session, sys.modules["primekd.report.anew"].write_anew)
+    return settling.finish(session, readme.write_anew)
 
 
 # Values and names.
@@ -700,11 +696,11 @@ def test_the_assessment_of_a_sitting_knows_no_report():
 
 def test_the_readme_is_written_anew_with_the_report_of_the_published_logs_alone(profile, monkeypatch):
     called = []
-    monkeypatch.setattr(anew, "write_report", lambda p: called.append("report") or p.logs / "report.html")
-    monkeypatch.setattr(anew, "update_pages", lambda check, only: called.append(f"pages {only}") or ["README.md: b"])
-    said = anew.write_anew(profile.of_published())
+    monkeypatch.setattr(readme, "write_report", lambda p: called.append("report") or p.logs / "report.html")
+    monkeypatch.setattr(readme, "update_pages", lambda check, only: called.append(f"pages {only}") or ["README.md: b"])
+    said = readme.write_anew(profile.of_published())
     assert said == ["Report: logs/ci/report.html", "README.md: b written anew"]
-    assert anew.write_anew(profile) == ["Report: runs/ci/logs/report.html"]
+    assert readme.write_anew(profile) == ["Report: runs/ci/logs/report.html"]
     assert called == ["report", "pages ci", "report"]
 
 

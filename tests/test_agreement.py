@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from primekd.cli import app
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
-from primekd.report.tables import engines_markdown
+from primekd.report.readme import block
 from primekd.teachers.agreement import agree
 from primekd.teachers.protocol import TopLogprobs
 
@@ -100,13 +100,13 @@ def test_check_engine_writes_a_log_and_the_table_names_it(output, tmp_path, live
     assert result["agreement"]["top1_agreement"] == 1.0 and result["equal_answers"] == 3
     assert result["agreement"]["tokens"] == result["generated_tokens"] > 3
     assert result["codec"] == "hidden"
-    table = engines_markdown(output / "logs" / "engines")
+    table = block("engine-table", output / "logs" / "engines")
     row = next(line for line in table.splitlines() if line.startswith("| transformers"))
     assert "100.0" in row and "3 of 3" in row and "logs/engines/transformers-small.json" in row
     assert next(line for line in table.splitlines() if line.startswith("| vllm")).count("not run") == 1
     path.write_text("{}")
     with pytest.raises(UserError, match="transformers-small.json is no check of an engine"):
-        engines_markdown(output / "logs" / "engines")
+        block("engine-table", output / "logs" / "engines")
 
 
 def test_what_is_compared_is_what_capture_keeps(output, tmp_path, lively, monkeypatch):

@@ -331,7 +331,8 @@ def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to
     from primekd.capture.run import training_job
     from primekd.config.arms import default_arms
     from primekd.report.html import write_report
-    from primekd.report.tables import results_table, results_text
+    from primekd.report.readme import block
+    from primekd.report.tables import results_text
     from primekd.studies.assess import assess
     from primekd.training.distill import distill
 
@@ -358,7 +359,7 @@ def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to
         assert not any("logprobs" in request for request in server.requests)
     rows = read_rows(profile.logs / "held-out.csv")
     assert rows and all(row.kl is None and row.nll_gold > 0 for row in rows)
-    table = results_table(profile.logs)
+    table = block("results", profile.logs)
     (control,) = [line for line in table.splitlines() if line.startswith("| No distillation (`control`)")]
     assert control.split(" | ")[-2] == "–" and "[" in control.split(" | ")[-1]
     assert "text alone was kept" in table and "KL is measured" not in table

@@ -161,7 +161,7 @@ def test_a_crossed_arm_has_one_prompts_text_and_anothers_signals(profile):
         plain = base.rows(name, item.response_ids).hidden
         assert (plain - expected).abs().max() > 1e-2, "the two prompts give the same signals"
     facts = {"inputs": {}, "signals": {"spec": crossed.spec}}
-    said = dict(model_facts({"models": {"ai-signals-KD": facts}}, ["ai-signals-KD"])["ai-signals-KD"])
+    said = dict(model_facts({"models": {"ai-signals-KD": facts}}, "ai-signals-KD"))
     assert said["Priming text"] == get_arm("ai-KD").priming and said["Priming text of the responses"] == "none"
     assert said["Responses taken from"].startswith("base-KD, ")
 
@@ -250,7 +250,7 @@ def test_text_alone_is_trained_on_the_responses_and_on_no_row(profile):
         "models": {"base-text-KD": as_logged(read_json(student / "manifest.json")), "base-KD": as_logged(whole)},
         "config": {"loss": profile.loss.model_dump(mode="json")},
     }
-    said = {name: dict(facts) for name, facts in model_facts(manifest, manifest["models"]).items()}
+    said = {name: dict(model_facts(manifest, name)) for name in manifest["models"]}
     assert "alone" in said["base-text-KD"]["Trained on"] and "Trained on" not in said["base-KD"]
     assert "Shards trained on" in said["base-KD"] and "Shards trained on" not in said["base-text-KD"]
     assert said["base-text-KD"]["Loss, where it is not the profile's"] == "alpha 1.0"

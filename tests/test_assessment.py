@@ -36,7 +36,7 @@ from primekd.models.chat import build_prompt
 from primekd.report.formats import p_value, percent
 from primekd.report.html import render
 from primekd.report.lineage import model_facts
-from primekd.report.tables import results_table
+from primekd.report.readme import block
 from primekd.running.made_by import other_code_text, refuse_unpublishable
 from primekd.running.verify import check_lineage
 from primekd.signals import StoredItem
@@ -968,7 +968,7 @@ def test_logs_from_before_there_were_responses_are_graded_anew_all_the_same(stud
     write_json(study.logs / "manifest.json", manifest)
     regrade(study)
     assert "responses.csv" not in files_of(study.logs)
-    assert "responses" not in results_table(study.logs)
+    assert "responses" not in block("results", study.logs)
 
 
 def test_an_assessment_has_nothing_to_do_after_a_grading(study, capsys):
@@ -1100,7 +1100,7 @@ def test_the_lineage_names_what_was_trained_on_and_not_what_lies_there_today(stu
     facts = assessing._lineage(study, student)
     assert facts["signals"]["shards"] == trained["shards"] and len(trained["shards"]) == 1
     assert facts["signals"]["engine"]["engine"] == "transformers" and facts["signals"]["items"] == 2
-    rows = dict(model_facts({"models": {"base-KD": facts}}, ["base-KD"])["base-KD"])
+    rows = dict(model_facts({"models": {"base-KD": facts}}, "base-KD"))
     assert rows["Shards trained on"] == f"shard-00000 {trained['shards']['shard-00000.safetensors'][:16]}"
     assert rows["Commit of answers"] == rows["Commit of held-out fit"] == "unknown"
 

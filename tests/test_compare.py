@@ -18,7 +18,7 @@ from primekd.cli import app
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import read_table
 from primekd.statistics.compare import compare, in_words, pair_up, read_answers
-from primekd.statistics.grade_file import PILE, Columns, grade_file, grade_rows, read_csv, token_limit
+from primekd.statistics.grade_file import PILE, Columns, grade_file, grade_rows, read_rows, token_limit
 from primekd.statistics.inference import McNemar, detectable_difference
 
 PLAIN = Columns("response", "gold")
@@ -509,7 +509,7 @@ def test_read_answers_tells_logs_from_other_files(logs, output):
     assert read_answers(logs[0], None, "published") == read_log(logs[0])
     plain = write(output / "plain.csv", *answers("18"))
     assert read_answers(plain, PLAIN, "published") == grade_rows(plain, PLAIN)
-    assert read_csv(plain, ["gold"]) == [{"response": "18", "gold": "18"}]
+    assert read_rows(plain, ["gold"]) == [("row 2", {"response": "18", "gold": "18"})]
 
 
 @needs_published_logs

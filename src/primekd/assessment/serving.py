@@ -40,7 +40,7 @@ def choose_serving(
     if profile.scoring_dtype == "float32":
         return {"adapter": MERGED}
     folder, few = serving_folder(profile, name), items[:MEASURED_ITEMS]
-    inputs, path = _inputs(profile, few, hashes), folder / "served.json"
+    inputs, path = model_inputs(profile, few, hashes), folder / "served.json"
     code, since = stage_code("answers", profile), forced_since(profile, "assess", force)
     if not stands(folder, inputs, code, f"serve {name}", since=since):
         with Meter() as meter:
@@ -49,13 +49,14 @@ def choose_serving(
     return read_json(path)
 
 
-def _inputs(profile: Profile, items: Sequence[Item], hashes: dict[str, str]) -> dict[str, Any]:
+def model_inputs(profile: Profile, items: Sequence[Item], adapter: dict[str, str] | None) -> dict[str, Any]:
+    """A student, what it reads with, and what it is asked. `adapter`: its files' hashes, None for the control."""
     tokenizer = load_tokenizer(profile.student)
     return {
         "model": profile.student.model,
         "model_sha256": model_hash(profile.student.model),
         "dtype": profile.student.dtype,
-        "adapter": hashes,
+        "adapter": adapter,
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
         "items_sha256": hash_items(list(items)),

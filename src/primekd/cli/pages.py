@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import JsonOption, ProfileOption, PublishedOption, app, print_json, verb
+from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
@@ -19,8 +20,7 @@ def report(profile: ProfileOption = "pocket", published: PublishedOption = False
     primekd report
     primekd report --profile pocket --published
     """
-    from primekd.config import load_profile
-    from primekd.report.anew import write_anew
+    from primekd.report.readme import write_anew
     from primekd.studies.results import logs_in_use
 
     print("\n".join(write_anew(logs_in_use(load_profile(profile), published))))
@@ -65,7 +65,6 @@ def verify(
     primekd verify --profile pocket --published --json
     primekd verify --against-published
     """
-    from primekd.config import load_profile
     from primekd.running.verify import verify as run_verify
     from primekd.studies.results import logs_in_use
 
@@ -105,7 +104,6 @@ def publish(profile: ProfileOption = "pocket") -> None:
     primekd publish
     primekd publish --profile pocket-vllm
     """
-    from primekd.config import load_profile
     from primekd.running.publishing import publish as run_publish
 
     for line in run_publish(load_profile(profile)):

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import ForceOption, ProfileOption, SeedOption, StrategyArgument, app, verb
+from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
@@ -21,7 +22,6 @@ def prepare_teacher(
     primekd prepare-teacher
     primekd prepare-teacher --profile pocket --train
     """
-    from primekd.config import load_profile
     from primekd.training.prepare_teacher import build_teacher, train_teacher
 
     loaded = load_profile(profile)
@@ -57,7 +57,6 @@ def capture(
     from primekd.capture.run import capture as run_capture
     from primekd.capture.run import held_out_job, training_job
     from primekd.capture.workers import Part
-    from primekd.config import load_profile
 
     if held_out == bool(strategy):
         raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
@@ -86,7 +85,6 @@ def distill(
     primekd distill ai-KD --force-stage
     primekd distill ai-KD --processes 8 --accelerate-config configs/accelerate/fsdp.yaml
     """
-    from primekd.config import load_profile
     from primekd.training.distill import distill as run_distill
 
     loaded = load_profile(profile)
@@ -117,7 +115,6 @@ def assess(
     primekd assess --profile ci
     primekd assess --model control --model ai-KD
     """
-    from primekd.config import load_profile
 
     loaded = load_profile(profile)
     if model:

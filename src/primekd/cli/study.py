@@ -1,4 +1,4 @@
-"""Verbs on a whole study: run, status, doctor, notebook."""
+"""Verbs on a whole study: run, status, doctor, notebook, plan."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import JsonOption, ProfileOption, SeedOption, app, print_json, verb
+from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
@@ -39,7 +40,6 @@ def run(
     primekd run --profile paper --slurm --dry-run
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
-    from primekd.config import load_profile
     from primekd.foundation.provenance import project_root
     from primekd.running.made_by import other_code_text
     from primekd.running.run import planned_jobs, run_study
@@ -97,7 +97,6 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     primekd status
     primekd status --profile pocket --json
     """
-    from primekd.config import load_profile
     from primekd.running.status import logs_lines, stage_states
 
     loaded = load_profile(profile)
@@ -155,3 +154,29 @@ def notebook(
 
     given = {"profile": profile, "strategy": strategy, "seed": seed}
     execute(source, output, {name: value for name, value in given.items() if value is not None})
+
+
+@app.command()
+@verb
+def plan(
+    profile: ProfileOption = "pocket",
+    json: JsonOption = False,
+) -> None:
+    """Says what a run needs before it starts: memory for each GPU, disk for each codec, tokens, hours.
+
+    Works offline and without the models; exits with 1 if something will not fit.
+
+    \b
+    primekd plan
+    primekd plan --profile paper
+    primekd plan --profile single-gpu --json
+    """
+    from primekd.planning.plan import make_plan, plan_text
+
+    found = make_plan(load_profile(profile))
+    if json:
+        print_json(found.as_json())
+    else:
+        print(plan_text(found))
+    if not found.works:
+        raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -83,8 +84,13 @@ def git_state() -> dict[str, Any]:
 
 
 def requirement_pins() -> dict[str, str]:
-    """Package name -> version for every `name==version` line of the default's requirements; {} without them."""
-    paths = [project_root() / name for name in ("requirements.txt", "requirements-no-deps.txt")]
+    """Package name -> version for every `name==version` line of what `make setup` installs; {} without those files.
+
+    The pins of the engine llamacpp count where it is installed.
+    """
+    names = ["requirements.txt", "requirements-no-deps.txt"]
+    names += ["requirements-llamacpp.txt"] if importlib.util.find_spec("llama_cpp") else []
+    paths = [project_root() / name for name in names]
     text = "\n".join(path.read_text() for path in paths if path.is_file())
     return dict(re.findall(r"^([A-Za-z0-9_.\-]+)(?:\[[^\]]*\])?==([^\s;#]+)", text, re.M))
 

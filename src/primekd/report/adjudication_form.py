@@ -5,7 +5,7 @@ from primekd.assessment.decisions.form import Form, is_attended
 from primekd.assessment.decisions.session import open_session
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
-from primekd.report.anew import write_anew
+from primekd.report.readme import write_anew
 from primekd.studies.settling import finish
 
 

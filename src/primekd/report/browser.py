@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from primekd.assessment.logs import LogRow, read_log
+from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
@@ -22,23 +22,13 @@ from primekd.report.results import Results
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-def read_logs(results: Results) -> dict[str, list[LogRow]]:
-    """The per-item log of every model in summary.csv, in its order.
-
-    Raises:
-        UserError: a log is missing, cannot be read, or has other items than the first one.
-    """
-    logs: dict[str, list[LogRow]] = {}
-    first: list[tuple[str, str]] | None = None
-    for row in results.summary:
-        path = Path(results.folder, f"{row['model']}.csv")
-        log = read_log(path)
-        asked = [(r.id, r.question) for r in log]
-        if first is not None and asked != first:
-            raise UserError(f"{relative_name(path)} has other items than the other logs: run the assessment again.")
-        first = asked
-        logs[row["model"]] = log
-    return logs
+def refuse_other_items(folder: Path, logs: dict[str, list[LogRow]]) -> None:
+    """Raises UserError if a log has other items than the first one: answers are shown side by side."""
+    asked = {name: [(row.id, row.question) for row in log] for name, log in logs.items()}
+    for name, items in asked.items():
+        if items != next(iter(asked.values())):
+            path = relative_name(folder / f"{name}.csv")
+            raise UserError(f"{path} has other items than the other logs: run the assessment again.")
 
 
 def browser_data(results: Results, logs: dict[str, list[LogRow]], readings: Readings) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 import html
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from primekd.report.formats import MISSING, markdown, markdown_code, markdown_table
+from primekd.report.formats import MISSING, markdown, markdown_code
 
 # What our own formats write; such a cell needs no backslashes. `](` is left out, it would make a link.
 _NUMBERS = re.compile(r"(?:[-+–\d.,;%<>= ()\[]|\](?!\()|\bof\b|\bp\b|(?<=\d)e)*")
@@ -30,26 +30,36 @@ Cell = str | Name | Files
 
 @dataclass(frozen=True)
 class Table:
-    """Head and rows; the first `left` columns are words, the others numbers. `label` says what it shows."""
+    """Head and rows; the first `left` columns are words, the others numbers. `label` says what it shows.
+
+    `notes`: paragraphs below it on a Markdown page, as Markdown.
+    """
 
     label: str
     head: list[str]
     rows: list[list[Cell]]
     left: int = 1
+    notes: tuple[str, ...] = ()
 
     def without(self, *titles: str) -> "Table":
         """The same table without some of its columns."""
         kept = [place for place, title in enumerate(self.head) if title not in titles]
         left = sum(place < self.left for place in kept)
         head, *rows = ([row[place] for place in kept] for row in [self.head, *self.rows])
-        return Table(self.label, head, rows, left)
+        return replace(self, head=head, rows=rows, left=left)
+
+
+def to_page(table: Table) -> str:
+    """The table as Markdown, with its notes."""
+    return "\n\n".join([to_markdown(table), *table.notes]) + "\n"
 
 
 def to_markdown(table: Table) -> str:
     """The table as Markdown."""
     rows = [[_markdown(cell) for cell in row] for row in table.rows]
     head = [_markdown(title).replace("\\[95 %\\]", "[95 %]") for title in table.head]  # makes no link there
-    return markdown_table(head, rows, left=table.left)
+    rule = ["---" if column < table.left else "--:" for column in range(len(head))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
 
 
 def _markdown(cell: Cell) -> str:

@@ -7,16 +7,15 @@ from typing import Any
 from primekd.config.arms import CONTROL, TEACHER, default_arms, split_seed
 from primekd.foundation.provenance import relative_name
 from primekd.report.cells import Cell, Files, Name, Table
-from primekd.report.files import Row, read_optional
-from primekd.report.formats import MISSING, interval, percent
-from primekd.report.results import ADJUDICATED, Results, read_manifest
+from primekd.report.formats import MISSING, interval, markdown, percent
+from primekd.report.results import ADJUDICATED, Results, Row, read_manifest, read_optional
 from primekd.statistics.families import title_of
 from primekd.studies.published import StatedRow, published_folder
 
 LOGS = "Log"
 
 
-def claim_lines(results: Results) -> Table:
+def claim_table(results: Results) -> Table:
     """A row for the control, every strategy, the teacher, and whatever else the paper states."""
     stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", StatedRow)}
     manifest = read_manifest(results.folder)
@@ -40,7 +39,8 @@ def claim_lines(results: Results) -> Table:
             Files(tuple(relative_name(results.folder / f"{row['model']}.csv") for row in here)),
             "; ".join(dict.fromkeys(row_commit(manifest, row["model"]) for row in here)) or MISSING,
         ])  # fmt: skip
-    table = Table("Published and measured accuracies", head, rows)
+    note = markdown(claim_note(results.folder))
+    table = Table("Published and measured accuracies", head, rows, notes=(note,))
     return table if results.decided else table.without(ADJUDICATED)
 
 

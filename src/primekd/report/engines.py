@@ -10,6 +10,11 @@ from primekd.report.cells import Cell, Files, Table
 from primekd.report.formats import percent, significant
 
 NOT_RUN = "not run"
+NOTE = (
+    "From `primekd check-engine`: the engine answers questions of the profile, and its answers are scored by it and by "
+    "transformers in float32. KL(transformers || engine); ≥: over the top K tokens and one bucket for the rest, a "
+    "lower bound."
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def engine_table(logs_folder: Path) -> Table:
         rows += [[*known, *_check(engine, path)] for path in files] or [
             [*known, NOT_RUN, *["–"] * 5, Files(()), Files(())]
         ]
-    return Table("Teacher engines", head, rows, left=7)
+    return Table("Teacher engines", head, rows, left=7, notes=(NOTE,))
 
 
 def _check(engine: Engine, path: Path) -> list[Cell]:

@@ -1,6 +1,5 @@
 """What each profile is known to give, from its published logs, so that a run that gives something else is seen."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from primekd.config.arms import CONTROL, TEACHER
@@ -12,7 +11,7 @@ from primekd.report.results import Results, read_manifest, read_results
 from primekd.statistics.sentences import MEASURES, is_claimed
 
 
-def expected_lines(folders: Iterable[Path]) -> Table:
+def expected_table(*folders: Path) -> Table:
     """A row a profile: accuracies, distances to the teacher, how many differences are claimed, what it took.
 
     Raises:
@@ -22,7 +21,12 @@ def expected_lines(folders: Iterable[Path]) -> Table:
         "Profile", "n", "Control, %", "Students, %", "Teacher, %", "KL of the control", "KL of the students",
         "Differences claimed", "Its jobs took", "Processor", "Commit",
     ]  # fmt: skip
-    return Table("Expected results", head, [_row(read_results(folder)) for folder in folders])
+    note = (
+        "n: test items. KL to the unprimed teacher, nats a token. Differences claimed: of all planned tests, after "
+        "adjustment, by measure. Its jobs took: captures, trainings and answers, added up; some run side by side, so "
+        "a whole run is shorter."
+    )
+    return Table("Expected results", head, [_row(read_results(folder)) for folder in folders], notes=(note,))
 
 
 def _row(results: Results) -> list[Cell]:

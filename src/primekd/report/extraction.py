@@ -1,17 +1,19 @@
-"""How the answers were read: which rule fired, what each extractor makes of them, and how far to trust it."""
+"""How the answers were read: which rule fired, what each extractor makes of them, what people decided by hand, and how
+far each is to be trusted."""
 
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
+from primekd.assessment.decisions.decisions import ALL_MODELS, as_read, automatic_value
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, NOT_FOUND, RULES
-from primekd.report.cells import Name, Table
-from primekd.report.files import Row, read_optional
+from primekd.report.cells import Cell, Name, Table
 from primekd.report.formats import MISSING, interval, percent, significant
-from primekd.report.results import ADJUDICATED, Results
+from primekd.report.results import ADJUDICATED, Results, Row, read_optional
+from primekd.statistics.audit import AuditRow, audit_scope
+from primekd.statistics.families import title_of
 from primekd.statistics.rivals import AccuracyRow
-from primekd.statistics.validation import ValidationRow
-from primekd.studies.published import published_folder
 
 SPREAD, DISAGREE = "Most minus least, points", "Extractors disagree on"
 # Model -> one row of extractors.csv an item.
@@ -89,28 +91,39 @@ def read_readings(folder: Path) -> Readings:
 
 def extractor_table(results: Results, accuracies: dict[str, dict[str, Row]], readings: Readings) -> Table:
     """Every model's accuracy under every extractor, how far these lie apart, and how many answers they differ on."""
-    head = ["Model", *(f"{name}, % [95 %]" for name in EXTRACTORS), ADJUDICATED, SPREAD, DISAGREE]
-    rows = []
-    for row in results.summary:
-        found = accuracies.get(row["model"], {})
-        rows.append([
-            Name(row["title"], row["model"]),
-            *(interval(found[name], "accuracy", percent) if name in found else MISSING for name in EXTRACTORS),
-            interval(row, "accuracy_adjudicated", percent), _spread(found), _disagreements(readings.get(row["model"])),
-        ])  # fmt: skip
-    table = Table("Accuracy under every extractor", head, rows)
+    table = by_extractor(results, accuracies, "Accuracy under every extractor", "accuracy")
+    head = [*table.head, ADJUDICATED, SPREAD, DISAGREE]
+    rows = [
+        [
+            *cells, interval(row, "accuracy_adjudicated", percent), _spread(accuracies.get(row["model"], {})),
+            _disagreements(readings.get(row["model"])),
+        ]
+        for cells, row in zip(table.rows, results.summary, strict=True)
+    ]  # fmt: skip
+    table = replace(table, head=head, rows=rows)
     return table if results.decided else table.without(ADJUDICATED)
 
 
-def adjudicated_table(results: Results, accuracies: dict[str, dict[str, Row]]) -> Table:
-    """Every model's accuracy under every extractor with the values that people decided on in place of its own."""
-    rows = []
+def by_extractor(results: Results, accuracies: dict[str, dict[str, Row]], label: str, measure: str) -> Table:
+    """A measure of accuracies.csv, a row a model and a column an extractor.
+
+    Args:
+        measure: accuracy, accuracy_adjudicated (by people's values in place of the extractor's where there are any) or
+            found (for how many answers it gives a value).
+    """
+    counted = measure == "found"
+
+    def cell(row: Row | None) -> str:
+        if row is None:
+            return MISSING
+        return f"{row['found']} of {row['n']}" if counted else interval(row, measure, percent)
+
+    head = ["Model", *(name if counted else f"{name}, % [95 %]" for name in EXTRACTORS)]
+    rows: list[list[Cell]] = []
     for row in results.summary:
         found = accuracies.get(row["model"], {})
-        shares = [interval(found[n], "accuracy_adjudicated", percent) if n in found else MISSING for n in EXTRACTORS]
-        rows.append([Name(row["title"], row["model"]), *shares])
-    head = ["Model", *(f"{name}, % [95 %]" for name in EXTRACTORS)]
-    return Table("Accuracy under every extractor, adjudicated", head, rows)
+        rows.append([Name(row["title"], row["model"]), *(cell(found.get(name)) for name in EXTRACTORS)])
+    return Table(label, head, rows)
 
 
 def _spread(found: dict[str, Row]) -> str:
@@ -124,21 +137,6 @@ def _disagreements(readings: dict[str, Row] | None) -> str:
     # One that gives no value contradicts no other: strict-match is silent wherever there is no "####".
     apart = sum(len({row[name] for name in EXTRACTORS} - {NOT_FOUND}) > 1 for row in readings.values())
     return f"{apart} of {len(readings)}"
-
-
-def found_table(results: Results, accuracies: dict[str, dict[str, Row]]) -> Table:
-    """For how many answers every extractor gives a value."""
-    rows = []
-    for row in results.summary:
-        found = accuracies.get(row["model"], {})
-        cells = [f"{found[name]['found']} of {found[name]['n']}" if name in found else MISSING for name in EXTRACTORS]
-        rows.append([Name(row["title"], row["model"]), *cells])
-    return Table("Answers with a value", ["Model", *EXTRACTORS], rows)
-
-
-def read_validation() -> list[Row]:
-    """logs/published/validation.csv; empty if there is no such file."""
-    return read_optional(published_folder() / "validation.csv", ValidationRow)
 
 
 def sets_of(validation: list[Row]) -> list[str]:
@@ -165,3 +163,38 @@ def validation_table(validation: list[Row], name: str, main: bool) -> Table:
 
 def _kappa(value: str) -> str:
     return str(Decimal(value).quantize(Decimal("0.001"))) if value else MISSING
+
+
+def decision_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Table:
+    """How many answers were decided by hand, and what that changed."""
+    head = ["Model", "n", "Decided", "Value kept", "Value changed", "No answer given", "Became right", "Became wrong"]
+    rows = []
+    for name, log in logs.items():
+        decided = [row for row in log if row.adjudicated]
+        values = [(as_read(row.adjudicated), automatic_value(row)) for row in decided]
+        nothing = sum(value is None for value, _ in values)
+        kept = sum(value is not None and value == automatic for value, automatic in values)
+        rows.append([
+            titles[name], str(len(log)), str(len(decided)), str(kept), str(len(decided) - nothing - kept),
+            str(nothing), str(sum(row.correct_adjudicated and not row.correct for row in decided)),
+            str(sum(row.correct and not row.correct_adjudicated for row in decided)),
+        ])  # fmt: skip
+    return Table("Answers decided by hand", head, rows)
+
+
+def audit_table(folder: Path) -> Table:
+    """Error rates of the automatic values in blind second looks; without rows if there were none."""
+    rows = [
+        ["All" if row["model"] == ALL_MODELS else title_of(row["model"]), row["n"], row["errors"],
+         interval(row, "rate", percent)]
+        for row in read_optional(Path(folder) / "audit.csv", AuditRow)
+    ]  # fmt: skip
+    return Table("Blind second looks", ["Model", "Looked at", "Automatic value wrong", "Error rate, % [95 %]"], rows)
+
+
+def audit_note(folder: Path, titles: dict[str, str]) -> str:
+    """Which models the row of all covers, where it does not cover all of them."""
+    audited = [
+        row["model"] for row in read_optional(Path(folder) / "audit.csv", AuditRow) if row["model"] != ALL_MODELS
+    ]
+    return audit_scope(audited, titles, title_of)

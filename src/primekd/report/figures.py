@@ -9,7 +9,8 @@ from pathlib import Path
 
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
-from primekd.foundation.tables import read_records, read_table
+from primekd.foundation.tables import read_records
+from primekd.report.results import read_optional
 from primekd.statistics.families import title_of
 from primekd.statistics.summary import SummaryRow
 
@@ -65,7 +66,8 @@ def loss_curves(logs_folder: Path) -> str:
     Raises:
         UserError: there is no loss curve, or one of them has other columns.
     """
-    order = {name: place for place, name in enumerate(_model_order(logs_folder))}
+    summary = read_optional(Path(logs_folder, "summary.csv"), SummaryRow)
+    order = {row["model"]: place for place, row in enumerate(summary)}
     paths = sorted(Path(logs_folder, "loss_curves").glob("*.csv"))
     paths.sort(key=lambda path: order.get(path.stem, len(order)))
     if not paths:
@@ -87,13 +89,6 @@ def loss_curves(logs_folder: Path) -> str:
         training.figure.legend(loc="outside lower center", ncols=min(len(curves), 4))
 
     return draw("loss curves", (9.6, 3.9), 2, fill)
-
-
-def _model_order(logs_folder: Path) -> list[str]:
-    path = Path(logs_folder, "summary.csv")
-    if not path.is_file():
-        return []
-    return [row["model"] for row in read_table(path, SummaryRow)]
 
 
 def _read_curve(path: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:

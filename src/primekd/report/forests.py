@@ -2,9 +2,8 @@
 
 from primekd.assessment.reading import EXTRACTORS
 from primekd.report.figures import PALETTE, draw
-from primekd.report.files import Row
 from primekd.report.formats import interval, percent
-from primekd.report.results import Results
+from primekd.report.results import Results, Row
 from primekd.statistics.families import title_of
 from primekd.statistics.sentences import is_claimed
 

@@ -69,9 +69,3 @@ def markdown(text: str) -> str:
 def markdown_code(text: str) -> str:
     """A file's or folder's name as code; anything that is no plain name is written as escaped text."""
     return f"`{text}`" if re.fullmatch(r"[\w./-]+", text) else markdown(text)
-
-
-def markdown_table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
-    """A Markdown table of cells that are already Markdown; the first `left` columns are aligned left."""
-    rule = ["---" if column < left else "--:" for column in range(len(head))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])

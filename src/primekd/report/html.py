@@ -9,26 +9,32 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.logs import read_logs
 from primekd.config import Profile
-from primekd.foundation.provenance import relative_name, write_text
-from primekd.report import adjudication, extraction, lineage, responses
-from primekd.report.browser import browser_data, read_logs, script_json
-from primekd.report.claims import claim_lines, claim_note
+from primekd.foundation.provenance import MANIFEST, altered_outputs, relative_name, write_text
+from primekd.report import extraction, lineage
+from primekd.report.browser import browser_data, refuse_other_items, script_json
+from primekd.report.claims import claim_note, claim_table
 from primekd.report.figures import loss_curves
 from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
 from primekd.report.results import (
     AUTOMATIC,
     NOTHING_DECIDED,
+    RESPONSES_NOTE,
     Results,
     contrast_table,
     findings,
     how_tested,
     read_manifest,
+    read_optional,
     read_results,
+    response_table,
     result_table,
+    seed_table,
 )
-from primekd.report.seeds import ONE_SEED, seed_table
 from primekd.statistics.sentences import sentence
+from primekd.statistics.validation import ValidationRow
+from primekd.studies.published import published_folder
 from primekd.studies.results import extractor_of
 from primekd.studies.study import find_study
 
@@ -69,21 +75,23 @@ def _source(name: str) -> str:
 def _page(profile: Profile) -> dict[str, Any]:
     folder = profile.logs
     results, manifest = read_results(folder), read_manifest(folder)
-    logs, titles = read_logs(results), results.titles
+    logs, titles = read_logs(profile), results.titles
+    refuse_other_items(folder, logs)
     accuracies, readings = extraction.read_accuracies(folder), extraction.read_readings(folder)
-    validation, extractor = extraction.read_validation(), extractor_of(manifest)
+    extractor = extractor_of(manifest)
+    validation = read_optional(published_folder() / "validation.csv", ValidationRow)
     return {
         "profile": profile,
         "sections": [f"{name}.html.j2" for name in find_study(profile).sections],
         "header": [*lineage.header(manifest), ("Test items", results.summary[0]["n"]), ("Logs", relative_name(folder))],
-        "altered": lineage.altered(folder, manifest),
+        "altered": altered_outputs(folder / MANIFEST, manifest),
         "fitted": results.fitted,
         "decided": results.decided,
         "nothing_decided": NOTHING_DECIDED,
         "results": result_table(results),
         "findings": findings(results),
         "automatic": AUTOMATIC,
-        "claims": claim_lines(results),
+        "claims": claim_table(results),
         "claim_note": claim_note(folder),
         "contrasts": contrast_table(results),
         "how_tested": how_tested(results),
@@ -92,27 +100,28 @@ def _page(profile: Profile) -> dict[str, Any]:
         "rules": extraction.rule_table(logs, titles, extractor),
         "lengths": extraction.length_table(logs, titles, results.decided),
         "extractors": extraction.extractor_table(results, accuracies, readings) if accuracies else None,
-        "extractors_adjudicated": extraction.adjudicated_table(results, accuracies),
-        "found": extraction.found_table(results, accuracies) if accuracies else None,
+        "extractors_adjudicated": extraction.by_extractor(
+            results, accuracies, "Accuracy under every extractor, adjudicated", "accuracy_adjudicated"
+        ),
+        "found": extraction.by_extractor(results, accuracies, "Answers with a value", "found") if accuracies else None,
         "validation": [
             (name, *(extraction.validation_table(validation, name, main) for main in (True, False)))
             for name in extraction.sets_of(validation)
         ],
         "labels": (extraction.LABELS, extraction.MEASURES),
-        "decisions": adjudication.decision_table(logs, titles),
-        "audit": adjudication.audit_table(folder),
-        "audit_note": adjudication.audit_note(folder, titles),
+        "decisions": extraction.decision_table(logs, titles),
+        "audit": extraction.audit_table(folder),
+        "audit_note": extraction.audit_note(folder, titles),
         "seeds": seed_table(results),
-        "one_seed": ONE_SEED,
         "students": results.students,
-        "responses": responses.response_table(folder),
-        "responses_note": responses.NOTE,
+        "responses": response_table(folder),
+        "responses_note": RESPONSES_NOTE,
         "figures": _figures(results, accuracies),
         "settings": lineage.settings(manifest),
         "hardware": lineage.hardware(manifest),
         "energy_method": manifest.get("energy_method"),
         "costs": lineage.costs(manifest, titles),
-        "lineage": {titles[name]: facts for name, facts in lineage.model_facts(manifest, titles).items()},
+        "lineage": {title: lineage.model_facts(manifest, name) for name, title in titles.items()},
         "config": json.dumps(manifest.get("config", {}), indent=2, ensure_ascii=False),
         "items": script_json(browser_data(results, logs, readings)),
     }

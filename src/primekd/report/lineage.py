@@ -1,11 +1,10 @@
 """Where every number came from: settings, machine, time, energy and hashes, read from the logs' manifest."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.students import weight_hashes
-from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json
+from primekd.foundation.provenance import hash_json
 from primekd.report.formats import MISSING, duration, energy
 
 Facts = list[tuple[str, str]]
@@ -21,11 +20,6 @@ def header(manifest: dict[str, Any]) -> Facts:
             ("Commit of the grading", _commit(manifest.get("environment", {}).get("git"))),
         ]
     return rows
-
-
-def altered(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    """Logs that are missing or have other bytes than the manifest says."""
-    return altered_outputs(Path(folder) / MANIFEST, manifest)
 
 
 def hardware(manifest: dict[str, Any]) -> Facts:
@@ -66,12 +60,8 @@ def settings(manifest: dict[str, Any]) -> Facts:
     return [(name, value) for name, value in rows if value not in ("", "None")]
 
 
-def model_facts(manifest: dict[str, Any], models: Iterable[str]) -> dict[str, Facts]:
-    """For every model of the results, what its log was computed from, as far as the manifest knows."""
-    return {name: _of_model(manifest, name) for name in models}
-
-
-def _of_model(manifest: dict[str, Any], name: str) -> Facts:
+def model_facts(manifest: dict[str, Any], name: str) -> Facts:
+    """What a model's log was computed from, as far as the manifest knows."""
     rows: Facts = []
     if name in manifest.get("models", {}):
         rows += _of_student(manifest["models"][name], manifest.get("config", {}).get("loss", {}))

@@ -1,6 +1,6 @@
 """The published study's own logs, as graded here: tables for a Markdown page, from logs/published/."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.report.cells import Name, Table
 from primekd.report.claims import recounted
-from primekd.report.extraction import read_accuracies, validation_table
-from primekd.report.files import Row, read_rows
+from primekd.report.extraction import LABELS, MEASURES, read_accuracies, validation_table
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range
+from primekd.report.results import Row, read_rows
 from primekd.statistics.families import title_of
 from primekd.statistics.validation import ValidationRow
 from primekd.studies.published import DisagreementRow, ExtractorContrastRow, StatedRow
@@ -39,11 +39,15 @@ def study_table(folder: Path) -> Table:
             recounted(said), " or ".join(counts) or MISSING,
             *(interval(found[name], "accuracy", percent) if name in found else MISSING for name in extractors),
         ])  # fmt: skip
-    return Table("The published study, stated, recounted and regraded", head, rows)
+    note = (
+        "Recounted: right verdicts in the released log. The other columns grade the released answers anew, each with "
+        "another extractor; 95 % Wilson intervals."
+    )
+    return Table("The published study, stated, recounted and regraded", head, rows, notes=(note,))
 
 
-def contrast_matrix(folder: Path) -> tuple[Table, str]:
-    """The published contrasts, one row a comparison and one column an extractor, and what could have been detected.
+def contrast_matrix(folder: Path) -> Table:
+    """The published contrasts, one row a comparison and one column an extractor.
 
     Raises:
         UserError: contrasts.csv is missing or has other columns.
@@ -60,12 +64,15 @@ def contrast_matrix(folder: Path) -> tuple[Table, str]:
     apart = [row for row in contrasts if int(row["only_model"]) + int(row["only_reference"])]
     detectable = [row["mde"] for row in apart if row["mde"]]
     note = (
-        f"True differences of {percent_range(detectable)} points, depending on the comparison, would be found in 80 % "
-        "of repetitions at the first threshold of Holm's adjustment."
-        if detectable
-        else ""
+        "Difference in accuracy, points, with its 95 % t interval over paired items; p: exact McNemar, Holm-adjusted "
+        "over all contrasts of one extractor."
     )
-    return Table("The published contrasts", ["Model", "Against", *extractors], rows, left=2), note
+    if detectable:
+        note += (
+            f" True differences of {percent_range(detectable)} points, depending on the comparison, would be found in "
+            "80 % of repetitions at the first threshold of Holm's adjustment."
+        )
+    return Table("The published contrasts", ["Model", "Against", *extractors], rows, left=2, notes=(note,))
 
 
 def _contrast(row: Row | None) -> str:
@@ -87,7 +94,8 @@ def disagreement_table(folder: Path) -> Table:
          *(row[key] for key in ("n", "both", "only_released", "only_rules", "neither"))]
         for row in read_rows(Path(folder) / "disagreements.csv", DisagreementRow)
     ]  # fmt: skip
-    return Table("Released verdicts against the published rules", head, rows)
+    note = "Rules: the published rules by themselves, as they are implemented here (column published above)."
+    return Table("Released verdicts against the published rules", head, rows, notes=(note,))
 
 
 def label_table(folder: Path) -> Table:
@@ -108,15 +116,11 @@ def validation_short(folder: Path) -> Table:
     Raises:
         UserError: validation.csv is missing, has other columns or no such row of the set `validation`.
     """
-    return _validation(folder, main=True)
+    return replace(validation_strata(folder, main=True), notes=(LABELS, MEASURES))
 
 
-def validation_rest(folder: Path) -> Table:
+def validation_strata(folder: Path, main: bool = False) -> Table:
     """The same by log and by the published rule that fired. Raises UserError as validation_short does."""
-    return _validation(folder, main=False)
-
-
-def _validation(folder: Path, main: bool) -> Table:
     path = Path(folder) / "validation.csv"
     table = validation_table(read_rows(path, ValidationRow), "validation", main)
     if not table.rows:

@@ -11,32 +11,37 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
-from primekd.report.tables import (
-    claim_table,
-    engines_markdown,
-    expected_table,
-    labels_markdown,
-    published_contrasts,
-    published_disagreements,
-    published_study,
-    results_table,
-    validation_markdown,
+from primekd.report.cells import Table, to_page
+from primekd.report.claims import claim_table
+from primekd.report.engines import engine_table
+from primekd.report.expected import expected_table
+from primekd.report.html import write_report
+from primekd.report.published import (
+    contrast_matrix,
+    disagreement_table,
+    label_table,
+    study_table,
+    validation_short,
     validation_strata,
 )
+from primekd.report.results import read_results
+from primekd.report.tables import results_page
 
-KINDS: dict[str, Callable[..., str]] = {
-    "results": results_table,
-    "claims": claim_table,
+# Block -> the table of a folder of logs/ that it holds.
+KINDS: dict[str, Callable[..., Table]] = {
+    "results": results_page,
+    "claims": lambda folder: claim_table(read_results(folder)),
     "expected": expected_table,  # of several folders
-    "labels": labels_markdown,  # from here on: of logs/published
-    "validation": validation_markdown,
+    "labels": label_table,  # from here on: of logs/published
+    "validation": validation_short,
     "validation-strata": validation_strata,
-    "published-study": published_study,
-    "published-disagreements": published_disagreements,
-    "published-contrasts": published_contrasts,
-    "engine-table": engines_markdown,  # of logs/engines
+    "published-study": study_table,
+    "published-disagreements": disagreement_table,
+    "published-contrasts": contrast_matrix,
+    "engine-table": engine_table,  # of logs/engines
 }
 
 _BEGIN = re.compile(r"<!--\s*primekd:begin\b(.*?)-->")
@@ -75,6 +80,18 @@ def update_pages(check: bool, only: str | None = None) -> list[str]:
     return [f"{relative_name(page)}: {name}" for page in pages for name in update_readme(page, check, only)]
 
 
+def write_anew(profile: Profile) -> list[str]:
+    """Writes the report and, where the logs are the published ones, the README's tables; a line on each.
+
+    Raises:
+        UserError: a log, a table or the README cannot be read.
+    """
+    lines = [f"Report: {relative_name(write_report(profile))}"]
+    if profile.logs == profile.published:
+        lines += [f"{name} written anew" for name in update_pages(check=False, only=profile.name)]
+    return lines
+
+
 def _regenerate(text: str, file: str, only: str | None, logs: str) -> tuple[str, list[str]]:
     """The text with every block made anew, and the names of the blocks that changed."""
     out: list[str] = []
@@ -111,4 +128,9 @@ def _block(name: str, place: str) -> str:
     folders = match[2].split() if match else []
     if not match or match[1] not in KINDS or (len(folders) > 1 and match[1] != "expected"):
         raise UserError(f"{place}: no block is called '{name}': write {' or '.join(KINDS)}, then a folder of logs/.")
-    return KINDS[match[1]](*(project_root() / "logs" / folder for folder in folders))
+    return block(match[1], *(project_root() / "logs" / folder for folder in folders))
+
+
+def block(kind: str, *folders: Path) -> str:
+    """The Markdown of a block of these folders of logs. Raises UserError if a file is missing or cannot be read."""
+    return to_page(KINDS[kind](*folders))

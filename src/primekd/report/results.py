@@ -1,6 +1,7 @@
-"""summary.csv and contrasts.csv of one logs folder, as tables that are ready to be shown."""
+"""The CSV files of one logs folder, read as rows of text, and as tables that are ready to be shown."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -11,20 +12,47 @@ from primekd.config.arms import CONTROL, TEACHER, load_arms
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
+from primekd.foundation.tables import Cells as Row
+from primekd.foundation.tables import read_cells, read_table
 from primekd.report.cells import Name, Table
-from primekd.report.files import Row, read_optional, read_rows
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
 from primekd.statistics.contrasts import ContrastRow
 from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
 from primekd.statistics.seeds import SeedRow
 from primekd.statistics.sentences import claims
 from primekd.statistics.summary import SummaryRow
+from primekd.studies.responses import RESPONSES, ResponseRow
 
 ADJUDICATED = "Adjudicated, % [95 %]"
 P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"
 ONLY_ONE, UNADJUSTED = "Only model, only reference right", "p"  # in the report alone, too much for other places
 AUTOMATIC = "Sentences go by the automatic verdicts, whatever people decided; adjudicated numbers stand in the tables."
 NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
+RESPONSES_NOTE = (
+    "The teacher's responses to the training items, by the prompt of each arm: what its student learned from. A "
+    "priming that changes how long, how often right or how often cut off they are changes more than their wording. "
+    "Same tokens: of all positions of this and the unprimed response, the share at which both have the same token; "
+    "same response: the whole is the unprimed one."
+)
+
+
+def read_rows(path: Path, columns: type | Iterable[str]) -> list[Row]:
+    """Rows of a CSV file that must be there.
+
+    Args:
+        columns: the dataclass of a row or, for any text, the columns.
+
+    Raises:
+        UserError: the file is missing, has not all of the columns, or a row that does not fit.
+    """
+    if isinstance(columns, type):
+        return read_table(Path(path), columns)
+    return [cells for _, cells in read_cells(Path(path), columns)]
+
+
+def read_optional(path: Path, columns: type | Iterable[str]) -> list[Row]:
+    """Rows of a CSV file; none where there is no such file."""
+    return read_rows(path, columns) if Path(path).is_file() else []
 
 
 @dataclass(frozen=True)
@@ -36,10 +64,9 @@ class Results:
     contrasts: list[Row]
     seeds: list[Row]
 
-    def against(self, model: str, reference: str = CONTROL) -> Row | None:
-        """The contrast of `model` with `reference`; None where none was planned."""
-        found = (r for r in self.contrasts if r["model"] == model and r["reference"] == reference)
-        return next(found, None)
+    def against_control(self, model: str) -> Row | None:
+        """The contrast of `model` with the control; None where none was planned."""
+        return next((r for r in self.contrasts if r["model"] == model and r["reference"] == CONTROL), None)
 
     @property
     def decided(self) -> bool:
@@ -90,7 +117,7 @@ def result_table(results: Results) -> Table:
     ]  # fmt: skip
     rows = []
     for row in results.summary:
-        test = results.against(row["model"])
+        test = results.against_control(row["model"])
         rows.append([
             Name(row["title"], row["model"]), row["n"], row["correct"], interval(row, "accuracy", percent),
             interval(row, "accuracy_adjudicated", percent), p_value(test["p_holm"]) if test else MISSING,
@@ -159,6 +186,41 @@ def _needed(results: Results, table: Table) -> Table:
     """Without columns that could only repeat another one, or have nothing to show."""
     gone = [] if results.decided else [ADJUDICATED, P_ADJUDICATED, POINTS_ADJUDICATED]
     return table.without(*gone, *([] if results.fitted else [t for t in table.head if t.startswith(("KL", "NLL"))]))
+
+
+def seed_table(results: Results) -> Table:
+    """Means and differences over training seeds, with what varies between seeds and between items told apart."""
+    adjudicated = "The same, adjudicated"
+    head = [
+        "Model", "Against", "Seeds", "n", "Accuracy or difference, points [95 %]", adjudicated,
+        "SD between seeds, points", "Standard error from items, points", "Standard error from seeds, points", "p",
+    ]  # fmt: skip
+    table = Table("Training seeds", head, [_seed_cells(row) for row in results.seeds], left=2)
+    return table if results.decided else table.without(adjudicated)
+
+
+def _seed_cells(row: Row) -> list[str]:
+    points = partial(percent, signed=bool(row["reference"]))
+    return [
+        title_of(row["model"]), title_of(row["reference"]) if row["reference"] else MISSING, row["seeds"], row["n"],
+        interval(row, "accuracy", points), interval(row, "accuracy_adjudicated", points),
+        *(percent(row[key]) if row[key] else MISSING for key in ("seed_sd", "item_se", "seed_se")),
+        p_value(row["p"]) if row["p"] else MISSING,
+    ]  # fmt: skip
+
+
+def response_table(folder: Path) -> Table:
+    """A row an arm; without rows where the logs were made before there were any, or no store could be read."""
+    head = ["Arm", "n", "Correct", "Accuracy, % [95 %]", "Tokens, mean", "Truncated", "Same tokens, %", "Same response"]
+    rows = [
+        [
+            Name(title_of(row["model"]), row["model"]), row["n"], row["correct"], interval(row, "accuracy", percent),
+            f"{float(row['tokens']):.1f}", row["truncated"],
+            percent(row["same_share"]) if row["same_share"] else MISSING, row["same_whole"] or MISSING,
+        ]
+        for row in read_optional(Path(folder) / RESPONSES, ResponseRow)
+    ]  # fmt: skip
+    return Table("The teacher's responses to the training items", head, rows)
 
 
 def findings(results: Results) -> list[str]:

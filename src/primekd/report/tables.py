@@ -1,32 +1,28 @@
-"""Results, claims and the published study as Markdown for the README and docs/, and results as text for a terminal."""
+"""The results of a logs folder as Markdown for the README and docs/, and as text for a terminal."""
 
 import io
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from primekd.report.cells import Cell, Files, Name, Table, to_markdown
-from primekd.report.claims import claim_lines, claim_note
-from primekd.report.engines import engine_table
-from primekd.report.expected import expected_lines
-from primekd.report.extraction import LABELS, MEASURES
 from primekd.report.formats import markdown
-from primekd.report.published import (
-    contrast_matrix,
-    disagreement_table,
-    label_table,
-    study_table,
-    validation_rest,
-    validation_short,
+from primekd.report.results import (
+    ONLY_ONE,
+    RESPONSES_NOTE,
+    UNADJUSTED,
+    contrast_table,
+    findings,
+    read_results,
+    response_table,
+    result_table,
 )
-from primekd.report.responses import NOTE as RESPONSES_NOTE
-from primekd.report.responses import response_table
-from primekd.report.results import ONLY_ONE, UNADJUSTED, contrast_table, findings, read_results, result_table
 
 TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
 
 
-def results_table(logs_folder: Path) -> str:
-    """The results of a logs folder as a Markdown table, followed by what they can and cannot show.
+def results_page(logs_folder: Path) -> Table:
+    """The results of a logs folder; below them the contrasts, and what all of it can and cannot show.
 
     Raises:
         UserError: summary.csv or contrasts.csv is missing or has other columns.
@@ -40,80 +36,10 @@ def results_table(logs_folder: Path) -> str:
     between += ". Detectable: the smallest true difference in accuracy that would be found in 80 % of repetitions."
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))
     contrasts = to_markdown(contrast_table(results).without(ONLY_ONE, UNADJUSTED))
-    parts = [to_markdown(result_table(results)), units, markdown(between), contrasts]
+    notes = [units, markdown(between), contrasts]
     if (responses := response_table(logs_folder)).rows:
-        parts += [markdown(RESPONSES_NOTE), to_markdown(responses)]
-    return "\n\n".join([*parts, said]) + "\n"
-
-
-def claim_table(logs_folder: Path) -> str:
-    """What is published beside what was measured here, as Markdown, with a note on what may be compared.
-
-    Raises:
-        UserError: summary.csv, contrasts.csv or manifest.json is missing or cannot be read.
-    """
-    table = claim_lines(read_results(logs_folder))
-    return f"{to_markdown(table)}\n\n{markdown(claim_note(logs_folder))}\n"
-
-
-def expected_table(*logs_folders: Path) -> str:
-    """What profiles are known to give, as Markdown, a row a logs folder. Raises UserError as expected_lines does."""
-    note = (
-        "n: test items. KL to the unprimed teacher, nats a token. Differences claimed: of all planned tests, after "
-        "adjustment, by measure. Its jobs took: captures, trainings and answers, added up; some run side by side, so "
-        "a whole run is shorter."
-    )
-    return f"{to_markdown(expected_lines(logs_folders))}\n\n{markdown(note)}\n"
-
-
-def engines_markdown(logs_folder: Path) -> str:
-    """The table of teacher engines as Markdown. Raises UserError if a check's file is no JSON."""
-    note = (
-        "From `primekd check-engine`: the engine answers questions of the profile, and its answers are scored by it "
-        "and by transformers in float32. KL(transformers || engine); ≥: over the top K tokens and one bucket for the "
-        "rest, a lower bound."
-    )
-    return f"{to_markdown(engine_table(logs_folder))}\n\n{note}\n"
-
-
-def published_study(logs_folder: Path) -> str:
-    """The published accuracies as stated, recounted and regraded, as Markdown. Raises UserError as study_table does."""
-    note = (
-        "Recounted: right verdicts in the released log. The other columns grade the released answers anew, each with "
-        "another extractor; 95 % Wilson intervals."
-    )
-    return f"{to_markdown(study_table(logs_folder))}\n\n{note}\n"
-
-
-def published_disagreements(logs_folder: Path) -> str:
-    """Released verdicts against the published rules', as Markdown. Raises UserError as disagreement_table does."""
-    note = "Rules: the published rules by themselves, as they are implemented here (column published above)."
-    return f"{to_markdown(disagreement_table(logs_folder))}\n\n{note}\n"
-
-
-def published_contrasts(logs_folder: Path) -> str:
-    """The published contrasts under every extractor, as Markdown. Raises UserError as contrast_matrix does."""
-    table, detectable = contrast_matrix(logs_folder)
-    note = (
-        "Difference in accuracy, points, with its 95 % t interval over paired items; p: exact McNemar, Holm-adjusted "
-        f"over all contrasts of one extractor. {detectable}"
-    )
-    return f"{to_markdown(table)}\n\n{markdown(note)}\n"
-
-
-def labels_markdown(logs_folder: Path) -> str:
-    """The labelled answers by set and kind, as Markdown. Raises UserError as label_table does."""
-    return f"{to_markdown(label_table(logs_folder))}\n"
-
-
-def validation_markdown(logs_folder: Path) -> str:
-    """Extractors against labels, short form, as Markdown. Raises UserError as validation_short does."""
-    return f"{to_markdown(validation_short(logs_folder))}\n\n{markdown(LABELS)}\n\n{markdown(MEASURES)}\n"
-
-
-def validation_strata(logs_folder: Path) -> str:
-    """Extractors against labels by log and by rule, as Markdown. Raises UserError as validation_rest does."""
-    return f"{to_markdown(validation_rest(logs_folder))}\n"
+        notes += [markdown(RESPONSES_NOTE), to_markdown(responses)]
+    return replace(result_table(results), notes=(*notes, said))
 
 
 def results_text(logs_folder: Path) -> str:

@@ -11,8 +11,8 @@ from primekd.assessment.logs import LogRow, read_logs
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_file, read_manifest, relative_name, write_json
+from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit
-from primekd.report.files import Row
 from primekd.report.formats import percent, significant
 from primekd.report.results import Results, read_results
 from primekd.statistics.sentences import claims

@@ -41,7 +41,7 @@ def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iter
                 differs.setdefault(model, []).append(as_read(made[-1].value) != automatic_value(row))
     if differs:
         differs[ALL_MODELS] = [verdict for verdicts in differs.values() for verdict in verdicts]
-    return [_audit_row(model, verdicts) for model, verdicts in differs.items()]
+    return [AuditRow(model, len(found), sum(found), *accuracy(found)) for model, found in differs.items()]
 
 
 def audit_scope(audited: Iterable[str], models: Iterable[str], named: Callable[[str], str] = str) -> str:
@@ -58,8 +58,3 @@ def audit_scope(audited: Iterable[str], models: Iterable[str], named: Callable[[
         return ""
     covered = [named(model) for model in models if model in audited]
     return f"The row of all covers {', '.join(covered)} alone; no answer was looked at of {', '.join(missing)}."
-
-
-def _audit_row(model: str, verdicts: list[bool]) -> AuditRow:
-    share = accuracy(verdicts)
-    return AuditRow(model, len(verdicts), sum(verdicts), share.value, share.low, share.high)

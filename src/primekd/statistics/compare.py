@@ -1,6 +1,5 @@
 """Two files of answers to the same questions, compared pair by pair."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,13 @@ from primekd.assessment.logs import COLUMNS, LogRow, read_log
 from primekd.assessment.reading import RULES
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
-from primekd.statistics.grade_file import Columns, grade_rows, read_csv
+from primekd.statistics.grade_file import Columns, grade_rows, read_rows
 from primekd.statistics.inference import LEVEL, accuracy, compare_verdicts
 from primekd.statistics.sentences import MOSTLY
 from primekd.tasks.clusters import cluster_of
 
-
-@dataclass(frozen=True)
-class Pair:
-    """The answers of two files to one item."""
-
-    id: str
-    first: LogRow
-    second: LogRow
+Pair = tuple[LogRow, LogRow]  # the answers of two files to one item
+SIDES = ("first", "second")
 
 
 def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[LogRow]:
@@ -33,8 +26,8 @@ def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[Lo
     """
     if columns:
         return grade_rows(path, columns, extractor)
-    rows = read_csv(path, [])
-    if missing := [name for name in COLUMNS if name not in rows[0]]:
+    _, cells = read_rows(path)[0]
+    if missing := [name for name in COLUMNS if name not in cells]:
         raise UserError(
             f"{path} is no per-item log: name its columns (--response-column, --gold-column), or grade it with "
             f"`primekd grade --out` first (a log has {', '.join(missing)} too)."
@@ -68,7 +61,7 @@ def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
     for key in a:
         if a[key].gold != b[key].gold or (a[key].question and b[key].question and a[key].question != b[key].question):
             raise UserError(f"Item {clean(key, 60)} has another question or gold value in the second file.")
-    return [Pair(key, a[key], b[key]) for key in a]
+    return [(a[key], b[key]) for key in a]
 
 
 def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
@@ -85,32 +78,32 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
     if len(pairs) < 2:
         raise UserError("One item alone shows nothing: compare files of two or more.")
     key = "correct_adjudicated" if adjudicated else "correct"
-    first = [getattr(p.first, key) for p in pairs]
-    second = [getattr(p.second, key) for p in pairs]
-    verdicts = ({"": np.array(side)} for side in (second, first))
-    found = compare_verdicts(*verdicts, [cluster_of(p.id) for p in pairs])
-    difference = found.effect.estimate
-    shares = {name: accuracy(verdicts) for name, verdicts in (("first", first), ("second", second))}
+    verdicts = [[getattr(row, key) for row in side] for side in zip(*pairs, strict=True)]
+    first, second = ({"": np.array(side)} for side in verdicts)
+    found = compare_verdicts(second, first, [cluster_of(row.id) for row, _ in pairs])
+    difference, *interval = found.effect.estimate
     result = {
         "n": len(pairs),
-        **{
-            name: {"correct": sum(v), "accuracy": shares[name].value, "ci95": [shares[name].low, shares[name].high]}
-            for name, v in (("first", first), ("second", second))
-        },
-        "both": sum(a and b for a, b in zip(first, second, strict=True)),
+        **{name: _share(side) for name, side in zip(SIDES, verdicts, strict=True)},
+        "both": sum(a and b for a, b in zip(*verdicts, strict=True)),
         "only_first": found.test.only_second,
         "only_second": found.test.only_first,
-        "difference": difference.value,
-        "difference_ci95": [difference.low, difference.high],
+        "difference": difference,
+        "difference_ci95": interval,
         "mcnemar_p": found.test.p,
         "p": found.p,
         "templates": found.clusters if found.grouped else None,
         "detectable_difference": found.detectable(LEVEL),
-        "truncated": [float(np.mean([getattr(p, side).truncated for p in pairs])) for side in ("first", "second")],
+        "truncated": [float(np.mean([row.truncated for row in side])) for side in zip(*pairs, strict=True)],
         "adjudicated": adjudicated,
-        "changed": [p.id for p, a, b in zip(pairs, first, second, strict=True) if a != b],
+        "changed": [row.id for (row, _), a, b in zip(pairs, *verdicts, strict=True) if a != b],
     }
     return result | {"says": in_words(result)}
+
+
+def _share(verdicts: list[bool]) -> dict[str, Any]:
+    share, *interval = accuracy(verdicts)
+    return {"correct": sum(verdicts), "accuracy": share, "ci95": interval}
 
 
 def in_words(result: dict[str, Any]) -> str:
@@ -119,7 +112,7 @@ def in_words(result: dict[str, Any]) -> str:
     p = result["p"]
     test = f"clustered by {result['templates']} templates" if result["templates"] else "exact McNemar"
     said = f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], {test} {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
-    for name, share in zip(("first", "second"), result["truncated"], strict=True):
+    for name, share in zip(SIDES, result["truncated"], strict=True):
         if share > MOSTLY:
             return f"Nothing is claimed, as {share:.0%} of the {name} file's answers were cut off: {said}."
     if p < LEVEL and points:
@@ -135,7 +128,7 @@ def in_words(result: dict[str, Any]) -> str:
 def say_comparison(result: dict[str, Any], names: tuple[str, str]) -> str:
     """The result as a few lines for a terminal."""
     lines = []
-    for key, name in zip(("first", "second"), names, strict=True):
+    for key, name in zip(SIDES, names, strict=True):
         one = result[key]
         low, high = one["ci95"]
         lines.append(f"{name}: {one['correct']} of {result['n']}, {one['accuracy']:.2%} [{low:.2%}, {high:.2%}]")

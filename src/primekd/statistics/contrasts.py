@@ -11,7 +11,7 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.config.arms import CONTROL, split_seed
 from primekd.statistics.families import Pair, Planned
-from primekd.statistics.inference import LEVEL, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
+from primekd.statistics.inference import LEVEL, UNKNOWN, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
 from primekd.tasks.clusters import cluster_of
 
 T = TypeVar("T")
@@ -124,15 +124,15 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
     for pair, one in automatic.items():
         first, second = sides(truncated, *pair)
         of_fits = [part for measure in FITS for part in _parts(fits[measure].get(pair), adjusted.get((pair, measure)))]
-        two, test = decided[pair], one.test
+        two = decided[pair]
         rows.append(
             ContrastRow(
                 *pair, len(first), None if pair[1] == CONTROL else len(second), one.clusters,
-                *((test.only_first, test.only_second, test.p) if test else (None,) * 3),
-                one.p, adjusted[pair, "accuracy"], *_bounds(one.effect),
+                *(one.test or UNKNOWN),
+                one.p, adjusted[pair, "accuracy"], *one.effect.estimate,
                 float(np.mean(list(first.values()))), float(np.mean(list(second.values()))),
                 *of_fits, one.detectable(LEVEL / sizes[planned[pair]]),
-                two.p, adjusted_decided[pair, "accuracy"], *_bounds(two.effect),
+                two.p, adjusted_decided[pair, "accuracy"], *two.effect.estimate,
             )
         )  # fmt: skip
     return rows
@@ -147,12 +147,8 @@ def _adjusted(tests: dict[tuple[Pair, str], float], planned: Planned) -> dict[tu
     return found
 
 
-def _bounds(effect: Effect) -> tuple[float, float, float]:
-    return effect.estimate.value, effect.estimate.low, effect.estimate.high
-
-
 def _parts(effect: Effect | None, p_holm: float | None) -> tuple[float | None, ...]:
-    return (None,) * 5 if effect is None else (*_bounds(effect), effect.p, p_holm)
+    return (None,) * 5 if effect is None else (*effect.estimate, effect.p, p_holm)
 
 
 def _compare_fits(

@@ -1,7 +1,7 @@
 """Grading any CSV file of answers."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,26 +32,15 @@ class Columns:
     question: str | None = None
 
 
-def read_csv(path: Path, needed: list[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file.
+def read_rows(path: Path, needed: Iterable[str] = ()) -> list[tuple[str, Cells]]:
+    """The place and the cells of every row of a CSV file.
 
     Raises:
         UserError: it is absent, not UTF-8, empty, or lacks a needed column, or a row was cut short.
     """
-    return [cells for _, cells in read_rows(path, needed)]
-
-
-def read_rows(path: Path, needed: list[str]) -> list[tuple[str, dict[str, str]]]:
-    """`read_csv` with the place of each row."""
     if not (rows := read_cells(path, needed, asked=True)):
         raise UserError(f"{path} has no rows.")
     return rows
-
-
-def check_extractor(name: str) -> None:
-    """Raises UserError if there is no extractor of that name."""
-    if name not in EXTRACTORS:
-        raise UserError(f"No extractor is called {name!r}: choose from {', '.join(EXTRACTORS)}.")
 
 
 def token_limit(rows: list[Cells], response: str) -> int | None:
@@ -80,7 +69,8 @@ def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> li
     Raises:
         UserError: the file cannot be read, or a gold value is no number; the sentence names the row.
     """
-    check_extractor(extractor)
+    if extractor not in EXTRACTORS:
+        raise UserError(f"No extractor is called {extractor!r}: choose from {', '.join(EXTRACTORS)}.")
     rows = read_rows(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
     cells = [row for _, row in rows]
     asked = columns.question or (QUESTION_COLUMN if QUESTION_COLUMN in cells[0] else None)
@@ -133,13 +123,13 @@ def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor:
     log = grade_rows(path, columns, extractor)
     if out:
         write_log(out, log)
-    share = accuracy([r.correct for r in log])
+    share, *interval = accuracy([r.correct for r in log])
     fired = Counter(r.rule for r in log)
     return {
         "n": len(log),
         "correct": sum(r.correct for r in log),
-        "accuracy": share.value,
-        "ci95": [share.low, share.high],
+        "accuracy": share,
+        "ci95": interval,
         "truncated": sum(r.truncated for r in log),
         "rules": {rule: fired[rule] for rule in RULES[extractor]},
         "extractor": extractor,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -14,8 +15,7 @@ LEVEL = 0.05
 POWER = 0.8
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A value with its 95 % interval."""
 
     value: float
@@ -23,8 +23,10 @@ class Estimate:
     high: float
 
 
-@dataclass(frozen=True)
-class McNemar:
+UNKNOWN = (None, None, None)  # in place of an Estimate
+
+
+class McNemar(NamedTuple):
     """Paired comparison of two models on the same items: how often only the first, or only the second, was right."""
 
     only_first: int
@@ -187,7 +189,13 @@ def ratio(totals: Sequence[float], counts: Sequence[float], samples: int) -> Est
     def statistic(t, c, axis=-1):
         return t.sum(axis) / c.sum(axis)
 
-    return _bootstrap((totals, counts), statistic, samples)
+    data = np.asarray(totals, float), np.asarray(counts, float)
+    result = bootstrap(
+        data, statistic, paired=True, vectorized=True, n_resamples=samples, confidence_level=1 - LEVEL,
+        method="percentile", rng=np.random.default_rng(0),
+    )  # fmt: skip
+    low, high = result.confidence_interval
+    return Estimate(float(statistic(*data)), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -241,13 +249,3 @@ def _as_share(effect: Effect, lowest: float) -> Effect:
 def mean_verdicts(seeds: Seeds, groups: Sequence[str]) -> Effect:
     """Mean accuracy over several trainings. Raises ValueError as `clustered` does."""
     return _as_share(clustered(seeds, {}, np.ones(len(groups)), groups), 0.0)
-
-
-def _bootstrap(columns, statistic, samples: int) -> Estimate:
-    data = tuple(np.asarray(c, dtype=float) for c in columns)
-    result = bootstrap(
-        data, statistic, paired=True, vectorized=True, n_resamples=samples, confidence_level=1 - LEVEL,
-        method="percentile", rng=np.random.default_rng(0),
-    )  # fmt: skip
-    low, high = result.confidence_interval
-    return Estimate(float(statistic(*data)), float(low), float(high))

@@ -66,15 +66,10 @@ def accuracies(model: str, readings: list[Reading]) -> list[AccuracyRow]:
     rows = []
     for name in EXTRACTORS:
         found = sum(r.values[name] is not None for r in readings)
-        automatic = _counted([r.correct(name) for r in readings])
-        decided = _counted([r.correct_adjudicated(name) for r in readings])
-        rows.append(AccuracyRow(model, name, len(readings), found, *automatic, *decided))
+        right, decided = [r.correct(name) for r in readings], [r.correct_adjudicated(name) for r in readings]
+        counted = (part for verdicts in (right, decided) for part in (sum(verdicts), *accuracy(verdicts)))
+        rows.append(AccuracyRow(model, name, len(readings), found, *counted))
     return rows
-
-
-def _counted(verdicts: list[bool]) -> tuple[int, float, float, float]:
-    share = accuracy(verdicts)
-    return sum(verdicts), share.value, share.low, share.high
 
 
 def readings_text(readings: list[Reading]) -> str:

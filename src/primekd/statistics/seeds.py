@@ -44,7 +44,14 @@ def seed_rows(logs: dict[str, list[LogRow]], planned: Planned) -> list[SeedRow]:
         return []
     automatic, decided = (_effects(logs, planned, adjudicated) for adjudicated in (False, True))
     items = len(next(iter(logs.values())))
-    return [_row(*pair, items, effect, decided[pair]) for pair, effect in automatic.items() if effect.seeds > 1]
+    return [
+        SeedRow(
+            *pair, e.seeds, items, *e.estimate, e.seed_sd, e.group_se, e.seed_se, e.p if pair[1] else None,
+            *decided[pair].estimate,
+        )
+        for pair, e in automatic.items()
+        if e.seeds > 1
+    ]  # fmt: skip
 
 
 def _effects(logs: dict[str, list[LogRow]], planned: Planned, adjudicated: bool) -> dict[tuple[str, str], Effect]:
@@ -55,14 +62,3 @@ def _effects(logs: dict[str, list[LogRow]], planned: Planned, adjudicated: bool)
         for strategy, seeds in verdicts_of(logs, adjudicated).items() if len(seeds) > 1
     }  # fmt: skip
     return means | {pair: c.effect for pair, c in compare_accuracies(logs, planned, adjudicated).items()}
-
-
-def _row(model: str, reference: str, items: int, effect: Effect, decided: Effect) -> SeedRow:
-    return SeedRow(
-        model, reference, effect.seeds, items, *_bounds(effect), effect.seed_sd, effect.group_se, effect.seed_se,
-        effect.p if reference else None, *_bounds(decided),
-    )  # fmt: skip
-
-
-def _bounds(effect: Effect) -> tuple[float, float, float]:
-    return effect.estimate.value, effect.estimate.low, effect.estimate.high

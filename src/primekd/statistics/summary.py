@@ -1,12 +1,11 @@
 """What the per-item logs add up to (summary.csv)."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.statistics.families import title_of
-from primekd.statistics.inference import Estimate, accuracy, ratio
+from primekd.statistics.inference import UNKNOWN, accuracy, ratio
 
 
 @dataclass(frozen=True)
@@ -43,33 +42,17 @@ def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples
     """One row a model."""
     rows = []
     for model, log in logs.items():
-        share, decided = accuracy(_verdicts(log)), accuracy(_adjudicated(log))
+        right, decided = [r.correct for r in log], [r.correct_adjudicated for r in log]
         fit = [r for r in held_out if r.model == model]
-        kl = ratio([r.kl for r in fit], [r.teacher_tokens for r in fit], samples) if _has_kl(fit) else None
-        nll = ratio([r.nll_gold for r in fit], [r.gold_tokens for r in fit], samples) if fit else None
+        measured = any(r.kl is not None for r in fit)  # it cannot be where the teacher's text alone was kept
+        kl = ratio([r.kl for r in fit], [r.teacher_tokens for r in fit], samples) if measured else UNKNOWN
+        nll = ratio([r.nll_gold for r in fit], [r.gold_tokens for r in fit], samples) if fit else UNKNOWN
         rows.append(
             SummaryRow(
-                model, title_of(model), len(log), sum(r.correct for r in log), *_parts(share),
+                model, title_of(model), len(log), sum(right), *accuracy(right),
                 sum(r.truncated for r in log), sum(r.rule == "none" for r in log),
-                sum(r.response_tokens for r in log) / len(log), *_parts(kl), *_parts(nll),
-                sum(bool(r.adjudicated) for r in log), sum(_adjudicated(log)), *_parts(decided),
+                sum(r.response_tokens for r in log) / len(log), *kl, *nll,
+                sum(bool(r.adjudicated) for r in log), sum(decided), *accuracy(decided),
             )
         )  # fmt: skip
     return rows
-
-
-def _has_kl(rows: Iterable[HeldOutRow]) -> bool:
-    """Whether a KL was measured; it cannot be where the teacher's text alone was kept."""
-    return any(r.kl is not None for r in rows)
-
-
-def _parts(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
-
-
-def _verdicts(log: list[LogRow]) -> list[bool]:
-    return [r.correct for r in log]
-
-
-def _adjudicated(log: list[LogRow]) -> list[bool]:
-    return [r.correct_adjudicated for r in log]

@@ -1,6 +1,5 @@
 """Extractors against labels: coverage, precision and Cohen's kappa, a stratum at a time."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -10,7 +9,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from primekd.assessment.decisions.labels import SETS, Label
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, RULES, extract
-from primekd.statistics.inference import Estimate, accuracy
+from primekd.statistics.inference import UNKNOWN, Estimate, accuracy
 
 
 @dataclass(frozen=True)
@@ -72,29 +71,22 @@ def validate(labels: list[Label], answers: dict[tuple[str, str], LogRow]) -> lis
     for name in SETS:
         chosen = [label for label in labels if label.set == name]
         for extractor in EXTRACTORS:
-            judged = judge(chosen, answers, extractor)
-            strata = _strata(judged)
-            if extractor == "validated":
-                own = [rule for rule in RULES[extractor] if any(j.rule == rule for j in judged)]
-                strata |= {f"by {rule}": lambda j, rule=rule: j.rule == rule for rule in own}
-            for stratum, belongs in strata.items():
-                rows.append(_row(name, extractor, stratum, [j for j in judged if belongs(j)]))
+            strata = _strata(judge(chosen, answers, extractor), extractor)
+            rows += [_row(name, extractor, stratum, judged) for stratum, judged in strata.items()]
     return rows
 
 
-def _strata(judged: list[Judged]) -> dict[str, Callable[[Judged], bool]]:
-    strata: dict[str, Callable[[Judged], bool]] = {
-        "all": lambda j: True,
-        "ended": lambda j: not j.truncated,
-        "truncated": lambda j: j.truncated,
-    }
-    strata |= {f"log {log}": lambda j, log=log: j.label.log == log for log in _ordered(j.label.log for j in judged)}
-    rules = sorted({j.published_rule for j in judged})
-    return strata | {f"rule {rule}": lambda j, rule=rule: j.published_rule == rule for rule in rules}
-
-
-def _ordered(names) -> list[str]:
-    return list(dict.fromkeys(names))
+def _strata(judged: list[Judged], extractor: str) -> dict[str, list[Judged]]:
+    strata = {"all": judged, "ended": [j for j in judged if not j.truncated]}
+    strata["truncated"] = [j for j in judged if j.truncated]
+    for log in dict.fromkeys(j.label.log for j in judged):
+        strata[f"log {log}"] = [j for j in judged if j.label.log == log]
+    for rule in sorted({j.published_rule for j in judged}):
+        strata[f"rule {rule}"] = [j for j in judged if j.published_rule == rule]
+    for rule in RULES[extractor] if extractor == "validated" else ():
+        if own := [j for j in judged if j.rule == rule]:
+            strata[f"by {rule}"] = own
+    return strata
 
 
 def _row(name: str, extractor: str, stratum: str, judged: list[Judged]) -> ValidationRow:
@@ -102,16 +94,9 @@ def _row(name: str, extractor: str, stratum: str, judged: list[Judged]) -> Valid
     right = [j.value == j.label.number for j in judged if j.value is not None]
     return ValidationRow(
         name, extractor, stratum, len(judged), len(valued), len(right),
-        *_share(valued), *_share(right), *_parts(kappa([(j.label.number, j.value) for j in judged])),
+        *(accuracy(valued) if valued else UNKNOWN), *(accuracy(right) if right else UNKNOWN),
+        *(kappa([(j.label.number, j.value) for j in judged]) or UNKNOWN),
     )  # fmt: skip
-
-
-def _share(verdicts: list[bool]) -> tuple[float | None, float | None, float | None]:
-    return _parts(accuracy(verdicts) if verdicts else None)
-
-
-def _parts(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
 
 
 def kappa(pairs: list[tuple[Fraction | None, Fraction | None]]) -> Estimate | None:

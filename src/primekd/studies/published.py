@@ -20,7 +20,7 @@ from primekd.foundation.provenance import hash_file, project_root, relative_name
 from primekd.foundation.stage_code import stage_code
 from primekd.foundation.tables import read_table, table_text, write_table
 from primekd.statistics.families import planned_contrasts, title_of
-from primekd.statistics.grade_file import Columns, grade_rows, read_csv
+from primekd.statistics.grade_file import Columns, grade_rows, read_rows
 from primekd.statistics.inference import LEVEL, compare_verdicts, holm
 from primekd.statistics.rivals import AccuracyRow, Reading, accuracies, read_all
 from primekd.statistics.validation import ValidationRow, validate
@@ -102,7 +102,7 @@ def grade_published(folder: Path) -> Path:
         row = answers.get((label.log, label.id))
         if row is None or answer_hash(row.question, row.response) != label.answer_sha256:
             raise UserError(f"The answer {label.id} of {label.log} is not the one that was labelled.")
-    released = {name: [row.get(PUBLISHED_VERDICT, "") for row in read_csv(paths[name], [])] for name in logs}
+    released = {name: [row.get(PUBLISHED_VERDICT, "") for _, row in read_rows(paths[name])] for name in logs}
     tables, out = compute_tables(readings, released), published_folder()
     outputs = [
         write_table(out / "validation.csv", ValidationRow, validate(labels, answers)),
@@ -197,10 +197,9 @@ def contrasts(readings: dict[str, list[Reading]]) -> list[ExtractorContrastRow]:
         verdicts = {name: {"": np.array([r.correct(extractor) for r in found])} for name, found in readings.items()}
         compared = [compare_verdicts(verdicts[model], verdicts[reference], groups) for model, reference in pairs]
         for pair, c, p_holm in zip(pairs, compared, holm([c.p for c in compared]), strict=True):
-            d = c.effect.estimate
             counts = (c.test.only_first, c.test.only_second, c.p, p_holm)
             detectable = c.detectable(LEVEL / len(pairs))
-            rows.append(ExtractorContrastRow(extractor, *pair, *counts, d.value, d.low, d.high, detectable))
+            rows.append(ExtractorContrastRow(extractor, *pair, *counts, *c.effect.estimate, detectable))
     return rows
 
 

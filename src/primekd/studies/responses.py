@@ -80,12 +80,12 @@ def _row(profile: Profile, reader: SignalReader, unprimed: SignalReader | None) 
     items = load_items(profile, "train")
     answers = stored_answers(profile, items, reader)
     verdicts = [row.correct for row in grade_answers(items, answers, profile.assess.extractor, task_of(profile.data))]
-    share, ids = accuracy(verdicts), [answer.ids for answer in answers]
+    ids = [answer.ids for answer in answers]
     alike = None, None
     if unprimed not in (None, reader):
         alike = agreement(ids, [unprimed.item(item.id).response_ids for item in items])
     return ResponseRow(
-        reader.folder.name, len(items), sum(verdicts), share.value, share.low, share.high,
+        reader.folder.name, len(items), sum(verdicts), *accuracy(verdicts),
         sum(map(len, ids)) / len(ids), sum(answer.truncated for answer in answers), *alike,
     )  # fmt: skip
 

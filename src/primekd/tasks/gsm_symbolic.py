@@ -3,11 +3,13 @@
 The files that were published with it are data sets of GSM8K's form, and read by that task.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from random import Random
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -35,23 +37,43 @@ class GSMSymbolic(GSM8K):
         return generated[1] if generated else super().cluster(item_id)
 
 
-def skip_init(package: str, *subpackages: str) -> None:
-    """Lets modules of a package be imported without its own __init__ and those of some subpackages.
+@contextlib.contextmanager
+def without_init(package: str, *subpackages: str) -> Iterator[None]:
+    """Within it modules of a package are imported without its own __init__ and those of some subpackages.
 
-    reasoning-gym's import every data set that it has, and with them a dozen packages that nothing here uses.
+    reasoning-gym's import every data set that it has, and with them a dozen packages that nothing here uses. Nothing is
+    left behind: whoever imports the package afterwards gets all of it.
 
     Raises:
         UserError: the package is not installed.
     """
-    if package in sys.modules:
-        return
     spec = importlib.util.find_spec(package)  # finds it, runs nothing of it
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{package} is not installed: pip install --no-deps -r requirements-no-deps.txt.")
     (folder,) = spec.submodule_search_locations
+    were = {name: sys.modules.pop(name) for name in _modules_of(package)}
     for name, path in ((package, folder), *((f"{package}.{sub}", f"{folder}/{sub}") for sub in subpackages)):
         sys.modules[name] = module = ModuleType(name)
         module.__path__ = [path]
+    try:
+        yield
+    finally:
+        for name in _modules_of(package):
+            del sys.modules[name]
+        sys.modules.update(were)
+
+
+def _modules_of(package: str) -> list[str]:
+    return [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
+
+
+@cache
+def _generators() -> dict[int, Callable[[Random, float], dict]]:
+    """The templates of reasoning-gym by their numbers."""
+    with without_init("reasoning_gym", "arithmetic", "coaching"):
+        from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset, GSMSymbolicDatasetConfig
+
+        return GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=0, size=1)).generators
 
 
 def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed: int, difficulty: float) -> list[Item]:
@@ -62,10 +84,7 @@ def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed
     Raises:
         UserError: a template does not exist, or the templates hold too few different questions for the split.
     """
-    skip_init("reasoning_gym", "arithmetic", "coaching")
-    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset, GSMSymbolicDatasetConfig
-
-    generators = GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=0, size=1)).generators
+    generators = _generators()
     if unknown := [t for t in templates if t not in generators]:
         raise UserError(f"reasoning-gym has no GSM-Symbolic template {unknown}: mend data.templates in the profile.")
     items: list[Item] = []

@@ -139,13 +139,5 @@ def _reasons(row: LogRow) -> tuple[str, ...]:
 
 def describe_case(case: Case) -> dict[str, object]:
     """A case as `--list --json` prints it: where to find it and why it is listed, without its texts."""
-    return {
-        "model": case.model,
-        "id": case.id,
-        "answer_sha256": case.answer_sha256,
-        "automatic": as_written(case.automatic),
-        "rule": case.rule,
-        "span": case.span,
-        "truncated": case.truncated,
-        "why": case.why,
-    }
+    told = ("model", "id", "answer_sha256", "automatic", "rule", "span", "truncated", "why")
+    return {name: getattr(case, name) for name in told} | {"automatic": as_written(case.automatic)}

@@ -86,13 +86,7 @@ class Form:
         """A button by its name."""
         if name == "finish":
             return self._finish()
-        actions = {
-            "accept": self.session.accept,
-            "correct": lambda: self.session.correct(self.entry.value),
-            "none": self.session.none,
-            "skip": self.session.skip,
-            "undo": self.session.undo,
-        }
+        actions = self.session.actions | {"correct": lambda: self.session.correct(self.entry.value)}
         self._entered = None  # an Enter that is under way is overtaken
         self._do(actions[name])
 

@@ -63,6 +63,11 @@ class Session:
         """`12 of 40`."""
         return f"{min(self.place + 1, len(self.cases))} of {len(self.cases)}"
 
+    @property
+    def actions(self) -> dict[str, Callable[[], None]]:
+        """What can be done without a number, by name; a person types the name or its first letter."""
+        return {"accept": self.accept, "none": self.none, "skip": self.skip, "undo": self.undo}
+
     def take(self, typed: str) -> None:
         """Does what a person typed: a letter (a, n, s, u), a number, or `c` and a number.
 
@@ -70,16 +75,12 @@ class Session:
             UserError: it is neither, or cannot be done here; the case stays.
         """
         word, _, rest = typed.strip().partition(" ")
-        actions: dict[str, Callable[[], None]] = {
-            "a": self.accept, "accept": self.accept, "n": self.none, "none": self.none,
-            "s": self.skip, "skip": self.skip, "u": self.undo, "undo": self.undo,
-        }  # fmt: skip
-        if not rest and word.lower() in actions:
-            actions[word.lower()]()
-        elif word.lower() in ("c", "correct"):
-            self.correct(rest)
+        word = word.lower()
+        action = next((do for name, do in self.actions.items() if not rest and word in (name, name[0])), None)
+        if action:
+            action()
         else:
-            self.correct(typed)
+            self.correct(rest if word in ("c", "correct") else typed)
 
     def accept(self) -> None:
         """The automatic value is what the answer says."""

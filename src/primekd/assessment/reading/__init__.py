@@ -10,8 +10,7 @@ math-verify       Hugging Face's Math-Verify, default settings
 from dataclasses import replace
 
 from primekd.assessment.reading import harness, mathverify, published, validated
-from primekd.assessment.reading.ending import is_cut
-from primekd.assessment.reading.reasoning import answer_part
+from primekd.assessment.reading.ending import answer_part, is_cut
 from primekd.assessment.reading.result import NONE, NOT_FOUND, Extraction
 
 __all__ = ["EXTRACTORS", "NONE", "NOT_FOUND", "RULES", "Extraction", "extract", "looks_cut"]

@@ -31,9 +31,9 @@ class Extraction:
         return NOT_FOUND if self.value is None else format_value(self.value)
 
 
-def reading(number: Number, rule: str, offset: int = 0, ambiguous: bool = False) -> Extraction:
-    """An extraction of one number that was found `offset` characters into the answer."""
-    return Extraction(number.value, rule, (offset + number.start, offset + number.end), ambiguous=ambiguous)
+def reading(number: Number, rule: str, ambiguous: bool = False) -> Extraction:
+    """An extraction of one number of the answer."""
+    return Extraction(number.value, rule, (number.start, number.end), ambiguous=ambiguous)
 
 
 def nothing(ambiguous: bool = False) -> Extraction:
