@@ -40,6 +40,7 @@ from primekd.report.readme import block
 from primekd.running.made_by import other_code_text, refuse_unpublishable
 from primekd.running.verify import check_lineage
 from primekd.signals import StoredItem
+from primekd.signals.certainty import TOP
 from primekd.statistics.contrasts import ContrastRow, contrast, verdicts_of
 from primekd.statistics.families import plan_of, planned_contrasts, title_of
 from primekd.statistics.inference import accuracy, detectable_difference, holm, mcnemar_exact
@@ -335,7 +336,8 @@ def reference(profile):
 
 def test_a_student_that_is_its_teacher_has_no_divergence(profile, reference):
     items = load_items(profile, "test")
-    rows = measure(profile, "control", TransformersEngine(profile.student.model, "float32"), items, reference)
+    rows, tokens = measure(profile, "control", TransformersEngine(profile.student.model, "float32"), items, reference)
+    assert max(float(fit.kl.abs().max()) for fit in tokens) < 1e-3
     assert [r.id for r in rows] == [i.id for i in items]
     for row in rows:
         assert abs(row.kl) < 1e-4 * row.teacher_tokens
@@ -359,7 +361,7 @@ def test_the_held_out_fit_equals_a_float64_reference_from_plain_forwards(
         return solutions.get(solution) or chat.encode_response(tokenizer, solution)
 
     monkeypatch.setattr(held_out, "encode_response", encode_response)
-    rows = measure(profile, "other", TransformersEngine(other, "float32"), items, reference)
+    rows, tokens = measure(profile, "other", TransformersEngine(other, "float32"), items, reference)
 
     def log_probs(model: str, prompt: list[int], response: list[int]) -> torch.Tensor:
         plain = AutoModelForCausalLM.from_pretrained(model.removeprefix("path:"), dtype=torch.float64)
@@ -368,10 +370,14 @@ def test_the_held_out_fit_equals_a_float64_reference_from_plain_forwards(
         return logits[len(prompt) - 1 : -1, : len(tokenizer)].log_softmax(-1)
 
     assert [row.id for row in rows] == [item.id for item in items]
-    for each, row in zip(items, rows, strict=True):
+    for each, row, fit in zip(items, rows, tokens, strict=True):
         prompt, taught = build_prompt(tokenizer, each.question), reference.item(each.id).response_ids
         p, q = log_probs(profile.teacher.model, prompt, taught), log_probs(other, prompt, taught)
         assert row.kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
+        torch.testing.assert_close(fit.kl.double(), (p.exp() * (p - q)).sum(-1), rtol=1e-3, atol=1e-5)
+        best = q.topk(TOP)
+        torch.testing.assert_close(fit.top_probs.double(), best.values.exp(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(q.gather(1, fit.top_ids), best.values, rtol=1e-4, atol=1e-4)
         gold = encode_response(tokenizer, each.solution)
         on_gold = log_probs(other, prompt, gold)
         assert row.gold_tokens == len(gold)

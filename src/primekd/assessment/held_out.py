@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from primekd.assessment.tokens import FILE, TokenFit, write_fits
 from primekd.config import LossConfig, Profile
 from primekd.foundation.energy import Meter
 from primekd.foundation.progress import Progress
@@ -23,6 +24,7 @@ from primekd.foundation.tables import Name, as_count, read_records
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
 from primekd.signals import concatenate
+from primekd.signals.certainty import TOP
 from primekd.tasks.protocol import Item
 
 if TYPE_CHECKING:
@@ -80,19 +82,27 @@ def held_out_rows(
     if not stands(folder, own, code, stage, since=since):
         set_aside_if_older(folder, since)
         with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
-            write_rows(path, measure(profile, name, open_model(), items, reader, progress.advance))
-        write_manifest(folder, "held-out", own, [path], served=served, code=code, **meter.facts)
+            rows, tokens = measure(profile, name, open_model(), items, reader, progress.advance)
+            write_rows(path, rows)
+            outputs = [path]
+            if tokens:
+                write_fits(folder / FILE, tokens)
+                outputs.append(folder / FILE)
+        write_manifest(folder, "held-out", own, outputs, served=served, code=code, **meter.facts)
     return read_rows(path)
 
 
 def measure(
     profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader",
     advance: Callable[[int], None] = lambda count: None,
-) -> list[HeldOutRow]:  # fmt: skip
+) -> tuple[list[HeldOutRow], list[TokenFit]]:  # fmt: skip
     """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items.
 
     Args:
         advance: told how many more items are measured.
+
+    Returns:
+        A row an item, and its tokens; no tokens where the teacher's text alone was kept.
     """
     tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.messages) for item in items]
@@ -104,6 +114,7 @@ def measure(
     order = sorted(range(len(items)), key=lambda i: -(len(prompts[i]) + len(taught[i]) + apart[i]))
     together = 1 if reader.codec.name == "full" else TOGETHER  # those rows are as wide as the vocabulary
     rows: dict[int, HeldOutRow] = {}
+    tokens: dict[int, TokenFit] = {}
     for start in range(0, len(order), together):
         block = order[start : start + together]
         states = engine.score_each([prompts[i] for i in block], [[taught[i], gold[i]] for i in block], "hidden")
@@ -117,18 +128,21 @@ def measure(
         nll = [ce for ce, _ in fits]
         for place, (ce, _) in zip(others, by_gold, strict=True):
             nll[place] = ce
-        for i, (_, kd), nll_gold in zip(block, fits, nll, strict=True):
-            kl = kd if known else None
+        for i, (_, fit), nll_gold in zip(block, fits, nll, strict=True):
+            kl = float(fit.kl.double().sum()) if known else None
             rows[i] = HeldOutRow(name, items[i].id, len(taught[i]), kl, len(gold[i]), nll_gold)
+            if known:
+                tokens[i] = fit
         advance(len(block))
-    return [rows[i] for i in range(len(items))]
+    return [rows[i] for i in range(len(items))], [tokens[i] for i in sorted(tokens)]
 
 
 def _losses(
     engine: "TransformersEngine", states: Sequence["Tensor"], responses: Sequence[list[int]],
     teacher: "SignalRows | None",
-) -> list[tuple[float, float]]:  # fmt: skip
-    """Hidden states (T, D) of some responses -> cross-entropy and forward KL of each, sums over its tokens in nats."""
+) -> list[tuple[float, TokenFit]]:  # fmt: skip
+    """Hidden states (T, D) of some responses -> of each the cross-entropy, summed over its tokens in nats, and its
+    tokens' forward KL and most probable tokens (none without a teacher)."""
     import torch
 
     from primekd.losses import row_losses
@@ -141,9 +155,10 @@ def _losses(
     # At temperature 1, unless a top-k store was captured for another one.
     loss = LossConfig(divergence="forward_kl", temperature=getattr(teacher, "temperature", 1.0))
     hidden = torch.cat(list(states)).to(head.device)
-    by_row = row_losses(hidden, head, engine.bias(), targets, teacher, loss, engine.transform)
-    ce, kd = ([float(part.sum()) for part in values.double().split(lengths)] for values in by_row)
-    return list(zip(ce, kd, strict=True))
+    top = 0 if teacher is None else TOP
+    by_row = row_losses(hidden, head, engine.bias(), targets, teacher, loss, engine.transform, top)
+    ce, *fits = (values.cpu().split(lengths) for values in by_row)
+    return [(float(own.double().sum()), TokenFit(*fit)) for own, *fit in zip(ce, *fits, strict=True)]
 
 
 def write_rows(path: Path, rows: Sequence[HeldOutRow]) -> None:

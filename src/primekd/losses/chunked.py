@@ -64,21 +64,27 @@ def chunked_loss(
 @torch.no_grad()
 def row_losses(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
-    transform: LogitTransform = PLAIN,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What `chunked_loss` sums up, row by row and without gradients.
+    transform: LogitTransform = PLAIN, top: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """What `chunked_loss` sums up, row by row and without gradients, and the student's most probable tokens.
 
     Args:
-        hidden, head, bias, targets, teacher, transform: as there.
+        hidden, head, bias, targets, teacher, transform: as there; the divergence is the forward KL.
+        top: so many tokens of each row are looked up.
 
     Returns:
         Cross-entropy and divergence of each row in nats, (N,) float32 both; the divergence without the factor T^2, and
-        0 without a teacher.
+        0 without a teacher. Ids (N, top) and probabilities (N, top) at temperature 1.
     """
     ce, kd = torch.empty(2, len(hidden), device=hidden.device).unbind()
-    for rows, of_ce, of_kd, _ in _in_chunks(hidden, head, bias, targets, teacher, loss, transform):
+    ids, probs = torch.zeros(len(hidden), top, dtype=torch.int64, device=ce.device), ce.new_empty(len(hidden), top)
+    for rows, of_ce, of_kd, buffers in _in_chunks(hidden, head, bias, targets, teacher, loss, transform):
         ce[rows], kd[rows] = of_ce, of_kd
-    return ce, kd
+        if top:
+            z = buffers["z"] if loss.temperature == 1 or teacher is None else buffers["z"].mul_(loss.temperature)
+            best, normaliser = z.topk(top, dim=-1), of_ce[:, None] + z.gather(1, targets[rows, None])
+            ids[rows], probs[rows] = best.indices, (best.values - normaliser).exp()
+    return ce, kd, ids, probs
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -1,11 +1,13 @@
 """A table before it is HTML or Markdown: cells are text, written out, that nobody has escaped yet."""
 
 import html
+import io
 import re
 from dataclasses import dataclass, replace
 
 from primekd.report.formats import MISSING, markdown, markdown_code
 
+TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
 # What our own formats write; such a cell needs no backslashes. `](` is left out, it would make a link.
 _NUMBERS = re.compile(r"(?:[-+–\d.,;%<>= ()\[]|\](?!\()|\bof\b|\bp\b|(?<=\d)e)*")
 
@@ -75,3 +77,27 @@ def _link(name: str) -> str:
     """A link to a file of the checkout; a name that is not shown as code is not safe as a link's target either."""
     code = markdown_code(name)
     return f"[{code}]({name})" if code.startswith("`") else code
+
+
+def to_text(table: Table) -> str:
+    """The table as plain text, at most 120 columns wide. Cells are Text objects: none is read as rich markup."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for place, name in enumerate(table.head):
+        grid.add_column(Text(name), justify="left" if place < table.left else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(_plain(cell)) for cell in row))
+    # Not the caller's terminal: no colours, no detection, the same bytes everywhere.
+    out = io.StringIO()
+    Console(file=out, width=TERMINAL_WIDTH, color_system=None, force_terminal=False, legacy_windows=False).print(grid)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _plain(cell: Cell) -> str:
+    if isinstance(cell, Name):
+        return cell.model if cell.title == cell.model else f"{cell.title} ({cell.model})"
+    return ", ".join(cell.names) if isinstance(cell, Files) else cell

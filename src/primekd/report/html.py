@@ -5,7 +5,6 @@ The same logs give the same bytes: dates come from the manifest, never from the 
 
 import base64
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from primekd.report.results import (
     result_table,
     seed_table,
 )
+from primekd.report.shown import source, templates
 from primekd.statistics.sentences import sentence
 from primekd.statistics.validation import ValidationRow
 from primekd.studies.published import published_folder
@@ -55,21 +55,12 @@ def write_report(profile: Profile) -> Path:
 
 def render(profile: Profile) -> str:
     """The report's HTML. Raises UserError as write_report does."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FunctionLoader(lambda name: _source(f"templates/{name}")),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     # Style and script are the package's own files: they are put in as they are, and hold no data.
-    script = "\n".join(["(() => {", '"use strict";', *(_source(f"assets/{name}") for name in SCRIPTS), "})();"])
-    own = {"style": Markup(_source("assets/report.css")), "script": Markup(script)}
-    return environment.get_template("report.html.j2").render(**own, **_page(profile))
-
-
-def _source(name: str) -> str:
-    return files("primekd.report").joinpath(*name.split("/")).read_text(encoding="utf-8")
+    script = "\n".join(["(() => {", '"use strict";', *(source(f"assets/{name}") for name in SCRIPTS), "})();"])
+    own = {"style": Markup(source("assets/report.css")), "script": Markup(script)}
+    return templates().get_template("report.html.j2").render(**own, **_page(profile))
 
 
 def _page(profile: Profile) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """The results of a logs folder as Markdown for the README and docs/, and as text for a terminal."""
 
-import io
 import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-from primekd.report.cells import Cell, Files, Name, Table, to_markdown
+from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
 from primekd.report.formats import markdown
 from primekd.report.results import (
     ONLY_ONE,
@@ -17,8 +16,6 @@ from primekd.report.results import (
     response_table,
     result_table,
 )
-
-TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
 
 
 def results_page(logs_folder: Path) -> Table:
@@ -51,43 +48,19 @@ def results_text(logs_folder: Path) -> str:
     results = read_results(logs_folder)
     table = result_table(results)
     fit = [title for title in table.head if title.startswith(("KL", "NLL"))]
-    parts = [_grid(table.without(*fit))]
+    parts = [to_text(table.without(*fit))]
     if results.fitted:
         rest = [title for title in table.head[1:] if title not in fit]
-        parts += ["Held-out fit, nats a token:", "", _grid(table.without(*rest))]
+        parts += ["Held-out fit, nats a token:", "", to_text(table.without(*rest))]
     paired = contrast_table(results, digits=2).without(ONLY_ONE, UNADJUSTED)
     fit = [title for title in paired.head if title.startswith(("KL", "NLL"))]
-    parts += ["Paired differences in accuracy, model minus reference, points:", "", _grid(paired.without(*fit))]
+    parts += ["Paired differences in accuracy, model minus reference, points:", "", to_text(paired.without(*fit))]
     if results.fitted:
         rest = [title for title in paired.head[2:] if title not in fit]
-        parts += ["Paired differences in held-out fit, nats a token:", "", _grid(paired.without(*rest))]
+        parts += ["Paired differences in held-out fit, nats a token:", "", to_text(paired.without(*rest))]
     if (responses := response_table(logs_folder)).rows:
-        parts += ["The teacher's responses to the training items:", "", _grid(responses)]
+        parts += ["The teacher's responses to the training items:", "", to_text(responses)]
     wrapper = textwrap.TextWrapper(
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip
     return "\n".join(parts + [wrapper.fill(sentence) for sentence in findings(results)]) + "\n"
-
-
-def _grid(table: Table) -> str:
-    """A plain table; cells are Text objects, so that no cell is read as rich markup."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for place, name in enumerate(table.head):
-        grid.add_column(Text(name), justify="left" if place < table.left else "right", overflow="fold")
-    for row in table.rows:
-        grid.add_row(*(Text(_plain(cell)) for cell in row))
-    # Not the caller's terminal: no colours, no detection, the same bytes everywhere.
-    out = io.StringIO()
-    Console(file=out, width=TERMINAL_WIDTH, color_system=None, force_terminal=False, legacy_windows=False).print(grid)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def _plain(cell: Cell) -> str:
-    if isinstance(cell, Name):
-        return cell.model if cell.title == cell.model else f"{cell.title} ({cell.model})"
-    return ", ".join(cell.names) if isinstance(cell, Files) else cell

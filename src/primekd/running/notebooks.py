@@ -1,7 +1,6 @@
 """Runs a notebook unattended: typed parameters in, an executed copy and its HTML out."""
 
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -42,6 +41,8 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
+    from primekd.report.notebook_page import notebook_page
+
     source, output = Path(source).resolve(), Path(output).resolve()
     try:
         require_parameters_tag(nbformat.read(source, as_version=4), source)
@@ -78,7 +79,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
         write_text(output, without_machine(copy))
     failed.unlink(missing_ok=True)
     page = output.with_suffix(".html")
-    write_text(page, to_html(output))
+    write_text(page, notebook_page(output))
     inputs = {"notebook": relative_name(source), "sha256": hash_file(source), "parameters": parameters}
     name = f"{output.stem}.{MANIFEST}"
     write_manifest(output.parent, "notebook", inputs, [output, page], name, start=start, end=now())
@@ -97,19 +98,6 @@ def without_machine(path: Path) -> str:
     for key in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(key, None)
     return nbformat.writes(notebook)
-
-
-def to_html(path: Path) -> str:
-    """The notebook as one HTML page, without scripts from elsewhere; model output in it is sanitised."""
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(sanitize_html=True, embed_images=True)
-    for trait in exporter.trait_names():
-        if trait.endswith("_url"):
-            setattr(exporter, trait, "")
-    body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
-    return re.sub(r'<script src="">\s*</script>', "", body)
 
 
 def normal_form(text: str) -> str:

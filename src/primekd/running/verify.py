@@ -10,6 +10,7 @@ from primekd.assessment.decisions.decisions import apply_decisions, read_decisio
 from primekd.assessment.grade import grade_row
 from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs
+from primekd.assessment.tokens import read_tokens
 from primekd.capture.run import training_job
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
@@ -69,6 +70,7 @@ def check_logs(profile: Profile) -> list[Check]:
         (f"verdicts in {relative_name(profile.logs)}", verdicts, profile.logs),
         (f"decisions in {relative_name(profile.logs)}", check_decisions, profile),
         (f"tables in {relative_name(profile.logs)}", check_tables, profile),
+        (f"tokens in {relative_name(profile.logs)}", check_tokens, profile.logs),
         (relative_name(profile.logs / "report.html"), check_report, profile),
     ):
         checks.append(_checked(what, check, argument))
@@ -227,6 +229,17 @@ def check_tables(profile: Profile) -> Check:
     """Every table computed anew from the logs: extractors, accuracies, summary, contrasts, seeds and audits."""
     tables = find_study(profile).tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
     return Check(f"tables in {relative_name(profile.logs)}", _other_tables(profile.logs, tables, "the logs"))
+
+
+def check_tokens(folder: Path) -> Check:
+    """Whether the divergences of single tokens add up to those of their items, in held-out.csv."""
+    log, problems = read_tokens(folder), []
+    sums = {model: log.sums(model) for model in log.models} if log else {}
+    for row in read_rows(folder / "held-out.csv") if log else []:
+        found = sums.get(row.model, {}).get(row.id)
+        if None not in (found, row.kl) and abs(found - row.kl) > 1e-3 * max(1.0, row.kl):
+            problems.append(f"{row.model}: the tokens of {row.id} have a KL of {found:.4f}, its item {row.kl:.4f}")
+    return Check(f"tokens in {relative_name(folder)}", problems)
 
 
 def _other_tables(folder: Path, tables: dict[str, str], source: str) -> list[str]:

@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment import tokens
 from primekd.assessment.answers import answer_inputs
 from primekd.assessment.grade import grade_answers
-from primekd.assessment.held_out import HeldOutRow, write_rows
+from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
 from primekd.assessment.logs import LogRow
 from primekd.assessment.score import (
     Model,
@@ -25,7 +26,9 @@ from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest, write_text
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
 from primekd.foundation.tables import write_table
+from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
+from primekd.signals.certainty import read_certainty
 from primekd.studies.regrade import rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
 from primekd.studies.results import answers_hash, decisions_hash, write_results
@@ -37,7 +40,8 @@ from primekd.training.distill import store_facts
 def assess(profile: Profile, force: bool = False) -> Path:
     """Scores every model on the test items; returns runs/<profile>/logs/.
 
-    Writes <model>.csv (per-item logs), held-out.csv, responses.csv, the tables, loss_curves/ and manifest.json.
+    Writes <model>.csv (per-item logs), held-out.csv, tokens.safetensors, responses.csv, the tables, loss_curves/ and
+    manifest.json.
     What is already answered with the same inputs is not generated again, unless `force` is given.
     """
     students = find_students(profile)
@@ -56,6 +60,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
+    outputs += _write_tokens(profile, items, reader, names)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
@@ -91,6 +96,16 @@ def _write(
         write_text(curve, (student.folder / "loss_curve.csv").read_text(encoding="utf-8"))
         outputs.append(curve)
     return [*outputs, folder / "held-out.csv"]
+
+
+def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:
+    ids = [item.id for item in items]
+    models = {name: held_out_folder(profile, name) / tokens.FILE for name in names}
+    answers = {i: reader.item(i).response_ids for i in ids}
+    certainty = read_certainty(reader, ids, tokens.MOST)
+    path = profile.logs / tokens.FILE
+    written = tokens.write_tokens(path, answers, certainty, models, load_tokenizer(profile.student))
+    return [written] if written else []
 
 
 def _lineage(profile: Profile, student: Student) -> dict[str, Any]:

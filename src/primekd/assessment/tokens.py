@@ -1,0 +1,170 @@
+"""Token by token: where each model departs from the teacher, on the teacher's own answers to the test items.
+
+`runs/<profile>/held-out/<model>/tokens.safetensors` has all test items under one model; `tokens.safetensors` among the
+logs has the teacher and every model, of the first items that have MOST tokens together, with the tokens' texts.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import canonical_json, relative_name, write_atomically
+from primekd.signals.certainty import Certainty
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE = "tokens.safetensors"
+MOST = 30_000  # tokens of a model that go into the logs, about 0.6 MB
+SPACES = {"\n": "⏎", "\t": "⇥"}
+
+
+@dataclass(frozen=True)
+class TokenFit:
+    """One model on the T tokens of one answer of the teacher.
+
+    Attributes:
+        kl: (T,) KL(teacher || model) in nats.
+        top_ids, top_probs: (T, K) the model's most probable tokens, and their probabilities.
+    """
+
+    kl: Tensor
+    top_ids: Tensor
+    top_probs: Tensor
+
+
+def write_fits(path: Path, fits: Sequence[TokenFit]) -> None:
+    """Writes one model's tokens, all items end to end."""
+    columns = {name: torch.cat([getattr(fit, name) for fit in fits]) for name in ("kl", "top_ids", "top_probs")}
+    _save(path, {"kl": columns["kl"].float(), **_top(columns["top_ids"], columns["top_probs"])}, {})
+
+
+def _top(ids: Tensor, probs: Tensor) -> dict[str, Tensor]:
+    return {"top_ids": ids.to(torch.int32).contiguous(), "top_probs": probs.half().contiguous()}
+
+
+def _save(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
+    with write_atomically(path) as temporary:
+        save_file(tensors, temporary, metadata={"primekd": canonical_json(facts)})
+
+
+def write_tokens(
+    path: Path, answers: Mapping[str, Sequence[int]], certainty: Mapping[str, Certainty], models: Mapping[str, Path],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Path | None:  # fmt: skip
+    """Writes the logs' file; None, and no file, where no rows of the teacher were kept.
+
+    Args:
+        answers: item -> the teacher's response ids, in the order of the models' files.
+        certainty: of the first of these items.
+        models: model -> its own file.
+    """
+    path.unlink(missing_ok=True)
+    if not certainty:
+        return None
+    lengths = {item: len(ids) for item, ids in answers.items()}
+    kept = sum(lengths[item] for item in certainty)
+    ids = torch.tensor([token for item in certainty for token in answers[item]], dtype=torch.int32)
+    found = {name: torch.cat([getattr(c, name) for c in certainty.values()]) for name in Certainty.__dataclass_fields__}
+    tensors = {"ids": ids, "lengths": torch.tensor([lengths[item] for item in certainty], dtype=torch.int32)}
+    tensors |= {"teacher.entropy": found["entropy"].float(), "teacher.written": found["written"].half()}
+    own = _top(found["top_ids"], found["top_probs"])
+    tensors |= {f"teacher.{name}": column for name, column in own.items()}
+    for model, file in models.items():
+        if file.is_file():  # results of older code have none
+            tensors |= {f"{model}.{name}": column[:kept].clone() for name, column in load_file(file).items()}
+    used = torch.cat([column.flatten() for name, column in tensors.items() if name.endswith("ids")]).unique().tolist()
+    texts = {str(token): text_of(tokenizer, token) for token in used if token >= 0}
+    _save(path, tensors, {"items": list(certainty), "texts": texts})
+    return path
+
+
+def text_of(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+    """A token as a person reads it; of a part of a character the mark of Unicode for that."""
+    return tokenizer.decode([token], skip_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of the teacher's answer.
+
+    Attributes:
+        text: what it writes. teacher: the teacher's (text, probability), the most probable first.
+        entropy: the teacher's, in nats. written: the probability that the teacher gave it; None where it is not known.
+        kl: model -> KL(teacher || model) in nats. top: model -> its (text, probability).
+    """
+
+    text: str
+    entropy: float
+    written: float | None
+    teacher: list[tuple[str, float]]
+    kl: dict[str, float]
+    top: dict[str, list[tuple[str, float]]]
+
+
+class TokenLog:
+    """tokens.safetensors of a logs folder.
+
+    Raises:
+        UserError: it is damaged.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            with safe_open(path, framework="pt") as handle:
+                facts = json.loads(handle.metadata()["primekd"])
+                self.tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
+            self.items, self.texts = list(facts["items"]), {int(k): str(v) for k, v in facts["texts"].items()}
+            self.lengths = self.tensors["lengths"].tolist()
+            fits = all(len(column) == sum(self.lengths) for n, column in self.tensors.items() if n != "lengths")
+            if not fits or len(self.items) != len(self.lengths) or "teacher.top_ids" not in self.tensors:
+                raise ValueError("its parts do not fit each other")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{relative_name(path)} cannot be read ({error}): run the assessment again.") from error
+        self.models = [name.removesuffix(".kl") for name in self.tensors if name.endswith(".kl")]
+
+    def tokens(self, item: str, models: Sequence[str] | None = None) -> list[Token]:
+        """The teacher's answer to an item; empty where its tokens were not kept."""
+        if item not in self.items:
+            return []
+        place = self.items.index(item)
+        start = sum(self.lengths[:place])
+        shown = [model for model in models or self.models if model in self.models]
+        return [self._token(row, shown) for row in range(start, start + self.lengths[place])]
+
+    def sums(self, model: str) -> dict[str, float]:
+        """Item -> the sum of a model's KL over its tokens, in nats."""
+        parts = self.tensors[f"{model}.kl"].double().split(self.lengths)
+        return {item: float(part.sum()) for item, part in zip(self.items, parts, strict=True)}
+
+    def _token(self, row: int, models: Sequence[str]) -> Token:
+        written = float(self.tensors["teacher.written"][row])
+        return Token(
+            self.texts[int(self.tensors["ids"][row])], float(self.tensors["teacher.entropy"][row]),
+            None if written != written else written, self._best("teacher", row),
+            {model: float(self.tensors[f"{model}.kl"][row]) for model in models},
+            {model: self._best(model, row) for model in models},
+        )  # fmt: skip
+
+    def _best(self, model: str, row: int) -> list[tuple[str, float]]:
+        ids, probs = (self.tensors[f"{model}.{name}"][row].tolist() for name in ("top_ids", "top_probs"))
+        return [(self.texts[i], p) for i, p in zip(ids, probs, strict=True) if i >= 0]
+
+
+def read_tokens(logs: Path) -> TokenLog | None:
+    """The tokens of a logs folder; None where there are none. Raises UserError if the file is damaged."""
+    path = Path(logs) / FILE
+    return TokenLog(path) if path.is_file() else None
+
+
+def visible(text: str) -> str:
+    """A token's text in which line ends and tabs are seen; a space stays one."""
+    return "".join(SPACES.get(c, c) for c in text) or "∅"

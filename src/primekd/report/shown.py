@@ -1,0 +1,92 @@
+"""What notebooks show: tables, texts, facts and figures with one look, light and dark, and as plain text elsewhere.
+
+Tables are those of the README and the report (`cells.Table`). Everything that is put in is escaped.
+"""
+
+import base64
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from primekd.report.cells import Table, to_text
+
+
+def source(name: str) -> str:
+    """A file of this package, templates/… or assets/…."""
+    return files("primekd.report").joinpath(*name.split("/")).read_text(encoding="utf-8")
+
+
+@cache
+def templates() -> Environment:
+    """The templates; everything in double braces is escaped."""
+    return Environment(
+        loader=FunctionLoader(lambda name: source(f"templates/{name}")),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+@cache
+def style() -> str:
+    """The style sheet of all that is shown; it follows the theme of Jupyter, or of an executed copy's page."""
+    return source("assets/shown.css")
+
+
+class Shown:
+    """Something that a notebook shows: `html` (safe as it is) in Jupyter, `text` where there is no page."""
+
+    def __init__(self, html: str, text: str, image: str | None = None):
+        self.html, self.text, self.image = html, text, image
+
+    def __add__(self, other: "Shown") -> "Shown":
+        return Shown(self.html + other.html, f"{self.text}\n{other.text}")
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f'<style>{style()}</style><div class="primekd">{self.html}</div>'
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        image = {"image/svg+xml": self.image} if self.image else {}
+        return {"text/plain": self.text, "text/html": self._repr_html_(), **image}
+
+
+def _macro(name: str, *arguments, **options) -> str:
+    return str(getattr(templates().get_template("macros.html.j2").module, name)(*arguments, **options))
+
+
+def show_table(table: Table, note: str = "") -> Shown:
+    """A table as the report has it, with a note below it."""
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return Shown(_macro("table", table) + below, "\n".join([table.label, "", to_text(table), note]))
+
+
+def show_facts(rows: list[tuple[str, str]], title: str = "", folded: bool = False) -> Shown:
+    """Names and values; `folded` behind their title."""
+    inner = _macro("facts", rows)
+    head = f"<details><summary>{escape(title)}</summary>{inner}</details>" if folded else inner
+    head = f"<h4>{escape(title)}</h4>{inner}" if title and not folded else head
+    return Shown(head, "\n".join([title, *(f"  {name}: {value}" for name, value in rows)]))
+
+
+def show_texts(texts: list[tuple[str, str]]) -> Shown:
+    """Texts side by side under their titles, with their own line breaks, whole."""
+    cards = Markup("").join(
+        Markup('<figure class="text"><figcaption>{}</figcaption><pre>{}</pre></figure>').format(title, text)
+        for title, text in texts
+    )
+    return Shown(f'<div class="side">{cards}</div>', "\n\n".join(f"{title}:\n{text}" for title, text in texts))
+
+
+def show_figure(svg: str, alt: str, caption: str = "") -> Shown:
+    """A figure; `alt` says what it shows to whoever does not see it."""
+    address = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return Shown(_macro("figure", address, alt, caption or alt), f"[figure: {alt}]", svg)
+
+
+def show_sentences(sentences: list[str]) -> Shown:
+    """Sentences, one a line of a list."""
+    items = Markup("").join(Markup("<li>{}</li>").format(sentence) for sentence in sentences)
+    return Shown(f"<ul>{items}</ul>", "\n".join(f"- {sentence}" for sentence in sentences))

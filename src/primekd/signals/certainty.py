@@ -1,0 +1,95 @@
+"""How sure a teacher was of each token that it wrote, from stored rows: entropy, and its most probable tokens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from primekd.signals.rows import DenseRows, HiddenRows, SampledRows, SignalRows
+
+if TYPE_CHECKING:
+    from primekd.signals.reader import SignalReader
+
+TOP = 5  # tokens that are shown of a distribution
+ROWS = 128  # whose logits are held at a time
+MOST = 5_000  # tokens of a store that are looked at: of a large vocabulary a head product of all takes hours on a CPU
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """Of T tokens in a row.
+
+    Attributes:
+        entropy: (T,) nats; of a top-k row that of its tokens and one bucket for all others, which is a lower bound.
+        written: (T,) probability of the token that was written; nan where the row does not keep it.
+        top_ids, top_probs: (T, K) the most probable tokens, and their probabilities.
+    """
+
+    entropy: Tensor
+    written: Tensor
+    top_ids: Tensor
+    top_probs: Tensor
+
+
+def certainty_of(rows: SignalRows, targets: Sequence[int], top: int = TOP) -> Certainty:
+    """Of rows and the tokens that they predict."""
+    ids = torch.tensor(targets)
+    parts = [_certainty(rows.part(chunk), ids[chunk], top) for chunk in _chunks(len(rows))]
+    return Certainty(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def read_certainty(reader: "SignalReader", item_ids: Sequence[str], most: int = MOST) -> dict[str, Certainty]:
+    """Item -> certainty, of the first of these items that have `most` tokens together; none where no rows were kept."""
+    found: dict[str, Certainty] = {}
+    for item_id in item_ids:
+        response = reader.item(item_id).response_ids
+        rows = reader.rows(item_id, response)
+        if rows is None or most < len(response):
+            break
+        most -= len(response)
+        found[item_id] = certainty_of(rows, response)
+    return found
+
+
+def moved_probability(rows: SignalRows, other: SignalRows) -> Tensor:
+    """Total variation (T,) between the distributions of two sets of T rows: the share of probability that moved.
+
+    Raises:
+        ValueError: one of them does not keep whole distributions.
+    """
+    if not all(isinstance(each, DenseRows | HiddenRows) for each in (rows, other)):
+        raise ValueError("whole distributions are needed")
+    parts = [
+        0.5 * (rows.part(c).to_logits().softmax(-1) - other.part(c).to_logits().softmax(-1)).abs().sum(-1)
+        for c in _chunks(len(rows))
+    ]
+    return torch.cat(parts)
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS))
+
+
+def _certainty(rows: SignalRows, targets: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if isinstance(rows, DenseRows | HiddenRows):
+        log_p = rows.to_logits().log_softmax(-1)  # (C, V)
+        best = log_p.topk(top, dim=-1)
+        written = log_p.gather(1, targets[:, None])[:, 0].exp()
+        return -(log_p.exp() * log_p).sum(-1), written, best.indices, best.values.exp()
+    sampled = isinstance(rows, SampledRows)
+    p = rows.weights.float() if sampled else rows.log_probs.float().exp()  # (C, K)
+    kept = min(top, p.shape[1])
+    best = p.topk(kept, dim=-1)
+    hit = (rows.ids == targets[:, None]) & (p > 0)
+    written = torch.where(hit.any(-1), (p * hit).sum(-1), torch.nan)
+    everything = p if sampled else torch.cat([p, rows.tail_mass.float()[:, None]], -1)
+    entropy = rows.entropy.float() if sampled else torch.special.entr(everything).sum(-1)
+    pad = (0, top - kept)
+    return (
+        entropy,
+        written,
+        torch.nn.functional.pad(rows.ids.gather(1, best.indices), pad, value=-1),
+        torch.nn.functional.pad(best.values, pad),
+    )
