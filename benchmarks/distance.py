@@ -5,7 +5,8 @@ from typing import Any
 
 from benchmarks.losses import frozen_name
 from benchmarks.results import read_part
-from primekd.report.formats import MISSING, markdown, markdown_table, significant
+from benchmarks.tables import markdown_table
+from primekd.report.formats import MISSING, markdown, significant
 
 Row = tuple[str, float, float | None]  # stage, seconds at least, seconds measured
 

@@ -464,13 +464,12 @@ def test_mode_and_placement_change_what_primed_stores_are_keyed_on_and_no_other(
 
 
 def test_the_prompts_table_and_the_report_show_what_differs(references, tmp_path):
-    from primekd.report.display import prompts_table
+    from primekd.report.display import prompts
     from primekd.report.lineage import _of_signals
 
     profile = profile_of(tmp_path, references["qwen"])
-    table = prompts_table(profile, "ai-KD").set_index("who")["prompt"]
-    assert list(table.index) == ["teacher", "teacher without priming", "student"]
-    assert ["You are Q." in text for text in table] == [False, True, True]
+    primed, plain, student = prompts(profile, "ai-KD").html.split("<figure")[1:]
+    assert ["You are Q." in text for text in (primed, plain, student)] == [False, True, True]
     spec = build_spec(training_job(profile, "base-KD"), load_items(profile, "train"))
     assert "You are Q." in dict(_of_signals({"spec": spec}, None))["What the teacher reads"]
 

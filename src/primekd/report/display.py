@@ -1,99 +1,223 @@
-"""What the notebooks show: small tables and figures of a stage's files."""
+"""What the notebooks show of a stage's files: settings, prompts, responses, certainty, losses, results and tokens."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import pandas as pd
-
+from primekd.assessment.tokens import Token, read_tokens, text_of
 from primekd.capture.primings import priming_of
-from primekd.capture.run import Job, open_signals
+from primekd.capture.run import Job, open_signals, training_job
 from primekd.config import Profile
-from primekd.config.arms import get_arm
-from primekd.foundation.tables import read_records
+from primekd.config.arms import get_arm, unprimed
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
+from primekd.report.cells import Table
+from primekd.report.figures import loss_curve
+from primekd.report.formats import MISSING, duration, percent, significant
+from primekd.report.results import contrast_table, findings, how_tested, read_results, result_table
+from primekd.report.shown import Shown, show_facts, show_figure, show_sentences, show_table, show_texts
+from primekd.report.token_view import models_view, teachers_view
+from primekd.signals.certainty import Certainty, certainty_of, moved_probability, read_certainty
 from primekd.signals.manifest import read_store
-from primekd.statistics.contrasts import ContrastRow
-from primekd.statistics.summary import SummaryRow
 from primekd.tasks.load import load_items
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-pd.set_option("display.max_colwidth", None)
-
-
-def settings_table(profile: Profile) -> pd.DataFrame:
-    """Every setting of a profile, one a row."""
-    rows = []
-    for section, values in profile.resolved().items():
-        pairs = values.items() if isinstance(values, dict) else [("", values)]
-        rows += [(section, key, value) for key, value in pairs]
-    return pd.DataFrame(rows, columns=["section", "key", "value"])
+def settings(profile: Profile, *first: str) -> Shown:
+    """Every setting of a profile, section by section; those named first are open, the others fold out."""
+    resolved = profile.resolved()
+    sections = {name: values for name, values in resolved.items() if isinstance(values, dict)}
+    plain = [(name, str(value)) for name, value in resolved.items() if name not in sections]
+    shown = [show_facts(_flat(sections[name]), name) for name in first if name in sections]
+    rest = [show_facts(_flat(values), name, folded=True) for name, values in sections.items() if name not in first]
+    return _sum([*shown, show_facts(plain, "profile", folded=True), *rest])
 
 
-def prompts_table(profile: Profile, strategy: str) -> pd.DataFrame:
+def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{before}{key}"
+        rows += (
+            _flat(value, f"{name}.") if isinstance(value, dict) else [(name, MISSING if value is None else str(value))]
+        )
+    return rows
+
+
+def _sum(parts: list[Shown]) -> Shown:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def prompts(profile: Profile, strategy: str) -> Shown:
     """The first training question as the teacher reads it with and without the priming text, and as the student does.
 
     A priming text that replaces the model's default system text makes two differences, and both are seen here.
     """
     asked = load_items(profile, "train")[0].messages
     teacher, priming = load_tokenizer(profile.teacher), priming_of(get_arm(strategy), profile.teacher)
-    views = {
-        "teacher": build_prompt(teacher, asked, priming),
-        "teacher without priming": build_prompt(teacher, asked),
-        "student": build_prompt(load_tokenizer(profile.student), asked),
-    }
-    return pd.DataFrame([(who, prompt.text) for who, prompt in views.items()], columns=["who", "prompt"])
-
-
-def responses_table(job: Job, count: int = 5) -> pd.DataFrame:
-    """The teacher's first responses."""
-    reader, tokenizer = open_signals(job), load_tokenizer(job.profile.teacher)
-    items = load_items(job.profile, job.split)[:count]
-    rows = [
-        (item.question, decode_response(tokenizer, reader.item(item.id).response_ids), str(item.answer))
-        for item in items
+    views = [
+        ("What the teacher reads", build_prompt(teacher, asked, priming)),
+        ("The same without a priming", build_prompt(teacher, asked)),
+        ("What the student reads", build_prompt(load_tokenizer(profile.student), asked)),
     ]
-    return pd.DataFrame(rows, columns=["question", "teacher's response", "gold"])
+    return show_texts([(who, prompt.text) for who, prompt in views])
 
 
-def signals_table(job: Job) -> pd.DataFrame:
+def responses(job: Job, count: int = 3) -> Shown:
+    """The teacher's first responses, whole."""
+    reader, tokenizer = open_signals(job), load_tokenizer(job.profile.teacher)
+    cards = []
+    for item in load_items(job.profile, job.split)[:count]:
+        stored = reader.item(item.id)
+        cut = ", cut off" if stored.truncated else ""
+        said = decode_response(tokenizer, stored.response_ids)
+        cards += [
+            (f"{item.id}, gold {item.answer}", item.question),
+            (f"The teacher's response, {len(stored.response_ids)} tokens{cut}", said),
+        ]
+    return show_texts(cards)
+
+
+def signals(job: Job) -> Shown:
     """Size and quality of a captured store."""
     manifest = read_store(job.folder)
-    facts = {
-        "codec": manifest["spec"]["codec"]["name"],
-        "items": manifest["items"],
-        "response tokens": manifest["tokens"],
-        "bytes a token": round(manifest["bytes"] / manifest["tokens"]),
-        "error": manifest["spec"]["codec"]["error"],
-        "seconds": sum(s["seconds"] for s in manifest["sessions"]),
-    }
-    facts |= {f"reconstruction: {k}": v for k, v in manifest.get("reconstruction", {}).items()}
-    return pd.DataFrame(facts.items(), columns=["what", "value"])
+    size, tokens, rebuilt = manifest["bytes"], manifest["tokens"], manifest.get("reconstruction", {})
+    rows = [
+        ("Codec", manifest["spec"]["codec"]["name"]),
+        ("What decoding loses", manifest["spec"]["codec"]["error"]),
+        ("Items, response tokens", f"{manifest['items']}, {tokens}"),
+        ("Size", f"{size / 2**20:.1f} MiB, {size / max(1, tokens):.0f} bytes a token"),
+        ("Time", duration(sum(s["seconds"] for s in manifest["sessions"]))),
+        *((f"Rebuilt logits against the engine's: {key.replace('_', ' ')}", str(v)) for key, v in rebuilt.items()),
+    ]
+    return show_facts(rows)
 
 
-def loss_figure(profile: Profile, strategy: str, seed: int) -> "Figure":
-    """Training and validation loss of one student."""
-    from matplotlib.figure import Figure
+def certainty(job: Job) -> Shown:
+    """How sure the teacher was of what it wrote: what a distribution can teach beyond its text."""
+    import torch
 
-    curve = pd.read_csv(profile.student_folder(strategy, seed) / "loss_curve.csv")
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(curve["step"], curve["loss"], label="training loss (objective)")
-    validation = curve.dropna(subset="eval_loss")
-    axes.plot(
-        validation["step"], validation["eval_loss"], "o-", label="validation loss (cross-entropy on gold solutions)"
+    reader, ids = open_signals(job), [item.id for item in load_items(job.profile, job.split)]
+    found = read_certainty(reader, ids)
+    if not found:
+        return show_sentences(["The teacher's text alone was kept: nothing is known of how sure it was."])
+    entropy, written = (torch.cat([getattr(c, name) for c in found.values()]) for name in ("entropy", "written"))
+    known = written[~written.isnan()]
+    below = lambda p: f"{percent(float((known < p).float().mean()))} %" if len(known) else MISSING  # noqa: E731
+    lengths = torch.tensor([len(reader.item(item).response_ids) for item in ids], dtype=torch.float32)
+    cut = sum(reader.item(item).truncated for item in ids)
+    rows = [
+        ["Entropy a token, mean", f"{significant(float(entropy.mean()), 3)} nats"],
+        ["Entropy a token, median", f"{significant(float(entropy.median()), 3)} nats"],
+        ["Tokens that it wrote with p below 0.9", below(0.9)],
+        ["Tokens that it wrote with p below 0.5", below(0.5)],
+        ["Length of a response, mean, longest", f"{float(lengths.mean()):.1f}, {int(lengths.max())} tokens"],
+        ["Cut off at the token limit", f"{cut} of {len(ids)}"],
+        *_moved(job, reader, ids),
+    ]  # fmt: skip
+    note = (
+        f"Entropy and probabilities over {len(entropy)} tokens of {len(found)} items. Where the entropy is near 0, "
+        "there is almost nothing to distil beyond the text."
     )
-    axes.set(xlabel="step", ylabel="nats a token", title=f"{get_arm(strategy).title} on {profile.name}")
-    axes.legend()
-    return figure
+    return show_table(Table("How sure the teacher was", ["Measure", "Value"], rows), note)
 
 
-def summary_table(profile: Profile) -> pd.DataFrame:
-    """summary.csv of this machine's logs."""
-    return pd.DataFrame(read_records(profile.logs / "summary.csv", SummaryRow))
+def _moved(job: Job, reader, ids: Sequence[str], most: int = 2_000) -> list[list[str]]:
+    """How much probability the priming moves, at the tokens up to where the two responses part; none if not known."""
+    import torch
+
+    plain = training_job(job.profile, unprimed().name, job.seed)
+    if job.split != "train" or plain.folder == job.folder or not (plain.folder / "manifest.json").is_file():
+        return []
+    try:
+        other, parts = open_signals(plain), []
+        for item in ids:
+            one, two = reader.item(item).response_ids, other.item(item).response_ids
+            same = next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+            count = min(same + 1, len(one), len(two))  # the rows up to the first token that differs saw the same tokens
+            rows = reader.rows(item, one).part(slice(count)), other.rows(item, two).part(slice(count))
+            parts.append(moved_probability(*rows))
+            if (most := most - count) < 0:
+                break
+    except (UserError, ValueError, AttributeError):  # captured otherwise, or no whole distributions
+        return []
+    moved = torch.cat(parts)
+    said = f"{percent(float(moved.mean()))} % over {len(moved)} tokens"
+    return [["Probability that the priming moved, up to where the responses part", said]]
 
 
-def contrasts_table(profile: Profile) -> pd.DataFrame:
-    """contrasts.csv of this machine's logs."""
-    return pd.DataFrame(read_records(profile.logs / "contrasts.csv", ContrastRow))
+def loss(profile: Profile, strategy: str, seed: int) -> Shown:
+    """Training and validation loss of one student."""
+    title = f"{get_arm(strategy).title} on {profile.name}"
+    svg = loss_curve(profile.student_folder(strategy, seed) / "loss_curve.csv", title)
+    return show_figure(svg, f"Training and validation loss of {title} over the steps, nats a token")
+
+
+def results(profile: Profile) -> Shown:
+    """The results of this machine's logs."""
+    note = "Accuracy: Wilson interval. KL to the unprimed teacher, NLL of the gold solution: nats a token, bootstrap."
+    return show_table(result_table(read_results(profile.logs)), note)
+
+
+def contrasts(profile: Profile) -> Shown:
+    """The planned contrasts of this machine's logs."""
+    found = read_results(profile.logs)
+    return show_table(contrast_table(found), how_tested(found)) if found.contrasts else show_sentences(["None."])
+
+
+def claims(profile: Profile) -> Shown:
+    """What the numbers can and cannot show."""
+    return show_sentences(findings(read_results(profile.logs)))
+
+
+def tokens(profile: Profile, item: str | None, models: Sequence[str]) -> Shown:
+    """The unprimed teacher's answer to a test item, token by token, under each model.
+
+    Args:
+        item: the one on which the last of the models is furthest from the teacher, if None.
+
+    Raises:
+        UserError: the logs keep no tokens of the item, or none of a model.
+    """
+    log = read_tokens(profile.logs)
+    if log is None:
+        raise UserError(f"{relative_name(profile.logs)} keeps no tokens: run the assessment with a teacher's signals.")
+    if unknown := [model for model in models if model not in log.models]:
+        raise UserError(f"No tokens are kept of {unknown[0]!r}: choose from {', '.join(log.models)}.")
+    if item is None:
+        sums = log.sums(models[-1])
+        item = max(sums, key=sums.get)
+    if item not in log.items:
+        raise UserError(f"No tokens are kept of the item {item!r}: choose one like {', '.join(log.items[:3])}.")
+    question = next(i.question for i in load_items(profile, "test") if i.id == item)
+    return show_texts([(item, question)]) + models_view(log, item, models)
+
+
+def primings(profile: Profile, item: str | None, strategies: Sequence[str], seed: int | None = None) -> Shown:
+    """The teacher's responses to a training item under several primings, token by token with its own entropy.
+
+    Raises:
+        UserError: a store is missing, or does not have the item.
+    """
+    item = item or load_items(profile, "train")[0].id
+    tokenizer, answers = load_tokenizer(profile.teacher), {}
+    for strategy in strategies:
+        reader = open_signals(training_job(profile, strategy, seed))
+        ids = reader.item(item).response_ids
+        rows = reader.rows(item, ids)
+        if rows is None:
+            raise UserError(f"{strategy}: the teacher's text alone was kept, and no distribution of its tokens.")
+        found = certainty_of(rows, ids)
+        answers[get_arm(strategy).title] = [_token(tokenizer, token, found, n) for n, token in enumerate(ids)]
+    question = next(i.question for i in load_items(profile, "train") if i.id == item)
+    return show_texts([(item, question)]) + teachers_view(answers)
+
+
+def _token(tokenizer, token: int, found: Certainty, place: int) -> Token:
+    written = float(found.written[place])
+    best = zip(found.top_ids[place].tolist(), found.top_probs[place].tolist(), strict=True)
+    return Token(
+        text_of(tokenizer, token), float(found.entropy[place]), None if written != written else written,
+        [(text_of(tokenizer, i), p) for i, p in best if i >= 0], {}, {},
+    )  # fmt: skip

@@ -91,6 +91,26 @@ def loss_curves(logs_folder: Path) -> str:
     return draw("loss curves", (9.6, 3.9), 2, fill)
 
 
+def loss_curve(path: Path, title: str) -> str:
+    """Training and validation loss of one student over the steps.
+
+    Raises:
+        UserError: the curve is missing or has other columns.
+    """
+    train, valid = _read_curve(Path(path))
+
+    def fill(axes):
+        axes.plot(*zip(*train, strict=True), color=PALETTE[0], linewidth=1.6, label="training loss (objective)")
+        if valid:
+            label = "validation loss (cross-entropy on gold solutions)"
+            axes.plot(*zip(*valid, strict=True), color=PALETTE[1], linewidth=1.8, marker="o", markersize=4, label=label)
+        axes.set(title=title, xlabel="Step", ylabel="Nats a token")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+
+    return draw(f"loss curve {title}", (7.5, 3.8), 1, fill)
+
+
 def _read_curve(path: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """(step, training loss) and (step, validation loss) wherever they were measured."""
     points = read_records(path, CurvePoint)

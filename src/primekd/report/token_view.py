@@ -1,0 +1,84 @@
+"""An answer of the teacher, token by token: the deeper a token's ground, the further a model is from the teacher there.
+
+Pointing at a token, or going to it with the Tab key, shows the most probable tokens of both below the text.
+"""
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from primekd.assessment.tokens import Token, TokenLog, visible
+from primekd.report.formats import percent
+from primekd.report.shown import Shown
+from primekd.statistics.families import title_of
+
+LEVELS = (0.05, 0.25, 0.7, 1.5)  # nats, from which on the ground is deeper
+SCALE = f"Ground from {', '.join(map(str, LEVELS))} nats on. Point at a token, or Tab to it, for its distributions."
+Best = list[tuple[str, float]]
+
+
+def level(nats: float) -> int:
+    """How deep a token's ground is, 0 to 4."""
+    return sum(nats >= edge for edge in LEVELS)
+
+
+def models_view(log: TokenLog, item: str, models: Sequence[str]) -> Shown:
+    """The teacher's answer under each model, coloured by KL(teacher || model)."""
+    panels = []
+    for model in models:
+        tokens = log.tokens(item, [model])
+        total = sum(t.kl[model] for t in tokens)
+        title = f"{title_of(model)}: KL to the teacher {total:.2f} nats over {len(tokens)} tokens"
+        panels.append(_panel(title, [(t.text, t.kl[model], _tip(t, t.kl[model], model)) for t in tokens]))
+    return _side(panels, f"Colour: KL(teacher || model). {SCALE}")
+
+
+def teachers_view(answers: dict[str, list[Token]]) -> Shown:
+    """Answers of the teacher under several primings (title -> tokens), coloured by its own entropy."""
+    panels = []
+    for title, tokens in answers.items():
+        mean = sum(t.entropy for t in tokens) / max(1, len(tokens))
+        said = f"{title}: {len(tokens)} tokens, entropy {mean:.3f} nats a token"
+        panels.append(_panel(said, [(t.text, t.entropy, _tip(t, None, None)) for t in tokens]))
+    return _side(panels, f"Colour: the teacher's entropy. {SCALE}")
+
+
+def _side(panels: list[tuple[Markup, str]], note: str) -> Shown:
+    html = Markup('<div class="side wide">{}</div><p class="note">{}</p>').format(
+        Markup("").join(panel for panel, _ in panels), note
+    )
+    return Shown(str(html), "\n\n".join(text for _, text in panels))
+
+
+def _panel(title: str, tokens: list[tuple[str, float, Markup]]) -> tuple[Markup, str]:
+    spans = Markup("").join(
+        Markup('<span class="tk k{}" tabindex="0">{}<span class="tip" role="note">{}</span></span>').format(
+            level(nats), _text(text), tip
+        )
+        for text, nats, tip in tokens
+    )
+    html = Markup('<figure class="tokens"><figcaption>{}</figcaption><div class="run">{}</div></figure>').format(
+        title, spans
+    )
+    marked = "".join(f"[{text}|{nats:.2f}]" if level(nats) > 1 else text for text, nats, _ in tokens)
+    return html, f"{title}\n{marked}"
+
+
+def _text(text: str) -> str:
+    """What stands on the page: a line end is seen, and is one."""
+    return visible(text).replace("⏎", "⏎\n")
+
+
+def _tip(token: Token, kl: float | None, model: str | None) -> Markup:
+    sure = "" if token.written is None else f", probability of this token {percent(token.written)} %"
+    told = f"“{visible(token.text)}”: teacher's entropy {token.entropy:.3f} nats{sure}"
+    told = told if kl is None else f"{told}; KL {kl:.3f} nats"
+    columns = [("Teacher", token.teacher)] + ([] if model is None else [(title_of(model), token.top[model])])
+    lists = Markup("").join(
+        Markup('<span class="best"><b>{}</b>{}</span>').format(name, _best(best)) for name, best in columns
+    )
+    return Markup('<span class="told">{}</span>{}').format(told, lists)
+
+
+def _best(best: Best) -> Markup:
+    return Markup("").join(Markup("<span>“{}” {} %</span>").format(visible(text), percent(p)) for text, p in best)
