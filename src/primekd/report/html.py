@@ -5,6 +5,7 @@ The same logs give the same bytes: dates come from the manifest, never from the 
 
 import base64
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from primekd.studies.results import extractor_of
 from primekd.studies.study import find_study
 
 REPORT = "report.html"
+_COMMIT = re.compile(r"\b([0-9a-f]{40})\b")  # split by it, every second part is a commit
 SCRIPTS = ("data.js", "list.js", "detail.js", "controls.js")  # in this order, in one scope
 
 
@@ -62,6 +64,7 @@ def render(profile: Profile) -> str:
         loader=FunctionLoader(lambda name: _source(f"templates/{name}")),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["commits"] = _COMMIT.split
     # Style and script are the package's own files: they are put in as they are, and hold no data.
     script = "\n".join(["(() => {", '"use strict";', *(_source(f"assets/{name}") for name in SCRIPTS), "})();"])
     own = {"style": Markup(_source("assets/report.css")), "script": Markup(script)}
@@ -123,7 +126,10 @@ def _page(profile: Profile) -> dict[str, Any]:
         "costs": lineage.costs(manifest, titles),
         "lineage": {title: lineage.model_facts(manifest, name) for name, title in titles.items()},
         "config": json.dumps(manifest.get("config", {}), indent=2, ensure_ascii=False),
-        "items": script_json(browser_data(results, logs, readings)),
+        "items": script_json(browser_data(profile.name, results, logs, readings)),
+        "models": [(name, "") for name in titles],
+        "pairs": [(row["model"], row["reference"]) for row in results.contrasts],
+        "curves": [path.stem for path in (folder / "loss_curves").glob("*.csv")],
     }
 
 
