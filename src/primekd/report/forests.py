@@ -22,12 +22,12 @@ def accuracy_forest(results: Results) -> str:
 def kl_forest(results: Results) -> str:
     """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out.
 
-    A control so far away that all students would share a third of its scale gets a panel with a scale of its own.
+    A control so far away that all students would share half of its scale or less gets a panel with a scale of its own.
     """
     rows = [row for row in results.summary if row["kl"]]
     label = "KL to the unprimed teacher, nats a token (95 % bootstrap interval)"
     students = [float(row["kl_high"]) for row in rows if row["model"] != CONTROL]
-    far = rows[0]["model"] == CONTROL and students and float(rows[0]["kl_high"]) > 3 * max(students)
+    far = rows[0]["model"] == CONTROL and students and float(rows[0]["kl_high"]) > 2 * max(students)
     return _forest("kl", rows, ["kl"], 1, label, panels=2 if far else 1)
 
 
