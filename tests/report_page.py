@@ -79,6 +79,17 @@ class Page:
         Select(self.one("#sort")).select_by_value(value)
         return self
 
+    def pick(self, side: str, model: str) -> "Page":
+        """`side`: a or b."""
+        Select(self.one(f"#{side}")).select_by_value(model)
+        return self
+
+    def follow(self, fragment: str) -> "Page":
+        """What a link to a place in the page does."""
+        self.driver.execute_script("location.hash = arguments[0]", fragment)
+        self.driver.execute_async_script("setTimeout(arguments[0], 50)")
+        return self
+
     def search(self, text: str) -> "Page":
         self.one("#search").clear()
         self.one("#search").send_keys(text)

@@ -69,6 +69,27 @@ def test_figures_are_the_same_every_time(profile):
     assert "Teacher, unprimed" not in kl_forest(results)
 
 
+def test_a_control_far_away_does_not_squash_the_students(profile):
+    path = profile.logs / "summary.csv"
+
+    def place(svg: str, number: str) -> float:
+        """Where the axis has this number."""
+        return float(re.search(rf'<text[^>]* x="([\d.]+)"[^>]*>{number}</text>', svg)[1])
+
+    def drawn(control: float) -> str:
+        rows = [row.split(",") for row in path.read_text().splitlines()]
+        kl = rows[0].index("kl")
+        for shift, row in enumerate(rows[1:-1]):
+            value = control if row[0] == "control" else 0.142 + 0.001 * shift
+            row[kl : kl + 3] = [str(value), str(value - 0.018), str(value + 0.018)]
+        path.write_text("".join(",".join(row) + "\n" for row in rows))
+        return kl_forest(read_results(profile.logs))
+
+    broken, whole = drawn(1.35), drawn(0.3)
+    assert "another scale" in broken and "another scale" not in whole
+    assert place(broken, "0.16") - place(broken, "0.13") > 100  # of 300 points
+
+
 def test_spans_count_code_points():
     text = HOSTILE[3]
     start = text.index("18")
@@ -90,6 +111,8 @@ def test_report_holds_the_answers_and_nothing_hostile(profile):
             assert "".join(answer["text"]) == HOSTILE[place]
             assert answer["text"][1:2] == ([] if place == NOTHING_FOUND else ["18"])
     assert [m["name"] for m in data["models"] if not m["student"]] == ["control", "teacher"]
+    assert data["profile"] == "ci" and data["items"][2]["answers"][1]["kl"] == 0.25  # (0.5 + 1 * 2) nats, 10 tokens
+    assert "kl" not in data["items"][2]["answers"][-1]
     assert data["extractors"] == list(EXTRACTORS)
     base = data["items"][3]["answers"][1]
     assert base["read"] == ["18", "17", "-1", "18", "18"] and "read" not in data["items"][0]["answers"][1]
@@ -104,7 +127,10 @@ def test_report_needs_no_network_and_names_its_sources(profile):
     page = write_report(profile).read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
     assert policy in page
-    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+    beside = set(re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']*)""", page))
+    curves = {f"loss_curves/{model}.csv" for model in MODELS if model not in ("control", "teacher")}
+    assert beside == curves | {f"{model}.csv" for model in MODELS} and all((profile.logs / n).is_file() for n in beside)
+    assert f'<code title="{"d" * 40}">{"d" * 7}</code>, with uncommitted changes' in page
     assert "innerHTML" not in page
     for text in ("a" * 64, "5" * 64, "7" * 64, "d" * 40, "f" * 40, hash_file(profile.logs / "control.csv")):
         assert text in page

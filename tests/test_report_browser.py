@@ -1,7 +1,9 @@
 """The report in a real browser: the item browser works by mouse and keyboard, and nothing in an answer ever runs."""
 
 import json
+import shlex
 import shutil
+import subprocess
 
 import pytest
 from report_logs import HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_published, write_study
@@ -111,7 +113,7 @@ def test_each_filter_leaves_what_it_says(small):
     assert small.shown == [1, 2, 4, 5]
     assert small.filter("right").shown == [0, 3] and small.filter("strategies").shown == []
     options = [option.text for option in small.all("#filter option")]
-    assert options[0] == "all items (6)" and options[-1] == "all right (2)"
+    assert options[0] == "all items (6)" and "all right (2)" in options
 
 
 def test_extractors_and_decisions_stand_beside_the_answer(small):
@@ -135,6 +137,108 @@ def test_sorting(small):
     assert small.sort("long").shown == list(range(len(HOSTILE)))[::-1]
     assert small.chosen == len(HOSTILE) - 1  # a new order is read from its top
     assert small.sort("file").shown == list(range(len(HOSTILE)))
+
+
+def test_every_count_opens_what_it_counts(small):
+    links = small.all("#results td a[href^='#'], #contrasts td a[href^='#']")
+    assert len(links) > 20
+    addresses = [(link.get_attribute("href"), link.text) for link in links]
+    for address, count in addresses:
+        small.follow(address[address.index("#") :])
+        assert small.count == f"{count} of 6 items."
+    # base-KD is right on 2 and 5, teacher-KD on 1 and 4.
+    address = small.one("#contrasts a[href*='a=teacher-KD'][href*='b=base-KD']").get_attribute("href")
+    assert small.follow(address[address.index("#") :]).shown == [1, 4]
+    assert (
+        small.follow("#filter=a-cut&a=ai-KD").shown == [2] and small.follow("#filter=a-wrong&a=ai-KD").count[0] == "4"
+    )
+
+
+def test_a_right_b_wrong(small):
+    assert not small.one("#a").is_displayed() and not small.one("#b").is_displayed()
+    small.filter("pair").pick("a", "control").pick("b", "base-KD")
+    assert small.shown == [0, 3] and "A right, B wrong (2)" in small.one("#filter").text
+    assert small.pick("b", "reverseKL-KD").count == "2 of 6 items." and small.pick("b", "control").count[0] == "0"
+    small.filter("a-right")
+    assert small.one("#a").is_displayed() and not small.one("#b").is_displayed() and small.shown == [0, 3]
+
+
+def test_back_leads_to_the_count_and_to_the_item_that_was_open(driver, small):
+    small.one("#contrasts a[href*='a=teacher-KD'][href*='b=base-KD']").click()
+    assert small.count == "2 of 6 items." and small.chosen == 1
+    assert driver.execute_script("return document.getElementById('items').getBoundingClientRect().top") < 200
+    small.all("#list .row")[1].click()
+    assert (
+        small.chosen == 4
+        and "#item=item-4" in driver.current_url
+        and "filter=pair&a=teacher-KD&b=base-KD" in driver.current_url
+    )
+    small.search("answer")  # typing adds nothing to what Back goes through
+    driver.back()
+    WebDriverWait(driver, 5).until(lambda d: small.count == "2 of 6 items.")
+    assert small.chosen == 1 and small.one("#search").get_property("value") == ""
+    driver.back()
+    WebDriverWait(driver, 5).until(lambda d: "#" not in d.current_url)
+
+
+def test_all_choices_are_in_the_address(driver, pages, small):
+    small.filter("pair").pick("a", "control").pick("b", "base-KD").sort("kl:ai-KD").search("question  18")
+    small.all("#models input")[-1].click()
+    small.all("#list .row")[0].click()
+    before = (small.shown, small.chosen, small.count, small.one("#detail").text)
+    address = driver.current_url
+    again = Page(driver, pages["small"], address[address.index("#") :])
+    assert (again.shown, again.chosen, again.count, again.one("#detail").text) == before and before[0]
+    assert again.one("#search").get_property("value") == "question  18" and driver.current_url == address
+    assert again.all("#models input")[-1].get_property("checked") is False and len(again.all(".answer")) == 7
+    assert "sort=kl%3Aai-KD" in address and "q=question++18" in address and "hide=teacher" in address
+    # What no page has is passed over, and an item that a filter would leave out is shown all the same.
+    assert Page(driver, pages["small"], "#filter=valueOf&sort=kl%3Anone&a=x").count == "6 of 6 items."
+    item = address[address.index("#") : address.index("&")].replace("item-" + str(before[1]), "item-1")
+    other = Page(driver, pages["small"], item + "&filter=truncated")
+    assert other.chosen == 1 and other.count == "6 of 6 items."
+
+
+def test_items_are_sorted_by_the_kl_of_a_chosen_model(small):
+    assert small.sort("kl:ai-KD").shown == [5, 4, 3, 2, 1, 0] and small.chosen == 5
+    assert "KL on the teacher's answer: 1.55 nats a token" in small.card("ai-KD").text
+    assert "KL on" not in small.card("teacher").text
+    assert "kl:teacher" not in [o.get_attribute("value") for o in small.all("#sort option")]
+    assert small.sort("kl:control").shown == list(range(6))  # all the same: as in the logs
+
+
+def test_hits_are_marked_and_stay_text(small):
+    small.search("<script> 1")
+    assert small.texts("#list .hit") == ["<script>", "1", "1"] and small.texts("#detail .question .hit")[:1] == [
+        "<script>"
+    ]
+    # The value that was read stays marked, and the hit in it is marked again.
+    assert small.texts("#detail .response > mark:not(.hit)") == ["18"] * len(MODELS)
+    assert small.texts("#detail .response mark mark.hit") == ["1"] * len(MODELS)
+    assert set(small.texts("#detail .response")) == {HOSTILE[0]} and small.all("#detail script, #list script") == []
+    small.search("8, no")  # across the end of the value
+    assert (
+        small.texts("#detail .response")[0] == HOSTILE[3]
+        and "".join(small.texts("#detail article:first-child .hit")) == "8,no"
+    )
+    assert small.search("[.*(\\").count == "0 of 6 items." and small.search("").texts(".hit") == []
+
+
+def test_a_hit_late_in_a_question_is_in_sight_in_the_list(large):
+    large.search("more")
+    rows = large.texts("#list .text")
+    assert rows and all(text.startswith("… ") and "and more." in text for text in rows)
+
+
+def test_each_answer_names_the_command_that_shows_it(small):
+    command = small.card("ai-KD").find_element(By.CSS_SELECTOR, ".command").text
+    words = ["primekd", "show", NAME.format(0), "--model", "ai-KD", "--profile", "ci"]
+    assert shlex.split(command) == words
+    assert small.card("ai-KD").find_element(By.CSS_SELECTOR, ".command").value_of_css_property("user-select") == "all"
+    quoted = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
+    ).stdout
+    assert quoted.splitlines() == words
 
 
 def test_search_finds_words_in_questions_answers_and_ids(small):
@@ -201,15 +305,15 @@ def test_an_address_names_an_item(driver, pages, small):
     assert Page(driver, pages["small"], "#item=%E0%A4%A").chosen == 0  # no address of ours, and no error
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_light_and_dark_and_on_a_narrow_page(driver, pages, scheme):
+@pytest.mark.parametrize(("scheme", "width"), [("light", 700), ("dark", 420)])
+def test_text_can_be_read_in_light_and_dark_and_on_a_narrow_page(driver, pages, scheme, width):
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    size = {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        page = Page(driver, pages["small"])
-        assert page.driver.execute_script(CONTRASTS) == []
+        page = Page(driver, pages["small"], "#filter=pair&a=control&b=base-KD&q=18")
+        assert page.all(".hit") and page.driver.execute_script(CONTRASTS) == []
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.driver.execute_script(wide) <= 0  # tables scroll in their own boxes
         page.unharmed()

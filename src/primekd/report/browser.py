@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config.arms import CONTROL, TEACHER
@@ -31,28 +32,37 @@ def refuse_other_items(folder: Path, logs: dict[str, list[LogRow]]) -> None:
             raise UserError(f"{path} has other items than the other logs: run the assessment again.")
 
 
-def browser_data(results: Results, logs: dict[str, list[LogRow]], readings: Readings) -> dict[str, Any]:
-    """What the page's script needs: models, extractors, and items with one answer a model in the same order.
+def browser_data(profile: str, results: Results, logs: dict[str, list[LogRow]], readings: Readings) -> dict[str, Any]:
+    """What the page's script needs: profile, models, extractors, and items with one answer a model in the same order.
 
     An answer's `text` is [before, marked, after], or [all] where no number was found. It is cut here because spans
     count code points and JavaScript counts UTF-16 units. `read` are the values of the extractors, in their order and
-    only where they differ; without it all of them gave `found`.
+    only where they differ; without it all of them gave `found`. `kl` is in nats a token of the teacher's answer.
 
     Raises:
-        UserError: extractors.csv has no row for an answer.
+        UserError: extractors.csv has no row for an answer, or held-out.csv cannot be read.
     """
-    titles = results.titles
+    titles, kl = results.titles, _distances(results.folder / "held-out.csv")
     models = [{"name": n, "title": titles[n], "student": n not in (CONTROL, TEACHER)} for n in logs]
     items = [
         {
             "id": answers[0].id,
             "question": answers[0].question,
             "gold": answers[0].gold,
-            "answers": [_answer(row, _read(readings, name, row)) for name, row in zip(logs, answers, strict=True)],
+            "answers": [
+                _answer(r, _read(readings, n, r)) | kl.get((n, r.id), {}) for n, r in zip(logs, answers, strict=True)
+            ],
         }
         for answers in zip(*logs.values(), strict=True)
     ]
-    return {"models": models, "extractors": list(EXTRACTORS) if readings else [], "items": items}
+    extractors = list(EXTRACTORS) if readings else []
+    return {"profile": profile, "models": models, "extractors": extractors, "items": items}
+
+
+def _distances(path: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """(model, item) -> {"kl": nats a token}; four digits, so that the page stays small."""
+    rows = read_rows(path) if path.is_file() else []
+    return {(r.model, r.id): {"kl": float(f"{r.kl / r.teacher_tokens:.4g}")} for r in rows if r.kl is not None}
 
 
 def _read(readings: Readings, model: str, row: LogRow) -> list[str]:

@@ -1,6 +1,7 @@
 """Figures of dots and intervals: accuracies, differences, distances to the teacher, and extractors."""
 
 from primekd.assessment.reading import EXTRACTORS
+from primekd.config.arms import CONTROL
 from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import interval, percent
 from primekd.report.results import Results, Row
@@ -19,31 +20,53 @@ def accuracy_forest(results: Results) -> str:
 
 
 def kl_forest(results: Results) -> str:
-    """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out."""
+    """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out.
+
+    A control so far away that all students would share half of its scale or less gets a panel with a scale of its own.
+    """
     rows = [row for row in results.summary if row["kl"]]
-    return _forest("kl", rows, ["kl"], 1, "KL to the unprimed teacher, nats a token (95 % bootstrap interval)")
+    label = "KL to the unprimed teacher, nats a token (95 % bootstrap interval)"
+    students = [float(row["kl_high"]) for row in rows if row["model"] != CONTROL]
+    far = rows[0]["model"] == CONTROL and students and float(rows[0]["kl_high"]) > 2 * max(students)
+    return _forest("kl", rows, ["kl"], 1, label, panels=2 if far else 1)
 
 
-def _forest(name: str, rows: list[Row], measures: list[str], scale: float, label: str, *write) -> str:
-    def fill(axes):
+def _forest(name: str, rows: list[Row], measures: list[str], scale: float, label: str, *write, panels=1) -> str:
+    """One line a row; with two panels the first row, the control, has the second one for itself."""
+
+    def fill(axes, far=None):
         for place, row in enumerate(rows):
-            colour = _colour(row["model"], place)
+            colour, panel = _colour(row["model"], place), far if far and not place else axes
             for shift, measure in zip(_shifts(len(measures), 0.17), measures, strict=True):
                 value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
                 y, face = place + shift, colour if measure == measures[0] else "#ffffff"
-                axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-                axes.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=6, clip_on=False, zorder=3)
+                panel.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+                panel.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=6, clip_on=False, zorder=3)
             # The number itself, so that no one has to read it off the axis.
-            _write_beside(axes, place, interval(row, measures[0], *write))
+            _write_beside(far or axes, place, interval(row, measures[0], *write))
         _rows(axes, [row["title"] for row in rows])
         axes.set_xlabel(label)
-        axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")  # no "1e-5" set aside at the axis' end
-        if rows and rows[0]["model"] == "control":
+        if far:
+            _set_apart(axes, far, len(rows))
+            return
+        axes.set_xlim(left=0)
+        if rows and rows[0]["model"] == CONTROL:
             axes.axvline(scale * float(rows[0][measures[0]]), color=SOFT, linewidth=1, linestyle=":")
 
     height = 0.34 if len(measures) == 1 else 0.46
-    return draw(name, (7.6, 1.0 + height * len(rows)), 1, fill)
+    return draw(name, (7.6, 1.0 + height * len(rows)), panels, fill)
+
+
+def _set_apart(axes, far, count: int) -> None:
+    """Shows that the second panel has another scale."""
+    axes.get_gridspec().set_width_ratios([4, 1])
+    axes.set_title("Students", fontsize=10)
+    far.set_title("Control, another scale", fontsize=10)
+    far.margins(x=0.3)
+    far.locator_params(axis="x", nbins=3)
+    far.spines["left"].set_linestyle((0, (2, 3)))
+    _rows(far, [""] * count)
 
 
 def contrast_forest(results: Results) -> str:

@@ -4,6 +4,7 @@ Tables are those of the README and the report (`cells.Table`). Everything that i
 """
 
 import base64
+import re
 from functools import cache
 from importlib.resources import files
 
@@ -11,6 +12,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from primekd.report.cells import Table, to_text
+
+COMMIT = re.compile(r"\b([0-9a-f]{40})\b")  # split by it, every second part is a commit
 
 
 def source(name: str) -> str:
@@ -21,10 +24,12 @@ def source(name: str) -> str:
 @cache
 def templates() -> Environment:
     """The templates; everything in double braces is escaped."""
-    return Environment(
+    found = Environment(
         loader=FunctionLoader(lambda name: source(f"templates/{name}")),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    found.filters["commits"] = COMMIT.split
+    return found
 
 
 @cache

@@ -5,6 +5,7 @@ const NOT_FOUND = "-1"; // how a log writes that no value was found
 const data = JSON.parse(document.getElementById("item-data").textContent);
 const byId = (id) => document.getElementById(id);
 const hidden = new Set(); // places of the models that are switched off
+const pair = { a: 0, b: 0 }; // places of the models that the last filters are about
 data.items.forEach((item, place) => { item.place = place; });
 
 function element(tag, className, text) {
@@ -57,6 +58,10 @@ const FILTERS = {
   adjudicated: (item) => visible(item).some((answer) => answer.byHand),
   wrong: (item) => rights(visible(item)) === 0,
   right: (item) => rights(visible(item)) === visible(item).length,
+  "a-right": (item) => item.answers[pair.a].right,
+  "a-wrong": (item) => !item.answers[pair.a].right,
+  "a-cut": (item) => item.answers[pair.a].cut,
+  pair: (item) => item.answers[pair.a].right && !item.answers[pair.b].right,
 };
 
 // What items are sorted by, computed once for each; ties keep the order of the logs.
@@ -67,8 +72,37 @@ const SORTS = {
   long: (item) => -longest(item),
   id: (item) => item.id,
 };
+data.models.forEach((model, place) => {
+  SORTS[`kl:${model.name}`] = (item) => -(item.answers[place].kl ?? -Infinity); // unknown ones last
+});
 
-function matching(words, filter, sort) {
+// What is searched for: words, all of which an item has, and a pattern that finds any of them.
+let words = [], pattern = null;
+function seek(text) {
+  words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const escaped = words.map((word) => word.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&")).sort((a, b) => b.length - a.length);
+  pattern = words.length ? new RegExp(escaped.join("|"), "giu") : null;
+}
+
+// Where in a text the search has hits, as [start, end].
+function hits(text) {
+  return pattern ? [...text.matchAll(pattern)].map((hit) => [hit.index, hit.index + hit[0].length]) : [];
+}
+
+// Adds text to an element, with the hits in it marked. `from`: where in a longer text, whose hits are given, it begins.
+function write(parent, text, found = hits(text), from = 0) {
+  let at = 0;
+  for (const hit of found) {
+    const start = Math.max(hit[0] - from, at), end = Math.min(hit[1] - from, text.length);
+    if (start >= end) continue;
+    parent.append(text.slice(at, start), element("mark", "hit", text.slice(start, end)));
+    at = end;
+  }
+  parent.append(text.slice(at));
+  return parent;
+}
+
+function matching(filter, sort) {
   const passes = FILTERS[filter], key = SORTS[sort];
   const found = data.items.filter((item) => passes(item) && words.every((word) => haystack(item).includes(word)));
   if (sort === "file") return found;

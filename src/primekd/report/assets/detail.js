@@ -1,6 +1,6 @@
 // The item browser, 3: one item with every model's answer to it, side by side.
 const detail = byId("detail");
-const addressOf = (item) => `#item=${encodeURIComponent(item.id)}`;
+const addressOf = (item) => `#${new URLSearchParams({ item: item.id })}`;
 
 function showNothing() {
   detail.replaceChildren(element("p", "note", "No item passes the search and the filter."));
@@ -8,27 +8,34 @@ function showNothing() {
 
 function show(item, place) {
   const facts = element("p", "note", `Item ${place + 1} of ${shown.length} · `);
-  const link = element("a", "", item.id);
+  const link = write(element("a"), item.id);
   link.href = addressOf(item);
   link.title = "The address of this item, to cite it";
   facts.append(link);
-  const question = element("p", "question", item.question);
+  const question = write(element("p", "question"), item.question);
   question.dir = "auto";
   const gold = element("p", "", "Gold answer: ");
-  gold.append(element("strong", "", item.gold));
+  gold.append(write(element("strong"), item.gold));
   const cards = element("div", "answers");
   item.answers.forEach((answer, model) => {
     if (!hidden.has(model)) cards.append(card(data.models[model], answer, item));
   });
-  detail.replaceChildren(facts, question, gold, cards);
+  const tokens = element("div", "tokens");
+  detail.replaceChildren(facts, question, gold, cards, tokens);
+  showTokens(item, tokens);
   for (const box of cards.querySelectorAll(".response")) reveal(box);
+}
+
+// The place of a view token by token: it fills `container`, which is empty and stands below the answers to `item`.
+function showTokens(item, container) {
+  container.hidden = true; // the page has no tokens yet
 }
 
 // A long answer scrolls in its box: by keyboard too, and with the marked number in sight.
 function reveal(box) {
   if (box.scrollHeight <= box.clientHeight) return;
   box.tabIndex = 0;
-  const mark = box.querySelector("mark");
+  const mark = box.querySelector(".hit") || box.querySelector("mark");
   if (!mark) return;
   const below = mark.getBoundingClientRect().bottom - box.getBoundingClientRect().top - box.clientHeight;
   if (below > 0) box.scrollTop = below + box.clientHeight / 3;
@@ -44,10 +51,30 @@ function card(model, answer, item) {
   verdict.append(` · ${answer.tokens} tokens`);
   if (answer.cut) verdict.append(" · ", element("strong", "wrong", "truncated"));
   made.append(heading, verdict);
+  if (answer.kl !== undefined) {
+    const distance = element("p", "verdict", `KL on the teacher's answer: ${answer.kl.toPrecision(3)} nats a token`);
+    distance.title = "From the teacher to this model, token by token on the teacher's answer, not on the one below";
+    made.append(distance);
+  }
   if (answer.byHand) made.append(decision(answer));
   made.append(response(answer));
   if (data.extractors.length) made.append(readers(answer, item));
+  made.append(command(item, model));
   return made;
+}
+
+// What to type in a terminal to see where this answer came from; a click chooses all of it, to be copied.
+function command(item, model) {
+  const made = element("p", "note", "In a terminal: ");
+  const typed = ["primekd", "show", item.id, "--model", model.name, "--profile", data.profile].map(quoted).join(" ");
+  made.append(element("code", "command", typed));
+  return made;
+}
+
+// A word as a shell takes it. Ids are foreign: nothing in one may run, and none may hold what a terminal obeys.
+function quoted(word) {
+  const plain = word.replace(/\p{C}/gu, "?");
+  return /^[\w.:@%+=,/-]+$/.test(plain) ? plain : `'${plain.replaceAll("'", "'\\''")}'`;
 }
 
 function judged(right) {
@@ -69,7 +96,13 @@ function response(answer) {
     const empty = whole ? `(${whole.length} characters, all of them white space)` : "(empty)";
     made.append(element("span", "note", empty));
   } else {
-    answer.text.forEach((part, index) => made.append(index === 1 ? element("mark", "", part) : part));
+    const found = hits(whole);
+    let from = 0;
+    answer.text.forEach((part, index) => {
+      const place = index === 1 ? element("mark") : document.createDocumentFragment();
+      made.append(write(place, part, found, from));
+      from += part.length;
+    });
   }
   return made;
 }

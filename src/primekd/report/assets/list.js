@@ -55,7 +55,7 @@ function row(item, place) {
   made.setAttribute("aria-posinset", String(place + 1));
   made.setAttribute("aria-setsize", String(shown.length));
   made.style.top = `${place * rowHeight}px`;
-  const text = element("div", "text", item.question);
+  const text = write(element("div", "text"), excerpt(item.question));
   text.dir = "auto";
   const signs = element("div", "signs");
   signs.setAttribute("role", "img");
@@ -65,12 +65,20 @@ function row(item, place) {
   if (FILTERS.extractors(item)) marks.push("extractors disagree");
   if (marks.length) signs.append(element("span", "note", ` ${marks.join(" · ")}`));
   made.append(text, signs);
-  made.addEventListener("click", () => select(item, false));
+  made.addEventListener("click", () => {
+    select(item);
+    remember(true);
+  });
   return made;
 }
 
-// Shows an item; `quiet` leaves the address as it is.
-function select(item, quiet) {
+// A row shows two lines: they begin a little before the first hit where that would be out of sight.
+function excerpt(text) {
+  const first = hits(text)[0];
+  return first && first[0] > 60 ? `… ${text.slice(text.indexOf(" ", first[0] - 30) + 1 || first[0])}` : text;
+}
+
+function select(item) {
   const before = chosen && byId(`row-${chosen.place}`);
   if (before) before.setAttribute("aria-selected", "false");
   chosen = item;
@@ -89,7 +97,6 @@ function select(item, quiet) {
   here.setAttribute("aria-selected", "true");
   list.setAttribute("aria-activedescendant", here.id);
   show(item, place);
-  if (!quiet) remember(item);
 }
 
 let painting = false;
