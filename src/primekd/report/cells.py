@@ -93,7 +93,14 @@ def to_text(table: Table) -> str:
         grid.add_row(*(Text(_plain(cell)) for cell in row))
     # Not the caller's terminal: no colours, no detection, the same bytes everywhere.
     out = io.StringIO()
-    Console(file=out, width=TERMINAL_WIDTH, color_system=None, force_terminal=False, legacy_windows=False).print(grid)
+    Console(
+        file=out,
+        width=TERMINAL_WIDTH,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        legacy_windows=False,
+    ).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
