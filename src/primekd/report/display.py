@@ -15,7 +15,15 @@ from primekd.report.cells import Table
 from primekd.report.figures import loss_curve
 from primekd.report.formats import MISSING, duration, percent, significant
 from primekd.report.results import contrast_table, findings, how_tested, read_results, result_table
-from primekd.report.shown import Shown, show_facts, show_figure, show_sentences, show_table, show_texts
+from primekd.report.shown import (
+    Shown,
+    show_facts,
+    show_figure,
+    show_sentences,
+    show_table,
+    show_texts,
+    side_by_side,
+)
 from primekd.report.token_view import models_view, teachers_view
 from primekd.signals.certainty import Certainty, certainty_of, moved_probability, read_certainty
 from primekd.signals.manifest import read_store
@@ -29,7 +37,7 @@ def settings(profile: Profile, *first: str) -> Shown:
     plain = [(name, str(value)) for name, value in resolved.items() if name not in sections]
     shown = [show_facts(_flat(sections[name]), name) for name in first if name in sections]
     rest = [show_facts(_flat(values), name, folded=True) for name, values in sections.items() if name not in first]
-    return _sum([*shown, show_facts(plain, "profile", folded=True), *rest])
+    return side_by_side(shown) + _sum([show_facts(plain, "profile", folded=True), *rest])
 
 
 def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
@@ -89,7 +97,10 @@ def signals(job: Job) -> Shown:
         ("Items, response tokens", f"{manifest['items']}, {tokens}"),
         ("Size", f"{size / 2**20:.1f} MiB, {size / max(1, tokens):.0f} bytes a token"),
         ("Time", duration(sum(s["seconds"] for s in manifest["sessions"]))),
-        *((f"Rebuilt logits against the engine's: {key.replace('_', ' ')}", str(v)) for key, v in rebuilt.items()),
+        *(
+            (f"Rebuilt logits against the engine's: {key.replace('_', ' ')}", significant(v, 3))
+            for key, v in rebuilt.items()
+        ),
     ]
     return show_facts(rows)
 

@@ -2,7 +2,6 @@
 
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config.arms import CONTROL
-from primekd.config.arms import CONTROL
 from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import interval, percent
 from primekd.report.results import Results, Row
@@ -23,18 +22,16 @@ def accuracy_forest(results: Results) -> str:
 def kl_forest(results: Results) -> str:
     """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out.
 
-    A control so far away that all students would share a third of its scale gets a panel with a scale of its own.
+    A control so far away that all students would share half of its scale or less gets a panel with a scale of its own.
     """
     rows = [row for row in results.summary if row["kl"]]
     label = "KL to the unprimed teacher, nats a token (95 % bootstrap interval)"
     students = [float(row["kl_high"]) for row in rows if row["model"] != CONTROL]
-    far = rows[0]["model"] == CONTROL and students and float(rows[0]["kl_high"]) > 3 * max(students)
+    far = rows[0]["model"] == CONTROL and students and float(rows[0]["kl_high"]) > 2 * max(students)
     return _forest("kl", rows, ["kl"], 1, label, panels=2 if far else 1)
 
 
-def _forest(
-    name: str, rows: list[Row], measures: list[str], scale: float, label: str, *write, panels: int = 1
-) -> str:  # fmt: skip
+def _forest(name: str, rows: list[Row], measures: list[str], scale: float, label: str, *write, panels=1) -> str:
     """One line a row; with two panels the first row, the control, has the second one for itself."""
 
     def fill(axes, far=None):

@@ -91,6 +91,12 @@ def show_figure(svg: str, alt: str, caption: str = "") -> Shown:
     return Shown(_macro("figure", address, alt, caption or alt), f"[figure: {alt}]", svg)
 
 
+def side_by_side(parts: list[Shown]) -> Shown:
+    """Several things beside each other, or below each other on a narrow page."""
+    html = "".join(f"<div>{part.html}</div>" for part in parts)
+    return Shown(f'<div class="side">{html}</div>', "\n\n".join(part.text for part in parts))
+
+
 def show_sentences(sentences: list[str]) -> Shown:
     """Sentences, one a line of a list."""
     items = Markup("").join(Markup("<li>{}</li>").format(sentence) for sentence in sentences)
