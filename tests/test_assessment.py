@@ -31,7 +31,7 @@ from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import read_json, read_manifest, write_json
 from primekd.foundation.stage_code import ask_anew, forget_wishes, stage_code
 from primekd.foundation.tables import read_table, write_table
-from primekd.models import chat
+from primekd.models import chat, model_hash
 from primekd.models.chat import build_prompt
 from primekd.report.formats import p_value, percent
 from primekd.report.html import render
@@ -1109,6 +1109,7 @@ def test_the_lineage_names_what_was_trained_on_and_not_what_lies_there_today(stu
     rows = dict(model_facts({"models": {"base-KD": facts}}, "base-KD"))
     assert rows["Shards trained on"] == f"shard-00000 {trained['shards']['shard-00000.safetensors'][:16]}"
     assert rows["Commit of answers"] == rows["Commit of held-out fit"] == "unknown"
+    assert rows["Base model sha256"] == model_hash(study.student.model) and "Student sha256" not in rows
 
 
 def test_a_student_trained_on_other_shards_than_lie_here_is_found(study):

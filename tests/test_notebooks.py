@@ -67,6 +67,18 @@ def test_every_strategy_has_its_notebooks():
     assert names == {*taught, *students, *others}
 
 
+def test_inference_notebooks_say_which_engines_keep_rows_while_they_generate():
+    from primekd.teachers import api, exllamav2_engine, llamacpp_engine, protocol, transformers_engine, vllm_engine
+
+    ones = (transformers_engine.TransformersEngine, llamacpp_engine.LlamaCppEngine)
+    twos = (api.ApiEngine, exllamav2_engine.ExLlamaV2Engine, vllm_engine.VllmEngine)
+    assert [e.generate_scored is protocol.generate_then_score for e in (*ones, *twos)] == [False] * 2 + [True] * 3
+    for strategy in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD"):
+        cells = nbformat.read(ROOT / strategy / "inference_gsm8k.ipynb", 4).cells
+        [text] = [cell.source for cell in cells if "distribution at each token" in cell.source]
+        assert "while it generates with transformers and llama.cpp, in a second pass over the response" in text
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_notebooks_are_thin_and_stripped(path: Path):
     notebook = nbformat.read(path, as_version=4)

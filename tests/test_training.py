@@ -456,7 +456,8 @@ def test_the_adapter_loads_with_peft_alone_and_answers_as_the_trained_student(
     trainer.train()
     student = trainer.model.model.eval()
     save_adapter(student, tmp_path, lively)
-    assert read_json(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"] == lively
+    named = read_json(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"]
+    assert named == lively.removeprefix("path:")
 
     base = AutoModelForCausalLM.from_pretrained(lively.removeprefix("path:"))
     ids = torch.tensor([examples[0].sequence.input_ids])

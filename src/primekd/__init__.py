@@ -1,3 +1,16 @@
-"""primekd: does the way a teacher is prompted change how much a student learns from its logits?"""
+"""primekd: does the way a teacher is prompted change how much a student learns from its logits?
+
+`primekd.load_student(folder)` gives the model and the tokenizer of a trained student.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["load_student"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_student":  # when it is asked for: it imports torch's world, and no stage's code depends on it
+        return import_module("primekd.models.trained").load_student
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,29 @@
 """LoRA adapters and the base models that they belong to."""
 
+import os
 from pathlib import Path
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, read_json, read_manifest, relative_name
+from primekd.foundation.provenance import MANIFEST, project_root, read_json, read_manifest, relative_name
 from primekd.models.folders import model_hash
+from primekd.models.reference import SCHEMES, parse_reference
+
+
+def base_name(model: str) -> tuple[str, str | None]:
+    """What adapter_config.json calls a base model, and its revision: names that peft can load, where there are any.
+
+    A hub model is `owner/name` and the revision that the reference names. A folder is its path, relative to the
+    checkout where it lies in it. A GGUF file has no name that peft could load: it keeps its reference.
+    """
+    reference = parse_reference(model)
+    if reference.scheme == "hub":
+        return reference.repository, reference.target.partition("@")[2] or None
+    if reference.scheme == "path" and not reference.is_gguf:
+        folder = Path(os.path.normpath(project_root() / reference.target))
+        return (
+            folder.relative_to(project_root()) if folder.is_relative_to(project_root()) else folder
+        ).as_posix(), None
+    return model, None
 
 
 def require_same_base(adapter: Path, model: str) -> None:
@@ -36,6 +55,6 @@ def require_same_base(adapter: Path, model: str) -> None:
         )
 
 
-def _name(reference: str | None) -> str | None:
-    # Adapters from elsewhere name a hub model plainly: owner/name, without scheme and revision.
-    return reference and reference.removeprefix("hub:").partition("@")[0]
+def _name(base: str | None) -> str | None:
+    # Adapters from elsewhere name a model plainly, older ones of ours by its reference.
+    return base_name(base)[0] if base and base.partition(":")[0] in SCHEMES else base

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from primekd.config import Architecture, LoraSettings, StudentConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, sync_folder
+from primekd.models.adapters import base_name
 from primekd.models.loading import best_device, load_model
 from primekd.models.tokenizers import load_tokenizer
 
@@ -101,7 +102,7 @@ def with_adapter(base, lora: LoraSettings, dtype: str):
 def save_adapter(student, folder: Path, model: str, weights: "dict[str, Tensor] | None" = None) -> list[Path]:
     """Writes adapter/ whole or not at all; returns its files. `weights`: where `student` itself holds only shards."""
     for config in student.peft_config.values():
-        config.base_model_name_or_path = model  # the reference, not the path of this machine
+        config.base_model_name_or_path, config.revision = base_name(model)  # not the path of this machine
 
     def write(target: Path) -> None:
         student.save_pretrained(target, state_dict=weights, save_embedding_layers=False)

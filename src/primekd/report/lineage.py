@@ -81,7 +81,7 @@ def _of_student(facts: dict[str, Any], loss: dict[str, Any]) -> Facts:
     inputs, adapters = facts.get("inputs", {}), weight_hashes(facts)
     student = (inputs.get("student") or {}).get("model_sha256")
     own = {key: value for key, value in inputs.get("loss", {}).items() if value != loss.get(key)}
-    rows = [("Seed", _plain(inputs.get("seed"))), ("Student sha256", _plain(student))]
+    rows = [("Seed", _plain(inputs.get("seed"))), ("Base model sha256", _plain(student))]
     rows.append(("Loss, where it is not the profile's", _named(own, *own)))
     rows += [(f"{Path(name).name} sha256", digest) for name, digest in adapters.items()]
     rows += [
