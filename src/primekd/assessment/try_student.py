@@ -1,36 +1,334 @@
-"""Asking the control and some students one question, for `inference/try_student.ipynb`."""
+"""Asking control, students and teacher one question: one loaded base whose adapters are switched, answers streamed."""
 
-from collections.abc import Sequence
+import html
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 
-import pandas as pd
-
-from primekd.assessment.reading import extract
+from primekd.assessment.decisions.session import readable, spoken
+from primekd.assessment.reading import EXTRACTORS, extract
+from primekd.assessment.serving import MERGED, serving_folder
+from primekd.assessment.students import require_control
+from primekd.capture.primings import priming_of
 from primekd.config import Profile
+from primekd.config.arms import CONTROL, TEACHER, Arm, arms_of, get_arm
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, relative_name
-from primekd.models import load_tokenizer
-from primekd.models.chat import build_prompt, decode_response
+from primekd.foundation.provenance import MANIFEST, read_json, relative_name
+from primekd.models import is_present, load_tokenizer
+from primekd.models.chat import Priming, Prompt, build_prompt, decode_response
+from primekd.teachers.protocol import Sampling
+
+INTERVAL = 0.1  # seconds between two looks at an answer in the making
+STREAMING = ("transformers", "llamacpp")  # engines that run in this process and can be overheard
+BOX = "margin:0;white-space:pre-wrap;overflow-wrap:anywhere;text-align:left;font:inherit;line-height:1.4"
+COLOURS = "color:var(--jp-content-font-color1,inherit);background:var(--jp-layout-color1,transparent)"
 
 
-def ask(profile: Profile, question: str, strategies: Sequence[str]) -> pd.DataFrame:
-    """Greedy answers of the control and one student a strategy, and the number that is read from each.
+@dataclass(frozen=True)
+class Reply:
+    """One model's answer.
+
+    Attributes:
+        tokens: of the answer, with the one that ends it. seconds: from the prompt's first to the answer's last token.
+        truncated: cut off at the profile's limit of new tokens. stopped: by whoever asked.
+        values: extractor -> what it reads, in words.
+    """
+
+    name: str
+    text: str
+    tokens: int
+    seconds: float
+    truncated: bool
+    stopped: bool
+    values: dict[str, str]
+
+    @property
+    def facts(self) -> str:
+        """Length, speed and ending in words."""
+        ended = "stopped" if self.stopped else "cut off at the limit" if self.truncated else "complete"
+        return f"{self.tokens} tokens, {self.tokens / max(self.seconds, 1e-9):.1f} tokens/s, {ended}"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A question and its answers; a notebook shows them as a table, a terminal as text, both of them whole."""
+
+    question: str
+    replies: list[Reply]
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th style="text-align:left">{title}</th>' for title in ("Model", "Answer", "Read as"))
+        rows = "".join(map(_row, self.replies))
+        return (
+            f'<pre style="{BOX}">{escape(self.question)}</pre><table style="{COLOURS};width:100%">'
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{reply.name} ({reply.facts}; {_read_as(reply, ', ')})\n{readable(reply.text)}" for reply in self.replies
+        ]
+        return "\n\n".join([readable(self.question), *parts])
+
+
+def escape(text: str) -> str:
+    """Foreign text for HTML: nothing in it is run, or turns the direction of reading."""
+    return html.escape(readable(text))
+
+
+def _row(reply: Reply) -> str:
+    about, values = f"<b>{escape(reply.name)}</b>\n{reply.facts}", escape(_read_as(reply, "\n"))
+    cells = "".join(f'<td style="vertical-align:top;text-align:left"><pre style="{BOX}">{text}</pre></td>'
+                    for text in (about, escape(reply.text), values))  # fmt: skip
+    return f"<tr>{cells}</tr>"
+
+
+def _read_as(reply: Reply, between: str) -> str:
+    return between.join(f"{extractor}: {value}" for extractor, value in reply.values.items())
+
+
+class _Stopped(Exception):
+    """Ends a generation from within."""
+
+
+class Stream:
+    """One answer in the making. Iterate over its text so far, at most ten times a second; the last one is all of it.
+
+    Attributes:
+        reply: once the iteration is over.
+    """
+
+    def __init__(self, name: str, question: str, tokenizer, prompt: Prompt, engine, limit: int):
+        self.name, self._question, self._tokenizer = name, question, tokenizer
+        self._prompt, self._engine, self._limit = prompt, engine, limit
+        self._ids: list[int] = []
+        self._stop, self._response, self._error, self.reply = False, None, None, None
+
+    def stop(self) -> None:
+        """Ends the answer at the next token; what there is of it stays."""
+        self._stop = True
+
+    def __iter__(self) -> Iterator[str]:
+        thread, start, shown = threading.Thread(target=self._generate, daemon=True), time.perf_counter(), ""
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(INTERVAL)
+                # Bytes of a character whose other tokens are still to come are no text yet.
+                if thread.is_alive() and (text := self._text(self._ids).rstrip("\ufffd")) != shown:
+                    shown = text
+                    yield text
+        finally:
+            self.stop()  # whoever leaves early wants no more of it
+            thread.join()
+        if self._error:
+            raise self._error
+        self.reply = self._finish(time.perf_counter() - start)
+        yield self.reply.text
+
+    def _generate(self) -> None:
+        try:
+            with _overheard(self._engine, self._hear):
+                [self._response] = self._engine.generate([self._prompt], Sampling(self._limit))
+        except _Stopped:
+            pass
+        except Exception as error:  # raised again by the thread that asked
+            self._error = error
+
+    def _hear(self, token: int | None) -> None:
+        if token is not None:
+            self._ids.append(token)
+        if self._stop:
+            raise _Stopped
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return decode_response(self._tokenizer, list(ids))
+
+    def _finish(self, seconds: float) -> Reply:
+        stopped, ids = self._response is None, self._response.ids if self._response else self._ids
+        truncated, text = stopped or self._response.truncated, self._text(ids)
+        values = {e: spoken(extract(text, e, truncated, self._question).text) for e in EXTRACTORS}
+        return Reply(self.name, text, len(ids), seconds, truncated, stopped, values)
+
+
+@contextmanager
+def _overheard(engine, hear: Callable[[int | None], None]):
+    """While `engine` generates one response, calls `hear` with each token before the next one is made (None before the
+    first, from some engines); what `hear` raises ends the generation. The engine's own path stays as it is."""
+    if engine.name == "transformers":
+        passes = count()
+
+        def before(_module, arguments, named) -> None:
+            ids = named["input_ids"] if "input_ids" in named else arguments[0]
+            hear(int(ids[0, -1]) if next(passes) else None)
+
+        hook = engine.decoder.register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+    else:
+        step = engine._step
+
+        def heard(context, active, *rest) -> None:
+            step(context, active, *rest)
+            for answer in active.values():
+                hear(answer.ids[-1])
+
+        engine._step = heard
+        try:
+            yield
+        finally:
+            del engine._step
+
+
+class Asker:
+    """Control, trained students and teacher of a profile. Base and teacher are loaded when first asked, and stay.
 
     Raises:
-        UserError: a strategy has no trained student.
+        UserError: students of this profile have no base beside which they could be asked.
     """
-    from primekd.teachers import Sampling
-    from primekd.teachers.transformers_engine import TransformersEngine
 
-    tokenizer = load_tokenizer(profile.student)
-    prompt = build_prompt(tokenizer, question)
-    rows = []
-    for name in ["control", *strategies]:
-        folder = None if name == "control" else profile.student_folder(name)
-        if folder and not (folder / MANIFEST).is_file():
-            raise UserError(f"{relative_name(folder)} has no student: run {name}/distill.ipynb first.")
-        adapter = folder / "adapter" if folder else None
-        student = profile.student
-        engine = TransformersEngine(student.model, student.dtype, 1, adapter, student.quantization, tokenizer)
-        text = decode_response(tokenizer, engine.generate([prompt], Sampling(profile.max_new_tokens))[0].ids)
-        rows.append((name, text, extract(text).text))
-    return pd.DataFrame(rows, columns=["model", "answer", "read as"])
+    def __init__(self, profile: Profile):
+        require_control(profile)
+        self.profile, self.arms = profile, arms_of(profile)
+
+    @property
+    def trained(self) -> list[str]:
+        """The arms that have a student, in their order."""
+        return [name for name in self.arms if (self.profile.student_folder(name) / MANIFEST).is_file()]
+
+    @property
+    def no_teacher(self) -> str:
+        """Why the teacher cannot be asked here, in one sentence; empty where it can."""
+        teacher = self.profile.teacher
+        if teacher.engine not in STREAMING:
+            return f"The playground does not open the engine {teacher.engine}."
+        return "" if is_present(teacher.model) else "Its model is not here: run inference/get_models.ipynb."
+
+    @property
+    def primed(self) -> dict[str, Arm]:
+        """The arms whose teacher reads a priming text."""
+        return {name: arm for name, arm in self.arms.items() if arm.priming}
+
+    def priming(self, arm: str) -> Priming | None:
+        """What the teacher reads under an arm."""
+        return priming_of(get_arm(arm), self.profile.teacher)
+
+    def own_priming(self, text: str) -> Priming:
+        """A text of one's own, placed as the profile places primings. Raises UserError if it is empty."""
+        teacher = self.profile.teacher
+        if not text.strip():
+            raise UserError("There is no priming text of your own: type one, or choose another priming.")
+        return Priming(text.strip(), teacher.priming_placement, teacher.priming_mode)
+
+    def load(self) -> None:
+        """Loads the base and all adapters, if they are not loaded yet. Raises UserError if one cannot be."""
+        _ = self._base
+
+    def stream(self, name: str, question: str, priming: Priming | None = None) -> Stream:
+        """The greedy answer of `control`, `teacher` or an arm's student. `priming` is read by the teacher alone.
+
+        Iterate over one stream before the next one is asked for: they share a base.
+
+        Raises:
+            UserError: there is no question, no such model or no trained student, or a text cannot be in a prompt.
+        """
+        if not question.strip():
+            raise UserError("There is no question: type one.")
+        if name == TEACHER:
+            return self._stream_teacher(question, priming)
+        if name != CONTROL:
+            require_trained(self.profile, name)
+        tokenizer = load_tokenizer(self.profile.student)
+        prompt = build_prompt(tokenizer, question)
+        engine, adapters = self._base
+        # The head is what a student's logits are made with: where an adapter changes it, it is switched as well.
+        engine._output = adapters.wear(None if name == CONTROL else name)
+        engine.__dict__.pop("_head", None)
+        return Stream(name, question, tokenizer, prompt, engine, self.profile.max_new_tokens)
+
+    def _stream_teacher(self, question: str, priming: Priming | None) -> Stream:
+        if self.no_teacher:
+            raise UserError(f"The teacher cannot be asked: {self.no_teacher}")
+        tokenizer = load_tokenizer(self.profile.teacher)
+        prompt = build_prompt(tokenizer, question, priming)
+        return Stream(TEACHER, question, tokenizer, prompt, self._teacher, self.profile.max_new_tokens)
+
+    @cached_property
+    def _teacher(self):
+        from primekd.teachers import open_engine
+
+        return _probed(open_engine(self.profile))
+
+    @cached_property
+    def _base(self):
+        """The student's base in an engine, and the adapters of all that are trained."""
+        from primekd.models.switched import SwitchedAdapters
+        from primekd.teachers.transformers_engine import TransformersEngine
+
+        student, dtype = self.profile.student, self.profile.scoring_dtype
+        adapters = {n: (self.profile.student_folder(n) / "adapter", is_merged(self.profile, n)) for n in self.trained}
+        rounded = None if dtype == student.dtype else student.dtype
+        exact = "float32" if any(merged for _, merged in adapters.values()) else dtype
+        tokenizer = load_tokenizer(student)
+        engine = TransformersEngine(student.model, rounded or exact, 1, None, student.quantization, tokenizer)
+        switched = SwitchedAdapters(engine.model, student.model, dtype, adapters, rounded)
+        engine.dtype = dtype
+        engine._output = switched.wear(None)
+        return _probed(engine), switched
+
+
+def _probed(engine):
+    """An engine that has found out how it decodes, so that nobody overhears that."""
+    _ = getattr(engine, "decodes", None)
+    return engine
+
+
+def require_trained(profile: Profile, name: str) -> None:
+    """Raises UserError if an arm has no trained student."""
+    folder = profile.student_folder(name)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{relative_name(folder)} has no student: {how_to_train(name)}.")
+
+
+def how_to_train(name: str) -> str:
+    """What makes an arm's student. Raises UserError if there is no such arm."""
+    return f"run {get_arm(name).folder}/distill.ipynb or `primekd distill {name}`"
+
+
+def is_merged(profile: Profile, name: str) -> bool:
+    """Whether a student's adapter is merged: as the assessment has chosen, beside the weights where it has not yet."""
+    if profile.student.quantization:
+        return False
+    path = serving_folder(profile, name) / "served.json"
+    return profile.scoring_dtype == "float32" or (path.is_file() and read_json(path)["adapter"] == MERGED)
+
+
+def ask(
+    profile: Profile, question: str, strategies: Sequence[str] | None = None, asker: Asker | None = None
+) -> Answers:
+    """Greedy answers of the control and one student a strategy.
+
+    Args:
+        strategies: None asks all that are trained.
+        asker: one whose models are loaded already.
+
+    Raises:
+        UserError: a strategy has no trained student, or the question cannot be asked.
+    """
+    asker = asker or Asker(profile)
+    names = asker.trained if strategies is None else list(strategies)
+    for name in names:
+        require_trained(profile, name)
+    return Answers(question, [_reply(asker.stream(name, question)) for name in [CONTROL, *names]])
+
+
+def _reply(stream: Stream) -> Reply:
+    for _ in stream:
+        pass
+    return stream.reply

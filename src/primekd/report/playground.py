@@ -1,0 +1,179 @@
+"""The playground: a form in which control, students and teacher are asked a question of one's own, side by side."""
+
+import threading
+from collections.abc import Sequence
+
+from primekd.assessment.decisions.form import is_attended
+from primekd.assessment.try_student import BOX, COLOURS, Asker, Reply, Stream, ask, escape, how_to_train
+from primekd.config import Profile
+from primekd.config.arms import CONTROL, TEACHER
+from primekd.foundation.errors import UserError
+from primekd.models.chat import Priming
+
+NO_PRIMING, OWN = "none", "my own"
+FRAME = f"{COLOURS};border:1px solid var(--jp-border-color1,gray);padding:.6em;box-sizing:border-box"
+
+
+class Playground:
+    """The widgets around one `Asker`. `root` is what a notebook shows.
+
+    Models are loaded and asked in a thread, so that the notebook's kernel hears the button Stop meanwhile. Loading
+    begins when the form opens: the first question finds the base there.
+
+    Args:
+        strategies: whose boxes are ticked at first; None ticks all that are trained.
+    """
+
+    def __init__(self, asker: Asker, question: str = "", strategies: Sequence[str] | None = None):
+        import ipywidgets as widgets
+
+        self.asker, self._stream, self._stopped, self._lock = asker, None, False, threading.Lock()
+        wide = widgets.Layout(width="auto")
+        ticked = asker.trained if strategies is None else strategies
+        tall = widgets.Layout(width="auto", height="6em")
+        self.question = widgets.Textarea(question, placeholder="A question of your own", layout=tall)
+        self.models = {name: _box(widgets, name, why, name in (CONTROL, *ticked)) for name, why in _known(asker)}
+        self.priming = widgets.Dropdown(options=[NO_PRIMING, *asker.primed, OWN], description="Teacher primed")
+        self.priming.style.description_width = "initial"
+        self.priming.disabled = self.models[TEACHER].disabled
+        self.own = widgets.Textarea("", placeholder="A text that the teacher alone reads", layout=wide)
+        self.ask_button = widgets.Button(description="Ask", button_style="primary")
+        self.stop_button = widgets.Button(description="Stop", disabled=True)
+        self.message, self.text = widgets.HTML(layout=wide), widgets.HTML(layout=wide)
+        self.answers = widgets.HBox([], layout=widgets.Layout(flex_flow="row wrap", align_items="stretch"))
+        self._new_box = lambda: widgets.HTML(layout=widgets.Layout(flex="1 1 20em", margin="4px", min_width="16em"))
+        self.ask_button.on_click(lambda _: self.ask())
+        self.stop_button.on_click(lambda _: self.stop())
+        self.priming.observe(lambda _: self._show_priming(), "value")
+        row = widgets.Layout(flex_flow="row wrap")
+        boxes = widgets.HBox([*self.models.values()], layout=row)
+        buttons = widgets.HBox([self.ask_button, self.stop_button, self.priming], layout=row)
+        self.root = widgets.VBox(
+            [self.question, boxes, buttons, self.own, self.text, self.message, self.answers], layout=wide
+        )
+        self._show_priming()
+        self._say("" if asker.trained else f"No student of {asker.profile.name} is trained yet: the control answers.")
+        self.thread = self._start(self._preload)
+
+    def _start(self, action) -> threading.Thread:
+        thread = threading.Thread(target=self._guarded, args=(action,), daemon=True)
+        thread.start()
+        return thread
+
+    def _guarded(self, action) -> None:
+        """Runs one action after the other; a mistake is one sentence in the form."""
+        with self._lock:
+            try:
+                action()
+            except UserError as error:
+                self._say(str(error))
+            except Exception as error:  # a thread's traceback would be lost
+                self._say(f"{type(error).__name__}: {error}")
+            finally:
+                self._stream = None
+
+    def _preload(self) -> None:
+        self.asker.load()
+
+    @property
+    def chosen(self) -> list[str]:
+        """The ticked models, in their order."""
+        return [name for name, box in self.models.items() if box.value and not box.disabled]
+
+    def _priming(self) -> Priming | None:
+        if self.priming.value == NO_PRIMING:
+            return None
+        return self.asker.own_priming(self.own.value) if self.priming.value == OWN else self.asker.priming(
+            self.priming.value)  # fmt: skip
+
+    def _show_priming(self) -> None:
+        own = self.priming.value == OWN
+        self.own.layout.display = None if own else "none"
+        priming = None if own else self._priming()
+        self.text.value = f'<pre style="{BOX}">{escape(priming.text)}</pre>' if priming else ""
+
+    def ask(self) -> None:
+        """Asks the ticked models, in a thread."""
+        if not self.chosen:
+            return self._say("No model is ticked: tick one.")
+        try:
+            names, question, priming = self.chosen, self.question.value, self._priming()
+        except UserError as error:
+            return self._say(str(error))
+        self._stopped, self.ask_button.disabled, self.stop_button.disabled = False, True, False
+        self._say("Asking …")
+        self.thread = self._start(lambda: self._ask(names, question, priming))
+
+    def stop(self) -> None:
+        """Ends the answer that is in the making; those that wait are not asked."""
+        self._stopped = True
+        if stream := self._stream:
+            stream.stop()
+
+    def _ask(self, names: list[str], question: str, priming: Priming | None) -> None:
+        try:
+            self.answers.children = []
+            for name in names:
+                if self._stopped:
+                    break
+                self._say(f"{name} …")
+                self._stream = self.asker.stream(name, question, priming)
+                self._show(self._stream)
+            self._say("Stopped." if self._stopped else "")
+        finally:
+            self.ask_button.disabled, self.stop_button.disabled = False, True
+
+    def _show(self, stream: Stream) -> None:
+        box = self._new_box()
+        box.value = _draw(stream.name, "", "…")
+        self.answers.children = [*self.answers.children, box]
+        if self._stopped:
+            stream.stop()
+        for text in stream:
+            box.value = _draw(stream.name, text, "…")
+        box.value = draw(stream.reply, self.asker.profile.assess.extractor)
+
+    def _say(self, text: str) -> None:
+        self.message.value = f'<div role="status" aria-live="polite" style="{BOX}">{escape(text)}</div>'
+
+
+def _known(asker: Asker) -> list[tuple[str, str]]:
+    """Every model of a profile, and what to do before it can be asked."""
+    students = [(name, "" if name in asker.trained else how_to_train(name)) for name in asker.arms]
+    return [(CONTROL, ""), *students, (TEACHER, asker.no_teacher)]
+
+
+def _box(widgets, name: str, why: str, ticked: bool):
+    label = f"{name} ({why})" if why else name
+    layout = widgets.Layout(width="auto", margin="0 1em 0 0")
+    return widgets.Checkbox(ticked and not why, description=label, disabled=bool(why), indent=False, layout=layout)
+
+
+def _draw(name: str, text: str, below: str) -> str:
+    return (
+        f'<div style="{FRAME};height:100%"><b>{escape(name)}</b><pre style="{BOX};margin:.4em 0">{escape(text)}</pre>'
+        f'<div style="color:var(--jp-content-font-color2,inherit);line-height:1.4">{below}</div></div>'
+    )
+
+
+def draw(reply: Reply, extractor: str = "") -> str:
+    """A whole answer as HTML, with what is known of it; the value that `extractor` reads stands out."""
+    values = "".join(
+        f"<br>{escape(name)}: " + (f"<b>{escape(value)}</b>" if name == extractor else escape(value))
+        for name, value in reply.values.items()
+    )
+    return _draw(reply.name, reply.text, f"{reply.facts}{values}")
+
+
+def playground(profile: Profile, question: str = "", strategies: Sequence[str] | None = None) -> None:
+    """Shows the form; where nobody sits before the notebook (`primekd run`), asks the question once instead.
+
+    Raises:
+        UserError: the profile's students cannot be asked; unattended also what `ask` raises.
+    """
+    from IPython.display import display
+
+    if is_attended():
+        display(Playground(Asker(profile), question, strategies).root)
+    else:
+        display(ask(profile, question, strategies))
