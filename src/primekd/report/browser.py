@@ -12,11 +12,13 @@ from markupsafe import Markup
 from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
+from primekd.assessment.tokens import read_tokens
 from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.report.extraction import Readings
 from primekd.report.results import Results
+from primekd.report.token_data import token_data
 
 # Inside <script> only these could end the element or start a comment; in JSON strings \uXXXX means the same character.
 # U+2028 and U+2029 are line ends to older JavaScript engines.
@@ -56,7 +58,8 @@ def browser_data(profile: str, results: Results, logs: dict[str, list[LogRow]], 
         for answers in zip(*logs.values(), strict=True)
     ]
     extractors = list(EXTRACTORS) if readings else []
-    return {"profile": profile, "models": models, "extractors": extractors, "items": items}
+    tokens = token_data(read_tokens(results.folder))
+    return {"profile": profile, "models": models, "extractors": extractors, "items": items, "tokens": tokens}
 
 
 def _distances(path: Path) -> dict[tuple[str, str], dict[str, float]]:

@@ -39,7 +39,7 @@ from primekd.studies.results import extractor_of
 from primekd.studies.study import find_study
 
 REPORT = "report.html"
-SCRIPTS = ("data.js", "list.js", "detail.js", "controls.js")  # in this order, in one scope
+SCRIPTS = ("data.js", "list.js", "detail.js", "tokens.js", "controls.js")  # in this order, in one scope
 
 
 def write_report(profile: Profile) -> Path:

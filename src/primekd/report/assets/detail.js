@@ -26,11 +26,6 @@ function show(item, place) {
   for (const box of cards.querySelectorAll(".response")) reveal(box);
 }
 
-// The place of a view token by token: it fills `container`, which is empty and stands below the answers to `item`.
-function showTokens(item, container) {
-  container.hidden = true; // the page has no tokens yet
-}
-
 // A long answer scrolls in its box: by keyboard too, and with the marked number in sight.
 function reveal(box) {
   if (box.scrollHeight <= box.clientHeight) return;
