@@ -28,6 +28,33 @@ def report(profile: ProfileOption = "pocket", published: PublishedOption = False
 
 @app.command()
 @verb
+def show(
+    item: Annotated[str, typer.Argument(help="The id of a test item, or the start of one.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="As its log is named, for example ai-KD.")] = None,
+    profile: ProfileOption = "pocket",
+    published: PublishedOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Shows where a verdict comes from: item, prompt, answer, value and rule, student, signals, hashes and files.
+
+    \b
+    primekd show gsm-symbolic-72-135388963064383
+    primekd show gsm-symbolic-72-1353 --model base-KD
+    primekd show gsm-symbolic-72-1353 --model base-KD --json
+    """
+    from primekd.running.show import as_text
+    from primekd.running.show import show as way_back
+    from primekd.studies.results import logs_in_use
+
+    parts = way_back(logs_in_use(load_profile(profile), published), item, model)
+    if json:
+        print_json({part.title: dict(part.rows) for part in parts})
+    else:
+        print(as_text(parts))
+
+
+@app.command()
+@verb
 def readme(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a number drifted.")] = False,
 ) -> None:

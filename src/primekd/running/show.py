@@ -1,0 +1,155 @@
+"""The way back from a number: one test item under one model, down to what the model was made from.
+
+Everything is read from logs, whose text is foreign: what a terminal would obey is taken out of it.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.logs import LogRow, read_logs
+from primekd.assessment.tokens import Token, read_tokens, visible
+from primekd.capture.primings import can_speak
+from primekd.config import Profile
+from primekd.config.arms import CONTROL, TEACHER
+from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.report import lineage
+from primekd.report.extraction import read_readings
+from primekd.report.formats import percent
+from primekd.tasks.load import load_items
+
+FAR = 3  # tokens that are named: those at which the model is furthest from the teacher
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A titled part of what is shown: names and values."""
+
+    title: str
+    rows: Rows
+
+
+def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
+    """An item, every model's verdict on it and, of one model, its answer and all that this came from.
+
+    Args:
+        item: its id, or the start of it that no other one has.
+        model: as its log is named; None for the verdicts alone.
+
+    Raises:
+        UserError: there is no such item or model, or the logs cannot be read.
+    """
+    logs = read_logs(profile)
+    row_of = {name: {row.id: row for row in rows} for name, rows in logs.items()}
+    found = _find(item, list(next(iter(row_of.values()))))
+    if model is not None and model not in logs:
+        raise UserError(f"{relative_name(profile.logs)} has no model {model!r}: choose from {', '.join(logs)}.")
+    any_row = next(iter(row_of.values()))[found]
+    verdicts = [(name, _verdict(rows[found])) for name, rows in row_of.items() if found in rows]
+    asked = Part("Item", [("Id", found), ("Question", any_row.question), ("Gold answer", str(any_row.gold))])
+    parts = [asked, Part("Verdicts", verdicts)]
+    if model is None:
+        return [*parts, Part("Next", [("One model", f"primekd show {found} --model NAME --profile {profile.name}")])]
+    manifest = read_manifest(profile.logs / MANIFEST)
+    return [
+        *parts,
+        Part("What the model read", _prompt(profile, found)),
+        Part("Answer", _answer(profile, model, row_of[model][found])),
+        *_furthest(profile, model, found),
+        Part("Made from", lineage.model_facts(manifest, model)),
+        Part("Files", _files(profile, model, manifest, found)),
+    ]
+
+
+def _find(item: str, known: Sequence[str]) -> str:
+    if item in known:
+        return item
+    begun = [name for name in known if name.startswith(item)]
+    if len(begun) == 1:
+        return begun[0]
+    near = begun[:3] or difflib.get_close_matches(item, known, 3, 0.3) or list(known[:3])
+    raise UserError(f"{'Several items begin' if begun else 'No item is called'} {item!r}: {', '.join(near)}, …")
+
+
+def _verdict(row: LogRow) -> str:
+    said = "no number found" if row.rule == "none" else f"read {row.extracted} by the rule {row.rule}"
+    by_hand = f"; decided by hand: {row.adjudicated}" if row.adjudicated else ""
+    return f"{'right' if row.correct else 'wrong'}, {said}{', truncated' if row.truncated else ''}{by_hand}"
+
+
+def _prompt(profile: Profile, item: str) -> Rows:
+    if not can_speak(profile):
+        return [("Prompt", "not in this checkout: the tokenizer is not here")]
+    from primekd.models import load_tokenizer
+    from primekd.models.chat import build_prompt
+
+    asked = next((i for i in load_items(profile, "test") if i.id == item), None)
+    if asked is None:
+        return [("Prompt", "not known: the profile has other test items than these logs")]
+    return [("Prompt", build_prompt(load_tokenizer(profile.student), asked.messages).text)]
+
+
+def _answer(profile: Profile, model: str, row: LogRow) -> Rows:
+    read = read_readings(profile.logs).get(model, {}).get(row.id, {})
+    values = [(f"Read by {name}", value) for name, value in read.items() if name not in ("model", "id", "gold")]
+    place = f"characters {row.span}" if row.span else "nowhere"
+    facts = [("Verdict", _verdict(row)), ("Value stands at", place), ("Tokens", str(row.response_tokens))]
+    return [("Answer", row.response), *facts, *values]
+
+
+def _furthest(profile: Profile, model: str, item: str) -> list[Part]:
+    log = read_tokens(profile.logs)
+    if log is None or model not in log.models or not (tokens := log.tokens(item, [model])):
+        return []
+    far = sorted(range(len(tokens)), key=lambda n: -tokens[n].kl[model])[:FAR]
+    title = "Where the model is furthest from the teacher, on the teacher's own answer"
+    return [Part(title, [_token(tokens, n, model) for n in sorted(far)])]
+
+
+def _token(tokens: list[Token], place: int, model: str) -> tuple[str, str]:
+    before = "".join(visible(t.text) for t in tokens[max(0, place - 5) : place])
+    best = [", ".join(f"“{visible(text)}” {percent(p)} %" for text, p in found[:3])
+            for found in (tokens[place].teacher, tokens[place].top[model])]  # fmt: skip
+    name = f"Token {place + 1}, “{visible(tokens[place].text)}” after “{before}”"
+    return name, f"KL {tokens[place].kl[model]:.3f} nats; teacher: {best[0]}; {model}: {best[1]}"
+
+
+def _files(profile: Profile, model: str, manifest: dict[str, Any], item: str) -> Rows:
+    strategy = manifest.get("models", {}).get(model, {})
+    spec = (strategy.get("signals") or {}).get("spec") or {}
+    line = next((n for n, row in enumerate(read_logs(profile)[model], 1) if row.id == item), 0)
+    rows = [("Log", f"{relative_name(profile.logs / f'{model}.csv')}, row {line}"),
+            ("Report", f"{relative_name(profile.logs / 'report.html')}#item={item}")]  # fmt: skip
+    runs = profile.runs
+    wanted = {"Answers": runs / "answers" / model, "Held-out fit": runs / "held-out" / model}
+    if model not in (CONTROL, TEACHER):
+        wanted |= {"Student": runs / "students" / model}
+        wanted |= {"Signals": runs / "signals" / str(spec["strategy"])} if spec.get("strategy") else {}
+    if model == TEACHER:
+        wanted = {"Signals": runs / "signals" / "held-out"}
+    return rows + [(what, _where(folder)) for what, folder in wanted.items()]
+
+
+def _where(folder: Path) -> str:
+    here = (folder / MANIFEST).is_file()
+    return relative_name(folder) if here else f"{relative_name(folder)}: not in this checkout"
+
+
+def as_text(parts: Sequence[Part]) -> str:
+    """For a terminal: a heading a part, long texts below their names."""
+    lines: list[str] = []
+    for part in parts:
+        lines += ["", part.title, "-" * len(part.title)]
+        for name, value in part.rows:
+            value = "\n".join(clean(line, 4000) for line in value.split("\n"))
+            lines += (
+                [f"{clean(name, 200)}:", *(f"    {line}" for line in value.split("\n"))]
+                if "\n" in value
+                else [f"{clean(name, 200)}: {value}"]
+            )
+    return "\n".join(lines[1:])
