@@ -35,6 +35,8 @@ $(STAMP): requirements.txt requirements-no-deps.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@# To git a notebook that was opened and saved is what it was (docs/contributing.md).
+	@git config filter.primekd-notebook.clean '$(BIN)/python -m primekd.running.notebooks -' 2>/dev/null || true
 	@touch $@
 
 # The engine llamacpp is compiled, for the profiles that name it and for the tests of it.

@@ -3,11 +3,15 @@
 `primekd.load_student(folder)` gives the model and the tokenizer of a trained student.
 """
 
+import sys
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["load_student"]
+
+if "ipykernel" in sys.modules:  # the command line does this for all else
+    import_module("primekd.foundation.progress").quiet_libraries()
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,13 @@
 import errno
 import functools
 import json as json_module
-import os
 import sys
 from typing import Annotated
 
 import typer
 
 from primekd.foundation.errors import UserError
+from primekd.foundation.progress import quiet_libraries
 
 app = typer.Typer(
     help="Does the way a quantised teacher is prompted change what a small student learns from its logits?",
@@ -57,18 +57,6 @@ def verb(function):
             raise typer.Exit(130) from None
 
     return run
-
-
-def quiet_libraries() -> None:
-    """Keeps library chatter and bars of no interest off the screen, unless the user has set them."""
-    for name, value in {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 def print_json(value: object) -> None:

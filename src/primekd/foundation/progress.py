@@ -73,6 +73,53 @@ def progress_path(profile: HasRuns, stage: str) -> Path:
     return progress_folder(profile) / f"{stage.replace('/', '-')}.json"
 
 
+def quiet_libraries() -> None:
+    """Keeps library chatter and bars of no interest off the screen, unless the user has set them."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a notebook's kernel."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class NotebookBar:
+    """A line in a notebook that changes in place; a saved copy keeps its last state, not each of them."""
+
+    def __init__(self, total: int, unit: str, desc: str):
+        from IPython.display import display
+
+        self.total, self.unit, self.desc, self.n = total, unit, desc, 0
+        self._start, self._shown = time.monotonic(), 0.0
+        self._handle = display(self._said(), raw=True, display_id=True)
+
+    def _said(self) -> dict[str, str]:
+        took = time.monotonic() - self._start
+        left = took / self.n * (self.total - self.n) if self.n else 0
+        said = f"{self.desc}: {self.n} of {self.total} {self.unit}s, {tqdm.format_interval(took)}"
+        return {"text/plain": said + (f", about {tqdm.format_interval(left)} left" if left else "")}
+
+    def update(self, count: int) -> None:
+        self.n += count
+        if time.monotonic() - self._shown > 0.5:
+            self._show()
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        self._handle.update(self._said(), raw=True)
+
+    def close(self) -> None:
+        self._show()
+
+
 class Progress:
     """Counts `total` units of one stage. Use as a context manager and call `advance`.
 
@@ -84,7 +131,12 @@ class Progress:
         self.state = {"stage": stage, "done": 0, "total": total, "unit": unit, "started": now(), "state": "running"}
         self.state |= {"host": socket.gethostname(), "pid": os.getpid()}  # a stage that is killed cannot say so itself
         interval = 0.5 if sys.stderr.isatty() else 10
-        self._bar = tqdm(total=total, unit=unit, desc=stage, mininterval=interval, file=sys.stderr, ascii=True)
+        options = {"total": total, "unit": unit, "desc": stage}
+        self._bar = (
+            NotebookBar(**options)
+            if in_notebook()
+            else tqdm(**options, mininterval=interval, file=sys.stderr, ascii=True)
+        )
         self._written = 0.0
 
     def __enter__(self) -> "Progress":

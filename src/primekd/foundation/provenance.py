@@ -78,9 +78,13 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    written = ("logs", "models", "README.md", "benchmarks/results", "docs")
-    changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in written))
-    return {"commit": commit, "dirty": None if commit is None or changed is None else bool(changed)}
+    code = (".", *(f":!{name}" for name in ("logs", "models", "README.md", "benchmarks/results", "docs")))
+    # By content, not by `git status`: to that a notebook that was saved with its outputs is another file, filter or not.
+    changed, new = (
+        git("diff", "HEAD", "--name-only", "--", *code),
+        git("ls-files", "-o", "--exclude-standard", "--", *code),
+    )
+    return {"commit": commit, "dirty": None if None in (commit, changed, new) else bool(changed or new)}
 
 
 def requirement_pins() -> dict[str, str]:

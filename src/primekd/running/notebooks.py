@@ -50,8 +50,9 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
         raise UserError(f"{relative_name(source)} is not there or is no notebook.") from error
     output.parent.mkdir(parents=True, exist_ok=True)
     failed, start = output.with_suffix(".failed.ipynb"), now()
-    # Kernels of one IPYTHONDIR share a history file and lock each other out; sockets in a folder need no free ports.
-    with tempfile.TemporaryDirectory() as folder:
+    # Kernels of one IPYTHONDIR share a history file and lock each other out; sockets in a folder need no free ports,
+    # and in this one none is left beside the notebook if the process is killed.
+    with tempfile.TemporaryDirectory(dir=_short_place()) as folder:
         os.environ["IPYTHONDIR"] = folder
         os.environ.setdefault("PRIMEKD_ROOT", str(project_root()))
         copy = Path(folder) / output.name
@@ -66,7 +67,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
                 start_timeout=START_TIMEOUT,
                 stderr_file=sys.stderr,
                 stdout_file=sys.stdout,
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}}),
             )
         except papermill.PapermillExecutionError as error:
             write_text(failed, without_machine(copy))
@@ -83,6 +84,11 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     inputs = {"notebook": relative_name(source), "sha256": hash_file(source), "parameters": parameters}
     name = f"{output.stem}.{MANIFEST}"
     write_manifest(output.parent, "notebook", inputs, [output, page], name, start=start, end=now())
+
+
+def _short_place() -> str | None:
+    """Where a socket's path has room below: a path has at most 107 characters."""
+    return "/tmp" if len(tempfile.gettempdir()) > 60 else None
 
 
 def _explain(error, source: Path, failed: Path) -> str:
@@ -118,7 +124,9 @@ def normal_form(text: str) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-if __name__ == "__main__":  # `make notebooks`
+if __name__ == "__main__" and sys.argv[1:] == ["-"]:  # git's clean filter, which `make setup` sets up
+    sys.stdout.write(normal_form(sys.stdin.read()))
+elif __name__ == "__main__":  # `make notebooks`
     for notebook_path in sorted(project_root().glob("*/*.ipynb")):
         before = notebook_path.read_text(encoding="utf-8")
         if (after := normal_form(before)) != before:
