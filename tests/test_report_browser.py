@@ -165,7 +165,7 @@ def test_a_right_b_wrong(small):
 
 def test_back_leads_to_the_count_and_to_the_item_that_was_open(driver, small):
     small.one("#contrasts a[href*='a=teacher-KD'][href*='b=base-KD']").click()
-    assert small.count == "2 of 6 items." and small.chosen == 1
+    WebDriverWait(driver, 5).until(lambda d: small.count == "2 of 6 items." and small.chosen == 1)
     assert driver.execute_script("return document.getElementById('items').getBoundingClientRect().top") < 200
     small.all("#list .row")[1].click()
     assert (

@@ -23,6 +23,8 @@ COLUMNS = (
     "adjudicated",
 )  # fmt: skip
 
+TOKENS = "tokens.safetensors"  # the tokens of all models, beside their logs (tokens.py)
+
 
 def _as_value(text: str, info: ValidationInfo) -> str:
     """A value as logs write it: 18 for what a spreadsheet made 18.0. Raises ValueError if the task knows no such."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from primekd.assessment.logs import TOKENS as FILE
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import canonical_json, relative_name, write_atomically
 from primekd.signals.certainty import Certainty
@@ -22,7 +23,6 @@ from primekd.signals.certainty import Certainty
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FILE = "tokens.safetensors"
 MOST = 30_000  # tokens of a model that go into the logs, about 0.6 MB
 SPACES = {"\n": "⏎", "\t": "⇥"}
 

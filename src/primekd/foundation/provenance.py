@@ -79,7 +79,7 @@ def git_state() -> dict[str, Any]:
 
     commit = git("rev-parse", "HEAD")
     code = (".", *(f":!{name}" for name in ("logs", "models", "README.md", "benchmarks/results", "docs")))
-    # By content, not by `git status`: to that a notebook that was saved with its outputs is another file, filter or not.
+    # By content, not by `git status`: to that a notebook saved with its outputs is another file, filter or not.
     changed, new = (
         git("diff", "HEAD", "--name-only", "--", *code),
         git("ls-files", "-o", "--exclude-standard", "--", *code),

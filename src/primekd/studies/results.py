@@ -5,9 +5,8 @@ from typing import Any
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
 from primekd.assessment.held_out import HeldOutRow
-from primekd.assessment.logs import LogRow, write_log
+from primekd.assessment.logs import TOKENS, LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
-from primekd.assessment.tokens import FILE as TOKENS
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
