@@ -72,7 +72,7 @@ def test_a_file_is_graded_row_by_row(output):
     )
     result = grade_file(path, Columns("said", "truth"))
     low, high = proportion_confint(3, 5, method="wilson")
-    assert list(result) == ["n", "correct", "accuracy", "ci95", "truncated", "rules", "extractor"]
+    assert list(result) == ["n", "correct", "accuracy", "ci95", "truncated", "rules", "extractor", "truncated_found"]
     assert (result["n"], result["correct"], result["accuracy"]) == (5, 3, 0.6)
     assert result["ci95"] == [pytest.approx(low), pytest.approx(high)]
     assert result["rules"] == {"boxed": 1, "first-line": 1, "phrase": 1, "last-number": 1, "none": 1}
@@ -200,6 +200,34 @@ def test_an_answer_of_unknown_length_is_judged_by_its_text(output):
         row | {"response_tokens": n} for row, n in zip(answers(*["It is"] * 4), ("50.0", "50.0", "", 7), strict=True)
     ]
     assert truncated(write(output / "a.csv", *rows)) == [True, True, True, False]
+
+
+def test_the_result_says_how_truncation_was_found(output):
+    long = answers(*["It is"] * 3, response_tokens=50)
+    cases = {
+        "by its column": answers("It is", truncated=0, response_tokens=9),
+        "by its column, 1 guessed from how the texts end": [
+            *answers("a 3", truncated=1), *answers("a 3", truncated="")
+        ],
+        "by a pile of answers of the greatest length": long,
+        "by a pile of answers of the greatest length, 1 guessed from how the texts end": [
+            *long, *answers("3", response_tokens="")
+        ],
+        "guessed from how the texts end": answers("a 3", "3", response_tokens=7),
+    }  # fmt: skip
+    for said, rows in cases.items():
+        path = write(output / "a.csv", *rows)
+        assert json.loads(run(*grade(path, "--json")))["truncated_found"] == said
+        assert f" truncated ({said})\n" in run(*grade(path))
+
+
+def test_an_id_that_stands_twice_is_refused_with_its_rows(output):
+    ids = ["a", "b", "a", ""]
+    rows = [row | {"id": name} for row, name in zip(answers(*"1234"), ids, strict=True)]
+    path = write(output / "a.csv", *rows)
+    said = fail(*grade(path, "--out", output / "log.csv"))
+    assert "an id may stand once; a (row 2, row 4): give each row its own" in said
+    assert not (output / "log.csv").exists()
 
 
 def test_a_byte_order_mark_belongs_to_no_column(output):

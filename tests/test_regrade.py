@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from dataclasses import replace
 from decimal import Decimal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from typer.testing import CliRunner
 
 from primekd.assessment.answers import Answer
 from primekd.assessment.decisions.decisions import (
@@ -26,6 +28,7 @@ from primekd.assessment.decisions.session import Session
 from primekd.assessment.grade import grade_answer
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs, write_log
+from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.config.arms import load_arms
 from primekd.foundation import provenance
@@ -41,7 +44,7 @@ from primekd.foundation.provenance import (
     write_text,
 )
 from primekd.foundation.tables import read_table
-from primekd.running.verify import check_decisions, check_models, check_outputs, check_verdicts, verify
+from primekd.running.verify import _fix, check_decisions, check_models, check_outputs, check_verdicts, summary, verify
 from primekd.statistics.families import plan_of
 from primekd.statistics.seeds import seed_rows
 from primekd.studies.regrade import regrade, rules_hashes
@@ -540,11 +543,12 @@ def test_an_answers_hash_stands_for_the_answers_and_for_nothing_else():
 def test_logs_that_nobody_touched_verify(profile):
     add_decision(decided(profile, "control", 0, "10"))
     regrade(profile)
-    found = {check.what: check.problems for check in verify(profile)}
-    report = found.pop("runs/ci/logs/report.html")
+    checks = {check.what: check for check in verify(profile)}
+    report = checks.pop("runs/ci/logs/report.html")
+    found = {what: check.problems for what, check in checks.items()}
     parts = [f"{what} in runs/ci/logs" for what in ("models", "verdicts", "decisions", "tables", "tokens")]
     assert found == dict.fromkeys(("runs/ci/logs", *parts, "lineage"), [])
-    assert len(report) == 1 and "primekd report" in report[0]
+    assert len(report.problems) == 1 and "primekd report" in report.fix
 
 
 @pytest.mark.parametrize(
@@ -685,3 +689,39 @@ def test_verify_names_a_table_that_does_not_follow_from_the_logs(profile, name):
     write_json(manifest, facts)
     found = {check.what: check.problems for check in verify(profile)}
     assert found["tables in runs/ci/logs"] == [f"{name} is missing or does not follow from the logs"]
+
+
+def test_a_passing_verify_ends_with_one_line_that_says_so(profile, monkeypatch):
+    regrade(profile)
+    write_text(profile.logs / "report.html", "page")
+    monkeypatch.setattr("primekd.report.html.render", lambda _: "page")
+    checks = verify(profile)
+    assert not [check for check in checks if check.problems or check.fix]
+    assert summary(checks).startswith(f"ok   all is well: {len(checks)} checks of files against their hashes")
+
+
+def test_every_finding_ends_with_what_to_do_and_that_mends_it(profile):
+    (profile.logs / "report.html").write_text("x")
+    change(profile, "ai-KD", 1, correct=False)
+    (profile.runs / "answers" / "control").mkdir(parents=True)
+    (profile.runs / "answers" / "control" / MANIFEST).write_text("{}")
+    done = CliRunner().invoke(app, ["verify", "--profile", "ci"])
+    assert done.exit_code == 1
+    said = done.stdout.splitlines()
+    for number, line in enumerate(said):
+        if line.startswith("FAIL ") and line != said[-1]:
+            behind = next(one for one in said[number + 1 :] if not one.startswith("       "))
+            assert behind.startswith("    -> "), line
+    assert "    -> Delete runs/ci/logs and run `primekd assess --profile ci`: whole answers are kept." in said
+    assert "    -> `primekd report --profile ci` writes it." in said
+    assert [line for line in said if line.startswith("    -> Delete runs/ci/answers/control and run `primekd run")]
+    assert re.fullmatch(r"FAIL \d of \d+ checks: do what stands behind each arrow, then run this again\.", said[-1])
+
+
+def test_each_kind_of_result_has_its_own_way_back(profile):
+    published = _fix(load_profile("pocket").of_published(), "tables in logs/pocket")
+    assert published.startswith("`git checkout logs/pocket` brings the files back; `primekd publish --profile pocket`")
+    assert _fix(profile, "tables in runs/ci/logs").startswith("Delete runs/ci/logs and run `primekd assess")
+    assert _fix(profile, "inputs of logs/published").startswith("`git checkout logs/published`")
+    assert "prepare-teacher" in _fix(load_profile("pocket"), "models/teachers/pocket")
+    assert "primekd distill NAME --profile ci" in _fix(profile, "lineage")

@@ -8,16 +8,39 @@ from typing import Annotated
 
 import typer
 
+import primekd
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import quiet_libraries
 
 app = typer.Typer(
-    help="Does the way a quantised teacher is prompted change what a small student learns from its logits?",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def say_version(asked: bool) -> None:
+    """Prints the version and, in a checkout, its commit, and ends."""
+    if not asked:
+        return
+    from primekd.foundation.provenance import git_state
+
+    state = git_state()
+    changed = ", changed since" if state["dirty"] else ""
+    print(f"primekd {primekd.__version__}" + (f" (commit {state['commit'][:7]}{changed})" if state["commit"] else ""))
+    raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=say_version, is_eager=True, help="Print version and commit.")
+    ] = False,
+) -> None:
+    """Does the way a quantised teacher is prompted change what a small student learns from its logits?"""
+
+
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A profile in configs/, or a path of a YAML file.")]
 SeedOption = Annotated[
     int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the student; the profile's own if left out.")

@@ -82,7 +82,7 @@ def verify(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Recomputes hashes and verdicts of a profile's logs, signals and students; names what differs.
+    """Recomputes hashes and verdicts of a profile's logs, signals and students; names what differs and what to do.
 
     Looks at this machine's logs, runs/<profile>/logs/, or at the published ones where it has none. Fails if a problem
     is found or, with --against-published, if this machine's logs do not reproduce the published ones.
@@ -92,6 +92,7 @@ def verify(
     primekd verify --profile pocket --published --json
     primekd verify --against-published
     """
+    from primekd.running.verify import summary
     from primekd.running.verify import verify as run_verify
     from primekd.studies.results import logs_in_use
 
@@ -106,6 +107,9 @@ def verify(
             print(f"{'FAIL' if check.problems else 'ok  '} {check.what}")
             for problem in check.problems:
                 print(f"       {problem}")
+            if check.fix:
+                print(f"    -> {check.fix}")
+        print(summary(checks))
     if any(c.problems for c in checks):
         raise typer.Exit(1)
 

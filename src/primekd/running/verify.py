@@ -1,7 +1,7 @@
 """Recomputes hashes and verdicts, and names what differs from what the manifests say."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,11 @@ BESIDE = (MANIFEST, "report.html", "reproduction.json")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing verified. `problems` is empty where everything matched."""
+    """One thing verified. `problems` is empty where everything matched; else `fix` says what to do about them."""
 
     what: str
     problems: list[str]
+    fix: str = ""
 
 
 def verify(profile: Profile) -> list[Check]:
@@ -58,7 +59,34 @@ def verify(profile: Profile) -> list[Check]:
             f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
         )
     checks = check_logs(profile) + check_published()
-    return checks if profile.logs == profile.published else checks + check_run(profile)
+    checks += [] if profile.logs == profile.published else check_run(profile)
+    return [replace(c, fix=_fix(profile, c.what)) if c.problems else c for c in checks]
+
+
+def _fix(profile: Profile, what: str) -> str:
+    """What to do where a check found something."""
+    logs, option = relative_name(profile.logs), f"--profile {profile.name}"
+    if what.endswith(relative_name(published_study.published_folder())):
+        return f"`git checkout {what.split()[-1]}` brings files back; `primekd published-study FOLDER` grades anew."
+    if what == f"{logs}/report.html":
+        return f"`primekd report {option}{' --published' if profile.logs == profile.published else ''}` writes it."
+    if what.endswith(logs) and profile.logs == profile.published:
+        return f"`git checkout {logs}` brings the files back; `primekd publish {option}` puts this machine's there."
+    if what.endswith(logs):
+        return f"Delete {logs} and run `primekd assess {option}`: whole answers are kept."
+    if what == "lineage":
+        return f"`primekd distill NAME {option}`, then `primekd assess {option}`: they make anew what does not fit."
+    if not what.startswith(relative_name(profile.runs)):
+        return f"`primekd prepare-teacher {option} --force-stage` builds the teacher; `git checkout` brings its adapter"
+    return f"Delete {what.removesuffix(f'/{MANIFEST}')} and run `primekd run {option}`: what is missing is made anew."
+
+
+def summary(checks: list[Check]) -> str:
+    """One line: what was checked, and whether all is well."""
+    if failed := sum(bool(check.problems) for check in checks):
+        return f"FAIL {failed} of {len(checks)} checks: do what stands behind each arrow, then run this again."
+    what = "files against their hashes, models, verdicts, decisions, tables, report and what of the run lies here"
+    return f"ok   all is well: {len(checks)} checks of {what}."
 
 
 def check_logs(profile: Profile) -> list[Check]:
@@ -117,9 +145,7 @@ def check_report(profile: Profile) -> Check:
 
     path = profile.logs / REPORT
     same = path.is_file() and path.read_bytes() == render(profile).encode()
-    which = " --published" if profile.logs == profile.published else ""
-    problem = f"it is missing or does not follow from the logs: run `primekd report --profile {profile.name}{which}`"
-    return Check(relative_name(path), [] if same else [problem])
+    return Check(relative_name(path), [] if same else ["it is missing or does not follow from the logs"])
 
 
 def check_outputs(path: Path) -> Check:

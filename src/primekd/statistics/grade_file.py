@@ -12,6 +12,7 @@ from primekd.assessment.logs import LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS, RULES
 from primekd.assessment.reading.ending import is_cut
 from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean
 from primekd.foundation.tables import Cells, as_count, as_flag, read_cells
 from primekd.statistics.inference import accuracy
 from primekd.tasks.numbers import parse_answer
@@ -20,6 +21,7 @@ from primekd.tasks.protocol import Item
 TRUNCATION_COLUMN, LENGTH_COLUMN, ID_COLUMN, QUESTION_COLUMN = "truncated", "response_tokens", "id", "question"
 EMPTY = ("", "nan", "na", "n/a", "none", "null")
 T = TypeVar("T")
+COLUMN, LENGTHS, TEXT = "by its column", "by a pile of answers of the greatest length", "guessed from how the texts end"
 PILE = 0.05  # share of answers that have the greatest length; if it is more, that length was the limit
 
 
@@ -60,6 +62,16 @@ def token_limit(rows: list[Cells], response: str) -> int | None:
     return most if many and sum(is_cut(text) for text in pile) > len(pile) / 2 else None
 
 
+def truncation_found(rows: list[Cells], response: str) -> str:
+    """How it is known which answers were truncated: `COLUMN`, `LENGTHS` or, for rows that say neither, `TEXT`."""
+    column = TRUNCATION_COLUMN if TRUNCATION_COLUMN in rows[0] else LENGTH_COLUMN
+    said = sum(_optional(row, column, str) is not None for row in rows)
+    if column == LENGTH_COLUMN and token_limit(rows, response) is None:
+        said = 0
+    known = COLUMN if column == TRUNCATION_COLUMN else LENGTHS
+    return known if said == len(rows) else f"{known}, {len(rows) - said} {TEXT}" if said else TEXT
+
+
 def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> list[LogRow]:
     """Grades every row of a file.
 
@@ -67,17 +79,30 @@ def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> li
     greatest `response_tokens`, else judged from its text.
 
     Raises:
-        UserError: the file cannot be read, or a gold value is no number; the sentence names the row.
+        UserError: the file cannot be read, an id stands twice, or a gold value is no number; the sentence
+            names the rows.
     """
     if extractor not in EXTRACTORS:
         raise UserError(f"No extractor is called {extractor!r}: choose from {', '.join(EXTRACTORS)}.")
     rows = read_rows(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
     cells = [row for _, row in rows]
     asked = columns.question or (QUESTION_COLUMN if QUESTION_COLUMN in cells[0] else None)
+    _refuse_twice(path, rows)
     for place, row in rows:
         _check(path, place, row, columns.gold)
     limit = None if TRUNCATION_COLUMN in cells[0] else token_limit(cells, columns.response)
     return [_grade(n, row, replace(columns, question=asked), extractor, limit) for n, row in enumerate(cells, start=1)]
+
+
+def _refuse_twice(path: Path, rows: list[tuple[str, Cells]]) -> None:
+    """Raises UserError if an id stands in several rows; those without one get their number."""
+    places: dict[str, list[str]] = {}
+    for number, (place, row) in enumerate(rows, start=1):
+        places.setdefault(row.get(ID_COLUMN) or str(number), []).append(place)
+    if twice := [f"{clean(name, 60)} ({', '.join(at[:5])})" for name, at in places.items() if len(at) > 1]:
+        raise UserError(
+            f"{path}: an id may stand once; {'; '.join(twice[:3])}: give each row its own, or leave out the column."
+        )
 
 
 def _check(path: Path, place: str, row: Cells, gold: str) -> None:
@@ -113,7 +138,8 @@ def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor:
     """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there).
 
     Returns:
-        n, correct, accuracy, ci95 (Wilson), truncated, rules (how often each fired) and extractor.
+        n, correct, accuracy, ci95 (Wilson), truncated, rules (how often each fired), extractor and truncated_found, in
+        the words of `truncation_found`.
 
     Raises:
         UserError: as `grade_rows`.
@@ -121,6 +147,7 @@ def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor:
     if out and out.exists() and path.exists() and out.samefile(path):
         raise UserError(f"{out} is the file that is graded: name another one for the log.")
     log = grade_rows(path, columns, extractor)
+    cells = [row for _, row in read_rows(path)]
     if out:
         write_log(out, log)
     share, *interval = accuracy([r.correct for r in log])
@@ -133,6 +160,7 @@ def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor:
         "truncated": sum(r.truncated for r in log),
         "rules": {rule: fired[rule] for rule in RULES[extractor]},
         "extractor": extractor,
+        "truncated_found": truncation_found(cells, columns.response),
     }
 
 
@@ -142,6 +170,6 @@ def say_result(result: dict[str, Any]) -> str:
     rules = ", ".join(f"{rule} {count}" for rule, count in result["rules"].items())
     return (
         f"{result['correct']} of {result['n']} correct: {result['accuracy']:.2%} "
-        f"(95 % interval {low:.2%} to {high:.2%}), {result['truncated']} truncated\n"
+        f"(95 % interval {low:.2%} to {high:.2%}), {result['truncated']} truncated ({result['truncated_found']})\n"
         f"rules that fired ({result['extractor']}): {rules}"
     )
