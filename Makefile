@@ -9,8 +9,9 @@ TEST_STAMP := $(VENV)/.installed-test
 # A profile that names the engine llamacpp, or extends one whose name ends so, has it compiled first.
 NEEDED := $(STAMP) $(if $(shell grep -El '(engine|extends): *[a-z0-9-]*llamacpp' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
 BENCH_STAMP := $(VENV)/.installed-bench
+NOTEBOOK_FILTER := "if test -x '$(abspath $(BIN))/python'; then '$(abspath $(BIN))/python' -m primekd.running.notebooks clean; else cat; fi"
 
-.PHONY: help reproduce test test-gpu bench lint notebooks setup setup-llamacpp clean
+.PHONY: help reproduce test test-gpu bench lint notebooks notebook-filter setup setup-llamacpp clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,9 +36,14 @@ $(STAMP): requirements.txt requirements-no-deps.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@# To git a notebook that was opened and saved is what it was (docs/contributing.md).
-	@git config filter.primekd-notebook.clean '$(BIN)/python -m primekd.running.notebooks -' 2>/dev/null || true
+	@$(MAKE) --silent notebook-filter
 	@touch $@
+
+# In git a notebook that was opened and saved counts as changed only where a person changed it (docs/contributing.md).
+notebook-filter:
+	@mkdir -p $(VENV)/etc/jupyter
+	@echo '{"FileContentsManager": {"post_save_hook": "primekd.running.notebooks.note_in_git"}}' >$(VENV)/etc/jupyter/jupyter_server_config.json
+	@! git rev-parse --git-dir >/dev/null 2>&1 || git config filter.primekd-notebook.clean $(NOTEBOOK_FILTER)
 
 # The engine llamacpp is compiled, for the profiles that name it and for the tests of it.
 setup-llamacpp: $(LLAMACPP_STAMP)

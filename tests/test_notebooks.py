@@ -13,7 +13,6 @@ import nbformat
 import pytest
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import git_state
 from primekd.running.notebooks import normal_form, require_parameters_tag
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,29 +129,6 @@ def test_make_notebooks_mends_a_notebook_and_leaves_the_others_alone(tmp_path: P
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert said == "executed/a.ipynb: brought into its normal form\n" and clean.stat().st_mtime_ns == before
     assert executed.read_text() == clean.read_text() == NOTEBOOKS[0].read_text()
-
-
-def test_a_notebook_that_was_opened_and_saved_is_what_it_was_to_git(tmp_path: Path, monkeypatch):
-    (tmp_path / "src").symlink_to(ROOT / "src")
-    shutil.copy(ROOT / ".gitattributes", tmp_path)
-    (tmp_path / "base-KD").mkdir()
-    path = Path(shutil.copy(ROOT / "base-KD" / "distill.ipynb", tmp_path / "base-KD"))
-    git("init", "--quiet", folder=tmp_path)
-    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "filter.primekd-notebook" in line]
-    command = re.search(r"clean '\$\(BIN\)/python (.*?)'", line)[1]
-    git("config", "filter.primekd-notebook.clean", f"{sys.executable} {command}", folder=tmp_path)
-    git("add", "--all", folder=tmp_path)
-    git("commit", "--quiet", "--message", "all", folder=tmp_path)
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata["language_info"] = {"name": "python", "version": "3.11.99"}
-    notebook.cells[1].execution_count = 3
-    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="ran\n")]
-    nbformat.write(notebook, path)
-    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
-    assert git("diff", "HEAD", folder=tmp_path) == "" and git_state()["dirty"] is False
-    notebook.cells[0].source += " More."
-    nbformat.write(notebook, path)
-    assert "More." in git("diff", "HEAD", folder=tmp_path) and git_state()["dirty"] is True
 
 
 def test_a_notebook_without_the_parameters_tag_is_refused(tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["load_student"]
 
-if "ipykernel" in sys.modules:  # the command line does this for all else
+if "ipykernel" in sys.modules:  # a notebook: what comes from here, bars too, is said by the project alone
     import_module("primekd.foundation.progress").quiet_libraries()
 
 

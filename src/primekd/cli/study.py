@@ -1,5 +1,6 @@
 """Verbs on a whole study: run, status, doctor, notebook, plan."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -145,13 +146,14 @@ def notebook(
     strategy: Annotated[str | None, typer.Option(help="Parameter of that name, where the notebook has one.")] = None,
     seed: SeedOption = None,
 ) -> None:
-    """Executes one notebook unattended, as `primekd run` does.
+    """Executes one notebook unattended, as `primekd run` does. SIGTERM, which Slurm sends, stops it as Ctrl-C does.
 
     \b
     primekd notebook base-KD/distill.ipynb /tmp/distill.ipynb --strategy base-KD --seed 0
     """
     from primekd.running.notebooks import execute
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = {"profile": profile, "strategy": strategy, "seed": seed}
     execute(source, output, {name: value for name, value in given.items() if value is not None})
 

@@ -9,11 +9,10 @@ if TYPE_CHECKING:
 
 
 class UserError(Exception):
-    """A mistake or a condition that the user can mend. Command line and notebooks print it without a traceback."""
+    """A mistake or a condition that the user can mend. The command line and notebooks show it without a traceback."""
 
-    def _render_traceback_(self) -> list[str]:
-        """What IPython shows of it: the sentence, which a traceback would push off the screen."""
-        return [str(self)]
+    def _render_traceback_(self) -> list[str]:  # what IPython asks an exception for
+        return [f"primekd: {self}"]
 
 
 def findings_text(error: "ValidationError", most: int = 3) -> str:

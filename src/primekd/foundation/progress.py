@@ -1,11 +1,14 @@
 """Progress of long stages: a bar for whoever is looking, and a small file that `primekd status` and `run` read."""
 
+import html
+import io
 import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
 from tqdm import tqdm
@@ -74,7 +77,7 @@ def progress_path(profile: HasRuns, stage: str) -> Path:
 
 
 def quiet_libraries() -> None:
-    """Keeps library chatter and bars of no interest off the screen, unless the user has set them."""
+    """Keeps library chatter and bars off the screen, unless the user has set them; before their import."""
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -85,58 +88,74 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
-def in_notebook() -> bool:
-    """Whether this runs in a notebook's kernel."""
+def open_bar(**how: Any) -> tqdm:
+    """A bar on stderr, plain text; in a notebook one line that is updated in place. `how`: tqdm's total, unit, desc…"""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return getattr(shell, "kernel", None) is not None
+    if hasattr(shell, "kernel"):
+        return NotebookBar(**how)
+    return tqdm(mininterval=0.5 if sys.stderr.isatty() else 10, file=sys.stderr, ascii=True, **how)
 
 
-class NotebookBar:
-    """A line in a notebook that changes in place; a saved copy keeps its last state, not each of them."""
+class NotebookBar(tqdm):
+    """A bar as a notebook's output, of which a saved copy holds the last state alone (tqdm.notebook's is saved as 0 %).
 
-    def __init__(self, total: int, unit: str, desc: str):
+    Where a notebook runs unattended, the environment's PRIMEKD_STDERR is a path to stderr of who runs it, which shows
+    the bar too.
+    """
+
+    monitor_interval = 0  # no thread that draws
+
+    def __init__(self, **how: Any):
+        self._handle, self._said = None, 0.0
+        try:
+            outside = open(os.environ["PRIMEKD_STDERR"], "a", encoding="utf-8")  # noqa: SIM115 - closed with the bar
+        except (KeyError, OSError):
+            outside = io.StringIO()
+        super().__init__(mininterval=0.5, file=outside, ascii=True, **how)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Shows the state; outside, every ten seconds where that is no terminal."""
         from IPython.display import display
 
-        self.total, self.unit, self.desc, self.n = total, unit, desc, 0
-        self._start, self._shown = time.monotonic(), 0.0
-        self._handle = display(self._said(), raw=True, display_id=True)
-
-    def _said(self) -> dict[str, str]:
-        took = time.monotonic() - self._start
-        left = took / self.n * (self.total - self.n) if self.n else 0
-        said = f"{self.desc}: {self.n} of {self.total} {self.unit}s, {tqdm.format_interval(took)}"
-        return {"text/plain": said + (f", about {tqdm.format_interval(left)} left" if left else "")}
-
-    def update(self, count: int) -> None:
-        self.n += count
-        if time.monotonic() - self._shown > 0.5:
-            self._show()
-
-    def _show(self) -> None:
-        self._shown = time.monotonic()
-        self._handle.update(self._said(), raw=True)
+        if self.fp.isatty() or self.disable or time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            super().display(msg, pos)
+        text = bar_text(self.format_dict, ended=self.disable)
+        meter = "" if self.disable or not self.total else f'<progress max="{self.total}" value="{self.n}"></progress> '
+        data = {"text/plain": text, "text/html": f"<div>{meter}{html.escape(text)}</div>"}
+        if self._handle is None:
+            self._handle = display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
 
     def close(self) -> None:
-        self._show()
+        """Shows the last state. May be called again."""
+        super().close()
+        self.fp.close()
+
+
+def bar_text(state: Mapping[str, Any], ended: bool) -> str:
+    """tqdm's state in words: `capture base-KD: 64 of 128 items, 0:41, about 0:41 left`."""
+    n, total, elapsed = state["n"], state["total"], state["elapsed"]
+    size = tqdm.format_sizeof if state["unit_scale"] else str
+    unit = state["unit"] if state["unit_scale"] else f" {state['unit']}s"
+    text = f"{state['prefix']}: {size(n)}{f' of {size(total)}' if total else ''}{unit}, {_clock(elapsed)}"
+    rate = (n - state["initial"]) / elapsed if elapsed else 0
+    return text if ended or not total or not rate else f"{text}, about {_clock(max(0, total - n) / rate)} left"
+
+
+def _clock(seconds: float) -> str:
+    return tqdm.format_interval(seconds).removeprefix("0")
 
 
 class Progress:
-    """Counts `total` units of one stage. Use as a context manager and call `advance`.
-
-    The bar is plain text (tqdm.notebook's widget is saved as 0 % in executed notebooks).
-    """
+    """Counts `total` units of one stage. Use as a context manager and call `advance`."""
 
     def __init__(self, profile: HasRuns, stage: str, total: int, unit: str):
         self.path = progress_path(profile, stage)
         self.state = {"stage": stage, "done": 0, "total": total, "unit": unit, "started": now(), "state": "running"}
         self.state |= {"host": socket.gethostname(), "pid": os.getpid()}  # a stage that is killed cannot say so itself
-        interval = 0.5 if sys.stderr.isatty() else 10
-        options = {"total": total, "unit": unit, "desc": stage}
-        self._bar = (
-            NotebookBar(**options)
-            if in_notebook()
-            else tqdm(**options, mininterval=interval, file=sys.stderr, ascii=True)
-        )
+        self._bar = open_bar(total=total, unit=unit, desc=stage)
         self._written = 0.0
 
     def __enter__(self) -> "Progress":

@@ -78,13 +78,11 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    code = (".", *(f":!{name}" for name in ("logs", "models", "README.md", "benchmarks/results", "docs")))
-    # By content, not by `git status`: to that a notebook saved with its outputs is another file, filter or not.
-    changed, new = (
-        git("diff", "HEAD", "--name-only", "--", *code),
-        git("ls-files", "-o", "--exclude-standard", "--", *code),
-    )
-    return {"commit": commit, "dirty": None if None in (commit, changed, new) else bool(changed or new)}
+    written = ("logs", "models", "README.md", "benchmarks/results", "docs")
+    places = ("--", ".", *(f":!{name}" for name in written))
+    # Not `git status`: it counts a notebook as changed whose size changed, whatever the filter makes of it.
+    changed = git("diff", "--name-only", "HEAD", *places), git("ls-files", "--others", "--exclude-standard", *places)
+    return {"commit": commit, "dirty": None if commit is None or None in changed else any(changed)}
 
 
 def requirement_pins() -> dict[str, str]:

@@ -6,15 +6,14 @@ Its downloader is not used: since huggingface_hub 1.x it begins a file anew afte
 
 import os
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
-from tqdm import tqdm
 
 from primekd.foundation.errors import UserError, findings_text
+from primekd.foundation.progress import open_bar
 from primekd.foundation.provenance import (
     disk_errors,
     hash_file,
@@ -67,15 +66,12 @@ def download(model: HubModel, weights: bool = True) -> Path:
             "the hub's cache lies: free some space, or move the cache with HF_HUB_CACHE."
         )
     parts = [part_of(storage / "blobs" / f.digest) for f in files]
-    bar = tqdm(
+    bar = open_bar(
         total=total,
         initial=sum(p.stat().st_size for p in parts if p.is_file()),
         desc=f"{model.repository}: fetched and verified",
         unit="B",
         unit_scale=True,
-        ascii=True,
-        file=sys.stderr,
-        mininterval=0.5 if sys.stderr.isatty() else 10,
         disable=not weights,
     )
     with bar:

@@ -1,6 +1,9 @@
 """Runs a notebook unattended: typed parameters in, an executed copy and its HTML out."""
 
+import contextlib
+import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -50,10 +53,11 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
         raise UserError(f"{relative_name(source)} is not there or is no notebook.") from error
     output.parent.mkdir(parents=True, exist_ok=True)
     failed, start = output.with_suffix(".failed.ipynb"), now()
-    # Kernels of one IPYTHONDIR share a history file and lock each other out; sockets in a folder need no free ports,
-    # and in this one none is left beside the notebook if the process is killed.
-    with tempfile.TemporaryDirectory(dir=_short_place()) as folder:
-        os.environ["IPYTHONDIR"] = folder
+    # Kernels of one IPYTHONDIR share a history file and lock each other out; sockets in a folder need no free ports.
+    # They lie beside the connection file, and their paths have at most 107 characters.
+    short = None if len(tempfile.gettempdir()) < 80 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="primekd-", dir=short) as folder:
+        os.environ |= {"IPYTHONDIR": folder, "PRIMEKD_STDERR": f"/proc/{os.getpid()}/fd/2"}
         os.environ.setdefault("PRIMEKD_ROOT", str(project_root()))
         copy = Path(folder) / output.name
         try:
@@ -67,7 +71,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
                 start_timeout=START_TIMEOUT,
                 stderr_file=sys.stderr,
                 stdout_file=sys.stdout,
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}}),
+                config=Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/k.json"}}),
             )
         except papermill.PapermillExecutionError as error:
             write_text(failed, without_machine(copy))
@@ -84,11 +88,6 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     inputs = {"notebook": relative_name(source), "sha256": hash_file(source), "parameters": parameters}
     name = f"{output.stem}.{MANIFEST}"
     write_manifest(output.parent, "notebook", inputs, [output, page], name, start=start, end=now())
-
-
-def _short_place() -> str | None:
-    """Where a socket's path has room below: a path has at most 107 characters."""
-    return "/tmp" if len(tempfile.gettempdir()) > 60 else None
 
 
 def _explain(error, source: Path, failed: Path) -> str:
@@ -108,27 +107,52 @@ def without_machine(path: Path) -> str:
 
 def normal_form(text: str) -> str:
     """A notebook as it stands in git, so that a diff shows what a person changed: nothing that running it leaves, and
-    tags as the only metadata. Cells keep their ids: numbered anew, all behind an inserted one would change."""
-    import nbformat
+    tags as the only metadata. Cells keep their ids: numbered anew, all behind an inserted one would change.
 
-    notebook = nbformat.reads(text, as_version=4)
-    notebook.metadata = {
+    Without nbformat, whose import takes a second: git asks for it at every notebook that was touched.
+
+    Raises:
+        ValueError: the text is no notebook of format 4.
+    """
+    notebook = json.loads(text)
+    if not isinstance(notebook, dict) or notebook.get("nbformat") != 4 or "cells" not in notebook:
+        raise ValueError("this is no notebook of format 4")
+    notebook["metadata"] = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags")
-        cell.metadata = {"tags": tags} if tags else {}
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    return nbformat.writes(notebook) + "\n"
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags")
+        cell["metadata"] = {"tags": tags} if tags else {}
+        cell["source"] = "".join(cell["source"]).splitlines(keepends=True)
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+    return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
-if __name__ == "__main__" and sys.argv[1:] == ["-"]:  # git's clean filter, which `make setup` sets up
-    sys.stdout.write(normal_form(sys.stdin.read()))
-elif __name__ == "__main__":  # `make notebooks`
-    for notebook_path in sorted(project_root().glob("*/*.ipynb")):
-        before = notebook_path.read_text(encoding="utf-8")
-        if (after := normal_form(before)) != before:
-            write_text(notebook_path, after)
-            print(f"{relative_name(notebook_path)}: brought into its normal form")
+def clean_stdin() -> None:
+    """Git's clean filter: a notebook's normal form, or what is none (a merge with conflicts) as it is."""
+    text = sys.stdin.buffer.read()
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        text = normal_form(text.decode()).encode()
+    sys.stdout.buffer.write(text)
+
+
+def note_in_git(os_path: str, **_: object) -> None:
+    """Jupyter's hook behind each save: `git status` judges by size before it asks the filter, so git is told that a
+    notebook whose normal form did not change is unchanged. Nothing is staged."""
+    git = ["git", "-C", str(Path(os_path).parent)]
+    with contextlib.suppress(OSError):  # no git
+        if subprocess.run([*git, "diff", "--quiet", "--", os_path], capture_output=True).returncode == 0:
+            subprocess.run([*git, "add", "--update", "--", os_path], capture_output=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["clean"]:  # set up in git by `make setup`
+        clean_stdin()
+    else:  # `make notebooks`
+        for notebook_path in sorted(project_root().glob("*/*.ipynb")):
+            before = notebook_path.read_text(encoding="utf-8")
+            if (after := normal_form(before)) != before:
+                write_text(notebook_path, after)
+                print(f"{relative_name(notebook_path)}: brought into its normal form")

@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 
 import yaml
-from tqdm import tqdm
 
 from primekd.config import Profile
 from primekd.config.profile import read_mapping
 from primekd.foundation.errors import UserError
-from primekd.foundation.progress import progress_path
+from primekd.foundation.progress import open_bar, progress_path
 from primekd.foundation.provenance import project_root, read_json, relative_name, write_text
 
 LAUNCHER = "PRIMEKD_LAUNCHER_PID"
@@ -142,8 +141,7 @@ def _config_file(profile: Profile) -> Path:
 def _follow(process: subprocess.Popen, progress: Path, stage: str) -> None:
     """A bar of the main process's progress until the launcher ends."""
     before = read_json(progress) if progress.is_file() else None  # of an earlier training
-    interval = 0.5 if sys.stderr.isatty() else 10
-    with tqdm(unit="step", desc=stage, mininterval=interval, file=sys.stderr, ascii=True) as bar:
+    with open_bar(unit="step", desc=stage) as bar:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
