@@ -15,7 +15,7 @@ from primekd.models.logits import LogitTransform
 from primekd.signals.codecs import HiddenCodec
 
 PAGE = (ROOT / "docs" / "signals.md").read_text(encoding="utf-8")
-[READER] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+READER, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")

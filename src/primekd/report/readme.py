@@ -18,6 +18,7 @@ from primekd.report.cells import Table, to_page
 from primekd.report.claims import claim_table
 from primekd.report.engines import engine_table
 from primekd.report.expected import expected_table
+from primekd.report.forests import accuracy_forest
 from primekd.report.html import write_report
 from primekd.report.published import (
     contrast_matrix,
@@ -44,6 +45,7 @@ KINDS: dict[str, Callable[..., Table]] = {
     "engine-table": engine_table,  # of logs/engines
 }
 
+FIGURE = "figure"  # a block of this kind is a link to a drawing in docs/figures/
 _BEGIN = re.compile(r"<!--\s*primekd:begin\b(.*?)-->")
 _END = re.compile(r"<!--\s*primekd:end\s*-->")
 _NAME = re.compile(r"(\S+)((?:\s+[\w-]+)+)")  # a kind and a folder of logs/, or several; no path
@@ -68,7 +70,7 @@ def update_readme(readme: Path, check: bool, only: str | None = None) -> list[st
         raise UserError(f"{relative_name(readme)} is missing.")
     old = readme.read_text(encoding="utf-8")
     logs = Path(os.path.relpath(project_root() / "logs", readme.parent)).as_posix()  # as links of this page start
-    new, changed = _regenerate(old, relative_name(readme), only, logs)
+    new, changed = _regenerate(old, relative_name(readme), only, logs, check)
     if changed and not check:
         write_text(readme, new)
     return changed
@@ -92,7 +94,7 @@ def write_anew(profile: Profile) -> list[str]:
     return lines
 
 
-def _regenerate(text: str, file: str, only: str | None, logs: str) -> tuple[str, list[str]]:
+def _regenerate(text: str, file: str, only: str | None, logs: str, check: bool) -> tuple[str, list[str]]:
     """The text with every block made anew, and the names of the blocks that changed."""
     out: list[str] = []
     changed: list[str] = []
@@ -110,7 +112,7 @@ def _regenerate(text: str, file: str, only: str | None, logs: str) -> tuple[str,
                 raise UserError(f"{file}, line {number}: <!-- primekd:end --> without a begin.")
             wanted = body
             if only is None or only in name.split()[1:]:
-                made = _block(name, f"{file}, line {number}").replace("](logs/", f"]({logs}/")
+                made = _block(name, f"{file}, line {number}", check).replace("](logs/", f"]({logs}/")
                 wanted = ["", *made.strip("\n").split("\n"), ""]
             if body != wanted:
                 changed.append(name)
@@ -123,12 +125,25 @@ def _regenerate(text: str, file: str, only: str | None, logs: str) -> tuple[str,
     return "\n".join(out), changed
 
 
-def _block(name: str, place: str) -> str:
+def _block(name: str, place: str, check: bool) -> str:
     match = _NAME.fullmatch(name)
     folders = match[2].split() if match else []
+    if match and match[1] == FIGURE and len(folders) == 1:
+        return _figure(folders[0], check)
     if not match or match[1] not in KINDS or (len(folders) > 1 and match[1] != "expected"):
         raise UserError(f"{place}: no block is called '{name}': write {' or '.join(KINDS)}, then a folder of logs/.")
     return block(match[1], *(project_root() / "logs" / folder for folder in folders))
+
+
+def _figure(folder: str, check: bool) -> str:
+    """A link to the accuracies of a folder of logs, which are drawn anew; with `check` it says where they differ."""
+    path = project_root() / "docs" / "figures" / f"{folder}.svg"
+    drawn = accuracy_forest(read_results(project_root() / "logs" / folder))
+    differs = not path.is_file() or path.read_text(encoding="utf-8") != drawn
+    if differs and not check:
+        write_text(path, drawn)
+    link = f"![Accuracy of every model of {folder} with its 95 % interval](docs/figures/{folder}.svg)"
+    return f"{link} (outdated)" if differs and check else link
 
 
 def block(kind: str, *folders: Path) -> str:
