@@ -1,5 +1,6 @@
 """Models from the hub: the real client against a fake hub on loopback."""
 
+import html
 import json
 import os
 import signal
@@ -210,7 +211,7 @@ def test_gated_models_are_explained_before_any_file_is_asked_for(hub, tmp_path, 
         get_models(profile_of(tmp_path, f"hub:{NAME}", "hub:meta-llama/gated"), wanted)
     assert not hub.file_requests
     if token:
-        said = str(caught.value) + survey_table(wanted).to_string() + capsys.readouterr().out
+        said = str(caught.value) + repr(survey_table(wanted)) + capsys.readouterr().out
         assert token not in said
 
 
@@ -219,7 +220,7 @@ def test_a_gated_model_with_access_comes_and_no_written_file_holds_the_token(hub
     monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
     profile = profile_of(tmp_path, f"hub:{NAME}", f"hub:{NAME}")
     wanted = survey(profile)
-    shown = survey_table(wanted).to_string()
+    shown = html.unescape(survey_table(wanted).html)
     for word in ("teacher and student", "llama3.1", "gated, granted (token: set up)", hub.repositories[NAME].commit):
         assert word in shown
     require_access(wanted)
@@ -308,7 +309,7 @@ def test_the_source_of_a_teacher_that_is_converted_by_hand_comes_and_the_convers
     teacher = {"made_from": f"hub:{NAME}", "engine": "exllamav2"}
     profile = profile_of(tmp_path, "path:models/tiny-4.5bpw", lively, **teacher)
     wanted = survey(profile)
-    shown = survey_table(wanted).to_string()
+    shown = html.unescape(survey_table(wanted).html)
     assert f"is converted from hub:{NAME}" in shown and "teacher's source" in shown and "llama3.1" in shown
     require_access(wanted)
     assert f"its source hub:{NAME} is fetched" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from primekd.foundation.provenance import write_json, write_manifest
 from primekd.models.chat import build_prompt, decode_response
 from primekd.models.students import lora_model, save_adapter
 from primekd.report import playground as form_module
-from primekd.report.playground import NO_PRIMING, OWN, Playground, draw
+from primekd.report.playground import NO_PRIMING, OWN, Playground, answers_view, draw
 from primekd.teachers import Sampling
 
 QUESTION = "Ann has 7 pens and buys 5. How many pens has she?"
@@ -217,7 +217,7 @@ def test_all_trained_are_asked_and_their_answers_are_whole_and_inert(study):
         ask(profile, QUESTION, ["teacher-KD"])
     assert all(set(r.values) == set(EXTRACTORS) for r in answers.replies)
     long = Answers(HOSTILE, [reply("first line\n" + "word " * 400 + HOSTILE)])
-    page, text = long._repr_html_(), repr(long)
+    page, text = answers_view(long)._repr_html_(), repr(long)
     assert (
         page.count("word ") == text.count("word ") == 400 and "first line\nword" in page and "first line\nword" in text
     )
@@ -336,4 +336,4 @@ def test_a_notebook_shows_the_form_only_where_somebody_sits_before_it(output: Pa
     assert reply["content"]["status"] == "ok", reply["content"]
     [shown] = [m["content"]["data"] for m in said if m["msg_type"] == "display_data"]
     assert ("application/vnd.jupyter.widget-view+json" in shown) == attended
-    assert ("<table" in shown.get("text/html", "") and "control (" in shown["text/plain"]) != attended
+    assert ("<figure" in shown.get("text/html", "") and "control (" in shown["text/plain"]) != attended

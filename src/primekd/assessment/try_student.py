@@ -1,6 +1,5 @@
 """Asking control, students and teacher one question: one loaded base whose adapters are switched, answers streamed."""
 
-import html
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +23,6 @@ from primekd.teachers.protocol import Sampling
 
 INTERVAL = 0.1  # seconds between two looks at an answer in the making
 STREAMING = ("transformers", "llamacpp")  # engines that run in this process and can be overheard
-BOX = "margin:0;white-space:pre-wrap;overflow-wrap:anywhere;text-align:left;font:inherit;line-height:1.4"
-COLOURS = "color:var(--jp-content-font-color1,inherit);background:var(--jp-layout-color1,transparent)"
 
 
 @dataclass(frozen=True)
@@ -55,39 +52,20 @@ class Reply:
 
 @dataclass(frozen=True)
 class Answers:
-    """A question and its answers; a notebook shows them as a table, a terminal as text, both of them whole."""
+    """A question and its answers, whole."""
 
     question: str
     replies: list[Reply]
 
-    def _repr_html_(self) -> str:
-        head = "".join(f'<th style="text-align:left">{title}</th>' for title in ("Model", "Answer", "Read as"))
-        rows = "".join(map(_row, self.replies))
-        return (
-            f'<pre style="{BOX}">{escape(self.question)}</pre><table style="{COLOURS};width:100%">'
-            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        )
-
     def __repr__(self) -> str:
         parts = [
-            f"{reply.name} ({reply.facts}; {_read_as(reply, ', ')})\n{readable(reply.text)}" for reply in self.replies
+            f"{reply.name} ({reply.facts}; {read_as(reply, ', ')})\n{readable(reply.text)}" for reply in self.replies
         ]
         return "\n\n".join([readable(self.question), *parts])
 
 
-def escape(text: str) -> str:
-    """Foreign text for HTML: nothing in it is run, or turns the direction of reading."""
-    return html.escape(readable(text))
-
-
-def _row(reply: Reply) -> str:
-    about, values = f"<b>{escape(reply.name)}</b>\n{reply.facts}", escape(_read_as(reply, "\n"))
-    cells = "".join(f'<td style="vertical-align:top;text-align:left"><pre style="{BOX}">{text}</pre></td>'
-                    for text in (about, escape(reply.text), values))  # fmt: skip
-    return f"<tr>{cells}</tr>"
-
-
-def _read_as(reply: Reply, between: str) -> str:
+def read_as(reply: Reply, between: str) -> str:
+    """What each extractor reads of an answer."""
     return between.join(f"{extractor}: {value}" for extractor, value in reply.values.items())
 
 

@@ -1,16 +1,21 @@
 """The playground: a form in which control, students and teacher are asked a question of one's own, side by side."""
 
+import html
 import threading
 from collections.abc import Sequence
 
 from primekd.assessment.decisions.form import is_attended
-from primekd.assessment.try_student import BOX, COLOURS, Asker, Reply, Stream, ask, escape, how_to_train
+from primekd.assessment.decisions.session import readable
+from primekd.assessment.try_student import Answers, Asker, Reply, Stream, ask, how_to_train, read_as
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.models.chat import Priming
+from primekd.report.shown import Shown, show_texts
 
 NO_PRIMING, OWN = "none", "my own"
+BOX = "margin:0;white-space:pre-wrap;overflow-wrap:anywhere;text-align:left;font:inherit;line-height:1.4"
+COLOURS = "color:var(--jp-content-font-color1,inherit);background:var(--jp-layout-color1,transparent)"
 FRAME = f"{COLOURS};border:1px solid var(--jp-border-color1,gray);padding:.6em;box-sizing:border-box"
 
 
@@ -137,6 +142,11 @@ class Playground:
         self.message.value = f'<div role="status" aria-live="polite" style="{BOX}">{escape(text)}</div>'
 
 
+def escape(text: str) -> str:
+    """Foreign text for HTML: nothing in it is run, or turns the direction of reading."""
+    return html.escape(readable(text))
+
+
 def _known(asker: Asker) -> list[tuple[str, str]]:
     """Every model of a profile, and what to do before it can be asked."""
     students = [(name, "" if name in asker.trained else how_to_train(name)) for name in asker.arms]
@@ -176,4 +186,11 @@ def playground(profile: Profile, question: str = "", strategies: Sequence[str] |
     if is_attended():
         display(Playground(Asker(profile), question, strategies).root)
     else:
-        display(ask(profile, question, strategies))
+        display(answers_view(ask(profile, question, strategies)))
+
+
+def answers_view(answers: Answers) -> Shown:
+    """Answers side by side, whole, with what is known of each."""
+    cards = [(f"{r.name}: {r.facts}. Read as {read_as(r, ', ')}", readable(r.text)) for r in answers.replies]
+    shown = show_texts([("Question", readable(answers.question))]) + show_texts(cards)
+    return Shown(shown.html, repr(answers))

@@ -14,6 +14,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hardware, output_root, package_versions, requirement_pins
 from primekd.models import is_present, load_tokenizer
 from primekd.models.template import turn_end
+from primekd.report.shown import Shown, show_facts
 from primekd.teachers.packages import (
     PACKAGES,
     WITHOUT_FLASH_ATTN,
@@ -123,6 +124,11 @@ def check_profile_engines(profile: Profile) -> list[Finding]:
         else:
             findings.append(Finding(profile.name, "ok", f"engine {engine} is here"))
     return findings
+
+
+def show_profile(profile: Profile) -> Shown:
+    """`check_profile` for a notebook."""
+    return show_facts([(finding.level, finding.text) for finding in check_profile(profile)])
 
 
 def check_profile(profile: Profile) -> list[Finding]:

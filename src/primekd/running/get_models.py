@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.models import is_present, model_folder, parse_reference
 from primekd.models.download import bytes_here, download, free_bytes, gigabytes, recorded
 from primekd.models.hub import HubFile, HubModel, describe, has_token
 from primekd.models.shapes import stated_bits
+from primekd.report.cells import Table
+from primekd.report.formats import MISSING
+from primekd.report.shown import Shown, show_table
 from primekd.training.prepare_teacher import build_teacher
 
 
@@ -77,7 +78,7 @@ def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:
         return Wanted(role, text, weights, known if whole else None, None if whole else str(error))
 
 
-def survey_table(wanted: list[Wanted]) -> pd.DataFrame:
+def survey_table(wanted: list[Wanted]) -> Shown:
     """The survey, one model a row; whether a token is set up, never the token."""
     token = "set up" if has_token() else "none"
 
@@ -98,7 +99,10 @@ def survey_table(wanted: list[Wanted]) -> pd.DataFrame:
             "here": gigabytes(model.here),
         }
 
-    return pd.DataFrame([row(m) for m in wanted]).fillna("–").set_index("model").T
+    rows = [row(m) for m in wanted]
+    head = list(dict.fromkeys(name for found in rows for name in found))
+    cells = [[found.get(name, MISSING) for name in head] for found in rows]
+    return show_table(Table("Models of the profile", [name.capitalize() for name in head], cells, left=5))
 
 
 def require_access(wanted: list[Wanted]) -> None:
