@@ -228,6 +228,14 @@ def test_all_trained_are_asked_and_their_answers_are_whole_and_inert(study):
     assert "cut off at the limit" in reply(truncated=True).facts
 
 
+def test_the_form_is_seen_whether_or_not_a_text_box_in_it_is(study):
+    form = Playground(Asker(study()), QUESTION)
+    form.thread.join()
+    assert form.own.layout.display == "none" and form.root.layout.display is None
+    form.priming.value = form.priming.options[-1]
+    assert form.own.layout.display != "none" and form.root.layout.display is None
+
+
 def test_the_value_of_the_profiles_extractor_stands_out():
     shown = draw(reply(values={"published": "1", "validated": "18"}), "validated")
     assert "published: 1" in shown and "validated: <b>18</b>" in shown

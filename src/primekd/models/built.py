@@ -74,7 +74,7 @@ def dequantised_folder(file: Path, digest: str) -> Path:
 
         tokenizer = gguf_tokenizer_folder(file, digest)
         shutil.copytree(tokenizer, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("source.json"))
-        with _gguf_errors(file):
+        with _gguf_errors(file), _no_bar():
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
@@ -117,6 +117,18 @@ def _gguf_ends(file: Path) -> list[int]:
     fields = gguf.GGUFReader(file).fields
     found = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
     return sorted({int(field.contents()) for field in found if field is not None})
+
+
+@contextlib.contextmanager
+def _no_bar():
+    """transformers' bar over the tensors of a GGUF file has no switch; in a notebook it would stand for good."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar, reader.tqdm = reader.tqdm, lambda tensors, **how: tensors
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from primekd.models.chat import Priming
 from primekd.report.shown import Shown, show_texts
 
 NO_PRIMING, OWN = "none", "my own"
-BOX = "margin:0;white-space:pre-wrap;overflow-wrap:anywhere;text-align:left;font:inherit;line-height:1.4"
+BOX = "margin:0;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;text-align:left;font:inherit;line-height:1.4"
 COLOURS = "color:var(--jp-content-font-color1,inherit);background:var(--jp-layout-color1,transparent)"
 FRAME = f"{COLOURS};border:1px solid var(--jp-border-color1,gray);padding:.6em;box-sizing:border-box"
 
@@ -33,7 +33,7 @@ class Playground:
         import ipywidgets as widgets
 
         self.asker, self._stream, self._stopped, self._lock = asker, None, False, threading.Lock()
-        wide = widgets.Layout(width="auto")
+        wide = lambda: widgets.Layout(width="auto")  # noqa: E731 - one each: what hides one must not hide another
         ticked = asker.trained if strategies is None else strategies
         tall = widgets.Layout(width="auto", height="6em")
         self.question = widgets.Textarea(question, placeholder="A question of your own", layout=tall)
@@ -41,10 +41,10 @@ class Playground:
         self.priming = widgets.Dropdown(options=[NO_PRIMING, *asker.primed, OWN], description="Teacher primed")
         self.priming.style.description_width = "initial"
         self.priming.disabled = self.models[TEACHER].disabled
-        self.own = widgets.Textarea("", placeholder="A text that the teacher alone reads", layout=wide)
+        self.own = widgets.Textarea("", placeholder="A text that the teacher alone reads", layout=wide())
         self.ask_button = widgets.Button(description="Ask", button_style="primary")
         self.stop_button = widgets.Button(description="Stop", disabled=True)
-        self.message, self.text = widgets.HTML(layout=wide), widgets.HTML(layout=wide)
+        self.message, self.text = widgets.HTML(layout=wide()), widgets.HTML(layout=wide())
         self.answers = widgets.HBox([], layout=widgets.Layout(flex_flow="row wrap", align_items="stretch"))
         self._new_box = lambda: widgets.HTML(layout=widgets.Layout(flex="1 1 20em", margin="4px", min_width="16em"))
         self.ask_button.on_click(lambda _: self.ask())
@@ -54,7 +54,7 @@ class Playground:
         boxes = widgets.HBox([*self.models.values()], layout=row)
         buttons = widgets.HBox([self.ask_button, self.stop_button, self.priming], layout=row)
         self.root = widgets.VBox(
-            [self.question, boxes, buttons, self.own, self.text, self.message, self.answers], layout=wide
+            [self.question, boxes, buttons, self.own, self.text, self.message, self.answers], layout=wide()
         )
         self._show_priming()
         self._say("" if asker.trained else f"No student of {asker.profile.name} is trained yet: the control answers.")
