@@ -14,7 +14,8 @@ from primekd.models.chat import Priming
 from primekd.report.shown import Shown, show_texts
 
 NO_PRIMING, OWN = "none", "my own"
-BOX = "margin:0;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;text-align:left;font:inherit;line-height:1.4"
+WRAPPED = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
+BOX = f"margin:0;{WRAPPED};text-align:left;font:inherit;line-height:1.4"
 COLOURS = "color:var(--jp-content-font-color1,inherit);background:var(--jp-layout-color1,transparent)"
 FRAME = f"{COLOURS};border:1px solid var(--jp-border-color1,gray);padding:.6em;box-sizing:border-box"
 

@@ -101,8 +101,11 @@ def run_alone(options: argparse.Namespace) -> int:
         run = import_module(f"check.{PARTS[name].module}").run
 
         def add(*rows: Row) -> None:
-            # Of times at tiny shapes nothing is asked.
-            report.add(name, *(replace(r, most=None, least=None) if options.tiny and r.hope else r for r in rows))
+            # Of times at tiny shapes nothing is asked, nor of what is made of them alone.
+            def free(row: Row) -> bool:
+                return options.tiny and (row.hope or name == "alone")
+
+            report.add(name, *(replace(r, most=None, least=None) if free(r) else r for r in rows))
 
         run(SMALL if options.tiny else FULL, add, report)
     except Exception as error:  # said in the table; the next parts go on
