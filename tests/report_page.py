@@ -13,12 +13,12 @@ CONTRASTS = """
 const part = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
 const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
 const parse = (css) => css.match(/[\\d.]+/g).map(Number);
-const ground = (e) => {
-  for (; e; e = e.parentElement) {
-    const c = parse(getComputedStyle(e).backgroundColor);
-    if (c.length < 4 || c[3] > 0) return c;
-  }
-  return [255, 255, 255];
+const ground = (e) => {  // half transparent colours lie over what is behind them
+  if (!e) return [255, 255, 255];
+  const c = parse(getComputedStyle(e).backgroundColor), alpha = c[3] ?? 1;
+  if (alpha === 1) return c;
+  const behind = ground(e.parentElement);
+  return alpha === 0 ? behind : [0, 1, 2].map((n) => alpha * c[n] + (1 - alpha) * behind[n]);
 };
 const poor = [];
 for (const e of document.querySelectorAll("body *")) {

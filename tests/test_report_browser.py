@@ -5,11 +5,19 @@ import shlex
 import shutil
 import subprocess
 
+import nbformat
 import pytest
+import torch
 from report_logs import HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_published, write_study
 
+from primekd.assessment.tokens import TokenFit, read_tokens, write_fits, write_tokens
 from primekd.config import load_profile
+from primekd.report.cells import Name, Table
 from primekd.report.html import write_report
+from primekd.report.notebook_page import notebook_page
+from primekd.report.shown import show_facts, show_figure, show_table, show_texts
+from primekd.report.token_view import models_view
+from primekd.signals.certainty import Certainty
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from report_page import CONTRASTS, Page  # noqa: E402
@@ -317,6 +325,108 @@ def test_text_can_be_read_in_light_and_dark_and_on_a_narrow_page(driver, pages, 
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.driver.execute_script(wide) <= 0  # tables scroll in their own boxes
         page.unharmed()
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+# Tokens in the report, and executed notebooks as pages.
+
+TOKENS = ["It", " is", "\n", "<img src=x onerror=window.owned=1>", " 18", "<|end|>"]
+
+
+class Words:
+    """Stands for a tokenizer: token n is the n-th text."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return TOKENS[ids[0]]
+
+
+def write_some_tokens(folder, item):
+    """Six tokens of one item under two models; ai-KD is 2 nats away at the last but one and nowhere else."""
+    ids, count = list(range(6)), len(TOKENS)
+    best = torch.tensor([[n, (n + 1) % count] for n in ids])
+    sure = Certainty(torch.full((6,), 0.25), torch.full((6,), 0.9), best, torch.tensor([[0.9, 0.1]] * 6))
+    models = {}
+    for name, far in (("control", 1.0), ("ai-KD", 2.0)):
+        kl = torch.zeros(6)
+        kl[4] = far
+        models[name] = folder / f"{name}.safetensors"
+        write_fits(models[name], [TokenFit(kl, best.flip(1), torch.tensor([[0.75, 0.25]] * 6))])
+    write_tokens(folder / "tokens.safetensors", {item: ids}, {item: sure}, models, Words())
+
+
+@pytest.fixture(scope="module")
+def with_tokens(tmp_path_factory) -> str:
+    root = tmp_path_factory.mktemp("tokens")
+    with pytest.MonkeyPatch.context() as patch:
+        make_checkout(root, patch)
+        profile = write_study(load_profile("ci"), HOSTILE, DECIDED)
+        write_published(root)
+        write_some_tokens(profile.logs, "item-0")
+        return write_report(profile).as_uri()
+
+
+def test_the_teachers_answer_is_shown_token_by_token_under_each_model(driver, with_tokens):
+    page = Page(driver, with_tokens, "#item=item-0")
+    panels = page.all("#detail .tokens .answer")
+    assert [panel.find_element(By.TAG_NAME, "h3").text.split(" KL")[0] for panel in panels] == [
+        "No distillation", "Ground truth-KD",
+    ]  # fmt: skip
+    assert "KL 2.00 nats over 6 tokens" in panels[1].text
+    classes = [token.get_attribute("class") for token in panels[1].find_elements(By.CLASS_NAME, "tk")]
+    assert classes == ["tk k0"] * 4 + ["tk k4", "tk k0"]
+    driver.execute_script("arguments[0].focus()", panels[1].find_elements(By.CLASS_NAME, "tk")[3])
+    strip = panels[1].find_element(By.CLASS_NAME, "strip").text
+    assert "“<img src=x onerror=window.owned=1>”, which the teacher gave 90.0 %; its entropy 0.25 nats" in strip
+    assert "“ 18” 74.9 %" in strip and "“<img src=x onerror=window.owned=1>” 25.1 %" in strip  # in steps of 1/255
+    page.unharmed()
+    other = Page(driver, with_tokens, "#item=item-1")
+    assert not other.all("#detail .tokens .answer")  # of this one no tokens were kept
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> str:
+    """An executed notebook with everything that notebooks show, as a page."""
+    folder = tmp_path_factory.mktemp("copy")
+    write_some_tokens(folder, "item-0")
+    head = ["Model", *(f"Column {n} [95 %]" for n in range(9))]
+    table = Table("Results", head, [[Name("Ground truth-KD", "ai-KD"), *["18.8 [12.9, 26.4]"] * 9]])
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="700" height="90"><text y="40">loss</text></svg>'
+    shown = [
+        show_table(table, "A note."), show_texts([("Teacher", HOSTILE[0] * 9), ("Student", HOSTILE[1])]),
+        show_facts([("learning_rate", "0.002"), ("model", "x/" * 90)], "train"), show_figure(svg, "A curve"),
+        models_view(read_tokens(folder), "item-0", ["control", "ai-KD"]),
+    ]  # fmt: skip
+    cells = [nbformat.v4.new_markdown_cell(f"# A title\n\nText with `code`.\n\n{HOSTILE[1]}")]
+    for part in shown:
+        output = nbformat.v4.new_output("display_data", part._repr_mimebundle_())
+        cells.append(nbformat.v4.new_code_cell("display.it(settings)  # " + "long " * 40, outputs=[output]))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "copy.ipynb")
+    (folder / "copy.html").write_text(notebook_page(folder / "copy.ipynb"), encoding="utf-8")
+    return (folder / "copy.html").as_uri()
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_executed_copy_can_be_read_and_nothing_in_it_runs(driver, copy, scheme, width):
+    emulated = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        driver.get(copy)
+        assert len(driver.find_elements(By.CSS_SELECTOR, "thead th")) == 10 and driver.find_element(By.TAG_NAME, "h1")
+        assert "<th" not in driver.find_element(By.TAG_NAME, "body").text
+        assert driver.execute_script("return document.querySelector('figure img').naturalWidth") == 700
+        assert driver.execute_script("return window.owned") is None
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        driver.execute_script("document.querySelectorAll('.tk')[10].focus()")
+        tip = driver.find_elements(By.CSS_SELECTOR, ".tk .tip")[10]
+        assert tip.is_displayed() and "KL 2.000 nats" in tip.text and "Ground truth-KD" in tip.text
+        assert driver.execute_script(CONTRASTS) == []
+        ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
