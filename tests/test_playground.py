@@ -16,11 +16,13 @@ from primekd.assessment.try_student import Answers, Asker, Reply, ask
 from primekd.config import LoraSettings
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_json, write_manifest
+from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
 from primekd.models.students import lora_model, save_adapter
 from primekd.report import playground as form_module
 from primekd.report.playground import NO_PRIMING, OWN, Playground, answers_view, draw
 from primekd.teachers import Sampling
+from primekd.teachers.transformers_engine import TransformersEngine
 
 QUESTION = "Ann has 7 pens and buys 5. How many pens has she?"
 STUDENTS = ("base-KD", "ai-KD", "base-fine-tune")
@@ -151,8 +153,8 @@ def test_the_teacher_reads_the_priming_and_no_student_does(study):
     for place, priming in enumerate([None, asker.priming("ai-KD"), asker.own_priming(" Be brief. ")]):
         stream = asker.stream("teacher", QUESTION, priming)
         answers[place] = list(stream)[-1]
-        assert ("Be brief." in stream._prompt.text) == (place == 2)
-        assert ("ground truth" in stream._prompt.text.replace("\n", " ")) == (place == 1)
+        assert ("Be brief." in stream.prompt.text) == (place == 2)
+        assert ("ground truth" in stream.prompt.text.replace("\n", " ")) == (place == 1)
     assert len(set(answers.values())) == 3 and asker.primed.keys() == {"teacher-KD", "ai-KD", "reverseKL-KD"}
     students = asker.stream("control", QUESTION, asker.own_priming("Be brief."))
     assert "Be brief" not in students._prompt.text
@@ -226,6 +228,34 @@ def test_all_trained_are_asked_and_their_answers_are_whole_and_inert(study):
         assert "pre-wrap" in shown and "--jp-content-font-color1" in shown
     assert "\u202e" not in text and "30 tokens, 20.0 tokens/s, complete" in page
     assert "cut off at the limit" in reply(truncated=True).facts
+
+
+def test_an_answer_is_shown_token_by_token_beside_the_teacher(study):
+    """As plain forward passes of both models give it, each after its own prompt."""
+    profile = study()
+    asker = Asker(profile)
+    stream = asker.stream("control", QUESTION)
+    list(stream)
+    priming = asker.priming("ai-KD")
+    tokens = asker.tokens(stream, priming)
+    tokenizer, ids = load_tokenizer(profile.student), list(stream.reply.ids)
+    assert [token.text for token in tokens] == [tokenizer.decode([i]) for i in ids]
+
+    def log_probs(model: str, prompt) -> torch.Tensor:
+        engine = TransformersEngine(model, "float32", 1)
+        [logits] = engine.own_logits([list(prompt)], [ids])
+        return logits.double().log_softmax(-1)
+
+    p = log_probs(profile.teacher.model, build_prompt(tokenizer, QUESTION, priming))
+    q = log_probs(profile.student.model, build_prompt(tokenizer, QUESTION))
+    expected = (p.exp() * (p - q)).sum(-1).tolist()
+    assert [token.kl["control"] for token in tokens] == pytest.approx(expected, rel=0.05, abs=1e-3)
+    assert tokens[0].teacher[0][0] == tokenizer.decode([int(p[0].argmax())])
+    form = Playground(asker, QUESTION, [])
+    form.by_token.value = True
+    form.ask()
+    form.thread.join()
+    assert "class=\"tk k" in form.answers.children[0].value
 
 
 def test_the_form_is_seen_whether_or_not_a_text_box_in_it_is(study):

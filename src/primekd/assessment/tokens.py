@@ -18,10 +18,12 @@ from torch import Tensor
 from primekd.assessment.logs import TOKENS as FILE
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import canonical_json, relative_name, write_atomically
-from primekd.signals.certainty import Certainty
+from primekd.signals.certainty import Certainty, certainty_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from primekd.signals.rows import SignalRows
 
 MOST = 30_000  # tokens of a model that go into the logs, about 0.6 MB
 SPACES = {"\n": "⏎", "\t": "⇥"}
@@ -110,6 +112,35 @@ class Token:
     top: dict[str, list[tuple[str, float]]]
 
 
+def tokens_of(
+    tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], teacher: "SignalRows", models: "Mapping[str, SignalRows]"
+) -> list[Token]:
+    """Tokens of any text from T rows of the teacher; with models whole distributions of all are needed."""
+    own = certainty_of(teacher, ids)
+    fits = {}
+    for name, rows in models.items():
+        log_p = teacher.to_logits().double().log_softmax(-1)
+        log_q = rows.to_logits().double().log_softmax(-1)
+        fits[name] = ((log_p.exp() * (log_p - log_q)).sum(-1), certainty_of(rows, ids))
+
+    def best(found: Certainty, n: int) -> list[tuple[str, float]]:
+        pairs = zip(found.top_ids[n].tolist(), found.top_probs[n].tolist(), strict=True)
+        return [(text_of(tokenizer, i), p) for i, p in pairs if i >= 0]
+
+    return [
+        Token(
+            text_of(tokenizer, token), float(own.entropy[n]), _known(float(own.written[n])), best(own, n),
+            {name: float(kl[n]) for name, (kl, _) in fits.items()},
+            {name: best(found, n) for name, (_, found) in fits.items()},
+        )
+        for n, token in enumerate(ids)
+    ]  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value
+
+
 class TokenLog:
     """tokens.safetensors of a logs folder.
 
@@ -146,10 +177,10 @@ class TokenLog:
         return {item: float(part.sum()) for item, part in zip(self.items, parts, strict=True)}
 
     def _token(self, row: int, models: Sequence[str]) -> Token:
-        written = float(self.tensors["teacher.written"][row])
+        written = _known(float(self.tensors["teacher.written"][row]))
         return Token(
             self.texts[int(self.tensors["ids"][row])], float(self.tensors["teacher.entropy"][row]),
-            None if written != written else written, self._best("teacher", row),
+            written, self._best("teacher", row),
             {model: float(self.tensors[f"{model}.kl"][row]) for model in models},
             {model: self._best(model, row) for model in models},
         )  # fmt: skip

@@ -12,13 +12,15 @@ from primekd.assessment.decisions.session import readable, spoken
 from primekd.assessment.reading import EXTRACTORS, extract
 from primekd.assessment.serving import MERGED, serving_folder
 from primekd.assessment.students import require_control
+from primekd.assessment.tokens import Token, tokens_of
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER, Arm, arms_of, get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_json, relative_name
-from primekd.models import is_present, load_tokenizer
+from primekd.models import is_present, load_tokenizer, require_same_tokenizer
 from primekd.models.chat import Priming, Prompt, build_prompt, decode_response
+from primekd.signals.rows import DenseRows
 from primekd.teachers.protocol import Sampling
 
 INTERVAL = 0.1  # seconds between two looks at an answer in the making
@@ -32,6 +34,7 @@ class Reply:
     Attributes:
         tokens: of the answer, with the one that ends it. seconds: from the prompt's first to the answer's last token.
         truncated: cut off at the profile's limit of new tokens. stopped: by whoever asked.
+        ids: the answer's tokens.
         values: extractor -> what it reads, in words.
     """
 
@@ -42,6 +45,7 @@ class Reply:
     truncated: bool
     stopped: bool
     values: dict[str, str]
+    ids: tuple[int, ...] = ()
 
     @property
     def facts(self) -> str:
@@ -81,8 +85,8 @@ class Stream:
     """
 
     def __init__(self, name: str, question: str, tokenizer, prompt: Prompt, engine, limit: int):
-        self.name, self._question, self._tokenizer = name, question, tokenizer
-        self._prompt, self._engine, self._limit = prompt, engine, limit
+        self.name, self.question, self._tokenizer = name, question, tokenizer
+        self.prompt, self._engine, self._limit = prompt, engine, limit
         self._ids: list[int] = []
         self._stop, self._response, self._error, self.reply = False, None, None, None
 
@@ -111,7 +115,7 @@ class Stream:
     def _generate(self) -> None:
         try:
             with _overheard(self._engine, self._hear):
-                [self._response] = self._engine.generate([self._prompt], Sampling(self._limit))
+                [self._response] = self._engine.generate([self.prompt], Sampling(self._limit))
         except _Stopped:
             pass
         except Exception as error:  # raised again by the thread that asked
@@ -129,8 +133,8 @@ class Stream:
     def _finish(self, seconds: float) -> Reply:
         stopped, ids = self._response is None, self._response.ids if self._response else self._ids
         truncated, text = stopped or self._response.truncated, self._text(ids)
-        values = {e: spoken(extract(text, e, truncated, self._question).text) for e in EXTRACTORS}
-        return Reply(self.name, text, len(ids), seconds, truncated, stopped, values)
+        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in EXTRACTORS}
+        return Reply(self.name, text, len(ids), seconds, truncated, stopped, values, tuple(ids))
 
 
 @contextmanager
@@ -229,6 +233,25 @@ class Asker:
         engine._output = adapters.wear(None if name == CONTROL else name)
         engine.__dict__.pop("_head", None)
         return Stream(name, question, tokenizer, prompt, engine, self.profile.max_new_tokens)
+
+    def tokens(self, stream: Stream, priming: Priming | None = None) -> list[Token]:
+        """A student's own answer, token by token, beside what the teacher would have written there under a priming.
+
+        Args:
+            stream: the last one that was asked for, of the control or a student; it has ended.
+
+        Raises:
+            UserError: the teacher cannot be asked, or has other tokens.
+        """
+        if self.no_teacher:
+            raise UserError(f"The teacher cannot be asked: {self.no_teacher}")
+        require_same_tokenizer(self.profile.teacher, self.profile.student)
+        engine, tokenizer = self._base[0], load_tokenizer(self.profile.student)
+        ids = stream.reply.ids
+        [own] = engine.score([stream.prompt], [ids], "logits")  # (T, V)
+        asked = build_prompt(load_tokenizer(self.profile.teacher), stream.question, priming)
+        [taught] = self._teacher.score([asked], [ids], "logits")
+        return tokens_of(tokenizer, ids, DenseRows(taught.float().cpu()), {stream.name: DenseRows(own.float().cpu())})
 
     def _stream_teacher(self, question: str, priming: Priming | None) -> Stream:
         if self.no_teacher:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from primekd.assessment.tokens import Token, read_tokens, text_of
+from primekd.assessment.tokens import read_tokens, tokens_of
 from primekd.capture.primings import priming_of
 from primekd.capture.run import Job, open_signals, training_job
 from primekd.config import Profile
@@ -25,7 +25,7 @@ from primekd.report.shown import (
     side_by_side,
 )
 from primekd.report.token_view import models_view, teachers_view
-from primekd.signals.certainty import Certainty, certainty_of, moved_probability, read_certainty
+from primekd.signals.certainty import moved_probability, read_certainty
 from primekd.signals.manifest import read_store
 from primekd.tasks.load import load_items
 
@@ -219,16 +219,6 @@ def primings(profile: Profile, item: str | None, strategies: Sequence[str], seed
         rows = reader.rows(item, ids)
         if rows is None:
             raise UserError(f"{strategy}: the teacher's text alone was kept, and no distribution of its tokens.")
-        found = certainty_of(rows, ids)
-        answers[get_arm(strategy).title] = [_token(tokenizer, token, found, n) for n, token in enumerate(ids)]
+        answers[get_arm(strategy).title] = tokens_of(tokenizer, ids, rows, {})
     question = next(i.question for i in load_items(profile, "train") if i.id == item)
     return show_texts([(item, question)]) + teachers_view(answers)
-
-
-def _token(tokenizer, token: int, found: Certainty, place: int) -> Token:
-    written = float(found.written[place])
-    best = zip(found.top_ids[place].tolist(), found.top_probs[place].tolist(), strict=True)
-    return Token(
-        text_of(tokenizer, token), float(found.entropy[place]), None if written != written else written,
-        [(text_of(tokenizer, i), p) for i, p in best if i >= 0], {}, {},
-    )  # fmt: skip

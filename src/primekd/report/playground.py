@@ -12,6 +12,7 @@ from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.models.chat import Priming
 from primekd.report.shown import Shown, show_texts
+from primekd.report.token_view import answers_view as tokens_view
 
 NO_PRIMING, OWN = "none", "my own"
 WRAPPED = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
@@ -42,6 +43,7 @@ class Playground:
         self.priming = widgets.Dropdown(options=[NO_PRIMING, *asker.primed, OWN], description="Teacher primed")
         self.priming.style.description_width = "initial"
         self.priming.disabled = self.models[TEACHER].disabled
+        self.by_token = _box(widgets, "token by token, beside the teacher", asker.no_teacher, ticked=False)
         self.own = widgets.Textarea("", placeholder="A text that the teacher alone reads", layout=wide())
         self.ask_button = widgets.Button(description="Ask", button_style="primary")
         self.stop_button = widgets.Button(description="Stop", disabled=True)
@@ -53,7 +55,7 @@ class Playground:
         self.priming.observe(lambda _: self._show_priming(), "value")
         row = widgets.Layout(flex_flow="row wrap")
         boxes = widgets.HBox([*self.models.values()], layout=row)
-        buttons = widgets.HBox([self.ask_button, self.stop_button, self.priming], layout=row)
+        buttons = widgets.HBox([self.ask_button, self.stop_button, self.priming, self.by_token], layout=row)
         self.root = widgets.VBox(
             [self.question, boxes, buttons, self.own, self.text, self.message, self.answers], layout=wide()
         )
@@ -124,12 +126,12 @@ class Playground:
                     break
                 self._say(f"{name} …")
                 self._stream = self.asker.stream(name, question, priming)
-                self._show(self._stream)
+                self._show(self._stream, priming)
             self._say("Stopped." if self._stopped else "")
         finally:
             self.ask_button.disabled, self.stop_button.disabled = False, True
 
-    def _show(self, stream: Stream) -> None:
+    def _show(self, stream: Stream, priming: Priming | None) -> None:
         box = self._new_box()
         box.value = _draw(stream.name, "", "…")
         self.answers.children = [*self.answers.children, box]
@@ -138,6 +140,10 @@ class Playground:
         for text in stream:
             box.value = _draw(stream.name, text, "…")
         box.value = draw(stream.reply, self.asker.profile.assess.extractor)
+        if self.by_token.value and stream.name != TEACHER and not self._stopped:
+            self._say(f"{stream.name}, token by token …")
+            tokens = self.asker.tokens(stream, priming)
+            box.value += tokens_view({stream.name: tokens})._repr_html_()
 
     def _say(self, text: str) -> None:
         self.message.value = f'<div role="status" aria-live="polite" style="{BOX}">{escape(text)}</div>'

@@ -3,7 +3,7 @@
 Pointing at a token, or going to it with the Tab key, shows the most probable tokens of both below the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -24,9 +24,13 @@ def level(nats: float) -> int:
 
 def models_view(log: TokenLog, item: str, models: Sequence[str]) -> Shown:
     """The teacher's answer under each model, coloured by KL(teacher || model)."""
+    return answers_view({model: log.tokens(item, [model]) for model in models})
+
+
+def answers_view(answers: Mapping[str, list[Token]]) -> Shown:
+    """An answer under each model (name -> tokens), coloured by KL(teacher || model)."""
     panels = []
-    for model in models:
-        tokens = log.tokens(item, [model])
+    for model, tokens in answers.items():
         total = sum(t.kl[model] for t in tokens)
         title = f"{title_of(model)}: KL to the teacher {total:.2f} nats over {len(tokens)} tokens"
         panels.append(_panel(title, [(t.text, t.kl[model], _tip(t, t.kl[model], model)) for t in tokens]))
