@@ -157,7 +157,7 @@ def test_the_teacher_reads_the_priming_and_no_student_does(study):
         assert ("ground truth" in stream.prompt.text.replace("\n", " ")) == (place == 1)
     assert len(set(answers.values())) == 3 and asker.primed.keys() == {"teacher-KD", "ai-KD", "reverseKL-KD"}
     students = asker.stream("control", QUESTION, asker.own_priming("Be brief."))
-    assert "Be brief" not in students._prompt.text
+    assert "Be brief" not in students.prompt.text
 
 
 def test_a_teacher_in_llama_cpp_streams_too(output):
