@@ -197,3 +197,9 @@ def test_a_notebook_that_was_opened_run_and_saved_is_no_change_for_git(tmp_path:
 def test_what_is_no_notebook_has_no_normal_form(text):
     with pytest.raises(ValueError):
         normal_form(text)
+
+
+def test_a_filter_of_another_version_fails_so_that_git_keeps_the_file():
+    words = [sys.executable, "-m", "primekd.running.notebooks", "-"]
+    done = subprocess.run(words, input=b"{}", capture_output=True, timeout=60)
+    assert done.returncode and not done.stdout

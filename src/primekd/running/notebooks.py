@@ -150,6 +150,8 @@ def note_in_git(os_path: str, **_: object) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["clean"]:  # set up in git by `make setup`
         clean_stdin()
+    elif sys.argv[1:]:  # a filter that says nothing and ends well would make git keep an empty notebook
+        raise SystemExit(f"{sys.argv[1]} is no command: leave it out, or say clean.")
     else:  # `make notebooks`
         for notebook_path in sorted(project_root().glob("*/*.ipynb")):
             before = notebook_path.read_text(encoding="utf-8")
