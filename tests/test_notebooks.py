@@ -156,6 +156,20 @@ def test_executed_copies_hold_no_path_of_this_machine(study):
         assert str(ROOT) not in text and str(output) not in text, copy
 
 
+def test_executed_copies_show_tables_and_figures(study):
+    done = study[0] / "runs/ci/notebooks"
+    distilled = nbformat.read(done / "base-KD/distill.ipynb", as_version=4)
+    assert any(
+        "image/svg+xml" in output.get("data", {}) for cell in distilled.cells for output in cell.get("outputs", [])
+    )
+    page = (done / "base-KD/distill.html").read_text()
+    assert 'src="data:image/svg+xml;base64,' in page and "<Figure" not in page
+    page = (done / "assessment/assess.html").read_text()
+    assert page.count("<th ") > 20 and "&lt;th" not in page and "NaN" not in page and "\\n" not in page
+    for setting in ("learning_rate", "divergence", "lora.rank"):
+        assert f"<dt>{setting}</dt>" in (done / "base-KD/distill.html").read_text()
+
+
 def test_the_study_leaves_logs_that_verify(study):
     output, _ = study
     logs = output / "runs/ci/logs"

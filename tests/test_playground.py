@@ -255,7 +255,7 @@ def test_an_answer_is_shown_token_by_token_beside_the_teacher(study):
     form.by_token.value = True
     form.ask()
     form.thread.join()
-    assert "class=\"tk k" in form.answers.children[0].value
+    assert 'class="tk k' in form.answers.children[0].value
 
 
 def test_the_form_is_seen_whether_or_not_a_text_box_in_it_is(study):
