@@ -18,7 +18,7 @@ TAGS = (
     *("span", "strong", "sub", "summary", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 )  # fmt: skip
 WORDS = ("class", "title", "role", "tabindex", "scope", "colspan", "aria-label", "alt", "open")
-IMAGES = {"image/png": "", "image/jpeg": "", "image/svg+xml": ""}
+IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 
 
 def notebook_page(path: Path) -> str:

@@ -12,7 +12,7 @@ from primekd.config.arms import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.models.chat import Priming
 from primekd.report.shown import Shown, show_texts
-from primekd.report.token_view import answers_view as tokens_view
+from primekd.report.token_view import tokens_view
 
 NO_PRIMING, OWN = "none", "my own"
 WRAPPED = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"

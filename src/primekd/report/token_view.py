@@ -24,10 +24,10 @@ def level(nats: float) -> int:
 
 def models_view(log: TokenLog, item: str, models: Sequence[str]) -> Shown:
     """The teacher's answer under each model, coloured by KL(teacher || model)."""
-    return answers_view({model: log.tokens(item, [model]) for model in models})
+    return tokens_view({model: log.tokens(item, [model]) for model in models})
 
 
-def answers_view(answers: Mapping[str, list[Token]]) -> Shown:
+def tokens_view(answers: Mapping[str, list[Token]]) -> Shown:
     """An answer under each model (name -> tokens), coloured by KL(teacher || model)."""
     panels = []
     for model, tokens in answers.items():
