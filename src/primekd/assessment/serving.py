@@ -9,7 +9,7 @@ from primekd.config import Profile
 from primekd.foundation.energy import Meter
 from primekd.foundation.provenance import read_json, write_json, write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
-from primekd.models import load_tokenizer, model_hash, template_hash, tokenizer_hash
+from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.models.chat import build_prompt, encode_response
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
@@ -54,7 +54,7 @@ def model_inputs(profile: Profile, items: Sequence[Item], adapter: dict[str, str
     tokenizer = load_tokenizer(profile.student)
     return {
         "model": profile.student.model,
-        "model_sha256": model_hash(profile.student.model),
+        "model_sha256": weights_hash(profile.student),
         "dtype": profile.student.dtype,
         "adapter": adapter,
         "tokenizer_sha256": tokenizer_hash(tokenizer),

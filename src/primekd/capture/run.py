@@ -23,7 +23,7 @@ from primekd.foundation.memory import gpu_memory
 from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import environment, hash_json, now
 from primekd.foundation.stage_code import forced_since, say_kept, say_mixed, stage_code
-from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
+from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.models.chat import build_prompt
 from primekd.models.template import turn_end
 from primekd.signals import Codec, HiddenRows, SignalReader, SignalWriter, StoredItem, make_codec, shard_name
@@ -137,7 +137,7 @@ def _text_of(job: Job) -> dict[str, Any]:
 
 def _weights_hash(teacher: TeacherConfig) -> str | None:
     """What stands for the teacher's weights; None behind an API, where nothing can be said of them."""
-    return None if teacher.engine == "api" else model_hash(teacher.model)
+    return None if teacher.engine == "api" else weights_hash(teacher)
 
 
 def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:

@@ -15,7 +15,8 @@ class DataConfig(Section):
 
     The source `gsm-symbolic` draws from the named templates of reasoning-gym; `hub` reads openai/gsm8k or a set like it
     (GSM8K-Platinum, GSM-Plus, MGSM); `jsonl` reads `train_file` and `test_file` (the fields are those of the task's
-    `item_of_row`). Where a hub's set has no training side (Platinum), `train_dataset` names another set for it.
+    `item_of_row`). With `hub` such files stand in for the set where they are there: for machines without a network.
+    Where a hub's set has no training side (Platinum), `train_dataset` names another set for it.
     Validation items are taken from the training side, after the training items; never from the test side.
     """
 

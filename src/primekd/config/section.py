@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
@@ -38,11 +38,13 @@ class Section(BaseModel):
 class Speaker(Section):
     """A model that answers messages, by its own chat template.
 
-    `template_of` names another model of the same vocabulary whose chat template is used instead: for a base model that
-    has none. `template_arguments` are handed to the template, as in `{enable_thinking: false}`.
+    `sha256` is what a GGUF file must have, wherever it lies; one on the hub needs it, as a copy in models/ may stand in
+    for it. `template_of` names another model of the same vocabulary whose chat template is used instead: for a base
+    model that has none. `template_arguments` are handed to the template, as in `{enable_thinking: false}`.
     """
 
     model: str
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     template_of: str | None = None
     template_arguments: dict[str, Any] = {}
 
@@ -53,6 +55,15 @@ class Speaker(Section):
     def speaker(self) -> str:
         """The model whose tokenizer and chat template it uses."""
         return self.model
+
+    @model_validator(mode="after")
+    def pinned(self) -> "Speaker":
+        file = re.fullmatch(r"(hub|path|package):[^@]+\.gguf(@.*)?", self.model or "")
+        if self.sha256 and not file:
+            raise ValueError("sha256 is of one GGUF file: leave it out")
+        if file and file[1] == "hub" and not self.sha256:
+            raise ValueError(f"{self.model} is a file on the hub: write its sha256 beside it")
+        return self
 
     @field_validator("template_arguments")
     @classmethod

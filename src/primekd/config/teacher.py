@@ -184,7 +184,7 @@ class TeacherConfig(Speaker):
             "vllm": {"quantization", "full_logprobs"},
             "api": {"model", "base_url", "logprobs", "prompt", "request"},
         }
-        left_out = {"made_from", "priming_placement", "priming_mode"}
+        left_out = {"made_from", "sha256", "priming_placement", "priming_mode"}
         left_out |= set() if self.template_arguments else {"template_arguments"}
         values = self.model_dump(mode="json", exclude_none=True, exclude=left_out)
         for name, kept in parts.items():

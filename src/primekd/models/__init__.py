@@ -3,7 +3,7 @@
 What a model says to a question is asked in `teachers` and `assessment`.
 """
 
-from primekd.models.folders import is_present, model_folder, model_hash
+from primekd.models.folders import is_present, model_folder, model_hash, weights_hash
 from primekd.models.loading import load_model
 from primekd.models.reference import ModelReference, parse_reference, require_local
 from primekd.models.tokenizers import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash
@@ -20,4 +20,5 @@ __all__ = [
     "require_same_tokenizer",
     "template_hash",
     "tokenizer_hash",
+    "weights_hash",
 ]

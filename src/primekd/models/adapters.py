@@ -16,7 +16,7 @@ def base_name(model: str) -> tuple[str, str | None]:
     checkout where it lies in it. A GGUF file has no name that peft could load: it keeps its reference.
     """
     reference = parse_reference(model)
-    if reference.scheme == "hub":
+    if reference.scheme == "hub" and not reference.is_gguf:
         return reference.repository, reference.target.partition("@")[2] or None
     if reference.scheme == "path" and not reference.is_gguf:
         folder = Path(os.path.normpath(project_root() / reference.target))

@@ -123,6 +123,8 @@ def _record(model: HubModel, files: tuple[HubFile, ...], places: dict[str, Path]
         sha256 = file.digest if len(file.digest) == 64 else hash_file(places[file.name])
         return {"size": file.size, "sha256": sha256, "digest": file.digest}
 
+    before = read_record(model.repository, model.commit)  # other files of the same commit
+    kept = {name: facts.model_dump() for name, facts in before.files.items()} if before else {}
     record = {
         "repository": model.repository,
         "revision": model.revision,
@@ -130,7 +132,7 @@ def _record(model: HubModel, files: tuple[HubFile, ...], places: dict[str, Path]
         "gated": model.gated,
         "licence": model.licence,
         "verified": now(),
-        "files": {file.name: facts(file) for file in sorted(files, key=lambda f: f.name)},
+        "files": dict(sorted((kept | {file.name: facts(file) for file in files}).items())),
     }
     write_json(record_path(model.repository, model.commit), record)
 
@@ -179,7 +181,11 @@ def recorded(reference: ModelReference) -> HubModel | None:
     record = read_record(reference.repository, snapshot.name) if snapshot else None
     if record is None:
         return None
-    files = tuple(HubFile(name, facts.size, facts.digest) for name, facts in record.files.items())
+    files = tuple(
+        HubFile(name, facts.size, facts.digest)
+        for name, facts in record.files.items()
+        if reference.file in (None, name)
+    )
     return HubModel(record.repository, reference.revision, record.commit, record.gated, record.licence, files)
 
 

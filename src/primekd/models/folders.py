@@ -3,14 +3,18 @@
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, hash_json, read_json
+from primekd.foundation.provenance import hash_file, hash_json, read_json, relative_name
 from primekd.models.built import dequantised_folder, random_folder
 from primekd.models.download import verified_hashes
 from primekd.models.hub import has_tokenizer, local_snapshot
 from primekd.models.reference import parse_reference, require_local
 from primekd.models.tokenizers import load_tokenizer, tokenizer_folder
+
+if TYPE_CHECKING:
+    from primekd.config.section import Speaker
 
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
@@ -20,7 +24,7 @@ def is_present(text: str, weights: bool = True) -> bool:
     reference = parse_reference(text)
     if reference.scheme == "random":
         return is_present(reference.target, weights=False)
-    if reference.scheme == "hub":
+    if reference.scheme == "hub" and not reference.is_gguf:
         snapshot = local_snapshot(reference)
         if not weights:
             return has_tokenizer(snapshot)
@@ -40,7 +44,7 @@ def model_folder(text: str) -> Path:
     reference = parse_reference(text)
     if reference.scheme == "random":
         return random_folder(tokenizer_folder(reference.target).name, load_tokenizer(reference.target))
-    if reference.scheme == "hub":
+    if reference.scheme == "hub" and not reference.is_gguf:
         if not is_present(text):
             raise UserError(
                 f"The model {text} is not here, or not whole: bring it with inference/get_models.ipynb, which first "
@@ -103,3 +107,19 @@ def model_hash(text: str) -> str:
     files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".model", ".jinja"})
     known = verified_hashes(reference.repository, folder) if reference.scheme == "hub" else {}
     return hash_json({p.name: known.get(p.name) or hash_file(p) for p in files})
+
+
+def weights_hash(of: "Speaker") -> str:
+    """The hash of a teacher's or student's weights.
+
+    Raises:
+        UserError: the profile says what the file's sha256 is, and it is another.
+    """
+    found = model_hash(of.model)
+    if of.sha256 and found != of.sha256:
+        place = relative_name(require_local(parse_reference(of.model)))
+        raise UserError(
+            f"{place} stands for {of.model} and has another sha256 ({found[:12]}…) than the profile wants "
+            f"({of.sha256[:12]}…): fetch the file again, or mend sha256 in the profile."
+        )
+    return found

@@ -22,7 +22,7 @@ class HubFile:
 
     @property
     def is_weights(self) -> bool:
-        return self.name.endswith(".safetensors")
+        return self.name.endswith((".safetensors", ".gguf"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def describe(reference: ModelReference) -> HubModel:
     Source: `HfApi.model_info` with the files' metadata; for gated models also `HfApi.auth_check`.
 
     Raises:
-        UserError: the hub is out of reach or refuses; there is no such model; it has no safetensors.
+        UserError: the hub is out of reach or refuses; there is no such model; it has no safetensors, or not the file.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
@@ -84,6 +84,11 @@ def _commit(sha: object, reference: ModelReference) -> str:
 def _used(siblings: list, reference: ModelReference) -> list:
     """The files at the top of a repository that are loaded here: never pickles, and no second copy of the weights."""
     top = [s for s in siblings if "/" not in s.rfilename]
+    if reference.file:
+        if found := [s for s in top if s.rfilename == reference.file]:
+            return found
+        others = ", ".join(s.rfilename for s in top if s.rfilename.endswith(".gguf")) or "no GGUF file"
+        raise UserError(f"hub:{reference.repository} has no file {reference.file}: mend its name (there: {others}).")
     weights = [s for s in top if s.rfilename.endswith(".safetensors")]
     # Some repositories hold the same weights again in their maker's own layout, as consolidated.safetensors.
     weights = [s for s in weights if s.rfilename.startswith("model")] or weights

@@ -1,6 +1,7 @@
 """Model references: how a profile names a model.
 
 hub:owner/name[@revision]        a Hugging Face repository
+hub:owner/name/file.gguf[@rev.]  one GGUF file of it; where models/file.gguf is there, that is read instead
 path:folder-or-file.gguf         relative to the checkout
 package:module/file.gguf         a GGUF file shipped inside an installed Python package
 random:REFERENCE                 a tiny random Llama with REFERENCE's tokenizer (tests only)
@@ -31,7 +32,12 @@ class ModelReference:
     @property
     def repository(self) -> str:
         """`owner/name` of a hub: reference."""
-        return self.target.partition("@")[0]
+        return "/".join(self.target.partition("@")[0].split("/")[: 2 if self.is_gguf else None])
+
+    @property
+    def file(self) -> str | None:
+        """The one file of a repository that a hub: reference names, if it does."""
+        return self.target.partition("@")[0].rpartition("/")[2] if self.is_hub_file else None
 
     @property
     def revision(self) -> str:
@@ -40,7 +46,10 @@ class ModelReference:
 
     @cached_property
     def local(self) -> Path | None:
-        """The file or folder behind a path: or package: reference, whether it exists or not."""
+        """The file or folder behind a path: or package: reference, or of a GGUF file on the hub, whether it exists or
+        not."""
+        if self.is_hub_file:
+            return self._stand_in if self._stand_in.exists() else self._downloaded
         if self.scheme == "path":
             return (project_root() / self.target).resolve()
         if self.scheme == "package":
@@ -52,8 +61,24 @@ class ModelReference:
         return None
 
     @property
+    def _stand_in(self) -> Path:
+        return project_root() / "models" / self.file
+
+    @property
+    def _downloaded(self) -> Path | None:
+        from primekd.models.hub import local_snapshot  # which reads references itself
+
+        snapshot = local_snapshot(self)
+        return snapshot / self.file if snapshot else None
+
+    @property
+    def is_hub_file(self) -> bool:
+        return self.scheme == "hub" and self.is_gguf
+
+    @property
     def is_gguf(self) -> bool:
-        return self.target.endswith(".gguf") and self.scheme in ("path", "package")
+        target = self.target.partition("@")[0] if self.scheme == "hub" else self.target
+        return target.endswith(".gguf") and (self.scheme in ("path", "package") or target.count("/") == 2)
 
 
 def parse_reference(text: str | None) -> ModelReference:
@@ -82,6 +107,7 @@ def require_local(reference: ModelReference) -> Path:
             f"(package {reference.target.partition('/')[0]}).",
             "path": "make it with `primekd prepare-teacher`, download it with inference/get_models.ipynb, "
             "or mend the path in the profile.",
+            "hub": f"bring it with inference/get_models.ipynb, or put the file at models/{reference.file}.",
         }.get(reference.scheme, "it must be a path: or a package: reference here.")
         raise UserError(f"The model {reference.text} is not there: {fix}")
     return reference.local

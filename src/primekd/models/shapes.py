@@ -97,7 +97,7 @@ RANDOM_WIDTHS = (2, 32, 4, 2, 8, 64)  # of `random:` models
 def local_place(text: str) -> Path | None:
     """The file or folder of a model that is on this disk; None where it would first have to be brought or made."""
     reference = parse_reference(text)
-    if reference.scheme == "hub":
+    if reference.scheme == "hub" and not reference.is_gguf:
         place = local_snapshot(reference)
         return place if place is not None and (place / "config.json").is_file() else None
     return reference.local if reference.local is not None and reference.local.exists() else None

@@ -35,7 +35,7 @@ def tokenizer_folder(text: str) -> Path:
     reference = parse_reference(text)
     if reference.scheme == "random":
         return tokenizer_folder(reference.target)
-    if reference.scheme == "hub":
+    if reference.scheme == "hub" and not reference.is_gguf:
         snapshot = local_snapshot(reference)
         return snapshot if has_tokenizer(snapshot) else download(describe(reference), weights=False)
     local = require_local(reference)

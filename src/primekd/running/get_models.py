@@ -60,7 +60,8 @@ def survey(profile: Profile) -> list[Wanted]:
 
 def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:
     reference = parse_reference(text)
-    if reference.scheme != "hub":
+    weights = weights or reference.is_gguf  # the tokenizer lies in the same file
+    if reference.scheme != "hub" or (reference.is_gguf and is_present(text)):
         built = profile.prepare is not None and text == f"path:{profile.prepare.output}"
         missing = not built and not is_present(text)
         if missing and role == "teacher" and (source := profile.teacher.made_from):

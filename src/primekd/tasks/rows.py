@@ -29,10 +29,12 @@ def items_of_data(data: "DataConfig", split: str, count: int, item_of: RowReader
         UserError: as `read_jsonl` and `take`, or the hub is not to be reached.
     """
     side = side_of(split)
-    if data.source == "hub":
+    name = getattr(data, f"{side}_file")
+    file = (project_root() / name).resolve() if name else None
+    if data.source == "hub" and not (file and file.is_file()):
         rows = load_hub(data, side, item_of)
     else:
-        rows = read_jsonl((project_root() / getattr(data, f"{side}_file")).resolve(), side, item_of)
+        rows = read_jsonl(file, side, item_of)
     return take(rows, data, split, count)
 
 

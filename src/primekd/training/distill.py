@@ -33,7 +33,7 @@ from primekd.foundation.stage_code import (
     stage_code,
     stands,
 )
-from primekd.models import load_tokenizer, model_hash, require_same_tokenizer, template_hash, tokenizer_hash
+from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.tasks.load import load_items
 from primekd.tasks.splits import hash_items
 from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
@@ -71,7 +71,7 @@ def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalS
 
 
 def _base_hash(student: StudentConfig) -> dict[str, str]:
-    return {} if student.from_scratch else {"model_sha256": model_hash(student.model)}
+    return {} if student.from_scratch else {"model_sha256": weights_hash(student)}
 
 
 def store_facts(signals: "SignalSource") -> dict[str, Any]:
