@@ -54,8 +54,8 @@ def capture(
     primekd capture --held-out
     primekd capture ai-KD --worker 2/4
     """
+    from primekd.capture.jobs import held_out_job, training_job
     from primekd.capture.run import capture as run_capture
-    from primekd.capture.run import held_out_job, training_job
     from primekd.capture.workers import Part
 
     if held_out == bool(strategy):

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from primekd.assessment.tokens import read_tokens, tokens_of
+from primekd.capture.jobs import Job, open_signals, training_job
 from primekd.capture.primings import priming_of
-from primekd.capture.run import Job, open_signals, training_job
 from primekd.config import Profile
 from primekd.config.arms import get_arm, unprimed
 from primekd.foundation.errors import UserError

@@ -11,7 +11,7 @@ from primekd.assessment.grade import grade_row
 from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
-from primekd.capture.run import training_job
+from primekd.capture.jobs import training_job
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
 from primekd.config.section import is_name

@@ -36,6 +36,8 @@ from primekd.tasks.load import task_of
 from primekd.tasks.protocol import Item
 from primekd.training.distill import store_facts
 
+NO_GRADING = {"engine", "vllm", "dtype", "teacher_items"}  # settings of what is graded, which has inputs of its own
+
 
 def assess(profile: Profile, force: bool = False) -> Path:
     """Scores every model on the test items; returns runs/<profile>/logs/.
@@ -74,7 +76,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
 def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
     return {
         "answers": answer_inputs(profile, items, None),
-        "assess": profile.assess.model_dump(mode="json", exclude={"engine", "vllm", "dtype"}),  # of the answers alone
+        "assess": profile.assess.model_dump(mode="json", exclude=NO_GRADING),  # of the answers alone
         "rules": rules_hashes(profile),
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.weight_hashes for s in students},
