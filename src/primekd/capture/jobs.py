@@ -7,6 +7,7 @@ from typing import Any
 from primekd.capture.primings import priming_of
 from primekd.config import Profile, TeacherConfig
 from primekd.config.arms import NONE, OWN, Arm, get_arm, unprimed
+from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, hash_json, project_root
 from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
@@ -94,6 +95,20 @@ def unprimed_job(profile: Profile, strategy: str, split: str) -> Job:
     arm = Arm(name=name, title=name, role="crossed", variant_of=strategy, text=strategy, signals=base)
     folder = f"{HELD_OUT}-{name}" if split == "test" else name
     return Job(profile, arm, split, profile.runs / "signals" / folder, profile.seed, profile.assess.teacher_items)
+
+
+def scoring_job(profile: Profile, strategy: str, file: str) -> Job:
+    """The responses of a file to the training items, scored under an arm's prompt, in a store of their own.
+
+    Raises:
+        UserError: the file's name cannot name a store.
+    """
+    scored = training_job(profile, strategy).arm.name
+    name = f"{scored}-of-{Path(file).stem}"
+    if not is_name(name):
+        raise UserError(f"{file}: its name becomes a store's: rename it, with letters, digits, dots and dashes.")
+    arm = Arm(name=name, title=name, role="crossed", variant_of=scored, signals=scored, responses=file)
+    return Job(profile, arm, "train", profile.runs / "signals" / name, profile.seed)
 
 
 def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.foundation.tables import Count, Flag, Name, read_records
 
-JUDGED = "priming.csv"
+JUDGED, ARMS, POSITIONS = "priming.csv", "priming-arms.csv", "priming-positions.csv"
+OF_PRIMING = (JUDGED, ARMS, POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,19 @@ class JudgedRow:
     entropy: float | None
     unsure: int | None
     kl: float | None
+
+
+@dataclass(frozen=True)
+class PositionRow:
+    """Response tokens `start` to `end` (not included; empty: all others) of an arm: means in nats a token."""
+
+    split: Name
+    arm: Name
+    start: Count
+    end: int | None
+    tokens: Count
+    entropy: float
+    kl: float
 
 
 def judged_folder(profile: Profile) -> Path:

@@ -59,6 +59,8 @@ def read_responses(job: Job) -> dict[str, str]:
             holds a control token.
     """
     path = project_root() / job.arm.responses
+    if not path.is_file():
+        raise UserError(f"{job.arm.name}: its file of responses {job.arm.responses} is not there: mend the path.")
     name, wanted = relative_name(path), {item.id for item in job.items()}
     tokenizer, found = load_tokenizer(job.profile.teacher), dict[str, str]()
     for where, row in _rows(path, name):

@@ -29,6 +29,7 @@ from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
+from primekd.studies.primed import judged
 from primekd.studies.regrade import rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
 from primekd.studies.results import answers_hash, decisions_hash, write_results
@@ -58,10 +59,14 @@ def assess(profile: Profile, force: bool = False) -> Path:
     scored = score_models(profile, items, models, reader, force)
     graded = partial(grade_answers, items, extractor=profile.assess.extractor, task=task_of(profile.data))
     inputs["scored"] = scored_hashes(profile, names)
+    primed = judged(profile)
     logs = {name: graded(model.answers) for name, model in scored.items()}
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
+    for file in primed:
+        write_text(profile.logs / file.name, file.read_text(encoding="utf-8"))
+        outputs.append(profile.logs / file.name)
     outputs += _write_tokens(profile, items, reader, names)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(

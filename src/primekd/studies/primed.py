@@ -6,46 +6,33 @@ gap that it opens in the teacher). So this is measured first, and needs no train
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from primekd.assessment.grade import grade_answers
 from primekd.capture.jobs import Job, open_signals, test_job, training_job, unprimed_job
-from primekd.capture.judged import JUDGED, JudgedRow, judged_folder
+from primekd.capture.judged import ARMS, JUDGED, OF_PRIMING, POSITIONS, JudgedRow, PositionRow, judged_folder
 from primekd.capture.run import capture
 from primekd.config import Profile
 from primekd.config.arms import OWN, arms_of, unprimed
 from primekd.foundation.energy import Meter
+from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import write_manifest
+from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.foundation.tables import write_table
 from primekd.signals import SignalReader, make_codec
 from primekd.signals.certainty import Certainty, certainty_of
 from primekd.signals.manifest import shards_hash
+from primekd.statistics.primed import PrimedRow, primed_rows
 from primekd.studies.responses import agreement, stored_answers
 from primekd.tasks.load import task_of
 from primekd.tasks.protocol import Item
 
-POSITIONS = "priming-positions.csv"
 SPLITS = ("train", "test")
 STARTS = (0, 1, 4, 16, 64, 128, 256)  # of the bins of positions
 UNSURE = 0.9
-
-
-@dataclass(frozen=True)
-class PositionRow:
-    """Response tokens `start` to `end` (not included; empty: all others) of an arm: means in nats a token."""
-
-    split: str
-    arm: str
-    start: int
-    end: int | None
-    tokens: int
-    entropy: float
-    kl: float
 
 
 def asked_arms(profile: Profile) -> list[str]:
@@ -100,9 +87,26 @@ def measure(profile: Profile, force: bool = False) -> Path:
         for split, arm, items in _asked(profile):
             found, binned = _judge(profile, split, arm, items, progress)
             rows, positions = rows + found, positions + binned
-    outputs = [write_table(folder / JUDGED, JudgedRow, rows), write_table(folder / POSITIONS, PositionRow, positions)]
+    tables = {
+        JUDGED: (JudgedRow, rows), ARMS: (PrimedRow, primed_rows(rows, unprimed().name)),
+        POSITIONS: (PositionRow, positions),
+    }  # fmt: skip
+    outputs = [write_table(folder / name, *table) for name, table in tables.items()]
     write_manifest(folder, "priming", inputs, outputs, code=code, config=profile.resolved(), **meter.facts)
     return folder
+
+
+def judged(profile: Profile) -> list[Path]:
+    """The files of `measure`, where they can be had without asking the teacher: else none, and a line that says why."""
+    folder = judged_folder(profile)
+    try:
+        measure(profile)
+    except UserError as error:  # a store is gone: signals take room, and nobody needs them after the training
+        path = folder / MANIFEST
+        if not path.is_file() or altered_outputs(path, read_manifest(path)):
+            print(f"{JUDGED} says nothing: {error}")
+            return []
+    return [folder / name for name in OF_PRIMING]
 
 
 def _asked(profile: Profile) -> Iterator[tuple[str, str, list[Item]]]:

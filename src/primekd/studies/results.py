@@ -7,6 +7,7 @@ from primekd.assessment.decisions.decisions import apply_decisions, read_decisio
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import TOKENS, LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
+from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
@@ -19,11 +20,12 @@ from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies.study import Logs, find_study
 
-KEPT = ("held-out.csv", "responses.csv", TOKENS)  # come from the models: no grading makes them anew
+KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, TOKENS)  # come from the models: no grading makes them anew
 TABLES = (
     "summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv",
-    "responses.csv",
+    "responses.csv", *OF_PRIMING,
 )  # fmt: skip
+OPTIONAL = ("responses.csv", *OF_PRIMING)  # not in logs from before there were any, nor where stores are gone
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
