@@ -25,14 +25,19 @@ class Certainty:
         entropy: (T,) nats; of a top-k row that of its tokens and one bucket for all others, which is a lower bound.
         written: (T,) probability of the token that was written; nan where the row does not keep it.
         top_ids, top_probs: (T, K) the most probable tokens, and their probabilities.
-        kl: (T,) KL(these rows || others) in nats, over the whole vocabulary; None where nothing was compared.
     """
 
     entropy: Tensor
     written: Tensor
     top_ids: Tensor
     top_probs: Tensor
-    kl: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Compared(Certainty):
+    """With `kl` (T,): KL(these rows || others of the same tokens) in nats, over the whole vocabulary."""
+
+    kl: Tensor
 
 
 def certainty_of(
@@ -47,7 +52,8 @@ def certainty_of(
     if other is not None:
         _require_whole(rows, other)
     parts = [_certainty(rows.part(chunk), ids[chunk], top, other and other.part(chunk)) for chunk in _chunks(len(rows))]
-    return Certainty(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    columns = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Certainty(*columns) if other is None else Compared(*columns)
 
 
 def read_certainty(reader: "SignalReader", item_ids: Sequence[str], most: int = MOST) -> dict[str, Certainty]:

@@ -23,7 +23,7 @@ from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manife
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.foundation.tables import write_table
 from primekd.signals import SignalReader, make_codec
-from primekd.signals.certainty import Certainty, certainty_of
+from primekd.signals.certainty import Certainty, Compared, certainty_of
 from primekd.signals.manifest import shards_hash
 from primekd.statistics.primed import PrimedRow, primed_rows
 from primekd.studies.responses import agreement, stored_answers
@@ -138,7 +138,7 @@ def _judge(
             JudgedRow(
                 split, arm, answer.item_id, verdict.correct, len(answer.ids), answer.truncated, same,
                 own and float(own.entropy.double().sum()), own and int((own.written < UNSURE).sum()),
-                float(own.kl.double().sum()) if own and own.kl is not None else None,
+                float(own.kl.double().sum()) if isinstance(own, Compared) else None,
             )
         )  # fmt: skip
         progress.advance()
@@ -158,7 +158,7 @@ def _binned(split: str, arm: str, measured: list[Certainty]) -> Iterator[Positio
     ends = [*STARTS[1:], None]
     for one in measured:
         for start, end in zip(STARTS, ends, strict=True):
-            if one.kl is not None and len(one.kl) > start:
+            if isinstance(one, Compared) and len(one.kl) > start:
                 bins[start].append((one.entropy[start:end], one.kl[start:end]))
     for start, end in zip(STARTS, ends, strict=True):
         if bins[start]:
