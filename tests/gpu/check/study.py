@@ -173,7 +173,8 @@ def logs(profile: Path, folder: Path) -> Row:
     if missing := [name for name in STATISTICS if importlib.util.find_spec(name) is None]:
         return Row("logs", what, None, note=f"{', '.join(missing)} not installed")
     rest = "import sys; from primekd.config import load_profile; from primekd.studies.assess import assess; "
-    rest += "from primekd.capture import jobs; from primekd.capture.run import capture; from primekd.training.distill import distill; "
+    rest += "from primekd.capture import jobs; from primekd.capture.run import capture; "
+    rest += "from primekd.training.distill import distill; "
     rest += "from primekd.config.arms import arms_of; from primekd.report.html import write_report; "
     rest += "p = load_profile(sys.argv[1]); own = arms_of(p); "
     rest += "[capture(jobs.training_job(p, s)) for s in own if own[s].teacher]; [distill(p, s) for s in own]; "
