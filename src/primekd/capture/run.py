@@ -5,7 +5,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,18 @@ HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference f
 
 @dataclass(frozen=True)
 class Job:
-    """One store to be captured. `arm`: the one whose own store it is."""
+    """One store to be captured. `arm`: the one whose own store it is.
+
+    `opens` loads the teacher; `more` is what its rows depend on that the profile's teacher does not say.
+    """
 
     profile: Profile
     arm: Arm
     split: str
     folder: Path
     seed: int
+    opens: Callable[[Profile], TeacherEngine] = open_engine
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stage(self) -> str:
@@ -95,6 +100,7 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
     profile, teacher = job.profile, job.profile.teacher
     tokenizer = load_tokenizer(teacher)
     return ({"text": _text_of(job)} if job.arm.crossed else {}) | {
+        **job.more,
         "strategy": job.arm.name,
         **_reads(job.scored_under, teacher),
         "split": job.split,
@@ -292,7 +298,7 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
         UserError: the model is not there or does not offer what the codec needs.
     """
     profile = job.profile
-    engine = open_engine(profile)
+    engine = job.opens(profile)
     opened.callback(engine.close)
     if writer.spec["codec"]["name"] == "hidden" and "hidden" not in engine.offers:
         raise UserError(
