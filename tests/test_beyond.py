@@ -140,7 +140,8 @@ def test_forgetting_is_the_kl_from_the_students_side_on_the_controls_text(output
         assert text == expected.ids, "the control's greedy answer to the plain prompt"
         q, p = (log_probs(model, prompt, text, len(tokenizer)) for model in (other, lively))
         forward, reverse = float((p.exp() * (p - q)).sum()), float((q.exp() * (q - p)).sum())
-        assert row.kl == pytest.approx(reverse, rel=1e-5) and abs(forward - reverse) > 1e-3 * reverse
+        assert row.kl == pytest.approx(reverse, rel=1e-5)
+        assert abs(row.kl - reverse) < 0.05 * abs(row.kl - forward), "not the other direction"
         assert row.nll == pytest.approx(-float(q[torch.arange(len(text)), torch.tensor(text)].sum()), rel=1e-4)
         assert row.tokens == len(text) and abs(of_control.kl) < 1e-4 * len(text) < row.kl
         assert of_control.nll < row.nll
