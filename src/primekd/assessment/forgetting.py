@@ -52,7 +52,8 @@ def as_teacher(profile: Profile) -> Profile:
     taught = {"engine": "transformers", "dtype": profile.scoring_dtype, "batch_size": profile.assess.batch_size}
     teacher = TeacherConfig(**taught, **{name: getattr(student, name) for name in same})
     signals = SignalsConfig(codec="hidden", items_per_shard=ITEMS_PER_SHARD)
-    return profile.model_copy(update={"teacher": teacher, "signals": signals, "max_new_tokens": LIMIT})
+    alone = {"arms": (unprimed().name,)}  # no priming has to find a place in its template
+    return profile.model_copy(update={"teacher": teacher, "signals": signals, "max_new_tokens": LIMIT} | alone)
 
 
 def open_reference(profile: Profile, open_control: Callable[[], "TransformersEngine"]) -> "SignalReader":

@@ -87,5 +87,5 @@ def _forgetting(path: Path) -> Table:
 def _mean(rows: Sequence[ForgettingRow], measure: str) -> str:
     sums = np.array([getattr(row, measure) for row in rows])
     effect = clustered({"": sums}, {}, [row.tokens for row in rows], [row.id for row in rows])
-    value, low, high = map(partial(significant, digits=3), effect.estimate)
+    value, low, high = map(significant, effect.estimate)
     return f"{value} [{low}, {high}]"
