@@ -19,8 +19,9 @@ from primekd.statistics.inference import clustered
 
 FORGOTTEN = "What was forgotten"
 PAIRED = (
-    "Paired differences on them, model minus reference, in points; p is Holm-adjusted over this table's own family."
+    "Paired differences on them, model minus reference, in points; p: as above, Holm-adjusted over this table alone."
 )
+DETECTABLE = "Detectable, points"
 
 
 def beyond_tables(folder: Path) -> list[Table]:
@@ -51,7 +52,8 @@ def _samples(folder: Path) -> list[Table]:
         f"{settings.get('sampling_temperature')}: n counts answers. Accuracy is the mean over items of the mean over "
         "their samples; its interval is clustered by item, that of a difference by item or template."
     )
-    return _tables(folder, "Sampled answers", note)
+    # What could be detected is computed as if every row were an independent answer, and samples of an item are not.
+    return [table.without(DETECTABLE) for table in _tables(folder, "Sampled answers", note)]
 
 
 def _tables(folder: Path, label: str, note: str) -> list[Table]:
