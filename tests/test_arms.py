@@ -8,7 +8,8 @@ import torch
 import yaml
 from conftest import ROOT, small_profile
 
-from primekd.capture.run import build_spec, capture, open_signals, training_job
+from primekd.capture.jobs import build_spec, open_signals, training_job
+from primekd.capture.run import capture
 from primekd.config.arms import Arm, arms_of, default_arms, get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json, read_json, write_json
@@ -74,7 +75,7 @@ def write_arms(folder, monkeypatch, rows):
         ({"role": "baseline", "text": "base-KD"}, "a baseline has no priming, and text"),
         ({"role": "treatment"}, "each has a priming"),
         ({"role": "placebo", "priming": "x", "signals": "base-KD"}, "each has a priming, and text and signals of its"),
-        ({"role": "crossed", "variant_of": "base-KD"}, "from two prompts belong together"),
+        ({"role": "crossed", "variant_of": "base-KD"}, "from two prompts, or text from a file"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD"}, "from two prompts"),
         (
             {"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD", "priming": "x"},

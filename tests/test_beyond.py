@@ -14,7 +14,8 @@ from primekd.assessment.answers import answer_inputs, generate_answers
 from primekd.assessment.forgetting import FILE, LIMIT, measure, open_reference, read_forgetting
 from primekd.assessment.logs import read_log, read_logs
 from primekd.assessment.score import Model, made_of
-from primekd.capture.run import capture, training_job
+from primekd.capture.jobs import training_job
+from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
 from primekd.config.arms import CONTROL
 from primekd.foundation.errors import UserError

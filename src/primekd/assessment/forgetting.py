@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.assessment.held_out import TOGETHER, Nats, Tokens
+from primekd.capture.jobs import Job, open_signals
 from primekd.config import LossConfig, Profile, SignalsConfig, TeacherConfig
 from primekd.config.arms import unprimed
 from primekd.foundation.energy import Meter
@@ -62,13 +63,13 @@ def open_reference(profile: Profile, open_control: Callable[[], "TransformersEng
     Args:
         open_control: the control as it is scored; called only if something is missing.
     """
-    from primekd.capture.run import Job, capture, open_signals
+    from primekd.capture.run import capture
 
     # What its numbers depend on beside what every teacher's do.
     weights = {"weights": profile.student.dtype, "quantization": profile.student.quantization}
     job = Job(
         as_teacher(profile), unprimed(), NEUTRAL, profile.signals_folder(NEUTRAL), profile.seed,
-        lambda _: open_control(), weights,
+        opens=open_control, more=weights,
     )  # fmt: skip
     capture(job)
     return open_signals(job)

@@ -12,7 +12,8 @@ from primekd.assessment.forgetting import ForgettingRow, forgetting_folder, forg
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, held_out_rows
 from primekd.assessment.serving import BESIDE, MERGED, choose_serving, serving_folder
 from primekd.assessment.students import Student, find_students
-from primekd.capture.run import capture, held_out_job, open_signals
+from primekd.capture.jobs import held_out_job, open_signals
+from primekd.capture.run import capture
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, load_arms
 from primekd.foundation.errors import UserError

@@ -134,6 +134,9 @@ class AssessConfig(Section):
     student's weights, as they were trained: answers then hardly depend on batch shapes and kernels, and take 2.4 times
     as long on a CPU.
 
+    `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
+    primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens).
+
     All that follows is off unless a profile says more. `transfer` names a second set of items (as `data` does, without
     training items), which control and students answer under the same prompt, decoding and limit. `samples` answers to
     each test item are drawn at `sampling_temperature` beside the greedy one, each from a seed of its own.
@@ -144,6 +147,7 @@ class AssessConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
+    teacher_items: int = Field(0, ge=0)
     extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
     vllm: VllmConfig | None = None
     dtype: Literal["float32"] | None = None

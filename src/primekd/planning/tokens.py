@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from primekd.capture.jobs import HELD_OUT
 from primekd.capture.primings import priming_of
-from primekd.capture.run import HELD_OUT
 from primekd.config import Profile
 from primekd.config.arms import Arm, arms_of
 from primekd.foundation.errors import UserError

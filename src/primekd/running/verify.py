@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
-from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.grade import grade_row
 from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
-from primekd.capture.run import training_job
+from primekd.capture.jobs import training_job
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
@@ -30,8 +29,7 @@ from primekd.foundation.tables import read_table
 from primekd.signals import SignalReader
 from primekd.signals.manifest import read_store, shards_hash
 from primekd.studies import published as published_study
-from primekd.studies.responses import RESPONSES
-from primekd.studies.results import TABLES, held_out_of, kept_sets, log_extractor
+from primekd.studies.results import OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
 from primekd.studies.study import find_study
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NUMBERS
@@ -123,6 +121,7 @@ def check_run(profile: Profile) -> list[Check]:
         f"held-out/*/{MANIFEST}",
         f"forgetting/*/{MANIFEST}",
         f"served/*/{MANIFEST}",
+        f"priming/{MANIFEST}",
         f"notebooks/*/*.{MANIFEST}",
     )
     for pattern in patterns:
@@ -208,7 +207,7 @@ def check_models(profile: Profile) -> Check:
     summed = {row.get("model") for row in read_table(folder / "summary.csv")}
     logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
     taught = {TEACHER} if not profile.answer_set else set()
-    optional = {RESPONSES, FORGETTING} | ({"held-out.csv"} if profile.answer_set else set())
+    optional = (*OPTIONAL, "held-out.csv") if profile.answer_set else OPTIONAL
     known = {CONTROL, *taught, *manifest.get("models", {}), *(manifest.get("answers_sha256") or {})}
     named = sorted(known | summed | logged, key=str)
     problems = [f"{name} is missing" for name in TABLES if name not in optional and not (folder / name).is_file()]

@@ -33,6 +33,7 @@ from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
+from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
 from primekd.studies.results import answers_hash, decisions_hash, write_results
@@ -42,8 +43,9 @@ from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
 from primekd.training.distill import store_facts
 
-# Settings that stand in the inputs of what they are of, not of the logs' own.
-OTHERS = {"engine", "vllm", "dtype", "transfer", "samples", "sampling_temperature", "forgetting_items"}
+# Settings of what is graded, which has inputs of its own.
+NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
+NO_GRADING |= {"forgetting_items"}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
@@ -66,10 +68,14 @@ def assess(profile: Profile, force: bool = False) -> Path:
     scored = score_models(profile, items, models, reader, force)
     graded = partial(grade_answers, items, extractor=profile.assess.extractor, task=task_of(profile.data))
     inputs["scored"] = scored_hashes(profile, names)
+    primed = judged(profile)
     logs = {name: graded(model.answers) for name, model in scored.items()}
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
+    for file in primed:
+        write_text(profile.logs / file.name, file.read_text(encoding="utf-8"))
+        outputs.append(profile.logs / file.name)
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
@@ -88,7 +94,7 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
         beside[NEUTRAL] = hash_items(load_items(profile, NEUTRAL))
     return ({"beside": beside} if beside else {}) | {
         "answers": answer_inputs(profile, items, None),
-        "assess": profile.assess.model_dump(mode="json", exclude=OTHERS),
+        "assess": profile.assess.model_dump(mode="json", exclude=NO_GRADING),  # of the answers alone
         "rules": rules_hashes(profile),
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.weight_hashes for s in students},

@@ -11,6 +11,7 @@ from pathlib import Path
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
+from primekd.capture.judged import judged_folder
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, arms_of, load_arms
 from primekd.foundation.provenance import MANIFEST, project_root
@@ -29,13 +30,18 @@ TEST_ITEM = 0.5  # answering and held-out fit, of one model
 # All arms of a stage, and the held-out capture, are one.
 FORCED = {
     "prepare-teacher": ("teacher",),
-    "capture": ("capture", "reference"),
+    "capture": ("capture", "reference", "primed"),
     "distill": ("distill",),
-    "assess": ("score", "assess"),
+    "assess": ("primed", "score", "assess"),
 }
 
 
-LABELS = {"teacher": "prepare the teacher", "reference": "capture held-out", "report": "write the report"}
+LABELS = {
+    "teacher": "prepare the teacher",
+    "reference": "capture held-out",
+    "primed": "what priming did to the teacher",
+    "report": "write the report",
+}
 
 
 def models(profile: Profile) -> list[str]:
@@ -84,6 +90,7 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
         "capture": START + (captured if capture_workers == 1 else 0),
         "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
         "reference": START + CAPTURE_ITEM * data.test_items,
+        "primed": START + CAPTURE_ITEM * 2 * profile.assess.teacher_items * len(arms_of(profile)),
         "score": START + scored / scoring_jobs,
         "assess": START + (scored if profile.assess.engine == "vllm" else 0),
         "report": START / 3,
@@ -94,12 +101,14 @@ def lost(profile: Profile) -> list[Path]:
     """As Study.lost says."""
     done = profile.runs / "notebooks"
     assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
-    behind_models = [assessed, reported]
+    behind_models, measured = [assessed, reported], done / "assessment" / "teacher.ipynb"
     found: list[Path] = []
     if profile.prepare and _is_lost(profile, "prepare-teacher", project_root() / profile.prepare.output):
         found += [done / "teacher.done", *behind_models]
     if _is_lost(profile, "capture", profile.signals_folder("held-out") / MANIFEST):
-        found += [done / "reference.done", *(done / "scored").glob("*.done"), *behind_models]
+        found += [done / "reference.done", measured, *(done / "scored").glob("*.done"), *behind_models]
+    if _is_lost(profile, "assess", judged_folder(profile) / MANIFEST):
+        found += [measured, *behind_models]
     for name in arms_of(profile):
         found += _lost_of_arm(profile, done, name, behind_models)
     for name in models(profile):
@@ -146,6 +155,6 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("results", "beyond", "extraction", "provenance", "items"),
+    sections=("results", "primed", "beyond", "extraction", "provenance", "items"),
     refuse=refuse,
 )

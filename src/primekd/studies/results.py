@@ -8,6 +8,7 @@ from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.held_out import HeldOutRow, read_rows
 from primekd.assessment.logs import TOKENS, LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
+from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
@@ -21,11 +22,14 @@ from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies.study import Logs, find_study
 
-KEPT = ("held-out.csv", "responses.csv", FORGETTING, TOKENS)  # come from the models: no grading makes them anew
+# What comes from the models: no grading makes it anew.
+KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS)
 TABLES = (
     "summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv",
-    "responses.csv", FORGETTING,
+    "responses.csv", *OF_PRIMING, FORGETTING,
 )  # fmt: skip
+# Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
+OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING)
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
