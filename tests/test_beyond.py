@@ -22,6 +22,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.foundation.tables import read_table
 from primekd.models.chat import build_prompt
+from primekd.planning.tokens import Lengths, stages
 from primekd.report.beyond import beyond_tables
 from primekd.report.html import render, write_report
 from primekd.report.tables import results_page, results_text
@@ -31,6 +32,7 @@ from primekd.running.show import show
 from primekd.running.verify import check_logs, check_outputs, check_run
 from primekd.statistics.inference import accuracy
 from primekd.studies.assess import assess
+from primekd.studies.priming import START
 from primekd.studies.regrade import regrade
 from primekd.studies.study import find_study
 from primekd.tasks.clusters import cluster_of, item_of
@@ -345,14 +347,12 @@ def problems_but_report(profile: Profile) -> list[str]:
 
 
 def test_a_plan_counts_what_is_asked_beside_the_test_items(ci):
-    more = ci.model_copy(update={"assess": replace_assess(ci)})
-    study = find_study(ci)
-    assert study.costs(more)["score"] > 1.5 * study.costs(ci)["score"] - 15
-    assert study.costs(more)["distill"] == study.costs(ci)["distill"]
-
-
-def replace_assess(profile: Profile):
-    return profile.assess.model_copy(update={"samples": 3, "forgetting_items": 10})
+    more = ci.model_copy(update={"assess": ci.assess.model_copy(update={"samples": 3, "forgetting_items": 10})})
+    costs, costs_more = (find_study(ci).costs(profile) for profile in (ci, more))
+    assert more.asked_items == 4 * 8 + 10 and ci.asked_items == 8
+    assert costs_more["score"] - START == pytest.approx((costs["score"] - START) * 42 / 8)
+    assert {name for name in costs if costs[name] != costs_more[name]} == {"score"}
+    assert stages(more, Lengths(1, 1, "", 1, 1, ""))[-1].items == 42
 
 
 def test_a_lost_answer_set_is_scored_again(study):

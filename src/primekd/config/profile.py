@@ -90,6 +90,12 @@ class Profile(Section):
         wanted = {TRANSFER: self.assess.transfer, SAMPLES: self.assess.samples}
         return [self.answering(name) for name in ANSWER_SETS if wanted[name]]
 
+    @property
+    def asked_items(self) -> int:
+        """How many answers an assessment asks of each model, about: of neutral prompts each is read once."""
+        second = self.assess.transfer.test_items if self.assess.transfer else 0
+        return self.data.test_items * (1 + self.assess.samples) + second + self.assess.forgetting_items
+
     def _seen(self, kind: type["Profile"], answer_set: str, changes: dict[str, Any]) -> "Profile":
         view = kind.model_construct(**dict(self) | changes)
         view._answer_set = answer_set

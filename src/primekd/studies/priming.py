@@ -81,9 +81,7 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
     much."""
     data = profile.data
     captured = CAPTURE_ITEM * data.train_items
-    asked = data.test_items * (1 + profile.assess.samples) + profile.assess.forgetting_items
-    asked += profile.assess.transfer.test_items if profile.assess.transfer else 0
-    scored = TEST_ITEM * asked * len(models(profile))
+    scored = TEST_ITEM * profile.asked_items * len(models(profile))
     return {
         "teacher": START,
         "capture_part": START + captured / capture_workers,
