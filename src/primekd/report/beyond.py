@@ -80,8 +80,8 @@ def _forgetting(path: Path) -> Table:
     ]
     note = (
         "KL(model || control), over the whole vocabulary at temperature 1, on the control's own greedy answers to "
-        "neutral prompts, and the loss of that text: nats a token, t intervals clustered by prompt. The control's own row "
-        "is what rounding makes; what lies beyond it is what else the training changed."
+        "neutral prompts, and the loss of that text: nats a token, t intervals clustered by prompt. The control's own "
+        "row is what rounding makes; what lies beyond it is what else the training changed."
     )
     return Table(FORGOTTEN, head, rows, notes=(note,))
 
