@@ -1,12 +1,14 @@
 """What an assessment needs models for: answers and held-out fit of each. Kept in runs/, one model after the other."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.assessment.answers import Answer, answer_inputs, answers_folder, generate_answers
+from primekd.assessment.forgetting import ForgettingRow, forgetting_folder, forgetting_rows, open_reference
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, held_out_rows
 from primekd.assessment.serving import BESIDE, MERGED, choose_serving, serving_folder
 from primekd.assessment.students import Student, find_students
@@ -20,7 +22,7 @@ from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
 from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
-from primekd.tasks.load import load_items
+from primekd.tasks.load import load_answer_sets, load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import refuse_overlap
 
@@ -34,12 +36,15 @@ VLLM_SERVED = {"adapter": BESIDE}  # it adds an adapter's product to each layer'
 class Scored:
     """What one model gave: its answers, in the order of the items, and its held-out rows.
 
-    `served`: how its adapter was put on for each of the two, None for the control.
+    `served`: how its adapter was put on for each of the two, None for the control. `beside`: its answers of every
+    answer set that the profile asks for. `forgetting`: its rows on neutral prompts, if it asks for any.
     """
 
     answers: list[Answer]
     held_out: list[HeldOutRow]
     served: dict[str, Any] | None = None
+    beside: dict[str, list[Answer]] = field(default_factory=dict)
+    forgetting: list[ForgettingRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -110,46 +115,72 @@ def score_models(
     profile: Profile, items: list[Item], models: Sequence[Model], reader: SignalReader, force: bool = False
 ) -> dict[str, Scored]:
     """Answers and held-out rows by model, one loaded at a time; what is on disk with the same inputs is read."""
+    asked = [(profile, items), *load_answer_sets(profile)]
     if profile.assess.engine == "vllm":
-        _answer_with_vllm(profile, items, models, force)  # below, the answers are found on disk
-    scored = {}
+        _answer_with_vllm(asked, models, force)  # below, the answers are found on disk
+    control, scored = None, {}
+    if profile.assess.forgetting_items:
+        control = open_reference(profile, lambda: Model(CONTROL).open(profile))
     for model in models:
         with gpu_memory("assess.batch_size"):
-            scored[model.name] = _score_model(profile, items, model, reader, force)
+            scored[model.name] = _score_model(asked, model, reader, control, force)
     return scored
 
 
-def _score_model(profile: Profile, items: list[Item], model: Model, reader: SignalReader, force: bool) -> Scored:
+Asked = list[tuple[Profile, list[Item]]]  # the profile with its test items, then its answer sets with theirs
+
+
+def _score_model(asked: Asked, model: Model, reader: SignalReader, control: SignalReader | None, force: bool) -> Scored:
+    profile, items = asked[0]
     served = choose_serving(profile, model.name, items, model.adapter, model.hashes, force) if model.adapter else None
     with_vllm = profile.assess.engine == "vllm"
     answering = VLLM_SERVED if served and with_vllm else served
     opened = cache(lambda: model.open(profile, served))
+    answers = {}
+    for view, of_set in asked:
+        own = answer_inputs(view, of_set, model.hashes, None if with_vllm else served)
+        answers[view.answer_set] = generate_answers(
+            view, model.name, of_set, own, opened, force and not with_vllm, answering
+        )
     inputs = answer_inputs(profile, items, model.hashes, served)
-    own = inputs if answering is served else answer_inputs(profile, items, model.hashes)
-    answers = generate_answers(profile, model.name, items, own, opened, force and not with_vllm, answering)
     rows = held_out_rows(profile, model.name, items, inputs, reader, opened, force, served)
-    return Scored(answers, rows, served and {"answers": answering, "held_out": served})
+    forgetting = forgetting_rows(profile, model.name, inputs, control, opened, force) if control else []
+    served = served and {"answers": answering, "held_out": served}
+    return Scored(answers.pop(""), rows, served, answers, forgetting)
 
 
-def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Model], force: bool) -> None:
+def _answer_with_vllm(asked: Asked, models: Sequence[Model], force: bool) -> None:
     """Writes the answers of all models from one loaded base model, which is gone before held-out fit needs the GPU."""
     from primekd.teachers.vllm_students import open_students
 
-    engine = cache(lambda: open_students(profile, items, [m.adapter for m in models if m.adapter]))
+    everything = [item for _, items in asked for item in items]
+    engine = cache(lambda: open_students(asked[0][0], everything, [m.adapter for m in models if m.adapter]))
     try:
-        for model in models:
-            inputs = answer_inputs(profile, items, model.hashes)
+        for model, (view, items) in itertools.product(models, asked):
+            inputs = answer_inputs(view, items, model.hashes)
             served = VLLM_SERVED if model.adapter else None
             worn = lambda model=model: engine().wearing(model.adapter)  # noqa: E731
-            generate_answers(profile, model.name, items, inputs, worn, force, served)
+            generate_answers(view, model.name, items, inputs, worn, force, served)
     finally:
         if engine.cache_info().currsize:  # nothing is loaded where all answers are on disk
             engine().close()
 
 
+Made = tuple[str, Profile, Path]  # a stage (stage_code.STAGES), the view of the profile that its code is of, a folder
+
+
+def made_of(profile: Profile, name: str) -> dict[str, Made]:
+    """All that a whole assessment makes of a model, by what it is."""
+    found = {"answers": ("answers", profile, answers_folder(profile, name))}
+    found |= {view.answer_set: ("answers", view, answers_folder(view, name)) for view in profile.answer_sets()}
+    found |= {"held_out": ("held-out", profile, held_out_folder(profile, name))}
+    wanted = profile.assess.forgetting_items
+    return found | ({"forgetting": ("forgetting", profile, forgetting_folder(profile, name))} if wanted else {})
+
+
 def _made(profile: Profile, name: str) -> dict[str, dict[str, Any]]:
     """The manifests of what was made of a model, as far as there are any."""
-    folders = {"answers": answers_folder(profile, name), "held_out": held_out_folder(profile, name)}
+    folders = {what: folder for what, (*_, folder) in made_of(profile, name).items()}
     return {what: read_manifest(f / MANIFEST) for what, f in folders.items() if (f / MANIFEST).is_file()}
 
 
@@ -172,9 +203,10 @@ def makers(profile: Profile, name: str) -> dict[str, Any]:
 def say_scored(profile: Profile, names: Sequence[str]) -> None:
     """Says which answers and held-out rows other code made."""
     for name in names:
+        stages = made_of(profile, name)
         for what, manifest in _made(profile, name).items():
-            stage, said = ("answers", "answer") if what == "answers" else ("held-out", "held-out fit")
-            say_kept(f"{said} {name}", manifest, stage_code(stage, profile))
+            said, (stage, view, _) = {"answers": "answer", "held_out": "held-out fit"}.get(what, what), stages[what]
+            say_kept(f"{said} {name}", manifest, stage_code(stage, view))
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
@@ -183,7 +215,7 @@ def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
     Sums over jobs: of those that ran side by side each counts its own time, and the energy of the whole machine. None
     where it is not known of all.
     """
-    folders = [folder(profile, name) for name in names for folder in (answers_folder, held_out_folder)]
+    folders = [folder for name in names for *_, folder in made_of(profile, name).values()]
     folders += [f for name in names if ((f := serving_folder(profile, name)) / MANIFEST).is_file()]
     manifests = [read_manifest(folder / MANIFEST) for folder in folders]
     sums = {}

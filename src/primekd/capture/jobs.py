@@ -1,8 +1,9 @@
 """What is captured: one store a job, and everything that its bytes depend on."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from primekd.capture.primings import priming_of
 from primekd.config import Profile, TeacherConfig
@@ -19,6 +20,9 @@ from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
 
+if TYPE_CHECKING:
+    from primekd.teachers import TeacherEngine
+
 PLACEHOLDER = "{question}"
 HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
 
@@ -27,7 +31,8 @@ HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference f
 class Job:
     """One store to be captured.
 
-    `arm`: the one whose own store it is. `count`: the first so many items of the split; None for all of them.
+    `arm`: the one whose own store it is. `count`: the first so many items of the split; None for all of them. `opens`
+    loads what stands in the teacher's place, if not the teacher; `more` is what its rows depend on besides.
     """
 
     profile: Profile
@@ -36,6 +41,8 @@ class Job:
     folder: Path
     seed: int
     count: int | None = None
+    opens: "Callable[[], TeacherEngine] | None" = None
+    more: dict[str, Any] = field(default_factory=dict)
 
     def items(self) -> list[Item]:
         """Those that are asked."""
@@ -120,6 +127,7 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
     profile, teacher = job.profile, job.profile.teacher
     tokenizer = load_tokenizer(teacher)
     return ({"text": _text_of(job)} if job.arm.crossed else {}) | {
+        **job.more,
         "strategy": job.arm.name,
         **_reads(job.scored_under, teacher),
         "split": job.split,

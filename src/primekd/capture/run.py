@@ -188,7 +188,7 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
         UserError: the model is not there or does not offer what the codec needs.
     """
     profile = job.profile
-    engine = open_engine(profile)
+    engine = job.opens() if job.opens else open_engine(profile)
     opened.callback(engine.close)
     if writer.spec["codec"]["name"] == "hidden" and "hidden" not in engine.offers:
         raise UserError(

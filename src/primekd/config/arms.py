@@ -18,8 +18,8 @@ from primekd.foundation.provenance import project_root, relative_name
 
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
-    "control", "teacher", "held-out", "accuracies", "audit", "contrasts", "extractors", "priming", "priming-arms",
-    "priming-positions", "responses", "seeds", "summary",
+    "control", "teacher", "held-out", "accuracies", "audit", "contrasts", "extractors", "forgetting", "priming",
+    "priming-arms", "priming-positions", "responses", "seeds", "summary",
 )  # fmt: skip
 CONTROL, TEACHER = "control", "teacher"  # what else is assessed: the student's base as it is, the unprimed teacher
 OWN, GOLD, NONE, SHUFFLED = "own", "gold", "none", "shuffled"

@@ -121,7 +121,8 @@ def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int, str] |
 def stages(profile: Profile, lengths: Lengths) -> list[Stage]:
     """Captures, the held-out capture, training, assessment."""
     data, rates, students = profile.data, find_rates(profile), len(arms_of(profile))
-    runs, items = (len(captured_arms(profile)), 1, students, students + 1), (data.train_items, data.test_items) * 2
+    runs, items = (len(captured_arms(profile)), 1, students, students + 1), [data.train_items, data.test_items] * 2
+    items[-1] = profile.asked_items
     found = []
     for name, times, each in zip(STAGES, runs, items, strict=True):
         count = times * each * (profile.train.epochs if name == "distill" else 1)

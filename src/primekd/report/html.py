@@ -12,6 +12,7 @@ from primekd.assessment.logs import read_logs
 from primekd.config import Profile
 from primekd.foundation.provenance import MANIFEST, altered_outputs, relative_name, write_text
 from primekd.report import extraction, lineage
+from primekd.report.beyond import beyond_tables
 from primekd.report.browser import browser_data, refuse_other_items, script_json
 from primekd.report.claims import claim_note, claim_table
 from primekd.report.figures import loss_curves
@@ -106,6 +107,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "audit_note": extraction.audit_note(folder, titles),
         "seeds": seed_table(results),
         "students": results.students,
+        "beyond": beyond_tables(folder),
         "responses": response_table(folder),
         "responses_note": RESPONSES_NOTE,
         "primed": primed_table(folder),

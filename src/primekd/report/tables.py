@@ -4,6 +4,7 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+from primekd.report.beyond import beyond_tables
 from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
 from primekd.report.formats import markdown
 from primekd.report.results import (
@@ -36,6 +37,11 @@ def results_page(logs_folder: Path) -> Table:
     notes = [units, markdown(between), contrasts]
     if (responses := response_table(logs_folder)).rows:
         notes += [markdown(RESPONSES_NOTE), to_markdown(responses)]
+    for table in beyond_tables(logs_folder):
+        notes += [
+            markdown(" ".join((f"{table.label}.", *table.notes))),
+            to_markdown(table.without(ONLY_ONE, UNADJUSTED)),
+        ]
     return replace(result_table(results), notes=(*notes, said))
 
 
@@ -60,6 +66,8 @@ def results_text(logs_folder: Path) -> str:
         parts += ["Paired differences in held-out fit, nats a token:", "", to_text(paired.without(*rest))]
     if (responses := response_table(logs_folder)).rows:
         parts += ["The teacher's responses to the training items:", "", to_text(responses)]
+    for table in beyond_tables(logs_folder):
+        parts += [f"{table.label}:", "", to_text(table.without(ONLY_ONE, UNADJUSTED))]
     wrapper = textwrap.TextWrapper(
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip

@@ -255,14 +255,16 @@ def since(path: Path, job: Job) -> StageState | None:
 
 
 def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
-    """`job_progress` of a scoring job: each model's answers count one half, its held-out fit the other."""
+    """`job_progress` of a scoring job: of each model's work all kinds count alike."""
     said, share, models = "", 0.0, job.stage.removeprefix("score ").split("+")
-    for place, (model, kind) in enumerate(itertools.product(models, ("answer", "held-out fit"))):
+    kinds = ["answer", *(view.answer_set for view in profile.answer_sets()), "held-out fit"]
+    kinds += ["forgetting"] if profile.assess.forgetting_items else []
+    for place, (model, kind) in enumerate(itertools.product(models, kinds)):
         entry = since(progress_path(profile, f"{kind} {model}"), job)
         if entry and entry.total:
             said = f"{entry.stage}: {entry.done}/{entry.total} {entry.unit}s"
             # What was there already leaves no word, and all that stands before it in this order is done.
-            share = (place + entry.done / entry.total) / (2 * len(models))
+            share = (place + entry.done / entry.total) / (len(kinds) * len(models))
     return said, share
 
 

@@ -34,11 +34,22 @@ class McNemar(NamedTuple):
     p: float
 
 
-def accuracy(correct: Sequence[bool]) -> Estimate:
-    """Share of correct items with its Wilson interval."""
-    low, high = proportion_confint(sum(correct), len(correct), alpha=LEVEL, method="wilson")
+def accuracy(correct: Sequence[bool], items: Sequence[str] = ()) -> Estimate:
+    """Share of correct answers with its Wilson interval or, where items have several, a t interval clustered by item.
+
+    Args:
+        items: (answers,) the item of each.
+    """
+    right, independent = sum(correct), len(correct)
+    share = right / independent
+    if 1 < (count := len(set(items))) < len(items):
+        effect = mean_verdicts({"": np.asarray(correct, float)}, items)
+        if effect.error > 0:
+            return effect.estimate
+        right, independent = share * count, count  # all items say the same: as if each had one answer
+    low, high = proportion_confint(right, independent, alpha=LEVEL, method="wilson")
     # At 0 or all of them, rounding leaves bounds such as 9e-19.
-    return Estimate(sum(correct) / len(correct), round(float(low), 12), round(float(high), 12))
+    return Estimate(share, round(float(low), 12), round(float(high), 12))
 
 
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:

@@ -7,11 +7,14 @@ from typing import Any
 
 from primekd.assessment import tokens
 from primekd.assessment.answers import answer_inputs
+from primekd.assessment.forgetting import FILE as FORGETTING
+from primekd.assessment.forgetting import ForgettingRow
 from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
 from primekd.assessment.logs import LogRow
 from primekd.assessment.score import (
     Model,
+    Scored,
     load_reference,
     makers,
     models_of,
@@ -23,6 +26,7 @@ from primekd.assessment.score import (
 from primekd.assessment.students import Student, find_students
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest, write_text
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
 from primekd.foundation.tables import write_table
@@ -30,21 +34,26 @@ from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
 from primekd.studies.primed import judged
-from primekd.studies.regrade import rules_hashes
+from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
 from primekd.studies.results import answers_hash, decisions_hash, write_results
-from primekd.tasks.load import task_of
+from primekd.tasks.load import load_answer_sets, load_items, task_of
+from primekd.tasks.neutral import NEUTRAL
 from primekd.tasks.protocol import Item
+from primekd.tasks.splits import hash_items
 from primekd.training.distill import store_facts
 
-NO_GRADING = {"engine", "vllm", "dtype", "teacher_items"}  # settings of what is graded, which has inputs of its own
+# Settings of what is graded, which has inputs of its own.
+NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
+NO_GRADING |= {"forgetting_items"}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
     """Scores every model on the test items; returns runs/<profile>/logs/.
 
     Writes <model>.csv (per-item logs), held-out.csv, tokens.safetensors, responses.csv, the tables, loss_curves/ and
-    manifest.json.
+    manifest.json; forgetting.csv, and a folder of logs, tables and manifest for each answer set, where they are asked
+    for.
     What is already answered with the same inputs is not generated again, unless `force` is given.
     """
     students = find_students(profile)
@@ -68,6 +77,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
         write_text(profile.logs / file.name, file.read_text(encoding="utf-8"))
         outputs.append(profile.logs / file.name)
     outputs += _write_tokens(profile, items, reader, names)
+    outputs += _write_beside(profile, scored, inputs, code)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
@@ -79,7 +89,10 @@ def assess(profile: Profile, force: bool = False) -> Path:
 
 
 def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
-    return {
+    beside: dict[str, Any] = {view.answer_set: answer_inputs(view, i, None) for view, i in load_answer_sets(profile)}
+    if profile.assess.forgetting_items:
+        beside[NEUTRAL] = hash_items(load_items(profile, NEUTRAL))
+    return ({"beside": beside} if beside else {}) | {
         "answers": answer_inputs(profile, items, None),
         "assess": profile.assess.model_dump(mode="json", exclude=NO_GRADING),  # of the answers alone
         "rules": rules_hashes(profile),
@@ -103,6 +116,36 @@ def _write(
         write_text(curve, (student.folder / "loss_curve.csv").read_text(encoding="utf-8"))
         outputs.append(curve)
     return [*outputs, folder / "held-out.csv"]
+
+
+def _write_beside(
+    profile: Profile, scored: dict[str, Scored], inputs: dict[str, Any], code: dict[str, Any]
+) -> list[Path]:
+    """forgetting.csv and the folders of the answer sets, as far as they are asked for; others are removed."""
+    for name in ANSWER_SETS:
+        shutil.rmtree(profile.answering(name).logs, ignore_errors=True)
+    outputs = [
+        path for view, items in load_answer_sets(profile) for path in _write_set(view, items, scored, inputs, code)
+    ]
+    (profile.logs / FORGETTING).unlink(missing_ok=True)
+    if rows := [row for model in scored.values() for row in model.forgetting]:
+        outputs.append(write_table(profile.logs / FORGETTING, ForgettingRow, rows))
+    return outputs
+
+
+def _write_set(
+    view: Profile, items: list[Item], scored: dict[str, Scored], inputs: dict[str, Any], code: dict[str, Any]
+) -> list[Path]:
+    """Logs of one answer set, as of the test items, with tables and a manifest of their own."""
+    extractor, task = view.assess.extractor, task_of(view.data)
+    logs = {name: grade_answers(items, m.beside[view.answer_set], extractor, task) for name, m in scored.items()}
+    own = {key: inputs[key] for key in ("assess", "rules", "adjudications", "scored")}
+    own["answers"] = answer_inputs(view, items, None)
+    write_manifest(
+        view.logs, "assessment", own, write_results(view, logs, []),
+        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()}, config=view.resolved(), code=code,
+    )  # fmt: skip
+    return files_of(view.logs)
 
 
 def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.capture.judged import judged_folder
 from primekd.config import Profile
@@ -17,6 +18,8 @@ from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Planned, plan_of
 from primekd.studies.study import Logs, Study
+from primekd.tasks.load import load_answer_sets, load_items
+from primekd.tasks.neutral import NEUTRAL
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
@@ -59,6 +62,13 @@ def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str
     return compute_tables(profile, logs, held_out, planned(logs))
 
 
+def refuse(profile: Profile) -> None:
+    """Raises UserError where there is no control, or what is asked beside the test items is not to be had."""
+    require_control(profile)
+    load_answer_sets(profile)
+    load_items(profile, NEUTRAL)
+
+
 def assess(profile: Profile, force: bool = False) -> Path:
     """Control, students and teacher on the same test items."""
     from primekd.studies.assess import assess
@@ -71,7 +81,7 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
     much."""
     data = profile.data
     captured = CAPTURE_ITEM * data.train_items
-    scored = TEST_ITEM * data.test_items * len(models(profile))
+    scored = TEST_ITEM * profile.asked_items * len(models(profile))
     return {
         "teacher": START,
         "capture_part": START + captured / capture_workers,
@@ -100,7 +110,7 @@ def lost(profile: Profile) -> list[Path]:
     for name in arms_of(profile):
         found += _lost_of_arm(profile, done, name, behind_models)
     for name in models(profile):
-        results = [profile.runs / kind / name / MANIFEST for kind in ("answers", "held-out")]
+        results = [folder / MANIFEST for *_, folder in made_of(profile, name).values()]
         if any(_is_lost(profile, "assess", result) for result in results):
             found += [*scored_with(done, name), *behind_models]
     if _is_lost(profile, "assess", profile.logs / MANIFEST):
@@ -143,6 +153,6 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("results", "primed", "extraction", "provenance", "items"),
-    refuse=require_control,
+    sections=("results", "primed", "beyond", "extraction", "provenance", "items"),
+    refuse=refuse,
 )

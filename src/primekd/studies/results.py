@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
-from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.forgetting import FILE as FORGETTING
+from primekd.assessment.held_out import HeldOutRow, read_rows
 from primekd.assessment.logs import TOKENS, LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
 from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
+from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
 from primekd.foundation.tables import table_text
@@ -20,12 +22,14 @@ from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies.study import Logs, find_study
 
-KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, TOKENS)  # come from the models: no grading makes them anew
+# What comes from the models: no grading makes it anew.
+KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS)
 TABLES = (
     "summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv",
-    "responses.csv", *OF_PRIMING,
+    "responses.csv", *OF_PRIMING, FORGETTING,
 )  # fmt: skip
-OPTIONAL = ("responses.csv", *OF_PRIMING)  # not in logs from before there were any, nor where stores are gone
+# Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
+OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING)
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
@@ -44,6 +48,17 @@ def logs_in_use(profile: Profile, published: bool = False) -> Profile:
         fix = "" if published else f": run `primekd run --profile {profile.name}` first"
         raise UserError(f"There are no logs of {profile.name} in {places}{fix}.")
     return found[0]
+
+
+def kept_sets(profile: Profile) -> list[Profile]:
+    """Views of the answer sets that a profile's logs hold, whatever it asks for by now."""
+    views = [] if profile.answer_set else [profile.answering(name) for name in ANSWER_SETS]
+    return [view for view in views if (view.logs / MANIFEST).is_file()]
+
+
+def held_out_of(profile: Profile) -> list[HeldOutRow]:
+    """The held-out rows of a profile's logs; none of an answer set. Raises UserError if they cannot be read."""
+    return [] if profile.answer_set else read_rows(profile.logs / "held-out.csv")
 
 
 def extractor_of(manifest: dict[str, Any]) -> str:
