@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 from primekd.assessment.answers import answer_inputs, generate_answers
 from primekd.assessment.forgetting import FILE, LIMIT, measure, open_reference, read_forgetting
 from primekd.assessment.logs import read_log, read_logs
-from primekd.assessment.score import Model, made_of
-from primekd.capture.jobs import training_job
+from primekd.assessment.score import Model, made_of, score_some, untrained_models
+from primekd.capture.jobs import held_out_job, training_job
 from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
-from primekd.config.arms import CONTROL
+from primekd.config.arms import CONTROL, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.foundation.tables import read_table
@@ -30,6 +30,7 @@ from primekd.running.made_by import results_of
 from primekd.running.publishing import exchange
 from primekd.running.show import show
 from primekd.running.verify import check_logs, check_outputs, check_run
+from primekd.statistics.families import planned_contrasts
 from primekd.statistics.inference import accuracy
 from primekd.studies.assess import assess
 from primekd.studies.priming import START
@@ -38,6 +39,8 @@ from primekd.studies.study import find_study
 from primekd.tasks.clusters import cluster_of, item_of
 from primekd.tasks.load import load_answer_sets, load_items
 from primekd.tasks.neutral import NEUTRAL, neutral_items
+from primekd.tasks.protocol import with_examples
+from primekd.tasks.splits import hash_items
 from primekd.teachers import transformers_engine
 from primekd.teachers.decoding import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
@@ -363,3 +366,31 @@ def test_a_lost_answer_set_is_scored_again(study):
     assert done / "control.done" not in lost(study)
     shutil.rmtree(study.runs / "answers-transfer" / "control")
     assert done / "control.done" in lost(study)
+
+
+def test_examples_stand_in_front_of_the_question_as_a_conversation(ci):
+    items, shown = load_items(ci, "test"), load_items(ci, "train")[:2]
+    asked = with_examples(items, shown)
+    roles = [message["role"] for message in asked[0].messages]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
+    assert (
+        asked[0].messages[1]["content"] == shown[0].solution and asked[0].messages[-1]["content"] == items[0].question
+    )
+    assert asked[0].question == items[0].question and asked[0].answer == items[0].answer
+    assert hash_items(asked) != hash_items(items), "an answer behind examples is not one without them"
+
+
+def test_the_untrained_student_is_scored_with_examples_beside_the_control(output, lively):
+    profile = small_profile(output, arms=["base-KD"], teacher={"model": lively}, assess={"few_shot": 2})
+    assert [model.name for model in untrained_models(profile)] == ["control", "control-few-shot"]
+    without = profile.model_copy(update={"assess": profile.assess.model_copy(update={"few_shot": 0})})
+    assert [model.name for model in untrained_models(without)] == ["control"]
+    assert planned_contrasts(["control", "control-few-shot", "base-KD", "teacher"], load_arms()) == [
+        ("base-KD", "control"), ("control-few-shot", "control"), ("base-KD", "control-few-shot"),
+    ]  # fmt: skip
+    capture(held_out_job(profile))
+    score_some(profile, ["control", "control-few-shot"])
+    answers = profile.runs / "answers"
+    plain, shown = (read_json(answers / name / "manifest.json") for name in ("control", "control-few-shot"))
+    assert plain["inputs"]["items_sha256"] != shown["inputs"]["items_sha256"]
+    assert (profile.runs / "held-out" / "control-few-shot" / "manifest.json").is_file()

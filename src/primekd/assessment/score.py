@@ -15,7 +15,7 @@ from primekd.assessment.students import Student, find_students
 from primekd.capture.jobs import held_out_job, open_signals
 from primekd.capture.run import capture
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, load_arms
+from primekd.config.arms import CONTROL, FEW_SHOT, UNTRAINED, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
@@ -23,7 +23,7 @@ from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.tasks.load import load_answer_sets, load_items
-from primekd.tasks.protocol import Item
+from primekd.tasks.protocol import Item, with_examples
 from primekd.tasks.splits import refuse_overlap
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ class Model:
     name: str
     adapter: Path | None = None
     hashes: dict[str, str] | None = None
+    few_shot: int = 0
+
+    def asked(self, profile: Profile, items: list[Item]) -> list[Item]:
+        """Items as this model is asked them: behind solved ones of the training items where it is shown any."""
+        return with_examples(items, load_items(profile, "train")[: self.few_shot]) if self.few_shot else items
 
     def open(self, profile: Profile, served: dict[str, Any] | None = None) -> "TransformersEngine":
         from primekd.models.logits import require_transform
@@ -81,16 +86,23 @@ def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> N
     Raises:
         UserError: there is no such model, it is not trained, or the reference is not captured.
     """
-    known = [CONTROL, *load_arms()]
+    known = [*UNTRAINED, *load_arms()]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"There is no model {unknown[0]!r}: choose one of {', '.join(known)}.")
     models = []
     for name in names:
-        models += [Model(CONTROL)] if name == CONTROL else models_of(find_students(profile, name))
+        untrained = [model for model in untrained_models(profile) if model.name == name]
+        models += untrained or models_of(find_students(profile, name))
     job = held_out_job(profile)
     if not (job.folder / MANIFEST).is_file():
         raise UserError("The teacher's answers to the test items are missing: `primekd capture --held-out` first.")
     score_models(profile, _test_items(profile), models, open_signals(job), force)
+
+
+def untrained_models(profile: Profile) -> list[Model]:
+    """The control and, where the profile asks for it, the same model with examples."""
+    few_shot = profile.assess.few_shot
+    return [Model(CONTROL), *([Model(FEW_SHOT, few_shot=few_shot)] if few_shot else [])]
 
 
 def models_of(students: Sequence[Student]) -> list[Model]:
@@ -131,7 +143,9 @@ Asked = list[tuple[Profile, list[Item]]]  # the profile with its test items, the
 
 
 def _score_model(asked: Asked, model: Model, reader: SignalReader, control: SignalReader | None, force: bool) -> Scored:
-    profile, items = asked[0]
+    profile = asked[0][0]
+    asked = [(view, model.asked(profile, items)) for view, items in asked]
+    items = asked[0][1]
     served = choose_serving(profile, model.name, items, model.adapter, model.hashes, force) if model.adapter else None
     with_vllm = profile.assess.engine == "vllm"
     answering = VLLM_SERVED if served and with_vllm else served
@@ -144,6 +158,7 @@ def _score_model(asked: Asked, model: Model, reader: SignalReader, control: Sign
         )
     inputs = answer_inputs(profile, items, model.hashes, served)
     rows = held_out_rows(profile, model.name, items, inputs, reader, opened, force, served)
+    control = None if model.few_shot else control
     forgetting = forgetting_rows(profile, model.name, inputs, control, opened, force) if control else []
     served = served and {"answers": answering, "held_out": served}
     return Scored(answers.pop(""), rows, served, answers, forgetting)
@@ -153,10 +168,12 @@ def _answer_with_vllm(asked: Asked, models: Sequence[Model], force: bool) -> Non
     """Writes the answers of all models from one loaded base model, which is gone before held-out fit needs the GPU."""
     from primekd.teachers.vllm_students import open_students
 
-    everything = [item for _, items in asked for item in items]
-    engine = cache(lambda: open_students(asked[0][0], everything, [m.adapter for m in models if m.adapter]))
+    profile = asked[0][0]
+    everything = [item for model in models for _, items in asked for item in model.asked(profile, items)]
+    engine = cache(lambda: open_students(profile, everything, [m.adapter for m in models if m.adapter]))
     try:
         for model, (view, items) in itertools.product(models, asked):
+            items = model.asked(profile, items)
             inputs = answer_inputs(view, items, model.hashes)
             served = VLLM_SERVED if model.adapter else None
             worn = lambda model=model: engine().wearing(model.adapter)  # noqa: E731

@@ -18,10 +18,12 @@ from primekd.foundation.provenance import project_root, relative_name
 
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
-    "control", "teacher", "held-out", "accuracies", "audit", "contrasts", "extractors", "forgetting", "priming",
-    "priming-arms", "priming-positions", "responses", "seeds", "summary",
+    "control", "control-few-shot", "teacher", "held-out", "accuracies", "audit", "contrasts", "extractors",
+    "forgetting", "priming", "priming-arms", "priming-positions", "responses", "seeds", "summary",
 )  # fmt: skip
-CONTROL, TEACHER = "control", "teacher"  # what else is assessed: the student's base as it is, the unprimed teacher
+# What else is assessed: the student's base as it is, the same with examples, the unprimed teacher.
+CONTROL, FEW_SHOT, TEACHER = "control", "control-few-shot", "teacher"
+UNTRAINED, NO_STUDENTS = (CONTROL, FEW_SHOT), (CONTROL, FEW_SHOT, TEACHER)
 OWN, GOLD, NONE, SHUFFLED = "own", "gold", "none", "shuffled"
 WORDS = (OWN, GOLD, NONE)
 Role = Literal[

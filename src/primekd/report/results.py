@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.config.arms import CONTROL, TEACHER, load_arms
+from primekd.config.arms import CONTROL, NO_STUDENTS, load_arms
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
@@ -76,7 +76,7 @@ class Results:
     @property
     def students(self) -> list[str]:
         """The models that were trained."""
-        return [row["model"] for row in self.summary if row["model"] not in (CONTROL, TEACHER)]
+        return [row["model"] for row in self.summary if row["model"] not in NO_STUDENTS]
 
     @property
     def fitted(self) -> bool:

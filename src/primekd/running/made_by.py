@@ -8,7 +8,7 @@ from typing import Any
 from primekd.assessment.forgetting import as_teacher
 from primekd.assessment.score import Made, made_of
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, arms_of
+from primekd.config.arms import CONTROL, UNTRAINED, arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root, read_manifest, relative_name
 from primekd.foundation.stage_code import other_code, stage_code
@@ -32,7 +32,8 @@ def results_of(profile: Profile) -> Iterator[Made]:
         more = sorted((profile.runs / "students").glob(f"{name}-seed*/{MANIFEST}"))
         students |= dict.fromkeys(path.parent.name for path in more if ".old-" not in path.parent.name)
     yield from (("distill", profile, profile.runs / "students" / name) for name in students)
-    for name in (CONTROL, *students):
+    untrained = UNTRAINED if profile.assess.few_shot else (CONTROL,)
+    for name in (*untrained, *students):
         yield from made_of(profile, name).values()
     served = [profile.runs / "served" / name for name in students]  # not measured in float32 or 4 bits
     yield from (("answers", profile, folder) for folder in served if (folder / MANIFEST).is_file())

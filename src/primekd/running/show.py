@@ -14,7 +14,7 @@ from primekd.assessment.logs import LogRow, read_logs
 from primekd.assessment.tokens import Token, read_tokens, visible
 from primekd.capture.primings import can_speak
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.arms import NO_STUDENTS, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
@@ -136,7 +136,7 @@ def _files(profile: Profile, model: str, manifest: dict[str, Any], item: str) ->
     if not profile.answer_set:
         rows.append(("Report", f"{relative_name(profile.logs / 'report.html')}#item={item}"))
         wanted["Held-out fit"] = runs / "held-out" / model
-    if model not in (CONTROL, TEACHER):
+    if model not in NO_STUDENTS:
         wanted |= {"Student": runs / "students" / model}
         wanted |= {"Signals": runs / "signals" / str(spec["strategy"])} if spec.get("strategy") else {}
     if model == TEACHER:

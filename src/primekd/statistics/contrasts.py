@@ -9,7 +9,7 @@ import numpy as np
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.arms import CONTROL, split_seed
+from primekd.config.arms import UNTRAINED, split_seed
 from primekd.statistics.families import Pair, Planned
 from primekd.statistics.inference import LEVEL, UNKNOWN, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
 from primekd.tasks.clusters import cluster_of
@@ -92,7 +92,7 @@ def sides(
 ) -> tuple[dict[str, T], dict[str, T]]:
     """Both strategies' trainings by seed. The control, which is not trained, is the same under every seed."""
     first, second = dict(of_strategies[model]), dict(of_strategies[reference])
-    return first, dict.fromkeys(first, next(iter(second.values()))) if reference == CONTROL else second
+    return first, dict.fromkeys(first, next(iter(second.values()))) if reference in UNTRAINED else second
 
 
 def compare_accuracies(
@@ -127,7 +127,7 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
         two = decided[pair]
         rows.append(
             ContrastRow(
-                *pair, len(first), None if pair[1] == CONTROL else len(second), one.clusters,
+                *pair, len(first), None if pair[1] in UNTRAINED else len(second), one.clusters,
                 *(one.test or UNKNOWN),
                 one.p, adjusted[pair, "accuracy"], *one.effect.estimate,
                 float(np.mean(list(first.values()))), float(np.mean(list(second.values()))),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from primekd.config.arms import CONTROL, TEACHER, WORDS, Arm, load_arms, split_seed
+from primekd.config.arms import CONTROL, FEW_SHOT, NO_STUDENTS, TEACHER, WORDS, Arm, load_arms, split_seed
 
 Pair = tuple[str, str]  # (arm, reference)
 Planned = dict[Pair, str]  # a contrast -> its family
@@ -18,9 +18,10 @@ def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pa
     signals from. Further seeds of an arm add no contrast: they are in the arm's.
     """
     here = list(dict.fromkeys(split_seed(model)[0] for model in models))
-    students = [name for name in here if name not in (CONTROL, TEACHER)]
+    students = [name for name in here if name not in NO_STUDENTS]
     taught = [name for name in students if name in arms and arms[name].teacher]
-    pairs = [(name, CONTROL) for name in students]
+    pairs = [(name, CONTROL) for name in (*students, FEW_SHOT) if name in here]
+    pairs += [(name, FEW_SHOT) for name in students if name in arms and arms[name].role == "baseline"]
     for role in ("baseline", "fine-tuning"):
         pairs += [(name, ref) for ref in arms if arms[ref].role == role for name in taught if name != ref]
     placebos = [name for name in taught if arms[name].role == "placebo"]
@@ -49,8 +50,8 @@ def family_of(pair: Pair, arms: Mapping[str, Arm]) -> str:
 def title_of(model: str) -> str:
     """The published title of a model; a further seed is named behind it."""
     arms = load_arms()
-    if model in (CONTROL, TEACHER):
-        return {CONTROL: "No distillation", TEACHER: "Teacher, unprimed"}[model]
+    if model in NO_STUDENTS:
+        return {CONTROL: "No distillation", FEW_SHOT: "No distillation, examples", TEACHER: "Teacher, unprimed"}[model]
     name, seed = split_seed(model)
     if name not in arms:
         return model

@@ -2,7 +2,7 @@
 
 from decimal import ROUND_HALF_UP, Decimal
 
-from primekd.config.arms import CONTROL
+from primekd.config.arms import UNTRAINED
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL
 
@@ -99,7 +99,7 @@ def seeds_of(rows: list[Row]) -> str:
     counts = sorted({int(row["seeds"]) for row in rows})
     said = "one training seed" if counts == [1] else f"{' or '.join(map(str, counts))} training seeds"
     of_reference = rows[0]["reference_seeds"]
-    if rows[0]["reference"] == CONTROL or [int(of_reference)] == counts:
+    if rows[0]["reference"] in UNTRAINED or [int(of_reference)] == counts:
         return said
     return f"{said}, {of_reference if of_reference != '1' else 'one'} of {title_of(rows[0]['reference'])}"
 

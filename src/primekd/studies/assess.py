@@ -13,7 +13,6 @@ from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
 from primekd.assessment.logs import LogRow
 from primekd.assessment.score import (
-    Model,
     Scored,
     load_reference,
     makers,
@@ -22,6 +21,7 @@ from primekd.assessment.score import (
     score_models,
     scored_hashes,
     scoring_costs,
+    untrained_models,
 )
 from primekd.assessment.students import Student, find_students
 from primekd.config import Profile
@@ -45,7 +45,7 @@ from primekd.training.distill import store_facts
 
 # Settings of what is graded, which has inputs of its own.
 NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
-NO_GRADING |= {"forgetting_items"}
+NO_GRADING |= {"forgetting_items", "few_shot"}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
@@ -58,7 +58,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     """
     students = find_students(profile)
     items, reader = load_reference(profile)
-    models, code = [Model(CONTROL), *models_of(students)], stage_code("assess", profile)
+    models, code = [*untrained_models(profile), *models_of(students)], stage_code("assess", profile)
     names, since = [model.name for model in models], forced_since(profile, "assess", force)
     inputs = _inputs(profile, items, students, reader) | {"scored": scored_hashes(profile, names)}
     if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):

@@ -13,7 +13,7 @@ from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.capture.judged import judged_folder
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, arms_of, load_arms
+from primekd.config.arms import CONTROL, UNTRAINED, arms_of, load_arms
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Planned, plan_of
@@ -47,7 +47,8 @@ LABELS = {
 def models(profile: Profile) -> list[str]:
     """What is scored, the slow ones last: the control, arms without a teacher, arms with one."""
     arms = arms_of(profile)
-    return [CONTROL, *sorted(arms, key=lambda name: arms[name].teacher)]
+    untrained = UNTRAINED if profile.assess.few_shot else (CONTROL,)
+    return [*untrained, *sorted(arms, key=lambda name: arms[name].teacher)]
 
 
 def planned(names: Collection[str]) -> Planned:
