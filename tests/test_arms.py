@@ -24,6 +24,7 @@ from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.distill import distill
 
+BASE = {"variant_of": "base-KD", "text": "base-KD", "signals": "base-KD"}
 ALL = ("base-KD", "ai-KD", "base-fine-tune", "placebo-KD", "base-text-KD", "ai-signals-KD")
 
 
@@ -90,9 +91,20 @@ def write_arms(folder, monkeypatch, rows):
             {"role": "text-alone", "variant_of": "base-KD", "text": "base-KD", "signals": "none", "loss": {"alpha": 1}},
             "leave loss out",
         ),
-        ({"role": "other-loss", "variant_of": "base-KD"}, "other-loss has a loss"),
+        ({"role": "other-loss", "variant_of": "base-KD"}, "each has text and signals of the arm"),
         ({"role": "other-loss", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD"}, "has a loss"),
-        ({"role": "positive-control", "text": "base-KD", "priming": "x"}, "a positive-control has text and signals"),
+        (
+            {"role": "positive-control", "variant_of": "base-KD", "rows": "shuffled"},
+            "each has text and signals of the arm",
+        ),
+        ({"role": "positive-control", "rows": "shuffled"}, "name the arm that they are variant_of"),
+        ({"role": "positive-control", **BASE}, "and a positive-control rows: shuffled"),
+        ({"role": "selection", **BASE}, "a selection keep_right or cut_tokens"),
+        ({"role": "other-loss", "loss": {"alpha": 0.1}, "keep_right": True, **BASE}, "are a selection's"),
+        ({"role": "selection", "cut_tokens": 9, "rows": "shuffled", **BASE}, "is a positive-control's"),
+        ({"role": "selection", "cut_tokens": 0, **BASE}, "cut_tokens"),
+        ({"role": "crossed", "responses": "x.csv", **BASE}, "with responses from a file, text stays own"),
+        ({"responses": "x.csv"}, "or text from a file"),
         ({"role": "crossed", "variant_of": "base-KD", "priming": "x", "signals": "cross-KD"}, "has no signals of its"),
         ({"signals": "gold"}, "signals are own, none or an arm"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "nobody"}, "text names 'nobody', which is no other arm"),
