@@ -14,6 +14,7 @@ from primekd.models import is_present, load_tokenizer
 from primekd.models.chat import build_prompt
 from primekd.signals.manifest import read_store
 from primekd.tasks.load import load_items
+from primekd.tasks.rows import file_of
 
 STAGES = ("capture", "held-out", "distill", "assess")
 
@@ -106,7 +107,9 @@ def find_lengths(profile: Profile) -> Lengths:
 
 def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int, str] | None:
     """Mean and longest prompt over the primings, on the first test items; None where that would need a download."""
-    if profile.data.source == "hub" or not is_present(profile.student.model):
+    file = file_of(profile.data, "test")
+    on_hub = profile.data.source == "hub" and not (file and file.is_file())
+    if on_hub or not is_present(profile.student.model):
         return None
     try:
         tokenizer = load_tokenizer(profile.student)
