@@ -28,8 +28,7 @@ from primekd.foundation.tables import read_table
 from primekd.signals import SignalReader
 from primekd.signals.manifest import read_store, shards_hash
 from primekd.studies import published as published_study
-from primekd.studies.responses import RESPONSES
-from primekd.studies.results import TABLES, log_extractor
+from primekd.studies.results import OPTIONAL, TABLES, log_extractor
 from primekd.studies.study import find_study
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NUMBERS
@@ -198,7 +197,7 @@ def check_models(profile: Profile) -> Check:
     logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
     known = {CONTROL, TEACHER, *manifest.get("models", {}), *(manifest.get("answers_sha256") or {})}
     named = sorted(known | summed | logged, key=str)
-    problems = [f"{name} is missing" for name in TABLES if name != RESPONSES and not (folder / name).is_file()]
+    problems = [f"{name} is missing" for name in TABLES if name not in OPTIONAL and not (folder / name).is_file()]
     problems += [f"{name} has no log" for name in named if name not in logged]
     problems += [f"{name} is not in summary.csv" for name in named if name not in summed]
     problems += [f"{name} has a log and no lineage" for name in sorted(logged - known)]

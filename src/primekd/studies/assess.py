@@ -31,7 +31,7 @@ from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
 from primekd.studies.regrade import rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
-from primekd.studies.results import answers_hash, decisions_hash, write_results
+from primekd.studies.results import answers_hash, decisions_hash, planned_inputs, write_results
 from primekd.tasks.load import task_of
 from primekd.tasks.protocol import Item
 from primekd.training.distill import store_facts
@@ -79,6 +79,7 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.weight_hashes for s in students},
         "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()},
+        **planned_inputs(profile),
     }
 
 
@@ -119,4 +120,6 @@ def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
     facts["manifest_sha256"] = hash_file(student.folder / MANIFEST)
     if trained := student.manifest["inputs"].get("signals"):
         facts["signals"] = student.manifest.get("signals", {}) | trained
+    if named := student.manifest.get("config", {}).get("planned", {}).get("main"):
+        facts["planned"] = named  # when it was trained, whatever the profile names today
     return {"strategy": student.manifest["inputs"].get("strategy")} | facts | makers(profile, student.name)

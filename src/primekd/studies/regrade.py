@@ -22,7 +22,7 @@ from primekd.foundation.provenance import (
     write_manifest,
 )
 from primekd.foundation.stage_code import stage_code
-from primekd.studies.results import KEPT, answers_hash, decisions_hash, extractor_of, write_results
+from primekd.studies.results import KEPT, answers_hash, decisions_hash, extractor_of, planned_inputs, write_results
 from primekd.tasks.load import task_of
 
 
@@ -49,7 +49,8 @@ def regrade(profile: Profile) -> Path:
     extractor, task = extractor_of(manifest), task_of(profile.data)
     logs = {model: [grade_row(row, extractor, task) for row in rows] for model, rows in answers.items()}
     outputs = write_results(profile, logs, read_rows(profile.logs / "held-out.csv"))
-    inputs = manifest["inputs"] | {"rules": rules_hashes(profile), "adjudications": decisions_hash(profile)}
+    inputs = {key: value for key, value in manifest["inputs"].items() if key != "planned"} | planned_inputs(profile)
+    inputs |= {"rules": rules_hashes(profile), "adjudications": decisions_hash(profile)}
     inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}
     known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
     facts = {key: value for key, value in manifest.items() if key not in known}
