@@ -128,6 +128,7 @@ class Inputs(Part):
     student: Facts | None = None
     answers: Facts | None = None
     signals: Trained | None = None
+    planned: list[tuple[str, str]] = []
 
 
 class Scored(Part):
@@ -147,6 +148,7 @@ class Student(Measured, Scored):
     code: Code | None = None
     mixed: list[Maker] | None = None
     signals: Store | None = None
+    planned: list[tuple[str, str]] = []
 
 
 class Adapted(Part):

@@ -56,13 +56,9 @@ def _claimed(row: Row, measure: str) -> str:
 def _span(row: Row, measure: str) -> str:
     """A difference with its interval and its unit."""
     unit = "points" if measure == "accuracy" else "nats a token"
-    write = points_of if measure == "accuracy" else _nats
-    value, low, high = (write(row[measure + end]) for end in ("", "_low", "_high"))
+    ends = [row[measure + end] for end in ("", "_low", "_high")]
+    value, low, high = (points_of(x) if measure == "accuracy" else f"{float(x):+.3g}" for x in ends)
     return f"{value} {unit} [{low}, {high}]"
-
-
-def _nats(text: str) -> str:
-    return f"{float(text):+.3g}"
 
 
 def _listed(measures: list[str]) -> str:
