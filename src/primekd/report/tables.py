@@ -62,7 +62,11 @@ def results_text(logs_folder: Path) -> str:
         rest = [title for title in paired.head[2:] if title not in fit]
         parts += ["Paired differences in held-out fit, nats a token:", "", to_text(paired.without(*rest))]
     for table in effect_tables(results):
-        parts += [f"{table.label}:", "", to_text(table)]
+        fit = [title for title in table.head if title.startswith(("KL", "NLL"))]
+        parts += [f"{table.label}:", "", to_text(table.without(*fit))]
+        if fit:
+            rest = [title for title in table.head[2:] if title not in fit]
+            parts += [f"{table.label}, held-out fit:", "", to_text(table.without(*rest))]
     if (responses := response_table(logs_folder)).rows:
         parts += ["The teacher's responses to the training items:", "", to_text(responses)]
     wrapper = textwrap.TextWrapper(

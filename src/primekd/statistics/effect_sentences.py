@@ -84,16 +84,20 @@ def _subset(name: str, rows: list[Row], items: str) -> str:
     which = "that the teacher answered rightly under every prompt"
     if name != ALL_RIGHT:
         which = "to which its answers under the two compared prompts are within 10 % in length"
-    tested = [row for row in rows if row["p_holm"]]
-    parts = [f"{_pair(r)}: {_claimed(r | {'effect': name}, 'accuracy')}" for r in tested if is_claimed(r, "accuracy")]
-    rest = [r for r in tested if not is_claimed(r, "accuracy")]
-    if rest:
-        least = p_of(min((r["p_holm"] for r in rest), key=Decimal))
+    claimed = [row for row in rows if row["p_holm"] and is_claimed(row, "accuracy")]
+    parts = [f"{_pair(row)}: {_claimed(row | {'effect': name}, 'accuracy')}" for row in claimed]
+    reasons = {_pair(row): _why_not(row) for row in rows}
+    if rest := [row["p_holm"] for row in rows if row not in claimed and not reasons[_pair(row)]]:
+        least = p_of(min(rest, key=Decimal))
         parts.append(f"no {'other ' if parts else ''}difference in accuracy can be claimed (smallest {least})")
-    if few := [_pair(r) for r in rows if not r["p_holm"]]:
-        who = "of any contrast" if len(few) == len(rows) else f"of {', '.join(few)}"
-        parts.append(f"nothing is claimed {who}, as fewer than {FEWEST} items are too few")
+    for reason in filter(None, dict.fromkeys(reasons.values())):
+        of = [pair for pair, why in reasons.items() if why == reason]
+        parts.append(f"nothing is claimed of {'any contrast' if len(of) == len(rows) else ', '.join(of)}, as {reason}")
     return f"On the {n} of {items} test items {which}: {'; '.join(parts)}."
+
+
+def _why_not(row: Row) -> str:
+    return why_not(row, "accuracy") if row["p_holm"] else f"fewer than {FEWEST} items are too few"
 
 
 def _pair(row: Row) -> str:
