@@ -152,10 +152,11 @@ def test_roles_say_what_is_compared_and_in_which_family():
     }
     families = plan_of(models, arms)
     assert families["ai-KD", "base-KD"] == families["base-KD", "control"] == MAIN
-    assert families["ai-KD", "placebo-KD"] == families["base-text-KD", "control"] == CHECKS
-    # What checks the design takes nothing from the study's own family.
+    assert families["placebo-KD", "base-KD"] == families["base-text-KD", "control"] == CHECKS
+    # What checks the design takes nothing from the study's own family, which asks of a placebo what priming adds to it.
     main = {pair for pair, family in families.items() if family == MAIN}
-    assert main == set(plan_of(["control", "base-KD", "ai-KD", "base-fine-tune"], arms))
+    own = set(plan_of(["control", "base-KD", "ai-KD", "base-fine-tune"], arms))
+    assert main == own | {("ai-KD", "placebo-KD")}
     assert title_of("placebo-KD-seed2") == "Placebo-KD (seed 2)"
 
 
@@ -311,6 +312,6 @@ def test_a_report_says_how_many_families_of_tests_there_are():
         return how_tested(Results(ROOT, [{"model": "control", "n": "8", "kl": "", "nll_gold": ""}], rows, []))
 
     assert "over one family of 3 tests" in said("base-KD", "ai-KD")
-    assert "over two families, 3 tests of the study's own questions and 3 that check its design" in said(
+    assert "over two families, 4 tests of the study's own questions and 2 that check its design" in said(
         "base-KD", "ai-KD", "placebo-KD"
     )

@@ -18,8 +18,8 @@ from primekd.foundation.provenance import project_root, relative_name
 
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
-    "control", "control-few-shot", "teacher", "held-out", "accuracies", "audit", "contrasts", "extractors",
-    "forgetting", "priming", "priming-arms", "priming-positions", "responses", "seeds", "summary",
+    "control", "control-few-shot", "teacher", "held-out", "accuracies", "audit", "contrasts", "effects", "extractors",
+    "forgetting", "priming", "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary",
 )  # fmt: skip
 # What else is assessed: the student's base as it is, the same with examples, the unprimed teacher.
 CONTROL, FEW_SHOT, TEACHER = "control", "control-few-shot", "teacher"
@@ -152,6 +152,12 @@ class Arm(BaseModel):
         return self.model_dump(include={"rows", "keep_right", "cut_tokens"}, exclude_defaults=True)
 
     @property
+    def cell(self) -> tuple[str, str]:
+        """(whose text, whose signals) its student learns from: names of arms, gold or none."""
+        text, signals = (self.name if of == OWN else of for of in (self.text, self.signals))
+        return text, signals
+
+    @property
     def folder(self) -> str:
         """Of its notebooks."""
         return self.notebooks or self.name
@@ -223,7 +229,7 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
 
     Raises:
         UserError: it lists one that is not there, or not an arm that another one needs, or an arm's loss does not go
-            with the profile's.
+            with the profile's, or a planned contrast names something that it does not run.
     """
     known = load_arms()
     for name in profile.arms or ():
@@ -235,6 +241,12 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
         if missing := [name for name in (arm.text, arm.signals) if name not in (*WORDS, *chosen)]:
             raise UserError(
                 f"{profile.name}: the arm {arm.name} takes its text or signals from {missing[0]}: list that too."
+            )
+    for name in (name for pair in profile.planned.main for name in pair):
+        if name not in (CONTROL, *chosen):
+            raise UserError(
+                f"{profile.name}: planned.main names {name!r}, which this profile does not run: choose from "
+                f"{', '.join((CONTROL, *chosen))}, or list it in arms."
             )
     return chosen
 

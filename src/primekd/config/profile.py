@@ -19,6 +19,25 @@ TRANSFER, SAMPLES = "transfer", "samples"
 ANSWER_SETS = (TRANSFER, SAMPLES)  # what models answer beside the test items; each has a folder in logs/<profile>/
 
 
+class PlannedContrasts(Section):
+    """Contrasts that are named before the run: `main` is the family of the study's own questions, and all of it.
+
+    Each is [arm, reference], where the reference may be `control`. What is not named checks the design. Where `main` is
+    empty, the arms' roles say which contrasts it has (statistics.families).
+    """
+
+    main: tuple[tuple[str, str], ...] = ()
+
+    @model_validator(mode="after")
+    def told_apart(self) -> "PlannedContrasts":
+        for place, (arm, reference) in enumerate(self.main):
+            if arm in (reference, "control"):
+                raise ValueError(f"main: [{arm}, {reference}] compares no arm with something else")
+            if {arm, reference} in map(set, self.main[:place]):
+                raise ValueError(f"main: {arm} and {reference} are compared twice")
+        return self
+
+
 class Profile(Section):
     """Everything that a run depends on, apart from the arms' own settings and the seed of a student."""
 
@@ -38,6 +57,7 @@ class Profile(Section):
     launch: LaunchConfig = LaunchConfig()
     study: str = "priming"  # the recipe, a module of primekd.studies
     arms: tuple[str, ...] | None = None  # of configs/strategies.yaml; the published ones if left out
+    planned: PlannedContrasts = PlannedContrasts()
     _answer_set: str = PrivateAttr("")
 
     @model_validator(mode="after")

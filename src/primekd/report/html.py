@@ -15,6 +15,7 @@ from primekd.report import extraction, lineage
 from primekd.report.beyond import beyond_tables
 from primekd.report.browser import browser_data, refuse_other_items, script_json
 from primekd.report.claims import claim_note, claim_table
+from primekd.report.effects import effect_tables
 from primekd.report.figures import loss_curves
 from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
 from primekd.report.primed import NOTE, gain_figure, position_figure, primed_sentences, primed_table
@@ -88,6 +89,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "claim_note": claim_note(folder),
         "contrasts": contrast_table(results),
         "how_tested": how_tested(results),
+        "effects": effect_tables(results),
         "sentences": [sentence(row) for row in results.contrasts],
         "extractor": extractor,
         "rules": extraction.rule_table(logs, titles, extractor),

@@ -155,19 +155,28 @@ def _compare_fits(
     held_out: Iterable[HeldOutRow], measure: str, pairs: list[tuple[str, str]]
 ) -> dict[tuple[str, str], Effect]:
     """(model, reference) -> the difference of a held-out measure a token; without those where it was not measured."""
+    sums, counts, groups = fits_of(held_out, measure)
+    if not sums:
+        return {}
+    if missing := {model for pair in pairs for model in pair} - sums.keys():
+        raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
+    return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}
+
+
+def fits_of(held_out: Iterable[HeldOutRow], measure: str) -> tuple[dict[str, Seeds], list[int], list[str]]:
+    """(arm -> seed -> (items,) sums of a held-out measure, tokens an item, clusters); empty where it was not measured.
+
+    Raises:
+        ValueError: the models were measured on different items.
+    """
     rows: dict[str, dict[str, HeldOutRow]] = {}
     for row in held_out:
         rows.setdefault(row.model, {})[row.id] = row
-    if not rows:
-        return {}
-    items = next(iter(rows.values()))  # id -> any model's row
+    items = next(iter(rows.values()), {})  # id -> any model's row
     for model, own in rows.items():
         if own.keys() != items.keys():
             raise ValueError(f"{model} and {next(iter(rows))} were measured on different items")
     if any(getattr(row, measure) is None for own in rows.values() for row in own.values()):
-        return {}
+        return {}, [], []
     sums = by_seed({m: np.array([getattr(own[i], measure) for i in items], float) for m, own in rows.items()})
-    counts, groups = [getattr(row, FITS[measure]) for row in items.values()], [cluster_of(i) for i in items]
-    if missing := {model for pair in pairs for model in pair} - sums.keys():
-        raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
-    return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}
+    return sums, [getattr(row, FITS[measure]) for row in items.values()], [cluster_of(i) for i in items]

@@ -61,6 +61,25 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     return McNemar(only_a, only_b, min(p, 1.0))
 
 
+def sign_flips_exact(differences: Sequence[float]) -> McNemar:
+    """Exact two-sided test that signs are drawn by chance: McNemar's for +1 and -1, for sums of several verdicts too.
+
+    Fisher 1935 (randomisation test), over all signs of the differences that are not 0.
+
+    Args:
+        differences: (items,) multiples of 0.5.
+    """
+    halves = np.rint(2 * np.asarray(differences)).astype(int)
+    chance = np.ones(1)  # of each sum, from the least to the greatest
+    for size in abs(halves[halves != 0]):
+        either = np.zeros(2 * size + 1)
+        either[[0, -1]] = 0.5
+        chance = np.convolve(chance, either)
+    sums = np.arange(len(chance)) - len(chance) // 2
+    p = float(chance[abs(sums) >= abs(halves.sum())].sum())
+    return McNemar(int((halves > 0).sum()), int((halves < 0).sum()), min(p, 1.0))
+
+
 def detectable_difference(test: McNemar, items: int, level: float) -> float:
     """The smallest true difference in accuracy, as a share, that the exact test finds in 80 % of repetitions.
 
@@ -251,10 +270,20 @@ def compare_verdicts(first: Seeds, second: Seeds, groups: Sequence[str]) -> Comp
     return Comparison(test, _as_share(effect, -1.0), len(groups), places_of(groups)[1])
 
 
-def _as_share(effect: Effect, lowest: float) -> Effect:
+def compare_sums(differences: Seeds, groups: Sequence[str], most: float) -> Comparison:
+    """Differences between sums of several models' verdicts, at most `most` an item. Raises ValueError as `clustered`.
+
+    The test is the exact one of signs; its counts are of items with a difference above and below 0.
+    """
+    effect = _as_share(clustered(differences, {}, np.ones(len(groups)), groups), -most, most)
+    test = sign_flips_exact(next(iter(differences.values()))) if len(differences) == 1 else None
+    return Comparison(test, effect, len(groups), places_of(groups)[1])
+
+
+def _as_share(effect: Effect, lowest: float, highest: float = 1.0) -> Effect:
     """The same with an interval that ends where shares do: t with few degrees of freedom reaches beyond."""
     e = effect.estimate
-    return replace(effect, estimate=Estimate(e.value, max(e.low, lowest), min(e.high, 1.0)))
+    return replace(effect, estimate=Estimate(e.value, max(e.low, lowest), min(e.high, highest)))
 
 
 def mean_verdicts(seeds: Seeds, groups: Sequence[str]) -> Effect:

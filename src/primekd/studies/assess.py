@@ -24,6 +24,7 @@ from primekd.assessment.score import (
     untrained_models,
 )
 from primekd.assessment.students import Student, find_students
+from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
@@ -36,7 +37,7 @@ from primekd.signals.certainty import read_certainty
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
-from primekd.studies.results import answers_hash, decisions_hash, write_results
+from primekd.studies.results import answers_hash, decisions_hash, planned_inputs, write_results
 from primekd.tasks.load import load_answer_sets, load_items, task_of
 from primekd.tasks.neutral import NEUTRAL
 from primekd.tasks.protocol import Item
@@ -68,14 +69,12 @@ def assess(profile: Profile, force: bool = False) -> Path:
     scored = score_models(profile, items, models, reader, force)
     graded = partial(grade_answers, items, extractor=profile.assess.extractor, task=task_of(profile.data))
     inputs["scored"] = scored_hashes(profile, names)
-    primed = judged(profile)
+    primed = _copy_primed(profile)
     logs = {name: graded(model.answers) for name, model in scored.items()}
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
-    for file in primed:
-        write_text(profile.logs / file.name, file.read_text(encoding="utf-8"))
-        outputs.append(profile.logs / file.name)
+    outputs += primed
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
@@ -99,7 +98,18 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.weight_hashes for s in students},
         "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()},
+        **planned_inputs(profile),
     }
+
+
+def _copy_primed(profile: Profile) -> list[Path]:
+    """What priming did to the teacher, beside the logs; some tables of the students follow from it."""
+    found = {file.name: file.read_text(encoding="utf-8") for file in judged(profile)}
+    for name in OF_PRIMING:
+        (profile.logs / name).unlink(missing_ok=True)
+    for name, text in found.items():
+        write_text(profile.logs / name, text)
+    return [profile.logs / name for name in found]
 
 
 def _write(
@@ -169,4 +179,6 @@ def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
     facts["manifest_sha256"] = hash_file(student.folder / MANIFEST)
     if trained := student.manifest["inputs"].get("signals"):
         facts["signals"] = student.manifest.get("signals", {}) | trained
+    if named := student.manifest.get("config", {}).get("planned", {}).get("main"):
+        facts["planned"] = named  # when it was trained, whatever the profile names today
     return {"strategy": student.manifest["inputs"].get("strategy")} | facts | makers(profile, student.name)

@@ -16,7 +16,7 @@ from primekd.config import Profile
 from primekd.config.arms import CONTROL, UNTRAINED, arms_of, load_arms
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.stage_code import forced_since, is_older
-from primekd.statistics.families import Planned, plan_of
+from primekd.statistics.families import Pair, Planned, plan_of
 from primekd.studies.study import Logs, Study
 from primekd.tasks.load import load_answer_sets, load_items
 from primekd.tasks.neutral import NEUTRAL
@@ -51,21 +51,22 @@ def models(profile: Profile) -> list[str]:
     return [*untrained, *sorted(arms, key=lambda name: arms[name].teacher)]
 
 
-def planned(names: Collection[str]) -> Planned:
-    """By the roles of the arms, those of a profile's own and those that it does not run."""
-    return plan_of(names, load_arms())
+def planned(names: Collection[str], named: Collection[Pair] = ()) -> Planned:
+    """By the roles of the arms, those of a profile's own and those that it does not run, and by what it names."""
+    return plan_of(names, load_arms(), named)
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
-    """Accuracies, contrasts, seeds, extractors and audits."""
+    """Accuracies, contrasts, effects, seeds, extractors and audits."""
     from primekd.studies.results import compute_tables
 
-    return compute_tables(profile, logs, held_out, planned(logs))
+    return compute_tables(profile, logs, held_out, planned(logs, profile.planned.main))
 
 
 def refuse(profile: Profile) -> None:
-    """Raises UserError where there is no control, or what is asked beside the test items is not to be had."""
+    """As Study.refuse says: a student without a base, an arm, a contrast or an answer set that cannot be had."""
     require_control(profile)
+    arms_of(profile)
     load_answer_sets(profile)
     load_items(profile, NEUTRAL)
 

@@ -28,6 +28,7 @@ from primekd.studies.results import (
     extractor_of,
     held_out_of,
     kept_sets,
+    planned_inputs,
     write_results,
 )
 from primekd.tasks.load import task_of
@@ -57,7 +58,8 @@ def regrade(profile: Profile) -> Path:
     logs = {model: [grade_row(row, extractor, task) for row in rows] for model, rows in answers.items()}
     beside = [path for view in kept_sets(profile) for path in files_of(regrade(view))]
     outputs = write_results(profile, logs, held_out_of(profile)) + beside
-    inputs = manifest["inputs"] | {"rules": rules_hashes(profile), "adjudications": decisions_hash(profile)}
+    inputs = {key: value for key, value in manifest["inputs"].items() if key != "planned"} | planned_inputs(profile)
+    inputs |= {"rules": rules_hashes(profile), "adjudications": decisions_hash(profile)}
     inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}
     known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
     facts = {key: value for key, value in manifest.items() if key not in known}
