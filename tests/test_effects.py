@@ -44,12 +44,14 @@ from primekd.studies.study import find_study
 
 # Cell -> the arm that has it: (whose text, whose logits).
 CELLS = {("A", "A"): "ai-KD", ("A", "B"): "ai-text-KD", ("B", "A"): "ai-signals-KD", ("B", "B"): "base-KD"}
+KEPT = ("placebo-KD", "base-text-KD", "ai-signals-KD")  # of the arms that no profile runs by itself
 MORE = {
     "ai-text-KD": {"title": "Ground truth text, base signals", "role": "crossed", "variant_of": "ai-KD",
                    "text": "ai-KD", "signals": "base-KD"},
     "ai-alone-KD": {"title": "Ground truth-KD, text alone", "role": "text-alone", "variant_of": "ai-KD",
                     "text": "ai-KD", "signals": "none"},
-    "broken-KD": {"title": "Broken", "role": "positive-control"},
+    "broken-KD": {"title": "Broken", "role": "positive-control", "variant_of": "base-KD", "text": "base-KD",
+                  "signals": "base-KD", "rows": "shuffled"},
 }  # fmt: skip
 
 
@@ -58,8 +60,10 @@ def checkout(tmp_path, monkeypatch) -> Path:
     """A checkout whose arms fill the 2 x 2 of ai-KD, with and without logits."""
     folder = make_checkout(tmp_path, monkeypatch)
     path = folder / "configs" / "strategies.yaml"
+    rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    kept = {name: row for name, row in rows.items() if name in KEPT or not row.get("extra")}
     more = {name: row | {"extra": True} for name, row in MORE.items()}
-    path.write_text(path.read_text(encoding="utf-8") + yaml.safe_dump(more), encoding="utf-8")
+    path.write_text(yaml.safe_dump(kept | more), encoding="utf-8")
     return folder
 
 
@@ -433,8 +437,8 @@ def study(checkout, models, held_out=True):
 
 def test_tables_of_effects_and_subsets_come_and_go_with_what_they_are_of(checkout):
     profile, logs, held_out = study(checkout, CELLS.values())
-    priming = "split,arm,id,correct,tokens,truncated\n" + "".join(
-        f"{split},{arm},item-{i},{int(split == 'test')},{100 + i % 2},0\n"
+    priming = "split,arm,id,correct,tokens,truncated,same,entropy,unsure,kl\n" + "".join(
+        f"{split},{arm},item-{i},{int(split == 'test')},{100 + i % 2},0,0.5,,,\n"
         for split in ("train", "test") for arm in ("base-KD", "ai-KD") for i in range(60)
     )  # fmt: skip
     write_text(profile.logs / "priming.csv", priming)
