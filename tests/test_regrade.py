@@ -48,7 +48,7 @@ from primekd.running.verify import _fix, check_decisions, check_models, check_ou
 from primekd.statistics.families import plan_of
 from primekd.statistics.seeds import seed_rows
 from primekd.studies.regrade import regrade, rules_hashes
-from primekd.studies.results import KEPT, TABLES, answers_hash, decisions_hash, write_results
+from primekd.studies.results import KEPT, OPTIONAL, TABLES, answers_hash, decisions_hash, write_results
 from primekd.studies.settling import finish
 from primekd.tasks.protocol import Item
 
@@ -456,9 +456,7 @@ def test_the_end_of_a_sitting_finishes_a_grading_that_was_cut_short(profile, mon
 
 
 def test_every_table_is_named_and_nothing_else_is_beside_the_logs(profile):
-    names = {f"{model}.csv" for model in ANSWERS} | set(TABLES) - {
-        "responses.csv"
-    }  # of logs from before there were any
+    names = {f"{model}.csv" for model in ANSWERS} | set(TABLES) - set(OPTIONAL)  # of logs from before there were any
     assert {p.name for p in profile.logs.glob("*.csv")} == names
     assert list(read_logs(profile)) == list(ANSWERS)
     assert [row["extractor"] for row in read_table(profile.logs / "accuracies.csv")][:2] == ["published", "validated"]
