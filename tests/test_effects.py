@@ -63,7 +63,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))
     kept = {name: row for name, row in rows.items() if name in KEPT or not row.get("extra")}
     more = {name: row | {"extra": True} for name, row in MORE.items()}
-    path.write_text(yaml.safe_dump(kept | more), encoding="utf-8")
+    path.write_text(yaml.safe_dump(kept | more, sort_keys=False), encoding="utf-8")
     return folder
 
 
