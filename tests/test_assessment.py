@@ -1158,6 +1158,11 @@ def test_what_no_one_commit_made_is_not_published(folder, changes, said, study):
         change_manifest(study.runs / folder, **changes)
     with pytest.raises(UserError, match=f"{folder}.*{said}"):
         refuse_unpublishable(study)
+    if "other code" in said or "different code" in said or "recorded" in said:  # nights that several commits made
+        refuse_unpublishable(study, mixed=True)
+    else:
+        with pytest.raises(UserError, match=f"{folder}.*{said}"):
+            refuse_unpublishable(study, mixed=True)
 
 
 DAMAGE = {

@@ -72,8 +72,8 @@ def other_code_text(profile: Profile) -> str:
     )
 
 
-def refuse_unpublishable(profile: Profile) -> None:
-    """Refuses a run whose numbers cannot be had from one commit.
+def refuse_unpublishable(profile: Profile, mixed: bool = False) -> None:
+    """Refuses a run whose numbers cannot be had from one commit or, if `mixed`, from commits that its manifests name.
 
     Raises:
         UserError: a result is missing, was made by other code than today's, in parts by different code, or by a
@@ -82,10 +82,11 @@ def refuse_unpublishable(profile: Profile) -> None:
     again = f"run `primekd run --profile {profile.name}"
     if missing := [folder for *_, folder in results_of(profile) if not (folder / MANIFEST).is_file()]:
         raise UserError(f"{relative_name(missing[0])} has no manifest: {again}` first.")
-    found = itertools.chain(differences(profile), _untraceable(profile))
+    found = itertools.chain(() if mixed else differences(profile), _untraceable(profile))
     for stage, folder, said in found:
         anew = f"{again} --force-stage {FORCED_BY.get(stage, stage)}`"
-        raise UserError(f"{relative_name(folder)} {said}, so it is not published: commit what is changed, and {anew}.")
+        fix = f"commit what is changed, and {anew}" + ("" if mixed else ", or publish it as it is with --mixed")
+        raise UserError(f"{relative_name(folder)} {said}, so it is not published: {fix}.")
 
 
 def _untraceable(profile: Profile) -> Iterator[tuple[str, Path, str]]:
