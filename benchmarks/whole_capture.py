@@ -5,7 +5,8 @@ import tempfile
 from collections.abc import Callable
 
 from benchmarks.memory import peak_and_seconds
-from primekd.capture.run import Job, build_spec, make_shards, training_job
+from primekd.capture.jobs import Job, build_spec, training_job
+from primekd.capture.run import make_shards
 from primekd.capture.workers import SharedStore
 from primekd.config import Profile, load_profile
 from primekd.foundation.progress import Progress

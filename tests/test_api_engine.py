@@ -327,8 +327,8 @@ def test_a_hidden_end_of_turn_adds_nothing_to_the_divergence_and_its_token_is_st
 def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to_the_teacher(ci, tmp_path, monkeypatch):
     """From the server's text to the report, in a checkout with two strategies; the server is a fake."""
     from primekd.assessment.held_out import read_rows
+    from primekd.capture.jobs import training_job
     from primekd.capture.run import capture as run_capture
-    from primekd.capture.run import training_job
     from primekd.config.arms import default_arms
     from primekd.report.html import write_report
     from primekd.report.readme import block

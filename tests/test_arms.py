@@ -8,7 +8,8 @@ import torch
 import yaml
 from conftest import ROOT, small_profile
 
-from primekd.capture.run import build_spec, capture, open_signals, training_job
+from primekd.capture.jobs import build_spec, open_signals, training_job
+from primekd.capture.run import capture
 from primekd.config.arms import Arm, arms_of, default_arms, get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json, read_json, write_json
@@ -23,6 +24,7 @@ from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.distill import distill
 
+BASE = {"variant_of": "base-KD", "text": "base-KD", "signals": "base-KD"}
 ALL = ("base-KD", "ai-KD", "base-fine-tune", "placebo-KD", "base-text-KD", "ai-signals-KD")
 
 
@@ -74,7 +76,7 @@ def write_arms(folder, monkeypatch, rows):
         ({"role": "baseline", "text": "base-KD"}, "a baseline has no priming, and text"),
         ({"role": "treatment"}, "each has a priming"),
         ({"role": "placebo", "priming": "x", "signals": "base-KD"}, "each has a priming, and text and signals of its"),
-        ({"role": "crossed", "variant_of": "base-KD"}, "from two prompts belong together"),
+        ({"role": "crossed", "variant_of": "base-KD"}, "from two prompts, or text from a file"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD"}, "from two prompts"),
         (
             {"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD", "priming": "x"},
@@ -89,9 +91,20 @@ def write_arms(folder, monkeypatch, rows):
             {"role": "text-alone", "variant_of": "base-KD", "text": "base-KD", "signals": "none", "loss": {"alpha": 1}},
             "leave loss out",
         ),
-        ({"role": "other-loss", "variant_of": "base-KD"}, "other-loss has a loss"),
+        ({"role": "other-loss", "variant_of": "base-KD"}, "each has text and signals of the arm"),
         ({"role": "other-loss", "variant_of": "base-KD", "text": "base-KD", "signals": "base-KD"}, "has a loss"),
-        ({"role": "positive-control", "text": "base-KD", "priming": "x"}, "a positive-control has text and signals"),
+        (
+            {"role": "positive-control", "variant_of": "base-KD", "rows": "shuffled"},
+            "each has text and signals of the arm",
+        ),
+        ({"role": "positive-control", "rows": "shuffled"}, "name the arm that they are variant_of"),
+        ({"role": "positive-control", **BASE}, "and a positive-control rows: shuffled"),
+        ({"role": "selection", **BASE}, "a selection keep_right or cut_tokens"),
+        ({"role": "other-loss", "loss": {"alpha": 0.1}, "keep_right": True, **BASE}, "are a selection's"),
+        ({"role": "selection", "cut_tokens": 9, "rows": "shuffled", **BASE}, "is a positive-control's"),
+        ({"role": "selection", "cut_tokens": 0, **BASE}, "cut_tokens"),
+        ({"role": "crossed", "responses": "x.csv", **BASE}, "with responses from a file, text stays own"),
+        ({"responses": "x.csv"}, "or text from a file"),
         ({"role": "crossed", "variant_of": "base-KD", "priming": "x", "signals": "cross-KD"}, "has no signals of its"),
         ({"signals": "gold"}, "signals are own, none or an arm"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "nobody"}, "text names 'nobody', which is no other arm"),
@@ -139,10 +152,11 @@ def test_roles_say_what_is_compared_and_in_which_family():
     }
     families = plan_of(models, arms)
     assert families["ai-KD", "base-KD"] == families["base-KD", "control"] == MAIN
-    assert families["ai-KD", "placebo-KD"] == families["base-text-KD", "control"] == CHECKS
-    # What checks the design takes nothing from the study's own family.
+    assert families["placebo-KD", "base-KD"] == families["base-text-KD", "control"] == CHECKS
+    # What checks the design takes nothing from the study's own family, which asks of a placebo what priming adds to it.
     main = {pair for pair, family in families.items() if family == MAIN}
-    assert main == set(plan_of(["control", "base-KD", "ai-KD", "base-fine-tune"], arms))
+    own = set(plan_of(["control", "base-KD", "ai-KD", "base-fine-tune"], arms))
+    assert main == own | {("ai-KD", "placebo-KD")}
     assert title_of("placebo-KD-seed2") == "Placebo-KD (seed 2)"
 
 
@@ -298,6 +312,6 @@ def test_a_report_says_how_many_families_of_tests_there_are():
         return how_tested(Results(ROOT, [{"model": "control", "n": "8", "kl": "", "nll_gold": ""}], rows, []))
 
     assert "over one family of 3 tests" in said("base-KD", "ai-KD")
-    assert "over two families, 3 tests of the study's own questions and 3 that check its design" in said(
+    assert "over two families, 4 tests of the study's own questions and 2 that check its design" in said(
         "base-KD", "ai-KD", "placebo-KD"
     )

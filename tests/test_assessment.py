@@ -23,7 +23,8 @@ from primekd.assessment.grade import grade_answer, grade_answers
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
 from primekd.assessment.logs import COLUMNS, LogRow, read_log, write_log
 from primekd.assessment.score import score_some
-from primekd.capture.run import capture, held_out_job, open_signals, training_job
+from primekd.capture.jobs import held_out_job, open_signals, training_job
+from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
 from primekd.config.arms import default_arms, load_arms
 from primekd.foundation.errors import UserError
@@ -1157,6 +1158,11 @@ def test_what_no_one_commit_made_is_not_published(folder, changes, said, study):
         change_manifest(study.runs / folder, **changes)
     with pytest.raises(UserError, match=f"{folder}.*{said}"):
         refuse_unpublishable(study)
+    if "other code" in said or "different code" in said or "recorded" in said:  # nights that several commits made
+        refuse_unpublishable(study, mixed=True)
+    else:
+        with pytest.raises(UserError, match=f"{folder}.*{said}"):
+            refuse_unpublishable(study, mixed=True)
 
 
 DAMAGE = {

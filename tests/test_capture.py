@@ -19,7 +19,8 @@ from conftest import small_profile, write_profile
 from safetensors import SafetensorError
 
 from primekd.capture import run as capture_file
-from primekd.capture.run import capture, held_out_job, open_signals, training_job
+from primekd.capture.jobs import held_out_job, open_signals, training_job
+from primekd.capture.run import capture
 from primekd.capture.workers import Part
 from primekd.config.arms import get_arm
 from primekd.foundation import provenance

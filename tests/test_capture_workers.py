@@ -22,7 +22,8 @@ from conftest import small_profile, write_profile
 from typer.testing import CliRunner
 
 from primekd.capture import workers as workers_file
-from primekd.capture.run import capture, open_signals, training_job
+from primekd.capture.jobs import open_signals, training_job
+from primekd.capture.run import capture
 from primekd.capture.workers import Part, SharedStore
 from primekd.cli import app
 from primekd.foundation.errors import UserError

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from test_training import column, split
 from transformers import AutoModelForCausalLM
 
-from primekd.capture.run import capture, training_job
+from primekd.capture.jobs import training_job
+from primekd.capture.run import capture
 from primekd.config import Architecture, LossConfig, StudentConfig, TrainConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from primekd.assessment.held_out import _losses
 from primekd.assessment.score import Model
-from primekd.capture.run import capture, measure_reconstruction, training_job
+from primekd.capture.jobs import training_job
+from primekd.capture.run import capture, measure_reconstruction
 from primekd.config import LossConfig
 from primekd.foundation.errors import UserError
 from primekd.models.logits import LogitTransform, best_transform, find_transform, refuse_unknown_architecture

@@ -5,7 +5,8 @@ import torch
 from conftest import small_profile
 
 from primekd.assessment import score as scoring
-from primekd.capture.run import capture, training_job
+from primekd.capture.jobs import training_job
+from primekd.capture.run import capture
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.training import distill as distilling

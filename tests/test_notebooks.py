@@ -64,7 +64,7 @@ def test_every_strategy_has_its_notebooks():
     taught = [f"{s}/inference_gsm8k.ipynb" for s in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD")]
     students = [f"{s}/distill.ipynb" for s in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune")]
     others = ["assessment/assess.ipynb", "inference/get_models.ipynb", "inference/inspect.ipynb"]
-    others.append("inference/try_student.ipynb")
+    others += ["inference/try_student.ipynb", "assessment/teacher.ipynb"]
     assert names == {*taught, *students, *others}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from primekd.capture.run import training_job
+from primekd.capture.jobs import training_job
 from primekd.config import load_profile
 from primekd.config.arms import default_arms
 from primekd.models.shapes import KNOWN

@@ -206,7 +206,7 @@ def good(profile, checkout: Path, monkeypatch) -> Profile:
     write_manifest(profile)
     (checkout / "README.md").write_text(README)
     monkeypatch.setattr(publishing, "check_logs", lambda p: [check_outputs(p.logs / "manifest.json")])
-    monkeypatch.setattr(publishing, "refuse_unpublishable", lambda p: None)  # there is no run behind these logs
+    monkeypatch.setattr(publishing, "refuse_unpublishable", lambda p, mixed: None)  # there is no run behind these logs
     return profile
 
 

@@ -48,10 +48,11 @@ from primekd.running.verify import _fix, check_decisions, check_models, check_ou
 from primekd.statistics.families import plan_of
 from primekd.statistics.seeds import seed_rows
 from primekd.studies.regrade import regrade, rules_hashes
-from primekd.studies.results import KEPT, TABLES, answers_hash, decisions_hash, write_results
+from primekd.studies.results import KEPT, OPTIONAL, TABLES, answers_hash, decisions_hash, write_results
 from primekd.studies.settling import finish
 from primekd.tasks.protocol import Item
 
+ALWAYS = set(TABLES) - set(OPTIONAL)  # what every study has
 ANSWERS = {
     "control": ["no idea", "", "-1", "it is\r\n1, 2 or\r3 \x1b[2J"],
     "base-KD": [r"\boxed{10}", "ä – 🙂 \u2028 the answer is $11.00.", 'say "12", or\n\n13', " 14 \t\x0b\x00 15 "],
@@ -154,7 +155,7 @@ def test_the_same_answers_and_rules_give_the_same_bytes_as_often_as_you_like(pro
 
 def test_the_tables_are_made_of_the_logs_alone(profile):
     written = tables_of(profile)
-    for name in TABLES:
+    for name in ALWAYS:
         if name not in KEPT:
             (profile.logs / name).unlink()
     regrade(profile)
@@ -397,7 +398,7 @@ def test_a_grading_killed_between_any_two_files_is_finished_by_the_next(old_mani
         patch.setattr(provenance.os, "replace", replacing)
         regrade(profile)
     expected, outcomes = tables_of(profile), set()
-    assert len(done) == len(ANSWERS) + len(set(TABLES) - set(KEPT)) + 1 + old_manifest
+    assert len(done) == len(ANSWERS) + len(ALWAYS - set(KEPT)) + 1 + old_manifest
     for count in range(0, len(done), 4 if old_manifest else 1):
         for name, data in start.items():
             (profile.logs / name).write_bytes(data)
@@ -456,9 +457,7 @@ def test_the_end_of_a_sitting_finishes_a_grading_that_was_cut_short(profile, mon
 
 
 def test_every_table_is_named_and_nothing_else_is_beside_the_logs(profile):
-    names = {f"{model}.csv" for model in ANSWERS} | set(TABLES) - {
-        "responses.csv"
-    }  # of logs from before there were any
+    names = {f"{model}.csv" for model in ANSWERS} | ALWAYS
     assert {p.name for p in profile.logs.glob("*.csv")} == names
     assert list(read_logs(profile)) == list(ANSWERS)
     assert [row["extractor"] for row in read_table(profile.logs / "accuracies.csv")][:2] == ["published", "validated"]
@@ -515,7 +514,7 @@ def test_the_log_of_a_model_that_is_no_more_is_removed_and_other_files_stay(prof
     logs = {model: rows for model, rows in read_logs(profile).items() if model != "ai-KD"}
     outputs = write_results(profile, logs, [])
     assert not (profile.logs / "ai-KD.csv").exists() and (profile.logs / "notes.txt").exists()
-    assert {p.name for p in outputs} == {f"{model}.csv" for model in logs} | set(TABLES) - set(KEPT)
+    assert {p.name for p in outputs} == {f"{model}.csv" for model in logs} | ALWAYS - set(KEPT)
     assert all(p.is_file() for p in outputs)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import make_store, small_profile, stored
 
-from primekd.capture.run import capture, open_signals, training_job
+from primekd.capture.jobs import open_signals, training_job
+from primekd.capture.run import capture
 from primekd.config import LossConfig, SignalsConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json

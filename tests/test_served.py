@@ -13,7 +13,8 @@ from primekd.assessment.answers import answers_folder
 from primekd.assessment.held_out import held_out_folder
 from primekd.assessment.score import Model, score_models
 from primekd.assessment.serving import choose_serving
-from primekd.capture.run import capture, held_out_job, open_signals
+from primekd.capture.jobs import held_out_job, open_signals
+from primekd.capture.run import capture
 from primekd.config import LoraSettings, LossConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json

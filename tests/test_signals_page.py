@@ -10,7 +10,8 @@ import torch
 from conftest import ROOT, make_store, small_profile, stored
 from safetensors import safe_open
 
-from primekd.capture.run import capture, open_signals, training_job
+from primekd.capture.jobs import open_signals, training_job
+from primekd.capture.run import capture
 from primekd.models.logits import LogitTransform
 from primekd.signals.codecs import HiddenCodec
 

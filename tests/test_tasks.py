@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from primekd.assessment.answers import Answer
 from primekd.assessment.grade import grade_answer, grade_row
 from primekd.assessment.logs import read_log, write_log
-from primekd.capture.run import capture, open_signals, training_job
+from primekd.capture.jobs import open_signals, training_job
+from primekd.capture.run import capture
 from primekd.config import DataConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.stage_code import stage_code

@@ -5,7 +5,8 @@ import torch
 from conftest import small_profile
 
 from primekd.assessment.tokens import MOST, TokenFit, TokenLog, read_tokens, visible, write_fits, write_tokens
-from primekd.capture.run import capture, open_signals, training_job
+from primekd.capture.jobs import open_signals, training_job
+from primekd.capture.run import capture
 from primekd.foundation.errors import UserError
 from primekd.models import load_tokenizer
 from primekd.models.logits import PLAIN

@@ -14,8 +14,9 @@ from conftest import POCKET, small_profile, write_profile
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from primekd.capture.jobs import build_spec, held_out_job, training_job
 from primekd.capture.primings import priming_of
-from primekd.capture.run import build_spec, capture, held_out_job, training_job
+from primekd.capture.run import capture
 from primekd.cli import app
 from primekd.config import TeacherConfig, arms, load_profile
 from primekd.config.arms import Arm, get_arm, load_arms

@@ -17,6 +17,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.models.chat import build_prompt
 from primekd.studies import assess as assessing
+from primekd.tasks.load import load_answer_sets
 from primekd.teachers import Response, Sampling, TopLogprobs, vllm_students
 from primekd.teachers.agreement import agree
 from primekd.teachers.transformers_engine import TransformersEngine
@@ -280,8 +281,8 @@ def test_4_bit_students_are_one_sentence(items, tmp_path):
 
 def test_all_models_answer_from_one_server_that_is_closed_and_not_started_again(items, output, tmp_path, monkeypatch):
     """Fake: the server, which answers with the number of the adapter that it wears."""
-    profile = small_profile(tmp_path, assess={"engine": "vllm"})
-    log = []
+    profile = small_profile(tmp_path, assess={"engine": "vllm", "samples": 2})
+    asked, log = [(profile, items), *load_answer_sets(profile)], []
 
     def open_students(profile, items, adapters):
         log.append("open")
@@ -297,11 +298,13 @@ def test_all_models_answer_from_one_server_that_is_closed_and_not_started_again(
     monkeypatch.setattr(vllm_students, "open_students", open_students)
     students = [scoring.Model(name, tmp_path / name, {"adapter/w": name}) for name in ("base-KD", "ai-KD")]
     for _ in range(2):
-        scoring._answer_with_vllm(profile, items, [scoring.Model("control"), *students], False)
+        scoring._answer_with_vllm(asked, [scoring.Model("control"), *students], False)
     assert log == ["open", "close"]
     for name, token in (("control", 99), ("base-KD", 0), ("ai-KD", 1)):
         block = read_json(profile.runs / "answers" / name / "block-00000.json")
         assert [row["ids"] for row in block["rows"]] == [[token]] * len(items)
+        drawn = read_json(profile.runs / "answers-samples" / name / "block-00000.json")
+        assert [row["ids"] for row in drawn["rows"]] == [[token]] * 2 * profile.data.test_items
         served = read_json(profile.runs / "answers" / name / "manifest.json")["served"]
         assert served == (None if name == "control" else {"adapter": "beside"})
 

@@ -78,6 +78,7 @@ rule distill:
         LIBRARY,
         SETTINGS,
         lambda w: f"{DONE}/{ARMS[w.strategy].store}/inference_gsm8k.ipynb" if ARMS[w.strategy].teacher else [],
+        lambda w: f"{DONE}/assessment/teacher.ipynb" if ARMS[w.strategy].keep_right else [],
         notebook=lambda w: ROOT / ARMS[w.strategy].folder / "distill.ipynb",
     output:
         notebook=f"{DONE}/{{strategy}}/distill.ipynb",
@@ -101,6 +102,22 @@ rule reference:
         "{WITH_TEACHER}{PRIMEKD} capture --held-out --profile {PROFILE:q}"
 
 
+rule primed:
+    input:
+        LIBRARY,
+        SETTINGS,
+        rules.reference.output,
+        [f"{DONE}/{name}/inference_gsm8k.ipynb" for name, arm in ARMS.items() if arm.store == name and arm.text == OWN],
+        notebook=ROOT / "assessment" / "teacher.ipynb",
+    output:
+        notebook=f"{DONE}/assessment/teacher.ipynb",
+        html=f"{DONE}/assessment/teacher.html",
+    threads: HALF
+    priority: 2
+    shell:
+        f"{{WITH_TEACHER}}{NOTEBOOK}"
+
+
 rule score:
     input:
         LIBRARY,
@@ -122,6 +139,7 @@ rule assess:
         SETTINGS,
         rules.teacher.output,
         rules.reference.output,
+        rules.primed.output,
         expand(f"{DONE}/{{strategy}}/distill.ipynb", strategy=ARMS),
         expand(rules.score.output, models=SCORED),
         notebook=ROOT / "assessment" / "assess.ipynb",
@@ -141,3 +159,6 @@ rule report:
         touch(f"{DONE}/report.done"),
     shell:
         "{PRIMEKD} report --profile {PROFILE:q}"
+
+
+ONLY = {"teacher": rules.primed.output.notebook}  # what `primekd run --only` stops behind

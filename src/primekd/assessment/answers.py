@@ -3,12 +3,13 @@
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from primekd.assessment.serving import BESIDE, model_inputs
 from primekd.config import Profile
+from primekd.config.profile import SAMPLES
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import Code, Environment, Part, checked
@@ -27,6 +28,9 @@ from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
 from primekd.models.template import turn_end
 from primekd.tasks.protocol import Item
+
+if TYPE_CHECKING:
+    from primekd.teachers import Sampling
 
 BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a killed night loses little
 
@@ -83,15 +87,33 @@ def answer_inputs(
         | {
             "turn_end": turn_end(load_tokenizer(profile.student)).describe(),
             "max_new_tokens": profile.max_new_tokens,
-            "decoding": "greedy",
+            "decoding": _decoding(profile),
             "batch_size": profile.assess.batch_size,  # bfloat16 sums differ in the last bits between batch shapes
         }
     )
 
 
+def _decoding(profile: Profile) -> str | dict[str, float]:
+    sampled = {"temperature": profile.assess.sampling_temperature, "seed": profile.seed}
+    return sampled if profile.answer_set == SAMPLES else "greedy"
+
+
+def _sampling(profile: Profile, block: list[Item], ended: Callable[[], None]) -> "Sampling":
+    """How a block is decoded. A sample's seed follows from its id, so that blocks, batches and models change nothing.
+
+    All models' n-th samples of an item share their draws: what differs between them is less left to chance.
+    """
+    from primekd.teachers import Sampling
+
+    if profile.answer_set != SAMPLES:
+        return Sampling(profile.max_new_tokens, ended=ended)
+    seeds = tuple(int(hash_json([profile.seed, item.id])[:8], 16) for item in block)
+    return Sampling(profile.max_new_tokens, profile.assess.sampling_temperature, seeds[0], ended, seeds)
+
+
 def answers_folder(profile: Profile, name: str) -> Path:
-    """Where a model's answers are kept."""
-    return profile.runs / "answers" / name
+    """Where a model's answers are kept, those of each answer set in a folder of its own."""
+    return profile.runs / "-".join(part for part in ("answers", profile.answer_set) if part) / name
 
 
 def generate_answers(
@@ -111,11 +133,12 @@ def generate_answers(
         folder / f"block-{start // size:05d}.json": items[start : start + size] for start in range(0, len(items), size)
     }
     code, since = stage_code("answers", profile), forced_since(profile, "assess", force)
-    if not stands(folder, inputs, code, f"answer {name}", since=since):
+    stage = f"{profile.answer_set or 'answer'} {name}"
+    if not stands(folder, inputs, code, stage, since=since):
         set_aside_if_older(folder, since)
         maker, digest = {"environment": {"git": git_state()}, "code": code}, hash_json(inputs)
-        _go_on_with(f"answer {name}", folder, blocks, digest, code)
-        with Meter() as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
+        _go_on_with(stage, folder, blocks, digest, code)
+        with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
             done = 0
             for path, block in blocks.items():
                 _write_block(path, profile, block, digest, open_model, maker, progress.advance)
@@ -150,13 +173,11 @@ def _write_block(
 ) -> None:  # fmt: skip
     """Generates the answers to a block of items, unless they are on disk, and keeps whose code did; calls `ended` for
     each."""
-    from primekd.teachers import Sampling
-
     if _read_block(path, digest):
         return
     tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.messages) for item in block]
-    responses = open_model().generate(prompts, Sampling(profile.max_new_tokens, ended=ended))
+    responses = open_model().generate(prompts, _sampling(profile, block, ended))
     rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)]
     write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)
 

@@ -1,26 +1,29 @@
 """What an assessment needs models for: answers and held-out fit of each. Kept in runs/, one model after the other."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.assessment.answers import Answer, answer_inputs, answers_folder, generate_answers
+from primekd.assessment.forgetting import ForgettingRow, forgetting_folder, forgetting_rows, open_reference
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, held_out_rows
 from primekd.assessment.serving import BESIDE, MERGED, choose_serving, serving_folder
 from primekd.assessment.students import Student, find_students
-from primekd.capture.run import capture, held_out_job, open_signals
+from primekd.capture.jobs import held_out_job, open_signals
+from primekd.capture.run import capture
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, load_arms
+from primekd.config.arms import CONTROL, FEW_SHOT, UNTRAINED, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
 from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
-from primekd.tasks.load import load_items
-from primekd.tasks.protocol import Item
+from primekd.tasks.load import load_answer_sets, load_items
+from primekd.tasks.protocol import Item, with_examples
 from primekd.tasks.splits import refuse_overlap
 
 if TYPE_CHECKING:
@@ -33,12 +36,15 @@ VLLM_SERVED = {"adapter": BESIDE}  # it adds an adapter's product to each layer'
 class Scored:
     """What one model gave: its answers, in the order of the items, and its held-out rows.
 
-    `served`: how its adapter was put on for each of the two, None for the control.
+    `served`: how its adapter was put on for each of the two, None for the control. `beside`: its answers of every
+    answer set that the profile asks for. `forgetting`: its rows on neutral prompts, if it asks for any.
     """
 
     answers: list[Answer]
     held_out: list[HeldOutRow]
     served: dict[str, Any] | None = None
+    beside: dict[str, list[Answer]] = field(default_factory=dict)
+    forgetting: list[ForgettingRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Model:
     name: str
     adapter: Path | None = None
     hashes: dict[str, str] | None = None
+    few_shot: int = 0
+
+    def asked(self, profile: Profile, items: list[Item]) -> list[Item]:
+        """Items as this model is asked them: behind solved ones of the training items where it is shown any."""
+        return with_examples(items, load_items(profile, "train")[: self.few_shot]) if self.few_shot else items
 
     def open(self, profile: Profile, served: dict[str, Any] | None = None) -> "TransformersEngine":
         from primekd.models.logits import require_transform
@@ -75,16 +86,23 @@ def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> N
     Raises:
         UserError: there is no such model, it is not trained, or the reference is not captured.
     """
-    known = [CONTROL, *load_arms()]
+    known = [*UNTRAINED, *load_arms()]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"There is no model {unknown[0]!r}: choose one of {', '.join(known)}.")
     models = []
     for name in names:
-        models += [Model(CONTROL)] if name == CONTROL else models_of(find_students(profile, name))
+        untrained = [model for model in untrained_models(profile) if model.name == name]
+        models += untrained or models_of(find_students(profile, name))
     job = held_out_job(profile)
     if not (job.folder / MANIFEST).is_file():
         raise UserError("The teacher's answers to the test items are missing: `primekd capture --held-out` first.")
     score_models(profile, _test_items(profile), models, open_signals(job), force)
+
+
+def untrained_models(profile: Profile) -> list[Model]:
+    """The control and, where the profile asks for it, the same model with examples."""
+    few_shot = profile.assess.few_shot
+    return [Model(CONTROL), *([Model(FEW_SHOT, few_shot=few_shot)] if few_shot else [])]
 
 
 def models_of(students: Sequence[Student]) -> list[Model]:
@@ -109,46 +127,77 @@ def score_models(
     profile: Profile, items: list[Item], models: Sequence[Model], reader: SignalReader, force: bool = False
 ) -> dict[str, Scored]:
     """Answers and held-out rows by model, one loaded at a time; what is on disk with the same inputs is read."""
+    asked = [(profile, items), *load_answer_sets(profile)]
     if profile.assess.engine == "vllm":
-        _answer_with_vllm(profile, items, models, force)  # below, the answers are found on disk
-    scored = {}
+        _answer_with_vllm(asked, models, force)  # below, the answers are found on disk
+    control, scored = None, {}
+    if profile.assess.forgetting_items:
+        control = open_reference(profile, lambda: Model(CONTROL).open(profile))
     for model in models:
         with gpu_memory("assess.batch_size"):
-            scored[model.name] = _score_model(profile, items, model, reader, force)
+            scored[model.name] = _score_model(asked, model, reader, control, force)
     return scored
 
 
-def _score_model(profile: Profile, items: list[Item], model: Model, reader: SignalReader, force: bool) -> Scored:
+Asked = list[tuple[Profile, list[Item]]]  # the profile with its test items, then its answer sets with theirs
+
+
+def _score_model(asked: Asked, model: Model, reader: SignalReader, control: SignalReader | None, force: bool) -> Scored:
+    profile = asked[0][0]
+    asked = [(view, model.asked(profile, items)) for view, items in asked]
+    items = asked[0][1]
     served = choose_serving(profile, model.name, items, model.adapter, model.hashes, force) if model.adapter else None
     with_vllm = profile.assess.engine == "vllm"
     answering = VLLM_SERVED if served and with_vllm else served
     opened = cache(lambda: model.open(profile, served))
+    answers = {}
+    for view, of_set in asked:
+        own = answer_inputs(view, of_set, model.hashes, None if with_vllm else served)
+        answers[view.answer_set] = generate_answers(
+            view, model.name, of_set, own, opened, force and not with_vllm, answering
+        )
     inputs = answer_inputs(profile, items, model.hashes, served)
-    own = inputs if answering is served else answer_inputs(profile, items, model.hashes)
-    answers = generate_answers(profile, model.name, items, own, opened, force and not with_vllm, answering)
     rows = held_out_rows(profile, model.name, items, inputs, reader, opened, force, served)
-    return Scored(answers, rows, served and {"answers": answering, "held_out": served})
+    control = None if model.few_shot else control
+    forgetting = forgetting_rows(profile, model.name, inputs, control, opened, force) if control else []
+    served = served and {"answers": answering, "held_out": served}
+    return Scored(answers.pop(""), rows, served, answers, forgetting)
 
 
-def _answer_with_vllm(profile: Profile, items: list[Item], models: Sequence[Model], force: bool) -> None:
+def _answer_with_vllm(asked: Asked, models: Sequence[Model], force: bool) -> None:
     """Writes the answers of all models from one loaded base model, which is gone before held-out fit needs the GPU."""
     from primekd.teachers.vllm_students import open_students
 
-    engine = cache(lambda: open_students(profile, items, [m.adapter for m in models if m.adapter]))
+    profile = asked[0][0]
+    everything = [item for model in models for _, items in asked for item in model.asked(profile, items)]
+    engine = cache(lambda: open_students(profile, everything, [m.adapter for m in models if m.adapter]))
     try:
-        for model in models:
-            inputs = answer_inputs(profile, items, model.hashes)
+        for model, (view, items) in itertools.product(models, asked):
+            items = model.asked(profile, items)
+            inputs = answer_inputs(view, items, model.hashes)
             served = VLLM_SERVED if model.adapter else None
             worn = lambda model=model: engine().wearing(model.adapter)  # noqa: E731
-            generate_answers(profile, model.name, items, inputs, worn, force, served)
+            generate_answers(view, model.name, items, inputs, worn, force, served)
     finally:
         if engine.cache_info().currsize:  # nothing is loaded where all answers are on disk
             engine().close()
 
 
+Made = tuple[str, Profile, Path]  # a stage (stage_code.STAGES), the view of the profile that its code is of, a folder
+
+
+def made_of(profile: Profile, name: str) -> dict[str, Made]:
+    """All that a whole assessment makes of a model, by what it is."""
+    found = {"answers": ("answers", profile, answers_folder(profile, name))}
+    found |= {view.answer_set: ("answers", view, answers_folder(view, name)) for view in profile.answer_sets()}
+    found |= {"held_out": ("held-out", profile, held_out_folder(profile, name))}
+    wanted = profile.assess.forgetting_items
+    return found | ({"forgetting": ("forgetting", profile, forgetting_folder(profile, name))} if wanted else {})
+
+
 def _made(profile: Profile, name: str) -> dict[str, dict[str, Any]]:
     """The manifests of what was made of a model, as far as there are any."""
-    folders = {"answers": answers_folder(profile, name), "held_out": held_out_folder(profile, name)}
+    folders = {what: folder for what, (*_, folder) in made_of(profile, name).items()}
     return {what: read_manifest(f / MANIFEST) for what, f in folders.items() if (f / MANIFEST).is_file()}
 
 
@@ -171,9 +220,10 @@ def makers(profile: Profile, name: str) -> dict[str, Any]:
 def say_scored(profile: Profile, names: Sequence[str]) -> None:
     """Says which answers and held-out rows other code made."""
     for name in names:
+        stages = made_of(profile, name)
         for what, manifest in _made(profile, name).items():
-            stage, said = ("answers", "answer") if what == "answers" else ("held-out", "held-out fit")
-            say_kept(f"{said} {name}", manifest, stage_code(stage, profile))
+            said, (stage, view, _) = {"answers": "answer", "held_out": "held-out fit"}.get(what, what), stages[what]
+            say_kept(f"{said} {name}", manifest, stage_code(stage, view))
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
@@ -182,7 +232,7 @@ def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
     Sums over jobs: of those that ran side by side each counts its own time, and the energy of the whole machine. None
     where it is not known of all.
     """
-    folders = [folder(profile, name) for name in names for folder in (answers_folder, held_out_folder)]
+    folders = [folder for name in names for *_, folder in made_of(profile, name).values()]
     folders += [f for name in names if ((f := serving_folder(profile, name)) / MANIFEST).is_file()]
     manifests = [read_manifest(folder / MANIFEST) for folder in folders]
     sums = {}

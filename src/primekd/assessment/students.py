@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from primekd.capture.run import build_spec, training_job
+from primekd.capture.jobs import build_spec, training_job
 from primekd.config import Profile
 from primekd.config.arms import NONE, arms_of, get_arm
 from primekd.foundation.errors import UserError
@@ -82,6 +82,8 @@ def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[
         wanted["loss"] = get_arm(strategy).loss_of(profile).model_dump(mode="json")
         if get_arm(strategy).signals == NONE:
             wanted["text_alone"] = True
+        if get_arm(strategy).treatment:
+            wanted["treatment"] = get_arm(strategy).treatment
         wanted["signals"] = hash_json(build_spec(job, load_items(profile, "train")))
         was["signals"] = (was.get("signals") or {}).get("spec_sha256")
     if changed := [key for key in wanted if was.get(key) != wanted[key]]:

@@ -5,139 +5,34 @@ import itertools
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from primekd.capture.primings import priming_of, require_placeable
+from primekd.capture.jobs import Job, build_spec, prompts_of
+from primekd.capture.primings import require_placeable
+from primekd.capture.responses import refuse_text, written_responses
 from primekd.capture.workers import Part, SharedStore
-from primekd.config import Profile, TeacherConfig
-from primekd.config.arms import NONE, OWN, Arm, arms_of, get_arm, unprimed
+from primekd.config.arms import NONE, Arm, arms_of
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import environment, hash_json, now
 from primekd.foundation.stage_code import forced_since, say_kept, say_mixed, stage_code
-from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
-from primekd.models.chat import build_prompt
-from primekd.models.template import turn_end
-from primekd.signals import Codec, HiddenRows, SignalReader, SignalWriter, StoredItem, make_codec, shard_name
+from primekd.models import require_same_tokenizer
+from primekd.signals import Codec, HiddenRows, SignalWriter, StoredItem, make_codec, shard_name
 from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
 from primekd.signals.heads import rebuilding_problem, save_head
-from primekd.signals.manifest import read_store, shards_hash
-from primekd.tasks.load import load_items
+from primekd.signals.manifest import read_store
 from primekd.tasks.protocol import Item
-from primekd.tasks.splits import hash_items
-from primekd.teachers import Response, Sampling, TeacherEngine, open_engine
+from primekd.teachers import Sampling, TeacherEngine, open_engine
 
 Teacher = Callable[[], tuple[TeacherEngine, Codec]]
-PLACEHOLDER = "{question}"
-HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
-
-
-@dataclass(frozen=True)
-class Job:
-    """One store to be captured. `arm`: the one whose own store it is."""
-
-    profile: Profile
-    arm: Arm
-    split: str
-    folder: Path
-    seed: int
-
-    @property
-    def stage(self) -> str:
-        return f"capture {self.folder.name}"
-
-    @property
-    def scored_under(self) -> Arm:
-        """The arm under whose prompt the responses are scored; they may have been written under another."""
-        return self.arm if self.arm.signals in (OWN, NONE) else get_arm(self.arm.signals)
-
-    @property
-    def written_by(self) -> "Job | None":
-        """The capture that the responses are taken from; None where they are written here."""
-        return None if self.arm.text == OWN else training_job(self.profile, self.arm.text, self.seed)
-
-
-def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Job:
-    """The capture that an arm's students are trained on, its own or that of the arm whose text and signals it has.
-
-    Raises:
-        UserError: the arm has no teacher.
-    """
-    store = get_arm(strategy).store
-    if store is None:
-        raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
-    seed = profile.seed if seed is None else seed
-    # Greedy decoding has no seed: students of every seed learn from one capture.
-    greedy = profile.teacher.sampling_temperature == 0
-    return Job(profile, get_arm(store), "train", profile.signals_folder(store, None if greedy else seed), seed)
-
-
-def held_out_job(profile: Profile) -> Job:
-    """The unprimed teacher on the test items: its answers (teacher.csv) and the signals for held-out KL."""
-    return Job(profile, unprimed(), "test", profile.runs / "signals" / HELD_OUT, profile.seed)
-
-
-def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
-    """Everything that the store's bytes depend on, known without loading the teacher.
-
-    Raises:
-        UserError: the teacher's chat template takes no system message, and the priming text is to be one.
-    """
-    profile, teacher = job.profile, job.profile.teacher
-    tokenizer = load_tokenizer(teacher)
-    return ({"text": _text_of(job)} if job.arm.crossed else {}) | {
-        "strategy": job.arm.name,
-        **_reads(job.scored_under, teacher),
-        "split": job.split,
-        "items_sha256": hash_items(items),
-        "teacher": teacher.identity() | {"model_sha256": _weights_hash(teacher)},
-        "max_new_tokens": profile.max_new_tokens,
-        "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "template_sha256": template_hash(tokenizer),
-        "turn_end": turn_end(tokenizer).describe(),
-        "codec": make_codec(profile.signals, teacher.offers).describe(),
-        "items_per_shard": profile.signals.items_per_shard,
-    }
-
-
-def _reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
-    """What the teacher reads under an arm's prompt, with every word that is not the question's."""
-    priming = priming_of(arm, teacher)
-    return {
-        "priming": arm.priming,
-        "priming_placement": priming.placement if priming else None,
-        "priming_mode": priming.mode if priming else None,
-        "prompt": build_prompt(load_tokenizer(teacher), PLACEHOLDER, priming).text,
-    }
-
-
-def _text_of(job: Job) -> dict[str, Any]:
-    """What the responses of a crossed arm depend on beyond what its signals do.
-
-    Raises:
-        UserError: the store that they are taken from is not there, or not whole.
-    """
-    if (source := job.written_by) is None:
-        return _reads(job.arm, job.profile.teacher)
-    spec = build_spec(source, load_items(job.profile, job.split))
-    return _reads(source.arm, job.profile.teacher) | {
-        "store": source.folder.name, "spec_sha256": hash_json(spec), "shards_sha256": shards_hash(source.folder),
-    }  # fmt: skip
-
-
-def _weights_hash(teacher: TeacherConfig) -> str | None:
-    """What stands for the teacher's weights; None behind an API, where nothing can be said of them."""
-    return None if teacher.engine == "api" else weights_hash(teacher)
 
 
 def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
@@ -154,7 +49,8 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
     profile = job.profile
     require_same_tokenizer(profile.teacher, profile.student)
     require_placeable(profile)
-    items = load_items(profile, job.split)
+    refuse_text(job)
+    items = job.items()
     spec = build_spec(job, items)
     if job.split == "train":
         for arm in arms_trained_on(job):
@@ -292,7 +188,7 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
         UserError: the model is not there or does not offer what the codec needs.
     """
     profile = job.profile
-    engine = open_engine(profile)
+    engine = job.opens() if job.opens else open_engine(profile)
     opened.callback(engine.close)
     if writer.spec["codec"]["name"] == "hidden" and "hidden" not in engine.offers:
         raise UserError(
@@ -332,33 +228,6 @@ def ask_teacher(
     return stored, states
 
 
-def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list[int]]:
-    """What the teacher reads of items under an arm's priming."""
-    tokenizer, priming = load_tokenizer(teacher), priming_of(arm, teacher)
-    return [build_prompt(tokenizer, item.messages, priming) for item in items]
-
-
-def written_responses(engine: TeacherEngine, job: Job, items: list[Item], sampling: Sampling) -> list[Response]:
-    """The responses of a crossed arm: those of another arm's store, or written here under its own prompt.
-
-    Raises:
-        UserError: that store is not complete, or not of this profile.
-    """
-    if (source := job.written_by) is None:
-        return engine.generate(prompts_of(job.arm, job.profile.teacher, items), sampling)
-    reader = _text_reader(source.folder, shards_hash(source.folder))
-    stored = [reader.item(item.id) for item in items]
-    for _ in stored:
-        sampling.ended()
-    return [Response(item.response_ids, item.truncated) for item in stored]
-
-
-@lru_cache(maxsize=1)
-def _text_reader(folder: Path, _shards: str) -> SignalReader:
-    """Opened once for all shards, as opening hashes the whole store; `build_spec` has refused one of another making."""
-    return SignalReader(folder)
-
-
 def write_shard(
     store: SharedStore, codec: Codec, index: int, stored: list[StoredItem], states: list, facts: dict[str, Any]
 ) -> None:
@@ -391,13 +260,3 @@ def measure_reconstruction(
         "max_kl_nats": float(divergence.max()),
         "top1_agreement": float((own.argmax(-1) == rebuilt.argmax(-1)).double().mean()),
     }
-
-
-def open_signals(job: Job) -> SignalReader:
-    """Opens a captured store for reading, checked against what the profile would capture today.
-
-    Raises:
-        UserError: it is absent, incomplete, altered, or of another configuration.
-    """
-    spec = build_spec(job, load_items(job.profile, job.split))
-    return SignalReader(job.folder, **spec)

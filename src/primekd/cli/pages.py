@@ -126,18 +126,23 @@ def say_reproduction(profile, json: bool) -> None:
 
 @app.command()
 @verb
-def publish(profile: ProfileOption = "pocket") -> None:
+def publish(
+    profile: ProfileOption = "pocket",
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Also what several commits made: its manifests name them.")
+    ] = False,
+) -> None:
     """Puts this machine's logs in the place of the published ones, logs/<profile>/, and writes README's tables anew.
 
     Refused where `primekd verify` finds a problem. Nothing else moves logs; commit what it changed.
 
     \b
     primekd publish
-    primekd publish --profile pocket-vllm
+    primekd publish --profile laptop --mixed
     """
     from primekd.running.publishing import publish as run_publish
 
-    for line in run_publish(load_profile(profile)):
+    for line in run_publish(load_profile(profile), mixed):
         print(line)
     from primekd.report.readme import update_pages
 

@@ -40,6 +40,10 @@ def capture(
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="The unprimed teacher on the test items.")] = False,
+    responses: Annotated[
+        str | None,
+        typer.Option(help="Score the responses of this file (id and response a row), instead of writing any."),
+    ] = None,
     worker: Annotated[
         str | None, typer.Option(help="Take a fixed share, for example 2/4, instead of what no other has taken.")
     ] = None,
@@ -53,16 +57,23 @@ def capture(
     primekd capture ai-KD
     primekd capture --held-out
     primekd capture ai-KD --worker 2/4
+    primekd capture base-KD --responses human.csv
     """
+    from primekd.capture.jobs import held_out_job, scoring_job, training_job
     from primekd.capture.run import capture as run_capture
-    from primekd.capture.run import held_out_job, training_job
     from primekd.capture.workers import Part
 
     if held_out == bool(strategy):
         raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
+    if held_out and responses:
+        raise UserError("--responses are scored under the prompt of a strategy: name one instead of --held-out.")
     part = Part.parse(worker) if worker else None
     loaded = load_profile(profile)
-    print(run_capture(held_out_job(loaded) if held_out else training_job(loaded, strategy, seed), part, force))
+    if responses:
+        job = scoring_job(loaded, strategy, responses)
+    else:
+        job = held_out_job(loaded) if held_out else training_job(loaded, strategy, seed)
+    print(run_capture(job, part, force))
 
 
 @app.command()

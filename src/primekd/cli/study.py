@@ -30,6 +30,9 @@ def run(
         list[str] | None,
         typer.Option(help="Make all results of prepare-teacher, capture, distill or assess anew; may be repeated."),
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Stop behind a part: teacher, what priming did to it. No student is trained.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run or submitted.")] = False,
 ) -> None:
     """Runs the whole study: every notebook that has to be run, in order. Stop it and run it again as you like.
@@ -37,6 +40,7 @@ def run(
     \b
     primekd run
     primekd run --profile ci --cores 2
+    primekd run --only teacher
     primekd run --force-stage distill
     primekd run --profile paper --slurm --dry-run
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
@@ -54,11 +58,17 @@ def run(
             raise UserError("--cores is for one machine: on Slurm a job's cores stand in the Slurm profile.")
         cluster = open_cluster(slurm_profile or project_root() / "configs" / "slurm", capture_workers)
     loaded = load_profile(profile)
+    if only not in (None, "teacher"):
+        raise UserError(f"--only {only}: there is no such part of a study; choose teacher, or leave it out.")
     print(f"primekd run: {loaded.name} — {loaded.description}", flush=True)
     if dry_run:
-        return show_plan(planned_jobs(loaded, profile, cores, force, cluster, force_stage or ()), cluster is not None)
-    if not run_study(loaded, profile, cores, force, cluster, force_stage or ()):
+        return show_plan(
+            planned_jobs(loaded, profile, cores, force, cluster, force_stage or (), only), cluster is not None
+        )
+    if not run_study(loaded, profile, cores, force, cluster, force_stage or (), only):
         print("primekd run: nothing to be done, everything is up to date.")
+    if only:
+        return show_teacher(loaded)
     show_results(loaded)
     if said := other_code_text(loaded):
         print(said)
@@ -71,6 +81,21 @@ def show_plan(jobs: list, on_slurm: bool) -> None:
         wanted = sorted(one for one in job.wanted.split(", ") if not one.startswith(left_out))
         print(f"  {job.label:28}" + (" ".join(wanted) if on_slurm and job.rule != "report" else ""))
     print("primekd run: nothing was run." if jobs else "primekd run: nothing to be done, everything is up to date.")
+
+
+def show_teacher(profile) -> None:
+    """Prints what priming did to the teacher, and where the table is."""
+    from primekd.capture.judged import judged_folder
+    from primekd.foundation.provenance import relative_name
+    from primekd.report.cells import to_text
+    from primekd.report.primed import primed_sentences, short_table
+
+    folder = judged_folder(profile)
+    print(to_text(short_table(folder)))
+    print("\n".join(primed_sentences(folder)))
+    print(
+        f"Files: {relative_name(folder)}; notebook: {relative_name(profile.runs / 'notebooks/assessment/teacher.html')}"
+    )
 
 
 def show_results(profile) -> None:

@@ -5,7 +5,7 @@ profile.py holds the whole of a profile; arms.py says which arms it runs and wha
 A field's meaning stands beside it; configs/*.yaml show complete examples.
 """
 
-from primekd.config.data import DataConfig
+from primekd.config.data import DataConfig, TransferConfig
 from primekd.config.hardware import HardwareConfig
 from primekd.config.launch import LaunchConfig
 from primekd.config.profile import Profile, explain_validation_error, load_profile, profile_files, profile_names
@@ -36,6 +36,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TrainConfig",
+    "TransferConfig",
     "VllmConfig",
     "explain_validation_error",
     "load_profile",

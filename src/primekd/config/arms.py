@@ -11,23 +11,28 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from primekd.config.profile import Profile, explain_validation_error
-from primekd.config.section import is_name
+from primekd.config.section import Positive, is_name
 from primekd.config.student import LossConfig
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.provenance import project_root, relative_name
 
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
-    "control", "teacher", "held-out", "accuracies", "audit", "contrasts", "extractors", "responses", "seeds", "summary",
+    "control", "control-few-shot", "teacher", "held-out", "accuracies", "audit", "contrasts", "effects", "extractors",
+    "forgetting", "priming", "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary",
 )  # fmt: skip
-CONTROL, TEACHER = "control", "teacher"  # what else is assessed: the student's base as it is, the unprimed teacher
-OWN, GOLD, NONE = "own", "gold", "none"
+# What else is assessed: the student's base as it is, the same with examples, the unprimed teacher.
+CONTROL, FEW_SHOT, TEACHER = "control", "control-few-shot", "teacher"
+UNTRAINED, NO_STUDENTS = (CONTROL, FEW_SHOT), (CONTROL, FEW_SHOT, TEACHER)
+OWN, GOLD, NONE, SHUFFLED = "own", "gold", "none", "shuffled"
 WORDS = (OWN, GOLD, NONE)
 Role = Literal[
     "baseline", "treatment", "fine-tuning", "placebo", "rewording", "crossed", "text-alone", "other-loss",
-    "positive-control",
+    "selection", "positive-control",
 ]  # fmt: skip
-ABOUT_ANOTHER = ("rewording", "crossed", "text-alone", "other-loss")  # roles that say of which arm they are a variant
+# Roles that say of which arm they are a variant.
+ABOUT_ANOTHER = ("rewording", "crossed", "text-alone", "other-loss", "selection", "positive-control")
+OF_ONE_STORE = ("other-loss", "selection", "positive-control")  # that arm's text and signals, treated otherwise
 PRIMED = ("treatment", "placebo", "rewording")  # roles whose teacher reads a priming text
 
 
@@ -43,6 +48,10 @@ class Arm(BaseModel):
             teacher.priming_placement.
         text: whose prompt the responses were written under: own, another arm's name, or gold for the gold solutions.
         signals: whose prompt they were scored under: own, another arm's name, or none to train on the text alone.
+        responses: a file with the responses (id and response a row) that are scored instead of the teacher's own; a
+            path as of `priming_file`. Then `text` stays own.
+        rows: shuffled gives each item the signal rows of another one.
+        keep_right: train on responses with the right answer alone. cut_tokens: on so many first tokens of each.
         loss: what differs from the profile's loss.
         notebooks: the folder whose notebooks run it; the arm's own name if left out.
         extra: it runs in those profiles alone that list it in `arms`.
@@ -59,6 +68,10 @@ class Arm(BaseModel):
     placement: Literal["system", "user"] | None = None
     text: str = OWN
     signals: str = OWN
+    responses: str | None = None
+    rows: Literal["own", "shuffled"] = OWN
+    keep_right: bool = False
+    cut_tokens: Positive | None = None
     loss: dict[str, Any] = {}
     notebooks: str | None = None
     extra: bool = False
@@ -82,6 +95,8 @@ class Arm(BaseModel):
 
     def _rules(self) -> list[tuple[bool, str]]:
         """What must hold, each with the sentence for whom it does not: nothing that a file says may be ignored."""
+        changed = {"other-loss": bool(self.loss), "selection": self.keep_right or bool(self.cut_tokens),
+                   "positive-control": self.rows == SHUFFLED}  # fmt: skip
         gold, alone, primed = self.text == GOLD, self.signals == NONE, bool(self.priming or self.priming_file)
         plain, asked = self.text == self.signals == OWN, OWN in (self.text, self.signals)
         unknown = sorted(set(self.loss) - set(LossConfig.model_fields))
@@ -100,11 +115,17 @@ class Arm(BaseModel):
              "a baseline has no priming, and text and signals of its own"),
             (self.role not in PRIMED or (plain and primed),
              f"{', '.join(PRIMED)}: each has a priming, and text and signals of its own"),
-            (self.role != "positive-control" or plain, "a positive-control has text and signals of its own"),
-            (self.role != "other-loss" or (bool(self.loss) and self.text == self.signals == self.variant_of),
-             "other-loss has a loss, and text and signals of the arm that it is variant_of"),
+            (self.role not in OF_ONE_STORE or self.text == self.signals == self.variant_of,
+             f"{', '.join(OF_ONE_STORE)}: each has text and signals of the arm that it is variant_of"),
+            (changed.get(self.role, True), "other-loss has a loss, a selection keep_right or cut_tokens, and a "
+             "positive-control rows: shuffled"),
+            (self.role == "selection" or not changed["selection"], "keep_right and cut_tokens are a selection's"),
+            (self.role == "positive-control" or not changed["positive-control"],
+             "rows: shuffled is a positive-control's"),
+            (not self.responses or (self.text == OWN and not alone),
+             "with responses from a file, text stays own, and somebody scores them"),
             (self.crossed == (self.role == "crossed"),
-             "role: crossed and taking text and signals from two prompts belong together"),
+             "role: crossed and taking text and signals from two prompts, or text from a file, belong together"),
             (not unknown, f"loss has no {''.join(unknown[:1])}"),
         ]  # fmt: skip
 
@@ -123,7 +144,18 @@ class Arm(BaseModel):
     @property
     def crossed(self) -> bool:
         """Whether its responses are scored under another prompt than they were written under."""
-        return self.store == self.name and (self.text != OWN or self.signals not in (OWN, NONE))
+        return self.store == self.name and bool(self.text != OWN or self.signals not in (OWN, NONE) or self.responses)
+
+    @property
+    def treatment(self) -> dict[str, Any]:
+        """What is done to the store's items before training, without what is left as it is."""
+        return self.model_dump(include={"rows", "keep_right", "cut_tokens"}, exclude_defaults=True)
+
+    @property
+    def cell(self) -> tuple[str, str]:
+        """(whose text, whose signals) its student learns from: names of arms, gold or none."""
+        text, signals = (self.name if of == OWN else of for of in (self.text, self.signals))
+        return text, signals
 
     @property
     def folder(self) -> str:
@@ -151,7 +183,8 @@ def split_seed(model: str) -> tuple[str, str]:
 
 
 def _can_name(name: str) -> bool:
-    return is_name(name) and name not in RESERVED and ".old-" not in name and not split_seed(name)[1]
+    taken = name in RESERVED or name.startswith("held-out-") or ".old-" in name
+    return is_name(name) and not taken and not split_seed(name)[1]
 
 
 def arms_file() -> Path:
@@ -196,7 +229,7 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
 
     Raises:
         UserError: it lists one that is not there, or not an arm that another one needs, or an arm's loss does not go
-            with the profile's.
+            with the profile's, or a planned contrast names something that it does not run.
     """
     known = load_arms()
     for name in profile.arms or ():
@@ -208,6 +241,12 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
         if missing := [name for name in (arm.text, arm.signals) if name not in (*WORDS, *chosen)]:
             raise UserError(
                 f"{profile.name}: the arm {arm.name} takes its text or signals from {missing[0]}: list that too."
+            )
+    for name in (name for pair in profile.planned.main for name in pair):
+        if name not in (CONTROL, *chosen):
+            raise UserError(
+                f"{profile.name}: planned.main names {name!r}, which this profile does not run: choose from "
+                f"{', '.join((CONTROL, *chosen))}, or list it in arms."
             )
     return chosen
 

@@ -58,7 +58,7 @@ class DataConfig(Section):
             raise ValueError(f"source {self.source!r} is none of {', '.join(TASKS[self.task])}, which {self.task} has")
         if self.source == "gsm-symbolic" and not self.templates:
             raise ValueError("source gsm-symbolic needs templates: [numbers]")
-        if self.source == "jsonl" and not (self.train_file and self.test_file):
+        if self.source == "jsonl" and not (self.test_file and (self.train_file or not self.train_items)):
             raise ValueError("source jsonl needs train_file and test_file")
         return self
 
@@ -72,3 +72,10 @@ class DataConfig(Section):
         if side == "train" and self.train_dataset:
             return self.train_dataset, self.train_config, self.train_revision
         return self.hub_dataset, self.hub_config, self.revision
+
+
+class TransferConfig(DataConfig):
+    """A second set of items that nobody trained on: `test_items` of its test side, and nothing else of it."""
+
+    train_items: int = Field(0, ge=0, le=0)
+    validation_items: int = Field(0, ge=0, le=0)

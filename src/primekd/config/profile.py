@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import PrivateAttr, ValidationError, model_validator
 
 from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
@@ -14,6 +14,28 @@ from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, Stud
 from primekd.config.teacher import SignalsConfig, TeacherConfig
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.provenance import output_root, project_root, relative_name
+
+TRANSFER, SAMPLES = "transfer", "samples"
+ANSWER_SETS = (TRANSFER, SAMPLES)  # what models answer beside the test items; each has a folder in logs/<profile>/
+
+
+class PlannedContrasts(Section):
+    """Contrasts that are named before the run: `main` is the family of the study's own questions, and all of it.
+
+    Each is [arm, reference], where the reference may be `control`. What is not named checks the design. Where `main` is
+    empty, the arms' roles say which contrasts it has (statistics.families).
+    """
+
+    main: tuple[tuple[str, str], ...] = ()
+
+    @model_validator(mode="after")
+    def told_apart(self) -> "PlannedContrasts":
+        for place, (arm, reference) in enumerate(self.main):
+            if arm in (reference, "control"):
+                raise ValueError(f"main: [{arm}, {reference}] compares no arm with something else")
+            if {arm, reference} in map(set, self.main[:place]):
+                raise ValueError(f"main: {arm} and {reference} are compared twice")
+        return self
 
 
 class Profile(Section):
@@ -35,6 +57,8 @@ class Profile(Section):
     launch: LaunchConfig = LaunchConfig()
     study: str = "priming"  # the recipe, a module of primekd.studies
     arms: tuple[str, ...] | None = None  # of configs/strategies.yaml; the published ones if left out
+    planned: PlannedContrasts = PlannedContrasts()
+    _answer_set: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def shared_out(self) -> "Profile":
@@ -46,6 +70,9 @@ class Profile(Section):
             )
         if self.assess.dtype and self.student.quantization:
             raise ValueError("assess.dtype is not for 4-bit students: they are scored as they were trained")
+        shared = set(self.data.templates) & set(self.assess.transfer.templates if self.assess.transfer else ())
+        if shared:
+            raise ValueError(f"assess.transfer has template {min(shared)}, which is trained on: name others than data")
         return self
 
     @property
@@ -61,20 +88,46 @@ class Profile(Section):
     @property
     def logs(self) -> Path:
         """runs/<profile>/logs/: this machine's per-item logs, summaries, report."""
-        return self.runs / "logs"
+        return self.runs / "logs" / self._answer_set
 
     @property
     def published(self) -> Path:
         """logs/<profile>/ of the checkout: the same files as they were published; `primekd publish` writes them."""
-        return project_root() / "logs" / self.name
+        return project_root() / "logs" / self.name / self._answer_set
+
+    @property
+    def answer_set(self) -> str:
+        """Which answers its `logs` hold: one of ANSWER_SETS, or '' for those to the test items."""
+        return self._answer_set
+
+    def answering(self, answer_set: str) -> "Profile":
+        """The same profile as seen from one of ANSWER_SETS: `data` and `logs` are that set's."""
+        second = answer_set == TRANSFER and self.assess.transfer
+        return self._seen(type(self), answer_set, {"data": second} if second else {})
+
+    def answer_sets(self) -> list["Profile"]:
+        """`answering` of every set that the profile asks for."""
+        wanted = {TRANSFER: self.assess.transfer, SAMPLES: self.assess.samples}
+        return [self.answering(name) for name in ANSWER_SETS if wanted[name]]
+
+    @property
+    def asked_items(self) -> int:
+        """How many answers an assessment asks of each model, about: of neutral prompts each is read once."""
+        second = self.assess.transfer.test_items if self.assess.transfer else 0
+        return self.data.test_items * (1 + self.assess.samples) + second + self.assess.forgetting_items
+
+    def _seen(self, kind: type["Profile"], answer_set: str, changes: dict[str, Any]) -> "Profile":
+        view = kind.model_construct(**dict(self) | changes)
+        view._answer_set = answer_set
+        return view
 
     def of_published(self) -> "Profile":
         """The same profile as whoever works on its published logs sees it: they are its `logs`."""
-        return PublishedProfile.model_construct(**dict(self))
+        return self._seen(PublishedProfile, self._answer_set, {})
 
     def of_machine(self) -> "Profile":
         """The same profile with this machine's `logs`."""
-        return Profile.model_construct(**dict(self))
+        return self._seen(Profile, self._answer_set, {})
 
     def signals_folder(self, strategy: str, seed: int | None = None) -> Path:
         """Where the teacher's signals on the training items under one strategy lie."""

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
+from primekd.config.data import TransferConfig
 from primekd.config.section import Positive, Section, Speaker
 from primekd.config.teacher import VllmConfig
 
@@ -132,14 +133,38 @@ class AssessConfig(Section):
     value that decides in every table; the others are reported beside it. `dtype: float32` computes in float32 with the
     student's weights, as they were trained: answers then hardly depend on batch shapes and kernels, and take 2.4 times
     as long on a CPU.
+
+    `few_shot`: the untrained student also answers behind so many solved training items (`control-few-shot`).
+
+    `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
+    primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens).
+
+    All that follows is off unless a profile says more. `transfer` names a second set of items (as `data` does, without
+    training items), which control and students answer under the same prompt, decoding and limit. `samples` answers to
+    each test item are drawn at `sampling_temperature` beside the greedy one, each from a seed of its own.
+    `forgetting_items` of the project's neutral prompts are answered by the control, and students are measured on that
+    text: KL(student || control), and the text's loss.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
+    teacher_items: int = Field(0, ge=0)
+    few_shot: int = Field(0, ge=0)
     extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
     vllm: VllmConfig | None = None
     dtype: Literal["float32"] | None = None
+    transfer: TransferConfig | None = None
+    samples: int = Field(0, ge=0, le=1000)
+    sampling_temperature: float = Field(0.7, ge=0.01, le=2)
+    forgetting_items: int = Field(0, ge=0)
+
+    @field_validator("forgetting_items")
+    @classmethod
+    def enough(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("must be 0 (off), or at least 2: an interval over prompts needs two of them")
+        return value
 
     @model_validator(mode="after")
     def precision(self) -> "AssessConfig":

@@ -57,6 +57,9 @@ class Environment(Part):
     hardware: Hardware = Hardware()
 
 
+Planned = list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # the contrasts that a profile names
+
+
 class Code(Part):
     """The project's own modules and the packages that a result was computed with (code_identity.py)."""
 
@@ -128,6 +131,7 @@ class Inputs(Part):
     student: Facts | None = None
     answers: Facts | None = None
     signals: Trained | None = None
+    planned: Planned = []
 
 
 class Scored(Part):
@@ -147,6 +151,7 @@ class Student(Measured, Scored):
     code: Code | None = None
     mixed: list[Maker] | None = None
     signals: Store | None = None
+    planned: Planned = []
 
 
 class Adapted(Part):

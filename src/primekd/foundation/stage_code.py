@@ -36,6 +36,8 @@ STAGES = {
     "distill": ("primekd.training.distill",),
     "answers": ("primekd.assessment.answers", "primekd.assessment.score"),
     "held-out": ("primekd.assessment.held_out", "primekd.assessment.score"),
+    "forgetting": ("primekd.assessment.forgetting", "primekd.assessment.score"),
+    "priming": ("primekd.studies.primed",),
     "grading": ("primekd.studies.regrade",),
     "assess": ("primekd.studies.assess", "primekd.studies.regrade"),
     "published-study": ("primekd.studies.published", "primekd.studies.regrade"),

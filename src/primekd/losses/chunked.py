@@ -69,8 +69,8 @@ def row_losses(
     """What `chunked_loss` sums up, row by row and without gradients, and the student's most probable tokens.
 
     Args:
-        hidden, head, bias, targets, teacher, transform: as there; the divergence is the forward KL.
-        top: so many tokens of each row are looked up.
+        hidden, head, bias, targets, teacher, transform: as there; any divergence.
+        top: so many tokens of each row are looked up; with the forward KL alone, as others overwrite the logits.
 
     Returns:
         Cross-entropy and divergence of each row in nats, (N,) float32 both; the divergence without the factor T^2, and

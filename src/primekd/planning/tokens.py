@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from primekd.capture.jobs import HELD_OUT
 from primekd.capture.primings import priming_of
-from primekd.capture.run import HELD_OUT
 from primekd.config import Profile
 from primekd.config.arms import Arm, arms_of
 from primekd.foundation.errors import UserError
@@ -14,6 +14,7 @@ from primekd.models import is_present, load_tokenizer
 from primekd.models.chat import build_prompt
 from primekd.signals.manifest import read_store
 from primekd.tasks.load import load_items
+from primekd.tasks.rows import file_of
 
 STAGES = ("capture", "held-out", "distill", "assess")
 
@@ -106,7 +107,9 @@ def find_lengths(profile: Profile) -> Lengths:
 
 def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int, str] | None:
     """Mean and longest prompt over the primings, on the first test items; None where that would need a download."""
-    if profile.data.source == "hub" or not is_present(profile.student.model):
+    file = file_of(profile.data, "test")
+    on_hub = profile.data.source == "hub" and not (file and file.is_file())
+    if on_hub or not is_present(profile.student.model):
         return None
     try:
         tokenizer = load_tokenizer(profile.student)
@@ -121,7 +124,8 @@ def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int, str] |
 def stages(profile: Profile, lengths: Lengths) -> list[Stage]:
     """Captures, the held-out capture, training, assessment."""
     data, rates, students = profile.data, find_rates(profile), len(arms_of(profile))
-    runs, items = (len(captured_arms(profile)), 1, students, students + 1), (data.train_items, data.test_items) * 2
+    runs, items = (len(captured_arms(profile)), 1, students, students + 1), [data.train_items, data.test_items] * 2
+    items[-1] = profile.asked_items
     found = []
     for name, times, each in zip(STAGES, runs, items, strict=True):
         count = times * each * (profile.train.epochs if name == "distill" else 1)

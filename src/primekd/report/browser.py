@@ -13,7 +13,7 @@ from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.tokens import read_tokens
-from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.arms import NO_STUDENTS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.report.extraction import Readings
@@ -45,7 +45,7 @@ def browser_data(profile: str, results: Results, logs: dict[str, list[LogRow]], 
         UserError: extractors.csv has no row for an answer, or held-out.csv cannot be read.
     """
     titles, kl = results.titles, _distances(results.folder / "held-out.csv")
-    models = [{"name": n, "title": titles[n], "student": n not in (CONTROL, TEACHER)} for n in logs]
+    models = [{"name": n, "title": titles[n], "student": n not in NO_STUDENTS} for n in logs]
     items = [
         {
             "id": answers[0].id,

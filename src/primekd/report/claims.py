@@ -4,7 +4,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
-from primekd.config.arms import CONTROL, TEACHER, default_arms, split_seed
+from primekd.config.arms import CONTROL, NO_STUDENTS, TEACHER, default_arms, split_seed
 from primekd.foundation.provenance import relative_name
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.formats import MISSING, interval, markdown, percent
@@ -64,7 +64,7 @@ def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:
 
 
 def _seed_count(model: str, here: list[Row]) -> str:
-    return MISSING if not here or model in (CONTROL, TEACHER) else str(len(here))
+    return MISSING if not here or model in NO_STUDENTS else str(len(here))
 
 
 def recounted(row: Row | None) -> str:
@@ -86,7 +86,7 @@ def row_commit(manifest: dict[str, Any], model: str) -> str:
     """The commits that made a row: of the training, then of the answers and their grading where those differ."""
     graded = _short(manifest.get("environment", {}))
     whole = _short(manifest.get("answered") or manifest.get("environment", {}))
-    facts = (manifest if model in (CONTROL, TEACHER) else manifest.get("models", {})).get(model) or {}
+    facts = (manifest if model in NO_STUDENTS else manifest.get("models", {})).get(model) or {}
     answered = _short(facts.get("answers") or (facts if model == TEACHER else {}), whole)
     steps = {"": _short(facts, answered), "answered ": answered}
     steps["regraded " if manifest.get("answered") else "graded "] = graded

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from primekd.assessment.tokens import read_tokens, tokens_of
+from primekd.capture.jobs import Job, open_signals, training_job
+from primekd.capture.judged import judged_folder
 from primekd.capture.primings import priming_of
-from primekd.capture.run import Job, open_signals, training_job
 from primekd.config import Profile
 from primekd.config.arms import get_arm, unprimed
 from primekd.foundation.errors import UserError
@@ -14,6 +15,7 @@ from primekd.models.chat import build_prompt, decode_response
 from primekd.report.cells import Table
 from primekd.report.figures import loss_curve
 from primekd.report.formats import MISSING, duration, percent, significant
+from primekd.report.primed import NOTE, position_figure, primed_sentences, primed_table
 from primekd.report.results import contrast_table, findings, how_tested, read_results, result_table
 from primekd.report.shown import (
     Shown,
@@ -156,6 +158,15 @@ def _moved(job: Job, reader, ids: Sequence[str], most: int = 2_000) -> list[list
     moved = torch.cat(parts)
     said = f"{percent(float(moved.mean()))} % over {len(moved)} tokens"
     return [["Probability that the priming moved, up to where the responses part", said]]
+
+
+def primed(profile: Profile) -> Shown:
+    """What priming did to the teacher, as this machine measured it."""
+    folder = judged_folder(profile)
+    shown = show_sentences(primed_sentences(folder)) + show_table(primed_table(folder), NOTE)
+    if drawn := position_figure(folder):
+        shown += show_figure(drawn, "KL between the primed and the unprimed teacher along its answers")
+    return shown
 
 
 def loss(profile: Profile, strategy: str, seed: int) -> Shown:

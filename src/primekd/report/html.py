@@ -12,10 +12,13 @@ from primekd.assessment.logs import read_logs
 from primekd.config import Profile
 from primekd.foundation.provenance import MANIFEST, altered_outputs, relative_name, write_text
 from primekd.report import extraction, lineage
+from primekd.report.beyond import beyond_tables
 from primekd.report.browser import browser_data, refuse_other_items, script_json
 from primekd.report.claims import claim_note, claim_table
+from primekd.report.effects import effect_tables
 from primekd.report.figures import loss_curves
 from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
+from primekd.report.primed import NOTE, gain_figure, position_figure, primed_sentences, primed_table
 from primekd.report.results import (
     AUTOMATIC,
     NOTHING_DECIDED,
@@ -86,6 +89,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "claim_note": claim_note(folder),
         "contrasts": contrast_table(results),
         "how_tested": how_tested(results),
+        "effects": effect_tables(results),
         "sentences": [sentence(row) for row in results.contrasts],
         "extractor": extractor,
         "rules": extraction.rule_table(logs, titles, extractor),
@@ -105,8 +109,12 @@ def _page(profile: Profile) -> dict[str, Any]:
         "audit_note": extraction.audit_note(folder, titles),
         "seeds": seed_table(results),
         "students": results.students,
+        "beyond": beyond_tables(folder),
         "responses": response_table(folder),
         "responses_note": RESPONSES_NOTE,
+        "primed": primed_table(folder),
+        "primed_note": NOTE,
+        "primed_sentences": primed_sentences(folder),
         "figures": _figures(results, accuracies),
         "settings": lineage.settings(manifest),
         "hardware": lineage.hardware(manifest),
@@ -130,6 +138,11 @@ def _figures(results: Results, accuracies: dict) -> dict[str, str]:
         drawn["contrasts"] = contrast_forest(results)
     if results.with_kl:
         drawn["kl"] = kl_forest(results)
+    drawn |= {"positions": position_figure(results.folder), "gains": gain_figure(results)}
     if accuracies:
         drawn["extractors"] = extractor_dots(results, accuracies)
-    return {name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}" for name, svg in drawn.items()}
+    return {
+        name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+        for name, svg in drawn.items()
+        if svg
+    }

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.config.arms import CONTROL, TEACHER, load_arms
+from primekd.config.arms import CONTROL, NO_STUDENTS, load_arms
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
@@ -17,11 +17,15 @@ from primekd.foundation.tables import read_cells, read_table
 from primekd.report.cells import Name, Table
 from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
 from primekd.statistics.contrasts import ContrastRow
-from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
+from primekd.statistics.effect_sentences import control_sentences, effect_sentences, subset_sentences
+from primekd.statistics.effects import EffectRow
+from primekd.statistics.families import CHECKS, MAIN, Pair, family_of, title_of
 from primekd.statistics.seeds import SeedRow
 from primekd.statistics.sentences import claims
+from primekd.statistics.subsets import SubsetRow
 from primekd.statistics.summary import SummaryRow
 from primekd.studies.responses import RESPONSES, ResponseRow
+from primekd.studies.results import EFFECTS, SUBSETS
 
 ADJUDICATED = "Adjudicated, % [95 %]"
 P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"
@@ -57,12 +61,19 @@ def read_optional(path: Path, columns: type | Iterable[str]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of the files, as text; `summary` has one row a model, in the order of the study."""
+    """The rows of the files, as text; `summary` has one row a model, in the order of the study.
+
+    `named`: the main family where the profile names one; `named_after`: the students that were trained before it did.
+    """
 
     folder: Path
     summary: list[Row]
     contrasts: list[Row]
     seeds: list[Row]
+    effects: list[Row] = field(default_factory=list)
+    subsets: list[Row] = field(default_factory=list)
+    named: tuple[Pair, ...] = ()
+    named_after: tuple[str, ...] = ()
 
     def against_control(self, model: str) -> Row | None:
         """The contrast of `model` with the control; None where none was planned."""
@@ -76,7 +87,7 @@ class Results:
     @property
     def students(self) -> list[str]:
         """The models that were trained."""
-        return [row["model"] for row in self.summary if row["model"] not in (CONTROL, TEACHER)]
+        return [row["model"] for row in self.summary if row["model"] not in NO_STUDENTS]
 
     @property
     def fitted(self) -> bool:
@@ -106,7 +117,16 @@ def read_results(folder: Path) -> Results:
     )
     if not summary:
         raise UserError(f"{relative_name(folder / 'summary.csv')} names no model: run the assessment again.")
-    return Results(folder, summary, contrasts, read_optional(folder / "seeds.csv", SeedRow))
+    kinds = {"seeds.csv": SeedRow, EFFECTS: EffectRow, SUBSETS: SubsetRow}
+    tables = (read_optional(folder / name, kind) for name, kind in kinds.items())
+    return Results(folder, summary, contrasts, *tables, *_named(folder))
+
+
+def _named(folder: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    named = manifest.get("inputs", {}).get("planned", [])
+    late = [model for model, facts in manifest.get("models", {}).items() if facts.get("planned", []) != named]
+    return tuple((model, reference) for model, reference in named), tuple(late)
 
 
 def result_table(results: Results) -> Table:
@@ -155,7 +175,7 @@ def how_tested(results: Results) -> str:
     """Which tests the p-values of the contrasts are, as a sentence."""
     arms = load_arms()
     families = Counter(
-        family_of((row["model"], row["reference"]), arms)
+        family_of((row["model"], row["reference"]), arms, results.named)
         for row in results.contrasts for key in ("p", "kl_p", "nll_gold_p") if row[key]
     )  # fmt: skip
     templates = {row["clusters"] for row in results.contrasts} - {row["n"] for row in results.summary}
@@ -170,8 +190,20 @@ def how_tested(results: Results) -> str:
         fits = f" p of KL and NLL: t test over {'templates' if templates else 'items'}{' and seeds' if seeds else ''}."
     return (
         f"p of accuracies: {test}.{fits} All are Holm-adjusted over {_said(families)}: every planned "
-        "contrast in every measure. The intervals of differences are those of the t tests, not adjusted."
+        f"contrast in every measure.{_naming(results)} The intervals of differences are those of the t tests, not "
+        "adjusted."
     )
+
+
+def _naming(results: Results) -> str:
+    """The main family where the profile names it, and whether it did so before the trainings."""
+    if not results.named:
+        return ""
+    when = "before the run"
+    if results.named_after:
+        when = f"in the profile, but after the training of {', '.join(map(title_of, results.named_after))}"
+    pairs = "; ".join(f"{title_of(model)} against {title_of(reference)}" for model, reference in results.named)
+    return f" The study's own questions were named {when}: {pairs}."
 
 
 def _said(families: Counter) -> str:
@@ -225,7 +257,9 @@ def response_table(folder: Path) -> Table:
 
 def findings(results: Results) -> list[str]:
     """What the numbers can and cannot show, in sentences."""
-    return [*claims(results.contrasts, numbers=True), *_limits(results)]
+    effects = [*effect_sentences(results.effects), *subset_sentences(results.subsets, results.summary[0]["n"])]
+    controls = control_sentences(results.contrasts, results.effects)
+    return [*claims(results.contrasts, numbers=True), *effects, *controls, *_limits(results)]
 
 
 def _limits(results: Results) -> list[str]:

@@ -4,7 +4,9 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+from primekd.report.beyond import beyond_tables
 from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
+from primekd.report.effects import effect_tables
 from primekd.report.formats import markdown
 from primekd.report.results import (
     ONLY_ONE,
@@ -34,8 +36,15 @@ def results_page(logs_folder: Path) -> Table:
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))
     contrasts = to_markdown(contrast_table(results).without(ONLY_ONE, UNADJUSTED))
     notes = [units, markdown(between), contrasts]
+    for table in effect_tables(results):
+        notes += [markdown(" ".join((f"{table.label}.", *table.notes))), to_markdown(table)]
     if (responses := response_table(logs_folder)).rows:
         notes += [markdown(RESPONSES_NOTE), to_markdown(responses)]
+    for table in beyond_tables(logs_folder):
+        notes += [
+            markdown(" ".join((f"{table.label}.", *table.notes))),
+            to_markdown(table.without(ONLY_ONE, UNADJUSTED)),
+        ]
     return replace(result_table(results), notes=(*notes, said))
 
 
@@ -58,8 +67,16 @@ def results_text(logs_folder: Path) -> str:
     if results.fitted:
         rest = [title for title in paired.head[2:] if title not in fit]
         parts += ["Paired differences in held-out fit, nats a token:", "", to_text(paired.without(*rest))]
+    for table in effect_tables(results):
+        fit = [title for title in table.head if title.startswith(("KL", "NLL"))]
+        parts += [f"{table.label}:", "", to_text(table.without(*fit))]
+        if fit:
+            rest = [title for title in table.head[2:] if title not in fit]
+            parts += [f"{table.label}, held-out fit:", "", to_text(table.without(*rest))]
     if (responses := response_table(logs_folder)).rows:
         parts += ["The teacher's responses to the training items:", "", to_text(responses)]
+    for table in beyond_tables(logs_folder):
+        parts += [f"{table.label}:", "", to_text(table.without(ONLY_ONE, UNADJUSTED))]
     wrapper = textwrap.TextWrapper(
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip

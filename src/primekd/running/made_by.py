@@ -5,32 +5,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.forgetting import as_teacher
+from primekd.assessment.score import Made, made_of
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, arms_of
+from primekd.config.arms import CONTROL, UNTRAINED, arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root, read_manifest, relative_name
 from primekd.foundation.stage_code import other_code, stage_code
 from primekd.signals.manifest import read_store
+from primekd.tasks.neutral import NEUTRAL
 
-FORCED_BY = {"answers": "assess", "held-out": "assess"}  # stage -> what --force-stage calls it, where that differs
+# Stage -> what --force-stage calls it, where that differs.
+FORCED_BY = {"answers": "assess", "held-out": "assess", "forgetting": "assess"}
 
 
-def results_of(profile: Profile) -> Iterator[tuple[str, Path]]:
-    """(stage, folder) of every result that a whole run has, there or not, and of students of further seeds."""
+def results_of(profile: Profile) -> Iterator[Made]:
+    """Every result that a whole run has, there or not, and those of students of further seeds."""
     if profile.prepare:
-        yield "prepare-teacher", (project_root() / profile.prepare.output).parent
+        yield "prepare-teacher", profile, (project_root() / profile.prepare.output).parent
     taught = [name for name, arm in arms_of(profile).items() if arm.store == name]
-    yield from (("capture", profile.signals_folder(name)) for name in (*taught, "held-out"))
+    yield from (("capture", profile, profile.signals_folder(name)) for name in (*taught, "held-out"))
+    if profile.assess.forgetting_items:
+        yield "capture", as_teacher(profile), profile.signals_folder(NEUTRAL)
     students = dict.fromkeys(arms_of(profile))
     for name in arms_of(profile):
         more = sorted((profile.runs / "students").glob(f"{name}-seed*/{MANIFEST}"))
         students |= dict.fromkeys(path.parent.name for path in more if ".old-" not in path.parent.name)
-    yield from (("distill", profile.runs / "students" / name) for name in students)
-    for stage in ("answers", "held-out"):
-        yield from ((stage, profile.runs / stage / name) for name in (CONTROL, *students))
+    yield from (("distill", profile, profile.runs / "students" / name) for name in students)
+    untrained = UNTRAINED if profile.assess.few_shot else (CONTROL,)
+    for name in (*untrained, *students):
+        yield from made_of(profile, name).values()
     served = [profile.runs / "served" / name for name in students]  # not measured in float32 or 4 bits
-    yield from (("answers", folder) for folder in served if (folder / MANIFEST).is_file())
-    yield "assess", profile.logs
+    yield from (("answers", profile, folder) for folder in served if (folder / MANIFEST).is_file())
+    yield "assess", profile, profile.logs
 
 
 def _record(stage: str, folder: Path) -> dict[str, Any]:
@@ -39,14 +46,14 @@ def _record(stage: str, folder: Path) -> dict[str, Any]:
 
 def differences(profile: Profile) -> Iterator[tuple[str, Path, str]]:
     """(stage, folder, what) of every result of a run that is not made by today's code alone, in words."""
-    codes: dict[str, dict[str, Any]] = {}
-    for stage, folder in results_of(profile):
+    codes: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for stage, view, folder in results_of(profile):
         if not (folder / MANIFEST).is_file():
             continue
-        record = _record(stage, folder)
-        if stage not in codes:
-            codes[stage] = stage_code(stage, profile)
-        if said := other_code(record, codes[stage]):
+        record, key = _record(stage, folder), (stage, view.data.task, view.teacher.engine)
+        if key not in codes:
+            codes[key] = stage_code(stage, view)
+        if said := other_code(record, codes[key]):
             yield stage, folder, f"was made by other code ({said})"
         elif record.get("mixed"):
             yield stage, folder, "was made in parts by different code"
@@ -65,25 +72,26 @@ def other_code_text(profile: Profile) -> str:
     )
 
 
-def refuse_unpublishable(profile: Profile) -> None:
-    """Refuses a run whose numbers cannot be had from one commit.
+def refuse_unpublishable(profile: Profile, mixed: bool = False) -> None:
+    """Refuses a run whose numbers cannot be had from one commit or, if `mixed`, from commits that its manifests name.
 
     Raises:
         UserError: a result is missing, was made by other code than today's, in parts by different code, or by a
             checkout with uncommitted changes or no commit; it names the result.
     """
     again = f"run `primekd run --profile {profile.name}"
-    if missing := [folder for _, folder in results_of(profile) if not (folder / MANIFEST).is_file()]:
+    if missing := [folder for *_, folder in results_of(profile) if not (folder / MANIFEST).is_file()]:
         raise UserError(f"{relative_name(missing[0])} has no manifest: {again}` first.")
-    found = itertools.chain(differences(profile), _untraceable(profile))
+    found = itertools.chain(() if mixed else differences(profile), _untraceable(profile))
     for stage, folder, said in found:
         anew = f"{again} --force-stage {FORCED_BY.get(stage, stage)}`"
-        raise UserError(f"{relative_name(folder)} {said}, so it is not published: commit what is changed, and {anew}.")
+        fix = f"commit what is changed, and {anew}" + ("" if mixed else ", or publish it as it is with --mixed")
+        raise UserError(f"{relative_name(folder)} {said}, so it is not published: {fix}.")
 
 
 def _untraceable(profile: Profile) -> Iterator[tuple[str, Path, str]]:
     """As `differences`, of what was made by a checkout that no commit describes."""
-    for stage, folder in results_of(profile):
+    for stage, _, folder in results_of(profile):
         git = (_record(stage, folder).get("environment") or {}).get("git") or {}
         if not git.get("commit") or git.get("dirty") is not False:
             yield stage, folder, f"was made {'with uncommitted changes' if git.get('commit') else 'without a commit'}"

@@ -14,11 +14,11 @@ from primekd.running.verify import check_logs, check_run
 OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profile's
 
 
-def publish(profile: Profile) -> list[str]:
+def publish(profile: Profile, mixed: bool = False) -> list[str]:
     """Puts this machine's logs in the place of the published ones, with a report of their own; says what it did.
 
     What is published are the outputs that the logs' manifest names, and it. The folder is exchanged as a whole: until
-    all is copied, the old logs stay.
+    all is copied, the old logs stay. `mixed`: also where several commits made it, as of nights that are long.
 
     Raises:
         UserError: there are no logs, a run is under way, `verify` finds something, or not one commit made all of it.
@@ -27,7 +27,7 @@ def publish(profile: Profile) -> list[str]:
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
     with only_one(profile):
         require_verified(profile)
-        refuse_unpublishable(profile)
+        refuse_unpublishable(profile, mixed)
         names = [*read_manifest(profile.logs / MANIFEST)["outputs"], MANIFEST]
         exchange(profile.logs, profile.published, names)
     report = write_report(profile.of_published())

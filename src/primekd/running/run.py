@@ -31,11 +31,13 @@ def run_study(
     force: bool = False,
     cluster: Cluster | None = None,
     force_stages: Collection[str] = (),
+    only: str | None = None,
 ) -> bool:
     """Runs every stage that has to be run; returns False if nothing was to be done.
 
-    With `cluster` every stage is a Slurm job, and as many of them run side by side as the cluster lets. All results of
-    `force_stages` are made anew; a run that is killed meanwhile goes on with those that are still missing.
+    `only` stops behind a part of the study (`teacher`: what priming did to it). With `cluster` every stage is a Slurm
+    job, and as many of them run side by side as the cluster lets. All results of `force_stages` are made anew; a run
+    that is killed meanwhile goes on with those that are still missing.
 
     Raises:
         UserError: there is no such stage, the study cannot run the profile, another run of it is under way, or a
@@ -50,7 +52,7 @@ def run_study(
         ask_anew(profile, force_stages)
         forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
-        command = snakemake_command(profile, profile_argument, cores, force, cluster)
+        command = snakemake_command(profile, profile_argument, cores, force, cluster, only)
         state, start = RunState(study.labels), time.monotonic()
         with open(log, "w", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
             process = subprocess.Popen(
@@ -86,7 +88,7 @@ def refuse_unknown(study: Study, force_stages: Collection[str]) -> None:
 
 def planned_jobs(
     profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None,
-    force_stages: Collection[str] = (),
+    force_stages: Collection[str] = (), only: str | None = None,
 ) -> list[Job]:  # fmt: skip
     """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
 
@@ -96,7 +98,7 @@ def planned_jobs(
     study = find_study(profile)
     refuse_unknown(study, force_stages)
     study.refuse(profile)
-    command = [*snakemake_command(profile, profile_argument, cores, force, cluster), "--dry-run"]
+    command = [*snakemake_command(profile, profile_argument, cores, force, cluster, only), "--dry-run"]
     if rules := [rule for stage in force_stages for rule in study.forced[stage]]:
         command += ["--forcerun", *rules]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
@@ -125,8 +127,9 @@ def forget_lost_stages(profile: Profile) -> None:
 
 
 def snakemake_command(
-    profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None = None
-) -> list[str]:
+    profile: Profile, profile_argument: str, cores: int | None, force: bool, cluster: Cluster | None = None,
+    only: str | None = None,
+) -> list[str]:  # fmt: skip
     """The call of Snakemake. Its own lock is replaced by `only_one`: a killed run must not need an unlock."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "workflow" / "Snakefile")]
     command += ["--directory", str(output_root()), "--rerun-incomplete", "--nolock"]
@@ -137,6 +140,7 @@ def snakemake_command(
     # Snakemake strips quotes off a value and reads the rest as a number or YAML, in which 123, a #1 or a: b is no text
     # or half of one; a list of one text in quotes stays what it is.
     settings = [f"profile={json.dumps([profile_argument], ensure_ascii=False)}"]
+    settings += [f"only={only}"] if only else []
     if cluster:
         command += cluster.arguments(profile)
         settings += ["slurm=true", f"capture_workers={cluster.capture_workers}"]
@@ -251,14 +255,16 @@ def since(path: Path, job: Job) -> StageState | None:
 
 
 def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
-    """`job_progress` of a scoring job: each model's answers count one half, its held-out fit the other."""
+    """`job_progress` of a scoring job: of each model's work all kinds count alike."""
     said, share, models = "", 0.0, job.stage.removeprefix("score ").split("+")
-    for place, (model, kind) in enumerate(itertools.product(models, ("answer", "held-out fit"))):
+    kinds = ["answer", *(view.answer_set for view in profile.answer_sets()), "held-out fit"]
+    kinds += ["forgetting"] if profile.assess.forgetting_items else []
+    for place, (model, kind) in enumerate(itertools.product(models, kinds)):
         entry = since(progress_path(profile, f"{kind} {model}"), job)
         if entry and entry.total:
             said = f"{entry.stage}: {entry.done}/{entry.total} {entry.unit}s"
             # What was there already leaves no word, and all that stands before it in this order is done.
-            share = (place + entry.done / entry.total) / (2 * len(models))
+            share = (place + entry.done / entry.total) / (len(kinds) * len(models))
     return said, share
 
 

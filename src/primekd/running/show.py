@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.answers import answers_folder
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.assessment.tokens import Token, read_tokens, visible
 from primekd.capture.primings import can_speak
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.arms import NO_STUDENTS, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.report import lineage
 from primekd.report.extraction import read_readings
 from primekd.report.formats import percent
+from primekd.studies.results import kept_sets
 from primekd.tasks.load import load_items
 
 FAR = 3  # tokens that are named: those at which the model is furthest from the teacher
@@ -38,12 +40,14 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
     """An item, every model's verdict on it and, of one model, its answer and all that this came from.
 
     Args:
-        item: its id, or the start of it that no other one has.
+        item: its id, or the start of it that no other one has; of an answer set too, where the test items have none.
         model: as its log is named; None for the verdicts alone.
 
     Raises:
         UserError: there is no such item or model, or the logs cannot be read.
     """
+    made = profile.logs / MANIFEST
+    profile = next((view for view in (profile, *kept_sets(profile)) if _has(view, item)), profile)
     logs = read_logs(profile)
     row_of = {name: {row.id: row for row in rows} for name, rows in logs.items()}
     found = _find(item, list(next(iter(row_of.values()))))
@@ -55,7 +59,7 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
     parts = [asked, Part("Verdicts", verdicts)]
     if model is None:
         return [*parts, Part("Next", [("One model", f"primekd show {found} --model NAME --profile {profile.name}")])]
-    manifest = read_manifest(profile.logs / MANIFEST)
+    manifest = read_manifest(made)
     return [
         *parts,
         Part("What the model read", _prompt(profile, found)),
@@ -64,6 +68,10 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
         Part("Made from", lineage.model_facts(manifest, model)),
         Part("Files", _files(profile, model, manifest, found)),
     ]
+
+
+def _has(view: Profile, item: str) -> bool:
+    return any(row.id.startswith(item) for row in next(iter(read_logs(view).values()), ()))
 
 
 def _find(item: str, known: Sequence[str]) -> str:
@@ -123,11 +131,12 @@ def _files(profile: Profile, model: str, manifest: dict[str, Any], item: str) ->
     strategy = manifest.get("models", {}).get(model, {})
     spec = (strategy.get("signals") or {}).get("spec") or {}
     line = next((n for n, row in enumerate(read_logs(profile)[model], 1) if row.id == item), 0)
-    rows = [("Log", f"{relative_name(profile.logs / f'{model}.csv')}, row {line}"),
-            ("Report", f"{relative_name(profile.logs / 'report.html')}#item={item}")]  # fmt: skip
-    runs = profile.runs
-    wanted = {"Answers": runs / "answers" / model, "Held-out fit": runs / "held-out" / model}
-    if model not in (CONTROL, TEACHER):
+    rows, runs = [("Log", f"{relative_name(profile.logs / f'{model}.csv')}, row {line}")], profile.runs
+    wanted = {"Answers": answers_folder(profile, model)}
+    if not profile.answer_set:
+        rows.append(("Report", f"{relative_name(profile.logs / 'report.html')}#item={item}"))
+        wanted["Held-out fit"] = runs / "held-out" / model
+    if model not in NO_STUDENTS:
         wanted |= {"Student": runs / "students" / model}
         wanted |= {"Signals": runs / "signals" / str(spec["strategy"])} if spec.get("strategy") else {}
     if model == TEACHER:

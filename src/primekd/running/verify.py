@@ -11,9 +11,10 @@ from primekd.assessment.grade import grade_row
 from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
-from primekd.capture.run import training_job
+from primekd.capture.jobs import training_job
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.profile import ANSWER_SETS
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (
@@ -28,8 +29,7 @@ from primekd.foundation.tables import read_table
 from primekd.signals import SignalReader
 from primekd.signals.manifest import read_store, shards_hash
 from primekd.studies import published as published_study
-from primekd.studies.responses import RESPONSES
-from primekd.studies.results import TABLES, log_extractor
+from primekd.studies.results import OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
 from primekd.studies.study import find_study
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NUMBERS
@@ -66,13 +66,14 @@ def verify(profile: Profile) -> list[Check]:
 def _fix(profile: Profile, what: str) -> str:
     """What to do where a check found something."""
     logs, option = relative_name(profile.logs), f"--profile {profile.name}"
+    ends = (logs, *(f"{logs}/{name}" for name in ANSWER_SETS))
     if what.endswith(relative_name(published_study.published_folder())):
         return f"`git checkout {what.split()[-1]}` brings files back; `primekd published-study FOLDER` grades anew."
     if what == f"{logs}/report.html":
         return f"`primekd report {option}{' --published' if profile.logs == profile.published else ''}` writes it."
-    if what.endswith(logs) and profile.logs == profile.published:
+    if what.endswith(ends) and profile.logs == profile.published:
         return f"`git checkout {logs}` brings the files back; `primekd publish {option}` puts this machine's there."
-    if what.endswith(logs):
+    if what.endswith(ends):
         return f"Delete {logs} and run `primekd assess {option}`: whole answers are kept."
     if what == "lineage":
         return f"`primekd distill NAME {option}`, then `primekd assess {option}`: they make anew what does not fit."
@@ -90,19 +91,24 @@ def summary(checks: list[Check]) -> str:
 
 
 def check_logs(profile: Profile) -> list[Check]:
-    """The logs by themselves: bytes, models, verdicts, decisions, tables, report."""
-    checks, verdicts = [], partial(check_verdicts, task=task_of(profile.data))
-    for what, check, argument in (
-        (relative_name(profile.logs), check_outputs, profile.logs / MANIFEST),
-        (f"models in {relative_name(profile.logs)}", check_models, profile),
-        (f"verdicts in {relative_name(profile.logs)}", verdicts, profile.logs),
-        (f"decisions in {relative_name(profile.logs)}", check_decisions, profile),
-        (f"tables in {relative_name(profile.logs)}", check_tables, profile),
-        (f"tokens in {relative_name(profile.logs)}", check_tokens, profile.logs),
-        (relative_name(profile.logs / "report.html"), check_report, profile),
-    ):
-        checks.append(_checked(what, check, argument))
-    return checks
+    """The logs by themselves, with their answer sets: bytes, models, verdicts, decisions, tables, report."""
+    checks = [check for view in (profile, *kept_sets(profile)) for check in _check_answers(view)]
+    return [
+        *checks,
+        _checked(f"tokens in {relative_name(profile.logs)}", check_tokens, profile.logs),
+        _checked(relative_name(profile.logs / "report.html"), check_report, profile),
+    ]
+
+
+def _check_answers(profile: Profile) -> list[Check]:
+    name, verdicts = relative_name(profile.logs), partial(check_verdicts, task=task_of(profile.data))
+    return [
+        _checked(name, check_outputs, profile.logs / MANIFEST),
+        _checked(f"models in {name}", check_models, profile),
+        _checked(f"verdicts in {name}", verdicts, profile.logs),
+        _checked(f"decisions in {name}", check_decisions, profile),
+        _checked(f"tables in {name}", check_tables, profile),
+    ]
 
 
 def check_run(profile: Profile) -> list[Check]:
@@ -111,8 +117,11 @@ def check_run(profile: Profile) -> list[Check]:
     patterns = (
         f"students/*/{MANIFEST}",
         f"answers/*/{MANIFEST}",
+        *(f"answers-{name}/*/{MANIFEST}" for name in ANSWER_SETS),
         f"held-out/*/{MANIFEST}",
+        f"forgetting/*/{MANIFEST}",
         f"served/*/{MANIFEST}",
+        f"priming/{MANIFEST}",
         f"notebooks/*/*.{MANIFEST}",
     )
     for pattern in patterns:
@@ -191,14 +200,17 @@ def _other_text(folder: Path, text: dict[str, Any]) -> list[str]:
 def check_models(profile: Profile) -> Check:
     """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is.
 
-    Logs from before there was a table of the teacher's responses have none.
+    Logs from before there was a table of the teacher's responses have none. Answer sets are answered without the
+    teacher, and without held-out rows.
     """
     folder, manifest = profile.logs, read_manifest(profile.logs / MANIFEST)
     summed = {row.get("model") for row in read_table(folder / "summary.csv")}
     logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
-    known = {CONTROL, TEACHER, *manifest.get("models", {}), *(manifest.get("answers_sha256") or {})}
+    taught = {TEACHER} if not profile.answer_set else set()
+    optional = (*OPTIONAL, "held-out.csv") if profile.answer_set else OPTIONAL
+    known = {CONTROL, *taught, *manifest.get("models", {}), *(manifest.get("answers_sha256") or {})}
     named = sorted(known | summed | logged, key=str)
-    problems = [f"{name} is missing" for name in TABLES if name != RESPONSES and not (folder / name).is_file()]
+    problems = [f"{name} is missing" for name in TABLES if name not in optional and not (folder / name).is_file()]
     problems += [f"{name} has no log" for name in named if name not in logged]
     problems += [f"{name} is not in summary.csv" for name in named if name not in summed]
     problems += [f"{name} has a log and no lineage" for name in sorted(logged - known)]
@@ -253,7 +265,7 @@ def check_decisions(profile: Profile) -> Check:
 
 def check_tables(profile: Profile) -> Check:
     """Every table computed anew from the logs: extractors, accuracies, summary, contrasts, seeds and audits."""
-    tables = find_study(profile).tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
+    tables = find_study(profile).tables(profile, read_logs(profile), held_out_of(profile))
     return Check(f"tables in {relative_name(profile.logs)}", _other_tables(profile.logs, tables, "the logs"))
 
 

@@ -33,11 +33,27 @@ class Certainty:
     top_probs: Tensor
 
 
-def certainty_of(rows: SignalRows, targets: Sequence[int], top: int = TOP) -> Certainty:
-    """Of rows and the tokens that they predict."""
+@dataclass(frozen=True)
+class Compared(Certainty):
+    """With `kl` (T,): KL(these rows || others of the same tokens) in nats, over the whole vocabulary."""
+
+    kl: Tensor
+
+
+def certainty_of(
+    rows: SignalRows, targets: Sequence[int], top: int = TOP, other: SignalRows | None = None
+) -> Certainty:
+    """Of rows and the tokens that they predict; `other` rows of the same tokens are what they are compared with.
+
+    Raises:
+        ValueError: rows that are compared do not keep whole distributions, or are not as many.
+    """
     ids = torch.tensor(targets)
-    parts = [_certainty(rows.part(chunk), ids[chunk], top) for chunk in _chunks(len(rows))]
-    return Certainty(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    if other is not None:
+        _require_whole(rows, other)
+    parts = [_certainty(rows.part(chunk), ids[chunk], top, other and other.part(chunk)) for chunk in _chunks(len(rows))]
+    columns = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Certainty(*columns) if other is None else Compared(*columns)
 
 
 def read_certainty(reader: "SignalReader", item_ids: Sequence[str], most: int = MOST) -> dict[str, Certainty]:
@@ -59,8 +75,7 @@ def moved_probability(rows: SignalRows, other: SignalRows) -> Tensor:
     Raises:
         ValueError: one of them does not keep whole distributions.
     """
-    if not all(isinstance(each, DenseRows | HiddenRows) for each in (rows, other)):
-        raise ValueError("whole distributions are needed")
+    _require_whole(rows, other)
     parts = [
         0.5 * (rows.part(c).to_logits().softmax(-1) - other.part(c).to_logits().softmax(-1)).abs().sum(-1)
         for c in _chunks(len(rows))
@@ -68,16 +83,23 @@ def moved_probability(rows: SignalRows, other: SignalRows) -> Tensor:
     return torch.cat(parts)
 
 
+def _require_whole(rows: SignalRows, other: SignalRows) -> None:
+    if len(rows) != len(other) or not all(isinstance(each, DenseRows | HiddenRows) for each in (rows, other)):
+        raise ValueError("whole distributions of the same tokens are needed")
+
+
 def _chunks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS))
 
 
-def _certainty(rows: SignalRows, targets: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _certainty(rows: SignalRows, targets: Tensor, top: int, other: SignalRows | None = None) -> tuple[Tensor, ...]:
     if isinstance(rows, DenseRows | HiddenRows):
         log_p = rows.to_logits().log_softmax(-1)  # (C, V)
         best = log_p.topk(top, dim=-1)
         written = log_p.gather(1, targets[:, None])[:, 0].exp()
-        return -(log_p.exp() * log_p).sum(-1), written, best.indices, best.values.exp()
+        p = log_p.exp()
+        found = -(p * log_p).sum(-1), written, best.indices, best.values.exp()
+        return found if other is None else (*found, (p * (log_p - other.to_logits().log_softmax(-1))).sum(-1))
     sampled = isinstance(rows, SampledRows)
     p = rows.weights.float() if sampled else rows.log_probs.float().exp()  # (C, K)
     kept = min(top, p.shape[1])

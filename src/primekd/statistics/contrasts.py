@@ -9,7 +9,7 @@ import numpy as np
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.arms import CONTROL, split_seed
+from primekd.config.arms import UNTRAINED, split_seed
 from primekd.statistics.families import Pair, Planned
 from primekd.statistics.inference import LEVEL, UNKNOWN, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
 from primekd.tasks.clusters import cluster_of
@@ -92,7 +92,7 @@ def sides(
 ) -> tuple[dict[str, T], dict[str, T]]:
     """Both strategies' trainings by seed. The control, which is not trained, is the same under every seed."""
     first, second = dict(of_strategies[model]), dict(of_strategies[reference])
-    return first, dict.fromkeys(first, next(iter(second.values()))) if reference == CONTROL else second
+    return first, dict.fromkeys(first, next(iter(second.values()))) if reference in UNTRAINED else second
 
 
 def compare_accuracies(
@@ -127,7 +127,7 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
         two = decided[pair]
         rows.append(
             ContrastRow(
-                *pair, len(first), None if pair[1] == CONTROL else len(second), one.clusters,
+                *pair, len(first), None if pair[1] in UNTRAINED else len(second), one.clusters,
                 *(one.test or UNKNOWN),
                 one.p, adjusted[pair, "accuracy"], *one.effect.estimate,
                 float(np.mean(list(first.values()))), float(np.mean(list(second.values()))),
@@ -155,19 +155,28 @@ def _compare_fits(
     held_out: Iterable[HeldOutRow], measure: str, pairs: list[tuple[str, str]]
 ) -> dict[tuple[str, str], Effect]:
     """(model, reference) -> the difference of a held-out measure a token; without those where it was not measured."""
+    sums, counts, groups = fits_of(held_out, measure)
+    if not sums:
+        return {}
+    if missing := {model for pair in pairs for model in pair} - sums.keys():
+        raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
+    return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}
+
+
+def fits_of(held_out: Iterable[HeldOutRow], measure: str) -> tuple[dict[str, Seeds], list[int], list[str]]:
+    """(arm -> seed -> (items,) sums of a held-out measure, tokens an item, clusters); empty where it was not measured.
+
+    Raises:
+        ValueError: the models were measured on different items.
+    """
     rows: dict[str, dict[str, HeldOutRow]] = {}
     for row in held_out:
         rows.setdefault(row.model, {})[row.id] = row
-    if not rows:
-        return {}
-    items = next(iter(rows.values()))  # id -> any model's row
+    items = next(iter(rows.values()), {})  # id -> any model's row
     for model, own in rows.items():
         if own.keys() != items.keys():
             raise ValueError(f"{model} and {next(iter(rows))} were measured on different items")
     if any(getattr(row, measure) is None for own in rows.values() for row in own.values()):
-        return {}
+        return {}, [], []
     sums = by_seed({m: np.array([getattr(own[i], measure) for i in items], float) for m, own in rows.items()})
-    counts, groups = [getattr(row, FITS[measure]) for row in items.values()], [cluster_of(i) for i in items]
-    if missing := {model for pair in pairs for model in pair} - sums.keys():
-        raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
-    return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}
+    return sums, [getattr(row, FITS[measure]) for row in items.values()], [cluster_of(i) for i in items]

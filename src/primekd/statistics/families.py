@@ -1,8 +1,11 @@
-"""Which arms are compared, and which comparisons are one family of tests. Both follow from the arms' roles."""
+"""Which arms are compared, and which comparisons are one family of tests.
 
-from collections.abc import Iterable, Mapping
+Both follow from the arms' roles, unless the profile names its own questions before the run (`planned.main`).
+"""
 
-from primekd.config.arms import CONTROL, TEACHER, WORDS, Arm, load_arms, split_seed
+from collections.abc import Collection, Iterable, Mapping
+
+from primekd.config.arms import CONTROL, FEW_SHOT, NO_STUDENTS, TEACHER, WORDS, Arm, load_arms, of_role, split_seed
 
 Pair = tuple[str, str]  # (arm, reference)
 Planned = dict[Pair, str]  # a contrast -> its family
@@ -18,13 +21,14 @@ def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pa
     signals from. Further seeds of an arm add no contrast: they are in the arm's.
     """
     here = list(dict.fromkeys(split_seed(model)[0] for model in models))
-    students = [name for name in here if name not in (CONTROL, TEACHER)]
+    students = [name for name in here if name not in NO_STUDENTS]
     taught = [name for name in students if name in arms and arms[name].teacher]
-    pairs = [(name, CONTROL) for name in students]
-    for role in ("baseline", "fine-tuning"):
-        pairs += [(name, ref) for ref in arms if arms[ref].role == role for name in taught if name != ref]
+    pairs = [(name, CONTROL) for name in (*students, FEW_SHOT) if name in here]
+    pairs += [(name, FEW_SHOT) for name in students if name in arms and arms[name].role == "baseline"]
     placebos = [name for name in taught if arms[name].role == "placebo"]
+    pairs += [(name, ref) for ref in of_role("baseline", arms) for name in taught if name != ref]
     pairs += [(name, placebo) for placebo in placebos for name in taught if arms[name].role == "treatment"]
+    pairs += [(name, ref) for ref in of_role("fine-tuning", arms) for name in taught]
     pairs += [(name, ref) for name in taught for ref in _varied(arms[name])]
     return [(name, ref) for name, ref in dict.fromkeys(pairs) if ref in here]
 
@@ -35,22 +39,35 @@ def _varied(arm: Arm) -> list[str]:
     return [name for name in dict.fromkeys(named) if name is not None]
 
 
-def plan_of(models: Iterable[str], arms: Mapping[str, Arm]) -> Planned:
-    """The planned contrasts of these models, each with the family that its p-values are adjusted in."""
-    return {pair: family_of(pair, arms) for pair in planned_contrasts(models, arms)}
+def plan_of(models: Iterable[str], arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> Planned:
+    """The planned contrasts of these models, each with the family that its p-values are adjusted in.
+
+    Args:
+        named: what the profile names as its main family, whatever the roles ask for; those come first.
+    """
+    models = list(models)
+    here = {split_seed(model)[0] for model in models}
+    pairs = [pair for pair in named if here.issuperset(pair)]
+    pairs += [pair for pair in planned_contrasts(models, arms) if not {pair, pair[::-1]} & set(named)]
+    return {pair: family_of(pair, arms, named) for pair in pairs}
 
 
-def family_of(pair: Pair, arms: Mapping[str, Arm]) -> str:
-    """The study's own questions, or checks of its design."""
-    roles = [arms[name].role for name in pair if name in arms]
-    return MAIN if all(role in OF_MAIN for role in roles) else CHECKS
+def family_of(pair: Pair, arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> str:
+    """The study's own questions, or checks of its design.
+
+    By roles: a treatment against a placebo is one of the study's questions, all else about a placebo is a check.
+    """
+    if named:
+        return MAIN if pair in named else CHECKS
+    roles = tuple(arms[name].role for name in pair if name in arms)
+    return MAIN if roles == ("treatment", "placebo") or all(role in OF_MAIN for role in roles) else CHECKS
 
 
 def title_of(model: str) -> str:
     """The published title of a model; a further seed is named behind it."""
     arms = load_arms()
-    if model in (CONTROL, TEACHER):
-        return {CONTROL: "No distillation", TEACHER: "Teacher, unprimed"}[model]
+    if model in NO_STUDENTS:
+        return {CONTROL: "No distillation", FEW_SHOT: "No distillation, examples", TEACHER: "Teacher, unprimed"}[model]
     name, seed = split_seed(model)
     if name not in arms:
         return model

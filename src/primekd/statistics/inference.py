@@ -34,11 +34,22 @@ class McNemar(NamedTuple):
     p: float
 
 
-def accuracy(correct: Sequence[bool]) -> Estimate:
-    """Share of correct items with its Wilson interval."""
-    low, high = proportion_confint(sum(correct), len(correct), alpha=LEVEL, method="wilson")
+def accuracy(correct: Sequence[bool], items: Sequence[str] = ()) -> Estimate:
+    """Share of correct answers with its Wilson interval or, where items have several, a t interval clustered by item.
+
+    Args:
+        items: (answers,) the item of each.
+    """
+    right, independent = sum(correct), len(correct)
+    share = right / independent
+    if 1 < (count := len(set(items))) < len(items):
+        effect = mean_verdicts({"": np.asarray(correct, float)}, items)
+        if effect.error > 0:
+            return effect.estimate
+        right, independent = share * count, count  # all items say the same: as if each had one answer
+    low, high = proportion_confint(right, independent, alpha=LEVEL, method="wilson")
     # At 0 or all of them, rounding leaves bounds such as 9e-19.
-    return Estimate(sum(correct) / len(correct), round(float(low), 12), round(float(high), 12))
+    return Estimate(share, round(float(low), 12), round(float(high), 12))
 
 
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
@@ -48,6 +59,25 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     table = [[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]]
     p = 1.0 if only_a + only_b == 0 else float(mcnemar(table, exact=True).pvalue)
     return McNemar(only_a, only_b, min(p, 1.0))
+
+
+def sign_flips_exact(differences: Sequence[float]) -> McNemar:
+    """Exact two-sided test that signs are drawn by chance: McNemar's for +1 and -1, for sums of several verdicts too.
+
+    Fisher 1935 (randomisation test), over all signs of the differences that are not 0.
+
+    Args:
+        differences: (items,) multiples of 0.5.
+    """
+    halves = np.rint(2 * np.asarray(differences)).astype(int)
+    chance = np.ones(1)  # of each sum, from the least to the greatest
+    for size in abs(halves[halves != 0]):
+        either = np.zeros(2 * size + 1)
+        either[[0, -1]] = 0.5
+        chance = np.convolve(chance, either)
+    sums = np.arange(len(chance)) - len(chance) // 2
+    p = float(chance[abs(sums) >= abs(halves.sum())].sum())
+    return McNemar(int((halves > 0).sum()), int((halves < 0).sum()), min(p, 1.0))
 
 
 def detectable_difference(test: McNemar, items: int, level: float) -> float:
@@ -240,10 +270,20 @@ def compare_verdicts(first: Seeds, second: Seeds, groups: Sequence[str]) -> Comp
     return Comparison(test, _as_share(effect, -1.0), len(groups), places_of(groups)[1])
 
 
-def _as_share(effect: Effect, lowest: float) -> Effect:
+def compare_sums(differences: Seeds, groups: Sequence[str], most: float) -> Comparison:
+    """Differences between sums of several models' verdicts, at most `most` an item. Raises ValueError as `clustered`.
+
+    The test is the exact one of signs; its counts are of items with a difference above and below 0.
+    """
+    effect = _as_share(clustered(differences, {}, np.ones(len(groups)), groups), -most, most)
+    test = sign_flips_exact(next(iter(differences.values()))) if len(differences) == 1 else None
+    return Comparison(test, effect, len(groups), places_of(groups)[1])
+
+
+def _as_share(effect: Effect, lowest: float, highest: float = 1.0) -> Effect:
     """The same with an interval that ends where shares do: t with few degrees of freedom reaches beyond."""
     e = effect.estimate
-    return replace(effect, estimate=Estimate(e.value, max(e.low, lowest), min(e.high, 1.0)))
+    return replace(effect, estimate=Estimate(e.value, max(e.low, lowest), min(e.high, highest)))
 
 
 def mean_verdicts(seeds: Seeds, groups: Sequence[str]) -> Effect:

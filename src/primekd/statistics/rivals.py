@@ -7,6 +7,7 @@ from primekd.assessment.decisions.decisions import as_read, as_written
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, extract
 from primekd.statistics.inference import accuracy
+from primekd.tasks.clusters import item_of
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def read_all(model: str, log: list[LogRow]) -> list[Reading]:
 
 def accuracies(model: str, readings: list[Reading]) -> list[AccuracyRow]:
     """One row an extractor."""
-    rows = []
+    rows, items = [], [item_of(r.id) for r in readings]
     for name in EXTRACTORS:
         found = sum(r.values[name] is not None for r in readings)
         right, decided = [r.correct(name) for r in readings], [r.correct_adjudicated(name) for r in readings]
-        counted = (part for verdicts in (right, decided) for part in (sum(verdicts), *accuracy(verdicts)))
+        counted = (part for verdicts in (right, decided) for part in (sum(verdicts), *accuracy(verdicts, items)))
         rows.append(AccuracyRow(model, name, len(readings), found, *counted))
     return rows
 

@@ -1,8 +1,10 @@
-"""What contrasts.csv allows to be said, in words."""
+"""What contrasts.csv allows to be said, in words; of effects, subsets and controls in effect_sentences.py."""
 
+from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
-from primekd.config.arms import CONTROL
+from primekd.config.arms import UNTRAINED
+from primekd.statistics.effects import AND
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL
 
@@ -20,8 +22,8 @@ MEASURES = {
 def sentence(row: Row) -> str:
     """One contrast in words: what may be claimed of the accuracies, and what could have been seen."""
     model, reference = title_of(row["model"]), title_of(row["reference"])
-    points, low, high, mde = (_points(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high", "mde"))
-    span = f"{points} points [{low}, {high}], Holm-adjusted {_p(row['p_holm'])}, {seeds_of([row])}"
+    points, low, high, mde = (points_of(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high", "mde"))
+    span = f"{points} points [{low}, {high}], Holm-adjusted {p_of(row['p_holm'])}, {seeds_of([row])}"
     if reason := why_not(row, "accuracy"):
         return f"Between {model} and {reference} nothing is claimed, as {reason}: {span}."
     if is_claimed(row, "accuracy"):
@@ -56,11 +58,11 @@ def _claim(rows: list[Row], measure: str, numbers: bool) -> str:
     parts = []
     for word, way in zip(words, (direction, -direction), strict=True):
         found = [row for row in rows if is_claimed(row, measure) and way * float(row[measure]) > 0]
-        names = (f"{title_of(r['model'])} ({_p(r[p_column])})" if numbers else title_of(r["model"]) for r in found)
+        names = (f"{title_of(r['model'])} ({p_of(r[p_column])})" if numbers else title_of(r["model"]) for r in found)
         parts += [f"{word}: {', '.join(names)}"] if found else []
     reasons = dict.fromkeys(why_not(row, measure) for row in rows)
     if not parts and "" in reasons:
-        least = f", smallest {_p(min((r[p_column] for r in rows), key=Decimal))}" if numbers else ""
+        least = f", smallest {p_of(min((r[p_column] for r in rows), key=Decimal))}" if numbers else ""
         who = "any student" if len(reasons) == 1 else "any other student"
         parts = [f"{words[0]}: no difference can be claimed for {who}{least}"]
     for reason in filter(None, reasons):
@@ -87,29 +89,42 @@ def why_not(row: Row, measure: str) -> str:
     if measure != "accuracy":
         return ""
     cut = [
-        f"most answers of {title_of(row[model])} were cut off at the limit of new tokens"
+        f"most answers of {side_title(row[model])} were cut off at the limit of new tokens"
         for model, share in (("reference", "reference_truncated"), ("model", "truncated"))
         if float(row[share]) > MOSTLY
     ]
     return " and ".join(cut)
 
 
+def side_title(names: str) -> str:
+    """The titles of a side of a comparison, which may be several arms."""
+    several = names.split(AND)
+    return ("one of " if len(several) > 1 else "") + AND.join(map(title_of, several))
+
+
 def seeds_of(rows: list[Row]) -> str:
     """How many trainings contrasts with one reference cover: `one training seed`, `3 training seeds`."""
     counts = sorted({int(row["seeds"]) for row in rows})
-    said = "one training seed" if counts == [1] else f"{' or '.join(map(str, counts))} training seeds"
+    said = trainings(counts)
     of_reference = rows[0]["reference_seeds"]
-    if rows[0]["reference"] == CONTROL or [int(of_reference)] == counts:
+    if rows[0]["reference"] in UNTRAINED or [int(of_reference)] == counts:
         return said
     return f"{said}, {of_reference if of_reference != '1' else 'one'} of {title_of(rows[0]['reference'])}"
 
 
-def _p(p: str) -> str:
+def trainings(counts: Iterable[int]) -> str:
+    """`one training seed`, `1 or 3 training seeds`."""
+    counts = sorted(set(counts))
+    return "one training seed" if counts == [1] else f"{' or '.join(map(str, counts))} training seeds"
+
+
+def p_of(p: str) -> str:
+    """`p = 0.012`."""
     value = Decimal(p)
     return "p < 0.001" if value < Decimal("0.001") else f"p = {value.quantize(Decimal('0.001'), ROUND_HALF_UP)}"
 
 
-def _points(share: str) -> str:
+def points_of(share: str) -> str:
     """A share in points, rounded half up as in the tables."""
     points = (100 * Decimal(share)).quantize(Decimal("0.1"), ROUND_HALF_UP)
     return f"{points:+}" if points else "0.0"

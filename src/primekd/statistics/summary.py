@@ -6,6 +6,7 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import UNKNOWN, accuracy, ratio
+from primekd.tasks.clusters import item_of
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,17 @@ def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples
     rows = []
     for model, log in logs.items():
         right, decided = [r.correct for r in log], [r.correct_adjudicated for r in log]
+        items = [item_of(r.id) for r in log]
         fit = [r for r in held_out if r.model == model]
         measured = any(r.kl is not None for r in fit)  # it cannot be where the teacher's text alone was kept
         kl = ratio([r.kl for r in fit], [r.teacher_tokens for r in fit], samples) if measured else UNKNOWN
         nll = ratio([r.nll_gold for r in fit], [r.gold_tokens for r in fit], samples) if fit else UNKNOWN
         rows.append(
             SummaryRow(
-                model, title_of(model), len(log), sum(right), *accuracy(right),
+                model, title_of(model), len(log), sum(right), *accuracy(right, items),
                 sum(r.truncated for r in log), sum(r.rule == "none" for r in log),
                 sum(r.response_tokens for r in log) / len(log), *kl, *nll,
-                sum(bool(r.adjudicated) for r in log), sum(decided), *accuracy(decided),
+                sum(bool(r.adjudicated) for r in log), sum(decided), *accuracy(decided, items),
             )
         )  # fmt: skip
     return rows

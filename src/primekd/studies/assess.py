@@ -7,11 +7,13 @@ from typing import Any
 
 from primekd.assessment import tokens
 from primekd.assessment.answers import answer_inputs
+from primekd.assessment.forgetting import FILE as FORGETTING
+from primekd.assessment.forgetting import ForgettingRow
 from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
 from primekd.assessment.logs import LogRow
 from primekd.assessment.score import (
-    Model,
+    Scored,
     load_reference,
     makers,
     models_of,
@@ -19,34 +21,45 @@ from primekd.assessment.score import (
     score_models,
     scored_hashes,
     scoring_costs,
+    untrained_models,
 )
 from primekd.assessment.students import Student, find_students
+from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
 from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest, write_text
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
 from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
-from primekd.studies.regrade import rules_hashes
+from primekd.studies.primed import judged
+from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
-from primekd.studies.results import answers_hash, decisions_hash, write_results
-from primekd.tasks.load import task_of
+from primekd.studies.results import answers_hash, decisions_hash, planned_inputs, write_results
+from primekd.tasks.load import load_answer_sets, load_items, task_of
+from primekd.tasks.neutral import NEUTRAL
 from primekd.tasks.protocol import Item
+from primekd.tasks.splits import hash_items
 from primekd.training.distill import store_facts
+
+# Settings of what is graded, which has inputs of its own.
+NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
+NO_GRADING |= {"forgetting_items", "few_shot"}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
     """Scores every model on the test items; returns runs/<profile>/logs/.
 
     Writes <model>.csv (per-item logs), held-out.csv, tokens.safetensors, responses.csv, the tables, loss_curves/ and
-    manifest.json.
+    manifest.json; forgetting.csv, and a folder of logs, tables and manifest for each answer set, where they are asked
+    for.
     What is already answered with the same inputs is not generated again, unless `force` is given.
     """
     students = find_students(profile)
     items, reader = load_reference(profile)
-    models, code = [Model(CONTROL), *models_of(students)], stage_code("assess", profile)
+    models, code = [*untrained_models(profile), *models_of(students)], stage_code("assess", profile)
     names, since = [model.name for model in models], forced_since(profile, "assess", force)
     inputs = _inputs(profile, items, students, reader) | {"scored": scored_hashes(profile, names)}
     if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):
@@ -56,11 +69,14 @@ def assess(profile: Profile, force: bool = False) -> Path:
     scored = score_models(profile, items, models, reader, force)
     graded = partial(grade_answers, items, extractor=profile.assess.extractor, task=task_of(profile.data))
     inputs["scored"] = scored_hashes(profile, names)
+    primed = _copy_primed(profile)
     logs = {name: graded(model.answers) for name, model in scored.items()}
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
+    outputs += primed
     outputs += _write_tokens(profile, items, reader, names)
+    outputs += _write_beside(profile, scored, inputs, code)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
@@ -72,14 +88,28 @@ def assess(profile: Profile, force: bool = False) -> Path:
 
 
 def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
-    return {
+    beside: dict[str, Any] = {view.answer_set: answer_inputs(view, i, None) for view, i in load_answer_sets(profile)}
+    if profile.assess.forgetting_items:
+        beside[NEUTRAL] = hash_items(load_items(profile, NEUTRAL))
+    return ({"beside": beside} if beside else {}) | {
         "answers": answer_inputs(profile, items, None),
-        "assess": profile.assess.model_dump(mode="json", exclude={"engine", "vllm", "dtype"}),  # of the answers alone
+        "assess": profile.assess.model_dump(mode="json", exclude=NO_GRADING),  # of the answers alone
         "rules": rules_hashes(profile),
         "adjudications": decisions_hash(profile),
         "students": {s.name: s.weight_hashes for s in students},
         "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()},
+        **planned_inputs(profile),
     }
+
+
+def _copy_primed(profile: Profile) -> list[Path]:
+    """What priming did to the teacher, beside the logs; some tables of the students follow from it."""
+    found = {file.name: file.read_text(encoding="utf-8") for file in judged(profile)}
+    for name in OF_PRIMING:
+        (profile.logs / name).unlink(missing_ok=True)
+    for name, text in found.items():
+        write_text(profile.logs / name, text)
+    return [profile.logs / name for name in found]
 
 
 def _write(
@@ -96,6 +126,36 @@ def _write(
         write_text(curve, (student.folder / "loss_curve.csv").read_text(encoding="utf-8"))
         outputs.append(curve)
     return [*outputs, folder / "held-out.csv"]
+
+
+def _write_beside(
+    profile: Profile, scored: dict[str, Scored], inputs: dict[str, Any], code: dict[str, Any]
+) -> list[Path]:
+    """forgetting.csv and the folders of the answer sets, as far as they are asked for; others are removed."""
+    for name in ANSWER_SETS:
+        shutil.rmtree(profile.answering(name).logs, ignore_errors=True)
+    outputs = [
+        path for view, items in load_answer_sets(profile) for path in _write_set(view, items, scored, inputs, code)
+    ]
+    (profile.logs / FORGETTING).unlink(missing_ok=True)
+    if rows := [row for model in scored.values() for row in model.forgetting]:
+        outputs.append(write_table(profile.logs / FORGETTING, ForgettingRow, rows))
+    return outputs
+
+
+def _write_set(
+    view: Profile, items: list[Item], scored: dict[str, Scored], inputs: dict[str, Any], code: dict[str, Any]
+) -> list[Path]:
+    """Logs of one answer set, as of the test items, with tables and a manifest of their own."""
+    extractor, task = view.assess.extractor, task_of(view.data)
+    logs = {name: grade_answers(items, m.beside[view.answer_set], extractor, task) for name, m in scored.items()}
+    own = {key: inputs[key] for key in ("assess", "rules", "adjudications", "scored")}
+    own["answers"] = answer_inputs(view, items, None)
+    write_manifest(
+        view.logs, "assessment", own, write_results(view, logs, []),
+        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()}, config=view.resolved(), code=code,
+    )  # fmt: skip
+    return files_of(view.logs)
 
 
 def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:
@@ -119,4 +179,6 @@ def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
     facts["manifest_sha256"] = hash_file(student.folder / MANIFEST)
     if trained := student.manifest["inputs"].get("signals"):
         facts["signals"] = student.manifest.get("signals", {}) | trained
+    if named := student.manifest.get("config", {}).get("planned", {}).get("main"):
+        facts["planned"] = named  # when it was trained, whatever the profile names today
     return {"strategy": student.manifest["inputs"].get("strategy")} | facts | makers(profile, student.name)

@@ -9,13 +9,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
+from primekd.capture.judged import judged_folder
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, arms_of, load_arms
+from primekd.config.arms import CONTROL, UNTRAINED, arms_of, load_arms
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.stage_code import forced_since, is_older
-from primekd.statistics.families import Planned, plan_of
+from primekd.statistics.families import Pair, Planned, plan_of
 from primekd.studies.study import Logs, Study
+from primekd.tasks.load import load_answer_sets, load_items
+from primekd.tasks.neutral import NEUTRAL
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
@@ -26,31 +30,45 @@ TEST_ITEM = 0.5  # answering and held-out fit, of one model
 # All arms of a stage, and the held-out capture, are one.
 FORCED = {
     "prepare-teacher": ("teacher",),
-    "capture": ("capture", "reference"),
+    "capture": ("capture", "reference", "primed"),
     "distill": ("distill",),
-    "assess": ("score", "assess"),
+    "assess": ("primed", "score", "assess"),
 }
 
 
-LABELS = {"teacher": "prepare the teacher", "reference": "capture held-out", "report": "write the report"}
+LABELS = {
+    "teacher": "prepare the teacher",
+    "reference": "capture held-out",
+    "primed": "what priming did to the teacher",
+    "report": "write the report",
+}
 
 
 def models(profile: Profile) -> list[str]:
     """What is scored, the slow ones last: the control, arms without a teacher, arms with one."""
     arms = arms_of(profile)
-    return [CONTROL, *sorted(arms, key=lambda name: arms[name].teacher)]
+    untrained = UNTRAINED if profile.assess.few_shot else (CONTROL,)
+    return [*untrained, *sorted(arms, key=lambda name: arms[name].teacher)]
 
 
-def planned(names: Collection[str]) -> Planned:
-    """By the roles of the arms, those of a profile's own and those that it does not run."""
-    return plan_of(names, load_arms())
+def planned(names: Collection[str], named: Collection[Pair] = ()) -> Planned:
+    """By the roles of the arms, those of a profile's own and those that it does not run, and by what it names."""
+    return plan_of(names, load_arms(), named)
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
-    """Accuracies, contrasts, seeds, extractors and audits."""
+    """Accuracies, contrasts, effects, seeds, extractors and audits."""
     from primekd.studies.results import compute_tables
 
-    return compute_tables(profile, logs, held_out, planned(logs))
+    return compute_tables(profile, logs, held_out, planned(logs, profile.planned.main))
+
+
+def refuse(profile: Profile) -> None:
+    """As Study.refuse says: a student without a base, an arm, a contrast or an answer set that cannot be had."""
+    require_control(profile)
+    arms_of(profile)
+    load_answer_sets(profile)
+    load_items(profile, NEUTRAL)
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
@@ -65,13 +83,14 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
     much."""
     data = profile.data
     captured = CAPTURE_ITEM * data.train_items
-    scored = TEST_ITEM * data.test_items * len(models(profile))
+    scored = TEST_ITEM * profile.asked_items * len(models(profile))
     return {
         "teacher": START,
         "capture_part": START + captured / capture_workers,
         "capture": START + (captured if capture_workers == 1 else 0),
         "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
         "reference": START + CAPTURE_ITEM * data.test_items,
+        "primed": START + CAPTURE_ITEM * 2 * profile.assess.teacher_items * len(arms_of(profile)),
         "score": START + scored / scoring_jobs,
         "assess": START + (scored if profile.assess.engine == "vllm" else 0),
         "report": START / 3,
@@ -82,16 +101,18 @@ def lost(profile: Profile) -> list[Path]:
     """As Study.lost says."""
     done = profile.runs / "notebooks"
     assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
-    behind_models = [assessed, reported]
+    behind_models, measured = [assessed, reported], done / "assessment" / "teacher.ipynb"
     found: list[Path] = []
     if profile.prepare and _is_lost(profile, "prepare-teacher", project_root() / profile.prepare.output):
         found += [done / "teacher.done", *behind_models]
     if _is_lost(profile, "capture", profile.signals_folder("held-out") / MANIFEST):
-        found += [done / "reference.done", *(done / "scored").glob("*.done"), *behind_models]
+        found += [done / "reference.done", measured, *(done / "scored").glob("*.done"), *behind_models]
+    if _is_lost(profile, "assess", judged_folder(profile) / MANIFEST):
+        found += [measured, *behind_models]
     for name in arms_of(profile):
         found += _lost_of_arm(profile, done, name, behind_models)
     for name in models(profile):
-        results = [profile.runs / kind / name / MANIFEST for kind in ("answers", "held-out")]
+        results = [folder / MANIFEST for *_, folder in made_of(profile, name).values()]
         if any(_is_lost(profile, "assess", result) for result in results):
             found += [*scored_with(done, name), *behind_models]
     if _is_lost(profile, "assess", profile.logs / MANIFEST):
@@ -134,6 +155,6 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("results", "extraction", "provenance", "items"),
-    refuse=require_control,
+    sections=("results", "primed", "beyond", "extraction", "provenance", "items"),
+    refuse=refuse,
 )

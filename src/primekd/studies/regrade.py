@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.grade import grade_row
-from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
@@ -22,7 +21,16 @@ from primekd.foundation.provenance import (
     write_manifest,
 )
 from primekd.foundation.stage_code import stage_code
-from primekd.studies.results import KEPT, answers_hash, decisions_hash, extractor_of, write_results
+from primekd.studies.results import (
+    KEPT,
+    answers_hash,
+    decisions_hash,
+    extractor_of,
+    held_out_of,
+    kept_sets,
+    planned_inputs,
+    write_results,
+)
 from primekd.tasks.load import task_of
 
 
@@ -32,7 +40,7 @@ def rules_hashes(profile: Profile | None = None) -> dict[str, str]:
 
 
 def regrade(profile: Profile) -> Path:
-    """Extracts, grades and sums up the logged answers of a profile anew; returns their folder.
+    """Extracts, grades and sums up the logged answers of a profile, and of its answer sets, anew; returns their folder.
 
     The logs keep the extractor that was stated for them before they were made, whatever the profile says by now.
 
@@ -48,8 +56,10 @@ def regrade(profile: Profile) -> Path:
     answers = _read_answers(profile, manifest["answers_sha256"])
     extractor, task = extractor_of(manifest), task_of(profile.data)
     logs = {model: [grade_row(row, extractor, task) for row in rows] for model, rows in answers.items()}
-    outputs = write_results(profile, logs, read_rows(profile.logs / "held-out.csv"))
-    inputs = manifest["inputs"] | {"rules": rules_hashes(profile), "adjudications": decisions_hash(profile)}
+    beside = [path for view in kept_sets(profile) for path in files_of(regrade(view))]
+    outputs = write_results(profile, logs, held_out_of(profile)) + beside
+    inputs = {key: value for key, value in manifest["inputs"].items() if key != "planned"} | planned_inputs(profile)
+    inputs |= {"rules": rules_hashes(profile), "adjudications": decisions_hash(profile)}
     inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}
     known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
     facts = {key: value for key, value in manifest.items() if key not in known}
@@ -60,6 +70,11 @@ def regrade(profile: Profile) -> Path:
         code=stage_code("assess", profile),
     )  # fmt: skip
     return profile.logs
+
+
+def files_of(folder: Path) -> list[Path]:
+    """A manifest of this folder and the files that it names."""
+    return [folder / MANIFEST, *(folder / name for name in read_manifest(folder / MANIFEST)["outputs"])]
 
 
 def _is_kept(name: str) -> bool:

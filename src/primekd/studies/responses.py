@@ -10,7 +10,7 @@ from pathlib import Path
 from primekd.assessment.answers import Answer
 from primekd.assessment.grade import grade_answers
 from primekd.assessment.students import Student
-from primekd.capture.run import open_signals, training_job
+from primekd.capture.jobs import open_signals, training_job
 from primekd.config import Profile
 from primekd.config.arms import get_arm, split_seed, unprimed
 from primekd.foundation.errors import UserError

@@ -4,25 +4,34 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
-from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.forgetting import FILE as FORGETTING
+from primekd.assessment.held_out import HeldOutRow, read_rows
 from primekd.assessment.logs import TOKENS, LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
+from primekd.capture.judged import JUDGED, OF_PRIMING
 from primekd.config import Profile
+from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
 from primekd.foundation.tables import table_text
 from primekd.statistics.audit import AuditRow, audit_rows
 from primekd.statistics.contrasts import ContrastRow, contrast
+from primekd.statistics.effects import EffectRow, effect_rows
 from primekd.statistics.families import Planned
 from primekd.statistics.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.statistics.seeds import SeedRow, seed_rows
+from primekd.statistics.subsets import SubsetRow, read_taught, subset_rows
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies.study import Logs, find_study
 
-KEPT = ("held-out.csv", "responses.csv", TOKENS)  # come from the models: no grading makes them anew
+EFFECTS, SUBSETS = "effects.csv", "subsets.csv"
+# What comes from the models: no grading makes it anew.
+KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS)
+# Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
+OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS)
 TABLES = (
     "summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv",
-    "responses.csv",
+    *OPTIONAL,
 )  # fmt: skip
 
 
@@ -42,6 +51,17 @@ def logs_in_use(profile: Profile, published: bool = False) -> Profile:
         fix = "" if published else f": run `primekd run --profile {profile.name}` first"
         raise UserError(f"There are no logs of {profile.name} in {places}{fix}.")
     return found[0]
+
+
+def kept_sets(profile: Profile) -> list[Profile]:
+    """Views of the answer sets that a profile's logs hold, whatever it asks for by now."""
+    views = [] if profile.answer_set else [profile.answering(name) for name in ANSWER_SETS]
+    return [view for view in views if (view.logs / MANIFEST).is_file()]
+
+
+def held_out_of(profile: Profile) -> list[HeldOutRow]:
+    """The held-out rows of a profile's logs; none of an answer set. Raises UserError if they cannot be read."""
+    return [] if profile.answer_set else read_rows(profile.logs / "held-out.csv")
 
 
 def extractor_of(manifest: dict[str, Any]) -> str:
@@ -72,11 +92,22 @@ def decisions_hash(profile: Profile) -> str:
     return hash_json([vars(d) for d in read_decisions() if d.profile == profile.name])
 
 
+def planned_inputs(profile: Profile) -> dict[str, Any]:
+    """What the tables depend on beside the answers: the contrasts that a profile names, where it names any."""
+    return {"planned": [list(pair) for pair in profile.planned.main]} if profile.planned.main else {}
+
+
 def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], planned: Planned) -> dict[str, str]:
-    """Every table that follows from the logs (their decisions applied): file name -> text."""
+    """Every table that follows from the logs (their decisions applied): file name -> text.
+
+    Effects and subsets have one where there are any: arms that cross text and logits or a second seed of the baseline,
+    and priming.csv beside the logs.
+    """
     samples, readings = profile.assess.bootstrap_samples, {model: read_all(model, rows) for model, rows in logs.items()}
     by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
     audits = audit_rows(profile.name, logs, read_decisions())
+    effects, subsets = effect_rows(logs, held_out), subset_rows(logs, read_taught(profile.logs / JUDGED), planned)
+    some = {EFFECTS: (EffectRow, effects), SUBSETS: (SubsetRow, subsets)}
     return {
         "extractors.csv": readings_text([r for found in readings.values() for r in found]),
         "accuracies.csv": table_text(AccuracyRow, by_extractor),
@@ -84,6 +115,7 @@ def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], pla
         "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out, planned)),
         "seeds.csv": table_text(SeedRow, seed_rows(logs, planned)),
         "audit.csv": table_text(AuditRow, audits),
+        **{name: table_text(kind, rows) for name, (kind, rows) in some.items() if rows},
     }
 
 
@@ -91,13 +123,13 @@ def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: lis
     """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but those kept.
 
     Returns:
-        The files written, all in `profile.logs`. Logs of models that are no more are deleted.
+        The files written, all in `profile.logs`. Logs of models, and tables, that are no more are deleted.
     """
     folder, decisions = profile.logs, read_decisions()
     logs = {model: apply_decisions(profile.name, model, rows, decisions) for model, rows in logs.items()}
     tables = find_study(profile).tables(profile, logs, held_out)  # all of it before the first file is touched
     for path in folder.glob("*.csv"):
-        if path.name not in TABLES and path.stem not in logs:
+        if path.name not in (*KEPT, *tables) and path.stem not in logs:
             path.unlink()
     for model, rows in logs.items():
         write_log(folder / f"{model}.csv", rows)

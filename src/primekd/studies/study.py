@@ -1,6 +1,6 @@
 """What a study is to the rest: runner, report, plan and verify take one of these and know no study by name."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,7 +29,8 @@ class Study:
         costs: (profile, workers a capture, scoring jobs) -> rule -> expected cost of a job; only ratios matter.
         lost: the executed copies whose results are gone or wanted anew, and those of the stages behind them.
         assess: scores what the study scores; (profile, whether to make all anew) -> the folder of its logs.
-        planned: models -> the comparisons that were planned before the run, each with its family of tests.
+        planned: (models, contrasts that the profile names) -> the comparisons that were planned before the run, each
+            with its family of tests.
         tables: (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
         sections: of the report, in order; templates of primekd.report.
         refuse: raises UserError if it cannot run a profile, before anything is spent.
@@ -43,7 +44,7 @@ class Study:
     costs: Callable[[Profile, int, int], dict[str, float]]
     lost: Callable[[Profile], list[Path]]
     assess: Callable[[Profile, bool], Path]
-    planned: Callable[[Collection[str]], Planned]
+    planned: Callable[..., Planned]
     tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
     sections: tuple[str, ...]
     refuse: Callable[[Profile], None] = lambda profile: None

@@ -38,6 +38,25 @@ class Item:
         return plain if self.messages == Item.messages.fget(self) else [*plain, self.messages]
 
 
+@dataclass(frozen=True)
+class ShownItem(Item):
+    """An item with worked examples in front of its question."""
+
+    examples: tuple[Message, ...] = ()
+    asked: tuple[Message, ...] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        return [*self.examples, *self.asked]
+
+
+def with_examples(items: "Sequence[Item]", shown: "Sequence[Item]") -> list[Item]:
+    """Items behind others that are asked and answered with their solutions (few-shot prompting)."""
+    pairs = [[*item.messages, {"role": "assistant", "content": item.solution}] for item in shown]
+    examples = tuple(message for pair in pairs for message in pair)
+    return [ShownItem(i.id, i.question, i.solution, i.answer, examples, tuple(i.messages)) for i in items]
+
+
 class Found(Protocol):
     """What a reader of values makes of a response: value (None if there is none), its rule and its [start, end)."""
 

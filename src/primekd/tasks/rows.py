@@ -29,13 +29,18 @@ def items_of_data(data: "DataConfig", split: str, count: int, item_of: RowReader
         UserError: as `read_jsonl` and `take`, or the hub is not to be reached.
     """
     side = side_of(split)
-    name = getattr(data, f"{side}_file")
-    file = (project_root() / name).resolve() if name else None
+    file = file_of(data, side)
     if data.source == "hub" and not (file and file.is_file()):
         rows = load_hub(data, side, item_of)
     else:
         rows = read_jsonl(file, side, item_of)
     return take(rows, data, split, count)
+
+
+def file_of(data: "DataConfig", side: str) -> Path | None:
+    """The file of a side, there or not: the source's own, or what stands in for the hub's set where it is there."""
+    name = getattr(data, f"{side}_file")
+    return (project_root() / name).resolve() if name else None
 
 
 def read_jsonl(path: Path, prefix: str, item_of: RowReader) -> list[Item]:

@@ -63,7 +63,7 @@ def decode(
 ) -> list[Row]:  # fmt: skip
     """Responses to all prompts, in order; each ends with one of `ends` unless it has `max_new_tokens` tokens.
 
-    Draws depend on the seed and on a prompt's place among the prompts, not on what else is in its batch.
+    Draws depend on a prompt's own seed, or on the seed and its place among the prompts, not on the rest of its batch.
     """
     if not prompts:
         return []
@@ -97,7 +97,8 @@ def _draws(sampling: Sampling, place: int) -> np.ndarray | None:
     """One number in [0, 1) for each token of the response to a prompt; None where nothing is drawn."""
     if sampling.temperature == 0:
         return None
-    return np.random.default_rng([sampling.seed, place]).random(sampling.max_new_tokens)
+    seed = sampling.seeds[place] if sampling.seeds else [sampling.seed, place]
+    return np.random.default_rng(seed).random(sampling.max_new_tokens)
 
 
 def _slots(prompts: list[list[int]], sampling: Sampling, batch_size: int) -> int:

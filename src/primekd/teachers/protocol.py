@@ -17,12 +17,15 @@ class Sampling:
     """How responses are drawn. `temperature` 0 is greedy; otherwise the full distribution at that temperature.
 
     `ended` is called by the thread that asked, once for each response that has ended, while others are in the making.
+    `seeds`: one a prompt, 32 bits each, where a response is to depend on its own seed alone, whatever else is asked;
+    transformers' own generation, which serves rare architectures, knows none and goes by `seed`.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
     ended: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,8 @@ def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -
     }
     if sampling.temperature == 0:
         return [common] * count
-    return [common | {"seed": int(s)} for s in np.random.SeedSequence(sampling.seed).generate_state(count)]
+    seeds = sampling.seeds or np.random.SeedSequence(sampling.seed).generate_state(count)
+    return [common | {"seed": int(s)} for s in seeds]
 
 
 def scoring_settings(shown: int) -> dict[str, Any]:

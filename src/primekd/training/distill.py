@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from primekd.capture.run import open_signals, training_job
+from primekd.capture.jobs import open_signals, training_job
 from primekd.config import Profile, StudentConfig, TrainConfig
 from primekd.config.arms import NONE, get_arm
 from primekd.foundation.energy import Meter
@@ -110,7 +110,15 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
         if arm.signals == NONE:
             signals.leave_rows_out()
         require_served(signals.codec, profile.loss)
+    items = load_items(profile, "train")
+    if arm.treatment:
+        from primekd.training.treatment import treated
+
+        signals = treated(profile, arm, signals, [item.id for item in items], seed)
+        items = [item for item in items if item.id in set(signals.item_ids)]
     inputs = student_inputs(profile, strategy, seed, signals)
+    if arm.treatment:
+        inputs |= {"treatment": arm.treatment, "kept": signals.item_ids}
     folder = profile.student_folder(strategy, seed)
     stage, code = f"distill {folder.name}", stage_code("distill", profile)
     since = forced_since(profile, "distill", force)
@@ -128,7 +136,6 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     from primekd.training.examples import gold_examples, teacher_examples
 
     tokenizer = load_tokenizer(profile.student)
-    items = load_items(profile, "train")
     gold = profile.loss.labels == "gold"
     examples = teacher_examples(tokenizer, items, signals, gold) if signals else gold_examples(tokenizer, items)
     validation = gold_examples(tokenizer, load_items(profile, "validation"))
@@ -196,6 +203,7 @@ def train_student(
     tokens = sum(sum(e.sequence.response_mask) for e in examples) * train.epochs
     makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
     facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
+    facts |= {"dropped": signals.dropped} if hasattr(signals, "dropped") else {}
     write_manifest(
         folder, "adapter" if student.lora else "model", inputs, [*files, folder / "loss_curve.csv"], code=code,
         start=start, end=now(), response_tokens=tokens, steps=trainer.state.global_step, resumed=newest is not None,

@@ -1,0 +1,136 @@
+"""Forgetting: how far a student moved from its base where nothing was taught, on neutral prompts.
+
+The control answers each prompt once, and the rows that predicted its answers are kept in a store. Every student is then
+teacher-forced on that text: KL(student || control) over the whole vocabulary at temperature 1, and the text's loss.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from primekd.assessment.held_out import TOGETHER, Nats, Tokens
+from primekd.capture.jobs import Job, open_signals
+from primekd.config import LossConfig, Profile, SignalsConfig, TeacherConfig
+from primekd.config.arms import unprimed
+from primekd.foundation.energy import Meter
+from primekd.foundation.progress import Progress
+from primekd.foundation.provenance import write_manifest
+from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
+from primekd.foundation.tables import Name, read_records, write_table
+from primekd.models import load_tokenizer
+from primekd.models.chat import build_prompt
+from primekd.tasks.load import load_items
+from primekd.tasks.neutral import NEUTRAL
+from primekd.tasks.protocol import Item
+
+if TYPE_CHECKING:
+    from primekd.signals import SignalReader
+    from primekd.teachers.transformers_engine import TransformersEngine
+
+FILE = "forgetting.csv"
+LIMIT = 64  # new tokens of the control's answers
+ITEMS_PER_SHARD = 64
+
+
+@dataclass(frozen=True)
+class ForgettingRow:
+    """One neutral prompt under one model; sums in nats over the `tokens` of the control's answer to it.
+
+    `kl`: KL(model || control). `nll`: the answer's negative log-likelihood under the model.
+    """
+
+    model: Name
+    id: Name
+    tokens: Tokens
+    kl: Nats
+    nll: Nats
+
+
+def as_teacher(profile: Profile) -> Profile:
+    """The profile with its control in the teacher's place, which answers in a few words."""
+    student, same = profile.student, ("model", "sha256", "template_of", "template_arguments")
+    taught = {"engine": "transformers", "dtype": profile.scoring_dtype, "batch_size": profile.assess.batch_size}
+    teacher = TeacherConfig(**taught, **{name: getattr(student, name) for name in same})
+    signals = SignalsConfig(codec="hidden", items_per_shard=ITEMS_PER_SHARD)
+    alone = {"arms": (unprimed().name,)}  # no priming has to find a place in its template
+    return profile.model_copy(update={"teacher": teacher, "signals": signals, "max_new_tokens": LIMIT} | alone)
+
+
+def open_reference(profile: Profile, open_control: Callable[[], "TransformersEngine"]) -> "SignalReader":
+    """The control's answers to the neutral prompts and its rows, captured where they are not there yet.
+
+    Args:
+        open_control: the control as it is scored; called only if something is missing.
+    """
+    from primekd.capture.run import capture
+
+    # What its numbers depend on beside what every teacher's do.
+    weights = {"weights": profile.student.dtype, "quantization": profile.student.quantization}
+    job = Job(
+        as_teacher(profile), unprimed(), NEUTRAL, profile.signals_folder(NEUTRAL), profile.seed,
+        opens=open_control, more=weights,
+    )  # fmt: skip
+    capture(job)
+    return open_signals(job)
+
+
+def forgetting_folder(profile: Profile, name: str) -> Path:
+    """Where a model's rows are kept."""
+    return profile.runs / "forgetting" / name
+
+
+def forgetting_rows(
+    profile: Profile, name: str, inputs: dict[str, Any], reader: "SignalReader",
+    open_model: Callable[[], "TransformersEngine"], force: bool = False,
+) -> list[ForgettingRow]:  # fmt: skip
+    """A model's rows, from disk if they were measured with the same inputs.
+
+    Args:
+        inputs: what the model's answers depend on (`answer_inputs`).
+        reader: from `open_reference`.
+        open_model: called only if something is missing.
+        force: measure anew; what there is is set aside.
+    """
+    folder, stage, code = forgetting_folder(profile, name), f"forgetting {name}", stage_code("forgetting", profile)
+    own = {"answers": inputs, "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}}
+    since = forced_since(profile, "assess", force)
+    if not stands(folder, own, code, stage, since=since):
+        set_aside_if_older(folder, since)
+        items = load_items(profile, NEUTRAL)
+        with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
+            rows = measure(profile, name, open_model(), items, reader, progress.advance)
+            path = write_table(folder / FILE, ForgettingRow, rows)
+        write_manifest(folder, "forgetting", own, [path], code=code, **meter.facts)
+    return read_forgetting(folder / FILE)
+
+
+def read_forgetting(path: Path) -> list[ForgettingRow]:
+    """Reads forgetting.csv. Raises UserError if it is absent, lacks columns or has a row that cannot be read."""
+    return read_records(path, ForgettingRow)
+
+
+def measure(
+    profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader",
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[ForgettingRow]:  # fmt: skip
+    """A row an item, in order. `reader` holds the control's signals on these items; `advance` is told of progress."""
+    import torch
+
+    from primekd.losses import row_losses
+    from primekd.signals import concatenate
+
+    tokenizer, loss = load_tokenizer(profile.student), LossConfig(divergence="reverse_kl", temperature=1.0)
+    head, rows = engine.head(), []
+    for start in range(0, len(items), TOGETHER):
+        block = items[start : start + TOGETHER]
+        texts = [reader.item(item.id).response_ids for item in block]
+        states = engine.score([build_prompt(tokenizer, item.messages) for item in block], texts, "hidden")  # (T, D)
+        control = concatenate([reader.rows(i.id, text) for i, text in zip(block, texts, strict=True)]).to(head.device)
+        targets = torch.tensor([token for text in texts for token in text], device=head.device)
+        hidden = torch.cat(states).to(head.device)  # (N, D)
+        nll, kl, *_ = row_losses(hidden, head, engine.bias(), targets, control, loss, engine.transform)  # (N,) each
+        parts = zip(block, *(values.cpu().double().split([len(t) for t in texts]) for values in (kl, nll)), strict=True)
+        rows += [ForgettingRow(name, item.id, len(k), float(k.sum()), float(n.sum())) for item, k, n in parts]
+        advance(len(block))
+    return rows

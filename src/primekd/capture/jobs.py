@@ -1,0 +1,194 @@
+"""What is captured: one store a job, and everything that its bytes depend on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from primekd.capture.primings import priming_of
+from primekd.config import Profile, TeacherConfig
+from primekd.config.arms import NONE, OWN, Arm, get_arm, unprimed
+from primekd.config.section import is_name
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_file, hash_json, project_root
+from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
+from primekd.models.chat import build_prompt
+from primekd.models.template import turn_end
+from primekd.signals import SignalReader, make_codec
+from primekd.signals.manifest import shards_hash
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import hash_items
+
+if TYPE_CHECKING:
+    from primekd.teachers import TeacherEngine
+
+PLACEHOLDER = "{question}"
+HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
+
+
+@dataclass(frozen=True)
+class Job:
+    """One store to be captured.
+
+    `arm`: the one whose own store it is. `count`: the first so many items of the split; None for all of them. `opens`
+    loads what stands in the teacher's place, if not the teacher; `more` is what its rows depend on besides.
+    """
+
+    profile: Profile
+    arm: Arm
+    split: str
+    folder: Path
+    seed: int
+    count: int | None = None
+    opens: "Callable[[], TeacherEngine] | None" = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def items(self) -> list[Item]:
+        """Those that are asked."""
+        return load_items(self.profile, self.split)[: self.count]
+
+    @property
+    def stage(self) -> str:
+        return f"capture {self.folder.name}"
+
+    @property
+    def scored_under(self) -> Arm:
+        """The arm under whose prompt the responses are scored; they may have been written under another."""
+        return self.arm if self.arm.signals in (OWN, NONE) else get_arm(self.arm.signals)
+
+    @property
+    def written_by(self) -> "Job | None":
+        """The capture that the responses are taken from; None where they are written here, or stand in a file."""
+        if self.arm.text == OWN:
+            return None
+        if self.split == "test":
+            return test_job(self.profile, self.arm.text)
+        return training_job(self.profile, self.arm.text, self.seed)
+
+
+def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Job:
+    """The capture that an arm's students are trained on, its own or that of the arm whose text and signals it has.
+
+    Raises:
+        UserError: the arm has no teacher.
+    """
+    store = get_arm(strategy).store
+    if store is None:
+        raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
+    seed = profile.seed if seed is None else seed
+    # Greedy decoding has no seed: students of every seed learn from one capture.
+    greedy = profile.teacher.sampling_temperature == 0
+    return Job(profile, get_arm(store), "train", profile.signals_folder(store, None if greedy else seed), seed)
+
+
+def held_out_job(profile: Profile) -> Job:
+    """The unprimed teacher on the test items: its answers (teacher.csv) and the signals for held-out KL."""
+    return Job(profile, unprimed(), "test", profile.runs / "signals" / HELD_OUT, profile.seed)
+
+
+def test_job(profile: Profile, strategy: str) -> Job:
+    """The teacher on test items under an arm's prompt: all of them without a priming, else `assess.teacher_items`."""
+    if strategy == unprimed().name:
+        return held_out_job(profile)
+    folder = profile.runs / "signals" / f"{HELD_OUT}-{strategy}"
+    return Job(profile, get_arm(strategy), "test", folder, profile.seed, profile.assess.teacher_items)
+
+
+def unprimed_job(profile: Profile, strategy: str, split: str) -> Job:
+    """What the teacher wrote under an arm's prompt, scored without its priming: `assess.teacher_items` of a split."""
+    base = unprimed().name
+    name = f"{strategy}-under-{base}"
+    arm = Arm(name=name, title=name, role="crossed", variant_of=strategy, text=strategy, signals=base)
+    folder = f"{HELD_OUT}-{name}" if split == "test" else name
+    return Job(profile, arm, split, profile.runs / "signals" / folder, profile.seed, profile.assess.teacher_items)
+
+
+def scoring_job(profile: Profile, strategy: str, file: str) -> Job:
+    """The responses of a file to the training items, scored under an arm's prompt, in a store of their own.
+
+    Raises:
+        UserError: the file's name cannot name a store.
+    """
+    scored = training_job(profile, strategy).arm.name
+    name = f"{scored}-of-{Path(file).stem}"
+    if not is_name(name):
+        raise UserError(f"{file}: its name becomes a store's: rename it, with letters, digits, dots and dashes.")
+    arm = Arm(name=name, title=name, role="crossed", variant_of=scored, signals=scored, responses=file)
+    return Job(profile, arm, "train", profile.runs / "signals" / name, profile.seed)
+
+
+def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
+    """Everything that the store's bytes depend on, known without loading the teacher.
+
+    Raises:
+        UserError: the teacher's chat template takes no system message, and the priming text is to be one.
+    """
+    profile, teacher = job.profile, job.profile.teacher
+    tokenizer = load_tokenizer(teacher)
+    return ({"text": _text_of(job)} if job.arm.crossed else {}) | {
+        **job.more,
+        "strategy": job.arm.name,
+        **_reads(job.scored_under, teacher),
+        "split": job.split,
+        "items_sha256": hash_items(items),
+        "teacher": teacher.identity() | {"model_sha256": _weights_hash(teacher)},
+        "max_new_tokens": profile.max_new_tokens,
+        "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "turn_end": turn_end(tokenizer).describe(),
+        "codec": make_codec(profile.signals, teacher.offers).describe(),
+        "items_per_shard": profile.signals.items_per_shard,
+    }
+
+
+def _reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
+    """What the teacher reads under an arm's prompt, with every word that is not the question's."""
+    priming = priming_of(arm, teacher)
+    return {
+        "priming": arm.priming,
+        "priming_placement": priming.placement if priming else None,
+        "priming_mode": priming.mode if priming else None,
+        "prompt": build_prompt(load_tokenizer(teacher), PLACEHOLDER, priming).text,
+    }
+
+
+def _text_of(job: Job) -> dict[str, Any]:
+    """What the responses of a crossed arm depend on beyond what its signals do.
+
+    Raises:
+        UserError: the store or the file that they are taken from is not there, or not whole.
+    """
+    if job.arm.responses:
+        file = project_root() / job.arm.responses
+        if not file.is_file():
+            raise UserError(f"{job.arm.name}: its file of responses {job.arm.responses} is not there: mend the path.")
+        return {"file": job.arm.responses, "file_sha256": hash_file(file)}
+    if (source := job.written_by) is None:
+        return _reads(job.arm, job.profile.teacher)
+    spec = build_spec(source, source.items())
+    return _reads(source.arm, job.profile.teacher) | {
+        "store": source.folder.name, "spec_sha256": hash_json(spec), "shards_sha256": shards_hash(source.folder),
+    }  # fmt: skip
+
+
+def _weights_hash(teacher: TeacherConfig) -> str | None:
+    """What stands for the teacher's weights; None behind an API, where nothing can be said of them."""
+    return None if teacher.engine == "api" else weights_hash(teacher)
+
+
+def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list[int]]:
+    """What the teacher reads of items under an arm's priming."""
+    tokenizer, priming = load_tokenizer(teacher), priming_of(arm, teacher)
+    return [build_prompt(tokenizer, item.messages, priming) for item in items]
+
+
+def open_signals(job: Job) -> SignalReader:
+    """Opens a captured store for reading, checked against what the profile would capture today.
+
+    Raises:
+        UserError: it is absent, incomplete, altered, or of another configuration.
+    """
+    spec = build_spec(job, job.items())
+    return SignalReader(job.folder, **spec)

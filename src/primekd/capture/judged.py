@@ -1,0 +1,76 @@
+"""What each captured response was: right or wrong, how long, how sure, how far its priming moved the teacher.
+
+`studies.primed` writes the rows; whoever is to train on right answers alone reads them here.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import relative_name
+from primekd.foundation.tables import Count, Flag, Name, read_records
+
+JUDGED, ARMS, POSITIONS = "priming.csv", "priming-arms.csv", "priming-positions.csv"
+OF_PRIMING = (JUDGED, ARMS, POSITIONS)
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A teacher's response to an item of a split under an arm's prompt. Sums in nats over its tokens.
+
+    `same`: of all positions of this and the unprimed response, the share at which both have the same token. `entropy`,
+    `unsure` (tokens written with p below 0.9) and `kl` = KL(primed || unprimed), position by position on these very
+    tokens, are empty where they were not measured, and `kl` of the unprimed teacher itself.
+    """
+
+    split: Name
+    arm: Name
+    id: Name
+    correct: Flag
+    tokens: Count
+    truncated: Flag
+    same: Annotated[float, Field(ge=0, le=1)]
+    entropy: float | None
+    unsure: int | None
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class PositionRow:
+    """Response tokens `start` to `end` (not included; empty: all others) of an arm: means in nats a token."""
+
+    split: Name
+    arm: Name
+    start: Count
+    end: int | None
+    tokens: Count
+    entropy: float
+    kl: float
+
+
+def judged_folder(profile: Profile) -> Path:
+    """Where the rows are kept."""
+    return profile.runs / "priming"
+
+
+def right_answers(profile: Profile, arm: str, item_ids: Iterable[str]) -> set[str]:
+    """The training items whose response under an arm's prompt has the right answer.
+
+    Raises:
+        UserError: the rows are not there, or not of these items.
+    """
+    path, wanted = judged_folder(profile) / JUDGED, set(item_ids)
+    if not path.is_file():
+        raise UserError(
+            f"{relative_name(path)} is not there, which says which answers are right: run "
+            f"`primekd run --only teacher --profile {profile.name}` first."
+        )
+    rows = {row.id: row.correct for row in read_records(path, JudgedRow) if row.split == "train" and row.arm == arm}
+    if missing := wanted - rows.keys():
+        raise UserError(f"{relative_name(path)} has no row of {arm} and {min(missing)}: run it anew.")
+    return {item for item in wanted if rows[item]}

@@ -1,0 +1,100 @@
+"""Responses that are scored and were not written for it: those of another arm's store, or of a file."""
+
+import csv
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from primekd.capture.jobs import Job, open_signals, prompts_of
+from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean
+from primekd.foundation.provenance import project_root, relative_name
+from primekd.models import load_tokenizer
+from primekd.models.chat import encode_response, refuse_control_tokens
+from primekd.signals import SignalReader
+from primekd.signals.manifest import shards_hash
+from primekd.tasks.protocol import Item
+from primekd.teachers import Response, Sampling, TeacherEngine
+
+
+def written_responses(engine: TeacherEngine, job: Job, items: list[Item], sampling: Sampling) -> list[Response]:
+    """The responses of a crossed arm: those of another arm's store or of a file, or written here under its own prompt.
+
+    Raises:
+        UserError: that store is not complete, or not of this profile; or as `read_responses`.
+    """
+    if job.arm.responses:
+        texts = read_responses(job)
+        found = [Response(encode_response(engine.tokenizer, texts[item.id]), False) for item in items]
+    elif (source := job.written_by) is None:
+        return engine.generate(prompts_of(job.arm, job.profile.teacher, items), sampling)
+    else:
+        reader = _text_reader(source.folder, shards_hash(source.folder))
+        stored = [reader.item(item.id) for item in items]
+        found = [Response(item.response_ids, item.truncated) for item in stored]
+    for _ in found:
+        sampling.ended()
+    return found
+
+
+@lru_cache(maxsize=1)
+def _text_reader(folder: Path, _shards: str) -> SignalReader:
+    """Opened once for all shards, as opening hashes the whole store."""
+    return SignalReader(folder)
+
+
+def refuse_text(job: Job) -> None:
+    """Raises UserError if the responses of a crossed arm are not to be had as they should be."""
+    if job.arm.responses:
+        read_responses(job)
+    elif job.written_by:
+        open_signals(job.written_by)
+
+
+def read_responses(job: Job) -> dict[str, str]:
+    """Item -> response, of a job's file: CSV with a head, or one JSON object a line; the fields are id and response.
+
+    Raises:
+        UserError: it cannot be read, an id stands twice or is no item's, an item has none, or a response is empty or
+            holds a control token.
+    """
+    path = project_root() / job.arm.responses
+    if not path.is_file():
+        raise UserError(f"{job.arm.name}: its file of responses {job.arm.responses} is not there: mend the path.")
+    name, wanted = relative_name(path), {item.id for item in job.items()}
+    tokenizer, found = load_tokenizer(job.profile.teacher), dict[str, str]()
+    for where, row in _rows(path, name):
+        item, text = (str(row.get(key) or "").strip() for key in ("id", "response"))
+        if item not in wanted:
+            raise UserError(f"{where}: {clean(item, 60)!r} is no item of {job.split}: take the row out.")
+        if item in found:
+            raise UserError(f"{where}: {clean(item, 60)} stands there twice: leave one of its responses.")
+        if not text:
+            raise UserError(f"{where}: {clean(item, 60)} has an empty response: write one, or mend the column's name.")
+        try:
+            refuse_control_tokens(tokenizer, text)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        found[item] = text
+    if missing := sorted(wanted - found.keys()):
+        raise UserError(
+            f"{name} has responses to {len(found)} of {len(wanted)} items (none to {clean(missing[0], 60)}): add them."
+        )
+    return found
+
+
+def _rows(path: Path, name: str) -> list[tuple[str, dict]]:
+    """(where it stands, fields) of every row of a file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            return [(f"{name} row {n}", row) for n, row in enumerate(csv.DictReader(text.splitlines(True)), 2)]
+        lines = [(f"{name} line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = [(where, json.loads(line)) for where, line in lines]
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{name} is no file of responses ({clean(error, 100)}): CSV, or a JSON object a line."
+        ) from error
+    if odd := [where for where, row in rows if not isinstance(row, dict)]:
+        raise UserError(f"{odd[0]} is no JSON object with the fields id and response: mend it.")
+    return rows

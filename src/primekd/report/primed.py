@@ -1,0 +1,104 @@
+"""What priming did to the teacher, as it is shown: a table, sentences, and two figures."""
+
+from pathlib import Path
+
+from primekd.capture.judged import ARMS, POSITIONS, PositionRow
+from primekd.config.arms import unprimed
+from primekd.foundation.tables import read_records
+from primekd.report.cells import Name, Table
+from primekd.report.figures import DASHES, PALETTE, draw
+from primekd.report.formats import MISSING, interval, percent, significant
+from primekd.report.results import Results, read_optional
+from primekd.statistics.families import title_of
+from primekd.statistics.primed import PrimedRow, expectation
+
+NOTE = (
+    "The teacher's own answers by prompt, before any student. Differences are against the unprimed prompt on the same "
+    "items. KL(primed || unprimed): both read the primed answer, in nats a token. Unsure: tokens written with a "
+    "probability below 0.9. Same tokens: of all positions, the share with the unprimed token."
+)
+HEAD = (
+    "Prompt", "Items", "n", "Right, % [95 %]", "Difference, points [95 %]", "Tokens", "Difference [95 %]", "Cut off",
+    "Same tokens, %", "Entropy", "Unsure, %", "KL to unprimed [95 %]",
+)  # fmt: skip
+
+
+def short_table(folder: Path) -> Table:
+    """The columns that a terminal has room for."""
+    wide = "n", "Difference, points [95 %]", "Difference [95 %]", "Entropy", "Unsure, %"
+    return primed_table(folder).without(*wide)
+
+
+def primed_table(folder: Path) -> Table:
+    """A row for each split and prompt; without rows where nothing was measured."""
+    rows = [
+        [
+            Name(title_of(row["arm"]), row["arm"]), row["split"], row["n"], interval(row, "accuracy", percent),
+            interval(row, "accuracy_difference", lambda share: percent(share, signed=True)),
+            f"{float(row['tokens']):.0f}",
+            interval(row, "tokens_difference", lambda tokens: f"{float(tokens):+.0f}"), row["truncated"],
+            percent(row["same_share"]) if row["same_share"] else MISSING,
+            significant(row["entropy"], 3) if row["entropy"] else MISSING,
+            percent(row["unsure"]) if row["unsure"] else MISSING,
+            interval(row, "kl", lambda nats: significant(nats, 3)),
+        ]
+        for row in read_optional(Path(folder) / ARMS, PrimedRow)
+    ]  # fmt: skip
+    return Table("What priming did to the teacher", list(HEAD), rows, left=2)
+
+
+def primed_sentences(folder: Path) -> list[str]:
+    """Whether students can be expected to differ at all."""
+    path = Path(folder) / ARMS
+    return expectation(read_records(path, PrimedRow)) if path.is_file() else []
+
+
+def position_figure(folder: Path) -> str | None:
+    """KL(primed || unprimed) along the answers to the training items; None where it was not measured."""
+    path = Path(folder) / POSITIONS
+    rows = [row for row in read_records(path, PositionRow) if row.split == "train"] if path.is_file() else []
+    if not rows:
+        return None
+    arms, bins = (list(dict.fromkeys(keys)) for keys in ((r.arm for r in rows), ((r.start, r.end) for r in rows)))
+
+    def fill(axes):
+        for number, arm in enumerate(arms):
+            own = [row for row in rows if row.arm == arm]
+            places = [bins.index((row.start, row.end)) for row in own]
+            axes.plot(
+                places, [row.kl for row in own], marker="o", markersize=5, color=PALETTE[number % len(PALETTE)],
+                linestyle=DASHES[number % len(DASHES)], label=title_of(arm),
+            )  # fmt: skip
+        names = [f"{start + 1}" if end == start + 1 else f"{start + 1}–{end or ''}" for start, end in bins]
+        axes.set_xticks(range(len(bins)), names)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("Token of the answer")
+        axes.set_ylabel("KL(primed || unprimed), nats")
+        axes.legend()
+
+    return draw("positions", (7.6, 3.4), 1, fill)
+
+
+def gain_figure(results: Results) -> str | None:
+    """What a prompt moved in the teacher against what its student gained; None where one of them is not known."""
+    base = unprimed().name
+    moved = {row["arm"]: float(row["kl"]) for row in read_optional(results.folder / ARMS, PrimedRow)
+             if row["split"] == "train" and row["kl"]}  # fmt: skip
+    gained = [row for row in results.contrasts if row["reference"] == base and row["model"] in moved]
+    if not gained:
+        return None
+
+    def fill(axes):
+        for number, row in enumerate(gained):
+            value, low, high = (100 * float(row[f"accuracy{end}"]) for end in ("", "_low", "_high"))
+            x, colour = moved[row["model"]], PALETTE[number % len(PALETTE)]
+            axes.plot([x, x], [low, high], color=colour, linewidth=2)
+            axes.plot([x], [value], "o", color=colour, markersize=7, label=title_of(row["model"]))
+        axes.axhline(0, color="#333333", linewidth=1)
+        axes.set_xlim(left=0)
+        axes.margins(x=0.1)
+        axes.set_xlabel("What the prompt moved in the teacher: KL(primed || unprimed), nats a token")
+        axes.set_ylabel(f"Student minus {title_of(base)}, points")
+        axes.legend()
+
+    return draw("gains", (7.6, 3.6), 1, fill)

@@ -1,0 +1,187 @@
+"""What a priming's text does, what its logits do, and whether they add up: the 2 x 2 of both (effects.csv)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.logs import LogRow
+from primekd.config.arms import NONE, PRIMED, Arm, load_arms, of_role, split_seed
+from primekd.foundation.provenance import hash_json
+from primekd.statistics.contrasts import FITS, fits_of, verdicts_of
+from primekd.statistics.inference import LEVEL, UNKNOWN, Seeds, clustered, compare_sums, holm
+from primekd.tasks.clusters import cluster_of
+
+TEXT, LOGITS, INTERACTION = "text", "logits", "interaction"
+TEXT_ALONE, BEYOND_TEXT, ANOTHER_SEED = "text alone", "logits beyond text", "another seed"
+AND = " + "  # between the arms of one side
+# What of an arm is no setting of its own: its names, and the prompts that the cells cross.
+NO_SETTING = {
+    "name", "title", "role", "variant_of", "priming", "priming_file", "placement", "text", "signals", "notebooks",
+    "extra",
+}  # fmt: skip
+
+
+class Asked(NamedTuple):
+    """An effect of one arm: the mean of the arms in `plus` less that of those in `minus`.
+
+    An interaction is the sum less the sum: what both together do beyond what each does alone.
+    """
+
+    arm: str
+    effect: str
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+
+    @property
+    def weight(self) -> float:
+        return 1.0 if self.effect == INTERACTION else 1 / len(self.plus)
+
+
+@dataclass(frozen=True)
+class EffectRow:
+    """One effect, over the same items and over the seeds that all of its cells have: `model` less `reference`.
+
+    `effect`: A is the arm's prompt, B the unprimed one, and (text, logits) are what a student learned from. text: mean
+    of (A, A) - (B, A) and (A, B) - (B, B). logits: mean of (A, A) - (A, B) and (B, A) - (B, B). interaction: (A, A) -
+    (A, B) - (B, A) + (B, B). text alone: (A, none) - (B, none). logits beyond text: (A, A) - (A, none). another seed:
+    the unprimed arm trained again, less itself; the negative control.
+
+    `model`, `reference`: the arms of both sides. Accuracies are shares, kl and nll_gold nats a token; intervals are
+    Student's t, clustered by template where items have one, and by seed where all cells have several. `p` of the
+    accuracies is the exact test of signs; where items share templates the larger of that and the clustered t's; with
+    several seeds, and for kl and nll_gold, the clustered t's. The columns `p_holm` are adjusted over all measures of
+    all effects; the negative control has a family of its own. `truncated`, `reference_truncated`: of the cell of each
+    side that was cut off most. `mde` is the smallest true effect on accuracy that the t test finds in 80 % of
+    repetitions at the first of Holm's thresholds; empty where the cells do not differ at all.
+    """
+
+    arm: str
+    effect: str
+    model: str
+    reference: str
+    seeds: int
+    n: int
+    clusters: int
+    truncated: float
+    reference_truncated: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    p: float
+    p_holm: float
+    kl: float | None
+    kl_low: float | None
+    kl_high: float | None
+    kl_p: float | None
+    kl_p_holm: float | None
+    nll_gold: float | None
+    nll_gold_low: float | None
+    nll_gold_high: float | None
+    nll_gold_p: float | None
+    nll_gold_p_holm: float | None
+    mde: float | None
+
+
+def asked_of(arms: Mapping[str, Arm]) -> list[Asked]:
+    """The effects that these arms have all cells for. Cells that differ in more than their two prompts are no 2 x 2."""
+    cells: dict[tuple[str, ...], str] = {}
+    for arm in arms.values():
+        if arm.role in (*PRIMED, "baseline", "crossed", "text-alone"):
+            cells.setdefault((_settings(arm), *arm.cell), arm.name)
+    found: list[Asked | None] = []
+    for b in of_role("baseline", arms)[:1]:
+        of_text = _settings(arms[b])
+        found.append(_pair(b, BEYOND_TEXT, b, cells.get((of_text, b, NONE))))
+        for a in (arm.name for arm in arms.values() if arm.role in PRIMED):
+            own = _settings(arms[a])
+            both, a_text, a_logits, neither = (cells.get((own, *cell)) for cell in ((a, a), (a, b), (b, a), (b, b)))
+            if both and a_text and a_logits and neither:
+                found.append(Asked(a, TEXT, (both, a_text), (a_logits, neither)))
+                found.append(Asked(a, LOGITS, (both, a_logits), (a_text, neither)))
+                found.append(Asked(a, INTERACTION, (both, neither), (a_text, a_logits)))
+            alone = cells.get((own, a, NONE))
+            found += [_pair(a, TEXT_ALONE, alone, cells.get((own, b, NONE))), _pair(a, BEYOND_TEXT, a, alone)]
+    return [one for one in found if one]
+
+
+def _settings(arm: Arm) -> str:
+    return hash_json(arm.model_dump(mode="json", exclude=NO_SETTING))
+
+
+def _pair(arm: str, effect: str, one: str | None, other: str | None) -> Asked | None:
+    return Asked(arm, effect, (one,), (other,)) if one and other else None
+
+
+def effect_rows(logs: dict[str, list[LogRow]], held_out: Iterable[HeldOutRow]) -> list[EffectRow]:
+    """The effects that the models' arms have all cells for, and the negative control where the baseline has two seeds.
+
+    Raises:
+        ValueError: the models were measured on different items, or on one alone.
+    """
+    arms, names = load_arms(), {split_seed(model)[0] for model in logs}
+    here = {name: arm for name, arm in arms.items() if name in names}
+    again = [
+        Asked(name, ANOTHER_SEED, (model,), (name,))
+        for name in of_role("baseline", here)[:1] for model in logs if split_seed(model)[0] == name and model != name
+    ]  # fmt: skip
+    held_out, found = list(held_out), {}
+    for asked in (asked_of(here), again):  # two families
+        found |= _tested(asked, logs, held_out)
+    return [_row(one, logs, measured) for one, measured in found.items()]
+
+
+def _tested(
+    asked: list[Asked], logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]
+) -> dict[Asked, dict[str, tuple]]:
+    """Effect -> measure -> (comparison or effect, p, adjusted p, first threshold): all that is adjusted together."""
+    found = {}
+    groups = [cluster_of(r.id) for r in next(iter(logs.values()), [])]
+    cells = _with_seeds_apart(verdicts_of(logs))
+    for one in asked:
+        if differences := difference_of(one, cells):
+            found[one, "accuracy"] = compare_sums(differences, groups, one.weight * len(one.plus))
+    for measure in FITS:
+        sums, counts, fit_groups = fits_of(held_out, measure)
+        for one in asked:
+            if sums and (differences := difference_of(one, _with_seeds_apart(sums))):
+                found[one, measure] = clustered(differences, {}, counts, fit_groups)
+    tests: dict[Asked, dict[str, tuple]] = {}
+    adjusted = holm([result.p for result in found.values()])
+    for ((one, measure), result), p_holm in zip(found.items(), adjusted, strict=True):
+        tests.setdefault(one, {})[measure] = (result, result.p, p_holm, LEVEL / len(found))
+    return tests
+
+
+def _with_seeds_apart(of_arms: dict[str, Seeds]) -> dict[str, Seeds]:
+    """The same with every further seed as an arm of its own too, which has the profile's own seed alone."""
+    apart = {f"{arm}-seed{seed}": {"": values} for arm, own in of_arms.items() for seed, values in own.items() if seed}
+    return {**of_arms, **apart}
+
+
+def difference_of(asked: Asked, cells: Mapping[str, Seeds]) -> Seeds:
+    """seed -> (items,) what an effect is on each item, for the seeds that all of its cells have."""
+    sides = [(asked.weight, name) for name in asked.plus] + [(-asked.weight, name) for name in asked.minus]
+    if not all(name in cells for _, name in sides):
+        return {}
+    seeds = [seed for seed in cells[asked.plus[0]] if all(seed in cells[name] for _, name in sides)]
+    return {seed: np.sum([weight * cells[name][seed] for weight, name in sides], axis=0) for seed in seeds}
+
+
+def _row(asked: Asked, logs: dict[str, list[LogRow]], measured: dict[str, tuple]) -> EffectRow:
+    accuracy, p, p_holm, level = measured["accuracy"]
+    fits = []
+    for effect, *tested in (measured.get(measure, (None,)) for measure in FITS):
+        fits += [*effect.estimate, *tested[:2]] if effect else [*UNKNOWN, None, None]
+    cut = {model: float(np.mean([r.truncated for r in log])) for model, log in logs.items()}
+    most_cut = [
+        max(share for model, share in cut.items() if {model, split_seed(model)[0]} & {*side})
+        for side in (asked.plus, asked.minus)
+    ]
+    return EffectRow(
+        asked.arm, asked.effect, AND.join(asked.plus), AND.join(asked.minus), accuracy.effect.seeds, accuracy.items,
+        accuracy.clusters, *most_cut, *accuracy.effect.estimate, p, p_holm, *fits,
+        accuracy.effect.detectable(level) or None,
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""What priming did to the teacher, each arm against the unprimed one on the same items (priming-arms.csv)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from primekd.capture.judged import JudgedRow
+from primekd.statistics.families import title_of
+from primekd.statistics.inference import LEVEL, UNKNOWN, accuracy, clustered, compare_verdicts
+from primekd.tasks.clusters import cluster_of
+
+Found = dict[str, JudgedRow]  # item -> its row
+
+
+@dataclass(frozen=True)
+class PrimedRow:
+    """The teacher under one arm's prompt on the items of a split. Differences are primed minus unprimed, paired.
+
+    `accuracy` by the profile's reading, with Wilson's interval; differences with Student's t, clustered by template
+    where items have one; `accuracy_p` McNemar's exact one, or the larger of that and the clustered t's. `tokens` and
+    `tokens_difference` are means of a response. `same_share`: mean share of positions with the unprimed token;
+    `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token), `unsure` (share of
+    tokens written with p below 0.9) and `kl`, KL(primed || unprimed) in nats a token on the primed text.
+    """
+
+    split: str
+    arm: str
+    n: int
+    correct: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    accuracy_difference: float | None
+    accuracy_difference_low: float | None
+    accuracy_difference_high: float | None
+    accuracy_p: float | None
+    tokens: float
+    tokens_difference: float | None
+    tokens_difference_low: float | None
+    tokens_difference_high: float | None
+    tokens_p: float | None
+    truncated: int
+    same_share: float | None
+    same_whole: int | None
+    measured: int
+    entropy: float | None
+    unsure: float | None
+    kl: float | None
+    kl_low: float | None
+    kl_high: float | None
+
+
+def by_arm(rows: Sequence[JudgedRow], split: str) -> dict[str, Found]:
+    """Arm -> item -> row, of one split."""
+    found: dict[str, Found] = {}
+    for row in rows:
+        if row.split == split:
+            found.setdefault(row.arm, {})[row.id] = row
+    return found
+
+
+def primed_rows(rows: Sequence[JudgedRow], unprimed: str) -> list[PrimedRow]:
+    """A row for every split and arm.
+
+    Raises:
+        ValueError: an arm has other items than the unprimed one.
+    """
+    made = []
+    for split in dict.fromkeys(row.split for row in rows):
+        arms = by_arm(rows, split)
+        made += [_row(split, arm, found, arms.get(unprimed), arm == unprimed) for arm, found in arms.items()]
+    return made
+
+
+def _row(split: str, arm: str, found: Found, plain: Found | None, is_plain: bool) -> PrimedRow:
+    own, groups = list(found.values()), [cluster_of(item) for item in found]
+    verdicts, tokens = (np.array([getattr(r, name) for r in own], float) for name in ("correct", "tokens"))
+    difference, p, longer, longer_p, alike = UNKNOWN, None, UNKNOWN, None, (None, None)
+    if plain and not is_plain:
+        if plain.keys() != found.keys():
+            raise ValueError(f"{arm} and the unprimed teacher answered different items of {split}")
+        pairs = [plain[item] for item in found]
+        compared = compare_verdicts({"": verdicts}, {"": np.array([r.correct for r in pairs], float)}, groups)
+        lengths = np.array([r.tokens for r in pairs], float)
+        length = clustered({"": tokens}, {"": lengths}, np.ones(len(own)), groups)
+        difference, p, longer, longer_p = compared.effect.estimate, compared.p, length.estimate, length.p
+        alike = float(np.mean([r.same for r in own])), sum(r.same == 1 for r in own)
+    sure = [r for r in own if r.entropy is not None]
+    counted = sum(r.tokens for r in sure) or None
+    return PrimedRow(
+        split, arm, len(own), int(verdicts.sum()), *accuracy(verdicts), *difference, p, float(tokens.mean()), *longer,
+        longer_p, sum(r.truncated for r in own), *alike, len(sure), counted and sum(r.entropy for r in sure) / counted,
+        counted and sum(r.unsure for r in sure) / counted, *_kl(own),
+    )  # fmt: skip
+
+
+def _kl(rows: Sequence[JudgedRow]) -> tuple[float | None, ...]:
+    """Nats a token, with an interval over items."""
+    known = [r for r in rows if r.kl is not None]
+    if len(known) < 2:
+        return UNKNOWN
+    sums, counts = np.array([r.kl for r in known]), [r.tokens for r in known]
+    return clustered({"": sums}, {}, counts, [cluster_of(r.id) for r in known]).estimate
+
+
+SMALL_KL = 0.01  # nats a token: less than a student's own distance from its teacher by an order or more
+
+
+def expectation(rows: Sequence[PrimedRow]) -> list[str]:
+    """Whether students can be expected to differ at all, one sentence a primed arm, from its training items."""
+    return [_sentence(row) for row in rows if row.split == "train" and row.accuracy_difference is not None]
+
+
+def _sentence(row: PrimedRow) -> str:
+    title, said = title_of(row.arm), []
+    if row.tokens_p < LEVEL and row.tokens_difference:
+        share = row.tokens_difference / (row.tokens - row.tokens_difference)
+        said.append(f"its text is {abs(share):.0%} {'longer' if share > 0 else 'shorter'}")
+    if row.accuracy_p < LEVEL and row.accuracy_difference:
+        points = 100 * row.accuracy_difference
+        said.append(f"{abs(points):.1f} points {'more' if points > 0 else 'fewer'} of its answers are right")
+    if row.kl_low is not None and row.kl_low > SMALL_KL:
+        said.append(f"it moves the teacher by {row.kl:.3f} nats a token")
+    same = f"{row.same_whole} of {row.n} responses are the unprimed ones, word for word"
+    if said:
+        return f"{title} can be expected to differ: {' and '.join(said)} ({same})."
+    return f"{title} can hardly be expected to differ: neither length nor accuracy nor distribution moved ({same})."

@@ -1,0 +1,94 @@
+"""The study's own contrasts again on matched items: what the teacher got right, what it said as long (subsets.csv)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from primekd.assessment.logs import LogRow
+from primekd.capture.judged import JudgedRow
+from primekd.config.arms import load_arms
+from primekd.foundation.tables import read_records
+from primekd.statistics.contrasts import contrast
+from primekd.statistics.families import MAIN, Pair, Planned
+from primekd.statistics.inference import holm
+
+ALL_RIGHT, SAME_LENGTH = "all right", "same length"
+CLOSE = 1.1  # the longer response over the shorter one, in tokens, at most
+# McNemar's exact test needs six discordant items for p < 0.05; with one item in five discordant, 30 have them.
+FEWEST = 30
+Taught = Mapping[str, Mapping[str, tuple[bool, int]]]  # arm -> item -> (right, tokens) of the teacher's answer
+
+
+@dataclass(frozen=True)
+class SubsetRow:
+    """A contrast of the main family on `n` of its items; columns as in contrasts.csv.
+
+    `subset`: all right, the test items that the teacher answered rightly under every prompt; same length, those of its
+    answers under the two arms' prompts that differ by 10 % of the shorter one's tokens at most. p is adjusted over the
+    table. With fewer than 30 items nothing is tested (p is empty), with fewer than two nothing is known.
+    """
+
+    subset: str
+    n: int
+    model: str
+    reference: str
+    seeds: int | None = None
+    clusters: int | None = None
+    truncated: float | None = None
+    reference_truncated: float | None = None
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+
+
+FROM_CONTRASTS = [f.name for f in fields(SubsetRow) if f.name not in ("subset", "n", "model", "reference")]
+
+
+def read_taught(path: Path) -> Taught:
+    """The teacher's answers to the test items; none where there is no such file.
+
+    Raises:
+        UserError: it has a row that cannot be read.
+    """
+    found: dict[str, dict[str, tuple[bool, int]]] = {}
+    for row in read_records(path, JudgedRow) if path.is_file() else []:
+        if row.split == "test":
+            found.setdefault(row.arm, {})[row.id] = (row.correct, row.tokens)
+    return found
+
+
+def subset_rows(logs: dict[str, list[LogRow]], taught: Taught, planned: Planned) -> list[SubsetRow]:
+    """The contrasts of the main family on matched items; nothing where the teacher's answers are not known."""
+    main = [pair for pair, family in planned.items() if family == MAIN] if taught else []
+    rows = [_row(logs, ALL_RIGHT, pair, _all_right(taught)) for pair in main]
+    rows += [_row(logs, SAME_LENGTH, pair, ids) for pair in main if (ids := _same_length(taught, pair)) is not None]
+    tested = [row for row in rows if row.p is not None]
+    adjusted = dict(zip(map(id, tested), holm([row.p for row in tested]), strict=True))
+    return [replace(row, p_holm=adjusted.get(id(row))) for row in rows]
+
+
+def _all_right(taught: Taught) -> set[str]:
+    return set.intersection(*({i for i, (right, _) in answers.items() if right} for answers in taught.values()))
+
+
+def _same_length(taught: Taught, pair: Pair) -> set[str] | None:
+    """None where both arms have their text from one prompt, or one from none."""
+    arms = load_arms()
+    prompts = [arms[name].cell[0] if name in arms else "" for name in pair]
+    if prompts[0] == prompts[1] or not all(prompt in taught for prompt in prompts):
+        return None
+    first, second = (taught[prompt] for prompt in prompts)
+    pairs = {i: sorted((first[i][1], second[i][1])) for i in first.keys() & second.keys()}
+    return {i for i, (shorter, longer) in pairs.items() if longer <= CLOSE * shorter}
+
+
+def _row(logs: dict[str, list[LogRow]], subset: str, pair: Pair, ids: set[str]) -> SubsetRow:
+    kept = {model: [row for row in log if row.id in ids] for model, log in logs.items()}
+    n = len(next(iter(kept.values())))
+    if n < 2:
+        return SubsetRow(subset, n, *pair)
+    (found,) = contrast(kept, [], {pair: MAIN})
+    row = SubsetRow(subset, n, *pair, **{name: getattr(found, name) for name in FROM_CONTRASTS})
+    return row if n >= FEWEST else replace(row, p=None)
