@@ -182,6 +182,23 @@ def test_bfloat16_states_have_exact_logits_and_a_gradient_to_bfloat16(hidden, he
     assert (states.grad.double() - gradient64).norm() / gradient64.norm() < 0.01
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_teachers_float32_rows_are_rounded_for_a_bfloat16_student_alone(
+    hidden, head, targets, precision, monkeypatch
+):
+    """To bfloat16's noise: 1/256 a factor. A student in float32 has them as they are."""
+    asked, factors = [], products.bfloat16_factors
+    monkeypatch.setattr(products, "bfloat16_factors", lambda: asked.append(True) or factors())
+    states, head = hidden.detach().to(precision).requires_grad_(), head.to(precision)
+    teacher, loss = teacher_rows("hidden", 1.0), LossConfig(alpha=0.3)
+    value, _ = chunked_loss(states, head, None, targets, teacher, loss, TOKENS)
+    value.backward()
+    value64, _, _, gradient64 = loss64(states, head, None, targets, teacher, loss)
+    assert bool(asked) == (precision == torch.bfloat16)
+    assert value.item() == pytest.approx(value64.item(), rel=0.01 if asked else 1e-5)
+    assert (states.grad.double() - gradient64).norm() / gradient64.norm() < (0.02 if asked else 1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", [LossConfig(alpha=0.3), LossConfig(alpha=0.3, temperature=2.0)], ids=["T1", "T2"])
 def test_it_is_the_plain_loss(hidden, head, targets, kind, loss):

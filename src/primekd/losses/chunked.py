@@ -142,8 +142,9 @@ def chunk_rows(vocabulary: int, device: str) -> int:
 class _Buffers:
     """Tensors of one chunk, (rows, V), by name; made once, since new pages cost as much as the arithmetic."""
 
-    def __init__(self, size: int, columns: int, device: torch.device):
-        self._shape, self._device = (size, columns), device
+    def __init__(self, size: int, columns: int, hidden: Tensor):
+        self._shape, self._device = (size, columns), hidden.device
+        self.rounded = hidden.dtype == torch.bfloat16  # so the teacher's product may be as the student's
         self._all: dict[str, Tensor] = {}
         self.rows = size
 
@@ -163,7 +164,7 @@ def _in_chunks(
     """Some rows after the others: which ones, CE (C,), D (C,), and buffers, (C, V): "slopes" is dL/dlogits, and under a
     soft cap "bend" what it has still to be multiplied by."""
     size = max(1, min(len(hidden), chunk_rows(len(head), hidden.device.type)))
-    buffers = _Buffers(size, len(head), hidden.device)
+    buffers = _Buffers(size, len(head), hidden)
     for start in range(0, len(hidden), size):
         rows = slice(start, min(start + size, len(hidden)))
         part = None if teacher is None else teacher.part(rows)
@@ -186,7 +187,7 @@ def _chunk(
         return ce, torch.zeros_like(ce)
     dense = isinstance(teacher, DenseRows | HiddenRows)
     if dense and loss.temperature == 1 and loss.divergence == "forward_kl":  # one softmax serves both terms
-        kd, p = _forward_kl_and_p(buffers, z, slopes, _teacher_logits(teacher, buffers["t"]))
+        kd, p = _forward_kl_and_p(buffers, z, slopes, _teacher_logits(teacher, buffers))
         slopes.sub_(p.mul_(1 - loss.alpha)).scatter_add_(1, targets, torch.full_like(ce, -loss.alpha)[:, None])
         return ce, kd
     if loss.temperature == 1:
@@ -198,7 +199,7 @@ def _chunk(
     elif isinstance(teacher, SampledRows):
         kd = _sampled(z, q, teacher)
     else:
-        t = _teacher_logits(teacher, buffers["t"]).div_(loss.temperature)
+        t = _teacher_logits(teacher, buffers).div_(loss.temperature)
         kd = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd}[loss.divergence](
             buffers, z, q, t, loss
         )
@@ -213,9 +214,10 @@ def log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
     return logits.amax(-1) - probabilities.amax(-1).log()
 
 
-def _teacher_logits(teacher: SignalRows, out: Tensor) -> Tensor:
+def _teacher_logits(teacher: SignalRows, buffers: _Buffers) -> Tensor:
+    out = buffers["t"]
     if isinstance(teacher, HiddenRows):
-        return teacher.transform.apply_(logits_of(teacher.hidden, teacher.head, out=out))
+        return teacher.transform.apply_(logits_of(teacher.hidden, teacher.head, out=out, rounded=buffers.rounded))
     return out.copy_(teacher.logits)
 
 

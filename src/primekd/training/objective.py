@@ -5,10 +5,10 @@ import inspect
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from primekd.config import LossConfig
 from primekd.losses import chunked_loss, distillation_loss
+from primekd.models.attention import packed
 from primekd.models.logits import find_transform, require_transform
 from primekd.signals import SignalRows
 from primekd.teachers.cache import has_plain_cache, narrowest_window
@@ -27,7 +27,7 @@ class StudentObjective(nn.Module):
         model: a peft model over a frozen base, or one all of whose weights are trained. Trained weights stay in
             float32; over a bfloat16 base their products run in bfloat16 (autocast), a third faster on a CPU.
         vocab_size: V, the tokenizer's size; the head's further columns are padding.
-        share_prefix: read what all rows begin with once; see may_share_prefix.
+        pack: read rows one behind the other, without padding and what all begin with once; see may_pack.
         dtype: what products run in; None for what the base's weights are in.
 
     Attributes:
@@ -38,11 +38,10 @@ class StudentObjective(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, loss: LossConfig, vocab_size: int, share_prefix: bool = False,
+        self, model: nn.Module, loss: LossConfig, vocab_size: int, pack: bool = False,
         dtype: str | None = None,
     ):  # fmt: skip
         super().__init__()
-        self.share_prefix = share_prefix
         self.model, self.loss, self.vocab_size = model, loss, vocab_size
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = base.config
@@ -54,6 +53,7 @@ class StudentObjective(nn.Module):
         self._rounds = self._bfloat16 and own == torch.float32  # hidden states, as a model in bfloat16 does
         with self._precision(base.get_input_embeddings().weight):
             self.transform = require_transform(find_transform(base, vocab_size), type(base).__name__)
+        self.pack = pack and self._packs_alike()
 
     def response_states(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) each -> hidden (N, D) at position t - 1 of every label at t, and targets (N,), row by row."""
@@ -61,17 +61,42 @@ class StudentObjective(nn.Module):
         kept = targets != IGNORED  # (B, S - 1)
         if input_ids.shape[1] > 1:  # nothing is predicted from the last token
             input_ids, attention_mask = input_ids[:, :-1], attention_mask[:, :-1]
-        first = prefix_length(input_ids, attention_mask, kept) if self.share_prefix else 0
         with self._precision(input_ids):
-            if first:
-                hidden = states_after(self._parts[0], first, input_ids, attention_mask)  # (B, S - 1 - first, D)
+            if self.pack and kept.shape[1] and is_padded_behind(attention_mask):
+                hidden = self._packed(input_ids, attention_mask.bool(), kept)
             else:
                 hidden = self._parts[0](
                     input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-                ).last_hidden_state  # (B, S - 1, D)
-        kept, targets = kept[:, first:], targets[:, first:]
-        hidden = hidden[:, : kept.shape[1]][kept]
+                ).last_hidden_state[:, : kept.shape[1]][kept]  # (B, S - 1, D) -> (N, D)
         return hidden.bfloat16() if self._rounds else hidden, targets[kept]
+
+    def _packed(self, input_ids: Tensor, real: Tensor, kept: Tensor) -> Tensor:
+        """Ids, and whether one is no padding and its state is wanted, (B, S) each -> the wanted states (N, D)."""
+        first = prefix_length(input_ids, real, kept)
+        behind = real[:, first:]
+        places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        ids, positions = (torch.cat([x[0, :first], x[:, first:][behind]])[None] for x in (input_ids, places))
+        decoder = self._parts[0]
+        with packed(decoder):
+            hidden = decoder(
+                input_ids=ids, position_ids=positions, use_cache=False, shared=first, lengths=behind.sum(1).tolist()
+            ).last_hidden_state[0, first:]  # (sum of lengths, D)
+        return hidden[kept[:, first:][behind]]
+
+    @torch.no_grad()
+    def _packs_alike(self) -> bool:
+        """Whether the architecture passes on what packed attention needs, and does no more: asked with two rows."""
+        ids = torch.arange(2, 22, device=self.model.device).repeat(2, 1) % self.vocab_size  # (2, 20)
+        ids[1, 12:] = 3
+        labels, mask = ids.clone(), torch.ones_like(ids)
+        labels[:, :14], labels[0, 18:], mask[0, 18:] = IGNORED, IGNORED, 0
+        states = []
+        try:
+            for self.pack in (False, True):
+                states.append(self.response_states(ids, mask, labels)[0].float())
+        except (TypeError, NotImplementedError):
+            return False
+        return bool((states[1] - states[0]).norm() <= (0.2 if self._bfloat16 else 1e-3) * states[0].norm())
 
     def _precision(self, inputs: Tensor) -> torch.autocast:
         return torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._bfloat16)
@@ -113,17 +138,17 @@ class StudentObjective(nn.Module):
         return chunked_loss(hidden, *self.head(), targets, teacher, loss, tokens, self.transform)
 
 
-# What all rows of a micro-batch begin with is read once instead of once a row. A prompt starts with the chat template's
-# own words, and a causal model's states there do not depend on what follows. So they are computed for one row, and the
-# others attend to the same keys and values, which stay in the autograd graph: loss and gradients are of whole rows.
+# On a CPU the rows of a micro-batch are read as one, one behind the other: there is no padding, and attention takes
+# each row for itself. What all begin with, the chat template's own words, stands once in front: a causal model's states
+# there do not depend on what follows, and stay in the autograd graph, so loss and gradients are those of whole rows.
 
 
-def may_share_prefix(model: nn.Module, longest: int) -> bool:
-    """Whether two passes give the same as one, and may take less time.
+def may_pack(model: nn.Module, longest: int) -> bool:
+    """Whether packed rows give the same as padded ones, and may take less time.
 
-    Not on a GPU, where every pass has to be launched kernel by kernel, nor with several processes, whose wrappers
-    expect one pass; not with dropout, which rows would have in common, nor with recomputed activations, which go
-    without a cache. Layers have to keep the keys and values of all tokens.
+    Not on a GPU, where every row's attention has to be launched kernel by kernel, nor with several processes, whose
+    wrappers know padded rows; not with dropout, which rows would have in common, nor with recomputed activations, which
+    would come back under another attention. Layers have to look at the keys and values of all tokens.
 
     Args:
         model: a causal model of transformers, with or without LoRA layers in it.
@@ -135,7 +160,8 @@ def may_share_prefix(model: nn.Module, longest: int) -> bool:
         and process_count() == 1
         and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         and not _has_dropout(model)
-        and {"position_ids", "past_key_values"} <= accepted.keys()
+        and "position_ids" in accepted
+        and model.config._attn_implementation in ("sdpa", "eager")
         and has_plain_cache(model.config)
         and longest <= narrowest_window(model.config)
     )
@@ -162,21 +188,6 @@ def prefix_length(input_ids: Tensor, attention_mask: Tensor, used: Tensor) -> in
     return length if length >= SHORTEST_PREFIX else 0
 
 
-def states_after(decoder: nn.Module, length: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Last hidden states (B, S - length, D) behind the first `length` tokens (B, S), which are those of every row."""
-    cache = DynamicCache(config=decoder.config)
-    decoder(
-        input_ids=input_ids[:1, :length], attention_mask=attention_mask[:1, :length], past_key_values=cache,
-        use_cache=True,
-    )  # fmt: skip
-    for layer in cache.layers:
-        if layer.is_initialized:  # not where a layer uses another one's keys
-            layer.keys, layer.values = (x.expand(len(input_ids), -1, -1, -1) for x in (layer.keys, layer.values))
-    positions = torch.arange(length, input_ids.shape[1], device=input_ids.device)[None]
-    return decoder(
-        input_ids=input_ids[:, length:],
-        attention_mask=attention_mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+def is_padded_behind(attention_mask: Tensor) -> bool:
+    """Whether no row (B, S) has padding in front of or between its tokens."""
+    return bool((attention_mask.diff(dim=1) <= 0).all() and attention_mask[:, 0].all())

@@ -23,7 +23,7 @@ from primekd.training.examples import (
     asked_of,
     longest_sequence,
 )
-from primekd.training.objective import StudentObjective, may_share_prefix
+from primekd.training.objective import StudentObjective, may_pack
 from primekd.training.processes import process_count
 
 
@@ -219,7 +219,7 @@ def build_trainer(
     trainer = DistillTrainer(
         signals=signals,
         train=train,
-        model=StudentObjective(model, loss, len(tokenizer), may_share_prefix(base, longest), dtype),
+        model=StudentObjective(model, loss, len(tokenizer), may_pack(base, longest), dtype),
         args=arguments,
         train_dataset=examples,
         eval_dataset=validation or None,
