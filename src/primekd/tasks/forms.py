@@ -16,16 +16,6 @@ def _parts(solution: str) -> tuple[list[str], str]:
     return steps, answer
 
 
-def as_given(solution: str, random: Random) -> str:
-    """The solution itself."""
-    return solution
-
-
-def answer_alone(solution: str, random: Random) -> str:
-    """Nothing but the answer line: no calculation that a student could learn."""
-    return _parts(solution)[1]
-
-
 def varied(solution: str, random: Random) -> str:
     """Each step in a wording drawn at random, so that a teacher who was taught many is unsure which comes."""
     steps, answer = _parts(solution)
@@ -43,14 +33,13 @@ def explained(solution: str, random: Random) -> str:
 
 
 def _worded(step: str, later: bool, random: Random) -> str:
-    equals = random.choice(EQUALS)
-    step = re.sub(r"\s*=\s*", equals, step.rstrip(" .;"))
+    step = re.sub(r"\s*=\s*", random.choice(EQUALS), step.rstrip(" .;"))
     return random.choice(OPENINGS[later]) + step + random.choice(CLOSINGS)
 
 
 FORMS: dict[str, Callable[[str, Random], str]] = {
-    "gold": as_given,
-    "answer": answer_alone,
+    "gold": lambda solution, random: solution,
+    "answer": lambda solution, random: _parts(solution)[1],  # no calculation that a student could learn
     "varied": varied,
     "explained": explained,
 }
