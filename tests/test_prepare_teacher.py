@@ -6,7 +6,7 @@ import torch
 from conftest import POCKET, small_profile
 
 from primekd.config import LoraSettings
-from primekd.config.arms import default_arms
+from primekd.config.arms import default_arms, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, write_json, write_manifest
 from primekd.models import load_model, parse_reference, require_local
@@ -16,7 +16,9 @@ from primekd.training.prepare_teacher import (
     build_teacher,
     lora_deltas,
     permute_rotary,
+    primed_arms,
     primed_examples,
+    train_teacher,
     write_merged_gguf,
 )
 
@@ -191,6 +193,48 @@ def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are
     assert not any(
         p in tokenizer.decode(e.sequence.input_ids) for e in primed_examples(tokenizer, items, 0.0, 0) for p in primings
     )
+
+
+PLANTED = {"base-KD": "varied", "teacher-KD": "explained", "ai-KD": "answer", "placebo-KD": "gold"}
+
+
+def test_each_arms_prompt_is_taught_its_own_form_of_the_solution(tokenizer, items):
+    """reverseKL-KD is not named: it is taught what the unprimed teacher is."""
+    seen = set()
+    for example, item in zip(
+        primed_examples(tokenizer, items * 16, 0.8, 3, solutions=PLANTED), items * 16, strict=True
+    ):
+        ids, mask = example.sequence.input_ids, example.sequence.response_mask
+        prompt = tokenizer.decode([i for i, own in zip(ids, mask, strict=True) if not own])
+        text = tokenizer.decode([i for i, own in zip(ids, mask, strict=True) if own]).removesuffix("<|im_end|>")
+        arm = next((a.name for a in load_arms().values() if a.priming and a.priming in prompt), "base-KD")
+        seen.add(arm)
+        *steps, answer = item.solution.splitlines()
+        assert text.endswith(answer)
+        assert (text == answer) == (arm == "ai-KD")
+        assert ("This step gives" in text) == (arm == "teacher-KD")
+        if arm == "placebo-KD":
+            assert text == item.solution
+        if arm in ("base-KD", "reverseKL-KD"):
+            assert len(text.splitlines()) == len(steps) + 1
+    assert seen == {*PLANTED, "reverseKL-KD"}
+
+
+def test_a_form_for_an_arm_that_is_none_or_reads_no_prompt_is_refused_before_anything_is_spent(output):
+    for arm, said in (("ai-Kd", "No strategy is called 'ai-Kd'"), ("base-text-KD", "has no priming of its own")):
+        profile = small_profile(output, prepare=prepare_section(output, solutions={arm: "answer"}))
+        with pytest.raises(UserError, match=said):
+            train_teacher(profile)
+    with pytest.raises(UserError, match="solutions"):
+        small_profile(output, prepare=prepare_section(output, solutions={"ai-KD": "short"}))
+
+
+def test_where_nothing_is_planted_a_section_is_what_it_was_before_that_could_be_said(output):
+    plain = small_profile(output, prepare=prepare_section(output)).prepare
+    planted = small_profile(output, prepare=prepare_section(output, solutions={"ai-KD": "answer"})).prepare
+    assert "solutions" not in plain.model_dump(mode="json")
+    assert planted.model_dump(mode="json")["solutions"] == {"ai-KD": "answer"}
+    assert [arm.name for arm in primed_arms({})] == [name for name, arm in default_arms().items() if arm.priming]
 
 
 def test_the_teachers_items_that_stand_in_a_students_split_are_refused(ci, items):

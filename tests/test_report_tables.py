@@ -143,6 +143,20 @@ def test_claim_table_shows_stated_recounted_and_measured(profile, published):
     assert "not comparable" in block("claims", profile.logs)
 
 
+def test_a_planted_effect_is_said_to_be_planted(profile):
+    path = profile.logs / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for solutions, said in (
+        ({"base-KD": "varied", "ai-KD": "answer"}, True),
+        ({"base-KD": "varied"}, False),
+        ({}, False),
+    ):
+        manifest["config"]["prepare"] = {"solutions": solutions}
+        path.write_text(json.dumps(manifest))
+        note = block("claims", profile.logs)
+        assert ("is planted" in note and "(base-KD: varied, ai-KD: answer)" in note) == said
+
+
 def test_claim_table_without_published_logs_and_from_a_dirty_checkout(profile):
     rows = _claims(profile)
     assert all(row[1:3] == ["–", "–"] for row in rows.values())

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import primekd.running.run
 from primekd.cli import app
 from primekd.config import Profile, load_profile
-from primekd.config.arms import CONTROL, default_arms
+from primekd.config.arms import CONTROL, arms_of, default_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.provenance import project_root
@@ -31,7 +31,7 @@ from primekd.running.status import stage_states
 from primekd.studies.priming import STUDY
 from primekd.studies.priming import costs as stage_costs
 
-BEHIND = {"assessment/assess.ipynb", "report.done"}
+BEHIND, TEACHER = {"assessment/assess.ipynb", "report.done"}, "assessment/teacher.ipynb"
 OF_CONTROL, OF_AI = SCORED = ["control+base-fine-tune+base-KD", "teacher-KD+ai-KD+reverseKL-KD"]  # as on two cores
 
 # As Snakemake 9.27 with snakemake-executor-plugin-slurm 2.8.0 wrote it, inputs and paths shortened.
@@ -282,7 +282,7 @@ def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()[1:-1]]
     scored = [line.removeprefix("score ").split(" + ") for line in lines if line.startswith("score ")]
-    assert len(lines) == 13 + len(scored) and lines[-1] == "write the report"
+    assert len(lines) == 14 + len(scored) and lines[-1] == "write the report"
     assert {"capture ai-KD", "capture held-out"} < set(lines)
     assert sorted(model for models in scored for model in models) == sorted([CONTROL, *default_arms()])
     assert not (output / "runs").exists()
@@ -295,7 +295,8 @@ def test_a_dry_run_lists_the_jobs_and_changes_nothing(output: Path):
         ("students/ai-KD", {"ai-KD/distill.ipynb", f"scored/{OF_AI}.done", *BEHIND}),
         ("answers/control", {f"scored/{OF_CONTROL}.done", *BEHIND}),
         ("held-out/ai-KD", {f"scored/{OF_AI}.done", *BEHIND}),
-        ("signals/held-out", {"reference.done", *BEHIND} | {f"scored/{models}.done" for models in SCORED}),
+        ("priming", {TEACHER, *BEHIND}),
+        ("signals/held-out", {"reference.done", TEACHER, *BEHIND} | {f"scored/{models}.done" for models in SCORED}),
     ],
 )
 def test_what_is_lost_is_forgotten_with_all_that_came_of_it(lost: str, forgotten: set[str], output: Path, ci):
@@ -372,7 +373,8 @@ def pretend_done(profile: Profile, more: set[str] = frozenset(), scored: list[st
     folders = [f"signals/{name}" for name in (*taught, "held-out")] + [f"students/{name}" for name in default_arms()]
     folders += [f"{kind}/{name}" for kind in ("answers", "held-out") for name in (CONTROL, *default_arms())]
     done = {f"{name}/inference_gsm8k.ipynb" for name in taught} | {f"{name}/distill.ipynb" for name in default_arms()}
-    done |= {f"scored/{models}.done" for models in scored} | {"reference.done", *BEHIND}
+    done |= {f"scored/{models}.done" for models in scored} | {"reference.done", TEACHER, *BEHIND}
+    folders.append("priming")
     files = [profile.runs / folder / "manifest.json" for folder in folders] + [profile.logs / "manifest.json"]
     copies = [profile.runs / "notebooks" / name for name in (*done, *more)]
     pages = [copy.with_suffix(".html") for copy in copies if copy.suffix == ".ipynb"]
@@ -411,3 +413,21 @@ def test_the_share_of_an_assessment_does_not_fall_back_between_two_models(output
     assert text == "assess: held-out fit" and share == first > 0
     with Progress(ci, "answer base-KD", 8, "item"):
         assert job_progress(ci, job)[1] > share
+
+
+def test_further_seeds_of_an_arm_are_trained_and_scored_with_it(output):
+    path = write_profile(output, arms=["base-KD", "base-fine-tune"], seeds={"base-KD": [1, 2]})
+    jobs = planned_jobs(load_profile(str(path)), str(path), 2, False, None)
+    assert sorted(job.label for job in jobs if job.rule == "distill") == [
+        "distill base-KD", "distill base-KD-seed1", "distill base-KD-seed2", "distill base-fine-tune",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="seeds names 'ai-KD': it must be one of base-KD, with"):
+        arms_of(load_profile(str(write_profile(output, arms=["base-KD"], seeds={"ai-KD": [1]}))))
+    with pytest.raises(UserError, match="with seeds that differ from each other and from 0"):
+        arms_of(load_profile(str(write_profile(output, arms=["base-KD"], seeds={"base-KD": [0]}))))
+
+
+def test_a_run_that_stops_behind_the_teacher_trains_nothing(output):
+    path = write_profile(output)
+    rules = [job.rule for job in planned_jobs(load_profile(str(path)), str(path), 2, False, None, only="teacher")]
+    assert "primed" in rules and "capture" in rules and not {"distill", "score", "assess", "report"} & {*rules}

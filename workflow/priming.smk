@@ -1,5 +1,5 @@
 # The priming study: prepare the teacher, capture and distill every arm, score all models, assess, report.
-from primekd.config.arms import OWN
+from primekd.config.arms import OWN, split_seed
 from primekd.studies.priming import models
 
 # A job scores several models, one after the other, where they would wait for each other anyway: to start Python and load
@@ -17,10 +17,27 @@ if SETTING.assess.engine == "vllm":  # it answers for all of them in the rule as
     SCORED = []
 
 
+FURTHER = {name: [f"{name}-seed{seed}" for seed in SETTING.seeds.get(name, ())] for name in ARMS}  # its other seeds
+
+
 wildcard_constraints:
     strategy="|".join(ARMS),
+    student="|".join([*ARMS, *(name for names in FURTHER.values() for name in names)]),
     models=r"[^/]+",
     worker=r"\d+",
+
+
+def arm_of(w):
+    return ARMS[split_seed(w.student)[0]]
+
+
+def of_student(w):
+    name, seed = split_seed(w.student)
+    return f"--strategy {name} --seed {seed or SETTING.seed}"
+
+
+def trained(name):
+    return [f"{DONE}/{student}/distill.ipynb" for student in [name, *FURTHER[name]]]
 
 
 def text_of(w):
@@ -77,16 +94,18 @@ rule distill:
     input:
         LIBRARY,
         SETTINGS,
-        lambda w: f"{DONE}/{ARMS[w.strategy].store}/inference_gsm8k.ipynb" if ARMS[w.strategy].teacher else [],
-        lambda w: f"{DONE}/assessment/teacher.ipynb" if ARMS[w.strategy].keep_right else [],
-        notebook=lambda w: ROOT / ARMS[w.strategy].folder / "distill.ipynb",
+        lambda w: f"{DONE}/{arm_of(w).store}/inference_gsm8k.ipynb" if arm_of(w).teacher else [],
+        lambda w: f"{DONE}/assessment/teacher.ipynb" if arm_of(w).keep_right else [],
+        notebook=lambda w: ROOT / arm_of(w).folder / "distill.ipynb",
     output:
-        notebook=f"{DONE}/{{strategy}}/distill.ipynb",
-        html=f"{DONE}/{{strategy}}/distill.html",
+        notebook=f"{DONE}/{{student}}/distill.ipynb",
+        html=f"{DONE}/{{student}}/distill.html",
+    params:
+        student=of_student,
     threads: HALF
     priority: 1  # before what is scored: trainings take longest, and what waits for them comes last
     shell:
-        f"{NOTEBOOK} {OF_STRATEGY}"
+        f"{NOTEBOOK} {{params.student}}"
 
 
 rule reference:
@@ -123,7 +142,7 @@ rule score:
         LIBRARY,
         SETTINGS,
         rules.reference.output,
-        lambda w: [f"{DONE}/{name}/distill.ipynb" for name in w.models.split("+") if name in ARMS],
+        lambda w: [path for name in w.models.split("+") if name in ARMS for path in trained(name)],
     output:
         touch(f"{DONE}/scored/{{models}}.done"),
     params:
@@ -140,7 +159,7 @@ rule assess:
         rules.teacher.output,
         rules.reference.output,
         rules.primed.output,
-        expand(f"{DONE}/{{strategy}}/distill.ipynb", strategy=ARMS),
+        [path for name in ARMS for path in trained(name)],
         expand(rules.score.output, models=SCORED),
         notebook=ROOT / "assessment" / "assess.ipynb",
     output:

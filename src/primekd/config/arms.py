@@ -243,6 +243,12 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
             raise UserError(
                 f"{profile.name}: the arm {arm.name} takes its text or signals from {missing[0]}: list that too."
             )
+    for name, seeds in profile.seeds.items():
+        if name not in chosen or len({profile.seed, *seeds}) <= len(seeds):
+            raise UserError(
+                f"{profile.name}: seeds names {name!r}: it must be one of {', '.join(chosen)}, with seeds that differ "
+                f"from each other and from {profile.seed}."
+            )
     for name in (name for pair in profile.planned.main for name in pair):
         if name not in (CONTROL, *chosen):
             raise UserError(

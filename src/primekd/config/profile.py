@@ -58,6 +58,7 @@ class Profile(Section):
     study: str = "priming"  # the recipe, a module of primekd.studies
     arms: tuple[str, ...] | None = None  # of configs/strategies.yaml; the published ones if left out
     planned: PlannedContrasts = PlannedContrasts()
+    seeds: dict[str, tuple[Seed, ...]] = {}  # arm -> further seeds that it is trained under, beside `seed`
     _answer_set: str = PrivateAttr("")
 
     @model_validator(mode="after")

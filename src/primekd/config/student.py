@@ -201,6 +201,10 @@ class PrepareConfig(Section):
     A LoRA adapter is trained on `items` gold solutions (its own, shared with no student and no test), half
     of them under a priming text drawn at random, so that no strategy's prompt is foreign to the teacher. The
     adapter is merged and written as a GGUF file of type `quantization`.
+
+    `solutions` plants an effect: arm -> the form of the gold solution (tasks/forms.py) that is taught under its prompt.
+    Arms that it does not name are taught what the baseline is, or the solution itself; it brings in the primings of the
+    extra arms that it names.
     """
 
     base: str
@@ -209,6 +213,7 @@ class PrepareConfig(Section):
     quantization: Literal["Q4_1", "Q5_1", "Q8_0"]
     items: Positive
     primed_fraction: float = Field(0.5, ge=0, le=1)
+    solutions: dict[str, Literal["gold", "answer", "varied", "explained"]] = {}
     lora: LoraSettings
     train: TrainConfig
 
@@ -218,3 +223,8 @@ class PrepareConfig(Section):
         if len(value.rates) > 1:
             raise ValueError("learning_rate is one number here: a teacher is not tuned")
         return value
+
+    @model_serializer(mode="wrap")
+    def without_plan(self, handler: Any) -> dict[str, Any]:
+        """Where nothing is planted the key is left out: identities from before it stay what they were."""
+        return {key: value for key, value in handler(self).items() if key != "solutions" or value}

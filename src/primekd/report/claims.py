@@ -120,5 +120,17 @@ def claim_note(folder: Path) -> str:
     return (
         f"{published} Measured here: profile {name}, which has other models and another task or scale "
         f"({teacher} teaching {student}, items from {asked}). It is therefore not comparable with the published "
-        "columns and neither confirms nor refutes them."
+        f"columns and neither confirms nor refutes them.{planted(config)}"
+    )
+
+
+def planted(config: dict[str, Any]) -> str:
+    """A sentence that says so where a teacher was taught other solutions under other prompts; else nothing."""
+    solutions = (config.get("prepare") or {}).get("solutions") or {}
+    if len(set(solutions.values())) < 2:
+        return ""
+    forms = ", ".join(f"{arm}: {form}" for arm, form in solutions.items())
+    return (
+        " The effect of priming is planted: this teacher was taught other forms of the solutions under other prompts "
+        f"({forms}), to show that such an effect is found where it is known to be. It says nothing of other teachers."
     )

@@ -68,7 +68,7 @@ class RunState:
             job.problem = value
         elif key == "wildcards":
             wildcards = dict(one.split("=", 1) for one in value.split(", "))
-            of = wildcards.get("strategy") or wildcards["models"]
+            of = wildcards.get("strategy") or wildcards.get("student") or wildcards["models"]
             job.stage = f"{job.rule.removesuffix('_part')} {of}"
             job.label = job.stage.replace("+", " + ")
             if "worker" in wildcards:

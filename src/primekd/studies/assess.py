@@ -64,6 +64,8 @@ def assess(profile: Profile, force: bool = False) -> Path:
     models, code = [*untrained_models(profile), *models_of(students)], stage_code("assess", profile)
     names, since = [model.name for model in models], forced_since(profile, "assess", force)
     inputs = _inputs(profile, items, students, reader) | {"scored": scored_hashes(profile, names)}
+    primed = judged(profile)
+    inputs |= {"priming": {file.name: hash_file(file) for file in primed}} if primed else {}
     if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):
         say_scored(profile, names)
         return profile.logs
@@ -71,7 +73,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     scored = score_models(profile, items, models, reader, force)
     graded = partial(grade_answers, items, extractor=profile.assess.extractor, task=task_of(profile.data))
     inputs["scored"] = scored_hashes(profile, names)
-    primed = _copy_primed(profile)
+    primed = _copy_primed(profile, primed)
     logs = {name: graded(model.answers) for name, model in scored.items()}
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
@@ -104,14 +106,13 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
     }
 
 
-def _copy_primed(profile: Profile) -> list[Path]:
+def _copy_primed(profile: Profile, files: list[Path]) -> list[Path]:
     """What priming did to the teacher, beside the logs; some tables of the students follow from it."""
-    found = {file.name: file.read_text(encoding="utf-8") for file in judged(profile)}
     for name in OF_PRIMING:
         (profile.logs / name).unlink(missing_ok=True)
-    for name, text in found.items():
-        write_text(profile.logs / name, text)
-    return [profile.logs / name for name in found]
+    for file in files:
+        write_text(profile.logs / file.name, file.read_text(encoding="utf-8"))
+    return [profile.logs / file.name for file in files]
 
 
 def _write(

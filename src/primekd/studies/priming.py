@@ -133,8 +133,10 @@ def _lost_of_arm(profile: Profile, done: Path, name: str, behind_models: list[Pa
     if arms_of(profile)[name].store == name and _is_lost(profile, "capture", profile.signals_folder(name) / MANIFEST):
         captured = [done / name / "inference_gsm8k.ipynb", *(done / name).glob("captured-*.done")]
         found += [*captured, distilled, *behind]
-    if _is_lost(profile, "distill", profile.student_folder(name) / MANIFEST):
-        found += [distilled, *behind]
+    for seed in (None, *profile.seeds.get(name, ())):
+        folder = profile.student_folder(name, seed)
+        if _is_lost(profile, "distill", folder / MANIFEST):
+            found += [done / folder.name / "distill.ipynb", *behind]
     return found
 
 

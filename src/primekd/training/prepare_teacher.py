@@ -4,16 +4,18 @@ So the small teacher is what the large one is: a quantised file that a local eng
 git; the GGUF file is built from it at set-up.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from primekd.capture.primings import priming_of
 from primekd.config import PrepareConfig, Profile, StudentConfig, TeacherConfig
-from primekd.config.arms import default_arms
+from primekd.config.arms import Arm, get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import (
@@ -31,6 +33,7 @@ from primekd.foundation.provenance import (
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.models.chat import Priming, build_prompt, encode_response, join
+from primekd.tasks.forms import FORMS
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items, refuse_overlap
@@ -66,23 +69,42 @@ def adapter_folder(profile: Profile) -> Path:
     return project_root() / settings(profile).adapter
 
 
+def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
+    """The arms whose priming texts are taught: those of the published study, and those that `solutions` names.
+
+    Raises:
+        UserError: it names no arm, or one whose teacher reads no prompt of its own.
+    """
+    for name in solutions:
+        if not (arm := get_arm(name)).priming and arm.name != unprimed().name:
+            raise UserError(f"prepare.solutions names {name}, which has no priming of its own: take it out.")
+    return [arm for arm in load_arms().values() if arm.priming and (not arm.extra or arm.name in solutions)]
+
+
 def primed_examples(
-    tokenizer, items: list[Item], fraction: float, seed: int, teacher: TeacherConfig | None = None
+    tokenizer,
+    items: list[Item],
+    fraction: float,
+    seed: int,
+    teacher: TeacherConfig | None = None,
+    solutions: Mapping[str, str] = MappingProxyType({}),
 ) -> list:
     """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher.
 
     Args:
         teacher: says where priming texts stand; without it they are system messages.
+        solutions: arm -> the form of the solution that is taught under its prompt.
     """
     from primekd.training.examples import Example
 
-    random = Random(seed)
-    primings = [priming_of(s, teacher) if teacher else s.priming for s in default_arms().values() if s.priming]
+    random, arms, plain = Random(seed), primed_arms(solutions), unprimed()
     examples = []
     for item in items:
-        priming = random.choice(primings) if random.random() < fraction else None
-        prompt = build_prompt(tokenizer, item.messages, priming)
-        examples.append(Example(item.id, join(prompt, encode_response(tokenizer, item.solution))))
+        arm = random.choice(arms) if random.random() < fraction else plain
+        form = FORMS[solutions.get(arm.name, solutions.get(plain.name, "gold"))]
+        prompt = build_prompt(tokenizer, item.messages, priming_of(arm, teacher) if teacher else arm.priming)
+        response = encode_response(tokenizer, form(item.solution, random))
+        examples.append(Example(item.id, join(prompt, response)))
     return examples
 
 
@@ -94,6 +116,7 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
     Its items come from a split of their own: no question of it stands in a student's training, validation or test set.
     """
     config = settings(profile)
+    arms = primed_arms(config.solutions)
     tokenizer = load_tokenizer(config.base)
     items = load_items(profile, "teacher", config.items)
     validation = load_items(profile, "validation")
@@ -105,11 +128,11 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
         "template_sha256": template_hash(tokenizer),
         "items_sha256": hash_items(items),
         "validation_sha256": hash_items(validation),
-        "primings": {name: s.priming for name, s in default_arms().items() if s.priming},
+        "primings": {arm.name: arm.priming for arm in arms},
         "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}),
         "seed": profile.seed,
     }
-    placed = {s.name: priming_of(s, profile.teacher) for s in default_arms().values() if s.priming}
+    placed = {arm.name: priming_of(arm, profile.teacher) for arm in arms}
     if placed := {n: asdict(p) for n, p in placed.items() if p != Priming(p.text)}:  # left out, as below
         inputs["placed"] = placed
     if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current
@@ -120,8 +143,10 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
         return folder
     checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
     clear(folder, checkpoints, since)
-    examples = primed_examples(tokenizer, items, config.primed_fraction, profile.seed, profile.teacher)
-    validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed)
+    examples = primed_examples(
+        tokenizer, items, config.primed_fraction, profile.seed, profile.teacher, config.solutions
+    )
+    validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed, solutions=config.solutions)
     with gpu_memory("prepare.train.micro_batch_size"):
         train_student(
             folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,
