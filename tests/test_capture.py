@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from primekd.capture import run as capture_file
 from primekd.capture.jobs import held_out_job, open_signals, training_job
-from primekd.capture.run import capture
+from primekd.capture.run import capture, capture_all
 from primekd.capture.workers import Part
 from primekd.config.arms import get_arm
 from primekd.foundation import provenance
@@ -150,6 +150,29 @@ def test_a_second_run_does_nothing_and_does_not_load_the_teacher(profile, capsys
     assert capture(training_job(profile, "base-KD")) == folder
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_several_stores_are_made_by_one_teacher_with_the_bytes_that_each_has_alone(profile, monkeypatch):
+    jobs, events, opening = [training_job(profile, name) for name in ("base-KD", "teacher-KD", "ai-KD")], [], {}
+
+    def opened(profile):
+        events.append("opened")
+        engine = opening["engine"](profile)
+        monkeypatch.setattr(engine, "close", lambda: events.append("closed"))
+        return engine
+
+    opening["engine"] = capture_file.open_engine
+    monkeypatch.setattr(capture_file, "open_engine", opened)
+    alone = shards(capture(jobs[1]))
+    assert events == ["opened", "closed"]
+    shutil.rmtree(jobs[1].folder)
+    capture(jobs[0])
+    events.clear()
+    folders = capture_all(jobs)  # the first one is there already
+    assert folders == [job.folder for job in jobs] and events == ["opened", "closed"]
+    assert shards(folders[1]) == alone != shards(folders[2])
+    events.clear()
+    assert capture_all(jobs) == folders and events == []
 
 
 @pytest.mark.parametrize("damage", ["altered", "missing"])

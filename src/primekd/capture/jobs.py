@@ -32,7 +32,8 @@ class Job:
     """One store to be captured.
 
     `arm`: the one whose own store it is. `count`: the first so many items of the split; None for all of them. `opens`
-    loads what stands in the teacher's place, if not the teacher; `more` is what its rows depend on besides.
+    loads what stands in the teacher's place, if not the teacher; `more` is what its rows depend on besides. `lent`:
+    others go on with what `opens` gives, so it stays open.
     """
 
     profile: Profile
@@ -43,6 +44,7 @@ class Job:
     count: int | None = None
     opens: "Callable[[], TeacherEngine] | None" = None
     more: dict[str, Any] = field(default_factory=dict)
+    lent: bool = False
 
     def items(self) -> list[Item]:
         """Those that are asked."""

@@ -3,8 +3,9 @@
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
         with Progress(profile, job.stage, len(items), "item") as progress:
             capture_missing(job, store, chunks, progress)
     return job.folder
+
+
+def capture_all(jobs: Sequence[Job], part: Part | None = None, force: bool = False) -> list[Path]:
+    """Captures stores of one profile one after the other; the teacher is loaded once, when the first one needs it."""
+    with contextlib.ExitStack() as opened:
+        teacher = cache(lambda: opened.enter_context(contextlib.closing(open_engine(jobs[0].profile))))
+        return [capture(replace(job, opens=teacher, lent=True), part, force) for job in jobs]
 
 
 def arms_trained_on(job: Job) -> list[Arm]:
@@ -189,7 +197,8 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
     """
     profile = job.profile
     engine = job.opens() if job.opens else open_engine(profile)
-    opened.callback(engine.close)
+    if not job.lent:
+        opened.callback(engine.close)
     if writer.spec["codec"]["name"] == "hidden" and "hidden" not in engine.offers:
         raise UserError(
             f"{profile.teacher.model} offers no hidden signals in this engine: its head has a bias, lies in parts, or "

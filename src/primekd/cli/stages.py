@@ -36,7 +36,10 @@ def prepare_teacher(
 @app.command()
 @verb
 def capture(
-    strategy: Annotated[str | None, typer.Argument(help="A strategy with a teacher, for example ai-KD.")] = None,
+    strategies: Annotated[
+        list[str] | None,
+        typer.Argument(help="Strategies with a teacher, which is loaded once for all of them."),
+    ] = None,
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="The unprimed teacher on the test items.")] = False,
@@ -55,25 +58,31 @@ def capture(
 
     \b
     primekd capture ai-KD
+    primekd capture base-KD teacher-KD ai-KD
     primekd capture --held-out
     primekd capture ai-KD --worker 2/4
     primekd capture base-KD --responses human.csv
     """
     from primekd.capture.jobs import held_out_job, scoring_job, training_job
-    from primekd.capture.run import capture as run_capture
+    from primekd.capture.run import capture_all
     from primekd.capture.workers import Part
 
-    if held_out == bool(strategy):
+    if held_out == bool(strategies):
         raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
     if held_out and responses:
         raise UserError("--responses are scored under the prompt of a strategy: name one instead of --held-out.")
+    if responses and len(strategies) > 1:
+        raise UserError("--responses are scored under the prompt of one strategy: name one.")
     part = Part.parse(worker) if worker else None
     loaded = load_profile(profile)
     if responses:
-        job = scoring_job(loaded, strategy, responses)
+        jobs = [scoring_job(loaded, strategies[0], responses)]
+    elif held_out:
+        jobs = [held_out_job(loaded)]
     else:
-        job = held_out_job(loaded) if held_out else training_job(loaded, strategy, seed)
-    print(run_capture(job, part, force))
+        jobs = [training_job(loaded, strategy, seed) for strategy in strategies]
+    for folder in capture_all(jobs, part, force):
+        print(folder)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from primekd.foundation.provenance import project_root, relative_name
 RESERVED = (
     "control", "control-few-shot", "teacher", "held-out", "accuracies", "audit", "contrasts", "effects", "extractors",
     "forgetting", "priming", "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary",
+    "tuning",
 )  # fmt: skip
 # What else is assessed: the student's base as it is, the same with examples, the unprimed teacher.
 CONTROL, FEW_SHOT, TEACHER = "control", "control-few-shot", "teacher"

@@ -69,6 +69,8 @@ class Profile(Section):
                 f"train.batch_size {train.batch_size} must be a multiple of micro_batch_size * launch.processes "
                 f"({train.micro_batch_size} * {processes})"
             )
+        if processes > 1 and len(train.rates) > 1:
+            raise ValueError("train.learning_rate is one number where launch.processes is above 1: name the rate")
         if self.assess.dtype and self.student.quantization:
             raise ValueError("assess.dtype is not for 4-bit students: they are scored as they were trained")
         shared = set(self.data.templates) & set(self.assess.transfer.templates if self.assess.transfer else ())

@@ -1,8 +1,8 @@
 """The sections that make and score a student: `student`, `train`, `loss`, `assess`; `prepare` for a taught teacher."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_serializer, model_validator
 
 from primekd.config.data import TransferConfig
 from primekd.config.section import Positive, Section, Speaker
@@ -75,6 +75,10 @@ class StudentConfig(Speaker):
         return {key: value for key, value in handler(self).items() if value is not None or key not in kinds}
 
 
+Rate = Annotated[float, Field(ge=1e-12, le=10)]
+Rates = Annotated[tuple[Rate, ...], Field(min_length=2)]
+
+
 class TrainConfig(Section):
     """Optimisation. `batch_size` sequences a step of the optimiser, in micro-batches of `micro_batch_size`.
 
@@ -82,11 +86,15 @@ class TrainConfig(Section):
     order of a random permutation, are dealt to these steps by length. 1 leaves the permutation as it is.
 
     The learning rate follows a cosine from its peak (after `warmup_ratio` of the steps) to zero at the end of the
-    last epoch. Gradients are clipped to `max_grad_norm`; 0 switches that off.
+    last epoch. Gradients are clipped to `max_grad_norm`; 0 switches that off. Where `learning_rate` is a list, a
+    student is trained under each rate and the one with the lowest validation loss is kept.
     """
 
     optimizer: Literal["sgd", "adamw"]
-    learning_rate: float = Field(ge=1e-12, le=10)
+    learning_rate: Annotated[
+        Annotated[Rate, Tag("number")] | Annotated[Rates, Tag("list")],
+        Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
+    ]
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, le=10)
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
@@ -98,8 +106,15 @@ class TrainConfig(Section):
     evaluations_per_epoch: Positive = 2
     checkpoints_per_epoch: Positive = 2
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """All learning rates."""
+        return self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+
     @model_validator(mode="after")
     def divisible(self) -> "TrainConfig":
+        if len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
+            raise ValueError("learning_rate names one rate twice")
         if self.batch_size % self.micro_batch_size:
             raise ValueError("batch_size must be a multiple of micro_batch_size")
         return self
@@ -201,6 +216,13 @@ class PrepareConfig(Section):
     solutions: dict[str, Literal["gold", "answer", "varied", "explained"]] = {}
     lora: LoraSettings
     train: TrainConfig
+
+    @field_validator("train")
+    @classmethod
+    def one_rate(cls, value: TrainConfig) -> TrainConfig:
+        if len(value.rates) > 1:
+            raise ValueError("learning_rate is one number here: a teacher is not tuned")
+        return value
 
     @model_serializer(mode="wrap")
     def without_plan(self, handler: Any) -> dict[str, Any]:

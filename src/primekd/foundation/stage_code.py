@@ -33,7 +33,7 @@ STAGES = {
     "train-teacher": ("primekd.training.prepare_teacher", "primekd.training.distill"),
     "prepare-teacher": ("primekd.training.prepare_teacher",),
     "capture": ("primekd.capture.run",),
-    "distill": ("primekd.training.distill",),
+    "distill": ("primekd.training.distill", "primekd.training.tuning"),
     "answers": ("primekd.assessment.answers", "primekd.assessment.score"),
     "held-out": ("primekd.assessment.held_out", "primekd.assessment.score"),
     "forgetting": ("primekd.assessment.forgetting", "primekd.assessment.score"),

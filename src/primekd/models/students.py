@@ -71,7 +71,7 @@ def save_model(
         model.save_pretrained(target, state_dict=weights)
         tokenizer.save_pretrained(target)
 
-    return _written(folder / "model", write)
+    return written(folder / "model", write)
 
 
 def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int, quantization: str | None = None):
@@ -108,10 +108,10 @@ def save_adapter(student, folder: Path, model: str, weights: "dict[str, Tensor] 
         student.save_pretrained(target, state_dict=weights, save_embedding_layers=False)
         (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
-    return _written(folder / "adapter", write)
+    return written(folder / "adapter", write)
 
 
-def _written(target: Path, write: "Callable[[Path], None]") -> list[Path]:
+def written(target: Path, write: "Callable[[Path], None]") -> list[Path]:
     """A folder as `write` fills it, whole or not at all; its files."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

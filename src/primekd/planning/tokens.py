@@ -128,7 +128,7 @@ def stages(profile: Profile, lengths: Lengths) -> list[Stage]:
     items[-1] = profile.asked_items
     found = []
     for name, times, each in zip(STAGES, runs, items, strict=True):
-        count = times * each * (profile.train.epochs if name == "distill" else 1)
+        count = times * each * (profile.train.epochs * len(profile.train.rates) if name == "distill" else 1)
         tokens = [count * length for length in (lengths.response, lengths.most, lengths.prompt)]
         speed, source = rates.get(name, (None, "unknown"))
         found.append(Stage(name, times, each, *tokens, speed, source, tokens[0] / speed / 3600 if speed else None))

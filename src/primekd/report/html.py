@@ -33,6 +33,7 @@ from primekd.report.results import (
     response_table,
     result_table,
     seed_table,
+    tuning_table,
 )
 from primekd.report.shown import source, templates
 from primekd.statistics.sentences import sentence
@@ -108,6 +109,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "audit": extraction.audit_table(folder),
         "audit_note": extraction.audit_note(folder, titles),
         "seeds": seed_table(results),
+        "tuning": tuning_table(folder),
         "students": results.students,
         "beyond": beyond_tables(folder),
         "responses": response_table(folder),

@@ -25,13 +25,18 @@ from primekd.statistics.sentences import claims
 from primekd.statistics.subsets import SubsetRow
 from primekd.statistics.summary import SummaryRow
 from primekd.studies.responses import RESPONSES, ResponseRow
-from primekd.studies.results import EFFECTS, SUBSETS
+from primekd.studies.results import EFFECTS, SUBSETS, TUNING
+from primekd.training.tuning import TuningRow
 
 ADJUDICATED = "Adjudicated, % [95 %]"
 P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"
 ONLY_ONE, UNADJUSTED = "Only model, only reference right", "p"  # in the report alone, too much for other places
 AUTOMATIC = "Sentences go by the automatic verdicts, whatever people decided; adjudicated numbers stand in the tables."
 NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
+TUNING_NOTE = (
+    "Every student was trained under each rate; the one with the lowest loss on the gold solutions of the validation "
+    "items (nats a token, at the end of training) was kept and scored. No test item was looked at."
+)
 RESPONSES_NOTE = (
     "The teacher's responses to the training items, by the prompt of each arm: what its student learned from. A "
     "priming that changes how long, how often right or how often cut off they are changes more than their wording. "
@@ -253,6 +258,20 @@ def response_table(folder: Path) -> Table:
         for row in read_optional(Path(folder) / RESPONSES, ResponseRow)
     ]  # fmt: skip
     return Table("The teacher's responses to the training items", head, rows)
+
+
+def tuning_table(folder: Path) -> Table:
+    """A row a student and learning rate; without rows where nothing was tuned."""
+    head = ["Student", "Learning rate", "Validation loss", "Chosen"]
+    rows = [
+        [
+            Name(title_of(row["student"]), row["student"]), f"{float(row['learning_rate']):g}",
+            significant(row["validation_loss"]) if row["validation_loss"] else "diverged",
+            "yes" if row["chosen"] == "1" else "",
+        ]
+        for row in read_optional(Path(folder) / TUNING, TuningRow)
+    ]  # fmt: skip
+    return Table("Learning rates", head, rows, notes=(TUNING_NOTE,))
 
 
 def findings(results: Results) -> list[str]:

@@ -43,6 +43,8 @@ from primekd.tasks.neutral import NEUTRAL
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
 from primekd.training.distill import store_facts
+from primekd.training.tuning import FILE as TUNING
+from primekd.training.tuning import TuningRow, read_tuning
 
 # Settings of what is graded, which has inputs of its own.
 NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
@@ -126,6 +128,9 @@ def _write(
         curve = folder / "loss_curves" / f"{student.name}.csv"
         write_text(curve, (student.folder / "loss_curve.csv").read_text(encoding="utf-8"))
         outputs.append(curve)
+    (folder / TUNING).unlink(missing_ok=True)
+    if rows := read_tuning([student.folder for student in students]):
+        outputs.append(write_table(folder / TUNING, TuningRow, rows))
     return [*outputs, folder / "held-out.csv"]
 
 
@@ -175,7 +180,8 @@ def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
     The signals are those that the student was trained on, whatever the store holds today.
     """
     keys = ("inputs", "outputs", "start", "end", "seconds", "energy_kwh", "steps", "response_tokens", "resumed")
-    facts = {key: student.manifest.get(key) for key in (*keys, "mixed") if student.manifest.get(key) is not None}
+    keys += ("mixed", "tuning")
+    facts = {key: student.manifest.get(key) for key in keys if student.manifest.get(key) is not None}
     facts |= {"git": student.manifest["environment"].get("git"), "code": brief(student.manifest.get("code"))}
     facts["manifest_sha256"] = hash_file(student.folder / MANIFEST)
     if trained := student.manifest["inputs"].get("signals"):

@@ -88,7 +88,7 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
         "teacher": START,
         "capture_part": START + captured / capture_workers,
         "capture": START + (captured if capture_workers == 1 else 0),
-        "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs,
+        "distill": START + TRAIN_ITEM * data.train_items * profile.train.epochs * len(profile.train.rates),
         "reference": START + CAPTURE_ITEM * data.test_items,
         "primed": START + CAPTURE_ITEM * 2 * profile.assess.teacher_items * len(arms_of(profile)),
         "score": START + scored / scoring_jobs,

@@ -23,12 +23,13 @@ from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.subsets import SubsetRow, read_taught, subset_rows
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies.study import Logs, find_study
+from primekd.training.tuning import FILE as TUNING
 
 EFFECTS, SUBSETS = "effects.csv", "subsets.csv"
 # What comes from the models: no grading makes it anew.
-KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS)
+KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
-OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS)
+OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING)
 TABLES = (
     "summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv",
     *OPTIONAL,

@@ -201,8 +201,12 @@ def require_finite_weights(weights: Mapping[str, torch.Tensor], step: int) -> No
         _refuse(f"by step {step} ({len(broken)} of {len(weights)} weight matrices are not finite, first {broken[0]})")
 
 
+class Diverged(UserError):
+    """Losses or weights of a training are no finite numbers any more."""
+
+
 def _refuse(what: str) -> None:
-    raise UserError(
+    raise Diverged(
         f"The training diverged {what}: lower train.learning_rate, clip gradients (train.max_grad_norm) or raise "
         "loss.temperature. No student is written; the last good checkpoint stays."
     )

@@ -142,10 +142,19 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     student = profile.student
     smaller = "" if student.quantization or student.from_scratch else ", or set student.quantization: nf4,"
     with gpu_memory(f"train.micro_batch_size{smaller}"):
-        train_student(
-            folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed, code,
-            student=student, train=profile.train,
-        )  # fmt: skip
+
+        def run(folder: Path, stage: str, inputs: dict[str, Any], checkpoints: Path, train: TrainConfig) -> None:
+            train_student(
+                folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed, code,
+                student=student, train=train,
+            )  # fmt: skip
+
+        if len(profile.train.rates) > 1:
+            from primekd.training.tuning import tune
+
+            tune(folder, stage, profile.train, inputs, checkpoints, code, run)
+        else:
+            run(folder, stage, inputs, checkpoints, profile.train)
     return folder
 
 
@@ -195,6 +204,7 @@ def train_student(
             say_mixed(stage, sessions[:-1], code)
         with disk_errors(folder), contextlib.redirect_stdout(io.StringIO()):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            loss = final_loss(trainer) if len(profile.train.rates) > 1 else None
         weights = trainer.trained_weights()
     if not is_main_process():
         return
@@ -204,12 +214,19 @@ def train_student(
     makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
     facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
     facts |= {"dropped": signals.dropped} if hasattr(signals, "dropped") else {}
+    facts |= {} if loss is None else {"validation_loss": loss}
     write_manifest(
         folder, "adapter" if student.lora else "model", inputs, [*files, folder / "loss_curve.csv"], code=code,
         start=start, end=now(), response_tokens=tokens, steps=trainer.state.global_step, resumed=newest is not None,
         processes=process_count(), config=profile.resolved(), **facts,
     )  # fmt: skip
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def final_loss(trainer: "DistillTrainer") -> float:
+    """The validation loss of the weights as they are, measured now if the last step did not end with it."""
+    last = [e for e in trainer.state.log_history if e["step"] == trainer.state.global_step and "eval_loss" in e]
+    return last[-1]["eval_loss"] if last else trainer.evaluate()["eval_loss"]
 
 
 def loss_curve(trainer: "DistillTrainer") -> str:

@@ -18,7 +18,7 @@ def largest_movement(train: TrainConfig, items: int, weights: int) -> float:
     Args:
         weights: trainable numbers; of 0, where no adapted layer's shape is known, the bound is infinite for AdamW.
     """
-    rates = 0.5 * train.learning_rate * train.epochs * math.ceil(items / train.batch_size)
+    rates = 0.5 * max(train.rates) * train.epochs * math.ceil(items / train.batch_size)
     if train.optimizer == "adamw":
         return rates * ADAM_STEP * math.sqrt(weights) if weights else math.inf
     return rates * train.max_grad_norm / (1 - train.momentum) if train.max_grad_norm else math.inf

@@ -1,0 +1,112 @@
+"""Several learning rates: one student a rate, of which the one with the lowest validation loss is kept.
+
+Every arm chooses for itself, by the cross-entropy on the gold solutions of the validation split, which is the same for
+all of them. The test split is not read.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.config import TrainConfig
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest, write_text
+from primekd.foundation.stage_code import maker_of, mixed, stands
+from primekd.foundation.tables import Flag, Name, read_records, write_table
+
+FILE = "tuning.csv"
+CURVES = "tuning"  # the folder of all rates' loss curves
+SUMS = ("seconds", "energy_kwh", "response_tokens")
+OWN = ("inputs", "inputs_sha256", "outputs", "start", "end", "validation_loss", "environment", "code", "kind")
+
+
+@dataclass(frozen=True)
+class TuningRow:
+    """One learning rate of one student. `validation_loss`: nats a token of its weights; None where it diverged."""
+
+    student: Name
+    learning_rate: float
+    validation_loss: float | None
+    chosen: Flag
+
+
+def choose(losses: dict[float, float | None]) -> float:
+    """The rate with the lowest validation loss, of equal ones the lowest.
+
+    Args:
+        losses: rate -> validation loss; None where the training diverged.
+
+    Raises:
+        UserError: all of them diverged.
+    """
+    finite = {rate: loss for rate, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    if not finite:
+        rates = ", ".join(f"{rate:g}" for rate in losses)
+        raise UserError(f"The training diverged under every rate of train.learning_rate ({rates}): name lower ones.")
+    return min(finite, key=lambda rate: (finite[rate], rate))
+
+
+def tune(
+    folder: Path, stage: str, train: TrainConfig, inputs: dict[str, Any], checkpoints: Path, code: dict[str, Any],
+    run: Callable[..., None],
+) -> None:  # fmt: skip
+    """Trains a student under each rate and writes the chosen one into `folder`, with tuning.csv and all loss curves.
+
+    Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice.
+
+    Args:
+        inputs: of the whole student, with all rates.
+        run: trains one: run(folder, stage, inputs, checkpoints, train).
+
+    Raises:
+        UserError: every rate diverged, or what a training refuses.
+    """
+    from primekd.foundation.memory import release_gpu_memory
+    from primekd.training.checkpoints import Diverged
+
+    start, made = now(), {}
+    for rate in train.rates:
+        own, place = train.model_copy(update={"learning_rate": rate}), checkpoints / f"{rate:g}"
+        wanted, label = inputs | {"train": own.model_dump(mode="json")}, f"{stage} ({rate:g})"
+        try:
+            if not stands(place, wanted, code, label, "this rate's student is trained."):
+                run(place, stage, wanted, place / "checkpoints", own)
+            made[rate] = read_manifest(place / MANIFEST)
+        except Diverged as error:
+            print(f"{label}: {error}")
+            made[rate] = {}
+        release_gpu_memory()
+    losses = {rate: manifest.get("validation_loss") for rate, manifest in made.items()}
+    best = choose(losses)
+    rows = [TuningRow(folder.name, rate, loss, rate == best) for rate, loss in losses.items()]
+    outputs = [*_take(checkpoints, folder, made, best), write_table(folder / FILE, TuningRow, rows)]
+    facts = {key: value for key, value in made[best].items() if key not in OWN}
+    facts |= {key: sum(manifest.get(key) or 0 for manifest in made.values()) for key in SUMS}
+    if makers := mixed({f"rate {rate:g}": maker_of(manifest) for rate, manifest in made.items() if manifest}):
+        facts["mixed"] = makers
+    write_manifest(
+        folder, made[best]["kind"], inputs, outputs, code=code, start=start, end=now(),
+        tuning=[asdict(row) for row in rows], **facts,
+    )  # fmt: skip
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _take(source: Path, folder: Path, made: dict[float, dict[str, Any]], best: float) -> list[Path]:
+    """Copies the chosen student's files, and every rate's curve as tuning/<rate>.csv; returns them."""
+    from primekd.models.students import written
+
+    chosen, part = source / f"{best:g}", made[best]["kind"]  # adapter or model
+    files = written(folder / part, lambda target: shutil.copytree(chosen / part, target))
+    curves = {f"{CURVES}/{rate:g}.csv": source / f"{rate:g}" for rate, manifest in made.items() if manifest}
+    for name, place in {"loss_curve.csv": chosen, **curves}.items():
+        write_text(folder / name, (place / "loss_curve.csv").read_text(encoding="utf-8"))
+        files.append(folder / name)
+    return files
+
+
+def read_tuning(folders: Sequence[Path]) -> list[TuningRow]:
+    """The rows of several students' tuning.csv, of those that chose. Raises UserError if one cannot be read."""
+    return [row for folder in folders if (folder / FILE).is_file() for row in read_records(folder / FILE, TuningRow)]
