@@ -29,7 +29,7 @@ def report(profile: ProfileOption = "pocket", published: PublishedOption = False
 @app.command()
 @verb
 def show(
-    item: Annotated[str, typer.Argument(help="The id of a test item, or the start of one.")],
+    item: Annotated[str, typer.Argument(help="The id of a test item, or the start of one.", show_default=False)] = "",
     model: Annotated[str | None, typer.Option("--model", "-m", help="As its log is named, for example ai-KD.")] = None,
     profile: ProfileOption = "pocket",
     published: PublishedOption = False,

@@ -13,6 +13,7 @@ from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.tokens import read_tokens
+from primekd.config import Profile
 from primekd.config.arms import NO_STUDENTS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
@@ -34,8 +35,11 @@ def refuse_other_items(folder: Path, logs: dict[str, list[LogRow]]) -> None:
             raise UserError(f"{path} has other items than the other logs: run the assessment again.")
 
 
-def browser_data(profile: str, results: Results, logs: dict[str, list[LogRow]], readings: Readings) -> dict[str, Any]:
-    """What the page's script needs: profile, models, extractors, and items with one answer a model in the same order.
+def browser_data(
+    profile: Profile, results: Results, logs: dict[str, list[LogRow]], readings: Readings
+) -> dict[str, Any]:
+    """What the page's script needs: a command's words for these logs, models, extractors, and items with one answer a
+    model in the same order.
 
     An answer's `text` is [before, marked, after], or [all] where no number was found. It is cut here because spans
     count code points and JavaScript counts UTF-16 units. `read` are the values of the extractors, in their order and
@@ -59,7 +63,12 @@ def browser_data(profile: str, results: Results, logs: dict[str, list[LogRow]], 
     ]
     extractors = list(EXTRACTORS) if readings else []
     tokens = token_data(read_tokens(results.folder))
-    return {"profile": profile, "models": models, "extractors": extractors, "items": items, "tokens": tokens}
+    return {"words": words_of(profile), "models": models, "extractors": extractors, "items": items, "tokens": tokens}
+
+
+def words_of(profile: Profile) -> list[str]:
+    """The options by which a verb finds these logs and no others."""
+    return ["--profile", profile.name, *["--published"] * (profile.logs == profile.published)]
 
 
 def _distances(path: Path) -> dict[tuple[str, str], dict[str, float]]:

@@ -1,15 +1,17 @@
 """What the notebooks show of a stage's files: settings, prompts, responses, certainty, losses, results and tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from primekd.assessment.tokens import read_tokens, tokens_of
+from primekd.assessment.logs import LogRow, read_logs
+from primekd.assessment.tokens import Token, TokenLog, read_tokens, tokens_of
+from primekd.assessment.try_student import how_to_train
 from primekd.capture.jobs import Job, open_signals, training_job
 from primekd.capture.judged import judged_folder
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
-from primekd.config.arms import get_arm, unprimed
+from primekd.config.arms import TEACHER, get_arm, unprimed
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
+from primekd.foundation.provenance import MANIFEST, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
 from primekd.report.cells import Table
@@ -29,15 +31,22 @@ from primekd.report.shown import (
 from primekd.report.token_view import models_view, teachers_view
 from primekd.signals.certainty import moved_probability, read_certainty
 from primekd.signals.manifest import read_store
+from primekd.studies.results import logs_in_use
 from primekd.tasks.load import load_items
 
 
 def settings(profile: Profile, *first: str) -> Shown:
-    """Every setting of a profile, section by section; those named first are open, the others fold out."""
+    """Every setting of a profile, section by section; those named first are open, the others fold out.
+
+    Raises:
+        UserError: a profile has no section of that name.
+    """
     resolved = profile.resolved()
     sections = {name: values for name, values in resolved.items() if isinstance(values, dict)}
+    if unknown := [name for name in first if name not in sections]:
+        raise UserError(f"A profile has no section {unknown[0]!r}: choose from {', '.join(sections)}.")
     plain = [(name, str(value)) for name, value in resolved.items() if name not in sections]
-    shown = [show_facts(_flat(sections[name]), name) for name in first if name in sections]
+    shown = [show_facts(_flat(sections[name]), name) for name in first]
     rest = [show_facts(_flat(values), name, folded=True) for name, values in sections.items() if name not in first]
     return side_by_side(shown) + _sum([show_facts(plain, "profile", folded=True), *rest])
 
@@ -95,15 +104,17 @@ def signals(job: Job) -> Shown:
     size, tokens, rebuilt = manifest["bytes"], manifest["tokens"], manifest.get("reconstruction", {})
     rows = [
         ("Codec", manifest["spec"]["codec"]["name"]),
-        ("What decoding loses", manifest["spec"]["codec"]["error"]),
+        ("What decoding loses", manifest["spec"]["codec"]["error"].replace("see `reconstruction`", "measured below")),
         ("Items, response tokens", f"{manifest['items']}, {tokens}"),
         ("Size", f"{size / 2**20:.1f} MiB, {size / max(1, tokens):.0f} bytes a token"),
         ("Time", duration(sum(s["seconds"] for s in manifest["sessions"]))),
-        *(
-            (f"Rebuilt logits against the engine's: {key.replace('_', ' ')}", significant(v, 3))
-            for key, v in rebuilt.items()
-        ),
     ]
+    if rebuilt:
+        said = (
+            "KL {mean_kl_nats:.3g} nats a token on average, {max_kl_nats:.3g} at most; the same most probable token at "
+        )
+        said += "{top1_agreement:.1%} of {tokens:.0f} tokens"
+        rows.append(("Rebuilt logits against the engine's", said.format(**rebuilt)))
     return show_facts(rows)
 
 
@@ -136,28 +147,38 @@ def certainty(job: Job) -> Shown:
     return show_table(Table("How sure the teacher was", ["Measure", "Value"], rows), note)
 
 
-def _moved(job: Job, reader, ids: Sequence[str], most: int = 2_000) -> list[list[str]]:
-    """How much probability the priming moves, at the tokens up to where the two responses part; none if not known."""
+def _moved(job: Job, reader, ids: Sequence[str]) -> list[list[str]]:
+    """How much probability the priming moves, or why that is not known; nothing where there is no priming."""
+    plain = training_job(job.profile, unprimed().name, job.seed)
+    if job.split != "train" or plain.folder == job.folder:
+        return []
+    if not (plain.folder / MANIFEST).is_file():
+        said = f"not known: {plain.arm.name} is not captured yet"
+    else:
+        try:
+            moved = _moved_tokens(reader, open_signals(plain), ids)
+            said = f"{percent(float(moved.mean()))} % over {len(moved)} tokens"
+        except (UserError, ValueError) as error:  # captured otherwise, or no whole distributions
+            said = f"not known: {error}"
+    return [["Probability that the priming moved, up to where the responses part", said]]
+
+
+def _moved_tokens(reader, other, ids: Sequence[str], most: int = 2_000):
+    """(T,) at the tokens up to where the two responses part, of the first items that have `most` of them together."""
     import torch
 
-    plain = training_job(job.profile, unprimed().name, job.seed)
-    if job.split != "train" or plain.folder == job.folder or not (plain.folder / "manifest.json").is_file():
-        return []
-    try:
-        other, parts = open_signals(plain), []
-        for item in ids:
-            one, two = reader.item(item).response_ids, other.item(item).response_ids
-            same = next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
-            count = min(same + 1, len(one), len(two))  # the rows up to the first token that differs saw the same tokens
-            rows = reader.rows(item, one).part(slice(count)), other.rows(item, two).part(slice(count))
-            parts.append(moved_probability(*rows))
-            if (most := most - count) < 0:
-                break
-    except (UserError, ValueError, AttributeError):  # captured otherwise, or no whole distributions
-        return []
-    moved = torch.cat(parts)
-    said = f"{percent(float(moved.mean()))} % over {len(moved)} tokens"
-    return [["Probability that the priming moved, up to where the responses part", said]]
+    parts = []
+    for item in ids:
+        one, two = reader.item(item).response_ids, other.item(item).response_ids
+        same = next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+        count = min(same + 1, len(one), len(two))  # the rows up to the first token that differs saw the same tokens
+        rows = reader.rows(item, one), other.rows(item, two)
+        if any(each is None for each in rows):
+            raise ValueError("the teacher's text alone was kept")
+        parts.append(moved_probability(*(each.part(slice(count)) for each in rows)))
+        if (most := most - count) < 0:
+            break
+    return torch.cat(parts)
 
 
 def primed(profile: Profile) -> Shown:
@@ -170,9 +191,12 @@ def primed(profile: Profile) -> Shown:
 
 
 def loss(profile: Profile, strategy: str, seed: int) -> Shown:
-    """Training and validation loss of one student."""
+    """Training and validation loss of one student. Raises UserError if it is not trained."""
     title = f"{get_arm(strategy).title} on {profile.name}"
-    svg = loss_curve(profile.student_folder(strategy, seed) / "loss_curve.csv", title)
+    path = profile.student_folder(strategy, seed) / "loss_curve.csv"
+    if not path.is_file():
+        raise UserError(f"{relative_name(path)} is missing: {how_to_train(strategy)} with the seed {seed}.")
+    svg = loss_curve(path, title)
     return show_figure(svg, f"Training and validation loss of {title} over the steps, nats a token")
 
 
@@ -193,43 +217,68 @@ def claims(profile: Profile) -> Shown:
     return show_sentences(findings(read_results(profile.logs)))
 
 
-def tokens(profile: Profile, item: str | None, models: Sequence[str]) -> Shown:
+def tokens(profile: Profile, item: str | None, models: str | Sequence[str]) -> Shown:
     """The unprimed teacher's answer to a test item, token by token, under each model.
 
+    From this machine's logs or, where there are none, from the published ones: then it says so.
+
     Args:
-        item: the one on which the last of the models is furthest from the teacher, if None.
+        item: if None, of those that the teacher solves and the last of the models does not, the one on which this
+            model is furthest from the teacher.
 
     Raises:
-        UserError: the logs keep no tokens of the item, or none of a model.
+        UserError: the logs keep no tokens of the item, or none of a model, or no model is named.
     """
-    log = read_tokens(profile.logs)
+    view, models = logs_in_use(profile), [models] if isinstance(models, str) else list(models)
+    log, rows = read_tokens(view.logs), read_logs(view)
     if log is None:
-        raise UserError(f"{relative_name(profile.logs)} keeps no tokens: run the assessment with a teacher's signals.")
-    if unknown := [model for model in models if model not in log.models]:
-        raise UserError(f"No tokens are kept of {unknown[0]!r}: choose from {', '.join(log.models)}.")
-    if item is None:
-        sums = log.sums(models[-1])
-        item = max(sums, key=sums.get)
+        raise UserError(f"{relative_name(view.logs)} keeps no tokens: run the assessment with a teacher's signals.")
+    if not models or (unknown := [model for model in models if model not in log.models]):
+        what = f"No tokens are kept of {unknown[0]!r}" if models else "No model is named"
+        raise UserError(f"{what}: choose from {', '.join(log.models)}.")
+    item = item or _telling_item(log, rows, models[-1])
     if item not in log.items:
         raise UserError(f"No tokens are kept of the item {item!r}: choose one like {', '.join(log.items[:3])}.")
-    question = next(i.question for i in load_items(profile, "test") if i.id == item)
-    return show_texts([(item, question)]) + models_view(log, item, models)
+    question = next(row.question for row in next(iter(rows.values())) if row.id == item)
+    where = "" if view.logs == profile.logs else f" (published, {relative_name(view.logs)}: here are no own logs yet)"
+    return show_texts([(item + where, question)]) + models_view(log, item, models)
+
+
+def _telling_item(log: TokenLog, rows: Mapping[str, Sequence[LogRow]], model: str) -> str:
+    """Where a model went wrong and its teacher did not, the item with the largest KL; of all items if there is none."""
+    sums, right = log.sums(model), {name: {row.id for row in own if row.correct} for name, own in rows.items()}
+    telling = right.get(TEACHER, set()) - right.get(model, set())
+    return max(telling & sums.keys() or sums, key=sums.__getitem__)
 
 
 def primings(profile: Profile, item: str | None, strategies: Sequence[str], seed: int | None = None) -> Shown:
     """The teacher's responses to a training item under several primings, token by token with its own entropy.
 
+    A store that cannot be read, because it is not captured yet for instance, is a sentence; the others are shown.
+
     Raises:
-        UserError: a store is missing, or does not have the item.
+        UserError: there is no such strategy or item.
     """
-    item = item or load_items(profile, "train")[0].id
-    tokenizer, answers = load_tokenizer(profile.teacher), {}
-    for strategy in strategies:
-        reader = open_signals(training_job(profile, strategy, seed))
-        ids = reader.item(item).response_ids
-        rows = reader.rows(item, ids)
-        if rows is None:
-            raise UserError(f"{strategy}: the teacher's text alone was kept, and no distribution of its tokens.")
-        answers[get_arm(strategy).title] = tokens_of(tokenizer, ids, rows, {})
-    question = next(i.question for i in load_items(profile, "train") if i.id == item)
-    return show_texts([(item, question)]) + teachers_view(answers)
+    asked = load_items(profile, "train")
+    question = {i.id: i.question for i in asked}
+    item = item or asked[0].id
+    if item not in question:
+        raise UserError(f"There is no training item {item!r}: choose one like {', '.join(list(question)[:3])}.")
+    jobs = {strategy: training_job(profile, strategy, seed) for strategy in strategies}
+    answers, missing = {}, []
+    for strategy, job in jobs.items():
+        try:
+            answers[get_arm(strategy).title] = _taught(job, item)
+        except UserError as error:
+            missing.append(f"{strategy}: {error}")
+    shown = show_texts([(item, question[item])]) + teachers_view(answers)
+    return shown + show_sentences(missing) if missing else shown
+
+
+def _taught(job: Job, item: str) -> list[Token]:
+    reader = open_signals(job)
+    ids = reader.item(item).response_ids
+    rows = reader.rows(item, ids)
+    if rows is None:
+        raise UserError("the teacher's text alone was kept, and no distribution of its tokens.")
+    return tokens_of(load_tokenizer(job.profile.teacher), ids, rows, {})

@@ -124,7 +124,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "costs": lineage.costs(manifest, titles),
         "lineage": {title: lineage.model_facts(manifest, name) for name, title in titles.items()},
         "config": json.dumps(manifest.get("config", {}), indent=2, ensure_ascii=False),
-        "items": script_json(browser_data(profile.name, results, logs, readings)),
+        "items": script_json(browser_data(profile, results, logs, readings)),
         "models": [(name, "") for name in titles],
         "pairs": [(row["model"], row["reference"]) for row in results.contrasts],
         "curves": [path.stem for path in (folder / "loss_curves").glob("*.csv")],

@@ -41,8 +41,6 @@ def settings(manifest: dict[str, Any]) -> Facts:
     """The settings that a reader asks for first; the whole configuration stands beside them."""
     config = manifest.get("config", {})
     teacher, student, data = (config.get(part, {}) for part in ("teacher", "student", "data"))
-    lora, loss = student.get("lora", {}), config.get("loss", {})
-    training = ("optimizer", "learning_rate", "epochs", "batch_size", "weight_decay", "warmup_ratio")
     codec = ((manifest.get("teacher") or {}).get("spec") or {}).get("codec") or {}
     rows = [
         ("Teacher", _joined(teacher, "model", "engine", "dtype")),
@@ -50,14 +48,23 @@ def settings(manifest: dict[str, Any]) -> Facts:
         ("Items", f"{data.get('task') or data.get('source')}: {data.get('train_items')} train, "
                   f"{data.get('validation_items')} validation, {data.get('test_items')} test"),
         ("Signals", _plain(codec.get("name", config.get("signals", {}).get("codec")))),
-        ("LoRA", _named(lora, "rank", "alpha", "dropout", "target_modules")),
-        ("Training", _named(config.get("train", {}), *training)),
-        ("Loss", _named(loss, "divergence", "temperature", "alpha")),
+        *training(config),
         ("New tokens at most", _plain(config.get("max_new_tokens"))),
         ("Decoding", "greedy, the same limit for every model"),
         ("Seed", _plain(config.get("seed"))),
     ]  # fmt: skip
     return [(name, value) for name, value in rows if value not in ("", "None")]
+
+
+def training(inputs: dict[str, Any]) -> Facts:
+    """How students are trained, by a profile's sections or by those that one student's manifest has."""
+    lora, train, loss = inputs.get("student", {}).get("lora") or {}, inputs.get("train", {}), inputs.get("loss", {})
+    steps = ("optimizer", "learning_rate", "epochs", "batch_size", "weight_decay", "warmup_ratio")
+    return [
+        ("LoRA", _named(lora, "rank", "alpha", "dropout", "target_modules")),
+        ("Training", _named(train, *steps)),
+        ("Loss", _named(loss, "divergence", "temperature", "alpha")),
+    ]
 
 
 def model_facts(manifest: dict[str, Any], name: str) -> Facts:

@@ -168,7 +168,7 @@ def _box(widgets, name: str, why: str, ticked: bool):
 
 def _draw(name: str, text: str, below: str) -> str:
     return (
-        f'<div style="{FRAME};height:100%"><b>{escape(name)}</b><pre style="{BOX};margin:.4em 0">{escape(text)}</pre>'
+        f'<div style="{FRAME}"><b>{escape(name)}</b><pre style="{BOX};margin:.4em 0">{escape(text)}</pre>'
         f'<div style="color:var(--jp-content-font-color2,inherit);line-height:1.4">{below}</div></div>'
     )
 
@@ -198,6 +198,7 @@ def playground(profile: Profile, question: str = "", strategies: Sequence[str] |
 
 def answers_view(answers: Answers) -> Shown:
     """Answers side by side, whole, with what is known of each."""
-    cards = [(f"{r.name}: {r.facts}. Read as {read_as(r, ', ')}", readable(r.text)) for r in answers.replies]
-    shown = show_texts([("Question", readable(answers.question))]) + show_texts(cards)
+    cards = [(f"{r.name}: {r.facts}", readable(r.text)) for r in answers.replies]
+    notes = [f"Read as {read_as(r, ', ')}" for r in answers.replies]
+    shown = show_texts([("Question", readable(answers.question))]) + show_texts(cards, notes)
     return Shown(shown.html, repr(answers))

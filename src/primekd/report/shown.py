@@ -5,6 +5,7 @@ Tables are those of the README and the report (`cells.Table`). Everything that i
 
 import base64
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -76,11 +77,12 @@ def show_facts(rows: list[tuple[str, str]], title: str = "", folded: bool = Fals
     return Shown(head, "\n".join([title, *(f"  {name}: {value}" for name, value in rows)]))
 
 
-def show_texts(texts: list[tuple[str, str]]) -> Shown:
-    """Texts side by side under their titles, with their own line breaks, whole."""
+def show_texts(texts: list[tuple[str, str]], notes: Sequence[str] = ()) -> Shown:
+    """Texts side by side under their titles, with their own line breaks, whole; with a note below each, if given."""
+    below = [Markup('<p class="note">{}</p>').format(note) for note in notes] or [""] * len(texts)
     cards = Markup("").join(
-        Markup('<figure class="text"><figcaption>{}</figcaption><pre>{}</pre></figure>').format(title, text)
-        for title, text in texts
+        Markup('<figure class="text"><figcaption>{}</figcaption><pre>{}</pre>{}</figure>').format(title, text, note)
+        for (title, text), note in zip(texts, below, strict=True)
     )
     return Shown(f'<div class="side">{cards}</div>', "\n\n".join(f"{title}:\n{text}" for title, text in texts))
 

@@ -10,10 +10,14 @@ from markupsafe import Markup
 from primekd.assessment.tokens import Token, TokenLog, visible
 from primekd.report.formats import percent
 from primekd.report.shown import Shown
+from primekd.report.token_data import tenths
 from primekd.statistics.families import title_of
 
 LEVELS = (0.05, 0.25, 0.7, 1.5)  # nats, from which on the ground is deeper
-SCALE = f"Ground from {', '.join(map(str, LEVELS))} nats on. Point at a token, or Tab to it, for its distributions."
+SWATCHES = Markup(" ").join(Markup('<span class="k{}">{}</span>').format(n, edge) for n, edge in enumerate(LEVELS, 1))
+SCALE = Markup("from {} nats on. Point at a token, or Tab to it, for its distributions from 0.05 % on.").format(
+    SWATCHES
+)
 Best = list[tuple[str, float]]
 
 
@@ -23,33 +27,37 @@ def level(nats: float) -> int:
 
 
 def models_view(log: TokenLog, item: str, models: Sequence[str]) -> Shown:
-    """The teacher's answer under each model, coloured by KL(teacher || model)."""
-    return tokens_view({model: log.tokens(item, [model]) for model in models})
+    """The teacher's answer, coloured by its own entropy, then under each model, coloured by KL(teacher || model)."""
+    first = _taught("Teacher, unprimed", log.tokens(item, models[:1]))
+    panels = [first, *(_fitted(model, log.tokens(item, [model])) for model in models)]
+    return _side(panels, "Ground: the teacher's entropy, and under each model KL(teacher || model),")
 
 
 def tokens_view(answers: Mapping[str, list[Token]]) -> Shown:
     """An answer under each model (name -> tokens), coloured by KL(teacher || model)."""
-    panels = []
-    for model, tokens in answers.items():
-        total = sum(t.kl[model] for t in tokens)
-        title = f"{title_of(model)}: KL to the teacher {total:.2f} nats over {len(tokens)} tokens"
-        panels.append(_panel(title, [(t.text, t.kl[model], _tip(t, t.kl[model], model)) for t in tokens]))
-    return _side(panels, f"Colour: KL(teacher || model). {SCALE}")
+    return _side([_fitted(model, tokens) for model, tokens in answers.items()], "Ground: KL(teacher || model),")
 
 
 def teachers_view(answers: dict[str, list[Token]]) -> Shown:
     """Answers of the teacher under several primings (title -> tokens), coloured by its own entropy."""
-    panels = []
-    for title, tokens in answers.items():
-        mean = sum(t.entropy for t in tokens) / max(1, len(tokens))
-        said = f"{title}: {len(tokens)} tokens, entropy {mean:.3f} nats a token"
-        panels.append(_panel(said, [(t.text, t.entropy, _tip(t, None, None)) for t in tokens]))
-    return _side(panels, f"Colour: the teacher's entropy. {SCALE}")
+    return _side([_taught(title, tokens) for title, tokens in answers.items()], "Ground: the teacher's entropy,")
+
+
+def _fitted(model: str, tokens: list[Token]) -> tuple[Markup, str]:
+    total = sum(t.kl[model] for t in tokens)
+    title = f"{title_of(model)}: KL to the teacher {total:.2f} nats over {len(tokens)} tokens"
+    return _panel(title, [(t.text, t.kl[model], _tip(t, t.kl[model], model)) for t in tokens])
+
+
+def _taught(title: str, tokens: list[Token]) -> tuple[Markup, str]:
+    mean = sum(t.entropy for t in tokens) / max(1, len(tokens))
+    said = f"{title}: {len(tokens)} tokens, entropy {mean:.3f} nats a token"
+    return _panel(said, [(t.text, t.entropy, _tip(t, None, None)) for t in tokens])
 
 
 def _side(panels: list[tuple[Markup, str]], note: str) -> Shown:
-    html = Markup('<div class="side wide">{}</div><p class="note">{}</p>').format(
-        Markup("").join(panel for panel, _ in panels), note
+    html = Markup('<div class="side wide">{}</div><p class="note">{} {}</p>').format(
+        Markup("").join(panel for panel, _ in panels), note, SCALE
     )
     return Shown(str(html), "\n\n".join(text for _, text in panels))
 
@@ -85,4 +93,5 @@ def _tip(token: Token, kl: float | None, model: str | None) -> Markup:
 
 
 def _best(best: Best) -> Markup:
-    return Markup("").join(Markup("<span>“{}” {} %</span>").format(visible(text), percent(p)) for text, p in best)
+    line = Markup("<span>“{}” {} %</span>")
+    return Markup("").join(line.format(visible(text), percent(p)) for text, p in best if tenths(p))

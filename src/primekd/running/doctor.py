@@ -14,7 +14,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hardware, output_root, package_versions, requirement_pins
 from primekd.models import is_present, load_tokenizer
 from primekd.models.template import turn_end
-from primekd.report.shown import Shown, show_facts
+from primekd.report.shown import Shown, show_sentences
 from primekd.teachers.packages import (
     PACKAGES,
     WITHOUT_FLASH_ATTN,
@@ -128,7 +128,7 @@ def check_profile_engines(profile: Profile) -> list[Finding]:
 
 def show_profile(profile: Profile) -> Shown:
     """`check_profile` for a notebook."""
-    return show_facts([(finding.level, finding.text) for finding in check_profile(profile)])
+    return show_sentences([f"{finding.level}: {finding.text}" for finding in check_profile(profile)])
 
 
 def check_profile(profile: Profile) -> list[Finding]:

@@ -19,6 +19,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.report import lineage
+from primekd.report.browser import words_of
 from primekd.report.extraction import read_readings
 from primekd.report.formats import percent
 from primekd.studies.results import kept_sets
@@ -58,13 +59,16 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
     asked = Part("Item", [("Id", found), ("Question", any_row.question), ("Gold answer", str(any_row.gold))])
     parts = [asked, Part("Verdicts", verdicts)]
     if model is None:
-        return [*parts, Part("Next", [("One model", f"primekd show {found} --model NAME --profile {profile.name}")])]
+        again = ["primekd", "show", found, "--model", "NAME", *words_of(profile)]
+        return [*parts, Part("Next", [("One model", " ".join(again))])]
     manifest = read_manifest(made)
+    trained = manifest.get("models", {}).get(model, {}).get("inputs")
     return [
         *parts,
         Part("What the model read", _prompt(profile, found)),
         Part("Answer", _answer(profile, model, row_of[model][found])),
         *_furthest(profile, model, found),
+        *([Part("Trained with", lineage.training(trained))] if trained else []),
         Part("Made from", lineage.model_facts(manifest, model)),
         Part("Files", _files(profile, model, manifest, found)),
     ]
@@ -77,6 +81,8 @@ def _has(view: Profile, item: str) -> bool:
 def _find(item: str, known: Sequence[str]) -> str:
     if item in known:
         return item
+    if not item:
+        raise UserError(f"Name a test item, such as {known[0]}: the report and each log's column id have all.")
     begun = [name for name in known if name.startswith(item)]
     if len(begun) == 1:
         return begun[0]

@@ -7,6 +7,7 @@ function update() {
     pair[side] = field.selectedIndex;
     field.parentElement.hidden = !(filter.value === "pair" || (side === "a" && filter.value.startsWith("a-")));
   }
+  pair.about = sides.a.parentElement.hidden ? -1 : pair.a;
   draw(matching(filter.value, sort.value));
   byId("count").textContent = `${shown.length} of ${data.items.length} items.`;
   select(shown.includes(chosen) ? chosen : shown[0] || null);

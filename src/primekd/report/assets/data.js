@@ -5,7 +5,7 @@ const NOT_FOUND = "-1"; // how a log writes that no value was found
 const data = JSON.parse(document.getElementById("item-data").textContent);
 const byId = (id) => document.getElementById(id);
 const hidden = new Set(); // places of the models that are switched off
-const pair = { a: 0, b: 0 }; // places of the models that the last filters are about
+const pair = { a: 0, b: 0, about: -1 }; // places of the models that the last filters are about; `about`: of A if it counts
 data.items.forEach((item, place) => { item.place = place; });
 
 function element(tag, className, text) {

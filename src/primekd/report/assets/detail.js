@@ -17,13 +17,28 @@ function show(item, place) {
   const gold = element("p", "", "Gold answer: ");
   gold.append(write(element("strong"), item.gold));
   const cards = element("div", "answers");
-  item.answers.forEach((answer, model) => {
-    if (!hidden.has(model)) cards.append(card(data.models[model], answer, item));
-  });
+  for (const place of inOrder(item)) cards.append(card(data.models[place], item.answers[place], item));
   const tokens = element("div", "tokens");
   detail.replaceChildren(facts, question, gold, cards, tokens);
   showTokens(item, tokens);
+  if (!tokens.hidden) facts.append(" · ", jump(tokens));
   for (const box of cards.querySelectorAll(".response")) reveal(box);
+}
+
+// Places of the models that are shown; the one that a filter is about comes first.
+function inOrder(item) {
+  const places = [...item.answers.keys()].filter((place) => !hidden.has(place));
+  return places.sort((one, other) => (other === pair.about) - (one === pair.about));
+}
+
+// Past the answers, to the tokens.
+function jump(tokens) {
+  const made = element("button", "jump", "token by token ↓");
+  made.addEventListener("click", () => {
+    tokens.scrollIntoView();
+    tokens.querySelector(".tk").focus({ preventScroll: true });
+  });
+  return made;
 }
 
 // A long answer scrolls in its box: by keyboard too, and with the marked number in sight.
@@ -61,7 +76,7 @@ function card(model, answer, item) {
 // What to type in a terminal to see where this answer came from; a click chooses all of it, to be copied.
 function command(item, model) {
   const made = element("p", "note", "In a terminal: ");
-  const typed = ["primekd", "show", item.id, "--model", model.name, "--profile", data.profile].map(quoted).join(" ");
+  const typed = ["primekd", "show", item.id, "--model", model.name, ...data.words].map(quoted).join(" ");
   made.append(element("code", "command", typed));
   return made;
 }
