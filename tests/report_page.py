@@ -53,6 +53,10 @@ class Page:
         script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)"
         return self.driver.execute_script(script, selector)
 
+    def classes(self, panel) -> list[str]:
+        """What the tokens of a panel are coloured by."""
+        return [t.get_attribute("class").removeprefix("tk ") for t in panel.find_elements(By.CLASS_NAME, "tk")]
+
     @property
     def count(self) -> str:
         return self.one("#count").text

@@ -15,7 +15,7 @@ from primekd.config import load_profile
 from primekd.report.cells import Name, Table
 from primekd.report.html import write_report
 from primekd.report.notebook_page import notebook_page
-from primekd.report.shown import show_facts, show_figure, show_table, show_texts
+from primekd.report.shown import show_facts, show_figure, show_table, show_texts, source
 from primekd.report.token_view import models_view
 from primekd.signals.certainty import Certainty
 
@@ -153,7 +153,11 @@ def test_every_count_opens_what_it_counts(small):
     addresses = [(link.get_attribute("href"), link.text) for link in links]
     for address, count in addresses:
         small.follow(address[address.index("#") :])
+        if "filter=a-wrong" in address:  # an accuracy, such as 33.3 [0.0, 80.0]
+            count = 6 - round(6 * float(count.split(" [")[0]) / 100)
         assert small.count == f"{count} of 6 items."
+    assert sum("filter=a-wrong" in address for address, _ in addresses) == len(MODELS)
+    assert "control.csv" in {a.get_attribute("href").split("/")[-1] for a in small.all("#claims a")}
     # base-KD is right on 2 and 5, teacher-KD on 1 and 4.
     address = small.one("#contrasts a[href*='a=teacher-KD'][href*='b=base-KD']").get_attribute("href")
     assert small.follow(address[address.index("#") :]).shown == [1, 4]
@@ -345,14 +349,15 @@ class Words:
 def write_some_tokens(folder, item):
     """Six tokens of one item under two models; ai-KD is 2 nats away at the last but one and nowhere else."""
     ids, count = list(range(6)), len(TOKENS)
-    best = torch.tensor([[n, (n + 1) % count] for n in ids])
-    sure = Certainty(torch.full((6,), 0.25), torch.full((6,), 0.9), best, torch.tensor([[0.9, 0.1]] * 6))
+    best = torch.tensor([[n, (n + 1) % count, (n + 2) % count] for n in ids])
+    teacher = torch.tensor([[0.8994, 0.1002, 0.0004]] * 6)
+    sure = Certainty(torch.full((6,), 0.25), torch.full((6,), 0.8994), best, teacher)
     models = {}
     for name, far in (("control", 1.0), ("ai-KD", 2.0)):
         kl = torch.zeros(6)
         kl[4] = far
         models[name] = folder / f"{name}.safetensors"
-        write_fits(models[name], [TokenFit(kl, best.flip(1), torch.tensor([[0.75, 0.25]] * 6))])
+        write_fits(models[name], [TokenFit(kl, best[:, :2].flip(1), torch.tensor([[0.7498, 0.2502]] * 6))])
     write_tokens(folder / "tokens.safetensors", {item: ids}, {item: sure}, models, Words())
 
 
@@ -371,18 +376,51 @@ def test_the_teachers_answer_is_shown_token_by_token_under_each_model(driver, wi
     page = Page(driver, with_tokens, "#item=item-0")
     panels = page.all("#detail .tokens .answer")
     assert [panel.find_element(By.TAG_NAME, "h3").text.split(" KL")[0] for panel in panels] == [
-        "No distillation", "Ground truth-KD",
+        "Teacher, unprimed entropy 0.250 nats a token", "No distillation", "Ground truth-KD",
     ]  # fmt: skip
-    assert "KL 2.00 nats over 6 tokens" in panels[1].text
-    classes = [token.get_attribute("class") for token in panels[1].find_elements(By.CLASS_NAME, "tk")]
-    assert classes == ["tk k0"] * 4 + ["tk k4", "tk k0"]
-    driver.execute_script("arguments[0].focus()", panels[1].find_elements(By.CLASS_NAME, "tk")[3])
-    strip = panels[1].find_element(By.CLASS_NAME, "strip").text
-    assert "“<img src=x onerror=window.owned=1>”, which the teacher gave 90.0 %; its entropy 0.25 nats" in strip
-    assert "“ 18” 74.9 %" in strip and "“<img src=x onerror=window.owned=1>” 25.1 %" in strip  # in steps of 1/255
+    assert "KL 2.00 nats over 6 tokens" in panels[2].text
+    assert page.classes(panels[0]) == ["k2"] * 6, "the teacher's by its entropy"
+    assert page.classes(panels[2]) == ["k0 parts", *["k0"] * 3, "k4", "k0"], "its own answer begins otherwise"
+    driver.execute_script("arguments[0].focus()", panels[2].find_elements(By.CLASS_NAME, "tk")[3])
+    strip = panels[2].find_element(By.CLASS_NAME, "strip").text
+    image = "“<img src=x onerror=window.owned=1>”"
+    assert f"{image}, which the teacher gave 89.9 %; its entropy 0.250 nats, KL 0.000 nats" in strip
+    assert f"{image} 89.9 %" in strip and "“ 18” 10.0 %" in strip, "one number, however often it is shown"
+    assert "“ 18” 75.0 %" in strip and f"{image} 25.0 %" in strip and "end" not in strip, "0.04 % is left out"
+    assert not [level for level in "1234" if not page.all(f"#detail .tokens .note .k{level}")], "the scale has swatches"
     page.unharmed()
     other = Page(driver, with_tokens, "#item=item-1")
     assert not other.all("#detail .tokens .answer")  # of this one no tokens were kept
+
+
+def test_tokens_are_a_click_away_and_one_stop_of_the_tab_key_a_panel(driver, with_tokens):
+    page = Page(driver, with_tokens, "#filter=a-right&a=ai-KD&item=item-0")
+    titles = page.texts("#detail article h3")
+    assert titles[0].startswith("Ground truth-KD") and titles[len(MODELS) + 1].startswith("Ground truth-KD")
+    page.one("#detail .jump").click()
+    top = driver.execute_script("return document.querySelector('#detail .tokens').getBoundingClientRect().top")
+    assert 0 < top < 200 and driver.switch_to.active_element == page.one("#detail .tk")
+    assert len(page.all("#detail .tk[tabindex='0']")) == 3
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
+    assert page.one(".strip").text.startswith("“ is”")
+    page.press(Keys.END, Keys.ARROW_RIGHT)
+    assert page.one(".strip").text.startswith("“<|end|>”") and len(page.all("#detail .tk[tabindex='0']")) == 3
+    page.press(Keys.TAB)
+    assert driver.switch_to.active_element == page.all("#detail .run")[1].find_element(By.CLASS_NAME, "tk")
+    assert not Page(driver, with_tokens, "#item=item-1").all("#detail .jump")
+
+
+@pytest.mark.parametrize("own, place", [
+    ("It is\nso", 3), ("It is", 2), ("It is\n<img src=x onerror=window.owned=1> 18", -1),
+    ("It is\n<img src=x onerror=window.owned=1> 18 more", 5), ("", 0),
+])  # fmt: skip
+def test_where_an_answer_first_differs_from_the_teachers(driver, own, place):
+    """The last token ends the answer and is no text: whoever goes on there differs."""
+    call = "return parting(arguments[0].map((text) => ({ text })), { text: [arguments[1]] })"
+    script = f"{source('assets/tokens.js')}\n{call}"
+    driver.get("about:blank")
+    assert driver.execute_script(script, TOKENS, own) == place
+    assert driver.execute_script(script, [*TOKENS[:2], "\ufffd"], own) == -1, "a part of a character is no text"
 
 
 @pytest.fixture(scope="module")
@@ -391,7 +429,8 @@ def copy(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("copy")
     write_some_tokens(folder, "item-0")
     head = ["Model", *(f"Column {n} [95 %]" for n in range(9))]
-    table = Table("Results", head, [[Name("Ground truth-KD", "ai-KD"), *["18.8 [12.9, 26.4]"] * 9]])
+    long = Name("path:models/teachers/pocket/pocket-teacher.gguf" * 2, "ai-KD")
+    table = Table("Results", head, [[long, *["18.8 [12.9, 26.4]"] * 9]])
     svg = '<svg xmlns="http://www.w3.org/2000/svg" width="700" height="90"><text y="40">loss</text></svg>'
     shown = [
         show_table(table, "A note."), show_texts([("Teacher", HOSTILE[0] * 9), ("Student", HOSTILE[1])]),
@@ -421,9 +460,12 @@ def test_an_executed_copy_can_be_read_and_nothing_in_it_runs(driver, copy, schem
         assert driver.execute_script("return document.querySelector('figure img').naturalWidth") == 700
         assert driver.execute_script("return window.owned") is None
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-        driver.execute_script("document.querySelectorAll('.tk')[10].focus()")
-        tip = driver.find_elements(By.CSS_SELECTOR, ".tk .tip")[10]
+        assert width > 700 or driver.execute_script("return document.querySelector('tbody th').offsetWidth") < width / 2
+        driver.execute_script("document.querySelectorAll('.tk')[16].focus()")
+        tip = driver.find_elements(By.CSS_SELECTOR, ".tk .tip")[16]
         assert tip.is_displayed() and "KL 2.000 nats" in tip.text and "Ground truth-KD" in tip.text
+        assert "“ 18” 89.9 %" in tip.text and "of this token 89.9 %" in tip.text and " 0.0 %" not in tip.text
+        assert len(driver.find_elements(By.CSS_SELECTOR, ".note > [class^=k]")) == 4, "the scale has swatches"
         assert driver.execute_script(CONTRASTS) == []
         ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
