@@ -4,6 +4,9 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -11,10 +14,12 @@ import torch
 from report_logs import HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_published, write_study
 
 from primekd.assessment.tokens import TokenFit, read_tokens, write_fits, write_tokens
+from primekd.assessment.try_student import Reply
 from primekd.config import load_profile
 from primekd.report.cells import Name, Table
 from primekd.report.html import write_report
 from primekd.report.notebook_page import notebook_page
+from primekd.report.playground import Playground
 from primekd.report.shown import show_facts, show_figure, show_table, show_texts, source
 from primekd.report.token_view import models_view
 from primekd.signals.certainty import Certainty
@@ -421,6 +426,63 @@ def test_where_an_answer_first_differs_from_the_teachers(driver, own, place):
     driver.get("about:blank")
     assert driver.execute_script(script, TOKENS, own) == place
     assert driver.execute_script(script, [*TOKENS[:2], "\ufffd"], own) == -1, "a part of a character is no text"
+
+
+# The playground's answers, as Jupyter lays them out.
+
+LAYOUT = ("flex", "flex_flow", "align_items", "margin", "min_width", "width")
+
+
+def widget_styles() -> str:
+    """What ipywidgets brings into JupyterLab: a style sheet within a script."""
+    folder = Path(sys.prefix, "share/jupyter/labextensions/@jupyter-widgets/jupyterlab-manager/static")
+    [sheet] = [
+        part for path in folder.glob("*.js") for part in path.read_text(encoding="utf-8").split("`")
+        if ".widget-html > .widget-html-content" in part
+    ]  # fmt: skip
+    return sheet
+
+
+def styled(widget) -> str:
+    layout = {name: getattr(widget.layout, name) for name in LAYOUT}
+    return "".join(f"{name.replace('_', '-')}:{value};" for name, value in layout.items() if value)
+
+
+class Said(list):
+    """Stands for an answer in the making: its texts so far."""
+
+    name, reply = "", None
+
+
+def test_in_the_playground_the_token_view_follows_its_answer(driver, tmp_path):
+    """Nothing is blank between the two, and nothing lies out of sight, however long the answer beside it is."""
+    write_some_tokens(tmp_path, "item-0")
+    tokens = read_tokens(tmp_path).tokens("item-0")
+    asker = SimpleNamespace(
+        profile=load_profile("ci"), arms={}, trained=[], primed={}, no_teacher="", load=list, tokens=lambda *_: tokens
+    )
+    form = Playground(asker, "1 + 1 = ?")
+    form.by_token.value = True
+    for name, text in (("control", "two"), ("ai-KD", "line\n" * 40)):
+        said = Said([text])
+        said.name, said.reply = name, Reply(name, text, 9, 1.0, False, False, {"validated": "2"})
+        form._show(said, None)
+    boxes = "".join(
+        f'<div class="jupyter-widgets widget-inline-hbox widget-html" style="{styled(box)}">'
+        f'<div class="widget-html-content">{box.value}</div></div>'
+        for box in form.answers.children
+    )
+    page = f'<style>{widget_styles()}</style><div style="height:900px;overflow:auto"><div class="jupyter-widgets '
+    page += f'widget-container widget-box widget-hbox" style="{styled(form.answers)}">{boxes}</div></div>'
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html><meta charset=utf-8>{page}", encoding="utf-8")
+    driver.get((tmp_path / "page.html").as_uri())
+    script = """return [...document.querySelectorAll(".widget-html")].map((box) => {
+        const [card, view] = [box.querySelector("pre").parentElement, box.querySelector(".primekd")];
+        const [a, b, c] = [card, view, box].map((e) => e.getBoundingClientRect());
+        return [b.top - a.bottom, c.bottom - b.bottom, box.scrollHeight - box.clientHeight, b.height];
+    })"""
+    for gap, below, hidden, height in driver.execute_script(script):
+        assert 0 <= gap < 30 and below >= 0 and hidden <= 0 and height > 100
 
 
 @pytest.fixture(scope="module")
