@@ -6,11 +6,15 @@ import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
+
 from primekd.assessment.held_out import HeldOutRow, write_rows
 from primekd.assessment.logs import LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
+from primekd.assessment.tokens import TokenFit, write_fits, write_tokens
 from primekd.config.arms import load_arms
 from primekd.foundation.provenance import hash_file, hash_json, write_json, write_text
+from primekd.signals.certainty import Certainty
 from primekd.statistics.audit import AuditRow
 from primekd.statistics.contrasts import contrast
 from primekd.statistics.families import plan_of
@@ -168,3 +172,28 @@ def write_published(checkout: Path) -> Path:
     ]
     write_csv(folder / "validation.csv", ValidationRow, validation)
     return folder
+
+
+TOKENS = ["It", " is", "\n", "<img src=x onerror=window.owned=1>", " 18", "<|end|>"]
+
+
+class Words:
+    """Stands for a tokenizer: token n is the n-th text."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return TOKENS[ids[0]]
+
+
+def write_some_tokens(folder, item):
+    """Six tokens of one item under two models; ai-KD is 2 nats away at the last but one and nowhere else."""
+    ids, count = list(range(6)), len(TOKENS)
+    best = torch.tensor([[n, (n + 1) % count, (n + 2) % count] for n in ids])
+    teacher = torch.tensor([[0.8994, 0.1002, 0.0004]] * 6)
+    sure = Certainty(torch.full((6,), 0.25), torch.full((6,), 0.8994), best, teacher)
+    models = {}
+    for name, far in (("control", 1.0), ("ai-KD", 2.0)):
+        kl = torch.zeros(6)
+        kl[4] = far
+        models[name] = folder / f"{name}.safetensors"
+        write_fits(models[name], [TokenFit(kl, best[:, :2].flip(1), torch.tensor([[0.7498, 0.2502]] * 6))])
+    write_tokens(folder / "tokens.safetensors", {item: ids}, {item: sure}, models, Words())

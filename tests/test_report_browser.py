@@ -10,10 +10,18 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-import torch
-from report_logs import HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_published, write_study
+from report_logs import (
+    HOSTILE,
+    MODELS,
+    NOTHING_FOUND,
+    TOKENS,
+    make_checkout,
+    write_published,
+    write_some_tokens,
+    write_study,
+)  # fmt: skip
 
-from primekd.assessment.tokens import TokenFit, read_tokens, write_fits, write_tokens
+from primekd.assessment.tokens import read_tokens
 from primekd.assessment.try_student import Reply
 from primekd.config import load_profile
 from primekd.report.cells import Name, Table
@@ -22,7 +30,6 @@ from primekd.report.notebook_page import notebook_page
 from primekd.report.playground import Playground
 from primekd.report.shown import show_facts, show_figure, show_table, show_texts, source
 from primekd.report.token_view import models_view
-from primekd.signals.certainty import Certainty
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from report_page import CONTRASTS, Page  # noqa: E402
@@ -340,30 +347,6 @@ def test_text_can_be_read_in_light_and_dark_and_on_a_narrow_page(driver, pages, 
 
 
 # Tokens in the report, and executed notebooks as pages.
-
-TOKENS = ["It", " is", "\n", "<img src=x onerror=window.owned=1>", " 18", "<|end|>"]
-
-
-class Words:
-    """Stands for a tokenizer: token n is the n-th text."""
-
-    def decode(self, ids, skip_special_tokens=False):
-        return TOKENS[ids[0]]
-
-
-def write_some_tokens(folder, item):
-    """Six tokens of one item under two models; ai-KD is 2 nats away at the last but one and nowhere else."""
-    ids, count = list(range(6)), len(TOKENS)
-    best = torch.tensor([[n, (n + 1) % count, (n + 2) % count] for n in ids])
-    teacher = torch.tensor([[0.8994, 0.1002, 0.0004]] * 6)
-    sure = Certainty(torch.full((6,), 0.25), torch.full((6,), 0.8994), best, teacher)
-    models = {}
-    for name, far in (("control", 1.0), ("ai-KD", 2.0)):
-        kl = torch.zeros(6)
-        kl[4] = far
-        models[name] = folder / f"{name}.safetensors"
-        write_fits(models[name], [TokenFit(kl, best[:, :2].flip(1), torch.tensor([[0.7498, 0.2502]] * 6))])
-    write_tokens(folder / "tokens.safetensors", {item: ids}, {item: sure}, models, Words())
 
 
 @pytest.fixture(scope="module")

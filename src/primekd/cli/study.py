@@ -1,6 +1,8 @@
 """Verbs on a whole study: run, status, doctor, notebook, plan."""
 
+import logging
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -162,6 +164,13 @@ def doctor(
         raise typer.Exit(1)
 
 
+def stop_quietly(*_: object) -> None:
+    """SIGTERM as Ctrl-C, without what asyncio and zmq then say of the loose ends of a notebook's kernel."""
+    logging.disable()
+    sys.unraisablehook = lambda _: None
+    raise KeyboardInterrupt
+
+
 @app.command()
 @verb
 def notebook(
@@ -178,7 +187,7 @@ def notebook(
     """
     from primekd.running.notebooks import execute
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, stop_quietly)
     given = {"profile": profile, "strategy": strategy, "seed": seed}
     execute(source, output, {name: value for name, value in given.items() if value is not None})
 

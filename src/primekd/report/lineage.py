@@ -60,11 +60,12 @@ def training(inputs: dict[str, Any]) -> Facts:
     """How students are trained, by a profile's sections or by those that one student's manifest has."""
     lora, train, loss = inputs.get("student", {}).get("lora") or {}, inputs.get("train", {}), inputs.get("loss", {})
     steps = ("optimizer", "learning_rate", "epochs", "batch_size", "weight_decay", "warmup_ratio")
-    return [
+    rows = [
         ("LoRA", _named(lora, "rank", "alpha", "dropout", "target_modules")),
         ("Training", _named(train, *steps)),
         ("Loss", _named(loss, "divergence", "temperature", "alpha")),
     ]
+    return [(name, value) for name, value in rows if value]
 
 
 def model_facts(manifest: dict[str, Any], name: str) -> Facts:

@@ -8,7 +8,7 @@ from primekd.assessment.decisions.form import is_attended
 from primekd.assessment.decisions.session import readable
 from primekd.assessment.try_student import Answers, Asker, Reply, Stream, ask, how_to_train, read_as
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.arms import CONTROL, TEACHER, get_arm
 from primekd.foundation.errors import UserError
 from primekd.models.chat import Priming
 from primekd.report.shown import Shown, show_texts
@@ -186,10 +186,13 @@ def playground(profile: Profile, question: str = "", strategies: Sequence[str] |
     """Shows the form; where nobody sits before the notebook (`primekd run`), asks the question once instead.
 
     Raises:
-        UserError: the profile's students cannot be asked; unattended also what `ask` raises.
+        UserError: the profile's students cannot be asked, or there is no such strategy; unattended also what `ask`
+            raises.
     """
     from IPython.display import display
 
+    for name in strategies or ():
+        get_arm(name)
     if is_attended():
         display(Playground(Asker(profile), question, strategies).root)
     else:

@@ -71,6 +71,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
                 start_timeout=START_TIMEOUT,
                 stderr_file=sys.stderr,
                 stdout_file=sys.stdout,
+                extra_arguments=["--log-level=CRITICAL"],  # not what a kernel that is stopped says of its sockets
                 config=Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/k.json"}}),
             )
         except papermill.PapermillExecutionError as error:
