@@ -150,7 +150,8 @@ def assert_same(one: dict, other: dict, rtol: float) -> None:
     ("one-hidden", "two-hidden", 1e-4),
     ("one-topk", "two-topk", 1e-4),
     ("one-hidden", "fsdp-hidden", 1e-4),
-    ("one-bfloat16", "fsdp-bfloat16", 2e-2),
+    # One process alone reads packed rows; each way is 4 % off float32's gradients in bfloat16 (docs/lab-log.md).
+    ("one-bfloat16", "fsdp-bfloat16", 5e-2),
     ("one-scratch", "two-scratch", 1e-4),
     ("one-scratch", "fsdp-scratch", 3e-4),  # the gradient's norm is a sum of 786,432 squares in float32
     ("one-hidden", "two-from-one", 1e-4),

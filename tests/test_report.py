@@ -111,7 +111,8 @@ def test_report_holds_the_answers_and_nothing_hostile(profile):
             assert "".join(answer["text"]) == HOSTILE[place]
             assert answer["text"][1:2] == ([] if place == NOTHING_FOUND else ["18"])
     assert [m["name"] for m in data["models"] if not m["student"]] == ["control", "teacher"]
-    assert data["words"] == ["--profile", "ci"] and data["items"][2]["answers"][1]["kl"] == 0.25  # (0.5 + 1 * 2) nats, 10 tokens
+    assert data["words"][:2] == ["--profile", "ci"]
+    assert data["items"][2]["answers"][1]["kl"] == 0.25  # (0.5 + 1 * 2) nats, 10 tokens
     assert "kl" not in data["items"][2]["answers"][-1]
     assert data["extractors"] == list(EXTRACTORS)
     base = data["items"][3]["answers"][1]

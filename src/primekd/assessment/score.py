@@ -15,7 +15,7 @@ from primekd.assessment.students import Student, find_students
 from primekd.capture.jobs import held_out_job, open_signals
 from primekd.capture.run import capture
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, FEW_SHOT, UNTRAINED, load_arms
+from primekd.config.arms import CONTROL, FEW_SHOT, arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
@@ -86,7 +86,7 @@ def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> N
     Raises:
         UserError: there is no such model, it is not trained, or the reference is not captured.
     """
-    known = [*UNTRAINED, *load_arms()]
+    known = [*(model.name for model in untrained_models(profile)), *arms_of(profile)]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"There is no model {unknown[0]!r}: choose one of {', '.join(known)}.")
     models = []

@@ -247,23 +247,30 @@ def write_shard(
 
 
 def measure_reconstruction(
-    engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor], most: int = 2
+    engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor], least: int = 64
 ) -> dict[str, Any]:
     """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on a few items.
+
+    The first two, and more until there are `least` tokens.
 
     Args:
         states: the hidden states that are kept of each item, (T, D).
 
     Returns:
-        tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1.
+        tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1; and what
+        rounding to bfloat16 does to the rebuilt ones, where that is what the engine's own logits are in.
     """
+    lengths = itertools.accumulate(len(item.response_ids) for item in stored)
+    most = max(2, next((n for n, tokens in enumerate(lengths, 1) if tokens >= least), len(stored)))
     sample = stored[:most]
     prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
     rows = HiddenRows(torch.cat(states[:most]).cpu(), engine.head().cpu(), engine.transform)
-    own = torch.cat(engine.own_logits(prompts, responses)).double().log_softmax(-1)
-    rebuilt = rows.to_logits().double().log_softmax(-1)
+    logits, product = torch.cat(engine.own_logits(prompts, responses)), rows.to_logits()  # (T, V)
+    own, rebuilt, rounded = (z.double().log_softmax(-1) for z in (logits, product, product.bfloat16()))
     divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)
-    return {
+    in_bfloat16 = torch.equal(logits, logits.bfloat16().float())
+    rounding = {"rounding_kl_nats": float((rebuilt.exp() * (rebuilt - rounded)).sum(-1).mean())} if in_bfloat16 else {}
+    return rounding | {
         "tokens": len(own),
         "mean_kl_nats": float(divergence.mean()),
         "max_kl_nats": float(divergence.max()),

@@ -14,7 +14,7 @@ from primekd.models import is_present, load_tokenizer
 from primekd.models.chat import build_prompt
 from primekd.signals.manifest import read_store
 from primekd.tasks.load import load_items
-from primekd.tasks.rows import file_of
+from primekd.tasks.rows import on_hub
 
 STAGES = ("capture", "held-out", "distill", "assess")
 
@@ -64,9 +64,8 @@ def known_manifests(profile: Profile, names: Iterable[str]) -> tuple[list[dict[s
     if found := [manifest for manifest in found if manifest.get("complete")]:
         return found, relative_name(folder)
     logs, source = published_manifest(profile)
-    kept = {name: entry.get("signals") for name, entry in logs.get("models", {}).items()} | {
-        HELD_OUT: logs.get("teacher")
-    }
+    kept = {name: entry.get("signals") for name, entry in logs.get("models", {}).items()}
+    kept[HELD_OUT] = logs.get("teacher")
     return [kept[name] for name in names if (kept.get(name) or {}).get("tokens")], source
 
 
@@ -107,15 +106,13 @@ def find_lengths(profile: Profile) -> Lengths:
 
 def _count_prompts(profile: Profile, most: int = 32) -> tuple[float, int, str] | None:
     """Mean and longest prompt over the primings, on the first test items; None where that would need a download."""
-    file = file_of(profile.data, "test")
-    on_hub = profile.data.source == "hub" and not (file and file.is_file())
-    if on_hub or not is_present(profile.student.model):
+    if on_hub(profile.data, "test") or not is_present(profile.student.model):
         return None
     try:
         tokenizer = load_tokenizer(profile.student)
         items = load_items(profile, "test", min(most, profile.data.test_items))
-    except UserError:  # the items' file is not here yet: the stage itself will say so
-        return None
+    except UserError:
+        return None  # the items' file is not here yet: the stage itself will say so
     primings = [priming_of(arm, profile.teacher) for arm in captured_arms(profile).values()]
     lengths = [len(build_prompt(tokenizer, item.messages, priming)) for item in items for priming in primings]
     return sum(lengths) / len(lengths), max(lengths), "counted"

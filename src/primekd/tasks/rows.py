@@ -29,18 +29,17 @@ def items_of_data(data: "DataConfig", split: str, count: int, item_of: RowReader
         UserError: as `read_jsonl` and `take`, or the hub is not to be reached.
     """
     side = side_of(split)
-    file = file_of(data, side)
-    if data.source == "hub" and not (file and file.is_file()):
+    if on_hub(data, side):
         rows = load_hub(data, side, item_of)
     else:
-        rows = read_jsonl(file, side, item_of)
+        rows = read_jsonl((project_root() / getattr(data, f"{side}_file")).resolve(), side, item_of)
     return take(rows, data, split, count)
 
 
-def file_of(data: "DataConfig", side: str) -> Path | None:
-    """The file of a side, there or not: the source's own, or what stands in for the hub's set where it is there."""
+def on_hub(data: "DataConfig", side: str) -> bool:
+    """Whether a side's rows are the hub's: no file stands in for them."""
     name = getattr(data, f"{side}_file")
-    return (project_root() / name).resolve() if name else None
+    return data.source == "hub" and not (name and (project_root() / name).is_file())
 
 
 def read_jsonl(path: Path, prefix: str, item_of: RowReader) -> list[Item]:
