@@ -166,7 +166,7 @@ def _text_of(job: Job) -> dict[str, Any]:
         file = project_root() / job.arm.responses
         if not file.is_file():
             raise UserError(f"{job.arm.name}: its file of responses {job.arm.responses} is not there: mend the path.")
-        return {"file": job.arm.responses, "file_sha256": hash_file(file)}
+        return {"file": file.name, "file_sha256": hash_file(file)}
     if (source := job.written_by) is None:
         return _reads(job.arm, job.profile.teacher)
     spec = build_spec(source, source.items())

@@ -13,7 +13,7 @@ import torch
 from primekd.assessment.grade import grade_answers
 from primekd.capture.jobs import Job, open_signals, test_job, training_job, unprimed_job
 from primekd.capture.judged import ARMS, JUDGED, OF_PRIMING, POSITIONS, JudgedRow, PositionRow, judged_folder
-from primekd.capture.run import capture
+from primekd.capture.run import capture_all
 from primekd.config import Profile
 from primekd.config.arms import OWN, arms_of, unprimed
 from primekd.foundation.energy import Meter
@@ -60,9 +60,8 @@ def _rescores(profile: Profile) -> bool:
 
 
 def ask(profile: Profile) -> None:
-    """Captures what is missing."""
-    for job in jobs_of(profile):
-        capture(job)
+    """Captures what is missing; the teacher is loaded once."""
+    capture_all(jobs_of(profile))
 
 
 def measure(profile: Profile, force: bool = False) -> Path:
