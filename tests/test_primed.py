@@ -169,6 +169,8 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
     assert (ai.tokens_difference, ai.tokens_difference_low, ai.tokens_p) == (-10, -10, 0)
     assert ai.accuracy_difference == 0 and ai.accuracy_p == 1 and ai.kl == pytest.approx(0.2)
     assert ai.entropy == pytest.approx(20 / sum(range(30, 50)))
+    assert ai.tokens_p_holm == 0 and 0 < ai.kl_p_holm < 1e-200 and placebo.accuracy_p_holm == 1
+    assert plain.tokens_p_holm is None and placebo.kl_p < 1e-200  # surely below 0.01, which claims nothing
     said = expectation([plain, ai, placebo])
     assert (
         "Ground truth-KD can be expected to differ: its text is 20% shorter and it moves the teacher by 0.200"
@@ -177,6 +179,19 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
     assert "Placebo-KD can hardly be expected to differ" in said[1] and "20 of 20 responses" in said[1]
     with pytest.raises(ValueError, match="different items"):
         primed_rows([*base, *shorter[:5]], "base-KD")
+
+
+def test_one_of_many_prompts_that_is_a_little_longer_is_nothing_that_can_be_expected():
+    base = judged("base-KD", [40] * 8, [True] * 8)
+    longer = judged("ai-KD", [45, 44, 46, 41, 40, 43, 39, 44], [True] * 8)
+    others = [judged(f"other{n}", [40 + (-1) ** i for i in range(8)], [True] * 8) for n in range(12)]
+    alone, among = (
+        {row.arm: row for row in primed_rows([*base, *longer, *(r for arm in more for r in arm)], "base-KD")}["ai-KD"]
+        for more in ([], others)
+    )
+    assert alone.tokens_p == among.tokens_p < 0.05 / 2
+    assert "can be expected to differ" in expectation([alone])[0]
+    assert "can hardly be expected" in expectation([among])[0]
 
 
 def file_arm(path, **changed):

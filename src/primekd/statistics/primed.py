@@ -1,16 +1,18 @@
 """What priming did to the teacher, each arm against the unprimed one on the same items (priming-arms.csv)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from primekd.capture.judged import JudgedRow
 from primekd.statistics.families import title_of
-from primekd.statistics.inference import LEVEL, UNKNOWN, accuracy, clustered, compare_verdicts
+from primekd.statistics.inference import LEVEL, UNKNOWN, accuracy, clustered, compare_verdicts, holm
 from primekd.tasks.clusters import cluster_of
 
 Found = dict[str, JudgedRow]  # item -> its row
+SMALL_KL = 0.01  # nats a token: less than a student's own distance from its teacher by an order or more
+TESTED = ("accuracy_p", "tokens_p", "kl_p")
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,11 @@ class PrimedRow:
 
     `accuracy` by the profile's reading, with Wilson's interval; differences with Student's t, clustered by template
     where items have one; `accuracy_p` McNemar's exact one, or the larger of that and the clustered t's. `tokens` and
-    `tokens_difference` are means of a response. `same_share`: mean share of positions with the unprimed token;
-    `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token), `unsure` (share of
-    tokens written with p below 0.9) and `kl`, KL(primed || unprimed) in nats a token on the primed text.
+    `tokens_difference` are means of a response. `kl_p`: that the KL is 0.01, below which it counts as small. The
+    columns `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions
+    with the unprimed token; `same_whole`: responses that are the unprimed one. Of `measured`
+    items: `entropy` (nats a token), `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed ||
+    unprimed) in nats a token on the primed text.
     """
 
     split: str
@@ -35,11 +39,13 @@ class PrimedRow:
     accuracy_difference_low: float | None
     accuracy_difference_high: float | None
     accuracy_p: float | None
+    accuracy_p_holm: float | None
     tokens: float
     tokens_difference: float | None
     tokens_difference_low: float | None
     tokens_difference_high: float | None
     tokens_p: float | None
+    tokens_p_holm: float | None
     truncated: int
     same_share: float | None
     same_whole: int | None
@@ -49,6 +55,8 @@ class PrimedRow:
     kl: float | None
     kl_low: float | None
     kl_high: float | None
+    kl_p: float | None
+    kl_p_holm: float | None
 
 
 def by_arm(rows: Sequence[JudgedRow], split: str) -> dict[str, Found]:
@@ -69,7 +77,8 @@ def primed_rows(rows: Sequence[JudgedRow], unprimed: str) -> list[PrimedRow]:
     made = []
     for split in dict.fromkeys(row.split for row in rows):
         arms = by_arm(rows, split)
-        made += [_row(split, arm, found, arms.get(unprimed), arm == unprimed) for arm, found in arms.items()]
+        plain = arms.get(unprimed)
+        made += _adjusted([_row(split, arm, found, plain, arm == unprimed) for arm, found in arms.items()])
     return made
 
 
@@ -89,22 +98,30 @@ def _row(split: str, arm: str, found: Found, plain: Found | None, is_plain: bool
     sure = [r for r in own if r.entropy is not None]
     counted = sum(r.tokens for r in sure) or None
     return PrimedRow(
-        split, arm, len(own), int(verdicts.sum()), *accuracy(verdicts), *difference, p, float(tokens.mean()), *longer,
-        longer_p, sum(r.truncated for r in own), *alike, len(sure), counted and sum(r.entropy for r in sure) / counted,
-        counted and sum(r.unsure for r in sure) / counted, *_kl(own),
+        split, arm, len(own), int(verdicts.sum()), *accuracy(verdicts), *difference, p, None,
+        float(tokens.mean()), *longer, longer_p, None, sum(r.truncated for r in own), *alike, len(sure),
+        counted and sum(r.entropy for r in sure) / counted, counted and sum(r.unsure for r in sure) / counted,
+        *_kl(own), None,
     )  # fmt: skip
 
 
+def _adjusted(rows: list[PrimedRow]) -> list[PrimedRow]:
+    tests = [(row.arm, name, p) for row in rows for name in TESTED if (p := getattr(row, name)) is not None]
+    adjusted: dict[str, dict[str, float]] = {row.arm: {} for row in rows}
+    for (arm, name, _), p_holm in zip(tests, holm([p for *_, p in tests]), strict=True):
+        adjusted[arm][f"{name}_holm"] = p_holm
+    return [replace(row, **adjusted[row.arm]) for row in rows]
+
+
 def _kl(rows: Sequence[JudgedRow]) -> tuple[float | None, ...]:
-    """Nats a token, with an interval over items."""
+    """Nats a token with an interval over items, and the p of its being SMALL_KL."""
     known = [r for r in rows if r.kl is not None]
     if len(known) < 2:
-        return UNKNOWN
-    sums, counts = np.array([r.kl for r in known]), [r.tokens for r in known]
-    return clustered({"": sums}, {}, counts, [cluster_of(r.id) for r in known]).estimate
-
-
-SMALL_KL = 0.01  # nats a token: less than a student's own distance from its teacher by an order or more
+        return *UNKNOWN, None
+    sums, counts = np.array([r.kl for r in known]), np.array([r.tokens for r in known], float)
+    groups = [cluster_of(r.id) for r in known]
+    beyond = clustered({"": sums - SMALL_KL * counts}, {}, counts, groups)
+    return *clustered({"": sums}, {}, counts, groups).estimate, beyond.p
 
 
 def expectation(rows: Sequence[PrimedRow]) -> list[str]:
@@ -114,13 +131,13 @@ def expectation(rows: Sequence[PrimedRow]) -> list[str]:
 
 def _sentence(row: PrimedRow) -> str:
     title, said = title_of(row.arm), []
-    if row.tokens_p < LEVEL and row.tokens_difference:
+    if row.tokens_p_holm < LEVEL and row.tokens_difference:
         share = row.tokens_difference / (row.tokens - row.tokens_difference)
         said.append(f"its text is {abs(share):.0%} {'longer' if share > 0 else 'shorter'}")
-    if row.accuracy_p < LEVEL and row.accuracy_difference:
+    if row.accuracy_p_holm < LEVEL and row.accuracy_difference:
         points = 100 * row.accuracy_difference
         said.append(f"{abs(points):.1f} points {'more' if points > 0 else 'fewer'} of its answers are right")
-    if row.kl_low is not None and row.kl_low > SMALL_KL:
+    if row.kl_p_holm is not None and row.kl_p_holm < LEVEL and row.kl > SMALL_KL:
         said.append(f"it moves the teacher by {row.kl:.3f} nats a token")
     same = f"{row.same_whole} of {row.n} responses are the unprimed ones, word for word"
     if said:
