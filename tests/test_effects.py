@@ -26,6 +26,7 @@ from primekd.statistics.contrasts import ContrastRow, contrast
 from primekd.statistics.effect_sentences import control_sentences, effect_sentences, subset_sentences
 from primekd.statistics.effects import (
     ANOTHER_SEED,
+    ANY_WORDING,
     BEYOND_TEXT,
     INTERACTION,
     LOGITS,
@@ -163,6 +164,42 @@ def test_intervals_cover_the_true_effects_and_no_interaction_is_found_where_ther
         found += rows["ai-KD", INTERACTION].p < 0.05
     # Of 60 studies 95 % cover: 51 and fewer have a chance of 1 in 350. Few seeds have wide ranges.
     assert min(covered.values()) >= 52 and found <= 8, (covered, found)
+
+
+@pytest.fixture
+def reworded(checkout):
+    """The same checkout with two rewordings of ai-KD."""
+    path = checkout / "configs" / "strategies.yaml"
+    row = {"role": "rewording", "variant_of": "ai-KD", "extra": True, "priming": "Some other words."}
+    more = {f"ai-{n}-KD": {"title": f"Reworded {n}", **row} for n in (2, 3)}
+    path.write_text(path.read_text(encoding="utf-8") + yaml.safe_dump(more), encoding="utf-8")
+
+
+def test_any_wording_is_the_mean_over_them_and_each_is_a_draw(reworded):
+    right = {"base-KD": 10, "ai-KD": 18, "ai-2-KD": 22, "ai-3-KD": 20}
+    verdicts = {name: np.arange(40) < count for name, count in right.items()}
+    row = effects(verdicts)["ai-KD", ANY_WORDING]
+    assert row.accuracy == pytest.approx(0.25) and row.seeds == 3
+    assert row.model == "ai-KD + ai-2-KD + ai-3-KD" and row.reference == "base-KD"
+    assert row.p > 2 * mcnemar_exact(verdicts["ai-2-KD"], verdicts["base-KD"]).p  # two degrees of freedom claim little
+    (said,) = (s for s in effect_sentences([{k: "" if v is None else str(v) for k, v in asdict(row).items()}]))
+    assert "The priming of Ground truth-KD in any wording, against base-KD" in said and "3 wordings, one" in said
+    assert ("ai-KD", ANY_WORDING) not in effects({name: verdicts[name] for name in ("base-KD", "ai-KD")})
+    arms = load_arms() | {"ai-2-KD": load_arms()["ai-2-KD"].model_copy(update={"loss": {"alpha": 0.9}})}
+    (one,) = (asked for asked in asked_of(arms) if asked.effect == ANY_WORDING)
+    assert one.plus == ("ai-KD", "ai-3-KD")  # another loss is no other wording
+
+
+def test_what_hangs_on_single_sentences_is_no_effect_of_the_priming(reworded):
+    """Each wording does something of its own, and their mean nothing: single ones come out, any wording does not."""
+    rng, studies, single, any_wording = np.random.default_rng(4), 60, 0, 0
+    for _ in range(studies):
+        easy = rng.uniform(-0.15, 0.15, 400)
+        chances = {"base-KD": 0.4} | {name: 0.4 + rng.normal(0, 0.1) for name in ("ai-KD", "ai-2-KD", "ai-3-KD")}
+        verdicts = {name: rng.random(400) < chance + easy for name, chance in chances.items()}
+        any_wording += effects(verdicts)["ai-KD", ANY_WORDING].p < 0.05
+        single += mcnemar_exact(verdicts["ai-KD"], verdicts["base-KD"]).p < 0.05
+    assert single > 20 and any_wording <= 8, (single, any_wording)
 
 
 def test_held_out_fit_is_a_token_and_exact():

@@ -18,8 +18,9 @@ PLACEBO_NOTE = (
 EFFECTS_NOTE = (
     "Text, logits: mean over both levels of the other. Interaction: what both do beyond what each does alone. "
     "Accuracy in points by the automatic verdicts, KL and NLL in nats a token, on the same items and over the seeds "
-    "that all of the arms have. Intervals are clustered by template where items have one, and by seed where there are "
-    "several. p is Holm-adjusted over this table, that of another seed (the negative control) by itself."
+    "that all of the arms have. Any wording: its seeds are wordings of the priming, each a draw. Intervals are "
+    "clustered by template where items have one, and by seed where there are several. p is Holm-adjusted over this "
+    "table, that of another seed (the negative control) by itself."
 )
 SUBSETS_NOTE = (
     "The main family's contrasts on some of the test items, chosen by the teacher's answers. All right: it answered "

@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 from primekd.config.arms import load_arms, of_role
-from primekd.statistics.effects import ANOTHER_SEED, BEYOND_TEXT, INTERACTION, LOGITS, TEXT, TEXT_ALONE
+from primekd.statistics.effects import ANOTHER_SEED, ANY_WORDING, BEYOND_TEXT, INTERACTION, LOGITS, TEXT, TEXT_ALONE
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL
 from primekd.statistics.sentences import MEASURES, Row, is_claimed, p_of, points_of, trainings, why_not
@@ -17,6 +17,7 @@ SUBJECTS = {
     INTERACTION: "Text and logits of {arm} together, beyond what each of them adds alone",
     TEXT_ALONE: "The text of {arm} in place of {base}'s, without any logits",
     BEYOND_TEXT: "The logits of {arm} beyond its text alone",
+    ANY_WORDING: "The priming of {arm} in any wording, against {base}",
 }
 
 
@@ -24,11 +25,15 @@ def effect_sentences(effects: list[Row]) -> list[str]:
     """A sentence an effect, for all that was measured."""
     base = title_of(next(iter(of_role("baseline")), ""))
     return [
-        f"{SUBJECTS[row['effect']].format(arm=title_of(row['arm']), base=base)}: {_effect(row)}; "
-        f"{trainings([int(row['seeds'])])}."
+        f"{SUBJECTS[row['effect']].format(arm=title_of(row['arm']), base=base)}: {_effect(row)}; {_trainings(row)}."
         for row in effects
         if row["effect"] in SUBJECTS
     ]
+
+
+def _trainings(row: Row) -> str:
+    said = trainings([int(row["seeds"])])
+    return f"{row['seeds']} wordings, one training seed each" if row["effect"] == ANY_WORDING else said
 
 
 def _effect(row: Row) -> str:

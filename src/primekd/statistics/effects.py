@@ -16,6 +16,7 @@ from primekd.tasks.clusters import cluster_of
 
 TEXT, LOGITS, INTERACTION = "text", "logits", "interaction"
 TEXT_ALONE, BEYOND_TEXT, ANOTHER_SEED = "text alone", "logits beyond text", "another seed"
+ANY_WORDING = "any wording"
 AND = " + "  # between the arms of one side
 # What of an arm is no setting of its own: its names, and the prompts that the cells cross.
 NO_SETTING = {
@@ -47,7 +48,9 @@ class EffectRow:
     `effect`: A is the arm's prompt, B the unprimed one, and (text, logits) are what a student learned from. text: mean
     of (A, A) - (B, A) and (A, B) - (B, B). logits: mean of (A, A) - (A, B) and (B, A) - (B, B). interaction: (A, A) -
     (A, B) - (B, A) + (B, B). text alone: (A, none) - (B, none). logits beyond text: (A, A) - (A, none). another seed:
-    the unprimed arm trained again, less itself; the negative control.
+    the unprimed arm trained again, less itself; the negative control. any wording: the mean over an arm and its
+    rewordings, less the unprimed one; each wording is a draw, as a seed is (`seeds` counts them, of one training each),
+    so that what hangs on one sentence does not pass.
 
     `model`, `reference`: the arms of both sides. Accuracies are shares, kl and nll_gold nats a token; intervals are
     Student's t, clustered by template where items have one, and by seed where all cells have several. `p` of the
@@ -102,6 +105,11 @@ def asked_of(arms: Mapping[str, Arm]) -> list[Asked]:
                 found.append(Asked(a, TEXT, (both, a_text), (a_logits, neither)))
                 found.append(Asked(a, LOGITS, (both, a_logits), (a_text, neither)))
                 found.append(Asked(a, INTERACTION, (both, neither), (a_text, a_logits)))
+            words = [
+                a,
+                *(r for r in of_role("rewording", arms) if arms[r].variant_of == a and _settings(arms[r]) == own),
+            ]
+            found.append(Asked(a, ANY_WORDING, tuple(words), (b,)) if len(words) > 1 and own == of_text else None)
             alone = cells.get((own, a, NONE))
             found += [_pair(a, TEXT_ALONE, alone, cells.get((own, b, NONE))), _pair(a, BEYOND_TEXT, a, alone)]
     return [one for one in found if one]
@@ -162,10 +170,13 @@ def _with_seeds_apart(of_arms: dict[str, Seeds]) -> dict[str, Seeds]:
 
 
 def difference_of(asked: Asked, cells: Mapping[str, Seeds]) -> Seeds:
-    """seed -> (items,) what an effect is on each item, for the seeds that all of its cells have."""
+    """seed -> (items,) what an effect is on each item, for the seeds that all of its cells have; or by wording."""
     sides = [(asked.weight, name) for name in asked.plus] + [(-asked.weight, name) for name in asked.minus]
     if not all(name in cells for _, name in sides):
         return {}
+    if asked.effect == ANY_WORDING:
+        (base,) = asked.minus
+        return {name: cells[name][""] - cells[base][""] for name in asked.plus}
     seeds = [seed for seed in cells[asked.plus[0]] if all(seed in cells[name] for _, name in sides)]
     return {seed: np.sum([weight * cells[name][seed] for weight, name in sides], axis=0) for seed in seeds}
 
