@@ -10,12 +10,13 @@ from conftest import ROOT, small_profile
 
 from primekd.capture.jobs import build_spec, open_signals, training_job
 from primekd.capture.run import capture
-from primekd.config.arms import Arm, arms_of, default_arms, get_arm, load_arms, unprimed
+from primekd.config.arm import Arm
+from primekd.config.arms import arms_of, default_arms, get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json, read_json, write_json
 from primekd.planning.plan import make_plan
 from primekd.report.lineage import costs, job_seconds, model_facts
-from primekd.running.verify import check_signals
+from primekd.running.verify_run import check_signals
 from primekd.signals import SignalReader
 from primekd.signals.shards import save_shard
 from primekd.statistics.families import CHECKS, MAIN, plan_of, planned_contrasts, title_of

@@ -17,7 +17,8 @@ from primekd.assessment.score import Model, made_of, score_some, untrained_model
 from primekd.capture.jobs import held_out_job, training_job
 from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
-from primekd.config.arms import CONTROL, load_arms
+from primekd.config.arm import CONTROL
+from primekd.config.arms import load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.foundation.tables import read_table
@@ -29,7 +30,8 @@ from primekd.report.tables import results_page, results_text
 from primekd.running.made_by import results_of
 from primekd.running.publishing import exchange
 from primekd.running.show import show
-from primekd.running.verify import check_logs, check_outputs, check_run
+from primekd.running.verify import check_logs
+from primekd.running.verify_run import check_outputs, check_run
 from primekd.statistics.families import planned_contrasts
 from primekd.statistics.inference import accuracy
 from primekd.studies.assess import assess

@@ -12,7 +12,8 @@ from primekd.assessment import try_student
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.score import Model
 from primekd.assessment.serving import serving_folder
-from primekd.assessment.try_student import Answers, Asker, Reply, ask
+from primekd.assessment.stream import Reply, Stream
+from primekd.assessment.try_student import Answers, Asker, ask
 from primekd.config import LoraSettings
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_json, write_manifest
@@ -332,14 +333,14 @@ def test_a_mistake_in_the_form_is_said_escaped_and_the_form_goes_on(form, monkey
 
 
 def test_stop_ends_the_answer_and_asks_nobody_else(form, monkeypatch):
-    plain = try_student.Stream._hear
+    plain = Stream._hear
 
     def hear(stream, token) -> None:
         if len(stream._ids) == 3:
             form.stop_button.click()
         plain(stream, token)
 
-    monkeypatch.setattr(try_student.Stream, "_hear", hear)
+    monkeypatch.setattr(Stream, "_hear", hear)
     [shown] = press_ask(form)
     assert "4 tokens" in shown and "stopped" in shown and "Stopped." in form.message.value
 

@@ -10,7 +10,8 @@ from conftest import small_profile
 from primekd.capture.jobs import open_signals, test_job, training_job, unprimed_job
 from primekd.capture.judged import JUDGED, JudgedRow, judged_folder
 from primekd.capture.run import capture
-from primekd.config.arms import Arm, get_arm
+from primekd.config.arm import Arm
+from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.foundation.tables import read_records, write_table

@@ -21,7 +21,7 @@ from primekd.running import publishing
 from primekd.running.made_by import refuse_unpublishable
 from primekd.running.publishing import exchange, publish
 from primekd.running.reproduction import compare_with_published, verdict_text
-from primekd.running.verify import check_outputs
+from primekd.running.verify_run import check_outputs
 from primekd.studies.results import logs_in_use
 from primekd.studies.study import find_study
 

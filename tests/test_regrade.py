@@ -44,7 +44,8 @@ from primekd.foundation.provenance import (
     write_text,
 )
 from primekd.foundation.tables import read_table
-from primekd.running.verify import _fix, check_decisions, check_models, check_outputs, check_verdicts, summary, verify
+from primekd.running.verify import _fix, check_decisions, check_models, check_verdicts, summary, verify
+from primekd.running.verify_run import check_outputs
 from primekd.statistics.families import plan_of
 from primekd.statistics.seeds import seed_rows
 from primekd.studies.regrade import regrade, rules_hashes

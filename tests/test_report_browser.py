@@ -21,8 +21,8 @@ from report_logs import (
     write_study,
 )  # fmt: skip
 
+from primekd.assessment.stream import Reply
 from primekd.assessment.tokens import read_tokens
-from primekd.assessment.try_student import Reply
 from primekd.config import load_profile
 from primekd.report.cells import Name, Table
 from primekd.report.html import write_report

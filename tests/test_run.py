@@ -18,14 +18,16 @@ from typer.testing import CliRunner
 import primekd.running.run
 from primekd.cli import app
 from primekd.config import Profile, load_profile
-from primekd.config.arms import CONTROL, arms_of, default_arms
+from primekd.config.arm import CONTROL
+from primekd.config.arms import arms_of, default_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.provenance import project_root
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.running import slurm
-from primekd.running.run import describe, explain_failure, forget_lost_stages, job_progress, planned_jobs
+from primekd.running.run import explain_failure, forget_lost_stages, planned_jobs
 from primekd.running.run_log import Job, RunState
+from primekd.running.run_progress import describe, job_progress
 from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
 from primekd.running.status import stage_states
 from primekd.studies.priming import STUDY

@@ -19,7 +19,8 @@ from primekd.capture.primings import priming_of
 from primekd.capture.run import capture
 from primekd.cli import app
 from primekd.config import TeacherConfig, arms, load_profile
-from primekd.config.arms import Arm, get_arm, load_arms
+from primekd.config.arm import Arm
+from primekd.config.arms import get_arm, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash

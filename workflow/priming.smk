@@ -1,5 +1,5 @@
 # The priming study: prepare the teacher, capture and distill every arm, score all models, assess, report.
-from primekd.config.arms import OWN, split_seed
+from primekd.config.arm import OWN, split_seed
 from primekd.studies.priming import models
 
 # A job scores several models, one after the other, where they would wait for each other anyway: to start Python and load

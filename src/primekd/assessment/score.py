@@ -15,7 +15,8 @@ from primekd.assessment.students import Student, find_students
 from primekd.capture.jobs import held_out_job, open_signals
 from primekd.capture.run import capture
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, FEW_SHOT, arms_of
+from primekd.config.arm import CONTROL, FEW_SHOT
+from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest

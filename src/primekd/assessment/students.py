@@ -6,7 +6,8 @@ from typing import Any
 
 from primekd.capture.jobs import build_spec, training_job
 from primekd.config import Profile
-from primekd.config.arms import NONE, arms_of, get_arm
+from primekd.config.arm import NONE
+from primekd.config.arms import arms_of, get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
 from primekd.tasks.load import load_items

@@ -1,57 +1,25 @@
 """Asking control, students and teacher one question: one loaded base whose adapters are switched, answers streamed."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
-from primekd.assessment.decisions.session import readable, spoken
-from primekd.assessment.reading import EXTRACTORS, extract
+from primekd.assessment.decisions.session import readable
 from primekd.assessment.serving import MERGED, serving_folder
+from primekd.assessment.stream import Reply, Stream
 from primekd.assessment.students import require_control
 from primekd.assessment.tokens import Token, tokens_of
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, TEACHER, Arm, arms_of, get_arm
+from primekd.config.arm import CONTROL, TEACHER, Arm
+from primekd.config.arms import arms_of, get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_json, relative_name
 from primekd.models import is_present, load_tokenizer, require_same_tokenizer
-from primekd.models.chat import Priming, Prompt, build_prompt, decode_response
+from primekd.models.chat import Priming, build_prompt
 from primekd.signals.rows import DenseRows
-from primekd.teachers.protocol import Sampling
 
-INTERVAL = 0.1  # seconds between two looks at an answer in the making
 STREAMING = ("transformers", "llamacpp")  # engines that run in this process and can be overheard
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One model's answer.
-
-    Attributes:
-        tokens: of the answer, with the one that ends it. seconds: from the prompt's first to the answer's last token.
-        truncated: cut off at the profile's limit of new tokens. stopped: by whoever asked.
-        ids: the answer's tokens.
-        values: extractor -> what it reads, in words.
-    """
-
-    name: str
-    text: str
-    tokens: int
-    seconds: float
-    truncated: bool
-    stopped: bool
-    values: dict[str, str]
-    ids: tuple[int, ...] = ()
-
-    @property
-    def facts(self) -> str:
-        """Length, speed and ending in words."""
-        ended = "stopped" if self.stopped else "cut off at the limit" if self.truncated else "complete"
-        return f"{self.tokens} tokens, {self.tokens / max(self.seconds, 1e-9):.1f} tokens/s, {ended}"
 
 
 @dataclass(frozen=True)
@@ -71,101 +39,6 @@ class Answers:
 def read_as(reply: Reply, between: str) -> str:
     """What each extractor reads of an answer."""
     return between.join(f"{extractor}: {value}" for extractor, value in reply.values.items())
-
-
-class _Stopped(Exception):
-    """Ends a generation from within."""
-
-
-class Stream:
-    """One answer in the making. Iterate over its text so far, at most ten times a second; the last one is all of it.
-
-    Attributes:
-        reply: once the iteration is over.
-    """
-
-    def __init__(self, name: str, question: str, tokenizer, prompt: Prompt, engine, limit: int):
-        self.name, self.question, self._tokenizer = name, question, tokenizer
-        self.prompt, self._engine, self._limit = prompt, engine, limit
-        self._ids: list[int] = []
-        self._stop, self._response, self._error, self.reply = False, None, None, None
-
-    def stop(self) -> None:
-        """Ends the answer at the next token; what there is of it stays."""
-        self._stop = True
-
-    def __iter__(self) -> Iterator[str]:
-        thread, start, shown = threading.Thread(target=self._generate, daemon=True), time.perf_counter(), ""
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(INTERVAL)
-                # Bytes of a character whose other tokens are still to come are no text yet.
-                if thread.is_alive() and (text := self._text(self._ids).rstrip("\ufffd")) != shown:
-                    shown = text
-                    yield text
-        finally:
-            self.stop()  # whoever leaves early wants no more of it
-            thread.join()
-        if self._error:
-            raise self._error
-        self.reply = self._finish(time.perf_counter() - start)
-        yield self.reply.text
-
-    def _generate(self) -> None:
-        try:
-            with _overheard(self._engine, self._hear):
-                [self._response] = self._engine.generate([self.prompt], Sampling(self._limit))
-        except _Stopped:
-            pass
-        except Exception as error:  # raised again by the thread that asked
-            self._error = error
-
-    def _hear(self, token: int | None) -> None:
-        if token is not None:
-            self._ids.append(token)
-        if self._stop:
-            raise _Stopped
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return decode_response(self._tokenizer, list(ids))
-
-    def _finish(self, seconds: float) -> Reply:
-        stopped, ids = self._response is None, self._response.ids if self._response else self._ids
-        truncated, text = stopped or self._response.truncated, self._text(ids)
-        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in EXTRACTORS}
-        return Reply(self.name, text, len(ids), seconds, truncated, stopped, values, tuple(ids))
-
-
-@contextmanager
-def _overheard(engine, hear: Callable[[int | None], None]):
-    """While `engine` generates one response, calls `hear` with each token before the next one is made (None before the
-    first, from some engines); what `hear` raises ends the generation. The engine's own path stays as it is."""
-    if engine.name == "transformers":
-        passes = count()
-
-        def before(_module, arguments, named) -> None:
-            ids = named["input_ids"] if "input_ids" in named else arguments[0]
-            hear(int(ids[0, -1]) if next(passes) else None)
-
-        hook = engine.decoder.register_forward_pre_hook(before, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
-    else:
-        step = engine._step
-
-        def heard(context, active, *rest) -> None:
-            step(context, active, *rest)
-            for answer in active.values():
-                hear(answer.ids[-1])
-
-        engine._step = heard
-        try:
-            yield
-        finally:
-            del engine._step
 
 
 class Asker:

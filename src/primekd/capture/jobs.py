@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from primekd.capture.primings import priming_of
 from primekd.config import Profile, TeacherConfig
-from primekd.config.arms import NONE, OWN, Arm, get_arm, unprimed
+from primekd.config.arm import NONE, OWN, Arm
+from primekd.config.arms import get_arm, unprimed
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, hash_json, project_root

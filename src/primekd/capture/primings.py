@@ -1,7 +1,8 @@
 """Where each arm's priming text stands for a profile's teacher, and whether its chat template can take it."""
 
 from primekd.config import Profile, TeacherConfig
-from primekd.config.arms import Arm, arms_of
+from primekd.config.arm import Arm
+from primekd.config.arms import arms_of
 from primekd.models import is_present, load_tokenizer
 from primekd.models.chat import Priming, build_prompt
 from primekd.models.template import QUESTION

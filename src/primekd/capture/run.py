@@ -17,7 +17,8 @@ from primekd.capture.jobs import Job, build_spec, prompts_of
 from primekd.capture.primings import require_placeable
 from primekd.capture.responses import refuse_text, written_responses
 from primekd.capture.workers import Part, SharedStore
-from primekd.config.arms import NONE, Arm, arms_of
+from primekd.config.arm import NONE, Arm
+from primekd.config.arms import arms_of
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory

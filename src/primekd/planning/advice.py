@@ -121,7 +121,5 @@ def disk_findings(profile: Profile, parts: list[Storage], costs: list[CodecCost]
     saved = [cost.name for cost in costs if cost.refusal is None and others + cost.total <= free]
     remedy = f"Set signals.codec to {saved[-1]}." if saved else f"Free {(total - free) / GIB:.0f} GiB more."
     small = f"The disk is too small: {total / GIB:.1f} GiB are needed and {free / GIB:.1f} are free. {remedy}"
-    longest = (
-        f"Were every response at the token limit, the disk would not do: {most / GIB:.0f} of {free / GIB:.0f} GiB."
-    )
+    longest = f"Were every response at the limit, the disk would not do: {most / GIB:.0f} of {free / GIB:.0f} GiB."
     return [Finding("error", small)] if total > free else [Finding("note", longest)] if most > free else []

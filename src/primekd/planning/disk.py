@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from primekd.config import Profile, SignalsConfig
-from primekd.config.arms import NONE, arms_of
+from primekd.config.arm import NONE
+from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.models import parse_reference
 from primekd.models.shapes import BYTES, Model, find_shape

@@ -7,7 +7,8 @@ from typing import Any
 from primekd.capture.jobs import HELD_OUT
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
-from primekd.config.arms import Arm, arms_of
+from primekd.config.arm import Arm
+from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.models import is_present, load_tokenizer

@@ -14,7 +14,7 @@ from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.tokens import read_tokens
 from primekd.config import Profile
-from primekd.config.arms import NO_STUDENTS
+from primekd.config.arm import NO_STUDENTS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.report.extraction import Readings

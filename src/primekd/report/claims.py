@@ -4,7 +4,8 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
-from primekd.config.arms import CONTROL, NO_STUDENTS, TEACHER, default_arms, split_seed
+from primekd.config.arm import CONTROL, NO_STUDENTS, TEACHER, split_seed
+from primekd.config.arms import default_arms
 from primekd.foundation.provenance import relative_name
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.formats import MISSING, interval, markdown, percent

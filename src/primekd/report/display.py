@@ -9,16 +9,18 @@ from primekd.capture.jobs import Job, open_signals, training_job
 from primekd.capture.judged import judged_folder
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
-from primekd.config.arms import TEACHER, get_arm, unprimed
+from primekd.config.arm import TEACHER
+from primekd.config.arms import get_arm, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
 from primekd.report.cells import Table
 from primekd.report.figures import loss_curve
+from primekd.report.findings import findings, how_tested
 from primekd.report.formats import MISSING, duration, percent, significant
 from primekd.report.primed import NOTE, position_figure, primed_sentences, primed_table
-from primekd.report.results import contrast_table, findings, how_tested, read_results, result_table
+from primekd.report.results import contrast_table, read_results, result_table
 from primekd.report.shown import (
     Shown,
     show_facts,

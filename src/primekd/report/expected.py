@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.arm import CONTROL, TEACHER
 from primekd.report.cells import Cell, Table
 from primekd.report.claims import short_commit
 from primekd.report.formats import MISSING, duration, percent, percent_range, significant

@@ -1,7 +1,7 @@
 """Figures of dots and intervals: accuracies, differences, distances to the teacher, and extractors."""
 
 from primekd.assessment.reading import EXTRACTORS
-from primekd.config.arms import CONTROL
+from primekd.config.arm import CONTROL
 from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import interval, percent
 from primekd.report.results import Results, Row

@@ -17,16 +17,14 @@ from primekd.report.browser import browser_data, refuse_other_items, script_json
 from primekd.report.claims import claim_note, claim_table
 from primekd.report.effects import effect_tables
 from primekd.report.figures import loss_curves
+from primekd.report.findings import NOTHING_DECIDED, findings, how_tested
 from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
 from primekd.report.primed import NOTE, gain_figure, position_figure, primed_sentences, primed_table
 from primekd.report.results import (
     AUTOMATIC,
-    NOTHING_DECIDED,
     RESPONSES_NOTE,
     Results,
     contrast_table,
-    findings,
-    how_tested,
     read_manifest,
     read_optional,
     read_results,

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from primekd.assessment.decisions.form import is_attended
 from primekd.assessment.decisions.session import readable
-from primekd.assessment.try_student import Answers, Asker, Reply, Stream, ask, how_to_train, read_as
+from primekd.assessment.stream import Reply, Stream
+from primekd.assessment.try_student import Answers, Asker, ask, how_to_train, read_as
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, TEACHER, get_arm
+from primekd.config.arm import CONTROL, TEACHER
+from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.models.chat import Priming
 from primekd.report.shown import Shown, show_texts

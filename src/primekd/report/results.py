@@ -1,27 +1,23 @@
 """The CSV files of one logs folder, read as rows of text, and as tables that are ready to be shown."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.config.arms import CONTROL, NO_STUDENTS, load_arms
+from primekd.config.arm import CONTROL, NO_STUDENTS
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
 from primekd.foundation.tables import Cells as Row
 from primekd.foundation.tables import read_cells, read_table
 from primekd.report.cells import Name, Table
-from primekd.report.formats import MISSING, interval, p_value, percent, percent_range, significant
+from primekd.report.formats import MISSING, interval, p_value, percent, significant
 from primekd.statistics.contrasts import ContrastRow
-from primekd.statistics.effect_sentences import control_sentences, effect_sentences, subset_sentences
 from primekd.statistics.effects import EffectRow
-from primekd.statistics.families import CHECKS, MAIN, Pair, family_of, title_of
+from primekd.statistics.families import Pair, title_of
 from primekd.statistics.seeds import SeedRow
-from primekd.statistics.sentences import claims
 from primekd.statistics.subsets import SubsetRow
 from primekd.statistics.summary import SummaryRow
 from primekd.studies.responses import RESPONSES, ResponseRow
@@ -32,7 +28,6 @@ ADJUDICATED = "Adjudicated, % [95 %]"
 P_ADJUDICATED, POINTS_ADJUDICATED = "p (Holm), adjudicated", "Accuracy, points [95 %], adjudicated"
 ONLY_ONE, UNADJUSTED = "Only model, only reference right", "p"  # in the report alone, too much for other places
 AUTOMATIC = "Sentences go by the automatic verdicts, whatever people decided; adjudicated numbers stand in the tables."
-NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
 TUNING_NOTE = (
     "Every student was trained under each rate; the one with the lowest loss on the gold solutions of the validation "
     "items (nats a token, at the end of training) was kept and scored. No test item was looked at."
@@ -176,49 +171,6 @@ def _p(p: str) -> str:
     return p_value(p) if p else MISSING
 
 
-def how_tested(results: Results) -> str:
-    """Which tests the p-values of the contrasts are, as a sentence."""
-    arms = load_arms()
-    families = Counter(
-        family_of((row["model"], row["reference"]), arms, results.named)
-        for row in results.contrasts for key in ("p", "kl_p", "nll_gold_p") if row[key]
-    )  # fmt: skip
-    templates = {row["clusters"] for row in results.contrasts} - {row["n"] for row in results.summary}
-    seeds = any(int(row["seeds"]) > 1 for row in results.contrasts)
-    test = "exact McNemar"
-    if templates:
-        test += f", or where it is larger that of a t test over the {'/'.join(sorted(templates))} templates"
-    if seeds:
-        test += "; with several seeds a t test clustered by seed"
-    fits = ""
-    if results.fitted:
-        fits = f" p of KL and NLL: t test over {'templates' if templates else 'items'}{' and seeds' if seeds else ''}."
-    return (
-        f"p of accuracies: {test}.{fits} All are Holm-adjusted over {_said(families)}: every planned "
-        f"contrast in every measure.{_naming(results)} The intervals of differences are those of the t tests, not "
-        "adjusted."
-    )
-
-
-def _naming(results: Results) -> str:
-    """The main family where the profile names it, and whether it did so before the trainings."""
-    if not results.named:
-        return ""
-    when = "before the run"
-    if results.named_after:
-        when = f"in the profile, but after the training of {', '.join(map(title_of, results.named_after))}"
-    pairs = "; ".join(f"{title_of(model)} against {title_of(reference)}" for model, reference in results.named)
-    return f" The study's own questions were named {when}: {pairs}."
-
-
-def _said(families: Counter) -> str:
-    """How many tests were adjusted together."""
-    if len(families) < 2:
-        return f"one family of {families.total()} tests"
-    own, checks = families[MAIN], families[CHECKS]
-    return f"two families, {own} tests of the study's own questions and {checks} that check its design"
-
-
 def _needed(results: Results, table: Table) -> Table:
     """Without columns that could only repeat another one, or have nothing to show."""
     gone = [] if results.decided else [ADJUDICATED, P_ADJUDICATED, POINTS_ADJUDICATED]
@@ -272,50 +224,6 @@ def tuning_table(folder: Path) -> Table:
         for row in read_optional(Path(folder) / TUNING, TuningRow)
     ]  # fmt: skip
     return Table("Learning rates", head, rows, notes=(TUNING_NOTE,))
-
-
-def findings(results: Results) -> list[str]:
-    """What the numbers can and cannot show, in sentences."""
-    effects = [*effect_sentences(results.effects), *subset_sentences(results.subsets, results.summary[0]["n"])]
-    controls = control_sentences(results.contrasts, results.effects)
-    return [*claims(results.contrasts, numbers=True), *effects, *controls, *_limits(results)]
-
-
-def _limits(results: Results) -> list[str]:
-    counts = sorted({int(row["n"]) for row in results.summary})
-    items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    width = max(Decimal(row["accuracy_high"]) - Decimal(row["accuracy_low"]) for row in results.summary)
-    said = [
-        f"With n = {items} items, the 95 % interval of an accuracy is up to {percent(width)} points wide (half-width "
-        f"{percent(width / 2)}), so accuracy alone cannot rank the strategies."
-    ]
-    if results.contrasts:
-        said.append(how_tested(results))
-        detectable = percent_range([row["mde"] for row in results.contrasts])
-        said.append(
-            "The smallest true difference in accuracy that these tests would find in 80 % of repetitions, at the first "
-            f"threshold of Holm's adjustment, is {detectable} points, depending on the comparison (column Detectable); "
-            "smaller ones would mostly be missed."
-        )
-    if results.with_kl:
-        said.append(
-            "KL is measured from the unprimed teacher, token by token on the teacher's own answers to the test items: "
-            "it says how close a student is to that teacher, not whether its answers are right. The unprimed teacher "
-            "is the reference for every strategy, whatever prompt its signals were captured with."
-        )
-    elif results.fitted:
-        said.append("The teacher's text alone was kept, so no student's distance to its distribution can be measured.")
-    said.append(
-        f"All intervals of single models are over test items. {_seeds(results)} Claims are of this machine's run: "
-        "another processor rounds otherwise and changes single answers."
-    )
-    return said if results.decided else [*said, NOTHING_DECIDED]
-
-
-def _seeds(results: Results) -> str:
-    if results.seeds:
-        return "Where several training seeds were trained, the claims cover what another one would change."
-    return "One training seed a student: neither they nor the claims cover what another one would change."
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from primekd.report.beyond import beyond_tables
 from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
 from primekd.report.effects import effect_tables
+from primekd.report.findings import findings
 from primekd.report.formats import markdown
 from primekd.report.results import (
     ONLY_ONE,
     RESPONSES_NOTE,
     UNADJUSTED,
     contrast_table,
-    findings,
     read_results,
     response_table,
     result_table,

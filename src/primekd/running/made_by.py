@@ -8,7 +8,8 @@ from typing import Any
 from primekd.assessment.forgetting import as_teacher
 from primekd.assessment.score import Made, made_of
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, UNTRAINED, arms_of
+from primekd.config.arm import CONTROL, UNTRAINED
+from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root, read_manifest, relative_name
 from primekd.foundation.stage_code import other_code, stage_code

@@ -9,7 +9,8 @@ from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.report.html import write_report
 from primekd.running.made_by import refuse_unpublishable
 from primekd.running.run import only_one
-from primekd.running.verify import check_logs, check_run
+from primekd.running.verify import check_logs
+from primekd.running.verify_run import check_run
 
 OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profile's
 

@@ -14,7 +14,7 @@ from primekd.assessment.logs import LogRow, read_logs
 from primekd.assessment.tokens import Token, read_tokens, visible
 from primekd.capture.primings import can_speak
 from primekd.config import Profile
-from primekd.config.arms import NO_STUDENTS, TEACHER
+from primekd.config.arm import NO_STUDENTS, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name

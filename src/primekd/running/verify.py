@@ -1,7 +1,6 @@
-"""Recomputes hashes and verdicts, and names what differs from what the manifests say."""
+"""Recomputes hashes and verdicts, and names what differs from what the manifests say; the logs are checked here."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,41 +10,23 @@ from primekd.assessment.grade import grade_row
 from primekd.assessment.held_out import read_rows
 from primekd.assessment.logs import LogRow, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
-from primekd.capture.jobs import training_job
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
-from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (
     MANIFEST,
-    altered_outputs,
-    hash_json,
-    project_root,
     read_manifest,
     relative_name,
 )
 from primekd.foundation.tables import read_table
-from primekd.signals import SignalReader
-from primekd.signals.manifest import read_store, shards_hash
+from primekd.running.verify_run import Check, check_outputs, check_run, checked
 from primekd.studies import published as published_study
 from primekd.studies.results import OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
 from primekd.studies.study import find_study
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NUMBERS
 from primekd.tasks.protocol import Task
-
-# No outputs: the manifest itself, the page, which is made anew to check it, and the comparison with published logs.
-BESIDE = (MANIFEST, "report.html", "reproduction.json")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing verified. `problems` is empty where everything matched; else `fix` says what to do about them."""
-
-    what: str
-    problems: list[str]
-    fix: str = ""
 
 
 def verify(profile: Profile) -> list[Check]:
@@ -95,57 +76,20 @@ def check_logs(profile: Profile) -> list[Check]:
     checks = [check for view in (profile, *kept_sets(profile)) for check in _check_answers(view)]
     return [
         *checks,
-        _checked(f"tokens in {relative_name(profile.logs)}", check_tokens, profile.logs),
-        _checked(relative_name(profile.logs / "report.html"), check_report, profile),
+        checked(f"tokens in {relative_name(profile.logs)}", check_tokens, profile.logs),
+        checked(relative_name(profile.logs / "report.html"), check_report, profile),
     ]
 
 
 def _check_answers(profile: Profile) -> list[Check]:
     name, verdicts = relative_name(profile.logs), partial(check_verdicts, task=task_of(profile.data))
     return [
-        _checked(name, check_outputs, profile.logs / MANIFEST),
-        _checked(f"models in {name}", check_models, profile),
-        _checked(f"verdicts in {name}", verdicts, profile.logs),
-        _checked(f"decisions in {name}", check_decisions, profile),
-        _checked(f"tables in {name}", check_tables, profile),
+        checked(name, check_outputs, profile.logs / MANIFEST),
+        checked(f"models in {name}", check_models, profile),
+        checked(f"verdicts in {name}", verdicts, profile.logs),
+        checked(f"decisions in {name}", check_decisions, profile),
+        checked(f"tables in {name}", check_tables, profile),
     ]
-
-
-def check_run(profile: Profile) -> list[Check]:
-    """What this machine's logs were made from: students, answers, notebooks, signals, teacher."""
-    checks = []
-    patterns = (
-        f"students/*/{MANIFEST}",
-        f"answers/*/{MANIFEST}",
-        *(f"answers-{name}/*/{MANIFEST}" for name in ANSWER_SETS),
-        f"held-out/*/{MANIFEST}",
-        f"forgetting/*/{MANIFEST}",
-        f"served/*/{MANIFEST}",
-        f"priming/{MANIFEST}",
-        f"notebooks/*/*.{MANIFEST}",
-    )
-    for pattern in patterns:
-        checks += [_checked(relative_name(path), check_outputs, path) for path in _live(profile, pattern)]
-    checks += [check_signals(path.parent) for path in _live(profile, f"signals/*/{MANIFEST}")]
-    checks.append(_checked("lineage", check_lineage, profile))
-    if profile.prepare:
-        for folder in (profile.prepare.adapter, str(Path(profile.prepare.output).parent)):
-            if (project_root() / folder / MANIFEST).is_file():
-                checks.append(_checked(folder, check_outputs, project_root() / folder / MANIFEST))
-    return checks
-
-
-def _checked(what: str, check: Callable[[Any], Check], argument: Any) -> Check:
-    """A check, or that it found something that cannot be read; the rest is checked all the same."""
-    try:
-        return check(argument)
-    except UserError as error:
-        return Check(what, [str(error)])
-
-
-def _live(profile: Profile, pattern: str) -> list[Path]:
-    """Manifests of a run, without those of results that were set aside."""
-    return [path for path in sorted(profile.runs.glob(pattern)) if ".old-" not in path.parent.name]
 
 
 def check_report(profile: Profile) -> Check:
@@ -155,46 +99,6 @@ def check_report(profile: Profile) -> Check:
     path = profile.logs / REPORT
     same = path.is_file() and path.read_bytes() == render(profile).encode()
     return Check(relative_name(path), [] if same else ["it is missing or does not follow from the logs"])
-
-
-def check_outputs(path: Path) -> Check:
-    """A stage's outputs against the hashes in its manifest, its inputs against their hash, and what it leaves out."""
-    manifest = read_manifest(path)
-    problems = [f"{name} is missing or has other bytes" for name in altered_outputs(path, manifest)]
-    if hash_json(manifest["inputs"]) != manifest["inputs_sha256"]:
-        problems.append("the inputs in the manifest were edited")
-    if path.name == MANIFEST:  # else the folder is not one stage's alone
-        unnamed = _unnamed(path.parent, {*manifest["outputs"], *BESIDE})
-        problems += [f"{name} is named by no manifest" for name in unnamed]
-    name = relative_name(path.parent) if path.name == MANIFEST else relative_name(path).removesuffix(f".{MANIFEST}")
-    return Check(name, problems)
-
-
-def _unnamed(folder: Path, named: Collection[str]) -> list[str]:
-    """Files of a folder that nothing vouches for; hidden ones are left-overs of a process that was killed."""
-    found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
-    return [p.as_posix() for p in found if p.as_posix() not in named and not any(n.startswith(".") for n in p.parts)]
-
-
-def check_signals(folder: Path) -> Check:
-    """A signal store: every shard, every row hash, the head, shards that it does not name, whose responses."""
-    try:
-        reader = SignalReader(folder)
-        reader.head  # noqa: B018 - loading it checks its hash
-    except UserError as error:
-        return Check(relative_name(folder), [str(error)])
-    shards = [path.name for path in sorted(folder.glob("shard-*.safetensors"))]
-    unnamed = [f"{name} is named by no manifest" for name in shards if name not in reader.manifest["shards"]]
-    return Check(relative_name(folder), unnamed + _other_text(folder, reader.spec.get("text") or {}))
-
-
-def _other_text(folder: Path, text: dict[str, Any]) -> list[str]:
-    """Of a crossed arm's store: whether its responses are still those of the store that they were taken from."""
-    if not (name := text.get("store")) or not is_name(name) or not (folder.parent / name / MANIFEST).is_file():
-        return []
-    if shards_hash(folder.parent / name) == text.get("shards_sha256"):
-        return []
-    return [f"its responses are not those that lie in {relative_name(folder.parent / name)}: capture it again"]
 
 
 def check_models(profile: Profile) -> Check:
@@ -317,34 +221,3 @@ def _changed_inputs(recorded: dict[str, Any]) -> list[str]:
 
 def _published_tables(folder: Path) -> dict[str, str]:
     return published_study.compute_tables(*published_study.read_verdicts(folder / published_study.VERDICTS))
-
-
-def check_lineage(profile: Profile) -> Check:
-    """Whether the students on this machine are those of the logs, with their answers, trained on what lies here."""
-    problems = []
-    for name, facts in read_manifest(profile.logs / MANIFEST).get("models", {}).items():
-        path = profile.runs / "students" / name / MANIFEST
-        if not path.is_file():
-            continue
-        student = read_manifest(path)
-        if student["outputs"] != facts["outputs"]:
-            problems.append(f"{name}: the student on this machine is not the one in the logs")
-        problems += [
-            f"{name}: {kind}/{name} is missing on this machine"
-            for kind in ("answers", "held-out")
-            if not (profile.runs / kind / name / MANIFEST).is_file()
-        ]
-        if _trained_elsewhere(profile, student):
-            problems.append(f"{name} was trained on other shards than lie on this machine")
-    return Check("lineage", problems)
-
-
-def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
-    inputs = student["inputs"]
-    trained = inputs.get("signals")
-    if not trained or not inputs.get("strategy"):
-        return False
-    folder = training_job(profile, inputs["strategy"], inputs.get("seed")).folder
-    if not (folder / MANIFEST).is_file():
-        return False
-    return {name: entry["sha256"] for name, entry in read_store(folder)["shards"].items()} != trained["shards"]

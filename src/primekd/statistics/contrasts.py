@@ -9,7 +9,7 @@ import numpy as np
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.arms import UNTRAINED, split_seed
+from primekd.config.arm import UNTRAINED, split_seed
 from primekd.statistics.families import Pair, Planned
 from primekd.statistics.inference import LEVEL, UNKNOWN, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
 from primekd.tasks.clusters import cluster_of

@@ -8,7 +8,8 @@ import numpy as np
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.arms import NONE, PRIMED, Arm, load_arms, of_role, split_seed
+from primekd.config.arm import NONE, PRIMED, Arm, split_seed
+from primekd.config.arms import load_arms, of_role
 from primekd.foundation.provenance import hash_json
 from primekd.statistics.contrasts import FITS, fits_of, verdicts_of
 from primekd.statistics.inference import LEVEL, UNKNOWN, Seeds, clustered, compare_sums, holm

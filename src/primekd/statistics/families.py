@@ -5,7 +5,8 @@ Both follow from the arms' roles, unless the profile names its own questions bef
 
 from collections.abc import Collection, Iterable, Mapping
 
-from primekd.config.arms import CONTROL, FEW_SHOT, NO_STUDENTS, TEACHER, WORDS, Arm, load_arms, of_role, split_seed
+from primekd.config.arm import CONTROL, FEW_SHOT, NO_STUDENTS, TEACHER, WORDS, Arm, split_seed
+from primekd.config.arms import load_arms, of_role
 
 Pair = tuple[str, str]  # (arm, reference)
 Planned = dict[Pair, str]  # a contrast -> its family

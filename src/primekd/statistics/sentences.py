@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
-from primekd.config.arms import UNTRAINED
+from primekd.config.arm import UNTRAINED
 from primekd.statistics.effects import AND
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL

@@ -26,7 +26,7 @@ from primekd.assessment.score import (
 from primekd.assessment.students import Student, find_students
 from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, TEACHER
+from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest, write_text
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands

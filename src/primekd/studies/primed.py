@@ -15,7 +15,8 @@ from primekd.capture.jobs import Job, open_signals, test_job, training_job, unpr
 from primekd.capture.judged import ARMS, JUDGED, OF_PRIMING, POSITIONS, JudgedRow, PositionRow, judged_folder
 from primekd.capture.run import capture_all
 from primekd.config import Profile
-from primekd.config.arms import OWN, arms_of, unprimed
+from primekd.config.arm import OWN
+from primekd.config.arms import arms_of, unprimed
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress

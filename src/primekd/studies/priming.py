@@ -13,7 +13,8 @@ from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.capture.judged import judged_folder
 from primekd.config import Profile
-from primekd.config.arms import CONTROL, UNTRAINED, arms_of, load_arms
+from primekd.config.arm import CONTROL, UNTRAINED
+from primekd.config.arms import arms_of, load_arms
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Pair, Planned, plan_of

@@ -12,7 +12,8 @@ from primekd.assessment.grade import grade_answers
 from primekd.assessment.students import Student
 from primekd.capture.jobs import open_signals, training_job
 from primekd.config import Profile
-from primekd.config.arms import get_arm, split_seed, unprimed
+from primekd.config.arm import split_seed
+from primekd.config.arms import get_arm, unprimed
 from primekd.foundation.errors import UserError
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response

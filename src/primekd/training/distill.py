@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from primekd.capture.jobs import open_signals, training_job
 from primekd.config import Profile, StudentConfig, TrainConfig
-from primekd.config.arms import NONE, get_arm
+from primekd.config.arm import NONE
+from primekd.config.arms import get_arm
 from primekd.foundation.energy import Meter
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.progress import Progress

@@ -15,7 +15,8 @@ import numpy as np
 
 from primekd.capture.primings import priming_of
 from primekd.config import PrepareConfig, Profile, StudentConfig, TeacherConfig
-from primekd.config.arms import Arm, get_arm, load_arms, unprimed
+from primekd.config.arm import Arm
+from primekd.config.arms import get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import (

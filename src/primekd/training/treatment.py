@@ -6,7 +6,7 @@ from random import Random
 import torch
 
 from primekd.config import Profile
-from primekd.config.arms import SHUFFLED, Arm
+from primekd.config.arm import SHUFFLED, Arm
 from primekd.foundation.errors import UserError
 from primekd.signals import Asked, SignalReader, SignalRows, StoredItem
 from primekd.signals.rows import concatenate

@@ -1,0 +1,142 @@
+"""What the logs were made from here: students, answers, notebooks, signals, teacher, against their manifests."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primekd.capture.jobs import training_job
+from primekd.config import Profile
+from primekd.config.profile import ANSWER_SETS
+from primekd.config.section import is_name
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import (
+    MANIFEST,
+    altered_outputs,
+    hash_json,
+    project_root,
+    read_manifest,
+    relative_name,
+)
+from primekd.signals import SignalReader
+from primekd.signals.manifest import read_store, shards_hash
+
+# No outputs: the manifest itself, the page, which is made anew to check it, and the comparison with published logs.
+BESIDE = (MANIFEST, "report.html", "reproduction.json")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing verified. `problems` is empty where everything matched; else `fix` says what to do about them."""
+
+    what: str
+    problems: list[str]
+    fix: str = ""
+
+
+def checked(what: str, check: Callable[[Any], Check], argument: Any) -> Check:
+    """A check, or that it found something that cannot be read; the rest is checked all the same."""
+    try:
+        return check(argument)
+    except UserError as error:
+        return Check(what, [str(error)])
+
+
+def check_run(profile: Profile) -> list[Check]:
+    """What this machine's logs were made from: students, answers, notebooks, signals, teacher."""
+    checks = []
+    patterns = (
+        f"students/*/{MANIFEST}",
+        f"answers/*/{MANIFEST}",
+        *(f"answers-{name}/*/{MANIFEST}" for name in ANSWER_SETS),
+        f"held-out/*/{MANIFEST}",
+        f"forgetting/*/{MANIFEST}",
+        f"served/*/{MANIFEST}",
+        f"priming/{MANIFEST}",
+        f"notebooks/*/*.{MANIFEST}",
+    )
+    for pattern in patterns:
+        checks += [checked(relative_name(path), check_outputs, path) for path in _live(profile, pattern)]
+    checks += [check_signals(path.parent) for path in _live(profile, f"signals/*/{MANIFEST}")]
+    checks.append(checked("lineage", check_lineage, profile))
+    if profile.prepare:
+        for folder in (profile.prepare.adapter, str(Path(profile.prepare.output).parent)):
+            if (project_root() / folder / MANIFEST).is_file():
+                checks.append(checked(folder, check_outputs, project_root() / folder / MANIFEST))
+    return checks
+
+
+def _live(profile: Profile, pattern: str) -> list[Path]:
+    """Manifests of a run, without those of results that were set aside."""
+    return [path for path in sorted(profile.runs.glob(pattern)) if ".old-" not in path.parent.name]
+
+
+def check_outputs(path: Path) -> Check:
+    """A stage's outputs against the hashes in its manifest, its inputs against their hash, and what it leaves out."""
+    manifest = read_manifest(path)
+    problems = [f"{name} is missing or has other bytes" for name in altered_outputs(path, manifest)]
+    if hash_json(manifest["inputs"]) != manifest["inputs_sha256"]:
+        problems.append("the inputs in the manifest were edited")
+    if path.name == MANIFEST:  # else the folder is not one stage's alone
+        unnamed = _unnamed(path.parent, {*manifest["outputs"], *BESIDE})
+        problems += [f"{name} is named by no manifest" for name in unnamed]
+    name = relative_name(path.parent) if path.name == MANIFEST else relative_name(path).removesuffix(f".{MANIFEST}")
+    return Check(name, problems)
+
+
+def _unnamed(folder: Path, named: Collection[str]) -> list[str]:
+    """Files of a folder that nothing vouches for; hidden ones are left-overs of a process that was killed."""
+    found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    return [p.as_posix() for p in found if p.as_posix() not in named and not any(n.startswith(".") for n in p.parts)]
+
+
+def check_signals(folder: Path) -> Check:
+    """A signal store: every shard, every row hash, the head, shards that it does not name, whose responses."""
+    try:
+        reader = SignalReader(folder)
+        reader.head  # noqa: B018 - loading it checks its hash
+    except UserError as error:
+        return Check(relative_name(folder), [str(error)])
+    shards = [path.name for path in sorted(folder.glob("shard-*.safetensors"))]
+    unnamed = [f"{name} is named by no manifest" for name in shards if name not in reader.manifest["shards"]]
+    return Check(relative_name(folder), unnamed + _other_text(folder, reader.spec.get("text") or {}))
+
+
+def _other_text(folder: Path, text: dict[str, Any]) -> list[str]:
+    """Of a crossed arm's store: whether its responses are still those of the store that they were taken from."""
+    if not (name := text.get("store")) or not is_name(name) or not (folder.parent / name / MANIFEST).is_file():
+        return []
+    if shards_hash(folder.parent / name) == text.get("shards_sha256"):
+        return []
+    return [f"its responses are not those that lie in {relative_name(folder.parent / name)}: capture it again"]
+
+
+def check_lineage(profile: Profile) -> Check:
+    """Whether the students on this machine are those of the logs, with their answers, trained on what lies here."""
+    problems = []
+    for name, facts in read_manifest(profile.logs / MANIFEST).get("models", {}).items():
+        path = profile.runs / "students" / name / MANIFEST
+        if not path.is_file():
+            continue
+        student = read_manifest(path)
+        if student["outputs"] != facts["outputs"]:
+            problems.append(f"{name}: the student on this machine is not the one in the logs")
+        problems += [
+            f"{name}: {kind}/{name} is missing on this machine"
+            for kind in ("answers", "held-out")
+            if not (profile.runs / kind / name / MANIFEST).is_file()
+        ]
+        if _trained_elsewhere(profile, student):
+            problems.append(f"{name} was trained on other shards than lie on this machine")
+    return Check("lineage", problems)
+
+
+def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
+    inputs = student["inputs"]
+    trained = inputs.get("signals")
+    if not trained or not inputs.get("strategy"):
+        return False
+    folder = training_job(profile, inputs["strategy"], inputs.get("seed")).folder
+    if not (folder / MANIFEST).is_file():
+        return False
+    return {name: entry["sha256"] for name, entry in read_store(folder)["shards"].items()} != trained["shards"]
