@@ -25,7 +25,7 @@ from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.provenance import project_root
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.running import slurm
-from primekd.running.run import explain_failure, forget_lost_stages, planned_jobs
+from primekd.running.run import explain_failure, forget_lost_stages, planned_jobs, run_study
 from primekd.running.run_log import Job, RunState
 from primekd.running.run_progress import describe, job_progress
 from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
@@ -386,6 +386,29 @@ def pretend_done(profile: Profile, more: set[str] = frozenset(), scored: list[st
         path.touch()
         os.utime(path, (now, now))
     return done
+
+
+WITH_BARS = """
+import os, time
+JOB = "localrule distill:\\n    jobid: {0}\\n    wildcards: student=arm{0}\\n"
+print("distill 3\\n", flush=True)
+for job in (1, 2, 3):
+    print(JOB.format(job), flush=True)
+    with open(f"/proc/{os.getpid()}/fd/2", "a") as bar:  # as a notebook's kernel does
+        bar.write("\\r" + "x" * 150)
+    time.sleep(0.4)  # it is read meanwhile
+    print(f"\\nFinished jobid: {job} (Rule: distill)", flush=True)
+"""
+
+
+def test_bars_that_come_through_a_file_of_their_own_hide_no_job(output: Path, ci, monkeypatch, capsys):
+    monkeypatch.setattr("primekd.running.run.snakemake_command", lambda *words: [sys.executable, "-c", WITH_BARS])
+    assert run_study(ci, "ci", 1)
+    said = capsys.readouterr().out
+    assert [line.strip() for line in said.splitlines() if "done" in line] == [
+        f"done: distill arm{job} ({job} of 3 steps)" for job in (1, 2, 3)
+    ]
+    assert "x" * 150 in (ci.runs / "snakemake.log").read_text(), "nothing of it is lost"
 
 
 def test_a_killed_stage_is_lost(ci, output: Path):

@@ -52,7 +52,9 @@ def run_study(
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile, profile_argument, cores, force, cluster, only)
         state, start = RunState(study.labels), time.monotonic()
-        with open(log, "w", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
+        log.write_bytes(b"")
+        # Appended to by all: a notebook's bars come through a file of their own, and would be written over.
+        with open(log, "a", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
             process = subprocess.Popen(
                 command,
                 stdout=sink,
