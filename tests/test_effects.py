@@ -1,7 +1,7 @@
 """The 2 x 2 of text and logits, matched items, the family that a profile names, and the study's two controls."""
 
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -446,6 +446,13 @@ def test_controls_say_whether_the_study_can_see_a_broken_training_and_what_a_see
     assert "differ (accuracy -" in negative and "is no effect of a prompt" in negative
     better, _ = said_of_controls(control_logs(0.9, 0.5), tmp_path)
     assert "no power to see a broken training" in better
+    # Answers that never end are what a broken training gives; of the baseline's nothing can be said.
+    logs = control_logs(0.0, 0.5)
+    endless, _ = said_of_controls(logs | {"broken-KD": log_of([False] * 300, truncated=True)}, tmp_path)
+    assert "came out as worse than base-KD, as it must: fewer" in endless
+    cut = {name: [replace(row, truncated=True) for row in log] for name, log in logs.items() if name != "broken-KD"}
+    unknown, _ = said_of_controls(logs | cut, tmp_path)
+    assert "did not come out as worse" in unknown and "most answers of base-KD were cut off" in unknown
 
 
 def test_the_negative_control_is_a_family_of_its_own():

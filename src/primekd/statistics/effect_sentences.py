@@ -118,8 +118,9 @@ def control_sentences(contrasts: list[Row], effects: list[Row]) -> list[str]:
 
 
 def _positive(row: Row) -> str:
+    """That its answers run on to the limit is part of what was broken, so it is no reason here not to count them."""
     model, reference = title_of(row["model"]), title_of(row["reference"])
-    measured = [measure for measure in MEASURES if row[measure]]
+    measured, row = [measure for measure in MEASURES if row[measure]], row | {"truncated": "0"}
     worse = [m for m in measured if is_claimed(row, m) and float(row[m]) * MEASURES[m][1] < 0]
     seen = "; ".join(_claimed(row | {"effect": ""}, measure) for measure in worse)
     start = f"Positive control: {model}, whose training was broken on purpose,"
