@@ -185,6 +185,7 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
 def test_one_of_many_prompts_that_is_a_little_longer_is_nothing_that_can_be_expected():
     base = judged("base-KD", [40] * 8, [True] * 8)
     longer = judged("ai-KD", [45, 44, 46, 41, 40, 43, 39, 44], [True] * 8)
+    trifle = judged("placebo-KD", [41] * 8, [True] * 8)
     others = [judged(f"other{n}", [40 + (-1) ** i for i in range(8)], [True] * 8) for n in range(12)]
     alone, among = (
         {row.arm: row for row in primed_rows([*base, *longer, *(r for arm in more for r in arm)], "base-KD")}["ai-KD"]
@@ -193,6 +194,7 @@ def test_one_of_many_prompts_that_is_a_little_longer_is_nothing_that_can_be_expe
     assert alone.tokens_p == among.tokens_p < 0.05 / 2
     assert "can be expected to differ" in expectation([alone])[0]
     assert "can hardly be expected" in expectation([among])[0]
+    assert "can hardly be expected" in expectation(primed_rows([*base, *trifle], "base-KD"))[0], "a fortieth longer"
 
 
 def file_arm(path, **changed):

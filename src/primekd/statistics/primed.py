@@ -12,6 +12,7 @@ from primekd.tasks.clusters import cluster_of
 
 Found = dict[str, JudgedRow]  # item -> its row
 SMALL_KL = 0.01  # nats a token: less than a student's own distance from its teacher by an order or more
+SMALL_LENGTH = 0.05  # of the unprimed text's: what a student would hardly learn
 TESTED = ("accuracy_p", "tokens_p", "kl_p")
 
 
@@ -131,8 +132,8 @@ def expectation(rows: Sequence[PrimedRow]) -> list[str]:
 
 def _sentence(row: PrimedRow) -> str:
     title, said = title_of(row.arm), []
-    if row.tokens_p_holm < LEVEL and row.tokens_difference:
-        share = row.tokens_difference / (row.tokens - row.tokens_difference)
+    share = row.tokens_difference / (row.tokens - row.tokens_difference)
+    if row.tokens_p_holm < LEVEL and abs(share) >= SMALL_LENGTH:
         said.append(f"its text is {abs(share):.0%} {'longer' if share > 0 else 'shorter'}")
     if row.accuracy_p_holm < LEVEL and row.accuracy_difference:
         points = 100 * row.accuracy_difference
@@ -142,4 +143,6 @@ def _sentence(row: PrimedRow) -> str:
     same = f"{row.same_whole} of {row.n} responses are the unprimed ones, word for word"
     if said:
         return f"{title} can be expected to differ: {' and '.join(said)} ({same})."
-    return f"{title} can hardly be expected to differ: neither length nor accuracy nor distribution moved ({same})."
+    return (
+        f"{title} can hardly be expected to differ: neither length nor accuracy nor distribution moved enough ({same})."
+    )
