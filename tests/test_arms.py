@@ -305,7 +305,8 @@ def test_what_the_loss_of_any_arm_cannot_have_is_refused_before_its_store_is_cap
 
 
 def test_a_report_says_how_many_families_of_tests_there_are():
-    from primekd.report.results import Results, how_tested
+    from primekd.report.findings import how_tested
+    from primekd.report.results import Results
 
     def said(*names: str) -> str:
         rows = [{"model": a, "reference": b, "p": "1", "kl_p": "", "nll_gold_p": "", "clusters": "8", "seeds": "1"}

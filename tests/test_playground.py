@@ -102,7 +102,7 @@ def test_merged_and_beside_are_chosen_as_the_assessment_does(study):
 
 
 def test_the_text_grows_token_by_token_and_ends_as_if_it_had_not_been_streamed(study, monkeypatch):
-    monkeypatch.setattr(try_student, "INTERVAL", 1e-4)
+    monkeypatch.setattr("primekd.assessment.stream.INTERVAL", 1e-4)
     profile = study()
     asker = Asker(profile)
     asker.load()
