@@ -77,7 +77,7 @@ $(BENCH_STAMP): $(STAMP) $(LLAMACPP_STAMP) benchmarks/requirements.txt
 
 bench: $(BENCH_STAMP)
 	@# Where the teacher is already there, this does nothing.
-	$(BIN)/primekd prepare-teacher
+	$(BIN)/primekd prepare-teacher --profile pocket-plain
 	$(BIN)/python -m benchmarks run
 
 # As they stand in git: no outputs, nothing that running them leaves (docs/contributing.md).
@@ -88,4 +88,4 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf runs models/cache models/teachers/pocket
+	rm -rf runs models/cache models/teachers/pocket models/teachers/pocket-planted

@@ -1,6 +1,6 @@
 """`python -m benchmarks run` (`make bench`) measures and writes the tables; `page` alone writes or checks them.
 
-The profile `pocket` must have its teacher, which `primekd prepare-teacher` builds.
+The profile `pocket-plain` must have its teacher, which `primekd prepare-teacher` builds.
 """
 
 import gc

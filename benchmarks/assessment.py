@@ -23,7 +23,7 @@ SINGLE_SHARE = 10  # one by one takes so long that it answers a tenth of the ite
 
 
 def measure(
-    items: int = 32, profile: str = "pocket", rounds: int = 2, budget_s: float = 25, say=print
+    items: int = 32, profile: str = "pocket-plain", rounds: int = 2, budget_s: float = 25, say=print
 ) -> dict[str, Any]:
     """Tokens a second of the students' base model and of the same one with an adapter merged into it.
 
@@ -36,7 +36,7 @@ def measure(
     """
     chosen = load_profile(profile)
     adapter = project_root() / ADAPTER
-    models = {"base model": None} | ({"with an adapter": adapter} if profile == "pocket" else {})
+    models = {"base model": None} | ({"with an adapter": adapter} if profile == "pocket-plain" else {})
     tokenizer = load_tokenizer(chosen.student.model)
     prompts = [build_prompt(tokenizer, item.messages) for item in load_items(chosen, "test")[:items]]
     single = prompts[: max(2, items // SINGLE_SHARE)]

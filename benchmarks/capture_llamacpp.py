@@ -19,7 +19,7 @@ from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling
 from primekd.teachers.llamacpp_engine import LlamaCppEngine
 
-PROFILE = "pocket"  # a GGUF model is needed, which the profile `ci` has not
+PROFILE = "pocket-plain"  # a GGUF model is needed, which the profile `ci` has not
 OWN_LOOP = "llama-cpp-python's own loop"
 
 

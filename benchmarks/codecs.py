@@ -25,7 +25,7 @@ MARKERS = "osD^vP*"
 
 
 def measure(
-    tokens: int = 600, temperatures: tuple[float, ...] = TEMPERATURES, profile: str = "pocket", say=print
+    tokens: int = 600, temperatures: tuple[float, ...] = TEMPERATURES, profile: str = "pocket-plain", say=print
 ) -> dict[str, Any]:
     """Every method on at least so many response tokens.
 

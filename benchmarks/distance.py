@@ -21,7 +21,7 @@ def distances(folder: Path) -> list[Row]:
     """
     floors = read_part(folder, "floors") or {}
     machine = floors["machine"]
-    least = {entry["stage"]: entry["seconds"] for entry in floors["pocket"]}
+    least = {entry["stage"]: entry["seconds"] for entry in floors["pocket-plain"]}
     rows: list[Row] = []
     losses = read_part(folder, "losses") or {"width": 0, "sections": {}}
     for name, section in losses["sections"].items():

@@ -74,10 +74,10 @@ def floors(
 
 
 def measure(scale: Scale, say=print) -> dict[str, Any]:
-    """This machine's rates of products and copies, and the floors at the sizes of pocket and paper.
+    """This machine's rates of products and copies, and the floors at the sizes of pocket-plain and paper.
 
     Returns:
-        machine: {"bfloat16_per_s", "float32_per_s", "bytes_per_s"}; pocket, paper: one entry a stage, with the seconds
+        machine: {"bfloat16_per_s", "float32_per_s", "bytes_per_s"}; pocket-plain, paper: one entry a stage, with the seconds
         that it takes at least here, or on eight H100 at their maker's rates.
     """
     machine = {f"{str(t).removeprefix('torch.')}_per_s": products_per_s(t) for t in (torch.bfloat16, torch.float32)}
@@ -86,7 +86,7 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
     here = {"operations_per_s": machine["bfloat16_per_s"], "bytes_per_s": machine["bytes_per_s"]}
     eight = {name: 8 * value for name, value in H100.items()}
     found = {"machine": machine, "stated": H100}
-    for name, rates, weight_bytes in (("pocket", here, 2.0), ("paper", eight, 6 / 8)):
+    for name, rates, weight_bytes in (("pocket-plain", here, 2.0), ("paper", eight, 6 / 8)):
         profile = load_profile(name)
         shapes = find_shape(profile, profile.teacher.model), find_shape(profile, profile.student.model)
         batches = profile.teacher.batch_size, profile.train.micro_batch_size, profile.assess.batch_size

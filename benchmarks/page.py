@@ -272,7 +272,7 @@ def _floors(found: Found) -> str:
     rates = ", ".join(f"{name.replace('_per_s', '')} {value:.3g} a second" for name, value in found["machine"].items())
     head = ["Stage", "Unit", "Operations", "Bytes", "Seconds at least"]
     parts = [f"This machine: {rates}."]
-    for name in ("pocket", "paper"):
+    for name in ("pocket-plain", "paper"):
         rows = [
             [markdown(x["stage"]), x["unit"], *(significant(x[key], 3) for key in ("operations", "bytes", "seconds"))]
             for x in found[name]

@@ -26,7 +26,7 @@ class Scale:
     student_held_out: int = 16
     student_seeds: int = 3
     students_s: float = 500
-    profile: str = "pocket"
+    profile: str = "pocket-plain"
 
 
 FULL = Scale()

@@ -358,7 +358,7 @@ def test_the_distance_from_the_floor_is_what_was_measured_against_what_the_rates
     machine = {"float32_per_s": 6.0 * 49152 * 576 * 1024}
     stages = {"training step from hidden states": 0.1, "generate": 0.001, "assess": 0.5}
     entries = [{"stage": stage, "seconds": seconds} for stage, seconds in stages.items()]
-    write_part(results, "floors", False, 1, {"machine": machine, "pocket": entries})
+    write_part(results, "floors", False, 1, {"machine": machine, "pocket-plain": entries})
     models = {"a": {"items": {"in batches": 4}, "tokens": {"in batches": 60}}}
     models["a"]["tokens_per_second"] = {"in batches": spread(20)}
     write_part(results, "assessment", False, 1, {"models": models})

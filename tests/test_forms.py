@@ -15,14 +15,14 @@ STEPS = ["Michael has 76 / 4 = 19 friends", "David has 2 * 19 = $38 in all"]
 
 @pytest.fixture(scope="module")
 def taught() -> list:
-    """Four items of every template of the profile pocket-planted."""
-    data = load_profile("pocket-planted").data
+    """Four items of every template of the profile pocket."""
+    data = load_profile("pocket").data
     return generate_gsm_symbolic(data.templates, "teacher", 4 * len(data.templates), 0, data.difficulty)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_ends_in_the_gold_answer_and_names_no_other(form, taught):
-    assert len({item.id.rsplit("-", 1)[0] for item in taught}) == len(load_profile("pocket-planted").data.templates)
+    assert len({item.id.rsplit("-", 1)[0] for item in taught}) == len(load_profile("pocket").data.templates)
     for item in taught:
         text = FORMS[form](item.solution, Random(1))
         assert text.count("####") == 1 and text.startswith("####") == (form == "answer")

@@ -407,7 +407,7 @@ def test_prompts_are_counted_where_items_and_tokenizer_are_here(ci, items, token
 
 LOGGED = json.loads((ROOT / "logs/plan/memory.json").read_text(encoding="utf-8"))
 PUBLISHED_LORA = {"rank": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-# What was measured: (stage, changes to the profile pocket, sequences, prompt, response).
+# What was measured: (stage, changes to the profile pocket-plain, sequences, prompt, response).
 CASES = [
     ("teacher", {"teacher": {"dtype": "bfloat16"}}, 4, 96, 64),
     ("teacher", {"teacher": {"dtype": "bfloat16"}}, 16, 96, 64),
@@ -444,7 +444,7 @@ def test_the_log_holds_every_case_and_the_page_says_how_far_off_the_model_was():
 def test_predictions_are_the_logged_ones_and_within_the_margin(case, tmp_path):
     stage, changes, *numbers = case
     teacher = {"model": LOGGED["model"]} | changes.get("teacher", {})  # untaught, so that it is always here
-    changes = {"extends": "pocket", "prepare": None} | changes | {"teacher": teacher}
+    changes = {"extends": "pocket-plain", "prepare": None} | changes | {"teacher": teacher}
     write_text(tmp_path / "case.yaml", yaml.safe_dump(changes))
     profile = load_profile(str(tmp_path / "case.yaml"))
     predicted = predict(profile, {"teacher": "capture", "student": "distill"}[stage], *numbers)
@@ -505,6 +505,6 @@ def test_the_help_has_examples():
 
 def test_memory_is_planned_for_every_profile_of_the_checkout():
     lengths = Lengths(80, 110, "given", 42, 96, "given")
-    for name in ("ci", "pocket", "pocket-llamacpp"):
+    for name in ("ci", "pocket", "pocket-plain", "pocket-llamacpp"):
         needs = memory_needs(load_profile(name).model_copy(update={"hardware": CPU}), lengths)
         assert {need.stage for need in needs} == {"capture", "distill", "assess"} and all(need.fits for need in needs)

@@ -19,7 +19,7 @@ def test_a_cut_down_pocket_study_runs_end_to_end(tmp_path):
     profile = write_profile(
         tmp_path,
         name="gpu",
-        base="pocket",
+        base="pocket-plain",
         description="the pocket study cut down, for a GPU's first two minutes",
         max_new_tokens=48,
         data={"templates": [6, 10, 16], "train_items": 12, "validation_items": 6, "test_items": 12},

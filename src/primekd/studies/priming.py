@@ -148,8 +148,8 @@ def scored_with(done: Path, model: str) -> list[Path]:
 
 STUDY = Study(
     question="Does the way a quantised teacher is prompted change what a small student learns from its logits?",
-    expected="In `pocket` every student is closer to the unprimed teacher than the control, and no difference in "
-    "accuracy can be claimed.",
+    expected="In `pocket` an effect was planted, and it is found: the student of bare answers (`ai-KD`) gets fewer "
+    "questions right than that of the unprimed teacher. In `pocket-plain`, without it, nothing of the kind can be claimed.",
     rules="priming.smk",
     labels=LABELS,
     forced=FORCED,
