@@ -199,9 +199,8 @@ def test_a_run_leaves_the_checkout_clean_and_reproduces_what_it_published(study)
     assert before == {p: p.stat().st_mtime_ns for p in (output / "runs/ci/notebooks").rglob("*.ipynb")}
 
 
-def test_a_lost_result_is_made_again_and_nothing_else(study, tmp_path: Path):
-    output = tmp_path / "copy"
-    shutil.copytree(study[0], output, symlinks=True)
+def test_a_lost_result_is_made_again_and_nothing_else(study):
+    output = study[0]  # in its place: the jobs of a copy would all be planned anew, as rules hold absolute paths
     shard = output / "runs/ci/signals/ai-KD/shard-00000.safetensors"
     bytes_before, student = shard.read_bytes(), output / "runs/ci/students/ai-KD/manifest.json"
     student_before = student.stat().st_mtime_ns
