@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -29,6 +30,7 @@ from primekd.report.readme import block, update_readme
 from primekd.report.results import ADJUDICATED, AUTOMATIC, POINTS_ADJUDICATED, read_results, seed_table
 from primekd.report.tables import results_text
 from primekd.statistics.audit import AuditRow
+from primekd.statistics.primed import PrimedRow
 from primekd.statistics.rivals import AccuracyRow
 from primekd.statistics.seeds import SeedRow
 from primekd.statistics.validation import ValidationRow
@@ -332,6 +334,32 @@ def test_readme_drift_is_found_and_mended(profile, published, checkout):
     assert readme.read_text(encoding="utf-8") == mended
     readme.write_text(mended.replace("48.14", "49.14"), encoding="utf-8")
     assert update_readme(readme, check=True) == ["claims ci"]
+
+
+def test_the_headline_has_teacher_student_and_both_differences(profile):
+    """A row an arm, of several seeds their mean; what the prompt did to the teacher stands before it."""
+    primed = {column.name: "" for column in fields(PrimedRow)}
+    primed |= dict.fromkeys(("n", "correct", "truncated", "measured", "accuracy_low", "accuracy_high"), 0)
+    primed |= {"split": "train", "arm": "ai-KD", "accuracy": 0.625, "tokens": 41.6, "kl": 0.01234}
+    shown = [primed, primed | {"split": "test", "accuracy": 0.1}, primed | {"arm": "base-KD", "kl": ""}]
+    write_csv(profile.logs / "priming-arms.csv", ",".join(primed), [row.values() for row in shown])
+    path = profile.logs / "seeds.csv"
+    mean = dict.fromkeys(path.read_text().strip().split(","), "0.5") | {
+        "model": "ai-KD",
+        "reference": "",
+        "seeds": "2",
+        "n": "6",
+    }
+    write_csv(path, ",".join(mean), [mean.values()])
+    rows = {row[0]: row[1:] for row in _cells(block("headline", profile.logs))}
+    assert rows["Ground truth-KD (`ai-KD`)"][:4] == ["62.5", "42", "0.012", "50.0 [50.0, 50.0]"]
+    assert rows["`base-KD`"][:3] == ["62.5", "42", "–"] and rows["No distillation (`control`)"][:3] == ["–"] * 3
+    with open(profile.logs / "contrasts.csv", encoding="utf-8", newline="") as handle:
+        [found] = [r for r in csv.DictReader(handle) if (r["model"], r["reference"]) == ("ai-KD", "base-KD")]
+    said = rows["Ground truth-KD (`ai-KD`)"][4]
+    assert said.startswith(f"{percent(found['accuracy'], signed=True)} [") and ", p " in said
+    assert rows["Ground truth-KD (`ai-KD`)"][5] == "2" and "ai-KD-seed1.csv" in rows["Ground truth-KD (`ai-KD`)"][6]
+    assert not any("seed1" in name for name in rows)
 
 
 def test_expected_results_are_a_row_a_profile(profile, checkout):

@@ -19,6 +19,7 @@ from primekd.report.claims import claim_table
 from primekd.report.engines import engine_table
 from primekd.report.expected import expected_table
 from primekd.report.forests import accuracy_forest
+from primekd.report.headline import headline_table
 from primekd.report.html import write_report
 from primekd.report.primed import primed_table
 from primekd.report.published import (
@@ -36,6 +37,7 @@ from primekd.report.tables import results_page
 KINDS: dict[str, Callable[..., Table]] = {
     "results": results_page,
     "claims": lambda folder: claim_table(read_results(folder)),
+    "headline": headline_table,  # what priming did to teacher and students
     "primed": primed_table,
     "expected": expected_table,  # of several folders
     "labels": label_table,  # from here on: of logs/published

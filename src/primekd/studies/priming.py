@@ -149,7 +149,7 @@ def scored_with(done: Path, model: str) -> list[Path]:
 STUDY = Study(
     question="Does the way a quantised teacher is prompted change what a small student learns from its logits?",
     expected="In `pocket` an effect was planted, and it is found: the student of bare answers (`ai-KD`) gets fewer "
-    "questions right than that of the unprimed teacher. In `pocket-plain`, without it, nothing of the kind can be claimed.",
+    "questions right than the unprimed teacher's. In `pocket-plain` none was, and no accuracy is claimed to differ.",
     rules="priming.smk",
     labels=LABELS,
     forced=FORCED,
