@@ -211,9 +211,7 @@ def vllm_phases(own: VllmConfig, model: Model, sequences: int, context: int, roo
     """(GPU, phase) for each GPU of `room` bytes: weights and activations by the split, a cache for all sequences.
 
     vLLM takes its whole share of a GPU for the cache; counted here is what the sequences can use of it, at least one.
-
-    Raises:
-        UserError: the heads cannot be split that way.
+    Raises UserError if the heads cannot be split that way.
     """
     shape, across, stages = model.shape, own.tensor_parallel, own.pipeline_parallel
     if shape.heads % across:

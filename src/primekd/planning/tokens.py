@@ -82,11 +82,8 @@ def published_manifest(profile: Profile) -> tuple[dict[str, Any], str]:
 
 
 def find_lengths(profile: Profile) -> Lengths:
-    """Prompt lengths counted where tokenizer and items are here; responses' measured, stated, or at their limit.
-
-    Raises:
-        UserError: the lengths of prompts are neither countable here nor stated.
-    """
+    """Prompt lengths counted where tokenizer and items are here; responses' measured, stated, or at their limit. Raises
+    UserError if the lengths of prompts are neither countable here nor stated."""
     expected, limit = profile.hardware.expected if profile.hardware else None, profile.max_new_tokens
     prompt = _count_prompts(profile)
     if prompt is None and expected is None:

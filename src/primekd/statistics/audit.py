@@ -45,13 +45,8 @@ def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iter
 
 
 def audit_scope(audited: Iterable[str], models: Iterable[str], named: Callable[[str], str] = str) -> str:
-    """Which models the last row of an audit covers, in a sentence; empty where it covers all, or there is no audit.
-
-    Args:
-        audited: the models of the audit's rows.
-        models: every model of the study.
-        named: a model's name in the sentence.
-    """
+    """Which of the study's `models` the last row of an audit of `audited` ones covers, in a sentence; empty where it
+    covers all, or there is no audit."""
     audited, models = set(audited), list(models)
     missing = [named(model) for model in models if model not in audited]
     if not audited or not missing:

@@ -126,10 +126,7 @@ def _pair(arm: str, effect: str, one: str | None, other: str | None) -> Asked | 
 
 def effect_rows(logs: dict[str, list[LogRow]], held_out: Iterable[HeldOutRow]) -> list[EffectRow]:
     """The effects that the models' arms have all cells for, and the negative control where the baseline has two seeds.
-
-    Raises:
-        ValueError: the models were measured on different items, or on one alone.
-    """
+    Raises ValueError if the models were measured on different items, or on one alone."""
     arms, names = load_arms(), {split_seed(model)[0] for model in logs}
     here = {name: arm for name, arm in arms.items() if name in names}
     again = [

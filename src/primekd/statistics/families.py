@@ -41,11 +41,8 @@ def _varied(arm: Arm) -> list[str]:
 
 
 def plan_of(models: Iterable[str], arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> Planned:
-    """The planned contrasts of these models, each with the family that its p-values are adjusted in.
-
-    Args:
-        named: what the profile names as its main family, whatever the roles ask for; those come first.
-    """
+    """The planned contrasts of these models, each with the family that its p-values are adjusted in. `named` is what
+    the profile names as its main family, whatever the roles ask for; those come first."""
     models = list(models)
     here = {split_seed(model)[0] for model in models}
     pairs = [pair for pair in named if here.issuperset(pair)]

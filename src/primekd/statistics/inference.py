@@ -35,11 +35,8 @@ class McNemar(NamedTuple):
 
 
 def accuracy(correct: Sequence[bool], items: Sequence[str] = ()) -> Estimate:
-    """Share of correct answers with its Wilson interval or, where items have several, a t interval clustered by item.
-
-    Args:
-        items: (answers,) the item of each.
-    """
+    """Share of correct answers with its Wilson interval or, where items have several, a t interval clustered by item;
+    items: (answers,) the item of each."""
     right, independent = sum(correct), len(correct)
     share = right / independent
     if 1 < (count := len(set(items))) < len(items):
@@ -64,10 +61,7 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 def sign_flips_exact(differences: Sequence[float]) -> McNemar:
     """Exact two-sided test that signs are drawn by chance: McNemar's for +1 and -1, for sums of several verdicts too.
 
-    Fisher 1935 (randomisation test), over all signs of the differences that are not 0.
-
-    Args:
-        differences: (items,) multiples of 0.5.
+    Fisher 1935 (randomisation test), over all signs of the differences that are not 0: (items,) multiples of 0.5.
     """
     halves = np.rint(2 * np.asarray(differences)).astype(int)
     chance = np.ones(1)  # of each sum, from the least to the greatest

@@ -70,11 +70,7 @@ def by_arm(rows: Sequence[JudgedRow], split: str) -> dict[str, Found]:
 
 
 def primed_rows(rows: Sequence[JudgedRow], unprimed: str) -> list[PrimedRow]:
-    """A row for every split and arm.
-
-    Raises:
-        ValueError: an arm has other items than the unprimed one.
-    """
+    """A row for every split and arm. Raises ValueError if an arm has other items than the unprimed one."""
     made = []
     for split in dict.fromkeys(row.split for row in rows):
         arms = by_arm(rows, split)

@@ -37,14 +37,8 @@ TABLES = (
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
-    """The profile with the logs that a verb works on: this machine's where there are any, else the published ones.
-
-    Args:
-        published: the published ones in any case.
-
-    Raises:
-        UserError: there are no such logs.
-    """
+    """The profile with the logs that a verb works on: this machine's where there are any, else the published ones; with
+    `published` those in any case. Raises UserError if there are no such logs."""
     views = [profile.of_published()] if published else [profile, profile.of_published()]
     found = [view for view in views if (view.logs / MANIFEST).is_file()]
     if not found:
@@ -67,10 +61,7 @@ def held_out_of(profile: Profile) -> list[HeldOutRow]:
 
 def extractor_of(manifest: dict[str, Any]) -> str:
     """The extractor that decides in the logs of a manifest. Logs that name none were graded by the published rules.
-
-    Raises:
-        UserError: there is no such extractor.
-    """
+    Raises UserError if there is no such extractor."""
     name = manifest.get("inputs", {}).get("assess", {}).get("extractor", "published")
     if name not in EXTRACTORS:
         raise UserError(f"The logs' manifest names the extractor {name!r}: there are {', '.join(EXTRACTORS)}.")
