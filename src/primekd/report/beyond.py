@@ -17,19 +17,14 @@ from primekd.report.results import contrast_table, read_manifest, read_results, 
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import clustered
 
-FORGOTTEN = "What was forgotten"
 PAIRED = (
     "Paired differences on them, model minus reference, in points; p: as above, Holm-adjusted over this table alone."
 )
-DETECTABLE = "Detectable, points"
 
 
 def beyond_tables(folder: Path) -> list[Table]:
     """What a folder of logs holds beyond the test items, each table with its notes; nothing where nothing was asked.
-
-    Raises:
-        UserError: a file is missing or cannot be read.
-    """
+    Raises UserError if a file is missing or cannot be read."""
     sets = [(folder / TRANSFER, _transfer), (folder / SAMPLES, _samples)]
     found = [table for path, tables in sets if (path / MANIFEST).is_file() for table in tables(path)]
     return found + ([_forgetting(folder / FILE)] if (folder / FILE).is_file() else [])
@@ -53,7 +48,7 @@ def _samples(folder: Path) -> list[Table]:
         "their samples; its interval is clustered by item, that of a difference by item or template."
     )
     # What could be detected is computed as if every row were an independent answer, and samples of an item are not.
-    return [table.without(DETECTABLE) for table in _tables(folder, "Sampled answers", note)]
+    return [table.without("Detectable, points") for table in _tables(folder, "Sampled answers", note)]
 
 
 def _tables(folder: Path, label: str, note: str) -> list[Table]:
@@ -83,7 +78,7 @@ def _forgetting(path: Path) -> Table:
         "neutral prompts, and the loss of that text: nats a token, t intervals clustered by prompt. The control's own "
         "row is what rounding makes; what lies beyond it is what else the training changed."
     )
-    return Table(FORGOTTEN, head, rows, notes=(note,))
+    return Table("What was forgotten", head, rows, notes=(note,))
 
 
 def _mean(rows: Sequence[ForgettingRow], measure: str) -> str:

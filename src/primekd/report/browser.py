@@ -43,10 +43,8 @@ def browser_data(
 
     An answer's `text` is [before, marked, after], or [all] where no number was found. It is cut here because spans
     count code points and JavaScript counts UTF-16 units. `read` are the values of the extractors, in their order and
-    only where they differ; without it all of them gave `found`. `kl` is in nats a token of the teacher's answer.
-
-    Raises:
-        UserError: extractors.csv has no row for an answer, or held-out.csv cannot be read.
+    only where they differ; without it all of them gave `found`. `kl` is in nats a token of the teacher's answer. Raises
+    UserError if extractors.csv has no row for an answer, or held-out.csv cannot be read.
     """
     titles, kl = results.titles, _distances(results.folder / "held-out.csv")
     models = [{"name": n, "title": titles[n], "student": n not in NO_STUDENTS} for n in logs]

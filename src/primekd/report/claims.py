@@ -21,7 +21,7 @@ def claim_table(results: Results) -> Table:
     stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", StatedRow)}
     manifest = read_manifest(results.folder)
     models = [CONTROL, *default_arms(), TEACHER]
-    models += [row["model"] for row in results.summary if _arm(row["model"]) not in models]
+    models += [row["model"] for row in results.summary if split_seed(row["model"])[0] not in models]
     models += [name for name in stated if name not in models]
     head = [
         "Model", "Published as stated, %", "Published, recounted from its logs, %", "Measured here, % [95 %]",
@@ -29,25 +29,21 @@ def claim_table(results: Results) -> Table:
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for model in models:
-        here = [row for row in results.summary if _arm(row["model"]) == model]
+        here = [row for row in results.summary if split_seed(row["model"])[0] == model]  # of all its seeds
         if not here and model not in stated and model == TEACHER:
             continue
         title = here[0]["title"] if here else stated[model]["title"] if model in stated else title_of(model)
         said = stated.get(model)
         rows.append([
             Name(title, model), said["stated"] or MISSING if said else MISSING, recounted(said),
-            *_measured(results, model, here), str(here[0]["n"]) if here else MISSING, _seed_count(model, here),
+            *_measured(results, model, here), str(here[0]["n"]) if here else MISSING,
+            str(len(here)) if here and model not in NO_STUDENTS else MISSING,
             Files(tuple(relative_name(results.folder / f"{row['model']}.csv") for row in here)),
             "; ".join(dict.fromkeys(row_commit(manifest, row["model"]) for row in here)) or MISSING,
         ])  # fmt: skip
     note = markdown(claim_note(results.folder))
     table = Table("Published and measured accuracies", head, rows, notes=(note,))
     return table if results.decided else table.without(ADJUDICATED)
-
-
-def _arm(model: str) -> str:
-    """The arm of a model; `ai-KD-seed1` is a further seed of `ai-KD`."""
-    return split_seed(model)[0]
 
 
 def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:
@@ -62,10 +58,6 @@ def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:
         for measure in ("accuracy", "accuracy_adjudicated")
     )
     return automatic, adjudicated
-
-
-def _seed_count(model: str, here: list[Row]) -> str:
-    return MISSING if not here or model in NO_STUDENTS else str(len(here))
 
 
 def recounted(row: Row | None) -> str:

@@ -38,11 +38,8 @@ from primekd.tasks.load import load_items
 
 
 def settings(profile: Profile, *first: str) -> Shown:
-    """Every setting of a profile, section by section; those named first are open, the others fold out.
-
-    Raises:
-        UserError: a profile has no section of that name.
-    """
+    """Every setting of a profile, section by section; those named first are open, the others fold out. Raises UserError
+    if a profile has no section of that name."""
     resolved = profile.resolved()
     sections = {name: values for name, values in resolved.items() if isinstance(values, dict)}
     if unknown := [name for name in first if name not in sections]:
@@ -50,7 +47,7 @@ def settings(profile: Profile, *first: str) -> Shown:
     plain = [(name, str(value)) for name, value in resolved.items() if name not in sections]
     shown = [show_facts(_flat(sections[name]), name) for name in first]
     rest = [show_facts(_flat(values), name, folded=True) for name, values in sections.items() if name not in first]
-    return side_by_side(shown) + _sum([show_facts(plain, "profile", folded=True), *rest])
+    return sum([show_facts(plain, "profile", folded=True), *rest], side_by_side(shown))
 
 
 def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
@@ -61,13 +58,6 @@ def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
             _flat(value, f"{name}.") if isinstance(value, dict) else [(name, MISSING if value is None else str(value))]
         )
     return rows
-
-
-def _sum(parts: list[Shown]) -> Shown:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
 
 
 def prompts(profile: Profile, strategy: str) -> Shown:
@@ -222,14 +212,9 @@ def claims(profile: Profile) -> Shown:
 def tokens(profile: Profile, item: str | None, models: str | Sequence[str]) -> Shown:
     """The unprimed teacher's answer to a test item, token by token, under each model.
 
-    From this machine's logs or, where there are none, from the published ones: then it says so.
-
-    Args:
-        item: if None, of those that the teacher solves and the last of the models does not, the one on which this
-            model is furthest from the teacher.
-
-    Raises:
-        UserError: the logs keep no tokens of the item, or none of a model, or no model is named.
+    From this machine's logs or, where there are none, from the published ones: then it says so. Without `item` it is,
+    of those that the teacher solves and the last of the models does not, the one on which this model is furthest from
+    the teacher. Raises UserError if the logs keep no tokens of the item, or none of a model, or no model is named.
     """
     view, models = logs_in_use(profile), [models] if isinstance(models, str) else list(models)
     log, rows = read_tokens(view.logs), read_logs(view)
@@ -257,9 +242,7 @@ def primings(profile: Profile, item: str | None, strategies: Sequence[str], seed
     """The teacher's responses to a training item under several primings, token by token with its own entropy.
 
     A store that cannot be read, because it is not captured yet for instance, is a sentence; the others are shown.
-
-    Raises:
-        UserError: there is no such strategy or item.
+    Raises UserError if there is no such strategy or item.
     """
     asked = load_items(profile, "train")
     question = {i.id: i.question for i in asked}

@@ -12,11 +12,8 @@ from primekd.statistics.sentences import MEASURES, is_claimed
 
 
 def expected_table(*folders: Path) -> Table:
-    """A row a profile: accuracies, distances to the teacher, how many differences are claimed, what it took.
-
-    Raises:
-        UserError: summary.csv, contrasts.csv or manifest.json of a folder is missing or cannot be read.
-    """
+    """A row a profile: accuracies, distances to the teacher, how many differences are claimed, what it took. Raises
+    UserError if summary.csv, contrasts.csv or manifest.json of a folder is missing or cannot be read."""
     head = [
         "Profile", "n", "Control, %", "Students, %", "Teacher, %", "KL of the control", "KL of the students",
         "Differences claimed", "Its jobs took", "Processor", "Commit",

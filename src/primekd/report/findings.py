@@ -44,17 +44,14 @@ def _limits(results: Results) -> list[str]:
         )
     elif results.fitted:
         said.append("The teacher's text alone was kept, so no student's distance to its distribution can be measured.")
+    seeds = "One training seed a student: neither they nor the claims cover what another one would change."
+    if results.seeds:
+        seeds = "Where several training seeds were trained, the claims cover what another one would change."
     said.append(
-        f"All intervals of single models are over test items. {_seeds(results)} Claims are of this machine's run: "
-        "another processor rounds otherwise and changes single answers."
+        f"All intervals of single models are over test items. {seeds} Claims are of this machine's run: another "
+        "processor rounds otherwise and changes single answers."
     )
     return said if results.decided else [*said, NOTHING_DECIDED]
-
-
-def _seeds(results: Results) -> str:
-    if results.seeds:
-        return "Where several training seeds were trained, the claims cover what another one would change."
-    return "One training seed a student: neither they nor the claims cover what another one would change."
 
 
 def how_tested(results: Results) -> str:

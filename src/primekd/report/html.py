@@ -3,7 +3,6 @@
 The same logs give the same bytes: dates come from the manifest, never from the clock.
 """
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from primekd.report.results import (
     seed_table,
     tuning_table,
 )
-from primekd.report.shown import source, templates
+from primekd.report.shown import source, svg_address, templates
 from primekd.statistics.sentences import sentence
 from primekd.statistics.validation import ValidationRow
 from primekd.studies.published import published_folder
@@ -45,11 +44,8 @@ SCRIPTS = ("data.js", "list.js", "detail.js", "tokens.js", "controls.js")  # in 
 
 
 def write_report(profile: Profile) -> Path:
-    """Writes report.html from the logs beside it, `profile.logs`; returns its path.
-
-    Raises:
-        UserError: a log, summary.csv, contrasts.csv, a loss curve or manifest.json is missing or cannot be read.
-    """
+    """Writes report.html from the logs beside it, `profile.logs`; returns its path. Raises UserError if a log,
+    summary.csv, contrasts.csv, a loss curve or manifest.json is missing or cannot be read."""
     path = profile.logs / REPORT
     write_text(path, render(profile))
     return path
@@ -141,8 +137,4 @@ def _figures(results: Results, accuracies: dict) -> dict[str, str]:
     drawn |= {"positions": position_figure(results.folder), "gains": gain_figure(results)}
     if accuracies:
         drawn["extractors"] = extractor_dots(results, accuracies)
-    return {
-        name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-        for name, svg in drawn.items()
-        if svg
-    }
+    return {name: svg_address(svg) for name, svg in drawn.items() if svg}

@@ -54,15 +54,12 @@ _NAME = re.compile(r"(\S+)((?:\s+[\w-]+)+)")  # a kind and a folder of logs/, or
 
 
 def update_readme(readme: Path, check: bool, only: str | None = None) -> list[str]:
-    """Writes every generated block of a Markdown file anew, from logs/<name>/ of the checkout.
+    """Writes every generated block of a Markdown file anew, from logs/<name>/ of the checkout; links start at its own
+    folder. Returns the names of the blocks (`results pocket`) that were not what the logs say.
 
     Args:
-        readme: the Markdown file, README.md or another; links into logs/ start at its own folder.
         check: write nothing, only look.
         only: leave blocks of other profiles (or of logs/published) as they are.
-
-    Returns:
-        The names of the blocks (`results pocket`) that were not what the logs say; empty if all were.
 
     Raises:
         UserError: the file is missing, a marker is unknown or has no partner, or a profile's logs are missing.
@@ -85,11 +82,8 @@ def update_pages(check: bool, only: str | None = None) -> list[str]:
 
 
 def write_anew(profile: Profile) -> list[str]:
-    """Writes the report and, where the logs are the published ones, the README's tables; a line on each.
-
-    Raises:
-        UserError: a log, a table or the README cannot be read.
-    """
+    """Writes the report and, where the logs are the published ones, the README's tables; a line on each. Raises
+    UserError if a log, a table or the README cannot be read."""
     lines = [f"Report: {relative_name(write_report(profile))}"]
     if profile.logs == profile.published:
         lines += [f"{name} written anew" for name in update_pages(check=False, only=profile.name)]

@@ -41,14 +41,8 @@ RESPONSES_NOTE = (
 
 
 def read_rows(path: Path, columns: type | Iterable[str]) -> list[Row]:
-    """Rows of a CSV file that must be there.
-
-    Args:
-        columns: the dataclass of a row or, for any text, the columns.
-
-    Raises:
-        UserError: the file is missing, has not all of the columns, or a row that does not fit.
-    """
+    """Rows of a CSV file that must be there; `columns` is the dataclass of a row or, for any text, the columns. Raises
+    UserError if the file is missing, has not all of the columns, or a row that does not fit."""
     if isinstance(columns, type):
         return read_table(Path(path), columns)
     return [cells for _, cells in read_cells(Path(path), columns)]
@@ -106,11 +100,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Reads a logs folder.
-
-    Raises:
-        UserError: one of the files is missing, is empty or has other columns.
-    """
+    """Reads a logs folder. Raises UserError if one of the files is missing, is empty or has other columns."""
     folder = Path(folder)
     summary, contrasts = (
         read_rows(folder / name, kind) for name, kind in (("summary.csv", SummaryRow), ("contrasts.csv", ContrastRow))
