@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -23,24 +22,18 @@ from primekd.teachers.agreement import compare
 from primekd.teachers.protocol import generate_then_score
 
 
-def checks_folder() -> Path:
-    """logs/engines/, one JSON file an engine and profile."""
-    return output_root() / "logs" / "engines"
-
-
 def check_engine(profile: Profile, items: int, strategy: str, reference: str | None = None) -> dict[str, Any]:
     """Lets the profile's engine answer questions, and holds the rows that it keeps of them against the reference's.
+
+    Compared is what the profile's codec keeps: hidden states times the head, logits, or top log-probs.
 
     Args:
         items: how many test questions are asked.
         strategy: whose priming text the teacher sees.
         reference: model reference for transformers in float32; the teacher's own file if left out.
 
-    Compared is what the profile's codec keeps: hidden states times the head, logits, or top log-probs.
-
     Returns:
-        What is written to logs/engines/<engine>-<profile>.json: agreement, share of equal greedy answers, tokens a
-        second, the engine's identity and versions.
+        What is written to logs/engines/<engine>-<profile>.json.
 
     Raises:
         UserError: the engine cannot run here or gives text alone, or the reference is another model.
@@ -85,7 +78,7 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
         **meter.facts,
         "environment": environment(),
     }
-    write_json(checks_folder() / f"{engine.name}-{profile.name}.json", result)
+    write_json(output_root() / "logs" / "engines" / f"{engine.name}-{profile.name}.json", result)
     return result
 
 
@@ -112,14 +105,13 @@ def answer(
     want = make_codec(profile.signals, engine.offers).needs
     if want is None:
         raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
-    began = time.monotonic()
+    began, rows = time.monotonic(), None
     if type(engine).generate_scored is generate_then_score:
         responses = engine.generate(prompts, sampling)
-        seconds = time.monotonic() - began
-        rows = engine.score(prompts, [response.ids for response in responses], want)
     else:
         responses, rows = engine.generate_scored(prompts, sampling, want)
-        seconds = time.monotonic() - began
+    seconds = time.monotonic() - began
+    rows = engine.score(prompts, [response.ids for response in responses], want) if rows is None else rows
     if want == "hidden":
         head = engine.head().float().cpu()
         rows = [HiddenRows(hidden.cpu(), head, engine.transform).to_logits() for hidden in rows]

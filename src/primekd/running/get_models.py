@@ -107,11 +107,8 @@ def survey_table(wanted: list[Wanted]) -> Shown:
 
 
 def require_access(wanted: list[Wanted]) -> None:
-    """Says what the download takes, and recommends commits.
-
-    Raises:
-        UserError: a model cannot be had, or the disk is too small for all of them; nothing was downloaded.
-    """
+    """Says what the download takes, and recommends commits. Raises UserError if a model cannot be had, or the disk is
+    too small for all of them; nothing was downloaded."""
     for model in wanted:
         if model.made_from:
             print(
@@ -134,12 +131,9 @@ def require_access(wanted: list[Wanted]) -> None:
 
 
 def get_models(profile: Profile, wanted: list[Wanted]) -> None:
-    """Downloads and verifies the hub's models, and builds the teacher where the profile says how.
-
-    Raises:
-        UserError: a model cannot be had, or its download failed; run it again to go on. Or all is here but a teacher
-            that has to be converted from what was downloaded; the sentence says how.
-    """
+    """Downloads and verifies the hub's models, and builds the teacher where the profile says how. Raises UserError if a
+    model cannot be had, or its download failed; run it again to go on. Or all is here but a teacher that has to be
+    converted from what was downloaded; the sentence says how."""
     for problem in filter(None, (m.problem for m in wanted)):
         raise UserError(problem)
     for model in wanted:

@@ -19,10 +19,8 @@ def publish(profile: Profile, mixed: bool = False) -> list[str]:
     """Puts this machine's logs in the place of the published ones, with a report of their own; says what it did.
 
     What is published are the outputs that the logs' manifest names, and it. The folder is exchanged as a whole: until
-    all is copied, the old logs stay. `mixed`: also where several commits made it, as of nights that are long.
-
-    Raises:
-        UserError: there are no logs, a run is under way, `verify` finds something, or not one commit made all of it.
+    all is copied, the old logs stay. `mixed`: also where several commits made it, as of nights that are long. Raises
+    UserError if there are no logs, a run is under way, `verify` finds something, or not one commit made all of it.
     """
     if not (profile.logs / MANIFEST).is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")

@@ -35,11 +35,9 @@ def run_study(
 
     `only` stops behind a part of the study (`teacher`: what priming did to it). With `cluster` every stage is a Slurm
     job, and as many of them run side by side as the cluster lets. All results of `force_stages` are made anew; a run
-    that is killed meanwhile goes on with those that are still missing.
-
-    Raises:
-        UserError: there is no such stage, the study cannot run the profile, another run of it is under way, or a
-            notebook failed; the sentence is the notebook's own.
+    that is killed meanwhile goes on with those that are still missing. Raises UserError if there is no such stage, the
+    study cannot run the profile, another run of it is under way, or a notebook failed; the sentence is the notebook's
+    own.
     """
     study = find_study(profile)
     refuse_unknown(study, force_stages)
@@ -91,10 +89,7 @@ def planned_jobs(
     force_stages: Collection[str] = (), only: str | None = None,
 ) -> list[Job]:  # fmt: skip
     """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
-
-    Raises:
-        UserError: Snakemake cannot plan the run, or the study cannot run the profile.
-    """
+    Raises UserError if Snakemake cannot plan the run, or the study cannot run the profile."""
     study = find_study(profile)
     refuse_unknown(study, force_stages)
     study.refuse(profile)

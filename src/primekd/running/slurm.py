@@ -36,11 +36,8 @@ class Cluster:
 
 
 def open_cluster(folder: Path, capture_workers: int) -> Cluster:
-    """Checks that jobs can be submitted from here with the Snakemake profile in `folder`.
-
-    Raises:
-        UserError: Slurm or its executor is missing, or the profile is none or would ask for the wrong thing.
-    """
+    """Checks that jobs can be submitted from here with the Snakemake profile in `folder`. Raises UserError if Slurm or
+    its executor is missing, or the profile is none or would ask for the wrong thing."""
     settings = read_settings(folder)
     if settings.get("executor") != "slurm":
         raise UserError(f"{relative_name(folder)}/config.yaml does not say `executor: slurm`: see configs/slurm.")
@@ -71,11 +68,7 @@ def open_cluster(folder: Path, capture_workers: int) -> Cluster:
 
 
 def read_settings(folder: Path) -> dict:
-    """What config.yaml of a Snakemake profile says.
-
-    Raises:
-        UserError: it is not there or is no YAML mapping.
-    """
+    """What config.yaml of a Snakemake profile says. Raises UserError if it is not there or is no YAML mapping."""
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -88,10 +81,8 @@ def read_settings(folder: Path) -> dict:
 def asked_resources(settings: dict, file: str) -> dict[str, dict]:
     """What a Snakemake profile asks for: of every job, and of each rule that it names, defaults included.
 
-    Snakemake takes both mappings and lists of `resource=value` and `rule:resource=value`.
-
-    Raises:
-        UserError: the settings have neither form.
+    Snakemake takes both mappings and lists of `resource=value` and `rule:resource=value`. Raises UserError if the
+    settings have neither form.
     """
     defaults, own = settings.get("default-resources") or {}, settings.get("set-resources") or {}
     if isinstance(defaults, list):
@@ -136,11 +127,8 @@ def ask(command: list[str]) -> tuple[bool, str]:
 
 
 def queued_jobs(profile: Profile) -> list[str]:
-    """Numbers of the jobs of this profile and output folder that Slurm still has in its queue or running.
-
-    Raises:
-        UserError: Slurm does not answer.
-    """
+    """Numbers of the jobs of this profile and output folder that Slurm still has in its queue or running. Raises
+    UserError if Slurm does not answer."""
     well, said = ask(["squeue", "--me", "--noheader", "--format=%i|%j|%Z"])
     if not well:
         raise UserError(f"Slurm does not answer: {said}")

@@ -17,10 +17,8 @@ SILENCE = 30 * 60  # seconds without a word after which a stage on another machi
 def stage_states(profile: Profile) -> list[dict[str, Any]]:
     """One entry a stage that was ever started, oldest first: stage, done, total, unit, state, started, updated.
 
-    `state` is running, done, stopped, or lost: said to be running by a process that is there no more.
-
-    Raises:
-        UserError: one of the files is damaged.
+    `state` is running, done, stopped, or lost: said to be running by a process that is there no more. Raises UserError
+    if one of the files is damaged.
     """
     found = [read_state(path) for path in progress_folder(profile).glob("*.json")]
     states = [entry.model_dump() | ({"state": "lost"} if is_lost(entry) else {}) for entry in found if entry]
