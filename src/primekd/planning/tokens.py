@@ -34,10 +34,8 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the study: its response tokens, `most` at the limit, are written or trained on (each epoch anew).
-
-    `runs` is how often it is done: strategies, students, models. `hours` are for all; None where no rate is known.
-    """
+    """One stage: its response tokens, `most` at the limit, are written or trained on (each epoch anew). `runs`:
+    strategies, students, models. `hours` are for all runs; None where no rate is known."""
 
     name: str
     runs: int
@@ -56,10 +54,8 @@ def captured_arms(profile: Profile) -> dict[str, Arm]:
 
 
 def known_manifests(profile: Profile, names: Iterable[str]) -> tuple[list[dict[str, Any]], str]:
-    """Manifests of whole signal stores, and where they are from: two machines are never mixed.
-
-    They are this machine's own, in runs/<profile>/signals/, if it has any of them, else what the published logs keep.
-    """
+    """Manifests of whole signal stores, and where they are from: all from runs/<profile>/signals/ if it has any of
+    them, else what the published logs keep; two machines are never mixed."""
     folder = profile.runs / "signals"
     found = [read_store(folder / name) for name in names if (folder / name / MANIFEST).is_file()]
     if found := [manifest for manifest in found if manifest.get("complete")]:

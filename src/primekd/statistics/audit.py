@@ -30,9 +30,7 @@ class AuditRow:
 
 def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iterable[Decision]) -> list[AuditRow]:
     """Error rate of the automatic grading by blind second looks, with its Wilson interval: a row a model, then `all`.
-
-    An answer counts once, with its latest audit, against the value that the log holds now. Empty without audits.
-    """
+    An answer counts once, with its latest audit, against the value that the log holds now. Empty without audits."""
     found = by_answer(profile_name, (d for d in decisions if d.purpose == AUDIT))
     differs: dict[str, list[bool]] = {}
     for model, log in logs.items():

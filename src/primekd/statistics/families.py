@@ -51,10 +51,8 @@ def plan_of(models: Iterable[str], arms: Mapping[str, Arm], named: Collection[Pa
 
 
 def family_of(pair: Pair, arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> str:
-    """The study's own questions, or checks of its design.
-
-    By roles: a treatment against a placebo is one of the study's questions, all else about a placebo is a check.
-    """
+    """The study's own questions, or checks of its design. By roles a treatment against a placebo is one of the study's
+    questions, all else about a placebo is a check."""
     if named:
         return MAIN if pair in named else CHECKS
     roles = tuple(arms[name].role for name in pair if name in arms)

@@ -67,12 +67,9 @@ def truncation_found(rows: list[Cells], response: str) -> str:
 
 
 def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> list[LogRow]:
-    """Grades every row of a file.
-
-    Whether an answer was truncated is taken from a column `truncated`, else from the pile of answers that have the
-    greatest `response_tokens`, else judged from its text. Raises UserError if the file cannot be read, an id stands
-    twice, or a gold value is no number; the sentence names the rows.
-    """
+    """Grades every row of a file. Truncated is what a column `truncated` says, else who is in the pile of answers with
+    the greatest `response_tokens`, else as the text ends. Raises UserError if the file cannot be read, an id stands
+    twice, or a gold value is no number; the sentence names the rows."""
     if extractor not in EXTRACTORS:
         raise UserError(f"No extractor is called {extractor!r}: choose from {', '.join(EXTRACTORS)}.")
     rows = read_rows(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
@@ -126,15 +123,9 @@ def _grade(number: int, row: Cells, columns: Columns, extractor: str, limit: int
 
 
 def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor: str = "published") -> dict[str, Any]:
-    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there).
-
-    Returns:
-        n, correct, accuracy, ci95 (Wilson), truncated, rules (how often each fired), extractor and truncated_found, in
-        the words of `truncation_found`.
-
-    Raises:
-        UserError: as `grade_rows`.
-    """
+    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there). Returns n, correct, accuracy,
+    ci95 (Wilson), truncated, rules (how often each fired), extractor and truncated_found. Raises UserError as
+    `grade_rows` does."""
     if out and out.exists() and path.exists() and out.samefile(path):
         raise UserError(f"{out} is the file that is graded: name another one for the log.")
     log = grade_rows(path, columns, extractor)

@@ -21,12 +21,12 @@ class PrimedRow:
     """The teacher under one arm's prompt on the items of a split. Differences are primed minus unprimed, paired.
 
     `accuracy` by the profile's reading, with Wilson's interval; differences with Student's t, clustered by template
-    where items have one; `accuracy_p` McNemar's exact one, or the larger of that and the clustered t's. `tokens` and
-    `tokens_difference` are means of a response. `kl_p`: that the KL is 0.01, below which it counts as small. The
-    columns `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions
-    with the unprimed token; `same_whole`: responses that are the unprimed one. Of `measured`
-    items: `entropy` (nats a token), `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed ||
-    unprimed) in nats a token on the primed text.
+    where items have one; `accuracy_p` McNemar's exact one, or the larger of that and the clustered t's. `tokens`,
+    `tokens_difference`: means of a response. `kl_p`: that the KL is 0.01, below which it counts as small. The columns
+    `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions with the
+    unprimed token; `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token),
+    `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed || unprimed) in nats a token on the primed
+    text.
     """
 
     split: str

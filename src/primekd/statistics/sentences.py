@@ -75,10 +75,8 @@ def is_claimed(row: Row, measure: str, p_column: str = "") -> bool:
 
 
 def why_not(row: Row, measure: str) -> str:
-    """Why a contrast cannot be claimed whatever its p is; empty where it can.
-
-    Held-out fit is measured on given texts, so that it does not matter there where a model's own answers end.
-    """
+    """Why a contrast cannot be claimed whatever its p is; empty where it can. Held-out fit is measured on given texts:
+    where a model's own answers end does not matter there."""
     if measure != "accuracy":
         return ""
     cut = [
