@@ -9,11 +9,11 @@ import numpy as np
 
 from primekd.assessment.forgetting import FILE, ForgettingRow
 from primekd.config.profile import SAMPLES, TRANSFER
-from primekd.foundation.provenance import MANIFEST
+from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table
 from primekd.report.formats import significant
-from primekd.report.results import contrast_table, read_manifest, read_results, result_table
+from primekd.report.results import contrast_table, read_results, result_table
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import clustered
 
@@ -31,7 +31,7 @@ def beyond_tables(folder: Path) -> list[Table]:
 
 
 def _transfer(folder: Path) -> list[Table]:
-    data = read_manifest(folder)["config"].get("data", {})
+    data = read_manifest(folder / MANIFEST)["config"].get("data", {})
     source = data["hub_dataset"] if data.get("source") == "hub" else data.get("test_file") or data.get("source")
     note = (
         f"Control and students on {data.get('test_items')} items of {data.get('task')} ({source}), which nobody "
@@ -41,7 +41,7 @@ def _transfer(folder: Path) -> list[Table]:
 
 
 def _samples(folder: Path) -> list[Table]:
-    settings = read_manifest(folder)["config"].get("assess", {})
+    settings = read_manifest(folder / MANIFEST)["config"].get("assess", {})
     note = (
         f"{settings.get('samples')} sampled answers to each test item, at temperature "
         f"{settings.get('sampling_temperature')}: n counts answers. Accuracy is the mean over items of the mean over "

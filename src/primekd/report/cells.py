@@ -32,10 +32,8 @@ Cell = str | Name | Files
 
 @dataclass(frozen=True)
 class Table:
-    """Head and rows; the first `left` columns are words, the others numbers. `label` says what it shows.
-
-    `notes`: paragraphs below it on a Markdown page, as Markdown.
-    """
+    """Head and rows; the first `left` columns are words, the others numbers. `label` says what it shows; `notes` are
+    paragraphs below it on a Markdown page, as Markdown."""
 
     label: str
     head: list[str]

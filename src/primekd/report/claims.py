@@ -6,10 +6,10 @@ from typing import Any
 
 from primekd.config.arm import CONTROL, NO_STUDENTS, TEACHER, split_seed
 from primekd.config.arms import default_arms
-from primekd.foundation.provenance import relative_name
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.formats import MISSING, interval, markdown, percent
-from primekd.report.results import ADJUDICATED, Results, Row, read_manifest, read_optional
+from primekd.report.results import ADJUDICATED, Results, Row, read_optional
 from primekd.statistics.families import title_of
 from primekd.studies.published import StatedRow, published_folder
 
@@ -19,7 +19,7 @@ LOGS = "Log"
 def claim_table(results: Results) -> Table:
     """A row for the control, every strategy, the teacher, and whatever else the paper states."""
     stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", StatedRow)}
-    manifest = read_manifest(results.folder)
+    manifest = read_manifest(results.folder / MANIFEST)
     models = [CONTROL, *default_arms(), TEACHER]
     models += [row["model"] for row in results.summary if split_seed(row["model"])[0] not in models]
     models += [name for name in stated if name not in models]
@@ -98,8 +98,8 @@ def _short(environment: dict[str, Any], unknown: str = MISSING) -> str:
 
 def claim_note(folder: Path) -> str:
     """What the columns of the claim table are, and whether they may be compared."""
-    config = read_manifest(folder).get("config", {})
-    name = config.get("name", Path(folder).name)
+    config = read_manifest(folder / MANIFEST).get("config", {})
+    name = config.get("name", folder.name)
     published = (
         "Published: as stated in the paper (Llama-3.1-405B-Instruct teaching Llama-3.1-8B-Instruct, GSM8K test set), "
         "and counted again from the verdicts in the logs that were released with it, where there are any (–: none). "

@@ -61,10 +61,8 @@ def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
 
 
 def prompts(profile: Profile, strategy: str) -> Shown:
-    """The first training question as the teacher reads it with and without the priming text, and as the student does.
-
-    A priming text that replaces the model's default system text makes two differences, and both are seen here.
-    """
+    """The first training question as the teacher reads it with and without the priming text (which may replace the
+    model's default system text), and as the student does."""
     asked = load_items(profile, "train")[0].messages
     teacher, priming = load_tokenizer(profile.teacher), priming_of(get_arm(strategy), profile.teacher)
     views = [
@@ -210,12 +208,10 @@ def claims(profile: Profile) -> Shown:
 
 
 def tokens(profile: Profile, item: str | None, models: str | Sequence[str]) -> Shown:
-    """The unprimed teacher's answer to a test item, token by token, under each model.
-
-    From this machine's logs or, where there are none, from the published ones: then it says so. Without `item` it is,
-    of those that the teacher solves and the last of the models does not, the one on which this model is furthest from
-    the teacher. Raises UserError if the logs keep no tokens of the item, or none of a model, or no model is named.
-    """
+    """The unprimed teacher's answer to a test item, token by token, under each model; from the published logs, and so
+    it says, where this machine has none. Without `item`: of those that the teacher solves and the last of the models
+    does not, the one on which this model is furthest from the teacher. Raises UserError if no model is named, or no
+    tokens are kept of one or of the item."""
     view, models = logs_in_use(profile), [models] if isinstance(models, str) else list(models)
     log, rows = read_tokens(view.logs), read_logs(view)
     if log is None:
@@ -239,11 +235,8 @@ def _telling_item(log: TokenLog, rows: Mapping[str, Sequence[LogRow]], model: st
 
 
 def primings(profile: Profile, item: str | None, strategies: Sequence[str], seed: int | None = None) -> Shown:
-    """The teacher's responses to a training item under several primings, token by token with its own entropy.
-
-    A store that cannot be read, because it is not captured yet for instance, is a sentence; the others are shown.
-    Raises UserError if there is no such strategy or item.
-    """
+    """The teacher's responses to a training item under several primings, token by token with its own entropy; a store
+    that cannot be read (not captured yet, say) is a sentence. Raises UserError if there is no such strategy or item."""
     asked = load_items(profile, "train")
     question = {i.id: i.question for i in asked}
     item = item or asked[0].id

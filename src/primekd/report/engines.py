@@ -40,8 +40,7 @@ ENGINES = (
 
 
 def engine_table(logs_folder: Path) -> Table:
-    """One row for each check of an engine in logs/engines/, and one for each engine that has none. Raises UserError if
-    a check's file is no JSON."""
+    """A row a check of logs/engines/, and one for each engine without a check. Raises UserError if one is no JSON."""
     head = ["Engine", "Model format", "Codecs", "Batches", "Checked on", "Versions", "Signals",
             "Same first token, %", "KL, nats a token", "Equal answers", "Check", "Whole study"]  # fmt: skip
     rows = []

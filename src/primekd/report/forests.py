@@ -21,10 +21,8 @@ def accuracy_forest(results: Results) -> str:
 
 
 def kl_forest(results: Results) -> str:
-    """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out.
-
-    A control so far away that all students would share half of its scale or less gets a panel with a scale of its own.
-    """
+    """Held-out KL to the unprimed teacher with its bootstrap interval, without the teacher itself. A control so far
+    away that all students would share half of its scale or less gets a panel with a scale of its own."""
     rows = [row for row in results.summary if row["kl"]]
     label = "KL to the unprimed teacher, nats a token (95 % bootstrap interval)"
     students = [float(row["kl_high"]) for row in rows if row["model"] != CONTROL]

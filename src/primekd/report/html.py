@@ -1,7 +1,5 @@
-"""The report: one HTML file that needs no network, made from one logs folder and logs/published/.
-
-The same logs give the same bytes: dates come from the manifest, never from the clock.
-"""
+"""The report: one HTML file that needs no network, made from one logs folder and logs/published/. The same logs give
+the same bytes: dates come from the manifest, never from the clock."""
 
 import json
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
-from primekd.foundation.provenance import MANIFEST, altered_outputs, relative_name, write_text
+from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name, write_text
 from primekd.report import extraction, lineage
 from primekd.report.beyond import beyond_tables
 from primekd.report.browser import browser_data, refuse_other_items, script_json
@@ -24,7 +22,6 @@ from primekd.report.results import (
     RESPONSES_NOTE,
     Results,
     contrast_table,
-    read_manifest,
     read_optional,
     read_results,
     response_table,
@@ -63,7 +60,7 @@ def render(profile: Profile) -> str:
 
 def _page(profile: Profile) -> dict[str, Any]:
     folder = profile.logs
-    results, manifest = read_results(folder), read_manifest(folder)
+    results, manifest = read_results(folder), read_manifest(folder / MANIFEST)
     logs, titles = read_logs(profile), results.titles
     refuse_other_items(folder, logs)
     accuracies, readings = extraction.read_accuracies(folder), extraction.read_readings(folder)

@@ -163,10 +163,8 @@ def _of_text(text: dict[str, Any]) -> Facts:
 
 
 def captures(manifest: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every store that the results come from, once, however many arms read it: (its first student or `teacher`, facts).
-
-    The key is a hash of all that its bytes depend on.
-    """
+    """Hash of all that a store's bytes depend on -> (its first student or `teacher`, facts): every store that the
+    results come from, once, however many arms read it."""
     used = [(name, facts.get("signals")) for name, facts in manifest.get("models", {}).items()]
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, store in [*used, ("teacher", manifest.get("teacher"))]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
+from primekd.report import published
 from primekd.report.cells import Table, to_page
 from primekd.report.claims import claim_table
 from primekd.report.engines import engine_table
@@ -21,14 +22,6 @@ from primekd.report.expected import expected_table
 from primekd.report.forests import accuracy_forest
 from primekd.report.html import write_report
 from primekd.report.primed import primed_table
-from primekd.report.published import (
-    contrast_matrix,
-    disagreement_table,
-    label_table,
-    study_table,
-    validation_short,
-    validation_strata,
-)
 from primekd.report.results import read_results
 from primekd.report.tables import results_page
 
@@ -38,12 +31,12 @@ KINDS: dict[str, Callable[..., Table]] = {
     "claims": lambda folder: claim_table(read_results(folder)),
     "primed": primed_table,
     "expected": expected_table,  # of several folders
-    "labels": label_table,  # from here on: of logs/published
-    "validation": validation_short,
-    "validation-strata": validation_strata,
-    "published-study": study_table,
-    "published-disagreements": disagreement_table,
-    "published-contrasts": contrast_matrix,
+    "labels": published.label_table,  # from here on: of logs/published
+    "validation": published.validation_short,
+    "validation-strata": published.validation_strata,
+    "published-study": published.study_table,
+    "published-disagreements": published.disagreement_table,
+    "published-contrasts": published.contrast_matrix,
     "engine-table": engine_table,  # of logs/engines
 }
 
@@ -57,12 +50,8 @@ def update_readme(readme: Path, check: bool, only: str | None = None) -> list[st
     """Writes every generated block of a Markdown file anew, from logs/<name>/ of the checkout; links start at its own
     folder. Returns the names of the blocks (`results pocket`) that were not what the logs say.
 
-    Args:
-        check: write nothing, only look.
-        only: leave blocks of other profiles (or of logs/published) as they are.
-
-    Raises:
-        UserError: the file is missing, a marker is unknown or has no partner, or a profile's logs are missing.
+    `check`: write nothing, only look. `only`: leave blocks of other profiles (or of logs/published) as they are. Raises
+    UserError if the file is missing, a marker is unknown or has no partner, or a profile's logs are missing.
     """
     readme = Path(readme)
     if not readme.is_file():

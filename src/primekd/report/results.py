@@ -4,12 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from primekd.config.arm import CONTROL, NO_STUDENTS
-from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, relative_name
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.foundation.tables import Cells as Row
 from primekd.foundation.tables import read_cells, read_table
 from primekd.report.cells import Name, Table
@@ -55,10 +53,8 @@ def read_optional(path: Path, columns: type | Iterable[str]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of the files, as text; `summary` has one row a model, in the order of the study.
-
-    `named`: the main family where the profile names one; `named_after`: the students that were trained before it did.
-    """
+    """The rows of the files, as text; `summary` has one row a model, in the order of the study. `named`: the main
+    family where the profile names one; `named_after`: the students that were trained before it did."""
 
     folder: Path
     summary: list[Row]
@@ -113,7 +109,7 @@ def read_results(folder: Path) -> Results:
 
 
 def _named(folder: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    manifest = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     named = manifest.get("inputs", {}).get("planned", [])
     late = [model for model, facts in manifest.get("models", {}).items() if facts.get("planned", []) != named]
     return tuple((model, reference) for model, reference in named), tuple(late)
@@ -214,8 +210,3 @@ def tuning_table(folder: Path) -> Table:
         for row in read_optional(Path(folder) / TUNING, TuningRow)
     ]  # fmt: skip
     return Table("Learning rates", head, rows, notes=(TUNING_NOTE,))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a logs folder. Raises UserError if it is missing or damaged."""
-    return provenance.read_manifest(Path(folder) / MANIFEST)

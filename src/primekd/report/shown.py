@@ -1,7 +1,5 @@
-"""What notebooks show: tables, texts, facts and figures with one look, light and dark, and as plain text elsewhere.
-
-Tables are those of the README and the report (`cells.Table`). Everything that is put in is escaped.
-"""
+"""What notebooks show, light and dark, and as plain text elsewhere: tables (those of the README and the report), texts,
+facts and figures. Everything that is put in is escaped."""
 
 import base64
 import re

@@ -1,7 +1,5 @@
 """An answer of the teacher, token by token: the deeper a token's ground, the further a model is from the teacher there.
-
-Pointing at a token, or going to it with the Tab key, shows the most probable tokens of both below the text.
-"""
+Pointing at a token, or Tab to it, shows the most probable tokens of both below the text."""
 
 from collections.abc import Mapping, Sequence
 

@@ -23,20 +23,12 @@ from primekd.teachers.protocol import generate_then_score
 
 
 def check_engine(profile: Profile, items: int, strategy: str, reference: str | None = None) -> dict[str, Any]:
-    """Lets the profile's engine answer questions, and holds the rows that it keeps of them against the reference's.
+    """Lets the profile's engine answer `items` test questions, primed as `strategy` says, and holds the rows that its
+    codec keeps (hidden states times the head, logits, or top log-probs) against the reference's. Returns what is
+    written to logs/engines/<engine>-<profile>.json.
 
-    Compared is what the profile's codec keeps: hidden states times the head, logits, or top log-probs.
-
-    Args:
-        items: how many test questions are asked.
-        strategy: whose priming text the teacher sees.
-        reference: model reference for transformers in float32; the teacher's own file if left out.
-
-    Returns:
-        What is written to logs/engines/<engine>-<profile>.json.
-
-    Raises:
-        UserError: the engine cannot run here or gives text alone, or the reference is another model.
+    `reference`: a model that transformers loads in float32; the teacher's own file if left out. Raises UserError if the
+    engine cannot run here or gives text alone, or the reference is another model.
     """
     from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -98,10 +90,8 @@ def refuse_another_model(profile: Profile, reference: str) -> None:
 def answer(
     profile: Profile, engine: TeacherEngine, prompts: list[list[int]], sampling: Sampling
 ) -> tuple[list[Response], list[Tensor] | list[TopLogprobs], float]:
-    """Responses, and the rows of them that capture would keep, as logits (T, V) where it keeps them all.
-
-    Also the seconds that generating took: with the rows where they are collected meanwhile, without a second pass.
-    """
+    """Responses, the rows of them that capture would keep, as logits (T, V) where it keeps them all, and the seconds
+    that generating took: with the rows where they are collected meanwhile, without a second pass."""
     want = make_codec(profile.signals, engine.offers).needs
     if want is None:
         raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")

@@ -24,16 +24,10 @@ INCIDENTAL = ("description", "hardware", "launch")  # of a profile: they say not
 
 
 def compare_with_published(profile: Profile) -> dict[str, Any]:
-    """Holds this machine's logs against the published ones, and keeps what was found in reproduction.json.
-
-    Returns:
-        What that file holds: verdict (reproduced, not reproduced, not compared), reasons, rule, here and published
-        (where, commit, processor, manifest's hash), models (`_pair`), largest (the largest difference of kl and
-        nll_gold, with its model), sentences (same, only_here, only_published).
-
-    Raises:
-        UserError: this machine has no logs, or they cannot be read.
-    """
+    """Holds this machine's logs against the published ones. Returns, and keeps in reproduction.json: verdict
+    (reproduced, not reproduced, not compared), reasons, rule, here and published (`_origin`), models (`_pair`), largest
+    (the largest difference of kl and nll_gold, with its model), sentences (same, only_here, only_published). Raises
+    UserError if this machine has no logs, or they cannot be read."""
     own = profile.of_machine()
     if not (own.logs / MANIFEST).is_file():
         raise UserError(f"{relative_name(own.logs)} has no logs: run `primekd run --profile {profile.name}` first.")

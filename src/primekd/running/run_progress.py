@@ -11,10 +11,8 @@ from primekd.running.run_log import Job, RunState
 
 
 def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
-    """How far a running job is, by the file that its stage keeps: text, and the share of it that is done.
-
-    A file that was last written before the job was started or submitted is an earlier run's.
-    """
+    """How far a running job is, by the file that its stage keeps: text, and the share of it that is done. A file that
+    was last written before the job was started or submitted is an earlier run's."""
     if job.rule == "score":
         return score_progress(profile, job)
     pattern = "answer *.json" if job.rule == "assess" else f"{job.stage}.json"

@@ -95,11 +95,8 @@ def check_report(profile: Profile) -> Check:
 
 
 def check_models(profile: Profile) -> Check:
-    """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is.
-
-    Logs from before there was a table of the teacher's responses have none. Answer sets are answered without the
-    teacher, and without held-out rows.
-    """
+    """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is
+    there; older logs lack some, and answer sets have neither teacher nor held-out rows."""
     folder, manifest = profile.logs, read_manifest(profile.logs / MANIFEST)
     summed = {row.get("model") for row in read_table(folder / "summary.csv")}
     logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
@@ -181,10 +178,8 @@ def _other_tables(folder: Path, tables: dict[str, str], source: str) -> list[str
 
 
 def check_published() -> list[Check]:
-    """The published study's logs as graded here: outputs, today's labels and rules, tables. Nothing if there are none.
-
-    The released texts are not in the checkout, so the values in verdicts.csv are taken as they are.
-    """
+    """The published study's logs as graded here, if there are any: outputs, today's labels and rules, tables. The
+    released texts are not in the checkout, so the values in verdicts.csv are taken as they are."""
     folder = published_folder()
     if not folder.is_dir():
         return []
