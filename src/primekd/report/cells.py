@@ -49,11 +49,6 @@ class Table:
         return replace(self, head=head, rows=rows, left=left)
 
 
-def to_page(table: Table) -> str:
-    """The table as Markdown, with its notes."""
-    return "\n\n".join([to_markdown(table), *table.notes]) + "\n"
-
-
 def to_markdown(table: Table) -> str:
     """The table as Markdown."""
     rows = [[_markdown(cell) for cell in row] for row in table.rows]

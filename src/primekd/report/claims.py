@@ -48,13 +48,9 @@ def claim_table(results: Results) -> Table:
 
 def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:
     """Accuracy and adjudicated accuracy; of several seeds the mean, which seeds.csv has."""
-    if not here:
-        return MISSING, MISSING
-    mean = next((row for row in results.seeds if row["model"] == model and not row["reference"]), None)
-    if len(here) == 1:
-        return interval(here[0], "accuracy", percent), interval(here[0], "accuracy_adjudicated", percent)
+    mean = [row for row in results.seeds if row["model"] == model and not row["reference"]] if len(here) > 1 else []
     automatic, adjudicated = (
-        "; ".join(interval(row, measure, percent) for row in ([mean] if mean else here))
+        "; ".join(interval(row, measure, percent) for row in mean or here) or MISSING
         for measure in ("accuracy", "accuracy_adjudicated")
     )
     return automatic, adjudicated

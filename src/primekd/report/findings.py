@@ -71,8 +71,12 @@ def how_tested(results: Results) -> str:
     fits = ""
     if results.fitted:
         fits = f" p of KL and NLL: t test over {'templates' if templates else 'items'}{' and seeds' if seeds else ''}."
+    together = f"one family of {families.total()} tests"
+    if len(families) > 1:
+        own, checks = families[MAIN], families[CHECKS]
+        together = f"two families, {own} tests of the study's own questions and {checks} that check its design"
     return (
-        f"p of accuracies: {test}.{fits} All are Holm-adjusted over {_said(families)}: every planned "
+        f"p of accuracies: {test}.{fits} All are Holm-adjusted over {together}: every planned "
         f"contrast in every measure.{_naming(results)} The intervals of differences are those of the t tests, not "
         "adjusted."
     )
@@ -87,11 +91,3 @@ def _naming(results: Results) -> str:
         when = f"in the profile, but after the training of {', '.join(map(title_of, results.named_after))}"
     pairs = "; ".join(f"{title_of(model)} against {title_of(reference)}" for model, reference in results.named)
     return f" The study's own questions were named {when}: {pairs}."
-
-
-def _said(families: Counter) -> str:
-    """How many tests were adjusted together."""
-    if len(families) < 2:
-        return f"one family of {families.total()} tests"
-    own, checks = families[MAIN], families[CHECKS]
-    return f"two families, {own} tests of the study's own questions and {checks} that check its design"

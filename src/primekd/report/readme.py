@@ -15,7 +15,7 @@ from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
 from primekd.report import published
-from primekd.report.cells import Table, to_page
+from primekd.report.cells import Table, to_markdown
 from primekd.report.claims import claim_table
 from primekd.report.engines import engine_table
 from primekd.report.expected import expected_table
@@ -133,4 +133,5 @@ def _figure(folder: str, check: bool) -> str:
 
 def block(kind: str, *folders: Path) -> str:
     """The Markdown of a block of these folders of logs. Raises UserError if a file is missing or cannot be read."""
-    return to_page(KINDS[kind](*folders))
+    table = KINDS[kind](*folders)
+    return "\n\n".join([to_markdown(table), *table.notes]) + "\n"

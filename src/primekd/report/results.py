@@ -65,10 +65,6 @@ class Results:
     named: tuple[Pair, ...] = ()
     named_after: tuple[str, ...] = ()
 
-    def against_control(self, model: str) -> Row | None:
-        """The contrast of `model` with the control; None where none was planned."""
-        return next((r for r in self.contrasts if r["model"] == model and r["reference"] == CONTROL), None)
-
     @property
     def decided(self) -> bool:
         """Whether a person decided on any answer; if not, adjudicated numbers are the automatic ones."""
@@ -121,9 +117,9 @@ def result_table(results: Results) -> Table:
         "Model", "n", "Correct", "Accuracy, % [95 %]", ADJUDICATED, "p against control", "Truncated",
         "KL to teacher [95 %]", "NLL of gold [95 %]",
     ]  # fmt: skip
-    rows = []
+    rows, against_control = [], {r["model"]: r for r in results.contrasts if r["reference"] == CONTROL}
     for row in results.summary:
-        test = results.against_control(row["model"])
+        test = against_control.get(row["model"])
         rows.append([
             Name(row["title"], row["model"]), row["n"], row["correct"], interval(row, "accuracy", percent),
             interval(row, "accuracy_adjudicated", percent), p_value(test["p_holm"]) if test else MISSING,
