@@ -1,5 +1,4 @@
-"""The item browser's data: every question with every model's answer, both untrusted text, as JSON that is safe inside a
-page."""
+"""The item browser's data: questions and answers, all of it untrusted text, as JSON that is safe inside a page."""
 
 import json
 from pathlib import Path

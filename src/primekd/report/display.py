@@ -209,9 +209,8 @@ def claims(profile: Profile) -> Shown:
 
 def tokens(profile: Profile, item: str | None, models: str | Sequence[str]) -> Shown:
     """The unprimed teacher's answer to a test item, token by token, under each model; from the published logs, and so
-    it says, where this machine has none. Without `item`: of those that the teacher solves and the last of the models
-    does not, the one on which this model is furthest from the teacher. Raises UserError if no model is named, or no
-    tokens are kept of one or of the item."""
+    it says, where this machine has none. Without `item`: where the teacher is right and the last model is not, the one
+    on which this model is furthest from it. Raises UserError if no model is named, or no tokens are kept."""
     view, models = logs_in_use(profile), [models] if isinstance(models, str) else list(models)
     log, rows = read_tokens(view.logs), read_logs(view)
     if log is None:

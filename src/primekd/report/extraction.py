@@ -1,5 +1,4 @@
-"""How the answers were read: which rule fired, what each extractor makes of them, what people decided by hand, and how
-far each is to be trusted."""
+"""How answers were read: which rules fired, each extractor's values, people's decisions, and whom to trust how far."""
 
 from dataclasses import replace
 from decimal import Decimal

@@ -180,8 +180,7 @@ def draw(reply: Reply, extractor: str = "") -> str:
 
 def playground(profile: Profile, question: str = "", strategies: Sequence[str] | None = None) -> None:
     """Shows the form; where nobody sits before the notebook (`primekd run`), asks the question once instead. Raises
-    UserError if the profile's students cannot be asked, or there is no such strategy; unattended also what `ask`
-    raises."""
+    UserError if the profile's students cannot be asked, or there is no such strategy; unattended also as `ask` does."""
     from IPython.display import display
 
     for name in strategies or ():

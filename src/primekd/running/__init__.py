@@ -1,2 +1,1 @@
-"""Running a study (`studies`, workflow/) and looking after it: Snakemake, Slurm, notebooks, status, verify, publish,
-doctor."""
+"""Running a study and looking after it: Snakemake, Slurm, notebooks, status, verify, publish, doctor."""

@@ -79,8 +79,7 @@ def check_machine() -> list[Finding]:
 
 
 def check_engine(engine: str) -> Finding:
-    """Whether an engine's package imports, and what to do if not; optional ones may be missing. One that is compiled on
-    import may take minutes the first time."""
+    """Whether an engine's package imports, and what to do if not. One compiled on import may take minutes at first."""
     package = PACKAGES[engine]
     if package.optional and not is_installed(engine):
         return Finding("engine", "ok", f"{engine}: optional, not installed ({package.fix})")

@@ -126,9 +126,8 @@ def require_access(wanted: list[Wanted]) -> None:
 
 
 def get_models(profile: Profile, wanted: list[Wanted]) -> None:
-    """Downloads and verifies the hub's models, and builds the teacher where the profile says how. Raises UserError if a
-    model cannot be had, its download failed (run it again to go on), or the teacher has to be converted; it says
-    how."""
+    """Downloads and verifies the hub's models, and builds the teacher where the profile says how. Raises UserError if
+    one cannot be had, its download failed (run it again to go on), or the teacher has to be converted; says how."""
     for problem in filter(None, (m.problem for m in wanted)):
         raise UserError(problem)
     for model in wanted:

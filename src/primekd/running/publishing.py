@@ -16,10 +16,9 @@ OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profil
 
 
 def publish(profile: Profile, mixed: bool = False) -> list[str]:
-    """Puts this machine's logs (the outputs that their manifest names, and it) in the place of the published ones, with
-    a report of their own; says what it did. Until all is copied, the old logs stay. `mixed`: also where several commits
-    made it. Raises UserError if there are no logs, a run is under way, `verify` finds something, or not one commit made
-    all of it."""
+    """Puts this machine's logs (what their manifest names) in the place of the published ones, with a report of their
+    own; says what it did. Until all is copied, the old ones stay. `mixed`: also where several commits made it. Raises
+    UserError if there are no logs, a run is under way, `verify` finds something, or not one commit made all of it."""
     if not (profile.logs / MANIFEST).is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
     with only_one(profile):

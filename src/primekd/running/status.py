@@ -15,9 +15,8 @@ SILENCE = 30 * 60  # seconds without a word after which a stage on another machi
 
 
 def stage_states(profile: Profile) -> list[dict[str, Any]]:
-    """One entry a stage that was ever started, oldest first: stage, done, total, unit, state, started, updated.
-    `state`: running, done, stopped, or lost (its process is there no more). Raises UserError if one of the files is
-    damaged."""
+    """One entry a stage that was ever started, oldest first: stage, done, total, unit, started, updated, and state:
+    running, done, stopped, or lost (its process is there no more). Raises UserError if one of the files is damaged."""
     found = [read_state(path) for path in progress_folder(profile).glob("*.json")]
     states = [entry.model_dump() | ({"state": "lost"} if is_lost(entry) else {}) for entry in found if entry]
     return sorted(states, key=lambda s: (s["started"], s["stage"]))

@@ -26,8 +26,7 @@ from primekd.tasks.protocol import Task
 
 
 def verify(profile: Profile) -> list[Check]:
-    """Checks a profile's logs; of this machine's own also what they were made from, as far as it is here. Raises
-    UserError if there are no such logs."""
+    """Checks a profile's logs and, of this machine's own, what they were made from. Raises UserError without logs."""
     if not (profile.logs / MANIFEST).is_file():
         raise UserError(
             f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."

@@ -43,8 +43,7 @@ def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iter
 
 
 def audit_scope(audited: Iterable[str], models: Iterable[str], named: Callable[[str], str] = str) -> str:
-    """Which of the study's `models` the last row of an audit of `audited` ones covers, in a sentence; empty where it
-    covers all, or there is no audit."""
+    """Which of the study's `models` the row of all `audited` ones covers, in words; empty for all, or no audit."""
     audited, models = set(audited), list(models)
     missing = [named(model) for model in models if model not in audited]
     if not audited or not missing:

@@ -60,8 +60,7 @@ def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
 def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
     """Accuracies with Wilson intervals, their paired difference (second minus first) and the p of its being 0:
     McNemar's exact one or, where items share templates, the larger of that and the clustered t's. `adjudicated`: by
-    people's decisions where there are any. Raises UserError if there are fewer than two pairs, so that no interval
-    exists."""
+    people's decisions where there are any. Raises UserError if there are fewer than two pairs."""
     if len(pairs) < 2:
         raise UserError("One item alone shows nothing: compare files of two or more.")
     key = "correct_adjudicated" if adjudicated else "correct"

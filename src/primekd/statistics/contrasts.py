@@ -78,8 +78,7 @@ def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[str, Seeds]:
-    """Arm -> seed -> verdicts in the order of the items; `adjudicated`: by people's values where they decided on one,
-    else by the automatic verdict alone."""
+    """Arm -> seed -> verdicts in the items' order; `adjudicated`: by people's values where they decided on one."""
     key = "correct_adjudicated" if adjudicated else "correct"
     return by_seed({model: np.array([getattr(r, key) for r in log], float) for model, log in logs.items()})
 

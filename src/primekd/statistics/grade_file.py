@@ -124,8 +124,8 @@ def _grade(number: int, row: Cells, columns: Columns, extractor: str, limit: int
 
 def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor: str = "published") -> dict[str, Any]:
     """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there). Returns n, correct, accuracy,
-    ci95 (Wilson), truncated, rules (how often each fired), extractor and truncated_found. Raises UserError as
-    `grade_rows` does."""
+    ci95 (Wilson), truncated, rules (how often each fired), extractor, truncated_found. Raises UserError as `grade_rows`
+    does."""
     if out and out.exists() and path.exists() and out.samefile(path):
         raise UserError(f"{out} is the file that is graded: name another one for the log.")
     log = grade_rows(path, columns, extractor)

@@ -74,8 +74,7 @@ def sign_flips_exact(differences: Sequence[float]) -> McNemar:
 
 def detectable_difference(test: McNemar, items: int, level: float) -> float:
     """The smallest true difference in accuracy, as a share, that the exact test, two-sided at `level`, finds in 80 % of
-    repetitions on as large a share of discordant items as was seen here, or as the difference itself needs; 1 where no
-    difference is found so often."""
+    repetitions, with as many discordant items as were seen here, or as the difference needs; 1 where there is none."""
     seen = (test.only_first + test.only_second) / items
     discordant = np.arange(1, items + 1)  # how many there can be, and from how many on one side on the test rejects
     enough = binom.isf(level / 2, discordant, 0.5) + 1

@@ -25,7 +25,7 @@ class PrimedRow:
     `tokens_difference`: means of a response. `kl_p`: that the KL is 0.01, below which it counts as small. The columns
     `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions with the
     unprimed token; `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token),
-    `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed || unprimed) in nats a token on the primed
+    `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed || unprimed), nats a token of the primed
     text.
     """
 

@@ -70,8 +70,7 @@ def accuracies(model: str, readings: list[Reading]) -> list[AccuracyRow]:
 
 
 def readings_text(readings: list[Reading]) -> str:
-    """extractors.csv, -1 where no value was found and -1.0 for a true minus one. No cell can need quotes, except ids
-    that hold a comma or a quote."""
+    """extractors.csv, -1 where no value was found and -1.0 for a true minus one. No cell but an id can need quotes."""
     lines = [",".join(["model", "id", "gold", *EXTRACTORS])]
     for r in readings:
         values = (as_written(r.values[name]) for name in EXTRACTORS)

@@ -1,2 +1,1 @@
-"""The recipes, a module each (study.py says what one is; `priming` is the first), and what all of them share: assess,
-results, regrade."""
+"""The recipes, a module each (study.py says what one is), and what they share: assess, results, regrade."""
