@@ -1,1 +1,2 @@
-"""What a run will cost (`primekd plan`): memory, disk, tokens, hours, what will not fit. Nothing is loaded or fetched."""
+"""What a run will cost before it is made (`primekd plan`): memory, disk, tokens, hours, and what will not fit. Nothing
+is loaded or downloaded."""
