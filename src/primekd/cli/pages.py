@@ -98,7 +98,11 @@ def verify(
 
     loaded = load_profile(profile)
     if against_published:
-        return say_reproduction(loaded, json)
+        from primekd.running.reproduction import REPRODUCED, compare_with_published, verdict_text
+
+        found = compare_with_published(loaded)
+        print_json(found) if json else print(verdict_text(found))
+        raise typer.Exit(0 if found["verdict"] == REPRODUCED else 1)
     checks = run_verify(logs_in_use(loaded, published))
     if json:
         print_json([vars(c) for c in checks])
@@ -111,16 +115,6 @@ def verify(
                 print(f"    -> {check.fix}")
         print(summary(checks))
     if any(c.problems for c in checks):
-        raise typer.Exit(1)
-
-
-def say_reproduction(profile, json: bool) -> None:
-    """Prints how this machine's logs compare with the published ones; fails unless they reproduce them."""
-    from primekd.running.reproduction import REPRODUCED, compare_with_published, verdict_text
-
-    found = compare_with_published(profile)
-    print_json(found) if json else print(verdict_text(found))
-    if found["verdict"] != REPRODUCED:
         raise typer.Exit(1)
 
 

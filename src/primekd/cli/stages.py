@@ -135,7 +135,6 @@ def assess(
     primekd assess --profile ci
     primekd assess --model control --model ai-KD
     """
-
     loaded = load_profile(profile)
     if model:
         from primekd.assessment.score import score_some

@@ -19,9 +19,7 @@ SAVED_CHECKPOINTS = 3  # two are kept, and the next one is written before the ol
 @dataclass(frozen=True)
 class CodecCost:
     """Bytes of one codec: a response token, a strategy's store, all stores with the head; `most`: at the token limit.
-
-    `refusal` says why it cannot serve the loss of some arm, or why the engine does not give it; None if it can.
-    """
+    `refusal`: why it cannot serve some arm's loss, or the engine does not give it; None if it can."""
 
     name: str
     chosen: bool

@@ -1,8 +1,7 @@
-"""Peak memory of passes: what transformers runs, and engines with their own allocation.
+"""Peak memory of passes: the tensors that live at a phase's peak. docs/plan.md holds the formulas against measurements.
 
-Counted are the tensors that live at a phase's peak; docs/plan.md holds the formulas against measurements. ExLlamaV2's
-numbers were read from the source of release 0.3.2, vLLM's from that of 0.32.0; neither was measured. Those of
-transformers and llama.cpp were, on a CPU (logs/plan/).
+ExLlamaV2's numbers were read from the source of release 0.3.2, vLLM's from that of 0.32.0; neither was measured. Those
+of transformers and llama.cpp were, on a CPU (logs/plan/).
 """
 
 from dataclasses import dataclass, field
@@ -158,10 +157,8 @@ def _padded(tokens: float) -> int:
 
 def exl2_phases(profile: Profile, model: Model) -> list[tuple[str, Phase]]:
     """(GPU, phase) for each GPU that gets a part of the model: one after the other until full, or all evenly.
-
-    Generating and scoring use the same buffers, so there is one phase; before them the engine holds its logits against
-    the head, which the last GPU dequantises whole (`ExLlamaV2Engine.head`; not where it is split evenly).
-    """
+    Generating and scoring use the same buffers; before them the last GPU dequantises the whole head
+    (`ExLlamaV2Engine.head`; not where it is split evenly)."""
     teacher, gpus, shape = profile.teacher, profile.hardware.gpus_per_node, model.shape
     settings, context = teacher.exllamav2 or ExLlamaConfig(), _padded(teacher.context_tokens)
     cache = shape.kv_bytes(*EXL2_CACHE[settings.cache_type])
@@ -208,13 +205,8 @@ def split_host(engine: str, model: Model, batch: Batch, needs: str | None) -> di
 
 
 def vllm_phases(own: VllmConfig, model: Model, sequences: int, context: int, room: float) -> list[tuple[str, Phase]]:
-    """(GPU, phase) for each GPU of `room` bytes: weights and activations by the split, a cache for all sequences.
-
-    vLLM takes its whole share of a GPU for the cache; counted here is what the sequences can use of it, at least one.
-
-    Raises:
-        UserError: the heads cannot be split that way.
-    """
+    """(GPU, phase) for each GPU of `room` bytes. vLLM takes its whole share of a GPU for the cache; counted is what the
+    sequences can use of it, at least one. Raises UserError if the heads cannot be split that way."""
     shape, across, stages = model.shape, own.tensor_parallel, own.pipeline_parallel
     if shape.heads % across:
         raise UserError(

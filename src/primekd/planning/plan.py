@@ -46,12 +46,8 @@ class Plan:
 
 
 def make_plan(profile: Profile) -> Plan:
-    """Plans a profile's run; nothing is downloaded and no model is loaded.
-
-    Raises:
-        UserError: a model's shape, its bits or the lengths of prompts are not known, or the teacher's chat template has
-            no place for a priming text; says what to write where.
-    """
+    """Plans a profile's run. Raises UserError if a model's shape, its bits or the lengths of prompts are not known, or
+    the teacher's chat template has no place for a priming text; says what to write where."""
     if can_speak(profile):
         require_placeable(profile)
     known, profile = "this machine" if profile.hardware is None else "stated in the profile", on_machine(profile)

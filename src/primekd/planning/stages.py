@@ -73,11 +73,8 @@ def machine_name(machine: HardwareConfig) -> str:
 
 
 def memory_needs(profile: Profile, lengths: Lengths) -> list[Need]:
-    """Every phase of capture, training and assessment; the profile has a machine (`on_machine`).
-
-    Raises:
-        UserError: a model's shape is not known, or an engine cannot split it as asked.
-    """
+    """Every phase of capture, training and assessment; the profile has a machine (`on_machine`). Raises UserError if a
+    model's shape is not known, or an engine cannot split it as asked."""
     teacher, student = teacher_model(profile), student_model(profile)
     captured = _capture(profile, lengths, teacher) if teacher else []  # None: behind an API
     return [*captured, *_distill(profile, lengths, student), *_assess(profile, lengths, student)]

@@ -34,10 +34,8 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the study: its response tokens, `most` at the limit, are written or trained on (each epoch anew).
-
-    `runs` is how often it is done: strategies, students, models. `hours` are for all; None where no rate is known.
-    """
+    """One stage: its response tokens, `most` at the limit, are written or trained on (each epoch anew). `runs`:
+    strategies, students, models. `hours` are for all runs; None where no rate is known."""
 
     name: str
     runs: int
@@ -56,10 +54,8 @@ def captured_arms(profile: Profile) -> dict[str, Arm]:
 
 
 def known_manifests(profile: Profile, names: Iterable[str]) -> tuple[list[dict[str, Any]], str]:
-    """Manifests of whole signal stores, and where they are from: two machines are never mixed.
-
-    They are this machine's own, in runs/<profile>/signals/, if it has any of them, else what the published logs keep.
-    """
+    """Manifests of whole signal stores, and where they are from: all from runs/<profile>/signals/ if it has any of
+    them, else what the published logs keep; two machines are never mixed."""
     folder = profile.runs / "signals"
     found = [read_store(folder / name) for name in names if (folder / name / MANIFEST).is_file()]
     if found := [manifest for manifest in found if manifest.get("complete")]:
@@ -82,11 +78,8 @@ def published_manifest(profile: Profile) -> tuple[dict[str, Any], str]:
 
 
 def find_lengths(profile: Profile) -> Lengths:
-    """Prompt lengths counted where tokenizer and items are here; responses' measured, stated, or at their limit.
-
-    Raises:
-        UserError: the lengths of prompts are neither countable here nor stated.
-    """
+    """Prompt lengths counted where tokenizer and items are here; responses' measured, stated, or at their limit. Raises
+    UserError if the lengths of prompts are neither countable here nor stated."""
     expected, limit = profile.hardware.expected if profile.hardware else None, profile.max_new_tokens
     prompt = _count_prompts(profile)
     if prompt is None and expected is None:

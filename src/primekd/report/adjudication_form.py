@@ -17,14 +17,9 @@ def adjudication_form(
     audit: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Shows the form; arguments as those of `primekd adjudicate`.
-
-    Where nobody sits before the notebook (`primekd run`), a form would be dead weight in the executed copy: then it
-    only says how many answers wait.
-
-    Raises:
-        UserError: a log or the file of decisions cannot be read, a model has no log, or an audit names nobody.
-    """
+    """Shows the form; arguments as those of `primekd adjudicate`. Where nobody sits before the notebook (`primekd
+    run`), it only says how many answers wait. Raises UserError if a log or the file of decisions cannot be read, a
+    model has no log, or an audit names nobody."""
     if who is None:
         try:
             who = default_who()

@@ -9,34 +9,29 @@ import numpy as np
 
 from primekd.assessment.forgetting import FILE, ForgettingRow
 from primekd.config.profile import SAMPLES, TRANSFER
-from primekd.foundation.provenance import MANIFEST
+from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table
 from primekd.report.formats import significant
-from primekd.report.results import contrast_table, read_manifest, read_results, result_table
+from primekd.report.results import contrast_table, read_results, result_table
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import clustered
 
-FORGOTTEN = "What was forgotten"
 PAIRED = (
     "Paired differences on them, model minus reference, in points; p: as above, Holm-adjusted over this table alone."
 )
-DETECTABLE = "Detectable, points"
 
 
 def beyond_tables(folder: Path) -> list[Table]:
     """What a folder of logs holds beyond the test items, each table with its notes; nothing where nothing was asked.
-
-    Raises:
-        UserError: a file is missing or cannot be read.
-    """
+    Raises UserError if a file is missing or cannot be read."""
     sets = [(folder / TRANSFER, _transfer), (folder / SAMPLES, _samples)]
     found = [table for path, tables in sets if (path / MANIFEST).is_file() for table in tables(path)]
     return found + ([_forgetting(folder / FILE)] if (folder / FILE).is_file() else [])
 
 
 def _transfer(folder: Path) -> list[Table]:
-    data = read_manifest(folder)["config"].get("data", {})
+    data = read_manifest(folder / MANIFEST)["config"].get("data", {})
     source = data["hub_dataset"] if data.get("source") == "hub" else data.get("test_file") or data.get("source")
     note = (
         f"Control and students on {data.get('test_items')} items of {data.get('task')} ({source}), which nobody "
@@ -46,14 +41,14 @@ def _transfer(folder: Path) -> list[Table]:
 
 
 def _samples(folder: Path) -> list[Table]:
-    settings = read_manifest(folder)["config"].get("assess", {})
+    settings = read_manifest(folder / MANIFEST)["config"].get("assess", {})
     note = (
         f"{settings.get('samples')} sampled answers to each test item, at temperature "
         f"{settings.get('sampling_temperature')}: n counts answers. Accuracy is the mean over items of the mean over "
         "their samples; its interval is clustered by item, that of a difference by item or template."
     )
     # What could be detected is computed as if every row were an independent answer, and samples of an item are not.
-    return [table.without(DETECTABLE) for table in _tables(folder, "Sampled answers", note)]
+    return [table.without("Detectable, points") for table in _tables(folder, "Sampled answers", note)]
 
 
 def _tables(folder: Path, label: str, note: str) -> list[Table]:
@@ -83,7 +78,7 @@ def _forgetting(path: Path) -> Table:
         "neutral prompts, and the loss of that text: nats a token, t intervals clustered by prompt. The control's own "
         "row is what rounding makes; what lies beyond it is what else the training changed."
     )
-    return Table(FORGOTTEN, head, rows, notes=(note,))
+    return Table("What was forgotten", head, rows, notes=(note,))
 
 
 def _mean(rows: Sequence[ForgettingRow], measure: str) -> str:

@@ -1,7 +1,4 @@
-"""The item browser's data: every question with every model's answer, as JSON that is safe inside a page.
-
-Answers are written by language models and questions come from files, so both are untrusted text.
-"""
+"""The item browser's data: questions and answers, all of it untrusted text, as JSON that is safe inside a page."""
 
 import json
 from pathlib import Path
@@ -39,14 +36,12 @@ def browser_data(
     profile: Profile, results: Results, logs: dict[str, list[LogRow]], readings: Readings
 ) -> dict[str, Any]:
     """What the page's script needs: a command's words for these logs, models, extractors, and items with one answer a
-    model in the same order.
+    model in the same order. Raises UserError if extractors.csv has no row for an answer, or held-out.csv cannot be
+    read.
 
-    An answer's `text` is [before, marked, after], or [all] where no number was found. It is cut here because spans
-    count code points and JavaScript counts UTF-16 units. `read` are the values of the extractors, in their order and
-    only where they differ; without it all of them gave `found`. `kl` is in nats a token of the teacher's answer.
-
-    Raises:
-        UserError: extractors.csv has no row for an answer, or held-out.csv cannot be read.
+    An answer's `text` is [before, marked, after], or [all] where no number was found, cut here because spans count code
+    points and JavaScript UTF-16 units. `read`: the extractors' values in their order, left out where all gave `found`.
+    `kl` is in nats a token of the teacher's answer.
     """
     titles, kl = results.titles, _distances(results.folder / "held-out.csv")
     models = [{"name": n, "title": titles[n], "student": n not in NO_STUDENTS} for n in logs]

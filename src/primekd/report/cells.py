@@ -32,10 +32,8 @@ Cell = str | Name | Files
 
 @dataclass(frozen=True)
 class Table:
-    """Head and rows; the first `left` columns are words, the others numbers. `label` says what it shows.
-
-    `notes`: paragraphs below it on a Markdown page, as Markdown.
-    """
+    """Head and rows; the first `left` columns are words, the others numbers. `label` says what it shows; `notes` are
+    paragraphs below it on a Markdown page, as Markdown."""
 
     label: str
     head: list[str]
@@ -49,11 +47,6 @@ class Table:
         left = sum(place < self.left for place in kept)
         head, *rows = ([row[place] for place in kept] for row in [self.head, *self.rows])
         return replace(self, head=head, rows=rows, left=left)
-
-
-def to_page(table: Table) -> str:
-    """The table as Markdown, with its notes."""
-    return "\n\n".join([to_markdown(table), *table.notes]) + "\n"
 
 
 def to_markdown(table: Table) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 from primekd.config.arm import CONTROL, NO_STUDENTS, TEACHER, split_seed
 from primekd.config.arms import default_arms
-from primekd.foundation.provenance import relative_name
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.formats import MISSING, interval, markdown, percent
-from primekd.report.results import ADJUDICATED, Results, Row, read_manifest, read_optional
+from primekd.report.results import ADJUDICATED, Results, Row, read_optional
 from primekd.statistics.families import title_of
 from primekd.studies.published import StatedRow, published_folder
 
@@ -19,9 +19,9 @@ LOGS = "Log"
 def claim_table(results: Results) -> Table:
     """A row for the control, every strategy, the teacher, and whatever else the paper states."""
     stated = {row["model"]: row for row in read_optional(published_folder() / "stated.csv", StatedRow)}
-    manifest = read_manifest(results.folder)
+    manifest = read_manifest(results.folder / MANIFEST)
     models = [CONTROL, *default_arms(), TEACHER]
-    models += [row["model"] for row in results.summary if _arm(row["model"]) not in models]
+    models += [row["model"] for row in results.summary if split_seed(row["model"])[0] not in models]
     models += [name for name in stated if name not in models]
     head = [
         "Model", "Published as stated, %", "Published, recounted from its logs, %", "Measured here, % [95 %]",
@@ -29,14 +29,15 @@ def claim_table(results: Results) -> Table:
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for model in models:
-        here = [row for row in results.summary if _arm(row["model"]) == model]
+        here = [row for row in results.summary if split_seed(row["model"])[0] == model]  # of all its seeds
         if not here and model not in stated and model == TEACHER:
             continue
         title = here[0]["title"] if here else stated[model]["title"] if model in stated else title_of(model)
         said = stated.get(model)
         rows.append([
             Name(title, model), said["stated"] or MISSING if said else MISSING, recounted(said),
-            *_measured(results, model, here), str(here[0]["n"]) if here else MISSING, _seed_count(model, here),
+            *_measured(results, model, here), str(here[0]["n"]) if here else MISSING,
+            str(len(here)) if here and model not in NO_STUDENTS else MISSING,
             Files(tuple(relative_name(results.folder / f"{row['model']}.csv") for row in here)),
             "; ".join(dict.fromkeys(row_commit(manifest, row["model"]) for row in here)) or MISSING,
         ])  # fmt: skip
@@ -45,27 +46,14 @@ def claim_table(results: Results) -> Table:
     return table if results.decided else table.without(ADJUDICATED)
 
 
-def _arm(model: str) -> str:
-    """The arm of a model; `ai-KD-seed1` is a further seed of `ai-KD`."""
-    return split_seed(model)[0]
-
-
 def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:
     """Accuracy and adjudicated accuracy; of several seeds the mean, which seeds.csv has."""
-    if not here:
-        return MISSING, MISSING
-    mean = next((row for row in results.seeds if row["model"] == model and not row["reference"]), None)
-    if len(here) == 1:
-        return interval(here[0], "accuracy", percent), interval(here[0], "accuracy_adjudicated", percent)
+    mean = [row for row in results.seeds if row["model"] == model and not row["reference"]] if len(here) > 1 else []
     automatic, adjudicated = (
-        "; ".join(interval(row, measure, percent) for row in ([mean] if mean else here))
+        "; ".join(interval(row, measure, percent) for row in mean or here) or MISSING
         for measure in ("accuracy", "accuracy_adjudicated")
     )
     return automatic, adjudicated
-
-
-def _seed_count(model: str, here: list[Row]) -> str:
-    return MISSING if not here or model in NO_STUDENTS else str(len(here))
 
 
 def recounted(row: Row | None) -> str:
@@ -106,8 +94,8 @@ def _short(environment: dict[str, Any], unknown: str = MISSING) -> str:
 
 def claim_note(folder: Path) -> str:
     """What the columns of the claim table are, and whether they may be compared."""
-    config = read_manifest(folder).get("config", {})
-    name = config.get("name", Path(folder).name)
+    config = read_manifest(folder / MANIFEST).get("config", {})
+    name = config.get("name", folder.name)
     published = (
         "Published: as stated in the paper (Llama-3.1-405B-Instruct teaching Llama-3.1-8B-Instruct, GSM8K test set), "
         "and counted again from the verdicts in the logs that were released with it, where there are any (–: none). "

@@ -38,11 +38,8 @@ from primekd.tasks.load import load_items
 
 
 def settings(profile: Profile, *first: str) -> Shown:
-    """Every setting of a profile, section by section; those named first are open, the others fold out.
-
-    Raises:
-        UserError: a profile has no section of that name.
-    """
+    """Every setting of a profile, section by section; those named first are open, the others fold out. Raises UserError
+    if a profile has no section of that name."""
     resolved = profile.resolved()
     sections = {name: values for name, values in resolved.items() if isinstance(values, dict)}
     if unknown := [name for name in first if name not in sections]:
@@ -50,7 +47,7 @@ def settings(profile: Profile, *first: str) -> Shown:
     plain = [(name, str(value)) for name, value in resolved.items() if name not in sections]
     shown = [show_facts(_flat(sections[name]), name) for name in first]
     rest = [show_facts(_flat(values), name, folded=True) for name, values in sections.items() if name not in first]
-    return side_by_side(shown) + _sum([show_facts(plain, "profile", folded=True), *rest])
+    return sum([show_facts(plain, "profile", folded=True), *rest], side_by_side(shown))
 
 
 def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
@@ -63,18 +60,9 @@ def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _sum(parts: list[Shown]) -> Shown:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
 def prompts(profile: Profile, strategy: str) -> Shown:
-    """The first training question as the teacher reads it with and without the priming text, and as the student does.
-
-    A priming text that replaces the model's default system text makes two differences, and both are seen here.
-    """
+    """The first training question as the teacher reads it with and without the priming text (which may replace the
+    model's default system text), and as the student does."""
     asked = load_items(profile, "train")[0].messages
     teacher, priming = load_tokenizer(profile.teacher), priming_of(get_arm(strategy), profile.teacher)
     views = [
@@ -220,17 +208,9 @@ def claims(profile: Profile) -> Shown:
 
 
 def tokens(profile: Profile, item: str | None, models: str | Sequence[str]) -> Shown:
-    """The unprimed teacher's answer to a test item, token by token, under each model.
-
-    From this machine's logs or, where there are none, from the published ones: then it says so.
-
-    Args:
-        item: if None, of those that the teacher solves and the last of the models does not, the one on which this
-            model is furthest from the teacher.
-
-    Raises:
-        UserError: the logs keep no tokens of the item, or none of a model, or no model is named.
-    """
+    """The unprimed teacher's answer to a test item, token by token, under each model; from the published logs, and so
+    it says, where this machine has none. Without `item`: where the teacher is right and the last model is not, the one
+    on which this model is furthest from it. Raises UserError if no model is named, or no tokens are kept."""
     view, models = logs_in_use(profile), [models] if isinstance(models, str) else list(models)
     log, rows = read_tokens(view.logs), read_logs(view)
     if log is None:
@@ -254,13 +234,8 @@ def _telling_item(log: TokenLog, rows: Mapping[str, Sequence[LogRow]], model: st
 
 
 def primings(profile: Profile, item: str | None, strategies: Sequence[str], seed: int | None = None) -> Shown:
-    """The teacher's responses to a training item under several primings, token by token with its own entropy.
-
-    A store that cannot be read, because it is not captured yet for instance, is a sentence; the others are shown.
-
-    Raises:
-        UserError: there is no such strategy or item.
-    """
+    """The teacher's responses to a training item under several primings, token by token with its own entropy; a store
+    that cannot be read (not captured yet, say) is a sentence. Raises UserError if there is no such strategy or item."""
     asked = load_items(profile, "train")
     question = {i.id: i.question for i in asked}
     item = item or asked[0].id

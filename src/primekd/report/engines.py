@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, relative_name
@@ -41,11 +40,7 @@ ENGINES = (
 
 
 def engine_table(logs_folder: Path) -> Table:
-    """One row for each check of an engine in logs/engines/, and one for each engine that has none.
-
-    Raises:
-        UserError: a check's file is no JSON.
-    """
+    """A row a check of logs/engines/, and one for each engine without a check. Raises UserError if one is no JSON."""
     head = ["Engine", "Model format", "Codecs", "Batches", "Checked on", "Versions", "Signals",
             "Same first token, %", "KL, nats a token", "Equal answers", "Check", "Whole study"]  # fmt: skip
     rows = []
@@ -61,32 +56,19 @@ def engine_table(logs_folder: Path) -> Table:
 def _check(engine: Engine, path: Path) -> list[Cell]:
     check = read_json(path)
     try:
-        found = check["agreement"]
+        found, profile, facts = check["agreement"], check["profile"], check["environment"]["hardware"]
+        versions = check["environment"]["packages"] | check["identity"]
         bound = "" if found["compared"] == "every token" else "≥ "
+        study = f"{profile}/report.html"  # where a whole study with that engine was run
         return [
-            _machine(check),
-            _versions(engine, check),
+            f"{profile}, {'; '.join(facts['gpus']) if facts.get('gpus') else facts['cpu']}",
+            ", ".join(f"{name} {versions[name]}" for name in engine.packages if versions.get(name)),
             check["codec"],
             percent(found["top1_agreement"]),
             f"{bound}{significant(found['mean_kl_nats'], 2)}",
             f"{check['equal_answers']} of {check['items']}",
             Files((f"logs/engines/{path.name}",)),
-            _study(path.parent.parent, check["profile"]),
+            Files((f"logs/{study}",) if (path.parent.parent / study).is_file() else ()),
         ]
     except (KeyError, TypeError) as error:
         raise UserError(f"{relative_name(path)} is no check of an engine: run `primekd check-engine` again.") from error
-
-
-def _study(logs: Path, profile: str) -> Files:
-    """The report of a whole study with that engine, where one was run."""
-    return Files((f"logs/{profile}/report.html",) if (logs / profile / "report.html").is_file() else ())
-
-
-def _machine(check: dict[str, Any]) -> str:
-    facts = check["environment"]["hardware"]
-    return f"{check['profile']}, {'; '.join(facts['gpus']) if facts.get('gpus') else facts['cpu']}"
-
-
-def _versions(engine: Engine, check: dict[str, Any]) -> str:
-    known = check["environment"]["packages"] | check["identity"]
-    return ", ".join(f"{name} {known[name]}" for name in engine.packages if known.get(name))

@@ -3,20 +3,18 @@
 from pathlib import Path
 
 from primekd.config.arm import CONTROL, TEACHER
+from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.report.cells import Cell, Table
 from primekd.report.claims import short_commit
 from primekd.report.formats import MISSING, duration, percent, percent_range, significant
 from primekd.report.lineage import job_seconds
-from primekd.report.results import Results, read_manifest, read_results
+from primekd.report.results import Results, read_results
 from primekd.statistics.sentences import MEASURES, is_claimed
 
 
 def expected_table(*folders: Path) -> Table:
-    """A row a profile: accuracies, distances to the teacher, how many differences are claimed, what it took.
-
-    Raises:
-        UserError: summary.csv, contrasts.csv or manifest.json of a folder is missing or cannot be read.
-    """
+    """A row a profile: accuracies, distances to the teacher, how many differences are claimed, what it took. Raises
+    UserError if summary.csv, contrasts.csv or manifest.json of a folder is missing or cannot be read."""
     head = [
         "Profile", "n", "Control, %", "Students, %", "Teacher, %", "KL of the control", "KL of the students",
         "Differences claimed", "Its jobs took", "Processor", "Commit",
@@ -30,7 +28,7 @@ def expected_table(*folders: Path) -> Table:
 
 
 def _row(results: Results) -> list[Cell]:
-    manifest = read_manifest(results.folder)
+    manifest = read_manifest(results.folder / MANIFEST)
     environment = manifest.get("answered") or manifest.get("environment", {})
     by_model = {row["model"]: row for row in results.summary}
     control, teacher = (percent(by_model[m]["accuracy"]) if m in by_model else MISSING for m in (CONTROL, TEACHER))

@@ -1,5 +1,4 @@
-"""How the answers were read: which rule fired, what each extractor makes of them, what people decided by hand, and how
-far each is to be trusted."""
+"""How answers were read: which rules fired, each extractor's values, people's decisions, and whom to trust how far."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -96,7 +95,7 @@ def extractor_table(results: Results, accuracies: dict[str, dict[str, Row]], rea
     rows = [
         [
             *cells, interval(row, "accuracy_adjudicated", percent), _spread(accuracies.get(row["model"], {})),
-            _disagreements(readings.get(row["model"])),
+            _disagreements(readings.get(row["model"], {})),
         ]
         for cells, row in zip(table.rows, results.summary, strict=True)
     ]  # fmt: skip
@@ -105,12 +104,8 @@ def extractor_table(results: Results, accuracies: dict[str, dict[str, Row]], rea
 
 
 def by_extractor(results: Results, accuracies: dict[str, dict[str, Row]], label: str, measure: str) -> Table:
-    """A measure of accuracies.csv, a row a model and a column an extractor.
-
-    Args:
-        measure: accuracy, accuracy_adjudicated (by people's values in place of the extractor's where there are any) or
-            found (for how many answers it gives a value).
-    """
+    """A row a model, a column an extractor, of a measure of accuracies.csv: accuracy, accuracy_adjudicated (by people's
+    values in place of the extractor's where there are any) or found (for how many answers it gives a value)."""
     counted = measure == "found"
 
     def cell(row: Row | None) -> str:
@@ -131,12 +126,10 @@ def _spread(found: dict[str, Row]) -> str:
     return percent(max(shares) - min(shares)) if shares else MISSING
 
 
-def _disagreements(readings: dict[str, Row] | None) -> str:
-    if not readings:
-        return MISSING
+def _disagreements(readings: dict[str, Row]) -> str:
     # One that gives no value contradicts no other: strict-match is silent wherever there is no "####".
     apart = sum(len({row[name] for name in EXTRACTORS} - {NOT_FOUND}) > 1 for row in readings.values())
-    return f"{apart} of {len(readings)}"
+    return f"{apart} of {len(readings)}" if readings else MISSING
 
 
 def sets_of(validation: list[Row]) -> list[str]:

@@ -1,7 +1,5 @@
-"""Figures as SVG text, and the loss curves. They have a light ground, which the page's dark style inverts.
-
-The colours are those of Okabe and Ito, which colour-blind readers can tell apart; curves also differ in their dashes.
-"""
+"""Figures as SVG text on a light ground, which the page's dark style inverts, and the loss curves. Colours are those of
+Okabe and Ito, which colour-blind readers can tell apart; curves also differ in their dashes."""
 
 import io
 from dataclasses import dataclass
@@ -61,11 +59,8 @@ def draw(name: str, size: tuple[float, float], panels: int, fill) -> str:
 
 
 def loss_curves(logs_folder: Path) -> str:
-    """Training loss and validation loss over the steps, one line a student, in the order of the study.
-
-    Raises:
-        UserError: there is no loss curve, or one of them has other columns.
-    """
+    """Training and validation loss over the steps, one line a student, in the order of the study. Raises UserError if
+    there is no loss curve, or one of them has other columns."""
     summary = read_optional(Path(logs_folder, "summary.csv"), SummaryRow)
     order = {row["model"]: place for place, row in enumerate(summary)}
     paths = sorted(Path(logs_folder, "loss_curves").glob("*.csv"))
@@ -92,11 +87,7 @@ def loss_curves(logs_folder: Path) -> str:
 
 
 def loss_curve(path: Path, title: str) -> str:
-    """Training and validation loss of one student over the steps.
-
-    Raises:
-        UserError: the curve is missing or has other columns.
-    """
+    """Training and validation loss of one student over the steps. Raises UserError as `loss_curves` does."""
     train, valid = _read_curve(Path(path))
 
     def fill(axes):

@@ -44,17 +44,14 @@ def _limits(results: Results) -> list[str]:
         )
     elif results.fitted:
         said.append("The teacher's text alone was kept, so no student's distance to its distribution can be measured.")
+    seeds = "One training seed a student: neither they nor the claims cover what another one would change."
+    if results.seeds:
+        seeds = "Where several training seeds were trained, the claims cover what another one would change."
     said.append(
-        f"All intervals of single models are over test items. {_seeds(results)} Claims are of this machine's run: "
-        "another processor rounds otherwise and changes single answers."
+        f"All intervals of single models are over test items. {seeds} Claims are of this machine's run: another "
+        "processor rounds otherwise and changes single answers."
     )
     return said if results.decided else [*said, NOTHING_DECIDED]
-
-
-def _seeds(results: Results) -> str:
-    if results.seeds:
-        return "Where several training seeds were trained, the claims cover what another one would change."
-    return "One training seed a student: neither they nor the claims cover what another one would change."
 
 
 def how_tested(results: Results) -> str:
@@ -74,8 +71,12 @@ def how_tested(results: Results) -> str:
     fits = ""
     if results.fitted:
         fits = f" p of KL and NLL: t test over {'templates' if templates else 'items'}{' and seeds' if seeds else ''}."
+    together = f"one family of {families.total()} tests"
+    if len(families) > 1:
+        own, checks = families[MAIN], families[CHECKS]
+        together = f"two families, {own} tests of the study's own questions and {checks} that check its design"
     return (
-        f"p of accuracies: {test}.{fits} All are Holm-adjusted over {_said(families)}: every planned "
+        f"p of accuracies: {test}.{fits} All are Holm-adjusted over {together}: every planned "
         f"contrast in every measure.{_naming(results)} The intervals of differences are those of the t tests, not "
         "adjusted."
     )
@@ -90,11 +91,3 @@ def _naming(results: Results) -> str:
         when = f"in the profile, but after the training of {', '.join(map(title_of, results.named_after))}"
     pairs = "; ".join(f"{title_of(model)} against {title_of(reference)}" for model, reference in results.named)
     return f" The study's own questions were named {when}: {pairs}."
-
-
-def _said(families: Counter) -> str:
-    """How many tests were adjusted together."""
-    if len(families) < 2:
-        return f"one family of {families.total()} tests"
-    own, checks = families[MAIN], families[CHECKS]
-    return f"two families, {own} tests of the study's own questions and {checks} that check its design"

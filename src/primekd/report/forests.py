@@ -1,7 +1,7 @@
 """Figures of dots and intervals: accuracies, differences, distances to the teacher, and extractors."""
 
 from primekd.assessment.reading import EXTRACTORS
-from primekd.config.arm import CONTROL
+from primekd.config.arm import CONTROL, TEACHER
 from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import interval, percent
 from primekd.report.results import Results, Row
@@ -9,6 +9,7 @@ from primekd.statistics.families import title_of
 from primekd.statistics.sentences import is_claimed
 
 INK, SOFT, BAND = "#333333", "#999999", "#ececec"
+GREYS = {CONTROL: "#555555", TEACHER: "#000000"}
 MARKERS = ("o", "s", "^", "v", "D")  # one an extractor; shapes, so that nobody has to tell colours apart
 
 
@@ -20,10 +21,8 @@ def accuracy_forest(results: Results) -> str:
 
 
 def kl_forest(results: Results) -> str:
-    """Held-out KL to the unprimed teacher with its bootstrap interval; the teacher itself has none and is left out.
-
-    A control so far away that all students would share half of its scale or less gets a panel with a scale of its own.
-    """
+    """Held-out KL to the unprimed teacher with its bootstrap interval, without the teacher itself. A control so far
+    away that all students would share half of its scale or less gets a panel with a scale of its own."""
     rows = [row for row in results.summary if row["kl"]]
     label = "KL to the unprimed teacher, nats a token (95 % bootstrap interval)"
     students = [float(row["kl_high"]) for row in rows if row["model"] != CONTROL]
@@ -36,7 +35,8 @@ def _forest(name: str, rows: list[Row], measures: list[str], scale: float, label
 
     def fill(axes, far=None):
         for place, row in enumerate(rows):
-            colour, panel = _colour(row["model"], place), far if far and not place else axes
+            colour = GREYS.get(row["model"], PALETTE[(place - 1) % (len(PALETTE) - 1)])
+            panel = far if far and not place else axes
             for shift, measure in zip(_shifts(len(measures), 0.17), measures, strict=True):
                 value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
                 y, face = place + shift, colour if measure == measures[0] else "#ffffff"
@@ -147,7 +147,3 @@ def _write_beside(axes, place: int, text: str) -> None:
         text, (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points", va="center",
         fontsize=9.5, color=INK, annotation_clip=False,
     )  # fmt: skip
-
-
-def _colour(model: str, place: int) -> str:
-    return {"control": "#555555", "teacher": "#000000"}.get(model, PALETTE[(place - 1) % (len(PALETTE) - 1)])

@@ -1,8 +1,5 @@
-"""How numbers and foreign text are written, the same way on every page.
-
-Numbers come as text from CSV files and are rounded as decimals, half away from zero, so no binary fraction can turn a
-6.25 in the file into a 6.2 on the page.
-"""
+"""How numbers and foreign text are written, the same way on every page. Numbers, text from CSV files, are rounded as
+decimals, half away from zero: no binary fraction can turn a 6.25 in the file into a 6.2 on the page."""
 
 import html
 import re

@@ -1,16 +1,13 @@
-"""The report: one HTML file that needs no network, made from one logs folder and logs/published/.
+"""The report: one HTML file that needs no network, made from one logs folder and logs/published/. The same logs give
+the same bytes: dates come from the manifest, never from the clock."""
 
-The same logs give the same bytes: dates come from the manifest, never from the clock.
-"""
-
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
-from primekd.foundation.provenance import MANIFEST, altered_outputs, relative_name, write_text
+from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name, write_text
 from primekd.report import extraction, lineage
 from primekd.report.beyond import beyond_tables
 from primekd.report.browser import browser_data, refuse_other_items, script_json
@@ -25,7 +22,6 @@ from primekd.report.results import (
     RESPONSES_NOTE,
     Results,
     contrast_table,
-    read_manifest,
     read_optional,
     read_results,
     response_table,
@@ -33,7 +29,7 @@ from primekd.report.results import (
     seed_table,
     tuning_table,
 )
-from primekd.report.shown import source, templates
+from primekd.report.shown import source, svg_address, templates
 from primekd.statistics.sentences import sentence
 from primekd.statistics.validation import ValidationRow
 from primekd.studies.published import published_folder
@@ -45,11 +41,8 @@ SCRIPTS = ("data.js", "list.js", "detail.js", "tokens.js", "controls.js")  # in 
 
 
 def write_report(profile: Profile) -> Path:
-    """Writes report.html from the logs beside it, `profile.logs`; returns its path.
-
-    Raises:
-        UserError: a log, summary.csv, contrasts.csv, a loss curve or manifest.json is missing or cannot be read.
-    """
+    """Writes report.html from the logs beside it, `profile.logs`; returns its path. Raises UserError if a log,
+    summary.csv, contrasts.csv, a loss curve or manifest.json is missing or cannot be read."""
     path = profile.logs / REPORT
     write_text(path, render(profile))
     return path
@@ -67,7 +60,7 @@ def render(profile: Profile) -> str:
 
 def _page(profile: Profile) -> dict[str, Any]:
     folder = profile.logs
-    results, manifest = read_results(folder), read_manifest(folder)
+    results, manifest = read_results(folder), read_manifest(folder / MANIFEST)
     logs, titles = read_logs(profile), results.titles
     refuse_other_items(folder, logs)
     accuracies, readings = extraction.read_accuracies(folder), extraction.read_readings(folder)
@@ -141,8 +134,4 @@ def _figures(results: Results, accuracies: dict) -> dict[str, str]:
     drawn |= {"positions": position_figure(results.folder), "gains": gain_figure(results)}
     if accuracies:
         drawn["extractors"] = extractor_dots(results, accuracies)
-    return {
-        name: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-        for name, svg in drawn.items()
-        if svg
-    }
+    return {name: svg_address(svg) for name, svg in drawn.items() if svg}

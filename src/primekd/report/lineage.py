@@ -28,13 +28,9 @@ def hardware(manifest: dict[str, Any]) -> Facts:
     names = {"cpu": "Processor", "cores": "Cores", "memory_gib": "Memory, GiB", "gpus": "GPUs"}
     names |= {"system": "System", "python": "Python"}
     rows = [(title, _plain(facts[key])) for key, title in names.items() if facts.get(key) is not None]
-    return rows + list(_engine(manifest).items())
-
-
-def _engine(manifest: dict[str, Any]) -> dict[str, str]:
     engine = (manifest.get("teacher") or {}).get("engine") or {}
     wanted = ("torch", "transformers", "llama_cpp", "llama-cpp-python", "exllamav2", "vllm")
-    return {name: str(engine[name]) for name in wanted if name in engine}
+    return rows + [(name, str(engine[name])) for name in wanted if name in engine]
 
 
 def settings(manifest: dict[str, Any]) -> Facts:
@@ -111,11 +107,11 @@ def _of_student(facts: dict[str, Any], loss: dict[str, Any]) -> Facts:
 
 def _scored(facts: dict[str, Any]) -> Facts:
     """Whose code made a model's answers and held-out rows: not always that of the assessment."""
-    rows = []
-    for what, key in (("answers", "answers"), ("held-out fit", "held_out")):
-        if maker := facts.get(key):
-            rows += [(f"Commit of {what}", _commit(maker.get("git")) + _several(maker, ", in parts by "))]
-    return rows
+    return [
+        (f"Commit of {what}", _commit(maker.get("git")) + _several(maker, ", in parts by "))
+        for what, key in (("answers", "answers"), ("held-out fit", "held_out"))
+        if (maker := facts.get(key))
+    ]
 
 
 def _several(facts: dict[str, Any], before: str = "") -> str:
@@ -167,10 +163,8 @@ def _of_text(text: dict[str, Any]) -> Facts:
 
 
 def captures(manifest: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every store that the results come from, once, however many arms read it: (its first student or `teacher`, facts).
-
-    The key is a hash of all that its bytes depend on.
-    """
+    """Hash of all that a store's bytes depend on -> (its first student or `teacher`, facts): every store that the
+    results come from, once, however many arms read it."""
     used = [(name, facts.get("signals")) for name, facts in manifest.get("models", {}).items()]
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, store in [*used, ("teacher", manifest.get("teacher"))]:
@@ -199,11 +193,9 @@ def costs(manifest: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
 
 def _sessions(signals: dict[str, Any]) -> tuple[float | None, float | None]:
     sessions = signals.get("sessions") or []
-    sums = []
-    for key in ("seconds", "energy_kwh"):
-        values = [s[key] for s in sessions if s.get(key) is not None]
-        sums.append(sum(values) if values else None)
-    return sums[0], sums[1]
+    known = ([s[key] for s in sessions if s.get(key) is not None] for key in ("seconds", "energy_kwh"))
+    seconds, kwh = (sum(values) if values else None for values in known)
+    return seconds, kwh
 
 
 def job_seconds(manifest: dict[str, Any]) -> float:

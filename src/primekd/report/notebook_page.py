@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from primekd.report.shown import source, style, templates
+from primekd.report.shown import STYLE, source, svg_address, templates
 
 TAGS = (
     *("a", "b", "blockquote", "br", "code", "dd", "del", "details", "div", "dl", "dt", "em", "figcaption", "figure"),
@@ -22,11 +22,7 @@ IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 
 
 def notebook_page(path: Path) -> str:
-    """The page of an executed notebook.
-
-    Args:
-        path: an .ipynb file; its own style, and any script in it, are left out.
-    """
+    """The page of an executed notebook (.ipynb); its own style, and any script in it, are left out."""
     import nbformat
     from pygments.formatters import HtmlFormatter
 
@@ -38,7 +34,7 @@ def notebook_page(path: Path) -> str:
         HtmlFormatter(style="github-dark").get_style_defs(".code"),
         "}",
     ])  # fmt: skip
-    own = Markup("\n".join([source("assets/notebook.css"), style(), code]))
+    own = Markup("\n".join([source("assets/notebook.css"), source(STYLE), code]))
     title = next((line.lstrip("# ") for c in notebook.cells for line in c.source.splitlines() if line[:2] == "# "), "")
     return templates().get_template("notebook.html.j2").render(cells=cells, style=own, title=title or Path(path).stem)
 
@@ -75,17 +71,12 @@ def _output(output: Any) -> Markup:
         return _clean(re.sub(r"(?is)<(style|script)\b.*?(</\1\s*>|\Z)", "", data["text/html"]))
     for kind in IMAGES:
         if kind in data:
-            return Markup('<img src="{}" alt="">').format(_address(kind, data[kind]))
+            svg = kind == "image/svg+xml"
+            address = svg_address(data[kind]) if svg else f"data:{kind};base64,{data[kind].strip()}"
+            return Markup('<img src="{}" alt="">').format(address)
     if "text/markdown" in data:
         return _markdown(data["text/markdown"])
     return _plain(data.get("text/plain", ""))
-
-
-def _address(kind: str, content: str) -> str:
-    import base64
-
-    encoded = base64.b64encode(content.encode()).decode() if kind == "image/svg+xml" else content.strip()
-    return f"data:{kind};base64,{encoded}"
 
 
 def _plain(text: str) -> Markup:

@@ -24,13 +24,10 @@ FRAME = f"{COLOURS};border:1px solid var(--jp-border-color1,gray);padding:.6em;b
 
 
 class Playground:
-    """The widgets around one `Asker`. `root` is what a notebook shows.
+    """The widgets around one `Asker`; `root` is what a notebook shows. The boxes of `strategies` are ticked at first;
+    None ticks all that are trained.
 
-    Models are loaded and asked in a thread, so that the notebook's kernel hears the button Stop meanwhile. Loading
-    begins when the form opens: the first question finds the base there.
-
-    Args:
-        strategies: whose boxes are ticked at first; None ticks all that are trained.
+    Models are loaded, from when the form opens on, and asked in a thread: the kernel hears the button Stop meanwhile.
     """
 
     def __init__(self, asker: Asker, question: str = "", strategies: Sequence[str] | None = None):
@@ -63,7 +60,7 @@ class Playground:
         )
         self._show_priming()
         self._say("" if asker.trained else f"No student of {asker.profile.name} is trained yet: the control answers.")
-        self.thread = self._start(self._preload)
+        self.thread = self._start(asker.load)
 
     def _start(self, action) -> threading.Thread:
         thread = threading.Thread(target=self._guarded, args=(action,), daemon=True)
@@ -81,9 +78,6 @@ class Playground:
                 self._say(f"{type(error).__name__}: {error}")
             finally:
                 self._stream = None
-
-    def _preload(self) -> None:
-        self.asker.load()
 
     @property
     def chosen(self) -> list[str]:
@@ -185,12 +179,8 @@ def draw(reply: Reply, extractor: str = "") -> str:
 
 
 def playground(profile: Profile, question: str = "", strategies: Sequence[str] | None = None) -> None:
-    """Shows the form; where nobody sits before the notebook (`primekd run`), asks the question once instead.
-
-    Raises:
-        UserError: the profile's students cannot be asked, or there is no such strategy; unattended also what `ask`
-            raises.
-    """
+    """Shows the form; where nobody sits before the notebook (`primekd run`), asks the question once instead. Raises
+    UserError if the profile's students cannot be asked, or there is no such strategy; unattended also as `ask` does."""
     from IPython.display import display
 
     for name in strategies or ():

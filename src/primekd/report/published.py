@@ -19,10 +19,7 @@ from primekd.studies.published import DisagreementRow, ExtractorContrastRow, Sta
 
 def study_table(folder: Path) -> Table:
     """Accuracies as stated, as recounted from the released verdicts, and as every extractor regrades the answers.
-
-    Raises:
-        UserError: stated.csv or accuracies.csv is missing or has other columns.
-    """
+    Raises UserError without a stated.csv and an accuracies.csv of these columns."""
     stated = read_rows(Path(folder) / "stated.csv", StatedRow)
     accuracies = read_accuracies(folder)
     if not accuracies:
@@ -47,11 +44,7 @@ def study_table(folder: Path) -> Table:
 
 
 def contrast_matrix(folder: Path) -> Table:
-    """The published contrasts, one row a comparison and one column an extractor.
-
-    Raises:
-        UserError: contrasts.csv is missing or has other columns.
-    """
+    """A row a published contrast, a column an extractor. Raises UserError without a contrasts.csv of these columns."""
     contrasts = read_rows(Path(folder) / "contrasts.csv", ExtractorContrastRow)
     extractors = _ordered(row["extractor"] for row in contrasts)
     cells = {(row["model"], row["reference"], row["extractor"]): row for row in contrasts}
@@ -84,10 +77,7 @@ def _contrast(row: Row | None) -> str:
 
 def disagreement_table(folder: Path) -> Table:
     """Released verdicts against those of the published rules by themselves, a row a log that has released verdicts.
-
-    Raises:
-        UserError: disagreements.csv is missing or has other columns.
-    """
+    Raises UserError if disagreements.csv is missing or has other columns."""
     head = ["Model", "n", "Both right", "Released right, rules wrong", "Rules right, released wrong", "Both wrong"]
     rows = [
         [Name(title_of(row["model"]), row["model"]),
@@ -99,11 +89,7 @@ def disagreement_table(folder: Path) -> Table:
 
 
 def label_table(folder: Path) -> Table:
-    """How many answers were labelled, and how alike two readings of them were.
-
-    Raises:
-        UserError: labels.csv is missing or has other columns.
-    """
+    """Labelled answers, and how alike two readings were. Raises UserError without a labels.csv of these columns."""
     head = ["Set", "Answers", "Value stated", "Value implied", "No value", "Ambiguous", "Read twice", "Read alike"]
     names = [f.name for f in fields(LabelCounts)]
     rows = [[row[name] for name in names] for row in read_rows(Path(folder) / "labels.csv", LabelCounts)]
@@ -111,11 +97,8 @@ def label_table(folder: Path) -> Table:
 
 
 def validation_short(folder: Path) -> Table:
-    """The unseen labelled answers, over all and by ending, for every extractor.
-
-    Raises:
-        UserError: validation.csv is missing, has other columns or no such row of the set `validation`.
-    """
+    """The unseen labelled answers, over all and by ending, for every extractor. Raises UserError without a
+    validation.csv of these columns and with rows of the set `validation`."""
     return replace(validation_strata(folder, main=True), notes=(LABELS, MEASURES))
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
-from primekd.report.cells import Table, to_page
+from primekd.report import published
+from primekd.report.cells import Table, to_markdown
 from primekd.report.claims import claim_table
 from primekd.report.engines import engine_table
 from primekd.report.expected import expected_table
@@ -22,14 +23,6 @@ from primekd.report.forests import accuracy_forest
 from primekd.report.headline import headline_table
 from primekd.report.html import write_report
 from primekd.report.primed import primed_table
-from primekd.report.published import (
-    contrast_matrix,
-    disagreement_table,
-    label_table,
-    study_table,
-    validation_short,
-    validation_strata,
-)
 from primekd.report.results import read_results
 from primekd.report.tables import results_page
 
@@ -40,12 +33,12 @@ KINDS: dict[str, Callable[..., Table]] = {
     "headline": headline_table,  # what priming did to teacher and students
     "primed": primed_table,
     "expected": expected_table,  # of several folders
-    "labels": label_table,  # from here on: of logs/published
-    "validation": validation_short,
-    "validation-strata": validation_strata,
-    "published-study": study_table,
-    "published-disagreements": disagreement_table,
-    "published-contrasts": contrast_matrix,
+    "labels": published.label_table,  # from here on: of logs/published
+    "validation": published.validation_short,
+    "validation-strata": published.validation_strata,
+    "published-study": published.study_table,
+    "published-disagreements": published.disagreement_table,
+    "published-contrasts": published.contrast_matrix,
     "engine-table": engine_table,  # of logs/engines
 }
 
@@ -56,18 +49,11 @@ _NAME = re.compile(r"(\S+)((?:\s+[\w-]+)+)")  # a kind and a folder of logs/, or
 
 
 def update_readme(readme: Path, check: bool, only: str | None = None) -> list[str]:
-    """Writes every generated block of a Markdown file anew, from logs/<name>/ of the checkout.
+    """Writes every generated block of a Markdown file anew, from logs/<name>/ of the checkout; links start at its own
+    folder. Returns the names of the blocks (`results pocket`) that were not what the logs say.
 
-    Args:
-        readme: the Markdown file, README.md or another; links into logs/ start at its own folder.
-        check: write nothing, only look.
-        only: leave blocks of other profiles (or of logs/published) as they are.
-
-    Returns:
-        The names of the blocks (`results pocket`) that were not what the logs say; empty if all were.
-
-    Raises:
-        UserError: the file is missing, a marker is unknown or has no partner, or a profile's logs are missing.
+    `check`: write nothing, only look. `only`: leave blocks of other profiles (or of logs/published) as they are. Raises
+    UserError if the file is missing, a marker is unknown or has no partner, or a profile's logs are missing.
     """
     readme = Path(readme)
     if not readme.is_file():
@@ -87,11 +73,8 @@ def update_pages(check: bool, only: str | None = None) -> list[str]:
 
 
 def write_anew(profile: Profile) -> list[str]:
-    """Writes the report and, where the logs are the published ones, the README's tables; a line on each.
-
-    Raises:
-        UserError: a log, a table or the README cannot be read.
-    """
+    """Writes the report and, where the logs are the published ones, the README's tables; a line on each. Raises
+    UserError if a log, a table or the README cannot be read."""
     lines = [f"Report: {relative_name(write_report(profile))}"]
     if profile.logs == profile.published:
         lines += [f"{name} written anew" for name in update_pages(check=False, only=profile.name)]
@@ -152,4 +135,5 @@ def _figure(folder: str, check: bool) -> str:
 
 def block(kind: str, *folders: Path) -> str:
     """The Markdown of a block of these folders of logs. Raises UserError if a file is missing or cannot be read."""
-    return to_page(KINDS[kind](*folders))
+    table = KINDS[kind](*folders)
+    return "\n\n".join([to_markdown(table), *table.notes]) + "\n"

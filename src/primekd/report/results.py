@@ -4,12 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from primekd.config.arm import CONTROL, NO_STUDENTS
-from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, relative_name
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.foundation.tables import Cells as Row
 from primekd.foundation.tables import read_cells, read_table
 from primekd.report.cells import Name, Table
@@ -41,14 +39,8 @@ RESPONSES_NOTE = (
 
 
 def read_rows(path: Path, columns: type | Iterable[str]) -> list[Row]:
-    """Rows of a CSV file that must be there.
-
-    Args:
-        columns: the dataclass of a row or, for any text, the columns.
-
-    Raises:
-        UserError: the file is missing, has not all of the columns, or a row that does not fit.
-    """
+    """Rows of a CSV file that must be there; `columns` is the dataclass of a row or, for any text, the columns. Raises
+    UserError if the file is missing, has not all of the columns, or a row that does not fit."""
     if isinstance(columns, type):
         return read_table(Path(path), columns)
     return [cells for _, cells in read_cells(Path(path), columns)]
@@ -61,10 +53,8 @@ def read_optional(path: Path, columns: type | Iterable[str]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of the files, as text; `summary` has one row a model, in the order of the study.
-
-    `named`: the main family where the profile names one; `named_after`: the students that were trained before it did.
-    """
+    """The rows of the files, as text; `summary` has one row a model, in the order of the study. `named`: the main
+    family where the profile names one; `named_after`: the students that were trained before it did."""
 
     folder: Path
     summary: list[Row]
@@ -74,10 +64,6 @@ class Results:
     subsets: list[Row] = field(default_factory=list)
     named: tuple[Pair, ...] = ()
     named_after: tuple[str, ...] = ()
-
-    def against_control(self, model: str) -> Row | None:
-        """The contrast of `model` with the control; None where none was planned."""
-        return next((r for r in self.contrasts if r["model"] == model and r["reference"] == CONTROL), None)
 
     @property
     def decided(self) -> bool:
@@ -106,11 +92,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Reads a logs folder.
-
-    Raises:
-        UserError: one of the files is missing, is empty or has other columns.
-    """
+    """Reads a logs folder. Raises UserError if one of the files is missing, is empty or has other columns."""
     folder = Path(folder)
     summary, contrasts = (
         read_rows(folder / name, kind) for name, kind in (("summary.csv", SummaryRow), ("contrasts.csv", ContrastRow))
@@ -123,7 +105,7 @@ def read_results(folder: Path) -> Results:
 
 
 def _named(folder: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    manifest = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     named = manifest.get("inputs", {}).get("planned", [])
     late = [model for model, facts in manifest.get("models", {}).items() if facts.get("planned", []) != named]
     return tuple((model, reference) for model, reference in named), tuple(late)
@@ -135,9 +117,9 @@ def result_table(results: Results) -> Table:
         "Model", "n", "Correct", "Accuracy, % [95 %]", ADJUDICATED, "p against control", "Truncated",
         "KL to teacher [95 %]", "NLL of gold [95 %]",
     ]  # fmt: skip
-    rows = []
+    rows, against_control = [], {r["model"]: r for r in results.contrasts if r["reference"] == CONTROL}
     for row in results.summary:
-        test = results.against_control(row["model"])
+        test = against_control.get(row["model"])
         rows.append([
             Name(row["title"], row["model"]), row["n"], row["correct"], interval(row, "accuracy", percent),
             interval(row, "accuracy_adjudicated", percent), p_value(test["p_holm"]) if test else MISSING,
@@ -224,8 +206,3 @@ def tuning_table(folder: Path) -> Table:
         for row in read_optional(Path(folder) / TUNING, TuningRow)
     ]  # fmt: skip
     return Table("Learning rates", head, rows, notes=(TUNING_NOTE,))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a logs folder. Raises UserError if it is missing or damaged."""
-    return provenance.read_manifest(Path(folder) / MANIFEST)

@@ -1,7 +1,5 @@
-"""What notebooks show: tables, texts, facts and figures with one look, light and dark, and as plain text elsewhere.
-
-Tables are those of the README and the report (`cells.Table`). Everything that is put in is escaped.
-"""
+"""What notebooks show, light and dark, and as plain text elsewhere: tables (those of the README and the report), texts,
+facts and figures. Everything that is put in is escaped."""
 
 import base64
 import re
@@ -14,9 +12,11 @@ from markupsafe import Markup, escape
 
 from primekd.report.cells import Table, to_text
 
+STYLE = "assets/shown.css"  # follows the theme of Jupyter, or of an executed copy's page
 COMMIT = re.compile(r"\b([0-9a-f]{40})\b")  # split by it, every second part is a commit
 
 
+@cache
 def source(name: str) -> str:
     """A file of this package, templates/… or assets/…."""
     return files("primekd.report").joinpath(*name.split("/")).read_text(encoding="utf-8")
@@ -33,12 +33,6 @@ def templates() -> Environment:
     return found
 
 
-@cache
-def style() -> str:
-    """The style sheet of all that is shown; it follows the theme of Jupyter, or of an executed copy's page."""
-    return source("assets/shown.css")
-
-
 class Shown:
     """Something that a notebook shows: `html` (safe as it is) in Jupyter, `text` where there is no page."""
 
@@ -52,7 +46,7 @@ class Shown:
         return self.text
 
     def _repr_html_(self) -> str:
-        return f'<style>{style()}</style><div class="primekd">{self.html}</div>'
+        return f'<style>{source(STYLE)}</style><div class="primekd">{self.html}</div>'
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         image = {"image/svg+xml": self.image} if self.image else {}
@@ -87,10 +81,14 @@ def show_texts(texts: list[tuple[str, str]], notes: Sequence[str] = ()) -> Shown
     return Shown(f'<div class="side">{cards}</div>', "\n\n".join(f"{title}:\n{text}" for title, text in texts))
 
 
-def show_figure(svg: str, alt: str, caption: str = "") -> Shown:
+def show_figure(svg: str, alt: str) -> Shown:
     """A figure; `alt` says what it shows to whoever does not see it."""
-    address = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-    return Shown(_macro("figure", address, alt, caption or alt), f"[figure: {alt}]", svg)
+    return Shown(_macro("figure", svg_address(svg), alt, alt), f"[figure: {alt}]", svg)
+
+
+def svg_address(svg: str) -> str:
+    """A figure as a data address: inside <img> its ids and styles cannot meet those of the page."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def side_by_side(parts: list[Shown]) -> Shown:

@@ -21,11 +21,8 @@ from primekd.report.results import (
 
 
 def results_page(logs_folder: Path) -> Table:
-    """The results of a logs folder; below them the contrasts, and what all of it can and cannot show.
-
-    Raises:
-        UserError: summary.csv or contrasts.csv is missing or has other columns.
-    """
+    """The results of a logs folder; below them the contrasts, and what all of it can and cannot show. Raises UserError
+    if summary.csv or contrasts.csv is missing or has other columns."""
     results = read_results(logs_folder)
     units = "Accuracy: Wilson interval. p: Holm-adjusted, as below."
     between = "Paired differences on the same items, model minus reference; accuracy in points"
@@ -49,11 +46,8 @@ def results_page(logs_folder: Path) -> Table:
 
 
 def results_text(logs_folder: Path) -> str:
-    """The same results for a terminal: plain tables, at most 120 columns wide, and the sentences.
-
-    Raises:
-        UserError: summary.csv or contrasts.csv is missing or has other columns.
-    """
+    """The same results for a terminal: plain tables, at most 120 columns wide, and the sentences. Raises UserError if
+    summary.csv or contrasts.csv is missing or has other columns."""
     results = read_results(logs_folder)
     table = result_table(results)
     fit = [title for title in table.head if title.startswith(("KL", "NLL"))]

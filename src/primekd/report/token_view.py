@@ -1,7 +1,5 @@
 """An answer of the teacher, token by token: the deeper a token's ground, the further a model is from the teacher there.
-
-Pointing at a token, or going to it with the Tab key, shows the most probable tokens of both below the text.
-"""
+Pointing at a token, or Tab to it, shows the most probable tokens of both below the text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +16,6 @@ SWATCHES = Markup(" ").join(Markup('<span class="k{}">{}</span>').format(n, edge
 SCALE = Markup("from {} nats on. Point at a token, or Tab to it, for its distributions from 0.05 % on.").format(
     SWATCHES
 )
-Best = list[tuple[str, float]]
 
 
 def level(nats: float) -> int:
@@ -92,6 +89,6 @@ def _tip(token: Token, kl: float | None, model: str | None) -> Markup:
     return Markup('<span class="told">{}</span>{}').format(told, lists)
 
 
-def _best(best: Best) -> Markup:
+def _best(best: list[tuple[str, float]]) -> Markup:
     line = Markup("<span>“{}” {} %</span>")
     return Markup("").join(line.format(visible(text), percent(p)) for text, p in best if tenths(p))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -23,27 +22,13 @@ from primekd.teachers.agreement import compare
 from primekd.teachers.protocol import generate_then_score
 
 
-def checks_folder() -> Path:
-    """logs/engines/, one JSON file an engine and profile."""
-    return output_root() / "logs" / "engines"
-
-
 def check_engine(profile: Profile, items: int, strategy: str, reference: str | None = None) -> dict[str, Any]:
-    """Lets the profile's engine answer questions, and holds the rows that it keeps of them against the reference's.
+    """Lets the profile's engine answer `items` test questions, primed as `strategy` says, and holds the rows that its
+    codec keeps (hidden states times the head, logits, or top log-probs) against the reference's. Returns what is
+    written to logs/engines/<engine>-<profile>.json.
 
-    Args:
-        items: how many test questions are asked.
-        strategy: whose priming text the teacher sees.
-        reference: model reference for transformers in float32; the teacher's own file if left out.
-
-    Compared is what the profile's codec keeps: hidden states times the head, logits, or top log-probs.
-
-    Returns:
-        What is written to logs/engines/<engine>-<profile>.json: agreement, share of equal greedy answers, tokens a
-        second, the engine's identity and versions.
-
-    Raises:
-        UserError: the engine cannot run here or gives text alone, or the reference is another model.
+    `reference`: a model that transformers loads in float32; the teacher's own file if left out. Raises UserError if the
+    engine cannot run here or gives text alone, or the reference is another model.
     """
     from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -85,7 +70,7 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
         **meter.facts,
         "environment": environment(),
     }
-    write_json(checks_folder() / f"{engine.name}-{profile.name}.json", result)
+    write_json(output_root() / "logs" / "engines" / f"{engine.name}-{profile.name}.json", result)
     return result
 
 
@@ -105,21 +90,18 @@ def refuse_another_model(profile: Profile, reference: str) -> None:
 def answer(
     profile: Profile, engine: TeacherEngine, prompts: list[list[int]], sampling: Sampling
 ) -> tuple[list[Response], list[Tensor] | list[TopLogprobs], float]:
-    """Responses, and the rows of them that capture would keep, as logits (T, V) where it keeps them all.
-
-    Also the seconds that generating took: with the rows where they are collected meanwhile, without a second pass.
-    """
+    """Responses, the rows of them that capture would keep, as logits (T, V) where it keeps them all, and the seconds
+    that generating took: with the rows where they are collected meanwhile, without a second pass."""
     want = make_codec(profile.signals, engine.offers).needs
     if want is None:
         raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
-    began = time.monotonic()
+    began, rows = time.monotonic(), None
     if type(engine).generate_scored is generate_then_score:
         responses = engine.generate(prompts, sampling)
-        seconds = time.monotonic() - began
-        rows = engine.score(prompts, [response.ids for response in responses], want)
     else:
         responses, rows = engine.generate_scored(prompts, sampling, want)
-        seconds = time.monotonic() - began
+    seconds = time.monotonic() - began
+    rows = engine.score(prompts, [response.ids for response in responses], want) if rows is None else rows
     if want == "hidden":
         head = engine.head().float().cpu()
         rows = [HiddenRows(hidden.cpu(), head, engine.transform).to_logits() for hidden in rows]

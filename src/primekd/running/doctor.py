@@ -6,7 +6,6 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from primekd.capture.primings import can_speak, require_placeable
 from primekd.config import Profile, load_profile, profile_names
@@ -36,11 +35,6 @@ class Finding:
     text: str
 
 
-def same_version(installed: str | None, pinned: str) -> bool:
-    """Whether a version is the pinned one; a build tag such as +cpu does not count as drift."""
-    return installed is not None and installed.split("+")[0] == pinned.split("+")[0]
-
-
 def check_python() -> Finding:
     """Python's version."""
     version = platform.python_version()
@@ -61,16 +55,15 @@ def check_packages() -> list[Finding]:
             f"{name} is {installed[name] or 'not installed'}, the pin is {pin}: pip install {name}=={pin}",
         )
         for name, pin in pins.items()
-        if not same_version(installed[name], pin)
+        if (installed[name] or "").split("+")[0] != pin.split("+")[0]  # a build tag such as +cpu is no drift
     ]
     return drifted or [Finding("packages", "ok", f"all {len(pins)} are the pinned versions")]
 
 
 def check_machine() -> list[Finding]:
     """Processor, memory, GPUs and disk."""
-    facts = hardware()
-    free = shutil.disk_usage(_existing(output_root())).free / 2**30
-    gpus = facts.get("gpus")
+    facts, root = hardware(), next(p for p in (output_root(), *output_root().parents) if p.exists())
+    gpus, free = facts.get("gpus"), shutil.disk_usage(root).free / 2**30
     return [
         Finding("processor", "ok", f"{facts['cpu']}, {facts['cores']} cores"),
         Finding(
@@ -85,17 +78,8 @@ def check_machine() -> list[Finding]:
     ]
 
 
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
-
-
-def check_engines() -> list[Finding]:
-    """Which teacher engines import here, and what to do for those that do not; optional ones may be missing."""
-    return [check_engine(engine) for engine in PACKAGES]
-
-
 def check_engine(engine: str) -> Finding:
-    """Whether an engine's package imports. One that is compiled on import may take minutes the first time."""
+    """Whether an engine's package imports, and what to do if not. One compiled on import may take minutes at first."""
     package = PACKAGES[engine]
     if package.optional and not is_installed(engine):
         return Finding("engine", "ok", f"{engine}: optional, not installed ({package.fix})")
@@ -167,7 +151,7 @@ def check_templates(profile: Profile) -> list[Finding]:
 
 def examine(profile: str | None = None) -> list[Finding]:
     """All findings; models of one profile, or of every profile that can be read."""
-    findings = [check_python(), *check_packages(), *check_machine(), *check_engines()]
+    findings = [check_python(), *check_packages(), *check_machine(), *map(check_engine, PACKAGES)]
     for name in [profile] if profile else profile_names():
         try:
             findings += check_profile(load_profile(name))

@@ -17,9 +17,7 @@ from primekd.training.prepare_teacher import build_teacher
 @dataclass(frozen=True)
 class Wanted:
     """A model that a profile names. `found` is None for local ones and for those that cannot be had: see `problem`.
-
-    `made_from`: the hub's model that a local one, which is not there, is to be converted from.
-    """
+    `made_from`: the hub's model that a local one, which is not there, is to be converted from."""
 
     role: str
     reference: str
@@ -45,10 +43,7 @@ class Wanted:
 
 
 def survey(profile: Profile) -> list[Wanted]:
-    """What a profile needs, as the hub states it; nothing is downloaded.
-
-    Where the hub cannot be asked, a model that was verified before is taken from its record.
-    """
+    """What a profile needs, as the hub or, where it cannot be asked, an earlier record says; nothing is downloaded."""
     teacher, student = profile.teacher.model, profile.student.model
     if teacher == student:
         return [_look_up("teacher and student", student, True, profile)]
@@ -107,11 +102,8 @@ def survey_table(wanted: list[Wanted]) -> Shown:
 
 
 def require_access(wanted: list[Wanted]) -> None:
-    """Says what the download takes, and recommends commits.
-
-    Raises:
-        UserError: a model cannot be had, or the disk is too small for all of them; nothing was downloaded.
-    """
+    """Says what the download takes, and recommends commits. Raises UserError if a model cannot be had, or the disk is
+    too small for all of them; nothing was downloaded."""
     for model in wanted:
         if model.made_from:
             print(
@@ -134,12 +126,8 @@ def require_access(wanted: list[Wanted]) -> None:
 
 
 def get_models(profile: Profile, wanted: list[Wanted]) -> None:
-    """Downloads and verifies the hub's models, and builds the teacher where the profile says how.
-
-    Raises:
-        UserError: a model cannot be had, or its download failed; run it again to go on. Or all is here but a teacher
-            that has to be converted from what was downloaded; the sentence says how.
-    """
+    """Downloads and verifies the hub's models, and builds the teacher where the profile says how. Raises UserError if
+    one cannot be had, its download failed (run it again to go on), or the teacher has to be converted; says how."""
     for problem in filter(None, (m.problem for m in wanted)):
         raise UserError(problem)
     for model in wanted:

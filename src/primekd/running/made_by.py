@@ -74,12 +74,9 @@ def other_code_text(profile: Profile) -> str:
 
 
 def refuse_unpublishable(profile: Profile, mixed: bool = False) -> None:
-    """Refuses a run whose numbers cannot be had from one commit or, if `mixed`, from commits that its manifests name.
-
-    Raises:
-        UserError: a result is missing, was made by other code than today's, in parts by different code, or by a
-            checkout with uncommitted changes or no commit; it names the result.
-    """
+    """Raises UserError for a run whose numbers cannot be had from one commit or, if `mixed`, from those that its
+    manifests name: a result is missing, was made by other code than today's, in parts by different code, or by a
+    checkout with uncommitted changes or no commit; it names the result."""
     again = f"run `primekd run --profile {profile.name}"
     if missing := [folder for *_, folder in results_of(profile) if not (folder / MANIFEST).is_file()]:
         raise UserError(f"{relative_name(missing[0])} has no manifest: {again}` first.")

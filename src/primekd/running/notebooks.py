@@ -33,12 +33,9 @@ def require_parameters_tag(notebook, path: Path) -> None:
 
 
 def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """Executes `source` from its own folder; writes `output` (.ipynb) and the HTML beside it.
-
-    Raises:
-        UserError: the notebook has no parameters cell, or a cell failed. The copy up to the failing cell is kept as
-            `<output>.failed.ipynb`; an earlier good copy stays.
-    """
+    """Executes `source` from its own folder; writes `output` (.ipynb) and the HTML beside it. Raises UserError if the
+    notebook has no parameters cell, or a cell failed. The copy up to the failing cell is kept as
+    `<output>.failed.ipynb`; an earlier good copy stays."""
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -76,7 +73,11 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
             )
         except papermill.PapermillExecutionError as error:
             write_text(failed, without_machine(copy))
-            raise UserError(_explain(error, source, failed)) from error
+            reason = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
+            raise UserError(
+                f"{relative_name(source)} stopped in cell {error.exec_count}: {reason} The copy is "
+                f"{relative_name(failed)}."
+            ) from error
         except DeadKernelError as error:
             raise UserError(
                 f"{relative_name(source)}: its kernel was killed, most often for want of memory: free some and run the "
@@ -89,11 +90,6 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     inputs = {"notebook": relative_name(source), "sha256": hash_file(source), "parameters": parameters}
     name = f"{output.stem}.{MANIFEST}"
     write_manifest(output.parent, "notebook", inputs, [output, page], name, start=start, end=now())
-
-
-def _explain(error, source: Path, failed: Path) -> str:
-    reason = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
-    return f"{relative_name(source)} stopped in cell {error.exec_count}: {reason} The copy is {relative_name(failed)}."
 
 
 def without_machine(path: Path) -> str:
@@ -110,10 +106,8 @@ def normal_form(text: str) -> str:
     """A notebook as it stands in git, so that a diff shows what a person changed: nothing that running it leaves, and
     tags as the only metadata. Cells keep their ids: numbered anew, all behind an inserted one would change.
 
-    Without nbformat, whose import takes a second: git asks for it at every notebook that was touched.
-
-    Raises:
-        ValueError: the text is no notebook of format 4.
+    Without nbformat, whose import takes a second: git asks for it at every notebook that was touched. Raises ValueError
+    if the text is no notebook of format 4.
     """
     notebook = json.loads(text)
     if not isinstance(notebook, dict) or notebook.get("nbformat") != 4 or "cells" not in notebook:

@@ -16,14 +16,9 @@ OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profil
 
 
 def publish(profile: Profile, mixed: bool = False) -> list[str]:
-    """Puts this machine's logs in the place of the published ones, with a report of their own; says what it did.
-
-    What is published are the outputs that the logs' manifest names, and it. The folder is exchanged as a whole: until
-    all is copied, the old logs stay. `mixed`: also where several commits made it, as of nights that are long.
-
-    Raises:
-        UserError: there are no logs, a run is under way, `verify` finds something, or not one commit made all of it.
-    """
+    """Puts this machine's logs (what their manifest names) in the place of the published ones, with a report of their
+    own; says what it did. Until all is copied, the old ones stay. `mixed`: also where several commits made it. Raises
+    UserError if there are no logs, a run is under way, `verify` finds something, or not one commit made all of it."""
     if not (profile.logs / MANIFEST).is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
     with only_one(profile):
@@ -48,11 +43,8 @@ def require_verified(profile: Profile) -> None:
 
 
 def exchange(source: Path, target: Path, names: list[str]) -> None:
-    """Copies files of one folder into a new one and puts that in the place of `target`.
-
-    If this is stopped, `target` is the old folder or the new one; between two renames it is neither for a moment, and
-    the next call puts the old one back before it begins.
-    """
+    """Copies files of one folder into a new one and puts that in the place of `target`. If this is stopped, `target` is
+    the old folder or the new one; between two renames it is neither for a moment, which the next call mends first."""
     new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
     if old.is_dir() and not target.exists():
         old.rename(target)

@@ -3,7 +3,6 @@
 Another processor sums in another order, so answers change here and there. What has to stay is what is claimed.
 """
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from primekd.foundation.provenance import MANIFEST, hash_file, read_manifest, re
 from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit
 from primekd.report.formats import percent, significant
-from primekd.report.results import Results, read_results
+from primekd.report.results import read_results
 from primekd.statistics.sentences import claims
 from primekd.studies.results import logs_in_use
 
@@ -24,37 +23,11 @@ RULE = "same items and settings, every accuracy inside the other run's 95 % inte
 INCIDENTAL = ("description", "hardware", "launch")  # of a profile: they say nothing of what is measured
 
 
-@dataclass(frozen=True)
-class ModelPair:
-    """One model in both runs. Accuracies (value, low, high of the 95 % interval) and shares are of its n items; kl and
-    nll_gold are here minus published, nats a token.
-
-    `inside`: the accuracy here lies in the published interval; `published_inside`: and the reverse.
-    """
-
-    model: str
-    n: int
-    accuracy: tuple[float, float, float]
-    published_accuracy: tuple[float, float, float]
-    inside: bool
-    published_inside: bool
-    same_verdicts: float
-    same_texts: float
-    kl: float | None
-    nll_gold: float | None
-
-
 def compare_with_published(profile: Profile) -> dict[str, Any]:
-    """Holds this machine's logs against the published ones, and keeps what was found in reproduction.json.
-
-    Returns:
-        What that file holds: verdict (reproduced, not reproduced, not compared), reasons, rule, here and published
-        (where, commit, processor, manifest's hash), models (`ModelPair`), largest (the largest difference of kl and
-        nll_gold, with its model), sentences (same, only_here, only_published).
-
-    Raises:
-        UserError: this machine has no logs, or they cannot be read.
-    """
+    """Holds this machine's logs against the published ones. Returns, and keeps in reproduction.json: verdict
+    (reproduced, not reproduced, not compared), reasons, rule, here and published (`_origin`), models (`_pair`), largest
+    (the largest difference of kl and nll_gold, with its model), sentences (same, only_here, only_published). Raises
+    UserError if this machine has no logs, or they cannot be read."""
     own = profile.of_machine()
     if not (own.logs / MANIFEST).is_file():
         raise UserError(f"{relative_name(own.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
@@ -87,14 +60,19 @@ def _compare(own: Profile, other: Profile) -> dict[str, Any]:
         return published | {"verdict": NOT_COMPARED, "reasons": unlike}
     rows, rows_2 = ({row["model"]: row for row in r.summary} for r in (results, results_2))
     models = [_pair(rows[m], rows_2[m], logs[m], logs_2[m]) for m in logs]
-    sentences = _sentences(results, results_2)
-    reasons = [f"{m.model} has another accuracy" for m in models if not (m.inside and m.published_inside)]
+    here, there = claims(results.contrasts), claims(results_2.contrasts)
+    sentences = {
+        "same": [s for s in here if s in there],
+        "only_here": [s for s in here if s not in there],
+        "only_published": [s for s in there if s not in here],
+    }
+    reasons = [f"{m['model']} has another accuracy" for m in models if not (m["inside"] and m["published_inside"])]
     if said := len(sentences["only_here"]) + len(sentences["only_published"]):
         reasons.append(f"{said} sentence{'s differ' if said > 1 else ' differs'}")
     return published | {
         "verdict": NOT_REPRODUCED if reasons else REPRODUCED,
         "reasons": reasons,
-        "models": [asdict(m) for m in models],
+        "models": models,
         "largest": {measure: _largest(models, measure) for measure in ("kl", "nll_gold")},
         "sentences": sentences,
     }
@@ -128,48 +106,45 @@ def _unlike_items(logs: dict[str, list[LogRow]], logs_2: dict[str, list[LogRow]]
     return [] if asked == asked_2 else ["they are of other test items"]
 
 
-def _pair(row: Row, row_2: Row, log: list[LogRow], log_2: list[LogRow]) -> ModelPair:
+def _pair(row: Row, row_2: Row, log: list[LogRow], log_2: list[LogRow]) -> dict[str, Any]:
+    """One model in both runs. Accuracies (value, low, high of the 95 % interval) and shares are of its n items; kl and
+    nll_gold are here minus published, nats a token. `inside`: the accuracy here lies in the published interval;
+    `published_inside`: and the reverse."""
     pairs = list(zip(log, log_2, strict=True))
     here, there = (tuple(float(r[f"accuracy{end}"]) for end in ("", "_low", "_high")) for r in (row, row_2))
-    return ModelPair(
-        row["model"], len(pairs), here, there, there[1] <= here[0] <= there[2], here[1] <= there[0] <= here[2],
-        sum(a.correct == b.correct for a, b in pairs) / len(pairs),
-        sum(a.response == b.response for a, b in pairs) / len(pairs),
-        _difference(row, row_2, "kl"), _difference(row, row_2, "nll_gold"),
-    )  # fmt: skip
+    return {
+        "model": row["model"],
+        "n": len(pairs),
+        "accuracy": here,
+        "published_accuracy": there,
+        "inside": there[1] <= here[0] <= there[2],
+        "published_inside": here[1] <= there[0] <= here[2],
+        "same_verdicts": sum(a.correct == b.correct for a, b in pairs) / len(pairs),
+        "same_texts": sum(a.response == b.response for a, b in pairs) / len(pairs),
+        **{m: float(row[m]) - float(row_2[m]) if row[m] and row_2[m] else None for m in ("kl", "nll_gold")},
+    }
 
 
-def _difference(row: Row, row_2: Row, measure: str) -> float | None:
-    return float(row[measure]) - float(row_2[measure]) if row[measure] and row_2[measure] else None
-
-
-def _largest(models: list[ModelPair], measure: str) -> dict[str, Any] | None:
-    values = [(getattr(m, measure), m.model) for m in models if getattr(m, measure) is not None]
+def _largest(models: list[dict[str, Any]], measure: str) -> dict[str, Any] | None:
+    values = [(m[measure], m["model"]) for m in models if m[measure] is not None]
     value, model = max(values, key=lambda found: abs(found[0]), default=(None, None))
     return None if model is None else {"model": model, "difference": value}
 
 
-def _sentences(results: Results, results_2: Results) -> dict[str, Any]:
-    """What is claimed in both runs, and what in one alone."""
-    here, there = claims(results.contrasts), claims(results_2.contrasts)
-    return {
-        "same": [s for s in here if s in there],
-        "only_here": [s for s in here if s not in there],
-        "only_published": [s for s in there if s not in here],
-    }
-
-
 def verdict_text(found: dict[str, Any]) -> str:
     """A comparison in a few lines, the verdict last."""
-    lines = [f"Compared with the published logs: {_named(found['published'])}."] if "published" in found else []
+    lines = []
+    if origin := found.get("published"):
+        named = f"{origin['logs']} (commit {origin['commit']}, {origin['processor'] or 'unknown processor'})"
+        lines.append(f"Compared with the published logs: {named}.")
     if "models" in found:
-        lines += [*_table(found["models"]), *_largest_line(found["largest"]), *_sentence_lines(found["sentences"])]
+        sentences = found["sentences"]
+        lines += [*_table(found["models"]), *_largest_line(found["largest"])]
+        lines.append(f"  Sentences that are the same: {len(sentences['same'])}.")
+        lines += [f"  Only here: {sentence}" for sentence in sentences["only_here"]]
+        lines += [f"  Only published: {sentence}" for sentence in sentences["only_published"]]
     reasons = f": {'; '.join(found['reasons'])}" if found["reasons"] else ""
     return "\n".join([*lines, f"{found['verdict']}{reasons}.".replace("..", "."), f"  (Reproduced: {RULE}.)"])
-
-
-def _named(origin: dict[str, Any]) -> str:
-    return f"{origin['logs']} (commit {origin['commit']}, {origin['processor'] or 'unknown processor'})"
 
 
 def _table(models: list[dict[str, Any]]) -> list[str]:
@@ -192,9 +167,3 @@ def _largest_line(largest: dict[str, Any]) -> list[str]:
         if (found := largest[key])
     ]
     return [f"  Largest difference, nats a token: {', '.join(said)}."] if said else []
-
-
-def _sentence_lines(sentences: dict[str, list[str]]) -> list[str]:
-    lines = [f"  Sentences that are the same: {len(sentences['same'])}."]
-    lines += [f"  Only here: {sentence}" for sentence in sentences["only_here"]]
-    return lines + [f"  Only published: {sentence}" for sentence in sentences["only_published"]]

@@ -31,19 +31,15 @@ def run_study(
     force_stages: Collection[str] = (),
     only: str | None = None,
 ) -> bool:
-    """Runs every stage that has to be run; returns False if nothing was to be done.
+    """Runs every stage that has to be run; returns False if nothing was to be done. Raises UserError if there is no
+    such stage, the study cannot run the profile, another run of it is under way, or a notebook failed; the sentence is
+    the notebook's own.
 
     `only` stops behind a part of the study (`teacher`: what priming did to it). With `cluster` every stage is a Slurm
-    job, and as many of them run side by side as the cluster lets. All results of `force_stages` are made anew; a run
-    that is killed meanwhile goes on with those that are still missing.
-
-    Raises:
-        UserError: there is no such stage, the study cannot run the profile, another run of it is under way, or a
-            notebook failed; the sentence is the notebook's own.
+    job, several side by side. All results of `force_stages` are made anew; a run that is killed meanwhile goes on with
+    those that are still missing.
     """
-    study = find_study(profile)
-    refuse_unknown(study, force_stages)
-    study.refuse(profile)
+    study = open_study(profile, force_stages)
     with only_one(profile) as lock:
         if cluster:
             refuse_leftovers(profile)
@@ -80,10 +76,13 @@ def run_study(
         return not state.idle
 
 
-def refuse_unknown(study: Study, force_stages: Collection[str]) -> None:
-    """Raises UserError if one of them is no stage that can be forced."""
+def open_study(profile: Profile, force_stages: Collection[str]) -> Study:
+    """A profile's study. Raises UserError if it cannot run the profile, or a stage is none that can be forced."""
+    study = find_study(profile)
     if unknown := [stage for stage in force_stages if stage not in study.forced]:
         raise UserError(f"--force-stage {unknown[0]}: there is no such stage; choose one of {', '.join(study.forced)}.")
+    study.refuse(profile)
+    return study
 
 
 def planned_jobs(
@@ -91,13 +90,8 @@ def planned_jobs(
     force_stages: Collection[str] = (), only: str | None = None,
 ) -> list[Job]:  # fmt: skip
     """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
-
-    Raises:
-        UserError: Snakemake cannot plan the run, or the study cannot run the profile.
-    """
-    study = find_study(profile)
-    refuse_unknown(study, force_stages)
-    study.refuse(profile)
+    Raises UserError if Snakemake cannot plan the run, or the study cannot run the profile."""
+    study = open_study(profile, force_stages)
     command = [*snakemake_command(profile, profile_argument, cores, force, cluster, only), "--dry-run"]
     if rules := [rule for stage in force_stages for rule in study.forced[stage]]:
         command += ["--forcerun", *rules]
@@ -154,11 +148,9 @@ def snakemake_command(
 
 @contextlib.contextmanager
 def only_one(profile: Profile):
-    """Holds a lock on the profile's runs folder and yields its file.
-
-    The kernel frees the lock when every process that holds the file has ended, however it ended. Snakemake is handed
-    the file too: should this process be killed alone, a second run is refused while the first one's jobs go on.
-    """
+    """Holds a lock on the profile's runs folder and yields its file. The kernel frees it when every process that holds
+    the file has ended. Snakemake is handed the file too: should this process be killed alone, a second run is refused
+    while the first one's jobs go on."""
     profile.runs.mkdir(parents=True, exist_ok=True)
     with open(profile.runs / "run.lock", "a+") as handle:
         try:

@@ -26,10 +26,8 @@ class Job:
 
 @dataclass
 class RunState:
-    """What Snakemake's log says so far. Several jobs may be under way at once, and their lines interleave.
-
-    `labels`: what a study calls its rules, and the file of their progress, where that is not the rule's own name.
-    """
+    """What Snakemake's log says so far; lines of several jobs may interleave. `labels`: what a study calls its rules,
+    and the file of their progress, where that is not the rule's own name."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     planned: dict[str, int] = field(default_factory=dict)  # rule -> jobs

@@ -11,10 +11,8 @@ from primekd.running.run_log import Job, RunState
 
 
 def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
-    """How far a running job is, by the file that its stage keeps: text, and the share of it that is done.
-
-    A file that was last written before the job was started or submitted is an earlier run's.
-    """
+    """How far a running job is, by the file that its stage keeps: text, and the share of it that is done. A file that
+    was last written before the job was started or submitted is an earlier run's."""
     if job.rule == "score":
         return score_progress(profile, job)
     pattern = "answer *.json" if job.rule == "assess" else f"{job.stage}.json"
@@ -22,7 +20,7 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
     if not current:
         return "", 0.0
     # An assessment of all models in one job keeps a file a model, and measures held-out fit between two of them.
-    answered = answered_share(profile, len(current)) if job.rule == "assess" else None
+    answered = min(1.0, len(current) / (len(arms_of(profile)) + 1)) if job.rule == "assess" else None
     entry = since(max(current, key=written), job)
     if entry is None:
         return "", answered or 0.0
@@ -64,26 +62,16 @@ def score_progress(profile: Profile, job: Job) -> tuple[str, float]:
     return said, share
 
 
-def answered_share(profile: Profile, models: int) -> float:
-    """The share of an assessment that is done when `models` of its models have begun to answer."""
-    return min(1.0, models / (len(arms_of(profile)) + 1))
-
-
 def describe(state: RunState, costs: dict[str, float], progress: dict[int, tuple[str, float]], elapsed: float) -> str:
     """One line: what is being done, how far the run is, how long it has taken and may take."""
     share = state.share(costs, {number: within for number, (_, within) in progress.items()})
     left = f"about {clock(elapsed * (1 - share) / share)} left" if share > 0.02 else "time left not known yet"
     details = dict.fromkeys(  # parts of one capture share their progress, and are named once
-        text or f"{state.running[number].label}: {waiting(state.running[number])}"
-        for number, (text, _) in progress.items()
+        text or f"{job.label}: {'queued or starting' if job.slurm else 'starting'}"
+        for job, (text, _) in ((state.running[number], found) for number, found in progress.items())
     )
     shown = list(details)[:3] + ([f"{len(details) - 3} more"] if len(details) > 3 else [])
     return f"  {', '.join(shown)} | {share:4.0%} | {clock(elapsed)} so far, {left}"
-
-
-def waiting(job: Job) -> str:
-    """What a job is doing that has made no progress yet."""
-    return "queued or starting" if job.slurm else "starting"
 
 
 def clock(seconds: float) -> str:

@@ -6,7 +6,6 @@ Everything is read from logs, whose text is foreign: what a terminal would obey 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from primekd.assessment.answers import answers_folder
@@ -38,15 +37,9 @@ class Part:
 
 
 def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
-    """An item, every model's verdict on it and, of one model, its answer and all that this came from.
-
-    Args:
-        item: its id, or the start of it that no other one has; of an answer set too, where the test items have none.
-        model: as its log is named; None for the verdicts alone.
-
-    Raises:
-        UserError: there is no such item or model, or the logs cannot be read.
-    """
+    """An item, every model's verdict on it and, of one model (as its log is named), its answer and all that this came
+    from. `item`: its id, or the start of it that no other has; of an answer set too, where the test items have none.
+    Raises UserError if there is no such item or model, or the logs cannot be read."""
     made = profile.logs / MANIFEST
     profile = next((view for view in (profile, *kept_sets(profile)) if _has(view, item)), profile)
     logs = read_logs(profile)
@@ -147,12 +140,10 @@ def _files(profile: Profile, model: str, manifest: dict[str, Any], item: str) ->
         wanted |= {"Signals": runs / "signals" / str(spec["strategy"])} if spec.get("strategy") else {}
     if model == TEACHER:
         wanted = {"Signals": runs / "signals" / "held-out"}
-    return rows + [(what, _where(folder)) for what, folder in wanted.items()]
-
-
-def _where(folder: Path) -> str:
-    here = (folder / MANIFEST).is_file()
-    return relative_name(folder) if here else f"{relative_name(folder)}: not in this checkout"
+    return rows + [
+        (what, relative_name(folder) + ("" if (folder / MANIFEST).is_file() else ": not in this checkout"))
+        for what, folder in wanted.items()
+    ]
 
 
 def as_text(parts: Sequence[Part]) -> str:

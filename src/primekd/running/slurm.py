@@ -36,33 +36,24 @@ class Cluster:
 
 
 def open_cluster(folder: Path, capture_workers: int) -> Cluster:
-    """Checks that jobs can be submitted from here with the Snakemake profile in `folder`.
-
-    Raises:
-        UserError: Slurm or its executor is missing, or the profile is none or would ask for the wrong thing.
-    """
-    settings = read_settings(folder)
+    """Checks that jobs can be submitted from here with the Snakemake profile in `folder`. Raises UserError if Slurm or
+    its executor is missing, or the profile is none or would ask for the wrong thing."""
+    settings, file = read_settings(folder), f"{relative_name(folder)}/config.yaml"
     if settings.get("executor") != "slurm":
-        raise UserError(f"{relative_name(folder)}/config.yaml does not say `executor: slurm`: see configs/slurm.")
-    asked = asked_resources(settings, f"{relative_name(folder)}/config.yaml")
+        raise UserError(f"{file} does not say `executor: slurm`: see configs/slurm.")
+    asked = asked_resources(settings, file)
     for rule, wanted in asked.items():
         if not any(str(wanted.get(name) or "0") != "0" for name in ("gpu", "gres")):
             continue
         if "tasks" in wanted:
-            raise UserError(
-                f"{relative_name(folder)}/config.yaml sets `tasks` beside GPUs for {rule}, which becomes "
-                "--ntasks-per-gpu: leave `tasks` out."
-            )
+            fix = "which becomes --ntasks-per-gpu: leave `tasks` out"
+            raise UserError(f"{file} sets `tasks` beside GPUs for {rule}, {fix}.")
         if NTASKS.search(str(wanted.get("slurm_extra") or "")):
-            raise UserError(
-                f"{relative_name(folder)}/config.yaml gives --ntasks in `slurm_extra` beside GPUs for {rule}, which "
-                "would start its notebook several times: leave --ntasks out."
-            )
+            fix = "which would start its notebook several times: leave --ntasks out"
+            raise UserError(f"{file} gives --ntasks in `slurm_extra` beside GPUs for {rule}, {fix}.")
     if "capture" in asked and (missing := {"reference", "score"} - asked.keys()):
-        raise UserError(
-            f"{relative_name(folder)}/config.yaml asks for nothing for the rule {' and '.join(sorted(missing))}, which "
-            "would get no GPU: copy it from configs/slurm/config.yaml."
-        )
+        fix = "which would get no GPU: copy it from configs/slurm/config.yaml"
+        raise UserError(f"{file} asks for nothing for the rule {' and '.join(sorted(missing))}, {fix}.")
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         raise UserError("Snakemake's Slurm executor is not installed: `pip install -e '.[slurm]'`.")
     if shutil.which("sbatch") is None:
@@ -71,11 +62,7 @@ def open_cluster(folder: Path, capture_workers: int) -> Cluster:
 
 
 def read_settings(folder: Path) -> dict:
-    """What config.yaml of a Snakemake profile says.
-
-    Raises:
-        UserError: it is not there or is no YAML mapping.
-    """
+    """What config.yaml of a Snakemake profile says. Raises UserError if it is not there or is no YAML mapping."""
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -86,13 +73,8 @@ def read_settings(folder: Path) -> dict:
 
 
 def asked_resources(settings: dict, file: str) -> dict[str, dict]:
-    """What a Snakemake profile asks for: of every job, and of each rule that it names, defaults included.
-
-    Snakemake takes both mappings and lists of `resource=value` and `rule:resource=value`.
-
-    Raises:
-        UserError: the settings have neither form.
-    """
+    """What a Snakemake profile asks for, as mappings or lists of `resource=value` and `rule:resource=value`: of every
+    job, and of each rule that it names, defaults included. Raises UserError if the settings have neither form."""
     defaults, own = settings.get("default-resources") or {}, settings.get("set-resources") or {}
     if isinstance(defaults, list):
         defaults = dict(_divided(entry, "=", "default-resources", file) for entry in defaults)
@@ -118,10 +100,8 @@ def _divided(entry: object, sign: str, name: str, file: str) -> tuple[str, str]:
 
 
 def job_prefix(profile: Profile) -> str:
-    """What the names of this study's jobs begin with, in the characters and the length (50) that the executor takes.
-
-    The hash of the whole name and of the output folder tells apart what replaced or cut characters would not.
-    """
+    """What the names of this study's jobs begin with, in the characters and the length (50) that the executor takes; a
+    hash tells apart what replaced or cut characters would not."""
     digest = hashlib.sha256(f"{profile.name}\0{output_root().resolve()}".encode()).hexdigest()[:8]
     return f"primekd-{re.sub(r'[^A-Za-z0-9_-]', '-', profile.name)[:32]}-{digest}"
 
@@ -136,11 +116,8 @@ def ask(command: list[str]) -> tuple[bool, str]:
 
 
 def queued_jobs(profile: Profile) -> list[str]:
-    """Numbers of the jobs of this profile and output folder that Slurm still has in its queue or running.
-
-    Raises:
-        UserError: Slurm does not answer.
-    """
+    """Numbers of the jobs of this profile and output folder that Slurm still has in its queue or running. Raises
+    UserError if Slurm does not answer."""
     well, said = ask(["squeue", "--me", "--noheader", "--format=%i|%j|%Z"])
     if not well:
         raise UserError(f"Slurm does not answer: {said}")

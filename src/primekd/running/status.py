@@ -15,13 +15,8 @@ SILENCE = 30 * 60  # seconds without a word after which a stage on another machi
 
 
 def stage_states(profile: Profile) -> list[dict[str, Any]]:
-    """One entry a stage that was ever started, oldest first: stage, done, total, unit, state, started, updated.
-
-    `state` is running, done, stopped, or lost: said to be running by a process that is there no more.
-
-    Raises:
-        UserError: one of the files is damaged.
-    """
+    """One entry a stage that was ever started, oldest first: stage, done, total, unit, started, updated, and state:
+    running, done, stopped, or lost (its process is there no more). Raises UserError if one of the files is damaged."""
     found = [read_state(path) for path in progress_folder(profile).glob("*.json")]
     states = [entry.model_dump() | ({"state": "lost"} if is_lost(entry) else {}) for entry in found if entry]
     return sorted(states, key=lambda s: (s["started"], s["stage"]))
@@ -39,13 +34,17 @@ def is_lost(entry: StageState) -> bool:
 
 def logs_lines(profile: Profile) -> list[str]:
     """Which logs there are, this machine's and published, and how they differ; a line each."""
-    from primekd.running.reproduction import REPRODUCTION
+    from primekd.running.reproduction import REPRODUCTION, unlike_settings
 
     own, published = profile.logs / MANIFEST, profile.published / MANIFEST
     lines = [_described("This machine's logs", own), _described("Published logs", published)]
     if not (own.is_file() and published.is_file()):
         return lines
-    lines[1] += f": {_compared(own, published)}"
+    said = ["the same"]
+    if own.read_bytes() != published.read_bytes():
+        older = str(read_manifest(published).get("end")) < str(read_manifest(own).get("end"))
+        said = [f"other, and {'older' if older else 'newer'}", *unlike_settings(own.parent, published.parent)]
+    lines[1] += f": {'; '.join(said)}"
     kept = own.parent / REPRODUCTION
     found = read_json(kept) if kept.is_file() else {}
     hashes = [found.get(side, {}).get("manifest_sha256") for side in ("here", "published")]
@@ -63,12 +62,3 @@ def _described(what: str, manifest: Path) -> str:
     return (
         f"{what}: {relative_name(manifest.parent)}, of {facts.get('end', 'unknown date')}, commit {short_commit(facts)}"
     )
-
-
-def _compared(own: Path, published: Path) -> str:
-    from primekd.running.reproduction import unlike_settings
-
-    if own.read_bytes() == published.read_bytes():
-        return "the same"
-    older = str(read_manifest(published).get("end")) < str(read_manifest(own).get("end"))
-    return "; ".join([f"other, and {'older' if older else 'newer'}", *unlike_settings(own.parent, published.parent)])

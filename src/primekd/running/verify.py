@@ -14,14 +14,10 @@ from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
-    MANIFEST,
-    read_manifest,
-    relative_name,
-)
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.foundation.tables import read_table
 from primekd.running.verify_run import Check, check_outputs, check_run, checked
-from primekd.studies import published as published_study
+from primekd.studies.published import VERDICTS, compute_tables, own_inputs, published_folder, read_verdicts
 from primekd.studies.results import OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
 from primekd.studies.study import find_study
 from primekd.tasks.load import task_of
@@ -30,11 +26,7 @@ from primekd.tasks.protocol import Task
 
 
 def verify(profile: Profile) -> list[Check]:
-    """Checks a profile's logs; of this machine's own also what they were made from, as far as it is here.
-
-    Raises:
-        UserError: there are no such logs.
-    """
+    """Checks a profile's logs and, of this machine's own, what they were made from. Raises UserError without logs."""
     if not (profile.logs / MANIFEST).is_file():
         raise UserError(
             f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
@@ -48,7 +40,7 @@ def _fix(profile: Profile, what: str) -> str:
     """What to do where a check found something."""
     logs, option = relative_name(profile.logs), f"--profile {profile.name}"
     ends = (logs, *(f"{logs}/{name}" for name in ANSWER_SETS))
-    if what.endswith(relative_name(published_study.published_folder())):
+    if what.endswith(relative_name(published_folder())):
         return f"`git checkout {what.split()[-1]}` brings files back; `primekd published-study FOLDER` grades anew."
     if what == f"{logs}/report.html":
         return f"`primekd report {option}{' --published' if profile.logs == profile.published else ''}` writes it."
@@ -102,11 +94,8 @@ def check_report(profile: Profile) -> Check:
 
 
 def check_models(profile: Profile) -> Check:
-    """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is.
-
-    Logs from before there was a table of the teacher's responses have none. Answer sets are answered without the
-    teacher, and without held-out rows.
-    """
+    """Whether every model that the manifest or the summary names has a log, a row and a lineage, and every table is
+    there; older logs lack some, and answer sets have neither teacher nor held-out rows."""
     folder, manifest = profile.logs, read_manifest(profile.logs / MANIFEST)
     summed = {row.get("model") for row in read_table(folder / "summary.csv")}
     logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
@@ -131,15 +120,10 @@ def check_verdicts(folder: Path, task: Task = NUMBERS) -> Check:
         problems += [
             f"{path.name}: the verdict on {r.id} does not follow from its answer"
             for r in rows
-            if not follows(r, extractor, task)
+            if grade_row(r, extractor, task) != r
         ]
         problems += check_count(folder, path.stem, rows)
     return Check(f"verdicts in {relative_name(folder)}", problems)
-
-
-def follows(row: LogRow, extractor: str = "published", task: Task = NUMBERS) -> bool:
-    """Whether a logged value, rule, place and verdict are what the extraction gives today."""
-    return grade_row(row, extractor, task) == row
 
 
 def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:
@@ -193,19 +177,16 @@ def _other_tables(folder: Path, tables: dict[str, str], source: str) -> list[str
 
 
 def check_published() -> list[Check]:
-    """The published study's logs as graded here: outputs, today's labels and rules, tables. Nothing if there are none.
-
-    The released texts are not in the checkout, so the values in verdicts.csv are taken as they are.
-    """
-    folder = published_study.published_folder()
+    """The published study's logs as graded here, if there are any: outputs, today's labels and rules, tables. The
+    released texts are not in the checkout, so the values in verdicts.csv are taken as they are."""
+    folder = published_folder()
     if not folder.is_dir():
         return []
-    inputs, tables = f"inputs of {relative_name(folder)}", f"tables in {relative_name(folder)}"
-    checks = []
+    name, verdicts, checks = relative_name(folder), folder / VERDICTS, []
     for what, check in (
-        (relative_name(folder), lambda: check_outputs(folder / MANIFEST).problems),
-        (inputs, lambda: _changed_inputs(read_manifest(folder / MANIFEST)["inputs"])),
-        (tables, lambda: _other_tables(folder, _published_tables(folder), published_study.VERDICTS)),
+        (name, lambda: check_outputs(folder / MANIFEST).problems),
+        (f"inputs of {name}", lambda: _changed_inputs(read_manifest(folder / MANIFEST)["inputs"])),
+        (f"tables in {name}", lambda: _other_tables(folder, compute_tables(*read_verdicts(verdicts)), VERDICTS)),
     ):
         try:
             checks.append(Check(what, check()))
@@ -215,9 +196,5 @@ def check_published() -> list[Check]:
 
 
 def _changed_inputs(recorded: dict[str, Any]) -> list[str]:
-    changed = [name for name, value in published_study.own_inputs().items() if recorded.get(name) != value]
+    changed = [name for name, value in own_inputs().items() if recorded.get(name) != value]
     return [f"{name} changed since the logs were graded: run `primekd published-study`" for name in changed]
-
-
-def _published_tables(folder: Path) -> dict[str, str]:
-    return published_study.compute_tables(*published_study.read_verdicts(folder / published_study.VERDICTS))

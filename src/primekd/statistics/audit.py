@@ -30,9 +30,7 @@ class AuditRow:
 
 def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iterable[Decision]) -> list[AuditRow]:
     """Error rate of the automatic grading by blind second looks, with its Wilson interval: a row a model, then `all`.
-
-    An answer counts once, with its latest audit, against the value that the log holds now. Empty without audits.
-    """
+    An answer counts once, with its latest audit, against the value that the log holds now. Empty without audits."""
     found = by_answer(profile_name, (d for d in decisions if d.purpose == AUDIT))
     differs: dict[str, list[bool]] = {}
     for model, log in logs.items():
@@ -45,13 +43,7 @@ def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iter
 
 
 def audit_scope(audited: Iterable[str], models: Iterable[str], named: Callable[[str], str] = str) -> str:
-    """Which models the last row of an audit covers, in a sentence; empty where it covers all, or there is no audit.
-
-    Args:
-        audited: the models of the audit's rows.
-        models: every model of the study.
-        named: a model's name in the sentence.
-    """
+    """Which of the study's `models` the row of all `audited` ones covers, in words; empty for all, or no audit."""
     audited, models = set(audited), list(models)
     missing = [named(model) for model in models if model not in audited]
     if not audited or not missing:

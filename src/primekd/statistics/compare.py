@@ -19,11 +19,8 @@ SIDES = ("first", "second")
 
 
 def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[LogRow]:
-    """A per-item log as it is or, with `columns`, any CSV of answers, graded.
-
-    Raises:
-        UserError: the file cannot be read, or is no per-item log and no columns were named.
-    """
+    """A per-item log as it is or, with `columns`, any CSV of answers, graded. Raises UserError if the file cannot be
+    read, or is no per-item log and no columns were named."""
     if columns:
         return grade_rows(path, columns, extractor)
     _, cells = read_rows(path)[0]
@@ -45,11 +42,7 @@ def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:
 
 
 def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
-    """The items of two files, by id.
-
-    Raises:
-        UserError: an id stands twice, or the two files have other items, questions or gold values.
-    """
+    """The items of two files, by id. Raises UserError if an id stands twice, or items, questions or golds differ."""
     a, b = ({row.id: row for row in rows} for rows in (first, second))
     if len(a) < len(first) or len(b) < len(second):
         raise UserError("One of the files has an id twice: give each item an id of its own in a column `id`.")
@@ -65,16 +58,9 @@ def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
 
 
 def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
-    """Accuracies with Wilson intervals, their paired difference (second minus first) and the p of its being 0.
-
-    `p` is McNemar's exact one or, where items share templates, the larger of that and the clustered t's.
-
-    Args:
-        adjudicated: take a person's decisions where there are any.
-
-    Raises:
-        UserError: there are fewer than two pairs, so that no interval exists.
-    """
+    """Accuracies with Wilson intervals, their paired difference (second minus first) and the p of its being 0:
+    McNemar's exact one or, where items share templates, the larger of that and the clustered t's. `adjudicated`: by
+    people's decisions where there are any. Raises UserError if there are fewer than two pairs."""
     if len(pairs) < 2:
         raise UserError("One item alone shows nothing: compare files of two or more.")
     key = "correct_adjudicated" if adjudicated else "correct"

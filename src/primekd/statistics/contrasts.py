@@ -78,11 +78,7 @@ def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[str, Seeds]:
-    """Arm -> seed -> verdicts in the order of the items.
-
-    Args:
-        adjudicated: by people's values where they decided on one, else by the automatic verdict alone.
-    """
+    """Arm -> seed -> verdicts in the items' order; `adjudicated`: by people's values where they decided on one."""
     key = "correct_adjudicated" if adjudicated else "correct"
     return by_seed({model: np.array([getattr(r, key) for r in log], float) for model, log in logs.items()})
 
@@ -106,11 +102,8 @@ def compare_accuracies(
 
 
 def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned: Planned) -> list[ContrastRow]:
-    """The planned contrasts, Holm-adjusted over all of a family and all that was measured.
-
-    Raises:
-        ValueError: the models were measured on different items, or on one alone.
-    """
+    """The planned contrasts, Holm-adjusted over all of a family and all that was measured. Raises ValueError if the
+    models were measured on different items, or on one alone."""
     automatic, decided = (compare_accuracies(logs, planned, adjudicated) for adjudicated in (False, True))
     fits = {measure: _compare_fits(held_out, measure, list(automatic)) for measure in FITS}
     tests = {(pair, measure): effect.p for measure, found in fits.items() for pair, effect in found.items()}
@@ -165,10 +158,7 @@ def _compare_fits(
 
 def fits_of(held_out: Iterable[HeldOutRow], measure: str) -> tuple[dict[str, Seeds], list[int], list[str]]:
     """(arm -> seed -> (items,) sums of a held-out measure, tokens an item, clusters); empty where it was not measured.
-
-    Raises:
-        ValueError: the models were measured on different items.
-    """
+    Raises ValueError if the models were measured on different items."""
     rows: dict[str, dict[str, HeldOutRow]] = {}
     for row in held_out:
         rows.setdefault(row.model, {})[row.id] = row

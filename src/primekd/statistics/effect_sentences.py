@@ -72,11 +72,7 @@ def _listed(measures: list[str]) -> str:
 
 
 def subset_sentences(subsets: list[Row], items: str) -> list[str]:
-    """A sentence a kind of subset.
-
-    Args:
-        items: how many test items there are in all.
-    """
+    """A sentence a kind of subset of the test items, of which there are `items` in all."""
     return [
         _subset(name, [row for row in subsets if row["subset"] == name], items)
         for name in dict.fromkeys(row["subset"] for row in subsets)

@@ -27,10 +27,8 @@ NO_SETTING = {
 
 
 class Asked(NamedTuple):
-    """An effect of one arm: the mean of the arms in `plus` less that of those in `minus`.
-
-    An interaction is the sum less the sum: what both together do beyond what each does alone.
-    """
+    """An effect of one arm: the mean of the arms in `plus` less that of those in `minus`; of an interaction the sum
+    less the sum, what both together do beyond what each does alone."""
 
     arm: str
     effect: str
@@ -53,13 +51,10 @@ class EffectRow:
     rewordings, less the unprimed one; each wording is a draw, as a seed is (`seeds` counts them, of one training each),
     so that what hangs on one sentence does not pass.
 
-    `model`, `reference`: the arms of both sides. Accuracies are shares, kl and nll_gold nats a token; intervals are
-    Student's t, clustered by template where items have one, and by seed where all cells have several. `p` of the
-    accuracies is the exact test of signs; where items share templates the larger of that and the clustered t's; with
-    several seeds, and for kl and nll_gold, the clustered t's. The columns `p_holm` are adjusted over all measures of
-    all effects; the negative control has a family of its own. `truncated`, `reference_truncated`: of the cell of each
-    side that was cut off most. `mde` is the smallest true effect on accuracy that the t test finds in 80 % of
-    repetitions at the first of Holm's thresholds; empty where the cells do not differ at all.
+    `model`, `reference`: the arms of both sides. Units, intervals and p are as in `ContrastRow`, with the exact test of
+    signs in place of McNemar's. The columns `p_holm` are adjusted over all measures of all effects; the negative
+    control has a family of its own. `truncated`, `reference_truncated`: of the cell of each side that was cut off most.
+    `mde` is of the t test at the first of Holm's thresholds; empty where the cells do not differ at all.
     """
 
     arm: str
@@ -126,10 +121,7 @@ def _pair(arm: str, effect: str, one: str | None, other: str | None) -> Asked | 
 
 def effect_rows(logs: dict[str, list[LogRow]], held_out: Iterable[HeldOutRow]) -> list[EffectRow]:
     """The effects that the models' arms have all cells for, and the negative control where the baseline has two seeds.
-
-    Raises:
-        ValueError: the models were measured on different items, or on one alone.
-    """
+    Raises ValueError if the models were measured on different items, or on one alone."""
     arms, names = load_arms(), {split_seed(model)[0] for model in logs}
     here = {name: arm for name, arm in arms.items() if name in names}
     again = [

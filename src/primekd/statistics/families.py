@@ -41,11 +41,8 @@ def _varied(arm: Arm) -> list[str]:
 
 
 def plan_of(models: Iterable[str], arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> Planned:
-    """The planned contrasts of these models, each with the family that its p-values are adjusted in.
-
-    Args:
-        named: what the profile names as its main family, whatever the roles ask for; those come first.
-    """
+    """The planned contrasts of these models, each with the family that its p-values are adjusted in. `named` is what
+    the profile names as its main family, whatever the roles ask for; those come first."""
     models = list(models)
     here = {split_seed(model)[0] for model in models}
     pairs = [pair for pair in named if here.issuperset(pair)]
@@ -54,10 +51,8 @@ def plan_of(models: Iterable[str], arms: Mapping[str, Arm], named: Collection[Pa
 
 
 def family_of(pair: Pair, arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> str:
-    """The study's own questions, or checks of its design.
-
-    By roles: a treatment against a placebo is one of the study's questions, all else about a placebo is a check.
-    """
+    """The study's own questions, or checks of its design. By roles a treatment against a placebo is one of the study's
+    questions, all else about a placebo is a check."""
     if named:
         return MAIN if pair in named else CHECKS
     roles = tuple(arms[name].role for name in pair if name in arms)

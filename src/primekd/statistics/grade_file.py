@@ -35,11 +35,8 @@ class Columns:
 
 
 def read_rows(path: Path, needed: Iterable[str] = ()) -> list[tuple[str, Cells]]:
-    """The place and the cells of every row of a CSV file.
-
-    Raises:
-        UserError: it is absent, not UTF-8, empty, or lacks a needed column, or a row was cut short.
-    """
+    """The place and the cells of every row of a CSV file. Raises UserError if it is absent, not UTF-8, empty, or lacks
+    a needed column, or a row was cut short."""
     if not (rows := read_cells(path, needed, asked=True)):
         raise UserError(f"{path} has no rows.")
     return rows
@@ -49,10 +46,7 @@ def token_limit(rows: list[Cells], response: str) -> int | None:
     """The limit of new tokens that the answers ran into; None where their lengths show none.
 
     Where there was a limit, many answers have exactly its length, and most of these stop in the middle of a sentence.
-    Answers of unknown length say nothing.
-
-    Raises:
-        ValueError: a length is neither empty nor a whole number.
+    Answers of unknown length say nothing. Raises ValueError if a length is neither empty nor a whole number.
     """
     lengths = [_optional(row, LENGTH_COLUMN, as_count) for row in rows]
     known = [length for length in lengths if length is not None]
@@ -73,15 +67,9 @@ def truncation_found(rows: list[Cells], response: str) -> str:
 
 
 def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> list[LogRow]:
-    """Grades every row of a file.
-
-    Whether an answer was truncated is taken from a column `truncated`, else from the pile of answers that have the
-    greatest `response_tokens`, else judged from its text.
-
-    Raises:
-        UserError: the file cannot be read, an id stands twice, or a gold value is no number; the sentence
-            names the rows.
-    """
+    """Grades every row of a file. Truncated is what a column `truncated` says, else who is in the pile of answers with
+    the greatest `response_tokens`, else as the text ends. Raises UserError if the file cannot be read, an id stands
+    twice, or a gold value is no number; the sentence names the rows."""
     if extractor not in EXTRACTORS:
         raise UserError(f"No extractor is called {extractor!r}: choose from {', '.join(EXTRACTORS)}.")
     rows = read_rows(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
@@ -135,15 +123,9 @@ def _grade(number: int, row: Cells, columns: Columns, extractor: str, limit: int
 
 
 def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor: str = "published") -> dict[str, Any]:
-    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there).
-
-    Returns:
-        n, correct, accuracy, ci95 (Wilson), truncated, rules (how often each fired), extractor and truncated_found, in
-        the words of `truncation_found`.
-
-    Raises:
-        UserError: as `grade_rows`.
-    """
+    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there). Returns n, correct, accuracy,
+    ci95 (Wilson), truncated, rules (how often each fired), extractor, truncated_found. Raises UserError as `grade_rows`
+    does."""
     if out and out.exists() and path.exists() and out.samefile(path):
         raise UserError(f"{out} is the file that is graded: name another one for the log.")
     log = grade_rows(path, columns, extractor)

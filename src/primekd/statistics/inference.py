@@ -35,11 +35,8 @@ class McNemar(NamedTuple):
 
 
 def accuracy(correct: Sequence[bool], items: Sequence[str] = ()) -> Estimate:
-    """Share of correct answers with its Wilson interval or, where items have several, a t interval clustered by item.
-
-    Args:
-        items: (answers,) the item of each.
-    """
+    """Share of correct answers with its Wilson interval or, where items have several, a t interval clustered by item;
+    items: (answers,) the item of each."""
     right, independent = sum(correct), len(correct)
     share = right / independent
     if 1 < (count := len(set(items))) < len(items):
@@ -62,13 +59,8 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 
 
 def sign_flips_exact(differences: Sequence[float]) -> McNemar:
-    """Exact two-sided test that signs are drawn by chance: McNemar's for +1 and -1, for sums of several verdicts too.
-
-    Fisher 1935 (randomisation test), over all signs of the differences that are not 0.
-
-    Args:
-        differences: (items,) multiples of 0.5.
-    """
+    """Exact two-sided test that signs are drawn by chance (Fisher 1935, randomisation test), over all signs of the
+    differences that are not 0: (items,) multiples of 0.5. McNemar's for +1 and -1, for sums of several verdicts too."""
     halves = np.rint(2 * np.asarray(differences)).astype(int)
     chance = np.ones(1)  # of each sum, from the least to the greatest
     for size in abs(halves[halves != 0]):
@@ -81,11 +73,8 @@ def sign_flips_exact(differences: Sequence[float]) -> McNemar:
 
 
 def detectable_difference(test: McNemar, items: int, level: float) -> float:
-    """The smallest true difference in accuracy, as a share, that the exact test finds in 80 % of repetitions.
-
-    The test is two-sided at `level`, on as large a share of discordant items as was seen here, or as the difference
-    itself needs. 1 where no difference is found so often.
-    """
+    """The smallest true difference in accuracy, as a share, that the exact test, two-sided at `level`, finds in 80 % of
+    repetitions, with as many discordant items as were seen here, or as the difference needs; 1 where there is none."""
     seen = (test.only_first + test.only_second) / items
     discordant = np.arange(1, items + 1)  # how many there can be, and from how many on one side on the test rejects
     enough = binom.isf(level / 2, discordant, 0.5) + 1
@@ -230,10 +219,8 @@ def ratio(totals: Sequence[float], counts: Sequence[float], samples: int) -> Est
 
 @dataclass(frozen=True)
 class Comparison:
-    """Verdicts on two models, first minus second. `test` is None where a side has several trainings.
-
-    `clusters`: independent draws, fewer than `items` where these share templates.
-    """
+    """Verdicts on two models, first minus second. `test` is None where a side has several trainings. `clusters`:
+    independent draws, fewer than `items` where these share templates."""
 
     test: McNemar | None
     effect: Effect
@@ -271,10 +258,8 @@ def compare_verdicts(first: Seeds, second: Seeds, groups: Sequence[str]) -> Comp
 
 
 def compare_sums(differences: Seeds, groups: Sequence[str], most: float) -> Comparison:
-    """Differences between sums of several models' verdicts, at most `most` an item. Raises ValueError as `clustered`.
-
-    The test is the exact one of signs; its counts are of items with a difference above and below 0.
-    """
+    """Differences between sums of several models' verdicts, at most `most` an item, with the exact test of signs, whose
+    counts are of items with a difference above and below 0. Raises ValueError as `clustered`."""
     effect = _as_share(clustered(differences, {}, np.ones(len(groups)), groups), -most, most)
     test = sign_flips_exact(next(iter(differences.values()))) if len(differences) == 1 else None
     return Comparison(test, effect, len(groups), places_of(groups)[1])

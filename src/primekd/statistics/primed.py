@@ -21,12 +21,12 @@ class PrimedRow:
     """The teacher under one arm's prompt on the items of a split. Differences are primed minus unprimed, paired.
 
     `accuracy` by the profile's reading, with Wilson's interval; differences with Student's t, clustered by template
-    where items have one; `accuracy_p` McNemar's exact one, or the larger of that and the clustered t's. `tokens` and
-    `tokens_difference` are means of a response. `kl_p`: that the KL is 0.01, below which it counts as small. The
-    columns `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions
-    with the unprimed token; `same_whole`: responses that are the unprimed one. Of `measured`
-    items: `entropy` (nats a token), `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed ||
-    unprimed) in nats a token on the primed text.
+    where items have one; `accuracy_p` McNemar's exact one, or the larger of that and the clustered t's. `tokens`,
+    `tokens_difference`: means of a response. `kl_p`: that the KL is 0.01, below which it counts as small. The columns
+    `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions with the
+    unprimed token; `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token),
+    `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed || unprimed), nats a token of the primed
+    text.
     """
 
     split: str
@@ -70,11 +70,7 @@ def by_arm(rows: Sequence[JudgedRow], split: str) -> dict[str, Found]:
 
 
 def primed_rows(rows: Sequence[JudgedRow], unprimed: str) -> list[PrimedRow]:
-    """A row for every split and arm.
-
-    Raises:
-        ValueError: an arm has other items than the unprimed one.
-    """
+    """A row for every split and arm. Raises ValueError if an arm has other items than the unprimed one."""
     made = []
     for split in dict.fromkeys(row.split for row in rows):
         arms = by_arm(rows, split)

@@ -12,10 +12,8 @@ from primekd.tasks.clusters import item_of
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One model under one extractor. `found`: answers in which it found a value.
-
-    Adjudicated: by a person's value where one was decided on, else by the extractor's.
-    """
+    """One model under one extractor. `found`: answers in which it found a value. Adjudicated: by a person's value where
+    one was decided on, else by the extractor's."""
 
     model: str
     extractor: str
@@ -33,10 +31,8 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class Reading:
-    """One answer under every extractor: name -> value, None where it found none.
-
-    `adjudicated`: a person's value as logs write it, empty where nobody decided.
-    """
+    """One answer under every extractor: name -> value, None where it found none. `adjudicated`: a person's value as
+    logs write it, empty where nobody decided."""
 
     model: str
     id: str
@@ -74,10 +70,7 @@ def accuracies(model: str, readings: list[Reading]) -> list[AccuracyRow]:
 
 
 def readings_text(readings: list[Reading]) -> str:
-    """extractors.csv, -1 where no value was found and -1.0 for a true minus one.
-
-    Ids and values alone: no cell can need quotes, except ids that hold a comma or a quote.
-    """
+    """extractors.csv, -1 where no value was found and -1.0 for a true minus one. No cell but an id can need quotes."""
     lines = [",".join(["model", "id", "gold", *EXTRACTORS])]
     for r in readings:
         values = (as_written(r.values[name]) for name in EXTRACTORS)

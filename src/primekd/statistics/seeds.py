@@ -36,10 +36,8 @@ class SeedRow:
 
 
 def seed_rows(logs: dict[str, list[LogRow]], planned: Planned) -> list[SeedRow]:
-    """Rows for every strategy with two seeds or more, and for every planned contrast with two or more on both sides.
-
-    A reference that is not trained (the control) has the same verdicts under every seed.
-    """
+    """Rows for every strategy with two seeds or more, and for every planned contrast with two or more on both sides;
+    the control, which is not trained, has the same verdicts under every seed."""
     if not logs:
         return []
     automatic, decided = (_effects(logs, planned, adjudicated) for adjudicated in (False, True))

@@ -36,12 +36,9 @@ def sentence(row: Row) -> str:
 
 
 def claims(contrasts: list[Row], numbers: bool = False) -> list[str]:
-    """What the contrasts allow to be said, a sentence for each reference and measure.
-
-    Args:
-        numbers: with the adjusted p of each difference (the smallest one where none is claimed) and how many training
-            seeds it covers; else the same words on every machine that claims the same.
-    """
+    """What the contrasts allow to be said, a sentence for each reference and measure. With `numbers` also each
+    difference's adjusted p (the smallest one where none is claimed) and how many training seeds it covers; else the
+    same words on every machine that claims the same."""
     sentences = []
     for reference in dict.fromkeys(row["reference"] for row in contrasts):
         for measure in MEASURES:
@@ -72,20 +69,14 @@ def _claim(rows: list[Row], measure: str, numbers: bool) -> str:
 
 
 def is_claimed(row: Row, measure: str, p_column: str = "") -> bool:
-    """Whether a difference in a measure may be claimed.
-
-    Args:
-        p_column: of another adjusted p than the measure's own.
-    """
+    """Whether a difference in a measure may be claimed, by its own adjusted p or that in `p_column`."""
     p = float(row[p_column or MEASURES[measure][0]])
     return p < LEVEL and float(row[measure]) != 0 and not why_not(row, measure)
 
 
 def why_not(row: Row, measure: str) -> str:
-    """Why a contrast cannot be claimed whatever its p is; empty where it can.
-
-    Held-out fit is measured on given texts, so that it does not matter there where a model's own answers end.
-    """
+    """Why a contrast cannot be claimed whatever its p is; empty where it can. Held-out fit is measured on given texts:
+    where a model's own answers end does not matter there."""
     if measure != "accuracy":
         return ""
     cut = [

@@ -47,11 +47,7 @@ FROM_CONTRASTS = [f.name for f in fields(SubsetRow) if f.name not in ("subset", 
 
 
 def read_taught(path: Path) -> Taught:
-    """The teacher's answers to the test items; none where there is no such file.
-
-    Raises:
-        UserError: it has a row that cannot be read.
-    """
+    """The teacher's answers to the test items, if the file is there. Raises UserError if a row cannot be read."""
     found: dict[str, dict[str, tuple[bool, int]]] = {}
     for row in read_records(path, JudgedRow) if path.is_file() else []:
         if row.split == "test":

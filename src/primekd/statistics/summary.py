@@ -11,10 +11,8 @@ from primekd.tasks.clusters import item_of
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One model. Accuracies are shares; kl and nll are nats a token, empty for the teacher itself.
-
-    kl is empty for every model where the teacher's text alone was kept.
-    """
+    """One model. Accuracies are shares; kl and nll are nats a token, empty for the teacher itself, kl also where the
+    teacher's text alone was kept."""
 
     model: str
     title: str

@@ -52,13 +52,10 @@ NO_GRADING |= {"forgetting_items", "few_shot"}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
-    """Scores every model on the test items; returns runs/<profile>/logs/.
-
-    Writes <model>.csv (per-item logs), held-out.csv, tokens.safetensors, responses.csv, the tables, loss_curves/ and
-    manifest.json; forgetting.csv, and a folder of logs, tables and manifest for each answer set, where they are asked
-    for.
-    What is already answered with the same inputs is not generated again, unless `force` is given.
-    """
+    """Scores every model on the test items; returns runs/<profile>/logs/ with <model>.csv (per-item logs),
+    held-out.csv, tokens.safetensors, responses.csv, the tables, loss_curves/, manifest.json and, where they are asked
+    for, forgetting.csv and a folder of logs, tables and manifest for each answer set. What is already answered with the
+    same inputs is not generated again, unless `force` is given."""
     students = find_students(profile)
     items, reader = load_reference(profile)
     models, code = [*untrained_models(profile), *models_of(students)], stage_code("assess", profile)
@@ -175,10 +172,8 @@ def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, nam
 
 
 def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
-    """From a log back to what it was computed from; kept beside the log, because runs/ is not in git.
-
-    The signals are those that the student was trained on, whatever the store holds today.
-    """
+    """From a log back to what it was computed from; kept beside the log, because runs/ is not in git. The signals are
+    those that the student was trained on, whatever the store holds today."""
     keys = ("inputs", "outputs", "start", "end", "seconds", "energy_kwh", "steps", "response_tokens", "resumed")
     keys += ("mixed", "tuning")
     facts = {key: student.manifest.get(key) for key in keys if student.manifest.get(key) is not None}

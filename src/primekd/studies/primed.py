@@ -66,11 +66,8 @@ def ask(profile: Profile) -> None:
 
 
 def measure(profile: Profile, force: bool = False) -> Path:
-    """Judges what was captured; writes runs/<profile>/priming/ and returns it.
-
-    Raises:
-        UserError: a store is not there, not whole, or was altered.
-    """
+    """Judges what was captured; writes runs/<profile>/priming/ and returns it. Raises UserError if a store is not
+    there, not whole, or was altered."""
     jobs = jobs_of(profile)
     folder, code = judged_folder(profile), stage_code("priming", profile)
     inputs = {

@@ -28,22 +28,6 @@ CAPTURE_ITEM = 0.3  # generating and scoring
 TRAIN_ITEM = 0.5  # one pass of training
 TEST_ITEM = 0.5  # answering and held-out fit, of one model
 
-# All arms of a stage, and the held-out capture, are one.
-FORCED = {
-    "prepare-teacher": ("teacher",),
-    "capture": ("capture", "reference", "primed"),
-    "distill": ("distill",),
-    "assess": ("primed", "score", "assess"),
-}
-
-
-LABELS = {
-    "teacher": "prepare the teacher",
-    "reference": "capture held-out",
-    "primed": "what priming did to the teacher",
-    "report": "write the report",
-}
-
 
 def models(profile: Profile) -> list[str]:
     """What is scored, the slow ones last: the control, arms without a teacher, arms with one."""
@@ -80,8 +64,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
 
 
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
-    """All models are shared out among the scoring jobs, so where only some of them are scored again, those count too
-    much."""
+    """Models are shared out among the scoring jobs; where only some are scored again, the others count too."""
     data = profile.data
     captured = CAPTURE_ITEM * data.train_items
     scored = TEST_ITEM * profile.asked_items * len(models(profile))
@@ -151,8 +134,18 @@ STUDY = Study(
     expected="In `pocket` an effect was planted, and it is found: the student of bare answers (`ai-KD`) gets fewer "
     "questions right than the unprimed teacher's. In `pocket-plain` none was, and no accuracy is claimed to differ.",
     rules="priming.smk",
-    labels=LABELS,
-    forced=FORCED,
+    labels={
+        "teacher": "prepare the teacher",
+        "reference": "capture held-out",
+        "primed": "what priming did to the teacher",
+        "report": "write the report",
+    },
+    forced={  # all arms of a stage, and the held-out capture, are one
+        "prepare-teacher": ("teacher",),
+        "capture": ("capture", "reference", "primed"),
+        "distill": ("distill",),
+        "assess": ("primed", "score", "assess"),
+    },
     costs=costs,
     lost=lost,
     assess=assess,

@@ -54,10 +54,8 @@ def stored_answers(profile: Profile, items: Iterable[Item], reader: SignalReader
 
 
 def response_rows(profile: Profile, students: Sequence[Student]) -> list[ResponseRow]:
-    """A row for every store that the students learned from, the unprimed arm's among them.
-
-    A store that is not to be read any more (signals take room, and nobody needs them after the training) has no row.
-    """
+    """A row for every store that the students learned from, the unprimed arm's among them, as far as it can be read
+    (signals take room, and nobody needs them after the training)."""
     readers: dict[Path, SignalReader] = {}
     for student in students:
         inputs = student.manifest["inputs"]

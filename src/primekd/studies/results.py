@@ -37,14 +37,8 @@ TABLES = (
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
-    """The profile with the logs that a verb works on: this machine's where there are any, else the published ones.
-
-    Args:
-        published: the published ones in any case.
-
-    Raises:
-        UserError: there are no such logs.
-    """
+    """The profile with the logs that a verb works on: this machine's where there are any, else the published ones; with
+    `published` those in any case. Raises UserError if there are no such logs."""
     views = [profile.of_published()] if published else [profile, profile.of_published()]
     found = [view for view in views if (view.logs / MANIFEST).is_file()]
     if not found:
@@ -67,10 +61,7 @@ def held_out_of(profile: Profile) -> list[HeldOutRow]:
 
 def extractor_of(manifest: dict[str, Any]) -> str:
     """The extractor that decides in the logs of a manifest. Logs that name none were graded by the published rules.
-
-    Raises:
-        UserError: there is no such extractor.
-    """
+    Raises UserError if there is no such extractor."""
     name = manifest.get("inputs", {}).get("assess", {}).get("extractor", "published")
     if name not in EXTRACTORS:
         raise UserError(f"The logs' manifest names the extractor {name!r}: there are {', '.join(EXTRACTORS)}.")
@@ -99,11 +90,8 @@ def planned_inputs(profile: Profile) -> dict[str, Any]:
 
 
 def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], planned: Planned) -> dict[str, str]:
-    """Every table that follows from the logs (their decisions applied): file name -> text.
-
-    Effects and subsets have one where there are any: arms that cross text and logits or a second seed of the baseline,
-    and priming.csv beside the logs.
-    """
+    """Every table that follows from the logs (their decisions applied): file name -> text. Effects need arms that cross
+    text and logits or a second seed of the baseline, subsets priming.csv beside the logs."""
     samples, readings = profile.assess.bootstrap_samples, {model: read_all(model, rows) for model, rows in logs.items()}
     by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
     audits = audit_rows(profile.name, logs, read_decisions())
@@ -121,11 +109,8 @@ def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], pla
 
 
 def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[Path]:
-    """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but those kept.
-
-    Returns:
-        The files written, all in `profile.logs`. Logs of models, and tables, that are no more are deleted.
-    """
+    """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but those kept into
+    `profile.logs`, deletes those that are no more, and returns the files written."""
     folder, decisions = profile.logs, read_decisions()
     logs = {model: apply_decisions(profile.name, model, rows, decisions) for model, rows in logs.items()}
     tables = find_study(profile).tables(profile, logs, held_out)  # all of it before the first file is touched

@@ -19,10 +19,8 @@ from primekd.studies.regrade import regrade
 
 
 def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> str:
-    """Regrades the logs with what was decided, has the report written anew, and says what that changed.
-
-    A decision is on an answer, and this machine's logs and the published ones may both hold it: both are regraded.
-    `write_report` says what it wrote, a line each.
+    """Regrades this machine's logs and the published ones, as far as they hold an answer that was decided on, has the
+    report written anew (`write_report` says what it wrote, a line each), and says what that changed.
 
     Does nothing, and says so, where no decision was made and the logs hold all that were made before (by a session that
     was killed, or by somebody else).

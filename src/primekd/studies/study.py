@@ -51,11 +51,7 @@ class Study:
 
 
 def find_study(profile: Profile) -> Study:
-    """The recipe that a profile names: `STUDY` of a module of this package.
-
-    Raises:
-        UserError: there is no such recipe.
-    """
+    """The recipe that a profile names: `STUDY` of a module of this package. Raises UserError if there is none."""
     name = f"primekd.studies.{profile.study}"
     module = import_module(name) if is_name(profile.study) and "." not in profile.study and find_spec(name) else None
     study = getattr(module, "STUDY", None)
