@@ -73,31 +73,22 @@ def disk_errors(path: Path):
     """Turns a full disk or a forbidden folder into one sentence that says what to do."""
     try:
         yield
-    except OSError as error:
-        _raise_if_disk(error, path)
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        # safetensors reports the operating system's error as text only
+        told = not isinstance(error, OSError) and "No space left on device" in str(error)
+        if told or code in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"The disk is full: {relative_name(path)} could not be written. "
+                "Free some space and run the same command again; finished parts are kept."
+            ) from error
+        if code in (errno.EACCES, errno.EROFS):
+            raise UserError(
+                f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner."
+            ) from error
+        if code in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT):
+            raise UserError(f"{relative_name(path)} cannot be written: {error.strerror}. Name a file.") from error
         raise
-    except Exception as error:  # safetensors reports the operating system's error as text only
-        if "No space left on device" in str(error):
-            raise UserError(_full_disk(path)) from error
-        raise
-
-
-def _full_disk(path: Path) -> str:
-    return (
-        f"The disk is full: {relative_name(path)} could not be written. "
-        "Free some space and run the same command again; finished parts are kept."
-    )
-
-
-def _raise_if_disk(error: OSError, path: Path) -> None:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise UserError(_full_disk(path)) from error
-    if error.errno in (errno.EACCES, errno.EROFS):
-        raise UserError(
-            f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner."
-        ) from error
-    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT):
-        raise UserError(f"{relative_name(path)} cannot be written: {error.strerror}. Name a file.") from error
 
 
 @contextlib.contextmanager

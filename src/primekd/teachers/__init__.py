@@ -8,8 +8,6 @@ from primekd.models import load_tokenizer
 from primekd.teachers.packages import explained
 from primekd.teachers.protocol import Response, Sampling, TeacherEngine, TopLogprobs
 
-__all__ = ["Response", "Sampling", "TeacherEngine", "TopLogprobs", "open_engine"]
-
 
 def open_engine(profile: Profile) -> TeacherEngine:
     """Loads the teacher that a profile names.
