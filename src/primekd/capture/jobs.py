@@ -135,7 +135,8 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
         **_reads(job.scored_under, teacher),
         "split": job.split,
         "items_sha256": hash_items(items),
-        "teacher": teacher.identity() | {"model_sha256": _weights_hash(teacher)},
+        # Of weights behind an API nothing can be said.
+        "teacher": teacher.identity() | {"model_sha256": None if teacher.engine == "api" else weights_hash(teacher)},
         "max_new_tokens": profile.max_new_tokens,
         "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
         "tokenizer_sha256": tokenizer_hash(tokenizer),
@@ -176,11 +177,6 @@ def _text_of(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _weights_hash(teacher: TeacherConfig) -> str | None:
-    """What stands for the teacher's weights; None behind an API, where nothing can be said of them."""
-    return None if teacher.engine == "api" else weights_hash(teacher)
-
-
 def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list[int]]:
     """What the teacher reads of items under an arm's priming."""
     tokenizer, priming = load_tokenizer(teacher), priming_of(arm, teacher)
@@ -193,5 +189,4 @@ def open_signals(job: Job) -> SignalReader:
     Raises:
         UserError: it is absent, incomplete, altered, or of another configuration.
     """
-    spec = build_spec(job, job.items())
-    return SignalReader(job.folder, **spec)
+    return SignalReader(job.folder, **build_spec(job, job.items()))

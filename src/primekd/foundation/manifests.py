@@ -247,8 +247,5 @@ def is_current(folder: Path, inputs: dict[str, Any]) -> bool:
 
 def altered_outputs(path: Path, manifest: dict[str, Any]) -> list[str]:
     """Outputs of a manifest, by name relative to its folder, that are missing or have other bytes."""
-    return [name for name, digest in manifest["outputs"].items() if not _matches(path.parent / name, digest)]
-
-
-def _matches(path: Path, digest: str) -> bool:
-    return path.is_file() and hash_file(path) == digest
+    named = ((path.parent / name, name, digest) for name, digest in manifest["outputs"].items())
+    return [name for file, name, digest in named if not file.is_file() or hash_file(file) != digest]

@@ -226,7 +226,7 @@ def say_mixed(stage: str, parts: Iterable[Record], code: dict[str, Any], engine:
 
 def _other_engine(record: Record, engine: dict[str, Any] | None) -> str:
     was = record.get("engine")
-    keys = [key for key in engine or {} if was and was.get(key) != engine[key]] if engine else []
+    keys = [key for key in engine or {} if was and was.get(key) != engine[key]]
     return ", ".join(f"{key} {was.get(key)} -> {engine[key]}" for key in keys)
 
 

@@ -8,7 +8,7 @@ import csv
 import functools
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -43,6 +43,16 @@ def as_count(text: object) -> int:
 Flag = Annotated[bool, BeforeValidator(as_flag)]
 Count = Annotated[int, BeforeValidator(as_count)]
 Name = Annotated[str, Field(min_length=1)]
+
+
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]], quoting: int = csv.QUOTE_MINIMAL
+) -> None:
+    """Writes rows of cells under a header; None is an empty cell, and floats have all their digits."""
+    text = io.StringIO()
+    text.write(",".join(columns) + "\n")
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_table(path: Path, kind: type, rows: Iterable[Any]) -> Path:

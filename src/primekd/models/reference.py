@@ -49,7 +49,11 @@ class ModelReference:
         """The file or folder behind a path: or package: reference, or of a GGUF file on the hub, whether it exists or
         not."""
         if self.is_hub_file:
-            return self._stand_in if self._stand_in.exists() else self._downloaded
+            from primekd.models.hub import local_snapshot  # which reads references itself
+
+            stand_in = project_root() / "models" / self.file
+            snapshot = None if stand_in.exists() else local_snapshot(self)
+            return stand_in if stand_in.exists() else snapshot and snapshot / self.file
         if self.scheme == "path":
             return (project_root() / self.target).resolve()
         if self.scheme == "package":
@@ -59,17 +63,6 @@ class ModelReference:
                 return None
             return Path(next(iter(found.submodule_search_locations))) / file
         return None
-
-    @property
-    def _stand_in(self) -> Path:
-        return project_root() / "models" / self.file
-
-    @property
-    def _downloaded(self) -> Path | None:
-        from primekd.models.hub import local_snapshot  # which reads references itself
-
-        snapshot = local_snapshot(self)
-        return snapshot / self.file if snapshot else None
 
     @property
     def is_hub_file(self) -> bool:

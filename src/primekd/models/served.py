@@ -105,13 +105,18 @@ def measure_merge(
     return MergeError(_kl(beside, in_weights), _kl(beside, in_dtype), on_grid, sum(map(len, responses)))
 
 
-def _with_adapter(base, model: str, adapter: Path):
+def _with_adapter(base, model: str, adapter: Path, key: str = "default"):
+    """A base, or a peft model that has adapters already, with one more by the name `key`."""
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     require_same_base(adapter, model)
     try:
-        return PeftModel.from_pretrained(base, str(adapter))
-    except (RuntimeError, ValueError) as error:  # shapes or layers that the model does not have
+        if not isinstance(base, PeftModel):
+            return PeftModel.from_pretrained(base, str(adapter), adapter_name=key)
+        base.load_adapter(str(adapter), key)
+        return base
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # layers that the model does not have
         name, reason = relative_name(adapter), " ".join(str(error).split())[:200]
         raise UserError(f"The adapter {name} does not fit {model} ({reason}): train it again.") from error
 

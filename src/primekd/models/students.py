@@ -116,9 +116,12 @@ def written(target: Path, write: "Callable[[Path], None]") -> list[Path]:
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        sync_folder(target.parent)
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return sorted(p for p in target.iterdir() if p.is_file())

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -15,7 +15,7 @@ from primekd.models.template import turn_end
 from primekd.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_student(folder: str | os.PathLike) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -50,18 +50,21 @@ def load_student(folder: str | os.PathLike) -> "tuple[PreTrainedModel, PreTraine
         model = load_model(f"path:{folder / 'model'}", student.dtype)
     else:
         model = load_beside(student.model, student.dtype, folder / "adapter", student.quantization)
-    return _greedy(model, tokenizer), tokenizer
+    model.generation_config = plain_generation(model, tokenizer)
+    return model, tokenizer
 
 
-def _greedy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
-    """Without what the base's own generation_config asks for: penalties, sampling, other ends."""
+def plain_generation(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", **settings: Any
+) -> "GenerationConfig":
+    """A configuration of our own, greedy unless `settings` say more: a checkpoint's may carry penalties, top-k, a
+    temperature or other ends."""
     from transformers import GenerationConfig
 
     columns = model.get_output_embeddings().weight.shape[0]
-    model.generation_config = GenerationConfig(
-        do_sample=False,
+    return GenerationConfig(
         eos_token_id=sorted(turn_end(tokenizer).stops),
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=list(range(len(tokenizer), columns)) or None,  # padded columns are no tokens
+        **{"do_sample": False} | settings,
     )
-    return model

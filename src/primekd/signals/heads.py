@@ -46,7 +46,8 @@ def save_head(folder: Path, head: Tensor, transform: LogitTransform = PLAIN) -> 
     """
     tensor = head.detach().cpu().contiguous()
     behind = {} if transform == PLAIN else {"transform": json.dumps(asdict(transform))}
-    digest = hash_json([str(tensor.dtype), list(tensor.shape), _tensor_digest(tensor), *behind.values()])[:16]
+    values = hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()
+    digest = hash_json([str(tensor.dtype), list(tensor.shape), values, *behind.values()])[:16]
     path = folder.parent / f"head-{digest}.safetensors"
     if not (path.is_file() and _holds(path, tensor, transform)):
         with write_atomically(path) as temporary:
@@ -84,7 +85,3 @@ def _holds(path: Path, tensor: Tensor, transform: LogitTransform) -> bool:
             return torch.equal(handle.get_tensor("head"), tensor) and _transform(handle) == transform
     except (SafetensorError, TypeError, ValueError):
         return False
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()

@@ -12,13 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name
+from primekd.foundation.provenance import hash_file, relative_name
 from primekd.models.logits import PLAIN, LogitTransform
 from primekd.signals.codecs import TextCodec, codec_of
 from primekd.signals.heads import load_head, rebuilding_problem
-from primekd.signals.manifest import read_store
+from primekd.signals.manifest import read_complete
 from primekd.signals.rows import Asked, SignalRows, concatenate
-from primekd.signals.shards import FORMAT, PACKED, StoredItem
+from primekd.signals.shards import PACKED, StoredItem
 
 OPEN_SHARDS = 16  # files are mapped: more of them would be resident at a time
 
@@ -57,14 +57,8 @@ class SignalReader:
     def __init__(self, folder: Path, **expected: Any):
         self.folder = Path(folder)
         self.name = relative_name(self.folder)
-        if not (self.folder / MANIFEST).is_file():
-            raise UserError(f"{self.name} has no signals: run `primekd capture` (or the inference notebook) first.")
-        self.manifest = read_store(self.folder)
+        self.manifest = read_complete(self.folder)
         self.spec = self.manifest["spec"]
-        if self.manifest["format"] != FORMAT or hash_json(self.spec) != self.manifest["spec_sha256"]:
-            raise UserError(f"{self.name}/{MANIFEST} was altered or is of another version: capture again.")
-        if not self.manifest["complete"]:
-            raise UserError(f"{self.name} is not complete: run its capture again, it goes on where it stopped.")
         for key, value in expected.items():
             if self.spec.get(key) != value:
                 raise UserError(f"{self.name} was captured with another {key} than is asked for: capture again.")

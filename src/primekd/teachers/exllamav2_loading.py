@@ -7,7 +7,6 @@ import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -27,16 +26,6 @@ CACHES = {
     "Q4": "ExLlamaV2Cache_Q4",
 }
 OUT_OF_MEMORY = ("out of memory", "Insufficient VRAM", "Insufficient space in device allocation")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model on the GPUs. `input_tokens`: the most tokens of one forward; `paged`: sequences share the cache."""
-
-    model: Any
-    cache: Any
-    input_tokens: int
-    paged: bool
 
 
 def require_exl2(model: str) -> dict[str, Any]:
@@ -103,8 +92,11 @@ def gpu_memory(config: TeacherConfig) -> Iterator[None]:
         ) from error
 
 
-def load_exl2(package: ModuleType, config: TeacherConfig) -> Loaded:
+def load_exl2(package: ModuleType, config: TeacherConfig) -> tuple[Any, Any, int, bool]:
     """Loads weights and cache: over the GPUs one after the other, by a given split, or tensor-parallel.
+
+    Returns:
+        Model, cache, the most tokens of one forward, and whether sequences share the cache (paged).
 
     Raises:
         UserError: too little GPU memory, or a model that ExLlamaV2 cannot read or split.
@@ -138,7 +130,7 @@ def load_exl2(package: ModuleType, config: TeacherConfig) -> Loaded:
                 model.load_autosplit(cache)
     except (RuntimeError, AssertionError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"ExLlamaV2 cannot load {config.model} ({error}): fetch or convert it again.") from error
-    return Loaded(model, cache, model_config.max_input_len, paged)
+    return model, cache, model_config.max_input_len, paged
 
 
 def whole_pages(tokens: int) -> int:

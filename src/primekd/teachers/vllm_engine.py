@@ -5,8 +5,10 @@ prompt, where the prompt is prompt + response: vLLM shows the most probable toke
 """
 
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,7 @@ from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
 from primekd.models.template import turn_end
 from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
-from primekd.teachers.vllm_loading import (
-    head_dtype,
-    import_vllm,
-    require_gpus,
-    require_servable,
-    start_options,
-)
+from primekd.teachers.vllm_loading import head_dtype, import_vllm, require_gpus, require_servable, start_options
 
 
 class VllmEngine:
@@ -109,9 +105,9 @@ class VllmEngine:
         responses = [list(output.outputs[0].token_ids) for output in outputs]
         return [Response(ids, truncated=ids[-1] not in ends) for ids in responses]
 
-    def wearing(self, adapter: Path | None) -> "AdaptedEngine":
-        """The same server with an adapter put on."""
-        return AdaptedEngine(self, adapter)
+    def wearing(self, adapter: Path | None) -> SimpleNamespace:
+        """The same server with an adapter put on: what answers are generated with."""
+        return SimpleNamespace(generate=partial(self.generate, adapter=adapter))
 
     def score(
         self, prompts: list[list[int]], responses: list[list[int]], want: Want
@@ -119,26 +115,19 @@ class VllmEngine:
         """As the protocol has it. "logits" are log-probabilities of every token, which a softmax leaves as they are."""
         if want not in self.offers:
             raise ValueError(f"vLLM offers {sorted(self.offers)}, not {want}")
-        rows = []
-        for prompt, response, output in self._scored(prompts, responses, want):
-            shown = self.top_k if want == "top" else self.vocab_size
-            top = response_rows(output, [*prompt, *response], len(prompt), shown)
-            rows.append(top if want == "top" else by_column(top))
-        return rows
-
-    def _scored(self, prompts, responses, want: Want) -> Iterator[tuple[list[int], list[int], Any]]:
         shown = self.top_k if want == "top" else self.vocab_size
         settings = self.package.SamplingParams(**scoring_settings(shown))
         # Whole distributions arrive as lists of numbers, gigabytes for a batch of them.
         size = self.config.batch_size if want == "top" else 1
-        pairs = list(zip(prompts, responses, strict=True))
-        for start in range(0, len(pairs), size):
-            batch = pairs[start : start + size]
-            sequences = [[*prompt, *response] for prompt, response in batch]
-            for sequence in sequences:
+        sequences, rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)], []
+        for start in range(0, len(sequences), size):
+            batch = sequences[start : start + size]
+            for sequence in batch:
                 self._fits(len(sequence))
-            for (prompt, response), output in zip(batch, self._ask(sequences, settings), strict=True):
-                yield prompt, response, output
+            for prompt, sequence, output in zip(prompts[start:], batch, self._ask(batch, settings), strict=False):
+                top = response_rows(output, sequence, len(prompt), shown)
+                rows.append(top if want == "top" else by_column(top))
+        return rows
 
     def _ask(
         self, prompts: list[list[int]], settings, adapter: Path | None = None, bar: Callable[..., Any] | bool = False
@@ -179,16 +168,6 @@ class VllmEngine:
 
     def head(self) -> Tensor:
         raise UserError("vLLM shows neither hidden states nor the head: set signals.codec to topk, full or text.")
-
-
-class AdaptedEngine:
-    """A `VllmEngine` with an adapter put on: what answers are generated with."""
-
-    def __init__(self, engine: VllmEngine, adapter: Path | None):
-        self.engine, self.adapter = engine, adapter
-
-    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
-        return self.engine.generate(prompts, sampling, self.adapter)
 
 
 def ended_bar(ended: Callable[[], None]) -> Callable[..., Any]:

@@ -99,7 +99,7 @@ def _take(source: Path, folder: Path, made: dict[float, dict[str, Any]], best: f
     from primekd.models.students import written
 
     chosen, part = source / f"{best:g}", made[best]["kind"]  # adapter or model
-    files = written(folder / part, lambda target: shutil.copytree(chosen / part, target))
+    files = written(folder / part, lambda target: shutil.copytree(chosen / part, target, dirs_exist_ok=True))
     curves = {f"{CURVES}/{rate:g}.csv": source / f"{rate:g}" for rate, manifest in made.items() if manifest}
     for name, place in {"loss_curve.csv": chosen, **curves}.items():
         write_text(folder / name, (place / "loss_curve.csv").read_text(encoding="utf-8"))

@@ -7,7 +7,6 @@ another answer, and nothing decided before is applied to it. Where several peopl
 import contextlib
 import csv
 import fcntl
-import io
 import os
 import re
 import subprocess
@@ -22,7 +21,8 @@ from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import NOT_FOUND
 from primekd.assessment.reading.numbers import find_numbers
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import disk_errors, hash_json, project_root, relative_name, write_text
+from primekd.foundation.provenance import disk_errors, hash_json, project_root, relative_name
+from primekd.foundation.tables import write_csv
 from primekd.tasks.numbers import format_value
 
 REVIEW, AUDIT = "review", "audit"
@@ -178,7 +178,7 @@ def add_decision(decision: Decision, path: Path | None = None) -> None:
     """
     path = Path(path or decisions_file())
     with _locked(path):
-        _write([*read_decisions(path), decision], path)
+        write_csv(path, COLUMNS, map(astuple, [*read_decisions(path), decision]), csv.QUOTE_ALL)
 
 
 def remove_decision(decision: Decision, path: Path | None = None) -> None:
@@ -188,7 +188,7 @@ def remove_decision(decision: Decision, path: Path | None = None) -> None:
         kept = read_decisions(path)
         if decision in kept:
             del kept[len(kept) - 1 - kept[::-1].index(decision)]  # the last of equal rows
-            _write(kept, path)
+            write_csv(path, COLUMNS, map(astuple, kept), csv.QUOTE_ALL)
 
 
 @contextlib.contextmanager
@@ -202,13 +202,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def _write(decisions: Iterable[Decision], path: Path) -> None:
-    text = io.StringIO()
-    text.write(",".join(COLUMNS) + "\n")
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(astuple(d) for d in decisions)
-    write_text(path, text.getvalue())
 
 
 def by_answer(profile_name: str, decisions: Iterable[Decision]) -> dict[tuple[str, str, str], list[Decision]]:
