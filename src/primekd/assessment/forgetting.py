@@ -58,11 +58,8 @@ def as_teacher(profile: Profile) -> Profile:
 
 
 def open_reference(profile: Profile, open_control: Callable[[], "TransformersEngine"]) -> "SignalReader":
-    """The control's answers to the neutral prompts and its rows, captured where they are not there yet.
-
-    Args:
-        open_control: the control as it is scored; called only if something is missing.
-    """
+    """The control's answers to the neutral prompts and its rows, captured where they are not there yet. `open_control`:
+    the control as it is scored; called only if something is missing."""
     from primekd.capture.run import capture
 
     # What its numbers depend on beside what every teacher's do.

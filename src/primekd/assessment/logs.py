@@ -72,11 +72,7 @@ def write_log(path: Path, rows: Iterable[LogRow]) -> None:
 
 
 def read_log(path: Path, task: Task = NUMBERS) -> list[LogRow]:
-    """Reads a per-item log, whose values are the task's.
-
-    Raises:
-        UserError: the file is absent, lacks columns, or has a row that cannot be read.
-    """
+    """Reads a per-item log, whose values are the task's. Raises UserError if it is absent or damaged."""
     return read_records(path, LogRow, context=task)
 
 

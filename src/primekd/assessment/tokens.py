@@ -142,11 +142,7 @@ def _known(value: float) -> float | None:
 
 
 class TokenLog:
-    """tokens.safetensors of a logs folder.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """tokens.safetensors of a logs folder. Raises UserError if it is damaged."""
 
     def __init__(self, path: Path):
         try:

@@ -43,10 +43,7 @@ def read_as(reply: Reply, between: str) -> str:
 
 class Asker:
     """Control, trained students and teacher of a profile. Base and teacher are loaded when first asked, and stay.
-
-    Raises:
-        UserError: students of this profile have no base beside which they could be asked.
-    """
+    Raises UserError if students of this profile have no base beside which they could be asked."""
 
     def __init__(self, profile: Profile):
         require_control(profile)

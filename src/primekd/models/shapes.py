@@ -104,11 +104,7 @@ def local_place(text: str) -> Path | None:
 
 
 def find_shape(profile: Profile, text: str) -> Shape:
-    """The shape of a model that a profile names, without a download.
-
-    Raises:
-        UserError: the model is not here, and nothing says what it is.
-    """
+    """The shape of a model that a profile names, without a download. Raises UserError if nothing says what it is."""
     stated = profile.hardware.shapes if profile.hardware else {}
     if text in stated:
         return Shape(**stated[text].model_dump())
@@ -186,11 +182,7 @@ class Model:
 
 
 def teacher_model(profile: Profile) -> Model | None:
-    """The teacher; None behind an API, where somebody else's machine holds it.
-
-    Raises:
-        UserError: its shape, or the bits of a quantised one, are not known.
-    """
+    """The teacher; None behind an API. Raises UserError if its shape, or the bits of a quantised one, are not known."""
     teacher = profile.teacher
     if teacher.engine == "api":
         return None

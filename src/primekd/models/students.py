@@ -34,11 +34,8 @@ def save_student(model, folder: Path, student: StudentConfig, weights: "dict[str
 
 
 def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-    """A model with random weights in float32, all of which are trained, on the best device here.
-
-    Raises:
-        UserError: transformers does not know the architecture, it does not know a setting, or sizes do not fit.
-    """
+    """A model with random weights in float32, all of which are trained, on the best device here. Raises UserError if
+    transformers does not know the architecture, it does not know a setting, or sizes do not fit."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, set_seed
 

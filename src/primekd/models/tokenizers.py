@@ -112,11 +112,7 @@ def _borrowed_template(tokenizer: "PreTrainedTokenizerBase", other: str) -> str:
 
 
 def stop_ids(folder: Path) -> list[int]:
-    """Ids that end a response by a model's generation_config.json, or config.json where there is none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Ids that end a response by generation_config.json, else by config.json. Raises UserError if it is damaged."""
     file = next((folder / n for n in ("generation_config.json", "config.json") if (folder / n).is_file()), None)
     if file is None:
         return []

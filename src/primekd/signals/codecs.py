@@ -188,11 +188,7 @@ WITHOUT_SETTINGS: dict[str, Codec] = {codec.name: codec for codec in (FullCodec(
 
 
 def make_codec(config: SignalsConfig, offers: frozenset[str]) -> Codec:
-    """The codec that a profile asks for, given what the engine offers.
-
-    Raises:
-        UserError: the engine does not offer what the codec needs.
-    """
+    """The codec that a profile asks for. Raises UserError if the engine does not offer what it needs."""
     name = config.codec
     if name == "auto":
         name = "hidden" if "hidden" in offers else "topk" if offers else "text"

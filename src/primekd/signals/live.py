@@ -29,11 +29,8 @@ class SignalSource(Protocol):
     manifest: dict[str, Any]
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """The rows of all response tokens of a micro-batch, in order; None if there are none, or of text alone.
-
-        Raises:
-            UserError: the source has no rows for such tokens.
-        """
+        """The rows of all response tokens of a micro-batch, in order; None if there are none, or of text alone. Raises
+        UserError if the source has no rows for such tokens."""
         ...
 
 
@@ -73,11 +70,8 @@ class LiveSource:
         self.manifest = {"spec": spec, "spec_sha256": hash_json(spec), "shards": {}}
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """As SignalSource.
-
-        Raises:
-            UserError: an item has no prompt, nothing stands before its first token, or a token is not the teacher's.
-        """
+        """As SignalSource. Raises UserError if an item has no prompt, nothing stands before its first token, or a token
+        is not the teacher's."""
         if not asked:
             return None
         items = [StoredItem(a.item_id, self._prompt(a), a.response_ids, truncated=False) for a in asked]

@@ -95,11 +95,7 @@ class StoreManifest(Made):
 
 
 def read_store(folder: Path) -> dict[str, Any]:
-    """A store's manifest, of a finished store or of one that was begun.
-
-    Raises:
-        UserError: it is absent or does not fit the schema.
-    """
+    """The manifest of a store, finished or begun. Raises UserError if it is absent or does not fit the schema."""
     return checked(Path(folder) / MANIFEST, StoreManifest, FIX)
 
 

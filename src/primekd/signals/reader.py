@@ -136,11 +136,7 @@ class SignalReader:
         return self._open(self.folder / self._files[self._place(item_id).shard])
 
     def item(self, item_id: str) -> StoredItem:
-        """One item's prompt and response.
-
-        Raises:
-            UserError: the store does not have it, or its shard was replaced since the store was opened.
-        """
+        """An item's prompt and response. Raises UserError if it is not there, or its shard was replaced meanwhile."""
         handle = self._handle(item_id)
         return self._read(item_id, {name: handle.get_slice(name) for name in ("prompt_ids", "response_ids")})
 
@@ -154,11 +150,8 @@ class SignalReader:
         return None if not parts or parts[0] is None else concatenate(parts)
 
     def rows(self, item_id: str, response_ids: Sequence[int]) -> SignalRows | None:
-        """The signal rows for one item, one a token of `response_ids`; None where responses alone were kept.
-
-        Raises:
-            UserError: the item's stored response is not `response_ids`.
-        """
+        """An item's signal rows, one a token; None where responses alone were kept. Raises UserError if its stored
+        response is not `response_ids`."""
         item = self.item(item_id)
         if list(response_ids) != item.response_ids:
             raise UserError(f"{self.name}: item {item_id!r} was captured for another response than is trained on.")

@@ -10,11 +10,7 @@ from primekd.teachers.protocol import Response, Sampling, TeacherEngine, TopLogp
 
 
 def open_engine(profile: Profile) -> TeacherEngine:
-    """Loads the teacher that a profile names.
-
-    Raises:
-        UserError: the model is not there, is not in the engine's format, or the engine cannot run here.
-    """
+    """Loads a profile's teacher. Raises UserError if the model is not there, or the engine cannot run it here."""
     config = profile.teacher
     if config.engine == "llamacpp":
         with explained("llamacpp"):

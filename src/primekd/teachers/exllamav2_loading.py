@@ -29,11 +29,8 @@ OUT_OF_MEMORY = ("out of memory", "Insufficient VRAM", "Insufficient space in de
 
 
 def require_exl2(model: str) -> dict[str, Any]:
-    """The `quantization_config` of an EXL2 folder: quant_method, version, bits, head_bits, calibration.
-
-    Raises:
-        UserError: the model is not there, has another format, or says its rope in a way that ExLlamaV2 does not read.
-    """
+    """The `quantization_config` of an EXL2 folder: quant_method, version, bits, head_bits, calibration. Raises
+    UserError if the model is not there, has another format, or says its rope in a way that ExLlamaV2 does not read."""
     reference, config = parse_reference(model), {}
     if reference.is_gguf or reference.scheme == "random":
         found = "a GGUF file" if reference.is_gguf else "a random test model"
@@ -57,11 +54,7 @@ def require_exl2(model: str) -> dict[str, Any]:
 
 
 def import_exllamav2() -> ModuleType:
-    """The package with its generator and attention modules.
-
-    Raises:
-        UserError: there is no CUDA, the package is missing, too old, or its extension does not build; says why.
-    """
+    """The package with its generator and attention modules. Raises UserError if they do not import, and says why."""
     if reason := missing_cuda():
         raise UserError(f"The engine exllamav2 runs on NVIDIA GPUs alone, and {reason}.")
     try:

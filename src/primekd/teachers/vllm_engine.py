@@ -266,11 +266,7 @@ def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -
 
 
 def by_column(rows: TopLogprobs) -> Tensor:
-    """(T, V) out of rows that show every token.
-
-    Raises:
-        UserError: a row shows a token twice, and another one not at all.
-    """
+    """(T, V) out of rows that show every token. Raises UserError if a row does not show each once."""
     known = rows.ids < rows.ids.shape[1]
     if not (known.all() and torch.zeros_like(known).scatter_(1, rows.ids, True).all()):
         raise UserError(

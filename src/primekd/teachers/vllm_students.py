@@ -12,11 +12,7 @@ from primekd.teachers.vllm_engine import VllmEngine
 
 
 def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
-    """The students' base model in a teacher's place, with room for the longest question and answer.
-
-    Raises:
-        UserError: the students are 4-bit ones.
-    """
+    """The students' base in a teacher's place, with room for the longest question. Raises UserError for 4-bit ones."""
     if profile.student.quantization is not None:
         raise UserError(
             f"assess.engine vllm serves students in {profile.student.dtype}, and these were trained on a base in "

@@ -43,11 +43,7 @@ def gold_examples(tokenizer, items: Sequence[Item]) -> list[Example]:
 
 
 def teacher_examples(tokenizer, items: Sequence[Item], reader: SignalReader, gold: bool = False) -> list[Example]:
-    """The student's plain prompt with the teacher's response; the teacher's primed prompt is not used.
-
-    Args:
-        gold: take the gold solution along, for the cross-entropy.
-    """
+    """The student's plain prompt, the teacher's response and, with `gold`, the gold solution for cross-entropy."""
     solutions = [example.sequence for example in gold_examples(tokenizer, items)] if gold else [None] * len(items)
     return [
         Example(item.id, join(build_prompt(tokenizer, item.messages), reader.item(item.id).response_ids), solution)
@@ -62,10 +58,7 @@ def block_example(name: str, ids: Sequence[int]) -> Example:
 
 def asked_of(item_ids: Sequence[str], input_ids: Tensor, labels: Tensor) -> list[Asked]:
     """What a signal source is asked about the first sequences of a micro-batch, (B, S) both: those that have labels.
-
-    Raises:
-        ValueError: the labels of a sequence do not stand together, or its first token is one.
-    """
+    Raises ValueError if the labels of a sequence do not stand together, or its first token is one."""
     asked = []
     for item_id, ids, own in zip(item_ids, input_ids.tolist(), labels.tolist(), strict=False):  # gold solutions follow
         places = [place for place, label in enumerate(own) if label != IGNORED]

@@ -176,11 +176,8 @@ def _has_dropout(model: nn.Module) -> bool:
 
 
 def prefix_length(input_ids: Tensor, attention_mask: Tensor, used: Tensor) -> int:
-    """How many tokens (B, S) all rows begin with whose states nobody uses, if that is worth it; else 0.
-
-    Args:
-        used: (B, S) bool, whose states are wanted.
-    """
+    """How many tokens (B, S) all rows begin with whose states nobody uses, if that is worth it; else 0. `used`: (B, S)
+    bool, whose states are wanted."""
     if len(input_ids) < 2 or not used.any():
         return 0
     same = (input_ids == input_ids[:1]).all(0) & attention_mask.bool().all(0) & ~used.any(0)  # (S,)

@@ -53,11 +53,7 @@ LINEAR_LAYERS = {
 
 
 def settings(profile: Profile) -> PrepareConfig:
-    """The profile's `prepare` section.
-
-    Raises:
-        UserError: it has none; its teacher is downloaded, not made.
-    """
+    """The profile's `prepare` section. Raises UserError if it has none; its teacher is downloaded, not made."""
     if profile.prepare is None:
         raise UserError(
             f"The profile {profile.name} has no section `prepare`: its teacher is not made by this project."
@@ -71,11 +67,8 @@ def adapter_folder(profile: Profile) -> Path:
 
 
 def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
-    """The arms whose priming texts are taught: those of the published study, and those that `solutions` names.
-
-    Raises:
-        UserError: it names no arm, or one whose teacher reads no prompt of its own.
-    """
+    """The arms whose priming texts are taught: those of the published study, and those that `solutions` names. Raises
+    UserError if it names no arm, or one whose teacher reads no prompt of its own."""
     for name in solutions:
         if not (arm := get_arm(name)).priming and arm.name != unprimed().name:
             raise UserError(f"prepare.solutions names {name}, which has no priming of its own: take it out.")

@@ -34,10 +34,7 @@ def is_main_process() -> bool:
 
 def join_processes() -> None:
     """Meets the other processes and takes this one's GPU; ends this process when the one that launched all is gone.
-
-    Raises:
-        UserError: fewer GPUs here than processes.
-    """
+    Raises UserError if fewer GPUs than processes are here."""
     import torch
     from accelerate import PartialState
 

@@ -68,11 +68,7 @@ def _donors(item_ids: Sequence[str], seed: int) -> dict[str, str]:
 
 
 def treated(profile: Profile, arm: Arm, reader: SignalReader, item_ids: Sequence[str], seed: int) -> TreatedSource:
-    """The store of an arm as it is trained on.
-
-    Raises:
-        UserError: right answers alone are wanted, and nothing says which they are.
-    """
+    """The store of an arm as it is trained on. Raises UserError if nothing says which answers are right."""
     from primekd.capture.judged import right_answers
 
     right = right_answers(profile, arm.text, item_ids) if arm.keep_right else None

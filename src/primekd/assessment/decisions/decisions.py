@@ -116,11 +116,7 @@ def decisions_file() -> Path:
 
 
 def read_decisions(path: Path | None = None) -> list[Decision]:
-    """Every decision in the order of the file; none where there is no file.
-
-    Raises:
-        UserError: a row cannot be read; the sentence names its line.
-    """
+    """Every decision in the order of the file, if there is one. Raises UserError if a row cannot be read."""
     path = Path(path or decisions_file())
     if not path.is_file():
         return []
@@ -171,11 +167,7 @@ def _decision(cells: list[str], order: list[int]) -> Decision:
 
 
 def add_decision(decision: Decision, path: Path | None = None) -> None:
-    """Saves one decision behind those that are in the file by now.
-
-    Raises:
-        UserError: the file has a row that cannot be read (nothing is written then), or cannot be written.
-    """
+    """Saves a decision behind all others. Raises UserError, and writes nothing, if a row cannot be read."""
     path = Path(path or decisions_file())
     with _locked(path):
         write_csv(path, COLUMNS, map(astuple, [*read_decisions(path), decision]), csv.QUOTE_ALL)

@@ -69,11 +69,8 @@ class Session:
         return {"accept": self.accept, "none": self.none, "skip": self.skip, "undo": self.undo}
 
     def take(self, typed: str) -> None:
-        """Does what a person typed: a letter (a, n, s, u), a number, or `c` and a number.
-
-        Raises:
-            UserError: it is neither, or cannot be done here; the case stays.
-        """
+        """Does what a person typed: a letter (a, n, s, u), a number, or `c` and a number. Raises UserError, and stays
+        at the case, if it is neither or cannot be done here."""
         word, _, rest = typed.strip().partition(" ")
         word = word.lower()
         action = next((do for name, do in self.actions.items() if not rest and word in (name, name[0])), None)
@@ -143,10 +140,7 @@ def open_session(
     seed: int = 0,
 ) -> tuple[Session, str]:
     """A session on the open cases, or with `audit` on a random sample of that size; and what to say before it starts.
-
-    Raises:
-        UserError: a log or the file of decisions cannot be read, or a model has no log.
-    """
+    Raises UserError if a log or the file of decisions cannot be read, or a model has no log."""
     logs, decisions = read_logs(profile), read_decisions()
     if audit:
         cases = audit_sample(profile, logs, decisions, who, audit, models or (), seed)
