@@ -114,7 +114,7 @@ def generate_answers(
     """Answers to all items, in order; blocks that are on disk with the same inputs are not generated again.
 
     Args:
-        open_model: called without arguments, and only if something is missing; returns an engine with `generate`.
+        open_model: returns an engine with `generate`; called only if something is missing.
         force: generate all anew; what there is is set aside.
         served: how the model was served, for the manifest.
     """

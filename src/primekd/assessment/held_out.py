@@ -94,14 +94,8 @@ def measure(
     profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader",
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[HeldOutRow], list[TokenFit]]:  # fmt: skip
-    """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items.
-
-    Args:
-        advance: told how many more items are measured.
-
-    Returns:
-        A row an item, and its tokens; no tokens where the teacher's text alone was kept.
-    """
+    """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items. Returns a row
+    an item, and its tokens where more than the teacher's text was kept; `advance` is told of progress."""
     tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.messages) for item in items]
     taught = [reader.item(item.id).response_ids for item in items]

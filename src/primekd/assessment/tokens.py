@@ -65,9 +65,8 @@ def write_tokens(
     """Writes the logs' file; None, and no file, where no rows of the teacher were kept.
 
     Args:
-        answers: item -> the teacher's response ids, in the order of the models' files.
+        answers: item -> the teacher's response ids, in the order of the files of `models`.
         certainty: of the first of these items.
-        models: model -> its own file.
     """
     path.unlink(missing_ok=True)
     if not certainty:

@@ -107,11 +107,8 @@ class Asker:
     def tokens(self, stream: Stream, priming: Priming | None = None) -> list[Token]:
         """A student's own answer, token by token, beside what the teacher would have written there under a priming.
 
-        Args:
-            stream: the last one that was asked for, of the control or a student; it has ended.
-
-        Raises:
-            UserError: the teacher cannot be asked, or has other tokens.
+        `stream` is the last one that was asked for and has ended, the control's or a student's. Raises UserError if the
+        teacher cannot be asked, or has other tokens.
         """
         if self.no_teacher:
             raise UserError(f"The teacher cannot be asked: {self.no_teacher}")
@@ -183,15 +180,8 @@ def is_merged(profile: Profile, name: str) -> bool:
 def ask(
     profile: Profile, question: str, strategies: Sequence[str] | None = None, asker: Asker | None = None
 ) -> Answers:
-    """Greedy answers of the control and one student a strategy.
-
-    Args:
-        strategies: None asks all that are trained.
-        asker: one whose models are loaded already.
-
-    Raises:
-        UserError: a strategy has no trained student, or the question cannot be asked.
-    """
+    """Greedy answers of the control and one student a strategy, of all that are trained for None. `asker` is one
+    whose models are loaded already. Raises UserError if one is not trained, or the question cannot be asked."""
     asker = asker or Asker(profile)
     names = asker.trained if strategies is None else list(strategies)
     for name in names:

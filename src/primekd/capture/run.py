@@ -180,14 +180,8 @@ def say_failed_write(job: Job, written: Future[None] | None, error: BaseExceptio
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
-    """Loads the teacher, stores its head where the codec needs one, and notes how shards will be made.
-
-    Args:
-        opened: closes the teacher when it is closed itself.
-
-    Raises:
-        UserError: the model is not there or does not offer what the codec needs.
-    """
+    """Loads the teacher, which `opened` closes, stores its head where the codec needs one, and notes how shards will be
+    made. Raises UserError if the model is not there or does not offer what the codec needs."""
     profile = job.profile
     engine = job.opens() if job.opens else open_engine(profile)
     if not job.lent:

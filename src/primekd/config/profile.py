@@ -199,10 +199,7 @@ def load_profile(name: str) -> Profile:
     """Reads configs/<name>.yaml, or the YAML file that `name` is a path of.
 
     `extends: pocket` at its top takes everything from another profile that the file does not say itself, section by
-    section; a value of null takes the other profile's value away.
-
-    Raises:
-        UserError: no such profile, no valid YAML, an unknown key, a missing key or a value out of range.
+    section; null takes a value away. Raises UserError if there is none, or a key or value does not fit.
     """
     path, *extended = profile_files(name)
     values: dict[str, Any] = {}

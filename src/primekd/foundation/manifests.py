@@ -190,14 +190,8 @@ class Manifest(Measured):
 
 
 def checked(path: Path, schema: type[BaseModel], fix: str) -> dict[str, Any]:
-    """A JSON file that fits a schema, as it stands in the file.
-
-    Args:
-        fix: what the user can do where it does not fit.
-
-    Raises:
-        UserError: it is absent, no JSON, or does not fit; names the file, the place in it and the fix.
-    """
+    """A JSON file that fits a schema, as it stands in the file. Raises UserError if it is absent, no JSON, or does
+    not fit; that names the file, the place in it and the `fix`."""
     value = read_json(path, finite=True)
     if _is_deep(value):
         raise UserError(f"{relative_name(path)} is damaged: it is nested too deeply. {fix}")

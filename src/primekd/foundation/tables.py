@@ -84,14 +84,8 @@ def read_table(path: Path, kind: type | None = None) -> list[Cells]:
 
 
 def read_records(path: Path, kind: type[T], context: Any = None) -> list[T]:
-    """Rows of a file as instances of a dataclass. Whole numbers are counts, and floats are finite.
-
-    Args:
-        context: handed to the dataclass's validators.
-
-    Raises:
-        UserError: the file is absent or no CSV, lacks columns (which are named), or has a row that does not fit.
-    """
+    """Rows of a file as instances of a dataclass, whose validators get `context`; ints are counts, floats finite.
+    Raises UserError if it is absent or no CSV, lacks columns (which are named), or has a row that does not fit."""
     return [record for _, record in _read(path, kind, context)]
 
 

@@ -34,12 +34,9 @@ def is_present(text: str, weights: bool = True) -> bool:
 
 @lru_cache(maxsize=16)
 def model_folder(text: str) -> Path:
-    """A folder in Hugging Face's layout (config, safetensors, tokenizer) for any reference.
+    """A folder in Hugging Face's layout (config, safetensors, tokenizer) for any reference. No weights are downloaded.
 
-    No weights are downloaded; of `random:hub:…` the tokenizer is, where it is missing.
-
-    Raises:
-        UserError: the model is not there, or its folder holds no safetensors, or not all of them.
+    Raises UserError if the model is not there, or its folder holds no safetensors, or not all of them.
     """
     reference = parse_reference(text)
     if reference.scheme == "random":

@@ -27,10 +27,7 @@ _hashes: WeakKeyDictionary = WeakKeyDictionary()
 def tokenizer_folder(text: str) -> Path:
     """A folder with a model's tokenizer and configuration; its weights need not be here.
 
-    Of a hub model these small files are downloaded where they are missing.
-
-    Raises:
-        UserError: the model is not there or has none, or the hub refuses it or is out of reach.
+    Of a hub model these small files are downloaded where they are missing. Raises UserError if they cannot be had.
     """
     reference = parse_reference(text)
     if reference.scheme == "random":

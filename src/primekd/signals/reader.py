@@ -45,13 +45,8 @@ class Place(NamedTuple):
 class SignalReader:
     """Reads a complete store, item by item, checking as it goes.
 
-    Every shard's hash is checked here, once; an item's own hash here and each time that the item is read.
-
-    Args:
-        expected: keys of the spec and the values they must have (for example tokenizer_sha256).
-
-    Raises:
-        UserError: the store is absent, incomplete, of another tokenizer or codec, or a file was altered.
+    Every shard's hash is checked here, once; an item's own hash here and each time that the item is read. `expected`
+    are values that the spec must have. Raises UserError if one differs, or a file is absent, incomplete or altered.
     """
 
     def __init__(self, folder: Path, **expected: Any):

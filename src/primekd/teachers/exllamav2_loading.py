@@ -88,11 +88,8 @@ def gpu_memory(config: TeacherConfig) -> Iterator[None]:
 def load_exl2(package: ModuleType, config: TeacherConfig) -> tuple[Any, Any, int, bool]:
     """Loads weights and cache: over the GPUs one after the other, by a given split, or tensor-parallel.
 
-    Returns:
-        Model, cache, the most tokens of one forward, and whether sequences share the cache (paged).
-
-    Raises:
-        UserError: too little GPU memory, or a model that ExLlamaV2 cannot read or split.
+    Returns both, the most tokens of one forward, and whether sequences share the cache (paged). Raises UserError for
+    too little GPU memory, or a model that ExLlamaV2 cannot read or split.
     """
     settings = config.exllamav2 or ExLlamaConfig()
     try:

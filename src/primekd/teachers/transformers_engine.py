@@ -94,9 +94,8 @@ class TransformersEngine:
 
     def _padded(self, sequences: list[list[int]], side: str) -> "BatchEncoding":
         """Their input_ids and attention_mask, (B, S) both, padded on that side."""
-        return self.tokenizer.pad({"input_ids": sequences}, padding_side=side, return_tensors="pt").to(
-            self.model.device
-        )
+        how = {"padding_side": side, "return_attention_mask": True, "return_tensors": "pt"}
+        return self.tokenizer.pad({"input_ids": sequences}, **how).to(self.model.device)
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         if self.decodes:

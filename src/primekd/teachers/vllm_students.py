@@ -33,12 +33,9 @@ def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
 
 
 def open_students(profile: Profile, items: Sequence[Item], adapters: Sequence[Path]) -> VllmEngine:
-    """Starts vLLM on the students' base model, as assess.vllm says.
+    """Starts vLLM on the students' base model, as assess.vllm says, with room for these adapters
+    (`VllmEngine.wearing`).
 
-    Args:
-        adapters: the students' peft folders; `VllmEngine.wearing` puts one on, or none for the control.
-
-    Raises:
-        UserError: as `VllmEngine`, or 4-bit students.
+    Raises UserError as `VllmEngine`, or for 4-bit students.
     """
     return VllmEngine(students_config(profile, items), top_k=1, adapters=adapters)

@@ -34,14 +34,8 @@ class TuningRow:
 
 
 def choose(losses: dict[float, float | None]) -> float:
-    """The rate with the lowest validation loss, of equal ones the lowest.
-
-    Args:
-        losses: rate -> validation loss; None where the training diverged.
-
-    Raises:
-        UserError: all of them diverged.
-    """
+    """The rate with the lowest validation loss, of equal ones the lowest. `losses`: rate -> loss, None where it
+    diverged. Raises UserError if all of them diverged."""
     finite = {rate: loss for rate, loss in losses.items() if loss is not None and math.isfinite(loss)}
     if not finite:
         rates = ", ".join(f"{rate:g}" for rate in losses)

@@ -36,13 +36,10 @@ EMPTY = Spent().model_dump()
 
 
 class Ledger:
-    """The ledger of one profile.
+    """The ledger of one profile, a JSON file that is made with the first attempt.
 
-    The file holds `spent_usd` (attempts that were answered), `unsettled_usd` (in flight or cut off, at the most that
-    they can cost), and how many answers and tokens that was.
-
-    Args:
-        path: a JSON file; it is made with the first attempt.
+    It holds `spent_usd` (attempts that were answered), `unsettled_usd` (in flight or cut off, at the most that they can
+    cost), and how many answers and tokens that was.
     """
 
     def __init__(self, path: Path, config: ApiConfig):
