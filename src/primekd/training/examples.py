@@ -158,13 +158,10 @@ class ProcessBatches(Sampler[list[int]]):
         if self._shuffled is not None:
             self._shuffled.set_epoch(epoch)
 
-    def _order(self) -> list[int]:
-        if self._shuffled is None:
-            return list(range(self.items))
-        return group_by_length(list(self._shuffled), self.lengths, self.step, self.window)
-
     def __iter__(self) -> Iterator[list[int]]:
-        order, per_round = self._order(), self.batch_size * self.processes
+        order, per_round = list(range(self.items)), self.batch_size * self.processes
+        if self._shuffled is not None:
+            order = group_by_length(list(self._shuffled), self.lengths, self.step, self.window)
         if self.processes > 1:
             order += [self.items] * (len(self) * per_round - len(order))
         for start in range(self.process * self.batch_size, len(order), per_round):

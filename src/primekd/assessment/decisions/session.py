@@ -3,7 +3,6 @@
 import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from primekd.assessment.decisions.cases import Case, audit_sample, describe_case, open_cases
@@ -37,10 +36,8 @@ class Session:
     leaves out its automatic value, rule and span.
     """
 
-    def __init__(
-        self, profile: Profile, cases: list[Case], who: str, purpose: str = REVIEW, path: Path | None = None
-    ) -> None:
-        self.profile, self.cases, self.who, self.purpose, self.path = profile, cases, who, purpose, path
+    def __init__(self, profile: Profile, cases: list[Case], who: str, purpose: str = REVIEW) -> None:
+        self.profile, self.cases, self.who, self.purpose = profile, cases, who, purpose
         self.place = 0
         self._steps: list[Decision | None] = []  # one a case that was passed; None for a skipped one
 
@@ -110,7 +107,7 @@ class Session:
         if not self._steps:
             raise UserError("There is nothing to undo in this session.")
         if self._steps[-1]:
-            remove_decision(self._steps[-1], self.path)
+            remove_decision(self._steps[-1])
         self._steps.pop()
         self.place -= 1
 
@@ -126,7 +123,7 @@ class Session:
             self.profile.name, *case.key, as_written(case.automatic), kind, as_written(value), check_who(self.who),
             now(), self.purpose,
         )  # fmt: skip
-        add_decision(decision, self.path)
+        add_decision(decision)
         self._steps.append(decision)
         self.place += 1
 
