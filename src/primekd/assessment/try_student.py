@@ -85,10 +85,8 @@ class Asker:
     def stream(self, name: str, question: str, priming: Priming | None = None) -> Stream:
         """The greedy answer of `control`, `teacher` or an arm's student. `priming` is read by the teacher alone.
 
-        Iterate over one stream before the next one is asked for: they share a base.
-
-        Raises:
-            UserError: there is no question, no such model or no trained student, or a text cannot be in a prompt.
+        Iterate over one stream before the next one is asked for: they share a base. Raises UserError if there is no
+        question, no such model or no trained student, or a text cannot be in a prompt.
         """
         if not question.strip():
             raise UserError("There is no question: type one.")

@@ -234,12 +234,8 @@ def write_shard(
 
 
 def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor]) -> dict[str, Any]:
-    """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on a few items.
-
-    The first two, and more until there are MEASURED_TOKENS.
-
-    Args:
-        states: the hidden states that are kept of each item, (T, D).
+    """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on the first two
+    items, and more until there are MEASURED_TOKENS. `states`: the hidden states that are kept of each item, (T, D).
 
     Returns:
         tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1; and what

@@ -81,10 +81,8 @@ def measure_merge(
 ) -> MergeError:
     """Compares the forms of one student on a few teacher-forced responses, from one load of its base.
 
-    At most the float32 weights are on the device at a time, and in host memory the merged ones in `dtype`.
-
-    Args:
-        vocabulary: the tokenizer's size; further columns are padding.
+    At most the float32 weights are on the device at a time, and in host memory the merged ones in `dtype`. Columns
+    beyond `vocabulary`, the tokenizer's size, are padding.
     """
     student = _with_adapter(load_model(model, "float32"), model, adapter)
     _untie(student)

@@ -48,16 +48,11 @@ def tokenizer_folder(text: str) -> Path:
 
 @lru_cache(maxsize=8)
 def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model; the model's weights are not needed.
+    """The tokenizer of a model reference, or of a profile's teacher or student with its settings of the chat template.
 
     It carries what its conversations need beside it: `reference`, `stop_ids` (further ids that end a response, from
-    generation_config) and `template_arguments`.
-
-    Args:
-        of: a model reference, or a profile's teacher or student, whose settings of the chat template are put in force.
-
-    Raises:
-        UserError: it cannot be had or read, or has no end-of-turn token; or the template does not fit the settings.
+    generation_config) and `template_arguments`. Raises UserError if it cannot be had or read, or has no end-of-turn
+    token; or the template does not fit the settings.
     """
     if isinstance(of, str):
         return _read_tokenizer(of)

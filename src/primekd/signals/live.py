@@ -40,13 +40,12 @@ class LiveSource:
     Its rows go through a codec as those of a store do, so both are the same to a loss.
 
     Args:
-        vocab_size: V of the student.
         prompts: what the teacher reads before an item's response, by item id (a primed prompt, say); None if it reads
             what the student does.
         codec: what is taken of what the engine offers; None for hidden states or, where there are none, all logits.
 
     Raises:
-        UserError: the engine does not offer that, or has another vocabulary than the student.
+        UserError: the engine does not offer that, or has another vocabulary than the V = `vocab_size` of the student.
     """
 
     def __init__(

@@ -42,15 +42,13 @@ class _Answer:
 
 
 class LlamaCppEngine:
-    """A GGUF model served by llama.cpp.
+    """A GGUF model served by llama.cpp, `batch_size` responses at a time.
 
     Its final hidden state (embeddings with pooling type NONE) times the dequantised head is not bit-equal to its
     logits, because llama.cpp also quantises activations; capture measures the difference and the store states it.
 
     Args:
-        model: a model reference.
         context_tokens: the longest prompt and response together. The cache has room for the longest one asked for.
-        batch_size: how many responses are generated at a time.
         tokenizer: `load_tokenizer` of a profile's teacher, where that sets a template; else the model's.
     """
 

@@ -191,10 +191,8 @@ def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -
     """Arguments of `vllm.SamplingParams`, one a prompt: the raw distribution, ended by `ends` alone.
 
     What vLLM itself takes for an end is shut out by `ignore_eos`, so that all engines end alike. Each prompt has a seed
-    of its own, or equal prompts would give equal responses.
-
-    Raises:
-        UserError: a temperature that vLLM refuses, or would change in silence.
+    of its own, or equal prompts would give equal responses. Raises UserError for a temperature that vLLM refuses, or
+    would change in silence.
     """
     if sampling.temperature != 0 and not 0.01 <= sampling.temperature <= 2:
         raise UserError(
@@ -237,19 +235,11 @@ def scoring_settings(shown: int) -> dict[str, Any]:
 
 
 def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -> TopLogprobs:
-    """The rows of a response out of the flat log-probs of prompt + response.
+    """The rows of a response, `shown` tokens each, out of vLLM's flat log-probs of prompt + response.
 
     Entry i is what predicts token i, so response token t is entry prompt_length + t. Each entry begins with the token
-    that stands there, likely or not, followed by the `shown` likeliest ones, best first: the former is dropped.
-
-    Args:
-        output: vLLM's RequestOutput for `sequence`.
-
-    Returns:
-        Rows of `shown` tokens, one for each response token.
-
-    Raises:
-        UserError: there are other entries than were asked for.
+    that stands there, likely or not, followed by the `shown` likeliest ones, best first: the former is dropped. Raises
+    UserError if there are other entries than were asked for.
     """
     flat, rows = output.prompt_logprobs, len(sequence) - prompt_length
     problem = UserError("vLLM returned other log-probs than it was asked for: this version cannot be used.")

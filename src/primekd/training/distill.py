@@ -171,12 +171,8 @@ def train_student(
 ) -> None:  # fmt: skip
     """Trains a student and writes adapter/ or model/, loss_curve.csv and manifest.json into `folder`.
 
-    Of several processes the main one writes and the others return once the weights are gathered.
-
-    Args:
-        examples, validation: lists of training.examples.Example.
-        checkpoints: where to resume from and write to; removed once the student is saved.
-        code: what trains it (stage_code).
+    Of several processes the main one writes and the others return once the weights are gathered. `checkpoints` is where
+    to resume from and write to; it is removed once the student is saved. `code` is what trains it (stage_code).
     """
     from primekd.models.students import new_student, save_student
     from primekd.training.checkpoints import newest_checkpoint

@@ -19,12 +19,11 @@ class TreatedSource:
     start again where that is shorter), as in a release whose rows were looked up by the step's number after a shuffle.
 
     Args:
-        item_ids: the training items, in order.
-        right: those whose response has the right answer; None if that does not matter.
+        right: those of `item_ids` whose response has the right answer; None if that does not matter.
         seed: draws which item gives its rows to which.
 
     Attributes:
-        item_ids: the items that are left.
+        item_ids: the items that are left, in order.
         dropped: what was left out: items, and tokens of those that are left.
     """
 

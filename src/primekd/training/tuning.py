@@ -49,14 +49,8 @@ def tune(
 ) -> None:  # fmt: skip
     """Trains a student under each rate and writes the chosen one into `folder`, with tuning.csv and all loss curves.
 
-    Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice.
-
-    Args:
-        inputs: of the whole student, with all rates.
-        run: trains one: run(folder, stage, inputs, checkpoints, train).
-
-    Raises:
-        UserError: every rate diverged, or what a training refuses.
+    Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice. `run`
+    trains one: run(folder, stage, inputs, checkpoints, train). Raises UserError if every rate diverged.
     """
     from primekd.foundation.memory import release_gpu_memory
     from primekd.training.checkpoints import Diverged

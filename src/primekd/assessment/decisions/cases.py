@@ -75,10 +75,7 @@ def audit_sample(
 
     Answers that `who` has decided on are not drawn: nobody audits one twice, and a review has shown its automatic
     value. A sample that was left half way goes on with the rest of it (same seed), so that nobody can pass over the
-    awkward ones.
-
-    Raises:
-        UserError: a model has no log.
+    awkward ones. Raises UserError if a model has no log.
     """
     seen = by_answer(profile.name, (d for d in decisions if d.who == who))
     cases = [case for case in _all_cases(profile, logs, models, with_why=False) if case.key not in seen]
