@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,10 @@ from primekd.foundation.memory import release_gpu_memory
 from primekd.foundation.provenance import relative_name
 from primekd.models.adapters import require_same_base
 from primekd.models.loading import load_model
+from primekd.models.template import turn_end
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,22 @@ def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     return model
+
+
+def plain_generation(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", **settings: Any
+) -> "GenerationConfig":
+    """A configuration of our own, greedy unless `settings` say more: a checkpoint's may carry penalties, top-k, a
+    temperature or other ends."""
+    from transformers import GenerationConfig
+
+    columns = model.get_output_embeddings().weight.shape[0]
+    return GenerationConfig(
+        eos_token_id=sorted(turn_end(tokenizer).stops),
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=list(range(len(tokenizer), columns)) or None,  # padded columns are no tokens
+        **{"do_sample": False} | settings,
+    )
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -10,12 +10,11 @@ from primekd.config import StudentConfig
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
 from primekd.models.loading import load_model
-from primekd.models.served import load_beside
-from primekd.models.template import turn_end
+from primekd.models.served import load_beside, plain_generation
 from primekd.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_student(folder: str | os.PathLike) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -47,19 +46,3 @@ def load_student(folder: str | os.PathLike) -> "tuple[PreTrainedModel, PreTraine
         model = load_beside(student.model, student.dtype, folder / "adapter", student.quantization)
     model.generation_config = plain_generation(model, tokenizer)
     return model, tokenizer
-
-
-def plain_generation(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", **settings: Any
-) -> "GenerationConfig":
-    """A configuration of our own, greedy unless `settings` say more: a checkpoint's may carry penalties, top-k, a
-    temperature or other ends."""
-    from transformers import GenerationConfig
-
-    columns = model.get_output_embeddings().weight.shape[0]
-    return GenerationConfig(
-        eos_token_id=sorted(turn_end(tokenizer).stops),
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=list(range(len(tokenizer), columns)) or None,  # padded columns are no tokens
-        **{"do_sample": False} | settings,
-    )
