@@ -194,7 +194,7 @@ def test_a_student_of_an_unknown_kind_is_refused_before_anything_is_spent(clampi
 
 
 def test_a_teacher_of_an_unknown_kind_is_refused_with_the_codec_hidden_and_serves_others(clamping, output, monkeypatch):
-    monkeypatch.setattr("primekd.capture.run.refuse_unknown_student", lambda model: None)
+    monkeypatch.setattr("primekd.capture.run.refuse_unknown_architecture", lambda model: None)
     profile = small_profile(output, signals={"codec": "hidden"}, data={"train_items": 2, "test_items": 2})
     with pytest.raises(UserError, match=r"random:.* offers no hidden signals .* set signals.codec to topk or full"):
         capture(training_job(profile, "base-KD"))

@@ -80,22 +80,13 @@ def answer_inputs(
     quantised = {"quantization": profile.student.quantization} if profile.student.quantization else {}
     precision = {"assess_dtype": profile.assess.dtype} if profile.scoring_dtype != profile.student.dtype else {}
     beside = {"served": BESIDE} if served and served["adapter"] == BESIDE else {}  # left out where it is merged, too
-    chosen = engine | quantised | precision | beside
-    return (
-        chosen
-        | model_inputs(profile, items, adapter)
-        | {
-            "turn_end": turn_end(load_tokenizer(profile.student)).describe(),
-            "max_new_tokens": profile.max_new_tokens,
-            "decoding": _decoding(profile),
-            "batch_size": profile.assess.batch_size,  # bfloat16 sums differ in the last bits between batch shapes
-        }
-    )
-
-
-def _decoding(profile: Profile) -> str | dict[str, float]:
     sampled = {"temperature": profile.assess.sampling_temperature, "seed": profile.seed}
-    return sampled if profile.answer_set == SAMPLES else "greedy"
+    return engine | quantised | precision | beside | model_inputs(profile, items, adapter) | {
+        "turn_end": turn_end(load_tokenizer(profile.student)).describe(),
+        "max_new_tokens": profile.max_new_tokens,
+        "decoding": sampled if profile.answer_set == SAMPLES else "greedy",
+        "batch_size": profile.assess.batch_size,  # bfloat16 sums differ in the last bits between batch shapes
+    }  # fmt: skip
 
 
 def _sampling(profile: Profile, block: list[Item], ended: Callable[[], None]) -> "Sampling":
@@ -123,7 +114,7 @@ def generate_answers(
     """Answers to all items, in order; blocks that are on disk with the same inputs are not generated again.
 
     Args:
-        open_model: called without arguments, and only if something is missing; returns an engine with `generate`.
+        open_model: returns an engine with `generate`; called only if something is missing.
         force: generate all anew; what there is is set aside.
         served: how the model was served, for the manifest.
     """

@@ -58,11 +58,8 @@ def as_teacher(profile: Profile) -> Profile:
 
 
 def open_reference(profile: Profile, open_control: Callable[[], "TransformersEngine"]) -> "SignalReader":
-    """The control's answers to the neutral prompts and its rows, captured where they are not there yet.
-
-    Args:
-        open_control: the control as it is scored; called only if something is missing.
-    """
+    """The control's answers to the neutral prompts and its rows, captured where they are not there yet. `open_control`:
+    the control as it is scored; called only if something is missing."""
     from primekd.capture.run import capture
 
     # What its numbers depend on beside what every teacher's do.
@@ -84,14 +81,8 @@ def forgetting_rows(
     profile: Profile, name: str, inputs: dict[str, Any], reader: "SignalReader",
     open_model: Callable[[], "TransformersEngine"], force: bool = False,
 ) -> list[ForgettingRow]:  # fmt: skip
-    """A model's rows, from disk if they were measured with the same inputs.
-
-    Args:
-        inputs: what the model's answers depend on (`answer_inputs`).
-        reader: from `open_reference`.
-        open_model: called only if something is missing.
-        force: measure anew; what there is is set aside.
-    """
+    """A model's rows, from disk if they were measured with the same inputs; otherwise as `held_out_rows`. `reader`
+    is from `open_reference`."""
     folder, stage, code = forgetting_folder(profile, name), f"forgetting {name}", stage_code("forgetting", profile)
     own = {"answers": inputs, "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}}
     since = forced_since(profile, "assess", force)

@@ -4,8 +4,6 @@ Accuracy on a hundred items cannot rank strategies; these have a value a token, 
 teacher's reference is its unprimed answer to each test item, teacher-forced after the student's plain prompt.
 """
 
-import csv
-import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -18,9 +16,9 @@ from primekd.assessment.tokens import FILE, TokenFit, write_fits
 from primekd.config import LossConfig, Profile
 from primekd.foundation.energy import Meter
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import write_manifest, write_text
+from primekd.foundation.provenance import write_manifest
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
-from primekd.foundation.tables import Name, as_count, read_records
+from primekd.foundation.tables import Name, as_count, read_records, write_csv
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
 from primekd.signals import concatenate
@@ -96,14 +94,8 @@ def measure(
     profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader",
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[HeldOutRow], list[TokenFit]]:  # fmt: skip
-    """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items.
-
-    Args:
-        advance: told how many more items are measured.
-
-    Returns:
-        A row an item, and its tokens; no tokens where the teacher's text alone was kept.
-    """
+    """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items. Returns a row
+    an item, and its tokens where more than the teacher's text was kept; `advance` is told of progress."""
     tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.messages) for item in items]
     taught = [reader.item(item.id).response_ids for item in items]
@@ -163,11 +155,7 @@ def _losses(
 
 def write_rows(path: Path, rows: Sequence[HeldOutRow]) -> None:
     """Writes held-out.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(astuple(row) for row in rows)
-    write_text(path, text.getvalue())
+    write_csv(path, COLUMNS, map(astuple, rows))
 
 
 def read_rows(path: Path) -> list[HeldOutRow]:

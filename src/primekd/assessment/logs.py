@@ -1,10 +1,9 @@
 """The per-item log, one row an item: its schema, reading and writing."""
 
 import csv
-import io
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -12,16 +11,10 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 from primekd.assessment.reading import NOT_FOUND
 from primekd.config import Profile
-from primekd.foundation.provenance import write_text
-from primekd.foundation.tables import Count, Flag, Name, read_records
+from primekd.foundation.tables import Count, Flag, Name, read_records, write_csv
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NUMBERS
 from primekd.tasks.protocol import Task
-
-COLUMNS = (
-    "id", "question", "gold", "response", "response_tokens", "truncated", "extracted", "rule", "span", "correct",
-    "adjudicated",
-)  # fmt: skip
 
 TOKENS = "tokens.safetensors"  # the tokens of all models, beside their logs (tokens.py)
 
@@ -69,22 +62,17 @@ class LogRow:
         return self.gold == (NOT_FOUND if self.adjudicated == "-1.0" else self.adjudicated)  # equal values, equal texts
 
 
+COLUMNS = tuple(f.name for f in fields(LogRow))
+
+
 def write_log(path: Path, rows: Iterable[LogRow]) -> None:
     """Writes a per-item log."""
-    text = io.StringIO()
-    text.write(",".join(COLUMNS) + "\n")
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a lone \r is lost without quotes
-    for row in rows:
-        writer.writerow(int(v) if isinstance(v := getattr(row, column), bool) else v for column in COLUMNS)
-    write_text(path, text.getvalue())
+    cells = ((int(v) if isinstance(v := getattr(row, column), bool) else v for column in COLUMNS) for row in rows)
+    write_csv(path, COLUMNS, cells, csv.QUOTE_NONNUMERIC)  # a lone \r is lost without quotes
 
 
 def read_log(path: Path, task: Task = NUMBERS) -> list[LogRow]:
-    """Reads a per-item log, whose values are the task's.
-
-    Raises:
-        UserError: the file is absent, lacks columns, or has a row that cannot be read.
-    """
+    """Reads a per-item log, whose values are the task's. Raises UserError if it is absent or damaged."""
     return read_records(path, LogRow, context=task)
 
 

@@ -76,13 +76,9 @@ class Model:
 
 
 def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> None:
-    """Answers and held-out fit of the control and of strategies' students; `assess` finds them on disk.
+    """Answers and held-out fit of the models of these names, `control` or strategies; `assess` finds them on disk.
 
-    Several processes may score different models at once. None of them opens the teacher.
-
-    Args:
-        names: `control`, or strategies.
-        force: make all of it anew; what there is is set aside.
+    Several processes may score different models at once; none opens the teacher. With `force` all is made anew.
 
     Raises:
         UserError: there is no such model, it is not trained, or the reference is not captured.

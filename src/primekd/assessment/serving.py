@@ -29,11 +29,8 @@ def choose_serving(
     """`adapter`: merged or beside; with it what was measured on the gold solutions of the first few items, if anything.
 
     Merged where that is lost in the noise of the precision (`MergeError.is_lost`). Nothing is measured of 4-bit
-    students, which are never merged, and in float32, where a sum is rounded no more than every product is.
-
-    Args:
-        hashes: of the adapter's files.
-        force: measure anew.
+    students, which are never merged, and in float32, where a sum is rounded no more than every product is. `hashes` are
+    those of the adapter's files.
     """
     if profile.student.quantization:
         return {"adapter": BESIDE}

@@ -42,14 +42,8 @@ def require_control(profile: Profile) -> None:
 
 
 def find_students(profile: Profile, only: str | None = None) -> list[Student]:
-    """Every trained student of a profile: strategies in their order, further seeds after the first.
-
-    Args:
-        only: this strategy's.
-
-    Raises:
-        UserError: a strategy has no student, or one whose weights were altered, or that has no base.
-    """
+    """Every trained student of a profile (or of the strategy `only`), in the strategies' order, further seeds after
+    the first. Raises UserError if a strategy has none, or one was altered or has no base."""
     require_control(profile)
     students = []
     for strategy in [only] if only else arms_of(profile):

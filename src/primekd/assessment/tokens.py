@@ -65,9 +65,8 @@ def write_tokens(
     """Writes the logs' file; None, and no file, where no rows of the teacher were kept.
 
     Args:
-        answers: item -> the teacher's response ids, in the order of the models' files.
+        answers: item -> the teacher's response ids, in the order of the files of `models`.
         certainty: of the first of these items.
-        models: model -> its own file.
     """
     path.unlink(missing_ok=True)
     if not certainty:
@@ -142,11 +141,7 @@ def _known(value: float) -> float | None:
 
 
 class TokenLog:
-    """tokens.safetensors of a logs folder.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """tokens.safetensors of a logs folder. Raises UserError if it is damaged."""
 
     def __init__(self, path: Path):
         try:

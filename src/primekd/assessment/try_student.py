@@ -43,10 +43,7 @@ def read_as(reply: Reply, between: str) -> str:
 
 class Asker:
     """Control, trained students and teacher of a profile. Base and teacher are loaded when first asked, and stay.
-
-    Raises:
-        UserError: students of this profile have no base beside which they could be asked.
-    """
+    Raises UserError if students of this profile have no base beside which they could be asked."""
 
     def __init__(self, profile: Profile):
         require_control(profile)
@@ -88,10 +85,8 @@ class Asker:
     def stream(self, name: str, question: str, priming: Priming | None = None) -> Stream:
         """The greedy answer of `control`, `teacher` or an arm's student. `priming` is read by the teacher alone.
 
-        Iterate over one stream before the next one is asked for: they share a base.
-
-        Raises:
-            UserError: there is no question, no such model or no trained student, or a text cannot be in a prompt.
+        Iterate over one stream before the next one is asked for: they share a base. Raises UserError if there is no
+        question, no such model or no trained student, or a text cannot be in a prompt.
         """
         if not question.strip():
             raise UserError("There is no question: type one.")
@@ -110,11 +105,8 @@ class Asker:
     def tokens(self, stream: Stream, priming: Priming | None = None) -> list[Token]:
         """A student's own answer, token by token, beside what the teacher would have written there under a priming.
 
-        Args:
-            stream: the last one that was asked for, of the control or a student; it has ended.
-
-        Raises:
-            UserError: the teacher cannot be asked, or has other tokens.
+        `stream` is the last one that was asked for and has ended, the control's or a student's. Raises UserError if the
+        teacher cannot be asked, or has other tokens.
         """
         if self.no_teacher:
             raise UserError(f"The teacher cannot be asked: {self.no_teacher}")
@@ -186,15 +178,8 @@ def is_merged(profile: Profile, name: str) -> bool:
 def ask(
     profile: Profile, question: str, strategies: Sequence[str] | None = None, asker: Asker | None = None
 ) -> Answers:
-    """Greedy answers of the control and one student a strategy.
-
-    Args:
-        strategies: None asks all that are trained.
-        asker: one whose models are loaded already.
-
-    Raises:
-        UserError: a strategy has no trained student, or the question cannot be asked.
-    """
+    """Greedy answers of the control and one student a strategy, of all that are trained for None. `asker` is one
+    whose models are loaded already. Raises UserError if one is not trained, or the question cannot be asked."""
     asker = asker or Asker(profile)
     names = asker.trained if strategies is None else list(strategies)
     for name in names:

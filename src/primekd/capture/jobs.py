@@ -72,10 +72,7 @@ class Job:
 
 def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Job:
     """The capture that an arm's students are trained on, its own or that of the arm whose text and signals it has.
-
-    Raises:
-        UserError: the arm has no teacher.
-    """
+    Raises UserError if the arm has no teacher."""
     store = get_arm(strategy).store
     if store is None:
         raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
@@ -108,11 +105,8 @@ def unprimed_job(profile: Profile, strategy: str, split: str) -> Job:
 
 
 def scoring_job(profile: Profile, strategy: str, file: str) -> Job:
-    """The responses of a file to the training items, scored under an arm's prompt, in a store of their own.
-
-    Raises:
-        UserError: the file's name cannot name a store.
-    """
+    """The responses of a file to the training items, scored under an arm's prompt, in a store of their own. Raises
+    UserError if the file's name cannot name a store."""
     scored = training_job(profile, strategy).arm.name
     name = f"{scored}-of-{Path(file).stem}"
     if not is_name(name):
@@ -122,11 +116,8 @@ def scoring_job(profile: Profile, strategy: str, file: str) -> Job:
 
 
 def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
-    """Everything that the store's bytes depend on, known without loading the teacher.
-
-    Raises:
-        UserError: the teacher's chat template takes no system message, and the priming text is to be one.
-    """
+    """Everything that the store's bytes depend on, known without loading the teacher. Raises UserError if the teacher's
+    chat template takes no system message, and the priming text is to be one."""
     profile, teacher = job.profile, job.profile.teacher
     tokenizer = load_tokenizer(teacher)
     return ({"text": _text_of(job)} if job.arm.crossed else {}) | {
@@ -135,7 +126,8 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
         **_reads(job.scored_under, teacher),
         "split": job.split,
         "items_sha256": hash_items(items),
-        "teacher": teacher.identity() | {"model_sha256": _weights_hash(teacher)},
+        # Of weights behind an API nothing can be said.
+        "teacher": teacher.identity() | {"model_sha256": None if teacher.engine == "api" else weights_hash(teacher)},
         "max_new_tokens": profile.max_new_tokens,
         "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
         "tokenizer_sha256": tokenizer_hash(tokenizer),
@@ -158,11 +150,8 @@ def _reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
 
 
 def _text_of(job: Job) -> dict[str, Any]:
-    """What the responses of a crossed arm depend on beyond what its signals do.
-
-    Raises:
-        UserError: the store or the file that they are taken from is not there, or not whole.
-    """
+    """What the responses of a crossed arm depend on beyond what its signals do. Raises UserError if the store or the
+    file that they are taken from is not there, or not whole."""
     if job.arm.responses:
         file = project_root() / job.arm.responses
         if not file.is_file():
@@ -176,11 +165,6 @@ def _text_of(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _weights_hash(teacher: TeacherConfig) -> str | None:
-    """What stands for the teacher's weights; None behind an API, where nothing can be said of them."""
-    return None if teacher.engine == "api" else weights_hash(teacher)
-
-
 def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list[int]]:
     """What the teacher reads of items under an arm's priming."""
     tokenizer, priming = load_tokenizer(teacher), priming_of(arm, teacher)
@@ -188,10 +172,5 @@ def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list
 
 
 def open_signals(job: Job) -> SignalReader:
-    """Opens a captured store for reading, checked against what the profile would capture today.
-
-    Raises:
-        UserError: it is absent, incomplete, altered, or of another configuration.
-    """
-    spec = build_spec(job, job.items())
-    return SignalReader(job.folder, **spec)
+    """Opens a captured store. Raises UserError if it is not whole, or not what the profile would capture today."""
+    return SignalReader(job.folder, **build_spec(job, job.items()))

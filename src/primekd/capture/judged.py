@@ -59,11 +59,7 @@ def judged_folder(profile: Profile) -> Path:
 
 
 def right_answers(profile: Profile, arm: str, item_ids: Iterable[str]) -> set[str]:
-    """The training items whose response under an arm's prompt has the right answer.
-
-    Raises:
-        UserError: the rows are not there, or not of these items.
-    """
+    """The training items that were answered right under an arm's prompt. Raises UserError if no row says so of one."""
     path, wanted = judged_folder(profile) / JUDGED, set(item_ids)
     if not path.is_file():
         raise UserError(

@@ -19,10 +19,7 @@ from primekd.teachers import Response, Sampling, TeacherEngine
 
 def written_responses(engine: TeacherEngine, job: Job, items: list[Item], sampling: Sampling) -> list[Response]:
     """The responses of a crossed arm: those of another arm's store or of a file, or written here under its own prompt.
-
-    Raises:
-        UserError: that store is not complete, or not of this profile; or as `read_responses`.
-    """
+    Raises UserError if that store is not complete, or not of this profile; or as `read_responses`."""
     if job.arm.responses:
         texts = read_responses(job)
         found = [Response(encode_response(engine.tokenizer, texts[item.id]), False) for item in items]

@@ -26,6 +26,7 @@ from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import environment, hash_json, now
 from primekd.foundation.stage_code import forced_since, say_kept, say_mixed, stage_code
 from primekd.models import require_same_tokenizer
+from primekd.models.logits import refuse_unknown_architecture
 from primekd.signals import Codec, HiddenRows, SignalWriter, StoredItem, make_codec, shard_name
 from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
@@ -35,6 +36,7 @@ from primekd.tasks.protocol import Item
 from primekd.teachers import Sampling, TeacherEngine, open_engine
 
 Teacher = Callable[[], tuple[TeacherEngine, Codec]]
+MEASURED_TOKENS = 64  # what hidden states and head give is compared with the engine's own logits on so many
 
 
 def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
@@ -70,7 +72,7 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
             say_kept(job.stage, read_store(job.folder), stage_code("capture", profile), done)
             return job.folder
         if job.split == "train" and profile.student.model:
-            refuse_unknown_student(profile.student.model)
+            refuse_unknown_architecture(profile.student.model)
         with Progress(profile, job.stage, len(items), "item") as progress:
             capture_missing(job, store, chunks, progress)
     return job.folder
@@ -89,34 +91,24 @@ def arms_trained_on(job: Job) -> list[Arm]:
     return [arm for arm in arms.values() if arm.store == job.arm.name and arm.signals != NONE]
 
 
-def refuse_unknown_student(model: str) -> None:
-    """Raises UserError if no student of this architecture could be trained on what is about to be captured."""
-    from primekd.models.logits import refuse_unknown_architecture
-
-    refuse_unknown_architecture(model)
-
-
 def capture_missing(job: Job, store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
     """Makes shards until the store is complete, or with a fixed share until that is made; then closes the teacher."""
     with contextlib.ExitStack() as opened, gpu_memory("teacher.batch_size, or take a smaller teacher,"):
         # Opened when there is something for it to do.
         teacher = cache(partial(open_teacher, job, store.writer, opened))
-        _make_all(job, store, chunks, teacher, progress)
-
-
-def _make_all(job: Job, store: SharedStore, chunks: list[list[Item]], teacher: Teacher, progress: Progress) -> None:
-    while True:
-        show_done(store, chunks, progress)
-        make_shards(job, store, chunks, teacher, progress)
-        if missing := store.missing():
-            if store.part is not None:
-                print(f"{job.stage}: worker {store.part} has done its share; {store.describe(missing)} missing yet.")
+        while True:
+            show_done(store, chunks, progress)
+            make_shards(job, store, chunks, teacher, progress)
+            if missing := store.missing():
+                if store.part is not None:
+                    left = store.describe(missing)
+                    print(f"{job.stage}: worker {store.part} has done its share; {left} missing yet.")
+                    return
+                store.wait()
+            elif store.complete():
                 return
-            store.wait()
-        elif store.complete():
-            return
-        elif not store.missing():
-            teacher()  # all shards are whole, so it is the head that is lost: opening the teacher writes it
+            elif not store.missing():
+                teacher()  # all shards are whole, so it is the head that is lost: opening the teacher writes it
 
 
 def show_done(store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
@@ -188,14 +180,8 @@ def say_failed_write(job: Job, written: Future[None] | None, error: BaseExceptio
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
-    """Loads the teacher, stores its head where the codec needs one, and notes how shards will be made.
-
-    Args:
-        opened: closes the teacher when it is closed itself.
-
-    Raises:
-        UserError: the model is not there or does not offer what the codec needs.
-    """
+    """Loads the teacher, which `opened` closes, stores its head where the codec needs one, and notes how shards will be
+    made. Raises UserError if the model is not there or does not offer what the codec needs."""
     profile = job.profile
     engine = job.opens() if job.opens else open_engine(profile)
     if not job.lent:
@@ -247,22 +233,16 @@ def write_shard(
     store.release(index)
 
 
-def measure_reconstruction(
-    engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor], least: int = 64
-) -> dict[str, Any]:
-    """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on a few items.
-
-    The first two, and more until there are `least` tokens.
-
-    Args:
-        states: the hidden states that are kept of each item, (T, D).
+def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor]) -> dict[str, Any]:
+    """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on the first two
+    items, and more until there are MEASURED_TOKENS. `states`: the hidden states that are kept of each item, (T, D).
 
     Returns:
         tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1; and what
         rounding to bfloat16 does to the rebuilt ones, where that is what the engine's own logits are in.
     """
     lengths = itertools.accumulate(len(item.response_ids) for item in stored)
-    most = max(2, next((n for n, tokens in enumerate(lengths, 1) if tokens >= least), len(stored)))
+    most = max(2, next((n for n, tokens in enumerate(lengths, 1) if tokens >= MEASURED_TOKENS), len(stored)))
     sample = stored[:most]
     prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
     rows = HiddenRows(torch.cat(states[:most]).cpu(), engine.head().cpu(), engine.transform)

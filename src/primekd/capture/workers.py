@@ -36,11 +36,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """Reads "2/4".
-
-        Raises:
-            UserError: it is no such thing.
-        """
+        """Reads "2/4". Raises UserError if it is no such thing."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise UserError(f"--worker {text}: write which of how many workers this is, for example 2/4.")

@@ -19,27 +19,3 @@ from primekd.config.student import (
     TrainConfig,
 )
 from primekd.config.teacher import ApiConfig, ExLlamaConfig, SignalsConfig, TeacherConfig, VllmConfig
-
-__all__ = [
-    "Architecture",
-    "ApiConfig",
-    "AssessConfig",
-    "DataConfig",
-    "ExLlamaConfig",
-    "HardwareConfig",
-    "LaunchConfig",
-    "LoraSettings",
-    "LossConfig",
-    "PrepareConfig",
-    "Profile",
-    "SignalsConfig",
-    "StudentConfig",
-    "TeacherConfig",
-    "TrainConfig",
-    "TransferConfig",
-    "VllmConfig",
-    "explain_validation_error",
-    "load_profile",
-    "profile_files",
-    "profile_names",
-]

@@ -152,11 +152,8 @@ class Arm(BaseModel):
         return self.notebooks or self.name
 
     def loss_of(self, profile: Profile) -> LossConfig:
-        """The profile's loss with what the arm says itself; of text alone, the cross-entropy on the responses.
-
-        Raises:
-            UserError: the two do not go together.
-        """
+        """The profile's loss with what the arm says itself; of text alone, the cross-entropy on the responses. Raises
+        UserError if the two do not go together."""
         own = {"alpha": 1.0, "labels": "response"} if self.signals == NONE else self.loss
         try:
             return LossConfig(**profile.loss.model_dump() | own)

@@ -33,12 +33,8 @@ def arms_file() -> Path:
 
 
 def load_arms() -> dict[str, Arm]:
-    """All arms in the order of the file, keyed by name.
-
-    Raises:
-        UserError: the file is no valid YAML, or an entry has an unknown or missing key, or names an arm that cannot be
-            what it is named for.
-    """
+    """All arms in the order of the file, keyed by name. Raises UserError if the file is no valid YAML, or an entry has
+    an unknown or missing key, or names an arm that cannot be what it is named for."""
     path = arms_file()
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -98,11 +94,7 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
 
 
 def get_arm(name: str) -> Arm:
-    """One arm by its name.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """One arm by its name. Raises UserError if there is none of that name."""
     known = load_arms()
     if name not in known:
         raise UserError(f"No strategy is called {name!r} in configs/strategies.yaml: choose from {', '.join(known)}.")
@@ -115,11 +107,7 @@ def of_role(role: Role, arms: dict[str, Arm] | None = None) -> list[str]:
 
 
 def unprimed() -> Arm:
-    """The arm whose teacher has no priming text: the reference of held-out fit.
-
-    Raises:
-        UserError: no arm has the role baseline.
-    """
+    """The arm whose teacher has no priming text: the reference of held-out fit. Raises UserError without a baseline."""
     if not (found := of_role("baseline")):
         raise UserError("configs/strategies.yaml has no arm with the role baseline, which others are compared with.")
     return get_arm(found[0])

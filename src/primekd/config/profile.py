@@ -145,11 +145,8 @@ class Profile(Section):
         return name if seed is None or seed == self.seed else f"{name}-seed{int(seed)}"
 
     def launched(self, processes: int | None, accelerate: str | None) -> "Profile":
-        """The same profile with its training on other processes; None keeps what it says.
-
-        Raises:
-            UserError: the batch does not divide among them, or a configuration without a second process.
-        """
+        """The same profile with its training on other processes; None keeps what it says. Raises UserError if the batch
+        does not divide among them, or a configuration without a second process."""
         given = {"processes": processes, "accelerate": accelerate}
         launch = self.launch.model_dump() | {key: value for key, value in given.items() if value is not None}
         try:
@@ -184,10 +181,7 @@ def profile_names() -> list[str]:
 
 def profile_files(name: str) -> list[Path]:
     """The YAML file of a profile (configs/<name>.yaml, or the file that `name` is a path of) and those it extends.
-
-    Raises:
-        UserError: a file is missing or is no profile, or profiles extend each other in a circle.
-    """
+    Raises UserError if a file is missing or is no profile, or profiles extend each other in a circle."""
     files: list[Path] = []
     while name:
         path = Path(name) if name.endswith((".yaml", ".yml")) else project_root() / "configs" / f"{name}.yaml"
@@ -205,10 +199,7 @@ def load_profile(name: str) -> Profile:
     """Reads configs/<name>.yaml, or the YAML file that `name` is a path of.
 
     `extends: pocket` at its top takes everything from another profile that the file does not say itself, section by
-    section; a value of null takes the other profile's value away.
-
-    Raises:
-        UserError: no such profile, no valid YAML, an unknown key, a missing key or a value out of range.
+    section; null takes a value away. Raises UserError if there is none, or a key or value does not fit.
     """
     path, *extended = profile_files(name)
     values: dict[str, Any] = {}
@@ -238,11 +229,7 @@ def _read_profile(path: Path) -> dict[str, Any]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """What a YAML file says that holds keys and values.
-
-    Raises:
-        UserError: it is not valid YAML, or holds something else.
-    """
+    """The keys and values of a YAML file. Raises UserError if it is not valid YAML, or holds something else."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -106,10 +106,11 @@ class ApiConfig(Section):
     def without_secrets(self) -> "ApiConfig":
         """Checked here, not by the engine: manifests are begun before the teacher is opened."""
         key = os.environ.get(self.key_variable, "").strip()
-        texts = [self.model, self.base_url, *_names(self.request), *_texts(self.request)]
+        entries = list(_entries(self.request))
+        texts = [self.model, self.base_url, *(text for entry in entries for text in entry if isinstance(text, str))]
         if key and any(key in text.split() for text in texts):  # "Bearer <key>" too
             raise ValueError(f"holds the value of {self.key_variable}: take it out, the engine sends it by itself")
-        for name in _names(self.request):
+        for name, _ in entries:
             if name.lower() == "tokens" or SECRET_NAME.search(name.lower().replace("-", "_")):
                 raise ValueError(
                     f"request.{name} looks like a secret, and profiles are copied into manifests: take it out, and put "
@@ -118,19 +119,15 @@ class ApiConfig(Section):
         return self
 
 
-def _names(value: Any) -> Iterator[str]:
-    """The names in a nested value."""
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _names(part)
-    yield from map(str, value if isinstance(value, dict) else ())
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The texts in a nested value, names aside."""
-    if isinstance(value, str):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _texts(part)
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Everything in a nested value with its name, which is empty in a list; what is deeper comes first."""
+    own = (
+        value.items() if isinstance(value, dict) else (("", part) for part in value) if isinstance(value, list) else ()
+    )
+    own = [(str(name), part) for name, part in own]
+    for _, part in own:
+        yield from _entries(part)
+    yield from own
 
 
 class TeacherConfig(Speaker):

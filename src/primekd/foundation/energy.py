@@ -43,7 +43,5 @@ class Meter:
         self.facts = {
             "seconds": round(time.monotonic() - self._start, 2),
             "energy_kwh": energy,
-            "energy_method": "codecarbon, whole machine, measured or estimated from load"
-            if energy is not None
-            else None,
+            "energy_method": None if energy is None else "codecarbon, whole machine, measured or estimated from load",
         }

@@ -190,14 +190,8 @@ class Manifest(Measured):
 
 
 def checked(path: Path, schema: type[BaseModel], fix: str) -> dict[str, Any]:
-    """A JSON file that fits a schema, as it stands in the file.
-
-    Args:
-        fix: what the user can do where it does not fit.
-
-    Raises:
-        UserError: it is absent, no JSON, or does not fit; names the file, the place in it and the fix.
-    """
+    """A JSON file that fits a schema, as it stands in the file. Raises UserError if it is absent, no JSON, or does
+    not fit; that names the file, the place in it and the `fix`."""
     value = read_json(path, finite=True)
     if _is_deep(value):
         raise UserError(f"{relative_name(path)} is damaged: it is nested too deeply. {fix}")
@@ -224,20 +218,13 @@ def _place(error: ValidationError) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A stage's manifest.
-
-    Raises:
-        UserError: it is absent or does not fit the schema.
-    """
+    """A stage's manifest. Raises UserError if it is absent or does not fit the schema."""
     return checked(path, Manifest, "Bring it back (`git checkout`), or delete it and run its stage again.")
 
 
 def is_current(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether `folder` was made from exactly these inputs and still has the bytes that its manifest names.
-
-    Raises:
-        UserError: its manifest is damaged.
-    """
+    """Whether `folder` was made from exactly these inputs and still has the bytes that its manifest names. Raises
+    UserError if its manifest is damaged."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         return False
@@ -247,8 +234,5 @@ def is_current(folder: Path, inputs: dict[str, Any]) -> bool:
 
 def altered_outputs(path: Path, manifest: dict[str, Any]) -> list[str]:
     """Outputs of a manifest, by name relative to its folder, that are missing or have other bytes."""
-    return [name for name, digest in manifest["outputs"].items() if not _matches(path.parent / name, digest)]
-
-
-def _matches(path: Path, digest: str) -> bool:
-    return path.is_file() and hash_file(path) == digest
+    named = ((path.parent / name, name, digest) for name, digest in manifest["outputs"].items())
+    return [name for file, name, digest in named if not file.is_file() or hash_file(file) != digest]

@@ -11,14 +11,7 @@ from primekd.foundation.errors import UserError
 
 @contextmanager
 def gpu_memory(setting: str) -> Iterator[None]:
-    """Turns torch's error into one sentence.
-
-    Args:
-        setting: what to lower in the profile, for example "train.micro_batch_size".
-
-    Raises:
-        UserError: what runs inside found no more memory on the GPU.
-    """
+    """Turns torch's error where a GPU's memory ran out into a UserError that says which `setting` is to be lowered."""
     try:
         yield
     except torch.OutOfMemoryError as error:

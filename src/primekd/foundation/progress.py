@@ -52,11 +52,7 @@ class StageState(BaseModel):
 
 
 def read_state(path: Path) -> StageState | None:
-    """What a stage says of itself; None where there is no such file, or no more.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """What a stage says of itself; None where there is no such file. Raises UserError if it is damaged."""
     try:
         return StageState.model_validate_json(path.read_bytes())
     except FileNotFoundError:

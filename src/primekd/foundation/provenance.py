@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from primekd.foundation.manifests import MANIFEST, altered_outputs, is_current, read_manifest
-from primekd.foundation.storage import (
+from primekd.foundation.manifests import MANIFEST, altered_outputs, is_current, read_manifest  # noqa: F401
+from primekd.foundation.storage import (  # noqa: F401 - passed on: callers need not know which module has what
     canonical_json,
     disk_errors,
     hash_file,
@@ -30,35 +30,6 @@ from primekd.foundation.storage import (
     write_json,
     write_text,
 )
-
-__all__ = [
-    "MANIFEST",
-    "altered_outputs",
-    "canonical_json",
-    "cpu_name",
-    "disk_errors",
-    "environment",
-    "git_state",
-    "hardware",
-    "hash_file",
-    "hash_json",
-    "hash_text",
-    "is_current",
-    "now",
-    "output_root",
-    "package_versions",
-    "project_root",
-    "read_json",
-    "read_manifest",
-    "relative_name",
-    "requirement_pins",
-    "set_aside",
-    "sync_folder",
-    "write_atomically",
-    "write_json",
-    "write_manifest",
-    "write_text",
-]
 
 
 def git_state() -> dict[str, Any]:

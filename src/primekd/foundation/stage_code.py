@@ -175,11 +175,7 @@ def forget_wishes(profile: Profile) -> None:
 
 
 def forced_since(profile: Profile, stage: str, force: bool = False) -> float:
-    """A result of a stage that is older than this is to be made anew: a time of the file system, 0 for none.
-
-    Args:
-        force: whatever its age.
-    """
+    """The file system's time before which a stage's results are to be made anew: 0 for none, inf by `force`."""
     path = _wish(profile, stage)
     return math.inf if force else path.stat().st_mtime if path.is_file() else 0.0
 
@@ -200,11 +196,8 @@ def set_aside_if_older(folder: Path, since: float) -> None:
 
 
 def mixed(makers: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Who made which parts, where code, packages or engines differ; nothing where they do not.
-
-    Args:
-        makers: part -> its commit (git), code, and engine where there is one.
-    """
+    """Who made which parts, where code, packages or engines differ; nothing where they do not. `makers`: part -> its
+    commit (git), code, and engine where there is one."""
     groups: dict[str, dict[str, Any]] = {}
     for name, maker in makers.items():
         key = hash_json([maker.get("code"), maker.get("engine")])
@@ -226,7 +219,7 @@ def say_mixed(stage: str, parts: Iterable[Record], code: dict[str, Any], engine:
 
 def _other_engine(record: Record, engine: dict[str, Any] | None) -> str:
     was = record.get("engine")
-    keys = [key for key in engine or {} if was and was.get(key) != engine[key]] if engine else []
+    keys = [key for key in engine or {} if was and was.get(key) != engine[key]]
     return ", ".join(f"{key} {was.get(key)} -> {engine[key]}" for key in keys)
 
 

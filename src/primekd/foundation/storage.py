@@ -20,10 +20,7 @@ from primekd.foundation.errors import UserError
 
 def project_root() -> Path:
     """The checkout that holds configs/ and the notebooks: $PRIMEKD_ROOT, or found upwards from the working folder.
-
-    Raises:
-        UserError: neither the working folder nor one above it is a primekd checkout.
-    """
+    Raises UserError if neither the working folder nor one above it is a primekd checkout."""
     if root := os.environ.get("PRIMEKD_ROOT"):
         return Path(root).resolve()
     here = Path.cwd().resolve()
@@ -73,40 +70,28 @@ def disk_errors(path: Path):
     """Turns a full disk or a forbidden folder into one sentence that says what to do."""
     try:
         yield
-    except OSError as error:
-        _raise_if_disk(error, path)
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        # safetensors reports the operating system's error as text only
+        told = not isinstance(error, OSError) and "No space left on device" in str(error)
+        if told or code in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"The disk is full: {relative_name(path)} could not be written. "
+                "Free some space and run the same command again; finished parts are kept."
+            ) from error
+        if code in (errno.EACCES, errno.EROFS):
+            raise UserError(
+                f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner."
+            ) from error
+        if code in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT):
+            raise UserError(f"{relative_name(path)} cannot be written: {error.strerror}. Name a file.") from error
         raise
-    except Exception as error:  # safetensors reports the operating system's error as text only
-        if "No space left on device" in str(error):
-            raise UserError(_full_disk(path)) from error
-        raise
-
-
-def _full_disk(path: Path) -> str:
-    return (
-        f"The disk is full: {relative_name(path)} could not be written. "
-        "Free some space and run the same command again; finished parts are kept."
-    )
-
-
-def _raise_if_disk(error: OSError, path: Path) -> None:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise UserError(_full_disk(path)) from error
-    if error.errno in (errno.EACCES, errno.EROFS):
-        raise UserError(
-            f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner."
-        ) from error
-    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT):
-        raise UserError(f"{relative_name(path)} cannot be written: {error.strerror}. Name a file.") from error
 
 
 @contextlib.contextmanager
 def write_atomically(path: Path):
-    """Yields a temporary path beside `path`; when the block ends well it is synced and renamed to `path`.
-
-    Raises:
-        UserError: the disk is full or the folder may not be written; the temporary file is removed.
-    """
+    """Yields a temporary path; when the block ends well it is synced and renamed to `path`, else removed. Raises
+    UserError if the disk is full or the folder may not be written."""
     path = Path(path)
     # Processes of several machines may share a folder, and a process id.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -146,14 +131,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, finite: bool = False) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        finite: refuse NaN and numbers that are infinite or too large to be one.
-
-    Raises:
-        UserError: the file is absent or is not JSON.
-    """
+    """Reads a JSON file; `finite` refuses NaN and numbers that are infinite or too large to be one. Raises UserError
+    if the file is absent or is not JSON."""
     rules: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), **rules)

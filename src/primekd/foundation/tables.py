@@ -8,7 +8,7 @@ import csv
 import functools
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -45,6 +45,16 @@ Count = Annotated[int, BeforeValidator(as_count)]
 Name = Annotated[str, Field(min_length=1)]
 
 
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]], quoting: int = csv.QUOTE_MINIMAL
+) -> None:
+    """Writes rows of cells under a header; None is an empty cell, and floats have all their digits."""
+    text = io.StringIO()
+    text.write(",".join(columns) + "\n")
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def write_table(path: Path, kind: type, rows: Iterable[Any]) -> Path:
     """Writes a table; returns its path."""
     write_text(path, table_text(kind, rows))
@@ -74,14 +84,8 @@ def read_table(path: Path, kind: type | None = None) -> list[Cells]:
 
 
 def read_records(path: Path, kind: type[T], context: Any = None) -> list[T]:
-    """Rows of a file as instances of a dataclass. Whole numbers are counts, and floats are finite.
-
-    Args:
-        context: handed to the dataclass's validators.
-
-    Raises:
-        UserError: the file is absent or no CSV, lacks columns (which are named), or has a row that does not fit.
-    """
+    """Rows of a file as instances of a dataclass, whose validators get `context`; ints are counts, floats finite.
+    Raises UserError if it is absent or no CSV, lacks columns (which are named), or has a row that does not fit."""
     return [record for _, record in _read(path, kind, context)]
 
 

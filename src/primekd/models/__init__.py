@@ -7,18 +7,3 @@ from primekd.models.folders import is_present, model_folder, model_hash, weights
 from primekd.models.loading import load_model
 from primekd.models.reference import ModelReference, parse_reference, require_local
 from primekd.models.tokenizers import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash
-
-__all__ = [
-    "ModelReference",
-    "is_present",
-    "load_model",
-    "load_tokenizer",
-    "model_folder",
-    "model_hash",
-    "parse_reference",
-    "require_local",
-    "require_same_tokenizer",
-    "template_hash",
-    "tokenizer_hash",
-    "weights_hash",
-]

@@ -27,16 +27,10 @@ def base_name(model: str) -> tuple[str, str | None]:
 
 
 def require_same_base(adapter: Path, model: str) -> None:
-    """Refuses an adapter that was trained over another model.
+    """Refuses an adapter (a folder in peft's format) that was trained over another model than `model` refers to.
 
-    Its own adapter_config.json names the model; a student's manifest beside it knows the model's hash too.
-
-    Args:
-        adapter: a folder in peft's format.
-        model: the reference of the model that it is to be used with.
-
-    Raises:
-        UserError: the folder holds no adapter, or one of another base model.
+    Its own adapter_config.json names the model; a student's manifest beside it knows the model's hash too. Raises
+    UserError, also if the folder holds no adapter.
     """
     config = adapter / "adapter_config.json"
     if not config.is_file():

@@ -62,11 +62,8 @@ def _cache_folder(key: str) -> Path:
 
 
 def dequantised_folder(file: Path, digest: str) -> Path:
-    """A GGUF file as a folder in Hugging Face's layout, in float32. `digest`: the file's sha256.
-
-    Raises:
-        UserError: the file is no GGUF model that transformers can read.
-    """
+    """A GGUF file as a folder in Hugging Face's layout, in float32. `digest`: the file's sha256. Raises UserError if
+    the file is no GGUF model that transformers can read."""
 
     def build(target: Path) -> dict:
         import torch
@@ -92,11 +89,8 @@ def dequantised_folder(file: Path, digest: str) -> Path:
 
 
 def gguf_tokenizer_folder(file: Path, digest: str) -> Path:
-    """The tokenizer inside a GGUF file as a folder of its own: no weight is read. `digest`: the file's sha256.
-
-    Raises:
-        UserError: the file is no GGUF model that transformers can read.
-    """
+    """The tokenizer inside a GGUF file as a folder of its own: no weight is read. `digest`: the file's sha256. Raises
+    UserError if the file is no GGUF model that transformers can read."""
 
     def build(target: Path) -> dict:
         from transformers import AutoTokenizer

@@ -58,10 +58,7 @@ def conversation(
     """The messages that a model is sent: those of an item, or a question alone, and the priming text with them.
 
     A system message of the item's own stands in the place of the model's default. A priming text alone is a system
-    message.
-
-    Raises:
-        UserError: the priming text is a system message, and the template takes none.
+    message. Raises UserError if the template takes none.
     """
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     primed = Priming(priming) if isinstance(priming, str) else priming
@@ -80,15 +77,10 @@ def conversation(
 def build_prompt(
     tokenizer: "PreTrainedTokenizerBase", asked: str | list[Message], priming: Priming | str | None = None
 ) -> Prompt:
-    """Token ids of a conversation up to where the answer starts.
+    """Token ids of a conversation, or of a question alone, up to where the answer starts. Students have no priming.
 
-    Args:
-        asked: an item's messages, or a question alone.
-        priming: None leaves the template's own default. Students are always given None.
-
-    Raises:
-        UserError: a text contains one of the tokenizer's control tokens and would be read as a tag, or the template
-            takes no system message.
+    Raises UserError if a text contains one of the tokenizer's control tokens and would be read as a tag, or the
+    template takes no system message.
     """
     messages = conversation(tokenizer, asked, priming)
     for message in messages:

@@ -51,10 +51,8 @@ def free_bytes() -> int:
 def download(model: HubModel, weights: bool = True) -> Path:
     """Fetches what is missing, verifies every file, and returns the snapshot's folder. Goes on where it was stopped.
 
-    Without `weights` only the tokenizer and the configuration are fetched, and no bar is shown.
-
-    Raises:
-        UserError: too little space, a broken connection, a wrong hash twice; what is whole or partly here is kept.
+    Without `weights` only tokenizer and configuration are fetched, without a bar. Raises UserError for too little
+    space, a broken connection, or a wrong hash twice; what is whole or partly here is kept.
     """
     storage = storage_folder(model.repository)
     files = tuple(f for f in model.files if weights or not f.is_weights)
@@ -158,11 +156,7 @@ class Record(BaseModel):
 
 
 def read_record(repository: str, commit: str) -> Record | None:
-    """The record of one commit; None where there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The record of one commit; None where there is none. Raises UserError if it is damaged."""
     path = record_path(repository, commit)
     if not path.is_file():
         return None

@@ -34,12 +34,9 @@ def is_present(text: str, weights: bool = True) -> bool:
 
 @lru_cache(maxsize=16)
 def model_folder(text: str) -> Path:
-    """A folder in Hugging Face's layout (config, safetensors, tokenizer) for any reference.
+    """A folder in Hugging Face's layout (config, safetensors, tokenizer) for any reference. No weights are downloaded.
 
-    No weights are downloaded; of `random:hub:…` the tokenizer is, where it is missing.
-
-    Raises:
-        UserError: the model is not there, or its folder holds no safetensors, or not all of them.
+    Raises UserError if the model is not there, or its folder holds no safetensors, or not all of them.
     """
     reference = parse_reference(text)
     if reference.scheme == "random":
@@ -110,11 +107,7 @@ def model_hash(text: str) -> str:
 
 
 def weights_hash(of: "Speaker") -> str:
-    """The hash of a teacher's or student's weights.
-
-    Raises:
-        UserError: the profile says what the file's sha256 is, and it is another.
-    """
+    """The hash of a teacher's or student's weights. Raises UserError if the profile names another sha256."""
     found = model_hash(of.model)
     if of.sha256 and found != of.sha256:
         place = relative_name(require_local(parse_reference(of.model)))

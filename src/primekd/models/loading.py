@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTrainedModel":
     """A causal language model in evaluation mode on the best device here.
 
-    Args:
-        dtype: float32 or bfloat16.
-        quantization: nf4 keeps the linear layers in 4 bits and computes in `dtype`; None keeps all in `dtype`.
-
-    Raises:
-        UserError: the model cannot be read, or bitsandbytes is missing.
+    Computes in `dtype`, float32 or bfloat16; quantization nf4 keeps the linear layers in 4 bits. Raises UserError if
+    the model cannot be read, or bitsandbytes is missing.
     """
     import torch
     from safetensors import SafetensorError

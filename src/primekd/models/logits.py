@@ -87,11 +87,8 @@ def config_numbers(config: Any) -> list[float]:
 def find_transform(model: nn.Module, vocab_size: int) -> LogitTransform | None:
     """What a causal model of transformers does behind its head; None where it is no scale and no soft cap.
 
-    Found from the logits of a few tokens. What comes out of the head is enlarged, token by token more, so that a cap
-    shows that is far above them.
-
-    Args:
-        vocab_size: V, how many columns are looked at; those beyond it are padding.
+    Found from the logits of a few tokens, in their first V = `vocab_size` columns; further ones are padding. What comes
+    out of the head is enlarged, token by token more, so that a cap shows that is far above them.
     """
     head = model.get_output_embeddings()
     ids = torch.tensor([PROBE], device=model.device)
@@ -131,11 +128,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def require_transform(transform: LogitTransform | None, name: str) -> LogitTransform:
-    """Raises UserError where a student's logits cannot be made of its hidden states.
-
-    Args:
-        name: of the model or its architecture.
-    """
+    """Raises UserError where a student's logits cannot be made of its hidden states. `name`: the model's."""
     if transform is None:
         raise UserError(
             f"{name} cannot be a student: behind its output head it changes the logits in another way than by a scale "

@@ -17,10 +17,7 @@ def nf4_config(dtype: str) -> "BitsAndBytesConfig":
     """Linear layers in NF4, their scales quantised again, products in `dtype`; embeddings, norms and head stay in it.
 
     No further preparation is needed: norms are computed in float32 by the architectures themselves, peft freezes the
-    base, and without gradient checkpointing inputs need no gradient.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
+    base, and without gradient checkpointing inputs need no gradient. Raises UserError without bitsandbytes.
     """
     import torch
     from transformers import BitsAndBytesConfig

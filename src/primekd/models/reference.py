@@ -49,7 +49,11 @@ class ModelReference:
         """The file or folder behind a path: or package: reference, or of a GGUF file on the hub, whether it exists or
         not."""
         if self.is_hub_file:
-            return self._stand_in if self._stand_in.exists() else self._downloaded
+            from primekd.models.hub import local_snapshot  # which reads references itself
+
+            stand_in = project_root() / "models" / self.file
+            snapshot = None if stand_in.exists() else local_snapshot(self)
+            return stand_in if stand_in.exists() else snapshot and snapshot / self.file
         if self.scheme == "path":
             return (project_root() / self.target).resolve()
         if self.scheme == "package":
@@ -59,17 +63,6 @@ class ModelReference:
                 return None
             return Path(next(iter(found.submodule_search_locations))) / file
         return None
-
-    @property
-    def _stand_in(self) -> Path:
-        return project_root() / "models" / self.file
-
-    @property
-    def _downloaded(self) -> Path | None:
-        from primekd.models.hub import local_snapshot  # which reads references itself
-
-        snapshot = local_snapshot(self)
-        return snapshot / self.file if snapshot else None
 
     @property
     def is_hub_file(self) -> bool:
@@ -82,11 +75,7 @@ class ModelReference:
 
 
 def parse_reference(text: str | None) -> ModelReference:
-    """Reads a reference.
-
-    Raises:
-        UserError: unknown scheme or nothing behind it, or None, as a student from scratch has.
-    """
+    """Reads a reference. Raises UserError if it is none; so is None, which a student from scratch has."""
     if text is None:
         raise UserError("This is for students with a pretrained model, and student.from_scratch has none.")
     scheme, colon, target = text.partition(":")
@@ -96,11 +85,7 @@ def parse_reference(text: str | None) -> ModelReference:
 
 
 def require_local(reference: ModelReference) -> Path:
-    """The existing file or folder of a path: or package: reference.
-
-    Raises:
-        UserError: it is not there; the sentence says how to get it.
-    """
+    """The existing file or folder of a reference. Raises UserError, with how to get it, if it is not there."""
     if reference.local is None or not reference.local.exists():
         fix = {
             "package": "pip install --no-deps -r requirements-no-deps.txt "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,10 @@ from primekd.foundation.memory import release_gpu_memory
 from primekd.foundation.provenance import relative_name
 from primekd.models.adapters import require_same_base
 from primekd.models.loading import load_model
+from primekd.models.template import turn_end
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,8 @@ def load_beside(model: str, dtype: str, adapter: Path, quantization: str | None 
 
 
 def load_merged(model: str, dtype: str, adapter: Path, weights: str | None = None) -> nn.Module:
-    """A model with a LoRA adapter merged into its weights in float32, then in `dtype`.
-
-    Args:
-        weights: the precision that base and adapter were trained in, where `dtype` is finer: they are rounded to it.
-    """
+    """A model with a LoRA adapter merged into its weights in float32, then in `dtype`. `weights`: the precision that
+    base and adapter were trained in, where `dtype` is finer: they are rounded to it."""
     precision = weights or "float32"
     student = _cast_adapter(_with_adapter(load_model(model, precision), model, adapter), precision)
     _untie(student)
@@ -78,16 +80,30 @@ def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
     return model
 
 
+def plain_generation(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", **settings: Any
+) -> "GenerationConfig":
+    """A configuration of our own, greedy unless `settings` say more: a checkpoint's may carry penalties, top-k, a
+    temperature or other ends."""
+    from transformers import GenerationConfig
+
+    columns = model.get_output_embeddings().weight.shape[0]
+    return GenerationConfig(
+        eos_token_id=sorted(turn_end(tokenizer).stops),
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=list(range(len(tokenizer), columns)) or None,  # padded columns are no tokens
+        **{"do_sample": False} | settings,
+    )
+
+
 @torch.inference_mode()
 def measure_merge(
     model: str, dtype: str, adapter: Path, prompts: Sequence[list[int]], responses: Sequence[list[int]], vocabulary: int
 ) -> MergeError:
     """Compares the forms of one student on a few teacher-forced responses, from one load of its base.
 
-    At most the float32 weights are on the device at a time, and in host memory the merged ones in `dtype`.
-
-    Args:
-        vocabulary: the tokenizer's size; further columns are padding.
+    At most the float32 weights are on the device at a time, and in host memory the merged ones in `dtype`. Columns
+    beyond `vocabulary`, the tokenizer's size, are padding.
     """
     student = _with_adapter(load_model(model, "float32"), model, adapter)
     _untie(student)
@@ -105,13 +121,18 @@ def measure_merge(
     return MergeError(_kl(beside, in_weights), _kl(beside, in_dtype), on_grid, sum(map(len, responses)))
 
 
-def _with_adapter(base, model: str, adapter: Path):
+def _with_adapter(base, model: str, adapter: Path, key: str = "default"):
+    """A base, or a peft model that has adapters already, with one more by the name `key`."""
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     require_same_base(adapter, model)
     try:
-        return PeftModel.from_pretrained(base, str(adapter))
-    except (RuntimeError, ValueError) as error:  # shapes or layers that the model does not have
+        if not isinstance(base, PeftModel):
+            return PeftModel.from_pretrained(base, str(adapter), adapter_name=key)
+        base.load_adapter(str(adapter), key)
+        return base
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:  # layers that the model does not have
         name, reason = relative_name(adapter), " ".join(str(error).split())[:200]
         raise UserError(f"The adapter {name} does not fit {model} ({reason}): train it again.") from error
 

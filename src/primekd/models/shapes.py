@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 from primekd.config import LoraSettings, Profile
 from primekd.foundation.errors import UserError
@@ -104,11 +103,7 @@ def local_place(text: str) -> Path | None:
 
 
 def find_shape(profile: Profile, text: str) -> Shape:
-    """The shape of a model that a profile names, without a download.
-
-    Raises:
-        UserError: the model is not here, and nothing says what it is.
-    """
+    """The shape of a model that a profile names, without a download. Raises UserError if nothing says what it is."""
     stated = profile.hardware.shapes if profile.hardware else {}
     if text in stated:
         return Shape(**stated[text].model_dump())
@@ -139,7 +134,12 @@ def known_shape(name: str) -> Shape | None:
 def _read_shape(place: Path) -> Shape:
     """From a folder's config.json or a GGUF file's header."""
     try:
-        config = _gguf_config(place) if place.is_file() else read_json(place / "config.json")
+        if place.is_file():
+            from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+            config = load_gguf_checkpoint(place, return_tensors=False)["config"]
+        else:
+            config = read_json(place / "config.json")
         config = config.get("text_config", config)
         layers, hidden, heads = (config[k] for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
         kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
@@ -147,12 +147,6 @@ def _read_shape(place: Path) -> Shape:
         return Shape(*widths, config["vocab_size"], bool(config.get("tie_word_embeddings")))
     except (KeyError, ValueError) as error:  # ValueError: an architecture whose GGUF transformers does not read
         raise UserError(f"{place.name} does not say its shape ({error}): name it in hardware.shapes.") from error
-
-
-def _gguf_config(file: Path) -> dict[str, Any]:
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    return load_gguf_checkpoint(file, return_tensors=False)["config"]
 
 
 @dataclass(frozen=True)
@@ -186,11 +180,7 @@ class Model:
 
 
 def teacher_model(profile: Profile) -> Model | None:
-    """The teacher; None behind an API, where somebody else's machine holds it.
-
-    Raises:
-        UserError: its shape, or the bits of a quantised one, are not known.
-    """
+    """The teacher; None behind an API. Raises UserError if its shape, or the bits of a quantised one, are not known."""
     teacher = profile.teacher
     if teacher.engine == "api":
         return None

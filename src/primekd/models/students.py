@@ -34,11 +34,8 @@ def save_student(model, folder: Path, student: StudentConfig, weights: "dict[str
 
 
 def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-    """A model with random weights in float32, all of which are trained, on the best device here.
-
-    Raises:
-        UserError: transformers does not know the architecture, it does not know a setting, or sizes do not fit.
-    """
+    """A model with random weights in float32, all of which are trained, on the best device here. Raises UserError if
+    transformers does not know the architecture, it does not know a setting, or sizes do not fit."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, set_seed
 
@@ -116,9 +113,12 @@ def written(target: Path, write: "Callable[[Path], None]") -> list[Path]:
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        sync_folder(target.parent)
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return sorted(p for p in target.iterdir() if p.is_file())

@@ -6,12 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
-from primekd.models.adapters import require_same_base
-
 # Their makers' code is recorded with published logs, so they stay where they are, under their own names.
-from primekd.models.served import _adapted, _base_weight, _cast_adapter, _ready, _untie
+from primekd.models.served import _adapted, _base_weight, _cast_adapter, _ready, _untie, _with_adapter
 
 
 class SwitchedAdapters:
@@ -34,33 +30,17 @@ class SwitchedAdapters:
         self, base: nn.Module, reference: str, dtype: str, adapters: Mapping[str, tuple[Path, bool]],
         rounded: str | None = None,
     ):  # fmt: skip
-        self.base, self._reference, self._merged = base, reference, {n for n, (_, merged) in adapters.items() if merged}
+        self.base, self._merged = base, {name for name, (_, merged) in adapters.items() if merged}
         self._keys = {name: f"student{place}" for place, name in enumerate(adapters)}  # peft takes no dots
         self._student, self._changed = None, False
         for name, (folder, _) in adapters.items():
-            self._load(folder, self._keys[name])
+            self._student = _with_adapter(self._student or base, reference, folder, self._keys[name])
         if self._student is not None:
             _untie(self._student)
             _cast_adapter(self._student, (rounded or "float32") if self._merged else dtype)
         layers = _adapted(base) if self._merged else []
         self._originals = [(layer, _base_weight(layer).detach().to("cpu", copy=True)) for layer in layers]
         self._cast(dtype)
-
-    def _load(self, folder: Path, key: str) -> None:
-        from peft import PeftModel
-        from safetensors import SafetensorError
-
-        require_same_base(folder, self._reference)
-        try:
-            if self._student is None:
-                self._student = PeftModel.from_pretrained(self.base, str(folder), adapter_name=key)
-            else:
-                self._student.load_adapter(str(folder), key)
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"The adapter {relative_name(folder)} does not fit {self._reference} ({reason}): train it again."
-            ) from error
 
     def _cast(self, dtype: str) -> None:
         """Weights in `dtype`, and adapters, but for those that are merged: these are added in float32."""

@@ -67,10 +67,8 @@ FIXED_DATE = fixed_date()
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Messages, generate: bool = True) -> str:
     """The text that the template makes of messages; with `generate`, up to where the answer starts.
 
-    The template gets the tokenizer's `template_arguments` (a profile's) and one fixed date.
-
-    Raises:
-        UserError: there is no template, or it refuses these messages.
+    It gets the tokenizer's `template_arguments` (a profile's) and one fixed date. Raises UserError if there is none, or
+    it refuses these messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(

@@ -27,10 +27,7 @@ _hashes: WeakKeyDictionary = WeakKeyDictionary()
 def tokenizer_folder(text: str) -> Path:
     """A folder with a model's tokenizer and configuration; its weights need not be here.
 
-    Of a hub model these small files are downloaded where they are missing.
-
-    Raises:
-        UserError: the model is not there or has none, or the hub refuses it or is out of reach.
+    Of a hub model these small files are downloaded where they are missing. Raises UserError if they cannot be had.
     """
     reference = parse_reference(text)
     if reference.scheme == "random":
@@ -51,16 +48,11 @@ def tokenizer_folder(text: str) -> Path:
 
 @lru_cache(maxsize=8)
 def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model; the model's weights are not needed.
+    """The tokenizer of a model reference, or of a profile's teacher or student with its settings of the chat template.
 
     It carries what its conversations need beside it: `reference`, `stop_ids` (further ids that end a response, from
-    generation_config) and `template_arguments`.
-
-    Args:
-        of: a model reference, or a profile's teacher or student, whose settings of the chat template are put in force.
-
-    Raises:
-        UserError: it cannot be had or read, or has no end-of-turn token; or the template does not fit the settings.
+    generation_config) and `template_arguments`. Raises UserError if it cannot be had or read, or has no end-of-turn
+    token; or the template does not fit the settings.
     """
     if isinstance(of, str):
         return _read_tokenizer(of)
@@ -112,11 +104,7 @@ def _borrowed_template(tokenizer: "PreTrainedTokenizerBase", other: str) -> str:
 
 
 def stop_ids(folder: Path) -> list[int]:
-    """Ids that end a response by a model's generation_config.json, or config.json where there is none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Ids that end a response by generation_config.json, else by config.json. Raises UserError if it is damaged."""
     file = next((folder / n for n in ("generation_config.json", "config.json") if (folder / n).is_file()), None)
     if file is None:
         return []

@@ -10,8 +10,7 @@ from primekd.config import StudentConfig
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
 from primekd.models.loading import load_model
-from primekd.models.served import load_beside
-from primekd.models.template import turn_end
+from primekd.models.served import load_beside, plain_generation
 from primekd.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -19,16 +18,11 @@ if TYPE_CHECKING:
 
 
 def load_student(folder: str | os.PathLike) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A trained student and its tokenizer, on the best device here.
+    """A trained student and its tokenizer, on the best device here. `folder`: `runs/<profile>/students/<name>`.
 
     The adapter lies beside the weights that it was trained with, in the precision of the training. `generate()` answers
-    greedily, as in an assessment, and stops where a turn ends; its usual arguments change that.
-
-    Args:
-        folder: `runs/<profile>/students/<name>`, or adapter/ or model/ in it.
-
-    Raises:
-        UserError: there is no student, a file was altered, or its base is not here or has other weights.
+    greedily, as in an assessment, and stops where a turn ends; its usual arguments change that. Raises UserError if
+    there is no student, a file was altered, or its base is not here or has other weights.
     """
     folder = Path(folder).resolve()
     folder = folder.parent if folder.name in ("adapter", "model") else folder
@@ -50,18 +44,5 @@ def load_student(folder: str | os.PathLike) -> "tuple[PreTrainedModel, PreTraine
         model = load_model(f"path:{folder / 'model'}", student.dtype)
     else:
         model = load_beside(student.model, student.dtype, folder / "adapter", student.quantization)
-    return _greedy(model, tokenizer), tokenizer
-
-
-def _greedy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
-    """Without what the base's own generation_config asks for: penalties, sampling, other ends."""
-    from transformers import GenerationConfig
-
-    columns = model.get_output_embeddings().weight.shape[0]
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        eos_token_id=sorted(turn_end(tokenizer).stops),
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=list(range(len(tokenizer), columns)) or None,  # padded columns are no tokens
-    )
-    return model
+    model.generation_config = plain_generation(model, tokenizer)
+    return model, tokenizer

@@ -67,11 +67,8 @@ def part_of(blob: Path) -> Path:
 
 
 def bring(model: HubModel, file: HubFile, storage: Path, meter: FileMeter) -> Path:
-    """Makes sure that a file lies in the cache with the right hash; returns it. Damaged ones are fetched again.
-
-    Raises:
-        UserError: the connection broke off, the disk is full, or what the hub sends has another hash, twice.
-    """
+    """Makes sure that a file lies in the cache with the right hash; returns it. Raises UserError if the connection
+    broke off, the disk is full, or what the hub sends has another hash, twice."""
     from huggingface_hub.utils import WeakFileLock
 
     blob, pointer = storage / "blobs" / file.digest, storage / "snapshots" / model.commit / file.name

@@ -10,21 +10,3 @@ from primekd.signals.reader import SignalReader
 from primekd.signals.rows import Asked, DenseRows, HiddenRows, SampledRows, SignalRows, TopKRows, concatenate
 from primekd.signals.shards import StoredItem, shard_name
 from primekd.signals.writer import SignalWriter
-
-__all__ = [
-    "Asked",
-    "Codec",
-    "DenseRows",
-    "HiddenRows",
-    "LiveSource",
-    "SampledRows",
-    "SignalReader",
-    "SignalRows",
-    "SignalSource",
-    "SignalWriter",
-    "StoredItem",
-    "TopKRows",
-    "concatenate",
-    "make_codec",
-    "shard_name",
-]

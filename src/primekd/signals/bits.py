@@ -43,11 +43,7 @@ class BitWriter:
 
 
 class BitReader:
-    """Reads back what a BitWriter wrote, call by call.
-
-    Raises:
-        ValueError: the stream ends too early, or (`finish`) too late.
-    """
+    """Reads back what a BitWriter wrote, call by call. Raises ValueError if it ends too early or (`finish`) late."""
 
     def __init__(self, stream: np.ndarray):
         self._bits = np.unpackbits(stream)

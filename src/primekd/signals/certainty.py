@@ -43,11 +43,8 @@ class Compared(Certainty):
 def certainty_of(
     rows: SignalRows, targets: Sequence[int], top: int = TOP, other: SignalRows | None = None
 ) -> Certainty:
-    """Of rows and the tokens that they predict; `other` rows of the same tokens are what they are compared with.
-
-    Raises:
-        ValueError: rows that are compared do not keep whole distributions, or are not as many.
-    """
+    """Of rows and the tokens that they predict; `other` rows of the same tokens are what they are compared with. Raises
+    ValueError if rows that are compared do not keep whole distributions, or are not as many."""
     ids = torch.tensor(targets)
     if other is not None:
         _require_whole(rows, other)
@@ -70,11 +67,8 @@ def read_certainty(reader: "SignalReader", item_ids: Sequence[str], most: int = 
 
 
 def moved_probability(rows: SignalRows, other: SignalRows) -> Tensor:
-    """Total variation (T,) between the distributions of two sets of T rows: the share of probability that moved.
-
-    Raises:
-        ValueError: one of them does not keep whole distributions.
-    """
+    """Total variation (T,) between the distributions of two sets of T rows: the share of probability that moved. Raises
+    ValueError if one of them does not keep whole distributions."""
     _require_whole(rows, other)
     parts = [
         0.5 * (rows.part(c).to_logits().softmax(-1) - other.part(c).to_logits().softmax(-1)).abs().sum(-1)

@@ -39,7 +39,7 @@ class Codec(Protocol):
 
     def refusal(self, loss: LossConfig) -> str | None:
         """Why this codec cannot serve a loss, or None if it can."""
-        ...
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Name, parameters, and the error that decoding has against the engine's own logits."""
@@ -47,7 +47,7 @@ class Codec(Protocol):
 
 
 @dataclass(frozen=True)
-class FullCodec:
+class FullCodec(Codec):
     """Every logit in float32: the reference, V * 4 bytes a token."""
 
     name = "full"
@@ -59,15 +59,12 @@ class FullCodec:
     def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> DenseRows:
         return DenseRows(columns["logits"])
 
-    def refusal(self, loss: LossConfig) -> str | None:
-        return None
-
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "error": "none: the engine's float32 logits, bit for bit"}
 
 
 @dataclass(frozen=True)
-class HiddenCodec:
+class HiddenCodec(Codec):
     """The final hidden state in the engine's own precision; the head is stored once beside the shards."""
 
     name = "hidden"
@@ -80,9 +77,6 @@ class HiddenCodec:
         if head is None:
             raise ValueError("hidden rows need the teacher's head")
         return HiddenRows(columns["hidden"], head)
-
-    def refusal(self, loss: LossConfig) -> str | None:
-        return None
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -190,22 +184,19 @@ class TextCodec:
         return {"name": self.name, "error": "nothing of the teacher's distribution is kept, only what it wrote"}
 
 
-def make_codec(config: SignalsConfig, offers: frozenset[str]) -> Codec:
-    """The codec that a profile asks for, given what the engine offers.
+WITHOUT_SETTINGS: dict[str, Codec] = {codec.name: codec for codec in (FullCodec(), HiddenCodec(), TextCodec())}
 
-    Raises:
-        UserError: the engine does not offer what the codec needs.
-    """
+
+def make_codec(config: SignalsConfig, offers: frozenset[str]) -> Codec:
+    """The codec that a profile asks for. Raises UserError if the engine does not offer what it needs."""
     name = config.codec
     if name == "auto":
         name = "hidden" if "hidden" in offers else "topk" if offers else "text"
     from_top = "logits" not in offers and "top" in offers
     codec: Codec = {
-        "full": FullCodec(),
-        "hidden": HiddenCodec(),
+        **WITHOUT_SETTINGS,
         "topk": TopKCodec(config.top_k, config.topk_temperature, "top" if from_top else "logits"),
         "sampled": SampledCodec(config.sampled_points, config.sampled_temperature),
-        "text": TextCodec(),
     }[name]
     if name == "topk" and from_top and config.topk_temperature != 1:
         raise UserError(
@@ -223,7 +214,7 @@ def codec_of(description: dict[str, Any]) -> Codec:
         return TopKCodec(description["k"], description["temperature"], "top" if "from" in description else "logits")
     if description["name"] == "sampled":
         return SampledCodec(description["points"], description["temperature"])
-    return {"full": FullCodec(), "hidden": HiddenCodec(), "text": TextCodec()}[description["name"]]
+    return WITHOUT_SETTINGS[description["name"]]
 
 
 def require_served(codec: Codec, loss: LossConfig) -> None:

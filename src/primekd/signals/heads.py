@@ -23,11 +23,7 @@ MOST_REBUILDING_KL = 2e-3
 
 
 def rebuilding_problem(measured: dict[str, Any] | None) -> str | None:
-    """Why hidden states and head must not be used: they do not give the teacher's own logits. None if they do.
-
-    Args:
-        measured: a store's `reconstruction`, where it has one.
-    """
+    """Why hidden states and head are not the teacher's own logits, by a store's `reconstruction`; None if they are."""
     most = MOST_REBUILDING_KL + 2 * (measured or {}).get("rounding_kl_nats", 0.0)
     if not measured or measured.get("mean_kl_nats", 0.0) <= most:
         return None
@@ -39,14 +35,12 @@ def rebuilding_problem(measured: dict[str, Any] | None) -> str | None:
 
 
 def save_head(folder: Path, head: Tensor, transform: LogitTransform = PLAIN) -> dict[str, str]:
-    """Stores the output head beside the store `folder`, once; returns its file name and sha256.
-
-    Args:
-        transform: what the teacher does to its logits behind the head; it is part of the file and of its name.
-    """
+    """Stores the output head beside the store `folder`, once; returns its file name and sha256. `transform`: what the
+    teacher does to its logits behind the head; it is part of the file and of its name."""
     tensor = head.detach().cpu().contiguous()
     behind = {} if transform == PLAIN else {"transform": json.dumps(asdict(transform))}
-    digest = hash_json([str(tensor.dtype), list(tensor.shape), _tensor_digest(tensor), *behind.values()])[:16]
+    values = hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()
+    digest = hash_json([str(tensor.dtype), list(tensor.shape), values, *behind.values()])[:16]
     path = folder.parent / f"head-{digest}.safetensors"
     if not (path.is_file() and _holds(path, tensor, transform)):
         with write_atomically(path) as temporary:
@@ -62,11 +56,7 @@ def head_is_whole(folder: Path, entry: dict[str, Any]) -> bool:
 
 @lru_cache(maxsize=2)
 def load_head(path: Path, digest: str) -> tuple[Tensor, LogitTransform]:
-    """Reads a head, (V, D), and what follows it.
-
-    Raises:
-        UserError: it is missing or has other bytes.
-    """
+    """Reads a head, (V, D), and what follows it. Raises UserError if it is missing or has other bytes."""
     if not path.is_file() or hash_file(path) != digest:
         raise UserError(f"{relative_name(path)} is missing or was altered: delete it and capture again.")
     with safe_open(path, framework="pt") as handle:
@@ -84,7 +74,3 @@ def _holds(path: Path, tensor: Tensor, transform: LogitTransform) -> bool:
             return torch.equal(handle.get_tensor("head"), tensor) and _transform(handle) == transform
     except (SafetensorError, TypeError, ValueError):
         return False
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()

@@ -29,11 +29,8 @@ class SignalSource(Protocol):
     manifest: dict[str, Any]
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """The rows of all response tokens of a micro-batch, in order; None if there are none, or of text alone.
-
-        Raises:
-            UserError: the source has no rows for such tokens.
-        """
+        """The rows of all response tokens of a micro-batch, in order; None if there are none, or of text alone. Raises
+        UserError if the source has no rows for such tokens."""
         ...
 
 
@@ -43,13 +40,12 @@ class LiveSource:
     Its rows go through a codec as those of a store do, so both are the same to a loss.
 
     Args:
-        vocab_size: V of the student.
         prompts: what the teacher reads before an item's response, by item id (a primed prompt, say); None if it reads
             what the student does.
         codec: what is taken of what the engine offers; None for hidden states or, where there are none, all logits.
 
     Raises:
-        UserError: the engine does not offer that, or has another vocabulary than the student.
+        UserError: the engine does not offer that, or has another vocabulary than the V = `vocab_size` of the student.
     """
 
     def __init__(
@@ -73,11 +69,8 @@ class LiveSource:
         self.manifest = {"spec": spec, "spec_sha256": hash_json(spec), "shards": {}}
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """As SignalSource.
-
-        Raises:
-            UserError: an item has no prompt, nothing stands before its first token, or a token is not the teacher's.
-        """
+        """As SignalSource. Raises UserError if an item has no prompt, nothing stands before its first token, or a token
+        is not the teacher's."""
         if not asked:
             return None
         items = [StoredItem(a.item_id, self._prompt(a), a.response_ids, truncated=False) for a in asked]

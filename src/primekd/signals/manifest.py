@@ -20,6 +20,7 @@ from primekd.foundation.manifests import (
     checked,
 )
 from primekd.foundation.provenance import hash_json, relative_name
+from primekd.signals.shards import FORMAT
 
 FIX = "Delete it and run the capture again: shards that are whole are kept."
 
@@ -94,27 +95,26 @@ class StoreManifest(Made):
 
 
 def read_store(folder: Path) -> dict[str, Any]:
-    """A store's manifest, of a finished store or of one that was begun.
-
-    Raises:
-        UserError: it is absent or does not fit the schema.
-    """
+    """The manifest of a store, finished or begun. Raises UserError if it is absent or does not fit the schema."""
     return checked(Path(folder) / MANIFEST, StoreManifest, FIX)
 
 
-def shards_hash(folder: Path) -> str:
-    """One hash of all bytes of a complete store, from its manifest.
-
-    Raises:
-        UserError: there is no complete store.
-    """
-    name = relative_name(Path(folder))
-    if not (Path(folder) / MANIFEST).is_file():
+def read_complete(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished store. Raises UserError if there is none, or it does not fit the schema."""
+    name = relative_name(folder)
+    if not (folder / MANIFEST).is_file():
         raise UserError(f"{name} has no signals: run `primekd capture` (or the inference notebook) first.")
     manifest = read_store(folder)
+    if manifest["format"] != FORMAT or hash_json(manifest["spec"]) != manifest["spec_sha256"]:
+        raise UserError(f"{name}/{MANIFEST} was altered or is of another version: capture again.")
     if not manifest["complete"]:
         raise UserError(f"{name} is not complete: run its capture again, it goes on where it stopped.")
-    return hash_json({shard: entry["sha256"] for shard, entry in manifest["shards"].items()})
+    return manifest
+
+
+def shards_hash(folder: Path) -> str:
+    """One hash of all bytes of a finished store, from its manifest. Raises UserError as `read_complete`."""
+    return hash_json({shard: entry["sha256"] for shard, entry in read_complete(folder)["shards"].items()})
 
 
 def read_vouch(path: Path) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name
+from primekd.foundation.provenance import hash_file, relative_name
 from primekd.models.logits import PLAIN, LogitTransform
 from primekd.signals.codecs import TextCodec, codec_of
 from primekd.signals.heads import load_head, rebuilding_problem
-from primekd.signals.manifest import read_store
+from primekd.signals.manifest import read_complete
 from primekd.signals.rows import Asked, SignalRows, concatenate
-from primekd.signals.shards import FORMAT, PACKED, StoredItem
+from primekd.signals.shards import PACKED, StoredItem
 
 OPEN_SHARDS = 16  # files are mapped: more of them would be resident at a time
 
@@ -45,26 +45,15 @@ class Place(NamedTuple):
 class SignalReader:
     """Reads a complete store, item by item, checking as it goes.
 
-    Every shard's hash is checked here, once; an item's own hash here and each time that the item is read.
-
-    Args:
-        expected: keys of the spec and the values they must have (for example tokenizer_sha256).
-
-    Raises:
-        UserError: the store is absent, incomplete, of another tokenizer or codec, or a file was altered.
+    Every shard's hash is checked here, once; an item's own hash here and each time that the item is read. `expected`
+    are values that the spec must have. Raises UserError if one differs, or a file is absent, incomplete or altered.
     """
 
     def __init__(self, folder: Path, **expected: Any):
         self.folder = Path(folder)
         self.name = relative_name(self.folder)
-        if not (self.folder / MANIFEST).is_file():
-            raise UserError(f"{self.name} has no signals: run `primekd capture` (or the inference notebook) first.")
-        self.manifest = read_store(self.folder)
+        self.manifest = read_complete(self.folder)
         self.spec = self.manifest["spec"]
-        if self.manifest["format"] != FORMAT or hash_json(self.spec) != self.manifest["spec_sha256"]:
-            raise UserError(f"{self.name}/{MANIFEST} was altered or is of another version: capture again.")
-        if not self.manifest["complete"]:
-            raise UserError(f"{self.name} is not complete: run its capture again, it goes on where it stopped.")
         for key, value in expected.items():
             if self.spec.get(key) != value:
                 raise UserError(f"{self.name} was captured with another {key} than is asked for: capture again.")
@@ -142,11 +131,7 @@ class SignalReader:
         return self._open(self.folder / self._files[self._place(item_id).shard])
 
     def item(self, item_id: str) -> StoredItem:
-        """One item's prompt and response.
-
-        Raises:
-            UserError: the store does not have it, or its shard was replaced since the store was opened.
-        """
+        """An item's prompt and response. Raises UserError if it is not there, or its shard was replaced meanwhile."""
         handle = self._handle(item_id)
         return self._read(item_id, {name: handle.get_slice(name) for name in ("prompt_ids", "response_ids")})
 
@@ -160,11 +145,8 @@ class SignalReader:
         return None if not parts or parts[0] is None else concatenate(parts)
 
     def rows(self, item_id: str, response_ids: Sequence[int]) -> SignalRows | None:
-        """The signal rows for one item, one a token of `response_ids`; None where responses alone were kept.
-
-        Raises:
-            UserError: the item's stored response is not `response_ids`.
-        """
+        """An item's signal rows, one a token; None where responses alone were kept. Raises UserError if its stored
+        response is not `response_ids`."""
         item = self.item(item_id)
         if list(response_ids) != item.response_ids:
             raise UserError(f"{self.name}: item {item_id!r} was captured for another response than is trained on.")

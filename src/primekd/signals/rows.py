@@ -32,6 +32,9 @@ class Asked(NamedTuple):
 
 
 class _Rows:
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
     def to(self, device: torch.device) -> Self:
         """The same rows on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
@@ -51,9 +54,6 @@ class DenseRows(_Rows):
 
     logits: Tensor
 
-    def __len__(self) -> int:
-        return len(self.logits)
-
     def to_logits(self) -> Tensor:
         """(N, V) float32."""
         return self.logits
@@ -69,9 +69,6 @@ class HiddenRows(_Rows):
     hidden: Tensor
     head: Tensor
     transform: LogitTransform = PLAIN
-
-    def __len__(self) -> int:
-        return len(self.hidden)
 
     def to_logits(self) -> Tensor:
         """(N, V) float32."""
@@ -93,9 +90,6 @@ class TopKRows(_Rows):
     log_normaliser: Tensor
     temperature: float
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
 
 @dataclass(frozen=True)
 class SampledRows(_Rows):
@@ -109,9 +103,6 @@ class SampledRows(_Rows):
     weights: Tensor
     entropy: Tensor
     temperature: float
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def widened(self, width: int) -> Self:
         """The same rows with `width` places each, 0 where unfilled."""

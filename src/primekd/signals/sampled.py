@@ -166,11 +166,7 @@ def pack(draw: Draw, entropy: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def unpack(stream: np.ndarray, response: np.ndarray, points: int) -> tuple[Draw, np.ndarray]:
-    """The inverse of `pack`: the sample, response tokens first in their rows, and the entropy, (T,) nats.
-
-    Raises:
-        ValueError: no sample of so many points is written like that.
-    """
+    """The inverse of `pack`: response tokens first in a row, entropy (T,) in nats. Raises ValueError if it is none."""
     reader, length = BitReader(stream), len(response)
     sizes = reader.gamma(length) - 1
     if sizes.max(initial=0) > points:

@@ -41,13 +41,9 @@ def shard_name(index: int) -> str:
 def save_shard(
     path: Path, items: Sequence[StoredItem], columns: Sequence[dict[str, Tensor]], spec_sha256: str
 ) -> dict[str, Any]:
-    """Writes one shard, whole or not at all.
+    """Writes one shard, whole or not at all; returns sha256, items, tokens and bytes of the file.
 
-    Args:
-        columns: for each item the codec's columns, (T, …) each but for PACKED; none where responses alone are kept.
-
-    Returns:
-        sha256, items, tokens and bytes of the file.
+    `columns` are each item's from the codec, (T, …) but for PACKED; none where responses alone are kept.
     """
     for item, item_columns in zip(items, columns, strict=True):
         for name, column in item_columns.items():

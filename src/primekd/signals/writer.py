@@ -30,15 +30,10 @@ FACTS = ("head", "reconstruction", "engine", "environment", "code")  # what it s
 
 
 class SignalWriter:
-    """One worker's view of a store: which shards are vouched for, by whomever, and writing more of them.
+    """One worker's view of a store of `count` shards: which are vouched for, by whomever, and writing more of them.
 
-    Args:
-        folder: the store.
-        spec: everything that the rows depend on; a store with another spec is refused.
-        count: how many shards the whole store has.
-
-    Attributes:
-        facts: how this worker makes shards (any of FACTS); written beside each of its shards.
+    `spec` is everything that the rows depend on; a store with another one is refused. `facts` (any of FACTS) is how
+    this worker makes shards; it is written beside each of them.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any], count: int):
@@ -116,11 +111,8 @@ class SignalWriter:
     def complete(self) -> bool:
         """Checks every shard and, if all are whole, writes the manifest. One worker at a time may call it.
 
-        Returns:
-            False if something has to be made first: what `missing` names now, or the head.
-
-        Raises:
-            UserError: all is made, but with different heads; nothing is removed.
+        False if something has to be made first: what `missing` names now, or the head. Raises UserError if all is made,
+        but with different heads; nothing is removed.
         """
         vouches = {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
         manifest = self._assemble(vouches)

@@ -8,15 +8,9 @@ from primekd.models import load_tokenizer
 from primekd.teachers.packages import explained
 from primekd.teachers.protocol import Response, Sampling, TeacherEngine, TopLogprobs
 
-__all__ = ["Response", "Sampling", "TeacherEngine", "TopLogprobs", "open_engine"]
-
 
 def open_engine(profile: Profile) -> TeacherEngine:
-    """Loads the teacher that a profile names.
-
-    Raises:
-        UserError: the model is not there, is not in the engine's format, or the engine cannot run here.
-    """
+    """Loads a profile's teacher. Raises UserError if the model is not there, or the engine cannot run it here."""
     config = profile.teacher
     if config.engine == "llamacpp":
         with explained("llamacpp"):

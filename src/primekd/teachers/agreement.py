@@ -33,11 +33,7 @@ class Agreement:
 def agree(
     reference: TeacherEngine, engine: TeacherEngine, prompts: list[list[int]], responses: list[list[int]]
 ) -> Agreement:
-    """Scores the same prompts and responses with both.
-
-    Raises:
-        UserError: the engine gives text alone, or the vocabularies differ in size.
-    """
+    """Scores the same tokens with both. Raises UserError if the engine gives text alone, or the sizes of V differ."""
     if not engine.offers:
         raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
     want = "logits" if "logits" in engine.offers else "top"
@@ -45,11 +41,8 @@ def agree(
 
 
 def compare(reference: list[Tensor], rows: list[Tensor] | list[TopLogprobs]) -> Agreement:
-    """The reference's logits, (T, V) an item, against an engine's logits or top log-probs of the same tokens.
-
-    Raises:
-        UserError: the vocabularies differ in size, or no row has a signal.
-    """
+    """The reference's logits, (T, V) an item, against an engine's logits or top log-probs of the same tokens. Raises
+    UserError if the vocabularies differ in size, or no row has a signal."""
     # One item at a time: (T, V) in float64 is large.
     parts = [
         _compare_top(a, b) if isinstance(b, TopLogprobs) else _compare_all(a, b)

@@ -94,7 +94,6 @@ def read_branches(
         states_of: the model's forward call -> (B, S, D), or (B, S, V).
         prefix: the cache of what all prompts begin with, if it is run once.
         batches: lengths -> indices of what is run together.
-        model: whose device and dtype are taken.
 
     Returns:
         For each prompt one tensor a response, (T, D) or (T, V): row t predicts token t.

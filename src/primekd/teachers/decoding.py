@@ -19,7 +19,7 @@ from primekd.teachers.protocol import Sampling
 
 SHORTEST_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 REFILL = 4  # waiting rows are taken in when a quarter of the places is free: one pass for several of them
-SLACK = 64  # slots between two moves of the cache to its beginning, which refilled batches need
+SLACK = 64  # slots between two moves of the cache to its beginning: refilled batches drift through it
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def decode(
     prefix = shared_prefix(model, prompts, sampling.max_new_tokens)
     running: list[Row] = []
     batch_size = min(batch_size, len(rows))
-    cache = SlotCache(batch_size, _slots(prompts, sampling, batch_size), model.device)
+    slots = max(map(len, prompts)) + sampling.max_new_tokens + (SLACK if len(prompts) > batch_size else 0)
+    cache = SlotCache(batch_size, slots, model.device)
     while waiting or running:
         parts = [_step(model, cache, running)] if running else []
         free = batch_size - len(running)
@@ -99,11 +100,6 @@ def _draws(sampling: Sampling, place: int) -> np.ndarray | None:
         return None
     seed = sampling.seeds[place] if sampling.seeds else [sampling.seed, place]
     return np.random.default_rng(seed).random(sampling.max_new_tokens)
-
-
-def _slots(prompts: list[list[int]], sampling: Sampling, batch_size: int) -> int:
-    """Slots for the longest prompt and response, and where rows are refilled some more to drift through."""
-    return max(map(len, prompts)) + sampling.max_new_tokens + (SLACK if len(prompts) > batch_size else 0)
 
 
 @torch.inference_mode()

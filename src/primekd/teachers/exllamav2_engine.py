@@ -6,8 +6,6 @@ forwards without a cache, never from the generator, whose "pre-sampling" logits 
 `top_k_probs` are probabilities after penalties and truncation.
 """
 
-import importlib.metadata
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,12 @@ from primekd.config import TeacherConfig
 from primekd.config.teacher import ExLlamaConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import release_gpu_memory
+from primekd.foundation.provenance import package_versions
 from primekd.models import load_tokenizer, model_hash
 from primekd.models.logits import PROBE, LogitTransform, best_transform, config_numbers
 from primekd.models.template import turn_end
 from primekd.teachers.exllamav2_loading import gpu_memory, import_exllamav2, load_exl2, require_exl2
-from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
+from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score, longest_first
 
 PROBE_ERROR = 0.03  # of the logits' norm, which half precision explains; what is finer, `reconstruction` finds
 GENERATOR_QUEUE = 8  # tokens a sequence that the generator reserves room for (its default `max_q_size`)
@@ -45,13 +44,12 @@ class ExLlamaV2Engine:
         self.package = import_exllamav2()
         self.tokenizer = load_tokenizer(config)
         self.vocab_size = len(self.tokenizer)
-        loaded = load_exl2(self.package, config)
-        self.model, self.input_tokens, self.paged = loaded.model, loaded.input_tokens, loaded.paged
+        self.model, cache, self.input_tokens, self.paged = load_exl2(self.package, config)
         if not self.paged:
             print("ExLlamaV2 has no flash-attn 2.5.7 or newer here: responses are generated one at a time, slowly.")
         self.generator = self.package.generator.ExLlamaV2DynamicGenerator(
             model=self.model,
-            cache=loaded.cache,
+            cache=cache,
             tokenizer=self.package.ExLlamaV2Tokenizer(self.model.config),
             max_batch_size=min(config.batch_size, self.input_tokens // GENERATOR_QUEUE) if self.paged else 1,
             paged=self.paged,
@@ -62,10 +60,6 @@ class ExLlamaV2Engine:
         self.offers = frozenset({"hidden", "logits"} if self.transform else {"logits"})
 
     def identity(self) -> dict[str, Any]:
-        try:
-            flash = importlib.metadata.version("flash-attn")
-        except importlib.metadata.PackageNotFoundError:
-            flash = "none"
         return {
             "engine": self.name,
             "model": self.reference,
@@ -74,7 +68,7 @@ class ExLlamaV2Engine:
             "head_bits": self.quantization.get("head_bits"),
             "cache_type": (self.config.exllamav2 or ExLlamaConfig()).cache_type,
             "exllamav2": self.package.__version__,
-            "flash_attn": flash,
+            "flash_attn": package_versions(["flash-attn"])["flash-attn"] or "none",
             "torch": torch.__version__,
         }
 
@@ -147,15 +141,6 @@ class ExLlamaV2Engine:
                         sampling.ended()
         return [Response(found, truncated=found[-1] not in ends) for found in ids]
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices in batches of similar length that one forward can hold, longest first."""
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        start = 0
-        while start < len(order):
-            size = min(self.config.batch_size, self.input_tokens // lengths[order[start]])
-            yield order[start : start + size]
-            start += size
-
     def _forward(self, sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Logits (B, S, columns) and the states before the final norm (B, S, D); right of a sequence is padding."""
         ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)  # causal: padding is never seen
@@ -178,7 +163,9 @@ class ExLlamaV2Engine:
         for sequence in sequences:
             self._fits(len(sequence))
         rows: list[Tensor | None] = [None] * len(prompts)
-        for batch in self._batches([len(sequence) for sequence in sequences]):
+        for batch in longest_first(
+            [len(sequence) for sequence in sequences], self.config.batch_size, self.input_tokens
+        ):
             logits, states = self._forward([sequences[i] for i in batch])
             for row, i in enumerate(batch):
                 first = len(prompts[i]) - 1

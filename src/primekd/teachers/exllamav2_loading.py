@@ -7,7 +7,6 @@ import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -29,22 +28,9 @@ CACHES = {
 OUT_OF_MEMORY = ("out of memory", "Insufficient VRAM", "Insufficient space in device allocation")
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model on the GPUs. `input_tokens`: the most tokens of one forward; `paged`: sequences share the cache."""
-
-    model: Any
-    cache: Any
-    input_tokens: int
-    paged: bool
-
-
 def require_exl2(model: str) -> dict[str, Any]:
-    """The `quantization_config` of an EXL2 folder: quant_method, version, bits, head_bits, calibration.
-
-    Raises:
-        UserError: the model is not there, has another format, or says its rope in a way that ExLlamaV2 does not read.
-    """
+    """The `quantization_config` of an EXL2 folder: quant_method, version, bits, head_bits, calibration. Raises
+    UserError if the model is not there, has another format, or says its rope in a way that ExLlamaV2 does not read."""
     reference, config = parse_reference(model), {}
     if reference.is_gguf or reference.scheme == "random":
         found = "a GGUF file" if reference.is_gguf else "a random test model"
@@ -68,11 +54,7 @@ def require_exl2(model: str) -> dict[str, Any]:
 
 
 def import_exllamav2() -> ModuleType:
-    """The package with its generator and attention modules.
-
-    Raises:
-        UserError: there is no CUDA, the package is missing, too old, or its extension does not build; says why.
-    """
+    """The package with its generator and attention modules. Raises UserError if they do not import, and says why."""
     if reason := missing_cuda():
         raise UserError(f"The engine exllamav2 runs on NVIDIA GPUs alone, and {reason}.")
     try:
@@ -103,11 +85,11 @@ def gpu_memory(config: TeacherConfig) -> Iterator[None]:
         ) from error
 
 
-def load_exl2(package: ModuleType, config: TeacherConfig) -> Loaded:
+def load_exl2(package: ModuleType, config: TeacherConfig) -> tuple[Any, Any, int, bool]:
     """Loads weights and cache: over the GPUs one after the other, by a given split, or tensor-parallel.
 
-    Raises:
-        UserError: too little GPU memory, or a model that ExLlamaV2 cannot read or split.
+    Returns both, the most tokens of one forward, and whether sequences share the cache (paged). Raises UserError for
+    too little GPU memory, or a model that ExLlamaV2 cannot read or split.
     """
     settings = config.exllamav2 or ExLlamaConfig()
     try:
@@ -138,7 +120,7 @@ def load_exl2(package: ModuleType, config: TeacherConfig) -> Loaded:
                 model.load_autosplit(cache)
     except (RuntimeError, AssertionError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"ExLlamaV2 cannot load {config.model} ({error}): fetch or convert it again.") from error
-    return Loaded(model, cache, model_config.max_input_len, paged)
+    return model, cache, model_config.max_input_len, paged
 
 
 def whole_pages(tokens: int) -> int:

@@ -5,6 +5,7 @@ final hidden states are read from the context's own buffers instead.
 """
 
 import importlib.metadata
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -41,15 +42,13 @@ class _Answer:
 
 
 class LlamaCppEngine:
-    """A GGUF model served by llama.cpp.
+    """A GGUF model served by llama.cpp, `batch_size` responses at a time.
 
     Its final hidden state (embeddings with pooling type NONE) times the dequantised head is not bit-equal to its
     logits, because llama.cpp also quantises activations; capture measures the difference and the store states it.
 
     Args:
-        model: a model reference.
         context_tokens: the longest prompt and response together. The cache has room for the longest one asked for.
-        batch_size: how many responses are generated at a time.
         tokenizer: `load_tokenizer` of a profile's teacher, where that sets a template; else the model's.
     """
 
@@ -199,8 +198,7 @@ class LlamaCppEngine:
             raise UserError(f"A sequence of {tokens} tokens does not fit: raise teacher.context_tokens in the profile.")
         if self.context is not None and (self.context.sequences < sequences or self.context.tokens < tokens):
             sequences, tokens = max(sequences, self.context.sequences), max(tokens, self.context.tokens)
-            self.context.close()
-            self.context = None
+            self._close_context()
         if self.context is None:
             self.context = Context(self.model, max(sequences, 1), tokens)
         self.context.clear()
@@ -219,9 +217,7 @@ class LlamaCppEngine:
         """How many tokens all prompts begin with and are read once; the last token of a prompt is never counted."""
         if len(prompts) < 2 or not self.model.keeps_positions:
             return 0
-        first, last = min(prompts), max(prompts)  # as words are sorted: what these two share, all of them share
-        length = min(map(len, prompts)) - 1
-        return next((n for n in range(length) if first[n] != last[n]), length)
+        return min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
 
     def _read_rest(self, context: Context, sequence: int, prompt: list[int], shared: int) -> None:
         """Reads a prompt up to its last token, which is to predict the first one of the response."""

@@ -121,11 +121,7 @@ def is_installed(engine: str) -> bool:
 
 @contextmanager
 def explained(engine: str) -> Iterator[None]:
-    """Turns what an engine's import raises into one sentence.
-
-    Raises:
-        UserError: a package is missing, or its libraries do not load.
-    """
+    """Turns what an engine's import raises into one sentence, a UserError."""
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:

@@ -1,6 +1,6 @@
 """What a teacher engine is asked, and what it answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -107,6 +107,16 @@ class TeacherEngine(Protocol):
     def close(self) -> None:
         """Frees the model, its GPUs' memory and its processes. Nothing is asked of the engine afterwards."""
         ...
+
+
+def longest_first(lengths: Sequence[int], most: int, most_tokens: float = float("inf")) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, so that a too large batch fails at once: `most` sequences
+    and, with their padding, `most_tokens` tokens in each, but one sequence at least."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, int(min(most, most_tokens // max(1, lengths[order[0]]))))
+        yield order[:size]
+        order = order[size:]
 
 
 def generate_then_score(

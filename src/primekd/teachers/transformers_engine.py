@@ -17,15 +17,15 @@ from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
 from primekd.models.attention import chosen_attention
 from primekd.models.logits import find_transform
-from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged
+from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged, plain_generation
 from primekd.models.template import turn_end
 from primekd.teachers.branches import read_branches
 from primekd.teachers.cache import has_plain_cache, narrowest_window
 from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode, shared_prefix
-from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score
+from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score, longest_first
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 CPU_PASS_TOKENS = 2**12  # that a CPU reads in one pass: of more, what a layer makes does not stay in its caches
 
@@ -71,19 +71,10 @@ class TransformersEngine:
         self.offers = frozenset({"hidden", "logits"} if hidden_is_enough else {"logits"})
 
     def _plain_generation_config(self, sampling: Sampling | None = None):
-        """A configuration of our own: a checkpoint's may carry penalties, top-k or a temperature."""
-        from transformers import GenerationConfig
-
-        columns = self._output.weight.shape[0]
         sampled = sampling is not None and sampling.temperature > 0
-        return GenerationConfig(
-            do_sample=sampled,
-            max_new_tokens=sampling.max_new_tokens if sampling else 20,
-            eos_token_id=sorted(turn_end(self.tokenizer).stops),
-            pad_token_id=self.tokenizer.pad_token_id,
-            suppress_tokens=list(range(self.vocab_size, columns)) or None,  # padded columns are no tokens
-            **({"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}),
-        )
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}
+        most = sampling.max_new_tokens if sampling else 20
+        return plain_generation(self.model, self.tokenizer, max_new_tokens=most, **drawn)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -95,17 +86,15 @@ class TransformersEngine:
             "torch": importlib.metadata.version("torch"),
         }
 
-    def _batches(self, lengths: Sequence[int], most_tokens: float = float("inf")) -> Iterator[list[int]]:
-        """Indices in batches of similar length, longest first, so that a too large batch fails at once."""
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        while order:
-            size = max(1, int(min(self.batch_size, most_tokens // max(1, lengths[order[0]]))))
-            yield order[:size]
-            order = order[size:]
-
     def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Batches of what is read, not generated."""
-        return self._batches(lengths, CPU_PASS_TOKENS if self.model.device.type == "cpu" else float("inf"))
+        most = CPU_PASS_TOKENS if self.model.device.type == "cpu" else float("inf")
+        return longest_first(lengths, self.batch_size, most)
+
+    def _padded(self, sequences: list[list[int]], side: str) -> "BatchEncoding":
+        """Their input_ids and attention_mask, (B, S) both, padded on that side."""
+        how = {"padding_side": side, "return_attention_mask": True, "return_tensors": "pt"}
+        return self.tokenizer.pad({"input_ids": sequences}, **how).to(self.model.device)
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         if self.decodes:
@@ -158,11 +147,15 @@ class TransformersEngine:
         prompts = [[*prefix, 6, 7, 8, 9], [*prefix, 9]]
         made = self._decode(prompts, Sampling(3), (), keep_states=True)  # rows of one length, whatever is said
         want: Want = "hidden" if self.transform is not None else "logits"
-        plain = torch.stack(self.score(prompts, [row.ids for row in made], want)).float()  # (2, 3, D)
-        cached = torch.stack([self._finish(row.states(), want).cpu() for row in made]).float()
-        errors = (cached - plain).norm(dim=-1) / plain.norm(dim=-1)
+        plain = self.score(prompts, [row.ids for row in made], want)  # (3, D) each
+        return self._alike([self._finish(row.states(), want).cpu() for row in made], plain)
+
+    def _alike(self, found: list[Tensor], plain: list[Tensor]) -> bool:
+        """Whether rows (T, D) are those of a plain pass, as far as the precision can tell."""
         # The median: single states of such odd texts are far off in bfloat16, wrong positions put all of a row off.
-        return bool(errors.median(-1).values.max() <= (1e-3 if self.dtype == "float32" else 0.1))
+        pairs = ((a.float(), b.float()) for a, b in zip(found, plain, strict=True))
+        most = 1e-3 if self.dtype == "float32" else 0.1
+        return all(bool(((a - b).norm(dim=-1) / b.norm(dim=-1)).median() <= most) for a, b in pairs)
 
     @torch.inference_mode()
     def _generate_with_library(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
@@ -170,20 +163,11 @@ class TransformersEngine:
             torch.manual_seed(sampling.seed)
         config = self._plain_generation_config(sampling)
         responses: list[Response | None] = [None] * len(prompts)
-        for batch in self._batches([len(p) for p in prompts]):
-            longest = max(len(prompts[i]) for i in batch)
-            ids = torch.full((len(batch), longest), self.tokenizer.pad_token_id)  # (B, S), padded on the left
-            mask = torch.zeros_like(ids)
+        for batch in longest_first([len(p) for p in prompts], self.batch_size):
+            inputs = self._padded([prompts[i] for i in batch], "left")
+            output = self.model.generate(**inputs, generation_config=config)
             for row, i in enumerate(batch):
-                start = longest - len(prompts[i])
-                ids[row, start:] = torch.tensor(prompts[i])
-                mask[row, start:] = 1
-            device = self.model.device
-            output = self.model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-            )
-            for row, i in enumerate(batch):
-                responses[i] = self._cut(output[row, longest:].tolist())
+                responses[i] = self._cut(output[row, inputs["input_ids"].shape[1] :].tolist())
                 sampling.ended()
         return responses
 
@@ -199,15 +183,9 @@ class TransformersEngine:
         # The last response token predicts nothing that is kept, so it is not run.
         sequences = [[*p, *r[:-1]] for p, r in zip(prompts, responses, strict=True)]
         for batch in self._passes([len(s) for s in sequences]):
-            longest = max(len(sequences[i]) for i in batch)
-            ids = torch.full((len(batch), longest), self.tokenizer.pad_token_id)  # (B, S), padded on the right
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(batch):
-                ids[row, : len(sequences[i])] = torch.tensor(sequences[i])
-                mask[row, : len(sequences[i])] = 1
-            device = self.model.device
-            with chosen_attention(self.model, longest):
-                states = self._states(input_ids=ids.to(device), attention_mask=mask.to(device))
+            inputs = self._padded([sequences[i] for i in batch], "right")
+            with chosen_attention(self.model, inputs["input_ids"].shape[1]):
+                states = self._states(**inputs)
             for row, i in enumerate(batch):
                 first = len(prompts[i]) - 1
                 rows[i] = self._finish(states[row, first : first + len(responses[i])], want).cpu()
@@ -251,11 +229,7 @@ class TransformersEngine:
             behind = self._score_branches(prompts, responses, want)
         except (ValueError, RuntimeError, IndexError):  # it reads two dimensions of a mask and no more
             return False
-        errors = [
-            ((b.float() - a.float()).norm(dim=-1) / a.float().norm(dim=-1)).median()
-            for of_a, of_b in zip(alone, behind, strict=True) for a, b in zip(of_a, of_b, strict=True)
-        ]  # fmt: skip
-        return bool(max(errors) <= (1e-3 if self.dtype == "float32" else 0.1))
+        return self._alike(sum(behind, []), sum(alone, []))
 
     @torch.inference_mode()
     def _finish(self, states: Tensor, want: Want) -> Tensor:

@@ -5,8 +5,10 @@ prompt, where the prompt is prompt + response: vLLM shows the most probable toke
 """
 
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,7 @@ from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
 from primekd.models.template import turn_end
 from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
-from primekd.teachers.vllm_loading import (
-    head_dtype,
-    import_vllm,
-    require_gpus,
-    require_servable,
-    start_options,
-)
+from primekd.teachers.vllm_loading import head_dtype, import_vllm, require_gpus, require_servable, start_options
 
 
 class VllmEngine:
@@ -109,9 +105,9 @@ class VllmEngine:
         responses = [list(output.outputs[0].token_ids) for output in outputs]
         return [Response(ids, truncated=ids[-1] not in ends) for ids in responses]
 
-    def wearing(self, adapter: Path | None) -> "AdaptedEngine":
-        """The same server with an adapter put on."""
-        return AdaptedEngine(self, adapter)
+    def wearing(self, adapter: Path | None) -> SimpleNamespace:
+        """The same server with an adapter put on: what answers are generated with."""
+        return SimpleNamespace(generate=partial(self.generate, adapter=adapter))
 
     def score(
         self, prompts: list[list[int]], responses: list[list[int]], want: Want
@@ -119,26 +115,19 @@ class VllmEngine:
         """As the protocol has it. "logits" are log-probabilities of every token, which a softmax leaves as they are."""
         if want not in self.offers:
             raise ValueError(f"vLLM offers {sorted(self.offers)}, not {want}")
-        rows = []
-        for prompt, response, output in self._scored(prompts, responses, want):
-            shown = self.top_k if want == "top" else self.vocab_size
-            top = response_rows(output, [*prompt, *response], len(prompt), shown)
-            rows.append(top if want == "top" else by_column(top))
-        return rows
-
-    def _scored(self, prompts, responses, want: Want) -> Iterator[tuple[list[int], list[int], Any]]:
         shown = self.top_k if want == "top" else self.vocab_size
         settings = self.package.SamplingParams(**scoring_settings(shown))
         # Whole distributions arrive as lists of numbers, gigabytes for a batch of them.
         size = self.config.batch_size if want == "top" else 1
-        pairs = list(zip(prompts, responses, strict=True))
-        for start in range(0, len(pairs), size):
-            batch = pairs[start : start + size]
-            sequences = [[*prompt, *response] for prompt, response in batch]
-            for sequence in sequences:
+        sequences, rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)], []
+        for start in range(0, len(sequences), size):
+            batch = sequences[start : start + size]
+            for sequence in batch:
                 self._fits(len(sequence))
-            for (prompt, response), output in zip(batch, self._ask(sequences, settings), strict=True):
-                yield prompt, response, output
+            for prompt, sequence, output in zip(prompts[start:], batch, self._ask(batch, settings), strict=False):
+                top = response_rows(output, sequence, len(prompt), shown)
+                rows.append(top if want == "top" else by_column(top))
+        return rows
 
     def _ask(
         self, prompts: list[list[int]], settings, adapter: Path | None = None, bar: Callable[..., Any] | bool = False
@@ -181,16 +170,6 @@ class VllmEngine:
         raise UserError("vLLM shows neither hidden states nor the head: set signals.codec to topk, full or text.")
 
 
-class AdaptedEngine:
-    """A `VllmEngine` with an adapter put on: what answers are generated with."""
-
-    def __init__(self, engine: VllmEngine, adapter: Path | None):
-        self.engine, self.adapter = engine, adapter
-
-    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
-        return self.engine.generate(prompts, sampling, self.adapter)
-
-
 def ended_bar(ended: Callable[[], None]) -> Callable[..., Any]:
     """What vLLM takes for a bar (`use_tqdm`): it shows nothing, and calls `ended` for each response that has ended."""
     from tqdm import tqdm
@@ -212,10 +191,8 @@ def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -
     """Arguments of `vllm.SamplingParams`, one a prompt: the raw distribution, ended by `ends` alone.
 
     What vLLM itself takes for an end is shut out by `ignore_eos`, so that all engines end alike. Each prompt has a seed
-    of its own, or equal prompts would give equal responses.
-
-    Raises:
-        UserError: a temperature that vLLM refuses, or would change in silence.
+    of its own, or equal prompts would give equal responses. Raises UserError for a temperature that vLLM refuses, or
+    would change in silence.
     """
     if sampling.temperature != 0 and not 0.01 <= sampling.temperature <= 2:
         raise UserError(
@@ -258,19 +235,11 @@ def scoring_settings(shown: int) -> dict[str, Any]:
 
 
 def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -> TopLogprobs:
-    """The rows of a response out of the flat log-probs of prompt + response.
+    """The rows of a response, `shown` tokens each, out of vLLM's flat log-probs of prompt + response.
 
     Entry i is what predicts token i, so response token t is entry prompt_length + t. Each entry begins with the token
-    that stands there, likely or not, followed by the `shown` likeliest ones, best first: the former is dropped.
-
-    Args:
-        output: vLLM's RequestOutput for `sequence`.
-
-    Returns:
-        Rows of `shown` tokens, one for each response token.
-
-    Raises:
-        UserError: there are other entries than were asked for.
+    that stands there, likely or not, followed by the `shown` likeliest ones, best first: the former is dropped. Raises
+    UserError if there are other entries than were asked for.
     """
     flat, rows = output.prompt_logprobs, len(sequence) - prompt_length
     problem = UserError("vLLM returned other log-probs than it was asked for: this version cannot be used.")
@@ -287,11 +256,7 @@ def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -
 
 
 def by_column(rows: TopLogprobs) -> Tensor:
-    """(T, V) out of rows that show every token.
-
-    Raises:
-        UserError: a row shows a token twice, and another one not at all.
-    """
+    """(T, V) out of rows that show every token. Raises UserError if a row does not show each once."""
     known = rows.ids < rows.ids.shape[1]
     if not (known.all() and torch.zeros_like(known).scatter_(1, rows.ids, True).all()):
         raise UserError(

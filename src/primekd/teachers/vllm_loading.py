@@ -24,11 +24,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def import_vllm():
-    """The package, with its classes really imported.
-
-    Raises:
-        UserError: it is missing, broken or too old; says what to do.
-    """
+    """The package, with its classes really imported. Raises UserError if it is missing, broken or too old."""
     # Its log names every folder that it reads, and executed notebooks keep what is printed.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report model and hardware to its makers
@@ -47,11 +43,7 @@ def import_vllm():
 
 
 def text_config(model: str) -> Any:
-    """The part of a checkpoint's configuration that describes its language model.
-
-    Raises:
-        UserError: it cannot be read, or needs code of the checkpoint's own.
-    """
+    """The configuration of a checkpoint's language model. Raises UserError if it cannot be read, or needs own code."""
     from transformers import AutoConfig
 
     try:
@@ -63,11 +55,7 @@ def text_config(model: str) -> Any:
 
 
 def require_servable(config: TeacherConfig) -> None:
-    """What can be said before vLLM is started.
-
-    Raises:
-        UserError: format, context or numbers of GPUs do not fit the model.
-    """
+    """Before vLLM is started: raises UserError if format, context or numbers of GPUs do not fit the model."""
     settings, shape = config.vllm or VllmConfig(), text_config(config.model)
     method = quantisation(model_folder(config.model))
     if method in ("exl2", "exl3"):
@@ -95,11 +83,7 @@ def require_servable(config: TeacherConfig) -> None:
 
 
 def require_gpus(config: TeacherConfig) -> None:
-    """Checks number and memory of this machine's GPUs; on several nodes (ray) that is left to vLLM.
-
-    Raises:
-        UserError: there are too few, others use their memory, or the weights do not fit.
-    """
+    """Raises UserError if this machine has too few GPUs or too little of their memory; nodes (ray) are left to vLLM."""
     settings = config.vllm or VllmConfig()
     needed, here = settings.tensor_parallel * settings.pipeline_parallel, torch.cuda.device_count()
     if here == 0:
@@ -188,11 +172,7 @@ def head_dtype(config: TeacherConfig) -> str:
 
 
 def lora_rank(adapters: Sequence[Path]) -> int:
-    """The adapter memory that the largest adapter needs.
-
-    Raises:
-        UserError: its rank is beyond what vLLM has.
-    """
+    """The adapter memory that the largest adapter needs. Raises UserError if its rank is beyond what vLLM has."""
     settings = [read_json(adapter / "adapter_config.json") for adapter in adapters]
     largest = max(max(s["r"], *(s.get("rank_pattern") or {}).values(), 0) for s in settings)
     if largest > LORA_RANKS[-1]:

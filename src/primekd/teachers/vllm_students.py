@@ -12,11 +12,7 @@ from primekd.teachers.vllm_engine import VllmEngine
 
 
 def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
-    """The students' base model in a teacher's place, with room for the longest question and answer.
-
-    Raises:
-        UserError: the students are 4-bit ones.
-    """
+    """The students' base in a teacher's place, with room for the longest question. Raises UserError for 4-bit ones."""
     if profile.student.quantization is not None:
         raise UserError(
             f"assess.engine vllm serves students in {profile.student.dtype}, and these were trained on a base in "
@@ -37,12 +33,9 @@ def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
 
 
 def open_students(profile: Profile, items: Sequence[Item], adapters: Sequence[Path]) -> VllmEngine:
-    """Starts vLLM on the students' base model, as assess.vllm says.
+    """Starts vLLM on the students' base model, as assess.vllm says, with room for these adapters
+    (`VllmEngine.wearing`).
 
-    Args:
-        adapters: the students' peft folders; `VllmEngine.wearing` puts one on, or none for the control.
-
-    Raises:
-        UserError: as `VllmEngine`, or 4-bit students.
+    Raises UserError as `VllmEngine`, or for 4-bit students.
     """
     return VllmEngine(students_config(profile, items), top_k=1, adapters=adapters)

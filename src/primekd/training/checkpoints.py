@@ -6,9 +6,7 @@ can leave half of one.
 
 import json
 import math
-import os
 import random
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import disk_errors, hash_file, relative_name, sync_folder, write_json
+from primekd.foundation.provenance import hash_file, relative_name, write_json
+from primekd.models.students import written
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
 WATCHED = ("loss", "ce", "kd", "grad_norm", "eval_loss")
@@ -102,17 +101,7 @@ class SafeCheckpoints(Trainer):
         if not self.args.should_save:
             return
         target = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        with disk_errors(target):
-            temporary.mkdir(parents=True)
-            try:
-                self._write_checkpoint(temporary, *state)
-                shutil.rmtree(target, ignore_errors=True)
-                os.replace(temporary, target)
-                sync_folder(target.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        written(target, lambda folder: self._write_checkpoint(folder, *state))
         rotate_checkpoints(output_dir=str(target.parent), save_total_limit=self.args.save_total_limit)
 
     def _gather_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, torch.Tensor]]:

@@ -1,7 +1,6 @@
 """store -> student: trains the student of one strategy, from teacher signals or from gold solutions."""
 
 import contextlib
-import csv
 import io
 import shutil
 from pathlib import Path
@@ -22,7 +21,6 @@ from primekd.foundation.provenance import (
     relative_name,
     set_aside,
     write_manifest,
-    write_text,
 )
 from primekd.foundation.stage_code import (
     forced_since,
@@ -34,6 +32,7 @@ from primekd.foundation.stage_code import (
     stage_code,
     stands,
 )
+from primekd.foundation.tables import write_csv
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.tasks.load import load_items
 from primekd.tasks.splits import hash_items
@@ -50,10 +49,11 @@ CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_nor
 def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalSource | None") -> dict[str, Any]:
     """Everything that a student's trained weights depend on."""
     tokenizer = load_tokenizer(profile.student)
+    base = {} if profile.student.from_scratch else {"model_sha256": weights_hash(profile.student)}
     inputs = {
         "strategy": strategy,
         "seed": seed,
-        "student": profile.student.model_dump(mode="json", exclude_none=True) | _base_hash(profile.student),
+        "student": profile.student.model_dump(mode="json", exclude_none=True) | base,
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
         "train": profile.train.model_dump(mode="json"),
@@ -69,10 +69,6 @@ def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalS
         if signals.codec.name != signals.manifest["spec"]["codec"]["name"]:
             inputs["text_alone"] = True
     return inputs
-
-
-def _base_hash(student: StudentConfig) -> dict[str, str]:
-    return {} if student.from_scratch else {"model_sha256": weights_hash(student)}
 
 
 def store_facts(signals: "SignalSource") -> dict[str, Any]:
@@ -175,12 +171,8 @@ def train_student(
 ) -> None:  # fmt: skip
     """Trains a student and writes adapter/ or model/, loss_curve.csv and manifest.json into `folder`.
 
-    Of several processes the main one writes and the others return once the weights are gathered.
-
-    Args:
-        examples, validation: lists of training.examples.Example.
-        checkpoints: where to resume from and write to; removed once the student is saved.
-        code: what trains it (stage_code).
+    Of several processes the main one writes and the others return once the weights are gathered. `checkpoints` is where
+    to resume from and write to; it is removed once the student is saved. `code` is what trains it (stage_code).
     """
     from primekd.models.students import new_student, save_student
     from primekd.training.checkpoints import newest_checkpoint
@@ -210,7 +202,8 @@ def train_student(
     if not is_main_process():
         return
     files = save_student(model, folder, student, weights)
-    write_text(folder / "loss_curve.csv", loss_curve(trainer))
+    curve = loss_curve(trainer)
+    write_csv(folder / "loss_curve.csv", CURVE_COLUMNS, ([row.get(name) for name in CURVE_COLUMNS] for row in curve))
     tokens = sum(sum(e.sequence.response_mask) for e in examples) * train.epochs
     makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
     facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
@@ -230,14 +223,10 @@ def final_loss(trainer: "DistillTrainer") -> float:
     return last[-1]["eval_loss"] if last else trainer.evaluate()["eval_loss"]
 
 
-def loss_curve(trainer: "DistillTrainer") -> str:
-    """The trainer's history as CSV: one row a step with its losses, and the validation loss where it was measured."""
+def loss_curve(trainer: "DistillTrainer") -> list[dict[str, Any]]:
+    """The trainer's history: one row a step with its losses, and the validation loss where it was measured."""
     rows: dict[int, dict[str, Any]] = {}
     for entry in trainer.state.log_history:
         row = rows.setdefault(entry["step"], {"step": entry["step"]})
         row |= {key: entry[key] for key in CURVE_COLUMNS if key in entry}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[step] for step in sorted(rows))
-    return text.getvalue()
+    return [rows[step] for step in sorted(rows)]

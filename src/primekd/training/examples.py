@@ -43,11 +43,7 @@ def gold_examples(tokenizer, items: Sequence[Item]) -> list[Example]:
 
 
 def teacher_examples(tokenizer, items: Sequence[Item], reader: SignalReader, gold: bool = False) -> list[Example]:
-    """The student's plain prompt with the teacher's response; the teacher's primed prompt is not used.
-
-    Args:
-        gold: take the gold solution along, for the cross-entropy.
-    """
+    """The student's plain prompt, the teacher's response and, with `gold`, the gold solution for cross-entropy."""
     solutions = [example.sequence for example in gold_examples(tokenizer, items)] if gold else [None] * len(items)
     return [
         Example(item.id, join(build_prompt(tokenizer, item.messages), reader.item(item.id).response_ids), solution)
@@ -62,10 +58,7 @@ def block_example(name: str, ids: Sequence[int]) -> Example:
 
 def asked_of(item_ids: Sequence[str], input_ids: Tensor, labels: Tensor) -> list[Asked]:
     """What a signal source is asked about the first sequences of a micro-batch, (B, S) both: those that have labels.
-
-    Raises:
-        ValueError: the labels of a sequence do not stand together, or its first token is one.
-    """
+    Raises ValueError if the labels of a sequence do not stand together, or its first token is one."""
     asked = []
     for item_id, ids, own in zip(item_ids, input_ids.tolist(), labels.tolist(), strict=False):  # gold solutions follow
         places = [place for place, label in enumerate(own) if label != IGNORED]
@@ -165,13 +158,10 @@ class ProcessBatches(Sampler[list[int]]):
         if self._shuffled is not None:
             self._shuffled.set_epoch(epoch)
 
-    def _order(self) -> list[int]:
-        if self._shuffled is None:
-            return list(range(self.items))
-        return group_by_length(list(self._shuffled), self.lengths, self.step, self.window)
-
     def __iter__(self) -> Iterator[list[int]]:
-        order, per_round = self._order(), self.batch_size * self.processes
+        order, per_round = list(range(self.items)), self.batch_size * self.processes
+        if self._shuffled is not None:
+            order = group_by_length(list(self._shuffled), self.lengths, self.step, self.window)
         if self.processes > 1:
             order += [self.items] * (len(self) * per_round - len(order))
         for start in range(self.process * self.batch_size, len(order), per_round):

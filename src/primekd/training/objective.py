@@ -144,15 +144,11 @@ class StudentObjective(nn.Module):
 
 
 def may_pack(model: nn.Module, longest: int) -> bool:
-    """Whether packed rows give the same as padded ones, and may take less time.
+    """Whether packed rows give the same as padded ones, and may take less time, up to `longest` tokens a sequence.
 
     Not on a GPU, where every row's attention has to be launched kernel by kernel, nor with several processes, whose
     wrappers know padded rows; not with dropout, which rows would have in common, nor with recomputed activations, which
     would come back under another attention. Layers have to look at the keys and values of all tokens.
-
-    Args:
-        model: a causal model of transformers, with or without LoRA layers in it.
-        longest: tokens of the longest sequence.
     """
     accepted = inspect.signature(model.get_decoder().forward).parameters
     return (
@@ -176,11 +172,8 @@ def _has_dropout(model: nn.Module) -> bool:
 
 
 def prefix_length(input_ids: Tensor, attention_mask: Tensor, used: Tensor) -> int:
-    """How many tokens (B, S) all rows begin with whose states nobody uses, if that is worth it; else 0.
-
-    Args:
-        used: (B, S) bool, whose states are wanted.
-    """
+    """How many tokens (B, S) all rows begin with whose states nobody uses, if that is worth it; else 0. `used`: (B, S)
+    bool, whose states are wanted."""
     if len(input_ids) < 2 or not used.any():
         return 0
     same = (input_ids == input_ids[:1]).all(0) & attention_mask.bool().all(0) & ~used.any(0)  # (S,)

@@ -53,11 +53,7 @@ LINEAR_LAYERS = {
 
 
 def settings(profile: Profile) -> PrepareConfig:
-    """The profile's `prepare` section.
-
-    Raises:
-        UserError: it has none; its teacher is downloaded, not made.
-    """
+    """The profile's `prepare` section. Raises UserError if it has none; its teacher is downloaded, not made."""
     if profile.prepare is None:
         raise UserError(
             f"The profile {profile.name} has no section `prepare`: its teacher is not made by this project."
@@ -71,11 +67,8 @@ def adapter_folder(profile: Profile) -> Path:
 
 
 def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
-    """The arms whose priming texts are taught: those of the published study, and those that `solutions` names.
-
-    Raises:
-        UserError: it names no arm, or one whose teacher reads no prompt of its own.
-    """
+    """The arms whose priming texts are taught: those of the published study, and those that `solutions` names. Raises
+    UserError if it names no arm, or one whose teacher reads no prompt of its own."""
     for name in solutions:
         if not (arm := get_arm(name)).priming and arm.name != unprimed().name:
             raise UserError(f"prepare.solutions names {name}, which has no priming of its own: take it out.")
@@ -158,12 +151,9 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
 
 
 def build_teacher(profile: Profile, force: bool = False) -> Path:
-    """Merges the adapter into the base model and writes the teacher's GGUF file; does nothing if it is current.
+    """Merges the adapter into the base model and writes the teacher's GGUF file, if it is not current or by `force`.
 
-    With `force` it is written anew in any case.
-
-    Raises:
-        UserError: the adapter is missing or does not have the bytes that its manifest names.
+    Raises UserError if the adapter is missing or does not have the bytes that its manifest names.
     """
     config = settings(profile)
     base, adapter = require_local(parse_reference(config.base)), adapter_folder(profile)
@@ -220,12 +210,9 @@ def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, quantization: str) -> None:
-    """Copies a Llama GGUF file with `deltas` added to its linear layers, which are quantised anew.
+    """Copies a Llama GGUF file with `deltas` added to its linear layers, which are quantised anew; all else stays.
 
-    Everything else (embedding, norms, tokenizer, chat template) is copied as it is.
-
-    Raises:
-        UserError: a delta finds no layer of its name.
+    Raises UserError if a delta finds no layer of its name.
     """
     import gguf
 

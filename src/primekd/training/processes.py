@@ -34,10 +34,7 @@ def is_main_process() -> bool:
 
 def join_processes() -> None:
     """Meets the other processes and takes this one's GPU; ends this process when the one that launched all is gone.
-
-    Raises:
-        UserError: fewer GPUs here than processes.
-    """
+    Raises UserError if fewer GPUs than processes are here."""
     import torch
     from accelerate import PartialState
 
@@ -70,11 +67,8 @@ def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
     """Runs `primekd distill` on `profile.launch.processes` processes and waits for it.
 
     What the processes print, accelerate's own messages with it, goes to launch.log in runs/<profile>/launch/; the
-    profile lies beside it as they read it.
-
-    Raises:
-        UserError: no such configuration file or one that cannot be used, or a process failed; the sentence is the
-            failed process's own if it gave one.
+    profile lies beside it as they read it. Raises UserError if the configuration file cannot be used, or a process
+    failed, in that process's own sentence if it gave one.
     """
     config, processes = _config_file(profile), profile.launch.processes
     folder = profile.runs / "launch" / stage.replace(" ", "-")

@@ -183,9 +183,7 @@ def build_trainer(
     """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched.
 
     `.train(resume_from_checkpoint=…)` runs it. `train.batch_size` sequences make a step, over all processes together.
-
-    Args:
-        dtype: what the student computes in; None for what its weights are in.
+    `dtype` is what the student computes in; None for what its weights are in.
     """
     per_epoch = math.ceil(len(examples) / train.batch_size)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -19,12 +19,11 @@ class TreatedSource:
     start again where that is shorter), as in a release whose rows were looked up by the step's number after a shuffle.
 
     Args:
-        item_ids: the training items, in order.
-        right: those whose response has the right answer; None if that does not matter.
+        right: those of `item_ids` whose response has the right answer; None if that does not matter.
         seed: draws which item gives its rows to which.
 
     Attributes:
-        item_ids: the items that are left.
+        item_ids: the items that are left, in order.
         dropped: what was left out: items, and tokens of those that are left.
     """
 
@@ -68,11 +67,7 @@ def _donors(item_ids: Sequence[str], seed: int) -> dict[str, str]:
 
 
 def treated(profile: Profile, arm: Arm, reader: SignalReader, item_ids: Sequence[str], seed: int) -> TreatedSource:
-    """The store of an arm as it is trained on.
-
-    Raises:
-        UserError: right answers alone are wanted, and nothing says which they are.
-    """
+    """The store of an arm as it is trained on. Raises UserError if nothing says which answers are right."""
     from primekd.capture.judged import right_answers
 
     right = right_answers(profile, arm.text, item_ids) if arm.keep_right else None

@@ -34,14 +34,8 @@ class TuningRow:
 
 
 def choose(losses: dict[float, float | None]) -> float:
-    """The rate with the lowest validation loss, of equal ones the lowest.
-
-    Args:
-        losses: rate -> validation loss; None where the training diverged.
-
-    Raises:
-        UserError: all of them diverged.
-    """
+    """The rate with the lowest validation loss, of equal ones the lowest. `losses`: rate -> loss, None where it
+    diverged. Raises UserError if all of them diverged."""
     finite = {rate: loss for rate, loss in losses.items() if loss is not None and math.isfinite(loss)}
     if not finite:
         rates = ", ".join(f"{rate:g}" for rate in losses)
@@ -55,14 +49,8 @@ def tune(
 ) -> None:  # fmt: skip
     """Trains a student under each rate and writes the chosen one into `folder`, with tuning.csv and all loss curves.
 
-    Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice.
-
-    Args:
-        inputs: of the whole student, with all rates.
-        run: trains one: run(folder, stage, inputs, checkpoints, train).
-
-    Raises:
-        UserError: every rate diverged, or what a training refuses.
+    Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice. `run`
+    trains one: run(folder, stage, inputs, checkpoints, train). Raises UserError if every rate diverged.
     """
     from primekd.foundation.memory import release_gpu_memory
     from primekd.training.checkpoints import Diverged
@@ -99,7 +87,7 @@ def _take(source: Path, folder: Path, made: dict[float, dict[str, Any]], best: f
     from primekd.models.students import written
 
     chosen, part = source / f"{best:g}", made[best]["kind"]  # adapter or model
-    files = written(folder / part, lambda target: shutil.copytree(chosen / part, target))
+    files = written(folder / part, lambda target: shutil.copytree(chosen / part, target, dirs_exist_ok=True))
     curves = {f"{CURVES}/{rate:g}.csv": source / f"{rate:g}" for rate, manifest in made.items() if manifest}
     for name, place in {"loss_curve.csv": chosen, **curves}.items():
         write_text(folder / name, (place / "loss_curve.csv").read_text(encoding="utf-8"))

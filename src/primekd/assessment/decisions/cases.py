@@ -55,15 +55,8 @@ def open_cases(
     models: Iterable[str] = (),
     seed: int = 0,
 ) -> list[Case]:
-    """Answers that rules do not settle and nobody has decided on, in an order that mixes the models at random.
-
-    Args:
-        models: look at these alone; all of them if empty.
-        seed: the same seed gives the same order.
-
-    Raises:
-        UserError: a model has no log.
-    """
+    """Answers that rules do not settle and nobody has decided on, in an order that mixes the models at random, the
+    same for the same seed. Raises UserError if one of `models` (all, if empty) has no log."""
     decided = by_answer(profile.name, decisions)
     cases = [case for case in _all_cases(profile, logs, models, with_why=True) if case.why and case.key not in decided]
     return _shuffled(cases, seed, REVIEW)
@@ -82,10 +75,7 @@ def audit_sample(
 
     Answers that `who` has decided on are not drawn: nobody audits one twice, and a review has shown its automatic
     value. A sample that was left half way goes on with the rest of it (same seed), so that nobody can pass over the
-    awkward ones.
-
-    Raises:
-        UserError: a model has no log.
+    awkward ones. Raises UserError if a model has no log.
     """
     seen = by_answer(profile.name, (d for d in decisions if d.who == who))
     cases = [case for case in _all_cases(profile, logs, models, with_why=False) if case.key not in seen]

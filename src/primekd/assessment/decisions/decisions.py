@@ -7,7 +7,6 @@ another answer, and nothing decided before is applied to it. Where several peopl
 import contextlib
 import csv
 import fcntl
-import io
 import os
 import re
 import subprocess
@@ -22,7 +21,8 @@ from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import NOT_FOUND
 from primekd.assessment.reading.numbers import find_numbers
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import disk_errors, hash_json, project_root, relative_name, write_text
+from primekd.foundation.provenance import disk_errors, hash_json, project_root, relative_name
+from primekd.foundation.tables import write_csv
 from primekd.tasks.numbers import format_value
 
 REVIEW, AUDIT = "review", "audit"
@@ -116,11 +116,7 @@ def decisions_file() -> Path:
 
 
 def read_decisions(path: Path | None = None) -> list[Decision]:
-    """Every decision in the order of the file; none where there is no file.
-
-    Raises:
-        UserError: a row cannot be read; the sentence names its line.
-    """
+    """Every decision in the order of the file, if there is one. Raises UserError if a row cannot be read."""
     path = Path(path or decisions_file())
     if not path.is_file():
         return []
@@ -171,14 +167,10 @@ def _decision(cells: list[str], order: list[int]) -> Decision:
 
 
 def add_decision(decision: Decision, path: Path | None = None) -> None:
-    """Saves one decision behind those that are in the file by now.
-
-    Raises:
-        UserError: the file has a row that cannot be read (nothing is written then), or cannot be written.
-    """
+    """Saves a decision behind all others. Raises UserError, and writes nothing, if a row cannot be read."""
     path = Path(path or decisions_file())
     with _locked(path):
-        _write([*read_decisions(path), decision], path)
+        write_csv(path, COLUMNS, map(astuple, [*read_decisions(path), decision]), csv.QUOTE_ALL)
 
 
 def remove_decision(decision: Decision, path: Path | None = None) -> None:
@@ -188,7 +180,7 @@ def remove_decision(decision: Decision, path: Path | None = None) -> None:
         kept = read_decisions(path)
         if decision in kept:
             del kept[len(kept) - 1 - kept[::-1].index(decision)]  # the last of equal rows
-            _write(kept, path)
+            write_csv(path, COLUMNS, map(astuple, kept), csv.QUOTE_ALL)
 
 
 @contextlib.contextmanager
@@ -202,13 +194,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def _write(decisions: Iterable[Decision], path: Path) -> None:
-    text = io.StringIO()
-    text.write(",".join(COLUMNS) + "\n")
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(astuple(d) for d in decisions)
-    write_text(path, text.getvalue())
 
 
 def by_answer(profile_name: str, decisions: Iterable[Decision]) -> dict[tuple[str, str, str], list[Decision]]:

@@ -45,11 +45,7 @@ def labels_file() -> Path:
 
 
 def read_labels(path: Path | None = None) -> list[Label]:
-    """All labels.
-
-    Raises:
-        UserError: the file is missing, or a row cannot be read; the sentence names its line.
-    """
+    """All labels. Raises UserError if the file is missing, or for the line of a row that cannot be read."""
     path = path or labels_file()
     if not path.is_file():
         raise UserError(f"{relative_name(path)} is missing.")

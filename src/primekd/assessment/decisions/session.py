@@ -3,7 +3,6 @@
 import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from primekd.assessment.decisions.cases import Case, audit_sample, describe_case, open_cases
@@ -37,10 +36,8 @@ class Session:
     leaves out its automatic value, rule and span.
     """
 
-    def __init__(
-        self, profile: Profile, cases: list[Case], who: str, purpose: str = REVIEW, path: Path | None = None
-    ) -> None:
-        self.profile, self.cases, self.who, self.purpose, self.path = profile, cases, who, purpose, path
+    def __init__(self, profile: Profile, cases: list[Case], who: str, purpose: str = REVIEW) -> None:
+        self.profile, self.cases, self.who, self.purpose = profile, cases, who, purpose
         self.place = 0
         self._steps: list[Decision | None] = []  # one a case that was passed; None for a skipped one
 
@@ -69,11 +66,8 @@ class Session:
         return {"accept": self.accept, "none": self.none, "skip": self.skip, "undo": self.undo}
 
     def take(self, typed: str) -> None:
-        """Does what a person typed: a letter (a, n, s, u), a number, or `c` and a number.
-
-        Raises:
-            UserError: it is neither, or cannot be done here; the case stays.
-        """
+        """Does what a person typed: a letter (a, n, s, u), a number, or `c` and a number. Raises UserError, and stays
+        at the case, if it is neither or cannot be done here."""
         word, _, rest = typed.strip().partition(" ")
         word = word.lower()
         action = next((do for name, do in self.actions.items() if not rest and word in (name, name[0])), None)
@@ -113,7 +107,7 @@ class Session:
         if not self._steps:
             raise UserError("There is nothing to undo in this session.")
         if self._steps[-1]:
-            remove_decision(self._steps[-1], self.path)
+            remove_decision(self._steps[-1])
         self._steps.pop()
         self.place -= 1
 
@@ -129,7 +123,7 @@ class Session:
             self.profile.name, *case.key, as_written(case.automatic), kind, as_written(value), check_who(self.who),
             now(), self.purpose,
         )  # fmt: skip
-        add_decision(decision, self.path)
+        add_decision(decision)
         self._steps.append(decision)
         self.place += 1
 
@@ -143,10 +137,7 @@ def open_session(
     seed: int = 0,
 ) -> tuple[Session, str]:
     """A session on the open cases, or with `audit` on a random sample of that size; and what to say before it starts.
-
-    Raises:
-        UserError: a log or the file of decisions cannot be read, or a model has no log.
-    """
+    Raises UserError if a log or the file of decisions cannot be read, or a model has no log."""
     logs, decisions = read_logs(profile), read_decisions()
     if audit:
         cases = audit_sample(profile, logs, decisions, who, audit, models or (), seed)

@@ -1,5 +1,3 @@
 """An OpenAI-compatible endpoint as the teacher."""
 
 from primekd.teachers.api.engine import ApiEngine
-
-__all__ = ["ApiEngine"]

@@ -40,10 +40,8 @@ class Stopped(Exception):
 class Endpoint:
     """One server. Its methods may be called from several threads.
 
-    The key goes into the request header and nowhere else; whatever a server says is cleared of it.
-
-    Raises:
-        UserError: the environment variable holds something that is no key.
+    The key goes into the request header and nowhere else; whatever a server says is cleared of it. Raises UserError if
+    the environment variable holds something that is no key.
     """
 
     def __init__(self, config: ApiConfig, ledger: Ledger):

@@ -76,11 +76,8 @@ class ApiEngine:
         }
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
-        """One response a prompt, in order.
-
-        Raises:
-            UserError: the server refuses, fails or answers something else than was asked, or the cap is reached.
-        """
+        """One response a prompt, in order. Raises UserError if the server refuses, fails or does something else than
+        was asked, or the cap is reached."""
         self._forget(UNWRITTEN)
         self._rows.clear()
         self._endpoint.start()
@@ -103,11 +100,8 @@ class ApiEngine:
         return [response for response, _, _ in answered]
 
     def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[TopLogprobs]:
-        """The log-probs that came with the last responses, at temperature 1, best first.
-
-        Raises:
-            UserError: another kind of signal, or another response than was generated last.
-        """
+        """The log-probs that came with the last responses, at temperature 1, best first. Raises UserError for another
+        kind of signal, or other responses."""
         if want not in self.offers:
             raise UserError(f"This API gives no {want}: set signals.codec to {'topk' if self.offers else 'text'}.")
         keys = [(tuple(p), tuple(r)) for p, r in zip(prompts, responses, strict=True)]
@@ -231,11 +225,7 @@ class ApiEngine:
         return ids, rows + [{}] * (len(ids) - len(rows))
 
     def _shown_end(self, tokens: list[Shown]) -> int | None:
-        """The control token that a server shows as the last one, if it shows one.
-
-        Raises:
-            UserError: it wrote on behind an end of turn.
-        """
+        """The control token that a server shows last, if any. Raises UserError if it wrote on behind an end of turn."""
         ids = [self._tokens.id_of(token) for token in tokens]
         if passed := [i for i in ids[:-1] if i in self.end.stops]:
             name = self.tokenizer.convert_ids_to_tokens(passed[0])

@@ -151,11 +151,7 @@ def build_request(
 
 
 def read_answer(config: ApiConfig, fields: dict[str, Any]) -> Answer:
-    """An answer's JSON, checked.
-
-    Raises:
-        UserError: it has no choice or lacks a field, or log-probs were promised and are not there.
-    """
+    """An answer's JSON, checked. Raises UserError if a field is missing or wrong, or the promised log-probs are."""
     kind = _ChatReply if config.prompt == "messages" else _TextReply
     try:
         reply = kind.model_validate(fields)

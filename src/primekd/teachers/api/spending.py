@@ -36,13 +36,10 @@ EMPTY = Spent().model_dump()
 
 
 class Ledger:
-    """The ledger of one profile.
+    """The ledger of one profile, a JSON file that is made with the first attempt.
 
-    The file holds `spent_usd` (attempts that were answered), `unsettled_usd` (in flight or cut off, at the most that
-    they can cost), and how many answers and tokens that was.
-
-    Args:
-        path: a JSON file; it is made with the first attempt.
+    It holds `spent_usd` (attempts that were answered), `unsettled_usd` (in flight or cut off, at the most that they can
+    cost), and how many answers and tokens that was.
     """
 
     def __init__(self, path: Path, config: ApiConfig):
@@ -55,11 +52,8 @@ class Ledger:
         return (input_tokens * config.usd_per_million_input + output_tokens * config.usd_per_million_output) / 1e6
 
     def book(self, most: float) -> None:
-        """Books an attempt that may cost `most` US dollars, if need be after others of this process have settled.
-
-        Raises:
-            UserError: it does not fit under the cap.
-        """
+        """Books an attempt of up to `most` US dollars, if need be after others of this process have settled. Raises
+        UserError if it does not fit under the cap."""
         with self._changed:
             while not self._booked(most):
                 if self._in_flight == 0:
