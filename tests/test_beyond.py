@@ -11,14 +11,14 @@ from scipy.stats import t
 from transformers import AutoModelForCausalLM
 
 from primekd.assessment.answers import answer_inputs, generate_answers
-from primekd.assessment.forgetting import FILE, LIMIT, measure, open_reference, read_forgetting
+from primekd.assessment.forgetting import FILE, LIMIT, as_teacher, measure, open_reference, read_forgetting
 from primekd.assessment.logs import read_log, read_logs
 from primekd.assessment.score import Model, made_of, score_some, untrained_models
 from primekd.capture.jobs import held_out_job, training_job
 from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
 from primekd.config.arm import CONTROL
-from primekd.config.arms import load_arms
+from primekd.config.arms import arms_of, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.foundation.tables import read_table
@@ -153,6 +153,13 @@ def test_forgetting_is_the_kl_from_the_students_side_on_the_controls_text(output
         assert row.nll == pytest.approx(-float(q[torch.arange(len(text)), torch.tensor(text)].sum()), rel=1e-4)
         assert row.tokens == len(text) and abs(of_control.kl) < 1e-4 * len(text) < row.kl
         assert of_control.nll < row.nll
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_controls_own_profile_names_no_arm_that_it_does_not_run(path):
+    """laptop names further seeds and contrasts of arms that a capture of the control knows nothing of."""
+    if path.stem != "strategies":
+        assert list(arms_of(as_teacher(load_profile(path.stem)))) == ["base-KD"]
 
 
 def test_the_control_is_asked_once_and_anew_where_it_is_another(output, lively):

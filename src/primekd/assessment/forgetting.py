@@ -13,6 +13,7 @@ from primekd.assessment.held_out import TOGETHER, Nats, Tokens
 from primekd.capture.jobs import Job, open_signals
 from primekd.config import LossConfig, Profile, SignalsConfig, TeacherConfig
 from primekd.config.arms import unprimed
+from primekd.config.profile import PlannedContrasts
 from primekd.foundation.energy import Meter
 from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import write_manifest
@@ -53,7 +54,8 @@ def as_teacher(profile: Profile) -> Profile:
     taught = {"engine": "transformers", "dtype": profile.scoring_dtype, "batch_size": profile.assess.batch_size}
     teacher = TeacherConfig(**taught, **{name: getattr(student, name) for name in same})
     signals = SignalsConfig(codec="hidden", items_per_shard=ITEMS_PER_SHARD)
-    alone = {"arms": (unprimed().name,)}  # no priming has to find a place in its template
+    # No priming has to find a place in its template, and no other arm is known.
+    alone = {"arms": (unprimed().name,), "seeds": {}, "planned": PlannedContrasts()}
     return profile.model_copy(update={"teacher": teacher, "signals": signals, "max_new_tokens": LIMIT} | alone)
 
 
