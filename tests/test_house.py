@@ -13,7 +13,7 @@ ORDER = (
     "statistics", "studies", "report", "planning", "running", "cli",
 )  # fmt: skip
 # Lines. All of it is to come under 22,000 with four studies in it; until then it does not grow.
-BUDGET = {"": 29_100, "planning": 1_000, "studies/priming.py": 300}
+BUDGET = {"": 27_800, "planning": 1_000, "studies/priming.py": 300}
 
 
 def imported(text: str) -> set[str]:
