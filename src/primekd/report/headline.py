@@ -5,10 +5,11 @@ from pathlib import Path
 from primekd.capture.judged import ARMS
 from primekd.config.arm import split_seed
 from primekd.config.arms import load_arms, of_role
+from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.claims import planted, row_commit
 from primekd.report.formats import MISSING, interval, markdown, p_value, percent, significant
-from primekd.report.results import Results, Row, read_manifest, read_optional, read_results
+from primekd.report.results import Results, Row, read_optional, read_results
 from primekd.statistics.families import title_of
 from primekd.statistics.primed import PrimedRow
 
@@ -25,7 +26,7 @@ def headline_table(folder: Path) -> Table:
     Raises:
         UserError: summary.csv, contrasts.csv or manifest.json of the folder is missing or cannot be read.
     """
-    results, manifest = read_results(folder), read_manifest(folder)
+    results, manifest = read_results(folder), read_manifest(folder / MANIFEST)
     primed = {row["arm"]: row for row in read_optional(Path(folder) / ARMS, PrimedRow) if row["split"] == "train"}
     references = [name for role in ("baseline", "placebo") for name in of_role(role, load_arms())]
     references = [name for name in references if name in results.students]
