@@ -61,8 +61,17 @@ def one_by_one(engine: TransformersEngine, prompts: list[list[int]], tokens: int
     ]
 
 
+class Ending(SimpleNamespace):
+    """A tokenizer as far as generation asks it."""
+
+    def __len__(self) -> int:
+        return self.size
+
+
 def end_with(engine: TransformersEngine, end: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "tokenizer", SimpleNamespace(eos_token_id=end, pad_token_id=0))
+    own = engine.tokenizer
+    ending = Ending(eos_token_id=end, pad_token_id=0, pad=own.pad, size=len(own))
+    monkeypatch.setattr(engine, "tokenizer", ending)
 
 
 def cut(ids: list[int], end: int) -> Response:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from primekd.assessment.decisions.decisions import (
     ALL_MODELS,
@@ -27,7 +26,7 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
     """
     profile, count = session.profile, len(session.decided)
     views = [profile] + [view for view in (profile.of_machine(), profile.of_published()) if view.logs != profile.logs]
-    behind = [view for view in views if (view.logs / "summary.csv").is_file() and _is_behind(view, session.path)]
+    behind = [view for view in views if (view.logs / "summary.csv").is_file() and _is_behind(view)]
     if not count and not behind:
         return "Nothing was decided."
     lines = [f"{counted(count, 'decision')} saved."]
@@ -38,14 +37,14 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
     lines.append(accuracies_text(read_records(profile.logs / "summary.csv", Shares)))
     if session.blind:
         logs = read_logs(profile)
-        lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions(session.path)), logs)]
+        lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions()), logs)]
         lines += differences(session)
     return "\n".join(lines)
 
 
-def _is_behind(profile: Profile, path: Path | None) -> bool:
+def _is_behind(profile: Profile) -> bool:
     """Whether the logs lack a decision, hold one that was taken back, or were left half way by a grading."""
-    decisions, manifest, logs = read_decisions(path), profile.logs / MANIFEST, read_logs(profile)
+    decisions, manifest, logs = read_decisions(), profile.logs / MANIFEST, read_logs(profile)
     if manifest.is_file() and altered_outputs(manifest, read_manifest(manifest)):
         return True
     if any(apply_decisions(profile.name, model, log, decisions) != log for model, log in logs.items()):
