@@ -20,7 +20,12 @@ GROWTH = (1, 2, 4, 8)
 
 
 def measure(
-    items: int = 32, profile: str = "pocket-plain", rounds: int = 3, growth_items: int = 4, budget_s: float = 110, say=print
+    items: int = 32,
+    profile: str = "pocket-plain",
+    rounds: int = 3,
+    growth_items: int = 4,
+    budget_s: float = 110,
+    say=print,
 ) -> dict[str, Any]:
     """Tokens a second of all three on the same prompts; time and memory at 1, 2, 4 and 8 times `growth_items` items.
 

@@ -77,8 +77,8 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
     """This machine's rates of products and copies, and the floors at the sizes of pocket-plain and paper.
 
     Returns:
-        machine: {"bfloat16_per_s", "float32_per_s", "bytes_per_s"}; pocket-plain, paper: one entry a stage, with the seconds
-        that it takes at least here, or on eight H100 at their maker's rates.
+        machine: {"bfloat16_per_s", "float32_per_s", "bytes_per_s"}; pocket-plain, paper: one entry a stage, with
+        the seconds that it takes at least here, or on eight H100 at their maker's rates.
     """
     machine = {f"{str(t).removeprefix('torch.')}_per_s": products_per_s(t) for t in (torch.bfloat16, torch.float32)}
     machine["bytes_per_s"] = copied_per_s()
