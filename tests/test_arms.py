@@ -12,6 +12,7 @@ from primekd.capture.jobs import build_spec, open_signals, training_job
 from primekd.capture.run import capture
 from primekd.config.arm import Arm
 from primekd.config.arms import arms_of, default_arms, get_arm, load_arms, unprimed
+from primekd.config.profile import PlannedContrasts
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json, read_json, write_json
 from primekd.planning.plan import make_plan
@@ -55,6 +56,16 @@ def test_a_profile_runs_the_arms_that_it_lists_and_those_alone(profile):
         arms_of(profile.model_copy(update={"arms": ("base-text-KD",)}))
     with pytest.raises(UserError, match="No strategy is called 'nobody'"):
         arms_of(profile.model_copy(update={"arms": ("nobody",)}))
+
+
+def test_primed_arms_without_the_one_they_are_compared_with_are_refused(profile):
+    with pytest.raises(UserError, match="primed teachers are compared with base-KD's: list that arm too"):
+        arms_of(profile.model_copy(update={"arms": ("ai-KD", "placebo-KD")}))
+    sampled = profile.teacher.model_copy(update={"sampling_temperature": 0.7})
+    right = {"arms": ("base-KD", "base-right-KD"), "seeds": {"base-right-KD": (1,)}, "planned": PlannedContrasts()}
+    arms_of(profile.model_copy(update=right))
+    with pytest.raises(UserError, match="base-right-KD keeps right answers, which are judged under one seed"):
+        arms_of(profile.model_copy(update=right | {"teacher": sampled}))
 
 
 def write_arms(folder, monkeypatch, rows):
@@ -162,7 +173,9 @@ def test_roles_say_what_is_compared_and_in_which_family():
 
 
 def test_a_crossed_arm_has_one_prompts_text_and_anothers_signals(profile):
-    with pytest.raises(UserError, match="base-KD has no signals"):
+    with pytest.raises(
+        UserError, match="scores the responses of base-KD, which are not captured: run `primekd capture base-KD"
+    ):
         capture(training_job(profile, "ai-signals-KD"))
     for name in ("base-KD", "ai-KD", "ai-signals-KD"):
         capture(training_job(profile, name))

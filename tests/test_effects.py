@@ -39,6 +39,7 @@ from primekd.statistics.effects import (
 )
 from primekd.statistics.families import CHECKS, MAIN, plan_of
 from primekd.statistics.inference import holm, mcnemar_exact, sign_flips_exact
+from primekd.statistics.seeds import seed_rows
 from primekd.statistics.subsets import ALL_RIGHT, SAME_LENGTH, SubsetRow, read_taught, subset_rows
 from primekd.studies.regrade import regrade
 from primekd.studies.results import answers_hash, compute_tables, planned_inputs, write_results
@@ -244,6 +245,32 @@ def test_templates_are_the_clusters_and_seeds_that_one_cell_lacks_are_left_out()
     assert {row.clusters for row in effect_rows(symbolic, [])} == {clusters}
 
 
+def test_an_effect_that_is_a_planned_contrast_has_its_p_and_is_adjusted_in_no_second_family():
+    verdicts = simulated(np.random.default_rng(7), 200, 0.1, 0.1, 0)
+    verdicts["ai-alone-KD"] = verdicts["ai-KD"] & (np.random.default_rng(8).random(200) < 0.8)
+    logs = {"control": log_of(np.arange(200) < 9), **{model: log_of(own) for model, own in verdicts.items()}}
+    contrasts = contrast(logs, [], plan_of(logs, load_arms()))
+    [planned] = [row for row in contrasts if (row.model, row.reference) == ("ai-alone-KD", "ai-KD")]
+    rows = {row.effect: row for row in effect_rows(logs, [], contrasts) if row.arm == "ai-KD"}
+    beyond = rows[BEYOND_TEXT]
+    assert (beyond.p, beyond.p_holm, beyond.mde) == (planned.p, planned.p_holm, planned.mde)
+    assert beyond.accuracy == pytest.approx(-planned.accuracy) and planned.p_holm > planned.p
+    rest = [rows[effect] for effect in (TEXT, LOGITS, INTERACTION)]
+    assert [row.p_holm for row in rest] == pytest.approx(holm([row.p for row in rest]))
+
+
+def test_a_seed_that_one_arm_alone_has_is_its_negative_control_and_widens_nothing():
+    verdicts = simulated(np.random.default_rng(7), 200, 0.1, 0.1, 0)
+    logs = {"control": log_of(np.arange(200) < 9), **{model: log_of(own) for model, own in verdicts.items()}}
+    again = logs | {"base-KD-seed1": log_of(np.random.default_rng(9).random(200) < 0.4)}
+    plan = plan_of(logs, load_arms())
+    assert contrast(again, [], plan) == contrast(logs, [], plan) and not seed_rows(again, plan)
+    [negative] = [row for row in effect_rows(again, []) if row.effect == ANOTHER_SEED]
+    assert (negative.model, negative.reference) == ("base-KD-seed1", "base-KD")
+    both = again | {"ai-KD-seed1": log_of(np.random.default_rng(9).random(200) < 0.4)}
+    assert {row.seeds for row in contrast(both, [], plan) if row.model == "ai-KD"} == {2}
+
+
 def test_signs_are_tested_exactly():
     for differences in ([1, 1, -1, 0, 1, 1], [0.5, -1, 1, 1, 0.5, 0], [2, -1, 1, 0.5], [0, 0]):
         d = np.array(differences)
@@ -390,15 +417,18 @@ def as_cells(kind, rows, folder: Path) -> list[dict[str, str]]:
 
 def test_sentences_of_subsets_claim_what_is_adjusted_and_nothing_of_few_items(tmp_path):
     rows = [
-        SubsetRow(ALL_RIGHT, 90, "ai-KD", "base-KD", 1, 90, 0.0, 0.0, 0.2, 0.1, 0.3, 0.001, 0.003),
-        SubsetRow(ALL_RIGHT, 90, "ai-KD", "placebo-KD", 1, 90, 0.0, 0.0, 0.1, 0.0, 0.2, 0.04, 0.08),
-        SubsetRow(SAME_LENGTH, 12, "ai-KD", "base-KD", 1, 12, 0.0, 0.0, 0.2, 0.1, 0.3, None, None),
+        SubsetRow(ALL_RIGHT, 90, 128, "ai-KD", "base-KD", 1, 90, 0.0, 0.0, 0.2, 0.1, 0.3, 0.001, 0.003),
+        SubsetRow(ALL_RIGHT, 90, 128, "ai-KD", "placebo-KD", 1, 90, 0.0, 0.0, 0.1, 0.0, 0.2, 0.04, 0.08),
+        SubsetRow(SAME_LENGTH, 12, 128, "ai-KD", "base-KD", 1, 12, 0.0, 0.0, 0.2, 0.1, 0.3, None, None),
     ]
-    first, second = subset_sentences(as_cells(SubsetRow, rows, tmp_path), "128")
-    assert "On the 90 of 128 test items that the teacher answered rightly under every prompt: " in first
+    first, second = subset_sentences(as_cells(SubsetRow, rows, tmp_path))
+    start = (
+        "Of 128 test items that the teacher was asked under every prompt, the 90 that it answered rightly under every "
+    )
+    assert first.startswith(start)
     assert "Ground truth-KD against base-KD: more correct answers, +20.0 points [+10.0, +30.0]" in first
     assert "no other difference in accuracy can be claimed (smallest p = 0.080)" in first
-    assert "12 of 128" in second and second.endswith(
+    assert "the 12 to which its answers" in second and second.endswith(
         "nothing is claimed of any contrast, as fewer than 30 items are too few."
     )
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import small_profile
 
-from primekd.capture.jobs import open_signals, test_job, training_job, unprimed_job
+from primekd.capture.jobs import open_signals, scoring_job, test_job, training_job, unprimed_job
 from primekd.capture.judged import JUDGED, JudgedRow, judged_folder
-from primekd.capture.run import capture
+from primekd.capture.run import capture, capture_all
 from primekd.config.arm import Arm
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
@@ -204,6 +204,23 @@ def file_arm(path, **changed):
     )  # fmt: skip
 
 
+def test_a_file_is_scored_under_the_prompt_that_an_arms_signals_come_from(profile):
+    crossed = profile.model_copy(update={"arms": ("base-KD", "ai-KD", "ai-signals-KD")})
+    for arm, prompt in (("ai-signals-KD", "ai-KD"), ("ai-plain-KD", "base-KD"), ("ai-KD", "ai-KD")):
+        job = scoring_job(crossed, arm, "human.csv")
+        assert job.scored_under == get_arm(prompt) and job.folder.name == f"{prompt}-of-human"
+    assert scoring_job(profile, "base-text-KD", "human.csv").scored_under.name == "base-KD"
+
+
+def test_what_a_later_capture_lacks_is_said_before_the_first_one_asks(profile, tmp_path):
+    with pytest.raises(UserError, match="human.jsonl is not there"):
+        capture_all([training_job(profile, "base-KD"), file_job(profile, tmp_path / "human.jsonl")])
+    with pytest.raises(UserError, match="ai-plain-KD scores the responses of ai-KD, which are not captured: run"):
+        capture_all([training_job(profile, "base-KD"), training_job(profile, "ai-plain-KD")])
+    assert not profile.signals_folder("base-KD").exists()
+    capture_all([training_job(profile, name) for name in ("ai-KD", "ai-plain-KD")])
+
+
 def file_job(profile, path):
     from dataclasses import replace
 
@@ -244,6 +261,7 @@ def test_responses_of_somebody_else_are_scored_as_they_stand(profile, tmp_path, 
         (lambda rows: [{"id": rows[0]["id"], "response": " "}, *rows[1:]], "has an empty response"),
         (lambda rows: [{"id": rows[0]["id"], "response": "a <|im_end|> b"}, *rows[1:]], "line 1: .*control token"),
         (lambda rows: [["x"], *rows], "line 1 is no JSON object"),
+        (lambda rows: [{"Id": "1", "Response": "4"}, *rows], "line 1: there is no field 'id', but 'Id, Response'"),
     ],
 )
 def test_a_file_of_responses_that_does_not_fit_is_refused_before_anything_is_asked(profile, tmp_path, change, said):

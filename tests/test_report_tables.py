@@ -341,6 +341,7 @@ def test_the_headline_has_teacher_student_and_both_differences(profile):
     primed = {column.name: "" for column in fields(PrimedRow)}
     primed |= dict.fromkeys(("n", "correct", "truncated", "measured", "accuracy_low", "accuracy_high"), 0)
     primed |= {"split": "train", "arm": "ai-KD", "accuracy": 0.625, "tokens": 41.6, "kl": 0.01234}
+    primed |= {"kl_low": 0.01, "kl_high": 0.02}
     shown = [primed, primed | {"split": "test", "accuracy": 0.1}, primed | {"arm": "base-KD", "kl": ""}]
     write_csv(profile.logs / "priming-arms.csv", ",".join(primed), [row.values() for row in shown])
     path = profile.logs / "seeds.csv"
@@ -352,8 +353,12 @@ def test_the_headline_has_teacher_student_and_both_differences(profile):
     }
     write_csv(path, ",".join(mean), [mean.values()])
     rows = {row[0]: row[1:] for row in _cells(block("headline", profile.logs))}
-    assert rows["Ground truth-KD (`ai-KD`)"][:4] == ["62.5", "42", "0.012", "50.0 [50.0, 50.0]"]
-    assert rows["`base-KD`"][:3] == ["62.5", "42", "–"] and rows["No distillation (`control`)"][:3] == ["–"] * 3
+    assert rows["Ground truth-KD (`ai-KD`)"][:4] == [
+        "62.5 [0.0, 0.0]", "42", "0.012 [0.010, 0.020]", "50.0 [50.0, 50.0]",
+    ]  # fmt: skip
+    assert (
+        rows["`base-KD`"][:3] == ["62.5 [0.0, 0.0]", "42", "–"] and rows["No distillation (`control`)"][:3] == ["–"] * 3
+    )
     with open(profile.logs / "contrasts.csv", encoding="utf-8", newline="") as handle:
         [found] = [r for r in csv.DictReader(handle) if (r["model"], r["reference"]) == ("ai-KD", "base-KD")]
     said = rows["Ground truth-KD (`ai-KD`)"][4]

@@ -105,9 +105,10 @@ def unprimed_job(profile: Profile, strategy: str, split: str) -> Job:
 
 
 def scoring_job(profile: Profile, strategy: str, file: str) -> Job:
-    """The responses of a file to the training items, scored under an arm's prompt, in a store of their own. Raises
-    UserError if the file's name cannot name a store."""
-    scored = training_job(profile, strategy).arm.name
+    """The responses of a file to the training items, scored under the prompt that an arm's signals come from, in a
+    store of their own. Raises UserError if the file's name cannot name a store."""
+    own = training_job(profile, strategy).arm
+    scored = own.name if own.signals in (OWN, NONE) else own.signals
     name = f"{scored}-of-{Path(file).stem}"
     if not is_name(name):
         raise UserError(f"{file}: its name becomes a store's: rename it, with letters, digits, dots and dashes.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from primekd.capture.jobs import Job, open_signals, prompts_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
-from primekd.foundation.provenance import project_root, relative_name
+from primekd.foundation.provenance import MANIFEST, project_root, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import encode_response, refuse_control_tokens
 from primekd.signals import SignalReader
@@ -44,8 +44,14 @@ def refuse_text(job: Job) -> None:
     """Raises UserError if the responses of a crossed arm are not to be had as they should be."""
     if job.arm.responses:
         read_responses(job)
-    elif job.written_by:
-        open_signals(job.written_by)
+    elif (source := job.written_by) and not (source.folder / MANIFEST).is_file():
+        held_out = " --held-out" if source.split == "test" else f" {source.arm.name}"
+        raise UserError(
+            f"{job.arm.name} scores the responses of {source.arm.name}, which are not captured: run "
+            f"`primekd capture{held_out} --profile {job.profile.name}` first."
+        )
+    elif source:
+        open_signals(source)
 
 
 def read_responses(job: Job) -> dict[str, str]:
@@ -61,6 +67,8 @@ def read_responses(job: Job) -> dict[str, str]:
     name, wanted = relative_name(path), {item.id for item in job.items()}
     tokenizer, found = load_tokenizer(job.profile.teacher), dict[str, str]()
     for where, row in _rows(path, name):
+        if lacking := [key for key in ("id", "response") if key not in row]:
+            raise UserError(f"{where}: there is no field {lacking[0]!r}, but {clean(', '.join(map(str, row)), 60)!r}.")
         item, text = (str(row.get(key) or "").strip() for key in ("id", "response"))
         if item not in wanted:
             raise UserError(f"{where}: {clean(item, 60)!r} is no item of {job.split}: take the row out.")

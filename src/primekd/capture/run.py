@@ -79,7 +79,12 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
 
 
 def capture_all(jobs: Sequence[Job], part: Part | None = None, force: bool = False) -> list[Path]:
-    """Captures stores of one profile one after the other; the teacher is loaded once, when the first one needs it."""
+    """Captures stores of one profile one after the other; the teacher is loaded once, when the first one needs it.
+    Raises UserError as `capture`; what can be known of the last one is known before the first one is asked."""
+    made = {job.folder for job in jobs}
+    for job in jobs:
+        if job.written_by is None or job.written_by.folder not in made:
+            refuse_text(job)
     with contextlib.ExitStack() as opened:
         teacher = cache(lambda: opened.enter_context(contextlib.closing(open_engine(jobs[0].profile))))
         return [capture(replace(job, opens=teacher, lent=True), part, force) for job in jobs]

@@ -1,5 +1,6 @@
 """Verbs of the stages: prepare-teacher, capture, distill, assess."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -76,7 +77,7 @@ def capture(
     part = Part.parse(worker) if worker else None
     loaded = load_profile(profile)
     if responses:
-        jobs = [scoring_job(loaded, strategies[0], responses)]
+        jobs = [scoring_job(loaded, strategies[0], str(Path(responses).resolve()))]
     elif held_out:
         jobs = [held_out_job(loaded)]
     else:

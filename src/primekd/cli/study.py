@@ -108,7 +108,8 @@ def show_results(profile) -> None:
     from primekd.studies.study import find_study
 
     print(results_text(profile.logs))
-    print(f"To be expected: {find_study(profile).expected}")
+    if known := find_study(profile).expected.get(profile.name):
+        print(f"To be expected: {known}")
     print(verdict_text(compare_with_published(profile)))
     print(f"Report: {relative_name(profile.logs / 'report.html')}")
     print(f"Executed notebooks: {relative_name(profile.runs / 'notebooks')}")

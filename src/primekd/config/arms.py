@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from primekd.config.arm import CONTROL, OWN, WORDS, Arm, Role, split_seed
+from primekd.config.arm import CONTROL, OWN, PRIMED, WORDS, Arm, Role, split_seed
 from primekd.config.profile import Profile, explain_validation_error
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
@@ -77,6 +77,15 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
         if missing := [name for name in (arm.text, arm.signals) if name not in (*WORDS, *chosen)]:
             raise UserError(
                 f"{profile.name}: the arm {arm.name} takes its text or signals from {missing[0]}: list that too."
+            )
+    bases = of_role("baseline", known)
+    if any(arm.role in PRIMED for arm in chosen.values()) and not set(bases[:1]) <= chosen.keys():
+        raise UserError(f"{profile.name}: primed teachers are compared with {bases[0]}'s: list that arm too.")
+    for name, arm in chosen.items():
+        if arm.keep_right and profile.teacher.sampling_temperature and profile.seeds.get(name):
+            raise UserError(
+                f"{profile.name}: {name} keeps right answers, which are judged under one seed, and a teacher that "
+                "samples writes others under each: take it out of seeds, or set teacher.sampling_temperature to 0."
             )
     for name, seeds in profile.seeds.items():
         if name not in chosen or len({profile.seed, *seeds}) <= len(seeds):

@@ -98,7 +98,7 @@ def refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> No
     """Raises UserError if `text` holds a control token such as `<|im_end|>`, which would end the turn."""
     for token in sorted(control_tokens(tokenizer)):
         if token in text:
-            raise UserError(f"An item's text contains the control token {token!r}: remove it from {text[:60]!r}…")
+            raise UserError(f"A text contains the control token {token!r}: remove it from {text[:60]!r}…")
 
 
 def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, ended: bool = True) -> list[int]:

@@ -9,7 +9,7 @@ from primekd.capture.jobs import Job, open_signals, training_job
 from primekd.capture.judged import judged_folder
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
-from primekd.config.arm import TEACHER
+from primekd.config.arm import TEACHER, WORDS
 from primekd.config.arms import get_arm, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
@@ -61,16 +61,18 @@ def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
 
 
 def prompts(profile: Profile, strategy: str) -> Shown:
-    """The first training question as the teacher reads it with and without the priming text (which may replace the
-    model's default system text), and as the student does."""
-    asked = load_items(profile, "train")[0].messages
-    teacher, priming = load_tokenizer(profile.teacher), priming_of(get_arm(strategy), profile.teacher)
+    """Whose text and signals an arm has, and the first training question as the teacher that scores it reads that, with
+    and without the priming text (which may replace the model's default system text), and as the student does."""
+    asked, arm = load_items(profile, "train")[0].messages, get_arm(strategy)
+    scored = arm if arm.signals in WORDS else get_arm(arm.signals)
+    teacher, priming = load_tokenizer(profile.teacher), priming_of(scored, profile.teacher)
+    whose = [("Arm", arm.title), ("Text written under", arm.cell[0]), ("Signals scored under", arm.cell[1])]
     views = [
         ("What the teacher reads", build_prompt(teacher, asked, priming)),
         ("The same without a priming", build_prompt(teacher, asked)),
         ("What the student reads", build_prompt(load_tokenizer(profile.student), asked)),
     ]
-    return show_texts([(who, prompt.text) for who, prompt in views])
+    return show_facts(whose) + show_texts([(who, prompt.text) for who, prompt in views])
 
 
 def responses(job: Job, count: int = 3) -> Shown:

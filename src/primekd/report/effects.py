@@ -20,10 +20,11 @@ EFFECTS_NOTE = (
     "Accuracy in points by the automatic verdicts, KL and NLL in nats a token, on the same items and over the seeds "
     "that all of the arms have. Any wording: its seeds are wordings of the priming, each a draw. Intervals are "
     "clustered by template where items have one, and by seed where there are several. p is Holm-adjusted over this "
-    "table, that of another seed (the negative control) by itself."
+    "table, that of another seed (the negative control) by itself; an effect that is a planned contrast has its p."
 )
 SUBSETS_NOTE = (
-    "The main family's contrasts on some of the test items, chosen by the teacher's answers. All right: it answered "
+    "The main family's contrasts on some of the test items that the teacher was asked under every prompt (Of), chosen "
+    "by its answers. All right: it answered "
     "them rightly under every prompt. Same length: its answers under the two prompts are within 10 % of each other in "
     f"tokens. p is Holm-adjusted over this table; fewer than {FEWEST} items are not tested."
 )
@@ -81,12 +82,12 @@ def _fit(row: Row, measure: str) -> tuple[str, str]:
 
 
 def _subset_table(results: Results) -> Table:
-    head = ["Items", "n", "Model", "Against", "Accuracy, points [95 %]", "p (Holm)"]
+    head = ["Items", "n", "Of", "Model", "Against", "Accuracy, points [95 %]", "p (Holm)"]
     rows = [
         [
-            row["subset"], row["n"], title_of(row["model"]), title_of(row["reference"]),
+            row["subset"], row["n"], row["asked"], title_of(row["model"]), title_of(row["reference"]),
             interval(row, "accuracy", points), p_value(row["p_holm"]) if row["p_holm"] else MISSING,
         ]
         for row in results.subsets
     ]  # fmt: skip
-    return Table("Matched items", head, rows, left=4, notes=(SUBSETS_NOTE,))
+    return Table("Matched items", head, rows, left=5, notes=(SUBSETS_NOTE,))

@@ -15,7 +15,7 @@ NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with
 
 def findings(results: Results) -> list[str]:
     """What the numbers can and cannot show, in sentences."""
-    effects = [*effect_sentences(results.effects), *subset_sentences(results.subsets, results.summary[0]["n"])]
+    effects = [*effect_sentences(results.effects), *subset_sentences(results.subsets)]
     controls = control_sentences(results.contrasts, results.effects)
     return [*claims(results.contrasts, numbers=True), *effects, *controls, *_limits(results)]
 
@@ -77,7 +77,8 @@ def how_tested(results: Results) -> str:
         together = f"two families, {own} tests of the study's own questions and {checks} that check its design"
     return (
         f"p of accuracies: {test}.{fits} All are Holm-adjusted over {together}: every planned "
-        f"contrast in every measure.{_naming(results)} The intervals of differences are those of the t tests, not "
+        f"contrast in every measure.{_naming(results)} Tables of effects and of matched items are families of their "
+        "own. The intervals of differences are those of the t tests, not "
         "adjusted."
     )
 

@@ -94,6 +94,7 @@ def _of_student(facts: dict[str, Any], loss: dict[str, Any]) -> Facts:
         ("Commit of training", _commit(facts.get("git"))),
         ("Trained", _date(facts.get("end")) + (", resumed" if facts.get("resumed") else "")),
         ("Trained by different code", _several(facts)),
+        ("Left out of the store before training", _named(facts.get("dropped") or {}, "items", "tokens")),
     ]
     rows += [("Adapter in scoring", _served((facts.get("served") or {}).get("held_out") or {})), *_scored(facts)]
     signals = facts.get("signals")

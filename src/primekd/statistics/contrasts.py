@@ -29,7 +29,8 @@ class ContrastRow:
     is the smallest true difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's
     thresholds.
 
-    `seeds`, `reference_seeds`: trainings on each side, the latter empty for the control. `only_model`,
+    `seeds`, `reference_seeds`: trainings on each side, the latter empty for the control; seeds that one arm alone has
+    are left out (`compared`). `only_model`,
     `only_reference`: items that one side alone has right, empty with several seeds. `truncated`,
     `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and nll_gold are empty; with a
     teacher's text alone, kl is.
@@ -77,6 +78,13 @@ def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
     return found
 
 
+def compared(of_arms: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
+    """The same without the seeds that one arm alone was trained under beside its own: they can be compared with nothing
+    but itself, as a negative control, and say nothing of how far another seed moves any other arm."""
+    count = Counter(seed for seeds in of_arms.values() for seed in seeds)
+    return {arm: {s: one for s, one in seeds.items() if not s or count[s] > 1} for arm, seeds in of_arms.items()}
+
+
 def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[str, Seeds]:
     """Arm -> seed -> verdicts in the items' order; `adjudicated`: by people's values where they decided on one."""
     key = "correct_adjudicated" if adjudicated else "correct"
@@ -97,7 +105,7 @@ def compare_accuracies(
     """(model, reference) -> the comparison of their verdicts, for every planned contrast."""
     if not logs:
         return {}
-    verdicts, groups = verdicts_of(logs, adjudicated), [cluster_of(r.id) for r in next(iter(logs.values()))]
+    verdicts, groups = compared(verdicts_of(logs, adjudicated)), [cluster_of(r.id) for r in next(iter(logs.values()))]
     return {pair: compare_verdicts(*sides(verdicts, *pair), groups) for pair in planned}
 
 
@@ -112,7 +120,7 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
         for found in (automatic, decided)
     )
     sizes = Counter(planned[pair] for pair, _ in adjusted)  # tests of each family
-    truncated = by_seed({model: np.mean([r.truncated for r in log]) for model, log in logs.items()})
+    truncated = compared(by_seed({model: np.mean([r.truncated for r in log]) for model, log in logs.items()}))
     rows = []
     for pair, one in automatic.items():
         first, second = sides(truncated, *pair)
@@ -153,6 +161,7 @@ def _compare_fits(
         return {}
     if missing := {model for pair in pairs for model in pair} - sums.keys():
         raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
+    sums = compared(sums)
     return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}
 
 

@@ -33,7 +33,9 @@ def effect_sentences(effects: list[Row]) -> list[str]:
 
 def _trainings(row: Row) -> str:
     said = trainings([int(row["seeds"])])
-    return f"{row['seeds']} wordings, one training seed each" if row["effect"] == ANY_WORDING else said
+    if row["effect"] == ANY_WORDING:
+        return f"{row['seeds']} wordings, one training seed each, all against one training of {row['reference']}"
+    return said
 
 
 def _effect(row: Row) -> str:
@@ -71,18 +73,19 @@ def _listed(measures: list[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def subset_sentences(subsets: list[Row], items: str) -> list[str]:
-    """A sentence a kind of subset of the test items, of which there are `items` in all."""
+def subset_sentences(subsets: list[Row]) -> list[str]:
+    """A sentence a kind of subset of the test items."""
     return [
-        _subset(name, [row for row in subsets if row["subset"] == name], items)
+        _subset(name, [row for row in subsets if row["subset"] == name])
         for name in dict.fromkeys(row["subset"] for row in subsets)
     ]
 
 
-def _subset(name: str, rows: list[Row], items: str) -> str:
+def _subset(name: str, rows: list[Row]) -> str:
     counts = sorted({int(row["n"]) for row in rows})
     n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    which = "that the teacher answered rightly under every prompt"
+    asked = max(int(row["asked"]) for row in rows)
+    which = "that it answered rightly under every one"
     if name != ALL_RIGHT:
         which = "to which its answers under the two compared prompts are within 10 % in length"
     claimed = [row for row in rows if row["p_holm"] and is_claimed(row, "accuracy")]
@@ -94,7 +97,7 @@ def _subset(name: str, rows: list[Row], items: str) -> str:
     for reason in filter(None, dict.fromkeys(reasons.values())):
         of = [pair for pair, why in reasons.items() if why == reason]
         parts.append(f"nothing is claimed of {'any contrast' if len(of) == len(rows) else ', '.join(of)}, as {reason}")
-    return f"On the {n} of {items} test items {which}: {'; '.join(parts)}."
+    return f"Of {asked} test items that the teacher was asked under every prompt, the {n} {which}: {'; '.join(parts)}."
 
 
 def _why_not(row: Row) -> str:

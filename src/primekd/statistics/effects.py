@@ -1,7 +1,7 @@
 """What a priming's text does, what its logits do, and whether they add up: the 2 x 2 of both (effects.csv)."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +11,14 @@ from primekd.assessment.logs import LogRow
 from primekd.config.arm import NONE, PRIMED, Arm, split_seed
 from primekd.config.arms import load_arms, of_role
 from primekd.foundation.provenance import hash_json
-from primekd.statistics.contrasts import FITS, fits_of, verdicts_of
+from primekd.statistics.contrasts import FITS, ContrastRow, fits_of, verdicts_of
 from primekd.statistics.inference import LEVEL, UNKNOWN, Seeds, clustered, compare_sums, holm
 from primekd.tasks.clusters import cluster_of
 
 TEXT, LOGITS, INTERACTION = "text", "logits", "interaction"
 TEXT_ALONE, BEYOND_TEXT, ANOTHER_SEED = "text alone", "logits beyond text", "another seed"
 ANY_WORDING = "any wording"
+OF_CONTRAST = ("p", "p_holm", "kl_p", "kl_p_holm", "nll_gold_p", "nll_gold_p_holm", "mde")  # taken from such a row
 AND = " + "  # between the arms of one side
 # What of an arm is no setting of its own: its names, and the prompts that the cells cross.
 NO_SETTING = {
@@ -49,12 +50,14 @@ class EffectRow:
     (A, B) - (B, A) + (B, B). text alone: (A, none) - (B, none). logits beyond text: (A, A) - (A, none). another seed:
     the unprimed arm trained again, less itself; the negative control. any wording: the mean over an arm and its
     rewordings, less the unprimed one; each wording is a draw, as a seed is (`seeds` counts them, of one training each),
-    so that what hangs on one sentence does not pass.
+    so that what hangs on one sentence does not pass; what varies between trainings of the unprimed arm, which has one,
+    is not in its error.
 
     `model`, `reference`: the arms of both sides. Units, intervals and p are as in `ContrastRow`, with the exact test of
-    signs in place of McNemar's. The columns `p_holm` are adjusted over all measures of all effects; the negative
-    control has a family of its own. `truncated`, `reference_truncated`: of the cell of each side that was cut off most.
-    `mde` is of the t test at the first of Holm's thresholds; empty where the cells do not differ at all.
+    signs in place of McNemar's. The columns `p_holm` are adjusted over all measures of all effects but those that are
+    planned contrasts, which have the p of that family, and the negative control, which has one of its own. `truncated`,
+    `reference_truncated`: of the cell of each side that was cut off most. `mde` is of the t test at the first of Holm's
+    thresholds; empty where the cells do not differ at all.
     """
 
     arm: str
@@ -119,19 +122,30 @@ def _pair(arm: str, effect: str, one: str | None, other: str | None) -> Asked | 
     return Asked(arm, effect, (one,), (other,)) if one and other else None
 
 
-def effect_rows(logs: dict[str, list[LogRow]], held_out: Iterable[HeldOutRow]) -> list[EffectRow]:
+def effect_rows(
+    logs: dict[str, list[LogRow]], held_out: Iterable[HeldOutRow], contrasts: Iterable[ContrastRow] = ()
+) -> list[EffectRow]:
     """The effects that the models' arms have all cells for, and the negative control where the baseline has two seeds.
-    Raises ValueError if the models were measured on different items, or on one alone."""
+    An effect that is one of the planned `contrasts` has that one's p: no test is adjusted twice. Raises ValueError if
+    the models were measured on different items, or on one alone."""
     arms, names = load_arms(), {split_seed(model)[0] for model in logs}
     here = {name: arm for name, arm in arms.items() if name in names}
     again = [
         Asked(name, ANOTHER_SEED, (model,), (name,))
         for name in of_role("baseline", here)[:1] for model in logs if split_seed(model)[0] == name and model != name
     ]  # fmt: skip
-    held_out, found = list(held_out), {}
-    for asked in (asked_of(here), again):  # two families
-        found |= _tested(asked, logs, held_out)
-    return [_row(one, logs, measured) for one, measured in found.items()]
+    held_out, planned = list(held_out), {frozenset((row.model, row.reference)): row for row in contrasts}
+    asked = asked_of(here)
+    of_contrasts = [one for one in asked if frozenset(one.plus + one.minus) in planned]
+    found: dict[Asked, dict[str, tuple]] = {}
+    for family in ([one for one in asked if one not in of_contrasts], again, of_contrasts):
+        found |= _tested(family, logs, held_out)
+    rows = {one: _row(one, logs, found[one]) for one in [*asked, *again] if one in found}
+    for one in of_contrasts:
+        if one in rows:
+            same = planned[frozenset(one.plus + one.minus)]
+            rows[one] = replace(rows[one], **{name: getattr(same, name) for name in OF_CONTRAST})
+    return list(rows.values())
 
 
 def _tested(

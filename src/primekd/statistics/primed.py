@@ -138,7 +138,7 @@ def _sentence(row: PrimedRow) -> str:
         said.append(f"it moves the teacher by {row.kl:.3f} nats a token")
     same = f"{row.same_whole} of {row.n} responses are the unprimed ones, word for word"
     if said:
-        return f"{title} can be expected to differ: {' and '.join(said)} ({same})."
+        return f"{title} can be expected to differ: {', and '.join(said)} ({same})."
     return (
         f"{title} can hardly be expected to differ: neither length nor accuracy nor distribution moved enough ({same})."
     )

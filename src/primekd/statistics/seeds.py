@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from primekd.assessment.logs import LogRow
-from primekd.statistics.contrasts import compare_accuracies, verdicts_of
+from primekd.statistics.contrasts import compare_accuracies, compared, verdicts_of
 from primekd.statistics.families import Planned
 from primekd.statistics.inference import Effect, mean_verdicts
 from primekd.tasks.clusters import cluster_of
@@ -57,6 +57,6 @@ def _effects(logs: dict[str, list[LogRow]], planned: Planned, adjudicated: bool)
     groups = [cluster_of(r.id) for r in next(iter(logs.values()))]
     means = {
         (strategy, ""): mean_verdicts(seeds, groups)
-        for strategy, seeds in verdicts_of(logs, adjudicated).items() if len(seeds) > 1
+        for strategy, seeds in compared(verdicts_of(logs, adjudicated)).items() if len(seeds) > 1
     }  # fmt: skip
     return means | {pair: c.effect for pair, c in compare_accuracies(logs, planned, adjudicated).items()}

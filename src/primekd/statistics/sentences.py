@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
 from primekd.config.arm import UNTRAINED
+from primekd.config.arms import of_role
 from primekd.statistics.effects import AND
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL
@@ -57,13 +58,14 @@ def _claim(rows: list[Row], measure: str, numbers: bool) -> str:
         found = [row for row in rows if is_claimed(row, measure) and way * float(row[measure]) > 0]
         names = (f"{title_of(r['model'])} ({p_of(r[p_column])})" if numbers else title_of(r["model"]) for r in found)
         parts += [f"{word}: {', '.join(names)}"] if found else []
-    reasons = dict.fromkeys(why_not(row, measure) for row in rows)
+    broken = of_role("positive-control")  # whose answers run on is part of what was broken, and has its own sentence
+    reasons = dict.fromkeys(why_not(row, measure) for row in rows if row["model"] not in broken)
     if not parts and "" in reasons:
         least = f", smallest {p_of(min((r[p_column] for r in rows), key=Decimal))}" if numbers else ""
         who = "any student" if len(reasons) == 1 else "any other student"
         parts = [f"{words[0]}: no difference can be claimed for {who}{least}"]
     for reason in filter(None, reasons):
-        names = (title_of(row["model"]) for row in rows if why_not(row, measure) == reason)
+        names = [title_of(r["model"]) for r in rows if why_not(r, measure) == reason and r["model"] not in broken]
         parts.append(f"{words[0]}: nothing is claimed of {', '.join(names)}, as {reason}")
     return "; ".join(parts)
 

@@ -21,7 +21,8 @@ Taught = Mapping[str, Mapping[str, tuple[bool, int]]]  # arm -> item -> (right, 
 
 @dataclass(frozen=True)
 class SubsetRow:
-    """A contrast of the main family on `n` of its items; columns as in contrasts.csv.
+    """A contrast of the main family on `n` of the `asked` items that the teacher answered under every prompt; columns
+    as in contrasts.csv.
 
     `subset`: all right, the test items that the teacher answered rightly under every prompt; same length, those of its
     answers under the two arms' prompts that differ by 10 % of the shorter one's tokens at most. p is adjusted over the
@@ -30,6 +31,7 @@ class SubsetRow:
 
     subset: str
     n: int
+    asked: int
     model: str
     reference: str
     seeds: int | None = None
@@ -43,7 +45,7 @@ class SubsetRow:
     p_holm: float | None = None
 
 
-FROM_CONTRASTS = [f.name for f in fields(SubsetRow) if f.name not in ("subset", "n", "model", "reference")]
+FROM_CONTRASTS = [f.name for f in fields(SubsetRow) if f.name not in ("subset", "n", "asked", "model", "reference")]
 
 
 def read_taught(path: Path) -> Taught:
@@ -58,8 +60,11 @@ def read_taught(path: Path) -> Taught:
 def subset_rows(logs: dict[str, list[LogRow]], taught: Taught, planned: Planned) -> list[SubsetRow]:
     """The contrasts of the main family on matched items; nothing where the teacher's answers are not known."""
     main = [pair for pair, family in planned.items() if family == MAIN] if taught else []
-    rows = [_row(logs, ALL_RIGHT, pair, _all_right(taught)) for pair in main]
-    rows += [_row(logs, SAME_LENGTH, pair, ids) for pair in main if (ids := _same_length(taught, pair)) is not None]
+    asked = len(set.intersection(*(set(answers) for answers in taught.values()))) if main else 0
+    rows = [_row(logs, ALL_RIGHT, asked, pair, _all_right(taught)) for pair in main]
+    rows += [
+        _row(logs, SAME_LENGTH, asked, pair, ids) for pair in main if (ids := _same_length(taught, pair)) is not None
+    ]
     tested = [row for row in rows if row.p is not None]
     adjusted = dict(zip(map(id, tested), holm([row.p for row in tested]), strict=True))
     return [replace(row, p_holm=adjusted.get(id(row))) for row in rows]
@@ -80,11 +85,11 @@ def _same_length(taught: Taught, pair: Pair) -> set[str] | None:
     return {i for i, (shorter, longer) in pairs.items() if longer <= CLOSE * shorter}
 
 
-def _row(logs: dict[str, list[LogRow]], subset: str, pair: Pair, ids: set[str]) -> SubsetRow:
+def _row(logs: dict[str, list[LogRow]], subset: str, asked: int, pair: Pair, ids: set[str]) -> SubsetRow:
     kept = {model: [row for row in log if row.id in ids] for model, log in logs.items()}
     n = len(next(iter(kept.values())))
     if n < 2:
-        return SubsetRow(subset, n, *pair)
+        return SubsetRow(subset, n, asked, *pair)
     (found,) = contrast(kept, [], {pair: MAIN})
-    row = SubsetRow(subset, n, *pair, **{name: getattr(found, name) for name in FROM_CONTRASTS})
+    row = SubsetRow(subset, n, asked, *pair, **{name: getattr(found, name) for name in FROM_CONTRASTS})
     return row if n >= FEWEST else replace(row, p=None)

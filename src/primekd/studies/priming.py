@@ -131,8 +131,11 @@ def scored_with(done: Path, model: str) -> list[Path]:
 
 STUDY = Study(
     question="Does the way a quantised teacher is prompted change what a small student learns from its logits?",
-    expected="In `pocket` an effect was planted, and it is found: the student of bare answers (`ai-KD`) gets fewer "
-    "questions right than the unprimed teacher's. In `pocket-plain` none was, and no accuracy is claimed to differ.",
+    expected={
+        "pocket": "the effect that was planted is found: the student of bare answers (`ai-KD`) gets fewer questions "
+        "right than the unprimed teacher's.",
+        "pocket-plain": "nothing was planted, and no accuracy is claimed to differ from the unprimed arm's.",
+    },
     rules="priming.smk",
     labels={
         "teacher": "prepare the teacher",

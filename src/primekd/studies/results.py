@@ -95,13 +95,17 @@ def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], pla
     samples, readings = profile.assess.bootstrap_samples, {model: read_all(model, rows) for model, rows in logs.items()}
     by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
     audits = audit_rows(profile.name, logs, read_decisions())
-    effects, subsets = effect_rows(logs, held_out), subset_rows(logs, read_taught(profile.logs / JUDGED), planned)
+    contrasts = contrast(logs, held_out, planned)
+    effects, subsets = (
+        effect_rows(logs, held_out, contrasts),
+        subset_rows(logs, read_taught(profile.logs / JUDGED), planned),
+    )
     some = {EFFECTS: (EffectRow, effects), SUBSETS: (SubsetRow, subsets)}
     return {
         "extractors.csv": readings_text([r for found in readings.values() for r in found]),
         "accuracies.csv": table_text(AccuracyRow, by_extractor),
         "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
-        "contrasts.csv": table_text(ContrastRow, contrast(logs, held_out, planned)),
+        "contrasts.csv": table_text(ContrastRow, contrasts),
         "seeds.csv": table_text(SeedRow, seed_rows(logs, planned)),
         "audit.csv": table_text(AuditRow, audits),
         **{name: table_text(kind, rows) for name, (kind, rows) in some.items() if rows},

@@ -22,7 +22,7 @@ class Study:
 
     Attributes:
         question: what it answers, in a sentence.
-        expected: the result that its default profile is known to give, so that silent breakage is seen.
+        expected: profile -> the result that it is known to give, so that silent breakage is seen.
         rules: its file in workflow/, included by the Snakefile.
         labels: what its rules are called, and their progress, where that is not the rule's own name.
         forced: what `--force-stage` names -> the rules that make it.
@@ -37,7 +37,7 @@ class Study:
     """
 
     question: str
-    expected: str
+    expected: Mapping[str, str]
     rules: str
     labels: Mapping[str, str]
     forced: Mapping[str, tuple[str, ...]]
