@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from primekd.config.section import Positive, Section
 
 # Task -> where its items can come from, the first where a profile says nothing. Its file is `tasks/<task>.py`.
-TASKS = {"gsm8k": ("hub", "jsonl"), "gsm-symbolic": ("gsm-symbolic",), "word-problems": ("jsonl",)}
+TASKS = {"gsm8k": ("hub", "jsonl"), "gsm-symbolic": ("gsm-symbolic",), "word-problems": ("jsonl",),
+         "grammar": ("sentences", "hub", "jsonl", "m2")}  # fmt: skip
 
 
 class DataConfig(Section):
@@ -26,6 +27,7 @@ class DataConfig(Section):
     validation_items: Positive
     test_items: int = Field(ge=2)  # an interval over items needs two of them
     templates: tuple[int, ...] = ()
+    languages: tuple[str, ...] = ("en", "de", "fr", "es")  # of the task grammar; a file of m2 has the first one
     difficulty: float = 1.0
     hub_dataset: str = "openai/gsm8k"
     hub_config: str = "main"
@@ -58,8 +60,8 @@ class DataConfig(Section):
             raise ValueError(f"source {self.source!r} is none of {', '.join(TASKS[self.task])}, which {self.task} has")
         if self.source == "gsm-symbolic" and not self.templates:
             raise ValueError("source gsm-symbolic needs templates: [numbers]")
-        if self.source == "jsonl" and not (self.test_file and (self.train_file or not self.train_items)):
-            raise ValueError("source jsonl needs train_file and test_file")
+        if self.source in ("jsonl", "m2") and not (self.test_file and (self.train_file or not self.train_items)):
+            raise ValueError(f"source {self.source} needs train_file and test_file")
         return self
 
     @property

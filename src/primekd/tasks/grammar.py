@@ -1,0 +1,158 @@
+"""Grammatical error correction: a sentence with errors is asked, the corrected sentence is the answer.
+
+Gold sentences are there to judge by. A teacher and the students that learn from it never see those of the training side.
+
+Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0).
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from rapidfuzz.distance import Levenshtein
+
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import project_root
+from primekd.tasks.corruption import clean_sentence, corrupt
+from primekd.tasks.m2 import read_m2
+from primekd.tasks.protocol import Item, Judgement, Message, Reader, Task
+from primekd.tasks.rows import items_of_data, require_fields, text_of
+from primekd.tasks.splits import BUCKETS, bucket_of, side_of, take
+
+if TYPE_CHECKING:
+    from primekd.config import DataConfig
+
+PREFIX = "fix grammar: "  # what the hub's set writes before every sentence
+ASKED = "Correct the errors in this sentence. Answer with the corrected sentence alone."
+LABEL = re.compile(r"(?:corrected|correct|correction|corrected sentence|answer|output)\s*:\s*", re.I)
+QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "`": "`"}
+TRIES = 2000  # draws without a new sentence, after which a language holds no more
+
+
+class Correction(Item):
+    """An item whose question is the sentence alone; what to do with it is said before it."""
+
+    @property
+    def messages(self) -> list[Message]:
+        return [{"role": "user", "content": f"{ASKED}\n\n{self.question}"}]
+
+
+class Grammar(Task):
+    """Sentences with errors, in several languages; an item's id begins with its language."""
+
+    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
+        """Of the source that the profile names; the project's own sentences are drawn from `seed`."""
+        if data.source == "sentences":
+            return generate(data.languages, split, count, seed)
+        if data.source == "m2":
+            side = side_of(split)
+            rows = read_m2(project_root() / getattr(data, f"{side}_file"))
+            items = [
+                Correction(f"{data.languages[0]}-{side}-{n}", *pair, plain(pair[1])) for n, pair in enumerate(rows)
+            ]
+            return take(items, data, split, count)
+        return items_of_data(data, split, count, item_of_row)
+
+    def judge(self, item: Item, response: str, read: Reader) -> Judgement:
+        """Right is the gold sentence after `clean_answer`, letter by letter; `similarity`: of both, by letters."""
+        start, end, rule = clean_answer(response, item.question)
+        if start == end:
+            return Judgement(None, "empty", None, False, {"similarity": 0.0})
+        answer = plain(response[start:end])
+        gold = plain(str(item.answer))
+        return Judgement(answer, rule, (start, end), answer == gold, {"similarity": similarity(answer, gold)})
+
+    def parse(self, text: str) -> str:
+        return plain(super().parse(text))
+
+
+def plain(text: str) -> str:
+    """As sentences are compared: composed letters, single spaces, straight apostrophes."""
+    return " ".join(unicodedata.normalize("NFC", text).replace("’", "'").split())
+
+
+def clean_answer(response: str, sentence: str) -> tuple[int, int, str]:
+    """Where in a response the corrected sentence stands: (start, end, rule); start == end where there is none.
+
+    The first line that is not empty. A label before it (`Corrected:`) and quotes around it count only if the sentence
+    that was asked has them too.
+    """
+    start = len(response) - len(response.lstrip())
+    end = start + len(response[start:].split("\n")[0].rstrip())
+    rule = "whole" if not response[end:].strip() else "first-line"
+    label = LABEL.match(response, start, end)
+    if label and not LABEL.match(sentence):
+        start, rule = label.end(), "labelled"
+    closing = QUOTES.get(response[start : start + 1])
+    quoted = closing and end - start > 1 and response[end - 1] == closing
+    if quoted and not sentence.startswith(response[start]):
+        start, end, rule = start + 1, end - 1, "quoted"
+    return start, end, rule
+
+
+def similarity(one: str, other: str) -> float:
+    """1 minus Levenshtein's distance by characters, as a share of the longer text; 1 where both are empty."""
+    return Levenshtein.normalized_similarity(one, other)
+
+
+def language_of(item_id: str) -> str:
+    """The language that an item's id begins with."""
+    return item_id.split("-")[0]
+
+
+def generate(languages: Sequence[str], split: str, count: int, seed: int) -> list[Item]:
+    """`count` items of a split in turn of the languages, all of different clean sentences.
+
+    Raises:
+        UserError: a language is unknown, or holds too few sentences.
+    """
+    found: dict[str, Item] = {}
+    draws = {code: _drawn(code, split, seed) for code in languages}
+    while len(found) < count:
+        code = languages[len(found) % len(languages)]
+        for _ in range(TRIES):
+            item = next(draws[code])
+            if str(item.answer) not in found:
+                found[str(item.answer)] = item
+                break
+        else:
+            raise UserError(
+                f"The language {code} holds too few sentences for {count} items of the split {split!r}: ask for fewer "
+                "in data, or name more languages."
+            )
+    return list(found.values())
+
+
+def _drawn(code: str, split: str, seed: int) -> Iterator[Item]:
+    """Sentences of one split, without end; which split a sentence is in follows from its clean text alone."""
+    random, number = Random(f"{code}/{split}/{seed}"), 0
+    while True:
+        gold = clean_sentence(code, random)
+        wrong, _ = corrupt(gold, code, random)
+        if bucket_of(gold) in BUCKETS[split]:
+            yield Correction(f"{code}-{split}-{number}", wrong, gold, plain(gold))
+            number += 1
+
+
+def item_of_row(row: dict, where: str, default_id: str) -> Item:
+    """One row of the hub's set, or of a file like it: `modified`, `sentence` and `lang`; an `id` if it has one.
+
+    Raises:
+        UserError: one of them is missing or empty; the sentence begins with `where`.
+    """
+    fields = {name: text_of(row.get(name)) for name in ("modified", "sentence", "lang")}
+    require_fields(fields, where)
+    wrong = " ".join(fields["modified"].removeprefix(PREFIX.strip()).split())
+    gold = " ".join(fields["sentence"].split())
+    return Correction(_id(fields["lang"], text_of(row.get("id")) or default_id, where), wrong, gold, plain(gold))
+
+
+def _id(code: str, rest: str, where: str) -> str:
+    if not re.fullmatch(r"[a-z]{2,3}", code):
+        raise UserError(f"{where}: the language {code!r} is no code of two or three letters, such as en.")
+    return f"{code}-{rest}"
+
+
+TASK = Grammar()
