@@ -1,6 +1,6 @@
 """Grammatical error correction: a sentence with errors is asked, the corrected sentence is the answer.
 
-Gold sentences are there to judge by. A teacher and the students that learn from it never see those of the training side.
+Gold sentences are there to judge by. A teacher and the students that learn from it, see none of the training side.
 
 Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0).
 """
@@ -28,7 +28,7 @@ PREFIX = "fix grammar: "  # what the hub's set writes before every sentence
 ASKED = "Correct the errors in this sentence. Answer with the corrected sentence alone."
 LABEL = re.compile(r"(?:corrected|correct|correction|corrected sentence|answer|output)\s*:\s*", re.I)
 QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "`": "`"}
-TRIES = 2000  # draws without a new sentence, after which a language holds no more
+TRIES = 300  # draws without a new sentence, after which a language holds no more
 
 
 class Correction(Item):
