@@ -1,0 +1,92 @@
+"""llama-cpp-python's own server on loopback, for as long as a capture lasts.
+
+A process of its own, with a key that nobody else knows, so that no other program of this machine is answered.
+"""
+
+import importlib.util
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import relative_name
+
+NEEDED = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
+STARTS_WITHIN = 120  # seconds
+
+# `python -m llama_cpp.server` has no option against repacked weights, with which it crashes on processors with AMX
+# (ggml-org/llama.cpp#20824).
+SCRIPT = """
+import llama_cpp.llama_cpp as library
+plain = library.llama_model_default_params
+def without_repacking():
+    params = plain()
+    params.use_extra_bufts = False
+    return params
+library.llama_model_default_params = without_repacking
+from llama_cpp.server.__main__ import main
+main()
+"""
+
+
+class OwnServer:
+    """A running server; `url` and `key` are what a client needs.
+
+    Args:
+        model: a GGUF file.
+        alias: what requests call it.
+        context_tokens: of a conversation, at most.
+        logprobs: whether it keeps the logits of all tokens, which takes memory.
+
+    Raises:
+        UserError: a package is missing, or the server does not answer in time.
+    """
+
+    def __init__(self, model: Path, alias: str, context_tokens: int, logprobs: bool, threads: int):
+        if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+            raise UserError(f"A server of our own needs {', '.join(missing)}: pip install 'primekd[server]'.")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url, self.key = f"http://127.0.0.1:{port}/v1", secrets.token_hex(16)
+        options = {
+            "model": model, "model_alias": alias, "host": "127.0.0.1", "port": port, "n_ctx": context_tokens,
+            "n_threads": threads, "n_threads_batch": threads, "logits_all": logprobs, "verbose": False,
+        }  # fmt: skip
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        # The key goes by the environment: every user of the machine can read a command line.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | {"API_KEY": self.key},
+        )  # fmt: skip
+        try:
+            self._wait(relative_name(model))
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self, model: str) -> None:
+        end = time.monotonic() + STARTS_WITHIN
+        while time.monotonic() < end:
+            try:
+                urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/openapi.json", timeout=5).close()
+                return
+            except OSError:
+                if self._process.poll() is not None:
+                    raise UserError(f"The server for {model} ended before it answered: is the file whole?") from None
+                time.sleep(0.1)
+        raise UserError(f"The server for {model} did not answer within {STARTS_WITHIN} s: run the same command again.")
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
