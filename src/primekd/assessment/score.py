@@ -24,7 +24,7 @@ from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.tasks.load import load_answer_sets, load_items
-from primekd.tasks.protocol import Item, with_examples
+from primekd.tasks.protocol import Item, with_examples, with_instruction
 from primekd.tasks.splits import refuse_overlap
 
 if TYPE_CHECKING:
@@ -55,11 +55,15 @@ class Model:
     name: str
     adapter: Path | None = None
     hashes: dict[str, str] | None = None
-    few_shot: int = 0
+    few_shot: int | str = 0
 
     def asked(self, profile: Profile, items: list[Item]) -> list[Item]:
         """Items as this model is asked them: behind solved ones of the training items where it is shown any."""
-        return with_examples(items, load_items(profile, "train")[: self.few_shot]) if self.few_shot else items
+        if not self.few_shot:
+            return items
+        if self.few_shot == "instruction":
+            return with_instruction(items, profile.teacher.instruction)
+        return with_examples(items, load_items(profile, "train")[: self.few_shot])
 
     def open(self, profile: Profile, served: dict[str, Any] | None = None) -> "TransformersEngine":
         from primekd.models.logits import require_transform

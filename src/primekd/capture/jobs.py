@@ -128,7 +128,7 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
         "split": job.split,
         "items_sha256": hash_items(items),
         # Of weights behind an API nothing can be said.
-        "teacher": teacher.identity() | {"model_sha256": None if teacher.engine == "api" else weights_hash(teacher)},
+        "teacher": teacher.identity() | {"model_sha256": weights_hash(teacher) if teacher.local else None},
         "max_new_tokens": profile.max_new_tokens,
         "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
         "tokenizer_sha256": tokenizer_hash(tokenizer),

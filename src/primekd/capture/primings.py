@@ -10,9 +10,10 @@ from primekd.models.template import QUESTION
 
 def priming_of(strategy: Arm, teacher: TeacherConfig) -> Priming | None:
     """What the teacher is primed with under a strategy; None leaves the model's own default."""
-    if strategy.priming is None:
+    text = strategy.priming or teacher.instruction
+    if text is None:
         return None
-    return Priming(strategy.priming, strategy.placement or teacher.priming_placement, teacher.priming_mode)
+    return Priming(text, strategy.placement or teacher.priming_placement, teacher.priming_mode)
 
 
 def can_speak(profile: Profile) -> bool:

@@ -32,7 +32,7 @@ from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
 from primekd.signals.heads import rebuilding_problem, save_head
 from primekd.signals.manifest import read_store
-from primekd.tasks.protocol import Item
+from primekd.tasks.protocol import Unlabelled, without_gold
 from primekd.teachers import Sampling, TeacherEngine, open_engine
 
 Teacher = Callable[[], tuple[TeacherEngine, Codec]]
@@ -60,7 +60,8 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
         for arm in arms_trained_on(job):
             require_served(make_codec(profile.signals, profile.teacher.offers), arm.loss_of(profile))
     size = profile.signals.items_per_shard
-    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    asked = without_gold(items)
+    chunks = [asked[start : start + size] for start in range(0, len(items), size)]
     with (
         Claims() as claims,
         contextlib.closing(
@@ -96,7 +97,7 @@ def arms_trained_on(job: Job) -> list[Arm]:
     return [arm for arm in arms.values() if arm.store == job.arm.name and arm.signals != NONE]
 
 
-def capture_missing(job: Job, store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
+def capture_missing(job: Job, store: SharedStore, chunks: list[list[Unlabelled]], progress: Progress) -> None:
     """Makes shards until the store is complete, or with a fixed share until that is made; then closes the teacher."""
     with contextlib.ExitStack() as opened, gpu_memory("teacher.batch_size, or take a smaller teacher,"):
         # Opened when there is something for it to do.
@@ -116,7 +117,7 @@ def capture_missing(job: Job, store: SharedStore, chunks: list[list[Item]], prog
                 teacher()  # all shards are whole, so it is the head that is lost: opening the teacher writes it
 
 
-def show_done(store: SharedStore, chunks: list[list[Item]], progress: Progress) -> None:
+def show_done(store: SharedStore, chunks: list[list[Unlabelled]], progress: Progress) -> None:
     """Brings the progress up to what all workers together have done, responses of shards in hand included."""
     missing = store.missing()
     left = sum(len(chunks[index]) for index in missing) - store.ended(missing)
@@ -126,7 +127,7 @@ def show_done(store: SharedStore, chunks: list[list[Item]], progress: Progress) 
 def make_shards(
     job: Job,
     store: SharedStore,
-    chunks: list[list[Item]],
+    chunks: list[list[Unlabelled]],
     teacher: Teacher,
     progress: Progress,
 ) -> None:
@@ -150,12 +151,12 @@ def make_shards(
                     written.result()  # where writing has failed, nothing more is asked
                 ended = partial(_ended, store, index, progress)
                 stored, states = ask_teacher(engine, codec, job, chunks[index], ended, index)
-                facts = {}
+                facts = {"engine": engine.identity()} if hasattr(engine, "served") else {}  # now it is known
                 if codec.needs == "hidden" and index in (0, first):  # a worker's first one, before it makes more
                     measured = measure_reconstruction(engine, stored, states)
                     if problem := rebuilding_problem(measured):
                         raise UserError(f"{job.stage}: {problem}.")
-                    facts = {"reconstruction": measured} if index == 0 else {}  # always of the same one
+                    facts |= {"reconstruction": measured} if index == 0 else {}  # always of the same one
                 if written is not None:
                     written.result()
                 written = background.submit(write_shard, store, codec, index, stored, states, facts)
@@ -197,6 +198,8 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
             "is followed by another change of the logits than a scale or a soft cap; set signals.codec to topk or full."
         )
     codec, code = make_codec(profile.signals, engine.offers), stage_code("capture", profile)
+    if hasattr(engine, "served"):  # a server may become another model between two sessions
+        engine.served.update(*(vouch.get("engine", {}).get("served", []) for vouch in writer.vouched()))
     writer.facts = {"engine": engine.identity(), "environment": environment(), "code": code}
     say_mixed(job.stage, writer.vouched(), code, writer.facts["engine"])
     if codec.needs == "hidden":
@@ -205,7 +208,7 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
 
 
 def ask_teacher(
-    engine: TeacherEngine, codec: Codec, job: Job, items: list[Item], ended: Callable[[], None], index: int
+    engine: TeacherEngine, codec: Codec, job: Job, items: list[Unlabelled], ended: Callable[[], None], index: int
 ) -> tuple[list[StoredItem], list]:
     """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else.
 

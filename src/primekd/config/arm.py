@@ -3,7 +3,7 @@
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from primekd.config.profile import Profile
 from primekd.config.section import Positive
@@ -40,7 +40,8 @@ class Arm(BaseModel):
         responses: a file with the responses (id and response a row) that are scored instead of the teacher's own; a
             path as of `priming_file`. Then `text` stays own.
         rows: shuffled gives each item the signal rows of another one.
-        keep_right: train on responses with the right answer alone. cut_tokens: on so many first tokens of each.
+        keep_right: train on responses with the right answer alone. cut_tokens: on so many first tokens of each. share:
+            on the first such part of all responses.
         loss: what differs from the profile's loss.
         notebooks: the folder whose notebooks run it; the arm's own name if left out.
         extra: it runs in those profiles alone that list it in `arms`.
@@ -61,6 +62,7 @@ class Arm(BaseModel):
     rows: Literal["own", "shuffled"] = OWN
     keep_right: bool = False
     cut_tokens: Positive | None = None
+    share: float = Field(1.0, gt=0, le=1)
     loss: dict[str, Any] = {}
     notebooks: str | None = None
     extra: bool = False
@@ -84,7 +86,7 @@ class Arm(BaseModel):
 
     def _rules(self) -> list[tuple[bool, str]]:
         """What must hold, each with the sentence for whom it does not: nothing that a file says may be ignored."""
-        changed = {"other-loss": bool(self.loss), "selection": self.keep_right or bool(self.cut_tokens),
+        changed = {"other-loss": bool(self.loss), "selection": self.keep_right or bool(self.cut_tokens) or self.share < 1,
                    "positive-control": self.rows == SHUFFLED}  # fmt: skip
         gold, alone, primed = self.text == GOLD, self.signals == NONE, bool(self.priming or self.priming_file)
         plain, asked = self.text == self.signals == OWN, OWN in (self.text, self.signals)
@@ -97,18 +99,18 @@ class Arm(BaseModel):
             (not gold or self.signals == OWN, "gold solutions have no signals: leave signals out"),
             (not gold or not (primed or self.loss), "gold solutions have no teacher: leave priming and loss out"),
             (named, f"the roles {', '.join(ABOUT_ANOTHER)}, and no other, name the arm that they are variant_of"),
-            (alone == (self.role == "text-alone"), "signals: none and role: text-alone belong together"),
+            (alone or self.role != "text-alone", "role: text-alone has signals: none"),
+            (not alone or self.role in ("text-alone", "selection"),
+             "signals: none is for the roles text-alone and selection"),
             (not alone or not self.loss, "text alone is trained on with the cross-entropy alone: leave loss out"),
             (not primed or asked, "nobody reads its priming, as its text and signals are other arms': leave it out"),
             (self.role != "baseline" or (plain and not primed),
              "a baseline has no priming, and text and signals of its own"),
             (self.role not in PRIMED or (plain and primed),
              f"{', '.join(PRIMED)}: each has a priming, and text and signals of its own"),
-            (self.role not in OF_ONE_STORE or self.text == self.signals == self.variant_of,
-             f"{', '.join(OF_ONE_STORE)}: each has text and signals of the arm that it is variant_of"),
-            (changed.get(self.role, True), "other-loss has a loss, a selection keep_right or cut_tokens, and a "
-             "positive-control rows: shuffled"),
-            (self.role == "selection" or not changed["selection"], "keep_right and cut_tokens are a selection's"),
+            (changed.get(self.role, True), "other-loss has a loss, a selection keep_right, cut_tokens or share, and "
+             "a positive-control rows: shuffled"),
+            (self.role == "selection" or not changed["selection"], "keep_right, cut_tokens and share are a selection's"),
             (self.role == "positive-control" or not changed["positive-control"],
              "rows: shuffled is a positive-control's"),
             (not self.responses or (self.text == OWN and not alone),
@@ -138,7 +140,7 @@ class Arm(BaseModel):
     @property
     def treatment(self) -> dict[str, Any]:
         """What is done to the store's items before training, without what is left as it is."""
-        return self.model_dump(include={"rows", "keep_right", "cut_tokens"}, exclude_defaults=True)
+        return self.model_dump(include={"rows", "keep_right", "cut_tokens", "share"}, exclude_defaults=True)
 
     @property
     def cell(self) -> tuple[str, str]:

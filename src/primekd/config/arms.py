@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from primekd.config.arm import CONTROL, OWN, PRIMED, WORDS, Arm, Role, split_seed
+from primekd.config.arm import CONTROL, OF_ONE_STORE, OWN, PRIMED, WORDS, Arm, Role, split_seed
 from primekd.config.profile import Profile, explain_validation_error
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
@@ -133,6 +133,9 @@ def _refuse_references(arm: Arm, arms: dict[str, Arm]) -> None:
             raise UserError(f"{place}: {key} names {other!r}, which is no other arm: choose from {', '.join(arms)}.")
         if key != "variant_of" and not arms[other].text == arms[other].signals == OWN:
             raise UserError(f"{place}: {key} names {other}, which has no {key} of its own: name the arm that has.")
+    if arm.role in OF_ONE_STORE and arm.cell != arms[arm.variant_of].cell:
+        roles = ", ".join(OF_ONE_STORE)
+        raise UserError(f"{place}: {roles}: each has text and signals of the arm that it is variant_of.")
 
 
 def _with_text(arm: Arm) -> Arm:

@@ -71,10 +71,12 @@ class Profile(Section):
             )
         if processes > 1 and len(train.rates) > 1:
             raise ValueError("train.learning_rate is one number where launch.processes is above 1: name the rate")
+        if self.assess.few_shot == "instruction" and not self.teacher.instruction:
+            raise ValueError("assess.few_shot: instruction needs a teacher.instruction")
         for key, most in (("few_shot", self.data.train_items), ("teacher_items", self.data.test_items)):
-            if getattr(self.assess, key) > most:
+            if (asked := getattr(self.assess, key)) != "instruction" and asked > most:
                 raise ValueError(
-                    f"assess.{key} {getattr(self.assess, key)} is more than the {most} items that there are"
+                    f"assess.{key} {asked} is more than the {most} items that there are"
                 )
         if self.assess.dtype and self.student.quantization:
             raise ValueError("assess.dtype is not for 4-bit students: they are scored as they were trained")

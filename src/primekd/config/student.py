@@ -149,7 +149,8 @@ class AssessConfig(Section):
     student's weights, as they were trained: answers then hardly depend on batch shapes and kernels, and take 2.4 times
     as long on a CPU.
 
-    `few_shot`: the untrained student also answers behind so many solved training items (`control-few-shot`).
+    `few_shot`: the untrained student also answers behind so many solved training items (`control-few-shot`), or behind
+    the teacher's `instruction`.
 
     `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
     primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens).
@@ -165,7 +166,7 @@ class AssessConfig(Section):
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
     teacher_items: int = Field(0, ge=0)
-    few_shot: int = Field(0, ge=0)
+    few_shot: Annotated[int, Field(ge=0)] | Literal["instruction"] = 0
     extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
     vllm: VllmConfig | None = None
     dtype: Literal["float32"] | None = None

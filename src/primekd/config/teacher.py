@@ -62,9 +62,15 @@ class ApiConfig(Section):
     engine sets (`top_p: null` leaves that one out) nor multiply the cost, and holds no secrets.
 
     `requests_per_minute` is the pace of one process: divide a provider's limit by the workers that capture at once.
+
+    `own_server` starts llama-cpp-python's server on this machine for as long as a capture lasts, with `teacher.model`,
+    a GGUF file, and a key of its own; `base_url` and `key_variable` are not read. `stop_at_line_end` asks for the first
+    line of an answer alone.
     """
 
     model: str
+    own_server: bool = False
+    stop_at_line_end: bool = False
     base_url: str = "https://api.openai.com/v1"
     key_variable: str = "OPENAI_API_KEY"
     prompt: Literal["messages", "ids", "text", "text-without-bos"] = "messages"
@@ -138,6 +144,8 @@ class TeacherConfig(Speaker):
     `priming_mode`: as the system message it takes the place of the model's default one (`replace`), or stands behind
     it (`add`).
 
+    `instruction` is what it reads, there too, under every arm that has no priming: for a task that needs examples.
+
     `model` is what the engine loads; with the engine api only its tokenizer is used, and `api.model` is the name that
     the server knows. `dtype` belongs to transformers and vllm. `made_from` is the hub's model that a local `model` is
     converted from by hand.
@@ -146,6 +154,7 @@ class TeacherConfig(Speaker):
     engine: Literal["transformers", "llamacpp", "exllamav2", "vllm", "api"]
     priming_placement: Literal["system", "user"] = "system"
     priming_mode: Literal["replace", "add"] = "replace"
+    instruction: str | None = None
     made_from: str | None = Field(None, pattern="^hub:.+")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch_size: Positive = 32
@@ -166,6 +175,8 @@ class TeacherConfig(Speaker):
     def complete(self) -> "TeacherConfig":
         if self.engine == "api" and self.api is None:
             raise ValueError("engine api needs a part `api` with model, prices and max_spend_usd")
+        if self.engine == "api" and self.api.own_server and not self.model.partition("@")[0].endswith(".gguf"):
+            raise ValueError("api.own_server serves a GGUF file: name one as teacher.model")
         if self.engine == "api" and self.api.prompt == "messages" and (self.template_arguments or self.template_of):
             raise ValueError(
                 "with api.prompt messages the server renders the conversation: set api.prompt to text, or leave out "
@@ -179,15 +190,24 @@ class TeacherConfig(Speaker):
         parts = {
             "exllamav2": {"cache_type"},
             "vllm": {"quantization", "full_logprobs"},
-            "api": {"model", "base_url", "logprobs", "prompt", "request"},
+            "api": {"model", "base_url", "logprobs", "prompt", "request", "stop_at_line_end"},
         }
-        left_out = {"made_from", "sha256", "priming_placement", "priming_mode"}
+        left_out = {"made_from", "sha256", "priming_placement", "priming_mode", "instruction"}
         left_out |= set() if self.template_arguments else {"template_arguments"}
         values = self.model_dump(mode="json", exclude_none=True, exclude=left_out)
         for name, kept in parts.items():
             if name in values:
                 values[name] = {key: value for key, value in values[name].items() if key in kept}
+        if self.engine == "api":  # as it was before there were such
+            own = {"base_url": "own"} if self.api.own_server else {}
+            line = {} if self.api.stop_at_line_end else {"stop_at_line_end": None}
+            values["api"] = {key: value for key, value in (values["api"] | own | line).items() if value is not None}
         return {key: value for key, value in values.items() if key not in parts or key == self.engine}
+
+    @property
+    def local(self) -> bool:
+        """Whether its weights lie here; of others nothing is known."""
+        return self.engine != "api" or self.api.own_server
 
     @property
     def offers(self) -> frozenset[str]:

@@ -39,6 +39,20 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """An item without its gold: all that a teacher is handed, and whoever trains on its answers."""
+
+    id: str
+    question: str
+    messages: list[Message]
+
+
+def without_gold(items: "Sequence[Item]") -> list[Unlabelled]:
+    """What is asked, and nothing to judge answers by or to learn from."""
+    return [Unlabelled(item.id, item.question, item.messages) for item in items]
+
+
+@dataclass(frozen=True)
 class ShownItem(Item):
     """An item with worked examples in front of its question."""
 
@@ -55,6 +69,12 @@ def with_examples(items: "Sequence[Item]", shown: "Sequence[Item]") -> list[Item
     pairs = [[*item.messages, {"role": "assistant", "content": item.solution}] for item in shown]
     examples = tuple(message for pair in pairs for message in pair)
     return [ShownItem(i.id, i.question, i.solution, i.answer, examples, tuple(i.messages)) for i in items]
+
+
+def with_instruction(items: "Sequence[Item]", text: str) -> list[Item]:
+    """Items behind a system message."""
+    system = ({"role": "system", "content": text},)
+    return [ShownItem(i.id, i.question, i.solution, i.answer, system, tuple(i.messages)) for i in items]
 
 
 class Found(Protocol):
@@ -105,6 +125,10 @@ class Task(Protocol):
             read: finds a number in a response, by the rules that the profile chose; never sees the gold answer.
         """
         raise NotImplementedError
+
+    def unfit(self, question: str, response: str, truncated: bool) -> str:
+        """Why a response is no label to train on, in a word or two; empty where it is one. It knows no gold answer."""
+        return ""
 
     def parse(self, text: str) -> Value:
         """A value as a log or a file writes it. Raises ValueError if it is none."""

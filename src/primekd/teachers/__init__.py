@@ -31,8 +31,11 @@ def open_engine(profile: Profile) -> TeacherEngine:
         with explained("api"):
             from primekd.teachers.api import ApiEngine
 
+            from primekd.teachers.api.own_server import start
+
         # The ledger of what was spent is the profile's: strategies and sessions share one cap.
-        return ApiEngine(config, top_k=profile.signals.top_k, ledger=profile.runs / "spending.json")
+        own = start(config) if config.api.own_server else None
+        return ApiEngine(config, top_k=profile.signals.top_k, ledger=profile.runs / "spending.json", own=own)
     from primekd.teachers.transformers_engine import TransformersEngine
 
     return TransformersEngine(config.model, config.dtype, config.batch_size, tokenizer=load_tokenizer(config))

@@ -35,6 +35,7 @@ from primekd.foundation.stage_code import (
 from primekd.foundation.tables import write_csv
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.tasks.load import load_items
+from primekd.tasks.protocol import without_gold
 from primekd.tasks.splits import hash_items
 from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
 
@@ -107,14 +108,16 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
         if arm.signals == NONE:
             signals.leave_rows_out()
         require_served(signals.codec, profile.loss)
+    gold = profile.loss.labels == "gold"
     items = load_items(profile, "train")
-    if arm.treatment:
+    if signals:
         from primekd.training.treatment import treated
 
-        signals = treated(profile, arm, signals, [item.id for item in items], seed)
+        items = items if gold else without_gold(items)
+        signals = treated(profile, arm, signals, items, seed)
         items = [item for item in items if item.id in set(signals.item_ids)]
     inputs = student_inputs(profile, strategy, seed, signals)
-    if arm.treatment:
+    if hasattr(signals, "dropped"):
         inputs |= {"treatment": arm.treatment, "kept": signals.item_ids}
     folder = profile.student_folder(strategy, seed)
     stage, code = f"distill {folder.name}", stage_code("distill", profile)
@@ -133,7 +136,6 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     from primekd.training.examples import gold_examples, teacher_examples
 
     tokenizer = load_tokenizer(profile.student)
-    gold = profile.loss.labels == "gold"
     examples = teacher_examples(tokenizer, items, signals, gold) if signals else gold_examples(tokenizer, items)
     validation = gold_examples(tokenizer, load_items(profile, "validation"))
     student = profile.student

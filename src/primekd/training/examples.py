@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals import Asked, SignalReader
-from primekd.tasks.protocol import Item
+from primekd.tasks.protocol import Item, Unlabelled
 
 IGNORED = -100
 
@@ -42,8 +42,11 @@ def gold_examples(tokenizer, items: Sequence[Item]) -> list[Example]:
     ]
 
 
-def teacher_examples(tokenizer, items: Sequence[Item], reader: SignalReader, gold: bool = False) -> list[Example]:
-    """The student's plain prompt, the teacher's response and, with `gold`, the gold solution for cross-entropy."""
+def teacher_examples(
+    tokenizer, items: Sequence[Item | Unlabelled], reader: SignalReader, gold: bool = False
+) -> list[Example]:
+    """The student's plain prompt, the teacher's response and, with `gold`, the gold solution for cross-entropy; then
+    the items have one."""
     solutions = [example.sequence for example in gold_examples(tokenizer, items)] if gold else [None] * len(items)
     return [
         Example(item.id, join(build_prompt(tokenizer, item.messages), reader.item(item.id).response_ids), solution)

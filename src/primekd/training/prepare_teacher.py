@@ -110,7 +110,7 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
     Its items come from a split of their own: no question of it stands in a student's training, validation or test set.
     """
     config = settings(profile)
-    arms = primed_arms(config.solutions)
+    arms = primed_arms(config.solutions) if config.primed_fraction else []
     tokenizer = load_tokenizer(config.base)
     items = load_items(profile, "teacher", config.items)
     validation = load_items(profile, "validation")
@@ -129,6 +129,8 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
     placed = {arm.name: priming_of(arm, profile.teacher) for arm in arms}
     if placed := {n: asdict(p) for n, p in placed.items() if p != Priming(p.text)}:  # left out, as below
         inputs["placed"] = placed
+    if profile.teacher.instruction:
+        inputs["instruction"] = asdict(priming_of(unprimed(), profile.teacher))
     if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current
         del inputs["prepare"]["train"]["length_window"]
     folder = adapter_folder(profile)
@@ -140,7 +142,9 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
     examples = primed_examples(
         tokenizer, items, config.primed_fraction, profile.seed, profile.teacher, config.solutions
     )
-    validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed, solutions=config.solutions)
+    validation_examples = primed_examples(
+        tokenizer, validation, 0.0, profile.seed, profile.teacher, config.solutions
+    )
     with gpu_memory("prepare.train.micro_batch_size"):
         train_student(
             folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,

@@ -1,15 +1,22 @@
-"""A store as an arm treats it before training: other items' rows, right answers alone, the first tokens alone."""
+"""A store as an arm treats it before training: a part of the items, right answers alone, first tokens alone, other
+items' rows; never answers that the task takes for no labels."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 
 import torch
 
 from primekd.config import Profile
 from primekd.config.arm import SHUFFLED, Arm
 from primekd.foundation.errors import UserError
+from primekd.models import load_tokenizer
+from primekd.models.chat import decode_response
 from primekd.signals import Asked, SignalReader, SignalRows, StoredItem
 from primekd.signals.rows import concatenate
+from primekd.tasks.load import task_of
+from primekd.tasks.protocol import Task, Unlabelled
 
 
 class TreatedSource:
@@ -20,24 +27,28 @@ class TreatedSource:
 
     Args:
         right: those of `item_ids` whose response has the right answer; None if that does not matter.
+        unfit: item -> why its response is no label to train on.
         seed: draws which item gives its rows to which.
 
     Attributes:
         item_ids: the items that are left, in order.
-        dropped: what was left out: items, and tokens of those that are left.
+        dropped: what was left out: items, tokens of those that are left, and how many responses were unfit and why.
     """
 
     def __init__(
-        self, reader: SignalReader, arm: Arm, item_ids: Sequence[str], right: set[str] | None = None, seed: int = 0
-    ):
+        self, reader: SignalReader, arm: Arm, item_ids: Sequence[str], right: set[str] | None = None, seed: int = 0,
+        unfit: Mapping[str, str] = MappingProxyType({}),
+    ):  # fmt: skip
         self.reader, self.codec, self.manifest = reader, reader.codec, reader.manifest
         self._cut = arm.cut_tokens
-        self.item_ids = [item for item in item_ids if right is None or item in right]
+        asked = item_ids[: round(arm.share * len(item_ids))]
+        self.item_ids = [item for item in asked if (right is None or item in right) and item not in unfit]
         if len(self.item_ids) < 2:
             raise UserError(f"{arm.name}: {len(self.item_ids)} responses are left to train on: take more items.")
         self._donors = _donors(self.item_ids, seed) if arm.rows == SHUFFLED else {}
         lost = sum(len(reader.item(i).response_ids) - len(self.item(i).response_ids) for i in self.item_ids)
         self.dropped = {"items": len(item_ids) - len(self.item_ids), "tokens": lost}
+        self.dropped |= {"unfit": dict(Counter(unfit[item] for item in asked if item in unfit))} if unfit else {}
 
     def item(self, item_id: str) -> StoredItem:
         """An item with as much of its response as is trained on."""
@@ -66,9 +77,25 @@ def _donors(item_ids: Sequence[str], seed: int) -> dict[str, str]:
     return dict(zip(order, [*order[1:], order[0]], strict=True))
 
 
-def treated(profile: Profile, arm: Arm, reader: SignalReader, item_ids: Sequence[str], seed: int) -> TreatedSource:
-    """The store of an arm as it is trained on. Raises UserError if nothing says which answers are right."""
+def treated(
+    profile: Profile, arm: Arm, reader: SignalReader, items: Sequence[Unlabelled], seed: int
+) -> TreatedSource | SignalReader:
+    """The store of an arm as it is trained on; itself where nothing is done to it. Raises UserError if nothing says
+    which answers are right."""
     from primekd.capture.judged import right_answers
 
-    right = right_answers(profile, arm.text, item_ids) if arm.keep_right else None
-    return TreatedSource(reader, arm, item_ids, right, seed)
+    unfit, ids = unfit_responses(profile, reader, items), [item.id for item in items]
+    if not (arm.treatment or unfit):
+        return reader
+    return TreatedSource(reader, arm, ids, right_answers(profile, arm.text, ids) if arm.keep_right else None, seed, unfit)
+
+
+def unfit_responses(profile: Profile, reader: SignalReader, items: Sequence[Unlabelled]) -> dict[str, str]:
+    """Item -> why the task takes the response to it for no label; without those that are labels."""
+    tokenizer, task = load_tokenizer(profile.teacher), task_of(profile.data)
+    if type(task).unfit is Task.unfit:  # it takes every response
+        return {}
+    stored = {item.id: reader.item(item.id) for item in items}
+    texts = {item: decode_response(tokenizer, one.response_ids) for item, one in stored.items()}
+    why = {item.id: task.unfit(item.question, texts[item.id], stored[item.id].truncated) for item in items}
+    return {item: reason for item, reason in why.items() if reason}

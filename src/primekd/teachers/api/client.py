@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
@@ -17,6 +17,9 @@ from primekd.config.teacher import ApiConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean, hide
 from primekd.teachers.api.spending import Ledger
+
+if TYPE_CHECKING:
+    from primekd.teachers.api.own_server import OwnServer
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
 BACK_OFF = wait_exponential_jitter(initial=1, max=60, jitter=1)  # seconds; where the server names no time
@@ -42,16 +45,19 @@ class Endpoint:
 
     The key goes into the request header and nowhere else; whatever a server says is cleared of it. Raises UserError if
     the environment variable holds something that is no key.
+
+    Args:
+        own: the server that this process has started, if it is that; it is started anew if it has ended.
     """
 
-    def __init__(self, config: ApiConfig, ledger: Ledger):
-        self.config, self.ledger = config, ledger
-        self._key = os.environ.get(config.key_variable, "").strip()
+    def __init__(self, config: ApiConfig, ledger: Ledger, own: "OwnServer | None" = None):
+        self.config, self.ledger, self._own = config, ledger, own
+        self._key = own.key if own else os.environ.get(config.key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):  # the HTTP library would quote it in its error
             raise UserError(f"{config.key_variable} holds characters that no key has: set it again.")
         hide(self._key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._http = httpx.Client(base_url=config.base_url, headers=headers, timeout=config.timeout_seconds)
+        self._http = httpx.Client(base_url=own.url if own else config.base_url, headers=headers, timeout=config.timeout_seconds)
         self._stopping = threading.Event()
         self._pace, self._next = threading.Lock(), 0.0
 
@@ -91,6 +97,8 @@ class Endpoint:
 
     def _attempt(self, path: str, body: dict[str, Any], most: float, count) -> dict[str, Any]:
         self._keep_pace()
+        if self._own:
+            self._own.ensure()
         self.ledger.book(most)
         if self._stopping.is_set():  # while this thread waited for room under the cap
             self.ledger.cancel(most)

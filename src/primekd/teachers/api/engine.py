@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -19,6 +20,7 @@ from primekd.models import load_tokenizer
 from primekd.models.chat import encode_response
 from primekd.models.template import turn_end
 from primekd.teachers.api.client import Endpoint, Stopped
+from primekd.teachers.api.own_server import OwnServer
 from primekd.teachers.api.exchange import Answer, Usage, build_request, read_answer
 from primekd.teachers.api.spending import Ledger
 from primekd.teachers.api.tokens import Shown, token_map
@@ -46,30 +48,32 @@ class ApiEngine:
     Args:
         top_k: how many log-probs a token are asked for.
         ledger: the file that keeps what was spent.
+        own: the server that this process has started for it, if it has; the engine's to close.
     """
 
     name = "api"
 
-    def __init__(self, config: TeacherConfig, top_k: int, ledger: Path):
+    def __init__(self, config: TeacherConfig, top_k: int, ledger: Path, own: OwnServer | None = None):
         self.config, self.api, self.top_k = config, config.api, top_k
         self.tokenizer = load_tokenizer(config)
         self.end = turn_end(self.tokenizer)
         self.vocab_size, self.offers = len(self.tokenizer), config.offers
         self.answers = ledger.parent / "answers"
         self._tokens = token_map(config.model)
-        self._endpoint = Endpoint(self.api, Ledger(ledger, self.api))
+        self._own, self._endpoint = own, Endpoint(self.api, Ledger(ledger, self.api), own)
         self._rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Row]] = {}
         self._kept: deque[list[Path]] = deque()  # of each call
-        self._served: set[str] = set()
+        self.served: set[str] = set()  # what the server calls itself; whoever goes on with its answers adds theirs
+        self._naming = threading.Lock()
 
     def identity(self) -> dict[str, Any]:
         """What is known of a teacher that cannot be looked at; `served` is what the server calls the model."""
         return {
             "engine": self.name,
             "tokenizer": self.config.model,
-            "base_url": self.api.base_url,
+            "base_url": "own" if self._own else self.api.base_url,
             "model": self.api.model,
-            "served": sorted(self._served),
+            "served": sorted(self.served),
             "prompt": self.api.prompt,
             "request": self.api.request,
             "top_k": self.top_k if self.api.logprobs else None,
@@ -123,6 +127,8 @@ class ApiEngine:
         Not while an exception passes (in `finally`, or as a context manager leaves): then the last shards may not have
         been written, and the next session needs their answers.
         """
+        if self._own:
+            self._own.close()
         if sys.exc_info()[0] is None:
             self._forget(0)
 
@@ -148,16 +154,26 @@ class ApiEngine:
         path, body = build_request(self.api, prompt, bos, sampling, place, self.top_k, end)
         kept = self.answers / f"{hash_json([self.api.base_url, path, body])}.json"
         most = self._input_bound(prompt), sampling.max_new_tokens + OVERSHOOT
-        if kept.is_file():
+        if there := kept.is_file():
             answer = self._read_kept(kept)
-            found = self._response(prompt, answer, sampling)
         else:
             fields = self._endpoint.ask(path, body, most, lambda fields: self._count(prompt, fields, most))
             answer = read_answer(self.api, fields)
-            found = self._response(prompt, answer, sampling)  # only answers that are good are kept
+        found = self._response(prompt, answer, sampling)
+        self._refuse_another(answer.model)
+        if not there:  # only answers that are good are kept
             write_json(kept, answer.fields)
-        self._served.update(filter(None, [answer.model]))
         return *found, kept
+
+    def _refuse_another(self, model: str | None) -> None:
+        """Raises UserError if another model answers than before: its labels are no longer one teacher's."""
+        with self._naming:
+            if model and self.served and model not in self.served:
+                raise UserError(
+                    f"{self.api.base_url} answered as {model}, and as {min(self.served)} before: name one of them in "
+                    "teacher.api.model; with --force everything is asked anew."
+                )
+            self.served.update([model] if model else [])
 
     def _input_bound(self, prompt: list[int]) -> int:
         """The most tokens that a prompt can be for the server: its own template and tokenizer may need more than ours,
@@ -214,6 +230,9 @@ class ApiEngine:
         end = self._shown_end([token for token, _ in shown])  # some servers show the end of turn
         ended = not truncated and end is not None
         ids = self._tokens.response_ids([token for token, _ in (shown[:-1] if ended else shown)], answer.text)
+        while ids is None and not truncated and self.api.stop_at_line_end and shown and shown[-1][0].text[:1] == "\n":
+            shown.pop()  # the line's end, which is no token of ours
+            ids = self._tokens.response_ids([token for token, _ in shown], answer.text)
         while ids is None and truncated and shown and not shown[-1][0].text.strip("\ufffd"):
             shown.pop()  # part of a character that the limit cut off: the text does not show it
             ids = self._tokens.response_ids([token for token, _ in shown], answer.text)

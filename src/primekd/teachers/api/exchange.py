@@ -147,6 +147,8 @@ def build_request(
             body["prompt"] = prompt.text.removeprefix(bos)
         body |= {"logprobs": top_k} if config.logprobs else {}
         body |= {"stop": [end]} if end else {}
+    if config.stop_at_line_end:
+        body["stop"] = [*body.get("stop", []), "\n"]
     return path, {key: value for key, value in (body | config.request).items() if value is not None}
 
 

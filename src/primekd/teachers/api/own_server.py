@@ -9,19 +9,29 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
 
+import torch
+
+from primekd.config import TeacherConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
+from primekd.models import parse_reference, require_local
 
 NEEDED = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
 STARTS_WITHIN = 120  # seconds
 
 # `python -m llama_cpp.server` has no option against repacked weights, with which it crashes on processors with AMX
-# (ggml-org/llama.cpp#20824).
+# (ggml-org/llama.cpp#20824). It ends with its parent, even one that is killed: its input is a pipe that closes then.
 SCRIPT = """
+import os, sys, threading
+def end_with_parent():
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=end_with_parent, daemon=True).start()
 import llama_cpp.llama_cpp as library
 plain = library.llama_model_default_params
 def without_repacking():
@@ -32,6 +42,12 @@ library.llama_model_default_params = without_repacking
 from llama_cpp.server.__main__ import main
 main()
 """
+
+
+def start(teacher: TeacherConfig) -> "OwnServer":
+    """A server for the GGUF file of a teacher. Raises UserError if it is not here, or as OwnServer."""
+    file = require_local(parse_reference(teacher.model))
+    return OwnServer(file, teacher.api.model, teacher.context_tokens, teacher.api.logprobs, torch.get_num_threads())
 
 
 class OwnServer:
@@ -49,38 +65,52 @@ class OwnServer:
 
     def __init__(self, model: Path, alias: str, context_tokens: int, logprobs: bool, threads: int):
         if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-            raise UserError(f"A server of our own needs {', '.join(missing)}: pip install 'primekd[server]'.")
+            raise UserError(
+                f"A server of our own needs {', '.join(missing)}: run `make setup-llamacpp`, or "
+                "pip install 'llama-cpp-python[server]'."
+            )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.url, self.key = f"http://127.0.0.1:{port}/v1", secrets.token_hex(16)
+        self.url, self.key, self.model = f"http://127.0.0.1:{port}/v1", secrets.token_hex(16), model
         options = {
             "model": model, "model_alias": alias, "host": "127.0.0.1", "port": port, "n_ctx": context_tokens,
             "n_threads": threads, "n_threads_batch": threads, "logits_all": logprobs, "verbose": False,
         }  # fmt: skip
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        # The key goes by the environment: every user of the machine can read a command line.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=os.environ | {"API_KEY": self.key},
-        )  # fmt: skip
-        try:
-            self._wait(relative_name(model))
-        except BaseException:
-            self.close()
-            raise
+        self._words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        self._starting = threading.Lock()
+        self._process: subprocess.Popen | None = None
+        self.ensure()
 
-    def _wait(self, model: str) -> None:
-        end = time.monotonic() + STARTS_WITHIN
+    def ensure(self) -> None:
+        """Starts the process if there is none, or it has ended. Several threads may call it."""
+        with self._starting:
+            if self._process and self._process.poll() is None:
+                return
+            # The key goes by the environment: every user of the machine can read a command line. Ctrl-C is not for it:
+            # answers in flight are still waited for.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, *self._words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, env=os.environ | {"API_KEY": self.key},
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                self._wait()
+            except BaseException:
+                self.close()
+                raise
+
+    def _wait(self) -> None:
+        end, name = time.monotonic() + STARTS_WITHIN, relative_name(self.model)
         while time.monotonic() < end:
             try:
                 urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/openapi.json", timeout=5).close()
                 return
             except OSError:
                 if self._process.poll() is not None:
-                    raise UserError(f"The server for {model} ended before it answered: is the file whole?") from None
+                    raise UserError(f"The server for {name} ended before it answered: is the file whole?") from None
                 time.sleep(0.1)
-        raise UserError(f"The server for {model} did not answer within {STARTS_WITHIN} s: run the same command again.")
+        raise UserError(f"The server for {name} did not answer within {STARTS_WITHIN} s: run the same command again.")
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
@@ -90,3 +120,4 @@ class OwnServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdin.close()
