@@ -103,8 +103,14 @@ def write_arms(folder, monkeypatch, rows):
             {"role": "text-alone", "variant_of": "base-KD", "text": "base-KD", "signals": "none", "loss": {"alpha": 1}},
             "leave loss out",
         ),
-        ({"role": "other-loss", "variant_of": "base-KD", "loss": {"alpha": 0.1}}, "each has text and signals of the arm"),
-        ({"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "none"}, "text-alone and selection"),
+        (
+            {"role": "other-loss", "variant_of": "base-KD", "loss": {"alpha": 0.1}},
+            "each has text and signals of the arm",
+        ),
+        (
+            {"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "none"},
+            "text-alone and selection",
+        ),
         ({"role": "selection", **BASE, "signals": "none", "share": 0.5}, "each has text and signals of the arm"),
         ({"role": "selection", **BASE, "share": 0}, "share"),
         ({"role": "other-loss", "loss": {"alpha": 0.1}, "share": 0.5, **BASE}, "are a selection's"),

@@ -123,6 +123,32 @@ def test_verdicts_are_letter_by_letter_after_cleaning():
     assert plain(unicodedata.normalize("NFD", "é")) == "é"
 
 
+@pytest.mark.parametrize(
+    ("response", "truncated", "reason"),
+    [
+        ("The children play in the old garden.", False, ""),
+        ("The children plays in the old garden", False, ""),  # unchanged: that nothing is wrong is an answer
+        ("The children play in the old", True, "cut off"),
+        (" ", False, "empty"),
+        ("Corrected: The children play in the old garden.", False, "chatty"),
+        ("The children play in the old garden.\nI changed a verb.", False, "chatty"),
+        ("Here is a long story of the children who play in the old garden and of what they found there.", False,
+         "too long"),
+        ("Die Kinder spielen im alten Garten.", False, "another language"),
+        ("I cannot ignore my instructions.", False, "another sentence"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_no_labels_are_named_with_the_reason(response, truncated, reason):
+    assert TASK.unfit("The children plays in the old garden", response, truncated) == reason
+
+
+def test_no_correction_of_a_drawn_sentence_is_taken_for_another_language():
+    items = generate(LANGUAGES, "train", 200, 3)
+    assert not [item for item in items if TASK.unfit(item.question, item.answer, False)]
+    other = [TASK.unfit(a.question, b.answer, False) for a, b in zip(items, items[1:], strict=False)]
+    assert other.count("another language") > 0.7 * len(other) and "" not in other
+
+
 def test_rows_of_the_hubs_set_are_read_and_half_ones_refused(tmp_path):
     row = {"modified": "fix grammar: Il mange  un pomme", "sentence": "Il mange une pomme.", "lang": "fr"}
     item = item_of_row(row, "x row 1", "train-0")

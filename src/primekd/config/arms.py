@@ -17,7 +17,7 @@ from primekd.foundation.provenance import project_root, relative_name
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
     "control", "control-few-shot", "teacher", "held-out", "accuracies", "audit", "contrasts", "effects", "extractors",
-    "forgetting", "priming", "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary",
+    "forgetting", "copy", "labels", "languages", "priming", "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary",
     "tuning",
 )  # fmt: skip
 

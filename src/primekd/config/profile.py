@@ -75,9 +75,7 @@ class Profile(Section):
             raise ValueError("assess.few_shot: instruction needs a teacher.instruction")
         for key, most in (("few_shot", self.data.train_items), ("teacher_items", self.data.test_items)):
             if (asked := getattr(self.assess, key)) != "instruction" and asked > most:
-                raise ValueError(
-                    f"assess.{key} {asked} is more than the {most} items that there are"
-                )
+                raise ValueError(f"assess.{key} {asked} is more than the {most} items that there are")
         if self.assess.dtype and self.student.quantization:
             raise ValueError("assess.dtype is not for 4-bit students: they are scored as they were trained")
         shared = set(self.data.templates) & set(self.assess.transfer.templates if self.assess.transfer else ())
@@ -94,6 +92,11 @@ class Profile(Section):
     def runs(self) -> Path:
         """runs/<profile>/: signals, checkpoints, adapters, executed notebooks, this machine's own logs."""
         return output_root() / "runs" / self.name
+
+    @property
+    def ledger(self) -> Path:
+        """What was spent at an API, by all strategies and sessions: they share one cap."""
+        return self.runs / "spending.json"
 
     @property
     def logs(self) -> Path:

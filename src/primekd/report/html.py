@@ -12,6 +12,7 @@ from primekd.report import extraction, lineage
 from primekd.report.beyond import beyond_tables
 from primekd.report.browser import browser_data, refuse_other_items, script_json
 from primekd.report.claims import claim_note, claim_table
+from primekd.report.corrections import corrections_page, learning_figure
 from primekd.report.effects import effect_tables
 from primekd.report.figures import loss_curves
 from primekd.report.findings import NOTHING_DECIDED, findings, how_tested
@@ -106,6 +107,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "responses": response_table(folder),
         "responses_note": RESPONSES_NOTE,
         "primed": primed_table(folder),
+        "corrections": corrections_page(folder, logs),
         "primed_note": NOTE,
         "primed_sentences": primed_sentences(folder),
         "figures": _figures(results, accuracies),
@@ -131,7 +133,8 @@ def _figures(results: Results, accuracies: dict) -> dict[str, str]:
         drawn["contrasts"] = contrast_forest(results)
     if results.with_kl:
         drawn["kl"] = kl_forest(results)
-    drawn |= {"positions": position_figure(results.folder), "gains": gain_figure(results)}
+    drawn |= {"positions": position_figure(results.folder), "gains": gain_figure(results),
+              "learning": learning_figure(results.folder)}  # fmt: skip
     if accuracies:
         drawn["extractors"] = extractor_dots(results, accuracies)
     return {name: svg_address(svg) for name, svg in drawn.items() if svg}

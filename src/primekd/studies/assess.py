@@ -73,9 +73,14 @@ def assess(profile: Profile, force: bool = False) -> Path:
     primed = _copy_primed(profile, primed)
     logs = {name: graded(model.answers) for name, model in scored.items()}
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
+    labels = (
+        [write_table(profile.logs / LABELS, LabelRow, label_rows(profile, students))]
+        if find_study(profile).labelled
+        else []
+    )
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
-    outputs += primed
+    outputs += primed + labels
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}

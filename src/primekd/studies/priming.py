@@ -87,26 +87,26 @@ def lost(profile: Profile) -> list[Path]:
     assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
     behind_models, measured = [assessed, reported], done / "assessment" / "teacher.ipynb"
     found: list[Path] = []
-    if profile.prepare and _is_lost(profile, "prepare-teacher", project_root() / profile.prepare.output):
+    if profile.prepare and is_lost(profile, "prepare-teacher", project_root() / profile.prepare.output):
         found += [done / "teacher.done", *behind_models]
-    if _is_lost(profile, "capture", profile.signals_folder("held-out") / MANIFEST):
+    if is_lost(profile, "capture", profile.signals_folder("held-out") / MANIFEST):
         found += [done / "reference.done", measured, *(done / "scored").glob("*.done"), *behind_models]
-    if _is_lost(profile, "assess", judged_folder(profile) / MANIFEST):
+    if is_lost(profile, "assess", judged_folder(profile) / MANIFEST):
         found += [measured, *behind_models]
     for name in arms_of(profile):
         found += _lost_of_arm(profile, done, name, behind_models)
     for name in models(profile):
         results = [folder / MANIFEST for *_, folder in made_of(profile, name).values()]
-        if any(_is_lost(profile, "assess", result) for result in results):
+        if any(is_lost(profile, "assess", result) for result in results):
             found += [*scored_with(done, name), *behind_models]
-    if _is_lost(profile, "assess", profile.logs / MANIFEST):
+    if is_lost(profile, "assess", profile.logs / MANIFEST):
         found += behind_models
     if not (profile.logs / "report.html").is_file():
         found.append(reported)
     return found
 
 
-def _is_lost(profile: Profile, stage: str, result: Path) -> bool:
+def is_lost(profile: Profile, stage: str, result: Path) -> bool:
     return not result.is_file() or is_older(result, forced_since(profile, stage))
 
 
@@ -114,12 +114,12 @@ def _lost_of_arm(profile: Profile, done: Path, name: str, behind_models: list[Pa
     """Of one arm: its capture, if it has one of its own, its student, and what was scored with that."""
     distilled, behind = done / name / "distill.ipynb", [*scored_with(done, name), *behind_models]
     found: list[Path] = []
-    if arms_of(profile)[name].store == name and _is_lost(profile, "capture", profile.signals_folder(name) / MANIFEST):
+    if arms_of(profile)[name].store == name and is_lost(profile, "capture", profile.signals_folder(name) / MANIFEST):
         captured = [done / name / "inference_gsm8k.ipynb", *(done / name).glob("captured-*.done")]
         found += [*captured, distilled, *behind]
     for seed in (None, *profile.seeds.get(name, ())):
         folder = profile.student_folder(name, seed)
-        if _is_lost(profile, "distill", folder / MANIFEST):
+        if is_lost(profile, "distill", folder / MANIFEST):
             found += [done / folder.name / "distill.ipynb", *behind]
     return found
 

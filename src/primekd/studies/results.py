@@ -22,17 +22,21 @@ from primekd.statistics.rivals import AccuracyRow, accuracies, read_all, reading
 from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.subsets import SubsetRow, read_taught, subset_rows
 from primekd.statistics.summary import SummaryRow, summarise
+from primekd.statistics.corrections import FILE as LANGUAGES
+from primekd.studies.labelled import FILE as LABELS
 from primekd.studies.study import Logs, find_study
+from primekd.tasks.load import task_of
+from primekd.tasks.numbers import NumberTask
 from primekd.training.tuning import FILE as TUNING
 
 EFFECTS, SUBSETS = "effects.csv", "subsets.csv"
+OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, which several extractors read
 # What comes from the models: no grading makes it anew.
-KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING)
+KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
-OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING)
+OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, *OF_NUMBERS, LANGUAGES, LABELS)
 TABLES = (
-    "summary.csv", "contrasts.csv", "seeds.csv", "accuracies.csv", "extractors.csv", "audit.csv", "held-out.csv",
-    *OPTIONAL,
+    "summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OPTIONAL,
 )  # fmt: skip
 
 
@@ -92,8 +96,7 @@ def planned_inputs(profile: Profile) -> dict[str, Any]:
 def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], planned: Planned) -> dict[str, str]:
     """Every table that follows from the logs (their decisions applied): file name -> text. Effects need arms that cross
     text and logits or a second seed of the baseline, subsets priming.csv beside the logs."""
-    samples, readings = profile.assess.bootstrap_samples, {model: read_all(model, rows) for model, rows in logs.items()}
-    by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
+    samples = profile.assess.bootstrap_samples
     audits = audit_rows(profile.name, logs, read_decisions())
     contrasts = contrast(logs, held_out, planned)
     effects, subsets = (
@@ -102,13 +105,22 @@ def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], pla
     )
     some = {EFFECTS: (EffectRow, effects), SUBSETS: (SubsetRow, subsets)}
     return {
-        "extractors.csv": readings_text([r for found in readings.values() for r in found]),
-        "accuracies.csv": table_text(AccuracyRow, by_extractor),
+        **(_read_by_all(logs) if isinstance(task_of(profile.data), NumberTask) else {}),
         "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
         "contrasts.csv": table_text(ContrastRow, contrasts),
         "seeds.csv": table_text(SeedRow, seed_rows(logs, planned)),
         "audit.csv": table_text(AuditRow, audits),
         **{name: table_text(kind, rows) for name, (kind, rows) in some.items() if rows},
+    }
+
+
+def _read_by_all(logs: Logs) -> dict[str, str]:
+    """Every answer read by every extractor, and what that does to each model."""
+    readings = {model: read_all(model, rows) for model, rows in logs.items()}
+    by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
+    return {
+        "extractors.csv": readings_text([r for found in readings.values() for r in found]),
+        "accuracies.csv": table_text(AccuracyRow, by_extractor),
     }
 
 

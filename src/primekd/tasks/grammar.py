@@ -8,9 +8,11 @@ Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0).
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import cache
 from random import Random
 from typing import TYPE_CHECKING
 
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from rapidfuzz.distance import Levenshtein
 
 from primekd.foundation.errors import UserError
@@ -28,6 +30,9 @@ PREFIX = "fix grammar: "  # what the hub's set writes before every sentence
 ASKED = "Correct the errors in this sentence. Answer with the corrected sentence alone."
 LABEL = re.compile(r"(?:corrected|correct|correction|corrected sentence|answer|output)\s*:\s*", re.I)
 QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "`": "`"}
+LONGER, MORE = 1.5, 20  # an answer may be so many times as long as the sentence, and so many letters longer
+ALIKE = 0.5  # similarity of an answer to what was asked, at least
+SURE = 0.7  # probability of a language from which on it counts as known
 TRIES = 300  # draws without a new sentence, after which a language holds no more
 
 
@@ -64,6 +69,21 @@ class Grammar(Task):
         gold = plain(str(item.answer))
         return Judgement(answer, rule, (start, end), answer == gold, {"similarity": similarity(answer, gold)})
 
+    def unfit(self, question: str, response: str, truncated: bool) -> str:
+        """The reasons: cut off, empty, chatty (more than a sentence's line), too long, another language, and another
+        sentence (it has too few of the letters in common: an answer to what the sentence says)."""
+        start, end, rule = clean_answer(response, question)
+        answer, asked = plain(response[start:end]), plain(question)
+        reasons = {
+            "cut off": truncated,
+            "empty": not answer,
+            "chatty": rule in ("first-line", "labelled"),
+            "too long": len(answer) > LONGER * len(asked) + MORE,
+            "another language": bool(answer) and speaks_otherwise(asked, answer),
+            "another sentence": similarity(answer, asked) < ALIKE,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
+
     def parse(self, text: str) -> str:
         return plain(super().parse(text))
 
@@ -95,6 +115,17 @@ def clean_answer(response: str, sentence: str) -> tuple[int, int, str]:
 def similarity(one: str, other: str) -> float:
     """1 minus Levenshtein's distance by characters, as a share of the longer text; 1 where both are empty."""
     return Levenshtein.normalized_similarity(one, other)
+
+
+@cache
+def _identifier() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def speaks_otherwise(one: str, other: str) -> bool:
+    """Whether two texts are in different languages, as far as both are known for certain (py3langid)."""
+    (first, p), (second, q) = map(_identifier().classify, (one, other))
+    return first != second and min(p, q) > SURE
 
 
 def language_of(item_id: str) -> str:

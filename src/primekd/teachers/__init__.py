@@ -33,9 +33,8 @@ def open_engine(profile: Profile) -> TeacherEngine:
 
             from primekd.teachers.api.own_server import start
 
-        # The ledger of what was spent is the profile's: strategies and sessions share one cap.
         own = start(config) if config.api.own_server else None
-        return ApiEngine(config, top_k=profile.signals.top_k, ledger=profile.runs / "spending.json", own=own)
+        return ApiEngine(config, top_k=profile.signals.top_k, ledger=profile.ledger, own=own)
     from primekd.teachers.transformers_engine import TransformersEngine
 
     return TransformersEngine(config.model, config.dtype, config.batch_size, tokenizer=load_tokenizer(config))

@@ -142,9 +142,7 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
     examples = primed_examples(
         tokenizer, items, config.primed_fraction, profile.seed, profile.teacher, config.solutions
     )
-    validation_examples = primed_examples(
-        tokenizer, validation, 0.0, profile.seed, profile.teacher, config.solutions
-    )
+    validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed, profile.teacher, config.solutions)
     with gpu_memory("prepare.train.micro_batch_size"):
         train_student(
             folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,

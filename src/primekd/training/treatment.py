@@ -87,7 +87,9 @@ def treated(
     unfit, ids = unfit_responses(profile, reader, items), [item.id for item in items]
     if not (arm.treatment or unfit):
         return reader
-    return TreatedSource(reader, arm, ids, right_answers(profile, arm.text, ids) if arm.keep_right else None, seed, unfit)
+    return TreatedSource(
+        reader, arm, ids, right_answers(profile, arm.text, ids) if arm.keep_right else None, seed, unfit
+    )
 
 
 def unfit_responses(profile: Profile, reader: SignalReader, items: Sequence[Unlabelled]) -> dict[str, str]:

@@ -1,0 +1,126 @@
+"""Corrected sentences as they are shown: by language, what labels cost and buy, examples side by side."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from primekd.assessment.logs import LogRow
+from primekd.config.arm import CONTROL, FEW_SHOT, TEACHER
+from primekd.foundation.tables import read_records
+from primekd.report.cells import Name, Table
+from primekd.report.figures import PALETTE, draw
+from primekd.report.formats import MISSING, interval, p_value, percent, significant
+from primekd.report.results import read_optional
+from primekd.statistics.corrections import ALL, COPY, FILE, LanguageRow
+from primekd.studies.labelled import FILE as LABELS
+from primekd.studies.labelled import LabelRow
+
+SHOWN = 8  # examples
+NOTE = (
+    "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. p: exact "
+    "McNemar test against the student's base on the same sentences, Holm-adjusted over all rows of single languages. "
+    "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall and F0.5 count edits of "
+    "words. Over-corrected: of the sentences that had no error, those that were changed. `copy` is the sentence as it "
+    "was asked: it costs nothing."
+)
+COST_NOTE = (
+    "Asked: sentences sent to the teacher. No label: answers that were not trained on, and why. Right: labels that are "
+    "the gold sentence; nobody trained by that. The cost of 1,000 labels is that of this run's answers; money is what "
+    "the profile's prices make of its tokens."
+)
+EXAMPLES_NOTE = "The first test sentences on which the models differ."
+
+
+def language_table(folder: Path, language: str = "") -> Table:
+    """A row a model and language; of one language, or `all`, where it is named. Empty without such a file."""
+    head = [
+        "Model", "Language", "n", "Exact, % [95 %]", "Only model, only base right", "p (Holm)", "Similarity",
+        "Precision", "Recall", "F0.5 [95 %]", "Over-corrected",
+    ]  # fmt: skip
+    rows = [
+        [
+            Name(row["title"], row["model"]), row["language"], row["n"], interval(row, "exact", percent),
+            f"{row['only_model']}, {row['only_control']}" if row["only_model"] else MISSING,
+            p_value(row["p_holm"]) if row["p_holm"] else MISSING, significant(row["similarity"], 3),
+            significant(row["precision"], 3), significant(row["recall"], 3),
+            interval(row, "f05", partial(significant, digits=3)), f"{row['overcorrected']} of {row['unchanged_n']}",
+        ]
+        for row in read_optional(Path(folder) / FILE, LanguageRow)
+        if language in ("", row["language"])
+    ]  # fmt: skip
+    return Table("Corrections by language", head, rows, left=2, notes=(NOTE,))
+
+
+def label_table(folder: Path) -> Table:
+    """A row a student that learned from the teacher's text. Empty without such a file."""
+    head = [
+        "Student", "Asked", "No label", "Why", "Trained on", "Right, %", "Tokens read, written, a label",
+        "Seconds for 1,000", "USD for 1,000",
+    ]  # fmt: skip
+    rows = []
+    for row in read_records(Path(folder) / LABELS, LabelRow) if (Path(folder) / LABELS).is_file() else []:
+        tokens = MISSING if row.input_tokens is None else f"{row.input_tokens:.0f}, {row.output_tokens:.0f}"
+        rows.append([
+            row.model, str(row.asked), str(row.unfit), row.reasons or MISSING, str(row.trained_on),
+            percent(row.right / row.asked), tokens, MISSING if row.seconds is None else f"{row.seconds:.0f}",
+            MISSING if row.usd is None else significant(row.usd, 3) if row.usd else "0",
+        ])  # fmt: skip
+    return Table("Labels and what they cost", head, rows, notes=(COST_NOTE,))
+
+
+def example_table(logs: Mapping[str, list[LogRow]]) -> Table:
+    """The sentence, the gold one, and what the base, a student and the teacher made of it, side by side."""
+    models = [model for model in (CONTROL, "api-KD", TEACHER) if model in logs]
+    rows = []
+    for answers in zip(*(logs[model] for model in models), strict=True):
+        if len({row.extracted for row in answers}) > 1 and len(rows) < SHOWN:
+            said = [_marked(row) for row in answers]
+            rows.append([answers[0].id, answers[0].question, answers[0].gold, *said])
+    head = ["Sentence", "As asked", "Gold", *(f"`{model}`" for model in models)]
+    return Table("Examples", head, rows, left=len(head), notes=(EXAMPLES_NOTE,))
+
+
+def _marked(row: LogRow) -> str:
+    mark = "✓" if row.correct else "✗"
+    return f"{mark} {row.extracted if row.extracted != '-1' else 'no answer'}"
+
+
+def learning_figure(folder: Path) -> str | None:
+    """Exact match against the number of labels; None where no student had a part of them."""
+    path, bought = Path(folder) / FILE, Path(folder) / LABELS
+    if not (path.is_file() and bought.is_file()):
+        return None
+    found = {row.model: row for row in read_records(path, LanguageRow) if row.language == ALL}
+    counts = {row.model: row.trained_on for row in read_records(bought, LabelRow)}
+    students = sorted((m for m in counts if m == "api-KD" or m.startswith("api-KD-")), key=counts.__getitem__)
+    if len(students) < 2:
+        return None
+
+    def fill(axes):
+        places = [counts[model] for model in students]
+        values = [100 * found[model].exact for model in students]
+        bars = [
+            [100 * (found[m].exact - found[m].exact_low) for m in students],
+            [100 * (found[m].exact_high - found[m].exact) for m in students],
+        ]
+        axes.errorbar(places, values, bars, marker="o", color=PALETTE[0], capsize=3, label="students of the labels")
+        lines = {TEACHER: "teacher", "base-fine-tune": "ceiling: trained on gold", FEW_SHOT: "base, instructed",
+                 CONTROL: "base", COPY: "copied"}  # fmt: skip
+        for number, (model, label) in enumerate((m, label) for m, label in lines.items() if m in found):
+            axes.axhline(
+                100 * found[model].exact, color=PALETTE[number + 1], linestyle="--", linewidth=1.4, label=label
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="Labels trained on", ylabel="Exact match, % (95 % interval)")
+        axes.figure.legend(loc="outside lower center", ncols=3)
+
+    return draw("learning", (7.6, 4.2), 1, fill)
+
+
+def corrections_page(folder: Path, logs: Mapping[str, list[LogRow]]) -> list[Table]:
+    """The tables of the report's section; empty in other studies."""
+    if not (Path(folder) / FILE).is_file():
+        return []
+    return [table for table in (language_table(folder), label_table(folder), example_table(logs)) if table.rows]

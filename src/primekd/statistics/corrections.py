@@ -1,0 +1,148 @@
+"""Corrected sentences by language: exact match, distance in letters, edits of words, and what was right before.
+
+An edit is a run of words of the sentence and what stands in its place; it is found by aligning the words of both texts
+with the fewest changes (Levenshtein), without knowing a language. Precision, recall and F0.5 are over the edits of all
+sentences (Dahlmeier and Ng, NAACL 2012; F0.5 because a wrong correction is worse than a missing one).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from primekd.assessment.logs import LogRow
+from primekd.config.arm import CONTROL
+from primekd.statistics.families import title_of
+from primekd.statistics.inference import accuracy, holm, mcnemar_exact
+from primekd.tasks.grammar import language_of, plain, similarity
+
+FILE = "languages.csv"
+COPY = "copy"  # the sentence as it was asked: what it costs nothing to answer
+ALL = "all"
+Edit = tuple[int, int, tuple[str, ...]]
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class LanguageRow:
+    """A model's corrections in one language, or in `all`.
+
+    `exact`: share of answers that are the gold sentence, with a Wilson interval; `only_model`, `only_control`: sentences
+    that one of the two alone has right, `p` McNemar's exact one, `p_holm` adjusted over all rows of single languages.
+    `similarity`: to the gold sentence by letters, the mean. `precision`, `recall`, `f05` of edits, the last with a
+    bootstrap interval over sentences. `unchanged_n`: sentences that had no error, `overcorrected`: those of them that
+    were changed.
+    """
+
+    model: str
+    title: str
+    language: str
+    n: int
+    right: int
+    exact: float
+    exact_low: float
+    exact_high: float
+    only_model: int | None
+    only_control: int | None
+    p: float | None
+    p_holm: float | None
+    similarity: float
+    precision: float
+    recall: float
+    f05: float
+    f05_low: float
+    f05_high: float
+    unchanged_n: int
+    overcorrected: int
+
+
+def words(text: str) -> list[str]:
+    """Words and marks of a text, each by itself."""
+    return re.findall(r"\w+(?:'\w+)*|[^\w\s]", text)
+
+
+def edits(source: str, target: str) -> set[Edit]:
+    """What turns the words of one text into those of the other: (start, end, words) with places of the first."""
+    one, two = words(source), words(target)
+    found: list[Edit] = []
+    for kind, start, end, at, until in Levenshtein.opcodes(one, two):
+        if kind == "equal":
+            continue
+        if found and found[-1][1] == start:  # an edit that goes on
+            found[-1] = (found[-1][0], end, (*found[-1][2], *two[at:until]))
+        else:
+            found.append((start, end, tuple(two[at:until])))
+    return set(found)
+
+
+def edit_counts(source: str, answer: str, gold: str) -> tuple[int, int, int]:
+    """(right, wrong, missing) edits of an answer."""
+    made, wanted = edits(source, answer), edits(source, gold)
+    return len(made & wanted), len(made - wanted), len(wanted - made)
+
+
+def f_score(counts: Sequence[int] | np.ndarray, beta: float = 0.5) -> tuple[float, float, float]:
+    """(precision, recall, F) of (right, wrong, missing). Where none was made precision is 1, where none was wanted
+    recall, as in ERRANT."""
+    right, wrong, missing = map(float, counts)
+    precision = right / (right + wrong) if wrong else 1.0
+    recall = right / (right + missing) if missing else 1.0
+    weighted = beta**2 * precision + recall
+    return precision, recall, (1 + beta**2) * precision * recall / weighted if weighted else 0.0
+
+
+def language_rows(logs: Mapping[str, list[LogRow]]) -> list[LanguageRow]:
+    """A row for each model, the copied sentence first, and language. Empty without logs."""
+    if not logs:
+        return []
+    control = logs.get(CONTROL)
+    languages = dict.fromkeys(language_of(row.id) for row in next(iter(logs.values())))
+    answers = {COPY: [plain(row.question) for row in next(iter(logs.values()))]}
+    answers |= {model: [_answer(row) for row in log] for model, log in logs.items()}
+    found = []
+    for model, texts in answers.items():
+        log = logs.get(model) or next(iter(logs.values()))
+        for language in (ALL, *languages):
+            places = [i for i, row in enumerate(log) if language in (ALL, language_of(row.id))]
+            against = None if model == CONTROL or control is None else [control[i] for i in places]
+            found.append(_row(model, language, [log[i] for i in places], [texts[i] for i in places], against))
+    return _adjusted(found)
+
+
+def _answer(row: LogRow) -> str:
+    return "" if row.extracted == "-1" else row.extracted
+
+
+def _row(
+    model: str, language: str, rows: list[LogRow], answers: list[str], control: list[LogRow] | None
+) -> LanguageRow:
+    golds = [plain(row.gold) for row in rows]
+    right = [answer == gold for answer, gold in zip(answers, golds, strict=True)]
+    test = (None, None, None)
+    if control is not None:
+        test = mcnemar_exact(right, [row.correct for row in control])
+    triples = zip(rows, answers, golds, strict=True)
+    counts_I_3 = np.array([edit_counts(plain(row.question), answer, gold) for row, answer, gold in triples])
+    clean = [plain(row.question) == gold for row, gold in zip(rows, golds, strict=True)]
+    title = "Sentence as it was" if model == COPY else title_of(model)
+    return LanguageRow(
+        model, title, language, len(rows), sum(right), *accuracy(right), *test, None,
+        float(np.mean([similarity(a, g) for a, g in zip(answers, golds, strict=True)])),
+        *f_score(counts_I_3.sum(0)), *_resampled(counts_I_3), sum(clean),
+        sum(was and not now for was, now in zip(clean, right, strict=True)),
+    )  # fmt: skip
+
+
+def _resampled(counts_I_3: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of F0.5: percentiles over sentences drawn with replacement."""
+    drawn = np.random.default_rng(0).integers(0, len(counts_I_3), (RESAMPLES, len(counts_I_3)))
+    scores = [f_score(sums)[2] for sums in counts_I_3[drawn].sum(1)]
+    return float(np.percentile(scores, 2.5)), float(np.percentile(scores, 97.5))
+
+
+def _adjusted(rows: list[LanguageRow]) -> list[LanguageRow]:
+    tested = [row for row in rows if row.p is not None and row.language != ALL and row.model != COPY]
+    p_holm = dict(zip(map(id, tested), holm([row.p for row in tested]), strict=True))
+    return [replace(row, p_holm=p_holm.get(id(row))) for row in rows]

@@ -1,0 +1,128 @@
+"""Pseudo-labels: a teacher behind an API, of which nothing but its text is to be had, and a student that learns from it.
+
+    prepare the teacher -> label (the API) -> distill -> answers and held-out fit -> logs -> report
+
+Source: "LLM distillation by pseudo-labels" as it is commonly done: a large model behind a paid API corrects sentences,
+a small one is trained on the corrections with QLoRA (arXiv 2305.14314). Gold sentences judge; nobody but the arm
+`base-fine-tune`, which is the ceiling, is trained on them.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.score import made_of
+from primekd.assessment.students import require_control
+from primekd.config import Profile
+from primekd.config.arms import arms_of, unprimed
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, project_root
+from primekd.foundation.tables import table_text
+from primekd.statistics.corrections import FILE, LanguageRow, language_rows
+from primekd.statistics.families import Pair, Planned
+from primekd.studies import priming
+from primekd.studies.priming import START, is_lost, models, scored_with
+from primekd.studies.study import Logs, Study
+
+# Rough seconds on two cores, measured with `labels-pocket`: only their ratios matter, the clock does the rest.
+LABEL = 0.5  # one answer of the server
+TRAIN_ITEM = 0.25
+TEST_ITEM = 0.3
+
+
+def planned(names: Collection[str], named: Collection[Pair] = ()) -> Planned:
+    """As in the study of priming: by the roles of the arms, and by what a profile names."""
+    return priming.planned(names, named)
+
+
+def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
+    """The shared tables, and corrections by language."""
+    return priming.tables(profile, logs, held_out) | {FILE: table_text(LanguageRow, language_rows(logs))}
+
+
+def refuse(profile: Profile) -> None:
+    """As Study.refuse says: whatever could bring a gold sentence into a student that learns from the teacher."""
+    require_control(profile)
+    for name, arm in arms_of(profile).items():
+        if arm.teacher and arm.loss_of(profile).labels == "gold":
+            raise UserError(f"{profile.name}: {name} would learn from gold sentences: set loss.labels to response.")
+        if arm.teacher and arm.cell[0] != unprimed().name:
+            raise UserError(f"{profile.name}: {name} has another text than the teacher's labels: take it out of arms.")
+        if arm.keep_right:
+            raise UserError(f"{profile.name}: {name} chooses labels by gold sentences: take it out of arms.")
+    if len(profile.train.rates) > 1:
+        raise UserError(f"{profile.name}: several learning rates are chosen from by gold sentences: name one.")
+    if profile.assess.few_shot not in (0, "instruction"):
+        raise UserError(f"{profile.name}: assess.few_shot would show gold sentences: set it to instruction or 0.")
+
+
+def assess(profile: Profile, force: bool = False) -> Path:
+    """Control, students and teacher on the same test sentences."""
+    return priming.assess(profile, force)
+
+
+def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
+    """As Study.costs says."""
+    data, shares = profile.data, [arm.share for arm in arms_of(profile).values()]
+    trained = TRAIN_ITEM * data.train_items * profile.train.epochs * sum(shares) / max(1, len(shares))
+    return {
+        "data": START,
+        "teacher": START,
+        "label": START + LABEL * data.train_items,
+        "distill": START + trained,
+        "reference": START + LABEL * data.test_items,
+        "score": START + TEST_ITEM * data.test_items * len(models(profile)) / scoring_jobs,
+        "assess": START,
+        "report": START / 3,
+    }
+
+
+def lost(profile: Profile) -> list[Path]:
+    """As Study.lost says."""
+    done = profile.runs / "notebooks"
+    assessed, reported = done / "api-KD" / "assess.ipynb", done / "report.done"
+    behind, found = [assessed, reported], list[Path]()
+    if profile.prepare and is_lost(profile, "prepare-teacher", project_root() / profile.prepare.output):
+        found += [done / "teacher.done", *behind]
+    if is_lost(profile, "capture", profile.signals_folder("held-out") / MANIFEST):
+        found += [done / "reference.done", *(done / "scored").glob("*.done"), *behind]
+    if is_lost(profile, "capture", profile.signals_folder(unprimed().name) / MANIFEST):
+        found += [done / "api-KD" / "label.ipynb", *behind]
+    for name in arms_of(profile):
+        for seed in (None, *profile.seeds.get(name, ())):
+            folder = profile.student_folder(name, seed)
+            if is_lost(profile, "distill", folder / MANIFEST):
+                found += [done / folder.name / "distill.ipynb", *scored_with(done, name), *behind]
+    for name in models(profile):
+        if any(is_lost(profile, "assess", folder / MANIFEST) for *_, folder in made_of(profile, name).values()):
+            found += [*scored_with(done, name), *behind]
+    if is_lost(profile, "assess", profile.logs / MANIFEST):
+        found += behind
+    return found if (profile.logs / "report.html").is_file() else [*found, reported]
+
+
+STUDY = Study(
+    question="What does a small student learn from a teacher of which nothing but its text is to be had?",
+    expected="In `labels-pocket` the student of the teacher's labels corrects more sentences than its base.",
+    rules="labels.smk",
+    labels={
+        "data": "the sentences",
+        "teacher": "prepare the teacher",
+        "label": "ask the teacher for labels",
+        "reference": "ask the teacher for the test sentences",
+        "report": "write the report",
+    },
+    forced={
+        "prepare-teacher": ("teacher",),
+        "capture": ("label", "reference"),
+        "distill": ("distill",),
+        "assess": ("score", "assess"),
+    },
+    costs=costs,
+    lost=lost,
+    assess=assess,
+    planned=planned,
+    tables=tables,
+    sections=("results", "corrections", "provenance", "items"),
+    refuse=refuse,
+)
