@@ -86,8 +86,8 @@ class Arm(BaseModel):
 
     def _rules(self) -> list[tuple[bool, str]]:
         """What must hold, each with the sentence for whom it does not: nothing that a file says may be ignored."""
-        changed = {"other-loss": bool(self.loss), "selection": self.keep_right or bool(self.cut_tokens) or self.share < 1,
-                   "positive-control": self.rows == SHUFFLED}  # fmt: skip
+        selected = self.keep_right or bool(self.cut_tokens) or self.share < 1
+        changed = {"other-loss": bool(self.loss), "selection": selected, "positive-control": self.rows == SHUFFLED}
         gold, alone, primed = self.text == GOLD, self.signals == NONE, bool(self.priming or self.priming_file)
         plain, asked = self.text == self.signals == OWN, OWN in (self.text, self.signals)
         unknown = sorted(set(self.loss) - set(LossConfig.model_fields))
@@ -110,7 +110,7 @@ class Arm(BaseModel):
              f"{', '.join(PRIMED)}: each has a priming, and text and signals of its own"),
             (changed.get(self.role, True), "other-loss has a loss, a selection keep_right, cut_tokens or share, and "
              "a positive-control rows: shuffled"),
-            (self.role == "selection" or not changed["selection"], "keep_right, cut_tokens and share are a selection's"),
+            (self.role == "selection" or not changed["selection"], "keep_right, cut_tokens, share are a selection's"),
             (self.role == "positive-control" or not changed["positive-control"],
              "rows: shuffled is a positive-control's"),
             (not self.responses or (self.text == OWN and not alone),

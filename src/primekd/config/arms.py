@@ -16,9 +16,9 @@ from primekd.foundation.provenance import project_root, relative_name
 
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
-    "control", "control-few-shot", "teacher", "held-out", "accuracies", "audit", "contrasts", "effects", "extractors",
-    "forgetting", "copy", "labels", "languages", "priming", "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary",
-    "tuning",
+    "accuracies", "audit", "contrasts", "control", "control-few-shot", "copy", "effects", "extractors",
+    "forgetting", "held-out", "labels", "languages", "priming", "priming-arms", "priming-positions", "responses",
+    "seeds", "subsets", "summary", "teacher", "tuning",
 )  # fmt: skip
 
 

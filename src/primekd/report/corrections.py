@@ -19,7 +19,7 @@ SHOWN = 8  # examples
 NOTE = (
     "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. p: exact "
     "McNemar test against the student's base on the same sentences, Holm-adjusted over all rows of single languages. "
-    "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall and F0.5 count edits of "
+    "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall and F0.5: of edits of "
     "words. Over-corrected: of the sentences that had no error, those that were changed. `copy` is the sentence as it "
     "was asked: it costs nothing."
 )

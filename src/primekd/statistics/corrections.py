@@ -29,7 +29,7 @@ RESAMPLES = 2000
 class LanguageRow:
     """A model's corrections in one language, or in `all`.
 
-    `exact`: share of answers that are the gold sentence, with a Wilson interval; `only_model`, `only_control`: sentences
+    `exact`: share of answers that are the gold sentence, Wilson's interval; `only_model`, `only_control`: sentences
     that one of the two alone has right, `p` McNemar's exact one, `p_holm` adjusted over all rows of single languages.
     `similarity`: to the gold sentence by letters, the mean. `precision`, `recall`, `f05` of edits, the last with a
     bootstrap interval over sentences. `unchanged_n`: sentences that had no error, `overcorrected`: those of them that

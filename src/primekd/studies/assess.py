@@ -34,6 +34,8 @@ from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
+from primekd.studies.labelled import FILE as LABELS
+from primekd.studies.labelled import LabelRow, label_rows
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
@@ -73,14 +75,9 @@ def assess(profile: Profile, force: bool = False) -> Path:
     primed = _copy_primed(profile, primed)
     logs = {name: graded(model.answers) for name, model in scored.items()}
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
-    labels = (
-        [write_table(profile.logs / LABELS, LabelRow, label_rows(profile, students))]
-        if find_study(profile).labelled
-        else []
-    )
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
-    outputs += primed + labels
+    outputs += primed + _write_labels(profile, students)
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
@@ -164,6 +161,14 @@ def _write_set(
         answers_sha256={model: answers_hash(rows) for model, rows in logs.items()}, config=view.resolved(), code=code,
     )  # fmt: skip
     return files_of(view.logs)
+
+
+def _write_labels(profile: Profile, students: list[Student]) -> list[Path]:
+    """labels.csv, where the task takes some responses for no labels."""
+    (profile.logs / LABELS).unlink(missing_ok=True)
+    if not task_of(profile.data).filters:
+        return []
+    return [write_table(profile.logs / LABELS, LabelRow, label_rows(profile, students))]
 
 
 def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:

@@ -1,10 +1,9 @@
-"""Pseudo-labels: a teacher behind an API, of which nothing but its text is to be had, and a student that learns from it.
+"""Pseudo-labels: a teacher of which nothing but its text is to be had, behind an API, and students that learn from it.
 
     prepare the teacher -> label (the API) -> distill -> answers and held-out fit -> logs -> report
 
-Source: "LLM distillation by pseudo-labels" as it is commonly done: a large model behind a paid API corrects sentences,
-a small one is trained on the corrections with QLoRA (arXiv 2305.14314). Gold sentences judge; nobody but the arm
-`base-fine-tune`, which is the ceiling, is trained on them.
+A large model corrects sentences, and a small one is trained on its corrections, on a GPU with QLoRA (arXiv 2305.14314). No
+arm but `base-fine-tune`, which is the ceiling, is trained on gold sentences: they judge.
 """
 
 from collections.abc import Collection

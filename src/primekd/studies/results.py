@@ -16,13 +16,13 @@ from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, re
 from primekd.foundation.tables import table_text
 from primekd.statistics.audit import AuditRow, audit_rows
 from primekd.statistics.contrasts import ContrastRow, contrast
+from primekd.statistics.corrections import FILE as LANGUAGES
 from primekd.statistics.effects import EffectRow, effect_rows
 from primekd.statistics.families import Planned
 from primekd.statistics.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.subsets import SubsetRow, read_taught, subset_rows
 from primekd.statistics.summary import SummaryRow, summarise
-from primekd.statistics.corrections import FILE as LANGUAGES
 from primekd.studies.labelled import FILE as LABELS
 from primekd.studies.study import Logs, find_study
 from primekd.tasks.load import task_of

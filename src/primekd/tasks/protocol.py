@@ -130,6 +130,11 @@ class Task(Protocol):
         """Why a response is no label to train on, in a word or two; empty where it is one. It knows no gold answer."""
         return ""
 
+    @property
+    def filters(self) -> bool:
+        """Whether there are responses that it takes for no labels."""
+        return type(self).unfit is not Task.unfit
+
     def parse(self, text: str) -> Value:
         """A value as a log or a file writes it. Raises ValueError if it is none."""
         if not text.strip():

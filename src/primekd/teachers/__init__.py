@@ -30,7 +30,6 @@ def open_engine(profile: Profile) -> TeacherEngine:
     if config.engine == "api":
         with explained("api"):
             from primekd.teachers.api import ApiEngine
-
             from primekd.teachers.api.own_server import start
 
         own = start(config) if config.api.own_server else None

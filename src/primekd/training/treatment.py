@@ -16,7 +16,7 @@ from primekd.models.chat import decode_response
 from primekd.signals import Asked, SignalReader, SignalRows, StoredItem
 from primekd.signals.rows import concatenate
 from primekd.tasks.load import task_of
-from primekd.tasks.protocol import Task, Unlabelled
+from primekd.tasks.protocol import Unlabelled
 
 
 class TreatedSource:
@@ -95,7 +95,7 @@ def treated(
 def unfit_responses(profile: Profile, reader: SignalReader, items: Sequence[Unlabelled]) -> dict[str, str]:
     """Item -> why the task takes the response to it for no label; without those that are labels."""
     tokenizer, task = load_tokenizer(profile.teacher), task_of(profile.data)
-    if type(task).unfit is Task.unfit:  # it takes every response
+    if not task.filters:
         return {}
     stored = {item.id: reader.item(item.id) for item in items}
     texts = {item: decode_response(tokenizer, one.response_ids) for item, one in stored.items()}

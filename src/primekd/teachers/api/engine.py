@@ -20,8 +20,8 @@ from primekd.models import load_tokenizer
 from primekd.models.chat import encode_response
 from primekd.models.template import turn_end
 from primekd.teachers.api.client import Endpoint, Stopped
-from primekd.teachers.api.own_server import OwnServer
 from primekd.teachers.api.exchange import Answer, Usage, build_request, read_answer
+from primekd.teachers.api.own_server import OwnServer
 from primekd.teachers.api.spending import Ledger
 from primekd.teachers.api.tokens import Shown, token_map
 from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
