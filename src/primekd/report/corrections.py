@@ -1,19 +1,29 @@
 """Corrected sentences as they are shown: by language, what labels cost and buy, examples side by side."""
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from primekd.assessment.logs import LogRow
+from primekd.assessment.logs import LogRow, read_logs
+from primekd.capture.jobs import Job, open_signals
+from primekd.config import Profile
 from primekd.config.arm import CONTROL, FEW_SHOT, TEACHER
 from primekd.foundation.tables import read_records
+from primekd.models import load_tokenizer
+from primekd.models.chat import decode_response
 from primekd.report.cells import Name, Table
 from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import MISSING, interval, p_value, percent, significant
 from primekd.report.results import read_optional
+from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.corrections import ALL, COPY, FILE, LanguageRow
 from primekd.studies.labelled import FILE as LABELS
 from primekd.studies.labelled import LabelRow
+from primekd.tasks.grammar import language_of, plain
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import without_gold
+from primekd.training.treatment import unfit_responses
 
 SHOWN = 8  # examples
 NOTE = (
@@ -124,3 +134,39 @@ def corrections_page(folder: Path, logs: Mapping[str, list[LogRow]]) -> list[Tab
     if not (Path(folder) / FILE).is_file():
         return []
     return [table for table in (language_table(folder), label_table(folder), example_table(logs)) if table.rows]
+
+
+def show_sentences_of(profile: Profile, count: int = 8) -> Shown:
+    """How many sentences each split has in each language, how many of them have no error, and the first test ones."""
+    found = {split: load_items(profile, split) for split in ("train", "validation", "test")}
+    rows = [
+        [split, language, str(len(own)), str(sum(plain(item.question) == item.answer for item in own))]
+        for split, items in found.items()
+        for language in dict.fromkeys(language_of(item.id) for item in items)
+        if (own := [item for item in items if language_of(item.id) == language])
+    ]
+    counts = Table("Sentences", ["Split", "Language", "Sentences", "Without an error"], rows, left=2)
+    first = [[item.id, item.question, str(item.answer)] for item in found["test"][:count]]
+    return show_table(counts) + show_table(Table("The first of them", ["Sentence", "As asked", "Gold"], first, left=3))
+
+
+def show_labels(job: Job) -> Shown:
+    """How many of a capture's answers are labels, and why others are none; the first of each."""
+    reader, items = open_signals(job), without_gold(job.items())
+    unfit, tokenizer = unfit_responses(job.profile, reader, items), load_tokenizer(job.profile.teacher)
+    counts = Counter(unfit.get(item.id, "label") for item in items)
+    table = Table("Answers", ["What it is", "Answers"], [[name, str(n)] for name, n in counts.most_common()])
+    texts = [[item.id, item.question, decode_response(tokenizer, reader.item(item.id).response_ids),
+              unfit.get(item.id, "label")] for item in items]  # fmt: skip
+    shown = [next(row for row in texts if row[3] == name) for name in counts] + texts[:SHOWN]
+    return show_table(table) + show_table(
+        Table("Some of them", ["Sentence", "As asked", "Answer", "Is"], shown, left=4)
+    )
+
+
+def show_corrections(profile: Profile) -> Shown:
+    """The tables of this machine's logs, and what more labels buy."""
+    tables = corrections_page(profile.logs, read_logs(profile))
+    shown = sum((show_table(table, " ".join(table.notes)) for table in tables[1:]), show_table(tables[0], NOTE))
+    drawn = learning_figure(profile.logs)
+    return shown + show_figure(drawn, "Exact match against the number of labels") if drawn else shown
