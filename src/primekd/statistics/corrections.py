@@ -1,7 +1,7 @@
 """Corrected sentences by language: exact match, distance in letters, edits of words, and what was right before.
 
-An edit is a run of words of the sentence and what stands in its place; it is found by aligning the words of both texts
-with the fewest changes (Levenshtein), without knowing a language. Precision, recall and F0.5 are over the edits of all
+An edit is a word that another one replaces, or a run of words that are left out or put in; edits are found by aligning
+the words of both texts with the fewest changes (Levenshtein), without knowing a language. Precision, recall and F0.5 are over the edits of all
 sentences (Dahlmeier and Ng, NAACL 2012; F0.5 because a wrong correction is worse than a missing one).
 """
 
@@ -66,15 +66,13 @@ def words(text: str) -> list[str]:
 def edits(source: str, target: str) -> set[Edit]:
     """What turns the words of one text into those of the other: (start, end, words) with places of the first."""
     one, two = words(source), words(target)
-    found: list[Edit] = []
+    found: set[Edit] = set()
     for kind, start, end, at, until in Levenshtein.opcodes(one, two):
-        if kind == "equal":
-            continue
-        if found and found[-1][1] == start:  # an edit that goes on
-            found[-1] = (found[-1][0], end, (*found[-1][2], *two[at:until]))
-        else:
-            found.append((start, end, tuple(two[at:until])))
-    return set(found)
+        if kind == "replace":  # a word for a word, each by itself
+            found |= {(start + n, start + n + 1, (two[at + n],)) for n in range(end - start)}
+        elif kind != "equal":
+            found.add((start, end, tuple(two[at:until])))
+    return found
 
 
 def edit_counts(source: str, answer: str, gold: str) -> tuple[int, int, int]:
