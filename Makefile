@@ -6,8 +6,8 @@ PROFILE ?= pocket
 STAMP := $(VENV)/.installed
 LLAMACPP_STAMP := $(VENV)/.installed-llamacpp
 TEST_STAMP := $(VENV)/.installed-test
-# A profile that names the engine llamacpp, or extends one whose name ends so, has it compiled first.
-NEEDED := $(STAMP) $(if $(shell grep -El '(engine|extends): *[a-z0-9-]*llamacpp' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
+# A profile that names the engine llamacpp, extends one whose name ends so, or has its server started, has it compiled first.
+NEEDED := $(STAMP) $(if $(shell grep -El '(engine|extends): *[a-z0-9-]*llamacpp|own_server: *true' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
 BENCH_STAMP := $(VENV)/.installed-bench
 NOTEBOOK_FILTER := "if test -x '$(abspath $(BIN))/python'; then '$(abspath $(BIN))/python' -m primekd.running.notebooks clean; else cat; fi"
 
@@ -88,4 +88,4 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf runs models/cache models/teachers/pocket models/teachers/pocket-planted
+	rm -rf runs models/cache models/teachers/pocket models/teachers/pocket-planted models/teachers/labels

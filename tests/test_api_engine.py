@@ -3,11 +3,9 @@
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 import torch
@@ -29,13 +27,13 @@ from primekd.signals.codecs import TopKCodec
 from primekd.teachers import Sampling, TopLogprobs
 from primekd.teachers.api import ApiEngine
 from primekd.teachers.api.exchange import build_request
+from primekd.teachers.api.own_server import NEEDED, OwnServer
 from primekd.teachers.api.tokens import Shown, TokenMap, token_map
 from primekd.teachers.transformers_engine import TransformersEngine
 
-NEEDED = ("fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
 needs_server = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDED),
-    reason=f"llama-cpp-python's server needs {', '.join(NEEDED)}: pip install -r requirements-test.txt",
+    reason=f"llama-cpp-python's server needs {', '.join(NEEDED)}: make setup-llamacpp",
 )
 TOP_K = 6
 QUESTIONS = ["A kid has 8 pencils and his brother has 5. How many have they?", "Say hello 🤖 in Chinese."]
@@ -50,29 +48,10 @@ def key(monkeypatch, output):
 
 @pytest.fixture(scope="module")
 def server():
-    """The address of the server, in a process of its own for the whole module."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {
-        "model": require_local(parse_reference(POCKET)), "model_alias": "pocket", "host": "127.0.0.1", "port": port,
-        "n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "logits_all": "true", "verbose": "false", "api_key": KEY,
-    }  # fmt: skip
-    command = [sys.executable, str(ROOT / "tests" / "llama_server.py")]
-    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended"
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    """The address of a server that asks for KEY, in a process of its own for the whole module."""
+    own = OwnServer(require_local(parse_reference(POCKET)), "pocket", 256, True, 1, KEY)
+    yield own.url
+    own.close()
 
 
 def api_config(server, **changes) -> TeacherConfig:

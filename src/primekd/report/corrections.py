@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from primekd.assessment.errant_edits import FILE as ERRANT
+from primekd.assessment.errant_edits import ErrantRow
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.capture.jobs import Job, open_signals
 from primekd.config import Profile
@@ -18,6 +20,7 @@ from primekd.report.formats import MISSING, interval, p_value, percent, signific
 from primekd.report.results import read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.corrections import ALL, COPY, FILE, LanguageRow
+from primekd.statistics.families import title_of
 from primekd.studies.labelled import FILE as LABELS
 from primekd.studies.labelled import LabelRow
 from primekd.tasks.grammar import language_of, plain
@@ -30,7 +33,7 @@ NOTE = (
     "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. p: exact "
     "McNemar test against the student's base on the same sentences, Holm-adjusted over all rows of single languages. "
     "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall and F0.5: of edits of "
-    "words. Over-corrected: of the sentences that had no error, those that were changed. `copy` is the sentence as it "
+    "words; ERRANT's own measure of English is a table of its own, where it could be taken. Over-corrected: of the sentences that had no error, those that were changed. `copy` is the sentence as it "
     "was asked: it costs nothing."
 )
 COST_NOTE = (
@@ -76,6 +79,20 @@ def label_table(folder: Path) -> Table:
             MISSING if row.usd is None else significant(row.usd, 3) if row.usd else "0",
         ])  # fmt: skip
     return Table("Labels and what they cost", head, rows, notes=(COST_NOTE,))
+
+
+def errant_table(folder: Path) -> Table:
+    """ERRANT's measure of the English sentences. Empty where it was not taken."""
+    head = ["Model", "n", "Right", "Wrong", "Missing", "Precision", "Recall", "F0.5"]
+    path = Path(folder) / ERRANT
+    found = read_records(path, ErrantRow) if path.is_file() else []
+    rows = [
+        [Name(title_of(r.model), r.model), *map(str, (r.n, r.right, r.wrong, r.missing)),
+         *(significant(value, 3) for value in (r.precision, r.recall, r.f05))]
+        for r in found
+    ]  # fmt: skip
+    versions = "; ".join(dict.fromkeys(f"errant {row.errant}, {row.spacy_model}" for row in found))
+    return Table("ERRANT on the English sentences", head, rows, notes=(f"Edits, span-based correction; {versions}.",))
 
 
 def example_table(logs: Mapping[str, list[LogRow]]) -> Table:
@@ -133,7 +150,8 @@ def corrections_page(folder: Path, logs: Mapping[str, list[LogRow]]) -> list[Tab
     """The tables of the report's section; empty in other studies."""
     if not (Path(folder) / FILE).is_file():
         return []
-    return [table for table in (language_table(folder), label_table(folder), example_table(logs)) if table.rows]
+    tables = language_table(folder), errant_table(folder), label_table(folder), example_table(logs)
+    return [table for table in tables if table.rows]
 
 
 def show_sentences_of(profile: Profile, count: int = 8) -> Shown:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment import tokens
+from primekd.assessment import errant_edits, tokens
 from primekd.assessment.answers import answer_inputs
 from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.forgetting import ForgettingRow
@@ -77,7 +77,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
-    outputs += primed + _write_labels(profile, students)
+    outputs += primed + _write_labels(profile, students, logs)
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
     lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
@@ -163,12 +163,18 @@ def _write_set(
     return files_of(view.logs)
 
 
-def _write_labels(profile: Profile, students: list[Student]) -> list[Path]:
-    """labels.csv, where the task takes some responses for no labels."""
-    (profile.logs / LABELS).unlink(missing_ok=True)
+def _write_labels(profile: Profile, students: list[Student], logs: dict[str, list[LogRow]]) -> list[Path]:
+    """labels.csv, where the task takes some responses for no labels; errant.csv, where that can be measured."""
+    for name in (LABELS, errant_edits.FILE):
+        (profile.logs / name).unlink(missing_ok=True)
     if not task_of(profile.data).filters:
         return []
-    return [write_table(profile.logs / LABELS, LabelRow, label_rows(profile, students))]
+    written = [write_table(profile.logs / LABELS, LabelRow, label_rows(profile, students))]
+    if said := errant_edits.why_not():
+        print(said)
+        return written
+    rows = errant_edits.errant_rows(logs)
+    return [*written, write_table(profile.logs / errant_edits.FILE, errant_edits.ErrantRow, rows)]
 
 
 def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:

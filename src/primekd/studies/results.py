@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
+from primekd.assessment.errant_edits import FILE as ERRANT
 from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.held_out import HeldOutRow, read_rows
 from primekd.assessment.logs import TOKENS, LogRow, write_log
@@ -32,9 +33,9 @@ from primekd.training.tuning import FILE as TUNING
 EFFECTS, SUBSETS = "effects.csv", "subsets.csv"
 OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, which several extractors read
 # What comes from the models: no grading makes it anew.
-KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS)
+KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
-OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, *OF_NUMBERS, LANGUAGES, LABELS)
+OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, *OF_NUMBERS, LANGUAGES, LABELS, ERRANT)
 TABLES = (
     "summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OPTIONAL,
 )  # fmt: skip

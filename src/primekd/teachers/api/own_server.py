@@ -58,12 +58,15 @@ class OwnServer:
         alias: what requests call it.
         context_tokens: of a conversation, at most.
         logprobs: whether it keeps the logits of all tokens, which takes memory.
+        key: what it is to be asked with; drawn at random if left out.
 
     Raises:
         UserError: a package is missing, or the server does not answer in time.
     """
 
-    def __init__(self, model: Path, alias: str, context_tokens: int, logprobs: bool, threads: int):
+    def __init__(
+        self, model: Path, alias: str, context_tokens: int, logprobs: bool, threads: int, key: str = ""
+    ):  # fmt: skip
         if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
             raise UserError(
                 f"A server of our own needs {', '.join(missing)}: run `make setup-llamacpp`, or "
@@ -72,7 +75,7 @@ class OwnServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.url, self.key, self.model = f"http://127.0.0.1:{port}/v1", secrets.token_hex(16), model
+        self.url, self.key, self.model = f"http://127.0.0.1:{port}/v1", key or secrets.token_hex(16), model
         options = {
             "model": model, "model_alias": alias, "host": "127.0.0.1", "port": port, "n_ctx": context_tokens,
             "n_threads": threads, "n_threads_batch": threads, "logits_all": logprobs, "verbose": False,
