@@ -8,7 +8,7 @@ from primekd.config.section import Positive, Section
 
 # Task -> where its items can come from, the first where a profile says nothing. Its file is `tasks/<task>.py`.
 TASKS = {"gsm8k": ("hub", "jsonl"), "gsm-symbolic": ("gsm-symbolic",), "word-problems": ("jsonl",),
-         "grammar": ("sentences", "hub", "jsonl", "m2")}  # fmt: skip
+         "grammar": ("sentences", "hub", "jsonl", "m2", "ua-gec")}  # fmt: skip
 
 
 class DataConfig(Section):
@@ -27,7 +27,7 @@ class DataConfig(Section):
     validation_items: Positive
     test_items: int = Field(ge=2)  # an interval over items needs two of them
     templates: tuple[int, ...] = ()
-    languages: tuple[str, ...] = ("en", "de", "fr", "es")  # of the task grammar; a file of m2 has the first one
+    languages: tuple[str, ...] = ("en", "de", "fr", "es")  # of the task grammar: others are left out
     difficulty: float = 1.0
     hub_dataset: str = "openai/gsm8k"
     hub_config: str = "main"

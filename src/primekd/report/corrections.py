@@ -32,9 +32,9 @@ SHOWN = 8  # examples
 NOTE = (
     "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. p: exact "
     "McNemar test against the student's base on the same sentences, Holm-adjusted over all rows of single languages. "
-    "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall and F0.5: of edits of "
-    "words; ERRANT's own measure of English is a table of its own, where it could be taken. Over-corrected: of the sentences that had no error, those that were changed. `copy` is the sentence as it "
-    "was asked: it costs nothing."
+    "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall, F0.5: of edits of "
+    "words, whatever the language. Over-corrected: of the sentences that had no error, those that were changed. `copy` "
+    "is the sentence as it was asked: it costs nothing."
 )
 COST_NOTE = (
     "Asked: sentences sent to the teacher. No label: answers that were not trained on, and why. Right: labels that are "

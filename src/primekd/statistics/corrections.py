@@ -1,9 +1,9 @@
 """Corrected sentences by language: exact match, distance in letters, edits of words, and what was right before.
 
 An edit is a word that another one replaces, or a run of words that are left out or put in; edits are found by aligning
-the words of both texts with the fewest changes (Levenshtein), without knowing a language. Precision, recall and F0.5 are
-over the edits of all sentences (Dahlmeier and Ng, NAACL 2012; F0.5 because a wrong correction is worse than a missing
-one).
+the words of both texts with the fewest changes (Levenshtein), without knowing a language. Precision, recall and F0.5
+are over the edits of all sentences (Dahlmeier and Ng, NAACL 2012; F0.5 because a wrong correction is worse than a
+missing one).
 """
 
 import re

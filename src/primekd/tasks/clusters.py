@@ -2,9 +2,9 @@
 
 import re
 
-from primekd.tasks import gsm_symbolic
+from primekd.tasks import grammar, gsm_symbolic
 
-TASKS = (gsm_symbolic.TASK,)  # those whose items are no independent draws
+TASKS = (gsm_symbolic.TASK, grammar.TASK)  # those whose items are no independent draws
 
 
 def transfer_id(item_id: str) -> str:

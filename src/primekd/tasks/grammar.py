@@ -6,6 +6,7 @@ Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0).
 """
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -20,8 +21,9 @@ from primekd.foundation.provenance import project_root
 from primekd.tasks.corruption import clean_sentence, corrupt
 from primekd.tasks.m2 import read_m2
 from primekd.tasks.protocol import Item, Judgement, Message, Reader, Task
-from primekd.tasks.rows import items_of_data, require_fields, text_of
+from primekd.tasks.rows import require_fields, rows_of_data, text_of
 from primekd.tasks.splits import BUCKETS, bucket_of, side_of, take
+from primekd.tasks.ua_gec import read_ua_gec
 
 if TYPE_CHECKING:
     from primekd.config import DataConfig
@@ -30,6 +32,7 @@ PREFIX = "fix grammar: "  # what the hub's set writes before every sentence
 ASKED = "Correct the errors in this sentence. Answer with the corrected sentence alone."
 LABEL = re.compile(r"(?:corrected|correct|correction|corrected sentence|answer|output)\s*:\s*", re.I)
 QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "`": "`"}
+TAG = re.compile(r"<\|[^<>|]*\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|\uff5c][^<>]*[|\uff5c]>")
 LONGER, MORE = 1.5, 20  # an answer may be so many times as long as the sentence, and so many letters longer
 ALIKE = 0.5  # similarity of an answer to what was asked, at least
 SURE = 0.7  # probability of a language from which on it counts as known
@@ -51,14 +54,7 @@ class Grammar(Task):
         """Of the source that the profile names; the project's own sentences are drawn from `seed`."""
         if data.source == "sentences":
             return generate(data.languages, split, count, seed)
-        if data.source == "m2":
-            side = side_of(split)
-            rows = read_m2(project_root() / getattr(data, f"{side}_file"))
-            items = [
-                Correction(f"{data.languages[0]}-{side}-{n}", *pair, plain(pair[1])) for n, pair in enumerate(rows)
-            ]
-            return take(items, data, split, count)
-        return items_of_data(data, split, count, item_of_row)
+        return take(corpus(data, side_of(split)), data, split, count)
 
     def judge(self, item: Item, response: str, read: Reader) -> Judgement:
         """Right is the gold sentence after `clean_answer`, letter by letter; `similarity`: of both, by letters."""
@@ -84,8 +80,44 @@ class Grammar(Task):
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
 
+    def cluster(self, item_id: str) -> str:
+        """Of UA-GEC the document: its sentences have one writer."""
+        document = re.fullmatch(r"(uk-(?:train|test)-[0-9]{4})-[0-9]+", item_id)
+        return document[1] if document else item_id
+
     def parse(self, text: str) -> str:
         return plain(super().parse(text))
+
+
+def corpus(data: "DataConfig", side: str) -> list[Item]:
+    """The usable sentences of one side of a corpus, in order: in the languages that the profile names, each once,
+    without a chat template's tags, and on the training side none that stands on the test side; the rest is counted."""
+    items = _read(data, side)
+    taken = {plain(item.question) for item in _read(data, "test")} if side == "train" else set()
+    kept = []
+    for item in items:
+        sentence = plain(item.question)
+        if language_of(item.id) in data.languages and not TAG.search(item.question + item.solution):
+            if sentence not in taken:
+                kept.append(item)
+            taken.add(sentence)
+    if len(kept) < len(items):
+        left = len(items) - len(kept)
+        print(f"{data.source}, {side}: {left} of {len(items)} sentences are left out: they stand there twice or on the "
+              "test side, hold a tag of a chat template, or are in another language.", file=sys.stderr)  # fmt: skip
+    return kept
+
+
+@cache
+def _read(data: "DataConfig", side: str) -> tuple[Item, ...]:
+    if data.source == "m2":
+        pairs = read_m2(project_root() / getattr(data, f"{side}_file"))
+        rows = [(f"{data.languages[0]}-{side}-{n}", *pair) for n, pair in enumerate(pairs)]
+    elif data.source == "ua-gec":
+        rows = [(f"uk-{side}-{name}", *pair) for name, *pair in read_ua_gec(side)]
+    else:
+        return tuple(rows_of_data(data, side, item_of_row))
+    return tuple(Correction(name, wrong, gold, plain(gold)) for name, wrong, gold in rows)
 
 
 def plain(text: str) -> str:

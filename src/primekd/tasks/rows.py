@@ -28,12 +28,14 @@ def items_of_data(data: "DataConfig", split: str, count: int, item_of: RowReader
     Raises:
         UserError: as `read_jsonl` and `take`, or the hub is not to be reached.
     """
-    side = side_of(split)
+    return take(rows_of_data(data, side_of(split), item_of), data, split, count)
+
+
+def rows_of_data(data: "DataConfig", side: str, item_of: RowReader) -> list[Item]:
+    """All items of a side. Raises UserError as `items_of_data`."""
     if on_hub(data, side):
-        rows = load_hub(data, side, item_of)
-    else:
-        rows = read_jsonl((project_root() / getattr(data, f"{side}_file")).resolve(), side, item_of)
-    return take(rows, data, split, count)
+        return load_hub(data, side, item_of)
+    return read_jsonl((project_root() / getattr(data, f"{side}_file")).resolve(), side, item_of)
 
 
 def on_hub(data: "DataConfig", side: str) -> bool:
