@@ -107,8 +107,8 @@ STUDY = Study(
     labels={
         "data": "the sentences",
         "teacher": "prepare the teacher",
-        "label": "ask the teacher for labels",
-        "reference": "ask the teacher for the test sentences",
+        "label": "capture base-KD",
+        "reference": "capture held-out",
         "report": "write the report",
     },
     forced={
