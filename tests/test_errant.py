@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from primekd.assessment.errant_edits import MODEL, count_edits, row_of, why_not
 from primekd.assessment.logs import LogRow
 from primekd.statistics.corrections import f_score
+from primekd.statistics.errant_edits import MODEL, count_edits, row_of, why_not
 
 errant = pytest.importorskip("errant", reason="errant is not installed: pip install -r requirements-test.txt")
 spacy = pytest.importorskip("spacy")

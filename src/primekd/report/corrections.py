@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from primekd.assessment.errant_edits import FILE as ERRANT
-from primekd.assessment.errant_edits import ErrantRow
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.capture.jobs import Job, open_signals
 from primekd.config import Profile
@@ -20,6 +18,8 @@ from primekd.report.formats import MISSING, interval, p_value, percent, signific
 from primekd.report.results import read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.corrections import ALL, COPY, FILE, LanguageRow
+from primekd.statistics.errant_edits import FILE as ERRANT
+from primekd.statistics.errant_edits import ErrantRow
 from primekd.statistics.families import title_of
 from primekd.studies.labelled import FILE as LABELS
 from primekd.studies.labelled import LabelRow

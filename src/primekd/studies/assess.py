@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment import errant_edits, tokens
+from primekd.assessment import tokens
 from primekd.assessment.answers import answer_inputs
 from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.forgetting import ForgettingRow
@@ -34,6 +34,7 @@ from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
+from primekd.statistics import errant_edits
 from primekd.studies.labelled import FILE as LABELS
 from primekd.studies.labelled import LabelRow, label_rows
 from primekd.studies.primed import judged

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
-from primekd.assessment.errant_edits import FILE as ERRANT
 from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.held_out import HeldOutRow, read_rows
 from primekd.assessment.logs import TOKENS, LogRow, write_log
@@ -19,6 +18,7 @@ from primekd.statistics.audit import AuditRow, audit_rows
 from primekd.statistics.contrasts import ContrastRow, contrast
 from primekd.statistics.corrections import FILE as LANGUAGES
 from primekd.statistics.effects import EffectRow, effect_rows
+from primekd.statistics.errant_edits import FILE as ERRANT
 from primekd.statistics.families import Planned
 from primekd.statistics.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.statistics.seeds import SeedRow, seed_rows

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from primekd.assessment.logs import LogRow
+from primekd.statistics.corrections import f_score
 from primekd.tasks.grammar import language_of, plain
 
 FILE = "errant.csv"
@@ -56,8 +57,6 @@ def errant_rows(logs: Mapping[str, list[LogRow]]) -> list[ErrantRow]:
 
 def row_of(model: str, log: Iterable[LogRow], annotator, version: str, spacy_model: str) -> ErrantRow:
     """The English sentences of one log, with an annotator of errant's."""
-    from primekd.statistics.corrections import f_score
-
     rows, counts = [row for row in log if language_of(row.id) == "en"], Counter()
     for row in rows:
         answer = "" if row.extracted == "-1" else row.extracted
