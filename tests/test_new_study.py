@@ -47,7 +47,7 @@ def test_the_study_of_the_page_runs_and_its_logs_verify(checkout):
 
     said = primekd("run")
     logs = checkout / "runs" / "untaught" / "logs"
-    assert "To be expected: With a random model: none of the answers is right." in said
+    assert "To be expected: none of the answers is right, as the model is a random one." in said
     assert "done: capture held-out (1 of 3 steps)" in said and (logs / "report.html").is_file()
     manifest = json.loads((logs / "manifest.json").read_text(encoding="utf-8"))
     assert list(manifest["answers_sha256"]) == ["control", "teacher"] and manifest["config"]["study"] == "untaught"
@@ -58,7 +58,7 @@ def test_the_study_of_the_page_runs_and_its_logs_verify(checkout):
 @pytest.mark.parametrize("name", ["nowhere", "study", "results", "../priming", "priming.x"])
 def test_a_profile_that_names_no_recipe_is_told_which_there_are(name):
     profile = load_profile("ci").model_copy(update={"study": name})
-    with pytest.raises(UserError, match="set study to one of priming"):
+    with pytest.raises(UserError, match="set study to one of labels, priming"):
         find_study(profile)
 
 

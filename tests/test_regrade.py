@@ -497,10 +497,10 @@ def test_a_decision_replaces_the_value_of_every_extractor(profile):
 def test_seeds_are_counted_with_and_without_decisions(profile):
     logs = read_logs(profile)
     planned = plan_of(logs, load_arms())
-    of_two = seed_rows(logs | {"ai-KD-seed1": logs["base-KD"]}, planned)
+    of_two = seed_rows(logs | {f"{arm}-seed1": logs["base-KD"] for arm in ("ai-KD", "base-KD")}, planned)
     assert {r.accuracy == r.accuracy_adjudicated for r in of_two} == {True}
     decided_on = [replace(row, adjudicated="7") for row in logs["ai-KD"]]
-    decided_logs = logs | {"ai-KD": decided_on, "ai-KD-seed1": logs["ai-KD"]}
+    decided_logs = logs | {"ai-KD": decided_on, "ai-KD-seed1": logs["ai-KD"], "base-KD-seed1": logs["base-KD"]}
     rows = {(r.model, r.reference): r for r in seed_rows(decided_logs, planned)}
     right = sum(row.correct for row in logs["ai-KD"]) / 4
     one = rows["ai-KD", ""]

@@ -18,10 +18,10 @@ from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.foundation.tables import read_table
 from primekd.running.verify_run import Check, check_outputs, check_run, checked
 from primekd.studies.published import VERDICTS, compute_tables, own_inputs, published_folder, read_verdicts
-from primekd.studies.results import OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
+from primekd.studies.results import OF_NUMBERS, OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
 from primekd.studies.study import find_study
 from primekd.tasks.load import task_of
-from primekd.tasks.numbers import NUMBERS
+from primekd.tasks.numbers import NUMBERS, NumberTask
 from primekd.tasks.protocol import Task
 
 
@@ -101,6 +101,7 @@ def check_models(profile: Profile) -> Check:
     logged = {path.stem for path in folder.glob("*.csv") if path.name not in TABLES}
     taught = {TEACHER} if not profile.answer_set else set()
     optional = (*OPTIONAL, "held-out.csv") if profile.answer_set else OPTIONAL
+    optional += () if isinstance(task_of(profile.data), NumberTask) else OF_NUMBERS
     known = {CONTROL, *taught, *manifest.get("models", {}), *(manifest.get("answers_sha256") or {})}
     named = sorted(known | summed | logged, key=str)
     problems = [f"{name} is missing" for name in TABLES if name not in optional and not (folder / name).is_file()]

@@ -35,9 +35,9 @@ OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, 
 # What comes from the models: no grading makes it anew.
 KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
-OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, *OF_NUMBERS, LANGUAGES, LABELS, ERRANT)
+OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, LANGUAGES, LABELS, ERRANT)
 TABLES = (
-    "summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OPTIONAL,
+    "summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OF_NUMBERS, *OPTIONAL,
 )  # fmt: skip
 
 
