@@ -174,6 +174,17 @@ def test_every_token_is_found_by_its_bytes_and_by_its_text_where_that_is_certain
         assert found.id_of(Shown(text, 0.0)) is None
 
 
+def test_parts_of_characters_are_told_from_the_only_way_to_cut_the_text(tokenizer, ci):
+    """Where the model wrote them otherwise than our tokenizer would."""
+    found, text = token_map(ci.teacher.model), "\u00c0 cette"
+    parts = [found._by_bytes[piece] for piece in (b"\xc3", b"\x80", b" c", b"e", b"t", b"t", b"e")]
+    shown = [Shown(found.text(i), 0.0) for i in parts]
+    assert [token.text for token in shown[:3]] == ["", "", " c"]
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] != parts
+    assert found.response_ids(shown, text) == parts
+    assert found.response_ids(shown, "\u00c0 cetta") is None and found.response_ids(shown[1:], text) is None
+
+
 @pytest.mark.parametrize("text", ["He has 7.", "  two  spaces\n\n$5", "héllo 世界 🤖!", " "])
 @pytest.mark.parametrize("errors", ["ignore", "replace"])
 def test_a_response_is_mapped_from_texts_that_lose_parts_of_characters(text, errors, tokenizer, ci):

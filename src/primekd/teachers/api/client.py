@@ -57,9 +57,7 @@ class Endpoint:
             raise UserError(f"{config.key_variable} holds characters that no key has: set it again.")
         hide(self._key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._http = httpx.Client(
-            base_url=own.url if own else config.base_url, headers=headers, timeout=config.timeout_seconds
-        )
+        self._http = httpx.Client(base_url=config.base_url, headers=headers, timeout=config.timeout_seconds)
         self._stopping = threading.Event()
         self._pace, self._next = threading.Lock(), 0.0
 

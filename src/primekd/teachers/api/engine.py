@@ -54,12 +54,14 @@ class ApiEngine:
     name = "api"
 
     def __init__(self, config: TeacherConfig, top_k: int, ledger: Path, own: OwnServer | None = None):
-        self.config, self.api, self.top_k = config, config.api, top_k
+        self.config, self.top_k = config, top_k
+        self.api = config.api.model_copy(update={"base_url": own.url}) if own else config.api
         self.tokenizer = load_tokenizer(config)
         self.end = turn_end(self.tokenizer)
         self.vocab_size, self.offers = len(self.tokenizer), config.offers
         self.answers = ledger.parent / "answers"
         self._tokens = token_map(config.model)
+        self._where = "own" if own else self.api.base_url  # an own server has another port each time
         self._own, self._endpoint = own, Endpoint(self.api, Ledger(ledger, self.api), own)
         self._rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Row]] = {}
         self._kept: deque[list[Path]] = deque()  # of each call
@@ -71,7 +73,7 @@ class ApiEngine:
         return {
             "engine": self.name,
             "tokenizer": self.config.model,
-            "base_url": "own" if self._own else self.api.base_url,
+            "base_url": self._where,
             "model": self.api.model,
             "served": sorted(self.served),
             "prompt": self.api.prompt,
@@ -152,7 +154,7 @@ class ApiEngine:
     def _ask(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row], Path]:
         bos, end = self.tokenizer.bos_token, self.tokenizer.convert_ids_to_tokens(self.end.token)
         path, body = build_request(self.api, prompt, bos, sampling, place, self.top_k, end)
-        kept = self.answers / f"{hash_json([self.api.base_url, path, body])}.json"
+        kept = self.answers / f"{hash_json([self._where, path, body])}.json"
         most = self._input_bound(prompt), sampling.max_new_tokens + OVERSHOOT
         if there := kept.is_file():
             answer = self._read_kept(kept)

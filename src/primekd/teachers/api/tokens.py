@@ -76,8 +76,9 @@ class TokenMap:
     def response_ids(self, tokens: Sequence[Shown], text: str) -> list[int] | None:
         """The ids of a whole response from its shown tokens and its text; None where they cannot be told for certain.
 
-        A token that could be several is taken as the one whose text is shown in full; the whole must then give `text`,
-        or else our own encoding of `text` must agree with the server's tokens one by one.
+        A token that could be several is taken as the one whose text is shown in full; the whole must then give `text`.
+        Else they are told from the only way to cut `text` into them, or from our own encoding of it, if that agrees
+        with the server's tokens one by one.
         """
         ids = [self.id_of(token) for token in tokens]
         if None in ids:
@@ -85,11 +86,33 @@ class TokenMap:
             ids = [known if known is not None else whole for known, whole in zip(ids, exact, strict=True)]
         if None not in ids and b"".join(self.bytes[i] for i in ids).decode("utf-8", "ignore") == text:
             return ids
+        if len(ways := self._ways(tokens, text.encode())) == 1:
+            return ways[0]
         encoded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         agreed = len(encoded) == len(tokens) and all(
             self.text(i) == token.text.replace("\ufffd", "") for i, token in zip(encoded, tokens, strict=True)
         )
         return list(encoded) if agreed else None
+
+    def _ways(self, tokens: Sequence[Shown], data: bytes) -> list[list[int]]:
+        """Ids of the tokens by cutting the bytes of their text into them, where parts of characters are shown as
+        nothing: every way, or two of them where there are more."""
+        ways: list[tuple[int, list[int]]] = [(0, [])]  # how many bytes are told, and the ids of these tokens
+        for token in tokens:
+            shown, known = token.text.replace("\ufffd", ""), self.id_of(token)
+            longer = []
+            for place, ids in ways:
+                if known is not None:
+                    part = self.bytes[known]
+                    longer += [(place + len(part), [*ids, known])] if data.startswith(part, place) else []
+                    continue
+                for end in range(place + 1, min(len(data), place + len(shown.encode()) + 3 * 2) + 1):
+                    found = self._by_bytes.get(data[place:end])
+                    if found is not None and self.text(found) == shown:
+                        longer.append((end, [*ids, found]))
+            seen: dict[int, int] = {}  # two ways to one place are as good as many
+            ways = [(p, ids) for p, ids in longer if (seen.update({p: seen.get(p, 0) + 1}) or seen[p] <= 2)]
+        return [ids for place, ids in ways if place == len(data)]
 
 
 @lru_cache(maxsize=2)
