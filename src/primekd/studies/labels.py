@@ -102,7 +102,7 @@ def lost(profile: Profile) -> list[Path]:
 
 STUDY = Study(
     question="What does a small student learn from a teacher of which nothing but its text is to be had?",
-    expected="In `labels-pocket` the student of the teacher's labels corrects more sentences than its base.",
+    expected={"labels-pocket": "the student of the teacher's labels corrects more sentences than its base does."},
     rules="labels.smk",
     labels={
         "data": "the sentences",
