@@ -5,7 +5,7 @@ import pytest
 from primekd.assessment.logs import LogRow
 from primekd.foundation.provenance import write_text
 from primekd.foundation.tables import table_text
-from primekd.report.corrections import example_table, label_table, language_table, learning_figure
+from primekd.report.corrections import correction_table, example_table, label_table, language_table, learning_figure
 from primekd.statistics.corrections import (
     ALL,
     COPY,
@@ -91,9 +91,11 @@ def test_a_row_a_model_and_language_with_what_costs_nothing_first():
 
 def test_tables_and_figure_say_what_the_rows_say(tmp_path):
     write_text(tmp_path / FILE, table_text(LanguageRow, language_rows(LOGS)))
-    table = language_table(tmp_path, ALL)
-    assert [row[0].model for row in table.rows] == [COPY, *LOGS] and table.rows[2][3].startswith("75.0 [")
-    assert len(language_table(tmp_path).rows) == 15 and language_table(tmp_path / "none").rows == []
+    table, languages = correction_table(tmp_path), language_table(tmp_path)
+    assert [row[0].model for row in table.rows] == [COPY, *LOGS] and table.rows[2][1].startswith("75.0 [")
+    assert languages.head == ["Model", "en (n = 2)", "de (n = 2)"] and languages.rows[2][1].startswith("100.0 [")
+    assert "p = " in languages.rows[2][1] and "p = " not in languages.rows[1][1]
+    assert language_table(tmp_path / "none").rows == correction_table(tmp_path / "none").rows == []
     assert learning_figure(tmp_path) is None  # nobody knows how many labels
     labels = [
         LabelRow("api-KD", 100, 3, "chatty: 2; empty: 1", 97, 80, 90.0, 12.0, 400.0, 0.24),

@@ -30,11 +30,13 @@ from primekd.training.treatment import unfit_responses
 
 SHOWN = 8  # examples
 NOTE = (
-    "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. p: exact "
-    "McNemar test against the student's base on the same sentences, Holm-adjusted over all rows of single languages. "
-    "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall, F0.5: of edits of "
-    "words, whatever the language. Over-corrected: of the sentences that had no error, those that were changed. `copy` "
-    "is the sentence as it was asked: it costs nothing."
+    "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. Similarity: "
+    "to the gold sentence by letters (1 less Levenshtein's share). Precision, recall, F0.5: of edits of words, whatever "
+    "the language. Over-corrected: of the sentences that had no error, those that were changed. `copy` is the sentence "
+    "as it was asked: it costs nothing."
+)
+LANGUAGE_NOTE = (
+    "p: exact McNemar test against the student's base on the same sentences, Holm-adjusted over all cells of the table."
 )
 COST_NOTE = (
     "Asked: sentences sent to the teacher. No label: answers that were not trained on, and why. Right: labels that are "
@@ -44,24 +46,33 @@ COST_NOTE = (
 EXAMPLES_NOTE = "The first test sentences on which the models differ."
 
 
-def language_table(folder: Path, language: str = "") -> Table:
-    """A row a model and language; of one language, or `all`, where it is named. Empty without such a file."""
-    head = [
-        "Model", "Language", "n", "Exact, % [95 %]", "Only model, only base right", "p (Holm)", "Similarity",
-        "Precision", "Recall", "F0.5 [95 %]", "Over-corrected",
-    ]  # fmt: skip
+def correction_table(folder: Path) -> Table:
+    """A row a model, over all languages. Empty without such a file."""
+    head = ["Model", "Exact, % [95 %]", "Similarity", "Precision", "Recall", "F0.5 [95 %]", "Over-corrected"]
+    nats = partial(significant, digits=3)
     rows = [
         [
-            Name(row["title"], row["model"]), row["language"], row["n"], interval(row, "exact", percent),
-            f"{row['only_model']}, {row['only_control']}" if row["only_model"] else MISSING,
-            p_value(row["p_holm"]) if row["p_holm"] else MISSING, significant(row["similarity"], 3),
-            significant(row["precision"], 3), significant(row["recall"], 3),
-            interval(row, "f05", partial(significant, digits=3)), f"{row['overcorrected']} of {row['unchanged_n']}",
+            Name(row["title"], row["model"]), interval(row, "exact", percent),
+            *(nats(row[key]) for key in ("similarity", "precision", "recall")), interval(row, "f05", nats),
+            f"{row['overcorrected']} of {row['unchanged_n']}",
         ]
-        for row in read_optional(Path(folder) / FILE, LanguageRow)
-        if language in ("", row["language"])
+        for row in read_optional(Path(folder) / FILE, LanguageRow) if row["language"] == ALL
     ]  # fmt: skip
-    return Table("Corrections by language", head, rows, left=2, notes=(NOTE,))
+    return Table("Corrections", head, rows, notes=(NOTE,))
+
+
+def language_table(folder: Path) -> Table:
+    """A row a model, a column a language: exact match, and its p against the base. Empty without such a file."""
+    found = {(row["model"], row["language"]): row for row in read_optional(Path(folder) / FILE, LanguageRow)}
+    languages = [language for language in dict.fromkeys(language for _, language in found) if language != ALL]
+    rows: list[list] = []
+    for model in dict.fromkeys(model for model, _ in found):
+        cells = [found[model, language] for language in languages]
+        tested = [f", p = {p_value(cell['p_holm'])}".replace("= <", "< ") if cell["p_holm"] else "" for cell in cells]
+        exact = [interval(cell, "exact", percent) + p for cell, p in zip(cells, tested, strict=True)]
+        rows.append([Name(cells[0]["title"], model), *exact])
+    head = ["Model", *(f"{language} (n = {found[COPY, language]['n']})" for language in languages)]
+    return Table("Exact match by language, % [95 %]", head, rows, notes=(LANGUAGE_NOTE,))
 
 
 def label_table(folder: Path) -> Table:
@@ -103,7 +114,7 @@ def example_table(logs: Mapping[str, list[LogRow]]) -> Table:
         if len({row.extracted for row in answers}) > 1 and len(rows) < SHOWN:
             said = [_marked(row) for row in answers]
             rows.append([answers[0].id, answers[0].question, answers[0].gold, *said])
-    head = ["Sentence", "As asked", "Gold", *(f"`{model}`" for model in models)]
+    head = ["Sentence", "As asked", "Gold", *models]
     return Table("Examples", head, rows, left=len(head), notes=(EXAMPLES_NOTE,))
 
 
@@ -150,8 +161,8 @@ def corrections_page(folder: Path, logs: Mapping[str, list[LogRow]]) -> list[Tab
     """The tables of the report's section; empty in other studies."""
     if not (Path(folder) / FILE).is_file():
         return []
-    tables = language_table(folder), errant_table(folder), label_table(folder), example_table(logs)
-    return [table for table in tables if table.rows]
+    tables = correction_table(folder), language_table(folder), errant_table(folder), label_table(folder)
+    return [table for table in (*tables, example_table(logs)) if table.rows]
 
 
 def show_sentences_of(profile: Profile, count: int = 8) -> Shown:

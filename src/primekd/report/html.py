@@ -69,7 +69,8 @@ def _page(profile: Profile) -> dict[str, Any]:
     validation = read_optional(published_folder() / "validation.csv", ValidationRow)
     return {
         "profile": profile,
-        "sections": [f"{name}.html.j2" for name in find_study(profile).sections],
+        "title": find_study(profile).title,
+        "sections": find_study(profile).sections,
         "header": [*lineage.header(manifest), ("Test items", results.summary[0]["n"]), ("Logs", relative_name(folder))],
         "altered": altered_outputs(folder / MANIFEST, manifest),
         "fitted": results.fitted,

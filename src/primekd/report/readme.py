@@ -17,7 +17,7 @@ from primekd.foundation.provenance import project_root, relative_name, write_tex
 from primekd.report import published
 from primekd.report.cells import Table, to_markdown
 from primekd.report.claims import claim_table
-from primekd.report.corrections import label_table, language_table
+from primekd.report.corrections import correction_table, label_table, language_table
 from primekd.report.engines import engine_table
 from primekd.report.expected import expected_table
 from primekd.report.forests import accuracy_forest
@@ -26,7 +26,6 @@ from primekd.report.html import write_report
 from primekd.report.primed import primed_table
 from primekd.report.results import read_results
 from primekd.report.tables import results_page
-from primekd.statistics.corrections import ALL
 
 # Block -> the table of a folder of logs/ that it holds.
 KINDS: dict[str, Callable[..., Table]] = {
@@ -34,7 +33,7 @@ KINDS: dict[str, Callable[..., Table]] = {
     "claims": lambda folder: claim_table(read_results(folder)),
     "headline": headline_table,  # what priming did to teacher and students
     "primed": primed_table,
-    "corrections": lambda folder: language_table(folder, ALL),
+    "corrections": correction_table,
     "languages": language_table,
     "label-costs": label_table,
     "expected": expected_table,  # of several folders

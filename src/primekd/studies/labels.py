@@ -122,6 +122,7 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("results", "corrections", "provenance", "items"),
+    sections=("results", "corrections", "training", "provenance", "items"),
+    title="Pseudo-labels",
     refuse=refuse,
 )

@@ -154,6 +154,7 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("results", "primed", "beyond", "extraction", "provenance", "items"),
+    sections=("claims", "results", "primed", "beyond", "extraction", "training", "provenance", "items"),
+    title="Response priming and distillation",
     refuse=refuse,
 )

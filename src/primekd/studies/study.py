@@ -32,7 +32,7 @@ class Study:
         planned: (models, contrasts that the profile names) -> the comparisons that were planned before the run, each
             with its family of tests.
         tables: (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
-        sections: of the report, in order; templates of primekd.report.
+        sections: of the report, in order; templates of primekd.report. title: its heading.
         refuse: raises UserError if it cannot run a profile, before anything is spent.
     """
 
@@ -47,6 +47,7 @@ class Study:
     planned: Callable[..., Planned]
     tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
     sections: tuple[str, ...]
+    title: str = "Distillation"
     refuse: Callable[[Profile], None] = lambda profile: None
 
 
