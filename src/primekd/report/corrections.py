@@ -32,8 +32,8 @@ SHOWN = 8  # examples
 NOTE = (
     "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. "
     "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall, F0.5: of edits of "
-    "words, whatever the language. Over-corrected: of the sentences that had no error, those that were changed. `copy` is the sentence "
-    "as it was asked: it costs nothing."
+    "words, whatever the language. Over-corrected: of the sentences that had no error, those that were changed. `copy` "
+    "is the sentence as it was asked: it costs nothing."
 )
 LANGUAGE_NOTE = (
     "p: exact McNemar test against the student's base on the same sentences, Holm-adjusted over all cells of the table."
