@@ -16,6 +16,7 @@ from primekd.config import load_profile
 from primekd.config.data import DataConfig
 from primekd.foundation.errors import UserError
 from primekd.statistics.corrections import edit_counts, f_score
+from primekd.tasks import grammar
 from primekd.tasks.corruption import KINDS, clean_sentence, corrupt, language
 from primekd.tasks.grammar import TASK, clean_answer, corpus, generate, item_of_row, language_of, plain, similarity
 from primekd.tasks.load import load_items
@@ -77,7 +78,8 @@ def test_no_clean_sentence_stands_in_two_splits_and_languages_take_turns():
     assert "Correct the errors" in splits["test"][0].messages[0]["content"] and splits["test"][0].fingerprint()[4:]
 
 
-def test_a_language_without_sentences_is_refused_and_so_are_more_than_it_has():
+def test_a_language_without_sentences_is_refused_and_so_are_more_than_it_has(monkeypatch):
+    monkeypatch.setattr(grammar, "TRIES", 3)  # draws without a new one
     with pytest.raises(UserError, match="no sentences in the language 'xx': take data.languages from de, en, es, fr"):
         load_items(profile_of(languages=["en", "xx"]), "train")
     with pytest.raises(UserError, match="The language en holds too few sentences"):
