@@ -17,8 +17,8 @@ from primekd.statistics.corrections import (
     language_rows,
 )
 from primekd.statistics.inference import holm, mcnemar_exact
-from primekd.studies.labelled import FILE as LABELS
-from primekd.studies.labelled import LabelRow
+from primekd.statistics.labels import FILE as LABELS
+from primekd.statistics.labels import LabelRow
 from primekd.tasks.grammar import TASK
 
 

@@ -2,19 +2,24 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from api_server import KEY, VARIABLE, api_section, good_answer, serving
-from conftest import POCKET, small_profile
+from conftest import POCKET, small_profile, write_profile
 from tenacity import wait_none
 
 from primekd.capture.jobs import open_signals, training_job
 from primekd.capture.run import capture
+from primekd.config import load_profile
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json
@@ -44,6 +49,12 @@ def profile(output, lively):
 def all_fit(monkeypatch):
     monkeypatch.setattr(grammar.Grammar, "unfit", lambda self, question, response, truncated: "")
 
+
+needs_server = pytest.mark.skipif(
+    any(own_server.importlib.util.find_spec(name) is None for name in own_server.NEEDED),
+    reason="llama-cpp-python's server is not installed: make setup-llamacpp",
+)
+RAW = {"repeat_penalty": 1.0, "top_k": 0, "min_p": 0.0}  # its own defaults, off
 
 # Gold.
 
@@ -172,10 +183,7 @@ def test_a_server_that_becomes_another_model_is_refused_and_what_was_asked_is_ke
     assert store["engine"]["served"] == ["m-2026-01-01"]
 
 
-@pytest.mark.skipif(
-    any(own_server.importlib.util.find_spec(name) is None for name in own_server.NEEDED),
-    reason="llama-cpp-python's server is not installed: make setup-llamacpp",
-)
+@needs_server
 def test_a_server_of_our_own_answers_nobody_else_comes_back_and_ends_with_us():
     server = OwnServer(require_local(parse_reference(POCKET)), "pocket", 256, False, 1)
     try:
@@ -197,6 +205,39 @@ def test_a_server_of_our_own_answers_nobody_else_comes_back_and_ends_with_us():
         assert server._process.poll() is not None
     finally:
         server.close()
+
+
+@needs_server
+def test_killing_server_and_run_anywhere_ends_in_the_same_labels_and_the_same_adapter(output, tmp_path):
+    api = {"model": "t", "own_server": True, "stop_at_line_end": True, "logprobs": False, "request": RAW}
+    api |= dict.fromkeys(("usd_per_million_input", "usd_per_million_output", "max_spend_usd"), 0) | {"concurrency": 1}
+    teacher = {"engine": "api", "model": POCKET, "context_tokens": 256, "api": api}
+    path = write_profile(
+        output, study="labels", arms=ARMS, data=DATA, planned={"main": []}, teacher=teacher, loss={"alpha": 1.0},
+        signals={"codec": "text", "items_per_shard": 1},
+    )  # fmt: skip
+    profile = load_profile(str(path))
+    store, command = profile.signals_folder("base-KD"), [sys.executable, "-m", "primekd.cli", "capture", "base-KD"]
+
+    def made() -> dict[str, str]:
+        capture(training_job(profile, "base-KD"))
+        files = [*store.glob("shard-*.safetensors"), distill(profile, "api-KD") / "adapter/adapter_model.safetensors"]
+        return {file.name: hash_file(file) for file in files}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grammar.Grammar, "unfit", lambda self, question, response, truncated: "")
+        whole = made()
+        shutil.move(profile.runs, tmp_path / "whole")
+        process = subprocess.Popen([*command, "--profile", str(path)], stdout=subprocess.DEVNULL)
+        for shard in (0, 2):  # the server first, then the run, and with it the server
+            while not (store / f"shard-0000{shard}.safetensors").is_file():
+                assert process.poll() is None
+                time.sleep(0.01)
+            killed = process if shard else psutil.Process(process.pid).children()[0]
+            killed.kill()
+        process.wait()
+        assert len(list(store.glob("shard-*.safetensors"))) < 8
+        assert made() == whole and len(whole) == 9
 
 
 def test_the_table_of_labels_has_what_was_asked_dropped_and_spent(served, ci, monkeypatch):

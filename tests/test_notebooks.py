@@ -69,7 +69,8 @@ def test_every_strategy_has_its_notebooks():
     students = [f"{s}/distill.ipynb" for s in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune")]
     others = ["assessment/assess.ipynb", "inference/get_models.ipynb", "inference/inspect.ipynb"]
     others += ["inference/try_student.ipynb", "assessment/teacher.ipynb"]
-    assert names == {*taught, *students, *others}
+    labels = [f"api-KD/{name}.ipynb" for name in ("get_data", "label", "distill", "assess")]
+    assert names == {*taught, *students, *others, *labels}
 
 
 @pytest.mark.parametrize("name", ["inference_gsm8k", "distill"])

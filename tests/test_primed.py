@@ -174,7 +174,7 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
     assert plain.tokens_p_holm is None and placebo.kl_p < 1e-200  # surely below 0.01, which claims nothing
     said = expectation([plain, ai, placebo])
     assert (
-        "Ground truth-KD can be expected to differ: its text is 20% shorter and it moves the teacher by 0.200"
+        "Ground truth-KD can be expected to differ: its text is 20% shorter, and it moves the teacher by 0.200"
         in said[0]
     )
     assert "Placebo-KD can hardly be expected to differ" in said[1] and "20 of 20 responses" in said[1]

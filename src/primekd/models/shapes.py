@@ -241,7 +241,7 @@ def _files(reference: str, computed: float) -> tuple[float, str]:
 
 
 # As llama.cpp's `quantize` states them for Llama-like models: mixtures hold some tensors in more bits.
-GGUF_BITS = {"q4_0": 4.5, "q4_1": 5.0, "q4_k_s": 4.6, "q4_k_m": 4.9, "q5_k_m": 5.7, "q6_k": 6.6, "q8_0": 8.5}
+MIXED_BITS = {"q4_0": 4.5, "q4_1": 5.0, "q4_k_s": 4.6, "q4_k_m": 4.9, "q5_k_m": 5.7, "q6_k": 6.6, "q8_0": 8.5}
 
 
 def _known_bits(profile: Profile) -> float:
@@ -258,4 +258,4 @@ def stated_bits(profile: Profile) -> float | None:
     name = profile.teacher.model.lower()
     if found := re.search(r"([0-9]+(?:\.[0-9]+)?)[ _-]?bpw", name):
         return float(found.group(1))
-    return next((bits for kind, bits in GGUF_BITS.items() if kind in name and ".gguf" in name), None)
+    return next((bits for kind, bits in MIXED_BITS.items() if kind in name and ".gguf" in name), None)

@@ -21,8 +21,8 @@ from primekd.statistics.corrections import ALL, COPY, FILE, LanguageRow
 from primekd.statistics.errant_edits import FILE as ERRANT
 from primekd.statistics.errant_edits import ErrantRow
 from primekd.statistics.families import title_of
-from primekd.studies.labelled import FILE as LABELS
-from primekd.studies.labelled import LabelRow
+from primekd.statistics.labels import FILE as LABELS
+from primekd.statistics.labels import LabelRow
 from primekd.tasks.grammar import language_of, plain
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import without_gold

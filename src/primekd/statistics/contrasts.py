@@ -9,7 +9,8 @@ import numpy as np
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.arm import UNTRAINED, split_seed
+from primekd.config.arm import NO_STUDENTS, UNTRAINED, split_seed
+from primekd.config.arms import of_role
 from primekd.statistics.families import Pair, Planned
 from primekd.statistics.inference import LEVEL, UNKNOWN, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
 from primekd.tasks.clusters import cluster_of
@@ -29,8 +30,7 @@ class ContrastRow:
     is the smallest true difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's
     thresholds.
 
-    `seeds`, `reference_seeds`: trainings on each side, the latter empty for the control; seeds that one arm alone has
-    are left out (`compared`). `only_model`,
+    `seeds`, `reference_seeds`: trainings on each side (see `compared`), the latter empty for the control. `only_model`,
     `only_reference`: items that one side alone has right, empty with several seeds. `truncated`,
     `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and nll_gold are empty; with a
     teacher's text alone, kl is.
@@ -79,10 +79,11 @@ def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def compared(of_arms: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
-    """The same without the seeds that one arm alone was trained under beside its own: they can be compared with nothing
-    but itself, as a negative control, and say nothing of how far another seed moves any other arm."""
-    count = Counter(seed for seeds in of_arms.values() for seed in seeds)
-    return {arm: {s: one for s, one in seeds.items() if not s or count[s] > 1} for arm, seeds in of_arms.items()}
+    """The same without further seeds of the baseline where it alone of several arms has some: then they are its
+    negative control, and say nothing of how far another seed moves any other arm."""
+    several = [arm for arm, seeds in of_arms.items() if len(seeds) > 1]
+    lonely = several == of_role("baseline")[:1] and any(arm not in (*NO_STUDENTS, *several) for arm in of_arms)
+    return {arm: {s: one for s, one in seeds.items() if not (s and lonely)} for arm, seeds in of_arms.items()}
 
 
 def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[str, Seeds]:

@@ -35,8 +35,9 @@ from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
 from primekd.statistics import errant_edits
-from primekd.studies.labelled import FILE as LABELS
-from primekd.studies.labelled import LabelRow, label_rows
+from primekd.statistics.labels import FILE as LABELS
+from primekd.statistics.labels import LabelRow
+from primekd.studies.labelled import label_rows
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers

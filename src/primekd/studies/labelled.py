@@ -1,7 +1,6 @@
 """What a teacher's labels were, of those that each student was trained on: how many were none, and what they cost."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from primekd.assessment.students import Student
@@ -12,30 +11,8 @@ from primekd.config.arms import get_arm
 from primekd.foundation.provenance import read_json
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response
+from primekd.statistics.labels import LabelRow
 from primekd.tasks.load import load_items, task_of
-
-FILE = "labels.csv"
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """A student's labels. `asked`: sentences that were sent to the teacher for it; `unfit`: how many answers were no
-    labels, `reasons` why, as `reason: count`; `right`: labels that are the gold sentence (nobody trained on that).
-
-    Means of all answers of the profile: `input_tokens`, `output_tokens`, and what 1,000 of them took: `seconds` and
-    `usd`, None where the teacher is not behind an API.
-    """
-
-    model: str
-    asked: int
-    unfit: int
-    reasons: str
-    trained_on: int
-    right: int
-    input_tokens: float | None
-    output_tokens: float | None
-    seconds: float | None
-    usd: float | None
 
 
 def label_rows(profile: Profile, students: Iterable[Student]) -> list[LabelRow]:

@@ -20,11 +20,11 @@ from primekd.statistics.corrections import FILE as LANGUAGES
 from primekd.statistics.effects import EffectRow, effect_rows
 from primekd.statistics.errant_edits import FILE as ERRANT
 from primekd.statistics.families import Planned
+from primekd.statistics.labels import FILE as LABELS
 from primekd.statistics.rivals import AccuracyRow, accuracies, read_all, readings_text
 from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.subsets import SubsetRow, read_taught, subset_rows
 from primekd.statistics.summary import SummaryRow, summarise
-from primekd.studies.labelled import FILE as LABELS
 from primekd.studies.study import Logs, find_study
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NumberTask
