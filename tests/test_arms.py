@@ -21,6 +21,7 @@ from primekd.running.verify_run import check_signals
 from primekd.signals import SignalReader
 from primekd.signals.shards import save_shard
 from primekd.statistics.families import CHECKS, MAIN, plan_of, planned_contrasts, title_of
+from primekd.studies.priming import refuse
 from primekd.studies.results import TABLES
 from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
@@ -60,7 +61,7 @@ def test_a_profile_runs_the_arms_that_it_lists_and_those_alone(profile):
 
 def test_primed_arms_without_the_one_they_are_compared_with_are_refused(profile):
     with pytest.raises(UserError, match="primed teachers are compared with base-KD's: list that arm too"):
-        arms_of(profile.model_copy(update={"arms": ("ai-KD", "placebo-KD")}))
+        refuse(profile.model_copy(update={"arms": ("ai-KD", "placebo-KD")}))
     sampled = profile.teacher.model_copy(update={"sampling_temperature": 0.7})
     right = {"arms": ("base-KD", "base-right-KD"), "seeds": {"base-right-KD": (1,)}, "planned": PlannedContrasts()}
     arms_of(profile.model_copy(update=right))

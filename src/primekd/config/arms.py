@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from primekd.config.arm import CONTROL, OF_ONE_STORE, OWN, PRIMED, WORDS, Arm, Role, split_seed
+from primekd.config.arm import CONTROL, OF_ONE_STORE, OWN, WORDS, Arm, Role, split_seed
 from primekd.config.profile import Profile, explain_validation_error
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
@@ -78,9 +78,6 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
             raise UserError(
                 f"{profile.name}: the arm {arm.name} takes its text or signals from {missing[0]}: list that too."
             )
-    bases = of_role("baseline", known)
-    if any(arm.role in PRIMED for arm in chosen.values()) and not set(bases[:1]) <= chosen.keys():
-        raise UserError(f"{profile.name}: primed teachers are compared with {bases[0]}'s: list that arm too.")
     for name, arm in chosen.items():
         if arm.keep_right and profile.teacher.sampling_temperature and profile.seeds.get(name):
             raise UserError(

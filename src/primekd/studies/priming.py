@@ -13,8 +13,9 @@ from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.capture.judged import judged_folder
 from primekd.config import Profile
-from primekd.config.arm import CONTROL, UNTRAINED
-from primekd.config.arms import arms_of, load_arms
+from primekd.config.arm import CONTROL, PRIMED, UNTRAINED
+from primekd.config.arms import arms_of, load_arms, unprimed
+from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Pair, Planned, plan_of
@@ -51,7 +52,9 @@ def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str
 def refuse(profile: Profile) -> None:
     """As Study.refuse says: a student without a base, an arm, a contrast or an answer set that cannot be had."""
     require_control(profile)
-    arms_of(profile)
+    arms, base = arms_of(profile), unprimed().name
+    if base not in arms and any(arm.role in PRIMED for arm in arms.values()):
+        raise UserError(f"{profile.name}: primed teachers are compared with {base}'s: list that arm too.")
     load_answer_sets(profile)
     load_items(profile, NEUTRAL)
 

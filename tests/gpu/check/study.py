@@ -1,6 +1,7 @@
 """Part `study`: the profile `ci` from capture to answers on the GPU, and the same on the CPU; two processes at once.
 
-Both studies run at the same time, each in a process of its own, with the same code, items and seeds. In float32 a
+Both studies run at the same time, each in a process of its own, with the same code, items and seeds; without a GPU they
+would be the same one, and it runs once. In float32 a
 student that is trained on the GPU must be the one that is trained on the CPU, as far as sums in another order go.
 """
 
@@ -8,6 +9,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,14 +51,18 @@ def run(sizes: Sizes, add: Callable[..., None], report: Report) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
         profile, start = write_profile(folder, sizes.arms), time.monotonic()
-        here, cpu = (start_study(profile, folder / name, sizes.arms, name == "cpu") for name in ("here", "cpu"))
+        names = ("here", "cpu") if torch.cuda.is_available() else ("here",)
+        studies = {name: start_study(profile, folder / name, sizes.arms, name == "cpu") for name in names}
         try:
-            finish(here, "the study on the GPU")
+            finish(studies["here"], "the study on the GPU")
             add(Row("seconds", "captures, students, answers and held-out fit of ci", time.monotonic() - start, "s"))
-            finish(cpu, "the study on the CPU")
+            if "cpu" in studies:
+                finish(studies["cpu"], "the study on the CPU")
+            else:
+                shutil.copytree(folder / "here", folder / "cpu")
         finally:
-            here.kill()
-            cpu.kill()
+            for study in studies.values():
+                study.kill()
         add(*(row for arm in (*sizes.arms, "base-fine-tune") for row in students(folder, arm)))
         add(*(answers(folder, model) for model in ("control", *sizes.arms)))
         add(two_processes(profile, folder))
