@@ -22,10 +22,11 @@ class _Token(BaseModel):
     token: str
     logprob: float
     bytes: list[int] | None = None
+    id: int | None = None
     top_logprobs: list["_Token"] = []
 
     def shown(self) -> Shown:
-        return Shown(self.token, self.logprob, None if self.bytes is None else bytes(self.bytes))
+        return Shown(self.token, self.logprob, None if self.bytes is None else bytes(self.bytes), self.id)
 
 
 class _ChatLogprobs(BaseModel):

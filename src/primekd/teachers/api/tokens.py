@@ -17,11 +17,13 @@ ID_PREFIX = "token_id:"  # vLLM with return_tokens_as_token_ids
 
 @dataclass(frozen=True)
 class Shown:
-    """One token as a server shows it. `raw` bytes are exact; `text` alone is not where a token is half a character."""
+    """One token as a server shows it. `raw` bytes are exact; `text` alone is not where a token is half a character.
+    `number` is the server's own id of it: llama.cpp's server shows control tokens as nothing else."""
 
     text: str
     log_prob: float
     raw: bytes | None = None
+    number: int | None = None
 
 
 def byte_table() -> dict[str, int]:
@@ -39,6 +41,7 @@ class TokenMap:
         added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
         byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
         table = byte_table()
+        self._control = frozenset(tokenizer.all_special_ids)
         self.bytes: list[bytes] = [b""] * len(tokenizer)
         for token, token_id in tokenizer.get_vocab().items():
             if token_id in added:
@@ -69,6 +72,8 @@ class TokenMap:
         if shown.text.startswith(ID_PREFIX):
             number = shown.text.removeprefix(ID_PREFIX)
             return int(number) if number.isdecimal() and int(number) < len(self.bytes) else None
+        if shown.number in self._control and not shown.text.strip():
+            return shown.number
         if shown.raw is not None:
             return self._by_bytes.get(shown.raw)
         return self._by_text.get(shown.text)
