@@ -174,6 +174,14 @@ def test_every_token_is_found_by_its_bytes_and_by_its_text_where_that_is_certain
         assert found.id_of(Shown(text, 0.0)) is None
 
 
+def test_a_control_token_that_a_server_shows_as_nothing_is_told_by_its_id_and_no_other_token_is(tokenizer, ci):
+    """llama.cpp's own server shows the end of a turn so; an id of another vocabulary must not pass for one of ours."""
+    found = token_map(ci.teacher.model)
+    end, word = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("hello")
+    assert found.id_of(Shown("", 0.0, b"", end)) == end and found.id_of(Shown("", 0.0, b"")) is None
+    assert found.id_of(Shown("", 0.0, b"", word)) is None and found.id_of(Shown("a", 0.0, b"a", end)) != end
+
+
 def test_parts_of_characters_are_told_from_the_only_way_to_cut_the_text(tokenizer, ci):
     """Where the model wrote them otherwise than our tokenizer would."""
     found, text = token_map(ci.teacher.model), "\u00c0 cette"

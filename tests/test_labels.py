@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from api_server import KEY, VARIABLE, api_section, good_answer, serving
@@ -138,6 +138,10 @@ def test_a_task_without_such_a_rule_takes_every_response():
 def served(output, monkeypatch):
     """A profile that is taught by a server of the tests' own."""
     monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setenv(
+        "HTTP_PROXY", "http://127.0.0.1:9"
+    )  # nobody is there: servers of this machine are asked directly
+    monkeypatch.setenv("no_proxy", "")
     monkeypatch.setattr(client, "BACK_OFF", wait_none())
 
     def build(server, **changes):
@@ -184,18 +188,20 @@ def test_a_server_that_becomes_another_model_is_refused_and_what_was_asked_is_ke
 
 
 @needs_server
-def test_a_server_of_our_own_answers_nobody_else_comes_back_and_ends_with_us():
+def test_a_server_of_our_own_answers_nobody_else_comes_back_and_ends_with_us(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
     server = OwnServer(require_local(parse_reference(POCKET)), "pocket", 256, False, 1)
     try:
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"{server.url}/models")
-        key = urllib.request.Request(f"{server.url}/models", headers={"Authorization": f"Bearer {server.key}"})
-        assert json.load(urllib.request.urlopen(key))["data"][0]["id"] == "pocket"
+        ask = httpx.Client(base_url=server.url, trust_env=False).get
+        assert ask("/models").status_code == 401
+        key = {"Authorization": f"Bearer {server.key}"}
+        assert ask("/models", headers=key).json()["data"][0]["id"] == "pocket"
         first = server._process.pid
         os.kill(first, signal.SIGKILL)
         server._process.wait()
         server.ensure()
-        assert server._process.pid != first and urllib.request.urlopen(key).status == 200
+        assert server._process.pid != first and ask("/models", headers=key).status_code == 200
         assert server.key not in Path(f"/proc/{server._process.pid}/cmdline").read_text()
         server._process.stdin.close()  # as the kernel does when this process is killed
         for _ in range(100):
@@ -256,5 +262,9 @@ def test_the_table_of_labels_has_what_was_asked_dropped_and_spent(served, ci, mo
     whole, half = rows["api-KD"], rows["api-KD-half"]
     assert (whole.asked, whole.unfit, whole.reasons, whole.trained_on, whole.right) == (8, 1, "chatty: 1", 7, 0)
     assert (half.asked, half.trained_on) == (4, 3)
+    signals = profile.signals_folder("base-KD")
+    signals.rename(signals.with_name("gone"))
+    again = {row.model: row for row in label_rows(profile, find_students(profile))}
+    assert again == {name: replace(row, right=None) for name, row in rows.items()}
     spent = read_json(profile.ledger)
     assert whole.usd == pytest.approx(spent["spent_usd"] / 8 * 1000) and whole.input_tokens == 50

@@ -86,7 +86,8 @@ def label_table(folder: Path) -> Table:
         tokens = MISSING if row.input_tokens is None else f"{row.input_tokens:.0f}, {row.output_tokens:.0f}"
         rows.append([
             row.model, str(row.asked), str(row.unfit), row.reasons or MISSING, str(row.trained_on),
-            percent(row.right / row.asked), tokens, MISSING if row.seconds is None else f"{row.seconds:.0f}",
+            MISSING if row.right is None else percent(row.right / row.asked), tokens,
+            MISSING if row.seconds is None else f"{row.seconds:.0f}",
             MISSING if row.usd is None else significant(row.usd, 3) if row.usd else "0",
         ])  # fmt: skip
     return Table("Labels and what they cost", head, rows, notes=(COST_NOTE,))

@@ -6,7 +6,6 @@ A large model corrects sentences, and a small one is trained on its corrections,
 No arm but `base-fine-tune`, which is the ceiling, is trained on gold sentences: they judge.
 """
 
-from collections.abc import Collection
 from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
@@ -18,7 +17,6 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.tables import table_text
 from primekd.statistics.corrections import FILE, LanguageRow, language_rows
-from primekd.statistics.families import Pair, Planned
 from primekd.studies import priming
 from primekd.studies.priming import START, is_lost, models, scored_with
 from primekd.studies.study import Logs, Study
@@ -27,11 +25,6 @@ from primekd.studies.study import Logs, Study
 LABEL = 0.5  # one answer of the server
 TRAIN_ITEM = 0.25
 TEST_ITEM = 0.3
-
-
-def planned(names: Collection[str], named: Collection[Pair] = ()) -> Planned:
-    """As in the study of priming: by the roles of the arms, and by what a profile names."""
-    return priming.planned(names, named)
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
@@ -53,11 +46,6 @@ def refuse(profile: Profile) -> None:
         raise UserError(f"{profile.name}: several learning rates are chosen from by gold sentences: name one.")
     if profile.assess.few_shot not in (0, "instruction"):
         raise UserError(f"{profile.name}: assess.few_shot would show gold sentences: set it to instruction or 0.")
-
-
-def assess(profile: Profile, force: bool = False) -> Path:
-    """Control, students and teacher on the same test sentences."""
-    return priming.assess(profile, force)
 
 
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
@@ -119,8 +107,8 @@ STUDY = Study(
     },
     costs=costs,
     lost=lost,
-    assess=assess,
-    planned=planned,
+    assess=priming.assess,
+    planned=priming.planned,
     tables=tables,
     sections=("results", "corrections", "training", "provenance", "items"),
     title="Pseudo-labels",

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
 BACK_OFF = wait_exponential_jitter(initial=1, max=60, jitter=1)  # seconds; where the server names no time
 KEPT = "what is finished is kept"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # asked directly: a proxy of the environment is another machine
 NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 NOT_BILLED = (400, 401, 403, 404, 409, 422, 429)  # refused before a token was made; of others nobody can say
 
@@ -57,7 +59,10 @@ class Endpoint:
             raise UserError(f"{config.key_variable} holds characters that no key has: set it again.")
         hide(self._key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._http = httpx.Client(base_url=config.base_url, headers=headers, timeout=config.timeout_seconds)
+        here = urlsplit(config.base_url).hostname in LOOPBACK
+        self._http = httpx.Client(
+            base_url=config.base_url, headers=headers, timeout=config.timeout_seconds, trust_env=not here
+        )
         self._stopping = threading.Event()
         self._pace, self._next = threading.Lock(), 0.0
 

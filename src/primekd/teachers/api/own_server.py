@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
+import httpx
 import torch
 
 from primekd.config import TeacherConfig
@@ -107,9 +107,9 @@ class OwnServer:
         end, name = time.monotonic() + STARTS_WITHIN, relative_name(self.model)
         while time.monotonic() < end:
             try:
-                urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/openapi.json", timeout=5).close()
+                httpx.get(f"{self.url.removesuffix('/v1')}/openapi.json", timeout=5, trust_env=False).raise_for_status()
                 return
-            except OSError:
+            except httpx.HTTPError:
                 if self._process.poll() is not None:
                     raise UserError(f"The server for {name} ended before it answered: is the file whole?") from None
                 time.sleep(0.1)
