@@ -192,7 +192,7 @@ def made_of(profile: Profile, name: str) -> dict[str, Made]:
     found = {"answers": ("answers", profile, answers_folder(profile, name))}
     found |= {view.answer_set: ("answers", view, answers_folder(view, name)) for view in profile.answer_sets()}
     found |= {"held_out": ("held-out", profile, held_out_folder(profile, name))}
-    wanted = profile.assess.forgetting_items
+    wanted = profile.assess.forgetting_items and name != FEW_SHOT  # its weights are the control's
     return found | ({"forgetting": ("forgetting", profile, forgetting_folder(profile, name))} if wanted else {})
 
 
