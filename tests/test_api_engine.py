@@ -180,6 +180,9 @@ def test_a_control_token_that_a_server_shows_as_nothing_is_told_by_its_id_and_no
     end, word = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("hello")
     assert found.id_of(Shown("", 0.0, b"", end)) == end and found.id_of(Shown("", 0.0, b"")) is None
     assert found.id_of(Shown("", 0.0, b"", word)) is None and found.id_of(Shown("a", 0.0, b"a", end)) != end
+    space, half = (found.id_of(Shown("", 0.0, raw)) for raw in (b" ", b"\xc3"))
+    assert None not in (space, half)
+    assert found.id_of(Shown(" ", 0.0, b" ", end)) == space and found.id_of(Shown("", 0.0, b"\xc3", end)) == half
 
 
 def test_parts_of_characters_are_told_from_the_only_way_to_cut_the_text(tokenizer, ci):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from primekd.assessment.answers import answer_inputs, generate_answers
 from primekd.assessment.forgetting import FILE, LIMIT, as_teacher, measure, open_reference, read_forgetting
 from primekd.assessment.logs import read_log, read_logs
-from primekd.assessment.score import Model, made_of, score_some, untrained_models
+from primekd.assessment.score import Model, made_of, score_some, scoring_costs, untrained_models
 from primekd.capture.jobs import held_out_job, training_job
 from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
@@ -390,7 +390,8 @@ def test_examples_stand_in_front_of_the_question_as_a_conversation(ci):
 
 
 def test_the_untrained_student_is_scored_with_examples_beside_the_control(output, lively):
-    profile = small_profile(output, arms=["base-KD"], teacher={"model": lively}, assess={"few_shot": 2})
+    scored = {"few_shot": 2, "forgetting_items": 2}
+    profile = small_profile(output, arms=["base-KD"], teacher={"model": lively}, assess=scored)
     assert [model.name for model in untrained_models(profile)] == ["control", "control-few-shot"]
     without = profile.model_copy(update={"assess": profile.assess.model_copy(update={"few_shot": 0})})
     assert [model.name for model in untrained_models(without)] == ["control"]
@@ -403,3 +404,9 @@ def test_the_untrained_student_is_scored_with_examples_beside_the_control(output
     plain, shown = (read_json(answers / name / "manifest.json") for name in ("control", "control-few-shot"))
     assert plain["inputs"]["items_sha256"] != shown["inputs"]["items_sha256"]
     assert (profile.runs / "held-out" / "control-few-shot" / "manifest.json").is_file()
+    # What is said to be made of a model is all there: of the shown one there is nothing that could be forgotten.
+    for name in ("control", "control-few-shot"):
+        made = made_of(profile, name)
+        assert all((folder / "manifest.json").is_file() for *_, folder in made.values())
+        assert ("forgetting" in made) == (name == "control")
+    assert scoring_costs(profile, ["control", "control-few-shot"])["seconds"] > 0

@@ -138,9 +138,7 @@ def test_a_task_without_such_a_rule_takes_every_response():
 def served(output, monkeypatch):
     """A profile that is taught by a server of the tests' own."""
     monkeypatch.setenv(VARIABLE, KEY)
-    monkeypatch.setenv(
-        "HTTP_PROXY", "http://127.0.0.1:9"
-    )  # nobody is there: servers of this machine are asked directly
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nobody is there: this machine's servers are asked directly
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setattr(client, "BACK_OFF", wait_none())
 

@@ -72,7 +72,7 @@ class TokenMap:
         if shown.text.startswith(ID_PREFIX):
             number = shown.text.removeprefix(ID_PREFIX)
             return int(number) if number.isdecimal() and int(number) < len(self.bytes) else None
-        if shown.number in self._control and not shown.text.strip():
+        if shown.number in self._control and not (shown.text or shown.raw):
             return shown.number
         if shown.raw is not None:
             return self._by_bytes.get(shown.raw)
