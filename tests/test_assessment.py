@@ -22,7 +22,7 @@ from primekd.assessment.decisions.decisions import Decision, add_decision, answe
 from primekd.assessment.grade import grade_answer, grade_answers
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
 from primekd.assessment.logs import COLUMNS, LogRow, read_log, write_log
-from primekd.assessment.score import score_some
+from primekd.assessment.score import Model, score_models, score_some
 from primekd.capture.jobs import held_out_job, open_signals, training_job
 from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
@@ -1056,6 +1056,15 @@ def test_held_out_rows_are_of_these_bytes_of_the_reference_and_no_others(profile
         monkeypatch.setitem(shard, "sha256", "0" * 64)
     held_out.held_out_rows(profile, "control", items, inputs, reference, lambda: opened.append(1) or engine)
     assert opened == [1]
+
+
+def test_held_out_fit_is_measured_on_as_many_items_as_the_profile_says(profile, reference):
+    items = load_items(profile, "test")
+    first = profile.model_copy(update={"assess": profile.assess.model_copy(update={"held_out_items": 2})})
+    for view, measured in ((profile, items), (first, items[:2])):
+        scored = score_models(view, items, [Model("control")], reference)["control"]
+        assert [row.id for row in scored.held_out] == [item.id for item in measured]
+        assert len(scored.answers) == len(items)
 
 
 def test_a_fixed_loss_is_said_and_measured_anew_when_asked(study, edited, monkeypatch, capsys):

@@ -65,7 +65,9 @@ ALL = {"transfer": SECOND, "samples": 2, "forgetting_items": 3, "batch_size": 2}
         ({"samples": -1}, "samples"),
         ({"samples": True}, "samples"),
         ({"sampling_temperature": 0}, "sampling_temperature"),
-        ({"forgetting_items": 1}, "at least 2"),
+        ({"forgetting_items": 1}, "at least 2: an interval over prompts"),
+        ({"held_out_items": 1}, "at least 2: an interval over items"),
+        ({"held_out_items": 10_000}, "held_out_items 10000 is more than the"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(given, said, tmp_path):

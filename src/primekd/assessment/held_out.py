@@ -75,6 +75,8 @@ def held_out_rows(
     folder = held_out_folder(profile, name)
     shards = {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}
     own = {"answers": inputs, "reference": shards}
+    if profile.assess.held_out_items:
+        own["items"] = len(items)
     path = folder / "held-out.csv"
     stage, code, since = f"held-out fit {name}", stage_code("held-out", profile), forced_since(profile, "assess", force)
     if not stands(folder, own, code, stage, since=since):

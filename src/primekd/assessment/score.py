@@ -158,7 +158,8 @@ def _score_model(asked: Asked, model: Model, reader: SignalReader, control: Sign
             view, model.name, of_set, own, opened, force and not with_vllm, answering
         )
     inputs = answer_inputs(profile, items, model.hashes, served)
-    rows = held_out_rows(profile, model.name, items, inputs, reader, opened, force, served)
+    measured = items[: profile.assess.held_out_items or None]
+    rows = held_out_rows(profile, model.name, measured, inputs, reader, opened, force, served)
     control = None if model.few_shot else control
     forgetting = forgetting_rows(profile, model.name, inputs, control, opened, force) if control else []
     served = served and {"answers": answering, "held_out": served}

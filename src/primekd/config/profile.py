@@ -73,7 +73,8 @@ class Profile(Section):
             raise ValueError("train.learning_rate is one number where launch.processes is above 1: name the rate")
         if self.assess.few_shot == "instruction" and not self.teacher.instruction:
             raise ValueError("assess.few_shot: instruction needs a teacher.instruction")
-        for key, most in (("few_shot", self.data.train_items), ("teacher_items", self.data.test_items)):
+        of_test = self.data.test_items
+        for key, most in (("few_shot", self.data.train_items), ("teacher_items", of_test), ("held_out_items", of_test)):
             if (asked := getattr(self.assess, key)) != "instruction" and asked > most:
                 raise ValueError(f"assess.{key} {asked} is more than the {most} items that there are")
         if self.assess.dtype and self.student.quantization:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_serializer, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_serializer, model_validator
 
 from primekd.config.data import TransferConfig
 from primekd.config.section import Positive, Section, Speaker
@@ -155,6 +155,9 @@ class AssessConfig(Section):
     `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
     primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens).
 
+    `held_out_items`: held-out fit is measured on so many test items, the first ones; on all of them if 0. A value a
+    token needs fewer items than an accuracy does, and takes as long as an answer.
+
     All that follows is off unless a profile says more. `transfer` names a second set of items (as `data` does, without
     training items), which control and students answer under the same prompt, decoding and limit. `samples` answers to
     each test item are drawn at `sampling_temperature` beside the greedy one, each from a seed of its own.
@@ -166,6 +169,7 @@ class AssessConfig(Section):
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
     teacher_items: int = Field(0, ge=0)
+    held_out_items: int = Field(0, ge=0)
     few_shot: Annotated[int, Field(ge=0)] | Literal["instruction"] = 0
     extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
     vllm: VllmConfig | None = None
@@ -175,11 +179,12 @@ class AssessConfig(Section):
     sampling_temperature: float = Field(0.7, ge=0.01, le=2)
     forgetting_items: int = Field(0, ge=0)
 
-    @field_validator("forgetting_items")
+    @field_validator("forgetting_items", "held_out_items")
     @classmethod
-    def enough(cls, value: int) -> int:
+    def enough(cls, value: int, info: ValidationInfo) -> int:
         if value == 1:
-            raise ValueError("must be 0 (off), or at least 2: an interval over prompts needs two of them")
+            zero, of = ("off", "prompts") if info.field_name == "forgetting_items" else ("all", "items")
+            raise ValueError(f"must be 0 ({zero}), or at least 2: an interval over {of} needs two of them")
         return value
 
     @model_validator(mode="after")
