@@ -20,6 +20,7 @@ KINDS = ["none", "hidden", "full", "topk", "sampled"]
 TRANSFORMS = [(LogitTransform(0.25), LogitTransform(3.0)), (LogitTransform(1.0, 9.0), PLAIN)]
 TRANSFORMS += [(LogitTransform(2.0, 5.0), LogitTransform(0.5, 7.0))]
 LOSSES = [("forward_kl", 1.0), ("forward_kl", 2.0), ("forward_kl", 5.942267), ("reverse_kl", 2.0), ("jsd", 1.5)]
+LOSSES += [("skewed_forward_kl", 1.0), ("skewed_reverse_kl", 2.0)]
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -85,6 +86,10 @@ def divergence64(teacher, z: torch.Tensor, loss: LossConfig) -> torch.Tensor:
         return (log_p.exp() * (log_p - log_q)).sum(-1)
     if loss.divergence == "reverse_kl":
         return (log_q.exp() * (log_q - log_p)).sum(-1)
+    if loss.divergence == "skewed_forward_kl":
+        return (log_p.exp() * (log_p - (loss.beta * log_p.exp() + (1 - loss.beta) * log_q.exp()).log())).sum(-1)
+    if loss.divergence == "skewed_reverse_kl":
+        return (log_q.exp() * (log_q - (loss.beta * log_q.exp() + (1 - loss.beta) * log_p.exp()).log())).sum(-1)
     log_m = (loss.beta * log_p.exp() + (1 - loss.beta) * log_q.exp()).log()
     to_p, to_q = (log_p.exp() * (log_p - log_m)).sum(-1), (log_q.exp() * (log_q - log_m)).sum(-1)
     return loss.beta * to_p + (1 - loss.beta) * to_q
@@ -95,16 +100,17 @@ def transformed64(transform: LogitTransform, products: torch.Tensor) -> torch.Te
     return z if transform.soft_cap is None else transform.soft_cap * torch.tanh(z / transform.soft_cap)
 
 
-def loss64(hidden, head, bias, targets, teacher, loss: LossConfig, transform: LogitTransform = PLAIN):
+def loss64(hidden, head, bias, targets, teacher, loss: LossConfig, transform: LogitTransform = PLAIN, weights=None):
     """Value, parts and gradient for the hidden states, all in float64 on whole logits."""
     states = hidden.detach().double().requires_grad_()
     z = transformed64(transform, states @ head.double().T + (0 if bias is None else bias.double()))
-    ce = torch.nn.functional.cross_entropy(z, targets, reduction="sum") / TOKENS
-    kd = torch.zeros_like(ce)
-    value = ce
+    by_row = torch.nn.functional.cross_entropy(z, targets, reduction="none") / TOKENS
+    ce, kd = by_row.sum(), torch.zeros((), dtype=torch.float64)
+    value = ce if weights is None else (weights[:, 0].double() * by_row).sum()
     if teacher is not None:
-        kd = loss.temperature**2 * divergence64(teacher, z, loss).sum() / TOKENS
-        value = loss.alpha * ce + (1 - loss.alpha) * kd
+        by_row = loss.temperature**2 * divergence64(teacher, z, loss) / TOKENS
+        kd = by_row.sum()
+        value = loss.alpha * ce + (1 - loss.alpha) * kd if weights is None else value + (weights[:, 1] * by_row).sum()
     [gradient] = torch.autograd.grad(value, states)
     return value, ce, kd, gradient
 
@@ -209,7 +215,26 @@ def test_it_is_the_plain_loss(hidden, head, targets, kind, loss):
     torch.testing.assert_close(parts, plain_parts, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize(("kind", "divergence", "temperature"), cases())
+def test_every_row_may_have_weights_of_its_own(hidden, head, targets, kind, divergence, temperature):
+    """Negative ones too, as of a reward; alpha then says nothing, and the parts stay what they were."""
+    loss, teacher = (
+        LossConfig(divergence=divergence, temperature=temperature, alpha=0.3),
+        teacher_rows(kind, temperature),
+    )
+    weights = normal(9, ROWS, 2)
+    value64, ce64, kd64, gradient64 = loss64(hidden, head, None, targets, teacher, loss, weights=weights)
+    for value, parts in (
+        chunked_loss(hidden, head, None, targets, teacher, loss, TOKENS, weights=weights),
+        distillation_loss(hidden @ head.T, targets, teacher, loss, TOKENS, weights),
+    ):
+        for found, expected in ((value, value64), (parts["ce"], ce64), (parts["kd"], kd64)):
+            torch.testing.assert_close(found.detach().double(), expected.detach().double(), rtol=1e-5, atol=1e-5)
+        [gradient] = torch.autograd.grad(value, hidden)
+        assert (gradient.double() - gradient64).norm() / gradient64.norm() < 1e-5
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl"])
 def test_of_an_equal_teacher_nothing_is_learnt(hidden, head, targets, divergence):
     teacher = HiddenRows(hidden.detach(), head)
     loss = LossConfig(divergence=divergence, temperature=2.0, alpha=0.0)

@@ -18,6 +18,7 @@ from primekd.losses import (
 from primekd.signals import DenseRows, HiddenRows
 from primekd.signals.codecs import TopKCodec
 
+SKEWED = ["skewed_forward_kl", "skewed_reverse_kl"]
 TEMPERATURES = [1.0, 2.0, 5.942267]
 ROWS, VOCABULARY, K = 7, 41, 5
 ITEM = stored("a", [])
@@ -211,6 +212,9 @@ def reference_gradient(name, teacher, student, targets, loss, k=None):
     elif name == "jsd":
         m = loss.beta * p + (1 - loss.beta) * q
         value = loss.beta * (p * (p / m).log()).sum() + (1 - loss.beta) * (q * (q / m).log()).sum()
+    elif name.startswith("skewed"):
+        one, other = (p, q) if name == "skewed_forward_kl" else (q, p)
+        value = (one * (one / (loss.beta * one + (1 - loss.beta) * other)).log()).sum()
     elif name == "topk":
         ids = p.topk(k).indices
         kept_p, kept_q = p.gather(-1, ids), q.gather(-1, ids)
@@ -224,7 +228,7 @@ def reference_gradient(name, teacher, student, targets, loss, k=None):
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "topk"])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "topk", *SKEWED])
 def test_gradients_equal_float64_autograd_of_the_definitions(name, temperature, teacher, student, targets):
     kind = "forward_kl" if name == "topk" else name
     loss = LossConfig(divergence=kind, temperature=temperature, alpha=0.3, beta=0.3)
@@ -274,7 +278,7 @@ def extreme_logits(seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "topk"])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "topk", *SKEWED])
 def test_logits_of_ten_thousand_stay_finite_and_so_do_their_gradients(name, temperature, targets):
     teacher, student = extreme_logits(4), extreme_logits(5).requires_grad_()
     kind = "forward_kl" if name == "topk" else name
@@ -288,7 +292,7 @@ def test_logits_of_ten_thousand_stay_finite_and_so_do_their_gradients(name, temp
     assert value > 0 and student.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "topk"])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "topk", *SKEWED])
 def test_opposite_certainties_stay_finite(name):
     """All mass of the teacher on token 0, all of the student's on token 1."""
     teacher, student = torch.full((1, VOCABULARY), -1e4), torch.full((1, VOCABULARY), -1e4)
@@ -300,7 +304,7 @@ def test_opposite_certainties_stay_finite(name):
     value = divergence(rows, student, LossConfig(divergence=kind)).sum()
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(student.grad).all()
-    if name == "jsd":
+    if name == "jsd" or name in SKEWED:  # of disjoint certainties the skewed KLs are -log(beta)
         assert value.item() == pytest.approx(np.log(2), rel=1e-5)
     else:
         assert value.item() == pytest.approx(2e4, rel=1e-4)

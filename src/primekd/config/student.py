@@ -121,13 +121,14 @@ class TrainConfig(Section):
 
 
 class LossConfig(Section):
-    """L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T); `beta` belongs to the JSD alone.
+    """L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T); `beta` is the JSD's, and of the skewed KLs
+    the share of the first distribution in the second.
 
     CE is taken on the teacher's response (`labels: response`), or on the item's gold solution (`labels: gold`), a
     sequence of its own beside the response: then each term is a mean over its own tokens.
     """
 
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl"] = "forward_kl"
     temperature: float = Field(1.0, ge=0.01, le=100)
     alpha: float = Field(0.5, ge=0, le=1)
     beta: float = Field(0.5, gt=0, lt=1)

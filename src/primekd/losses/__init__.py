@@ -14,6 +14,8 @@ from primekd.losses.plain import (
     forward_kl_topk,
     jsd,
     reverse_kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
 )
 
 __all__ = [
@@ -27,4 +29,6 @@ __all__ = [
     "jsd",
     "reverse_kl",
     "row_losses",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
 ]

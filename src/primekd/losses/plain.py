@@ -46,6 +46,25 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0
     return beta * to_p + (1 - beta) * to_q
 
 
+def skewed_forward_kl(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.1
+) -> Tensor:
+    """KL(p || beta * p + (1 - beta) * q) a row in nats (DistiLLM, arXiv 2402.03898, section 3.1). (N, V) x2 -> (N,).
+
+    Bounded by -log(beta), however little the student gives to a token of the teacher's.
+    """
+    log_p = (teacher_logits.float() / temperature).log_softmax(-1)
+    log_q = (student_logits.float() / temperature).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_mixture(log_p, log_q, beta))).sum(-1)
+
+
+def skewed_reverse_kl(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.1
+) -> Tensor:
+    """KL(q || beta * q + (1 - beta) * p) a row in nats: as above with the roles exchanged. (N, V) x2 -> (N,)."""
+    return skewed_forward_kl(student_logits, teacher_logits, temperature, beta)
+
+
 def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
     """log(beta * p + (1 - beta) * q), (N, V) x2 -> (N, V)."""
     # From the larger of the two, so that equal distributions give exactly 0 (logaddexp rounds).
@@ -99,12 +118,14 @@ def divergence(teacher: SignalRows, student_logits: Tensor, loss: LossConfig) ->
         return forward_kl(teacher_logits, student_logits, loss.temperature)
     if loss.divergence == "reverse_kl":
         return reverse_kl(teacher_logits, student_logits, loss.temperature)
-    return jsd(teacher_logits, student_logits, loss.temperature, loss.beta)
+    mixed = {"jsd": jsd, "skewed_forward_kl": skewed_forward_kl, "skewed_reverse_kl": skewed_reverse_kl}
+    return mixed[loss.divergence](teacher_logits, student_logits, loss.temperature, loss.beta)
 
 
 def distillation_loss(
-    student_logits: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float
-) -> tuple[Tensor, dict[str, Tensor]]:
+    student_logits: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The whole objective over the response rows of one micro-batch.
 
     Args:
@@ -112,12 +133,17 @@ def distillation_loss(
         targets: (N,) token ids.
         teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
         tokens: response tokens in the global batch, over which the mean is taken.
+        weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and 1 - alpha of all.
 
     Returns:
-        The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`.
+        The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`, without
+        weights.
     """
-    ce = cross_entropy_sum(student_logits, targets) / tokens
-    if teacher is None:
-        return ce, {"ce": ce.detach(), "kd": torch.zeros_like(ce.detach())}
-    kd = loss.temperature**2 * divergence(teacher, student_logits, loss).sum() / tokens
-    return loss.alpha * ce + (1 - loss.alpha) * kd, {"ce": ce.detach(), "kd": kd.detach()}
+    ce = F.cross_entropy(student_logits.float(), targets, reduction="none")
+    kd = torch.zeros_like(ce) if teacher is None else divergence(teacher, student_logits, loss) * loss.temperature**2
+    if weights is None:
+        alpha = 1.0 if teacher is None else loss.alpha
+        total = alpha * ce.sum() + (1 - alpha) * kd.sum()
+    else:
+        total = (weights[:, 0] * ce).sum() + (weights[:, 1] * kd).sum()
+    return total / tokens, {"ce": ce.detach().sum() / tokens, "kd": kd.detach().sum() / tokens}

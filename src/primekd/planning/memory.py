@@ -138,7 +138,8 @@ class Loaded:
 
     def loss_bytes(self, head: float, loss: LossConfig, rows: float, codec: str) -> dict[str, float]:
         """What the loss of so many rows adds: float32 (chunk, vocabulary) tensors, and heads; `head`: the teacher's."""
-        tables = {"text": 0, "topk": 1, "sampled": 1}.get(codec, 10 if loss.divergence == "jsd" else 3)
+        mixed = loss.divergence not in ("forward_kl", "reverse_kl")
+        tables = {"text": 0, "topk": 1, "sampled": 1}.get(codec, 10 if mixed else 3)
         half = self.number < 4  # the gradient's product is taken in half precision, where the states are of it
         chunk = min(rows * self.shape.vocab, CHUNK_ELEMENTS["cpu" if self.cpu else "cuda"])
         blocks = 4 * BLOCK_ELEMENTS["cpu"] if self.cpu and half else 0

@@ -15,7 +15,7 @@ from check.sizes import Sizes
 
 TEMPERATURES = (1.0, 5.94)  # plain, and the one that the published study trained its teacher's students at
 DENSE, SPARSE = ("full", "hidden"), ("topk", "sampled")
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl")
 VALUE = 1e-5  # of the loss, relative
 # Products sum over the whole vocabulary, which costs float32 up to 7e-6; slopes rounded to bfloat16 cost 3e-3.
 GRADIENT = {"float32": 3e-5, "bfloat16": 1e-2}
