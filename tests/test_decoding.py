@@ -93,8 +93,8 @@ def test_every_architecture_decodes_what_its_own_generate_does(engine, prompts, 
 def test_each_response_that_ends_is_told_while_others_are_in_the_making(llama, monkeypatch):
     free = one_by_one(llama, SHARED, 12)
     end_with(llama, free[3][4], monkeypatch)
-    told, steps, real = [], [], llama._last_states
-    monkeypatch.setattr(llama, "_last_states", lambda **inputs: (steps.append(1), real(**inputs))[1])
+    told, steps, real = [], [], llama.last_states
+    monkeypatch.setattr(llama, "last_states", lambda **inputs: (steps.append(1), real(**inputs))[1])
     llama.generate_scored(SHARED, Sampling(12, ended=lambda: told.append(len(steps))), "logits")
     assert len(told) == len(SHARED) and told[0] < told[-1] == len(steps)
     told.clear()
@@ -168,8 +168,8 @@ def test_many_prompts_drift_through_few_slots(llama, monkeypatch):
 def test_nothing_is_run_that_is_not_needed(llama, monkeypatch):
     """What all prompts begin with is run once, and a row is run once for each of its tokens but the last."""
     run = []
-    real = llama._last_states
-    monkeypatch.setattr(llama, "_last_states", lambda **i: (run.append(i["input_ids"].shape), real(**i))[1])
+    real = llama.last_states
+    monkeypatch.setattr(llama, "last_states", lambda **i: (run.append(i["input_ids"].shape), real(**i))[1])
     monkeypatch.setattr(llama, "batch_size", 16)
     free = one_by_one(llama, SHARED, 12)
     end_with(llama, free[3][4], monkeypatch)

@@ -195,7 +195,7 @@ def test_an_adapter_of_the_head_or_the_embedding_is_served_as_it_was_trained(
         engine = TransformersEngine(model, "float32", 1, tmp_path / "adapter", merged=merged)
         assert engine.transform is not None  # held-out fit is measured from hidden states
         [hidden] = engine.score([prompt], [response], "hidden")
-        for found in (*engine.score([prompt], [response], "logits"), engine._logits(hidden)):
+        for found in (*engine.score([prompt], [response], "logits"), engine.last_logits(hidden)):
             torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
     error = measure_merge(model, "float32", tmp_path / "adapter", [prompt], [response], len(tokenizer))
     assert error.kl_merging < 1e-6

@@ -165,6 +165,10 @@ class Progress:
         if time.monotonic() - self._written > 1:
             self._write()
 
+    def say(self, text: str) -> None:
+        """Shows a few words beside the bar."""
+        self._bar.set_postfix_str(text, refresh=False)
+
     def _write(self) -> None:
         self._written = time.monotonic()
         write_json(self.path, self.state | {"updated": now()})

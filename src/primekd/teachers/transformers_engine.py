@@ -120,16 +120,16 @@ class TransformersEngine:
 
     def _last_position(self) -> LastPosition:
         window = narrowest_window(self.model.config)
-        return LastPosition(self._last_states, self._logits, self.model.device, window)
+        return LastPosition(self.last_states, self.last_logits, self.model.device, window)
 
-    def _last_states(self, **inputs) -> Tensor:
+    def last_states(self, **inputs) -> Tensor:
         """What is kept of the last position: (B, D) hidden states, or (B, V) logits where those are all there is."""
         if self.transform is not None:
             # Copied: a view of one position would keep the whole prompt's states.
             return self.decoder(**inputs, use_cache=True).last_hidden_state[:, -1].clone()
         return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1, : self.vocab_size].clone()
 
-    def _logits(self, states: Tensor) -> Tensor:
+    def last_logits(self, states: Tensor) -> Tensor:
         """Of a position's states (B, D), in the model's own precision; or the logits (B, V) that those are already."""
         if self.transform is None:
             return states

@@ -4,6 +4,7 @@ processes there are."""
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -79,9 +80,11 @@ class Collator:
     """Pads on the right. Labels are unshifted (the model shifts) and IGNORED outside the response."""
 
     pad_token_id: int
+    keeps: bool = False
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor | list[str]]:
-        """Returns input_ids, attention_mask, labels, each (B, S) int64, and item_ids, a list.
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Returns input_ids, attention_mask, labels, each (B, S) int64, and item_ids, a list; with `keeps` the examples
+        too, for a student that writes its own text in their place.
 
         Gold solutions follow as further rows of the same batch, so that they share its one pass: B - len(item_ids).
         """
@@ -101,7 +104,7 @@ class Collator:
             "attention_mask": attention_mask,
             "labels": labels,
             "item_ids": [e.item_id for e in examples],
-        }
+        } | ({"examples": list(examples)} if self.keeps else {})
 
 
 FILLER = Example("", StudentSequence([0], [False]))  # has no response token, so it adds nothing to any sum

@@ -109,33 +109,55 @@ class StudentObjective(nn.Module):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, teacher: SignalRows | None = None,
-        tokens: Tensor | float = 1.0, gold: int = 0,
+        tokens: Tensor | float = 1.0, gold: int = 0, weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """(B, S) each, signal rows of all their response tokens in order -> the loss and its parts, over `tokens`.
 
         Args:
             gold: so many of the last rows are gold solutions, on which the cross-entropy is taken; `tokens` is then
                 (2,), of all responses and of all gold solutions in the global batch.
+            weights: (N, 2) of the response tokens, in place of alpha and 1 - alpha; with gold rows they share out what
+                is left of alpha.
         """
         hidden, targets = self.response_states(input_ids, attention_mask, labels)
         if not gold:
-            return self._loss_of(hidden, targets, teacher, self.loss, tokens)
+            return self._loss_of(hidden, targets, teacher, self.loss, tokens, weights)
         first = int((labels[:-gold, 1:] != IGNORED).sum())  # response tokens stand before gold ones
         divergence_alone = self.loss.model_copy(update={"alpha": 0.0})
-        kd, of_kd = self._loss_of(hidden[:first], targets[:first], teacher, divergence_alone, tokens[0])
+        kd, of_kd = self._loss_of(hidden[:first], targets[:first], teacher, divergence_alone, tokens[0], weights)
         ce, of_ce = self._loss_of(hidden[first:], targets[first:], None, self.loss, tokens[1])
-        return self.loss.alpha * ce + (1 - self.loss.alpha) * kd, {"ce": of_ce["ce"], "kd": of_kd["kd"]}
+        return self.loss.alpha * ce + (1 - self.loss.alpha) * kd, {
+            "ce": of_ce["ce"], "kd": of_kd["kd"], "own_ce": of_kd["ce"]
+        }  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def last_states(self, **inputs) -> Tensor:
+        """What `decode` asks for, while the student learns: hidden states (B, D) of the last position."""
+        with self._precision(inputs["input_ids"]):
+            hidden = self._parts[0](**inputs, use_cache=True).last_hidden_state[:, -1].clone()
+        return hidden.bfloat16() if self._rounds else hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (N, D) -> the student's logits (N, V), padded columns cut."""
+        output = self._parts[1]
+        with self._precision(hidden):
+            if isinstance(output, BaseTunerLayer):
+                return self.transform.apply(output(hidden)[:, : self.vocab_size])
+            weight, bias = self.head()
+            return self.transform.apply(nn.functional.linear(hidden.to(weight.dtype), weight, bias))
 
     def _loss_of(
-        self, hidden: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, hidden: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """In chunks; from whole logits where the head has an adapter."""
         output = self._parts[1]
         if isinstance(output, BaseTunerLayer):
-            with self._precision(hidden):
-                logits = self.transform.apply(output(hidden)[:, : self.vocab_size])  # (N, V)
-            return distillation_loss(logits, targets, teacher, loss, tokens)
-        return chunked_loss(hidden, *self.head(), targets, teacher, loss, tokens, self.transform)
+            return distillation_loss(self.logits(hidden), targets, teacher, loss, tokens, weights)
+        return chunked_loss(hidden, *self.head(), targets, teacher, loss, tokens, self.transform, weights)
 
 
 # On a CPU the rows of a micro-batch are read as one, one behind the other: there is no padding, and attention takes

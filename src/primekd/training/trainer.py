@@ -25,6 +25,7 @@ from primekd.training.examples import (
 )
 from primekd.training.objective import StudentObjective, may_pack
 from primekd.training.processes import process_count
+from primekd.training.rollouts import Rollouts, habits
 
 
 class DistillTrainer(SafeCheckpoints):
@@ -33,11 +34,15 @@ class DistillTrainer(SafeCheckpoints):
     Args:
         signals: the store or the live teacher that is asked for rows; None for fine-tuning on the labels alone.
         model: a StudentObjective.
+        rollouts: what the student writes itself while it learns, if it does.
     """
 
-    def __init__(self, *, signals: SignalSource | None, train: TrainConfig, **rest):
+    def __init__(
+        self, *, signals: SignalSource | None, train: TrainConfig, rollouts: Rollouts | None = None, **rest
+    ):  # fmt: skip
         super().__init__(**rest)
-        self.signals, self.settings = signals, train
+        self.signals, self.settings, self.rollouts = signals, train, rollouts
+        self._habits: dict[str, float] = {}
         self.with_gold = any(example.gold for example in self.train_dataset)
         # Our loss is already a mean over the response tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -46,16 +51,17 @@ class DistillTrainer(SafeCheckpoints):
         self._parts: dict[str, Tensor | float] = defaultdict(float)
 
     def create_optimizer(self, model=None):
-        """SGD with momentum or AdamW over the trainable parameters."""
+        """SGD with momentum or AdamW over the trainable parameters; weight decay is for matrices alone."""
         if self.optimizer is None:
-            parameters = [p for p in self.model.parameters() if p.requires_grad]
-            s = self.settings
+            parameters, s = [p for p in self.model.parameters() if p.requires_grad], self.settings
+            matrices, others = ([p for p in parameters if (p.ndim > 1) == wide] for wide in (True, False))
+            groups = [{"params": matrices}, *([{"params": others, "weight_decay": 0.0}] if others else [])]
             if s.optimizer == "sgd":
                 self.optimizer = torch.optim.SGD(
-                    parameters, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay
+                    groups, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay
                 )
             else:
-                self.optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, weight_decay=s.weight_decay)
+                self.optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=s.weight_decay)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -93,6 +99,23 @@ class DistillTrainer(SafeCheckpoints):
         """This process's micro-batches of the validation set, in order."""
         return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset, None)
 
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
+        """The micro-batches of a step; of what the student writes itself where that is due."""
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.rollouts is None or not batches:
+            return batches, tokens
+        self.with_gold, self._habits, own, first = False, {}, [], 0
+        if not self.rollouts.due(self.state.global_step):
+            return batches, tokens
+        for batch in batches:
+            student = self.accelerator.unwrap_model(self.model)
+            own.append(self.rollouts.write(student, batch["examples"], self.state.global_step, first))
+            first += len(batch["examples"])
+        self.with_gold = any(example.gold for written in own for example in written.examples)
+        self._habits = habits(own)
+        batches = [self.data_collator(written.examples) | {"written": written} for written in own]
+        return batches, self._get_num_items_in_batch(batches, device)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Response tokens of the global batch, over which means are taken; with gold solutions (2,), theirs second."""
         if not self.with_gold:
@@ -113,7 +136,9 @@ class DistillTrainer(SafeCheckpoints):
         gold = len(labels) - len(item_ids)
         if self.with_gold and not gold:  # of several processes, one that has fillers alone
             tokens = tokens[0]
-        loss, parts = model(inputs["input_ids"], inputs["attention_mask"], labels, teacher, tokens, gold)
+        written = inputs.get("written")
+        weights = self.rollouts.weights(written, teacher) if written else None
+        loss, parts = model(inputs["input_ids"], inputs["attention_mask"], labels, teacher, tokens, gold, weights)
         for name, value in parts.items():  # kept as tensors: a number would wait for the GPU at every micro-batch
             self._parts[name] = self._parts[name] + value
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, tokens are global
@@ -127,7 +152,9 @@ class DistillTrainer(SafeCheckpoints):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # every step is logged, so the parts are one step's
             ce, kd = self._over_processes(float(self._parts["ce"]), float(self._parts["kd"]))
-            logs = logs | {"ce": ce, "kd": kd}
+            # What the student wrote it drew from itself, so the mean of -log q is an estimate of its entropy.
+            own = {"entropy": float(self._parts.get("own_ce", ce))} if self._habits else {}
+            logs = logs | {"ce": ce, "kd": kd} | self._habits | own
             self._parts.clear()
         require_finite_step(logs, self.state.global_step)
         super().log(logs, start_time)
@@ -179,6 +206,7 @@ def build_trainer(
     seed: int,
     progress: Progress | None = None,
     dtype: str | None = None,
+    rollouts: Rollouts | None = None,
 ) -> DistillTrainer:
     """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched.
 
@@ -221,7 +249,8 @@ def build_trainer(
         args=arguments,
         train_dataset=examples,
         eval_dataset=validation or None,
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=Collator(tokenizer.pad_token_id, keeps=rollouts is not None),
+        rollouts=rollouts,
         callbacks=[ProgressCallback(progress)] if progress else None,
     )
     if trainer.args.process_index:  # the first process keeps the seed's own numbers; no other may repeat its dropout

@@ -1,0 +1,156 @@
+"""Text that a student writes while it learns, in the place of given text: which batches, from which draws, how it reads.
+
+Nothing flows back through the sampling. Draws depend on the seed, the step and an item's place in it alone, so a
+training that goes on after a stop writes what it would have written.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from primekd.config.on_policy import OnPolicyConfig
+from primekd.foundation.errors import UserError
+from primekd.losses.on_policy import log_prob_of, minillm_weights
+from primekd.models.chat import join
+from primekd.signals import SignalRows
+from primekd.teachers.cache import has_plain_cache
+from primekd.teachers.decoding import Row, decode
+from primekd.teachers.protocol import Sampling
+from primekd.training.examples import Example
+from primekd.training.mixed_sampling import MixedPosition, student_position
+from primekd.training.processes import process_count
+
+if TYPE_CHECKING:
+    from primekd.teachers.transformers_engine import TransformersEngine
+    from primekd.training.objective import StudentObjective
+
+REPEATS = 4  # tokens: a run of so many that stood in the response before is a repetition
+HABITS = ("written_tokens", "ended", "repeated")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a student wrote for a micro-batch: one example an item, and how its tokens were drawn.
+
+    `log_q`, `log_p`, `log_drawn`: (N,) of the written tokens under the student, the teacher (None where it took no part)
+    and what they were drawn from; all None where the objective does not ask.
+    """
+
+    examples: list[Example]
+    ended: list[bool]
+    log_q: Tensor | None = None
+    log_p: Tensor | None = None
+    log_drawn: Tensor | None = None
+
+    @property
+    def responses(self) -> list[list[int]]:
+        return [response_of(example) for example in self.examples]
+
+
+class Rollouts:
+    """A student's own text for the batches that the settings name.
+
+    Args:
+        limit: new tokens at most, where the settings name no number.
+        ends: the tokens that end a response.
+        with_text: whether the given text stays beside the written one, for its cross-entropy.
+        teacher: takes part in the sampling, where the settings say so.
+
+    Raises:
+        UserError: several processes train, or the architecture's cache cannot be decoded from.
+    """
+
+    def __init__(
+        self, settings: OnPolicyConfig, limit: int, ends: Iterable[int], seed: int, with_text: bool = False,
+        teacher: "TransformersEngine | None" = None,
+    ):  # fmt: skip
+        if process_count() > 1:
+            raise UserError("A student that writes its own text is trained by one process: set launch.processes to 1.")
+        self.settings, self.limit, self.ends = settings, settings.max_new_tokens or limit, frozenset(ends)
+        self.seed, self.with_text, self.teacher = seed, with_text, teacher
+
+    def due(self, step: int) -> bool:
+        """Whether the batch of a step, counted from 0, is the student's own."""
+        if step < self.settings.warmup_steps:
+            return False
+        return self.settings.share == 1 or np.random.default_rng([self.seed, step]).random() < self.settings.share
+
+    def write(self, student: "StudentObjective", examples: Sequence[Example], step: int, first: int) -> Written:
+        """The student's own responses to some examples of a step, the first of which is the `first` one of it."""
+        if not has_plain_cache(student.config):
+            raise UserError(f"A student of the architecture {student.config.model_type} cannot write while it learns.")
+        prompts = [prompt_of(example, self.settings.prompt_tokens) for example in examples]
+        seeds = [
+            int(np.random.SeedSequence([self.seed, step, first + i]).generate_state(1)[0]) for i in range(len(prompts))
+        ]
+        sampling = Sampling(self.limit, self.settings.temperature, seeds=tuple(seeds))
+        mixed = MixedPosition(student, self.teacher, self.settings.teacher_share) if self.teacher else None
+        weighted, was_training = self.settings.objective == "minillm", student.training
+        student.eval()
+        position = mixed.position() if mixed else student_position(student)
+        rows = decode(position, prompts, sampling, self.ends, len(prompts), keep_states=weighted)
+        student.train(was_training)
+        own = [
+            Example(example.item_id, join(list(prompt), row.ids), example.sequence if self.with_text else None)
+            for example, prompt, row in zip(examples, prompts, rows, strict=True)
+        ]
+        written = Written(own, [row.ids[-1] in self.ends for row in rows])
+        return replace(written, **_log_probs(student, mixed, rows)) if weighted else written
+
+    def weights(self, written: Written, teacher: SignalRows) -> Tensor | None:
+        """(N, 2) of the objective, or None where the divergence is all of it; `teacher`: N rows of the written text."""
+        if written.log_q is None:
+            return None
+        ids = torch.tensor([token for response in written.responses for token in response], device=written.log_q.device)
+        log_p = log_prob_of(teacher, ids) if written.log_p is None else written.log_p
+        lengths = [len(response) for response in written.responses]
+        settings = self.settings
+        return minillm_weights(
+            written.log_q, log_p, written.log_drawn, lengths, settings.clip, settings.length_normalised
+        )
+
+
+@torch.no_grad()
+def _log_probs(student: "StudentObjective", mixed: MixedPosition | None, rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Of every written token, (N,) float32, response by response, so that no more than one's logits are there."""
+    found: dict[str, list[Tensor]] = {"log_q": [], "log_drawn": []} | ({"log_p": []} if mixed else {})
+    for row in rows:
+        states = row.states().clone()  # what was made for inference alone cannot be part of a training step
+        ids = torch.tensor(row.ids, device=states.device)[:, None]
+        if mixed is None:
+            of_student = student.logits(states).float().log_softmax(-1).gather(1, ids)[:, 0]
+            parts = {"log_q": of_student, "log_drawn": of_student}
+        else:
+            names = zip(("log_q", "log_p", "log_drawn"), mixed.log_probs(states), strict=True)
+            parts = {name: values.gather(1, ids)[:, 0] for name, values in names}
+        for name, values in parts.items():
+            found[name].append(values)
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def prompt_of(example: Example, block_tokens: int) -> list[int]:
+    """What a student writes behind: an item's prompt or, of a block of text, its first tokens."""
+    ids, mask = example.sequence.input_ids, example.sequence.response_mask
+    first = mask.index(True) if True in mask else len(ids)
+    return list(ids[: first if first > 1 else block_tokens])
+
+
+def response_of(example: Example) -> list[int]:
+    """The tokens that a sequence is trained on."""
+    sequence = example.sequence
+    return [token for token, own in zip(sequence.input_ids, sequence.response_mask, strict=True) if own]
+
+
+def habits(written: Sequence[Written]) -> dict[str, float]:
+    """How a step's written text reads: tokens a response, the share that ended by themselves, and the share of their
+    4-grams that stood in the response before. What a student that collapses shows first."""
+    responses = [response for one in written for response in one.responses]
+    ended = [ended for one in written for ended in one.ended]
+    runs = [[tuple(r[i : i + REPEATS]) for i in range(len(r) - REPEATS + 1)] for r in responses]
+    again, total = sum(len(r) - len(set(r)) for r in runs), sum(map(len, runs))
+    values = (sum(map(len, responses)) / len(responses), sum(ended) / len(ended), again / total if total else 0.0)
+    return dict(zip(HABITS, values, strict=True))
