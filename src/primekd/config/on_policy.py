@@ -15,10 +15,10 @@ class OnPolicyConfig(Section):
     otherwise; the first `warmup_steps` steps are on given text alone, since a cold student collapses. On the student's
     text the loss is alpha * CE(given text) + (1 - alpha) * its objective on the written text.
 
-    `objective`: divergence is the profile's divergence a token (GKD). minillm is the gradient of the reverse KL of whole
-    responses (arXiv 2306.08543): the exact term of each step, and what a token does to all later ones, whose mean a
-    token it is with `length_normalised`; with `teacher_share` of the teacher in what tokens are drawn from, importance
-    weights of single steps, and of those that are further than `clip` from 1 no more (as PPO does).
+    `objective`: divergence is the profile's divergence a token (GKD). minillm is the gradient of the reverse KL of
+    whole responses (arXiv 2306.08543): the exact term of each step, and what a token does to all later ones, with
+    `length_normalised` to their mean. Tokens may be drawn from a mixture with `teacher_share` of the teacher; they then
+    have importance weights of single steps, and those further than `clip` from 1 count no more, as in PPO.
 
     `prompt_tokens`: of a block of text, how many of its first tokens are given; the student writes the rest.
     `max_new_tokens`: the profile's, if left out.

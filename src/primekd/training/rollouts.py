@@ -1,4 +1,4 @@
-"""Text that a student writes while it learns, in the place of given text: which batches, from which draws, how it reads.
+"""Text that a student writes while it learns, in the place of given text: which batches, by which draws, how it reads.
 
 Nothing flows back through the sampling. Draws depend on the seed, the step and an item's place in it alone, so a
 training that goes on after a stop writes what it would have written.
@@ -36,8 +36,8 @@ HABITS = ("written_tokens", "ended", "repeated")
 class Written:
     """What a student wrote for a micro-batch: one example an item, and how its tokens were drawn.
 
-    `log_q`, `log_p`, `log_drawn`: (N,) of the written tokens under the student, the teacher (None where it took no part)
-    and what they were drawn from; all None where the objective does not ask.
+    `log_q`, `log_p`, `log_drawn`: (N,) of the written tokens under the student, the teacher (None where it took no
+    part) and what they were drawn from; all None where the objective does not ask.
     """
 
     examples: list[Example]

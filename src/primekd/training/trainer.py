@@ -215,7 +215,7 @@ def build_trainer(
     """
     per_epoch = math.ceil(len(examples) / train.batch_size)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    longest = longest_sequence([*examples, *validation])
+    longest = longest_sequence([*examples, *validation]) + (rollouts.limit if rollouts else 0)
     choose_attention(base, longest)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
