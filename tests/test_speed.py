@@ -18,7 +18,7 @@ SHAPE = Shape(layers=2, hidden=32, heads=2, kv_heads=1, head_dim=16, intermediat
 
 
 def test_the_flops_of_a_token_are_those_that_torch_counts():
-    """All products of a forward and a backward pass; without attention's, whose kernels a counter does not always see."""
+    """All products of a forward and a backward pass."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     architecture = Architecture(model_type="llama", num_key_value_heads=1, **sizes)
     tokenizer = load_tokenizer(POCKET)

@@ -64,7 +64,8 @@ class Speed:
         return self.tokens_per_second * self._flops / self._peak if self._peak else None
 
     def __str__(self) -> str:
-        share = "" if self.utilisation is None else f", {100 * self.utilisation:.1f} % of peak"
+        used = self.utilisation
+        share = "" if used is None else f", {100 * used:.1f} % of peak"
         return f"{self.tokens_per_second:,.0f} tokens/s{share}"
 
 
