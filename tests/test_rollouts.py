@@ -49,7 +49,9 @@ def student(tokenizer) -> StudentObjective:
 
 def rollouts(tokenizer, teacher=None, with_text=False, **settings) -> Rollouts:
     own = OnPolicyConfig(prompt_tokens=3, **settings)
-    return Rollouts(own, LIMIT, [tokenizer.eos_token_id], seed=4, with_text=with_text, teacher=teacher)
+    return Rollouts(
+        own, LIMIT, [tokenizer.eos_token_id], seed=4, with_text=with_text, teacher=teacher and (lambda: teacher)
+    )
 
 
 def log_probs(model, ids: list[int], vocabulary: int) -> torch.Tensor:

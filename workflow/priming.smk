@@ -94,7 +94,8 @@ rule distill:
     input:
         LIBRARY,
         SETTINGS,
-        lambda w: f"{DONE}/{arm_of(w).store}/inference_gsm8k.ipynb" if arm_of(w).teacher else [],
+        lambda w: f"{DONE}/{arm_of(w).store}/inference_gsm8k.ipynb" if arm_of(w).store else [],
+        lambda w: rules.teacher.output if arm_of(w).live else [],
         lambda w: f"{DONE}/assessment/teacher.ipynb" if arm_of(w).keep_right else [],
         notebook=lambda w: ROOT / arm_of(w).folder / "distill.ipynb",
     output:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.capture.jobs import build_spec, training_job
+from primekd.capture.live import LiveTeacher
 from primekd.config import Profile
 from primekd.config.arm import NONE
 from primekd.config.arms import arms_of, get_arm
@@ -72,14 +73,18 @@ def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[
     seed = profile.seed if first else manifest["inputs"].get("seed", profile.seed)
     wanted = student_inputs(profile, strategy, seed, None)
     was = dict(manifest["inputs"])
-    if get_arm(strategy).teacher:
-        job = training_job(profile, strategy, seed)
-        wanted["loss"] = get_arm(strategy).loss_of(profile).model_dump(mode="json")
-        if get_arm(strategy).signals == NONE:
+    if (arm := get_arm(strategy)).teacher:
+        wanted["loss"] = arm.loss_of(profile).model_dump(mode="json")
+        if arm.signals == NONE:
             wanted["text_alone"] = True
-        if get_arm(strategy).treatment:
-            wanted["treatment"] = get_arm(strategy).treatment
-        wanted["signals"] = hash_json(build_spec(job, load_items(profile, "train")))
+        if arm.treatment:
+            wanted["treatment"] = arm.treatment
+        items = load_items(profile, "train")
+        if arm.live:
+            wanted["on_policy"] = arm.on_policy_of(profile).model_dump(mode="json")
+            wanted["signals"] = LiveTeacher(profile, arm, items).manifest["spec_sha256"]
+        else:
+            wanted["signals"] = hash_json(build_spec(training_job(profile, strategy, seed), items))
         was["signals"] = (was.get("signals") or {}).get("spec_sha256")
     if changed := [key for key in wanted if was.get(key) != wanted[key]]:
         raise UserError(

@@ -74,6 +74,10 @@ def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Jo
     """The capture that an arm's students are trained on, its own or that of the arm whose text and signals it has.
     Raises UserError if the arm has no teacher."""
     store = get_arm(strategy).store
+    if get_arm(strategy).live:
+        raise UserError(
+            f"The student of {strategy} writes its own text, for a live teacher: there is nothing to capture."
+        )
     if store is None:
         raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
     seed = profile.seed if seed is None else seed
@@ -124,7 +128,7 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
     return ({"text": _text_of(job)} if job.arm.crossed else {}) | {
         **job.more,
         "strategy": job.arm.name,
-        **_reads(job.scored_under, teacher),
+        **reads(job.scored_under, teacher),
         "split": job.split,
         "items_sha256": hash_items(items),
         # Of weights behind an API nothing can be said.
@@ -139,7 +143,7 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
     }
 
 
-def _reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
+def reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
     """What the teacher reads under an arm's prompt, with every word that is not the question's."""
     priming = priming_of(arm, teacher)
     return {
@@ -159,9 +163,9 @@ def _text_of(job: Job) -> dict[str, Any]:
             raise UserError(f"{job.arm.name}: its file of responses {job.arm.responses} is not there: mend the path.")
         return {"file": file.name, "file_sha256": hash_file(file)}
     if (source := job.written_by) is None:
-        return _reads(job.arm, job.profile.teacher)
+        return reads(job.arm, job.profile.teacher)
     spec = build_spec(source, source.items())
-    return _reads(source.arm, job.profile.teacher) | {
+    return reads(source.arm, job.profile.teacher) | {
         "store": source.folder.name, "spec_sha256": hash_json(spec), "shards_sha256": shards_hash(source.folder),
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from primekd.config.on_policy import OnPolicyConfig
 from primekd.config.profile import Profile
 from primekd.config.section import Positive
 from primekd.config.student import LossConfig
@@ -13,14 +14,14 @@ from primekd.foundation.errors import UserError, findings_text
 # What else is assessed: the student's base as it is, the same with examples, the unprimed teacher.
 CONTROL, FEW_SHOT, TEACHER = "control", "control-few-shot", "teacher"
 UNTRAINED, NO_STUDENTS = (CONTROL, FEW_SHOT), (CONTROL, FEW_SHOT, TEACHER)
-OWN, GOLD, NONE, SHUFFLED = "own", "gold", "none", "shuffled"
-WORDS = (OWN, GOLD, NONE)
+OWN, GOLD, NONE, SHUFFLED, STUDENT = "own", "gold", "none", "shuffled", "student"
+WORDS = (OWN, GOLD, NONE, STUDENT)
 Role = Literal[
     "baseline", "treatment", "fine-tuning", "placebo", "rewording", "crossed", "text-alone", "other-loss",
-    "selection", "positive-control",
+    "selection", "positive-control", "on-policy",
 ]  # fmt: skip
 # Roles that say of which arm they are a variant.
-ABOUT_ANOTHER = ("rewording", "crossed", "text-alone", "other-loss", "selection", "positive-control")
+ABOUT_ANOTHER = ("rewording", "crossed", "text-alone", "other-loss", "selection", "positive-control", "on-policy")
 OF_ONE_STORE = ("other-loss", "selection", "positive-control")  # that arm's text and signals, treated otherwise
 PRIMED = ("treatment", "placebo", "rewording")  # roles whose teacher reads a priming text
 
@@ -35,14 +36,15 @@ class Arm(BaseModel):
         priming: the text that the teacher alone sees (None: the model's own default), read from `priming_file` where
             that is given: a path relative to the checkout, or absolute. `placement` goes before the profile's
             teacher.priming_placement.
-        text: whose prompt the responses were written under: own, another arm's name, or gold for the gold solutions.
+        text: whose prompt the responses were written under: own, another arm's name, gold for the gold solutions, or
+            student: it writes them itself while it learns, and a live teacher scores them.
         signals: whose prompt they were scored under: own, another arm's name, or none to train on the text alone.
         responses: a file with the responses (id and response a row) that are scored instead of the teacher's own; a
             path as of `priming_file`. Then `text` stays own.
         rows: shuffled gives each item the signal rows of another one.
         keep_right: train on responses with the right answer alone. cut_tokens: on so many first tokens of each. share:
             on the first such part of all responses.
-        loss: what differs from the profile's loss.
+        loss: what differs from the profile's loss. on_policy: what differs from the profile's section `on_policy`.
         notebooks: the folder whose notebooks run it; the arm's own name if left out.
         extra: it runs in those profiles alone that list it in `arms`.
     """
@@ -64,6 +66,7 @@ class Arm(BaseModel):
     cut_tokens: Positive | None = None
     share: float = Field(1.0, gt=0, le=1)
     loss: dict[str, Any] = {}
+    on_policy: dict[str, Any] = {}
     notebooks: str | None = None
     extra: bool = False
 
@@ -91,10 +94,15 @@ class Arm(BaseModel):
         gold, alone, primed = self.text == GOLD, self.signals == NONE, bool(self.priming or self.priming_file)
         plain, asked = self.text == self.signals == OWN, OWN in (self.text, self.signals)
         unknown = sorted(set(self.loss) - set(LossConfig.model_fields))
+        unknown += sorted(set(self.on_policy) - set(OnPolicyConfig.model_fields))
         named = (self.role in ABOUT_ANOTHER) == (self.variant_of is not None)
         return [
             (self.text != NONE and self.signals != GOLD,
              "text is own, gold or an arm; signals are own, none or an arm"),
+            (self.signals != STUDENT, "signals are own, none or an arm"),
+            (self.live == (self.role == "on-policy"), "text: student and role: on-policy belong together"),
+            (self.live or not self.on_policy, "on_policy belongs to the role on-policy"),
+            (not (self.live and alone), "a student that writes its own text needs signals"),
             (gold == (self.role == "fine-tuning"), "text: gold and role: fine-tuning belong together"),
             (not gold or self.signals == OWN, "gold solutions have no signals: leave signals out"),
             (not gold or not (primed or self.loss), "gold solutions have no teacher: leave priming and loss out"),
@@ -117,7 +125,7 @@ class Arm(BaseModel):
              "with responses from a file, text stays own, and somebody scores them"),
             (self.crossed == (self.role == "crossed"),
              "role: crossed and taking text and signals from two prompts, or text from a file, belong together"),
-            (not unknown, f"loss has no {''.join(unknown[:1])}"),
+            (not unknown, f"loss or on_policy has no {''.join(unknown[:1])}"),
         ]  # fmt: skip
 
     @property
@@ -126,9 +134,15 @@ class Arm(BaseModel):
         return self.text != GOLD
 
     @property
+    def live(self) -> bool:
+        """Whether its student writes its text itself, for a teacher that is asked while it learns."""
+        return self.text == STUDENT
+
+    @property
     def store(self) -> str | None:
-        """The arm whose captured store its student reads: its own, or that of the arm that has its text and signals."""
-        if not self.teacher:
+        """The arm whose captured store its student reads: its own, or that of the arm that has its text and signals;
+        None where there is none to read."""
+        if not self.teacher or self.live:
             return None
         return self.name if self.text == OWN or self.signals not in (NONE, self.text) else self.text
 
@@ -162,6 +176,28 @@ class Arm(BaseModel):
         except ValidationError as error:
             said = findings_text(error)
             raise UserError(f"{self.name} in configs/strategies.yaml: its loss in {profile.name}: {said}.") from error
+
+    def on_policy_of(self, profile: Profile) -> OnPolicyConfig | None:
+        """The profile's section with what the arm says itself; None where the student writes nothing. Raises UserError
+        if that does not go together with the arm's loss."""
+        if not self.live:
+            return None
+        given = profile.on_policy.model_dump() if profile.on_policy else {}
+        place, loss = f"{self.name} in configs/strategies.yaml: on_policy in {profile.name}", self.loss_of(profile)
+        try:
+            settings = OnPolicyConfig(**given | self.on_policy)
+        except ValidationError as error:
+            raise UserError(f"{place}: {findings_text(error)}.") from error
+        if settings.objective == "minillm" and loss.divergence != "reverse_kl":
+            raise UserError(
+                f"{place}: the objective minillm is a reverse KL: set the arm's loss.divergence to reverse_kl."
+            )
+        if loss.alpha or settings.share < 1 or settings.warmup_steps:
+            raise UserError(
+                f"{place}: beside its own text there is none to learn from: set the arm's loss.alpha to 0, share to 1 "
+                "and warmup_steps to 0."
+            )
+        return settings
 
 
 def split_seed(model: str) -> tuple[str, str]:

@@ -74,6 +74,7 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
     chosen = {name: arm for name, arm in known.items() if name in wanted}
     for arm in chosen.values():
         arm.loss_of(profile)
+        arm.on_policy_of(profile)
         if missing := [name for name in (arm.text, arm.signals) if name not in (*WORDS, *chosen)]:
             raise UserError(
                 f"{profile.name}: the arm {arm.name} takes its text or signals from {missing[0]}: list that too."

@@ -9,6 +9,7 @@ from pydantic import PrivateAttr, ValidationError, model_validator
 from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
 from primekd.config.launch import LaunchConfig
+from primekd.config.on_policy import OnPolicyConfig
 from primekd.config.section import Positive, Section, Seed, is_name
 from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import SignalsConfig, TeacherConfig
@@ -51,6 +52,7 @@ class Profile(Section):
     student: StudentConfig
     train: TrainConfig
     loss: LossConfig
+    on_policy: OnPolicyConfig | None = None
     assess: AssessConfig = AssessConfig()
     prepare: PrepareConfig | None = None
     hardware: HardwareConfig | None = None

@@ -71,7 +71,7 @@ def _cost(profile: Profile, name: str, lengths: Lengths, captures: list[Stage]) 
 
 
 def _refusal(profile: Profile, codec: Codec) -> str | None:
-    reading = [arm for arm in arms_of(profile).values() if arm.teacher and arm.signals != NONE]
+    reading = [arm for arm in arms_of(profile).values() if arm.store and arm.signals != NONE]
     return next(filter(None, (codec.refusal(arm.loss_of(profile)) for arm in reading)), None)
 
 

@@ -134,7 +134,7 @@ def check_lineage(profile: Profile) -> Check:
 def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
     inputs = student["inputs"]
     trained = inputs.get("signals")
-    if not trained or not inputs.get("strategy"):
+    if not trained or not trained["shards"] or not inputs.get("strategy"):  # a live teacher leaves none
         return False
     folder = training_job(profile, inputs["strategy"], inputs.get("seed")).folder
     if not (folder / MANIFEST).is_file():

@@ -59,7 +59,7 @@ def response_rows(profile: Profile, students: Sequence[Student]) -> list[Respons
     readers: dict[Path, SignalReader] = {}
     for student in students:
         inputs = student.manifest["inputs"]
-        if get_arm(inputs["strategy"]).teacher:
+        if get_arm(inputs["strategy"]).store:
             job = training_job(profile, inputs["strategy"], inputs["seed"])
             try:
                 if job.folder not in readers:  # greedy decoding has one for all seeds

@@ -3,12 +3,13 @@
 import contextlib
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.capture.jobs import open_signals, training_job
 from primekd.config import Profile, StudentConfig, TrainConfig
-from primekd.config.arm import NONE
+from primekd.config.arm import NONE, Arm
 from primekd.config.arms import get_arm
 from primekd.foundation.energy import Meter
 from primekd.foundation.memory import gpu_memory
@@ -34,16 +35,19 @@ from primekd.foundation.stage_code import (
 )
 from primekd.foundation.tables import write_csv
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
+from primekd.models.template import turn_end
 from primekd.tasks.load import load_items
-from primekd.tasks.protocol import without_gold
+from primekd.tasks.protocol import Item, Unlabelled, without_gold
 from primekd.tasks.splits import hash_items
 from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
 
 if TYPE_CHECKING:
     from primekd.signals import SignalSource
+    from primekd.training.rollouts import Rollouts
     from primekd.training.trainer import DistillTrainer
 
 STORE_FACTS = ("spec", "spec_sha256", "engine", "reconstruction", "items", "tokens", "bytes", "sessions", "mixed")
+ROLLOUTS, HABITS = "rollouts.csv", ("written_tokens", "ended", "repeated", "entropy")  # of what a student writes
 CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_norm", "eval_loss")
 
 
@@ -98,27 +102,16 @@ def distill(profile: Profile, strategy: str, seed: int | None = None, force: boo
 
 def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> Path:
     seed = profile.seed if seed is None else seed
-    arm, signals = get_arm(strategy), None
+    arm = get_arm(strategy)
+    own = arm.on_policy_of(profile)
     profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
-    if arm.teacher:
-        from primekd.signals.codecs import require_served
-
-        require_same_tokenizer(profile.teacher, profile.student)
-        signals = open_signals(training_job(profile, strategy, seed))
-        if arm.signals == NONE:
-            signals.leave_rows_out()
-        require_served(signals.codec, profile.loss)
+    items, signals = taught_items(profile, arm, seed)
     gold = profile.loss.labels == "gold"
-    items = load_items(profile, "train")
-    if signals:
-        from primekd.training.treatment import treated
-
-        items = items if gold else without_gold(items)
-        signals = treated(profile, arm, signals, items, seed)
-        items = [item for item in items if item.id in set(signals.item_ids)]
     inputs = student_inputs(profile, strategy, seed, signals)
     if hasattr(signals, "dropped"):
         inputs |= {"treatment": arm.treatment, "kept": signals.item_ids}
+    if own:
+        inputs |= {"on_policy": own.model_dump(mode="json")}
     folder = profile.student_folder(strategy, seed)
     stage, code = f"distill {folder.name}", stage_code("distill", profile)
     since = forced_since(profile, "distill", force)
@@ -133,10 +126,18 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
         launch(profile, strategy, seed, stage)
         return folder
 
-    from primekd.training.examples import gold_examples, teacher_examples
+    from primekd.training.examples import gold_examples, prompt_examples, teacher_examples
 
-    tokenizer = load_tokenizer(profile.student)
-    examples = teacher_examples(tokenizer, items, signals, gold) if signals else gold_examples(tokenizer, items)
+    tokenizer, rollouts = load_tokenizer(profile.student), None
+    if own:
+        from primekd.training.rollouts import Rollouts
+
+        rollouts = Rollouts(
+            own, profile.max_new_tokens, turn_end(tokenizer).stops, seed, teacher=lambda: signals.engine
+        )
+        examples = prompt_examples(tokenizer, items)
+    else:
+        examples = teacher_examples(tokenizer, items, signals, gold) if signals else gold_examples(tokenizer, items)
     validation = gold_examples(tokenizer, load_items(profile, "validation"))
     student = profile.student
     smaller = "" if student.quantization or student.from_scratch else ", or set student.quantization: nf4,"
@@ -145,7 +146,7 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
         def run(folder: Path, stage: str, inputs: dict[str, Any], checkpoints: Path, train: TrainConfig) -> None:
             train_student(
                 folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed, code,
-                student=student, train=train,
+                student=student, train=train, rollouts=rollouts,
             )  # fmt: skip
 
         if len(profile.train.rates) > 1:
@@ -155,6 +156,32 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
         else:
             run(folder, stage, inputs, checkpoints, profile.train)
     return folder
+
+
+def taught_items(profile: Profile, arm: Arm, seed: int) -> tuple[Sequence[Item | Unlabelled], "SignalSource | None"]:
+    """The items that an arm's student is trained on, and where its teacher's rows come from: a store as the arm treats
+    it, a live teacher, or nothing. Gold solutions are handed on only where they are learned."""
+    items = load_items(profile, "train")
+    if not arm.teacher:
+        return items, None
+    from primekd.signals.codecs import require_served
+
+    require_same_tokenizer(profile.teacher, profile.student)
+    items = items if profile.loss.labels == "gold" else without_gold(items)
+    if arm.live:
+        from primekd.capture.live import LiveTeacher
+
+        live = LiveTeacher(profile, arm, items)
+        require_served(live.codec, profile.loss)
+        return items, live
+    from primekd.training.treatment import treated
+
+    signals = open_signals(training_job(profile, arm.name, seed))
+    if arm.signals == NONE:
+        signals.leave_rows_out()
+    require_served(signals.codec, profile.loss)
+    signals = treated(profile, arm, signals, items, seed)
+    return [item for item in items if item.id in set(signals.item_ids)], signals
 
 
 def clear(folder: Path, checkpoints: Path, since: float) -> None:
@@ -169,7 +196,7 @@ def clear(folder: Path, checkpoints: Path, since: float) -> None:
 def train_student(
     folder: Path, stage: str, profile: Profile, inputs: dict[str, Any], examples, validation,
     signals: "SignalSource | None", checkpoints: Path, seed: int, code: dict[str, Any], *,
-    student: StudentConfig, train: TrainConfig,
+    student: StudentConfig, train: TrainConfig, rollouts: "Rollouts | None" = None,
 ) -> None:  # fmt: skip
     """Trains a student and writes adapter/ or model/, loss_curve.csv and manifest.json into `folder`.
 
@@ -190,8 +217,10 @@ def train_student(
         model = new_student(student, seed)
         trainer = build_trainer(
             model, tokenizer, examples, validation, signals, profile.loss, train, checkpoints, seed, progress,
-            student.dtype,
+            student.dtype, rollouts,
         )  # fmt: skip
+        if hasattr(signals, "close"):
+            stack.callback(signals.close)
         newest = newest_checkpoint(checkpoints)
         sessions = note_session(checkpoints / "sessions.json", code, newest is not None) if is_main_process() else []
         if newest and is_main_process():
@@ -206,13 +235,18 @@ def train_student(
     files = save_student(model, folder, student, weights)
     curve = loss_curve(trainer)
     write_csv(folder / "loss_curve.csv", CURVE_COLUMNS, ([row.get(name) for name in CURVE_COLUMNS] for row in curve))
+    written = [row for row in trainer.state.log_history if "written_tokens" in row]
+    if written:
+        columns = ("step", *HABITS)
+        write_csv(folder / ROLLOUTS, columns, ([row[name] for name in columns] for row in written))
     tokens = sum(sum(e.sequence.response_mask) for e in examples) * train.epochs
+    outputs = [*files, folder / "loss_curve.csv", *([folder / ROLLOUTS] if written else [])]
     makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
     facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
     facts |= {"dropped": signals.dropped} if hasattr(signals, "dropped") else {}
     facts |= {} if loss is None else {"validation_loss": loss}
     write_manifest(
-        folder, "adapter" if student.lora else "model", inputs, [*files, folder / "loss_curve.csv"], code=code,
+        folder, "adapter" if student.lora else "model", inputs, outputs, code=code,
         start=start, end=now(), response_tokens=tokens, steps=trainer.state.global_step, resumed=newest is not None,
         processes=process_count(), config=profile.resolved(), **facts,
     )  # fmt: skip

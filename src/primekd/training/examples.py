@@ -55,6 +55,11 @@ def teacher_examples(
     ]
 
 
+def prompt_examples(tokenizer, items: Sequence[Item | Unlabelled]) -> list[Example]:
+    """The student's plain prompts, for responses that it writes itself."""
+    return [Example(item.id, join(build_prompt(tokenizer, item.messages), [])) for item in items]
+
+
 def block_example(name: str, ids: Sequence[int]) -> Example:
     """A block of text whose every token is a label, but for the first one, which nothing predicts."""
     return Example(name, join(list(ids[:1]), list(ids[1:])))

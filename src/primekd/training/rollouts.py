@@ -4,7 +4,7 @@ Nothing flows back through the sampling. Draws depend on the seed, the step and 
 training that goes on after a stop writes what it would have written.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ class Rollouts:
         limit: new tokens at most, where the settings name no number.
         ends: the tokens that end a response.
         with_text: whether the given text stays beside the written one, for its cross-entropy.
-        teacher: takes part in the sampling, where the settings say so.
+        teacher: gives the engine that takes part in the sampling, where the settings say so.
 
     Raises:
         UserError: several processes train, or the architecture's cache cannot be decoded from.
@@ -66,7 +66,7 @@ class Rollouts:
 
     def __init__(
         self, settings: OnPolicyConfig, limit: int, ends: Iterable[int], seed: int, with_text: bool = False,
-        teacher: "TransformersEngine | None" = None,
+        teacher: "Callable[[], TransformersEngine] | None" = None,
     ):  # fmt: skip
         if process_count() > 1:
             raise UserError("A student that writes its own text is trained by one process: set launch.processes to 1.")
@@ -88,7 +88,8 @@ class Rollouts:
             int(np.random.SeedSequence([self.seed, step, first + i]).generate_state(1)[0]) for i in range(len(prompts))
         ]
         sampling = Sampling(self.limit, self.settings.temperature, seeds=tuple(seeds))
-        mixed = MixedPosition(student, self.teacher, self.settings.teacher_share) if self.teacher else None
+        share = self.settings.teacher_share
+        mixed = MixedPosition(student, self.teacher(), share) if share and self.teacher else None
         weighted, was_training = self.settings.objective == "minillm", student.training
         student.eval()
         position = mixed.position() if mixed else student_position(student)

@@ -1,0 +1,106 @@
+"""Arms whose student writes its own text for a primed, live teacher: trained by their stage, refused where they can't."""
+
+import pytest
+import yaml
+from conftest import small_profile
+
+from primekd.assessment.students import find_students
+from primekd.capture.jobs import prompts_of, training_job
+from primekd.capture.live import LiveTeacher
+from primekd.config.arms import arms_file, arms_of, get_arm, load_arms
+from primekd.config.on_policy import OnPolicyConfig
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
+from primekd.models import load_tokenizer
+from primekd.signals import Asked
+from primekd.statistics.families import plan_of
+from primekd.tasks.load import load_items
+from primekd.teachers import open_engine
+from primekd.training.distill import distill
+
+ARM = "ai-on-policy-KD"
+
+
+@pytest.fixture
+def profile(output, lively):
+    return small_profile(
+        output, arms=["base-KD", "ai-KD", ARM], teacher={"model": lively}, max_new_tokens=8,
+        train={"optimizer": "adamw", "learning_rate": 0.01, "epochs": 2, "batch_size": 4, "micro_batch_size": 2},
+        loss={"temperature": 1.0},
+    )  # fmt: skip
+
+
+def test_its_stage_trains_it_without_a_capture_and_says_how_its_text_read(profile, capsys):
+    folder = distill(profile, ARM)
+    manifest = read_json(folder / "manifest.json")
+    assert manifest["inputs"]["on_policy"]["objective"] == "divergence"
+    assert manifest["inputs"]["loss"]["divergence"] == "reverse_kl" and manifest["inputs"]["signals"]["shards"] == {}
+    rows = (folder / "rollouts.csv").read_text().splitlines()
+    steps = 2 * (profile.data.train_items // 4)
+    assert rows[0] == "step,written_tokens,ended,repeated,entropy" and len(rows) == steps + 1
+    assert "rollouts.csv" in " ".join(manifest["outputs"]) and manifest["response_tokens"] > 0
+    assert not (profile.runs / "signals").exists(), "nothing is captured"
+    [student] = find_students(profile, ARM)
+    assert student.name == ARM
+    distill(profile, ARM)
+    assert "its inputs are unchanged" in capsys.readouterr().out
+    other = profile.model_copy(update={"on_policy": OnPolicyConfig(max_new_tokens=3)})
+    with pytest.raises(UserError, match=r"differs from the profile \(on_policy\)"):
+        find_students(other, ARM)
+
+
+def test_the_teacher_reads_the_priming_and_the_student_does_not(profile):
+    items = load_items(profile, "train")
+    live = LiveTeacher(profile, get_arm(ARM), items)
+    response = [11, 12, 13]
+    plain = prompts_of(get_arm("base-KD"), profile.teacher, items)[0]
+    rows = live.rows_of([Asked(items[0].id, list(plain), response)])
+    engine = open_engine(profile)
+    primed = prompts_of(get_arm("ai-KD"), profile.teacher, items)[0]
+    assert list(primed) != list(plain)
+    expected, other = (engine.score([prompt], [response], "logits")[0] for prompt in (primed, plain))
+    assert (rows.to_logits() - expected).abs().max() < 1e-3 < (rows.to_logits() - other).abs().max()
+    specs = [LiveTeacher(profile, get_arm(name), items).manifest["spec_sha256"] for name in (ARM, "base-on-policy-KD")]
+    assert specs[0] != specs[1], "another prompt is another teacher"
+
+
+def test_no_contrast_is_planned_by_roles_but_the_profile_may_name_one():
+    arms, names = load_arms(), ["control", "base-KD", "ai-KD", ARM]
+    by_roles = {pair for pair in plan_of(names, arms)}
+    assert not any(ARM in pair for pair in by_roles if "base-KD" in pair)
+    assert any(ARM in pair for pair in plan_of(names, arms, [(ARM, "base-KD")]))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"signals": "none"}, "needs signals"),
+        ({"role": "crossed"}, "role: on-policy belong together"),
+        ({"on_policy": {"lambda": 1}}, "has no lambda"),
+        ({"on_policy": {"share": 0.5}}, "there is none to learn from"),
+        ({"loss": {"divergence": "reverse_kl", "alpha": 0.5}}, "there is none to learn from"),
+        (
+            {"loss": {"divergence": "forward_kl", "alpha": 0}, "on_policy": {"objective": "minillm"}},
+            "minillm is a reverse",
+        ),
+        ({"on_policy": {"objective": "minillm", "temperature": 0.5}}, "temperature is 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_spent(profile, changes, said, tmp_path, monkeypatch):
+    values = yaml.safe_load(arms_file().read_text())
+    values[ARM] |= changes
+    path = tmp_path / "strategies.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    monkeypatch.setattr("primekd.config.arms.arms_file", lambda: path)
+    with pytest.raises(UserError, match=said):
+        arms_of(profile)
+
+
+def test_there_is_nothing_to_capture_and_a_teacher_of_few_tokens_does_not_do(profile):
+    with pytest.raises(UserError, match="there is nothing to capture"):
+        training_job(profile, ARM)
+    api = {"model": "m", "usd_per_million_input": 0, "usd_per_million_output": 0, "max_spend_usd": 0}
+    teacher = profile.teacher.model_copy(update={"engine": "api", "api": api})
+    with pytest.raises(UserError, match="a live teacher shows whole distributions, and api does not"):
+        LiveTeacher(profile.model_copy(update={"teacher": teacher}), get_arm(ARM))
+    assert load_tokenizer(profile.student)
