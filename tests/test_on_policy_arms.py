@@ -1,4 +1,4 @@
-"""Arms whose student writes its own text for a primed, live teacher: trained by their stage, refused where they can't."""
+"""Arms whose student writes its own text for a primed, live teacher: what trains them, and what is refused."""
 
 import pytest
 import yaml
@@ -7,13 +7,13 @@ from conftest import small_profile
 from primekd.assessment.students import find_students
 from primekd.capture.jobs import prompts_of, training_job
 from primekd.capture.live import LiveTeacher
+from primekd.config import ApiConfig
 from primekd.config.arms import arms_file, arms_of, get_arm, load_arms
 from primekd.config.on_policy import OnPolicyConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
-from primekd.models import load_tokenizer
 from primekd.signals import Asked
-from primekd.statistics.families import plan_of
+from primekd.statistics.families import CHECKS, MAIN, plan_of
 from primekd.tasks.load import load_items
 from primekd.teachers import open_engine
 from primekd.training.distill import distill
@@ -37,7 +37,7 @@ def test_its_stage_trains_it_without_a_capture_and_says_how_its_text_read(profil
     assert manifest["inputs"]["loss"]["divergence"] == "reverse_kl" and manifest["inputs"]["signals"]["shards"] == {}
     rows = (folder / "rollouts.csv").read_text().splitlines()
     steps = 2 * (profile.data.train_items // 4)
-    assert rows[0] == "step,written_tokens,ended,repeated,entropy" and len(rows) == steps + 1
+    assert rows[0] == "step,responses,written_tokens,ended,repeated,entropy" and len(rows) == steps + 1
     assert "rollouts.csv" in " ".join(manifest["outputs"]) and manifest["response_tokens"] > 0
     assert not (profile.runs / "signals").exists(), "nothing is captured"
     [student] = find_students(profile, ARM)
@@ -64,11 +64,10 @@ def test_the_teacher_reads_the_priming_and_the_student_does_not(profile):
     assert specs[0] != specs[1], "another prompt is another teacher"
 
 
-def test_no_contrast_is_planned_by_roles_but_the_profile_may_name_one():
+def test_by_roles_its_contrasts_check_the_design_and_the_profile_may_ask_one_of_them():
     arms, names = load_arms(), ["control", "base-KD", "ai-KD", ARM]
-    by_roles = {pair for pair in plan_of(names, arms)}
-    assert not any(ARM in pair for pair in by_roles if "base-KD" in pair)
-    assert any(ARM in pair for pair in plan_of(names, arms, [(ARM, "base-KD")]))
+    assert plan_of(names, arms)[(ARM, "base-KD")] == CHECKS
+    assert plan_of(names, arms, [(ARM, "base-KD")])[(ARM, "base-KD")] == MAIN
 
 
 @pytest.mark.parametrize(
@@ -99,8 +98,7 @@ def test_what_cannot_be_is_refused_before_anything_is_spent(profile, changes, sa
 def test_there_is_nothing_to_capture_and_a_teacher_of_few_tokens_does_not_do(profile):
     with pytest.raises(UserError, match="there is nothing to capture"):
         training_job(profile, ARM)
-    api = {"model": "m", "usd_per_million_input": 0, "usd_per_million_output": 0, "max_spend_usd": 0}
+    api = ApiConfig(model="m", usd_per_million_input=0, usd_per_million_output=0, max_spend_usd=0)
     teacher = profile.teacher.model_copy(update={"engine": "api", "api": api})
     with pytest.raises(UserError, match="a live teacher shows whole distributions, and api does not"):
         LiveTeacher(profile.model_copy(update={"teacher": teacher}), get_arm(ARM))
-    assert load_tokenizer(profile.student)

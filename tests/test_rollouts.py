@@ -121,11 +121,11 @@ def test_habits_of_a_student_that_collapses():
         return of_rollouts.Written(examples, [ended] * len(examples))
 
     loop = habits([wrote([5] * 12, ended=False)])
-    assert loop == {"written_tokens": 12, "ended": 0, "repeated": pytest.approx(8 / 9)}
+    assert loop == {"responses": 1, "written_tokens": 12, "ended": 0, "repeated": pytest.approx(8 / 9)}
     silent = habits([wrote([0], [0], ended=True)])
-    assert silent == {"written_tokens": 1, "ended": 1, "repeated": 0}
+    assert silent == {"responses": 2, "written_tokens": 1, "ended": 1, "repeated": 0}
     both = habits([wrote([1, 2, 3, 4, 5, 6], ended=True), wrote([7, 7, 7, 7, 7, 7], ended=False)])
-    assert both == {"written_tokens": 6, "ended": 0.5, "repeated": pytest.approx(2 / 6)}
+    assert both == {"responses": 2, "written_tokens": 6, "ended": 0.5, "repeated": pytest.approx(2 / 6)}
 
 
 # What is learned.

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from primekd.training.trainer import DistillTrainer
 
 STORE_FACTS = ("spec", "spec_sha256", "engine", "reconstruction", "items", "tokens", "bytes", "sessions", "mixed")
-ROLLOUTS, HABITS = "rollouts.csv", ("written_tokens", "ended", "repeated", "entropy")  # of what a student writes
+ROLLOUTS = "rollouts.csv"  # of what a student writes itself
+ROLLOUT_COLUMNS = ("step", "responses", "written_tokens", "ended", "repeated", "entropy")
 CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_norm", "eval_loss")
 
 
@@ -237,9 +238,9 @@ def train_student(
     write_csv(folder / "loss_curve.csv", CURVE_COLUMNS, ([row.get(name) for name in CURVE_COLUMNS] for row in curve))
     written = [row for row in trainer.state.log_history if "written_tokens" in row]
     if written:
-        columns = ("step", *HABITS)
-        write_csv(folder / ROLLOUTS, columns, ([row[name] for name in columns] for row in written))
+        write_csv(folder / ROLLOUTS, ROLLOUT_COLUMNS, ([row[name] for name in ROLLOUT_COLUMNS] for row in written))
     tokens = sum(sum(e.sequence.response_mask) for e in examples) * train.epochs
+    tokens += round(sum(row["responses"] * row["written_tokens"] for row in written))
     outputs = [*files, folder / "loss_curve.csv", *([folder / ROLLOUTS] if written else [])]
     makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
     facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
