@@ -19,8 +19,8 @@ class DataConfig(Section):
     (GSM8K-Platinum, GSM-Plus, MGSM); `jsonl` reads `train_file` and `test_file` (the fields are those of the task's
     `item_of_row`). With `hub` such files stand in for the set where they are there: for machines without a network.
     Where a hub's set has no training side (Platinum), `train_dataset` names another set for it.
-    The task `choices` takes at most so many items of each of its `benchmarks`; in names of files `{benchmark}` stands for
-    theirs. `shots` solved items of the training side stand in front of each of its test items.
+    The task `choices` takes at most so many items of each of its `benchmarks`, whose names stand for `{benchmark}` in
+    names of files; `shots` solved items of the training side stand in front of each of its test items.
     Validation items are taken from the training side, after the training items; never from the test side.
     """
 
