@@ -110,23 +110,20 @@ def score_choices(
     from primekd.models.logits import evaluating
     from primekd.teachers.transformers_engine import TransformersEngine
 
-    model = scorer.model if isinstance(scorer, TransformersEngine) else scorer
+    served = isinstance(scorer, TransformersEngine)
+    model, sums = scorer.model if served else scorer, {}
     with evaluating(model):
-        engine = scorer if model is not scorer else TransformersEngine.around(model, tokenizer, batch_size)
+        engine = scorer if served else TransformersEngine.around(model, tokenizer, batch_size)
         asked = [encode_choices(engine.tokenizer, item) for item in items]
         lengths = [len(context) + sum(map(len, choices)) for context, choices in asked]
         _refuse_too_long(model, items, asked)
-        order, rows = sorted(range(len(items)), key=lambda i: -lengths[i]), {}
+        order = sorted(range(len(items)), key=lambda i: -lengths[i])  # neighbours in length are read together
         for first in range(0, len(order), engine.batch_size):
             block = order[first : first + engine.batch_size]
-            totals = _loglikelihoods(engine, [asked[i] for i in block])
-            for i, of_choices in zip(block, totals, strict=True):
-                item, tokens = items[i], tuple(map(len, asked[i][1]))
-                rows[i] = ChoiceRow(
-                    item.benchmark, item.id, item.label, of_choices, tokens, tuple(map(len, item.choices))
-                )
+            sums |= zip(block, _loglikelihoods(engine, [asked[i] for i in block]), strict=True)
             advance(len(block))
-    return [rows[i] for i in range(len(items))]
+    lengths_of = [(tuple(map(len, asked[i][1])), tuple(map(len, item.choices))) for i, item in enumerate(items)]
+    return [ChoiceRow(x.benchmark, x.id, x.label, sums[i], *lengths_of[i]) for i, x in enumerate(items)]
 
 
 def _refuse_too_long(model: "PreTrainedModel", items: Sequence[ChoiceItem], asked: list) -> None:

@@ -37,6 +37,7 @@ STAGES = {
     "answers": ("primekd.assessment.answers", "primekd.assessment.score"),
     "held-out": ("primekd.assessment.held_out", "primekd.assessment.score"),
     "forgetting": ("primekd.assessment.forgetting", "primekd.assessment.score"),
+    "choices": ("primekd.assessment.likelihood",),
     "priming": ("primekd.studies.primed",),
     "grading": ("primekd.studies.regrade",),
     "assess": ("primekd.studies.assess", "primekd.studies.regrade"),
