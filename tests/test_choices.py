@@ -36,7 +36,8 @@ ITEMS = 4  # of each benchmark; two-shot contexts are long
 
 
 def data_of(*benchmarks: str, **changes) -> DataConfig:
-    return DataConfig(task="choices", **{"source": "own", "benchmarks": benchmarks, "test_items": ITEMS} | changes)
+    given = {"task": "choices", "source": "own", "benchmarks": benchmarks, "test_items": ITEMS}
+    return DataConfig(**given | changes)
 
 
 def items_of(*benchmarks: str, **changes) -> list[ChoiceItem]:
@@ -62,6 +63,8 @@ def harness_samples(model, tokenizer, tested: int, shots: int, *tasks) -> dict[s
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    for task in tasks:
+        task.set_config("num_fewshot", None)  # a 0 of an earlier call would stand
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, device="cpu")
     found = simple_evaluate(
         lm, tasks=list(tasks), num_fewshot=shots, limit=tested, log_samples=True, bootstrap_iters=0,
@@ -144,14 +147,17 @@ def test_a_model_in_training_goes_on_as_it_was(plain_model, tokenizer):
     items, config = items_of("sst2", test_items=2), plain_model.generation_config
     expected = score_choices(plain_model, items, tokenizer)
     plain_model.train()
-    plain_model.config.attention_dropout, before = 0.5, plain_model.config.attention_dropout
+    attentions = [layer.self_attn for layer in plain_model.get_decoder().layers]
+    for attention in attentions:
+        attention.attention_dropout = 0.5
     try:
         assert score_choices(plain_model, items, tokenizer) == expected
         assert plain_model.training and plain_model.generation_config is config
         assert all(parameter.requires_grad and parameter.grad is None for parameter in plain_model.parameters())
     finally:
-        plain_model.config.attention_dropout = before
         plain_model.eval()
+        for attention in attentions:
+            attention.attention_dropout = 0.0
 
 
 def made(context: str, *options: str) -> ChoiceItem:
@@ -339,8 +345,8 @@ def test_from_the_hub_each_benchmark_has_its_set_and_the_side_whose_labels_are_p
 
 
 def test_smollm2_agrees_with_the_harness_on_hellaswag(tokenizer):
-    model, items = load_model(POCKET, "float32"), items_of("hellaswag", test_items=8)
+    model, items = load_model(POCKET, "float32"), items_of("hellaswag", test_items=5)
     rows = score_choices(model, items, tokenizer)
-    samples = harness_samples(model, tokenizer, 8, 0, harness_task("hellaswag", 8))
+    samples = harness_samples(model, tokenizer, 5, 0, harness_task("hellaswag", 5))
     compare(rows, items, samples["hellaswag"], 2e-3)
-    assert sum(row.right("acc_norm") for row in rows) >= 5  # absurd endings are easy; chance is 2
+    assert sum(row.right("acc_norm") for row in rows) >= 3  # absurd endings are easy
