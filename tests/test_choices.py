@@ -11,7 +11,7 @@ from pydantic import ValidationError
 sys.path.insert(0, str(ROOT))
 pytest.importorskip("lm_eval")
 
-from benchmarks.choices import harness_task
+from benchmarks.choices import harness_task, measure
 from primekd.assessment.likelihood import (
     MEASURES,
     ChoiceRow,
@@ -339,6 +339,14 @@ def test_from_the_hub_each_benchmark_has_its_set_and_the_side_whose_labels_are_p
     ]
     assert asked == [("Rowan/hellaswag", None, "validation"), ("nyu-mll/glue", "rte", "validation")]
     assert choices.BENCHMARKS["mnli"].hub[3] == "validation_matched"
+
+
+def test_the_benchmark_compares_both_on_the_same_items():
+    found = measure(items=2, profile="ci", rounds=2)
+    assert {name: (one["items"], one["choices"]) for name, one in found["sets"].items()} == {
+        "hellaswag": (2, 8), "mnli": (2, 6), "hellaswag, 2 shots": (2, 8),
+    }  # fmt: skip
+    assert all(one["largest_difference_nats"] < 2e-3 and one["ratio"]["low"] > 0 for one in found["sets"].values())
 
 
 # A model that is known.
