@@ -68,6 +68,7 @@ def measure(
 
     reference = load_profile(profile).student.model
     model, tokenizer = load_model(reference, "float32"), load_tokenizer(reference)
+    model.resize_token_embeddings(len(tokenizer))  # padded columns would have a share of the harness's softmax
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device=str(model.device))
     found = {}
     for name, (benchmark, shots) in SETS.items():
