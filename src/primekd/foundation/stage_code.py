@@ -40,6 +40,7 @@ STAGES = {
     "priming": ("primekd.studies.primed",),
     "grading": ("primekd.studies.regrade",),
     "assess": ("primekd.studies.assess", "primekd.studies.regrade"),
+    "tokenise": ("primekd.tasks.text",),
     "published-study": ("primekd.studies.published", "primekd.studies.regrade"),
 }
 ENGINES = ("llamacpp", "exllamav2", "vllm", "api")  # beside transformers; a stage uses one at most
