@@ -6,7 +6,7 @@ on behind it. What is written depends on text, tokenizer and settings alone, how
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 SHARD_TOKENS = 2**24  # a shard ends with the batch that brings it to so many
 BATCH = 32  # documents that are tokenised at once
 POOL = 10  # held-out documents are chosen among so many times as many
-ENDS = ("<|endoftext|>", "<|end_of_text|>")  # where a chat model's tokenizer calls the end of a turn its end
+ENDS = ("<|endoftext|>", "<|end_of_text|>")  # a chat model's tokenizer calls the end of a turn its end
 
 
 class Vouch(Part):
-    """What the file beside a shard says: `read` documents of the source lie before its end, and `ended` if that is the
-    source's too; `state` as of a source."""
+    """What the file beside a shard says. `read` documents of the source lie before its end, where reading goes on with
+    `state`, or the source has `ended`. `left_out`: how many were empty or held out; `held_out`: digests of those."""
 
     sha256: Digest
     tokens: Count
     documents: Count
-    read: Count
-    ended: bool
-    state: Facts | None
-    left_out: dict[str, Count]
-    held_out: list[Digest] | None
+    read: Count = 0
+    ended: bool = False
+    state: Facts | None = None
+    left_out: dict[str, Count] = {}
+    held_out: list[Digest] = []
 
 
 def text_folder(profile: "Profile") -> Path:
@@ -72,7 +72,8 @@ def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[np.ndarray]:
     """The ids of each text, (n,), and the end of text behind it. Words in a text that look like control tokens are
     text. Raises UserError if an id lies outside the vocabulary."""
-    rows = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    rows = tokenizer(list(texts), **how)["input_ids"] if texts else []
     kind, end = token_type(len(tokenizer)), end_of_text(tokenizer)
     if (largest := max([end, *map(max, filter(None, rows))])) >= len(tokenizer):
         raise UserError(f"The tokenizer gave the id {largest}, and has {len(tokenizer)} tokens: name another one.")
@@ -98,129 +99,113 @@ def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer
     }  # fmt: skip
     if is_current(folder, inputs):
         return folder
-    _refuse_others(folder, inputs)
+    work = _Work(folder, inputs, source, tokenizer)
     with Progress(profile, "tokenise", text.train_tokens, "token") as progress:
-        held = _hold_out(folder, source, tokenizer, text.held_out_documents, profile.seed)
-        work = _Work(folder, source, tokenizer, profile.seed, frozenset(held.held_out))
-        train = work.shards(text.train_tokens, progress)
-    tokens = sum(shard.tokens for shard in train)
+        held = work.hold_out(text.held_out_documents)
+        train = work.shards(text.train_tokens, frozenset(held.held_out), progress)
+    tokens, outputs = sum(shard.tokens for shard in train), [work.path(number) for number in range(len(train))]
     if tokens < text.train_tokens:
         print(f"tokenise: the source has {tokens} tokens to train on, fewer than text.train_tokens.", flush=True)
-    names = [_shard_name(number) for number in range(len(train))]
     write_manifest(
-        folder, "text", inputs, [folder / name for name in (*names, HELD_OUT)], config=profile.resolved(), code=code,
-        start=start, end=now(), tokens=tokens, documents=sum(shard.documents for shard in train),
-        left_out=dict(sum((Counter(shard.left_out) for shard in train), Counter())),
+        folder, "text", inputs, [*outputs, folder / HELD_OUT], config=profile.resolved(), code=code, start=start,
+        end=now(), tokens=tokens, documents=sum(shard.documents for shard in train),
+        left_out={name: sum(shard.left_out[name] for shard in train) for name in ("empty", "held_out")},
         held_out={"documents": held.documents, "tokens": held.tokens},
     )  # fmt: skip
     return folder
 
 
-def _shard_name(number: int) -> str:
-    return f"train-{number:05d}.safetensors"
-
-
-def _refuse_others(folder: Path, inputs: dict[str, Any]) -> None:
-    """Raises UserError if the folder belongs to other settings."""
-    path = folder / "settings.json"
-    if not path.is_file():
-        return write_json(path, inputs)
-    found = read_json(path)
-    if changed := [key for key in inputs if not isinstance(found, dict) or found.get(key) != inputs[key]]:
-        raise UserError(
-            f"{relative_name(folder)} was tokenised with other settings ({', '.join(changed)}): move it away and "
-            "tokenise the text again."
-        )
-    return None
-
-
-def _whole(path: Path) -> Vouch | None:
-    """What vouches for a shard, if it has the bytes that are vouched for."""
-    beside = path.with_suffix(".json")
-    try:
-        vouch = Vouch.model_validate(checked(beside, Vouch, "It is made anew."))
-    except UserError:
-        return None
-    return vouch if path.is_file() and hash_file(path) == vouch.sha256 else None
-
-
-def _write(path: Path, documents: Sequence[np.ndarray], kind: type, **facts: Any) -> Vouch:
-    """A shard, and then what vouches for it."""
-    digest, tokens = save_documents(path, documents, kind), sum(map(len, documents))
-    vouch = Vouch(sha256=digest, tokens=tokens, documents=len(documents), **facts)
-    write_json(path.with_suffix(".json"), vouch.model_dump())
-    return vouch
-
-
-def _digest(text: str, seed: int) -> str:
-    """By which a document is held out, the same for texts that differ in white space alone."""
-    return hash_text(f"{seed} {' '.join(text.split())}")
-
-
-def _hold_out(folder: Path, source: FileText | HubText, tokenizer, count: int, seed: int) -> Vouch:
-    """The shard of held-out documents: those whose digests are smallest. Raises UserError if there are too few."""
-    if (found := _whole(folder / HELD_OUT)) and found.held_out:
-        return found
-    candidates = _distinct(islice(source.documents(), POOL * count), seed)
-    chosen = heapq.nsmallest(count, candidates)
-    if len(chosen) < count:
-        raise UserError(
-            f"text.held_out_documents is {count}, and the source has {len(chosen)} documents: lower it, or name more."
-        )
-    documents = encode(tokenizer, [text for _, text in chosen])
-    return _write(
-        folder / HELD_OUT, documents, token_type(len(tokenizer)), read=0, ended=False, state=None, left_out={},
-        held_out=[digest for digest, _ in chosen],
-    )  # fmt: skip
-
-
-def _distinct(texts: Iterable[str], seed: int) -> Iterator[tuple[str, str]]:
-    """Digest and text of every document that has any, each once."""
-    seen: set[str] = set()
-    for text in texts:
-        if text.strip() and (digest := _digest(text, seed)) not in seen:
-            seen.add(digest)
-            yield digest, text
-
-
 class _Work:
-    """The training shards of one folder, from the first on."""
+    """The shards of one folder. Raises UserError if it belongs to other settings."""
 
-    def __init__(self, folder: Path, source: FileText | HubText, tokenizer, seed: int, held: frozenset[str]):
-        self.folder, self.source, self.tokenizer, self.seed, self.held = folder, source, tokenizer, seed, held
+    def __init__(self, folder: Path, inputs: dict[str, Any], source: FileText | HubText, tokenizer):
+        self.folder, self.inputs, self.source, self.tokenizer = folder, inputs, source, tokenizer
+        found = read_json(self._settings) if self._settings.is_file() else inputs
+        if changed := [key for key in inputs if not isinstance(found, dict) or found.get(key) != inputs[key]]:
+            raise UserError(
+                f"{relative_name(folder)} was tokenised with other settings ({', '.join(changed)}): move it away and "
+                "tokenise the text again."
+            )
 
-    def shards(self, most: int, progress: Progress) -> list[Vouch]:
-        """What vouches for each shard, up to `most` tokens in all; those that are missing or damaged are made."""
-        done: list[Vouch] = []
-        tokens, stream = 0, None
-        while tokens < most and not (done and done[-1].ended):
-            path, before = self.folder / _shard_name(len(done)), done[-1] if done else None
-            if (found := _whole(path)) is not None:
+    @property
+    def _settings(self) -> Path:
+        return self.folder / "settings.json"
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"train-{number:05d}.safetensors"
+
+    def digest(self, text: str) -> str:
+        """By which documents are held out, the same for texts that differ in white space alone."""
+        return hash_text(f"{self.inputs['seed']} {' '.join(text.split())}")
+
+    def whole(self, path: Path) -> Vouch | None:
+        """What vouches for a shard, if it has the bytes that are vouched for."""
+        try:
+            vouch = Vouch(**checked(path.with_suffix(".json"), Vouch, ""))
+            return vouch if hash_file(path) == vouch.sha256 else None
+        except (UserError, OSError):  # absent, cut short or edited: it is made anew
+            return None
+
+    def _write(self, path: Path, documents: Sequence[np.ndarray], **facts: Any) -> Vouch:
+        if not self._settings.is_file():
+            write_json(self._settings, self.inputs)
+        digest = save_documents(path, documents, token_type(len(self.tokenizer)))
+        vouch = Vouch(sha256=digest, tokens=sum(map(len, documents)), documents=len(documents), **facts)
+        write_json(path.with_suffix(".json"), vouch.model_dump())
+        return vouch
+
+    def hold_out(self, count: int) -> Vouch:
+        """The shard of those documents whose digests are smallest. Raises UserError if there are too few."""
+        if found := self.whole(self.folder / HELD_OUT):
+            return found
+        chosen = heapq.nsmallest(count, self._distinct(islice(self.source.documents(), POOL * count)))
+        if len(chosen) < count:
+            raise UserError(
+                f"text.held_out_documents is {count}, and the source has {len(chosen)} documents: lower it."
+            )
+        documents = encode(self.tokenizer, [text for _, text in chosen])
+        return self._write(self.folder / HELD_OUT, documents, held_out=[digest for digest, _ in chosen])
+
+    def _distinct(self, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
+        seen: set[str] = set()
+        for text in filter(str.strip, texts):
+            if (digest := self.digest(text)) not in seen:
+                seen.add(digest)
+                yield digest, text
+
+    def shards(self, most: int, held: frozenset[str], progress: Progress) -> list[Vouch]:
+        """What vouches for each training shard, of `most` tokens in all or up to one document more; those that are
+        missing or damaged are made."""
+        done, tokens, stream = [Vouch(sha256="0" * 64, tokens=0, documents=0)], 0, None  # nothing is read yet
+        while tokens < most and not done[-1].ended:
+            if found := self.whole(self.path(len(done) - 1)):
                 stream = None
                 progress.advance(found.tokens)
             else:
-                read = before.read if before else 0
-                stream = stream or self.source.documents(read, before.state if before else None)
-                found = self._make(path, stream, read, most - tokens, progress)
+                stream = stream or self.source.documents(done[-1].read, done[-1].state)
+                documents, facts = self._read(stream, most - tokens, held, progress)
+                facts["read"] += done[-1].read
+                found = self._write(self.path(len(done) - 1), documents, **facts)
             done.append(found)
             tokens += found.tokens
-        return done
+        return done[1:]
 
-    def _make(self, path: Path, stream: Iterator[str], read: int, most: int, progress: Progress) -> Vouch:
-        documents: list[np.ndarray] = []
-        left_out, size, ended = Counter(empty=0, held_out=0), 0, False
+    def _read(
+        self, stream: Iterator[str], most: int, held: frozenset[str], progress: Progress
+    ) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """The documents of one shard, by whole batches, and what its vouch says of them."""
+        documents, counts, size, ended = [], Counter(), 0, False
         while size < min(most, SHARD_TOKENS) and not ended:
             texts = list(islice(stream, BATCH))
-            read, ended = read + len(texts), len(texts) < BATCH
-            full = [text for text in texts if text.strip()]
-            kept = [text for text in full if _digest(text, self.seed) not in self.held]
-            left_out.update(empty=len(texts) - len(full), held_out=len(full) - len(kept))
+            ended = len(texts) < BATCH
+            full = list(filter(str.strip, texts))
+            kept = [text for text in full if self.digest(text) not in held]
+            counts.update(read=len(texts), empty=len(texts) - len(full), held_out=len(full) - len(kept))
             for ids in encode(self.tokenizer, kept):
                 if size < most:
                     documents.append(ids)
                     size += len(ids)
                     progress.advance(len(ids))
-        return _write(
-            path, documents, token_type(len(self.tokenizer)), read=read, ended=ended, state=self.source.state,
-            left_out=dict(left_out), held_out=None,
-        )  # fmt: skip
+        left_out = {name: counts[name] for name in ("empty", "held_out")}
+        facts = {"read": counts["read"], "ended": ended, "state": self.source.state, "left_out": left_out}
+        return documents, facts

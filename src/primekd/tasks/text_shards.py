@@ -17,8 +17,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_file, read_manifest, relative_name
-from primekd.foundation.provenance import write_atomically
+from primekd.foundation.provenance import (
+    MANIFEST,
+    altered_outputs,
+    hash_file,
+    read_manifest,
+    relative_name,
+    write_atomically,
+)
 
 HELD_OUT = "held-out.safetensors"
 
