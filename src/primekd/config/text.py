@@ -18,8 +18,8 @@ class TextConfig(Section):
     that ships text.
 
     Training text ends behind the document that brings it to `train_tokens`, or with the source. `held_out_documents`
-    are never trained on: those of the source's first documents, ten times as many, that a hash of text and seed
-    chooses. Where `documents_apart`, no token attends to another document's in its block.
+    are never trained on: a hash of text and seed chooses them, on the hub among the first ten times as many documents.
+    Where `documents_apart`, no token attends to another document's in its block.
     """
 
     source: Literal["hub", "files", "package"]

