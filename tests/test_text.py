@@ -137,7 +137,7 @@ def test_what_is_whole_is_not_made_again(make, tokenise, monkeypatch):
 
 
 def test_words_that_look_like_control_tokens_are_text(tokenizer):
-    (ids,) = encode(tokenizer, ["a <|endoftext|> b <|im_end|>"])
+    (ids,) = encode(tokenizer, ["a <|endoftext|> b <|im_end|>"], end_of_text(tokenizer))
     assert tokenizer.decode(ids[:-1]) == "a <|endoftext|> b <|im_end|>" and end_of_text(tokenizer) not in ids[:-1]
 
 
@@ -150,7 +150,7 @@ def test_a_chat_models_text_does_not_end_with_the_end_of_a_turn(tokenizer):
 
 @pytest.mark.parametrize("size, kind", [(2**16, np.uint16), (2**16 + 1, np.uint32)])
 def test_ids_are_kept_in_the_smallest_type_that_holds_the_vocabulary(size, kind, make, tokenise):
-    documents = [*DOCUMENTS, f"dog w{size - 3 - len(WORDS)}"]  # the vocabulary's last word
+    documents = [f"{text} w{size - 3 - len(WORDS)}" for text in DOCUMENTS]  # the vocabulary's last word
     folder = tokenise(make(documents), word_tokenizer(size))
     tokens = stream(folder)[0]
     assert tokens.dtype == kind and tokens.max() == size - 1 and Blocks(folder, 8, 0)[0][0].dtype == np.int64

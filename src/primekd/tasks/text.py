@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from primekd.config import Profile
 
 SHARD_TOKENS = 2**24  # a shard ends with the batch that brings it to so many
-BATCH = 32  # documents that are tokenised at once
+BATCH = 256  # documents that are tokenised at once, on all cores where TOKENIZERS_PARALLELISM is true
 ENDS = ("<|endoftext|>", "<|end_of_text|>")  # a chat model's tokenizer calls the end of a turn its end
 
 
@@ -59,12 +59,12 @@ def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
     return found
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[np.ndarray]:
-    """The ids of each text, (n,), and the end of text behind it. Words in a text that look like control tokens are
-    text. Raises UserError if an id lies outside the vocabulary."""
+def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], end: int) -> list[np.ndarray]:
+    """The ids of each text, (n,), and `end` behind it. Words in a text that look like control tokens are text. Raises
+    UserError if an id lies outside the vocabulary."""
     how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     rows = tokenizer(list(texts), **how)["input_ids"] if texts else []
-    kind, end = token_type(len(tokenizer)), end_of_text(tokenizer)
+    kind = token_type(len(tokenizer))
     if (largest := max([end, *map(max, filter(None, rows))])) >= len(tokenizer):
         raise UserError(f"The tokenizer gave the id {largest}, and has {len(tokenizer)} tokens: name another one.")
     return [np.array([*row, end], dtype=kind) for row in rows]
@@ -128,6 +128,9 @@ class _Work:
         """By which documents are held out, the same for texts that differ in white space alone."""
         return hash_text(f"{self.inputs['seed']} {' '.join(text.split())}")
 
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return encode(self.tokenizer, texts, self.inputs["end_of_text"])
+
     def whole(self, path: Path) -> Vouch | None:
         """What vouches for a shard, if it has the bytes that are vouched for."""
         try:
@@ -159,7 +162,7 @@ class _Work:
             raise UserError(
                 f"text.held_out_documents is {count}, and the source has {len(chosen)} documents: lower it."
             )
-        documents = encode(self.tokenizer, [chosen[digest] for digest in sorted(chosen)])
+        documents = self.encode([chosen[digest] for digest in sorted(chosen)])
         return self._write(self.folder / HELD_OUT, documents, held_out=sorted(chosen))
 
     def shards(self, most: int, held: frozenset[str], progress: Progress) -> list[Vouch]:
@@ -190,7 +193,7 @@ class _Work:
             full = list(filter(str.strip, texts))
             kept = [text for text in full if self.digest(text) not in held]
             counts.update(read=len(texts), empty=len(texts) - len(full), held_out=len(full) - len(kept))
-            for ids in encode(self.tokenizer, kept):
+            for ids in self.encode(kept):
                 if size < most:
                     documents.append(ids)
                     size += len(ids)
