@@ -368,7 +368,7 @@ def test_the_hub_is_streamed_and_gone_on_with_where_it_was(suffix, make, tokenis
     assert set(held) < set(DOCUMENTS[:20])  # a stream is not read to its end for that
     assert read_manifest(folder / "manifest.json")["inputs"]["source"]["revision"] == "0" * 40
     expected, read, real = hashes(folder), [], IterableDataset.__iter__
-    (folder / "train-00003.safetensors").unlink()
+    (folder / "train-00001.safetensors").unlink()
 
     def counted(rows):
         for row in real(rows):
@@ -377,8 +377,8 @@ def test_the_hub_is_streamed_and_gone_on_with_where_it_was(suffix, make, tokenis
 
     monkeypatch.setattr(IterableDataset, "__iter__", counted)
     assert hashes(tokenise(profile)) == expected
-    start = json.loads((folder / "train-00002.json").read_text())["read"]
-    assert start > 0 and read == DOCUMENTS[start : start + len(read)] and len(read) < len(DOCUMENTS) - start
+    start, end = (json.loads((folder / f"train-0000{n}.json").read_text())["read"] for n in (0, 1))
+    assert 0 < start < end < len(DOCUMENTS) and read == DOCUMENTS[start:end]
 
 
 def test_a_hub_out_of_reach_or_without_text_is_one_sentence(make, tokenise, tmp_path):
@@ -476,7 +476,7 @@ def test_orders_differ_by_seed_and_epoch_and_look_random():
     assert orders[0][:5] == ORDER  # of all machines and versions: a run goes on elsewhere
 
 
-ORDER = []
+ORDER = [501, 122, 42, 319, 897]
 
 
 @pytest.mark.parametrize("size", [2, 7, 8, 150])
