@@ -38,7 +38,7 @@ Out = Annotated[Path, typer.Option(help="Where the JSON files and figures are, o
 @app.command()
 def run(
     parts: Annotated[
-        list[str] | None, typer.Argument(help=f"Any of {', '.join(PARTS)}; all but codec_students if left out.")
+        list[str] | None, typer.Argument(help=f"Any of {', '.join(PARTS)}; if left out: {', '.join(DEFAULT)}.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="Tiny sizes: shows that all of it runs, measures nothing.")] = False,
     out: Out = RESULTS,

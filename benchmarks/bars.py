@@ -56,6 +56,7 @@ def _bars() -> list[Bar]:
         Bar("llama.cpp: parallel against its single stream", "capture_llamacpp", False, 2, _parallel),
         Bar("assessment: batches against one by one, the slower model", "assessment", False, 6, _slowest),
         Bar("assessment: share of equal answers in float32", "assessment", False, 1, _equal_answers, ""),
+        Bar("choices: against lm-evaluation-harness, the slowest set", "choices", False, 1.5, _slowest_set),
     ]
 
 
@@ -70,6 +71,10 @@ def _flatness(found: dict[str, Any]) -> float:
 
 def _slowest(found: dict[str, Any]) -> Measured:
     return min((model["ratio"] for model in found["models"].values()), key=itemgetter("median"))
+
+
+def _slowest_set(found: dict[str, Any]) -> Measured:
+    return min((one["ratio"] for one in found["sets"].values()), key=itemgetter("median"))
 
 
 def _equal_answers(found: dict[str, Any]) -> float:

@@ -268,6 +268,20 @@ def _assessment(found: Found) -> str:
     return f"{markdown_table(head, rows)}\n\n{note}"
 
 
+def _choices(found: Found) -> str:
+    rows = [
+        [markdown(name), str(x["items"]), str(x["choices"]), *(_with_spread(s) for s in x["seconds"].values()),
+         _with_spread(x["ratio"]), f"{x['largest_difference_nats']:.1e}"]
+        for name, x in found["sets"].items()
+    ]  # fmt: skip
+    head = ["Set", "Items", "Choices", "lm-evaluation-harness, s", "primekd, s", "Ratio", "Largest difference, nats"]
+    note = (
+        f"The project's own items, in batches of {found['batch_size']}, float32; the students' base model of "
+        f"`{found['profile']}`. Difference: between two log-likelihoods of one choice."
+    )
+    return f"{markdown_table(head, rows)}\n\n{note}"
+
+
 def _floors(found: Found) -> str:
     rates = ", ".join(f"{name.replace('_per_s', '')} {value:.3g} a second" for name, value in found["machine"].items())
     head = ["Stage", "Unit", "Operations", "Bytes", "Seconds at least"]
@@ -312,5 +326,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "capture-transformers": ("capture_transformers", _capture_transformers),
     "capture-llamacpp": ("capture_llamacpp", _capture_llamacpp),
     "assessment": ("assessment", _assessment),
+    "choices": ("choices", _choices),
     "bars": ("bars", _bars),
 }

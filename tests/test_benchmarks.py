@@ -41,7 +41,7 @@ from primekd.training.trainer import build_trainer  # noqa: E402
 
 MIB = 2**20
 FILLED = ("losses", "loss-growth", "training", "capture-llamacpp", "capture-transformers", "assessment", "bars")
-FILLED += ("codec-students", "stores")
+FILLED += ("codec-students", "choices", "stores")
 
 
 def test_alternatives_take_turns_after_a_warm_up_that_does_not_count():
@@ -312,6 +312,10 @@ def results(tmp_path) -> Path:
     models["other"] = models["base"] | {"ratio": spread(8)}  # not asked in float32
     assessed = {"batch_size": 64, "models": models, "float32": {"base": {"compared": 8, "equal": 8, "gaps_nats": []}}}
     write_part(tmp_path, "assessment", False, 60, assessed)
+    sets = {name: {"items": 24, "choices": 96, "ratio": spread(x)} for name, x in (("four", 3), ("three", 2))}
+    for one in sets.values():
+        one |= {"seconds": {"theirs": spread(6), "ours": spread(2)}, "largest_difference_nats": 2e-5}
+    write_part(tmp_path, "choices", False, 60, {"profile": "p", "batch_size": 16, "sets": sets})
     rates = {name: spread(x) for name, x in (("library", 100), ("plain generation", 300), ("capture", 240))}
     captured = {"rates": rates, "seconds": rates, "ratio": spread(0.8), "to_library": spread(2.4), "equal": 30}
     captured |= {"compared": 32, "rounds": dict.fromkeys(rates, 3)}
@@ -342,6 +346,7 @@ def test_bars_are_met_missed_or_not_run(results):
     assert judged["llama.cpp: parallel against its single stream"]["met"] is False  # 1.5 of at least 2
     assert judged["assessment: batches against one by one, the slower model"]["met"] is True  # 7 of at least 6
     assert judged["assessment: share of equal answers in float32"]["measured"] == 1
+    assert judged["choices: against lm-evaluation-harness, the slowest set"]["measured"] == 2
     assert judged["transformers: capture with signals against plain generation"]["met"] is False  # 0.8 of at least 0.85
     for engine in ("transformers", "llama.cpp"):
         assert judged[f"{engine}: memory for 8 times the items"]["measured"] == pytest.approx(1.05)
@@ -415,6 +420,7 @@ def test_tables_are_filled_and_a_changed_number_is_found(results):
     assert "| parallel | 75.0 [67.5, 82.5] | 1.50 [1.35, 1.65] |" in filled
     assert "| base | 1.00 [0.900, 1.10] | 7.00 [6.30, 7.70] | 7.00 [6.30, 7.70] | 7 of 8 | 0.25 | 8 of 8 |" in filled
     assert "| capture | 240 [216, 264] |" in filled and "| 128 | 2.00 | 105 |" in filled
+    assert "| four | 24 | 96 | 6.00 [5.40, 6.60] | 2.00 [1.80, 2.20] | 3.00 [2.70, 3.30] | 2.0e-05 |" in filled
     assert "| b | 1152.0 | 0.150 [0.100, 0.200] | 2 |" in filled
     assert filled.count("Not run: there is no stores.json.") == 1
     assert "| 1.20 [1.08, 1.32] x | met, not in all rounds |" in filled

@@ -154,7 +154,7 @@ def test_rows_of_every_set_like_gsm8k_become_items_from_jsonl_and_from_the_hub_a
 def test_questions_without_an_answer_are_left_out_and_counted(output, capsys):
     path = write_jsonl(output, GOOD, {"question": "how?", "solution": "None", "answer": "None"}, GOOD)
     assert [item.id for item in read_jsonl(path, "x", item_of_row)] == ["x-0", "x-2"]
-    assert "items.jsonl: 1 of 3 rows have no number as gold answer: left out." in capsys.readouterr().err
+    assert "items.jsonl: 1 of 3 rows have no gold answer to judge by: left out." in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_belongs_to_no_line(output):

@@ -252,7 +252,7 @@ def test_rows_of_svamp_asdiv_and_gsm8k_become_items(row, item_id, question, solu
 def test_answers_that_are_not_one_number_are_left_out_and_counted(answer, output, capsys):
     profile = word_problems(output, ASDIV, ASDIV | {"ID": "b", "Answer": answer}, ASDIV | {"ID": "c"})
     assert [item.id for item in load_items(profile, "test")] == ["nluds-0042", "c"]
-    assert "test.jsonl: 1 of 3 rows have no number as gold answer: left out." in capsys.readouterr().err
+    assert "test.jsonl: 1 of 3 rows have no gold answer to judge by: left out." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

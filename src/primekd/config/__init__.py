@@ -19,3 +19,4 @@ from primekd.config.student import (
     TrainConfig,
 )
 from primekd.config.teacher import ApiConfig, ExLlamaConfig, SignalsConfig, TeacherConfig, VllmConfig
+from primekd.config.text import TextConfig

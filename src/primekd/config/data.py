@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from primekd.config.section import Positive, Section
+from primekd.config.section import Section
 
 # Task -> where its items can come from, the first where a profile says nothing. Its file is `tasks/<task>.py`.
 TASKS = {"gsm8k": ("hub", "jsonl"), "gsm-symbolic": ("gsm-symbolic",), "word-problems": ("jsonl",),
-         "grammar": ("sentences", "hub", "jsonl", "m2", "ua-gec")}  # fmt: skip
+         "grammar": ("sentences", "hub", "jsonl", "m2", "ua-gec"), "choices": ("hub", "jsonl", "own")}  # fmt: skip
+BENCHMARKS = ("hellaswag", "snli", "sst2", "mrpc", "qnli", "qqp", "rte", "cola", "mnli", "wnli")  # of the task choices
 
 
 class DataConfig(Section):
@@ -18,16 +19,20 @@ class DataConfig(Section):
     (GSM8K-Platinum, GSM-Plus, MGSM); `jsonl` reads `train_file` and `test_file` (the fields are those of the task's
     `item_of_row`). With `hub` such files stand in for the set where they are there: for machines without a network.
     Where a hub's set has no training side (Platinum), `train_dataset` names another set for it.
+    The task `choices` takes at most so many items of each of its `benchmarks`, whose names stand for `{benchmark}` in
+    names of files; `shots` solved items of the training side stand in front of each of its test items.
     Validation items are taken from the training side, after the training items; never from the test side.
     """
 
     task: str
     source: str
-    train_items: Positive
-    validation_items: Positive
+    train_items: int = Field(ge=0)  # 0 for the task choices alone, whose models may learn from other texts
+    validation_items: int = Field(ge=0)
     test_items: int = Field(ge=2)  # an interval over items needs two of them
     templates: tuple[int, ...] = ()
     languages: tuple[str, ...] = ("en", "de", "fr", "es")  # of the task grammar: others are left out
+    benchmarks: tuple[str, ...] = ()
+    shots: int = Field(0, ge=0)
     difficulty: float = 1.0
     hub_dataset: str = "openai/gsm8k"
     hub_config: str = "main"
@@ -50,7 +55,8 @@ class DataConfig(Section):
             task = "gsm-symbolic" if source == "gsm-symbolic" else "gsm8k"
         elif isinstance(task, str) and not source:
             source = TASKS.get(task, ("hub",))[0]
-        return values | {name: value for name, value in (("task", task), ("source", source)) if value}
+        unasked = {"train_items": 0, "validation_items": 0} if task == "choices" else {}
+        return unasked | values | {name: value for name, value in (("task", task), ("source", source)) if value}
 
     @model_validator(mode="after")
     def complete(self) -> "DataConfig":
@@ -62,7 +68,31 @@ class DataConfig(Section):
             raise ValueError("source gsm-symbolic needs templates: [numbers]")
         if self.source in ("jsonl", "m2") and not (self.test_file and (self.train_file or not self.train_items)):
             raise ValueError(f"source {self.source} needs train_file and test_file")
+        if self.task == "choices":
+            self._complete_choices()
         return self
+
+    @field_validator("train_items", "validation_items")
+    @classmethod
+    def some(cls, value: int, info: ValidationInfo) -> int:
+        """Items to learn from and to choose by, where a task is taught."""
+        if not value and cls is DataConfig and info.data.get("task") != "choices":
+            raise ValueError("must be greater than 0")
+        return value
+
+    def _complete_choices(self) -> None:
+        if unknown := [name for name in self.benchmarks if name not in BENCHMARKS]:
+            raise ValueError(f"benchmark {unknown[0]!r} is none of {', '.join(BENCHMARKS)}")
+        if not self.benchmarks or len(set(self.benchmarks)) < len(self.benchmarks):
+            raise ValueError(f"task choices needs benchmarks, each once: any of {', '.join(BENCHMARKS)}")
+        several = len(self.benchmarks) > 1
+        files = [name for name in (self.train_file, self.test_file) if name] if self.source == "jsonl" else []
+        if several and any("{benchmark}" not in name for name in files):
+            raise ValueError("several benchmarks need {benchmark} in the names of train_file and test_file")
+        if self.source == "jsonl" and self.shots and not self.train_file:
+            raise ValueError("shots are taken from the training side: name a train_file")
+        if several and self.revision:
+            raise ValueError("a revision is of one data set: name one benchmark, or leave it out")
 
     @property
     def task_module(self) -> str:

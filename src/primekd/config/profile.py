@@ -13,6 +13,7 @@ from primekd.config.on_policy import OnPolicyConfig
 from primekd.config.section import Positive, Section, Seed, is_name
 from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import SignalsConfig, TeacherConfig
+from primekd.config.text import TextConfig
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.provenance import output_root, project_root, relative_name
 
@@ -55,6 +56,7 @@ class Profile(Section):
     on_policy: OnPolicyConfig | None = None
     assess: AssessConfig = AssessConfig()
     prepare: PrepareConfig | None = None
+    text: TextConfig | None = None  # what a student from scratch is pretrained on
     hardware: HardwareConfig | None = None
     launch: LaunchConfig = LaunchConfig()
     study: str = "priming"  # the recipe, a module of primekd.studies
@@ -84,6 +86,12 @@ class Profile(Section):
         shared = set(self.data.templates) & set(self.assess.transfer.templates if self.assess.transfer else ())
         if shared:
             raise ValueError(f"assess.transfer has template {min(shared)}, which is trained on: name others than data")
+        scratch = self.student.from_scratch
+        if self.text and scratch and self.text.block_tokens > scratch.max_position_embeddings:
+            raise ValueError(
+                f"text.block_tokens {self.text.block_tokens} is more than the student's max_position_embeddings "
+                f"({scratch.max_position_embeddings})"
+            )
         return self
 
     @property

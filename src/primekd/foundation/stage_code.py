@@ -37,9 +37,11 @@ STAGES = {
     "answers": ("primekd.assessment.answers", "primekd.assessment.score"),
     "held-out": ("primekd.assessment.held_out", "primekd.assessment.score"),
     "forgetting": ("primekd.assessment.forgetting", "primekd.assessment.score"),
+    "choices": ("primekd.assessment.likelihood",),
     "priming": ("primekd.studies.primed",),
     "grading": ("primekd.studies.regrade",),
     "assess": ("primekd.studies.assess", "primekd.studies.regrade"),
+    "tokenise": ("primekd.tasks.text",),
     "published-study": ("primekd.studies.published", "primekd.studies.regrade"),
 }
 ENGINES = ("llamacpp", "exllamav2", "vllm", "api")  # beside transformers; a stage uses one at most

