@@ -65,6 +65,7 @@ class LiveTeacher:
         return self._source.rows_of(asked)
 
     def close(self) -> None:
-        """Frees the teacher, if it was loaded."""
-        if "engine" in self.__dict__:
-            self.engine.close()
+        """Frees the teacher, if it was loaded; it is loaded again where it is asked once more."""
+        self.__dict__.pop("_source", None)
+        if engine := self.__dict__.pop("engine", None):
+            engine.close()

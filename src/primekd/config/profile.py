@@ -10,6 +10,7 @@ from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
 from primekd.config.launch import LaunchConfig
 from primekd.config.on_policy import OnPolicyConfig
+from primekd.config.pretrain import PretrainConfig
 from primekd.config.section import Positive, Section, Seed, is_name
 from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import SignalsConfig, TeacherConfig
@@ -57,6 +58,7 @@ class Profile(Section):
     assess: AssessConfig = AssessConfig()
     prepare: PrepareConfig | None = None
     text: TextConfig | None = None  # what a student from scratch is pretrained on
+    pretrain: PretrainConfig | None = None
     hardware: HardwareConfig | None = None
     launch: LaunchConfig = LaunchConfig()
     study: str = "priming"  # the recipe, a module of primekd.studies

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def new_student(student: StudentConfig, seed: int):
-    """A peft model with a fresh adapter, or a model with fresh weights; `seed` draws them."""
+def new_student(student: StudentConfig, seed: int, start: Path | None = None):
+    """A peft model with a fresh adapter, or a model with fresh weights; `seed` draws them. `start`: a folder with the
+    weights that a student from scratch goes on from instead."""
+    if start is not None:
+        return load_model(f"path:{start}", "float32")
     if student.from_scratch:
         return scratch_model(student.from_scratch, load_tokenizer(student), seed)
     return lora_model(student.model, student.dtype, student.lora, seed, student.quantization)

@@ -1,55 +1,37 @@
 """store -> student: trains the student of one strategy, from teacher signals or from gold solutions."""
 
-import contextlib
-import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.capture.jobs import open_signals, training_job
-from primekd.config import Profile, StudentConfig, TrainConfig
+from primekd.config import Profile, TrainConfig
 from primekd.config.arm import NONE, Arm
 from primekd.config.arms import get_arm
-from primekd.foundation.energy import Meter
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import (
     MANIFEST,
-    disk_errors,
     hash_json,
-    now,
     relative_name,
     set_aside,
-    write_manifest,
 )
 from primekd.foundation.stage_code import (
     forced_since,
     is_older,
-    maker_of,
-    mixed,
-    note_session,
-    say_mixed,
     stage_code,
     stands,
 )
-from primekd.foundation.tables import write_csv
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.models.template import turn_end
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item, Unlabelled, without_gold
 from primekd.tasks.splits import hash_items
 from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
+from primekd.training.train_student import Lesson, train_student
 
 if TYPE_CHECKING:
     from primekd.signals import SignalSource
-    from primekd.training.rollouts import Rollouts
-    from primekd.training.trainer import DistillTrainer
-
-STORE_FACTS = ("spec", "spec_sha256", "engine", "reconstruction", "items", "tokens", "bytes", "sessions", "mixed")
-ROLLOUTS = "rollouts.csv"  # of what a student writes itself
-ROLLOUT_COLUMNS = ("step", "responses", "written_tokens", "ended", "repeated", "entropy")
-CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_norm", "eval_loss")
 
 
 def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalSource | None") -> dict[str, Any]:
@@ -75,12 +57,6 @@ def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalS
         if signals.codec.name != signals.manifest["spec"]["codec"]["name"]:
             inputs["text_alone"] = True
     return inputs
-
-
-def store_facts(signals: "SignalSource") -> dict[str, Any]:
-    """What is kept of a capture where its signals were used: what was asked, what answered, whose code, how much."""
-    manifest = signals.manifest
-    return {key: manifest.get(key) for key in STORE_FACTS if manifest.get(key) is not None} | maker_of(manifest)
 
 
 def distill(profile: Profile, strategy: str, seed: int | None = None, force: bool = False) -> Path:
@@ -145,10 +121,8 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     with gpu_memory(f"train.micro_batch_size{smaller}"):
 
         def run(folder: Path, stage: str, inputs: dict[str, Any], checkpoints: Path, train: TrainConfig) -> None:
-            train_student(
-                folder, stage, profile, inputs, examples, validation, signals, checkpoints, seed, code,
-                student=student, train=train, rollouts=rollouts,
-            )  # fmt: skip
+            lesson = Lesson(examples, validation, signals, rollouts)
+            train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
 
         if len(profile.train.rates) > 1:
             from primekd.training.tuning import tune
@@ -192,78 +166,3 @@ def clear(folder: Path, checkpoints: Path, since: float) -> None:
         print(f"{relative_name(folder)} {why}: set aside as {set_aside(folder).name}.")
     if is_older(checkpoints, since):
         shutil.rmtree(checkpoints)
-
-
-def train_student(
-    folder: Path, stage: str, profile: Profile, inputs: dict[str, Any], examples, validation,
-    signals: "SignalSource | None", checkpoints: Path, seed: int, code: dict[str, Any], *,
-    student: StudentConfig, train: TrainConfig, rollouts: "Rollouts | None" = None,
-) -> None:  # fmt: skip
-    """Trains a student and writes adapter/ or model/, loss_curve.csv and manifest.json into `folder`.
-
-    Of several processes the main one writes and the others return once the weights are gathered. `checkpoints` is where
-    to resume from and write to; it is removed once the student is saved. `code` is what trains it (stage_code).
-    """
-    from primekd.models.students import new_student, save_student
-    from primekd.training.checkpoints import newest_checkpoint
-    from primekd.training.trainer import build_trainer, steps_in_all
-
-    start = now()
-    tokenizer = load_tokenizer(student.speaker)
-    with contextlib.ExitStack() as stack:
-        meter = progress = None
-        if is_main_process():
-            meter = stack.enter_context(Meter())
-            progress = stack.enter_context(Progress(profile, stage, steps_in_all(train, len(examples)), "step"))
-        model = new_student(student, seed)
-        trainer = build_trainer(
-            model, tokenizer, examples, validation, signals, profile.loss, train, checkpoints, seed, progress,
-            student.dtype, rollouts,
-        )  # fmt: skip
-        if hasattr(signals, "close"):
-            stack.callback(signals.close)
-        newest = newest_checkpoint(checkpoints)
-        sessions = note_session(checkpoints / "sessions.json", code, newest is not None) if is_main_process() else []
-        if newest and is_main_process():
-            print(f"{stage}: going on from {newest.name}.")
-            say_mixed(stage, sessions[:-1], code)
-        with disk_errors(folder), contextlib.redirect_stdout(io.StringIO()):
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-            loss = final_loss(trainer) if len(profile.train.rates) > 1 else None
-        weights = trainer.trained_weights()
-    if not is_main_process():
-        return
-    files = save_student(model, folder, student, weights)
-    curve = loss_curve(trainer)
-    write_csv(folder / "loss_curve.csv", CURVE_COLUMNS, ([row.get(name) for name in CURVE_COLUMNS] for row in curve))
-    written = [row for row in trainer.state.log_history if "written_tokens" in row]
-    if written:
-        write_csv(folder / ROLLOUTS, ROLLOUT_COLUMNS, ([row[name] for name in ROLLOUT_COLUMNS] for row in written))
-    tokens = sum(sum(e.sequence.response_mask) for e in examples) * train.epochs
-    tokens += round(sum(row["responses"] * row["written_tokens"] for row in written))
-    outputs = [*files, folder / "loss_curve.csv", *([folder / ROLLOUTS] if written else [])]
-    makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
-    facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
-    facts |= {"dropped": signals.dropped} if hasattr(signals, "dropped") else {}
-    facts |= {} if loss is None else {"validation_loss": loss}
-    write_manifest(
-        folder, "adapter" if student.lora else "model", inputs, outputs, code=code,
-        start=start, end=now(), response_tokens=tokens, steps=trainer.state.global_step, resumed=newest is not None,
-        processes=process_count(), config=profile.resolved(), **facts,
-    )  # fmt: skip
-    shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def final_loss(trainer: "DistillTrainer") -> float:
-    """The validation loss of the weights as they are, measured now if the last step did not end with it."""
-    last = [e for e in trainer.state.log_history if e["step"] == trainer.state.global_step and "eval_loss" in e]
-    return last[-1]["eval_loss"] if last else trainer.evaluate()["eval_loss"]
-
-
-def loss_curve(trainer: "DistillTrainer") -> list[dict[str, Any]]:
-    """The trainer's history: one row a step with its losses, and the validation loss where it was measured."""
-    rows: dict[int, dict[str, Any]] = {}
-    for entry in trainer.state.log_history:
-        row = rows.setdefault(entry["step"], {"step": entry["step"]})
-        row |= {key: entry[key] for key in CURVE_COLUMNS if key in entry}
-    return [rows[step] for step in sorted(rows)]

@@ -32,7 +32,19 @@ class Example:
 
 def longest_sequence(examples: Sequence[Example]) -> int:
     """Tokens of the longest sequence, gold solutions included."""
+    if hasattr(examples, "lengths"):  # text on disk: nothing is read to know it
+        return max(examples.lengths, default=0)
     return max((len(s.input_ids) for e in examples for s in (e.sequence, e.gold) if s), default=0)
+
+
+def lengths_of(examples: Sequence[Example]) -> list[int]:
+    """Tokens of each."""
+    return getattr(examples, "lengths", None) or [len(example.sequence.input_ids) for example in examples]
+
+
+def trained_tokens(examples: Sequence[Example]) -> int:
+    """Tokens that are learned in one pass."""
+    return examples.tokens if hasattr(examples, "tokens") else sum(sum(e.sequence.response_mask) for e in examples)
 
 
 def gold_examples(tokenizer, items: Sequence[Item]) -> list[Example]:
@@ -87,12 +99,13 @@ class Collator:
     pad_token_id: int
     keeps: bool = False
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def __call__(self, given: Sequence[Example | list[Example]]) -> dict[str, Any]:
         """Returns input_ids, attention_mask, labels, each (B, S) int64, and item_ids, a list; with `keeps` the examples
         too, for a student that writes its own text in their place.
 
         Gold solutions follow as further rows of the same batch, so that they share its one pass: B - len(item_ids).
         """
+        examples = [e for one in given for e in (one if isinstance(one, list) else [one])]  # a block holds several
         sequences = [e.sequence for e in examples] + [e.gold for e in examples if e.gold]
         longest = max(len(sequence.input_ids) for sequence in sequences)
         input_ids = torch.full((len(sequences), longest), self.pad_token_id)
@@ -109,10 +122,23 @@ class Collator:
             "attention_mask": attention_mask,
             "labels": labels,
             "item_ids": [e.item_id for e in examples],
-        } | ({"examples": list(examples)} if self.keeps else {})
+        } | ({"examples": examples} if self.keeps else {})
 
 
 FILLER = Example("", StudentSequence([0], [False]))  # has no response token, so it adds nothing to any sum
+
+
+class WithFiller(Sequence):
+    """Examples, and `FILLER` behind them."""
+
+    def __init__(self, examples: Sequence[Example]):
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples) + 1
+
+    def __getitem__(self, place: int) -> Example | list[Example]:
+        return FILLER if place == len(self._examples) else self._examples[place]
 
 
 def group_by_length(order: Sequence[int], lengths: Sequence[int], step: int, window: int) -> list[int]:

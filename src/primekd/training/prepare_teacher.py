@@ -38,7 +38,8 @@ from primekd.tasks.forms import FORMS
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items, refuse_overlap
-from primekd.training.distill import clear, train_student
+from primekd.training.distill import clear
+from primekd.training.train_student import Lesson, train_student
 
 # GGUF name of each linear layer of a Llama block -> peft's name for it.
 LINEAR_LAYERS = {
@@ -145,8 +146,8 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
     validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed, profile.teacher, config.solutions)
     with gpu_memory("prepare.train.micro_batch_size"):
         train_student(
-            folder, "prepare-teacher", profile, inputs, examples, validation_examples, None, checkpoints, profile.seed,
-            code, student=StudentConfig(model=config.base, dtype=profile.student.dtype, lora=config.lora),
+            folder, "prepare-teacher", profile, inputs, Lesson(examples, validation_examples), checkpoints,
+            profile.seed, code, student=StudentConfig(model=config.base, dtype=profile.student.dtype, lora=config.lora),
             train=config.train,
         )  # fmt: skip
     return folder

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import write_text
 from primekd.models.shapes import Shape
 
@@ -63,6 +62,14 @@ class Speed:
         """Between 0 and 1; None where the machine's peak is not known."""
         return self.tokens_per_second * self._flops / self._peak if self._peak else None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a manifest: tokens a second of this session, utilisation, and the peak that this is a share of."""
+        return {
+            "tokens_per_second": self.tokens_per_second, "flops_utilisation": self.utilisation,
+            "peak_flops": self._peak or None, "peak_source": self.source,
+        }  # fmt: skip
+
     def __str__(self) -> str:
         used = self.utilisation
         share = "" if used is None else f", {100 * used:.1f} % of peak"
@@ -98,15 +105,3 @@ def read_lines(path: Path) -> list[str]:
     """The whole lines of a text log; a last one that a stop cut short is left out."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return text.split("\n")[:-1]
-
-
-class SpeedCallback(TrainerCallback):
-    """Shows the speed beside a stage's progress, and keeps its last state as `said`."""
-
-    def __init__(self, speed: Speed, progress: Progress | None):
-        self.speed, self.progress, self.said = speed, progress, ""
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.said = str(self.speed)
-        if self.progress:
-            self.progress.say(self.said)

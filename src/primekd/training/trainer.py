@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,18 +15,20 @@ from primekd.models.attention import choose_attention
 from primekd.signals import SignalRows, SignalSource
 from primekd.training.checkpoints import SafeCheckpoints, require_finite_step
 from primekd.training.examples import (
-    FILLER,
     IGNORED,
     Collator,
     Example,
     ProcessBatches,
     ProcessLoader,
+    WithFiller,
     asked_of,
+    lengths_of,
     longest_sequence,
 )
 from primekd.training.objective import StudentObjective, may_pack
 from primekd.training.processes import process_count
 from primekd.training.rollouts import Rollouts, habits
+from primekd.training.speed import Speed
 
 
 class DistillTrainer(SafeCheckpoints):
@@ -35,15 +38,20 @@ class DistillTrainer(SafeCheckpoints):
         signals: the store or the live teacher that is asked for rows; None for fine-tuning on the labels alone.
         model: a StudentObjective.
         rollouts: what the student writes itself while it learns, if it does.
+        speed: is told of the tokens that it reads.
     """
 
     def __init__(
-        self, *, signals: SignalSource | None, train: TrainConfig, rollouts: Rollouts | None = None, **rest
+        self, *, signals: SignalSource | None, train: TrainConfig, rollouts: Rollouts | None = None,
+        speed: Speed | None = None, **rest,
     ):  # fmt: skip
         super().__init__(**rest)
         self.signals, self.settings, self.rollouts = signals, train, rollouts
         self._habits: dict[str, float] = {}
-        self.with_gold = any(example.gold for example in self.train_dataset)
+        on_disk = hasattr(self.train_dataset, "lengths")  # text, which stays in its order and has no gold solutions
+        self.with_gold = not on_disk and any(example.gold for example in self.train_dataset)
+        self._order_seed = None if on_disk else self.args.data_seed
+        self.speed = speed
         # Our loss is already a mean over the response tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -79,21 +87,21 @@ class DistillTrainer(SafeCheckpoints):
         return None if rows is None else rows.to(labels.device)
 
     def _loader(self, examples: list[Example], seed: int | None) -> ProcessLoader:
-        settings, lengths = self.settings, [len(example.sequence.input_ids) for example in examples]
+        settings, lengths = self.settings, lengths_of(examples)
         batches = ProcessBatches(
             lengths, settings.micro_batch_size, self.args.process_index, self.args.world_size,
             settings.batch_size, settings.length_window, seed,
         )  # fmt: skip
         return ProcessLoader(
-            [*examples, FILLER],
+            WithFiller(examples),
             batch_sampler=batches,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
 
     def get_train_dataloader(self) -> ProcessLoader:
-        """This process's micro-batches, shuffled anew each epoch."""
-        return self._loader(self.train_dataset, self.args.data_seed)
+        """This process's micro-batches, shuffled anew each epoch; of text on disk in its order."""
+        return self._loader(self.train_dataset, self._order_seed)
 
     def get_eval_dataloader(self, eval_dataset=None) -> ProcessLoader:
         """This process's micro-batches of the validation set, in order."""
@@ -102,6 +110,8 @@ class DistillTrainer(SafeCheckpoints):
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
         """The micro-batches of a step; of what the student writes itself where that is due."""
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.speed:
+            self.speed.add(sum(int(batch["attention_mask"].sum()) for batch in batches))
         if self.rollouts is None or not batches:
             return batches, tokens
         self.with_gold, self._habits, own, first = False, {}, [], 0
@@ -179,13 +189,15 @@ class DistillTrainer(SafeCheckpoints):
 class ProgressCallback(TrainerCallback):
     """Carries the trainer's steps to the stage's progress."""
 
-    def __init__(self, progress: Progress):
-        self.progress = progress
+    def __init__(self, progress: Progress, speed: Speed | None = None):
+        self.progress, self.speed = progress, speed
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.progress.advance(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if self.speed:
+            self.progress.say(str(self.speed))
         self.progress.advance()
 
 
@@ -207,6 +219,8 @@ def build_trainer(
     progress: Progress | None = None,
     dtype: str | None = None,
     rollouts: Rollouts | None = None,
+    speed: Speed | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> DistillTrainer:
     """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched.
 
@@ -215,7 +229,7 @@ def build_trainer(
     """
     per_epoch = math.ceil(len(examples) / train.batch_size)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    longest = longest_sequence([*examples, *validation]) + (rollouts.limit if rollouts else 0)
+    longest = max(longest_sequence(examples), longest_sequence(validation)) + (rollouts.limit if rollouts else 0)
     choose_attention(base, longest)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -251,7 +265,8 @@ def build_trainer(
         eval_dataset=validation or None,
         data_collator=Collator(tokenizer.pad_token_id, keeps=rollouts is not None),
         rollouts=rollouts,
-        callbacks=[ProgressCallback(progress)] if progress else None,
+        speed=speed,
+        callbacks=[*([ProgressCallback(progress, speed)] if progress else []), *callbacks],
     )
     if trainer.args.process_index:  # the first process keeps the seed's own numbers; no other may repeat its dropout
         torch.manual_seed(seed + trainer.args.process_index)

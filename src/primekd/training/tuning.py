@@ -88,9 +88,12 @@ def _take(source: Path, folder: Path, made: dict[float, dict[str, Any]], best: f
 
     chosen, part = source / f"{best:g}", made[best]["kind"]  # adapter or model
     files = written(folder / part, lambda target: shutil.copytree(chosen / part, target, dirs_exist_ok=True))
-    curves = {f"{CURVES}/{rate:g}.csv": source / f"{rate:g}" for rate, manifest in made.items() if manifest}
-    for name, place in {"loss_curve.csv": chosen, **curves}.items():
-        write_text(folder / name, (place / "loss_curve.csv").read_text(encoding="utf-8"))
+    curves = {
+        f"{CURVES}/{rate:g}.csv": source / f"{rate:g}" / "loss_curve.csv" for rate, manifest in made.items() if manifest
+    }
+    written = {"rollouts.csv": chosen / "rollouts.csv"} if (chosen / "rollouts.csv").is_file() else {}
+    for name, file in {"loss_curve.csv": chosen / "loss_curve.csv", **curves, **written}.items():
+        write_text(folder / name, file.read_text(encoding="utf-8"))
         files.append(folder / name)
     return files
 

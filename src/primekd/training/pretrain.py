@@ -1,0 +1,144 @@
+"""text -> student: a control trained from scratch on text, and arms that go on from its weights with the text behind.
+
+Every arm reads the same tokens in the same order, whatever it does with them: what a teacher changes is told apart from
+what more text changes.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from primekd.config import Profile, TrainConfig
+from primekd.config.arm import CONTROL, CORPUS, NONE, Arm
+from primekd.config.arms import get_arm
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import gpu_memory
+from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name
+from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.models import load_tokenizer, require_same_tokenizer, tokenizer_hash
+from primekd.tasks.text import end_of_text, text_folder
+from primekd.tasks.text_shards import Blocks, held_out
+from primekd.training.distill import clear
+from primekd.training.train_student import Lesson, train_student
+
+if TYPE_CHECKING:
+    from primekd.capture.live import LiveTeacher
+
+TEXT_LOG = "log.txt"
+
+
+def train_on_text(profile: Profile, name: str, seed: int | None = None, force: bool = False) -> Path:
+    """Trains the control, or the student of an arm of text, or goes on where a stopped training left off; returns its
+    folder: model/, loss_curve.csv, log.txt (`step label value` a line) and manifest.json, as of `distill`.
+
+    Raises:
+        UserError: the arm is none of text, the control that it starts from is not trained, text is missing or too
+            little, or the training diverged (the last good checkpoint stays).
+    """
+    seed = profile.seed if seed is None else seed
+    arm = None if name == CONTROL else _arm_of_text(name)
+    train, first, end = parts_of(profile)[arm is not None]
+    if train.epochs != 1:
+        raise UserError(f"{profile.name}: text is read once: set epochs to 1, and raise text.train_tokens for more.")
+    teacher = _teacher(profile, arm) if arm and arm.signals != NONE else None
+    if arm:
+        profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
+    start = _control(profile, seed) if arm else None
+    folder = profile.student_folder(name, seed)
+    inputs = text_inputs(profile, name, seed, teacher)
+    stage, code = f"distill {folder.name}", stage_code("pretrain", profile)
+    since = forced_since(profile, "distill", force)
+    if stands(folder, inputs, code, stage, "the student is trained and its inputs are unchanged.", since):
+        return folder
+    checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
+    clear(folder, checkpoints, since)
+    with gpu_memory("train.micro_batch_size"):
+        lesson = _lesson(profile, arm, teacher, seed, first, end, start, folder)
+        train_student(
+            folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=profile.student, train=train
+        )
+    return folder
+
+
+def parts_of(profile: Profile) -> tuple[tuple[TrainConfig, int, int], tuple[TrainConfig, int, int]]:
+    """Of the control and of the arms: how they are optimised, their first block of the text and the one behind their
+    last. Raises UserError if one of them has none."""
+    text, pretrain = profile.text, profile.pretrain
+    if text is None or pretrain is None:
+        raise UserError(f"{profile.name}: students of text need the sections text and pretrain.")
+    cut, end = pretrain.tokens // text.block_tokens, text.train_tokens // text.block_tokens
+    if not 0 < cut < end:
+        raise UserError(
+            f"{profile.name}: pretrain.tokens {pretrain.tokens} leaves no block of {text.block_tokens} tokens to the "
+            f"control, or none of text.train_tokens {text.train_tokens} to the arms."
+        )
+    return (pretrain.train, 0, cut), (profile.train, cut, end)
+
+
+def text_inputs(profile: Profile, name: str, seed: int, teacher: "LiveTeacher | None") -> dict[str, Any]:
+    """Everything that the trained weights depend on; `profile.loss` is the arm's."""
+    tokenizer, arm = load_tokenizer(profile.student.speaker), None if name == CONTROL else get_arm(name)
+    train, first, end = parts_of(profile)[arm is not None]
+    own = arm.on_policy_of(profile) if arm else None
+    return {
+        "strategy": name,
+        "seed": seed,
+        "student": profile.student.model_dump(mode="json", exclude_none=True),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "train": train.model_dump(mode="json"),
+        "text": read_manifest(text_folder(profile) / MANIFEST)["outputs"],
+        "blocks": [first, end, profile.text.block_tokens, profile.text.documents_apart],
+    } | ({} if arm is None else {
+        "start": read_manifest(profile.student_folder(CONTROL, seed) / MANIFEST)["outputs"],
+        "loss": profile.loss.model_dump(mode="json"),
+    }) | ({} if own is None else {"on_policy": own.model_dump(mode="json"), "max_new_tokens": profile.max_new_tokens}) | (
+        {"signals": {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}} if teacher else {}
+    )  # fmt: skip
+
+
+def _arm_of_text(name: str) -> Arm:
+    arm = get_arm(name)
+    if arm.text != CORPUS:
+        raise UserError(
+            f"{name} is no arm of text (text: corpus in configs/strategies.yaml): `primekd distill {name}`."
+        )
+    return arm
+
+
+def _teacher(profile: Profile, arm: Arm) -> "LiveTeacher":
+    from primekd.capture.live import LiveTeacher
+    from primekd.signals.codecs import require_served
+
+    require_same_tokenizer(profile.teacher.speaker, profile.student.speaker)
+    teacher = LiveTeacher(profile, arm)
+    require_served(teacher.codec, arm.loss_of(profile))
+    return teacher
+
+
+def _control(profile: Profile, seed: int) -> Path:
+    folder = profile.student_folder(CONTROL, seed)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{relative_name(folder)} is missing, which arms start from: train the control first.")
+    return folder / "model"
+
+
+def _lesson(
+    profile: Profile, arm: Arm | None, teacher: "LiveTeacher | None", seed: int, first: int, end: int,
+    start: Path | None, folder: Path,
+) -> Lesson:  # fmt: skip
+    from primekd.models.shapes import shape_of
+    from primekd.training.rollouts import Rollouts
+    from primekd.training.speed import Speed, TextLog
+    from primekd.training.text_examples import TextExamples, document_examples
+
+    tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
+    digest, rollouts = tokenizer_hash(tokenizer), None
+    blocks = Blocks(text_folder(profile), text.block_tokens, profile.seed, digest)
+    examples = TextExamples(blocks, first, min(end, len(blocks)), text.documents_apart)
+    if own := arm.on_policy_of(profile) if arm else None:
+        ends, asked = [end_of_text(tokenizer)], (lambda: teacher.engine)
+        with_text = profile.loss.alpha > 0
+        rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, asked)
+    validation = document_examples(held_out(text_folder(profile), digest), text.block_tokens)
+    speed = Speed(shape_of(profile.student), text.block_tokens)
+    log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"))
+    return Lesson(examples, validation, teacher, rollouts, start, speed, [log])
