@@ -14,11 +14,11 @@ from primekd.foundation.errors import UserError, findings_text
 # What else is assessed: the student's base as it is, the same with examples, the unprimed teacher.
 CONTROL, FEW_SHOT, TEACHER = "control", "control-few-shot", "teacher"
 UNTRAINED, NO_STUDENTS = (CONTROL, FEW_SHOT), (CONTROL, FEW_SHOT, TEACHER)
-OWN, GOLD, NONE, SHUFFLED, STUDENT = "own", "gold", "none", "shuffled", "student"
-WORDS = (OWN, GOLD, NONE, STUDENT)
+OWN, GOLD, NONE, SHUFFLED, STUDENT, CORPUS = "own", "gold", "none", "shuffled", "student", "corpus"
+WORDS = (OWN, GOLD, NONE, STUDENT, CORPUS)
 Role = Literal[
     "baseline", "treatment", "fine-tuning", "placebo", "rewording", "crossed", "text-alone", "other-loss",
-    "selection", "positive-control", "on-policy",
+    "selection", "positive-control", "on-policy", "corpus",
 ]  # fmt: skip
 # Roles that say of which arm they are a variant.
 ABOUT_ANOTHER = ("rewording", "crossed", "text-alone", "other-loss", "selection", "positive-control", "on-policy")
@@ -37,7 +37,9 @@ class Arm(BaseModel):
             that is given: a path relative to the checkout, or absolute. `placement` goes before the profile's
             teacher.priming_placement.
         text: whose prompt the responses were written under: own, another arm's name, gold for the gold solutions, or
-            student: it writes them itself while it learns, and a live teacher scores them.
+            student: it writes them itself while it learns, and a live teacher scores them. corpus: blocks of the
+            profile's text; a live teacher scores them, or what the student writes behind their beginnings, unless
+            signals are none.
         signals: whose prompt they were scored under: own, another arm's name, or none to train on the text alone.
         responses: a file with the responses (id and response a row) that are scored instead of the teacher's own; a
             path as of `priming_file`. Then `text` stays own.
@@ -99,17 +101,21 @@ class Arm(BaseModel):
         return [
             (self.text != NONE and self.signals != GOLD,
              "text is own, gold or an arm; signals are own, none or an arm"),
-            (self.signals != STUDENT, "signals are own, none or an arm"),
+            (self.signals not in (STUDENT, CORPUS), "signals are own, none or an arm"),
             (self.live == (self.role == "on-policy"), "text: student and role: on-policy belong together"),
-            (self.live or not self.on_policy, "on_policy belongs to the role on-policy"),
-            (not (self.live and alone), "a student that writes its own text needs signals"),
+            ((self.text == CORPUS) == (self.role == "corpus"), "text: corpus and role: corpus belong together"),
+            (self.role != "corpus" or self.signals in (OWN, NONE) and not primed,
+             "an arm of the corpus has no priming, and signals own or none"),
+            (self.live or self.role == "corpus" or not self.on_policy,
+             "on_policy is for text: student and text: corpus"),
+            (not (alone and (self.live or self.on_policy)), "a student that writes its own text needs signals"),
             (gold == (self.role == "fine-tuning"), "text: gold and role: fine-tuning belong together"),
             (not gold or self.signals == OWN, "gold solutions have no signals: leave signals out"),
             (not gold or not (primed or self.loss), "gold solutions have no teacher: leave priming and loss out"),
             (named, f"the roles {', '.join(ABOUT_ANOTHER)}, and no other, name the arm that they are variant_of"),
             (alone or self.role != "text-alone", "role: text-alone has signals: none"),
-            (not alone or self.role in ("text-alone", "selection"),
-             "signals: none is for the roles text-alone and selection"),
+            (not alone or self.role in ("text-alone", "selection", "corpus"),
+             "signals: none is for the roles text-alone, selection and corpus"),
             (not alone or not self.loss, "text alone is trained on with the cross-entropy alone: leave loss out"),
             (not primed or asked, "nobody reads its priming, as its text and signals are other arms': leave it out"),
             (self.role != "baseline" or (plain and not primed),
@@ -142,7 +148,7 @@ class Arm(BaseModel):
     def store(self) -> str | None:
         """The arm whose captured store its student reads: its own, or that of the arm that has its text and signals;
         None where there is none to read."""
-        if not self.teacher or self.live:
+        if not self.teacher or self.text in (STUDENT, CORPUS):
             return None
         return self.name if self.text == OWN or self.signals not in (NONE, self.text) else self.text
 
@@ -180,7 +186,7 @@ class Arm(BaseModel):
     def on_policy_of(self, profile: Profile) -> OnPolicyConfig | None:
         """The profile's section with what the arm says itself; None where the student writes nothing. Raises UserError
         if that does not go together with the arm's loss."""
-        if not self.live:
+        if not (self.live or self.on_policy):
             return None
         given = profile.on_policy.model_dump() if profile.on_policy else {}
         place, loss = f"{self.name} in configs/strategies.yaml: on_policy in {profile.name}", self.loss_of(profile)
@@ -192,7 +198,7 @@ class Arm(BaseModel):
             raise UserError(
                 f"{place}: the objective minillm is a reverse KL: set the arm's loss.divergence to reverse_kl."
             )
-        if loss.alpha or settings.share < 1 or settings.warmup_steps:
+        if self.live and (loss.alpha or settings.share < 1 or settings.warmup_steps):
             raise UserError(
                 f"{place}: beside its own text there is none to learn from: set the arm's loss.alpha to 0, share to 1 "
                 "and warmup_steps to 0."

@@ -34,6 +34,7 @@ STAGES = {
     "prepare-teacher": ("primekd.training.prepare_teacher",),
     "capture": ("primekd.capture.run",),
     "distill": ("primekd.training.distill", "primekd.training.tuning"),
+    "pretrain": ("primekd.training.pretrain",),
     "answers": ("primekd.assessment.answers", "primekd.assessment.score"),
     "held-out": ("primekd.assessment.held_out", "primekd.assessment.score"),
     "forgetting": ("primekd.assessment.forgetting", "primekd.assessment.score"),

@@ -1,9 +1,11 @@
 """What is known of a model before it is here: its shape, and the bytes of its weights on disk, on GPUs, in memory."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from primekd.config import LoraSettings, Profile
 from primekd.foundation.errors import UserError
@@ -142,13 +144,17 @@ def _read_shape(place: Path) -> Shape:
             config = load_gguf_checkpoint(place, return_tensors=False)["config"]
         else:
             config = read_json(place / "config.json")
-        config = config.get("text_config", config)
-        layers, hidden, heads = (config[k] for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
-        kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
-        widths = layers, hidden, heads, kv_heads, head_dim, config["intermediate_size"]
-        return Shape(*widths, config["vocab_size"], bool(config.get("tie_word_embeddings")))
+        return shape_of(config.get("text_config", config))
     except (KeyError, ValueError) as error:  # ValueError: an architecture whose GGUF transformers does not read
         raise UserError(f"{place.name} does not say its shape ({error}): name it in hardware.shapes.") from error
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """The shape of a transformers configuration. Raises KeyError if it lacks a width."""
+    layers, hidden, heads = (config[k] for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
+    widths = layers, hidden, heads, kv_heads, head_dim, config["intermediate_size"]
+    return Shape(*widths, config["vocab_size"], bool(config.get("tie_word_embeddings")))
 
 
 @dataclass(frozen=True)

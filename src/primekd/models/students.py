@@ -1,5 +1,6 @@
 """Students before and after training: what is trained, and the folder that it is kept in."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -13,10 +14,10 @@ from primekd.models.loading import best_device, load_model
 from primekd.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def new_student(student: StudentConfig, seed: int, start: Path | None = None):
@@ -39,12 +40,24 @@ def save_student(model, folder: Path, student: StudentConfig, weights: "dict[str
 def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
     """A model with random weights in float32, all of which are trained, on the best device here. Raises UserError if
     transformers does not know the architecture, it does not know a setting, or sizes do not fit."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, set_seed
+    from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
+
+    with _explained(architecture):
+        config = scratch_config(architecture, tokenizer)
+        set_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=sorted({eos, *tokenizer.stop_ids}))
+    return model.float().to(best_device())
+
+
+def scratch_config(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+    """The configuration of a student from scratch. Raises UserError as `scratch_model`."""
+    from transformers import AutoConfig
 
     given = architecture.model_dump(exclude_none=True)
     kind, bos, eos = given.pop("model_type"), tokenizer.bos_token_id, tokenizer.eos_token_id
-    try:
+    with _explained(architecture):
         config = AutoConfig.for_model(
             kind, vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id,
             **given,
@@ -52,13 +65,19 @@ def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBas
         known = {*type(config)().to_dict(), *config.attribute_map}
         if unknown := sorted(given.keys() - known):
             raise ValueError(f"it has no {unknown[0]}")
-        set_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
+    return config
+
+
+@contextlib.contextmanager
+def _explained(architecture: Architecture) -> "Iterator[None]":
+    """Errors of transformers in one sentence."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
     except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason, kind = " ".join(str(error).split()), architecture.model_type
         raise UserError(f"student.from_scratch cannot be made as a {kind} ({reason}): mend the profile.") from error
-    model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=sorted({eos, *tokenizer.stop_ids}))
-    return model.float().to(best_device())
 
 
 def save_model(

@@ -62,6 +62,8 @@ def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
         tokenizer.template_arguments = of.template_arguments
         if of.template_of:
             tokenizer.chat_template = _borrowed_template(tokenizer, of.template_of)
+    if tokenizer.chat_template is None and not of.template_arguments:
+        return tokenizer  # a base model's: it reads text, and whoever renders a conversation says what is missing
     first, other = (render(tokenizer, [{"role": "user", "content": text}]) for text in (QUESTION, MARK))
     if first == other:
         raise UserError(

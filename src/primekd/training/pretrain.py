@@ -79,7 +79,7 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: "LiveTeacher | 
     tokenizer, arm = load_tokenizer(profile.student.speaker), None if name == CONTROL else get_arm(name)
     train, first, end = parts_of(profile)[arm is not None]
     own = arm.on_policy_of(profile) if arm else None
-    return {
+    inputs = {
         "strategy": name,
         "seed": seed,
         "student": profile.student.model_dump(mode="json", exclude_none=True),
@@ -87,12 +87,15 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: "LiveTeacher | 
         "train": train.model_dump(mode="json"),
         "text": read_manifest(text_folder(profile) / MANIFEST)["outputs"],
         "blocks": [first, end, profile.text.block_tokens, profile.text.documents_apart],
-    } | ({} if arm is None else {
-        "start": read_manifest(profile.student_folder(CONTROL, seed) / MANIFEST)["outputs"],
-        "loss": profile.loss.model_dump(mode="json"),
-    }) | ({} if own is None else {"on_policy": own.model_dump(mode="json"), "max_new_tokens": profile.max_new_tokens}) | (
-        {"signals": {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}} if teacher else {}
-    )  # fmt: skip
+    }
+    if arm:
+        inputs["loss"] = profile.loss.model_dump(mode="json")
+        inputs["start"] = read_manifest(profile.student_folder(CONTROL, seed) / MANIFEST)["outputs"]
+    if own:
+        inputs |= {"on_policy": own.model_dump(mode="json"), "max_new_tokens": profile.max_new_tokens}
+    if teacher:
+        inputs["signals"] = {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}
+    return inputs
 
 
 def _arm_of_text(name: str) -> Arm:
@@ -126,6 +129,7 @@ def _lesson(
     start: Path | None, folder: Path,
 ) -> Lesson:  # fmt: skip
     from primekd.models.shapes import shape_of
+    from primekd.models.students import scratch_config
     from primekd.training.rollouts import Rollouts
     from primekd.training.speed import Speed, TextLog
     from primekd.training.text_examples import TextExamples, document_examples
@@ -139,6 +143,6 @@ def _lesson(
         with_text = profile.loss.alpha > 0
         rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, asked)
     validation = document_examples(held_out(text_folder(profile), digest), text.block_tokens)
-    speed = Speed(shape_of(profile.student), text.block_tokens)
+    speed = Speed(shape_of(scratch_config(profile.student.from_scratch, tokenizer).to_dict()), text.block_tokens)
     log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"))
     return Lesson(examples, validation, teacher, rollouts, start, speed, [log])
