@@ -109,12 +109,14 @@ class DistillTrainer(SafeCheckpoints):
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
         """The micro-batches of a step; of what the student writes itself where that is due."""
+        if self.rollouts:  # given text has no gold solution beside it
+            self.with_gold, self._habits = False, {}
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.speed:
             self.speed.add(sum(int(batch["attention_mask"].sum()) for batch in batches))
         if self.rollouts is None or not batches:
             return batches, tokens
-        self.with_gold, self._habits, own, first = False, {}, [], 0
+        own, first = [], 0
         if not self.rollouts.due(self.state.global_step):
             return batches, tokens
         for batch in batches:
