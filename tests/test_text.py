@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from primekd.config import TextConfig
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
+from primekd.foundation.progress import progress_path, read_state
 from primekd.foundation.provenance import hash_file, hash_text, read_manifest
 from primekd.models.attention import packed
 from primekd.models.tokenizers import tokenizer_hash
@@ -121,6 +122,8 @@ def test_shards_are_what_tokenising_in_memory_gives(make, tokenise, tokenizer):
     assert tokens.tolist() == sum(rows, []) and lengths.tolist() == [len(row) for row in rows]
     assert tokens.dtype == np.uint16 and lengths.dtype == np.uint32
     manifest = read_manifest(folder / "manifest.json")
+    state = read_state(progress_path(make(), "tokenise"))
+    assert (state.state, state.done, state.total) == ("done", len(tokens), BASE["train_tokens"])
     assert manifest["outputs"] == hashes(folder) and len(manifest["outputs"]) > 4
     assert (manifest["tokens"], manifest["documents"]) == (len(tokens), len(rows))
     assert manifest["inputs"]["tokenizer"] == tokenizer_hash(tokenizer)
