@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from primekd.config import Profile
 
 SHARD_TOKENS = 2**24  # a shard ends with the batch that brings it to so many
-BATCH = 256  # documents that are tokenised at once, on all cores where TOKENIZERS_PARALLELISM is true
+BATCH = 32  # documents that are tokenised at once, on all cores where TOKENIZERS_PARALLELISM is true
 ENDS = ("<|endoftext|>", "<|end_of_text|>")  # a chat model's tokenizer calls the end of a turn its end
 
 
