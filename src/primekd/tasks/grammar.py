@@ -8,6 +8,7 @@ Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0).
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from random import Random
@@ -34,6 +35,8 @@ LABEL = re.compile(r"(?:corrected|correct|correction|corrected sentence|answer|o
 QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "`": "`"}
 TAG = re.compile(r"<\|[^<>|]*\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|\uff5c][^<>]*[|\uff5c]>")
 LONGER, MORE = 1.5, 20  # an answer may be so many times as long as the sentence, and so many letters longer
+# An answer with more of one of these than the sentence has says something about it on the same line.
+MARKS = re.compile(r'[:()\[\]*→"“”„«»]')
 ALIKE = 0.5  # similarity of an answer to what was asked, at least
 SURE = 0.7  # probability of a language from which on it counts as known
 TRIES = 300  # draws without a new sentence, after which a language holds no more
@@ -66,14 +69,15 @@ class Grammar(Task):
         return Judgement(answer, rule, (start, end), answer == gold, {"similarity": similarity(answer, gold)})
 
     def unfit(self, question: str, response: str, truncated: bool) -> str:
-        """The reasons: cut off, empty, chatty (more than a sentence's line), too long, another language, and another
-        sentence (it has too few of the letters in common: an answer to what the sentence says)."""
+        """The reasons: cut off, empty, chatty (more than a sentence's line, or MARKS that the sentence has not, as in
+        `The corrected sentence is: "…"`), too long, another language, and another sentence (it has too few of the
+        letters in common: an answer to what the sentence says)."""
         start, end, rule = clean_answer(response, question)
         answer, asked = plain(response[start:end]), plain(question)
         reasons = {
             "cut off": truncated,
             "empty": not answer,
-            "chatty": rule in ("first-line", "labelled"),
+            "chatty": rule in ("first-line", "labelled") or bool(_marks(answer) - _marks(asked)),
             "too long": len(answer) > LONGER * len(asked) + MORE,
             "another language": bool(answer) and speaks_otherwise(asked, answer),
             "another sentence": similarity(answer, asked) < ALIKE,
@@ -142,6 +146,11 @@ def clean_answer(response: str, sentence: str) -> tuple[int, int, str]:
     if quoted and not sentence.startswith(response[start]):
         start, end, rule = start + 1, end - 1, "quoted"
     return start, end, rule
+
+
+def _marks(text: str) -> Counter[str]:
+    """How many of MARKS of each kind; all quotes are one kind."""
+    return Counter('"' if mark in "“”„«»" else mark for mark in MARKS.findall(text))
 
 
 def similarity(one: str, other: str) -> float:
