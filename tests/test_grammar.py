@@ -205,6 +205,15 @@ def test_m2_files_are_read_with_the_first_annotators_edits(tmp_path):
     assert [item.id for item in load_items(profile, "test")] == ["en-test-0", "en-test-1"]
 
 
+def test_edits_of_m2_that_correct_nothing_change_nothing_and_edits_at_one_place_keep_their_order(tmp_path):
+    lines = ["S I sea it there", "A 1 2|||UNK|||wrong|||REQUIRED|||-NONE-|||0", "A 0 4|||Um||||||REQUIRED|||-NONE-|||0",
+             "A 2 2|||M:OTHER|||now|||REQUIRED|||-NONE-|||0", "A 2 2|||M:OTHER|||and then|||REQUIRED|||-NONE-|||0",
+             "A 3 4|||R:ADV|||here||yonder|||REQUIRED|||-NONE-|||0"]  # fmt: skip
+    path = tmp_path / "a.m2"
+    path.write_text("\n".join(lines))
+    assert read_m2(path) == [("I sea it there", "I sea now and then it here")]
+
+
 def test_a_corpus_has_each_sentence_once_none_of_the_test_side_and_no_tags(tmp_path, capsys):
     def write(name, rows):
         path = tmp_path / name

@@ -9,6 +9,9 @@ from pathlib import Path
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 
+# Types that change nothing: no error, and an error without a correction (ERRANT's word for it, and NUCLE's).
+UNCHANGED = ("noop", "UNK", "Um")
+
 
 def read_m2(path: Path) -> list[tuple[str, str]]:
     """(sentence, the same with the first annotator's edits) of every block; words are joined by single spaces.
@@ -33,7 +36,8 @@ def read_m2(path: Path) -> list[tuple[str, str]]:
 
 
 def _edited(words: list[str], lines: list[str], where: str) -> list[str]:
-    """The words after the first annotator's edits, made from the last one on, so that places stay right."""
+    """The words after the first annotator's edits, made from the last one on, so that places stay right; of two at one
+    place the first in the file stands first. Of corrections that are as good (`a||b`) the first is taken."""
     edits = []
     for line in lines:
         fields = line.removeprefix("A ").split("|||")
@@ -41,11 +45,12 @@ def _edited(words: list[str], lines: list[str], where: str) -> list[str]:
         if not line.startswith("A ") or len(fields) != 6 or not span:
             raise UserError(f"{where}: {line[:60]!r} is no edit. Mend the file.")
         start, end = map(int, span.groups())
-        if fields[1] == "noop" or fields[5] != "0":
+        if fields[1] in UNCHANGED or fields[5] != "0":
             continue
         if not 0 <= start <= end <= len(words):
             raise UserError(f"{where}: the edit {line[:60]!r} lies outside the sentence. Mend the file.")
-        edits.append((start, end, fields[2].split() if fields[2] != "-NONE-" else []))
-    for start, end, new in sorted(edits, key=lambda edit: edit[:2], reverse=True):
+        new = fields[2].split("||")[0].strip()
+        edits.append((start, end, new.split() if new != "-NONE-" else []))
+    for start, end, new in reversed(sorted(edits, key=lambda edit: edit[:2])):
         words = [*words[:start], *new, *words[end:]]
     return words
