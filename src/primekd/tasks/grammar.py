@@ -95,14 +95,16 @@ class Grammar(Task):
 
 def corpus(data: "DataConfig", side: str) -> list[Item]:
     """The usable sentences of one side of a corpus, in order: in the languages that the profile names, each once,
-    without a chat template's tags, and on the training side none that stands on the test side; the rest is counted."""
+    without a chat template's tags, and on the training side none that stands on the test side, with errors or without
+    (one clean sentence may have been given other errors there); the rest is counted."""
     items = _read(data, side)
-    taken = {plain(item.question) for item in _read(data, "test")} if side == "train" else set()
-    kept = []
+    others = _read(data, "test") if side == "train" else ()
+    tested = {text for item in others for text in (plain(item.question), str(item.answer))}
+    taken, kept = set[str](), []
     for item in items:
         sentence = plain(item.question)
         if language_of(item.id) in data.languages and not TAG.search(item.question + item.solution):
-            if sentence not in taken:
+            if sentence not in taken and tested.isdisjoint((sentence, str(item.answer))):
                 kept.append(item)
             taken.add(sentence)
     if len(kept) < len(items):
