@@ -119,6 +119,19 @@ def unprimed() -> Arm:
     return get_arm(found[0])
 
 
+def refuse_gold(profile: Profile, arm: Arm) -> None:
+    """Raises UserError if gold could reach a student of this arm that learns from a teacher: by what it is trained on,
+    or by what is chosen for it. For tasks whose gold judges and does nothing else."""
+    if not arm.teacher:
+        return
+    if arm.loss_of(profile).labels == "gold":
+        raise UserError(f"{profile.name}: {arm.name} would learn from gold sentences: set loss.labels to response.")
+    if arm.keep_right:
+        raise UserError(f"{profile.name}: {arm.name} chooses labels by gold sentences: take it out of arms.")
+    if len(profile.train.rates) > 1:
+        raise UserError(f"{profile.name}: several learning rates are chosen from by gold sentences: name one.")
+
+
 def _refuse_references(arm: Arm, arms: dict[str, Arm]) -> None:
     """Text and signals are taken from arms that have their own, so that no arm stands for another that stands for…"""
     place = f"{relative_name(arms_file())}: {arm.name}"

@@ -53,6 +53,8 @@ class Correction(Item):
 class Grammar(Task):
     """Sentences with errors, in several languages; an item's id begins with its language."""
 
+    gold_only_judges = True
+
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
         """Of the source that the profile names; the project's own sentences are drawn from `seed`."""
         if data.source == "sentences":
