@@ -35,8 +35,7 @@ LABEL = re.compile(r"(?:corrected|correct|correction|corrected sentence|answer|o
 QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "`": "`"}
 TAG = re.compile(r"<\|[^<>|]*\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|\uff5c][^<>]*[|\uff5c]>")
 LONGER, MORE = 1.5, 20  # an answer may be so many times as long as the sentence, and so many letters longer
-# An answer with more of one of these than the sentence has says something about it on the same line.
-MARKS = re.compile(r'[:()\[\]*→"“”„«»]')
+MARKS = re.compile(r'[:()\[\]*→"“”„«»]')  # of which an answer that talks about the sentence has more than that
 ALIKE = 0.5  # similarity of an answer to what was asked, at least
 SURE = 0.7  # probability of a language from which on it counts as known
 TRIES = 300  # draws without a new sentence, after which a language holds no more
@@ -76,10 +75,11 @@ class Grammar(Task):
         letters in common: an answer to what the sentence says)."""
         start, end, rule = clean_answer(response, question)
         answer, asked = plain(response[start:end]), plain(question)
+        more = Counter(MARKS.findall(answer)) - Counter(MARKS.findall(asked))
         reasons = {
             "cut off": truncated,
             "empty": not answer,
-            "chatty": rule in ("first-line", "labelled") or bool(_marks(answer) - _marks(asked)),
+            "chatty": rule in ("first-line", "labelled") or bool(more),
             "too long": len(answer) > LONGER * len(asked) + MORE,
             "another language": bool(answer) and speaks_otherwise(asked, answer),
             "another sentence": similarity(answer, asked) < ALIKE,
@@ -150,11 +150,6 @@ def clean_answer(response: str, sentence: str) -> tuple[int, int, str]:
     if quoted and not sentence.startswith(response[start]):
         start, end, rule = start + 1, end - 1, "quoted"
     return start, end, rule
-
-
-def _marks(text: str) -> Counter[str]:
-    """How many of MARKS of each kind; all quotes are one kind."""
-    return Counter('"' if mark in "“”„«»" else mark for mark in MARKS.findall(text))
 
 
 def similarity(one: str, other: str) -> float:

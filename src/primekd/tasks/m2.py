@@ -9,8 +9,7 @@ from pathlib import Path
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 
-# Types that change nothing: no error, and an error without a correction (ERRANT's word for it, and NUCLE's).
-UNCHANGED = ("noop", "UNK", "Um")
+UNCHANGED = ("noop", "UNK", "Um")  # types of no error, and of one without a correction (ERRANT's word, and NUCLE's)
 
 
 def read_m2(path: Path) -> list[tuple[str, str]]:
@@ -36,8 +35,7 @@ def read_m2(path: Path) -> list[tuple[str, str]]:
 
 
 def _edited(words: list[str], lines: list[str], where: str) -> list[str]:
-    """The words after the first annotator's edits, made from the last one on, so that places stay right; of two at one
-    place the first in the file stands first. Of corrections that are as good (`a||b`) the first is taken."""
+    """The words after the first annotator's edits, made from the last one on, so that places stay right."""
     edits = []
     for line in lines:
         fields = line.removeprefix("A ").split("|||")
@@ -49,7 +47,7 @@ def _edited(words: list[str], lines: list[str], where: str) -> list[str]:
             continue
         if not 0 <= start <= end <= len(words):
             raise UserError(f"{where}: the edit {line[:60]!r} lies outside the sentence. Mend the file.")
-        new = fields[2].split("||")[0].strip()
+        new = fields[2].split("||")[0].strip()  # the first of several that are as good
         edits.append((start, end, new.split() if new != "-NONE-" else []))
     for start, end, new in reversed(sorted(edits, key=lambda edit: edit[:2])):
         words = [*words[:start], *new, *words[end:]]

@@ -108,13 +108,9 @@ class Judgement:
 
 
 class Task(Protocol):
-    """One task; `items` and `judge` are its own, what stands here for the rest serves answers that are texts.
+    """One task; `items` and `judge` are its own, what stands here for the rest serves answers that are texts."""
 
-    Attributes:
-        gold_only_judges: no student that learns from a teacher may be trained on gold, or have anything chosen by it.
-    """
-
-    gold_only_judges = False
+    gold_only_judges = False  # whether gold may reach no student that learns from a teacher
 
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
         """`count` items of a split: train, validation, test or teacher. No item stands in two splits.
