@@ -6,6 +6,7 @@ from primekd.assessment.logs import LogRow
 from primekd.foundation.provenance import write_text
 from primekd.foundation.tables import table_text
 from primekd.report.corrections import correction_table, example_table, label_table, language_table, learning_figure
+from primekd.report.shown import show_table
 from primekd.statistics.corrections import (
     ALL,
     COPY,
@@ -110,3 +111,10 @@ def test_tables_and_figure_say_what_the_rows_say(tmp_path):
     assert [row[0] for row in examples.rows] == [i for i, *_ in SENTENCES]
     assert examples.rows[0][3:] == ["✗ She have cats.", "✓ She has cats.", "✓ She has cats."]
     assert examples.rows[3][3] == "✗ no answer"
+
+
+def test_what_a_model_wrote_is_text_in_the_table_of_examples():
+    hostile = '<img src=x onerror="alert(1)"> </td><script>alert(2)</script>'
+    shown = show_table(example_table(LOGS | {"api-KD": log_of(hostile, *["Er geht."] * 3)}))
+    page = shown._repr_html_()
+    assert "<img" not in page and "<script" not in page and "&lt;script&gt;" in page

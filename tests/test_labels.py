@@ -102,6 +102,21 @@ def test_whatever_would_bring_gold_into_a_student_is_refused(output, changes, sa
         refuse(small_profile(output, study="labels", data=DATA, **({"arms": ARMS} | changes)))
 
 
+@pytest.mark.parametrize(
+    ("arm", "changes", "said"),
+    [
+        ("base-KD", {"loss": {"labels": "gold"}}, "base-KD would learn from gold sentences"),
+        ("base-right-KD", {}, "base-right-KD chooses labels by gold sentences"),
+        ("base-KD", {"train": {"learning_rate": [0.001, 0.01]}}, "are chosen from by gold sentences"),
+        ("base-KD", {"loss": {"labels": "gold"}, "study": "priming"}, "base-KD would learn from gold sentences"),
+    ],
+)
+def test_one_training_by_itself_or_in_another_study_is_refused_gold_too(output, arm, changes, said):
+    """`primekd distill` and the notebook train without asking the study."""
+    with pytest.raises(UserError, match=said):
+        distill(small_profile(output, **({"study": "labels", "data": DATA, "arms": ARMS} | changes)), arm)
+
+
 def test_the_study_is_found_and_runs_what_the_profile_lists(profile):
     study = find_study(profile)
     refuse(profile)

@@ -17,21 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from primekd.config import TextConfig
 from primekd.foundation import provenance
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import progress_path, read_state
 from primekd.foundation.provenance import hash_file, hash_text, read_manifest
-from primekd.models.attention import packed
 from primekd.models.tokenizers import tokenizer_hash
 from primekd.tasks import text as tokenising
 from primekd.tasks import text_shards
 from primekd.tasks.text import encode, end_of_text, text_folder
 from primekd.tasks.text_shards import Blocks, held_out, shuffled
-from primekd.training.blocks import block_batch
-from primekd.training.examples import IGNORED
 
 BASE = {"block_tokens": 8, "held_out_documents": 2, "train_tokens": 100_000}
 WORDS = ["the", "dog", "cat", "house", "of", "in", "saw", "had", "green", "old", "tree", "ran", "by", "then", "it"]
@@ -519,58 +516,3 @@ def test_a_loader_reads_blocks_in_workers(make, tokenise):
     blocks = Blocks(tokenise(make()), 8, 0)
     loader = torch.utils.data.DataLoader(blocks, batch_size=2, num_workers=1, collate_fn=lambda rows: rows)
     assert [ids.tolist() for batch in loader for ids, _ in batch] == [ids.tolist() for ids, _ in blocks]
-
-
-# What a model sees of a block.
-
-
-@pytest.fixture(scope="module")
-def llama():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=60, num_key_value_heads=2, initializer_range=0.3, attn_implementation="sdpa", **sizes)
-    ).eval()
-
-
-BLOCKS = [(np.arange(3, 23) % 60, [5, 1, 11, 3]), (np.arange(20) * 7 % 60, [20]), (np.arange(20) * 3 % 60, [1, 1, 18])]
-
-
-def logits_of(llama, batch, how) -> torch.Tensor:
-    """(B, T, V) by either way through the model."""
-    with torch.no_grad():
-        if how == "rows":
-            return llama(**batch.rows(), use_cache=False).logits
-        with packed(llama):
-            return llama(**batch.packed(), use_cache=False).logits.view(*batch.input_ids.shape, -1)
-
-
-@pytest.mark.parametrize("how", ["rows", "packed"])
-def test_logits_of_a_document_in_a_block_are_those_of_the_document_alone(how, llama):
-    found = logits_of(llama, block_batch(BLOCKS, documents_apart=True), how)
-    for (ids, lengths), row in zip(BLOCKS, found, strict=True):
-        for document, own in zip(torch.tensor(ids).split(lengths), row.split(lengths), strict=True):
-            with torch.no_grad():
-                alone = llama(document[None]).logits[0]
-            torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("how", ["rows", "packed"])
-def test_where_documents_are_not_apart_logits_are_those_of_the_running_text(how, llama):
-    batch = block_batch(BLOCKS, documents_apart=False)
-    with torch.no_grad():
-        running = llama(batch.input_ids).logits
-    torch.testing.assert_close(logits_of(llama, batch, how), running, atol=1e-5, rtol=1e-5)
-    apart = logits_of(llama, block_batch(BLOCKS, documents_apart=True), how)
-    assert (apart[0, 6:] - running[0, 6:]).abs().max() > 0.01  # the test sees a difference
-    torch.testing.assert_close(apart[1], running[1], atol=1e-5, rtol=1e-5)  # one document in all
-
-
-@pytest.mark.parametrize("apart, first", [(True, {0, 5, 6, 17, 20, 40, 41, 42}), (False, {0, 20, 40})])
-def test_labels_are_what_something_in_sight_predicts(apart, first):
-    batch = block_batch(BLOCKS, apart)
-    labels, ids = batch.labels.flatten(), batch.input_ids.flatten()
-    ignored = set((labels == IGNORED).nonzero().flatten().tolist())
-    assert ignored == first and torch.equal(labels[labels != IGNORED], ids[labels != IGNORED])
-    assert batch.packed()["shared"] == 0 and sum(batch.lengths) == 60
-    assert batch.packed()["input_ids"].shape == batch.packed()["position_ids"].shape == (1, 60)

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from primekd.config.arm import CONTROL, OF_ONE_STORE, OWN, WORDS, Arm, Role, split_seed
+from primekd.config.arm import CONTROL, GOLD, OF_ONE_STORE, OWN, WORDS, Arm, Role, split_seed
 from primekd.config.profile import Profile, explain_validation_error
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
@@ -118,6 +118,17 @@ def unprimed() -> Arm:
     if not (found := of_role("baseline")):
         raise UserError("configs/strategies.yaml has no arm with the role baseline, which others are compared with.")
     return get_arm(found[0])
+
+
+def refuse_gold(profile: Profile, arm: Arm) -> None:
+    """Raises UserError if gold could reach a student that learns from a teacher: trained on, or chosen by it."""
+    reasons = {
+        f"{arm.name} would learn from gold sentences: set loss.labels to response": arm.loss_of(profile).labels == GOLD,
+        f"{arm.name} chooses labels by gold sentences: take it out of arms": arm.keep_right,
+        "several learning rates are chosen from by gold sentences: name one": len(profile.train.rates) > 1,
+    }
+    if arm.teacher and (said := [reason for reason, holds in reasons.items() if holds]):
+        raise UserError(f"{profile.name}: {said[0]}.")
 
 
 def _refuse_references(arm: Arm, arms: dict[str, Arm]) -> None:

@@ -12,7 +12,7 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.config import Profile
-from primekd.config.arms import arms_of, unprimed
+from primekd.config.arms import arms_of, refuse_gold, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.tables import table_text
@@ -36,14 +36,9 @@ def refuse(profile: Profile) -> None:
     """As Study.refuse says: whatever could bring a gold sentence into a student that learns from the teacher."""
     require_control(profile)
     for name, arm in arms_of(profile).items():
-        if arm.teacher and arm.loss_of(profile).labels == "gold":
-            raise UserError(f"{profile.name}: {name} would learn from gold sentences: set loss.labels to response.")
+        refuse_gold(profile, arm)
         if arm.teacher and arm.cell[0] != unprimed().name:
             raise UserError(f"{profile.name}: {name} has another text than the teacher's labels: take it out of arms.")
-        if arm.keep_right:
-            raise UserError(f"{profile.name}: {name} chooses labels by gold sentences: take it out of arms.")
-    if len(profile.train.rates) > 1:
-        raise UserError(f"{profile.name}: several learning rates are chosen from by gold sentences: name one.")
     if profile.assess.few_shot not in (0, "instruction"):
         raise UserError(f"{profile.name}: assess.few_shot would show gold sentences: set it to instruction or 0.")
 

@@ -8,6 +8,7 @@ Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0).
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from random import Random
@@ -34,6 +35,7 @@ LABEL = re.compile(r"(?:corrected|correct|correction|corrected sentence|answer|o
 QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "`": "`"}
 TAG = re.compile(r"<\|[^<>|]*\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|\uff5c][^<>]*[|\uff5c]>")
 LONGER, MORE = 1.5, 20  # an answer may be so many times as long as the sentence, and so many letters longer
+MARKS = re.compile(r'[:()\[\]*→"“”„«»]')  # of which an answer that talks about the sentence has more than that
 ALIKE = 0.5  # similarity of an answer to what was asked, at least
 SURE = 0.7  # probability of a language from which on it counts as known
 TRIES = 300  # draws without a new sentence, after which a language holds no more
@@ -49,6 +51,8 @@ class Correction(Item):
 
 class Grammar(Task):
     """Sentences with errors, in several languages; an item's id begins with its language."""
+
+    gold_only_judges = True
 
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
         """Of the source that the profile names; the project's own sentences are drawn from `seed`."""
@@ -66,14 +70,16 @@ class Grammar(Task):
         return Judgement(answer, rule, (start, end), answer == gold, {"similarity": similarity(answer, gold)})
 
     def unfit(self, question: str, response: str, truncated: bool) -> str:
-        """The reasons: cut off, empty, chatty (more than a sentence's line), too long, another language, and another
-        sentence (it has too few of the letters in common: an answer to what the sentence says)."""
+        """The reasons: cut off, empty, chatty (more than a sentence's line, or MARKS that the sentence has not, as in
+        `The corrected sentence is: "…"`), too long, another language, and another sentence (it has too few of the
+        letters in common: an answer to what the sentence says)."""
         start, end, rule = clean_answer(response, question)
         answer, asked = plain(response[start:end]), plain(question)
+        more = Counter(MARKS.findall(answer)) - Counter(MARKS.findall(asked))
         reasons = {
             "cut off": truncated,
             "empty": not answer,
-            "chatty": rule in ("first-line", "labelled"),
+            "chatty": rule in ("first-line", "labelled") or bool(more),
             "too long": len(answer) > LONGER * len(asked) + MORE,
             "another language": bool(answer) and speaks_otherwise(asked, answer),
             "another sentence": similarity(answer, asked) < ALIKE,
@@ -91,14 +97,16 @@ class Grammar(Task):
 
 def corpus(data: "DataConfig", side: str) -> list[Item]:
     """The usable sentences of one side of a corpus, in order: in the languages that the profile names, each once,
-    without a chat template's tags, and on the training side none that stands on the test side; the rest is counted."""
+    without a chat template's tags, and on the training side none that stands on the test side, with errors or without
+    (one clean sentence may have been given other errors there); the rest is counted."""
     items = _read(data, side)
-    taken = {plain(item.question) for item in _read(data, "test")} if side == "train" else set()
-    kept = []
+    others = _read(data, "test") if side == "train" else ()
+    tested = {text for item in others for text in (plain(item.question), str(item.answer))}
+    taken, kept = set[str](), []
     for item in items:
         sentence = plain(item.question)
         if language_of(item.id) in data.languages and not TAG.search(item.question + item.solution):
-            if sentence not in taken:
+            if sentence not in taken and tested.isdisjoint((sentence, str(item.answer))):
                 kept.append(item)
             taken.add(sentence)
     if len(kept) < len(items):

@@ -9,6 +9,8 @@ from pathlib import Path
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 
+UNCHANGED = ("noop", "UNK", "Um")  # types of no error, and of one without a correction (ERRANT's word, and NUCLE's)
+
 
 def read_m2(path: Path) -> list[tuple[str, str]]:
     """(sentence, the same with the first annotator's edits) of every block; words are joined by single spaces.
@@ -41,11 +43,12 @@ def _edited(words: list[str], lines: list[str], where: str) -> list[str]:
         if not line.startswith("A ") or len(fields) != 6 or not span:
             raise UserError(f"{where}: {line[:60]!r} is no edit. Mend the file.")
         start, end = map(int, span.groups())
-        if fields[1] == "noop" or fields[5] != "0":
+        if fields[1] in UNCHANGED or fields[5] != "0":
             continue
         if not 0 <= start <= end <= len(words):
             raise UserError(f"{where}: the edit {line[:60]!r} lies outside the sentence. Mend the file.")
-        edits.append((start, end, fields[2].split() if fields[2] != "-NONE-" else []))
-    for start, end, new in sorted(edits, key=lambda edit: edit[:2], reverse=True):
+        new = fields[2].split("||")[0].strip()  # the first of several that are as good
+        edits.append((start, end, new.split() if new != "-NONE-" else []))
+    for start, end, new in reversed(sorted(edits, key=lambda edit: edit[:2])):
         words = [*words[:start], *new, *words[end:]]
     return words

@@ -110,6 +110,8 @@ class Judgement:
 class Task(Protocol):
     """One task; `items` and `judge` are its own, what stands here for the rest serves answers that are texts."""
 
+    gold_only_judges = False  # whether gold may reach no student that learns from a teacher
+
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
         """`count` items of a split: train, validation, test or teacher. No item stands in two splits.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from primekd.capture.jobs import open_signals, training_job
 from primekd.config import Profile, TrainConfig
 from primekd.config.arm import NONE, Arm
-from primekd.config.arms import get_arm
+from primekd.config.arms import get_arm, refuse_gold
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import (
     MANIFEST,
@@ -24,7 +24,7 @@ from primekd.foundation.stage_code import (
 )
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.models.template import turn_end
-from primekd.tasks.load import load_items
+from primekd.tasks.load import load_items, task_of
 from primekd.tasks.protocol import Item, Unlabelled, without_gold
 from primekd.tasks.splits import hash_items
 from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
@@ -80,6 +80,8 @@ def distill(profile: Profile, strategy: str, seed: int | None = None, force: boo
 def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> Path:
     seed = profile.seed if seed is None else seed
     arm = get_arm(strategy)
+    if task_of(profile.data).gold_only_judges:
+        refuse_gold(profile, arm)
     own = arm.on_policy_of(profile)
     profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
     items, signals = taught_items(profile, arm, seed)
