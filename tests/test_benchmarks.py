@@ -313,8 +313,8 @@ def results(tmp_path) -> Path:
     assessed = {"batch_size": 64, "models": models, "float32": {"base": {"compared": 8, "equal": 8, "gaps_nats": []}}}
     write_part(tmp_path, "assessment", False, 60, assessed)
     sets = {name: {"items": 24, "choices": 96, "ratio": spread(x)} for name, x in (("four", 3), ("three", 2))}
-    for one in sets.values():
-        one |= {"seconds": {"theirs": spread(6), "ours": spread(2)}, "largest_difference_nats": 2e-5}
+    for found in sets.values():
+        found |= {"seconds": {"theirs": spread(6), "ours": spread(2)}, "largest_difference_nats": 2e-5}
     write_part(tmp_path, "choices", False, 60, {"profile": "p", "batch_size": 16, "sets": sets})
     rates = {name: spread(x) for name, x in (("library", 100), ("plain generation", 300), ("capture", 240))}
     captured = {"rates": rates, "seconds": rates, "ratio": spread(0.8), "to_library": spread(2.4), "equal": 30}

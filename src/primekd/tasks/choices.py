@@ -182,16 +182,21 @@ def with_shots(items: Sequence[ChoiceItem], pool: Sequence[ChoiceItem], shots: i
     """
     random, found = Random(SHOTS_SEED), []
     for item in items:
-        if len(pool) <= shots:
-            raise UserError(
-                f"{item.benchmark}: data.shots {shots} needs more than {len(pool)} items in the training side."
-            )
-        shown = [one for one in random.sample(pool, shots + 1) if one.asked != item.asked][:shots]
-        if len(shown) < shots:  # it stands there more than once
-            shown = random.sample([one for one in pool if one.asked != item.asked], shots)
-        before = "".join(f"{one.context}{BEHIND}{one.answer}{BETWEEN}" for one in shown)
-        found.append(replace(item, question=before + item.context))
+        before = (f"{one.context}{BEHIND}{one.answer}{BETWEEN}" for one in _shown(random, item, pool, shots))
+        found.append(replace(item, question="".join(before) + item.context))
     return found
+
+
+def _shown(random: Random, item: ChoiceItem, pool: Sequence[ChoiceItem], shots: int) -> list[ChoiceItem]:
+    try:
+        shown = [one for one in random.sample(pool, shots + 1) if one.asked != item.asked][:shots]
+        if len(shown) == shots:
+            return shown
+        return random.sample([one for one in pool if one.asked != item.asked], shots)  # it stood there more than once
+    except ValueError as error:  # a sample larger than what it is drawn from
+        raise UserError(
+            f"{item.benchmark}: data.shots {shots} needs more than {len(pool)} items in the training side."
+        ) from error
 
 
 class Choices(Task):
