@@ -115,10 +115,10 @@ def measure(
         signals = [reader.rows(items[i].id, taught[i]) for i in block]
         known = signals[0] is not None
         of_taught, of_gold = ([of_item[which] for of_item in states] for which in (0, 1))
-        fits = _losses(engine, of_taught, [taught[i] for i in block], concatenate(signals) if known else None)
+        fits = losses_of(engine, of_taught, [taught[i] for i in block], concatenate(signals) if known else None)
         # Where the teacher wrote the gold solution, its cross-entropy is there already.
         others = [place for place, i in enumerate(block) if taught[i] != gold[i]]
-        by_gold = _losses(engine, [of_gold[place] for place in others], [gold[block[p]] for p in others], None)
+        by_gold = losses_of(engine, [of_gold[place] for place in others], [gold[block[p]] for p in others], None)
         nll = [ce for ce, _ in fits]
         for place, (ce, _) in zip(others, by_gold, strict=True):
             nll[place] = ce
@@ -131,7 +131,7 @@ def measure(
     return [rows[i] for i in range(len(items))], [tokens[i] for i in sorted(tokens)]
 
 
-def _losses(
+def losses_of(
     engine: "TransformersEngine", states: Sequence["Tensor"], responses: Sequence[list[int]],
     teacher: "SignalRows | None",
 ) -> list[tuple[float, TokenFit]]:  # fmt: skip

@@ -10,10 +10,9 @@ class PretrainConfig(Section):
     """A student from scratch learns the first `tokens` of the profile's text, optimised as `train` says; this is the
     control. Every arm goes on from its weights with the text behind, optimised as the profile's own `train` says.
 
-    While it runs, `evaluations` times in all, the first `choices` items of the profile's benchmarks are scored.
+    Whenever a training is validated, the first `choices` items of each of the profile's benchmarks are scored too.
     """
 
     tokens: int = Field(ge=2)
     train: TrainConfig
-    evaluations: int = Field(4, ge=1)
     choices: int = Field(0, ge=0)

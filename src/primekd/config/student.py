@@ -156,6 +156,8 @@ class AssessConfig(Section):
     `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
     primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens).
 
+    `choose_by`: of the task choices, which choice a model is taken to choose (assessment.likelihood).
+
     `held_out_items`: held-out fit is measured on so many test items, the first ones; on all of them if 0. A value a
     token needs fewer items than an accuracy does, and takes as long as an answer.
 
@@ -171,6 +173,7 @@ class AssessConfig(Section):
     bootstrap_samples: Positive = 2000
     teacher_items: int = Field(0, ge=0)
     held_out_items: int = Field(0, ge=0)
+    choose_by: Literal["acc", "acc_norm", "acc_token_norm"] = "acc_norm"
     few_shot: Annotated[int, Field(ge=0)] | Literal["instruction"] = 0
     extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
     vllm: VllmConfig | None = None

@@ -19,6 +19,7 @@ class TextConfig(Section):
 
     Training text ends behind the document that brings it to `train_tokens`, or with the source. `held_out_documents`
     are never trained on: a hash of text and seed chooses them, on the hub among the first ten times as many documents.
+    Models are measured on the first `held_out_tokens` tokens of each.
     Where `documents_apart`, no token attends to another document's in its block.
     """
 
@@ -31,6 +32,7 @@ class TextConfig(Section):
     block_tokens: int = Field(ge=2)
     documents_apart: bool = True
     held_out_documents: int = Field(ge=2)  # an interval over documents needs two of them
+    held_out_tokens: int = Field(1024, ge=2)
     train_tokens: Positive
 
     @model_validator(mode="after")

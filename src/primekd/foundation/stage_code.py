@@ -39,6 +39,8 @@ STAGES = {
     "held-out": ("primekd.assessment.held_out", "primekd.assessment.score"),
     "forgetting": ("primekd.assessment.forgetting", "primekd.assessment.score"),
     "choices": ("primekd.assessment.likelihood",),
+    "text-fit": ("primekd.assessment.text_fit",),
+    "assess-text": ("primekd.studies.text_assessment", "primekd.studies.regrade"),
     "priming": ("primekd.studies.primed",),
     "grading": ("primekd.studies.regrade",),
     "assess": ("primekd.studies.assess", "primekd.studies.regrade"),

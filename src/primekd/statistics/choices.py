@@ -1,10 +1,11 @@
 """What rows of choices add up to: three accuracies a benchmark, beside what needs no model."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from primekd.assessment.likelihood import MEASURES, ChoiceRow
+from primekd.assessment.likelihood import MEASURES, ChoiceRow, read_choices
 from primekd.statistics.inference import accuracy
 
 
@@ -31,6 +32,9 @@ class ChoiceSummary:
     chance: float
 
 
+FILE = "benchmarks.csv"
+
+
 @dataclass(frozen=True)
 class PublishedChoice:
     """An accuracy as others published it; nothing of it was measured here."""
@@ -46,6 +50,22 @@ PUBLISHED = (
     PublishedChoice("hellaswag", "GPT-2 1.5B", 0.4893),
     PublishedChoice("hellaswag", "GPT-2 124M", 0.2955),
 )
+
+
+@dataclass(frozen=True)
+class BenchmarkRow(ChoiceSummary):
+    """A benchmark under one model, by its name."""
+
+    model: str
+
+
+def benchmark_rows(folder: Path, models: Iterable[str]) -> list[BenchmarkRow]:
+    """A row for each model and benchmark, from choices/<model>.csv beside a profile's logs. Raises UserError if one
+    cannot be read."""
+    return [
+        BenchmarkRow(**asdict(row), model=model)
+        for model in models for row in summarise_choices(read_choices(folder / "choices" / f"{model}.csv"))
+    ]  # fmt: skip
 
 
 def summarise_choices(rows: Sequence[ChoiceRow]) -> list[ChoiceSummary]:

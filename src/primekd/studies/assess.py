@@ -82,7 +82,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     outputs += primed + _write_labels(profile, students, logs)
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
-    lineage = {s.name: _lineage(profile, s) | {"served": scored[s.name].served} for s in students}
+    lineage = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
         answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
@@ -189,7 +189,7 @@ def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, nam
     return [written] if written else []
 
 
-def _lineage(profile: Profile, student: Student) -> dict[str, Any]:
+def lineage(profile: Profile, student: Student) -> dict[str, Any]:
     """From a log back to what it was computed from; kept beside the log, because runs/ is not in git. The signals are
     those that the student was trained on, whatever the store holds today."""
     keys = ("inputs", "outputs", "start", "end", "seconds", "energy_kwh", "steps", "response_tokens", "resumed")

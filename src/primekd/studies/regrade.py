@@ -79,7 +79,7 @@ def files_of(folder: Path) -> list[Path]:
 
 def _is_kept(name: str) -> bool:
     """Whether an output comes from the models, so that no grading makes it anew."""
-    return name in KEPT or name.startswith("loss_curves/")
+    return name in KEPT or name.startswith(("loss_curves/", "choices/", "rollouts/", "text_logs/"))
 
 
 def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:

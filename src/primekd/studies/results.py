@@ -15,6 +15,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
 from primekd.foundation.tables import table_text
 from primekd.statistics.audit import AuditRow, audit_rows
+from primekd.statistics.choices import FILE as BENCHMARKS
 from primekd.statistics.contrasts import ContrastRow, contrast
 from primekd.statistics.corrections import FILE as LANGUAGES
 from primekd.statistics.effects import EffectRow, effect_rows
@@ -35,7 +36,7 @@ OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, 
 # What comes from the models: no grading makes it anew.
 KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
-OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, LANGUAGES, LABELS, ERRANT)
+OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, LANGUAGES, LABELS, ERRANT, BENCHMARKS)
 TABLES = (
     "summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OF_NUMBERS, *OPTIONAL,
 )  # fmt: skip

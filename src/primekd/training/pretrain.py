@@ -4,6 +4,7 @@ Every arm reads the same tokens in the same order, whatever it does with them: w
 what more text changes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,22 @@ from primekd.training.distill import clear
 from primekd.training.train_student import Lesson, train_student
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from primekd.capture.live import LiveTeacher
+    from primekd.training.speed import TextLog
 
 TEXT_LOG = "log.txt"
+Watch = Callable[["TextLog"], "TrainerCallback"]
 
 
-def train_on_text(profile: Profile, name: str, seed: int | None = None, force: bool = False) -> Path:
+def train_on_text(
+    profile: Profile, name: str, seed: int | None = None, force: bool = False, watch: Watch | None = None
+) -> Path:
     """Trains the control, or the student of an arm of text, or goes on where a stopped training left off; returns its
-    folder: model/, loss_curve.csv, log.txt (`step label value` a line) and manifest.json, as of `distill`.
+    folder: model/, loss_curve.csv and manifest.json, as of `distill`. Beside it lies <name>.log.txt.
+
+    `watch`: makes what else looks at the model whenever it is validated, and writes into that log.
 
     Raises:
         UserError: the arm is none of text, the control that it starts from is not trained, text is missing or too
@@ -52,7 +61,7 @@ def train_on_text(profile: Profile, name: str, seed: int | None = None, force: b
     checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
     clear(folder, checkpoints, since)
     with gpu_memory("train.micro_batch_size"):
-        lesson = _lesson(profile, arm, teacher, seed, first, end, start, folder)
+        lesson = _lesson(profile, arm, teacher, seed, first, end, start, folder, watch)
         train_student(
             folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=profile.student, train=train
         )
@@ -126,7 +135,7 @@ def _control(profile: Profile, seed: int) -> Path:
 
 def _lesson(
     profile: Profile, arm: Arm | None, teacher: "LiveTeacher | None", seed: int, first: int, end: int,
-    start: Path | None, folder: Path,
+    start: Path | None, folder: Path, watch: Watch | None,
 ) -> Lesson:  # fmt: skip
     from primekd.models.shapes import shape_of
     from primekd.models.students import scratch_config
@@ -144,5 +153,5 @@ def _lesson(
         rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, asked)
     validation = document_examples(held_out(text_folder(profile), digest), text.block_tokens)
     speed = Speed(shape_of(scratch_config(profile.student.from_scratch, tokenizer).to_dict()), text.block_tokens)
-    log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"))
-    return Lesson(examples, validation, teacher, rollouts, start, speed, [log])
+    log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"), {"kd": "kl"} if teacher else {})
+    return Lesson(examples, validation, teacher, rollouts, start, speed, [log, *([watch(log)] if watch else [])])

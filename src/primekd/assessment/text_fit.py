@@ -1,0 +1,43 @@
+"""How well models fit text that nobody trained on: of each held-out document the KL to the teacher, and the loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from primekd.assessment.held_out import HeldOutRow, losses_of
+from primekd.signals import Asked, SignalSource
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from primekd.teachers.transformers_engine import TransformersEngine
+
+
+def pieces_of(document: "np.ndarray", block_tokens: int, most: int) -> list[list[int]]:
+    """A document's first `most` tokens, in pieces of at most a block; a piece of one token predicts nothing."""
+    ids = document[:most].tolist()
+    pieces = [ids[start : start + block_tokens] for start in range(0, len(ids), block_tokens)]
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+def measure_documents(
+    engines: "Mapping[str, TransformersEngine]", documents: "Sequence[np.ndarray]", block_tokens: int, most: int,
+    teacher: SignalSource, advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, list[HeldOutRow]]:  # fmt: skip
+    """Model -> a row for every document. Teacher and models read the same pieces, each without what stood before it;
+    the teacher reads each once, for all models. `nll_gold` is of the text itself, so both counts of tokens are equal.
+
+    Args:
+        most: tokens of a document that are read.
+        advance: is told of each document that is done.
+    """
+    rows: dict[str, list[HeldOutRow]] = {name: [] for name in engines}
+    for number, document in enumerate(documents):
+        pieces = pieces_of(document, block_tokens, most)
+        name, prompts, responses = f"document-{number}", [p[:1] for p in pieces], [p[1:] for p in pieces]
+        taught = teacher.rows_of([Asked(name, prompt, own) for prompt, own in zip(prompts, responses, strict=True)])
+        for model, engine in engines.items():
+            fits = losses_of(engine, engine.score(prompts, responses, "hidden"), responses, taught)
+            tokens, kl = sum(map(len, responses)), sum(float(fit.kl.double().sum()) for _, fit in fits)
+            rows[model].append(HeldOutRow(model, name, tokens, kl, tokens, sum(ce for ce, _ in fits)))
+        advance(1)
+    return rows

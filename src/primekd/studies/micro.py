@@ -1,0 +1,147 @@
+"""Micro: does reverse KL into a tiny student from scratch help, beyond the text that it reads meanwhile?
+
+    tokenise the text -> pretrain the control -> go on with every arm -> held-out documents, benchmarks -> logs -> report
+
+Every arm starts from the control's weights and reads the same tokens: without the teacher, with its forward or reverse
+KL, and with the student's own text (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543).
+"""
+
+from functools import partial
+from pathlib import Path
+
+from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.students import Student
+from primekd.config import Profile
+from primekd.config.arm import CONTROL, CORPUS
+from primekd.config.arms import arms_of
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
+from primekd.foundation.tables import table_text
+from primekd.studies.priming import START, is_lost, planned
+from primekd.studies.study import Logs, Study
+from primekd.tasks.text import text_folder
+
+# Rough seconds on two cores, measured with `micro-pocket`: only their ratios matter, the clock does the rest.
+PRETRAIN_TOKEN, TAUGHT_TOKEN, DOCUMENT = 2e-4, 2e-3, 0.5
+
+
+def seeds_of(profile: Profile) -> list[int]:
+    """The profile's own seed and every further one that an arm is trained under; each has a control of its own."""
+    return [profile.seed, *sorted({seed for seeds in profile.seeds.values() for seed in seeds})]
+
+
+def train(profile: Profile, name: str, seed: int | None = None, force: bool = False) -> Path:
+    """Pretrains the control, or goes on from it with an arm; benchmarks are looked at on the way where the profile says
+    so. Returns the student's folder. Raises UserError as `training.pretrain.train_on_text`."""
+    from primekd.assessment.watch_choices import ChoicesCallback
+    from primekd.training.pretrain import train_on_text
+
+    watch = partial(ChoicesCallback, profile) if profile.pretrain and profile.pretrain.choices else None
+    return train_on_text(profile, name, seed, force, watch)
+
+
+def tokenise(profile: Profile) -> Path:
+    """The profile's text as shards of tokens; returns their folder. Raises UserError as `tasks.text.tokenise`."""
+    from primekd.models import load_tokenizer, tokenizer_hash
+    from primekd.tasks.text import tokenise
+
+    tokenizer = load_tokenizer(profile.student.speaker)
+    return tokenise(profile, tokenizer, tokenizer_hash(tokenizer))
+
+
+def students(profile: Profile) -> list[Student]:
+    """The controls and every arm's students, in that order. Raises UserError if one is not trained, or was altered."""
+    found = []
+    for name in (CONTROL, *arms_of(profile)):
+        for seed in seeds_of(profile) if name == CONTROL else (profile.seed, *profile.seeds.get(name, ())):
+            folder = profile.student_folder(name, seed)
+            if not (folder / MANIFEST).is_file():
+                raise UserError(f"{relative_name(folder)} has no student: run the notebook that trains it first.")
+            manifest = read_manifest(folder / MANIFEST)
+            if altered := altered_outputs(folder / MANIFEST, manifest):
+                raise UserError(f"{relative_name(folder)}: {', '.join(altered)} missing or altered: train it again.")
+            found.append(Student(folder.name, folder, manifest))
+    return found
+
+
+def refuse(profile: Profile) -> None:
+    """As Study.refuse says: what students of text cannot do without."""
+    from primekd.training.pretrain import parts_of
+
+    parts_of(profile)
+    if not profile.student.from_scratch:
+        raise UserError(f"{profile.name}: the study micro trains its students from scratch: set student.from_scratch.")
+    if profile.data.task != "choices":
+        raise UserError(f"{profile.name}: the study micro scores benchmarks of choices: set data.task to choices.")
+    if profile.teacher.engine != "transformers":
+        raise UserError(f"{profile.name}: the teacher is asked while students learn: set teacher.engine: transformers.")
+    if other := [name for name, arm in arms_of(profile).items() if arm.text != CORPUS]:
+        raise UserError(f"{profile.name}: {other[0]} learns from no text of the profile: take it out of arms.")
+
+
+def assess(profile: Profile, force: bool = False) -> Path:
+    """Controls, students and teacher on the held-out documents and the benchmarks."""
+    from primekd.studies.text_assessment import assess
+
+    return assess(profile, students(profile), force)
+
+
+def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
+    """The shared tables, and the benchmarks by every measure."""
+    from primekd.statistics.choices import FILE, BenchmarkRow, benchmark_rows
+    from primekd.studies.results import compute_tables
+
+    rows = benchmark_rows(profile.logs, logs)
+    return compute_tables(profile, logs, held_out, planned(logs, profile.planned.main)) | {
+        FILE: table_text(BenchmarkRow, rows)
+    }
+
+
+def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
+    """As Study.costs says."""
+    read = profile.text.train_tokens - profile.pretrain.tokens
+    documents = profile.text.held_out_documents * len(arms_of(profile)) * len(seeds_of(profile))
+    return {
+        "text": START,
+        "pretrain": START + PRETRAIN_TOKEN * profile.pretrain.tokens,
+        "distill": START + TAUGHT_TOKEN * read,
+        "assess": START + DOCUMENT * documents,
+        "report": START / 3,
+    }
+
+
+def lost(profile: Profile) -> list[Path]:
+    """As Study.lost says."""
+    done = profile.runs / "notebooks"
+    behind, found = [done / "micro-KD" / "assess.ipynb", done / "report.done"], list[Path]()
+    if not (text_folder(profile) / MANIFEST).is_file():
+        found += [done / "micro-KD" / "get_text.ipynb", *behind]
+    for seed in seeds_of(profile):
+        control = profile.student_folder(CONTROL, seed)
+        if is_lost(profile, "distill", control / MANIFEST):
+            found += [done / control.name / "pretrain.ipynb", *behind]
+    for name in arms_of(profile):
+        for seed in (None, *profile.seeds.get(name, ())):
+            folder = profile.student_folder(name, seed)
+            if is_lost(profile, "distill", folder / MANIFEST):
+                found += [done / folder.name / "distill.ipynb", *behind]
+    if is_lost(profile, "assess", profile.logs / MANIFEST):
+        found += behind
+    return found if (profile.logs / "report.html").is_file() else [*found, done / "report.done"]
+
+
+STUDY = Study(
+    question="Does reverse KL help a tiny student from scratch, beyond the text that it reads meanwhile?",
+    expected={"micro-pocket": "students that a teacher scores are nearer to it on held-out documents than text alone."},
+    rules="micro.smk",
+    labels={"text": "tokenise", "pretrain": "pretrain the control", "report": "write the report"},
+    forced={"distill": ("pretrain", "distill"), "assess": ("assess",)},
+    costs=costs,
+    lost=lost,
+    assess=assess,
+    planned=planned,
+    tables=tables,
+    sections=("results", "text", "training", "provenance", "items"),
+    title="Reverse KL into a tiny student",
+    refuse=refuse,
+)
