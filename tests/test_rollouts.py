@@ -19,8 +19,9 @@ from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training import rollouts as of_rollouts
 from primekd.training.checkpoints import newest_checkpoint
 from primekd.training.examples import Collator, Example, block_example
+from primekd.training.habits import habits
 from primekd.training.objective import StudentObjective
-from primekd.training.rollouts import Rollouts, habits, prompt_of
+from primekd.training.rollouts import Rollouts, prompt_of
 from primekd.training.trainer import build_trainer
 
 LLAMA = Architecture(
@@ -116,15 +117,11 @@ def test_warm_up_and_share_say_which_steps_are_its_own(tokenizer):
 
 
 def test_habits_of_a_student_that_collapses():
-    def wrote(*responses: list[int], ended: bool):
-        examples = [Example("a", join([1, 2], response)) for response in responses]
-        return of_rollouts.Written(examples, [ended] * len(examples))
-
-    loop = habits([wrote([5] * 12, ended=False)])
+    loop = habits([[5] * 12], [False])
     assert loop == {"responses": 1, "written_tokens": 12, "ended": 0, "repeated": pytest.approx(8 / 9)}
-    silent = habits([wrote([0], [0], ended=True)])
+    silent = habits([[0], [0]], [True, True])
     assert silent == {"responses": 2, "written_tokens": 1, "ended": 1, "repeated": 0}
-    both = habits([wrote([1, 2, 3, 4, 5, 6], ended=True), wrote([7, 7, 7, 7, 7, 7], ended=False)])
+    both = habits([[1, 2, 3, 4, 5, 6], [7] * 6], [True, False])
     assert both == {"responses": 2, "written_tokens": 6, "ended": 0.5, "repeated": pytest.approx(2 / 6)}
 
 

@@ -31,6 +31,7 @@ from primekd.report.results import (
     tuning_table,
 )
 from primekd.report.shown import source, svg_address, templates
+from primekd.report.text import text_curves, text_tables
 from primekd.statistics.sentences import sentence
 from primekd.statistics.validation import ValidationRow
 from primekd.studies.published import published_folder
@@ -109,6 +110,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "responses_note": RESPONSES_NOTE,
         "primed": primed_table(folder),
         "corrections": corrections_page(folder, logs),
+        "text": text_tables(folder),
         "primed_note": NOTE,
         "primed_sentences": primed_sentences(folder),
         "figures": _figures(results, accuracies),
@@ -135,7 +137,7 @@ def _figures(results: Results, accuracies: dict) -> dict[str, str]:
     if results.with_kl:
         drawn["kl"] = kl_forest(results)
     drawn |= {"positions": position_figure(results.folder), "gains": gain_figure(results),
-              "learning": learning_figure(results.folder)}  # fmt: skip
+              "learning": learning_figure(results.folder), "text": text_curves(results.folder)}  # fmt: skip
     if accuracies:
         drawn["extractors"] = extractor_dots(results, accuracies)
     return {name: svg_address(svg) for name, svg in drawn.items() if svg}

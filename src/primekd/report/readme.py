@@ -26,6 +26,7 @@ from primekd.report.html import write_report
 from primekd.report.primed import primed_table
 from primekd.report.results import read_results
 from primekd.report.tables import results_page
+from primekd.report.text import benchmark_table, habit_table
 
 # Block -> the table of a folder of logs/ that it holds.
 KINDS: dict[str, Callable[..., Table]] = {
@@ -36,6 +37,8 @@ KINDS: dict[str, Callable[..., Table]] = {
     "corrections": correction_table,
     "languages": language_table,
     "label-costs": label_table,
+    "benchmarks": benchmark_table,
+    "habits": habit_table,
     "expected": expected_table,  # of several folders
     "labels": published.label_table,  # from here on: of logs/published
     "validation": published.validation_short,

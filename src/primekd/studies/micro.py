@@ -1,6 +1,6 @@
 """Micro: does reverse KL into a tiny student from scratch help, beyond the text that it reads meanwhile?
 
-    tokenise the text -> pretrain the control -> go on with every arm -> held-out documents, benchmarks -> logs -> report
+    tokenise the text -> pretrain the control -> go on with every arm -> documents and benchmarks -> logs -> report
 
 Every arm starts from the control's weights and reads the same tokens: without the teacher, with its forward or reverse
 KL, and with the student's own text (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543).

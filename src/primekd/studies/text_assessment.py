@@ -32,17 +32,18 @@ from primekd.tasks.load import load_items, task_of
 from primekd.tasks.splits import hash_items
 from primekd.tasks.text import text_folder
 from primekd.tasks.text_shards import held_out
+from primekd.training.habits import FILE as ROLLOUTS
 from primekd.training.pretrain import TEXT_LOG
-from primekd.training.train_student import ROLLOUTS
 
 # Folders beside the logs: a file a model.
 CURVES, OF_CHOICES, OF_ROLLOUTS, TEXT_LOGS = "loss_curves", "choices", "rollouts", "text_logs"
 
 
 def assess(profile: Profile, students: Sequence[Student], force: bool = False) -> Path:
-    """Measures every student, and the teacher on the benchmarks; returns runs/<profile>/logs/ with <model>.csv (what was
-    chosen, item by item), choices/, held-out.csv (a row a document), the tables, loss_curves/, rollouts/, text_logs/ and
-    manifest.json. What is measured with the same inputs is not measured again, unless `force` is given."""
+    """Measures every student, and the teacher on the benchmarks; returns runs/<profile>/logs/ with <model>.csv (what
+    was chosen, item by item), choices/, held-out.csv (a row a document), the tables, loss_curves/, rollouts/,
+    text_logs/ and manifest.json. What is measured with the same inputs is not measured again, unless `force` is given.
+    """
     items, code = load_items(profile, "test"), stage_code("assess-text", profile)
     teacher, names = LiveTeacher(profile, unprimed()), [student.name for student in students]
     own = _inputs(profile, items, teacher)
@@ -90,7 +91,7 @@ def _measure(
     profile: Profile, students: Sequence[Student], items: Sequence[ChoiceItem], teacher: LiveTeacher,
     inputs: dict[str, Any], since: float,
 ) -> None:  # fmt: skip
-    """Writes choices.csv and held-out.csv of every model that lacks them, all of them in one reading of the documents."""
+    """Writes choices.csv and held-out.csv of every model that lacks them, in one reading of the documents for all."""
     missing = [student for student in students if not _kept(profile, student, inputs, since)]
     codes = {kind: stage_code(kind, profile) for kind in ("choices", "text-fit")}
     engines = {student.name: _open(profile, student) for student in missing}

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine
     from primekd.training.objective import StudentObjective
 
-REPEATS = 4  # tokens: a run of so many that stood in the response before is a repetition
-HABITS = ("responses", "written_tokens", "ended", "repeated")
-
 
 @dataclass(frozen=True)
 class Written:
@@ -144,19 +141,3 @@ def response_of(example: Example) -> list[int]:
     """The tokens that a sequence is trained on."""
     sequence = example.sequence
     return [token for token, own in zip(sequence.input_ids, sequence.response_mask, strict=True) if own]
-
-
-def habits(written: Sequence[Written]) -> dict[str, float]:
-    """How a step's written text reads: responses, tokens a response, the share that ended by themselves, and the share
-    of their 4-grams that stood in the response before. What a student that collapses shows first."""
-    responses = [response for one in written for response in one.responses]
-    ended = [ended for one in written for ended in one.ended]
-    runs = [[tuple(r[i : i + REPEATS]) for i in range(len(r) - REPEATS + 1)] for r in responses]
-    again, total = sum(len(r) - len(set(r)) for r in runs), sum(map(len, runs))
-    values = (
-        len(responses),
-        sum(map(len, responses)) / len(responses),
-        sum(ended) / len(ended),
-        again / total if total else 0.0,
-    )
-    return dict(zip(HABITS, values, strict=True))

@@ -15,6 +15,7 @@ from primekd.foundation.provenance import disk_errors, now, write_manifest
 from primekd.foundation.stage_code import maker_of, mixed, note_session, say_mixed
 from primekd.foundation.tables import write_csv
 from primekd.models import load_tokenizer
+from primekd.training import habits
 from primekd.training.processes import is_main_process, process_count
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from primekd.training.trainer import DistillTrainer
 
 STORE_FACTS = ("spec", "spec_sha256", "engine", "reconstruction", "items", "tokens", "bytes", "sessions", "mixed")
-ROLLOUTS = "rollouts.csv"  # of what a student writes itself
-ROLLOUT_COLUMNS = ("step", "responses", "written_tokens", "ended", "repeated", "entropy")
 CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_norm", "eval_loss")
 
 
@@ -103,10 +102,10 @@ def train_student(
     write_csv(folder / "loss_curve.csv", CURVE_COLUMNS, ([row.get(name) for name in CURVE_COLUMNS] for row in curve))
     written = [row for row in trainer.state.log_history if "written_tokens" in row]
     if written:
-        write_csv(folder / ROLLOUTS, ROLLOUT_COLUMNS, ([row[name] for name in ROLLOUT_COLUMNS] for row in written))
+        write_csv(folder / habits.FILE, habits.COLUMNS, ([row[name] for name in habits.COLUMNS] for row in written))
     tokens = trained_tokens(examples) * train.epochs
     tokens += round(sum(row["responses"] * row["written_tokens"] for row in written))
-    outputs = [*files, folder / "loss_curve.csv", *([folder / ROLLOUTS] if written else [])]
+    outputs = [*files, folder / "loss_curve.csv", *([folder / habits.FILE] if written else [])]
     makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
     facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
     facts |= {"dropped": signals.dropped} if hasattr(signals, "dropped") else {}

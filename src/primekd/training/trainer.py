@@ -25,9 +25,10 @@ from primekd.training.examples import (
     lengths_of,
     longest_sequence,
 )
+from primekd.training.habits import habits
 from primekd.training.objective import StudentObjective, may_pack
 from primekd.training.processes import process_count
-from primekd.training.rollouts import Rollouts, habits
+from primekd.training.rollouts import Rollouts
 from primekd.training.speed import Speed
 
 
@@ -124,7 +125,7 @@ class DistillTrainer(SafeCheckpoints):
             own.append(self.rollouts.write(student, batch["examples"], self.state.global_step, first))
             first += len(batch["examples"])
         self.with_gold = any(example.gold for written in own for example in written.examples)
-        self._habits = habits(own)
+        self._habits = habits([r for written in own for r in written.responses], [e for w in own for e in w.ended])
         batches = [self.data_collator(written.examples) | {"written": written} for written in own]
         return batches, self._get_num_items_in_batch(batches, device)
 

@@ -16,6 +16,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest, write_text
 from primekd.foundation.stage_code import maker_of, mixed, stands
 from primekd.foundation.tables import Flag, Name, read_records, write_table
+from primekd.training import habits
 
 FILE = "tuning.csv"
 CURVES = "tuning"  # the folder of all rates' loss curves
@@ -91,7 +92,7 @@ def _take(source: Path, folder: Path, made: dict[float, dict[str, Any]], best: f
     curves = {
         f"{CURVES}/{rate:g}.csv": source / f"{rate:g}" / "loss_curve.csv" for rate, manifest in made.items() if manifest
     }
-    written = {"rollouts.csv": chosen / "rollouts.csv"} if (chosen / "rollouts.csv").is_file() else {}
+    written = {habits.FILE: chosen / habits.FILE} if (chosen / habits.FILE).is_file() else {}
     for name, file in {"loss_curve.csv": chosen / "loss_curve.csv", **curves, **written}.items():
         write_text(folder / name, file.read_text(encoding="utf-8"))
         files.append(folder / name)
