@@ -1,16 +1,12 @@
 """Benchmarks of choices while a student learns: one line a benchmark in its text log, whenever it is validated."""
 
-from typing import TYPE_CHECKING
-
 from transformers import TrainerCallback
 
 from primekd.assessment.likelihood import score_choices
 from primekd.config import Profile
+from primekd.models import load_tokenizer
 from primekd.tasks.load import load_items
 from primekd.training.speed import TextLog
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SHORT = {"hellaswag": "hella"}  # the name that published logs have
 
@@ -18,9 +14,10 @@ SHORT = {"hellaswag": "hella"}  # the name that published logs have
 class ChoicesCallback(TrainerCallback):
     """Scores the first `pretrain.choices` items of each benchmark of a profile, and writes shares of right choices."""
 
-    def __init__(self, profile: Profile, tokenizer: "PreTrainedTokenizerBase", log: TextLog):
+    def __init__(self, profile: Profile, log: TextLog):
         self._items, self._measure = load_items(profile, "test", profile.pretrain.choices), profile.assess.choose_by
-        self._tokenizer, self._log, self._batch = tokenizer, log, profile.assess.batch_size
+        self._log, self._batch = log, profile.assess.batch_size
+        self._tokenizer = load_tokenizer(profile.student.speaker)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs) -> None:
         student = getattr(model, "model", model)  # inside the objective

@@ -66,7 +66,9 @@ class RunState:
             job.problem = value
         elif key == "wildcards":
             wildcards = dict(one.split("=", 1) for one in value.split(", "))
-            of = wildcards.get("strategy") or wildcards.get("student") or wildcards["models"]
+            of = next(
+                (wildcards[name] for name in ("strategy", "student", "control", "models") if name in wildcards), ""
+            )
             job.stage = f"{job.rule.removesuffix('_part')} {of}"
             job.label = job.stage.replace("+", " + ")
             if "worker" in wildcards:

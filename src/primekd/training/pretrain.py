@@ -54,7 +54,7 @@ def train_on_text(
     start = _control(profile, seed) if arm else None
     folder = profile.student_folder(name, seed)
     inputs = text_inputs(profile, name, seed, teacher)
-    stage, code = f"distill {folder.name}", stage_code("pretrain", profile)
+    stage, code = f"{'distill' if arm else 'pretrain'} {folder.name}", stage_code("pretrain", profile)
     since = forced_since(profile, "distill", force)
     if stands(folder, inputs, code, stage, "the student is trained and its inputs are unchanged.", since):
         return folder
