@@ -20,8 +20,7 @@ class ChoicesCallback(TrainerCallback):
         self._tokenizer = load_tokenizer(profile.student.speaker)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs) -> None:
-        student = getattr(model, "model", model)  # inside the objective
-        rows = score_choices(student, self._items, self._tokenizer, self._batch)
+        rows = score_choices(model.model, self._items, self._tokenizer, self._batch)  # inside the objective
         right: dict[str, list[bool]] = {}
         for row in rows:
             right.setdefault(SHORT.get(row.benchmark, row.benchmark), []).append(row.right(self._measure))

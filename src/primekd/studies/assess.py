@@ -46,7 +46,7 @@ from primekd.tasks.load import load_answer_sets, load_items, task_of
 from primekd.tasks.neutral import NEUTRAL
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
-from primekd.training.distill import store_facts
+from primekd.training.train_student import store_facts
 from primekd.training.tuning import FILE as TUNING
 from primekd.training.tuning import TuningRow, read_tuning
 
