@@ -128,7 +128,7 @@ USES = {
     "losses/chunked": ({"distill", "held-out", "train-teacher"}, {"capture", "answers", "grading", "assess"}),
     "models/chat": ({"capture", "distill", "answers", "held-out"}, {"grading"}),
     "training/trainer": ({"distill", "train-teacher"}, {"capture", "answers", "held-out", "grading"}),
-    "teachers/transformers_engine": ({"capture", "answers", "held-out"}, {"distill", "grading"}),
+    "teachers/transformers_engine": ({"capture", "answers", "held-out", "distill"}, {"grading"}),
     "teachers/llamacpp_engine": (set(), set(STAGES)),  # the profile's engine is another
     "signals/codecs": ({"capture", "distill", "held-out"}, {"grading"}),
     "assessment/reading/published": ({"grading", "assess", "published-study"}, {"answers", "distill", "capture"}),

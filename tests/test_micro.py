@@ -31,7 +31,7 @@ LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num
 ADAMW = {"optimizer": "adamw", "learning_rate": 0.01, "epochs": 1, "batch_size": 4, "micro_batch_size": 4}
 STORY = "Tom has {n} apples and a dog. The dog has {m} cats. Ann counts them all, and gives Tom {n} more. "
 CHANGES = {
-    "study": "micro", "arms": ["micro-text", "micro-on-policy"], "train": ADAMW, "max_new_tokens": 4,
+    "study": "micro", "arms": ["micro-text", "micro-minillm"], "train": ADAMW, "max_new_tokens": 4,
     "data": {"task": "choices", "source": "own", "benchmarks": ["hellaswag", "sst2"], "test_items": 4,
              "train_items": 0, "validation_items": 0, "templates": [], "train_file": None, "test_file": None},
     "loss": {"alpha": 0.5, "temperature": 1.0}, "on_policy": {"prompt_tokens": 4}, "planned": {"main": []},
@@ -57,7 +57,7 @@ def trained(tmp_path_factory, lively, ci):
         )  # fmt: skip
         micro.refuse(profile)
         micro.tokenise(profile)
-        for name, seed in ((CONTROL, 0), (CONTROL, 1), ("micro-text", 0), ("micro-text", 1), ("micro-on-policy", 0)):
+        for name, seed in ((CONTROL, 0), (CONTROL, 1), ("micro-text", 0), ("micro-text", 1), ("micro-minillm", 0)):
             micro.train(profile, name, seed)
         yield profile
 
@@ -90,7 +90,7 @@ def test_a_documents_row_is_that_of_plain_float64_passes(lively, tmp_path, token
 
 
 def test_every_model_is_measured_and_its_choices_are_a_log(assessed):
-    logs, names = read_logs(assessed), [CONTROL, "control-seed1", "micro-text", "micro-text-seed1", "micro-on-policy"]
+    logs, names = read_logs(assessed), [CONTROL, "control-seed1", "micro-text", "micro-text-seed1", "micro-minillm"]
     assert list(logs) == [*names, TEACHER]
     assert all(len(rows) == 8 for rows in logs.values()) and logs[CONTROL][0].response
     documents = held_out(text_folder(assessed), tokenizer_hash(load_tokenizer(assessed.student.speaker)))
@@ -99,8 +99,8 @@ def test_every_model_is_measured_and_its_choices_are_a_log(assessed):
     manifest = read_json(assessed.logs / "manifest.json")
     for folder, kind in (("choices", "csv"), ("loss_curves", "csv"), ("text_logs", "txt")):
         assert {f"{folder}/{name}.{kind}" for name in names} <= set(manifest["outputs"])
-    assert "rollouts/micro-on-policy.csv" in manifest["outputs"]
-    assert manifest["models"]["micro-on-policy"]["inputs"]["on_policy"]["share"] == 0.5
+    assert "rollouts/micro-minillm.csv" in manifest["outputs"]
+    assert manifest["models"]["micro-minillm"]["inputs"]["on_policy"]["teacher_share"] == 0.2
     lines = read_text_log(assessed.logs / "text_logs" / "control.txt")
     assert {"train", "val", "hella", "sst2"} == set(lines) and lines["hella"][-1][1] in (0.0, 0.5, 1.0)
 
@@ -153,5 +153,5 @@ def test_what_cannot_be_is_refused(trained, changes, said):
 
 
 def test_a_missing_student_is_named(trained):
-    with pytest.raises(UserError, match="micro-minillm has no student"):
-        micro.students(trained.model_copy(update={"arms": ("micro-minillm",), "seeds": {}}))
+    with pytest.raises(UserError, match="micro-forward-KL has no student"):
+        micro.students(trained.model_copy(update={"arms": ("micro-forward-KL",), "seeds": {}}))

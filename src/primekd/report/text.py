@@ -39,7 +39,7 @@ def benchmark_table(folder: Path) -> Table:
     head = ["Benchmark", "Model", "Items", *measured, "Majority, %", "Chance, %"]
     found = read_optional(Path(folder) / FILE, BenchmarkRow)
     rows = [
-        [row["benchmark"], Name(row["title"], row["model"]), str(row["n"]),
+        [row["benchmark"], Name(title_of(row["model"]), row["model"]), str(row["n"]),
          *(interval(row, key, percent) for key in MEASURES),
          percent(row["majority"]), percent(row["chance"])]
         for row in found
