@@ -57,6 +57,7 @@ def _bars() -> list[Bar]:
         Bar("assessment: batches against one by one, the slower model", "assessment", False, 6, _slowest),
         Bar("assessment: share of equal answers in float32", "assessment", False, 1, _equal_answers, ""),
         Bar("choices: against lm-evaluation-harness, the slowest set", "choices", False, 1.5, _slowest_set),
+        Bar("on-policy: a step against what its parts cost alone", "on_policy", True, 1.15, lambda x: x["ratio"]),
     ]
 
 

@@ -268,6 +268,16 @@ def _assessment(found: Found) -> str:
     return f"{markdown_table(head, rows)}\n\n{note}"
 
 
+def _on_policy(found: Found) -> str:
+    names = {"sampling": "Sampling", "scoring": "Teacher's scoring", "student": "Student's step", "whole": "All of it"}
+    rows = [[name, _with_spread(found["seconds"][key])] for key, name in names.items()]
+    note = (
+        f"{found['responses']} responses, {found['written_tokens']} tokens, models of `{found['profile']}`. All of it "
+        f"takes {_with_spread(found['ratio'])} times what its parts take alone."
+    )
+    return f"{markdown_table(['Part', 'Seconds'], rows)}\n\n{note}"
+
+
 def _choices(found: Found) -> str:
     rows = [
         [markdown(name), str(x["items"]), str(x["choices"]), *(_with_spread(s) for s in x["seconds"].values()),
@@ -327,5 +337,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "capture-llamacpp": ("capture_llamacpp", _capture_llamacpp),
     "assessment": ("assessment", _assessment),
     "choices": ("choices", _choices),
+    "on-policy": ("on_policy", _on_policy),
     "bars": ("bars", _bars),
 }

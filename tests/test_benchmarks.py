@@ -41,7 +41,7 @@ from primekd.training.trainer import build_trainer  # noqa: E402
 
 MIB = 2**20
 FILLED = ("losses", "loss-growth", "training", "capture-llamacpp", "capture-transformers", "assessment", "bars")
-FILLED += ("codec-students", "choices", "stores")
+FILLED += ("codec-students", "choices", "on-policy", "stores")
 
 
 def test_alternatives_take_turns_after_a_warm_up_that_does_not_count():
@@ -316,6 +316,9 @@ def results(tmp_path) -> Path:
     for found in sets.values():
         found |= {"seconds": {"theirs": spread(6), "ours": spread(2)}, "largest_difference_nats": 2e-5}
     write_part(tmp_path, "choices", False, 60, {"profile": "p", "batch_size": 16, "sets": sets})
+    seconds = {name: spread(x) for name, x in (("whole", 3.3), ("sampling", 1), ("scoring", 1), ("student", 1))}
+    step = {"profile": "p", "responses": 8, "written_tokens": 90, "seconds": seconds, "ratio": spread(1.1)}
+    write_part(tmp_path, "on_policy", False, 60, step)
     rates = {name: spread(x) for name, x in (("library", 100), ("plain generation", 300), ("capture", 240))}
     captured = {"rates": rates, "seconds": rates, "ratio": spread(0.8), "to_library": spread(2.4), "equal": 30}
     captured |= {"compared": 32, "rounds": dict.fromkeys(rates, 3)}
@@ -347,6 +350,7 @@ def test_bars_are_met_missed_or_not_run(results):
     assert judged["assessment: batches against one by one, the slower model"]["met"] is True  # 7 of at least 6
     assert judged["assessment: share of equal answers in float32"]["measured"] == 1
     assert judged["choices: against lm-evaluation-harness, the slowest set"]["measured"] == 2
+    assert judged["on-policy: a step against what its parts cost alone"]["met"] is True  # 1.1 of at most 1.15
     assert judged["transformers: capture with signals against plain generation"]["met"] is False  # 0.8 of at least 0.85
     for engine in ("transformers", "llama.cpp"):
         assert judged[f"{engine}: memory for 8 times the items"]["measured"] == pytest.approx(1.05)
