@@ -1,7 +1,8 @@
 """How likely a model finds each choice of an item, and which one it is taken to choose.
 
 Token ids, sums and per-character lengths are lm-evaluation-harness's (0.4.13, `HFLM`); a mean a token is what
-build-nanogpt's hellaswag.py compares. Columns of a padded vocabulary are cut here, and have a share there.
+build-nanogpt's hellaswag.py compares, on texts without clean-up. Columns of a padded vocabulary are cut here, and have
+a share there.
 """
 
 import math

@@ -37,7 +37,10 @@ FILE = "benchmarks.csv"
 
 @dataclass(frozen=True)
 class PublishedChoice:
-    """An accuracy as others published it; nothing of it was measured here."""
+    """An accuracy as others published it; nothing of it was measured here.
+
+    GPT-2's are build-nanogpt's acc_norm, a mean a token on texts without clean-up; OLMo's measure is not said.
+    """
 
     benchmark: str
     model: str
