@@ -110,7 +110,7 @@ def write_arms(folder, monkeypatch, rows):
         ),
         (
             {"role": "crossed", "variant_of": "base-KD", "text": "base-KD", "signals": "none"},
-            "text-alone and selection",
+            "text-alone, selection and corpus",
         ),
         ({"role": "selection", **BASE, "signals": "none", "share": 0.5}, "each has text and signals of the arm"),
         ({"role": "selection", **BASE, "share": 0}, "share"),
@@ -132,7 +132,7 @@ def write_arms(folder, monkeypatch, rows):
         ({"signals": "gold"}, "signals are own, none or an arm"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "nobody"}, "text names 'nobody', which is no other arm"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "gold-KD"}, "has no text of its own"),
-        ({"loss": {"alhpa": 1}}, "loss has no alhpa"),
+        ({"loss": {"alhpa": 1}}, "loss or on_policy has no alhpa"),
         ({"role": "hero"}, "role"),
     ],
 )

@@ -160,7 +160,9 @@ def test_forgetting_is_the_kl_from_the_students_side_on_the_controls_text(output
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_controls_own_profile_names_no_arm_that_it_does_not_run(path):
     """laptop names further seeds and contrasts of arms that a capture of the control knows nothing of."""
-    if path.stem != "strategies":
+    if (
+        path.stem != "strategies" and load_profile(path.stem).student.model
+    ):  # none is answered by a student from scratch
         assert list(arms_of(as_teacher(load_profile(path.stem)))) == ["base-KD"]
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import make_store, small_profile, stored
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from primekd.assessment.held_out import _losses
+from primekd.assessment.held_out import losses_of
 from primekd.assessment.score import Model
 from primekd.capture.jobs import training_job
 from primekd.capture.run import capture, measure_reconstruction
@@ -122,7 +122,7 @@ def test_engine_store_and_held_out_fit_give_its_own_logits(saved, tmp_path):
     full = make_store(tmp_path / "full", FullCodec(), [list(zip(items, own, strict=True))])
     for teacher in (reader, full):  # of itself it is not a nat away
         rows = teacher.rows(items[0].item_id, items[0].response_ids)
-        [(ce, fit)] = _losses(engine, hidden[:1], ids[:1], rows)
+        [(ce, fit)] = losses_of(engine, hidden[:1], ids[:1], rows)
         expected = torch.nn.functional.cross_entropy(own[0].double(), torch.tensor(ids[0]), reduction="sum")
         assert ce == pytest.approx(float(expected), rel=1e-4)
         assert abs(float(fit.kl.sum())) < 1e-3
@@ -141,7 +141,7 @@ def test_a_student_whose_head_has_a_bias_is_scored_by_its_own_logits(tmp_path, t
     assert engine.offers == {"logits"} and engine.transform == LogitTransform()
     (own,), (hidden,) = engine.own_logits(prompts, responses), engine.score(prompts, responses, "hidden")
     torch.testing.assert_close(engine.score(prompts, responses, "logits")[0], own, rtol=1e-4, atol=1e-4)
-    [(ce, _)] = _losses(engine, [hidden], responses, None)
+    [(ce, _)] = losses_of(engine, [hidden], responses, None)
     assert ce == pytest.approx(float(torch.nn.functional.cross_entropy(own, torch.tensor([8, 9, 10]), reduction="sum")))
 
 

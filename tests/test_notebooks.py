@@ -70,7 +70,8 @@ def test_every_strategy_has_its_notebooks():
     others = ["assessment/assess.ipynb", "inference/get_models.ipynb", "inference/inspect.ipynb"]
     others += ["inference/try_student.ipynb", "assessment/teacher.ipynb"]
     labels = [f"api-KD/{name}.ipynb" for name in ("get_data", "label", "distill", "assess")]
-    assert names == {*taught, *students, *others, *labels}
+    micro = [f"micro-KD/{name}.ipynb" for name in ("get_text", "pretrain", "distill", "assess")]
+    assert names == {*taught, *students, *others, *labels, *micro}
 
 
 @pytest.mark.parametrize("name", ["inference_gsm8k", "distill"])

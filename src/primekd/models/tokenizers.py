@@ -139,6 +139,9 @@ def require_same_tokenizer(teacher: "str | Speaker", student: "str | Speaker") -
     differ, as between a base model and the chat model made of it.
     """
     first, second = load_tokenizer(teacher), load_tokenizer(student)
+    for of, tokenizer in ((teacher, first), (student, second)):
+        if not isinstance(of, str) and tokenizer.chat_template is None:  # it is to converse, and cannot
+            render(tokenizer, [{"role": "user", "content": QUESTION}])
     if first.get_vocab() != second.get_vocab():
         raise UserError(
             f"The tokenizers of teacher {first.reference} and student {second.reference} differ, so their logits do "

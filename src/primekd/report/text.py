@@ -16,8 +16,9 @@ from primekd.report.figures import DASHES, PALETTE, draw
 from primekd.report.formats import interval, percent
 from primekd.report.results import read_optional
 from primekd.report.shown import Shown, show_figure, show_table
-from primekd.statistics.choices import FILE, PUBLISHED, BenchmarkRow
+from primekd.statistics.choices import PUBLISHED, BenchmarkRow
 from primekd.statistics.families import title_of
+from primekd.studies.results import BENCHMARKS
 from primekd.tasks.text import text_folder
 from primekd.training.habits import HabitRow
 
@@ -37,7 +38,7 @@ def benchmark_table(folder: Path) -> Table:
     """A row a benchmark and model, published ones below. Empty without such a file."""
     measured = [f"{measure}, % [95 %]" for measure in MEASURES]
     head = ["Benchmark", "Model", "Items", *measured, "Majority, %", "Chance, %"]
-    found = read_optional(Path(folder) / FILE, BenchmarkRow)
+    found = read_optional(Path(folder) / BENCHMARKS, BenchmarkRow)
     rows = [
         [row["benchmark"], Name(title_of(row["model"]), row["model"]), str(row["n"]),
          *(interval(row, key, percent) for key in MEASURES),

@@ -32,9 +32,6 @@ class ChoiceSummary:
     chance: float
 
 
-FILE = "benchmarks.csv"
-
-
 @dataclass(frozen=True)
 class PublishedChoice:
     """An accuracy as others published it; nothing of it was measured here.

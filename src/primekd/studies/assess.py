@@ -52,7 +52,7 @@ from primekd.training.tuning import TuningRow, read_tuning
 
 # Settings of what is graded, which has inputs of its own.
 NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
-NO_GRADING |= {"forgetting_items", "few_shot"}
+NO_GRADING |= {"forgetting_items", "few_shot", "held_out_items", "choose_by"}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
@@ -82,11 +82,11 @@ def assess(profile: Profile, force: bool = False) -> Path:
     outputs += primed + _write_labels(profile, students, logs)
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
-    lineage = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
+    facts = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(
         profile.logs, "assessment", inputs, outputs,
         answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
-        start=start, end=now(), models=lineage, control=makers(profile, CONTROL), teacher=store_facts(reader),
+        start=start, end=now(), models=facts, control=makers(profile, CONTROL), teacher=store_facts(reader),
         config=profile.resolved(), code=code, **scoring_costs(profile, names),
     )  # fmt: skip
     return profile.logs

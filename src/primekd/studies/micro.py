@@ -88,12 +88,12 @@ def assess(profile: Profile, force: bool = False) -> Path:
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
     """The shared tables, and the benchmarks by every measure."""
-    from primekd.statistics.choices import FILE, BenchmarkRow, benchmark_rows
-    from primekd.studies.results import compute_tables
+    from primekd.statistics.choices import BenchmarkRow, benchmark_rows
+    from primekd.studies.results import BENCHMARKS, compute_tables
 
     rows = benchmark_rows(profile.logs, logs)
     return compute_tables(profile, logs, held_out, planned(logs, profile.planned.main)) | {
-        FILE: table_text(BenchmarkRow, rows)
+        BENCHMARKS: table_text(BenchmarkRow, rows)
     }
 
 

@@ -15,7 +15,6 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
 from primekd.foundation.tables import table_text
 from primekd.statistics.audit import AuditRow, audit_rows
-from primekd.statistics.choices import FILE as BENCHMARKS
 from primekd.statistics.contrasts import ContrastRow, contrast
 from primekd.statistics.corrections import FILE as LANGUAGES
 from primekd.statistics.effects import EffectRow, effect_rows
@@ -31,7 +30,7 @@ from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NumberTask
 from primekd.training.tuning import FILE as TUNING
 
-EFFECTS, SUBSETS = "effects.csv", "subsets.csv"
+EFFECTS, SUBSETS, BENCHMARKS = "effects.csv", "subsets.csv", "benchmarks.csv"
 OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, which several extractors read
 # What comes from the models: no grading makes it anew.
 KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT)
