@@ -195,6 +195,9 @@ def _exact_divergence(rows: SignalRows, student: Tensor, loss: LossConfig) -> Te
         return (log_p.exp() * (log_p - log_q)).sum(-1)
     if loss.divergence == "reverse_kl":
         return (log_q.exp() * (log_q - log_p)).sum(-1)
+    if loss.divergence in ("skewed_forward_kl", "skewed_reverse_kl"):
+        one, other = (log_p, log_q) if loss.divergence == "skewed_forward_kl" else (log_q, log_p)
+        return (one.exp() * (one - (loss.beta * one.exp() + (1 - loss.beta) * other.exp()).log())).sum(-1)
     mixture = (loss.beta * log_p.exp() + (1 - loss.beta) * log_q.exp()).log()
     to_p, to_q = ((x.exp() * (x - mixture)).sum(-1) for x in (log_p, log_q))
     return loss.beta * to_p + (1 - loss.beta) * to_q
