@@ -39,7 +39,7 @@ from primekd.report.html import render
 from primekd.report.lineage import model_facts
 from primekd.report.readme import block
 from primekd.running.made_by import other_code_text, refuse_unpublishable
-from primekd.running.verify_run import check_lineage
+from primekd.running.verify_run import checklineage
 from primekd.signals import StoredItem
 from primekd.signals.certainty import TOP
 from primekd.statistics.contrasts import ContrastRow, contrast, verdicts_of
@@ -1109,11 +1109,11 @@ def test_what_is_asked_for_anew_is_made_once_also_after_a_kill(study, monkeypatc
     score_some(study, ["base-KD"])
 
 
-def test_the_lineage_names_what_was_trained_on_and_not_what_lies_there_today(study):
+def test_thelineage_names_what_was_trained_on_and_not_what_lies_there_today(study):
     (student,) = find_students(study, "base-KD")
     trained = student.manifest["inputs"]["signals"]
     shutil.rmtree(study.runs / "signals")
-    facts = assessing._lineage(study, student)
+    facts = assessing.lineage(study, student)
     assert facts["signals"]["shards"] == trained["shards"] and len(trained["shards"]) == 1
     assert facts["signals"]["engine"]["engine"] == "transformers" and facts["signals"]["items"] == 2
     rows = dict(model_facts({"models": {"base-KD": facts}}, "base-KD"))
@@ -1123,13 +1123,13 @@ def test_the_lineage_names_what_was_trained_on_and_not_what_lies_there_today(stu
 
 
 def test_a_student_trained_on_other_shards_than_lie_here_is_found(study):
-    assert check_lineage(study).problems == []
+    assert checklineage(study).problems == []
     path = study.runs / "students" / "ai-KD" / "manifest.json"
     manifest = read_json(path)
     manifest["inputs"]["signals"]["shards"] = {"shard-00000.safetensors": "0" * 64}
     write_json(path, manifest)
     (study.runs / "answers" / "base-KD" / "manifest.json").unlink()
-    assert check_lineage(study).problems == [
+    assert checklineage(study).problems == [
         "base-KD: answers/base-KD is missing on this machine",
         "ai-KD was trained on other shards than lie on this machine",
     ]

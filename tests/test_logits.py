@@ -185,7 +185,7 @@ def test_a_student_of_an_unknown_kind_is_refused_before_anything_is_spent(clampi
     monkeypatch.setattr("primekd.capture.run.open_engine", lambda profile: pytest.fail("the teacher was opened"))
     with pytest.raises(UserError, match=r"random:.* cannot be a student: behind its output head .* student.model"):
         capture(training_job(profile, "base-KD"))
-    monkeypatch.setattr("primekd.training.distill.Meter", contextlib.nullcontext)  # it takes a second to start
+    monkeypatch.setattr("primekd.training.train_student.Meter", contextlib.nullcontext)  # it takes a second to start
     with pytest.raises(UserError, match="LlamaForCausalLM cannot be a student"):
         distill(profile, "base-fine-tune")
     assert not list(output.rglob("adapter"))

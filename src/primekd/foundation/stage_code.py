@@ -30,11 +30,15 @@ Record = dict[str, Any]  # a manifest, or what else has `code` and `environment`
 
 # Stage -> the modules that it begins in. Its code ends where another stage's begins: that one's results are its inputs.
 STAGES = {
-    "train-teacher": ("primekd.training.prepare_teacher", "primekd.training.distill"),
+    "train-teacher": (
+        "primekd.training.prepare_teacher",
+        "primekd.training.distill",
+        "primekd.training.train_student",
+    ),
     "prepare-teacher": ("primekd.training.prepare_teacher",),
     "capture": ("primekd.capture.run",),
-    "distill": ("primekd.training.distill", "primekd.training.tuning"),
-    "pretrain": ("primekd.training.pretrain",),
+    "distill": ("primekd.training.distill", "primekd.training.tuning", "primekd.training.train_student"),
+    "pretrain": ("primekd.training.pretrain", "primekd.training.distill", "primekd.training.train_student"),
     "answers": ("primekd.assessment.answers", "primekd.assessment.score"),
     "held-out": ("primekd.assessment.held_out", "primekd.assessment.score"),
     "forgetting": ("primekd.assessment.forgetting", "primekd.assessment.score"),
