@@ -39,7 +39,7 @@ from primekd.report.html import render
 from primekd.report.lineage import model_facts
 from primekd.report.readme import block
 from primekd.running.made_by import other_code_text, refuse_unpublishable
-from primekd.running.verify_run import checklineage
+from primekd.running.verify_run import check_lineage
 from primekd.signals import StoredItem
 from primekd.signals.certainty import TOP
 from primekd.statistics.contrasts import ContrastRow, contrast, verdicts_of
@@ -1123,13 +1123,13 @@ def test_thelineage_names_what_was_trained_on_and_not_what_lies_there_today(stud
 
 
 def test_a_student_trained_on_other_shards_than_lie_here_is_found(study):
-    assert checklineage(study).problems == []
+    assert check_lineage(study).problems == []
     path = study.runs / "students" / "ai-KD" / "manifest.json"
     manifest = read_json(path)
     manifest["inputs"]["signals"]["shards"] = {"shard-00000.safetensors": "0" * 64}
     write_json(path, manifest)
     (study.runs / "answers" / "base-KD" / "manifest.json").unlink()
-    assert checklineage(study).problems == [
+    assert check_lineage(study).problems == [
         "base-KD: answers/base-KD is missing on this machine",
         "ai-KD was trained on other shards than lie on this machine",
     ]
