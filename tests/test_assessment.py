@@ -1109,7 +1109,7 @@ def test_what_is_asked_for_anew_is_made_once_also_after_a_kill(study, monkeypatc
     score_some(study, ["base-KD"])
 
 
-def test_thelineage_names_what_was_trained_on_and_not_what_lies_there_today(study):
+def test_the_lineage_names_what_was_trained_on_and_not_what_lies_there_today(study):
     (student,) = find_students(study, "base-KD")
     trained = student.manifest["inputs"]["signals"]
     shutil.rmtree(study.runs / "signals")
