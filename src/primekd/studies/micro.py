@@ -132,7 +132,7 @@ def lost(profile: Profile) -> list[Path]:
 
 STUDY = Study(
     question="Does reverse KL help a tiny student from scratch, beyond the text that it reads meanwhile?",
-    expected={"micro-pocket": "students that a teacher scores are nearer to it on held-out documents than text alone."},
+    expected={},  # no profile was run to its end yet
     rules="micro.smk",
     labels={"text": "tokenise", "report": "write the report"},
     forced={"distill": ("pretrain", "distill"), "assess": ("assess",)},
