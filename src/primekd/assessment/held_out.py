@@ -133,10 +133,10 @@ def measure(
 
 def losses_of(
     engine: "TransformersEngine", states: Sequence["Tensor"], responses: Sequence[list[int]],
-    teacher: "SignalRows | None",
+    teacher: "SignalRows | None", top: int = TOP,
 ) -> list[tuple[float, TokenFit]]:  # fmt: skip
     """Hidden states (T, D) of some responses -> of each the cross-entropy, summed over its tokens in nats, and its
-    tokens' forward KL and most probable tokens (none without a teacher)."""
+    tokens' forward KL and `top` most probable tokens (none without a teacher)."""
     import torch
 
     from primekd.losses import row_losses
@@ -149,8 +149,9 @@ def losses_of(
     # At temperature 1, unless a top-k store was captured for another one.
     loss = LossConfig(divergence="forward_kl", temperature=getattr(teacher, "temperature", 1.0))
     hidden = torch.cat(list(states)).to(head.device)
-    top = 0 if teacher is None else TOP
-    by_row = row_losses(hidden, head, engine.bias(), targets, teacher, loss, engine.transform, top)
+    by_row = row_losses(
+        hidden, head, engine.bias(), targets, teacher, loss, engine.transform, 0 if teacher is None else top
+    )
     ce, *fits = (values.cpu().split(lengths) for values in by_row)
     return [(float(own.double().sum()), TokenFit(*fit)) for own, *fit in zip(ce, *fits, strict=True)]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from primekd.assessment.held_out import HeldOutRow, losses_of
-from primekd.signals import Asked, SignalSource
+from primekd.signals import Asked, DenseRows, SignalSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +34,10 @@ def measure_documents(
     for number, document in enumerate(documents):
         pieces = pieces_of(document, block_tokens, most)
         name, prompts, responses = f"document-{number}", [p[:1] for p in pieces], [p[1:] for p in pieces]
-        taught = teacher.rows_of([Asked(name, prompt, own) for prompt, own in zip(prompts, responses, strict=True)])
+        asked = [Asked(name, prompt, own) for prompt, own in zip(prompts, responses, strict=True)]
+        taught = DenseRows(teacher.rows_of(asked).to_logits())  # once for all models: a product as wide as the teacher
         for model, engine in engines.items():
-            fits = losses_of(engine, engine.score(prompts, responses, "hidden"), responses, taught)
+            fits = losses_of(engine, engine.score(prompts, responses, "hidden"), responses, taught, top=0)
             tokens, kl = sum(map(len, responses)), sum(float(fit.kl.double().sum()) for _, fit in fits)
             rows[model].append(HeldOutRow(model, name, tokens, kl, tokens, sum(ce for ce, _ in fits)))
         advance(1)
