@@ -168,7 +168,7 @@ def _score_model(asked: Asked, model: Model, reader: SignalReader, control: Sign
 
 def _answer_with_vllm(asked: Asked, models: Sequence[Model], force: bool) -> None:
     """Writes the answers of all models from one loaded base model, which is gone before held-out fit needs the GPU."""
-    from primekd.teachers.vllm_students import open_students
+    from primekd.teachers.vllm_engine import open_students
 
     profile = asked[0][0]
     everything = [item for model in models for _, items in asked for item in model.asked(profile, items)]
