@@ -27,14 +27,6 @@ class Branches:
     parents: list[int]  # places in the tree, -1 for the first token
     predictors: list[Tensor]  # of each response, the places that predict its tokens, (T,) int64
 
-    def sees(self) -> Tensor:
-        """(S, S) bool: whether the token of a row sees the one of a column."""
-        sees = torch.eye(len(self.ids), dtype=torch.bool)
-        for place, parent in enumerate(self.parents):
-            if parent >= 0:
-                sees[place] |= sees[parent]
-        return sees
-
 
 def branch(prompt: list[int], responses: Sequence[list[int]], first: int) -> Branches:
     """Lays out the responses behind the prompt, whose first `first` tokens are in a cache; one has to remain."""
@@ -62,11 +54,14 @@ def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple
     """
     longest = max(len(b.ids) for b in branches)
     ids, positions = torch.zeros(2, len(branches), longest, dtype=torch.int64).unbind()
-    sees = torch.eye(longest, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself, or it would be nan
+    # (B, S, S), whether the token of a row sees the one of a column; padding sees itself, or it would be nan.
+    sees = torch.eye(longest, dtype=torch.bool).repeat(len(branches), 1, 1)
     for row, one in enumerate(branches):
         length = len(one.ids)
         ids[row, :length], positions[row, :length] = torch.tensor([one.ids, one.positions])
-        sees[row, :length, :length] = one.sees()
+        for place, parent in enumerate(one.parents):
+            if parent >= 0:
+                sees[row, place] |= sees[row, parent]
     seen = torch.cat([torch.ones(len(branches), longest, first, dtype=torch.bool), sees], -1)
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     return ids, positions, mask[:, None]
