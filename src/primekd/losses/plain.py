@@ -16,11 +16,6 @@ from primekd.config import LossConfig
 from primekd.signals.rows import SampledRows, SignalRows, TopKRows
 
 
-def cross_entropy_sum(student_logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log q(target). student_logits (N, V), targets (N,) int64 -> scalar."""
-    return F.cross_entropy(student_logits.float(), targets, reduction="sum")
-
-
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(p || q) a row in nats, p and q the teacher's and student's softmax at `temperature`. (N, V) x2 -> (N,)."""
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
@@ -113,32 +108,17 @@ def divergence(teacher: SignalRows, student_logits: Tensor, loss: LossConfig) ->
             raise ValueError("topk and sampled rows serve the forward KL at their own temperature only")
         own = forward_kl_topk if isinstance(teacher, TopKRows) else forward_kl_sampled
         return own(teacher, student_logits)
-    teacher_logits = teacher.to_logits()
-    if loss.divergence == "forward_kl":
-        return forward_kl(teacher_logits, student_logits, loss.temperature)
-    if loss.divergence == "reverse_kl":
-        return reverse_kl(teacher_logits, student_logits, loss.temperature)
+    pure = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
     mixed = {"jsd": jsd, "skewed_forward_kl": skewed_forward_kl, "skewed_reverse_kl": skewed_reverse_kl}
-    return mixed[loss.divergence](teacher_logits, student_logits, loss.temperature, loss.beta)
+    beta = () if loss.divergence in pure else (loss.beta,)
+    return (pure | mixed)[loss.divergence](teacher.to_logits(), student_logits, loss.temperature, *beta)
 
 
 def distillation_loss(
     student_logits: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The whole objective over the response rows of one micro-batch.
-
-    Args:
-        student_logits: (N, V), row t predicting targets[t].
-        targets: (N,) token ids.
-        teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
-        tokens: response tokens in the global batch, over which the mean is taken.
-        weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and 1 - alpha of all.
-
-    Returns:
-        The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`, without
-        weights.
-    """
+    """The whole objective, as `chunked_loss`, from student_logits (N, V), row t predicting targets[t]."""
     ce = F.cross_entropy(student_logits.float(), targets, reduction="none")
     kd = torch.zeros_like(ce) if teacher is None else divergence(teacher, student_logits, loss) * loss.temperature**2
     if weights is None:
