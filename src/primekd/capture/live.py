@@ -12,7 +12,8 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json
 from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.signals import Asked, LiveSource, SignalRows
-from primekd.signals.codecs import Codec, FullCodec, HiddenCodec
+from primekd.signals.codecs import Codec
+from primekd.signals.live import dense_codec
 from primekd.tasks.protocol import Item, Unlabelled
 from primekd.teachers import TeacherEngine, open_engine
 
@@ -34,7 +35,7 @@ class LiveTeacher:
             )
         self._profile, self._items = profile, items
         self._scored = arm if arm.signals == OWN else get_arm(arm.signals)
-        self.codec: Codec = HiddenCodec() if "hidden" in teacher.offers else FullCodec()
+        self.codec: Codec = dense_codec(teacher.offers)
         tokenizer = load_tokenizer(teacher)
         spec = ({} if items is None else reads(self._scored, teacher)) | {
             "teacher": teacher.identity() | {"model_sha256": weights_hash(teacher) if teacher.local else None},
@@ -56,9 +57,8 @@ class LiveTeacher:
             asked = prompts_of(self._scored, self._profile.teacher, self._items)
             prompts = {item.id: prompt for item, prompt in zip(self._items, asked, strict=True)}
         vocabulary = len(load_tokenizer(self._profile.student))
-        source = LiveSource(self.engine, vocabulary, prompts, None if "hidden" in self.engine.offers else FullCodec())
         self.manifest["engine"] = self.engine.identity()
-        return source
+        return LiveSource(self.engine, vocabulary, prompts)
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         """As SignalSource."""

@@ -7,14 +7,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_json
 from primekd.models.logits import PLAIN
 from primekd.signals.codecs import Codec, FullCodec, HiddenCodec
 from primekd.signals.heads import rebuilding_problem
 from primekd.signals.rows import Asked, HiddenRows, SignalRows, concatenate
 from primekd.signals.shards import StoredItem
 from primekd.teachers.agreement import compare
-from primekd.teachers.protocol import TeacherEngine, TopLogprobs
+from primekd.teachers.protocol import TeacherEngine
 
 
 class SignalSource(Protocol):
@@ -22,7 +21,7 @@ class SignalSource(Protocol):
 
     Attributes:
         codec: what the rows keep of the teacher, and so which losses they serve (`codecs.require_served`).
-        manifest: `spec`, `spec_sha256` and `shards`: everything that the rows depend on.
+        manifest: `spec`, `spec_sha256` and `shards`: everything that the rows depend on; a stage asks for it.
     """
 
     codec: Codec
@@ -34,25 +33,24 @@ class SignalSource(Protocol):
         ...
 
 
+def dense_codec(offers: frozenset[str]) -> Codec:
+    """What is taken of a live teacher: hidden states or, where there are none, all logits."""
+    return HiddenCodec() if "hidden" in offers else FullCodec()
+
+
 class LiveSource:
     """A teacher that is asked while a student learns: one `score` a micro-batch, no gradient, nothing kept.
 
-    Its rows go through a codec as those of a store do, so both are the same to a loss.
-
-    Args:
-        prompts: what the teacher reads before an item's response, by item id (a primed prompt, say); None if it reads
-            what the student does.
-        codec: what is taken of what the engine offers; None for hidden states or, where there are none, all logits.
+    Its rows go through a codec as those of a store do, so both are the same to a loss: hidden states or, where the
+    engine offers none, all logits. `prompts`: what the teacher reads before an item's response, by item id (a primed
+    prompt, say); None if it reads what the student does.
 
     Raises:
-        UserError: the engine does not offer that, or has another vocabulary than the V = `vocab_size` of the student.
+        UserError: the engine offers neither, or has another vocabulary than the V = `vocab_size` of the student.
     """
 
-    def __init__(
-        self, engine: TeacherEngine, vocab_size: int, prompts: Mapping[str, list[int]] | None = None,
-        codec: Codec | None = None,
-    ):  # fmt: skip
-        self.codec = codec or (HiddenCodec() if "hidden" in engine.offers else FullCodec())
+    def __init__(self, engine: TeacherEngine, vocab_size: int, prompts: Mapping[str, list[int]] | None = None):
+        self.codec = dense_codec(engine.offers)
         if self.codec.needs not in engine.offers:
             raise UserError(f"The engine {engine.name} offers no {self.codec.needs}: name another signals.codec.")
         if engine.vocab_size != vocab_size:
@@ -64,9 +62,6 @@ class LiveSource:
         self._head = engine.head() if self.codec.needs == "hidden" else None
         self._transform = engine.transform or PLAIN
         self._checked = self._head is None
-        own = None if prompts is None else hash_json(dict(prompts))
-        spec = {"codec": self.codec.describe(), "engine": engine.identity(), "prompts_sha256": own}
-        self.manifest = {"spec": spec, "spec_sha256": hash_json(spec), "shards": {}}
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         """As SignalSource. Raises UserError if an item has no prompt, nothing stands before its first token, or a token
@@ -92,7 +87,7 @@ class LiveSource:
             raise UserError(f"A token of {asked.item_id!r} is not in the teacher's vocabulary.")
         return prompt
 
-    def _decoded(self, states: Tensor | TopLogprobs, item: StoredItem) -> SignalRows:
+    def _decoded(self, states: Tensor, item: StoredItem) -> SignalRows:
         rows = self.codec.decode(self.codec.encode(states, item), self._head, item)
         return replace(rows, transform=self._transform) if isinstance(rows, HiddenRows) else rows
 

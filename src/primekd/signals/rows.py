@@ -38,9 +38,8 @@ class _Rows:
     def to(self, device: torch.device) -> Self:
         """The same rows on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
-        return replace(
-            self, **{name: _kept_on(t, device) if name in SHARED else t.to(device) for name, t in tensors.items()}
-        )
+        there = {name: _kept_on(t, device) if name in SHARED else t.to(device) for name, t in tensors.items()}
+        return replace(self, **there)
 
     def part(self, rows: slice) -> Self:
         """Some of the rows."""
@@ -61,10 +60,8 @@ class DenseRows(_Rows):
 
 @dataclass(frozen=True)
 class HiddenRows(_Rows):
-    """Final hidden states, (N, D), and the teacher's output head, (V, D): exact at every temperature.
-
-    `transform` is what the teacher does to its logits behind the head.
-    """
+    """Final hidden states, (N, D), the teacher's output head, (V, D), and what it does to its logits behind the head:
+    exact at every temperature."""
 
     hidden: Tensor
     head: Tensor
@@ -104,11 +101,6 @@ class SampledRows(_Rows):
     entropy: Tensor
     temperature: float
 
-    def widened(self, width: int) -> Self:
-        """The same rows with `width` places each, 0 where unfilled."""
-        missing = (0, width - self.ids.shape[1])
-        return replace(self, ids=F.pad(self.ids, missing), weights=F.pad(self.weights, missing))
-
 
 SignalRows = DenseRows | HiddenRows | TopKRows | SampledRows
 
@@ -116,11 +108,9 @@ SignalRows = DenseRows | HiddenRows | TopKRows | SampledRows
 def concatenate(parts: list[SignalRows]) -> SignalRows:
     """Rows of several items as one, in order. All parts are of one kind."""
     first = parts[0]
-    if isinstance(first, SampledRows):
-        widest = max(part.ids.shape[1] for part in parts)
-        parts = [part.widened(widest) for part in parts]
-    columns = {
-        f.name: getattr(first, f.name) if f.name in SHARED else torch.cat([getattr(p, f.name) for p in parts])
-        for f in fields(first)
-    }
-    return type(first)(**columns)
+    if isinstance(first, SampledRows):  # as wide as the widest
+        width = max(part.ids.shape[1] for part in parts)
+        wide = [(part, (0, width - part.ids.shape[1])) for part in parts]
+        parts = [replace(p, ids=F.pad(p.ids, pad), weights=F.pad(p.weights, pad)) for p, pad in wide]
+    columns = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(first) if f.name not in SHARED}
+    return replace(first, **columns)

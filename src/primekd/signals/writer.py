@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, environment, hash_file, hash_json, relative_name, write_json
+from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name, write_json
 from primekd.foundation.stage_code import maker_of, mixed
 from primekd.signals.heads import head_is_whole
 from primekd.signals.manifest import read_session, read_store, read_vouch
@@ -32,8 +32,8 @@ FACTS = ("head", "reconstruction", "engine", "environment", "code")  # what it s
 class SignalWriter:
     """One worker's view of a store of `count` shards: which are vouched for, by whomever, and writing more of them.
 
-    `spec` is everything that the rows depend on; a store with another one is refused. `facts` (any of FACTS) is how
-    this worker makes shards; it is written beside each of them.
+    `spec`: everything that the rows depend on; a store with another one is refused. `facts` (any of FACTS): how this
+    worker makes shards, written beside each of them.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any], count: int):
@@ -49,20 +49,6 @@ class SignalWriter:
                 f"{relative_name(self.folder)} was captured with other settings: move it away and capture again."
             )
         self._was_complete = bool(found.get("complete"))
-        if found.get("shards") and not any(self.folder.glob("shard-*.json")):
-            self._vouch_as(found)
-
-    def _vouch_as(self, manifest: dict[str, Any]) -> None:
-        """Vouches for the shards of an older store, which names them in its manifest alone."""
-        facts = {"environment": environment()} | {key: manifest[key] for key in FACTS if key in manifest}
-        for name, entry in manifest["shards"].items():
-            self._write_vouch(self.folder / name, entry | facts)
-        for session in manifest.get("sessions", []):
-            self.add_session(session)
-
-    def _write_vouch(self, path: Path, facts: dict[str, Any]) -> None:
-        own = {"kind": "shard", "format": FORMAT, "spec_sha256": self.spec_hash}
-        write_json(path.with_suffix(".json"), own | facts)
 
     def _vouch(self, index: int) -> dict[str, Any] | None:
         """What vouches for a shard, if the shard is there and has that size."""
@@ -94,15 +80,12 @@ class SignalWriter:
     def write_shard(
         self, index: int, items: Sequence[StoredItem], columns: Sequence[dict[str, Tensor]], **facts: Any
     ) -> None:
-        """Writes one shard and then the file that vouches for it.
-
-        Args:
-            columns: for each item the codec's columns, (T, …) each.
-            facts: what is known of this shard alone (any of FACTS).
-        """
+        """Writes one shard and then the file that vouches for it. `columns`: for each item the codec's, (T, …) each;
+        `facts`: what is known of this shard alone (any of FACTS)."""
         path = self.folder / shard_name(index)
+        own = {"kind": "shard", "format": FORMAT, "spec_sha256": self.spec_hash}
         entry = save_shard(path, items, columns, self.spec_hash)
-        self._write_vouch(path, entry | self.facts | facts)
+        write_json(path.with_suffix(".json"), own | entry | self.facts | facts)
 
     def add_session(self, session: dict[str, Any]) -> None:
         """Keeps the time and energy of one session of this worker."""
@@ -155,11 +138,7 @@ class SignalWriter:
         if groups := mixed(makers):  # rows may differ in last bits, or by more
             facts["mixed"] = groups
         sessions = [read_session(path) for path in sorted(self.folder.glob("session-*.json"))]
-        return {
-            **self._base,
-            "complete": True,
-            "shards": {shard_name(index): {key: vouch[key] for key in ENTRY} for index, vouch in vouches.items()},
-            **facts,
-            "sessions": sorted(sessions, key=lambda session: session.get("end", "")),
-            **{key: sum(vouch[key] for vouch in vouches.values()) for key in ("items", "tokens", "bytes")},
-        }
+        shards = {shard_name(index): {key: vouch[key] for key in ENTRY} for index, vouch in vouches.items()}
+        totals = {key: sum(entry[key] for entry in shards.values()) for key in ("items", "tokens", "bytes")}
+        sessions.sort(key=lambda session: session.get("end", ""))
+        return self._base | {"complete": True, "shards": shards} | facts | {"sessions": sessions} | totals
