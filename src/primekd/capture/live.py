@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from primekd.capture.jobs import prompts_of, reads
+from primekd.capture.jobs import identity_of, prompts_of, reads
 from primekd.config import Profile
 from primekd.config.arm import OWN, Arm
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json
-from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
+from primekd.models import load_tokenizer
 from primekd.signals import Asked, LiveSource, SignalRows
 from primekd.signals.codecs import Codec
 from primekd.signals.live import dense_codec
@@ -36,13 +36,8 @@ class LiveTeacher:
         self._profile, self._items = profile, items
         self._scored = arm if arm.signals == OWN else get_arm(arm.signals)
         self.codec: Codec = dense_codec(teacher.offers)
-        tokenizer = load_tokenizer(teacher)
-        spec = ({} if items is None else reads(self._scored, teacher)) | {
-            "teacher": teacher.identity() | {"model_sha256": weights_hash(teacher) if teacher.local else None},
-            "tokenizer_sha256": tokenizer_hash(tokenizer),
-            "template_sha256": template_hash(tokenizer),
-            "codec": self.codec.describe(),
-        }
+        prompt = {} if items is None else reads(self._scored, teacher)
+        spec = prompt | identity_of(teacher) | {"codec": self.codec.describe()}
         self.manifest: dict[str, Any] = {"spec": spec, "spec_sha256": hash_json(spec), "shards": {}}
 
     @cached_property
@@ -65,7 +60,7 @@ class LiveTeacher:
         return self._source.rows_of(asked)
 
     def close(self) -> None:
-        """Frees the teacher, if it was loaded; it is loaded again where it is asked once more."""
+        """Frees the teacher, if it was loaded; asked once more it is loaded again."""
         self.__dict__.pop("_source", None)
         if engine := self.__dict__.pop("engine", None):
             engine.close()

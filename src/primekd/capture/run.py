@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from primekd.capture.jobs import Job, build_spec, prompts_of
 from primekd.capture.primings import require_placeable
 from primekd.capture.responses import refuse_text, written_responses
 from primekd.capture.workers import Part, SharedStore
-from primekd.config.arm import NONE, Arm
+from primekd.config.arm import NONE
 from primekd.config.arms import arms_of
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
@@ -56,11 +56,11 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
     refuse_text(job)
     items = job.items()
     spec = build_spec(job, items)
-    if job.split == "train":
-        for arm in arms_trained_on(job):
-            require_served(make_codec(profile.signals, profile.teacher.offers), arm.loss_of(profile))
-    size = profile.signals.items_per_shard
-    asked = without_gold(items)
+    if job.split == "train":  # for its own students, and those of the arms that share the store
+        for arm in ({job.arm.name: job.arm} | arms_of(profile)).values():
+            if arm.store == job.arm.name and arm.signals != NONE:
+                require_served(make_codec(profile.signals, profile.teacher.offers), arm.loss_of(profile))
+    size, asked = profile.signals.items_per_shard, without_gold(items)
     chunks = [asked[start : start + size] for start in range(0, len(items), size)]
     with (
         Claims() as claims,
@@ -80,8 +80,8 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
 
 
 def capture_all(jobs: Sequence[Job], part: Part | None = None, force: bool = False) -> list[Path]:
-    """Captures stores of one profile one after the other; the teacher is loaded once, when the first one needs it.
-    Raises UserError as `capture`; what can be known of the last one is known before the first one is asked."""
+    """Captures stores of one profile; the teacher is loaded once, when the first one needs it. Raises UserError as
+    `capture`; what can be known of the last one is known before the first one is asked."""
     made = {job.folder for job in jobs}
     for job in jobs:
         if job.written_by is None or job.written_by.folder not in made:
@@ -89,12 +89,6 @@ def capture_all(jobs: Sequence[Job], part: Part | None = None, force: bool = Fal
     with contextlib.ExitStack() as opened:
         teacher = cache(lambda: opened.enter_context(contextlib.closing(open_engine(jobs[0].profile))))
         return [capture(replace(job, opens=teacher, lent=True), part, force) for job in jobs]
-
-
-def arms_trained_on(job: Job) -> list[Arm]:
-    """The arms whose students read the rows of this store: its own, and those of the profile that share it."""
-    arms = {job.arm.name: job.arm} | arms_of(job.profile)
-    return [arm for arm in arms.values() if arm.store == job.arm.name and arm.signals != NONE]
 
 
 def capture_missing(job: Job, store: SharedStore, chunks: list[list[Unlabelled]], progress: Progress) -> None:
@@ -125,11 +119,7 @@ def show_done(store: SharedStore, chunks: list[list[Unlabelled]], progress: Prog
 
 
 def make_shards(
-    job: Job,
-    store: SharedStore,
-    chunks: list[list[Unlabelled]],
-    teacher: Teacher,
-    progress: Progress,
+    job: Job, store: SharedStore, chunks: list[list[Unlabelled]], teacher: Teacher, progress: Progress
 ) -> None:
     """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped.
 
@@ -165,7 +155,8 @@ def make_shards(
             written.result()
             show_done(store, chunks, progress)
     except BaseException as error:
-        say_failed_write(job, written, error)
+        if written and written.done() and (failure := written.exception()) and failure is not error:
+            print(f"{job.stage}: {failure}", file=sys.stderr, flush=True)  # why the last shard could not be written
         raise
     finally:
         if len(store.missing()) < len(chunks):
@@ -175,14 +166,6 @@ def make_shards(
 def _ended(store: SharedStore, index: int, progress: Progress) -> None:
     store.count_ended(index)
     progress.advance()
-
-
-def say_failed_write(job: Job, written: Future[None] | None, error: BaseException) -> None:
-    """Prints why the last shard could not be written, if that is not the error that ends the capture anyway."""
-    if written is not None and written.done():
-        failure = written.exception()
-        if failure is not None and failure is not error:
-            print(f"{job.stage}: {failure}", file=sys.stderr, flush=True)
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
@@ -211,9 +194,7 @@ def ask_teacher(
     engine: TeacherEngine, codec: Codec, job: Job, items: list[Unlabelled], ended: Callable[[], None], index: int
 ) -> tuple[list[StoredItem], list]:
     """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else.
-
-    `ended` is called for each response that has ended.
-    """
+    `ended` is called for each response that has ended."""
     prompts = prompts_of(job.scored_under, job.profile.teacher, items)
     seed = int(hash_json([job.seed, job.arm.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed, ended)
@@ -245,9 +226,8 @@ def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], stat
     """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on the first two
     items, and more until there are MEASURED_TOKENS. `states`: the hidden states that are kept of each item, (T, D).
 
-    Returns:
-        tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1; and what
-        rounding to bfloat16 does to the rebuilt ones, where that is what the engine's own logits are in.
+    Returns tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1; and
+    what rounding to bfloat16 does to the rebuilt ones, where that is what the engine's own logits are in.
     """
     lengths = itertools.accumulate(len(item.response_ids) for item in stored)
     most = max(2, next((n for n, tokens in enumerate(lengths, 1) if tokens >= MEASURED_TOKENS), len(stored)))

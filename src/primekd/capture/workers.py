@@ -55,12 +55,10 @@ class SharedStore:
 
     Args:
         claims: entered by the caller; what is claimed here is given up with it.
-        spec, count: as of SignalWriter.
         part: the shards of this worker; None: whatever is neither made nor claimed.
         since: a store that is older is to be made anew (stage_code.forced_since).
 
-    Raises:
-        UserError: a living worker is making a store in this folder that is of another configuration, or older.
+    Raises UserError if a living worker is making a store in this folder of another configuration, or an older one.
     """
 
     def __init__(
@@ -76,22 +74,16 @@ class SharedStore:
         self._own = folder / f"worker-{secrets.token_hex(8)}.lock"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            if why := self._outdated(spec, since):
+            why = "is to be made anew" if is_older(folder / MANIFEST, since) else ""
+            if not why and (folder / MANIFEST).is_file() and read_store(folder)["spec_sha256"] != hash_json(spec):
+                why = "is of another configuration"
+            if why:
                 if others := self._others():
                     raise UserError(f"{self.name} {why} and is worked on by {others[0]}: wait for it or stop it.")
                 print(f"{self.name} {why}: set aside as {set_aside(folder).name}.")
             self.writer = SignalWriter(folder, spec, count)
             claims.take(self._own)
             self._tidy()
-
-    def _outdated(self, spec: dict[str, Any], since: float) -> str:
-        """Why the store that is there cannot be gone on with, in words; empty where it can, or there is none."""
-        path = self.folder / MANIFEST
-        if is_older(path, since):
-            return "is to be made anew"
-        if path.is_file() and read_store(self.folder)["spec_sha256"] != hash_json(spec):
-            return "is of another configuration"
-        return ""
 
     def _alone(self):
         # One worker at a time may do what concerns the whole store.
@@ -139,10 +131,8 @@ class SharedStore:
         self._own.with_suffix(".ended").unlink(missing_ok=True)
 
     def shards(self) -> Iterator[int]:
-        """Yields one shard after the other for this worker to make; ends when none is left for it to take.
-
-        Each stays claimed until `release`, so the next one can be made while it is being written.
-        """
+        """Yields one shard after the other for this worker to make; ends when none is left for it to take. Each stays
+        claimed until `release`, so the next one can be made while it is being written."""
         while (index := self._take()) is not None:
             self._in_hand.add(index)
             yield index
@@ -183,7 +173,6 @@ class SharedStore:
     def complete(self) -> bool:
         """Completes the store if everything is made and whole; see SignalWriter.complete."""
         with self._alone():
-            completed = self.writer.complete()
-            if completed:
+            if completed := self.writer.complete():
                 self._tidy()
             return completed
