@@ -4,8 +4,9 @@ processes there are."""
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader, Sampler
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals import Asked, SignalReader
 from primekd.tasks.protocol import Item, Unlabelled
+
+if TYPE_CHECKING:
+    from primekd.tasks.text_shards import Blocks
 
 IGNORED = -100
 
@@ -75,6 +79,35 @@ def prompt_examples(tokenizer, items: Sequence[Item | Unlabelled]) -> list[Examp
 def block_example(name: str, ids: Sequence[int]) -> Example:
     """A block of text whose every token is a label, but for the first one, which nothing predicts."""
     return Example(name, join(list(ids[:1]), list(ids[1:])))
+
+
+class TextExamples(Sequence[list[Example]]):
+    """Blocks `first` to `end` of a profile's text in their own order, read when they are asked for. `apart`: whether a
+    block's documents are examples of their own, so that none sees another; if not, it is one running text."""
+
+    def __init__(self, blocks: "Blocks", first: int, end: int, apart: bool):
+        self._blocks, self._first, self._apart = blocks, first, apart
+        self.lengths = [blocks.block_tokens] * (end - first)
+        self.tokens = sum(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, place: int) -> list[Example]:
+        """The examples of one block; what is one token long has nothing to predict."""
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        ids, lengths = self._blocks[self._first + place]
+        parts = np.split(ids, np.cumsum(lengths)[:-1]) if self._apart else [ids]
+        return [
+            block_example(f"{self._first + place}.{number}", part.tolist())
+            for number, part in enumerate(parts) if len(part) > 1
+        ]  # fmt: skip
+
+
+def document_examples(documents: Sequence[np.ndarray], block_tokens: int) -> list[Example]:
+    """Held-out documents (n,), each one example of at most a block: what lies behind is left out."""
+    return [block_example(str(n), ids[:block_tokens].tolist()) for n, ids in enumerate(documents) if len(ids) > 1]
 
 
 def asked_of(item_ids: Sequence[str], input_ids: Tensor, labels: Tensor) -> list[Asked]:

@@ -139,9 +139,9 @@ def _lesson(
 ) -> Lesson:  # fmt: skip
     from primekd.models.shapes import shape_of
     from primekd.models.students import scratch_config
+    from primekd.training.examples import TextExamples, document_examples
     from primekd.training.rollouts import Rollouts
     from primekd.training.speed import Speed, TextLog
-    from primekd.training.text_examples import TextExamples, document_examples
 
     tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
     digest, rollouts = tokenizer_hash(tokenizer), None

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from primekd.config.on_policy import OnPolicyConfig
 from primekd.foundation.errors import UserError
 from primekd.losses.on_policy import log_prob_of, minillm_weights
+from primekd.losses.plain import log_mixture
 from primekd.models.chat import join
 from primekd.signals import SignalRows
-from primekd.teachers.cache import has_plain_cache
-from primekd.teachers.decoding import Row, decode
+from primekd.teachers.cache import SlotCache, has_plain_cache, narrowest_window
+from primekd.teachers.decoding import LastPosition, Row, decode
 from primekd.teachers.protocol import Sampling
 from primekd.training.examples import Example
-from primekd.training.mixed_sampling import MixedPosition, student_position
 from primekd.training.processes import process_count
 
 if TYPE_CHECKING:
@@ -46,6 +47,38 @@ class Written:
     @property
     def responses(self) -> list[list[int]]:
         return [response_of(example) for example in self.examples]
+
+
+class MixedPosition:
+    """Student and teacher (`share` of the mixture; MiniLLM, section 2.2), whose states stand side by side,
+    (B, D of the student + D of the teacher) float32.
+
+    They read the same tokens, so one cache serves both: the student's layers lie in front of the teacher's, which is of
+    transformers, of the student's vocabulary, and offers hidden states.
+    """
+
+    def __init__(self, student: "StudentObjective", teacher: "TransformersEngine", share: float):
+        self.student, self.teacher, self.share = student, teacher, share
+        self.width, self.layers = student.config.hidden_size, student.config.num_hidden_layers
+
+    def position(self) -> LastPosition:
+        """As `decode` takes it: the logits are those of the mixture."""
+        window = min(narrowest_window(model.config) for model in (self.student, self.teacher.model))
+        return LastPosition(self._states, lambda states: self.log_probs(states)[2], self.student.device, window)
+
+    def log_probs(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States (B, D + D) -> log-probabilities (B, V) float32 of the student, the teacher and their mixture."""
+        own, other = states[:, : self.width], states[:, self.width :]
+        log_q, log_p = (z.float().log_softmax(-1) for z in (self.student.logits(own), self.teacher.last_logits(other)))
+        return log_q, log_p, log_mixture(log_p, log_q, self.share)
+
+    def _states(self, past_key_values: SlotCache, **inputs) -> Tensor:
+        both = self.layers + self.teacher.model.config.num_hidden_layers
+        while len(past_key_values.layers) < both:
+            past_key_values.layers.append(past_key_values.layer_class_to_replicate())
+        own, other = (Cache(layers=past_key_values.layers[a:b]) for a, b in ((0, self.layers), (self.layers, both)))
+        models = ((self.student, own), (self.teacher, other))
+        return torch.cat([m.last_states(**inputs, past_key_values=cache).float() for m, cache in models], -1)
 
 
 class Rollouts:
@@ -89,7 +122,10 @@ class Rollouts:
         mixed = MixedPosition(student, self.teacher(), share) if share and self.teacher else None
         weighted, was_training = self.settings.objective == "minillm", student.training
         student.eval()
-        position = mixed.position() if mixed else student_position(student)
+        # In the precision that it trains in.
+        window = narrowest_window(student.config)
+        alone = LastPosition(student.last_states, student.logits, student.device, window)
+        position = mixed.position() if mixed else alone
         rows = decode(position, prompts, sampling, self.ends, len(prompts), keep_states=weighted)
         student.train(was_training)
         own = [
