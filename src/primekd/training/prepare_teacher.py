@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from primekd.capture.primings import priming_of
-from primekd.config import PrepareConfig, Profile, StudentConfig, TeacherConfig
+from primekd.config import PrepareConfig, Profile, StudentConfig
 from primekd.config.arm import Arm
 from primekd.config.arms import get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
@@ -22,7 +21,6 @@ from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import (
     MANIFEST,
     altered_outputs,
-    hash_json,
     now,
     project_root,
     read_json,
@@ -38,7 +36,7 @@ from primekd.tasks.forms import FORMS
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items, refuse_overlap
-from primekd.training.distill import clear
+from primekd.training.distill import begin
 from primekd.training.train_student import Lesson, train_student
 
 # GGUF name of each linear layer of a Llama block -> peft's name for it.
@@ -76,28 +74,18 @@ def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
     return [arm for arm in load_arms().values() if arm.priming and (not arm.extra or arm.name in solutions)]
 
 
-def primed_examples(
-    tokenizer,
-    items: list[Item],
-    fraction: float,
-    seed: int,
-    teacher: TeacherConfig | None = None,
-    solutions: Mapping[str, str] = MappingProxyType({}),
-) -> list:
-    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher.
-
-    Args:
-        teacher: says where priming texts stand; without it they are system messages.
-        solutions: arm -> the form of the solution that is taught under its prompt.
-    """
+def primed_examples(profile: Profile, tokenizer, items: list[Item], fraction: float) -> list:
+    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher; each in
+    the form that `prepare.solutions` names for its arm."""
     from primekd.training.examples import Example
 
-    random, arms, plain = Random(seed), primed_arms(solutions), unprimed()
+    solutions = settings(profile).solutions
+    random, arms, plain = Random(profile.seed), primed_arms(solutions), unprimed()
     examples = []
     for item in items:
         arm = random.choice(arms) if random.random() < fraction else plain
         form = FORMS[solutions.get(arm.name, solutions.get(plain.name, "gold"))]
-        prompt = build_prompt(tokenizer, item.messages, priming_of(arm, teacher) if teacher else arm.priming)
+        prompt = build_prompt(tokenizer, item.messages, priming_of(arm, profile.teacher))
         response = encode_response(tokenizer, form(item.solution, random))
         examples.append(Example(item.id, join(prompt, response)))
     return examples
@@ -136,18 +124,13 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
         del inputs["prepare"]["train"]["length_window"]
     folder = adapter_folder(profile)
     code, since = stage_code("train-teacher", profile), forced_since(profile, "train-teacher", force)
-    if stands(folder, inputs, code, "prepare-teacher", "the adapter is trained and its inputs are unchanged.", since):
+    if (checkpoints := begin(profile, folder, inputs, code, "prepare-teacher", "adapter", since)) is None:
         return folder
-    checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
-    clear(folder, checkpoints, since)
-    examples = primed_examples(
-        tokenizer, items, config.primed_fraction, profile.seed, profile.teacher, config.solutions
-    )
-    validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed, profile.teacher, config.solutions)
+    made = (primed_examples(profile, tokenizer, *part) for part in ((items, config.primed_fraction), (validation, 0.0)))
+    student = StudentConfig(model=config.base, dtype=profile.student.dtype, lora=config.lora)
     with gpu_memory("prepare.train.micro_batch_size"):
         train_student(
-            folder, "prepare-teacher", profile, inputs, Lesson(examples, validation_examples), checkpoints,
-            profile.seed, code, student=StudentConfig(model=config.base, dtype=profile.student.dtype, lora=config.lora),
+            folder, "prepare-teacher", profile, inputs, Lesson(*made), checkpoints, profile.seed, code, student=student,
             train=config.train,
         )  # fmt: skip
     return folder
@@ -166,20 +149,15 @@ def build_teacher(profile: Profile, force: bool = False) -> Path:
     if altered := altered_outputs(adapter / MANIFEST, trained):
         raise UserError(f"{config.adapter}: {', '.join(altered)} missing or altered: restore it with `git checkout`.")
     output = project_root() / config.output
-    inputs = {
-        "base_sha256": model_hash(config.base),
-        "adapter": trained["outputs"],
-        "quantization": config.quantization,
-    }
+    hashes = {"base_sha256": model_hash(config.base), "adapter": trained["outputs"]}
+    inputs = hashes | {"quantization": config.quantization}
     code, since = stage_code("prepare-teacher", profile), forced_since(profile, "prepare-teacher", force)
-    if stands(
-        output.parent, inputs, code, "prepare-teacher", f"{relative_name(output)} is built and unchanged.", since
-    ):
+    done = f"{relative_name(output)} is built and unchanged."
+    if stands(output.parent, inputs, code, "prepare-teacher", done, since):
         return output
     start = now()
-    deltas = lora_deltas(adapter / "adapter")
     with write_atomically(output) as temporary:
-        write_merged_gguf(base, deltas, temporary, config.quantization)
+        write_merged_gguf(base, lora_deltas(adapter / "adapter"), temporary, config.quantization)
     write_manifest(
         output.parent, "teacher", inputs, [output], start=start, end=now(), code=code,
         config=config.model_dump(mode="json"),

@@ -90,8 +90,7 @@ class Rollouts:
         with_text: whether the given text stays beside the written one, for its cross-entropy.
         teacher: gives the engine that takes part in the sampling, where the settings say so.
 
-    Raises:
-        UserError: several processes train, or the architecture's cache cannot be decoded from.
+    Raises UserError if several processes train, or the architecture's cache cannot be decoded from.
     """
 
     def __init__(
@@ -114,15 +113,13 @@ class Rollouts:
         if not has_plain_cache(student.config):
             raise UserError(f"A student of the architecture {student.config.model_type} cannot write while it learns.")
         prompts = [prompt_of(example, self.settings.prompt_tokens) for example in examples]
-        seeds = [
-            int(np.random.SeedSequence([self.seed, step, first + i]).generate_state(1)[0]) for i in range(len(prompts))
-        ]
-        sampling = Sampling(self.limit, self.settings.temperature, seeds=tuple(seeds))
+        draws = [np.random.SeedSequence([self.seed, step, first + i]) for i in range(len(prompts))]
+        seeds = tuple(int(draw.generate_state(1)[0]) for draw in draws)
+        sampling = Sampling(self.limit, self.settings.temperature, seeds=seeds)
         share = self.settings.teacher_share
         mixed = MixedPosition(student, self.teacher(), share) if share and self.teacher else None
         weighted, was_training = self.settings.objective == "minillm", student.training
         student.eval()
-        # In the precision that it trains in.
         window = narrowest_window(student.config)
         alone = LastPosition(student.last_states, student.logits, student.device, window)
         position = mixed.position() if mixed else alone
@@ -139,31 +136,24 @@ class Rollouts:
         """(N, 2) of the objective, or None where the divergence is all of it; `teacher`: N rows of the written text."""
         if written.log_q is None:
             return None
-        ids = torch.tensor([token for response in written.responses for token in response], device=written.log_q.device)
+        responses, s = written.responses, self.settings
+        ids = torch.tensor([token for response in responses for token in response], device=written.log_q.device)
         log_p = log_prob_of(teacher, ids) if written.log_p is None else written.log_p
-        lengths = [len(response) for response in written.responses]
-        settings = self.settings
-        return minillm_weights(
-            written.log_q, log_p, written.log_drawn, lengths, settings.clip, settings.length_normalised
-        )
+        lengths = list(map(len, responses))
+        return minillm_weights(written.log_q, log_p, written.log_drawn, lengths, s.clip, s.length_normalised)
 
 
 @torch.no_grad()
 def _log_probs(student: "StudentObjective", mixed: MixedPosition | None, rows: Sequence[Row]) -> dict[str, Tensor]:
     """Of every written token, (N,) float32, response by response, so that no more than one's logits are there."""
-    found: dict[str, list[Tensor]] = {"log_q": [], "log_drawn": []} | ({"log_p": []} if mixed else {})
+    names, found = ("log_q", "log_p", "log_drawn") if mixed else ("log_q",), []
     for row in rows:
         states = row.states().clone()  # what was made for inference alone cannot be part of a training step
         ids = torch.tensor(row.ids, device=states.device)[:, None]
-        if mixed is None:
-            of_student = student.logits(states).float().log_softmax(-1).gather(1, ids)[:, 0]
-            parts = {"log_q": of_student, "log_drawn": of_student}
-        else:
-            names = zip(("log_q", "log_p", "log_drawn"), mixed.log_probs(states), strict=True)
-            parts = {name: values.gather(1, ids)[:, 0] for name, values in names}
-        for name, values in parts.items():
-            found[name].append(values)
-    return {name: torch.cat(values) for name, values in found.items()}
+        whole = mixed.log_probs(states) if mixed else (student.logits(states).float().log_softmax(-1),)  # (T, V) each
+        found.append([values.gather(1, ids)[:, 0] for values in whole])
+    parts = {name: torch.cat(values) for name, values in zip(names, zip(*found, strict=True), strict=True)}
+    return parts if mixed else parts | {"log_drawn": parts["log_q"]}
 
 
 def prompt_of(example: Example, block_tokens: int) -> list[int]:

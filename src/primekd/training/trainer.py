@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from primekd.config import LossConfig, TrainConfig
 from primekd.foundation.progress import Progress
@@ -33,14 +33,8 @@ from primekd.training.speed import Speed
 
 
 class DistillTrainer(SafeCheckpoints):
-    """Trainer with the distillation objective.
-
-    Args:
-        signals: the store or the live teacher that is asked for rows; None for fine-tuning on the labels alone.
-        model: a StudentObjective.
-        rollouts: what the student writes itself while it learns, if it does.
-        speed: is told of the tokens that it reads.
-    """
+    """Trainer of a StudentObjective. `signals`: the store or the live teacher that is asked for rows, None for
+    fine-tuning on the labels alone; `rollouts`: what the student writes itself, if it does."""
 
     def __init__(
         self, *, signals: SignalSource | None, train: TrainConfig, rollouts: Rollouts | None = None,
@@ -65,20 +59,12 @@ class DistillTrainer(SafeCheckpoints):
             parameters, s = [p for p in self.model.parameters() if p.requires_grad], self.settings
             matrices, others = ([p for p in parameters if (p.ndim > 1) == wide] for wide in (True, False))
             groups = [{"params": matrices}, *([{"params": others, "weight_decay": 0.0}] if others else [])]
+            own = {"lr": s.learning_rate, "weight_decay": s.weight_decay}
             if s.optimizer == "sgd":
-                self.optimizer = torch.optim.SGD(
-                    groups, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay
-                )
+                self.optimizer = torch.optim.SGD(groups, momentum=s.momentum, **own)
             else:
-                self.optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=s.weight_decay)
+                self.optimizer = torch.optim.AdamW(groups, **own)
         return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Half a cosine from the peak to zero over all epochs; it never climbs again."""
-        if self.lr_scheduler is None:
-            warmup = math.ceil(self.settings.warmup_ratio * num_training_steps)
-            self.lr_scheduler = get_cosine_schedule_with_warmup(optimizer or self.optimizer, warmup, num_training_steps)
-        return self.lr_scheduler
 
     def _teacher_rows(self, item_ids: list[str], input_ids: Tensor, labels: Tensor) -> SignalRows | None:
         if self.signals is None:
@@ -88,17 +74,13 @@ class DistillTrainer(SafeCheckpoints):
         return None if rows is None else rows.to(labels.device)
 
     def _loader(self, examples: list[Example], seed: int | None) -> ProcessLoader:
-        settings, lengths = self.settings, lengths_of(examples)
+        settings, args = self.settings, self.args
         batches = ProcessBatches(
-            lengths, settings.micro_batch_size, self.args.process_index, self.args.world_size,
+            lengths_of(examples), settings.micro_batch_size, args.process_index, args.world_size,
             settings.batch_size, settings.length_window, seed,
         )  # fmt: skip
-        return ProcessLoader(
-            WithFiller(examples),
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
+        pinned, padded = args.dataloader_pin_memory, self.data_collator
+        return ProcessLoader(WithFiller(examples), batch_sampler=batches, collate_fn=padded, pin_memory=pinned)
 
     def get_train_dataloader(self) -> ProcessLoader:
         """This process's micro-batches, shuffled anew each epoch; of text on disk in its order."""
@@ -117,12 +99,12 @@ class DistillTrainer(SafeCheckpoints):
             self.speed.add(sum(int(batch["attention_mask"].sum()) for batch in batches))
         if self.rollouts is None or not batches:
             return batches, tokens
-        own, first = [], 0
-        if not self.rollouts.due(self.state.global_step):
+        step, student = self.state.global_step, self.accelerator.unwrap_model(self.model)
+        if not self.rollouts.due(step):
             return batches, tokens
+        own, first = [], 0
         for batch in batches:
-            student = self.accelerator.unwrap_model(self.model)
-            own.append(self.rollouts.write(student, batch["examples"], self.state.global_step, first))
+            own.append(self.rollouts.write(student, batch["examples"], step, first))
             first += len(batch["examples"])
         self.with_gold = any(example.gold for written in own for example in written.examples)
         self._habits = habits([r for written in own for r in written.responses], [e for w in own for e in w.ended])
@@ -210,21 +192,11 @@ def steps_in_all(train: TrainConfig, examples: int) -> int:
 
 
 def build_trainer(
-    model: nn.Module,
-    tokenizer,
-    examples: list[Example],
-    validation: list[Example],
-    signals: SignalSource | None,
-    loss: LossConfig,
-    train: TrainConfig,
-    checkpoints: Path,
-    seed: int,
-    progress: Progress | None = None,
-    dtype: str | None = None,
-    rollouts: Rollouts | None = None,
-    speed: Speed | None = None,
+    model: nn.Module, tokenizer, examples: list[Example], validation: list[Example], signals: SignalSource | None,
+    loss: LossConfig, train: TrainConfig, checkpoints: Path, seed: int, progress: Progress | None = None,
+    dtype: str | None = None, rollouts: Rollouts | None = None, speed: Speed | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> DistillTrainer:
+) -> DistillTrainer:  # fmt: skip
     """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched.
 
     `.train(resume_from_checkpoint=…)` runs it. `train.batch_size` sequences make a step, over all processes together.
@@ -241,6 +213,8 @@ def build_trainer(
         per_device_eval_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.batch_size // (train.micro_batch_size * process_count()),
         max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type="cosine",  # half of one over all epochs, to zero: it never climbs again
+        warmup_steps=train.warmup_ratio,
         ddp_find_unused_parameters=False,  # every trained weight is used in every pass
         seed=seed,
         data_seed=seed,
