@@ -24,10 +24,8 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence to train on; `item_id` is how its signal rows are found.
-
-    `gold` is a second one for the cross-entropy, where that is taken on the gold solution.
-    """
+    """One sequence to train on; `item_id` is how its signal rows are found. `gold`: a second one for the cross-entropy,
+    where that is taken on the gold solution."""
 
     item_id: str
     sequence: StudentSequence
@@ -62,8 +60,7 @@ def gold_examples(tokenizer, items: Sequence[Item]) -> list[Example]:
 def teacher_examples(
     tokenizer, items: Sequence[Item | Unlabelled], reader: SignalReader, gold: bool = False
 ) -> list[Example]:
-    """The student's plain prompt, the teacher's response and, with `gold`, the gold solution for cross-entropy; then
-    the items have one."""
+    """The student's plain prompt, the teacher's response and, with `gold`, the item's solution for cross-entropy."""
     solutions = [example.sequence for example in gold_examples(tokenizer, items)] if gold else [None] * len(items)
     return [
         Example(item.id, join(build_prompt(tokenizer, item.messages), reader.item(item.id).response_ids), solution)
@@ -134,10 +131,8 @@ class Collator:
 
     def __call__(self, given: Sequence[Example | list[Example]]) -> dict[str, Any]:
         """Returns input_ids, attention_mask, labels, each (B, S) int64, and item_ids, a list; with `keeps` the examples
-        too, for a student that writes its own text in their place.
-
-        Gold solutions follow as further rows of the same batch, so that they share its one pass: B - len(item_ids).
-        """
+        too, for a student that writes its own text in their place. Gold solutions follow as further rows of the same
+        batch, so that they share its one pass: B - len(item_ids)."""
         examples = [e for one in given for e in (one if isinstance(one, list) else [one])]  # a block holds several
         sequences = [e.sequence for e in examples] + [e.gold for e in examples if e.gold]
         longest = max(len(sequence.input_ids) for sequence in sequences)
@@ -145,17 +140,12 @@ class Collator:
         attention_mask = torch.zeros_like(input_ids)
         labels = torch.full_like(input_ids, IGNORED)
         for row, sequence in enumerate(sequences):
-            ids = torch.tensor(sequence.input_ids)
-            mask = torch.tensor(sequence.response_mask)
+            ids, mask = torch.tensor(sequence.input_ids), torch.tensor(sequence.response_mask)
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
             labels[row, : len(ids)][mask] = ids[mask]
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
-            "item_ids": [e.item_id for e in examples],
-        } | ({"examples": examples} if self.keeps else {})
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        return batch | {"item_ids": [e.item_id for e in examples]} | ({"examples": examples} if self.keeps else {})
 
 
 FILLER = Example("", StudentSequence([0], [False]))  # has no response token, so it adds nothing to any sum
@@ -175,16 +165,12 @@ class WithFiller(Sequence):
 
 
 def group_by_length(order: Sequence[int], lengths: Sequence[int], step: int, window: int) -> list[int]:
-    """Sorts a permutation by length within windows, so that sequences of about one length share a batch.
+    """Sorts a permutation of the indices of `lengths` within windows, so that sequences of about one length share a
+    batch.
 
-    The sequences of a window of `window` optimiser steps are dealt to its steps by length; the steps then stand in the
-    order in which the permutation first names one of theirs. So lengths come in no order over time, and every epoch
-    has other steps. Sequences stand by length within a step too, for its micro-batches.
-
-    Args:
-        order: a permutation of the indices of `lengths`.
-        step: sequences a step.
-        window: steps a window; with 1 the steps are the permutation's own.
+    The sequences of a window of `window` optimiser steps (of `step` sequences) are dealt to its steps by length; the
+    steps then stand in the order in which the permutation first names one of theirs. So lengths come in no order over
+    time, and every epoch has other steps. Sequences stand by length within a step too, for its micro-batches.
     """
     grouped: list[int] = []
     for start in range(0, len(order), step * window):
@@ -199,18 +185,11 @@ def group_by_length(order: Sequence[int], lengths: Sequence[int], step: int, win
 
 
 class ProcessBatches(Sampler[list[int]]):
-    """The micro-batches of one process: rounds of one micro-batch a process are dealt out in order.
+    """The micro-batches, of `size` sequences, of one process: rounds of one a process are dealt out in order.
 
-    The order is one permutation an epoch, grouped by length, the same on every process. Where the last round is not
-    whole, index `items` fills it up, so that all processes take as many forward passes; the data set keeps `FILLER`
-    there.
-
-    Args:
-        lengths: of the sequences, in tokens.
-        size: sequences a micro-batch.
-        process, processes: this one's rank and how many there are.
-        step, window: as of `group_by_length`.
-        seed: of the permutations, with the epoch; None keeps the given order.
+    The order is one permutation an epoch, grouped by length (`step` and `window` as of `group_by_length`), the same on
+    every process; without a `seed` the given one. Where the last round is not whole, index `items` fills it up, so that
+    all processes take as many forward passes; the data set keeps `FILLER` there.
     """
 
     def __init__(

@@ -64,11 +64,11 @@ def _end_with(process: int) -> None:
 
 
 def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
-    """Runs `primekd distill` on `profile.launch.processes` processes and waits for it.
+    """Runs `primekd distill` on `profile.launch.processes` processes and waits for it. What they print goes to
+    launch.log in runs/<profile>/launch/; the profile lies beside it as they read it.
 
-    What the processes print, accelerate's own messages with it, goes to launch.log in runs/<profile>/launch/; the
-    profile lies beside it as they read it. Raises UserError if the configuration file cannot be used, or a process
-    failed, in that process's own sentence if it gave one.
+    Raises UserError if the configuration file cannot be used, or a process failed, in that process's own sentence if it
+    gave one.
     """
     config, processes = _config_file(profile), profile.launch.processes
     folder = profile.runs / "launch" / stage.replace(" ", "-")
@@ -81,10 +81,9 @@ def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
         "distill", strategy, "--profile", str(written), "--seed", str(seed),
     ]  # fmt: skip
     print(f"{stage}: {processes} processes ({config.name}); their messages are in {relative_name(log)}.")
+    environment = os.environ | {LAUNCHER: str(os.getpid())}
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {LAUNCHER: str(os.getpid())}
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             _follow(process, progress_path(profile, stage), stage)
         finally:

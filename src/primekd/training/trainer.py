@@ -170,6 +170,12 @@ class DistillTrainer(SafeCheckpoints):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def final_loss(self) -> float:
+        """The validation loss of the weights as they are, measured now if the last step did not end with it."""
+        step = self.state.global_step
+        last = [e["eval_loss"] for e in self.state.log_history if e["step"] == step and "eval_loss" in e]
+        return last[-1] if last else self.evaluate()["eval_loss"]
+
 
 class ProgressCallback(TrainerCallback):
     """Carries the trainer's steps to the stage's progress."""

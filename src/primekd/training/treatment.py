@@ -27,12 +27,11 @@ class TreatedSource:
 
     Args:
         right: those of `item_ids` whose response has the right answer; None if that does not matter.
-        unfit: item -> why its response is no label to train on.
         seed: draws which item gives its rows to which.
+        unfit: item -> why its response is no label to train on.
 
-    Attributes:
-        item_ids: the items that are left, in order.
-        dropped: what was left out: items, tokens of those that are left, and how many responses were unfit and why.
+    `item_ids` are those that are left, in order; `dropped` is what was left out: items, tokens of those that are left,
+    and how many responses were unfit and why.
     """
 
     def __init__(
@@ -87,9 +86,8 @@ def treated(
     unfit, ids = unfit_responses(profile, reader, items), [item.id for item in items]
     if not (arm.treatment or unfit):
         return reader
-    return TreatedSource(
-        reader, arm, ids, right_answers(profile, arm.text, ids) if arm.keep_right else None, seed, unfit
-    )
+    right = right_answers(profile, arm.text, ids) if arm.keep_right else None
+    return TreatedSource(reader, arm, ids, right, seed, unfit)
 
 
 def unfit_responses(profile: Profile, reader: SignalReader, items: Sequence[Unlabelled]) -> dict[str, str]:

@@ -48,11 +48,9 @@ def tune(
     folder: Path, stage: str, train: TrainConfig, inputs: dict[str, Any], checkpoints: Path, code: dict[str, Any],
     run: Callable[..., None],
 ) -> None:  # fmt: skip
-    """Trains a student under each rate and writes the chosen one into `folder`, with tuning.csv and all loss curves.
-
-    Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice. `run`
-    trains one: run(folder, stage, inputs, checkpoints, train). Raises UserError if every rate diverged.
-    """
+    """Trains a student under each rate by `run` and writes the chosen one into `folder`, with tuning.csv and all loss
+    curves. Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice.
+    Raises UserError if every rate diverged."""
     from primekd.foundation.memory import release_gpu_memory
     from primekd.training.checkpoints import Diverged
 
@@ -89,13 +87,12 @@ def _take(source: Path, folder: Path, made: dict[float, dict[str, Any]], best: f
 
     chosen, part = source / f"{best:g}", made[best]["kind"]  # adapter or model
     files = written(folder / part, lambda target: shutil.copytree(chosen / part, target, dirs_exist_ok=True))
-    curves = {
-        f"{CURVES}/{rate:g}.csv": source / f"{rate:g}" / "loss_curve.csv" for rate, manifest in made.items() if manifest
-    }
-    written = {habits.FILE: chosen / habits.FILE} if (chosen / habits.FILE).is_file() else {}
-    for name, file in {"loss_curve.csv": chosen / "loss_curve.csv", **curves, **written}.items():
-        write_text(folder / name, file.read_text(encoding="utf-8"))
-        files.append(folder / name)
+    texts = {"loss_curve.csv": chosen / "loss_curve.csv", habits.FILE: chosen / habits.FILE}
+    texts |= {f"{CURVES}/{r:g}.csv": source / f"{r:g}" / "loss_curve.csv" for r, manifest in made.items() if manifest}
+    for name, file in texts.items():
+        if file.is_file():  # not every student writes text of its own
+            write_text(folder / name, file.read_text(encoding="utf-8"))
+            files.append(folder / name)
     return files
 
 
