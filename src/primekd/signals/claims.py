@@ -46,7 +46,17 @@ class Owner:
         """Whether it surely does not run any more; never said of another machine's process."""
         if self.machine is None or self.machine != _this_machine():
             return False
-        return not _runs(self.pid, self.started)
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False  # another user's
+        if (found := _stat_of(self.pid)) is None:
+            return False
+        state, started = found
+        # A zombie has ended, and an id may have been given to another process since.
+        return state in "ZX" or self.started not in (None, started)
 
 
 _OWNER = TypeAdapter(Owner)
@@ -100,8 +110,7 @@ class Claims:
         """Gives a claim up, if it is still held: a thread may do so while all are given up at the end. One that another
         process has taken over meanwhile stays that process's."""
         with self._lock:
-            descriptor = self._held.pop(path, None)
-            if descriptor is None:
+            if (descriptor := self._held.pop(path, None)) is None:
                 return
             with contextlib.suppress(OSError):
                 if os.fstat(descriptor).st_ino == path.stat().st_ino:
@@ -165,7 +174,8 @@ def _clock(folder: Path) -> float:
 
 def this_process() -> Owner:
     """This process as the owner of a claim."""
-    return Owner(socket.gethostname(), os.getpid(), _this_machine(), _start_of(os.getpid()))
+    found = _stat_of(os.getpid())
+    return Owner(socket.gethostname(), os.getpid(), _this_machine(), found and found[1])
 
 
 @cache
@@ -178,24 +188,10 @@ def _this_machine() -> str | None:
         return None
 
 
-def _start_of(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks since the boot; None where the kernel does not say."""
+def _stat_of(pid: int) -> tuple[str, str] | None:
+    """A process's state and when it started, in ticks since the boot; None where the kernel does not say."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-
-
-def _runs(pid: int, started: str | None) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return True
-    # A zombie has ended, and an id may have been given to another process since.
-    return state not in "ZX" and (started is None or rest[18] == started)
+    return fields[0], fields[19]

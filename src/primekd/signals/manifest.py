@@ -30,7 +30,6 @@ class Head(Part):
 
 class CodecSpec(Part):
     name: str
-    error: str = ""
 
 
 class StoreSpec(Part):
@@ -92,13 +91,3 @@ def read_complete(folder: Path) -> dict[str, Any]:
 def shards_hash(folder: Path) -> str:
     """One hash of all bytes of a finished store, from its manifest. Raises UserError as `read_complete`."""
     return hash_json({shard: entry["sha256"] for shard, entry in read_complete(folder)["shards"].items()})
-
-
-def read_vouch(path: Path) -> dict[str, Any]:
-    """What vouches for a shard. Raises UserError if it is absent or does not fit the schema."""
-    return checked(path, Vouch, FIX)
-
-
-def read_session(path: Path) -> dict[str, Any]:
-    """Time and energy of one session. Raises UserError if it is absent or does not fit the schema."""
-    return checked(path, Session, "Delete it: only the time and energy of one session are lost.")

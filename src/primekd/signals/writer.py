@@ -19,10 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import checked
 from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name, write_json
 from primekd.foundation.stage_code import maker_of, mixed
 from primekd.signals.heads import head_is_whole
-from primekd.signals.manifest import read_session, read_store, read_vouch
+from primekd.signals.manifest import FIX, Session, Vouch, read_store
 from primekd.signals.shards import FORMAT, StoredItem, save_shard, shard_name
 
 ENTRY = ("sha256", "items", "tokens", "bytes")  # what the manifest says of a shard
@@ -54,7 +55,7 @@ class SignalWriter:
         """What vouches for a shard, if the shard is there and has that size."""
         path = self.folder / shard_name(index)
         try:
-            vouch = read_vouch(path.with_suffix(".json"))
+            vouch = checked(path.with_suffix(".json"), Vouch, FIX)
             whole = vouch["spec_sha256"] == self.spec_hash and path.stat().st_size == vouch["bytes"]
         except (UserError, OSError):  # absent, cut short or edited: the shard is made again
             return None
@@ -92,11 +93,9 @@ class SignalWriter:
         write_json(self.folder / f"session-{secrets.token_hex(8)}.json", session)
 
     def complete(self) -> bool:
-        """Checks every shard and, if all are whole, writes the manifest. One worker at a time may call it.
-
-        False if something has to be made first: what `missing` names now, or the head. Raises UserError if all is made,
-        but with different heads; nothing is removed.
-        """
+        """Checks every shard and, if all are whole, writes the manifest. One worker at a time may call it. False if
+        something has to be made first: what `missing` names now, or the head. Raises UserError if all is made, but with
+        different heads; nothing is removed."""
         vouches = {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
         manifest = self._assemble(vouches)
         found = read_store(self.folder)
@@ -105,9 +104,10 @@ class SignalWriter:
         for index in damaged:
             (self.folder / shard_name(index)).with_suffix(".json").unlink(missing_ok=True)
         self._done = vouches.keys() - damaged
-        if len(self._done) == self.count:
-            self._refuse_other_heads(vouches)
-        if len(self._done) < self.count or ("head" in manifest and not head_is_whole(self.folder, manifest["head"])):
+        if len(self._done) < self.count:
+            return False
+        self._refuse_other_heads(vouches)
+        if "head" in manifest and not head_is_whole(self.folder, manifest["head"]):
             return False
         if manifest != found:
             write_json(self.folder / MANIFEST, manifest)
@@ -137,7 +137,8 @@ class SignalWriter:
         makers = {shard_name(i): maker_of(vouch) | {"engine": vouch.get("engine")} for i, vouch in vouches.items()}
         if groups := mixed(makers):  # rows may differ in last bits, or by more
             facts["mixed"] = groups
-        sessions = [read_session(path) for path in sorted(self.folder.glob("session-*.json"))]
+        fix = "Delete it: only the time and energy of one session are lost."
+        sessions = [checked(path, Session, fix) for path in sorted(self.folder.glob("session-*.json"))]
         shards = {shard_name(index): {key: vouch[key] for key in ENTRY} for index, vouch in vouches.items()}
         totals = {key: sum(entry[key] for entry in shards.values()) for key in ("items", "tokens", "bytes")}
         sessions.sort(key=lambda session: session.get("end", ""))
