@@ -30,6 +30,7 @@ class Head(Part):
 
 class CodecSpec(Part):
     name: str
+    error: str = ""
 
 
 class StoreSpec(Part):
