@@ -117,21 +117,18 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
 
 
 def taught_items(profile: Profile, arm: Arm, seed: int) -> tuple[Sequence[Item | Unlabelled], "SignalSource | None"]:
-    """The items that an arm's student is trained on, and where its teacher's rows come from: a store as the arm treats
-    it, a live teacher, or nothing. Gold solutions are handed on only where they are learned."""
+    """The items that an arm's student is trained on, with gold solutions only where they are learned, and where its
+    teacher's rows come from: a store as the arm treats it, a live teacher, or nothing."""
     items = load_items(profile, "train")
     if not arm.teacher:
         return items, None
-    from primekd.signals.codecs import require_served
-
     require_same_tokenizer(profile.teacher, profile.student)
     items = items if profile.loss.labels == "gold" else without_gold(items)
     if arm.live:
         from primekd.capture.live import LiveTeacher
 
-        live = LiveTeacher(profile, arm, items)
-        require_served(live.codec, profile.loss)
-        return items, live
+        return items, LiveTeacher(profile, arm, items)  # its whole distributions serve every loss
+    from primekd.signals.codecs import require_served
     from primekd.training.treatment import treated
 
     signals = open_signals(training_job(profile, arm.name, seed))

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 
@@ -60,11 +59,6 @@ def settings(profile: Profile) -> PrepareConfig:
     return profile.prepare
 
 
-def adapter_folder(profile: Profile) -> Path:
-    """Where the teacher's adapter and its manifest are kept."""
-    return project_root() / settings(profile).adapter
-
-
 def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
     """The arms whose priming texts are taught: those of the published study, and those that `solutions` names. Raises
     UserError if it names no arm, or one whose teacher reads no prompt of its own."""
@@ -92,12 +86,9 @@ def primed_examples(profile: Profile, tokenizer, items: list[Item], fraction: fl
 
 
 def train_teacher(profile: Profile, force: bool = False) -> Path:
-    """Trains the teacher's adapter (tens of minutes on two cores) and writes it with its manifest.
-
-    One that was trained on the same inputs is kept, unless `force` is given.
-
-    Its items come from a split of their own: no question of it stands in a student's training, validation or test set.
-    """
+    """Trains the teacher's adapter (tens of minutes on two cores) and writes it with its manifest. One that was trained
+    on the same inputs is kept, unless `force` is given. Its items come from a split of their own: no question of it
+    stands in a student's training, validation or test set."""
     config = settings(profile)
     arms = primed_arms(config.solutions) if config.primed_fraction else []
     tokenizer = load_tokenizer(config.base)
@@ -142,7 +133,7 @@ def build_teacher(profile: Profile, force: bool = False) -> Path:
     Raises UserError if the adapter is missing or does not have the bytes that its manifest names.
     """
     config = settings(profile)
-    base, adapter = require_local(parse_reference(config.base)), adapter_folder(profile)
+    base, adapter = require_local(parse_reference(config.base)), project_root() / config.adapter
     if not (adapter / MANIFEST).is_file():
         raise UserError(f"{config.adapter} has no adapter: train it with `primekd prepare-teacher --train`.")
     trained = read_manifest(adapter / MANIFEST)
@@ -175,14 +166,9 @@ def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
     if config.get("bias", "none") != "none" or any(config.get(key) for key in others):
         raise UserError(f"{relative_name(folder)} is no plain LoRA adapter: only rank, alpha and targets are merged.")
     scale = config["lora_alpha"] / config["r"]
-    weights = load_file(folder / "adapter_model.safetensors")
-    deltas = {}
-    for name, a in weights.items():
-        if name.endswith("lora_A.weight"):
-            block, _, layer = name.split(".layers.")[1].removesuffix(".lora_A.weight").partition(".")
-            b = weights[name.replace("lora_A", "lora_B")]
-            deltas[f"{block}.{layer}"] = scale * (b.astype(np.float32) @ a.astype(np.float32))
-    return deltas
+    weights = {name: w.astype(np.float32) for name, w in load_file(folder / "adapter_model.safetensors").items()}
+    layers = {name: name.split(".layers.")[1].removesuffix(".lora_A.weight") for name in weights if "lora_A" in name}
+    return {layer: scale * (weights[a.replace("lora_A", "lora_B")] @ weights[a]) for a, layer in layers.items()}
 
 
 def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -201,24 +187,25 @@ def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, q
     architecture = reader.get_field("general.architecture").contents()
     if architecture != "llama":
         raise UserError(f"{relative_name(base)} is of architecture {architecture}: only llama is merged.")
-    heads = {
-        "attn_q": reader.get_field("llama.attention.head_count").contents(),
-        "attn_k": reader.get_field("llama.attention.head_count_kv").contents(),
-    }
+    heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
     kind = gguf.GGMLQuantizationType[quantization]
     writer = gguf.GGUFWriter(target, architecture)
-    _copy_fields(reader, writer, {"general.file_type": gguf.LlamaFileType[f"MOSTLY_{quantization}"].value})
+    replaced = {"general.file_type": gguf.LlamaFileType[f"MOSTLY_{quantization}"].value}
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":  # these are the writer's own
+            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, replaced.get(name, field.contents()), field.types[0], sub_type=sub_type)
     unused = dict(deltas)
     for tensor in reader.tensors:
         parts = tensor.name.split(".")  # blk.<block>.<layer>.weight
         layer = LINEAR_LAYERS.get(parts[2]) if parts[0] == "blk" else None
-        delta = unused.pop(f"{parts[1]}.{layer}", None) if layer else None
         if layer is None:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
             continue
-        weight = gguf.dequantize(tensor.data, tensor.tensor_type)  # (out, in)
-        if delta is not None:
-            weight = weight + (permute_rotary(delta, heads[parts[2]]) if parts[2] in heads else delta)
+        weight, delta = gguf.dequantize(tensor.data, tensor.tensor_type), unused.pop(f"{parts[1]}.{layer}", None)
+        if delta is not None:  # (out, in), as the weight
+            count = reader.get_field(heads[parts[2]]).contents() if parts[2] in heads else None
+            weight = weight + (permute_rotary(delta, count) if count else delta)
         writer.add_tensor(tensor.name, gguf.quantize(weight, kind), raw_dtype=kind)
     if unused:
         raise UserError(f"The adapter has layers that {relative_name(base)} has not: {', '.join(sorted(unused)[:3])}.")
@@ -226,14 +213,3 @@ def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, q
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _copy_fields(reader, writer, replaced: dict[str, Any]) -> None:
-    import gguf
-
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue  # the writer's own
-        value_type = field.types[0]
-        sub_type = field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, replaced.get(name, field.contents()), value_type, sub_type=sub_type)

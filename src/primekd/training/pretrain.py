@@ -42,7 +42,7 @@ def train_on_text(
     training diverged (the last good checkpoint stays).
     """
     seed = profile.seed if seed is None else seed
-    arm, start = None if name == CONTROL else get_arm(name), None
+    arm, teacher, start = None if name == CONTROL else get_arm(name), None, None
     if arm and arm.text != CORPUS:
         raise UserError(
             f"{name} is no arm of text (text: corpus in configs/strategies.yaml): `primekd distill {name}`."
@@ -50,7 +50,11 @@ def train_on_text(
     train, first, end = parts_of(profile)[arm is not None]
     if train.epochs != 1:
         raise UserError(f"{profile.name}: text is read once: set epochs to 1, and raise text.train_tokens for more.")
-    teacher = _teacher(profile, arm) if arm and arm.signals != NONE else None
+    if arm and arm.signals != NONE:
+        from primekd.capture.live import LiveTeacher
+
+        require_same_tokenizer(profile.teacher.speaker, profile.student.speaker)
+        teacher = LiveTeacher(profile, arm)
     if arm:
         profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
         control = profile.student_folder(CONTROL, seed)
@@ -108,16 +112,6 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: "LiveTeacher | 
     if teacher:
         inputs["signals"] = {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}
     return inputs
-
-
-def _teacher(profile: Profile, arm: Arm) -> "LiveTeacher":
-    from primekd.capture.live import LiveTeacher
-    from primekd.signals.codecs import require_served
-
-    require_same_tokenizer(profile.teacher.speaker, profile.student.speaker)
-    teacher = LiveTeacher(profile, arm)
-    require_served(teacher.codec, arm.loss_of(profile))
-    return teacher
 
 
 def _lesson(
