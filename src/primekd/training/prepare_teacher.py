@@ -113,7 +113,7 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
         inputs["instruction"] = asdict(priming_of(unprimed(), profile.teacher))
     if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current
         del inputs["prepare"]["train"]["length_window"]
-    folder = adapter_folder(profile)
+    folder = project_root() / config.adapter
     code, since = stage_code("train-teacher", profile), forced_since(profile, "train-teacher", force)
     if (checkpoints := begin(profile, folder, inputs, code, "prepare-teacher", "adapter", since)) is None:
         return folder

@@ -46,7 +46,9 @@ class Written:
 
     @property
     def responses(self) -> list[list[int]]:
-        return [response_of(example) for example in self.examples]
+        """The tokens that each example is trained on."""
+        pairs = ((e.sequence.input_ids, e.sequence.response_mask) for e in self.examples)
+        return [[token for token, own in zip(ids, mask, strict=True) if own] for ids, mask in pairs]
 
 
 class MixedPosition:
@@ -125,10 +127,9 @@ class Rollouts:
         position = mixed.position() if mixed else alone
         rows = decode(position, prompts, sampling, self.ends, len(prompts), keep_states=weighted)
         student.train(was_training)
-        own = [
-            Example(example.item_id, join(list(prompt), row.ids), example.sequence if self.with_text else None)
-            for example, prompt, row in zip(examples, prompts, rows, strict=True)
-        ]
+        given = [example.sequence if self.with_text else None for example in examples]
+        joined = [join(list(prompt), row.ids) for prompt, row in zip(prompts, rows, strict=True)]
+        own = [Example(e.item_id, text, also) for e, text, also in zip(examples, joined, given, strict=True)]
         written = Written(own, [row.ids[-1] in self.ends for row in rows])
         return replace(written, **_log_probs(student, mixed, rows)) if weighted else written
 
@@ -161,9 +162,3 @@ def prompt_of(example: Example, block_tokens: int) -> list[int]:
     ids, mask = example.sequence.input_ids, example.sequence.response_mask
     first = mask.index(True) if True in mask else len(ids)
     return list(ids[: first if first > 1 else block_tokens])
-
-
-def response_of(example: Example) -> list[int]:
-    """The tokens that a sequence is trained on."""
-    sequence = example.sequence
-    return [token for token, own in zip(sequence.input_ids, sequence.response_mask, strict=True) if own]
