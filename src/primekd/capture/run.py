@@ -44,11 +44,8 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
 
     Several processes may do so at once, on any machines that share the folder: each takes shards that no other has
     taken, and waits at the end until all are there. With `part` a worker takes its fixed share and does not wait. A
-    store of another configuration is set aside under a new name, never reused and never deleted; so is, with `force`,
-    whatever there is.
-
-    Raises:
-        UserError: teacher, items or codec do not fit, or the disk is full. What was written before stays.
+    store of another configuration, or with `force` any, is set aside under a new name. Raises UserError if teacher,
+    items or codec do not fit, or the disk is full; what was written before stays.
     """
     profile = job.profile
     require_same_tokenizer(profile.teacher, profile.student)
@@ -62,12 +59,8 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
                 require_served(make_codec(profile.signals, profile.teacher.offers), arm.loss_of(profile))
     size, asked = profile.signals.items_per_shard, without_gold(items)
     chunks = [asked[start : start + size] for start in range(0, len(items), size)]
-    with (
-        Claims() as claims,
-        contextlib.closing(
-            SharedStore(claims, job.folder, spec, len(chunks), part, forced_since(profile, "capture", force))
-        ) as store,
-    ):
+    since = forced_since(profile, "capture", force)
+    with Claims() as claims, SharedStore(claims, job.folder, spec, len(chunks), part, since) as store:
         if not store.missing() and store.complete():
             done = f"{len(items)} items are captured and unchanged."
             say_kept(job.stage, read_store(job.folder), stage_code("capture", profile), done)
@@ -101,7 +94,8 @@ def capture_missing(job: Job, store: SharedStore, chunks: list[list[Unlabelled]]
             make_shards(job, store, chunks, teacher, progress)
             if missing := store.missing():
                 if store.part is not None:
-                    left = store.describe(missing)
+                    some = ", ".join(Path(shard_name(index)).stem for index in missing[:5])
+                    left = some + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
                     print(f"{job.stage}: worker {store.part} has done its share; {left} missing yet.")
                     return
                 store.wait()
@@ -125,7 +119,6 @@ def make_shards(
 
     A shard is encoded and written while the teacher is asked for the next one. No more than one waits, so memory does
     not grow, and where writing fails no later shard is written. What is being written when this is stopped is finished.
-
     Engines rely on it that a shard is on disk before the next but one is asked for.
     """
     shards = store.shards()
@@ -139,7 +132,7 @@ def make_shards(
             for index in itertools.chain([first], shards):
                 if written is not None and written.done():
                     written.result()  # where writing has failed, nothing more is asked
-                ended = partial(_ended, store, index, progress)
+                ended = partial(store.count_ended, index, progress)
                 stored, states = ask_teacher(engine, codec, job, chunks[index], ended, index)
                 facts = {"engine": engine.identity()} if hasattr(engine, "served") else {}  # now it is known
                 if codec.needs == "hidden" and index in (0, first):  # a worker's first one, before it makes more
@@ -161,11 +154,6 @@ def make_shards(
     finally:
         if len(store.missing()) < len(chunks):
             store.writer.add_session({"end": now(), **meter.facts})
-
-
-def _ended(store: SharedStore, index: int, progress: Progress) -> None:
-    store.count_ended(index)
-    progress.advance()
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
@@ -198,19 +186,17 @@ def ask_teacher(
     prompts = prompts_of(job.scored_under, job.profile.teacher, items)
     seed = int(hash_json([job.seed, job.arm.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed, ended)
-    if job.arm.crossed:
-        responses = written_responses(engine, job, items, sampling)
-        ids = [response.ids for response in responses]
-        states = [None] * len(items) if codec.needs is None else engine.score(prompts, ids, codec.needs)
-    elif codec.needs is None:
-        responses, states = engine.generate(prompts, sampling), [None] * len(items)
-    else:
+    states = [None] * len(items)
+    if not job.arm.crossed and codec.needs:
         responses, states = engine.generate_scored(prompts, sampling, codec.needs)
-    stored = [
-        StoredItem(item.id, prompt, response.ids, response.truncated)
-        for item, prompt, response in zip(items, prompts, responses, strict=True)
-    ]
-    return stored, states
+    elif not job.arm.crossed:
+        responses = engine.generate(prompts, sampling)
+    else:
+        responses = written_responses(engine, job, items, sampling)
+        if codec.needs:
+            states = engine.score(prompts, [response.ids for response in responses], codec.needs)
+    rows = zip(items, prompts, responses, strict=True)
+    return [StoredItem(item.id, prompt, response.ids, response.truncated) for item, prompt, response in rows], states
 
 
 def write_shard(
@@ -239,9 +225,6 @@ def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], stat
     divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)
     in_bfloat16 = torch.equal(logits, logits.bfloat16().float())
     rounding = {"rounding_kl_nats": float((rebuilt.exp() * (rebuilt - rounded)).sum(-1).mean())} if in_bfloat16 else {}
-    return rounding | {
-        "tokens": len(own),
-        "mean_kl_nats": float(divergence.mean()),
-        "max_kl_nats": float(divergence.max()),
-        "top1_agreement": float((own.argmax(-1) == rebuilt.argmax(-1)).double().mean()),
-    }
+    distances = {"mean_kl_nats": float(divergence.mean()), "max_kl_nats": float(divergence.max())}
+    agreement = float((own.argmax(-1) == rebuilt.argmax(-1)).double().mean())
+    return rounding | {"tokens": len(own), **distances, "top1_agreement": agreement}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.foundation.errors import UserError
+from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import MANIFEST, hash_json, relative_name, set_aside, write_json
 from primekd.foundation.stage_code import is_older
 from primekd.signals import SignalWriter, shard_name
@@ -51,7 +52,7 @@ class Part:
 
 
 class SharedStore:
-    """A store that this process works on, perhaps together with others.
+    """A store that this process works on, perhaps together with others. Use as a context manager.
 
     Args:
         claims: entered by the caller; what is claimed here is given up with it.
@@ -104,17 +105,13 @@ class SharedStore:
         """The shards that are still to be made, by anyone."""
         return self.writer.missing()
 
-    def describe(self, missing: list[int], most: int = 5) -> str:
-        """Shards by name, and how many more."""
-        names = [Path(shard_name(index)).stem for index in missing[:most]]
-        return ", ".join(names) + (f" and {len(missing) - most} more" if len(missing) > most else "")
-
-    def count_ended(self, index: int) -> None:
+    def count_ended(self, index: int, progress: Progress) -> None:
         """One more response of a shard in hand has ended; the others are told now and then."""
         self._ended[index] += 1
         if time.monotonic() - self._told > TELL:
             self._told = time.monotonic()
             write_json(self._own.with_suffix(".ended"), self._ended)
+        progress.advance()
 
     def ended(self, missing: list[int]) -> int:
         """Responses that have ended in shards that are not there yet, of this worker and of all others that live."""
@@ -126,9 +123,11 @@ class SharedStore:
                     counts.append({int(index): int(count) for index, count in told.items()})
         return sum(max(count.get(index, 0) for count in counts) for index in missing)
 
-    def close(self) -> None:
-        """Takes back what was told of shards in hand."""
-        self._own.with_suffix(".ended").unlink(missing_ok=True)
+    def __enter__(self) -> "SharedStore":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._own.with_suffix(".ended").unlink(missing_ok=True)  # what was told of shards in hand
 
     def shards(self) -> Iterator[int]:
         """Yields one shard after the other for this worker to make; ends when none is left for it to take. Each stays
