@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import ConcatDataset, DataLoader, Sampler
+from transformers import TrainingArguments
 
+from primekd.config import TrainConfig
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals import Asked, SignalReader
 from primekd.tasks.protocol import Item, Unlabelled
@@ -37,11 +39,6 @@ def longest_sequence(examples: Sequence[Example]) -> int:
     if hasattr(examples, "lengths"):  # text on disk: nothing is read to know it
         return max(examples.lengths, default=0)
     return max((len(s.input_ids) for e in examples for s in (e.sequence, e.gold) if s), default=0)
-
-
-def lengths_of(examples: Sequence[Example]) -> list[int]:
-    """Tokens of each."""
-    return getattr(examples, "lengths", None) or [len(example.sequence.input_ids) for example in examples]
 
 
 def trained_tokens(examples: Sequence[Example]) -> int:
@@ -151,19 +148,6 @@ class Collator:
 FILLER = Example("", StudentSequence([0], [False]))  # has no response token, so it adds nothing to any sum
 
 
-class WithFiller(Sequence):
-    """Examples, and `FILLER` behind them."""
-
-    def __init__(self, examples: Sequence[Example]):
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples) + 1
-
-    def __getitem__(self, place: int) -> Example | list[Example]:
-        return FILLER if place == len(self._examples) else self._examples[place]
-
-
 def group_by_length(order: Sequence[int], lengths: Sequence[int], step: int, window: int) -> list[int]:
     """Sorts a permutation of the indices of `lengths` within windows, so that sequences of about one length share a
     batch.
@@ -218,7 +202,19 @@ class ProcessBatches(Sampler[list[int]]):
 
 
 class ProcessLoader(DataLoader):
-    """A loader over ProcessBatches; the Trainer tells it the epoch."""
+    """Loads the ProcessBatches of some examples; the Trainer tells it the epoch."""
+
+    def __init__(
+        self, examples: Sequence[Example], train: TrainConfig, arguments: TrainingArguments, seed: int | None,
+        collate: Collator,
+    ):  # fmt: skip
+        lengths = getattr(examples, "lengths", None) or [len(example.sequence.input_ids) for example in examples]
+        batches = ProcessBatches(
+            lengths, train.micro_batch_size, arguments.process_index, arguments.world_size, train.batch_size,
+            train.length_window, seed,
+        )  # fmt: skip
+        filled, pinned = ConcatDataset([examples, [FILLER]]), arguments.dataloader_pin_memory
+        super().__init__(filled, batch_sampler=batches, collate_fn=collate, pin_memory=pinned)
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)

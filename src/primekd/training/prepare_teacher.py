@@ -16,19 +16,11 @@ from primekd.config import PrepareConfig, Profile, StudentConfig
 from primekd.config.arm import Arm
 from primekd.config.arms import get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import (
-    MANIFEST,
-    altered_outputs,
-    now,
-    project_root,
-    read_json,
-    read_manifest,
-    relative_name,
-    write_atomically,
-    write_manifest,
-)
+from primekd.foundation.provenance import write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.foundation.storage import now, project_root, read_json, relative_name, write_atomically
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.models.chat import Priming, build_prompt, encode_response, join
 from primekd.tasks.forms import FORMS
@@ -39,15 +31,9 @@ from primekd.training.distill import begin
 from primekd.training.train_student import Lesson, train_student
 
 # GGUF name of each linear layer of a Llama block -> peft's name for it.
-LINEAR_LAYERS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+ATTENTION = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
+LINEAR_LAYERS = {name: f"self_attn.{layer}" for name, layer in ATTENTION.items()}
+LINEAR_LAYERS |= {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
 
 
 def settings(profile: Profile) -> PrepareConfig:
@@ -129,9 +115,7 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
 
 def build_teacher(profile: Profile, force: bool = False) -> Path:
     """Merges the adapter into the base model and writes the teacher's GGUF file, if it is not current or by `force`.
-
-    Raises UserError if the adapter is missing or does not have the bytes that its manifest names.
-    """
+    Raises UserError if the adapter is missing or does not have the bytes that its manifest names."""
     config = settings(profile)
     base, adapter = require_local(parse_reference(config.base)), project_root() / config.adapter
     if not (adapter / MANIFEST).is_file():
@@ -178,9 +162,7 @@ def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, quantization: str) -> None:
     """Copies a Llama GGUF file with `deltas` added to its linear layers, which are quantised anew; all else stays.
-
-    Raises UserError if a delta finds no layer of its name.
-    """
+    Raises UserError if a delta finds no layer of its name."""
     import gguf
 
     reader = gguf.GGUFReader(base)

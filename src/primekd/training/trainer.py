@@ -14,17 +14,7 @@ from primekd.foundation.progress import Progress
 from primekd.models.attention import choose_attention
 from primekd.signals import SignalRows, SignalSource
 from primekd.training.checkpoints import SafeCheckpoints, require_finite_step
-from primekd.training.examples import (
-    IGNORED,
-    Collator,
-    Example,
-    ProcessBatches,
-    ProcessLoader,
-    WithFiller,
-    asked_of,
-    lengths_of,
-    longest_sequence,
-)
+from primekd.training.examples import IGNORED, Collator, Example, ProcessLoader, asked_of, longest_sequence
 from primekd.training.habits import habits
 from primekd.training.objective import StudentObjective, may_pack
 from primekd.training.processes import process_count
@@ -67,28 +57,18 @@ class DistillTrainer(SafeCheckpoints):
         return self.optimizer
 
     def _teacher_rows(self, item_ids: list[str], input_ids: Tensor, labels: Tensor) -> SignalRows | None:
-        if self.signals is None:
-            return None
         # The response is handed over too: the store refuses it if it is not the one that was captured.
-        rows = self.signals.rows_of(asked_of(item_ids, input_ids, labels))
+        rows = self.signals and self.signals.rows_of(asked_of(item_ids, input_ids, labels))
         return None if rows is None else rows.to(labels.device)
-
-    def _loader(self, examples: list[Example], seed: int | None) -> ProcessLoader:
-        settings, args = self.settings, self.args
-        batches = ProcessBatches(
-            lengths_of(examples), settings.micro_batch_size, args.process_index, args.world_size,
-            settings.batch_size, settings.length_window, seed,
-        )  # fmt: skip
-        pinned, padded = args.dataloader_pin_memory, self.data_collator
-        return ProcessLoader(WithFiller(examples), batch_sampler=batches, collate_fn=padded, pin_memory=pinned)
 
     def get_train_dataloader(self) -> ProcessLoader:
         """This process's micro-batches, shuffled anew each epoch; of text on disk in its order."""
-        return self._loader(self.train_dataset, self._order_seed)
+        return ProcessLoader(self.train_dataset, self.settings, self.args, self._order_seed, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset=None) -> ProcessLoader:
         """This process's micro-batches of the validation set, in order."""
-        return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset, None)
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        return ProcessLoader(given, self.settings, self.args, None, self.data_collator)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
         """The micro-batches of a step; of what the student writes itself where that is due."""
@@ -123,8 +103,7 @@ class DistillTrainer(SafeCheckpoints):
         return self.accelerator.reduce(counts, "sum").clamp(min=1)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        item_ids, labels = inputs["item_ids"], inputs["labels"]
-        tokens = num_items_in_batch
+        item_ids, labels, tokens = inputs["item_ids"], inputs["labels"], num_items_in_batch
         if tokens is None:
             tokens = self._get_num_items_in_batch([inputs], labels.device)
         teacher = self._teacher_rows(item_ids, inputs["input_ids"], labels)
@@ -203,11 +182,9 @@ def build_trainer(
     dtype: str | None = None, rollouts: Rollouts | None = None, speed: Speed | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> DistillTrainer:  # fmt: skip
-    """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched.
-
-    `.train(resume_from_checkpoint=…)` runs it. `train.batch_size` sequences make a step, over all processes together.
-    `dtype` is what the student computes in; None for what its weights are in.
-    """
+    """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched:
+    `train.batch_size` sequences make a step, over all processes together. `.train(resume_from_checkpoint=…)` runs it.
+    `dtype` is what the student computes in; None for what its weights are in."""
     per_epoch = math.ceil(len(examples) / train.batch_size)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     longest = max(longest_sequence(examples), longest_sequence(validation)) + (rollouts.limit if rollouts else 0)

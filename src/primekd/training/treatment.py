@@ -44,7 +44,11 @@ class TreatedSource:
         self.item_ids = [item for item in asked if (right is None or item in right) and item not in unfit]
         if len(self.item_ids) < 2:
             raise UserError(f"{arm.name}: {len(self.item_ids)} responses are left to train on: take more items.")
-        self._donors = _donors(self.item_ids, seed) if arm.rows == SHUFFLED else {}
+        self._donors: dict[str, str] = {}
+        if arm.rows == SHUFFLED:  # a cycle through all of them in random order, so that none is its own
+            order = list(self.item_ids)
+            Random(seed).shuffle(order)
+            self._donors = dict(zip(order, [*order[1:], order[0]], strict=True))
         lost = sum(len(reader.item(i).response_ids) - len(self.item(i).response_ids) for i in self.item_ids)
         self.dropped = {"items": len(item_ids) - len(self.item_ids), "tokens": lost}
         self.dropped |= {"unfit": dict(Counter(unfit[item] for item in asked if item in unfit))} if unfit else {}
@@ -67,13 +71,6 @@ class TreatedSource:
         whole = self.reader.item(giver).response_ids
         rows = self.reader.rows(giver, whole)
         return None if rows is None else rows.part(torch.arange(len(response_ids)) % len(whole))
-
-
-def _donors(item_ids: Sequence[str], seed: int) -> dict[str, str]:
-    """Item -> another one: a cycle through all of them in random order, so that none is its own."""
-    order = list(item_ids)
-    Random(seed).shuffle(order)
-    return dict(zip(order, [*order[1:], order[0]], strict=True))
 
 
 def treated(
