@@ -1,9 +1,7 @@
-"""Checkpoints of a Hugging Face Trainer as safetensors and JSON, each whole or absent.
+"""Checkpoints of a Hugging Face Trainer as safetensors and JSON, each whole or absent: the Trainer's own are pickled
+(optimizer.pt, rng_state.pth, training_args.bin) and written in place, so that a kill can leave half of one."""
 
-The Trainer's own are pickled (optimizer.pt, rng_state.pth, training_args.bin) and written in place, so that a kill
-can leave half of one.
-"""
-
+import contextlib
 import json
 import math
 import random
@@ -31,18 +29,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The whole checkpoint with the highest step, or None. A damaged one is named and passed over."""
     found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
     for path in sorted(found, key=lambda p: -int(p.name.removeprefix("checkpoint-"))):
-        if _is_whole(path):
-            return path
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+            hashes = json.loads((path / STATE).read_text())["files"]
+            if all(hash_file(path / name) == digest for name, digest in hashes.items()):
+                return path
         print(f"{relative_name(path)} is damaged: it is passed over.")
     return None
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        hashes = json.loads((path / STATE).read_text())["files"]
-        return all(hash_file(path / name) == digest for name, digest in hashes.items())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:
@@ -63,15 +55,12 @@ def _of_process(name: str, process: int) -> str:
 
 
 class SafeCheckpoints(Trainer):
-    """A Trainer whose checkpoints hold the trainable parameters, optimiser, schedule, random states and history.
-
-    One checkpoint serves any number of processes: tensors are whole, and each process has its own random state. Only
-    the main process writes.
-    """
+    """A Trainer whose checkpoints hold the trainable parameters, optimiser, schedule, random states and history. One
+    serves any number of processes: tensors are whole, and each process has its own random state."""
 
     def _trainable(self) -> dict[str, torch.Tensor]:
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        return {name: p for name, p in unwrapped.named_parameters() if p.requires_grad}
+        named = self.accelerator.unwrap_model(self.model).named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
         """The trained weights, whole, named as the student's own model names them. Every process has to call this."""

@@ -17,7 +17,7 @@ from primekd.models.template import turn_end
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.protocol import Item, Unlabelled, without_gold
 from primekd.tasks.splits import hash_items
-from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
+from primekd.training.processes import is_main_process, join_processes, launch, leave_processes, process_count
 from primekd.training.train_student import Lesson, train_student
 
 if TYPE_CHECKING:
@@ -72,18 +72,14 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
     items, signals = taught_items(profile, arm, seed)
     inputs = student_inputs(profile, strategy, seed, signals)
-    if hasattr(signals, "dropped"):
-        inputs |= {"treatment": arm.treatment, "kept": signals.item_ids}
-    if own:
-        inputs |= {"on_policy": own.model_dump(mode="json")}
+    inputs |= {"treatment": arm.treatment, "kept": signals.item_ids} if hasattr(signals, "dropped") else {}
+    inputs |= {"on_policy": own.model_dump(mode="json")} if own else {}
     folder = profile.student_folder(strategy, seed)
     stage, code = f"distill {folder.name}", stage_code("distill", profile)
     since = forced_since(profile, "distill", force)
     if (checkpoints := begin(profile, folder, inputs, code, stage, "adapter", since)) is None:
         return folder
     if profile.launch.processes > 1 and process_count() == 1:
-        from primekd.training.processes import launch
-
         launch(profile, strategy, seed, stage)
         return folder
 

@@ -1,7 +1,6 @@
 """text -> student: a control trained from scratch on text, and arms that go on from its weights with the text behind.
 
-Every arm reads the same tokens in the same order, whatever it does with them: what a teacher changes is told apart from
-what more text changes.
+Every arm reads the same tokens in the same order: what a teacher changes is told apart from what more text changes.
 """
 
 from collections.abc import Callable
@@ -67,11 +66,10 @@ def train_on_text(
     since = forced_since(profile, "distill", force)
     if (checkpoints := begin(profile, folder, inputs, code, stage, "student", since)) is None:
         return folder
+    student = profile.student
     with gpu_memory("train.micro_batch_size"):
         lesson = _lesson(profile, arm, teacher, seed, first, end, start, folder, watch)
-        train_student(
-            folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=profile.student, train=train
-        )
+        train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
     return folder
 
 
@@ -109,9 +107,8 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: "LiveTeacher | 
         inputs["start"] = read_manifest(profile.student_folder(CONTROL, seed) / MANIFEST)["outputs"]
     if own:
         inputs |= {"on_policy": own.model_dump(mode="json"), "max_new_tokens": profile.max_new_tokens}
-    if teacher:
-        inputs["signals"] = {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}
-    return inputs
+    asked = {"signals": {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}} if teacher else {}
+    return inputs | asked
 
 
 def _lesson(

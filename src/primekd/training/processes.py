@@ -33,8 +33,8 @@ def is_main_process() -> bool:
 
 
 def join_processes() -> None:
-    """Meets the other processes and takes this one's GPU; ends this process when the one that launched all is gone.
-    Raises UserError if fewer GPUs than processes are here."""
+    """Meets the other processes and takes this one's GPU; ends this process when the launcher is gone. Raises UserError
+    if fewer GPUs than processes are here."""
     import torch
     from accelerate import PartialState
 
@@ -98,9 +98,8 @@ def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
 def _config_file(profile: Profile) -> Path:
     import torch
 
-    name = profile.launch.accelerate
-    if name is None:
-        name = f"configs/accelerate/{'multi-gpu' if torch.cuda.is_available() else 'cpu'}.yaml"
+    usual = f"configs/accelerate/{'multi-gpu' if torch.cuda.is_available() else 'cpu'}.yaml"
+    name = profile.launch.accelerate or usual
     path = project_root() / name
     if not path.is_file():
         raise UserError(f"No accelerate configuration {name}: mend launch.accelerate, or leave it out.")

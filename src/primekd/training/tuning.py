@@ -1,7 +1,6 @@
 """Several learning rates: one student a rate, of which the one with the lowest validation loss is kept.
 
-Every arm chooses for itself, by the cross-entropy on the gold solutions of the validation split, which is the same for
-all of them. The test split is not read.
+Every arm chooses for itself, by the cross-entropy on the gold solutions of the one validation split, not the test's.
 """
 
 import math
@@ -57,27 +56,24 @@ def tune(
     start, made = now(), {}
     for rate in train.rates:
         own, place = train.model_copy(update={"learning_rate": rate}), checkpoints / f"{rate:g}"
-        wanted, label = inputs | {"train": own.model_dump(mode="json")}, f"{stage} ({rate:g})"
+        wanted, label, made[rate] = inputs | {"train": own.model_dump(mode="json")}, f"{stage} ({rate:g})", {}
         try:
             if not stands(place, wanted, code, label, "this rate's student is trained."):
                 run(place, stage, wanted, place / "checkpoints", own)
             made[rate] = read_manifest(place / MANIFEST)
         except Diverged as error:
             print(f"{label}: {error}")
-            made[rate] = {}
         release_gpu_memory()
     losses = {rate: manifest.get("validation_loss") for rate, manifest in made.items()}
     best = choose(losses)
     rows = [TuningRow(folder.name, rate, loss, rate == best) for rate, loss in losses.items()]
     outputs = [*_take(checkpoints, folder, made, best), write_table(folder / FILE, TuningRow, rows)]
-    facts = {key: value for key, value in made[best].items() if key not in OWN}
+    facts = {key: value for key, value in made[best].items() if key not in OWN} | {"start": start, "end": now()}
     facts |= {key: sum(manifest.get(key) or 0 for manifest in made.values()) for key in SUMS}
     if makers := mixed({f"rate {rate:g}": maker_of(manifest) for rate, manifest in made.items() if manifest}):
         facts["mixed"] = makers
-    write_manifest(
-        folder, made[best]["kind"], inputs, outputs, code=code, start=start, end=now(),
-        tuning=[asdict(row) for row in rows], **facts,
-    )  # fmt: skip
+    tuning = [asdict(row) for row in rows]
+    write_manifest(folder, made[best]["kind"], inputs, outputs, code=code, tuning=tuning, **facts)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
