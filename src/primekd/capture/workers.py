@@ -88,8 +88,7 @@ class SharedStore:
 
     def _alone(self):
         # One worker at a time may do what concerns the whole store.
-        lock = self.folder.with_name(f".{self.folder.name}.lock")
-        return self.claims.alone(lock, lambda owner: print(f"{self.name}: waiting for {owner}.", flush=True))
+        return self.claims.alone(self.folder.with_name(f".{self.folder.name}.lock"), self.name)
 
     def _others(self) -> list[Owner]:
         return self.claims.others(self.folder, "worker-*.lock")

@@ -1,11 +1,9 @@
 """Claims: who has what in hand in a folder that several processes and machines share.
 
-A claim is a small file that only one process can create (O_EXCL). It names its owner, who touches it every BEAT
-seconds. No lock of the file system is needed, so it also works where a network file system has none. A claim counts as
-left behind when its process is gone (on the same machine) or when it has not been touched for STALE_AFTER seconds,
-by the file system's own clock: the clocks of two machines may differ.
-
-A process that was stopped for longer than that and wakes up does no harm: whatever is claimed may be done twice.
+A claim is a small file that only one process can create (O_EXCL), so no lock of the file system is needed, which a
+network's may lack. It names its owner, who touches it every BEAT seconds. It counts as left behind when its process is
+gone (on the same machine) or when it has not been touched for STALE_AFTER seconds by the file system's own clock. A
+process that was stopped for longer and wakes up does no harm: whatever is claimed may be done twice.
 """
 
 import contextlib
@@ -16,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -118,12 +116,12 @@ class Claims:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def alone(self, path: Path, say: Callable[[Owner], None]) -> Iterator[None]:
-        """Waits for a claim and holds it for the `with` block; calls `say` once for each owner it waits for."""
+    def alone(self, path: Path, name: str) -> Iterator[None]:
+        """Waits for a claim and holds it for the `with` block; says once for each owner that `name` waits for it."""
         said = None
         while (owner := self.take(path)) is not None:
             if owner != said:
-                say(owner)
+                print(f"{name}: waiting for {owner}.", flush=True)
                 said = owner
             time.sleep(POLL)
         try:
@@ -147,7 +145,9 @@ def look(path: Path) -> Owner | None:
         return None
     except ValueError:  # just being written
         owner = Owner("an unknown machine", 0)
-    if owner.is_gone or _clock(path.parent) - seen.st_mtime > STALE_AFTER:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".clock-") as probe:
+        age = os.fstat(probe.fileno()).st_mtime - seen.st_mtime  # by the clock of the file system
+    if owner.is_gone or age > STALE_AFTER:
         _remove(path, seen)
         return None
     return owner
@@ -164,12 +164,6 @@ def _remove(path: Path, seen: os.stat_result) -> None:
             with contextlib.suppress(OSError):
                 os.link(aside, path)
         aside.unlink()
-
-
-def _clock(folder: Path) -> float:
-    """The time of the file system that the folder is on, in seconds since the epoch."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as probe:
-        return os.fstat(probe.fileno()).st_mtime
 
 
 def this_process() -> Owner:

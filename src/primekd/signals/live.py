@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from primekd.foundation.errors import UserError
 from primekd.models.logits import PLAIN
 from primekd.signals.codecs import Codec, FullCodec, HiddenCodec
@@ -17,15 +15,10 @@ from primekd.teachers.protocol import TeacherEngine
 
 
 class SignalSource(Protocol):
-    """What a trainer asks for the teacher's rows.
+    """What a trainer asks for the teacher's rows."""
 
-    Attributes:
-        codec: what the rows keep of the teacher, and so which losses they serve (`codecs.require_served`).
-        manifest: `spec`, `spec_sha256` and `shards`: everything that the rows depend on; a stage asks for it.
-    """
-
-    codec: Codec
-    manifest: dict[str, Any]
+    codec: Codec  # what the rows keep of the teacher, and so which losses they serve (`codecs.require_served`)
+    manifest: dict[str, Any]  # `spec`, `spec_sha256`, `shards`: what the rows depend on; a stage asks for it
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         """The rows of all response tokens of a micro-batch, in order; None if there are none, or of text alone. Raises
@@ -43,10 +36,8 @@ class LiveSource:
 
     Its rows go through a codec as those of a store do, so both are the same to a loss: hidden states or, where the
     engine offers none, all logits. `prompts`: what the teacher reads before an item's response, by item id (a primed
-    prompt, say); None if it reads what the student does.
-
-    Raises:
-        UserError: the engine offers neither, or has another vocabulary than the V = `vocab_size` of the student.
+    prompt, say); None if it reads what the student does. Raises UserError if the engine offers neither, or has another
+    vocabulary than the V = `vocab_size` of the student.
     """
 
     def __init__(self, engine: TeacherEngine, vocab_size: int, prompts: Mapping[str, list[int]] | None = None):
@@ -65,15 +56,22 @@ class LiveSource:
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         """As SignalSource. Raises UserError if an item has no prompt, nothing stands before its first token, or a token
-        is not the teacher's."""
+        is not the teacher's; or, seen once, if hidden states times the head are not the engine's own logits."""
         if not asked:
             return None
         items = [StoredItem(a.item_id, self._prompt(a), a.response_ids, truncated=False) for a in asked]
         prompts, responses = [item.prompt_ids for item in items], [item.response_ids for item in items]
-        states = self._engine.score(prompts, responses, self.codec.needs)
-        rows = concatenate([self._decoded(part, item) for part, item in zip(states, items, strict=True)])
+        states, codec = self._engine.score(prompts, responses, self.codec.needs), self.codec
+        pairs = zip(states, items, strict=True)
+        rows = concatenate([codec.decode(codec.encode(part, item), self._head, item) for part, item in pairs])
+        if isinstance(rows, HiddenRows):
+            rows = replace(rows, transform=self._transform)
         if not self._checked:
-            self._check(prompts[0], responses[0], rows.part(slice(len(responses[0]))))
+            first = rows.part(slice(len(responses[0]))).to("cpu").to_logits()
+            measured = compare(self._engine.own_logits(prompts[:1], responses[:1]), [first])
+            if problem := rebuilding_problem({"mean_kl_nats": measured.mean_kl_nats}):
+                raise UserError(f"{self._engine.name}: {problem}.")
+            self._checked = True
         return rows
 
     def _prompt(self, asked: Asked) -> list[int]:
@@ -86,14 +84,3 @@ class LiveSource:
         if not all(0 <= token < self._engine.vocab_size for token in (*prompt, *asked.response_ids)):
             raise UserError(f"A token of {asked.item_id!r} is not in the teacher's vocabulary.")
         return prompt
-
-    def _decoded(self, states: Tensor, item: StoredItem) -> SignalRows:
-        rows = self.codec.decode(self.codec.encode(states, item), self._head, item)
-        return replace(rows, transform=self._transform) if isinstance(rows, HiddenRows) else rows
-
-    def _check(self, prompt: list[int], response: list[int], rows: SignalRows) -> None:
-        """Raises UserError if hidden states times the head are not the engine's own logits, seen once."""
-        measured = compare(self._engine.own_logits([prompt], [response]), [rows.to("cpu").to_logits()])
-        if problem := rebuilding_problem({"mean_kl_nats": measured.mean_kl_nats}):
-            raise UserError(f"{self._engine.name}: {problem}.")
-        self._checked = True

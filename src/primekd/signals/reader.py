@@ -38,11 +38,9 @@ class Place(NamedTuple):
 
 
 class SignalReader:
-    """Reads a complete store, item by item, checking as it goes.
-
-    Every shard's hash is checked here, once; an item's own hash here and each time that the item is read. `expected`
-    are values that the spec must have. Raises UserError if one differs, or a file is absent, incomplete or altered.
-    """
+    """Reads a complete store, item by item. Every shard's hash is checked here, once; an item's own here and each time
+    that it is read. `expected` are values that the spec must have. Raises UserError if one differs, or a file is
+    absent, incomplete or altered."""
 
     def __init__(self, folder: Path, **expected: Any):
         self.folder = Path(folder)
@@ -64,11 +62,8 @@ class SignalReader:
             self._index(shard, entry)
 
     @property
-    def head(self) -> Tensor | None:
-        """The teacher's output head, (V, D), where the codec needs one."""
-        return self._head()[0]
-
-    def _head(self) -> tuple[Tensor | None, LogitTransform]:
+    def head(self) -> tuple[Tensor | None, LogitTransform]:
+        """The teacher's output head, (V, D), where the codec needs one, and what follows it."""
         entry = self.manifest.get("head")
         return load_head(self.folder.parent / entry["file"], entry["sha256"]) if entry else (None, PLAIN)
 
@@ -148,5 +143,5 @@ class SignalReader:
         columns = {name: handle.get_slice(f"row.{name}")[packed if name == PACKED else rows] for name in names}
         if self.codec.needs != "hidden":
             return self.codec.decode(columns, None, item)
-        head, transform = self._head()
+        head, transform = self.head
         return replace(self.codec.decode(columns, head, item), transform=transform)

@@ -20,11 +20,8 @@ def _kept_on(shared: Tensor, device: torch.device) -> Tensor:
 
 
 class Asked(NamedTuple):
-    """One sequence that rows are wanted for: one a token of `response_ids`, row t being what predicts token t.
-
-    `before_ids` is what the student reads before them: its own prompt or, of a block of text, the block's first token,
-    which nothing predicts.
-    """
+    """One sequence that rows are wanted for: one a token of `response_ids`, row t being what predicts token t. Before
+    them the student reads `before_ids`: its prompt or, of a block of text, the first token, which nothing predicts."""
 
     item_id: str
     before_ids: list[int]
@@ -74,31 +71,22 @@ class HiddenRows(_Rows):
 
 @dataclass(frozen=True)
 class TopKRows(_Rows):
-    """The K most probable tokens at temperature `temperature`, and one bucket for all others.
+    """The K most probable tokens at `temperature`, and one bucket for all others."""
 
-    ids (N, K) int64; log_probs (N, K), normalised over the whole vocabulary; tail_mass (N,), the probability of the
-    others; log_normaliser (N,), so that logits at that temperature are log_probs + log_normaliser; nan where the
-    engine showed log-probabilities alone.
-    """
-
-    ids: Tensor
-    log_probs: Tensor
-    tail_mass: Tensor
-    log_normaliser: Tensor
+    ids: Tensor  # (N, K) int64
+    log_probs: Tensor  # (N, K), normalised over the whole vocabulary
+    tail_mass: Tensor  # (N,), the probability of the others
+    log_normaliser: Tensor  # (N,), which makes logits of log_probs; nan where the engine showed log_probs alone
     temperature: float
 
 
 @dataclass(frozen=True)
 class SampledRows(_Rows):
-    """An unbiased sample of the distribution at `temperature`: E[weights at a token] is its probability.
+    """An unbiased sample of the distribution at `temperature`: E[weights at a token] is its probability."""
 
-    ids (N, K) int64 and weights (N, K) float32, K the widest row's count, 0 where unfilled; entropy (N,), the
-    distribution's own in nats.
-    """
-
-    ids: Tensor
-    weights: Tensor
-    entropy: Tensor
+    ids: Tensor  # (N, K) int64, K the widest row's count, 0 where unfilled
+    weights: Tensor  # (N, K) float32
+    entropy: Tensor  # (N,), the distribution's own in nats
     temperature: float
 
 
