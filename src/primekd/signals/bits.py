@@ -1,8 +1,8 @@
-"""Streams of bits: numbers of few bits end to end, written and read with numpy, many at a time.
+"""Streams of bits: non-negative integers end to end, written and read with numpy, many at a time.
 
-Three kinds of number, all of them non-negative integers: of a width that the reader knows (`raw`); small ones as so
-many zeros and a one (`unary`); of unknown size, from 1 on, in 2 * floor(log2 n) + 1 bits (`gamma`: Elias 1975,
-doi 10.1109/TIT.1975.1055349). All widths of one call come before all values of it, so that no loop runs over numbers.
+Of a width that the reader knows (`raw`); small ones as so many zeros and a one (`unary`); of unknown size, from 1 on,
+in 2 * floor(log2 n) + 1 bits (`gamma`: Elias 1975, doi 10.1109/TIT.1975.1055349), all widths of a call before all its
+values, so that no loop runs over numbers.
 """
 
 import numpy as np
@@ -43,14 +43,14 @@ class BitWriter:
 
 
 class BitReader:
-    """Reads back what a BitWriter wrote, call by call. Raises ValueError if it ends too early or (`finish`) late."""
+    """Reads back what a BitWriter wrote, call by call: `count` values, or one a width. Raises ValueError if it ends too
+    early or (`finish`) late."""
 
     def __init__(self, stream: np.ndarray):
         self._bits = np.unpackbits(stream)
         self._at = 0
 
     def raw(self, widths: np.ndarray) -> np.ndarray:
-        """One value a width."""
         starts = self._at + np.cumsum(widths) - widths
         self._at += int(widths.sum())
         if self._at > len(self._bits):
@@ -62,7 +62,6 @@ class BitReader:
         return values
 
     def unary(self, count: int) -> np.ndarray:
-        """So many values."""
         ones = np.flatnonzero(self._bits[self._at :])[:count]
         if len(ones) < count:
             raise ValueError("the stream of bits ends too early")
@@ -70,7 +69,6 @@ class BitReader:
         return np.diff(ones, prepend=-1) - 1
 
     def gamma(self, count: int) -> np.ndarray:
-        """So many values."""
         widths = self.unary(count)
         if widths.max(initial=0) > 62:
             raise ValueError("the stream of bits holds a number that is too large")

@@ -1,8 +1,5 @@
-"""Codecs: how a row of teacher signal becomes bytes, and what the bytes can still serve.
-
-All but `sampled` (a module of its own) are lossless in what they keep; `describe()["error"]` says what is lost, and
-`refusal` which losses and temperatures that rules out.
-"""
+"""Codecs: how a row of teacher signal becomes bytes, and what the bytes can still serve. All but `sampled` (a module of
+its own) are lossless in what they keep; `describe()["error"]` says what is lost."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -121,8 +118,7 @@ class TopKCodec:
         }
 
     def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> TopKRows:
-        ids = columns["ids"].long()
-        return TopKRows(ids, columns["log_probs"], columns["tail_mass"], columns["log_normaliser"], self.temperature)
+        return TopKRows(**columns | {"ids": columns["ids"].long()}, temperature=self.temperature)
 
     def refusal(self, loss: LossConfig) -> str | None:
         if loss.divergence != "forward_kl":
@@ -139,13 +135,11 @@ class TopKCodec:
 
     def describe(self) -> dict[str, Any]:
         shown = {} if self.needs == "logits" else {"from": "the engine's top log-probs; the tail is 1 minus their sum"}
-        return shown | {
-            "name": self.name,
-            "k": self.k,
-            "temperature": self.temperature,
-            "error": "the kept log-probabilities are exact to float32; all other tokens are one bucket, so a forward "
-            "KL computed from it is a lower bound of the full one",
-        }
+        error = (
+            "the kept log-probabilities are exact to float32; all other tokens are one bucket, so a forward "
+            "KL computed from it is a lower bound of the full one"
+        )
+        return shown | {"name": self.name, "k": self.k, "temperature": self.temperature, "error": error}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
-"""One shard of a signal store: which items it has, and the file that it is.
-
-Shards hold no times and no machine facts: who captures them, when and in what order changes no byte.
-"""
+"""One shard of a signal store: which items it has, and the file that it is. It holds no times and no machine facts: who
+captures it, when and in what order changes no byte."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,10 +39,8 @@ def shard_name(index: int) -> str:
 def save_shard(
     path: Path, items: Sequence[StoredItem], columns: Sequence[dict[str, Tensor]], spec_sha256: str
 ) -> dict[str, Any]:
-    """Writes one shard, whole or not at all; returns sha256, items, tokens and bytes of the file.
-
-    `columns` are each item's from the codec, (T, …) but for PACKED; none where responses alone are kept.
-    """
+    """Writes one shard, whole or not at all; returns sha256, items, tokens and bytes of the file. `columns`: each
+    item's from the codec, (T, …) but for PACKED; none where responses alone are kept."""
     for item, item_columns in zip(items, columns, strict=True):
         for name, column in item_columns.items():
             if name != PACKED and len(column) != len(item.response_ids):
