@@ -87,9 +87,8 @@ def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Jo
     if store is None:
         raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
     seed = profile.seed if seed is None else seed
-    # Greedy decoding has no seed: students of every seed learn from one capture.
-    greedy = profile.teacher.sampling_temperature == 0
-    return Job(profile, get_arm(store), "train", profile.signals_folder(store, None if greedy else seed), seed)
+    drawn = profile.teacher.sampling_temperature > 0  # else students of every seed learn from one capture
+    return Job(profile, get_arm(store), "train", profile.signals_folder(store, seed if drawn else None), seed)
 
 
 def held_out_job(profile: Profile) -> Job:
@@ -147,23 +146,16 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
 def identity_of(teacher: TeacherConfig) -> dict[str, Any]:
     """Which teacher it is, by hashes of weights, tokenizer and chat template."""
     tokenizer = load_tokenizer(teacher)
-    return {
-        # Of weights behind an API nothing can be said.
-        "teacher": teacher.identity() | {"model_sha256": weights_hash(teacher) if teacher.local else None},
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "template_sha256": template_hash(tokenizer),
-    }
+    weights = weights_hash(teacher) if teacher.local else None  # of those behind an API nothing can be said
+    hashes = {"tokenizer_sha256": tokenizer_hash(tokenizer), "template_sha256": template_hash(tokenizer)}
+    return {"teacher": teacher.identity() | {"model_sha256": weights}} | hashes
 
 
 def reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
     """What the teacher reads under an arm's prompt, with every word that is not the question's."""
     priming = priming_of(arm, teacher)
-    return {
-        "priming": arm.priming,
-        "priming_placement": priming.placement if priming else None,
-        "priming_mode": priming.mode if priming else None,
-        "prompt": build_prompt(load_tokenizer(teacher), PLACEHOLDER, priming).text,
-    }
+    placed = {f"priming_{key}": getattr(priming, key) if priming else None for key in ("placement", "mode")}
+    return placed | {"priming": arm.priming, "prompt": build_prompt(load_tokenizer(teacher), PLACEHOLDER, priming).text}
 
 
 def _text_of(job: Job) -> dict[str, Any]:
@@ -174,10 +166,8 @@ def _text_of(job: Job) -> dict[str, Any]:
         return {"file": file.name, "file_sha256": hash_file(file)}
     if (source := job.written_by) is None:
         return reads(job.arm, job.profile.teacher)
-    spec = build_spec(source, source.items())
-    return reads(source.arm, job.profile.teacher) | {
-        "store": source.folder.name, "spec_sha256": hash_json(spec), "shards_sha256": shards_hash(source.folder),
-    }  # fmt: skip
+    store = {"store": source.folder.name, "spec_sha256": hash_json(build_spec(source, source.items()))}
+    return reads(source.arm, job.profile.teacher) | store | {"shards_sha256": shards_hash(source.folder)}
 
 
 def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list[int]]:

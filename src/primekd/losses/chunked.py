@@ -94,7 +94,17 @@ class _ChunkedLoss(torch.autograd.Function):
                 slopes = buffers["slopes"].div_(tokens if transform.scale == 1 else tokens / transform.scale)
                 if transform.soft_cap is not None:
                     slopes.mul_(buffers["bend"])
-                _add_gradients(gradients, rows, slopes, hidden, head, buffers)
+                of_hidden, of_head, of_bias = gradients
+                half = head.dtype == hidden.dtype != torch.float32
+                rounded = buffers.get("rounded", head.dtype) if half else None
+                if of_hidden is not None:
+                    gradient_of(slopes, head, of_hidden[rows], rounded)
+                if of_head is not None and half:
+                    of_head += rounded.copy_(slopes).T @ hidden[rows]
+                elif of_head is not None:
+                    of_head.addmm_(slopes.T, hidden[rows].float())
+                if of_bias is not None:
+                    of_bias += slopes.sum(0)
         ctx.save_for_backward(*gradients)
         sums = sums * torch.tensor([1.0, loss.temperature**2], device=sums.device) / tokens
         (ce, kd), value = sums[0].float(), sums[1].sum().float()
@@ -105,23 +115,6 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, by_loss, *of_parts):
         return *(None if g is None else g * by_loss.to(g.dtype) for g in ctx.saved_tensors), *[None] * 6
-
-
-def _add_gradients(
-    gradients: list[Tensor | None], rows: slice, slopes: Tensor, hidden: Tensor, head: Tensor, buffers: "Buffers"
-) -> None:
-    """Adds a chunk's part, of its dL/dlogits (C, V), to the gradients of hidden (N, D), head (V, D) and bias (V,)."""
-    of_hidden, of_head, of_bias = gradients
-    rounded = buffers.get("rounded", head.dtype) if head.dtype == hidden.dtype != torch.float32 else None
-    if of_hidden is not None:
-        gradient_of(slopes, head, of_hidden[rows], rounded)
-    if of_head is not None:
-        if rounded is None:
-            of_head.addmm_(slopes.T, hidden[rows].float())
-        else:
-            of_head += rounded.copy_(slopes).T @ hidden[rows]
-    if of_bias is not None:
-        of_bias += slopes.sum(0)
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:

@@ -1,11 +1,9 @@
-"""The distillation objectives, as plain functions of logits.
+"""The distillation objectives, as plain functions of the logits of the N response rows, in float32.
 
     L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T)
 
-Every function takes the N response rows only (padding and prompt never reach it), works in float32 and returns sums
-over rows; the caller divides by the number of response tokens in the global batch, so that padding, packing,
-micro-batches and gradient accumulation change nothing. T^2 keeps the gradient's scale (Hinton et al. 2015,
-arXiv 1503.02531, section 2).
+Sums over rows are divided by the number of response tokens in the global batch, so that padding, packing, micro-batches
+and gradient accumulation change nothing. T^2 keeps the gradient's scale (Hinton et al. 2015, arXiv 1503.02531, 2).
 """
 
 import torch
@@ -29,10 +27,8 @@ def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: floa
 
 
 def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """Generalised Jensen-Shannon divergence a row in nats (GKD, arXiv 2306.13649, equation 1). (N, V) x2 -> (N,).
-
-    beta * KL(p || m) + (1 - beta) * KL(q || m) with m = beta * p + (1 - beta) * q.
-    """
+    """Generalised Jensen-Shannon divergence a row in nats (GKD, arXiv 2306.13649, equation 1), (N, V) x2 -> (N,):
+    beta * KL(p || m) + (1 - beta) * KL(q || m) with m = beta * p + (1 - beta) * q."""
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
     log_q = (student_logits.float() / temperature).log_softmax(-1)
     log_m = log_mixture(log_p, log_q, beta)
@@ -44,10 +40,8 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0
 def skewed_forward_kl(
     teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.1
 ) -> Tensor:
-    """KL(p || beta * p + (1 - beta) * q) a row in nats (DistiLLM, arXiv 2402.03898, section 3.1). (N, V) x2 -> (N,).
-
-    Bounded by -log(beta), however little the student gives to a token of the teacher's.
-    """
+    """KL(p || beta * p + (1 - beta) * q) a row in nats, never above -log(beta) (DistiLLM, arXiv 2402.03898, 3.1).
+    (N, V) x2 -> (N,)."""
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
     log_q = (student_logits.float() / temperature).log_softmax(-1)
     return (log_p.exp() * (log_p - log_mixture(log_p, log_q, beta))).sum(-1)
@@ -71,11 +65,8 @@ def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
 
 
 def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
-    """KL(p || q) a row over the K kept tokens and one bucket for all others. TopKRows of N, (N, V) -> (N,).
-
-    By the log-sum inequality a lower bound of the full KL, tight as the bucket's mass goes to zero. The kept
-    probabilities are not renormalised: the tail stays in the loss.
-    """
+    """KL(p || q) a row over the K kept tokens and one bucket for all others, none renormalised. TopKRows of N, (N, V) ->
+    (N,). By the log-sum inequality a lower bound of the full KL, tight as the bucket's mass goes to zero."""
     log_q = (student_logits.float() / teacher.temperature).log_softmax(-1)
     kept = log_q.gather(-1, teacher.ids)  # (N, K)
     log_p = teacher.log_probs.float()
@@ -91,11 +82,8 @@ def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
 
 
 def forward_kl_sampled(teacher: SampledRows, student_logits: Tensor) -> Tensor:
-    """KL(p || q) a row with the sample's weights for p. SampledRows of N, (N, V) -> (N,).
-
-    Linear in the weights, so its expectation over the draws is the full KL and its gradient's the full gradient. A
-    single row can be below 0.
-    """
+    """KL(p || q) a row with the sample's weights for p, SampledRows of N, (N, V) -> (N,): linear in them, so its
+    expectation over the draws is the full KL and its gradient's the full gradient. A single row can be below 0."""
     scaled = student_logits.float() / teacher.temperature
     log_q = scaled.gather(-1, teacher.ids) - scaled.logsumexp(-1, keepdim=True)  # (N, K)
     return -(teacher.weights.float() * log_q).sum(-1) - teacher.entropy.float()

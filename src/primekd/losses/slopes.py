@@ -97,10 +97,8 @@ def _skewed_reverse_kl(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor, loss: 
     return kd
 
 
-DENSE = {
-    "forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd, "skewed_forward_kl": _skewed_forward_kl,
-    "skewed_reverse_kl": _skewed_reverse_kl,
-}  # fmt: skip
+DENSE = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd}
+DENSE |= {"skewed_forward_kl": _skewed_forward_kl, "skewed_reverse_kl": _skewed_reverse_kl}
 
 
 def topk(z: Tensor, q: Tensor, teacher: TopKRows) -> Tensor:
