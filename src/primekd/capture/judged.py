@@ -1,7 +1,5 @@
-"""What each captured response was: right or wrong, how long, how sure, how far its priming moved the teacher.
-
-`studies.primed` writes the rows; whoever is to train on right answers alone reads them here.
-"""
+"""What each captured response was: right or wrong, how long, how sure, how far its priming moved the teacher. Written
+by `studies.primed`, and read here by whoever is to train on right answers alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

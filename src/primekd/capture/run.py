@@ -169,10 +169,11 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
             "is followed by another change of the logits than a scale or a soft cap; set signals.codec to topk or full."
         )
     codec, code = make_codec(profile.signals, engine.offers), stage_code("capture", profile)
+    vouches = writer.vouched().values()
     if hasattr(engine, "served"):  # a server may become another model between two sessions
-        engine.served.update(*(vouch.get("engine", {}).get("served", []) for vouch in writer.vouched()))
+        engine.served.update(*(vouch.get("engine", {}).get("served", []) for vouch in vouches))
     writer.facts = {"engine": engine.identity(), "environment": environment(), "code": code}
-    say_mixed(job.stage, writer.vouched(), code, writer.facts["engine"])
+    say_mixed(job.stage, vouches, code, writer.facts["engine"])
     if codec.needs == "hidden":
         writer.facts["head"] = save_head(job.folder, engine.head(), engine.transform)
     return engine, codec

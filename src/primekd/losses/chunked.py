@@ -27,11 +27,11 @@ def chunked_loss(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
     tokens: Tensor | float, transform: LogitTransform = PLAIN, weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The whole objective over the response rows of one micro-batch.
+    """The whole objective over the response rows of one micro-batch. Nothing flows to the teacher.
 
     In float32 it is the plain float64 loss to within 1e-5 of its size (1e-6 nats where it is near 0), and so is its
     gradient. With bfloat16 states and head the logits are still exact in float32; the gradient is rounded to bfloat16,
-    as the states' own is. A top-k row's student tail below 1e-38 counts as 1e-38. Nothing flows to the teacher.
+    as the states' own is. A top-k row's student tail below 1e-38 counts as 1e-38.
 
     Args:
         hidden: (N, D), row t predicting targets[t], (N,) token ids.

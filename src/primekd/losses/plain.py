@@ -65,8 +65,8 @@ def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
 
 
 def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
-    """KL(p || q) a row over the K kept tokens and one bucket for all others, none renormalised. TopKRows of N, (N, V) ->
-    (N,). By the log-sum inequality a lower bound of the full KL, tight as the bucket's mass goes to zero."""
+    """KL(p || q) a row over the K kept tokens and one bucket for all others, none renormalised. TopKRows of N, (N, V)
+    -> (N,). By the log-sum inequality a lower bound of the full KL, tight as the bucket's mass goes to zero."""
     log_q = (student_logits.float() / teacher.temperature).log_softmax(-1)
     kept = log_q.gather(-1, teacher.ids)  # (N, K)
     log_p = teacher.log_probs.float()

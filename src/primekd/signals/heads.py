@@ -47,12 +47,6 @@ def save_head(folder: Path, head: Tensor, transform: LogitTransform = PLAIN) -> 
     return {"file": path.name, "sha256": hash_file(path)}
 
 
-def head_is_whole(folder: Path, entry: dict[str, Any]) -> bool:
-    """Whether the head that a store names is there with the bytes that it names."""
-    path = folder.parent / entry["file"]
-    return path.is_file() and hash_file(path) == entry["sha256"]
-
-
 @lru_cache(maxsize=2)
 def load_head(path: Path, digest: str) -> tuple[Tensor, LogitTransform]:
     """Reads a head, (V, D), and what follows it. Raises UserError if it is missing or has other bytes."""

@@ -22,7 +22,6 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import checked
 from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name, write_json
 from primekd.foundation.stage_code import maker_of, mixed
-from primekd.signals.heads import head_is_whole
 from primekd.signals.manifest import FIX, Session, Vouch, read_store
 from primekd.signals.shards import FORMAT, StoredItem, save_shard, shard_name
 
@@ -61,9 +60,9 @@ class SignalWriter:
             return None
         return vouch if whole else None
 
-    def vouched(self) -> list[dict[str, Any]]:
-        """What vouches for the shards that are there, in order."""
-        return [vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None]
+    def vouched(self) -> dict[int, dict[str, Any]]:
+        """What vouches for each shard that is there, in order."""
+        return {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
 
     def has_shard(self, index: int) -> bool:
         """Whether a shard is there with the bytes that are vouched for. A damaged one counts as missing."""
@@ -96,7 +95,7 @@ class SignalWriter:
         """Checks every shard and, if all are whole, writes the manifest. One worker at a time may call it. False if
         something has to be made first: what `missing` names now, or the head. Raises UserError if all is made, but with
         different heads; nothing is removed."""
-        vouches = {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
+        vouches = self.vouched()
         manifest = self._assemble(vouches)
         found = read_store(self.folder)
         by_another = found.get("complete") and not self._was_complete and found["shards"] == manifest["shards"]
@@ -107,8 +106,10 @@ class SignalWriter:
         if len(self._done) < self.count:
             return False
         self._refuse_other_heads(vouches)
-        if "head" in manifest and not head_is_whole(self.folder, manifest["head"]):
-            return False
+        if head := manifest.get("head"):
+            path = self.folder.parent / head["file"]
+            if not path.is_file() or hash_file(path) != head["sha256"]:
+                return False
         if manifest != found:
             write_json(self.folder / MANIFEST, manifest)
         return True
@@ -116,9 +117,10 @@ class SignalWriter:
     def _refuse_other_heads(self, vouches: dict[int, dict[str, Any]]) -> None:
         """Raises UserError if shards need another output head than the first: their rows would decode wrongly."""
         # The file is named after the head's values; another version of safetensors may lay the same ones out anew.
-        heads = {shard_name(index): vouch["head"]["file"] for index, vouch in vouches.items() if vouch.get("head")}
-        if "head" in self.facts:
-            heads["the head that was loaded now"] = self.facts["head"]["file"]
+        found = {shard_name(index): vouch for index, vouch in vouches.items()} | {
+            "the head that was loaded now": self.facts
+        }
+        heads = {name: facts["head"]["file"] for name, facts in found.items() if facts.get("head")}
         first = next(iter(heads), None)
         if others := [name for name in heads if heads[name] != heads[first]]:
             raise UserError(
@@ -130,10 +132,9 @@ class SignalWriter:
     def _assemble(self, vouches: dict[int, dict[str, Any]]) -> dict[str, Any]:
         """The manifest of a complete store. Each fact is the first shard's that has it, whoever came last."""
         facts: dict[str, Any] = {}
-        for vouch in vouches.values():
+        # A head that was just written comes first: an older entry may name a file that is lost.
+        for vouch in ({"head": self.facts.get("head")}, *vouches.values()):
             facts = {key: vouch[key] for key in FACTS if vouch.get(key)} | facts
-        if "head" in self.facts:  # just written: an older entry may name a file that is lost
-            facts["head"] = self.facts["head"]
         makers = {shard_name(i): maker_of(vouch) | {"engine": vouch.get("engine")} for i, vouch in vouches.items()}
         if groups := mixed(makers):  # rows may differ in last bits, or by more
             facts["mixed"] = groups

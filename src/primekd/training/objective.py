@@ -18,10 +18,8 @@ from primekd.training.processes import process_count
 
 
 class StudentObjective(nn.Module):
-    """The student up to its loss, as one forward call.
-
-    Wrappers for several devices (DDP, FSDP) see that one call: sharded parameters are whole only while it runs. Prompt
-    and padding rows are dropped before the head product, which is the largest one of a small model.
+    """The student up to its loss, as one forward call: sharded parameters (DDP, FSDP) are whole only while it runs.
+    Prompt and padding rows are dropped before the head product, which is the largest one of a small model.
 
     Args:
         model: a peft model over a frozen base, or one all of whose weights are trained. Trained weights stay in
@@ -161,28 +159,23 @@ class StudentObjective(nn.Module):
 def may_pack(model: nn.Module, longest: int) -> bool:
     """Whether packed rows give the same as padded ones, and may take less time, up to `longest` tokens a sequence.
 
-    Not on a GPU, where every row's attention has to be launched kernel by kernel, nor with several processes, whose
-    wrappers know padded rows; not with dropout, which rows would have in common, nor with recomputed activations, which
-    would come back under another attention. Layers have to look at the keys and values of all tokens.
+    Not on a GPU, where every row's attention is launched kernel by kernel, nor with several processes, whose wrappers
+    know padded rows; not with dropout, which rows would have in common, nor with recomputed activations, which would
+    come back under another attention. Layers have to look at the keys and values of all tokens.
     """
     accepted = inspect.signature(model.get_decoder().forward).parameters
+    settings = model.config.get_text_config(decoder=True).to_dict()
     return (
         model.device.type == "cpu"
         and process_count() == 1
         and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-        and not _has_dropout(model)
+        and not any(value for name, value in settings.items() if "drop" in name)  # attention has its own
+        and not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         and "position_ids" in accepted
         and model.config._attn_implementation in ("sdpa", "eager")
         and has_plain_cache(model.config)
         and longest <= narrowest_window(model.config)
     )
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    """In a module, or in the configuration, where attention has its own."""
-    settings = model.config.get_text_config(decoder=True).to_dict()
-    own = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    return own or any(value for name, value in settings.items() if "drop" in name)
 
 
 def prefix_length(input_ids: Tensor, attention_mask: Tensor, used: Tensor) -> int:

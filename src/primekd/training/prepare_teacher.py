@@ -1,7 +1,5 @@
-"""The pocket profile's teacher: a LoRA adapter trained on gold solutions, merged and written as a quantised GGUF file.
-
-So the small teacher is what the large one is: a quantised file that a local engine serves. The adapter is kept in
-git; the GGUF file is built from it at set-up.
+"""The pocket profile's teacher: a LoRA adapter trained on gold solutions, merged and written as a quantised GGUF file,
+which a local engine serves as it does the large one. The adapter is kept in git; the file is built from it at set-up.
 """
 
 from collections.abc import Mapping

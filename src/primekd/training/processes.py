@@ -65,11 +65,8 @@ def _end_with(process: int) -> None:
 
 def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
     """Runs `primekd distill` on `profile.launch.processes` processes and waits for it. What they print goes to
-    launch.log in runs/<profile>/launch/; the profile lies beside it as they read it.
-
-    Raises UserError if the configuration file cannot be used, or a process failed, in that process's own sentence if it
-    gave one.
-    """
+    launch.log in runs/<profile>/launch/, beside the profile as they read it. Raises UserError if the configuration file
+    cannot be used, or a process failed, in that process's own sentence if it gave one."""
     config, processes = _config_file(profile), profile.launch.processes
     folder = profile.runs / "launch" / stage.replace(" ", "-")
     log = folder / "launch.log"

@@ -1,4 +1,4 @@
-"""Text that a student writes while it learns, in the place of given text: which batches, by which draws, how it reads.
+"""Text that a student writes while it learns, in the place of given text: which batches, and by which draws.
 
 Nothing flows back through the sampling. Draws depend on the seed, the step and an item's place in it alone, so a
 training that goes on after a stop writes what it would have written.
@@ -32,17 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """What a student wrote for a micro-batch: one example an item, and how its tokens were drawn.
-
-    `log_q`, `log_p`, `log_drawn`: (N,) of the written tokens under the student, the teacher (None where it took no
-    part) and what they were drawn from; all None where the objective does not ask.
-    """
+    """What a student wrote for a micro-batch: one example an item, and of its N tokens the log-probabilities (N,) that
+    the objective asks for."""
 
     examples: list[Example]
     ended: list[bool]
-    log_q: Tensor | None = None
-    log_p: Tensor | None = None
-    log_drawn: Tensor | None = None
+    log_q: Tensor | None = None  # under the student
+    log_p: Tensor | None = None  # under the teacher, where it took part
+    log_drawn: Tensor | None = None  # under what they were drawn from
 
     @property
     def responses(self) -> list[list[int]]:
@@ -53,11 +50,8 @@ class Written:
 
 class MixedPosition:
     """Student and teacher (`share` of the mixture; MiniLLM, section 2.2), whose states stand side by side,
-    (B, D of the student + D of the teacher) float32.
-
-    They read the same tokens, so one cache serves both: the student's layers lie in front of the teacher's, which is of
-    transformers, of the student's vocabulary, and offers hidden states.
-    """
+    (B, D of the student + D of the teacher) float32. They read the same tokens, so one cache serves both: the student's
+    layers lie in front. The teacher is of transformers, of the student's vocabulary, and offers hidden states."""
 
     def __init__(self, student: "StudentObjective", teacher: "TransformersEngine", share: float):
         self.student, self.teacher, self.share = student, teacher, share
@@ -84,13 +78,9 @@ class MixedPosition:
 
 
 class Rollouts:
-    """A student's own text for the batches that the settings name.
-
-    Args:
-        limit: new tokens at most, where the settings name no number.
-        ends: the tokens that end a response.
-        with_text: whether the given text stays beside the written one, for its cross-entropy.
-        teacher: gives the engine that takes part in the sampling, where the settings say so.
+    """A student's own text for the batches that the settings name, of `limit` new tokens at most, where they name no
+    number. `ends`: the tokens that end a response. `with_text`: whether the given text stays beside the written one,
+    for its cross-entropy. `teacher` gives the engine that takes part in the sampling, where the settings say so.
 
     Raises UserError if several processes train, or the architecture's cache cannot be decoded from.
     """

@@ -35,7 +35,7 @@ class DistillTrainer(SafeCheckpoints):
         self._habits: dict[str, float] = {}
         on_disk = hasattr(self.train_dataset, "lengths")  # text, which stays in its order and has no gold solutions
         self.with_gold = not on_disk and any(example.gold for example in self.train_dataset)
-        self._order_seed = None if on_disk else self.args.data_seed
+        self._order_seed = None if on_disk else self.args.seed
         self.speed = speed
         # Our loss is already a mean over the response tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -193,19 +193,15 @@ def build_trainer(
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,
         per_device_train_batch_size=train.micro_batch_size,
-        per_device_eval_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.batch_size // (train.micro_batch_size * process_count()),
         max_grad_norm=train.max_grad_norm,
         lr_scheduler_type="cosine",  # half of one over all epochs, to zero: it never climbs again
         warmup_steps=train.warmup_ratio,
         ddp_find_unused_parameters=False,  # every trained weight is used in every pass
         seed=seed,
-        data_seed=seed,
-        logging_strategy="steps",
         logging_steps=1,
         eval_strategy="steps" if validation else "no",
         eval_steps=max(1, per_epoch // train.evaluations_per_epoch),
-        save_strategy="steps",
         save_steps=max(1, per_epoch // train.checkpoints_per_epoch),
         save_total_limit=2,
         remove_unused_columns=False,

@@ -22,16 +22,12 @@ from primekd.tasks.protocol import Unlabelled
 class TreatedSource:
     """Gives what a reader does, of the treated items.
 
-    Shuffled rows are the positive control: the text is an item's own, and row t is row t of another item (from the
-    start again where that is shorter), as in a release whose rows were looked up by the step's number after a shuffle.
+    Shuffled rows are the positive control: row t of an item's own text is row t of another item (from the start again
+    where that is shorter), as in a release whose rows were looked up by the step's number after a shuffle.
 
-    Args:
-        right: those of `item_ids` whose response has the right answer; None if that does not matter.
-        seed: draws which item gives its rows to which.
-        unfit: item -> why its response is no label to train on.
-
-    `item_ids` are those that are left, in order; `dropped` is what was left out: items, tokens of those that are left,
-    and how many responses were unfit and why.
+    `right`: those of `item_ids` whose response has the right answer; None if that does not matter. `unfit`: item -> why
+    its response is no label. What is left are `item_ids`, in order; `dropped` is what was left out: items, tokens of
+    those that are left, and how many responses were unfit and why.
     """
 
     def __init__(
