@@ -117,10 +117,9 @@ class SignalWriter:
     def _refuse_other_heads(self, vouches: dict[int, dict[str, Any]]) -> None:
         """Raises UserError if shards need another output head than the first: their rows would decode wrongly."""
         # The file is named after the head's values; another version of safetensors may lay the same ones out anew.
-        found = {shard_name(index): vouch for index, vouch in vouches.items()} | {
-            "the head that was loaded now": self.facts
-        }
-        heads = {name: facts["head"]["file"] for name, facts in found.items() if facts.get("head")}
+        known = [(shard_name(index), vouch) for index, vouch in vouches.items()]
+        known.append(("the head that was loaded now", self.facts))
+        heads = {name: facts["head"]["file"] for name, facts in known if facts.get("head")}
         first = next(iter(heads), None)
         if others := [name for name in heads if heads[name] != heads[first]]:
             raise UserError(
