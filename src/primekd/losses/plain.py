@@ -37,9 +37,7 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0
     return beta * to_p + (1 - beta) * to_q
 
 
-def skewed_forward_kl(
-    teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.1
-) -> Tensor:
+def skewed_forward_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float, beta: float) -> Tensor:
     """KL(p || beta * p + (1 - beta) * q) a row in nats, never above -log(beta) (DistiLLM, arXiv 2402.03898, 3.1).
     (N, V) x2 -> (N,)."""
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
@@ -47,9 +45,7 @@ def skewed_forward_kl(
     return (log_p.exp() * (log_p - log_mixture(log_p, log_q, beta))).sum(-1)
 
 
-def skewed_reverse_kl(
-    teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.1
-) -> Tensor:
+def skewed_reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float, beta: float) -> Tensor:
     """KL(q || beta * q + (1 - beta) * p) a row in nats: as above with the roles exchanged. (N, V) x2 -> (N,)."""
     return skewed_forward_kl(student_logits, teacher_logits, temperature, beta)
 

@@ -31,12 +31,11 @@ class DistillTrainer(SafeCheckpoints):
         speed: Speed | None = None, **rest,
     ):  # fmt: skip
         super().__init__(**rest)
-        self.signals, self.settings, self.rollouts = signals, train, rollouts
+        self.signals, self.settings, self.rollouts, self.speed = signals, train, rollouts, speed
         self._habits: dict[str, float] = {}
         on_disk = hasattr(self.train_dataset, "lengths")  # text, which stays in its order and has no gold solutions
         self.with_gold = not on_disk and any(example.gold for example in self.train_dataset)
         self._order_seed = None if on_disk else self.args.seed
-        self.speed = speed
         # Our loss is already a mean over the response tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -64,11 +63,6 @@ class DistillTrainer(SafeCheckpoints):
     def get_train_dataloader(self) -> ProcessLoader:
         """This process's micro-batches, shuffled anew each epoch; of text on disk in its order."""
         return ProcessLoader(self.train_dataset, self.settings, self.args, self._order_seed, self.data_collator)
-
-    def get_eval_dataloader(self, eval_dataset=None) -> ProcessLoader:
-        """This process's micro-batches of the validation set, in order."""
-        given = self.eval_dataset if eval_dataset is None else eval_dataset
-        return ProcessLoader(given, self.settings, self.args, None, self.data_collator)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
         """The micro-batches of a step; of what the student writes itself where that is due."""
@@ -134,17 +128,17 @@ class DistillTrainer(SafeCheckpoints):
         super().log(logs, start_time)
 
     @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(self, ignore_keys=None) -> dict[str, float]:
         """Cross-entropy a response token over the validation set, a mean over tokens, not over batches."""
         model = self.model.eval()
         total = tokens = 0.0
-        for batch in self.get_eval_dataloader(eval_dataset):
+        for batch in ProcessLoader(self.eval_dataset, self.settings, self.args, None, self.data_collator):
             inputs = [batch[key].to(self.args.device) for key in ("input_ids", "attention_mask", "labels")]
             total += float(model(*inputs)[0])
             tokens += int((inputs[2] != IGNORED).sum())
         model.train()
         total, tokens = self._over_processes(total, tokens)
-        metrics = {f"{metric_key_prefix}_loss": total / max(tokens, 1)}
+        metrics = {"eval_loss": total / max(tokens, 1)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
