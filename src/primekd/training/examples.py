@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 from transformers import TrainingArguments
 
@@ -132,16 +133,12 @@ class Collator:
         batch, so that they share its one pass: B - len(item_ids)."""
         examples = [e for one in given for e in (one if isinstance(one, list) else [one])]  # a block holds several
         sequences = [e.sequence for e in examples] + [e.gold for e in examples if e.gold]
-        longest = max(len(sequence.input_ids) for sequence in sequences)
-        input_ids = torch.full((len(sequences), longest), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full_like(input_ids, IGNORED)
-        for row, sequence in enumerate(sequences):
-            ids, mask = torch.tensor(sequence.input_ids), torch.tensor(sequence.response_mask)
-            input_ids[row, : len(ids)] = ids
-            attention_mask[row, : len(ids)] = 1
-            labels[row, : len(ids)][mask] = ids[mask]
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        rows = [(torch.tensor(s.input_ids), torch.tensor(s.response_mask)) for s in sequences]
+        batch = {
+            "input_ids": pad_sequence([ids for ids, _ in rows], True, self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(ids) for ids, _ in rows], True),
+            "labels": pad_sequence([torch.where(mask, ids, IGNORED) for ids, mask in rows], True, IGNORED),
+        }
         return batch | {"item_ids": [e.item_id for e in examples]} | ({"examples": examples} if self.keeps else {})
 
 
@@ -160,10 +157,9 @@ def group_by_length(order: Sequence[int], lengths: Sequence[int], step: int, win
     for start in range(0, len(order), step * window):
         part = list(order[start : start + step * window])
         place = {index: number for number, index in enumerate(part)}
-        short = len(part) % step  # an incomplete step stays the epoch's last one
-        tail = sorted(part[len(part) - short :], key=lambda index: -lengths[index])
-        part = sorted(part[: len(part) - short], key=lambda index: -lengths[index])
-        steps = [part[first : first + step] for first in range(0, len(part), step)]
+        cut = len(part) - len(part) % step  # an incomplete step stays the epoch's last one
+        part, tail = (sorted(some, key=lambda index: -lengths[index]) for some in (part[:cut], part[cut:]))
+        steps = [part[first : first + step] for first in range(0, cut, step)]
         grouped += [index for chosen in sorted(steps, key=lambda s: min(map(place.get, s))) for index in chosen] + tail
     return grouped
 
