@@ -26,7 +26,7 @@ from torch import Tensor
 
 from primekd.config import LossConfig
 from primekd.foundation.errors import UserError
-from primekd.signals.bits import BitReader, BitWriter, floor_log2
+from primekd.signals.bits import BitReader, floor_log2, gamma, raw, unary
 from primekd.signals.rows import SampledRows
 from primekd.signals.shards import PACKED, StoredItem
 from primekd.teachers.protocol import Want
@@ -139,20 +139,17 @@ def pack(draw: Draw, entropy: np.ndarray, response: np.ndarray) -> np.ndarray:
     others = draw.ids != response[draw.rows]
     rows, ids, counts = draw.rows[others], draw.ids[others], draw.counts[others]
     sizes = np.bincount(rows, minlength=len(response))
-    writer = BitWriter()
-    writer.gamma(sizes + 1)
-    writer.gamma(counts)
     magnitudes, below, widths = _split(ids)
     gaps = np.diff(magnitudes, prepend=0)
     first = np.diff(rows, prepend=-1) > 0
     gaps[first] = magnitudes[first]
     parameters = _rice_parameters(sizes)[rows]
-    writer.unary(gaps >> parameters)
-    writer.raw(gaps & ((1 << parameters) - 1), parameters)
-    writer.raw(below, widths)
     steps = np.rint(np.cumsum(entropy) / ENTROPY_STEP).astype(np.int64)
-    writer.gamma(np.diff(steps, prepend=0) + 1)
-    return writer.to_bytes()
+    parts = (
+        gamma(sizes + 1), gamma(counts), unary(gaps >> parameters), raw(gaps & ((1 << parameters) - 1), parameters),
+        raw(below, widths), gamma(np.diff(steps, prepend=0) + 1),
+    )  # fmt: skip
+    return np.packbits(np.concatenate(parts))
 
 
 def unpack(stream: np.ndarray, response: np.ndarray, points: int) -> tuple[Draw, np.ndarray]:
