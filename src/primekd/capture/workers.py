@@ -46,10 +46,6 @@ class Part:
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 
-    def has(self, index: int) -> bool:
-        """Whether the shard with this number is among them."""
-        return index % self.of == self.number - 1
-
 
 class SharedStore:
     """A store that this process works on, perhaps together with others. Use as a context manager.
@@ -148,8 +144,8 @@ class SharedStore:
         self._held = {}
         in_hand = set(self._in_hand)  # before looking: one that is written meanwhile is in one of the two
         missing = [index for index in self.missing() if index not in in_hand]
-        if self.part is not None:
-            return next((index for index in missing if self.part.has(index)), None)
+        if part := self.part:
+            return next((index for index in missing if index % part.of == part.number - 1), None)
         claimed = {path.name for path in self.folder.glob("shard-*.lock")}
         for index in sorted(missing, key=lambda i: self._lock_of(i).name in claimed):  # the unclaimed ones first
             if (owner := self.claims.take(self._lock_of(index))) is not None:
