@@ -15,9 +15,8 @@ from primekd.models import load_tokenizer, tokenizer_hash
 from primekd.tasks.text import text_folder, tokenise
 from primekd.tasks.text_shards import Blocks
 from primekd.training import trainer as of_trainer
-from primekd.training.examples import Collator
+from primekd.training.examples import Collator, TextExamples, document_examples
 from primekd.training.pretrain import parts_of, train_on_text
-from primekd.training.text_examples import TextExamples, document_examples
 
 ARMS = ["micro-text", "micro-forward-KL", "micro-on-policy", "micro-minillm"]
 LLAMA = {

@@ -1,7 +1,6 @@
 """text -> student: a control trained from scratch on text, and arms that go on from its weights with the text behind.
 
-Every arm reads the same tokens in the same order, whatever it does with them: what a teacher changes is told apart from
-what more text changes.
+Every arm reads the same tokens in the same order: what a teacher changes is told apart from what more text changes.
 """
 
 from collections.abc import Callable
@@ -13,12 +12,12 @@ from primekd.config.arm import CONTROL, CORPUS, NONE, Arm
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name
-from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.foundation.stage_code import forced_since, stage_code
 from primekd.models import load_tokenizer, require_same_tokenizer, tokenizer_hash
 from primekd.tasks.text import end_of_text, text_folder
 from primekd.tasks.text_shards import Blocks, held_out
-from primekd.training.distill import clear
+from primekd.training.distill import begin
 from primekd.training.train_student import Lesson, train_student
 
 if TYPE_CHECKING:
@@ -37,34 +36,40 @@ def train_on_text(
     """Trains the control, or the student of an arm of text, or goes on where a stopped training left off; returns its
     folder: model/, loss_curve.csv and manifest.json, as of `distill`. Beside it lies <name>.log.txt.
 
-    `watch`: makes what else looks at the model whenever it is validated, and writes into that log.
-
-    Raises:
-        UserError: the arm is none of text, the control that it starts from is not trained, text is missing or too
-            little, or the training diverged (the last good checkpoint stays).
+    `watch`: makes what else looks at the model whenever it is validated, and writes into that log. Raises UserError if
+    the arm is none of text, the control that it starts from is not trained, text is missing or too little, or the
+    training diverged (the last good checkpoint stays).
     """
     seed = profile.seed if seed is None else seed
-    arm = None if name == CONTROL else _arm_of_text(name)
+    arm, teacher, start = None if name == CONTROL else get_arm(name), None, None
+    if arm and arm.text != CORPUS:
+        raise UserError(
+            f"{name} is no arm of text (text: corpus in configs/strategies.yaml): `primekd distill {name}`."
+        )
     train, first, end = parts_of(profile)[arm is not None]
     if train.epochs != 1:
         raise UserError(f"{profile.name}: text is read once: set epochs to 1, and raise text.train_tokens for more.")
-    teacher = _teacher(profile, arm) if arm and arm.signals != NONE else None
+    if arm and arm.signals != NONE:
+        from primekd.capture.live import LiveTeacher
+
+        require_same_tokenizer(profile.teacher.speaker, profile.student.speaker)
+        teacher = LiveTeacher(profile, arm)
     if arm:
         profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
-    start = _control(profile, seed) if arm else None
+        control = profile.student_folder(CONTROL, seed)
+        if not (control / MANIFEST).is_file():
+            raise UserError(f"{relative_name(control)} is missing, which arms start from: train the control first.")
+        start = control / "model"
     folder = profile.student_folder(name, seed)
     inputs = text_inputs(profile, name, seed, teacher)
     stage, code = f"{'distill' if arm else 'pretrain'} {folder.name}", stage_code("pretrain", profile)
     since = forced_since(profile, "distill", force)
-    if stands(folder, inputs, code, stage, "the student is trained and its inputs are unchanged.", since):
+    if (checkpoints := begin(profile, folder, inputs, code, stage, "student", since)) is None:
         return folder
-    checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
-    clear(folder, checkpoints, since)
+    student = profile.student
     with gpu_memory("train.micro_batch_size"):
         lesson = _lesson(profile, arm, teacher, seed, first, end, start, folder, watch)
-        train_student(
-            folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=profile.student, train=train
-        )
+        train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
     return folder
 
 
@@ -102,35 +107,8 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: "LiveTeacher | 
         inputs["start"] = read_manifest(profile.student_folder(CONTROL, seed) / MANIFEST)["outputs"]
     if own:
         inputs |= {"on_policy": own.model_dump(mode="json"), "max_new_tokens": profile.max_new_tokens}
-    if teacher:
-        inputs["signals"] = {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}
-    return inputs
-
-
-def _arm_of_text(name: str) -> Arm:
-    arm = get_arm(name)
-    if arm.text != CORPUS:
-        raise UserError(
-            f"{name} is no arm of text (text: corpus in configs/strategies.yaml): `primekd distill {name}`."
-        )
-    return arm
-
-
-def _teacher(profile: Profile, arm: Arm) -> "LiveTeacher":
-    from primekd.capture.live import LiveTeacher
-    from primekd.signals.codecs import require_served
-
-    require_same_tokenizer(profile.teacher.speaker, profile.student.speaker)
-    teacher = LiveTeacher(profile, arm)
-    require_served(teacher.codec, arm.loss_of(profile))
-    return teacher
-
-
-def _control(profile: Profile, seed: int) -> Path:
-    folder = profile.student_folder(CONTROL, seed)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{relative_name(folder)} is missing, which arms start from: train the control first.")
-    return folder / "model"
+    asked = {"signals": {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}} if teacher else {}
+    return inputs | asked
 
 
 def _lesson(
@@ -139,18 +117,17 @@ def _lesson(
 ) -> Lesson:  # fmt: skip
     from primekd.models.shapes import shape_of
     from primekd.models.students import scratch_config
+    from primekd.training.examples import TextExamples, document_examples
     from primekd.training.rollouts import Rollouts
     from primekd.training.speed import Speed, TextLog
-    from primekd.training.text_examples import TextExamples, document_examples
 
     tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
     digest, rollouts = tokenizer_hash(tokenizer), None
     blocks = Blocks(text_folder(profile), text.block_tokens, profile.seed, digest)
     examples = TextExamples(blocks, first, min(end, len(blocks)), text.documents_apart)
     if own := arm.on_policy_of(profile) if arm else None:
-        ends, asked = [end_of_text(tokenizer)], (lambda: teacher.engine)
-        with_text = profile.loss.alpha > 0
-        rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, asked)
+        ends, with_text = [end_of_text(tokenizer)], profile.loss.alpha > 0
+        rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, lambda: teacher.engine)
     validation = document_examples(held_out(text_folder(profile), digest), text.block_tokens)
     speed = Speed(shape_of(scratch_config(profile.student.from_scratch, tokenizer).to_dict()), text.block_tokens)
     log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"), {"kd": "kl"} if teacher else {})
