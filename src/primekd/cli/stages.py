@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import ForceOption, ProfileOption, SeedOption, StrategyArgument, app, verb
+from primekd.cli.common import ForceOption, ProfileOption, SeedOption, StrategyArgument, verb
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
-@app.command("prepare-teacher")
-@verb
+@verb("prepare-teacher")
 def prepare_teacher(
     profile: ProfileOption = "pocket",
     train: Annotated[bool, typer.Option(help="Train the adapter before building the file.")] = False,
@@ -34,8 +33,7 @@ def prepare_teacher(
     build_teacher(loaded, force)
 
 
-@app.command()
-@verb
+@verb()
 def capture(
     strategies: Annotated[
         list[str] | None,
@@ -86,8 +84,7 @@ def capture(
         print(folder)
 
 
-@app.command()
-@verb
+@verb()
 def distill(
     strategy: StrategyArgument,
     profile: ProfileOption = "pocket",
@@ -114,8 +111,7 @@ def distill(
     print(run_distill(loaded, strategy, seed, force))
 
 
-@app.command()
-@verb
+@verb()
 def assess(
     profile: ProfileOption = "pocket",
     model: Annotated[

@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import JsonOption, ProfileOption, SeedOption, app, print_json, verb
+from primekd.cli.common import JsonOption, ProfileOption, SeedOption, show_result, verb
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
-@app.command()
-@verb
+@verb()
 def run(
     profile: ProfileOption = "pocket",
     cores: Annotated[int | None, typer.Option(help="Cores to use; all of them if left out.")] = None,
@@ -60,14 +59,13 @@ def run(
             raise UserError("--cores is for one machine: on Slurm a job's cores stand in the Slurm profile.")
         cluster = open_cluster(slurm_profile or project_root() / "configs" / "slurm", capture_workers)
     loaded = load_profile(profile)
+    asked = loaded, profile, cores, force, cluster, force_stage or (), only
     if only not in (None, "teacher"):
         raise UserError(f"--only {only}: there is no such part of a study; choose teacher, or leave it out.")
     print(f"primekd run: {loaded.name} — {loaded.description}", flush=True)
     if dry_run:
-        return show_plan(
-            planned_jobs(loaded, profile, cores, force, cluster, force_stage or (), only), cluster is not None
-        )
-    if not run_study(loaded, profile, cores, force, cluster, force_stage or (), only):
+        return show_plan(planned_jobs(*asked), cluster is not None)
+    if not run_study(*asked):
         print("primekd run: nothing to be done, everything is up to date.")
     if only:
         return show_teacher(loaded)
@@ -95,9 +93,8 @@ def show_teacher(profile) -> None:
     folder = judged_folder(profile)
     print(to_text(short_table(folder)))
     print("\n".join(primed_sentences(folder)))
-    print(
-        f"Files: {relative_name(folder)}; notebook: {relative_name(profile.runs / 'notebooks/assessment/teacher.html')}"
-    )
+    page = relative_name(profile.runs / "notebooks/assessment/teacher.html")
+    print(f"Files: {relative_name(folder)}; notebook: {page}")
 
 
 def show_results(profile) -> None:
@@ -115,8 +112,7 @@ def show_results(profile) -> None:
     print(f"Executed notebooks: {relative_name(profile.runs / 'notebooks')}")
 
 
-@app.command()
-@verb
+@verb()
 def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     """Says how far each stage of a profile is, and whether its logs are there and are the published ones.
 
@@ -131,7 +127,7 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     loaded = load_profile(profile)
     states = stage_states(loaded)
     if json:
-        return print_json(states)
+        return show_result(states, json)
     if not states:
         print(f"No stage of {profile} has been started: `primekd run --profile {profile}` starts them all.")
     for entry in states:
@@ -140,8 +136,7 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     print("\n".join(logs_lines(loaded)))
 
 
-@app.command()
-@verb
+@verb()
 def doctor(
     profile: Annotated[str | None, typer.Option("--profile", "-p", help="Look at this profile's models alone.")] = None,
     json: JsonOption = False,
@@ -154,13 +149,9 @@ def doctor(
     """
     from primekd.running.doctor import examine
 
-    findings = examine(profile)
-    if json:
-        print_json([vars(f) for f in findings])
-    else:
-        for finding in findings:
-            mark = {"ok": "ok  ", "warning": "!   ", "error": "FAIL"}[finding.level]
-            print(f"{mark} {finding.topic:10} {finding.text}")
+    findings, marks = examine(profile), {"ok": "ok  ", "warning": "!   ", "error": "FAIL"}
+    lines = [f"{marks[finding.level]} {finding.topic:10} {finding.text}" for finding in findings]
+    show_result([vars(f) for f in findings] if json else lines, json, "\n".join)
     if any(f.level == "error" for f in findings):
         raise typer.Exit(1)
 
@@ -172,8 +163,7 @@ def stop_quietly(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@app.command()
-@verb
+@verb()
 def notebook(
     source: Annotated[Path, typer.Argument(help="The notebook to execute.")],
     output: Annotated[Path, typer.Argument(help="Where the executed copy goes; its HTML is written beside it.")],
@@ -193,12 +183,8 @@ def notebook(
     execute(source, output, {name: value for name, value in given.items() if value is not None})
 
 
-@app.command()
-@verb
-def plan(
-    profile: ProfileOption = "pocket",
-    json: JsonOption = False,
-) -> None:
+@verb()
+def plan(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     """Says what a run needs before it starts: memory for each GPU, disk for each codec, tokens, hours.
 
     Works offline and without the models; exits with 1 if something will not fit.
@@ -211,9 +197,6 @@ def plan(
     from primekd.planning.plan import make_plan, plan_text
 
     found = make_plan(load_profile(profile))
-    if json:
-        print_json(found.as_json())
-    else:
-        print(plan_text(found))
+    show_result(found.as_json() if json else found, json, plan_text)
     if not found.works:
         raise typer.Exit(1)

@@ -66,10 +66,8 @@ class RunState:
             job.problem = value
         elif key == "wildcards":
             wildcards = dict(one.split("=", 1) for one in value.split(", "))
-            of = next(
-                (wildcards[name] for name in ("strategy", "student", "control", "models") if name in wildcards), ""
-            )
-            job.stage = f"{job.rule.removesuffix('_part')} {of}"
+            named = [wildcards[name] for name in ("strategy", "student", "control", "models") if name in wildcards]
+            job.stage = f"{job.rule.removesuffix('_part')} {named[0] if named else ''}"
             job.label = job.stage.replace("+", " + ")
             if "worker" in wildcards:
                 job.label += f", part {wildcards['worker']}"

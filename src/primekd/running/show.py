@@ -4,9 +4,9 @@ Everything is read from logs, whose text is foreign: what a terminal would obey 
 """
 
 import difflib
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from primekd.assessment.answers import answers_folder
 from primekd.assessment.logs import LogRow, read_logs
@@ -28,8 +28,7 @@ FAR = 3  # tokens that are named: those at which the model is furthest from the 
 Rows = list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A titled part of what is shown: names and values."""
 
     title: str
@@ -153,9 +152,6 @@ def as_text(parts: Sequence[Part]) -> str:
         lines += ["", part.title, "-" * len(part.title)]
         for name, value in part.rows:
             value = "\n".join(clean(line, 4000) for line in value.split("\n"))
-            lines += (
-                [f"{clean(name, 200)}:", *(f"    {line}" for line in value.split("\n"))]
-                if "\n" in value
-                else [f"{clean(name, 200)}: {value}"]
-            )
+            below = textwrap.indent(value, "    ", lambda _: True)
+            lines.append(f"{clean(name, 200)}:" + (f"\n{below}" if "\n" in value else f" {value}"))
     return "\n".join(lines[1:])
