@@ -7,6 +7,7 @@ from pathlib import Path
 from primekd.assessment.decisions.decisions import ALL_MODELS, as_read, automatic_value
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, NOT_FOUND, RULES
+from primekd.foundation.tables import read_cells
 from primekd.report.cells import Cell, Name, Table
 from primekd.report.formats import MISSING, interval, percent, significant
 from primekd.report.results import ADJUDICATED, Results, Row, read_optional
@@ -83,7 +84,8 @@ def read_accuracies(folder: Path) -> dict[str, dict[str, Row]]:
 def read_readings(folder: Path) -> Readings:
     """extractors.csv as model -> item id -> row, with a column an extractor; empty if there is no such file."""
     readings: Readings = {}
-    for row in read_optional(Path(folder) / "extractors.csv", ["model", "id", "gold", *EXTRACTORS]):
+    path = Path(folder) / "extractors.csv"
+    for _, row in read_cells(path, ["model", "id", "gold", *EXTRACTORS]) if path.is_file() else []:
         readings.setdefault(row["model"], {})[row["id"]] = row
     return readings
 

@@ -1,9 +1,11 @@
 """Figures of dots and intervals: accuracies, differences, distances to the teacher, and extractors."""
 
+from collections.abc import Sequence
+
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.report.figures import PALETTE, draw
-from primekd.report.formats import interval, percent
+from primekd.report.formats import interval, percent, points
 from primekd.report.results import Results, Row
 from primekd.statistics.families import title_of
 from primekd.statistics.sentences import is_claimed
@@ -15,9 +17,8 @@ MARKERS = ("o", "s", "^", "v", "D")  # one an extractor; shapes, so that nobody 
 
 def accuracy_forest(results: Results) -> str:
     """Accuracy of every model with its Wilson interval, in percent; hollow dots are adjudicated ones, if any are."""
-    measures = ["accuracy", "accuracy_adjudicated"] if results.decided else ["accuracy"]
     label = "Accuracy, % (95 % Wilson interval)"
-    return _forest("accuracy", results.summary, measures, 100, label, percent)
+    return _forest("accuracy", results.summary, _accuracies(results), 100, label, percent)
 
 
 def kl_forest(results: Results) -> str:
@@ -30,18 +31,19 @@ def kl_forest(results: Results) -> str:
     return _forest("kl", rows, ["kl"], 1, label, panels=2 if far else 1)
 
 
+def _accuracies(results: Results) -> list[str]:
+    return ["accuracy", "accuracy_adjudicated"] if results.decided else ["accuracy"]
+
+
 def _forest(name: str, rows: list[Row], measures: list[str], scale: float, label: str, *write, panels=1) -> str:
     """One line a row; with two panels the first row, the control, has the second one for itself."""
 
     def fill(axes, far=None):
         for place, row in enumerate(rows):
             colour = GREYS.get(row["model"], PALETTE[(place - 1) % (len(PALETTE) - 1)])
-            panel = far if far and not place else axes
-            for shift, measure in zip(_shifts(len(measures), 0.17), measures, strict=True):
-                value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
-                y, face = place + shift, colour if measure == measures[0] else "#ffffff"
-                panel.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-                panel.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=6, clip_on=False, zorder=3)
+            for y, measure in zip(_places(place, measures), measures, strict=True):
+                style = {"color": colour, "markerfacecolor": colour if measure == measures[0] else "#ffffff"}
+                _estimate(far if far and not place else axes, row, measure, scale, y, clip_on=False, **style)
             # The number itself, so that no one has to read it off the axis.
             _write_beside(far or axes, place, interval(row, measures[0], *write))
         _rows(axes, [row["title"] for row in rows])
@@ -58,6 +60,13 @@ def _forest(name: str, rows: list[Row], measures: list[str], scale: float, label
     return draw(name, (7.6, 1.0 + height * len(rows)), panels, fill)
 
 
+def _estimate(axes, row: Row, measure: str, scale: float, y: float, *, color: str, marker="o", zorder=None, **dot):
+    """A measure of a row as a dot on its interval."""
+    value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
+    axes.plot([low, high], [y, y], color=color, linewidth=2, solid_capstyle="butt", zorder=zorder)
+    axes.plot([value], [y], marker, color=color, markersize=6, zorder=3, **dot)
+
+
 def _set_apart(axes, far, count: int) -> None:
     """Shows that the second panel has another scale."""
     axes.get_gridspec().set_width_ratios([4, 1])
@@ -71,11 +80,10 @@ def _set_apart(axes, far, count: int) -> None:
 
 def contrast_forest(results: Results) -> str:
     """Differences in accuracy of the planned contrasts, grouped by reference, over the band that could not be seen."""
-    groups = list(dict.fromkeys(row["reference"] for row in results.contrasts))
     lines: list[Row | str] = []
-    for reference in groups:
+    for reference in dict.fromkeys(row["reference"] for row in results.contrasts):
         lines += [reference, *(row for row in results.contrasts if row["reference"] == reference)]
-    measures = ["accuracy", "accuracy_adjudicated"] if results.decided else ["accuracy"]
+    measures = _accuracies(results)
 
     def fill(axes):
         for place, row in enumerate(lines):
@@ -84,15 +92,13 @@ def contrast_forest(results: Results) -> str:
             if row["mde"]:
                 most = 100 * float(row["mde"])
                 axes.fill_betweenx([place - 0.5, place + 0.5], -most, most, color=BAND, linewidth=0, zorder=0)
-            for shift, measure in zip(_shifts(len(measures), 0.17), measures, strict=True):
-                value, low, high = (100 * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
-                y, last = place + shift, measure == measures[-1]
-                claimed = is_claimed(row, "accuracy", "p_holm" if measure == measures[0] else "p_holm_adjudicated")
+            ways = zip(_places(place, measures), measures, ("p_holm", "p_holm_adjudicated"), "oD", strict=False)
+            for y, measure, p, marker in ways:
+                claimed = is_claimed(row, "accuracy", p)
                 colour = PALETTE[0] if claimed else INK
-                style = {"color": colour, "markerfacecolor": colour if claimed else "#ffffff", "markersize": 6}
-                axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
-                axes.plot([value], [y], "D" if last and len(measures) > 1 else "o", zorder=3, **style)
-            _write_beside(axes, place, interval(row, "accuracy", lambda share: percent(share, signed=True)))
+                face = colour if claimed else "#ffffff"
+                _estimate(axes, row, measure, 100, y, color=colour, marker=marker, zorder=2, markerfacecolor=face)
+            _write_beside(axes, place, interval(row, "accuracy", points))
         names = [f"against {title_of(row)}" if isinstance(row, str) else title_of(row["model"]) for row in lines]
         _rows(axes, names)
         for row, label in zip(lines, axes.get_yticklabels(), strict=True):
@@ -114,12 +120,11 @@ def extractor_dots(results: Results, accuracies: dict[str, dict[str, Row]]) -> s
             shares = {name: 100 * float(found[name]["accuracy"]) for name in EXTRACTORS if name in found}
             axes.plot([min(shares.values()), max(shares.values())], [place, place], color="#bbbbbb", linewidth=5,
                       solid_capstyle="round", zorder=1)  # fmt: skip
-            shifts = dict(zip(EXTRACTORS, _shifts(len(EXTRACTORS), 0.15), strict=True))
             for number, (name, share) in enumerate(shares.items()):
-                place_of = EXTRACTORS.index(name)
+                kind = EXTRACTORS.index(name)
                 handles[name] = axes.plot(
-                    [share], [place + shifts[name]], MARKERS[place_of % len(MARKERS)], color=PALETTE[place_of],
-                    markersize=6, clip_on=False, zorder=3 + number, label=name, linestyle="none",
+                    [share], [_places(place, EXTRACTORS, 0.15)[kind]], MARKERS[kind % len(MARKERS)],
+                    color=PALETTE[kind], markersize=6, clip_on=False, zorder=3 + number, label=name, linestyle="none",
                 )[0]  # fmt: skip
             _write_beside(axes, place, f"{max(shares.values()) - min(shares.values()):.1f} points")
         _rows(axes, [row["title"] for row in rows])
@@ -130,9 +135,9 @@ def extractor_dots(results: Results, accuracies: dict[str, dict[str, Row]]) -> s
     return draw("extractors", (7.6, 1.4 + 0.55 * len(rows)), 1, fill)
 
 
-def _shifts(count: int, step: float) -> list[float]:
+def _places(middle: int, marks: Sequence[str], step: float = 0.17) -> list[float]:
     """Places around a line's middle, so that marks of one line do not hide each other."""
-    return [step * (place - (count - 1) / 2) for place in range(count)]
+    return [middle + step * (number - (len(marks) - 1) / 2) for number in range(len(marks))]
 
 
 def _rows(axes, names: list[str]) -> None:

@@ -16,12 +16,10 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
 from primekd.report import published
 from primekd.report.cells import Table, to_markdown
-from primekd.report.claims import claim_table
+from primekd.report.claims import claim_table, expected_table, headline_table
 from primekd.report.corrections import correction_table, label_table, language_table
 from primekd.report.engines import engine_table
-from primekd.report.expected import expected_table
 from primekd.report.forests import accuracy_forest
-from primekd.report.headline import headline_table
 from primekd.report.html import write_report
 from primekd.report.primed import primed_table
 from primekd.report.results import read_results

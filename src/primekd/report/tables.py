@@ -14,6 +14,7 @@ from primekd.report.results import (
     RESPONSES_NOTE,
     UNADJUSTED,
     contrast_table,
+    fit_columns,
     read_results,
     response_table,
     result_table,
@@ -21,8 +22,7 @@ from primekd.report.results import (
 
 
 def results_page(logs_folder: Path) -> Table:
-    """The results of a logs folder; below them the contrasts, and what all of it can and cannot show. Raises UserError
-    if summary.csv or contrasts.csv is missing or has other columns."""
+    """The results of a logs folder; below them the contrasts, and what all of it can and cannot show."""
     results = read_results(logs_folder)
     units = "Accuracy: Wilson interval. p: Holm-adjusted, as below."
     between = "Paired differences on the same items, model minus reference; accuracy in points"
@@ -31,42 +31,33 @@ def results_page(logs_folder: Path) -> Table:
         between += ", KL and NLL in nats a token"
     between += ". Detectable: the smallest true difference in accuracy that would be found in 80 % of repetitions."
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))
-    contrasts = to_markdown(contrast_table(results).without(ONLY_ONE, UNADJUSTED))
-    notes = [units, markdown(between), contrasts]
+    notes = [units, markdown(between), _narrow(contrast_table(results))]
     for table in effect_tables(results):
-        notes += [markdown(" ".join((f"{table.label}.", *table.notes))), to_markdown(table)]
+        notes += [_introduced(table), _narrow(table)]
     if (responses := response_table(logs_folder)).rows:
-        notes += [markdown(RESPONSES_NOTE), to_markdown(responses)]
+        notes += [markdown(RESPONSES_NOTE), _narrow(responses)]
     for table in beyond_tables(logs_folder):
-        notes += [
-            markdown(" ".join((f"{table.label}.", *table.notes))),
-            to_markdown(table.without(ONLY_ONE, UNADJUSTED)),
-        ]
+        notes += [_introduced(table), _narrow(table)]
     return replace(result_table(results), notes=(*notes, said))
 
 
+def _narrow(table: Table) -> str:
+    return to_markdown(table.without(ONLY_ONE, UNADJUSTED))
+
+
+def _introduced(table: Table) -> str:
+    return markdown(" ".join((f"{table.label}.", *table.notes)))
+
+
 def results_text(logs_folder: Path) -> str:
-    """The same results for a terminal: plain tables, at most 120 columns wide, and the sentences. Raises UserError if
-    summary.csv or contrasts.csv is missing or has other columns."""
+    """The same results for a terminal: plain tables, at most 120 columns wide, and the sentences."""
     results = read_results(logs_folder)
-    table = result_table(results)
-    fit = [title for title in table.head if title.startswith(("KL", "NLL"))]
-    parts = [to_text(table.without(*fit))]
-    if results.fitted:
-        rest = [title for title in table.head[1:] if title not in fit]
-        parts += ["Held-out fit, nats a token:", "", to_text(table.without(*rest))]
     paired = contrast_table(results, digits=2).without(ONLY_ONE, UNADJUSTED)
-    fit = [title for title in paired.head if title.startswith(("KL", "NLL"))]
-    parts += ["Paired differences in accuracy, model minus reference, points:", "", to_text(paired.without(*fit))]
-    if results.fitted:
-        rest = [title for title in paired.head[2:] if title not in fit]
-        parts += ["Paired differences in held-out fit, nats a token:", "", to_text(paired.without(*rest))]
+    parts = _halves(result_table(results), "", "Held-out fit, nats a token", 1)
+    title = "Paired differences in accuracy, model minus reference, points"
+    parts += _halves(paired, title, "Paired differences in held-out fit, nats a token", 2)
     for table in effect_tables(results):
-        fit = [title for title in table.head if title.startswith(("KL", "NLL"))]
-        parts += [f"{table.label}:", "", to_text(table.without(*fit))]
-        if fit:
-            rest = [title for title in table.head[2:] if title not in fit]
-            parts += [f"{table.label}, held-out fit:", "", to_text(table.without(*rest))]
+        parts += _halves(table, table.label, f"{table.label}, held-out fit", 2)
     if (responses := response_table(logs_folder)).rows:
         parts += ["The teacher's responses to the training items:", "", to_text(responses)]
     for table in beyond_tables(logs_folder):
@@ -75,3 +66,12 @@ def results_text(logs_folder: Path) -> str:
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip
     return "\n".join(parts + [wrapper.fill(sentence) for sentence in findings(results)]) + "\n"
+
+
+def _halves(table: Table, title: str, fit_title: str, names: int) -> list[str]:
+    """A table that is too wide: without held-out fit and, if it has any, that behind its first columns."""
+    fit = fit_columns(table)
+    parts = [f"{title}:", ""] if title else []
+    parts.append(to_text(table.without(*fit)))
+    rest = [title for title in table.head[names:] if title not in fit]
+    return [*parts, f"{fit_title}:", "", to_text(table.without(*rest))] if fit else parts

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from primekd.assessment.tokens import Token, TokenLog, visible
-from primekd.report.formats import percent
+from primekd.report.formats import percent, tenths
 from primekd.report.shown import Shown
-from primekd.report.token_data import tenths
 from primekd.statistics.families import title_of
 
 LEVELS = (0.05, 0.25, 0.7, 1.5)  # nats, from which on the ground is deeper
