@@ -27,8 +27,7 @@ from primekd.planning.tokens import Lengths, stages
 from primekd.report.beyond import beyond_tables
 from primekd.report.html import render, write_report
 from primekd.report.tables import results_page, results_text
-from primekd.running.made_by import results_of
-from primekd.running.publishing import exchange
+from primekd.running.publishing import exchange, results_of
 from primekd.running.show import show
 from primekd.running.verify import check_logs
 from primekd.running.verify_run import check_outputs, check_run

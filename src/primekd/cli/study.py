@@ -47,7 +47,6 @@ def run(
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
     from primekd.foundation.provenance import project_root
-    from primekd.running.made_by import other_code_text
     from primekd.running.run import planned_jobs, run_study
     from primekd.running.slurm import open_cluster
 
@@ -69,6 +68,8 @@ def run(
         print("primekd run: nothing to be done, everything is up to date.")
     if only:
         return show_teacher(loaded)
+    from primekd.running.publishing import other_code_text
+
     show_results(loaded)
     if said := other_code_text(loaded):
         print(said)
@@ -88,10 +89,11 @@ def show_teacher(profile) -> None:
     from primekd.capture.judged import judged_folder
     from primekd.foundation.provenance import relative_name
     from primekd.report.cells import to_text
-    from primekd.report.primed import primed_sentences, short_table
+    from primekd.report.primed import primed_sentences, primed_table
 
     folder = judged_folder(profile)
-    print(to_text(short_table(folder)))
+    wide = "n", "Difference, points [95 %]", "Difference [95 %]", "Entropy", "Unsure, %"  # a terminal has no room for
+    print(to_text(primed_table(folder).without(*wide)))
     print("\n".join(primed_sentences(folder)))
     page = relative_name(profile.runs / "notebooks/assessment/teacher.html")
     print(f"Files: {relative_name(folder)}; notebook: {page}")

@@ -30,17 +30,14 @@ def memory_errors(profile: Profile, lengths: Lengths, needs: list[Need]) -> Iter
     """One sentence for each stage that does not fit, with the smallest change that makes it fit."""
     for stage in dict.fromkeys(need.stage for need in needs if not need.fits):
         worst = max((need for need in needs if need.stage == stage), key=lambda need: need.asked / need.capacity)
-        remedy = find_remedy(profile, lengths, stage) or _larger(worst, profile)
+        what = "GPUs" if worst.place.startswith("GPU") else "a machine"
+        alone = what == "GPUs" and stage == "capture" and profile.teacher.engine in ("transformers", "llamacpp")
+        spread = "the engine exllamav2 or vllm, which spread a teacher over GPUs, or " if alone else ""
+        larger = f"No setting of the profile is enough: use {spread}{what} of {math.ceil(worst.asked / GIB)} GiB."
+        remedy = find_remedy(profile, lengths, stage) or larger
         size, has = worst.asked / GIB, worst.capacity / GIB
-        what = f"{worst.phase} takes {size:.1f} GiB with its margin on {worst.place}, which has {has:.1f}"
-        yield f"{stage} does not fit: {what}. {remedy}"
-
-
-def _larger(worst: Need, profile: Profile) -> str:
-    what = "GPUs" if worst.place.startswith("GPU") else "a machine"
-    alone = what == "GPUs" and worst.stage == "capture" and profile.teacher.engine in ("transformers", "llamacpp")
-    spread = "the engine exllamav2 or vllm, which spread a teacher over GPUs, or " if alone else ""
-    return f"No setting of the profile is enough: use {spread}{what} of {math.ceil(worst.asked / GIB)} GiB."
+        takes = f"{worst.phase} takes {size:.1f} GiB with its margin on {worst.place}, which has {has:.1f}"
+        yield f"{stage} does not fit: {takes}. {remedy}"
 
 
 def find_remedy(profile: Profile, lengths: Lengths, stage: str) -> str | None:

@@ -45,7 +45,10 @@ def browser_data(
     points and JavaScript UTF-16 units. `read`: the extractors' values in their order, left out where all gave `found`.
     `kl` is in nats a token of the teacher's answer.
     """
-    titles, kl = results.titles, _distances(results.folder / "held-out.csv")
+    titles, path = results.titles, results.folder / "held-out.csv"
+    # In nats a token, four digits, so that the page stays small.
+    kl = {(r.model, r.id): {"kl": float(f"{r.kl / r.teacher_tokens:.4g}")}
+          for r in (read_rows(path) if path.is_file() else []) if r.kl is not None}  # fmt: skip
     models = [{"name": n, "title": titles[n], "student": n not in NO_STUDENTS} for n in logs]
     items = []
     for rows in zip(*logs.values(), strict=True):
@@ -59,12 +62,6 @@ def browser_data(
 def words_of(profile: Profile) -> list[str]:
     """The options by which a verb finds these logs and no others."""
     return ["--profile", profile.name, *["--published"] * (profile.logs == profile.published)]
-
-
-def _distances(path: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """(model, item) -> {"kl": nats a token}; four digits, so that the page stays small."""
-    rows = read_rows(path) if path.is_file() else []
-    return {(r.model, r.id): {"kl": float(f"{r.kl / r.teacher_tokens:.4g}")} for r in rows if r.kl is not None}
 
 
 def _read(readings: Readings, model: str, row: LogRow) -> list[str]:

@@ -28,13 +28,9 @@ def notebook_page(path: Path) -> str:
 
     notebook = nbformat.read(path, as_version=4)
     cells = [_cell(cell) for cell in notebook.cells]
-    code = "\n".join([
-        HtmlFormatter(style="default").get_style_defs(".code"),
-        "@media (prefers-color-scheme: dark) {",
-        HtmlFormatter(style="github-dark").get_style_defs(".code"),
-        "}",
-    ])  # fmt: skip
-    own = Markup("\n".join([source("assets/notebook.css"), source(STYLE), code]))
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".code") for name in ("default", "github-dark"))
+    code = [light, "@media (prefers-color-scheme: dark) {", dark, "}"]
+    own = Markup("\n".join([source("assets/notebook.css"), source(STYLE), *code]))
     title = next((line.lstrip("# ") for c in notebook.cells for line in c.source.splitlines() if line[:2] == "# "), "")
     return templates().get_template("notebook.html.j2").render(cells=cells, style=own, title=title or Path(path).stem)
 

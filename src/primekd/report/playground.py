@@ -85,10 +85,10 @@ class Playground:
         return [name for name, box in self.models.items() if box.value and not box.disabled]
 
     def _priming(self) -> Priming | None:
-        if self.priming.value == NO_PRIMING:
+        chosen = self.priming.value
+        if chosen == NO_PRIMING:
             return None
-        return self.asker.own_priming(self.own.value) if self.priming.value == OWN else self.asker.priming(
-            self.priming.value)  # fmt: skip
+        return self.asker.own_priming(self.own.value) if chosen == OWN else self.asker.priming(chosen)
 
     def _show_priming(self) -> None:
         own = self.priming.value == OWN

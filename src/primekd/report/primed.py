@@ -23,12 +23,6 @@ NOTE = (
 )
 
 
-def short_table(folder: Path) -> Table:
-    """The columns that a terminal has room for."""
-    wide = "n", "Difference, points [95 %]", "Difference [95 %]", "Entropy", "Unsure, %"
-    return primed_table(folder).without(*wide)
-
-
 def primed_table(folder: Path) -> Table:
     """A row for each split and prompt; without rows where nothing was measured."""
     nats = partial(significant, digits=3)

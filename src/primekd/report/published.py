@@ -8,11 +8,11 @@ from primekd.assessment.decisions.labels import LabelCounts
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.foundation.tables import read_table
-from primekd.report.cells import Name, Table
+from primekd.report.cells import Name, Table, table_of
 from primekd.report.claims import recounted
 from primekd.report.extraction import LABELS, MEASURES, read_accuracies, validation_table
 from primekd.report.formats import MISSING, interval, known, p_value, percent, percent_range
-from primekd.report.results import Row
+from primekd.report.results import Row, model_of
 from primekd.statistics.families import title_of
 from primekd.statistics.validation import ValidationRow
 from primekd.studies.published import DisagreementRow, ExtractorContrastRow, StatedRow
@@ -75,14 +75,13 @@ def _contrast(row: Row | None) -> str:
 
 def disagreement_table(folder: Path) -> Table:
     """Released verdicts against those of the published rules by themselves, a row a log that has released verdicts."""
-    head = ["Model", "n", "Both right", "Released right, rules wrong", "Rules right, released wrong", "Both wrong"]
-    rows = [
-        [Name(title_of(row["model"]), row["model"]),
-         *(row[key] for key in ("n", "both", "only_released", "only_rules", "neither"))]
-        for row in read_table(Path(folder) / "disagreements.csv", DisagreementRow)
-    ]  # fmt: skip
+    columns = {
+        "Model": model_of, "n": "n", "Both right": "both", "Released right, rules wrong": "only_released",
+        "Rules right, released wrong": "only_rules", "Both wrong": "neither",
+    }  # fmt: skip
     note = "Rules: the published rules by themselves, as they are implemented here (column published above)."
-    return Table("Released verdicts against the published rules", head, rows, notes=(note,))
+    rows = read_table(Path(folder) / "disagreements.csv", DisagreementRow)
+    return table_of("Released verdicts against the published rules", rows, columns, notes=(note,))
 
 
 def label_table(folder: Path) -> Table:

@@ -61,20 +61,17 @@ def _compare(own: Profile, other: Profile) -> dict[str, Any]:
     rows, rows_2 = ({row["model"]: row for row in r.summary} for r in (results, results_2))
     models = [_pair(rows[m], rows_2[m], logs[m], logs_2[m]) for m in logs]
     here, there = claims(results.contrasts), claims(results_2.contrasts)
-    sentences = {
-        "same": [s for s in here if s in there],
-        "only_here": [s for s in here if s not in there],
-        "only_published": [s for s in there if s not in here],
-    }
+    same, only_here, only_published = ([s for s in here if s in there], [s for s in here if s not in there],
+                                       [s for s in there if s not in here])  # fmt: skip
     reasons = [f"{m['model']} has another accuracy" for m in models if not (m["inside"] and m["published_inside"])]
-    if said := len(sentences["only_here"]) + len(sentences["only_published"]):
+    if said := len(only_here) + len(only_published):
         reasons.append(f"{said} sentence{'s differ' if said > 1 else ' differs'}")
     return published | {
         "verdict": NOT_REPRODUCED if reasons else REPRODUCED,
         "reasons": reasons,
         "models": models,
         "largest": {measure: _largest(models, measure) for measure in ("kl", "nll_gold")},
-        "sentences": sentences,
+        "sentences": {"same": same, "only_here": only_here, "only_published": only_published},
     }
 
 
@@ -98,11 +95,9 @@ def _unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 def _unlike_items(logs: dict[str, list[LogRow]], logs_2: dict[str, list[LogRow]]) -> list[str]:
-    if logs.keys() != logs_2.keys():
-        return [f"they are of other models: {', '.join(sorted(logs.keys() ^ logs_2.keys()))}"]
-    asked, asked_2 = (
-        {model: [(r.id, r.question, r.gold) for r in rows] for model, rows in each.items()} for each in (logs, logs_2)
-    )
+    if other := logs.keys() ^ logs_2.keys():
+        return [f"they are of other models: {', '.join(sorted(other))}"]
+    asked, asked_2 = ([(r.id, r.question, r.gold) for m in logs for r in each[m]] for each in (logs, logs_2))
     return [] if asked == asked_2 else ["they are of other test items"]
 
 
@@ -126,9 +121,8 @@ def _pair(row: Row, row_2: Row, log: list[LogRow], log_2: list[LogRow]) -> dict[
 
 
 def _largest(models: list[dict[str, Any]], measure: str) -> dict[str, Any] | None:
-    values = [(m[measure], m["model"]) for m in models if m[measure] is not None]
-    value, model = max(values, key=lambda found: abs(found[0]), default=(None, None))
-    return None if model is None else {"model": model, "difference": value}
+    found = [{"model": m["model"], "difference": m[measure]} for m in models if m[measure] is not None]
+    return max(found, key=lambda m: abs(m["difference"]), default=None)
 
 
 def verdict_text(found: dict[str, Any]) -> str:
@@ -151,10 +145,8 @@ def _table(models: list[dict[str, Any]]) -> list[str]:
     head = ("model", "here, % [95 %]", "published, % [95 %]", "inside", "same verdict, %", "same text, %")
     rows = []
     for m in models:
-        shares = [
-            f"{percent(value)} [{percent(low)}, {percent(high)}]"
-            for value, low, high in (m["accuracy"], m["published_accuracy"])
-        ]
+        ranges = [map(percent, m[key]) for key in ("accuracy", "published_accuracy")]
+        shares = [f"{value} [{low}, {high}]" for value, low, high in ranges]
         inside = "yes" if m["inside"] and m["published_inside"] else "NO"
         rows.append((m["model"], *shares, inside, percent(m["same_verdicts"]), percent(m["same_texts"])))
     return [f"  {name:16} {' '.join(f'{cell:>19}' for cell in cells)}" for name, *cells in (head, *rows)]

@@ -16,8 +16,7 @@ from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import output_root, project_root, relative_name
 from primekd.foundation.stage_code import ask_anew, forget_wishes
-from primekd.running.run_log import Job, RunState
-from primekd.running.run_progress import describe, job_progress
+from primekd.running.run_progress import Job, RunState, describe, job_progress
 from primekd.running.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
 from primekd.studies.study import Study, find_study
 

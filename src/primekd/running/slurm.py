@@ -13,7 +13,7 @@ import yaml
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import output_root, relative_name
-from primekd.running.run_log import Job
+from primekd.running.run_progress import Job
 
 NTASKS = re.compile(r"(?:^|[\s'\"])(?:--ntasks|-n(?=[\s=\d]))")
 
