@@ -1,4 +1,4 @@
-"""How far a run is: its jobs, by Snakemake's log while it is written and by their own progress files, and the time left."""
+"""How far a run is: its jobs, by Snakemake's log while it is written and by their progress files, and the time left."""
 
 import collections
 import itertools
