@@ -1,7 +1,5 @@
-"""Whether a run says the same as the logs that are published: this machine's logs beside those of the checkout.
-
-Another processor sums in another order, so answers change here and there. What has to stay is what is claimed.
-"""
+"""Whether a run says the same as the logs that are published: this machine's logs beside those of the checkout. Another
+processor sums in another order, so answers change here and there. What has to stay is what is claimed."""
 
 from pathlib import Path
 from typing import Any
@@ -133,7 +131,13 @@ def verdict_text(found: dict[str, Any]) -> str:
         lines.append(f"Compared with the published logs: {named}.")
     if "models" in found:
         sentences = found["sentences"]
-        lines += [*_table(found["models"]), *_largest_line(found["largest"])]
+        lines += _table(found["models"])
+        said = [
+            f"{name} {significant(one['difference'], digits=2, signed=True)} ({one['model']})"
+            for name, key in (("KL", "kl"), ("NLL of gold", "nll_gold"))
+            if (one := found["largest"][key])
+        ]
+        lines += [f"  Largest difference, nats a token: {', '.join(said)}."] if said else []
         lines.append(f"  Sentences that are the same: {len(sentences['same'])}.")
         lines += [f"  Only here: {sentence}" for sentence in sentences["only_here"]]
         lines += [f"  Only published: {sentence}" for sentence in sentences["only_published"]]
@@ -150,12 +154,3 @@ def _table(models: list[dict[str, Any]]) -> list[str]:
         inside = "yes" if m["inside"] and m["published_inside"] else "NO"
         rows.append((m["model"], *shares, inside, percent(m["same_verdicts"]), percent(m["same_texts"])))
     return [f"  {name:16} {' '.join(f'{cell:>19}' for cell in cells)}" for name, *cells in (head, *rows)]
-
-
-def _largest_line(largest: dict[str, Any]) -> list[str]:
-    said = [
-        f"{name} {significant(found['difference'], digits=2, signed=True)} ({found['model']})"
-        for name, key in (("KL", "kl"), ("NLL of gold", "nll_gold"))
-        if (found := largest[key])
-    ]
-    return [f"  Largest difference, nats a token: {', '.join(said)}."] if said else []

@@ -188,9 +188,9 @@ def check_published() -> list[Check]:
 
     def inputs(folder: Path) -> Check:
         recorded = read_manifest(folder / MANIFEST)["inputs"]
-        changed = [input for input, value in own_inputs().items() if recorded.get(input) != value]
+        changed = [file for file, value in own_inputs().items() if recorded.get(file) != value]
         said = "changed since the logs were graded: run `primekd published-study`"
-        return Check(f"inputs of {name}", [f"{input} {said}" for input in changed])
+        return Check(f"inputs of {name}", [f"{file} {said}" for file in changed])
 
     def tables(folder: Path) -> Check:
         computed = compute_tables(*read_verdicts(folder / VERDICTS))
