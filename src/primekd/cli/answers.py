@@ -29,11 +29,10 @@ def check_engine(
     primekd check-engine --profile pocket-llamacpp
     primekd check-engine --profile single-gpu --reference hub:meta-llama/Llama-3.1-8B-Instruct
     """
-    from primekd.running.check_engine import check_engine as run_check
-    from primekd.running.check_engine import say_check
+    from primekd.running import check_engine as engines
 
-    result = run_check(load_profile(profile), items, strategy, reference)
-    show_result(result, json, say_check)
+    result = engines.check_engine(load_profile(profile), items, strategy, reference)
+    show_result(result, json, engines.say_check)
 
 
 @verb()
@@ -81,8 +80,7 @@ def compare(
     primekd compare logs/pocket/base-KD.csv logs/pocket/ai-KD.csv
     primekd compare a.csv b.csv --response-column response --gold-column gold --extractor validated --json
     """
-    from primekd.statistics.compare import check_extractors, pair_up, read_answers, say_comparison
-    from primekd.statistics.compare import compare as run_compare
+    from primekd.statistics import compare as comparison
     from primekd.statistics.grade_file import Columns
 
     if (response_column is None) != (gold_column is None):
@@ -90,10 +88,10 @@ def compare(
     columns = Columns(response_column, gold_column, question_column) if response_column and gold_column else None
     if columns is None and extractor != "published":
         raise UserError("Per-item logs are compared by their logged verdicts: name the columns to grade them anew.")
-    answers = [read_answers(path, columns, extractor) for path in (first, second)]
-    check_extractors(*answers)
-    result = run_compare(pair_up(*answers), adjudicated)
-    show_result(result, json, lambda result: say_comparison(result, (str(first), str(second))))
+    answers = [comparison.read_answers(path, columns, extractor) for path in (first, second)]
+    comparison.check_extractors(*answers)
+    result = comparison.compare(comparison.pair_up(*answers), adjudicated)
+    show_result(result, json, lambda result: comparison.say_comparison(result, (str(first), str(second))))
 
 
 @verb("published-study")

@@ -40,12 +40,11 @@ def show(
     primekd show gsm-symbolic-72-1353 --model base-KD
     primekd show gsm-symbolic-72-1353 --model base-KD --json
     """
-    from primekd.running.show import as_text
-    from primekd.running.show import show as way_back
+    from primekd.running import show as way_back
     from primekd.studies.results import logs_in_use
 
-    parts = way_back(logs_in_use(load_profile(profile), published), item, model)
-    show_result({part.title: dict(part.rows) for part in parts} if json else parts, json, as_text)
+    parts = way_back.show(logs_in_use(load_profile(profile), published), item, model)
+    show_result({part.title: dict(part.rows) for part in parts} if json else parts, json, way_back.as_text)
 
 
 @verb()
@@ -85,8 +84,7 @@ def verify(
     primekd verify --profile pocket --published --json
     primekd verify --against-published
     """
-    from primekd.running.verify import checks_text
-    from primekd.running.verify import verify as run_verify
+    from primekd.running import verify as checking
     from primekd.studies.results import logs_in_use
 
     loaded = load_profile(profile)
@@ -96,8 +94,8 @@ def verify(
         found = compare_with_published(loaded)
         show_result(found, json, verdict_text)
         raise typer.Exit(0 if found["verdict"] == REPRODUCED else 1)
-    checks = run_verify(logs_in_use(loaded, published))
-    show_result([vars(c) for c in checks] if json else checks, json, checks_text)
+    checks = checking.verify(logs_in_use(loaded, published))
+    show_result([vars(c) for c in checks] if json else checks, json, checking.checks_text)
     if any(c.problems for c in checks):
         raise typer.Exit(1)
 

@@ -95,7 +95,7 @@ def _unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 def _unlike_items(logs: dict[str, list[LogRow]], logs_2: dict[str, list[LogRow]]) -> list[str]:
     if other := logs.keys() ^ logs_2.keys():
         return [f"they are of other models: {', '.join(sorted(other))}"]
-    asked, asked_2 = ([(r.id, r.question, r.gold) for m in logs for r in each[m]] for each in (logs, logs_2))
+    asked, asked_2 = ([[(r.id, r.question, r.gold) for r in each[m]] for m in logs] for each in (logs, logs_2))
     return [] if asked == asked_2 else ["they are of other test items"]
 
 

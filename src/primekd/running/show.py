@@ -2,7 +2,6 @@
 from logs, whose text is foreign: what a terminal would obey is taken out of it."""
 
 import difflib
-import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -149,6 +148,6 @@ def as_text(parts: Sequence[Part]) -> str:
         lines += ["", part.title, "-" * len(part.title)]
         for name, value in part.rows:
             value = "\n".join(clean(line, 4000) for line in value.split("\n"))
-            below = textwrap.indent(value, "    ", lambda _: True)
-            lines.append(f"{clean(name, 200)}:" + (f"\n{below}" if "\n" in value else f" {value}"))
+            below = value.replace("\n", "\n    ")
+            lines.append(f"{clean(name, 200)}:" + (f"\n    {below}" if "\n" in value else f" {value}"))
     return "\n".join(lines[1:])
