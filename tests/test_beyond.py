@@ -25,8 +25,8 @@ from primekd.foundation.tables import read_table
 from primekd.models.chat import build_prompt
 from primekd.planning.tokens import Lengths, stages
 from primekd.report.beyond import beyond_tables
+from primekd.report.findings import results_page, results_text
 from primekd.report.html import render, write_report
-from primekd.report.tables import results_page, results_text
 from primekd.running.publishing import exchange, results_of
 from primekd.running.show import show
 from primekd.running.verify import check_logs

@@ -102,7 +102,7 @@ def show_teacher(profile) -> None:
 def show_results(profile) -> None:
     """Prints the results table, whether they are the published ones, and where the files are."""
     from primekd.foundation.provenance import relative_name
-    from primekd.report.tables import results_text
+    from primekd.report.findings import results_text
     from primekd.running.reproduction import compare_with_published, verdict_text
     from primekd.studies.study import find_study
 

@@ -36,24 +36,21 @@ def notebook_page(path: Path) -> str:
 
 
 def _cell(cell: Any) -> dict[str, Any]:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
     if cell.cell_type != "code":
         return {"kind": "text", "body": _markdown(cell.source), "outputs": [], "number": ""}
+    code = Markup(highlight(cell.source, PythonLexer(), HtmlFormatter(nowrap=True)))
     outputs = [_output(output) for output in cell.outputs]
-    return {"kind": "code", "body": _code(cell.source), "outputs": outputs, "number": cell.execution_count or ""}
+    return {"kind": "code", "body": code, "outputs": outputs, "number": cell.execution_count or ""}
 
 
 def _markdown(text: str) -> Markup:
     from nbconvert.filters import markdown2html_mistune
 
     return _clean(markdown2html_mistune(text))
-
-
-def _code(text: str) -> Markup:
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    return Markup(highlight(text, PythonLexer(), HtmlFormatter(nowrap=True)))
 
 
 def _output(output: Any) -> Markup:
@@ -65,11 +62,10 @@ def _output(output: Any) -> Markup:
     data = output.data
     if "text/html" in data:
         return _clean(re.sub(r"(?is)<(style|script)\b.*?(</\1\s*>|\Z)", "", data["text/html"]))
-    for kind in IMAGES:
-        if kind in data:
-            svg = kind == "image/svg+xml"
-            address = svg_address(data[kind]) if svg else f"data:{kind};base64,{data[kind].strip()}"
-            return Markup('<img src="{}" alt="">').format(address)
+    if kind := next((kind for kind in IMAGES if kind in data), None):
+        svg = kind == "image/svg+xml"
+        address = svg_address(data[kind]) if svg else f"data:{kind};base64,{data[kind].strip()}"
+        return Markup('<img src="{}" alt="">').format(address)
     if "text/markdown" in data:
         return _markdown(data["text/markdown"])
     return _plain(data.get("text/plain", ""))

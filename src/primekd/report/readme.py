@@ -18,10 +18,10 @@ from primekd.report import claims, corrections, primed, published
 from primekd.report import text as text_students
 from primekd.report.cells import Table, to_markdown
 from primekd.report.engines import engine_table
-from primekd.report.forests import accuracy_forest
+from primekd.report.figures import accuracy_forest
+from primekd.report.findings import results_page
 from primekd.report.html import write_report
 from primekd.report.results import read_results
-from primekd.report.tables import results_page
 
 # Block -> the table of a folder of logs/ that it holds.
 KINDS: dict[str, Callable[..., Table]] = {

@@ -127,8 +127,7 @@ def differences(profile: Profile) -> Iterator[tuple[str, Path, str]]:
 
 def other_code_text(profile: Profile) -> str:
     """One line for the end of a run; empty where today's code made all of it."""
-    found = list(differences(profile))
-    if not found:
+    if not (found := list(differences(profile))):
         return ""
     stages = dict.fromkeys(FORCED_BY.get(stage, stage) for stage, _, _ in found)
     words = " ".join(f"--force-stage {stage}" for stage in stages)
