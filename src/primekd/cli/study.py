@@ -124,7 +124,8 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     primekd status
     primekd status --profile pocket --json
     """
-    from primekd.running.status import logs_lines, stage_states
+    from primekd.running.reproduction import logs_lines
+    from primekd.running.run_progress import stage_states
 
     loaded = load_profile(profile)
     states = stage_states(loaded)

@@ -7,7 +7,7 @@ from typing import Any
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_file, read_manifest, relative_name, write_json
+from primekd.foundation.provenance import MANIFEST, hash_file, read_json, read_manifest, relative_name, write_json
 from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit
 from primekd.report.formats import percent, significant
@@ -154,3 +154,31 @@ def _table(models: list[dict[str, Any]]) -> list[str]:
         inside = "yes" if m["inside"] and m["published_inside"] else "NO"
         rows.append((m["model"], *shares, inside, percent(m["same_verdicts"]), percent(m["same_texts"])))
     return [f"  {name:16} {' '.join(f'{cell:>19}' for cell in cells)}" for name, *cells in (head, *rows)]
+
+
+def logs_lines(profile: Profile) -> list[str]:
+    """Which logs there are, this machine's and published, and how they differ; a line each."""
+    own, published = profile.logs / MANIFEST, profile.published / MANIFEST
+    lines = [_described("This machine's logs", own), _described("Published logs", published)]
+    if not (own.is_file() and published.is_file()):
+        return lines
+    said = ["the same"]
+    if own.read_bytes() != published.read_bytes():
+        older = str(read_manifest(published).get("end")) < str(read_manifest(own).get("end"))
+        said = [f"other, and {'older' if older else 'newer'}", *unlike_settings(own.parent, published.parent)]
+    lines[1] += f": {'; '.join(said)}"
+    kept = own.parent / REPRODUCTION
+    found = read_json(kept) if kept.is_file() else {}
+    hashes = [found.get(side, {}).get("manifest_sha256") for side in ("here", "published")]
+    if hashes == [hash_file(own), hash_file(published)]:
+        return [*lines, f"This machine's logs against the published ones: {found['verdict']}"]
+    return [*lines, f"Not compared yet: `primekd verify --against-published --profile {profile.name}`"]
+
+
+def _described(what: str, manifest: Path) -> str:
+    if not manifest.is_file():
+        return f"{what}: none in {relative_name(manifest.parent)}"
+    facts = read_manifest(manifest)
+    return (
+        f"{what}: {relative_name(manifest.parent)}, of {facts.get('end', 'unknown date')}, commit {short_commit(facts)}"
+    )

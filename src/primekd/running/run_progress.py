@@ -3,16 +3,23 @@
 import collections
 import itertools
 import re
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from primekd.config import Profile
 from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import StageState, progress_folder, progress_path, read_state
+from primekd.foundation.provenance import now
 
+SILENCE = 30 * 60  # seconds without a word after which a stage on another machine counts as lost
 NO_RULES = ("all", "total")  # what else stands in Snakemake's table of jobs
 
 
@@ -164,3 +171,21 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def stage_states(profile: Profile) -> list[dict[str, Any]]:
+    """One entry a stage that was ever started, oldest first: stage, done, total, unit, started, updated, and state:
+    running, done, stopped, or lost (its process is there no more). Raises UserError if one of the files is damaged."""
+    found = [read_state(path) for path in progress_folder(profile).glob("*.json")]
+    states = [entry.model_dump() | ({"state": "lost"} if is_lost(entry) else {}) for entry in found if entry]
+    return sorted(states, key=lambda s: (s["started"], s["stage"]))
+
+
+def is_lost(entry: StageState) -> bool:
+    """Whether a stage was killed: its process is gone or, where that cannot be seen from here, has long been silent."""
+    if entry.state != "running":
+        return False
+    if entry.host == socket.gethostname():
+        return not psutil.pid_exists(entry.pid)
+    silent = datetime.fromisoformat(now()) - datetime.fromisoformat(entry.updated)
+    return silent.total_seconds() > SILENCE
