@@ -38,7 +38,7 @@ from primekd.report.formats import p_value, percent
 from primekd.report.html import render
 from primekd.report.lineage import model_facts
 from primekd.report.readme import block
-from primekd.running.made_by import other_code_text, refuse_unpublishable
+from primekd.running.publishing import other_code_text, refuse_unpublishable
 from primekd.running.verify_run import check_lineage
 from primekd.signals import StoredItem
 from primekd.signals.certainty import TOP

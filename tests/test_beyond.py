@@ -25,10 +25,9 @@ from primekd.foundation.tables import read_table
 from primekd.models.chat import build_prompt
 from primekd.planning.tokens import Lengths, stages
 from primekd.report.beyond import beyond_tables
+from primekd.report.findings import results_page, results_text
 from primekd.report.html import render, write_report
-from primekd.report.tables import results_page, results_text
-from primekd.running.made_by import results_of
-from primekd.running.publishing import exchange
+from primekd.running.publishing import exchange, results_of
 from primekd.running.show import show
 from primekd.running.verify import check_logs
 from primekd.running.verify_run import check_outputs, check_run

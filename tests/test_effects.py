@@ -19,10 +19,9 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_json, write_manifest, write_text
 from primekd.foundation.tables import read_table, table_text
 from primekd.report.effects import effect_tables
-from primekd.report.findings import findings, how_tested
+from primekd.report.findings import findings, how_tested, results_page, results_text
 from primekd.report.html import render
 from primekd.report.results import read_results
-from primekd.report.tables import results_page, results_text
 from primekd.statistics.contrasts import ContrastRow, contrast
 from primekd.statistics.effect_sentences import control_sentences, effect_sentences, subset_sentences
 from primekd.statistics.effects import (
