@@ -42,10 +42,9 @@ from primekd.running.made_by import other_code_text, refuse_unpublishable
 from primekd.running.verify_run import check_lineage
 from primekd.signals import StoredItem
 from primekd.signals.certainty import TOP
-from primekd.statistics.contrasts import ContrastRow, contrast, verdicts_of
+from primekd.statistics.contrasts import ContrastRow, contrast, seed_rows, verdicts_of
 from primekd.statistics.families import plan_of, planned_contrasts, title_of
 from primekd.statistics.inference import accuracy, detectable_difference, holm, mcnemar_exact
-from primekd.statistics.seeds import seed_rows
 from primekd.statistics.sentences import MEASURES, claims, sentence
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies import assess as assessing

@@ -46,8 +46,8 @@ from primekd.foundation.provenance import (
 from primekd.foundation.tables import read_table
 from primekd.running.verify import _fix, check_decisions, check_models, check_verdicts, summary, verify
 from primekd.running.verify_run import check_outputs
+from primekd.statistics.contrasts import seed_rows
 from primekd.statistics.families import plan_of
-from primekd.statistics.seeds import seed_rows
 from primekd.studies.regrade import regrade, rules_hashes
 from primekd.studies.results import KEPT, OPTIONAL, TABLES, answers_hash, decisions_hash, write_results
 from primekd.studies.settling import finish

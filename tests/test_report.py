@@ -19,7 +19,7 @@ from primekd.report.forests import accuracy_forest, contrast_forest, extractor_d
 from primekd.report.html import write_report
 from primekd.report.results import read_results
 from primekd.statistics.audit import AuditRow
-from primekd.statistics.seeds import SeedRow
+from primekd.statistics.contrasts import SeedRow
 
 
 @pytest.fixture

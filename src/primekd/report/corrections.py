@@ -17,9 +17,7 @@ from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import MISSING, interval, p_value, percent, significant
 from primekd.report.results import read_optional
 from primekd.report.shown import Shown, show_figure, show_table
-from primekd.statistics.corrections import ALL, COPY, FILE, LanguageRow
-from primekd.statistics.errant_edits import FILE as ERRANT
-from primekd.statistics.errant_edits import ErrantRow
+from primekd.statistics.corrections import ALL, COPY, ERRANT, FILE, ErrantRow, LanguageRow
 from primekd.statistics.families import title_of
 from primekd.statistics.labels import FILE as LABELS
 from primekd.statistics.labels import LabelRow

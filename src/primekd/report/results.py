@@ -12,10 +12,9 @@ from primekd.foundation.tables import Cells as Row
 from primekd.foundation.tables import read_cells, read_table
 from primekd.report.cells import Name, Table
 from primekd.report.formats import MISSING, interval, p_value, percent, significant
-from primekd.statistics.contrasts import ContrastRow
+from primekd.statistics.contrasts import ContrastRow, SeedRow
 from primekd.statistics.effects import EffectRow
 from primekd.statistics.families import Pair, title_of
-from primekd.statistics.seeds import SeedRow
 from primekd.statistics.subsets import SubsetRow
 from primekd.statistics.summary import SummaryRow
 from primekd.studies.responses import RESPONSES, ResponseRow

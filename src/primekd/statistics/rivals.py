@@ -1,5 +1,7 @@
 """Every answer read by every extractor: extractors.csv, and accuracies.csv with what that does to each model."""
 
+import csv
+import io
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,13 +42,10 @@ class Reading:
     values: dict[str, Fraction | None]
     adjudicated: str = ""
 
-    def correct(self, extractor: str) -> bool:
-        """Whether an extractor's value is the gold value."""
-        return self.values[extractor] == Fraction(self.gold)
-
-    def correct_adjudicated(self, extractor: str) -> bool:
-        """The same by a person's value where one was decided on."""
-        return as_read(self.adjudicated) == Fraction(self.gold) if self.adjudicated else self.correct(extractor)
+    def correct(self, extractor: str, adjudicated: bool = False) -> bool:
+        """Whether an extractor's value, or with `adjudicated` that of a person who decided, is the gold value."""
+        decided = adjudicated and self.adjudicated
+        return (as_read(self.adjudicated) if decided else self.values[extractor]) == Fraction(self.gold)
 
 
 def read_all(model: str, log: list[LogRow]) -> list[Reading]:
@@ -63,20 +62,15 @@ def accuracies(model: str, readings: list[Reading]) -> list[AccuracyRow]:
     rows, items = [], [item_of(r.id) for r in readings]
     for name in EXTRACTORS:
         found = sum(r.values[name] is not None for r in readings)
-        right, decided = [r.correct(name) for r in readings], [r.correct_adjudicated(name) for r in readings]
-        counted = (part for verdicts in (right, decided) for part in (sum(verdicts), *accuracy(verdicts, items)))
+        by_both = ([r.correct(name, adjudicated) for r in readings] for adjudicated in (False, True))
+        counted = (part for verdicts in by_both for part in (sum(verdicts), *accuracy(verdicts, items)))
         rows.append(AccuracyRow(model, name, len(readings), found, *counted))
     return rows
 
 
 def readings_text(readings: list[Reading]) -> str:
-    """extractors.csv, -1 where no value was found and -1.0 for a true minus one. No cell but an id can need quotes."""
-    lines = [",".join(["model", "id", "gold", *EXTRACTORS])]
-    for r in readings:
-        values = (as_written(r.values[name]) for name in EXTRACTORS)
-        lines.append(",".join([r.model, _quoted(r.id), r.gold, *values]))
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(cell: str) -> str:
-    return '"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\r\n') else cell
+    """extractors.csv, -1 where no value was found and -1.0 for a true minus one."""
+    text = io.StringIO()
+    rows = ([r.model, r.id, r.gold, *(as_written(r.values[name]) for name in EXTRACTORS)] for r in readings)
+    csv.writer(text, lineterminator="\n").writerows([["model", "id", "gold", *EXTRACTORS], *rows])
+    return text.getvalue()

@@ -52,9 +52,7 @@ class Judged:
 def judge(labels: list[Label], answers: dict[tuple[str, str], LogRow], extractor: str) -> list[Judged]:
     """Reads every labelled answer that has an unambiguous label. `answers`: (log, id) -> the logged answer."""
     judged = []
-    for label in labels:
-        if label.kind == "ambiguous":
-            continue
+    for label in (label for label in labels if label.kind != "ambiguous"):
         row = answers[label.log, label.id]
         found = extract(row.response, extractor, row.truncated, row.question)
         published = extract(row.response, "published", row.truncated).rule
