@@ -35,11 +35,9 @@ VLLM_SERVED = {"adapter": BESIDE}  # it adds an adapter's product to each layer'
 
 @dataclass(frozen=True)
 class Scored:
-    """What one model gave: its answers, in the order of the items, and its held-out rows.
-
-    `served`: how its adapter was put on for each of the two, None for the control. `beside`: its answers of every
-    answer set that the profile asks for. `forgetting`: its rows on neutral prompts, if it asks for any.
-    """
+    """What one model gave: answers, in the order of the items, and held-out rows; how its adapter was put on for each
+    of the two (None for the control); its answers of every answer set, and its rows on neutral prompts, if the profile
+    asks for any."""
 
     answers: list[Answer]
     held_out: list[HeldOutRow]
@@ -81,19 +79,15 @@ class Model:
 
 def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> None:
     """Answers and held-out fit of the models of these names, `control` or strategies; `assess` finds them on disk.
-
-    Several processes may score different models at once; none opens the teacher. With `force` all is made anew.
-
-    Raises:
-        UserError: there is no such model, it is not trained, or the reference is not captured.
-    """
-    known = [*(model.name for model in untrained_models(profile)), *arms_of(profile)]
+    Several processes may score different models at once; none opens the teacher. With `force` all is made anew. Raises
+    UserError if there is no such model, it is not trained, or the reference is not captured."""
+    untrained = {model.name: model for model in untrained_models(profile)}
+    known = [*untrained, *arms_of(profile)]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"There is no model {unknown[0]!r}: choose one of {', '.join(known)}.")
     models = []
     for name in names:
-        untrained = [model for model in untrained_models(profile) if model.name == name]
-        models += untrained or models_of(find_students(profile, name))
+        models += [untrained[name]] if name in untrained else models_of(find_students(profile, name))
     job = held_out_job(profile)
     if not (job.folder / MANIFEST).is_file():
         raise UserError("The teacher's answers to the test items are missing: `primekd capture --held-out` first.")
@@ -212,7 +206,7 @@ def scored_hashes(profile: Profile, names: Sequence[str]) -> dict[str, str]:
 
 
 def makers(profile: Profile, name: str) -> dict[str, Any]:
-    """Who made a model's answers and held-out rows: {"answers": {"git", "code"}, "held_out": {"git", "code"}}."""
+    """Who made what of a model: {"answers": {"git", "code"}, "held_out": {"git", "code"}, ...}."""
     return {
         what: maker_of(m) | ({"mixed": m["mixed"]} if m.get("mixed") else {})
         for what, m in _made(profile, name).items()
@@ -221,19 +215,17 @@ def makers(profile: Profile, name: str) -> dict[str, Any]:
 
 def say_scored(profile: Profile, names: Sequence[str]) -> None:
     """Says which answers and held-out rows other code made."""
+    titles = {"answers": "answer", "held_out": "held-out fit"}
     for name in names:
         stages = made_of(profile, name)
         for what, manifest in _made(profile, name).items():
-            said, (stage, view, _) = {"answers": "answer", "held_out": "held-out fit"}.get(what, what), stages[what]
-            say_kept(f"{said} {name}", manifest, stage_code(stage, view))
+            stage, view, _ = stages[what]
+            say_kept(f"{titles.get(what, what)} {name}", manifest, stage_code(stage, view))
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
-    """Seconds and energy of making these models' answers and held-out rows, whenever and by whichever process.
-
-    Sums over jobs: of those that ran side by side each counts its own time, and the energy of the whole machine. None
-    where it is not known of all.
-    """
+    """Seconds and energy of making these models' answers and held-out rows, whenever and by whichever process: sums
+    over jobs, of which each counts its own time and the energy of the whole machine. None where one is not known."""
     folders = [folder for name in names for *_, folder in made_of(profile, name).values()]
     folders += [f for name in names if ((f := serving_folder(profile, name)) / MANIFEST).is_file()]
     manifests = [read_manifest(folder / MANIFEST) for folder in folders]

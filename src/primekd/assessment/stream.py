@@ -17,14 +17,8 @@ INTERVAL = 0.1  # seconds between two looks at an answer in the making
 
 @dataclass(frozen=True)
 class Reply:
-    """One model's answer.
-
-    Attributes:
-        tokens: of the answer, with the one that ends it. seconds: from the prompt's first to the answer's last token.
-        truncated: cut off at the profile's limit of new tokens. stopped: by whoever asked.
-        ids: the answer's tokens.
-        values: extractor -> what it reads, in words.
-    """
+    """One model's answer: its tokens counted with the one that ends it, seconds from the prompt's first to the answer's
+    last one, whether it was cut off at the profile's limit or stopped by whoever asked, what each extractor reads."""
 
     name: str
     text: str
@@ -47,11 +41,8 @@ class _Stopped(Exception):
 
 
 class Stream:
-    """One answer in the making. Iterate over its text so far, at most ten times a second; the last one is all of it.
-
-    Attributes:
-        reply: once the iteration is over.
-    """
+    """One answer in the making. Iterate over its text so far, at most ten times a second; the last one is all of it,
+    and `reply` is there when the iteration is over."""
 
     def __init__(self, name: str, question: str, tokenizer, prompt: Prompt, engine, limit: int):
         self.name, self.question, self._tokenizer = name, question, tokenizer
@@ -78,8 +69,12 @@ class Stream:
             thread.join()
         if self._error:
             raise self._error
-        self.reply = self._finish(time.perf_counter() - start)
-        yield self.reply.text
+        seconds, stopped = time.perf_counter() - start, self._response is None
+        ids = self._ids if stopped else self._response.ids
+        truncated, text = stopped or self._response.truncated, self._text(ids)
+        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in EXTRACTORS}
+        self.reply = Reply(self.name, text, len(ids), seconds, truncated, stopped, values, tuple(ids))
+        yield text
 
     def _generate(self) -> None:
         try:
@@ -98,12 +93,6 @@ class Stream:
 
     def _text(self, ids: Sequence[int]) -> str:
         return decode_response(self._tokenizer, list(ids))
-
-    def _finish(self, seconds: float) -> Reply:
-        stopped, ids = self._response is None, self._response.ids if self._response else self._ids
-        truncated, text = stopped or self._response.truncated, self._text(ids)
-        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in EXTRACTORS}
-        return Reply(self.name, text, len(ids), seconds, truncated, stopped, values, tuple(ids))
 
 
 @contextmanager
