@@ -33,11 +33,9 @@ _VALUE = re.compile(r"-?[0-9]{1,4000}(?:\.[0-9]{1,4000}|/[0-9]{1,4000})?")  # in
 
 @dataclass(frozen=True)
 class Decision:
-    """One row of assessment/adjudications.csv; every field is text as it stands there.
-
-    `automatic` is what the published rules read when the decision was made, `value` what the person decided; both are
-    written by `as_written`. `when` is ISO 8601 with its offset.
-    """
+    """One row of assessment/adjudications.csv, all text as it stands there. `automatic` is what the published rules
+    read when the decision was made, `value` what the person decided, both `as_written`; `when`: ISO 8601, with its
+    offset."""
 
     profile: str
     model: str
@@ -120,36 +118,29 @@ def read_decisions(path: Path | None = None) -> list[Decision]:
     path = Path(path or decisions_file())
     if not path.is_file():
         return []
-    line = 1
+    line, decisions = 1, []
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)
-            order = _places(next(reader, COLUMNS))
-            decisions = []
+            header = next(reader, list(COLUMNS))
+            if missing := [name for name in COLUMNS if name not in header]:
+                raise ValueError(f"it has no column {', '.join(missing)}")
+            if len(header) > len(COLUMNS):  # a further one would be lost with the next decision
+                raise ValueError(f"it has {len(header)} columns, {len(header) - len(COLUMNS)} too many")
             line = reader.line_num + 1
             for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise ValueError(f"it has {len(cells)} cells, not {len(header)}")
                 if cells:
-                    decisions.append(_decision(cells, order))
+                    decisions.append(_checked(Decision(**dict(zip(header, cells, strict=True)))))
                 line = reader.line_num + 1
-            return decisions
     except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
         raise UserError(f"{relative_name(path)} line {line} cannot be read ({error}): mend or remove it.") from error
+    return decisions
 
 
-def _places(header: Iterable[str]) -> list[int]:
-    """Where each column stands. A further one is refused, for it would be lost with the next decision."""
-    header = list(header)
-    if missing := [name for name in COLUMNS if name not in header]:
-        raise ValueError(f"it has no column {', '.join(missing)}")
-    if len(header) > len(COLUMNS):
-        raise ValueError(f"it has {len(header)} columns, {len(header) - len(COLUMNS)} too many")
-    return [header.index(name) for name in COLUMNS]
-
-
-def _decision(cells: list[str], order: list[int]) -> Decision:
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"it has {len(cells)} cells, not {len(COLUMNS)}")
-    row = Decision(*(cells[place] for place in order))
+def _checked(row: Decision) -> Decision:
+    """The row. Raises ValueError if a cell is not as it should be."""
     if not re.fullmatch(r"[0-9a-f]{64}", row.answer_sha256):
         raise ValueError("answer_sha256 is no hash")
     if row.decision not in (ACCEPT, CORRECT, NONE) or row.purpose not in (REVIEW, AUDIT):
