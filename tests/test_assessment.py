@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM
 from primekd.assessment import held_out
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
 from primekd.assessment.decisions.decisions import Decision, add_decision, answer_hash
-from primekd.assessment.grade import grade_answer, grade_answers
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
-from primekd.assessment.logs import COLUMNS, LogRow, read_log, write_log
+from primekd.assessment.logs import COLUMNS, LogRow, grade_answer, grade_answers, read_log, write_log
 from primekd.assessment.score import Model, score_models, score_some
 from primekd.capture.jobs import held_out_job, open_signals, training_job
 from primekd.capture.run import capture

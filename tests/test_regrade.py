@@ -25,9 +25,8 @@ from primekd.assessment.decisions.decisions import (
     remove_decision,
 )
 from primekd.assessment.decisions.session import Session
-from primekd.assessment.grade import grade_answer
 from primekd.assessment.held_out import HeldOutRow, write_rows
-from primekd.assessment.logs import LogRow, read_log, read_logs, write_log
+from primekd.assessment.logs import LogRow, grade_answer, read_log, read_logs, write_log
 from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.config.arms import load_arms

@@ -17,10 +17,8 @@ from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import MISSING, interval, p_value, percent, significant
 from primekd.report.results import read_optional
 from primekd.report.shown import Shown, show_figure, show_table
-from primekd.statistics.corrections import ALL, COPY, ERRANT, FILE, ErrantRow, LanguageRow
+from primekd.statistics.corrections import ALL, COPY, ERRANT, FILE, LABELS, ErrantRow, LabelRow, LanguageRow
 from primekd.statistics.families import title_of
-from primekd.statistics.labels import FILE as LABELS
-from primekd.statistics.labels import LabelRow
 from primekd.tasks.grammar import language_of, plain
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import without_gold

@@ -10,9 +10,9 @@ from primekd.assessment.reading import EXTRACTORS, NOT_FOUND, RULES
 from primekd.report.cells import Cell, Name, Table
 from primekd.report.formats import MISSING, interval, percent, significant
 from primekd.report.results import ADJUDICATED, Results, Row, read_optional
-from primekd.statistics.audit import AuditRow, audit_scope
 from primekd.statistics.families import title_of
-from primekd.statistics.rivals import AccuracyRow
+from primekd.statistics.summary import AccuracyRow
+from primekd.statistics.validation import AuditRow, audit_scope
 
 SPREAD, DISAGREE = "Most minus least, points", "Extractors disagree on"
 # Model -> one row of extractors.csv an item.

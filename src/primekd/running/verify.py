@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
-from primekd.assessment.grade import grade_row
 from primekd.assessment.held_out import read_rows
-from primekd.assessment.logs import LogRow, read_log, read_logs
+from primekd.assessment.logs import LogRow, grade_row, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER

@@ -23,7 +23,7 @@ from primekd.statistics.families import title_of
 from primekd.statistics.inference import accuracy, holm_of, mcnemar_exact
 from primekd.tasks.grammar import language_of, plain, similarity
 
-FILE, ERRANT = "languages.csv", "errant.csv"
+FILE, ERRANT, LABELS = "languages.csv", "errant.csv", "labels.csv"
 COPY = "copy"  # the sentence as it was asked: what it costs nothing to answer
 ALL = "all"
 Edit = tuple[int, int, tuple[str, ...]]
@@ -211,3 +211,25 @@ def _errant_edits(annotator, source, target: str) -> Counter:
         return Counter()
     found = annotator.annotate(source, annotator.parse(target, tokenise=True))
     return Counter((edit.o_start, edit.o_end, edit.c_str) for edit in found if edit.type != UNCORRECTED)
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """A student's labels. `asked`: sentences that were sent to the teacher for it; `unfit`: how many answers were no
+    labels, `reasons` why, as `reason: count`; `right`: labels that are the gold sentence (nobody trained on
+    that), None where they were gone.
+
+    Means of all answers of the profile: `input_tokens`, `output_tokens`, and what 1,000 of them took: `seconds` and
+    `usd`, None where the teacher is not behind an API.
+    """
+
+    model: str
+    asked: int
+    unfit: int
+    reasons: str
+    trained_on: int
+    right: int | None
+    input_tokens: float | None
+    output_tokens: float | None
+    seconds: float | None
+    usd: float | None

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from primekd.assessment.answers import Answer
-from primekd.assessment.grade import grade_answer
-from primekd.assessment.logs import LogRow, write_log
+from primekd.assessment.logs import LogRow, grade_answer, write_log
 from primekd.assessment.reading import EXTRACTORS, RULES
 from primekd.assessment.reading.ending import is_cut
 from primekd.foundation.errors import UserError

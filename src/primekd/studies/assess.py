@@ -9,9 +9,8 @@ from primekd.assessment import tokens
 from primekd.assessment.answers import answer_inputs
 from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.forgetting import ForgettingRow
-from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
-from primekd.assessment.logs import LogRow
+from primekd.assessment.logs import LogRow, grade_answers
 from primekd.assessment.score import (
     Scored,
     load_reference,
@@ -34,9 +33,7 @@ from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
-from primekd.statistics.corrections import ERRANT, ErrantRow, errant_rows, no_errant
-from primekd.statistics.labels import FILE as LABELS
-from primekd.statistics.labels import LabelRow
+from primekd.statistics.corrections import ERRANT, LABELS, ErrantRow, LabelRow, errant_rows, no_errant
 from primekd.studies.labelled import label_rows
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes

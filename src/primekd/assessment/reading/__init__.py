@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from primekd.assessment.reading import harness, mathverify, published, validated
 from primekd.assessment.reading.ending import answer_part, is_cut
-from primekd.assessment.reading.result import NONE, NOT_FOUND, Extraction
+from primekd.assessment.reading.numbers import NONE, NOT_FOUND, Extraction
 
 __all__ = ["EXTRACTORS", "NONE", "NOT_FOUND", "RULES", "Extraction", "extract", "looks_cut"]
 

@@ -7,8 +7,7 @@ number, where it is one: the harness compares strings, so that to it 29.00 is no
 
 import re
 
-from primekd.assessment.reading.numbers import find_numbers
-from primekd.assessment.reading.result import Extraction, nothing
+from primekd.assessment.reading.numbers import Extraction, find_numbers, nothing
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
 # The pattern of each filter, and which of its matches is taken.

@@ -12,8 +12,7 @@ The rules, in this order (the study's own code read a stale variable in rule 3 a
 import re
 from dataclasses import replace
 
-from primekd.assessment.reading.numbers import Number, find_numbers
-from primekd.assessment.reading.result import Extraction, nothing, reading
+from primekd.assessment.reading.numbers import Extraction, Number, find_numbers, nothing, reading
 
 RULES = ("boxed", "first-line", "phrase", "last-number", "none")
 

@@ -19,8 +19,7 @@ from fractions import Fraction
 from primekd.assessment.reading.concluded import concluded
 from primekd.assessment.reading.declared import Declaration, declarations, moved
 from primekd.assessment.reading.ending import is_cut
-from primekd.assessment.reading.numbers import Number, find_numbers
-from primekd.assessment.reading.result import Extraction, nothing, reading
+from primekd.assessment.reading.numbers import Extraction, Number, find_numbers, nothing, reading
 
 RULES = ("declared", "corrected", "leading", "concluded", "none")
 LONGEST = 20_000  # characters; what was asked is answered by then
