@@ -35,8 +35,10 @@ Nats = Annotated[float, Field(ge=-0.01)]  # a sum of float32 may end a little be
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """One item under one model. Sums in nats over the tokens of the teacher's answer and of the gold solution; `kl` is
-    None where the teacher's text alone was kept."""
+    """One item under one model. Sums in nats over the tokens of the teacher's answer and of the gold solution.
+
+    `kl` is None where the teacher's text alone was kept: there is no distribution to measure from.
+    """
 
     model: Name
     id: Name

@@ -67,8 +67,14 @@ class ChoiceRow:
 
 
 def encode_choices(tokenizer: "PreTrainedTokenizerBase", item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the context, and of each choice behind it: both are encoded together, and what the context has not
-    alone is the choice's. Spaces that end the context go to the choices. Raises UserError if a choice has no token."""
+    """Token ids of the context, and of each choice behind it.
+
+    Spaces that end the context go to the choices; context and choice are encoded together, and what the context has
+    not alone is the choice's.
+
+    Raises:
+        UserError: a choice has no token of its own.
+    """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     mark = "" if start is None else tokenizer.decode(start)
 
@@ -92,9 +98,12 @@ def score_choices(
 ) -> list[ChoiceRow]:  # fmt: skip
     """A row an item, in order. The context is read once and shared by its choices, and by what these begin with alike.
 
-    `scorer`: an engine; or a model as it is, such as one in training, with its `tokenizer` and a `batch_size`.
-    `advance` is told of how many items were scored. Raises UserError if an item is longer than the model's context, or
-    as `encode_choices`.
+    Args:
+        scorer: an engine; or a model as it is, such as one in training, with its `tokenizer` and a `batch_size`.
+        advance: is told of how many items were scored.
+
+    Raises:
+        UserError: an item is longer than the model's context, or as `encode_choices`.
     """
     from primekd.models.logits import evaluating
     from primekd.teachers.transformers_engine import TransformersEngine

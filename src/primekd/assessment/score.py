@@ -35,9 +35,11 @@ VLLM_SERVED = {"adapter": BESIDE}  # it adds an adapter's product to each layer'
 
 @dataclass(frozen=True)
 class Scored:
-    """What one model gave: answers, in the order of the items, and held-out rows; how its adapter was put on for each
-    of the two (None for the control); its answers of every answer set, and its rows on neutral prompts, if the profile
-    asks for any."""
+    """What one model gave: its answers, in the order of the items, and its held-out rows.
+
+    `served`: how its adapter was put on for each of the two, None for the control. `beside`: its answers of every
+    answer set that the profile asks for. `forgetting`: its rows on neutral prompts, if it asks for any.
+    """
 
     answers: list[Answer]
     held_out: list[HeldOutRow]
@@ -79,8 +81,12 @@ class Model:
 
 def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> None:
     """Answers and held-out fit of the models of these names, `control` or strategies; `assess` finds them on disk.
-    Several processes may score different models at once; none opens the teacher. With `force` all is made anew. Raises
-    UserError if there is no such model, it is not trained, or the reference is not captured."""
+
+    Several processes may score different models at once; none opens the teacher. With `force` all is made anew.
+
+    Raises:
+        UserError: there is no such model, it is not trained, or the reference is not captured.
+    """
     untrained = {model.name: model for model in untrained_models(profile)}
     known = [*untrained, *arms_of(profile)]
     if unknown := [name for name in names if name not in known]:

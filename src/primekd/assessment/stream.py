@@ -17,8 +17,13 @@ INTERVAL = 0.1  # seconds between two looks at an answer in the making
 
 @dataclass(frozen=True)
 class Reply:
-    """One model's answer: its tokens counted with the one that ends it, seconds from the prompt's first to the answer's
-    last one, whether it was cut off at the profile's limit or stopped by whoever asked, what each extractor reads."""
+    """One model's answer.
+
+    Attributes:
+        tokens: of the answer, with the one that ends it. seconds: from the prompt's first to the answer's last token.
+        truncated: cut off at the profile's limit of new tokens. stopped: by whoever asked.
+        values: extractor -> what it reads, in words.
+    """
 
     name: str
     text: str

@@ -33,8 +33,12 @@ SPACES = {"\n": "⏎", "\t": "⇥"}
 
 @dataclass(frozen=True)
 class TokenFit:
-    """One model on the T tokens of one text: (T,) KL(teacher || model) in nats; (T, K) its most probable tokens and
-    their probabilities."""
+    """One model on the T tokens of one text.
+
+    Attributes:
+        kl: (T,) KL(teacher || model) in nats, or what else `losses_of` was asked for.
+        top_ids, top_probs: (T, K) the model's most probable tokens, and their probabilities.
+    """
 
     kl: Tensor
     top_ids: Tensor
@@ -81,8 +85,12 @@ def write_tokens(
     path: Path, answers: Mapping[str, Sequence[int]], certainty: Mapping[str, Certainty], models: Mapping[str, Path],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> Path | None:  # fmt: skip
-    """Writes the logs' file; None, and no file, where no rows of the teacher were kept. `answers`: item -> the
-    teacher's response ids, in the order of the files of `models`; `certainty`: of the first of these items."""
+    """Writes the logs' file; None, and no file, where no rows of the teacher were kept.
+
+    Args:
+        answers: item -> the teacher's response ids, in the order of the files of `models`.
+        certainty: of the first of these items.
+    """
     path.unlink(missing_ok=True)
     if not certainty:
         return None
@@ -110,9 +118,13 @@ def text_of(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of the teacher's answer: the teacher's entropy in nats, the probability that it gave what is written
-    (None where that is not known) and its (text, probability), the most probable first; by model KL(teacher || model)
-    in nats, and its (text, probability)."""
+    """One token of the teacher's answer.
+
+    Attributes:
+        text: what it writes. teacher: the teacher's (text, probability), the most probable first.
+        entropy: the teacher's, in nats. written: the probability that the teacher gave it; None where it is not known.
+        kl: model -> KL(teacher || model) in nats. top: model -> its (text, probability).
+    """
 
     text: str
     entropy: float

@@ -33,12 +33,14 @@ FITS = {"kl": "teacher_tokens", "nll_gold": "gold_tokens"}  # measure of a held-
 class ContrastRow:
     """A strategy against a reference on the same items, over all their seeds. Differences are model minus reference.
 
-    Intervals and p are those of `Comparison` (accuracy) and `clustered`; `clusters`: templates, or items. The columns
-    `p_holm` are adjusted over one family: its planned contrasts in all measures. `mde` is the smallest true difference
-    in accuracy that these tests find in 80 % of repetitions at the first of Holm's thresholds. `seeds`,
-    `reference_seeds`: trainings on each side (see `compared`), the latter empty for the control. `only_model`,
-    `only_reference`: items that one side alone has right, empty with several seeds. `truncated`: shares of answers that
-    were cut off. Without held-out rows, kl and nll_gold are empty; with a teacher's text alone, kl is.
+    Intervals and p are those of `Comparison` (accuracy) and `clustered`; `p_mcnemar` is McNemar's exact one. The
+    columns `p_holm` are adjusted over one family: its planned contrasts in all measures. `mde` is the smallest true
+    difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's thresholds.
+
+    `seeds`, `reference_seeds`: trainings on each side (see `compared`), the latter empty for the control. `clusters`:
+    templates, or items. `only_model`, `only_reference`: items that one side alone has right, empty with several seeds.
+    `truncated`, `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and nll_gold are
+    empty; with a teacher's text alone, kl is.
     """
 
     model: str

@@ -12,7 +12,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response
-from primekd.statistics.corrections import LabelRow
+from primekd.statistics.corrections import LABELS, LabelRow
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.protocol import Item
 

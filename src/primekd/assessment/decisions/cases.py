@@ -24,9 +24,11 @@ Logs = dict[str, list[LogRow]]
 
 @dataclass(frozen=True)
 class Case:
-    """One answer that a person is asked about, with neither gold value nor verdict. `automatic`, `rule` and `span`
-    (characters [start, end) of the response) are what the published rules read; `why`: the reasons for which it is
-    listed, in words, none in an audit."""
+    """One answer that a person is asked about. Holds neither the gold value nor a verdict.
+
+    `automatic`, `rule` and `span` (characters [start, end) of the response) are what the published rules read;
+    `why` are the reasons for which it is listed, in words; empty in an audit.
+    """
 
     model: str
     id: str
@@ -59,9 +61,14 @@ def open_cases(
 
 
 def audit_sample(
-    profile: Profile, logs: Logs, decisions: Iterable[Decision], who: str, count: int, models: Iterable[str] = (),
+    profile: Profile,
+    logs: Logs,
+    decisions: Iterable[Decision],
+    who: str,
+    count: int,
+    models: Iterable[str] = (),
     seed: int = 0,
-) -> list[Case]:  # fmt: skip
+) -> list[Case]:
     """A random sample of all answers, whatever rule fired and whatever the verdict, for a blind second look.
 
     Answers that `who` has decided on are not drawn: nobody audits one twice, and a review has shown its automatic

@@ -33,9 +33,11 @@ _VALUE = re.compile(r"-?[0-9]{1,4000}(?:\.[0-9]{1,4000}|/[0-9]{1,4000})?")  # in
 
 @dataclass(frozen=True)
 class Decision:
-    """One row of assessment/adjudications.csv, all text as it stands there. `automatic` is what the published rules
-    read when the decision was made, `value` what the person decided, both `as_written`; `when`: ISO 8601, with its
-    offset."""
+    """One row of assessment/adjudications.csv; every field is text as it stands there.
+
+    `automatic` is what the published rules read when the decision was made, `value` what the person decided; both are
+    written by `as_written`. `when` is ISO 8601 with its offset.
+    """
 
     profile: str
     model: str

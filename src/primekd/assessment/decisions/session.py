@@ -130,9 +130,13 @@ class Session:
 
 
 def open_session(
-    profile: Profile, who: str, models: list[str] | None = None, limit: int | None = None, audit: int | None = None,
+    profile: Profile,
+    who: str,
+    models: list[str] | None = None,
+    limit: int | None = None,
+    audit: int | None = None,
     seed: int = 0,
-) -> tuple[Session, str]:  # fmt: skip
+) -> tuple[Session, str]:
     """A session on the open cases, or with `audit` on a random sample of that size; and what to say before it starts.
     Raises UserError if a log or the file of decisions cannot be read, or a model has no log."""
     logs, decisions = read_logs(profile), read_decisions()
@@ -149,8 +153,10 @@ def open_session(
 def list_cases(
     profile: Profile, models: list[str] | None = None, limit: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """What a session would ask about, in its order and without texts: `open` counts all, `cases` are at most `limit` of
-    them; `stale` counts decisions for answers that these logs do not hold. Raises UserError as `open_session` does."""
+    """What a session would ask about, in its order and without texts: `open` counts all, `cases` are at most `limit`.
+
+    `stale` counts decisions for answers that these logs do not hold. Raises UserError as `open_session` does.
+    """
     logs, decisions = read_logs(profile), read_decisions()
     cases = open_cases(profile, logs, decisions, models or (), seed)
     told = ("model", "id", "answer_sha256", "automatic", "rule", "span", "truncated", "why")
@@ -180,11 +186,11 @@ def spoken(value: str) -> str:
 
 
 def readable(text: str) -> str:
-    """A text without anything that could drive a terminal or turn its reading direction: escape and other control
-    characters become U+FFFD, one for one, so that spans still fit."""
-    return "".join(
-        _DRAWN.get(c, "\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c) for c in text
-    )  # fmt: skip
+    """A text without anything that could drive a terminal or turn its reading direction; as long as it was.
+
+    Escape and other control characters become U+FFFD, one for one, so that spans still fit.
+    """
+    return "".join(_DRAWN.get(c, "\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c) for c in text)
 
 
 def around(text: str, span: tuple[int, int] | None) -> tuple[str, str, str]:

@@ -38,9 +38,11 @@ def braced(text: str, start: int) -> str:
 
 
 def number_in_box(text: str, start: int, inside: str) -> Number | None:
-    """The first number behind the last equals sign of a box, if there is one; else its first number. What stands in
-    \\text{} counts only where nothing else does: \\boxed{18 \\text{ in 2 days}} gives 18. `inside` is what stands in
-    the box from `start` on."""
+    """The first number behind the last equals sign of a box, if there is one; else its first number.
+
+    `inside` is what stands in the box from `start` on. What stands in \\text{} counts only where nothing else does:
+    \\boxed{18 \\text{ in 2 days}} gives 18.
+    """
     numbers = find_numbers(text, start, start + len(inside))
     bare = _TEXT.sub(lambda match: " " * len(match[0]), inside)
     outside = [n for n in numbers if bare[n.start - start : n.end - start].strip()]
