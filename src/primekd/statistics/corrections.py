@@ -88,14 +88,14 @@ def edit_counts(source: str, answer: str, gold: str) -> tuple[int, int, int]:
     return len(made & wanted), len(made - wanted), len(wanted - made)
 
 
-def f_score(counts: Sequence[int] | np.ndarray, beta: float = 0.5) -> tuple[float, float, float]:
-    """(precision, recall, F) of (right, wrong, missing). Where none was made precision is 1, where none was wanted
+def f_score(counts: Sequence[int] | np.ndarray) -> tuple[float, float, float]:
+    """(precision, recall, F0.5) of (right, wrong, missing). Where none was made precision is 1, where none was wanted
     recall, as in ERRANT."""
     right, wrong, missing = map(float, counts)
     precision = right / (right + wrong) if wrong else 1.0
     recall = right / (right + missing) if missing else 1.0
-    weighted = beta**2 * precision + recall
-    return precision, recall, (1 + beta**2) * precision * recall / weighted if weighted else 0.0
+    weighted = 0.25 * precision + recall
+    return precision, recall, 1.25 * precision * recall / weighted if weighted else 0.0
 
 
 def language_rows(logs: Mapping[str, list[LogRow]]) -> list[LanguageRow]:

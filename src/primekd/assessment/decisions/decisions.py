@@ -115,9 +115,9 @@ def decisions_file() -> Path:
     return project_root() / "assessment" / "adjudications.csv"
 
 
-def read_decisions(path: Path | None = None) -> list[Decision]:
+def read_decisions() -> list[Decision]:
     """Every decision in the order of the file, if there is one. Raises UserError if a row cannot be read."""
-    path = Path(path or decisions_file())
+    path = decisions_file()
     if not path.is_file():
         return []
     line, decisions = 1, []
@@ -159,32 +159,30 @@ def _checked(row: Decision) -> Decision:
     return row
 
 
-def add_decision(decision: Decision, path: Path | None = None) -> None:
+def add_decision(decision: Decision) -> None:
     """Saves a decision behind all others. Raises UserError, and writes nothing, if a row cannot be read."""
-    path = Path(path or decisions_file())
-    with _locked(path):
-        write_csv(path, COLUMNS, map(astuple, [*read_decisions(path), decision]), csv.QUOTE_ALL)
+    with _locked(decisions_file()) as path:
+        write_csv(path, COLUMNS, map(astuple, [*read_decisions(), decision]), csv.QUOTE_ALL)
 
 
-def remove_decision(decision: Decision, path: Path | None = None) -> None:
+def remove_decision(decision: Decision) -> None:
     """Takes back one decision; those of others stay. Raises UserError as `add_decision` does."""
-    path = Path(path or decisions_file())
-    with _locked(path):
-        kept = read_decisions(path)
+    with _locked(decisions_file()) as path:
+        kept = read_decisions()
         if decision in kept:
             del kept[len(kept) - 1 - kept[::-1].index(decision)]  # the last of equal rows
             write_csv(path, COLUMNS, map(astuple, kept), csv.QUOTE_ALL)
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the folder's lock, so that two people who decide at once lose nothing. No lock file is left behind."""
+def _locked(path: Path) -> Iterator[Path]:
+    """Holds the lock of a file's folder, so that two people who decide at once lose nothing; leaves no lock file."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+        yield path
     finally:
         os.close(folder)
 
