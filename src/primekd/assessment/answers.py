@@ -69,8 +69,12 @@ class Block(Part):
 def answer_inputs(
     profile: Profile, items: list[Item], adapter: dict[str, str] | None, served: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Everything that a model's answers depend on. `adapter`: its files' hashes, None for the control; `served`: as
-    `choose_serving` says where transformers runs the model."""
+    """Everything that a model's answers depend on.
+
+    Args:
+        adapter: its files' hashes, None for the control.
+        served: as `choose_serving` says where transformers runs the model.
+    """
     # Left out where it is transformers, so that answers from before there was a choice stay current.
     engine = {} if profile.assess.engine == "transformers" else {"engine": profile.assess.engine}
     quantised = {"quantization": profile.student.quantization} if profile.student.quantization else {}

@@ -36,8 +36,10 @@ ITEMS_PER_SHARD = 64
 
 @dataclass(frozen=True)
 class ForgettingRow:
-    """One neutral prompt under one model: KL(model || control) and the model's negative log-likelihood, sums in nats
-    over the `tokens` of the control's answer."""
+    """One neutral prompt under one model; sums in nats over the `tokens` of the control's answer to it.
+
+    `kl`: KL(model || control). `nll`: the answer's negative log-likelihood under the model.
+    """
 
     model: Name
     id: Name

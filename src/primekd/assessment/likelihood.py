@@ -86,8 +86,9 @@ def encode_choices(tokenizer: "PreTrainedTokenizerBase", item: ChoiceItem) -> tu
     context, space = ids_of(text), item.context[len(text) :]
     choices = [ids_of(f"{text}{space}{BEHIND}{choice}")[len(context) :] for choice in item.choices]
     if not context or not all(choices):
-        said = f"{item.id}: this tokenizer leaves the context or a choice without a token: leave the item out."
-        raise UserError(said)
+        raise UserError(
+            f"{item.id}: this tokenizer leaves the context or a choice without a token: leave the item out."
+        )
     return context, choices
 
 

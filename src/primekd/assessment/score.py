@@ -230,8 +230,11 @@ def say_scored(profile: Profile, names: Sequence[str]) -> None:
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
-    """Seconds and energy of making these models' answers and held-out rows, whenever and by whichever process: sums
-    over jobs, of which each counts its own time and the energy of the whole machine. None where one is not known."""
+    """Seconds and energy of making these models' answers and held-out rows, whenever and by whichever process.
+
+    Sums over jobs: of those that ran side by side each counts its own time, and the energy of the whole machine. None
+    where it is not known of all.
+    """
     folders = [folder for name in names for *_, folder in made_of(profile, name).values()]
     folders += [f for name in names if ((f := serving_folder(profile, name)) / MANIFEST).is_file()]
     manifests = [read_manifest(folder / MANIFEST) for folder in folders]

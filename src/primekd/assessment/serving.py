@@ -29,7 +29,8 @@ def choose_serving(
     """`adapter`: merged or beside; with it what was measured on the gold solutions of the first few items, if anything.
 
     Merged where that is lost in the noise of the precision (`MergeError.is_lost`). Nothing is measured of 4-bit
-    students, which are never merged, and in float32, where a sum is rounded no more than every product is.
+    students, which are never merged, and in float32, where a sum is rounded no more than every product is. `hashes` are
+    those of the adapter's files.
     """
     if profile.student.quantization:
         return {"adapter": BESIDE}
@@ -39,14 +40,8 @@ def choose_serving(
     inputs, path = model_inputs(profile, few, hashes), folder / "served.json"
     code, since = stage_code("answers", profile), forced_since(profile, "assess", force)
     if not stands(folder, inputs, code, f"serve {name}", since=since):
-        from primekd.models.served import measure_merge
-
-        student, tokenizer = profile.student, load_tokenizer(profile.student)
-        prompts = [build_prompt(tokenizer, item.messages) for item in few]
-        gold = [encode_response(tokenizer, item.solution) for item in few]
         with Meter() as meter:
-            error = measure_merge(student.model, student.dtype, adapter, prompts, gold, len(tokenizer))
-            write_json(path, {"adapter": MERGED if error.is_lost else BESIDE} | asdict(error))
+            write_json(path, _measure(profile, few, adapter))
         write_manifest(folder, "served", inputs, [path], code=code, **meter.facts)
     return read_json(path)
 
@@ -63,3 +58,13 @@ def model_inputs(profile: Profile, items: Sequence[Item], adapter: dict[str, str
         "template_sha256": template_hash(tokenizer),
         "items_sha256": hash_items(list(items)),
     }
+
+
+def _measure(profile: Profile, items: Sequence[Item], adapter: Path) -> dict[str, Any]:
+    from primekd.models.served import measure_merge
+
+    student, tokenizer = profile.student, load_tokenizer(profile.student)
+    prompts = [build_prompt(tokenizer, item.messages) for item in items]
+    gold = [encode_response(tokenizer, item.solution) for item in items]
+    error = measure_merge(student.model, student.dtype, adapter, prompts, gold, len(tokenizer))
+    return {"adapter": MERGED if error.is_lost else BESIDE} | asdict(error)

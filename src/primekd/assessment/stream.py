@@ -46,8 +46,11 @@ class _Stopped(Exception):
 
 
 class Stream:
-    """One answer in the making. Iterate over its text so far, at most ten times a second; the last one is all of it,
-    and `reply` is there when the iteration is over."""
+    """One answer in the making. Iterate over its text so far, at most ten times a second; the last one is all of it.
+
+    Attributes:
+        reply: once the iteration is over.
+    """
 
     def __init__(self, name: str, question: str, tokenizer, prompt: Prompt, engine, limit: int):
         self.name, self.question, self._tokenizer = name, question, tokenizer

@@ -26,7 +26,11 @@ def measure_documents(
 ) -> dict[str, list[HeldOutRow]]:  # fmt: skip
     """Model -> a row for every document. Teacher and models read the same pieces, each without what stood before it;
     the teacher reads each once, for all models. `nll_gold` is of the text itself, so both counts of tokens are equal.
-    `most` tokens of a document are read; `advance` is told of each that is done."""
+
+    Args:
+        most: tokens of a document that are read.
+        advance: is told of each document that is done.
+    """
     rows: dict[str, list[HeldOutRow]] = {name: [] for name in engines}
     for number, document in enumerate(documents):
         pieces = pieces_of(document, block_tokens, most)
