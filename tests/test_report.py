@@ -17,8 +17,8 @@ from primekd.report.figures import accuracy_forest, contrast_forest, extractor_d
 from primekd.report.findings import NOTHING_DECIDED
 from primekd.report.html import write_report
 from primekd.report.results import read_results
-from primekd.statistics.audit import AuditRow
-from primekd.statistics.seeds import SeedRow
+from primekd.statistics.contrasts import SeedRow
+from primekd.statistics.validation import AuditRow
 
 
 @pytest.fixture

@@ -28,11 +28,10 @@ from primekd.report.formats import markdown, p_value, percent, percent_range, si
 from primekd.report.html import write_report
 from primekd.report.readme import block, update_readme
 from primekd.report.results import ADJUDICATED, AUTOMATIC, POINTS_ADJUDICATED, read_results, seed_table
-from primekd.statistics.audit import AuditRow
+from primekd.statistics.contrasts import SeedRow
 from primekd.statistics.primed import PrimedRow
-from primekd.statistics.rivals import AccuracyRow
-from primekd.statistics.seeds import SeedRow
-from primekd.statistics.validation import ValidationRow
+from primekd.statistics.summary import AccuracyRow
+from primekd.statistics.validation import AuditRow, ValidationRow
 from primekd.studies.responses import ResponseRow
 
 

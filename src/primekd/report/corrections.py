@@ -17,11 +17,7 @@ from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import between, interval, p_equals, percent, significant, written
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
-from primekd.statistics.corrections import ALL, COPY, FILE, LanguageRow
-from primekd.statistics.errant_edits import FILE as ERRANT
-from primekd.statistics.errant_edits import ErrantRow
-from primekd.statistics.labels import FILE as LABELS
-from primekd.statistics.labels import LabelRow
+from primekd.statistics.corrections import ALL, COPY, ERRANT, FILE, LABELS, ErrantRow, LabelRow, LanguageRow
 from primekd.tasks.grammar import language_of, plain
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import without_gold

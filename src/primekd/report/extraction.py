@@ -12,9 +12,9 @@ from primekd.foundation.tables import read_cells
 from primekd.report.cells import Table, table_of
 from primekd.report.formats import MISSING, between, interval, known, percent, significant, written
 from primekd.report.results import ADJUDICATED, Results, Row, model_of, read_optional
-from primekd.statistics.audit import AuditRow, audit_scope
 from primekd.statistics.families import title_of
-from primekd.statistics.rivals import AccuracyRow
+from primekd.statistics.summary import AccuracyRow
+from primekd.statistics.validation import AuditRow, audit_scope
 
 SPREAD, DISAGREE = "Most minus least, points", "Extractors disagree on"
 # Model -> one row of extractors.csv an item.

@@ -23,9 +23,8 @@ from primekd.report.results import (
     response_table,
     result_table,
 )
-from primekd.statistics.effect_sentences import control_sentences, effect_sentences, subset_sentences
 from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
-from primekd.statistics.sentences import claims
+from primekd.statistics.sentences import claims, control_sentences, effect_sentences, subset_sentences
 
 NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
 

@@ -11,10 +11,9 @@ from primekd.foundation.tables import Cells as Row
 from primekd.foundation.tables import read_table
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.formats import MISSING, between, interval, known, p_value, percent, points, significant, written
-from primekd.statistics.contrasts import ContrastRow
+from primekd.statistics.contrasts import ContrastRow, SeedRow
 from primekd.statistics.effects import EffectRow
 from primekd.statistics.families import Pair, title_of
-from primekd.statistics.seeds import SeedRow
 from primekd.statistics.subsets import SubsetRow
 from primekd.statistics.summary import SummaryRow
 from primekd.studies.responses import RESPONSES, ResponseRow

@@ -5,9 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
-from primekd.assessment.grade import grade_row
 from primekd.assessment.held_out import read_rows
-from primekd.assessment.logs import read_log, read_logs
+from primekd.assessment.logs import grade_row, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER

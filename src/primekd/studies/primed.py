@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from primekd.assessment.grade import grade_answers
+from primekd.assessment.logs import grade_answers
 from primekd.capture.jobs import Job, open_signals, test_job, training_job, unprimed_job
 from primekd.capture.judged import ARMS, JUDGED, OF_PRIMING, POSITIONS, JudgedRow, PositionRow, judged_folder
 from primekd.capture.run import capture_all

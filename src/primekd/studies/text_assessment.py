@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.answers import Answer, answers_folder
-from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import held_out_folder, read_rows, write_rows
 from primekd.assessment.likelihood import FILE as CHOICES
 from primekd.assessment.likelihood import ChoiceRow, read_choices, score_choices, write_choices
-from primekd.assessment.logs import LogRow
+from primekd.assessment.logs import LogRow, grade_answers
 from primekd.assessment.score import makers, scored_hashes, scoring_costs
 from primekd.assessment.students import Student
 from primekd.assessment.text_fit import measure_documents
