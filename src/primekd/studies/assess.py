@@ -51,7 +51,16 @@ from primekd.training.tuning import FILE as TUNING
 from primekd.training.tuning import TuningRow, read_tuning
 
 # Settings of what is graded, which has inputs of its own.
-NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
+NO_GRADING = {
+    "engine",
+    "vllm",
+    "dtype",
+    "teacher_items",
+    "rescored_items",
+    "transfer",
+    "samples",
+    "sampling_temperature",
+}
 NO_GRADING |= {"forgetting_items", "few_shot"}
 
 
