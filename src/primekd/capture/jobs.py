@@ -105,12 +105,14 @@ def test_job(profile: Profile, strategy: str) -> Job:
 
 
 def unprimed_job(profile: Profile, strategy: str, split: str) -> Job:
-    """What the teacher wrote under an arm's prompt, scored without its priming: `assess.teacher_items` of a split."""
+    """What the teacher wrote under an arm's prompt, scored without its priming: of a split `assess.rescored_items`, or
+    `assess.teacher_items` where that is 0."""
     base = unprimed().name
     name = f"{strategy}-under-{base}"
     arm = Arm(name=name, title=name, role="crossed", variant_of=strategy, text=strategy, signals=base)
     folder = f"{HELD_OUT}-{name}" if split == "test" else name
-    return Job(profile, arm, split, profile.runs / "signals" / folder, profile.seed, profile.assess.teacher_items)
+    count = profile.assess.rescored_items or profile.assess.teacher_items
+    return Job(profile, arm, split, profile.runs / "signals" / folder, profile.seed, count)
 
 
 def scoring_job(profile: Profile, strategy: str, file: str) -> Job:

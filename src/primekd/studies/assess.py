@@ -48,8 +48,8 @@ from primekd.training.tuning import FILE as TUNING
 from primekd.training.tuning import TuningRow, read_tuning
 
 # Settings of what is graded, which has inputs of its own.
-NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
-NO_GRADING |= {"forgetting_items", "few_shot", "held_out_items", "choose_by"}
+NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "rescored_items", "transfer", "samples"}
+NO_GRADING |= {"sampling_temperature", "forgetting_items", "few_shot", "held_out_items", "choose_by"}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
