@@ -17,8 +17,8 @@ ENDS = ("", "_low", "_high")
 NOTE = (
     "The teacher's own answers by prompt, before any student. Differences are against the unprimed prompt on the same "
     "items. KL(primed || unprimed): both read the primed answer, in nats a token. Unsure: tokens written with a "
-    "probability below 0.9. Entropy and unsure are of the first items alone (`assess.teacher_items`), KL of the first of "
-    "those (`assess.rescored_items`, if that is set). "
+    "probability below 0.9. Entropy and unsure are of the first items alone (`assess.teacher_items`), KL of the first "
+    "of those (`assess.rescored_items`, if that is set). "
     "Same tokens: an answer's share of positions with the unprimed token, the mean. Sentences are of the training "
     "items; what they claim has p < 0.05, Holm-adjusted over accuracy, length and KL (against 0.01) of all."
 )
