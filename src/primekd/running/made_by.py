@@ -14,7 +14,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root, read_manifest, relative_name
 from primekd.foundation.stage_code import other_code, stage_code
 from primekd.signals.manifest import read_store
-from primekd.tasks.neutral import NEUTRAL
+from primekd.tasks.load import NEUTRAL
 
 # Stage -> what --force-stage calls it, where that differs.
 FORCED_BY = {"answers": "assess", "held-out": "assess", "forgetting": "assess"}

@@ -42,8 +42,7 @@ from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
 from primekd.studies.results import answers_hash, decisions_hash, planned_inputs, write_results
-from primekd.tasks.load import load_answer_sets, load_items, task_of
-from primekd.tasks.neutral import NEUTRAL
+from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
 from primekd.training.train_student import store_facts

@@ -20,8 +20,7 @@ from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Pair, Planned, plan_of
 from primekd.studies.study import Logs, Study
-from primekd.tasks.load import load_answer_sets, load_items
-from primekd.tasks.neutral import NEUTRAL
+from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
