@@ -28,7 +28,7 @@ from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
-from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest, write_text
+from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
 from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
@@ -41,7 +41,7 @@ from primekd.studies.labelled import label_rows
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
-from primekd.studies.results import answers_hash, decisions_hash, planned_inputs, write_results
+from primekd.studies.results import answers_hash, copy_text, decisions_hash, planned_inputs, write_results
 from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
@@ -110,28 +110,26 @@ def _copy_primed(profile: Profile, files: list[Path]) -> list[Path]:
     """What priming did to the teacher, beside the logs; some tables of the students follow from it."""
     for name in OF_PRIMING:
         (profile.logs / name).unlink(missing_ok=True)
-    for file in files:
-        write_text(profile.logs / file.name, file.read_text(encoding="utf-8"))
-    return [profile.logs / file.name for file in files]
+    return [copy_text(file, profile.logs / file.name) for file in files]
 
 
 def _write(
     profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], responses: list[ResponseRow],
     students: list[Student],
 ) -> list[Path]:  # fmt: skip
-    outputs = write_results(profile, logs, held_out)
-    folder = profile.logs
+    outputs, folder = write_results(profile, logs, held_out), profile.logs
     write_rows(folder / "held-out.csv", held_out)
     outputs.append(write_table(folder / RESPONSES, ResponseRow, responses))
     shutil.rmtree(folder / "loss_curves", ignore_errors=True)
-    for student in students:
-        curve = folder / "loss_curves" / f"{student.name}.csv"
-        write_text(curve, (student.folder / "loss_curve.csv").read_text(encoding="utf-8"))
-        outputs.append(curve)
-    (folder / TUNING).unlink(missing_ok=True)
-    if rows := read_tuning([student.folder for student in students]):
-        outputs.append(write_table(folder / TUNING, TuningRow, rows))
+    outputs += [copy_text(s.folder / "loss_curve.csv", folder / "loss_curves" / f"{s.name}.csv") for s in students]
+    outputs += _write_if_any(folder / TUNING, TuningRow, read_tuning([student.folder for student in students]))
     return [*outputs, folder / "held-out.csv"]
+
+
+def _write_if_any(path: Path, kind: type, rows: list) -> list[Path]:
+    """A table that is there only where it has rows."""
+    path.unlink(missing_ok=True)
+    return [write_table(path, kind, rows)] if rows else []
 
 
 def _write_beside(
@@ -140,13 +138,10 @@ def _write_beside(
     """forgetting.csv and the folders of the answer sets, as far as they are asked for; others are removed."""
     for name in ANSWER_SETS:
         shutil.rmtree(profile.answering(name).logs, ignore_errors=True)
-    outputs = [
-        path for view, items in load_answer_sets(profile) for path in _write_set(view, items, scored, inputs, code)
-    ]
-    (profile.logs / FORGETTING).unlink(missing_ok=True)
-    if rows := [row for model in scored.values() for row in model.forgetting]:
-        outputs.append(write_table(profile.logs / FORGETTING, ForgettingRow, rows))
-    return outputs
+    sets = load_answer_sets(profile)
+    outputs = [path for view, items in sets for path in _write_set(view, items, scored, inputs, code)]
+    rows = [row for model in scored.values() for row in model.forgetting]
+    return outputs + _write_if_any(profile.logs / FORGETTING, ForgettingRow, rows)
 
 
 def _write_set(
@@ -174,17 +169,16 @@ def _write_labels(profile: Profile, students: list[Student], logs: dict[str, lis
     if said := errant_edits.why_not():
         print(said)
         return written
-    rows = errant_edits.errant_rows(logs)
-    return [*written, write_table(profile.logs / errant_edits.FILE, errant_edits.ErrantRow, rows)]
+    path = profile.logs / errant_edits.FILE
+    return [*written, write_table(path, errant_edits.ErrantRow, errant_edits.errant_rows(logs))]
 
 
 def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:
     ids = [item.id for item in items]
     models = {name: held_out_folder(profile, name) / tokens.FILE for name in names}
-    answers = {i: reader.item(i).response_ids for i in ids}
-    certainty = read_certainty(reader, ids, tokens.MOST)
-    path = profile.logs / tokens.FILE
-    written = tokens.write_tokens(path, answers, certainty, models, load_tokenizer(profile.student))
+    answers, certainty = {i: reader.item(i).response_ids for i in ids}, read_certainty(reader, ids, tokens.MOST)
+    tokenizer = load_tokenizer(profile.student)
+    written = tokens.write_tokens(profile.logs / tokens.FILE, answers, certainty, models, tokenizer)
     return [written] if written else []
 
 

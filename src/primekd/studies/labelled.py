@@ -55,10 +55,5 @@ def _costs(profile: Profile, store: dict[str, Any]) -> tuple[float | None, ...]:
     spent = read_json(profile.ledger) if profile.ledger.is_file() else {}
     if not spent.get("answers"):
         return None, None, seconds, None
-    answers = spent["answers"]
-    return (
-        spent["input_tokens"] / answers,
-        spent["output_tokens"] / answers,
-        seconds,
-        spent["spent_usd"] / answers * 1000,
-    )
+    tokens = (spent[name] / spent["answers"] for name in ("input_tokens", "output_tokens"))
+    return *tokens, seconds, spent["spent_usd"] / spent["answers"] * 1000

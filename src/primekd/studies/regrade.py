@@ -42,16 +42,15 @@ def rules_hashes(profile: Profile | None = None) -> dict[str, str]:
 def regrade(profile: Profile) -> Path:
     """Extracts, grades and sums up the logged answers of a profile, and of its answer sets, anew; returns their folder.
 
-    The logs keep the extractor that was stated for them before they were made, whatever the profile says by now.
-
-    Raises:
-        UserError: there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
+    The logs keep the extractor that was stated for them before they were made, whatever the profile says by now. Raises
+    UserError if there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
     """
     path = profile.logs / MANIFEST
     if not path.is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
     manifest = _with_answers(profile, read_manifest(path))
-    kept = {name: digest for name, digest in manifest["outputs"].items() if _is_kept(name)}
+    from_models = ("loss_curves/", "choices/", "rollouts/", "text_logs/")  # and KEPT: no grading makes them anew
+    kept = {n: digest for n, digest in manifest["outputs"].items() if n in KEPT or n.startswith(from_models)}
     _refuse(profile, altered_outputs(path, {"outputs": kept}))
     answers = _read_answers(profile, manifest["answers_sha256"])
     extractor, task = extractor_of(manifest), task_of(profile.data)
@@ -75,11 +74,6 @@ def regrade(profile: Profile) -> Path:
 def files_of(folder: Path) -> list[Path]:
     """A manifest of this folder and the files that it names."""
     return [folder / MANIFEST, *(folder / name for name in read_manifest(folder / MANIFEST)["outputs"])]
-
-
-def _is_kept(name: str) -> bool:
-    """Whether an output comes from the models, so that no grading makes it anew."""
-    return name in KEPT or name.startswith(("loss_curves/", "choices/", "rollouts/", "text_logs/"))
 
 
 def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:

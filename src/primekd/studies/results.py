@@ -36,9 +36,7 @@ OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, 
 KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
 OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, LANGUAGES, LABELS, ERRANT, BENCHMARKS)
-TABLES = (
-    "summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OF_NUMBERS, *OPTIONAL,
-)  # fmt: skip
+TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OF_NUMBERS, *OPTIONAL)
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
@@ -94,17 +92,20 @@ def planned_inputs(profile: Profile) -> dict[str, Any]:
     return {"planned": [list(pair) for pair in profile.planned.main]} if profile.planned.main else {}
 
 
+def copy_text(file: Path, target: Path) -> Path:
+    """Copies a text file, whole or not at all; returns where to."""
+    write_text(target, file.read_text(encoding="utf-8"))
+    return target
+
+
 def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], planned: Planned) -> dict[str, str]:
     """Every table that follows from the logs (their decisions applied): file name -> text. Effects need arms that cross
     text and logits or a second seed of the baseline, subsets priming.csv beside the logs."""
     samples = profile.assess.bootstrap_samples
     audits = audit_rows(profile.name, logs, read_decisions())
     contrasts = contrast(logs, held_out, planned)
-    effects, subsets = (
-        effect_rows(logs, held_out, contrasts),
-        subset_rows(logs, read_taught(profile.logs / JUDGED), planned),
-    )
-    some = {EFFECTS: (EffectRow, effects), SUBSETS: (SubsetRow, subsets)}
+    subsets = subset_rows(logs, read_taught(profile.logs / JUDGED), planned)
+    some = {EFFECTS: (EffectRow, effect_rows(logs, held_out, contrasts)), SUBSETS: (SubsetRow, subsets)}
     return {
         **(_read_by_all(logs) if isinstance(task_of(profile.data), NumberTask) else {}),
         "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),

@@ -3,11 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from primekd.assessment.decisions.decisions import (
-    ALL_MODELS,
-    apply_decisions,
-    read_decisions,
-)
+from primekd.assessment.decisions.decisions import ALL_MODELS, apply_decisions, read_decisions
 from primekd.assessment.decisions.session import Session, counted, readable, spoken
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
@@ -33,8 +29,7 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
     for view in behind:
         regrade(view)
         lines += write_report(view)
-    lines.append("")
-    lines.append(accuracies_text(read_records(profile.logs / "summary.csv", Shares)))
+    lines += ["", accuracies_text(read_records(profile.logs / "summary.csv", Shares))]
     if session.blind:
         logs = read_logs(profile)
         lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions()), logs)]

@@ -1,6 +1,6 @@
 """What a study is to the rest: runner, report, plan and verify take one of these and know no study by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,11 +9,15 @@ from pathlib import Path
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.config import Profile
+from primekd.config.arms import arms_of
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST
+from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Planned
 
 Logs = dict[str, list[LogRow]]
+Result = tuple[str, Path, list[Path]]  # a stage, the file that shows its result, executed copies that go with it
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,29 @@ def find_study(profile: Profile) -> Study:
 def _recipes() -> list[str]:
     """The modules of this package that hold one, by their text: none of them is imported."""
     return [p.stem for p in Path(__file__).parent.glob("*.py") if "\nSTUDY = Study(" in p.read_text(encoding="utf-8")]
+
+
+def lost_copies(profile: Profile, results: Iterable[Result], assessed: Path) -> list[Path]:
+    """The copies of those results that are gone or wanted anew, each with the assessment's and the report's."""
+    behind = [assessed, profile.runs / "notebooks" / "report.done"]
+    results = [*results, ("assess", profile.logs / MANIFEST, [])]
+    found = [copy for stage, file, own in results if _is_lost(profile, stage, file) for copy in (*own, *behind)]
+    return found if (profile.logs / "report.html").is_file() else [*found, behind[-1]]
+
+
+def _is_lost(profile: Profile, stage: str, result: Path) -> bool:
+    return not result.is_file() or is_older(result, forced_since(profile, stage))
+
+
+def trained(profile: Profile) -> Iterator[Result]:
+    """The students of all arms and seeds, each with what was scored with it."""
+    done = profile.runs / "notebooks"
+    for name in arms_of(profile):
+        for seed in (None, *profile.seeds.get(name, ())):
+            folder = profile.student_folder(name, seed)
+            yield "distill", folder / MANIFEST, [done / folder.name / "distill.ipynb", *scored_with(done, name)]
+
+
+def scored_with(done: Path, model: str) -> list[Path]:
+    """The stamps of all jobs that scored this model, alone or with others."""
+    return [path for path in (done / "scored").glob("*.done") if model in path.stem.split("+")]

@@ -21,12 +21,12 @@ from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.arms import unprimed
 from primekd.foundation.energy import Meter
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest, write_text
+from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
 from primekd.models import load_tokenizer, tokenizer_hash
 from primekd.studies.assess import lineage
 from primekd.studies.regrade import rules_hashes
-from primekd.studies.results import answers_hash, decisions_hash, planned_inputs, write_results
+from primekd.studies.results import answers_hash, copy_text, decisions_hash, planned_inputs, write_results
 from primekd.tasks.choices import ChoiceItem
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.splits import hash_items
@@ -165,6 +165,5 @@ def _write_beside(profile: Profile, students: Sequence[Student], chosen: dict[st
             (student.folder / ROLLOUTS, f"{OF_ROLLOUTS}/{student.name}.csv"), (log, f"{TEXT_LOGS}/{student.name}.txt"),
         ):  # fmt: skip
             if file.is_file():
-                outputs.append(profile.logs / place)
-                write_text(outputs[-1], file.read_text(encoding="utf-8"))
+                outputs.append(copy_text(file, profile.logs / place))
     return outputs
