@@ -18,14 +18,7 @@ from primekd.foundation.outside import clean
 from primekd.foundation.provenance import now, relative_name, write_json
 
 _TIME = TypeAdapter(AwareDatetime)
-
-
-def _as_time(text: str) -> str:
-    _TIME.validate_python(text)
-    return text
-
-
-Time = Annotated[str, AfterValidator(_as_time)]
+Time = Annotated[str, AfterValidator(lambda text: text if _TIME.validate_python(text) else "")]
 Units = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 Word = Annotated[str, AfterValidator(clean)]
 

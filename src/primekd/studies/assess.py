@@ -37,10 +37,9 @@ from primekd.signals.certainty import read_certainty
 from primekd.statistics import errant_edits
 from primekd.statistics.labels import FILE as LABELS
 from primekd.statistics.labels import LabelRow
-from primekd.studies.labelled import label_rows
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
-from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
+from primekd.studies.responses import RESPONSES, ResponseRow, label_rows, response_rows, stored_answers
 from primekd.studies.results import answers_hash, copy_text, decisions_hash, planned_inputs, write_results
 from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
 from primekd.tasks.protocol import Item
