@@ -28,7 +28,7 @@ from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
-from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest
+from primekd.foundation.provenance import MANIFEST, hash_file, now
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
 from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
@@ -40,7 +40,7 @@ from primekd.statistics.labels import LabelRow
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, label_rows, response_rows, stored_answers
-from primekd.studies.results import answers_hash, copy_text, decisions_hash, planned_inputs, write_results
+from primekd.studies.results import copy_text, decisions_hash, planned_inputs, vouch, write_results
 from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
@@ -80,14 +80,10 @@ def assess(profile: Profile, force: bool = False) -> Path:
     outputs += primed + _write_labels(profile, students, logs)
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
-    facts = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
-    write_manifest(
-        profile.logs, "assessment", inputs, outputs,
-        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
-        start=start, end=now(), models=facts, control=makers(profile, CONTROL), teacher=store_facts(reader),
-        config=profile.resolved(), code=code, **scoring_costs(profile, names),
-    )  # fmt: skip
-    return profile.logs
+    of_students = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
+    facts = {"models": of_students, "control": makers(profile, CONTROL), "teacher": store_facts(reader)}
+    facts |= {"start": start, "end": now()} | scoring_costs(profile, names)
+    return vouch(profile, inputs, outputs, logs, code, **facts)
 
 
 def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
@@ -151,11 +147,7 @@ def _write_set(
     logs = {name: grade_answers(items, m.beside[view.answer_set], extractor, task) for name, m in scored.items()}
     own = {key: inputs[key] for key in ("assess", "rules", "adjudications", "scored")}
     own["answers"] = answer_inputs(view, items, None)
-    write_manifest(
-        view.logs, "assessment", own, write_results(view, logs, []),
-        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()}, config=view.resolved(), code=code,
-    )  # fmt: skip
-    return files_of(view.logs)
+    return files_of(vouch(view, own, write_results(view, logs, []), logs, code))
 
 
 def _write_labels(profile: Profile, students: list[Student], logs: dict[str, list[LogRow]]) -> list[Path]:

@@ -12,7 +12,7 @@ from primekd.capture.judged import JUDGED, OF_PRIMING
 from primekd.config import Profile
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
+from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_manifest, write_text
 from primekd.foundation.tables import table_text
 from primekd.statistics.audit import AuditRow, audit_rows
 from primekd.statistics.contrasts import ContrastRow, contrast
@@ -82,6 +82,16 @@ def answers_hash(rows: list[LogRow]) -> str:
     return hash_json([[r.id, r.question, r.gold, r.response, r.response_tokens, r.truncated] for r in rows])
 
 
+def vouch(
+    profile: Profile, inputs: dict[str, Any], outputs: list[Path], logs: Logs, code: dict[str, Any], **facts: Any
+) -> Path:
+    """Writes the manifest of a profile's logs; returns their folder."""
+    hashes = {model: answers_hash(rows) for model, rows in logs.items()}
+    facts |= {"answers_sha256": hashes, "config": profile.resolved(), "code": code}
+    write_manifest(profile.logs, "assessment", inputs, outputs, **facts)
+    return profile.logs
+
+
 def decisions_hash(profile: Profile) -> str:
     """Hash of what people decided on a profile's answers."""
     return hash_json([vars(d) for d in read_decisions() if d.profile == profile.name])
@@ -106,23 +116,18 @@ def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], pla
     contrasts = contrast(logs, held_out, planned)
     subsets = subset_rows(logs, read_taught(profile.logs / JUDGED), planned)
     some = {EFFECTS: (EffectRow, effect_rows(logs, held_out, contrasts)), SUBSETS: (SubsetRow, subsets)}
-    return {
-        **(_read_by_all(logs) if isinstance(task_of(profile.data), NumberTask) else {}),
+    tables = {}
+    if isinstance(task_of(profile.data), NumberTask):  # every answer is read by every extractor
+        readings = {model: read_all(model, rows) for model, rows in logs.items()}
+        by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
+        tables["extractors.csv"] = readings_text([r for found in readings.values() for r in found])
+        tables["accuracies.csv"] = table_text(AccuracyRow, by_extractor)
+    return tables | {
         "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
         "contrasts.csv": table_text(ContrastRow, contrasts),
         "seeds.csv": table_text(SeedRow, seed_rows(logs, planned)),
         "audit.csv": table_text(AuditRow, audits),
         **{name: table_text(kind, rows) for name, (kind, rows) in some.items() if rows},
-    }
-
-
-def _read_by_all(logs: Logs) -> dict[str, str]:
-    """Every answer read by every extractor, and what that does to each model."""
-    readings = {model: read_all(model, rows) for model, rows in logs.items()}
-    by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
-    return {
-        "extractors.csv": readings_text([r for found in readings.values() for r in found]),
-        "accuracies.csv": table_text(AccuracyRow, by_extractor),
     }
 
 

@@ -22,37 +22,23 @@ Result = tuple[str, Path, list[Path]]  # a stage, the file that shows its result
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe.
+    """A recipe."""
 
-    Attributes:
-        question: what it answers, in a sentence.
-        expected: profile -> the result that it is known to give, so that silent breakage is seen.
-        rules: its file in workflow/, included by the Snakefile.
-        labels: what its rules are called, and their progress, where that is not the rule's own name.
-        forced: what `--force-stage` names -> the rules that make it.
-        costs: (profile, workers a capture, scoring jobs) -> rule -> expected cost of a job; only ratios matter.
-        lost: the executed copies whose results are gone or wanted anew, and those of the stages behind them.
-        assess: scores what the study scores; (profile, whether to make all anew) -> the folder of its logs.
-        planned: (models, contrasts that the profile names) -> the comparisons that were planned before the run, each
-            with its family of tests.
-        tables: (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
-        sections: of the report, in order; templates of primekd.report. title: its heading.
-        refuse: raises UserError if it cannot run a profile, before anything is spent.
-    """
-
-    question: str
-    expected: Mapping[str, str]
-    rules: str
-    labels: Mapping[str, str]
-    forced: Mapping[str, tuple[str, ...]]
+    question: str  # what it answers, in a sentence
+    expected: Mapping[str, str]  # profile -> the result that it is known to give, so that silent breakage is seen
+    rules: str  # its file in workflow/, included by the Snakefile
+    labels: Mapping[str, str]  # what its rules are called, and their progress, where that is not the rule's own name
+    forced: Mapping[str, tuple[str, ...]]  # what `--force-stage` names -> the rules that make it
+    # (profile, workers a capture, scoring jobs) -> rule -> expected cost of a job; only ratios matter.
     costs: Callable[[Profile, int, int], dict[str, float]]
-    lost: Callable[[Profile], list[Path]]
-    assess: Callable[[Profile, bool], Path]
-    planned: Callable[..., Planned]
+    lost: Callable[[Profile], list[Path]]  # executed copies whose results are gone or wanted anew, and those behind
+    assess: Callable[[Profile, bool], Path]  # (profile, whether to make all anew) -> the folder of its logs
+    planned: Callable[..., Planned]  # (models, contrasts that the profile names) -> those planned before the run
+    # (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
     tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
-    sections: tuple[str, ...]
-    title: str = "Distillation"
-    refuse: Callable[[Profile], None] = lambda profile: None
+    sections: tuple[str, ...]  # of the report, in order; templates of primekd.report
+    title: str = "Distillation"  # the report's heading
+    refuse: Callable[[Profile], None] = lambda profile: None  # UserError if it cannot run it, before anything is spent
 
 
 def find_study(profile: Profile) -> Study:
@@ -61,14 +47,10 @@ def find_study(profile: Profile) -> Study:
     module = import_module(name) if is_name(profile.study) and "." not in profile.study and find_spec(name) else None
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
-        known = ", ".join(sorted(_recipes()))
+        modules = sorted(Path(__file__).parent.glob("*.py"))  # by their text: none of them is imported
+        known = ", ".join(p.stem for p in modules if "\nSTUDY = Study(" in p.read_text(encoding="utf-8"))
         raise UserError(f"{profile.name}: there is no study {profile.study!r}: set study to one of {known}.")
     return study
-
-
-def _recipes() -> list[str]:
-    """The modules of this package that hold one, by their text: none of them is imported."""
-    return [p.stem for p in Path(__file__).parent.glob("*.py") if "\nSTUDY = Study(" in p.read_text(encoding="utf-8")]
 
 
 def lost_copies(profile: Profile, results: Iterable[Result], assessed: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from primekd.foundation.stage_code import forced_since, set_aside_if_older, stag
 from primekd.models import load_tokenizer, tokenizer_hash
 from primekd.studies.assess import lineage
 from primekd.studies.regrade import rules_hashes
-from primekd.studies.results import answers_hash, copy_text, decisions_hash, planned_inputs, write_results
+from primekd.studies.results import copy_text, decisions_hash, planned_inputs, vouch, write_results
 from primekd.tasks.choices import ChoiceItem
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.splits import hash_items
@@ -48,11 +48,13 @@ def assess(profile: Profile, students: Sequence[Student], force: bool = False) -
     teacher, names = LiveTeacher(profile, unprimed()), [student.name for student in students]
     own = _inputs(profile, items, teacher)
     inputs = own | {
-        "students": {student.name: student.weight_hashes for student in students}, "rules": rules_hashes(profile),
-        "adjudications": decisions_hash(profile), "assess": {"choose_by": profile.assess.choose_by,
-        "bootstrap_samples": profile.assess.bootstrap_samples}, "scored": scored_hashes(profile, names),
+        "students": {student.name: student.weight_hashes for student in students},
+        "rules": rules_hashes(profile),
+        "adjudications": decisions_hash(profile),
+        "assess": profile.assess.model_dump(include={"choose_by", "bootstrap_samples"}),
+        "scored": scored_hashes(profile, names),
         **planned_inputs(profile),
-    }  # fmt: skip
+    }
     since = forced_since(profile, "assess", force)
     if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):
         return profile.logs
@@ -66,13 +68,10 @@ def assess(profile: Profile, students: Sequence[Student], force: bool = False) -
     outputs = _write_beside(profile, students, chosen)
     outputs += write_results(profile, logs, rows)
     write_rows(profile.logs / "held-out.csv", rows)
-    write_manifest(
-        profile.logs, "assessment", inputs, [*outputs, profile.logs / "held-out.csv"],
-        answers_sha256={model: answers_hash(of_model) for model, of_model in logs.items()}, start=start, end=now(),
-        models={s.name: lineage(profile, s) for s in students}, control=makers(profile, CONTROL),
-        teacher=teacher.manifest, config=profile.resolved(), code=code, **scoring_costs(profile, names),
-    )  # fmt: skip
-    return profile.logs
+    of_students = {student.name: lineage(profile, student) for student in students}
+    facts = {"models": of_students, "control": makers(profile, CONTROL), "teacher": teacher.manifest}
+    facts |= {"start": start, "end": now()} | scoring_costs(profile, names)
+    return vouch(profile, inputs, [*outputs, profile.logs / "held-out.csv"], logs, code, **facts)
 
 
 def _inputs(profile: Profile, items: Sequence[ChoiceItem], teacher: LiveTeacher) -> dict[str, Any]:
@@ -92,9 +91,12 @@ def _measure(
     inputs: dict[str, Any], since: float,
 ) -> None:  # fmt: skip
     """Writes choices.csv and held-out.csv of every model that lacks them, in one reading of the documents for all."""
+    from primekd.teachers.transformers_engine import TransformersEngine
+
     missing = [student for student in students if not _kept(profile, student, inputs, since)]
     codes = {kind: stage_code(kind, profile) for kind in ("choices", "text-fit")}
-    engines = {student.name: _open(profile, student) for student in missing}
+    how = profile.scoring_dtype, profile.assess.batch_size
+    engines = {student.name: TransformersEngine(f"path:{student.folder / 'model'}", *how) for student in missing}
     if missing:
         tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
         documents = held_out(text_folder(profile), tokenizer_hash(tokenizer))
@@ -133,12 +135,6 @@ def _kept(profile: Profile, student: Student, inputs: dict[str, Any], since: flo
         if not found[-1]:
             set_aside_if_older(folder, since)
     return all(found)
-
-
-def _open(profile: Profile, student: Student):
-    from primekd.teachers.transformers_engine import TransformersEngine
-
-    return TransformersEngine(f"path:{student.folder / 'model'}", profile.scoring_dtype, profile.assess.batch_size)
 
 
 def _log(profile: Profile, items: Sequence[ChoiceItem], rows: Sequence[ChoiceRow]) -> list[LogRow]:

@@ -71,14 +71,11 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], end: int)
 
 
 def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer_sha256: str) -> Path:
-    """Writes the shards of a profile's text that are not there yet; returns their folder.
+    """Writes the shards of a profile's text that are not there yet; returns their folder. `tokenizer_sha256`:
+    `models.tokenizers.tokenizer_hash` of it.
 
-    Args:
-        tokenizer_sha256: `models.tokenizers.tokenizer_hash` of it.
-
-    Raises:
-        UserError: text cannot be read or is too little, the folder holds text that was tokenised with other settings,
-            or the disk is full. Finished shards stay, and the same call goes on behind them.
+    Raises UserError if text cannot be read or is too little, the folder holds text that was tokenised with other
+    settings, or the disk is full. Finished shards stay, and the same call goes on behind them.
     """
     text, folder, start, code = profile.text, text_folder(profile), now(), stage_code("tokenise")
     source = open_text(text)
@@ -151,13 +148,11 @@ class _Work:
         """The shard of those documents whose digests are smallest. Raises UserError if there are too few."""
         if found := self.whole(self.folder / HELD_OUT):
             return found
-        chosen, above = {}, "g"  # behind every digest
+        chosen: dict[str, str] = {}
         for text in filter(str.strip, islice(self.source.documents(), self.source.pool)):
-            if (digest := self.digest(text)) < above:
-                chosen[digest] = text
-                if len(chosen) > count:
-                    del chosen[max(chosen)]
-                above = max(chosen) if len(chosen) == count else above
+            chosen[self.digest(text)] = text
+            if len(chosen) > count:
+                del chosen[max(chosen)]
         if len(chosen) < count:
             raise UserError(
                 f"text.held_out_documents is {count}, and the source has {len(chosen)} documents: lower it."
