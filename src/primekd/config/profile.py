@@ -1,5 +1,6 @@
 """A profile: one YAML file in configs/, read into frozen sections."""
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +224,8 @@ def load_profile(name: str) -> Profile:
     `extends: pocket` at its top takes everything from another profile that the file does not say itself, section by
     section; null takes a value away. Raises UserError if there is none, or a key or value does not fit.
     """
-    path, *extended = profile_files(name)
-    values: dict[str, Any] = {}
-    for file in [*reversed(extended), path]:
-        values = _merged(values, _read_profile(file))
+    path, *_ = files = profile_files(name)
+    values = reduce(_merged, map(_read_profile, reversed(files)), {})
     values.pop("extends", None)
     if not is_name(path.stem):
         raise UserError(
@@ -264,10 +263,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
         if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merged(merged[key], value)
-        else:
-            merged[key] = value
+            del merged[key]
     return merged

@@ -85,15 +85,15 @@ class _Reader:
         return next((path for path in files if path.is_file()), None) if top == self.folder.name else None
 
     def read(self, name: str) -> Source:
-        if name not in self._read:
-            path = self.path(name)
-            if path is None:
-                raise UserError(f"{name} is no module of {self.folder.name}: mend the import, or the list of stages.")
-            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            try:
-                self._read[name] = _understand(path.read_text(encoding="utf-8"), package, self.folder.name)
-            except SyntaxError as error:
-                raise UserError(f"{path.name} cannot be read ({error}): mend it and run again.") from error
+        if name in self._read:
+            return self._read[name]
+        if (path := self.path(name)) is None:
+            raise UserError(f"{name} is no module of {self.folder.name}: mend the import, or the list of stages.")
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        try:
+            self._read[name] = _understand(path.read_text(encoding="utf-8"), package, self.folder.name)
+        except SyntaxError as error:
+            raise UserError(f"{path.name} cannot be read ({error}): mend it and run again.") from error
         return self._read[name]
 
     def targets(self, one: Import) -> Iterator[str]:

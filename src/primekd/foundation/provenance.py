@@ -25,7 +25,7 @@ from primekd.foundation.storage import (  # noqa: F401 - passed on: callers need
     read_json,
     relative_name,
     set_aside,
-    sync,
+    sync_folder,
     write_atomically,
     write_json,
     write_text,

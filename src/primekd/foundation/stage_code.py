@@ -97,11 +97,9 @@ def other_code(record: Record, code: dict[str, Any]) -> str:
     if was["sha256"] != code["sha256"]:
         said.append(f"changed since: {_changed(was.get('modules') or {}, code['modules'])}")
     before, today = was.get("packages") or {}, code["packages"]
-    said += [
-        f"{name} {before.get(name, 'none')} -> {today.get(name, 'none')}"
-        for name in sorted(before.keys() | today.keys())
-        if before.get(name) != today.get(name)
-    ]
+    for name in sorted(before.keys() | today.keys()):
+        if before.get(name) != today.get(name):
+            said.append(f"{name} {before.get(name, 'none')} -> {today.get(name, 'none')}")
     return "; ".join([commit, *said]) if said else ""
 
 
@@ -212,12 +210,10 @@ def _other_engine(record: Record, engine: dict[str, Any] | None) -> str:
 def note_session(path: Path, code: dict[str, Any], goes_on: bool) -> list[Record]:
     """Keeps, in a file beside the unfinished work, who works on something that is made in sessions; returns all who
     did, today's session last. `goes_on`: whether it starts from what an earlier one left."""
-    sessions = []
-    if goes_on:
-        try:
-            sessions = [record for record in read_json(path) if isinstance(record, dict)]
-        except (UserError, TypeError):
-            sessions = [{}]  # by code that was not recorded
+    try:
+        sessions = [record for record in read_json(path) if isinstance(record, dict)] if goes_on else []
+    except (UserError, TypeError):
+        sessions = [{}]  # by code that was not recorded
     sessions.append({"environment": {"git": git_state()}, "code": code})
     write_json(path, sessions)
     return sessions

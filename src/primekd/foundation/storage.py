@@ -99,16 +99,16 @@ def write_atomically(path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            sync(temporary)
+            sync_folder(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
-    """Makes what a file holds, or a rename inside a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside a folder survive a power cut, or what a file holds."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name, sync, write_atomically
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name, sync_folder, write_atomically
 from primekd.report.html import write_report
 from primekd.running.made_by import refuse_unpublishable
 from primekd.running.run import only_one
@@ -62,5 +62,5 @@ def exchange(source: Path, target: Path, names: list[str]) -> None:
             old.rename(target)
         shutil.rmtree(new, ignore_errors=True)
         raise
-    sync(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)

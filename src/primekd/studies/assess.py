@@ -5,10 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment import tokens
+from primekd.assessment import forgetting, tokens
 from primekd.assessment.answers import answer_inputs
-from primekd.assessment.forgetting import FILE as FORGETTING
-from primekd.assessment.forgetting import ForgettingRow
 from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
 from primekd.assessment.logs import LogRow
@@ -34,9 +32,7 @@ from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
-from primekd.statistics import errant_edits
-from primekd.statistics.labels import FILE as LABELS
-from primekd.statistics.labels import LabelRow
+from primekd.statistics import errant_edits, labels
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, label_rows, response_rows, stored_answers
@@ -44,9 +40,8 @@ from primekd.studies.results import copy_text, decisions_hash, planned_inputs, v
 from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
+from primekd.training import tuning
 from primekd.training.train_student import store_facts
-from primekd.training.tuning import FILE as TUNING
-from primekd.training.tuning import TuningRow, read_tuning
 
 # Settings of what is graded, which has inputs of its own.
 NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
@@ -117,7 +112,9 @@ def _write(
     outputs.append(write_table(folder / RESPONSES, ResponseRow, responses))
     shutil.rmtree(folder / "loss_curves", ignore_errors=True)
     outputs += [copy_text(s.folder / "loss_curve.csv", folder / "loss_curves" / f"{s.name}.csv") for s in students]
-    outputs += _write_if_any(folder / TUNING, TuningRow, read_tuning([student.folder for student in students]))
+    outputs += _write_if_any(
+        folder / tuning.FILE, tuning.TuningRow, tuning.read_tuning([student.folder for student in students])
+    )
     return [*outputs, folder / "held-out.csv"]
 
 
@@ -136,7 +133,7 @@ def _write_beside(
     sets = load_answer_sets(profile)
     outputs = [path for view, items in sets for path in _write_set(view, items, scored, inputs, code)]
     rows = [row for model in scored.values() for row in model.forgetting]
-    return outputs + _write_if_any(profile.logs / FORGETTING, ForgettingRow, rows)
+    return outputs + _write_if_any(profile.logs / forgetting.FILE, forgetting.ForgettingRow, rows)
 
 
 def _write_set(
@@ -152,11 +149,11 @@ def _write_set(
 
 def _write_labels(profile: Profile, students: list[Student], logs: dict[str, list[LogRow]]) -> list[Path]:
     """labels.csv, where the task takes some responses for no labels; errant.csv, where that can be measured."""
-    for name in (LABELS, errant_edits.FILE):
+    for name in (labels.FILE, errant_edits.FILE):
         (profile.logs / name).unlink(missing_ok=True)
     if not task_of(profile.data).filters:
         return []
-    written = [write_table(profile.logs / LABELS, LabelRow, label_rows(profile, students))]
+    written = [write_table(profile.logs / labels.FILE, labels.LabelRow, label_rows(profile, students))]
     if said := errant_edits.why_not():
         print(said)
         return written

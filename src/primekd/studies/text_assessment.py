@@ -9,8 +9,7 @@ from typing import Any
 from primekd.assessment.answers import Answer, answers_folder
 from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import held_out_folder, read_rows, write_rows
-from primekd.assessment.likelihood import FILE as CHOICES
-from primekd.assessment.likelihood import ChoiceRow, read_choices, score_choices, write_choices
+from primekd.assessment.likelihood import FILE, ChoiceRow, read_choices, score_choices, write_choices
 from primekd.assessment.logs import LogRow
 from primekd.assessment.score import makers, scored_hashes, scoring_costs
 from primekd.assessment.students import Student
@@ -32,11 +31,8 @@ from primekd.tasks.load import load_items, task_of
 from primekd.tasks.splits import hash_items
 from primekd.tasks.text import text_folder
 from primekd.tasks.text_shards import held_out
-from primekd.training.habits import FILE as ROLLOUTS
+from primekd.training import habits
 from primekd.training.pretrain import TEXT_LOG
-
-# Folders beside the logs: a file a model.
-CURVES, OF_CHOICES, OF_ROLLOUTS, TEXT_LOGS = "loss_curves", "choices", "rollouts", "text_logs"
 
 
 def assess(profile: Profile, students: Sequence[Student], force: bool = False) -> Path:
@@ -62,7 +58,7 @@ def assess(profile: Profile, students: Sequence[Student], force: bool = False) -
     with contextlib.closing(teacher):
         _measure(profile, students, items, teacher, own, since)
     inputs["scored"] = scored_hashes(profile, names)
-    chosen = {name: read_choices(answers_folder(profile, name) / CHOICES) for name in (*names, TEACHER)}
+    chosen = {name: read_choices(answers_folder(profile, name) / FILE) for name in (*names, TEACHER)}
     rows = [row for name in names for row in read_rows(held_out_folder(profile, name) / "held-out.csv")]
     logs = {name: _log(profile, items, own) for name, own in chosen.items()}
     outputs = _write_beside(profile, students, chosen)
@@ -121,8 +117,8 @@ def _choose(
     folder = answers_folder(profile, name)
     with Meter() as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
         rows = score_choices(engine, items, advance=progress.advance)
-        write_choices(folder / CHOICES, rows)
-    write_manifest(folder, "answers", inputs, [folder / CHOICES], code=code, **meter.facts)
+        write_choices(folder / FILE, rows)
+    write_manifest(folder, "answers", inputs, [folder / FILE], code=code, **meter.facts)
 
 
 def _kept(profile: Profile, student: Student, inputs: dict[str, Any], since: float) -> bool:
@@ -147,19 +143,18 @@ def _log(profile: Profile, items: Sequence[ChoiceItem], rows: Sequence[ChoiceRow
 
 
 def _write_beside(profile: Profile, students: Sequence[Student], chosen: dict[str, list[ChoiceRow]]) -> list[Path]:
-    """What was measured and what a training left, a file a model; others are removed."""
-    for folder in (CURVES, OF_CHOICES, OF_ROLLOUTS, TEXT_LOGS):
+    """What was measured and what a training left, a file a model in folders beside the logs; others are removed."""
+    for folder in ("loss_curves", "choices", "rollouts", "text_logs"):
         shutil.rmtree(profile.logs / folder, ignore_errors=True)
     outputs = []
     for name, rows in chosen.items():
-        outputs.append(profile.logs / OF_CHOICES / f"{name}.csv")
+        outputs.append(profile.logs / "choices" / f"{name}.csv")
         write_choices(outputs[-1], rows)
     for student in students:
-        log = student.folder.with_name(f"{student.name}.{TEXT_LOG}")
-        for file, place in (
-            (student.folder / "loss_curve.csv", f"{CURVES}/{student.name}.csv"),
-            (student.folder / ROLLOUTS, f"{OF_ROLLOUTS}/{student.name}.csv"), (log, f"{TEXT_LOGS}/{student.name}.txt"),
-        ):  # fmt: skip
-            if file.is_file():
-                outputs.append(copy_text(file, profile.logs / place))
+        places = {
+            student.folder / "loss_curve.csv": f"loss_curves/{student.name}.csv",
+            student.folder / habits.FILE: f"rollouts/{student.name}.csv",
+            student.folder.with_name(f"{student.name}.{TEXT_LOG}"): f"text_logs/{student.name}.txt",
+        }
+        outputs += [copy_text(file, profile.logs / place) for file, place in places.items() if file.is_file()]
     return outputs
