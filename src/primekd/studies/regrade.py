@@ -5,10 +5,9 @@ computed from it. So a grading that was killed between two files loses nothing: 
 """
 
 from pathlib import Path
-from typing import Any
 
 from primekd.assessment.grade import grade_row
-from primekd.assessment.logs import LogRow, read_log, read_logs
+from primekd.assessment.logs import LogRow, read_log
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (
@@ -17,7 +16,6 @@ from primekd.foundation.provenance import (
     now,
     read_manifest,
     relative_name,
-    write_json,
     write_manifest,
 )
 from primekd.foundation.stage_code import stage_code
@@ -48,7 +46,9 @@ def regrade(profile: Profile) -> Path:
     path = profile.logs / MANIFEST
     if not path.is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
-    manifest = _with_answers(profile, read_manifest(path))
+    manifest = read_manifest(path)
+    if not manifest.get("answers_sha256"):
+        raise UserError(f"{relative_name(path)} has no hashes of the answers: run the assessment again.")
     from_models = ("loss_curves/", "choices/", "rollouts/", "text_logs/")  # and KEPT: no grading makes them anew
     kept = {n: digest for n, digest in manifest["outputs"].items() if n in KEPT or n.startswith(from_models)}
     _refuse(profile, altered_outputs(path, {"outputs": kept}))
@@ -74,17 +74,6 @@ def regrade(profile: Profile) -> Path:
 def files_of(folder: Path) -> list[Path]:
     """A manifest of this folder and the files that it names."""
     return [folder / MANIFEST, *(folder / name for name in read_manifest(folder / MANIFEST)["outputs"])]
-
-
-def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with a hash of each model's answers; added, on disk too, where it is from before there were any."""
-    if manifest.get("answers_sha256"):
-        return manifest
-    path = profile.logs / MANIFEST
-    _refuse(profile, altered_outputs(path, manifest))
-    manifest["answers_sha256"] = {model: answers_hash(rows) for model, rows in read_logs(profile).items()}
-    write_json(path, manifest)
-    return manifest
 
 
 def _read_answers(profile: Profile, hashes: dict[str, str]) -> dict[str, list[LogRow]]:
