@@ -123,13 +123,9 @@ def _understand(text: str, package: str, top: str) -> Source:
     """What a module's text says. `package`: the one that it is in, or is; `top`: the project's."""
     gathered = _Gather(package, top)
     tree = gathered.visit(ast.parse(text))
-    said = [n for n in tree.body if not (isinstance(n, ast.Assign) and _is_all(n))]
+    passes_on = not gathered.foreign and all(ast.unparse(node).startswith("__all__ = ") for node in tree.body)
     digest = hashlib.sha256(_written(tree).encode()).hexdigest()
-    return Source(digest, tuple(gathered.own), frozenset(gathered.foreign), not said and not gathered.foreign)
-
-
-def _is_all(node: ast.Assign) -> bool:
-    return [getattr(target, "id", None) for target in node.targets] == ["__all__"]
+    return Source(digest, tuple(gathered.own), frozenset(gathered.foreign), passes_on)
 
 
 class _Gather(ast.NodeTransformer):

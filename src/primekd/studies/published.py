@@ -105,7 +105,7 @@ def grade_published(folder: Path) -> Path:
     ]
     for name, text in tables.items():
         write_text(out / name, text)
-        outputs.append(out / name)
+    outputs += [out / name for name in tables]
     inputs = {"logs": {name: hash_file(path) for name, path in paths.items()}, **own_inputs()}
     write_manifest(out, "published study", inputs, outputs, code=stage_code("published-study"))
     return out
@@ -169,12 +169,11 @@ def stated_rows(facts: dict[str, dict[str, float | int]], released: dict[str, li
 
 def disagreements(readings: dict[str, list[Reading]], released: dict[str, list[str]]) -> list[DisagreementRow]:
     """A row for every log that was released with verdicts; answers without one are left out."""
-    rows = []
+    rows, kinds = [], ((True, True), (True, False), (False, True), (False, False))
     for model, found in readings.items():
-        pairs = [(v == "1", r.correct(RULES)) for v, r in zip(released[model], found, strict=True) if v != ""]
-        if pairs:
-            kinds = ((True, True), (True, False), (False, True), (False, False))
-            rows.append(DisagreementRow(model, *(pairs.count(kind) for kind in kinds), len(pairs)))
+        verdicts = zip(released[model], found, strict=True)
+        if pairs := [(v == "1", r.correct(RULES)) for v, r in verdicts if v != ""]:
+            rows.append(DisagreementRow(model, *map(pairs.count, kinds), len(pairs)))
     return rows
 
 
