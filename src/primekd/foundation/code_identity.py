@@ -51,6 +51,11 @@ class Closure:
         return hashlib.sha256("\n".join([*sorted(self.modules.values()), *sorted(self.brought)]).encode()).hexdigest()
 
 
+def read_source(path: Path) -> str:
+    """A module's text."""
+    return path.read_text(encoding="utf-8")
+
+
 def closure(entries: Iterable[str], stop: Collection[str] = (), source: Path = SOURCE) -> Closure:
     """The modules that `entries` import, directly or not, inside functions too; not what type checkers alone read.
     `stop`: modules, or packages, that are left out with what only they import. `source`: the package's folder."""
@@ -91,7 +96,7 @@ class _Reader:
             raise UserError(f"{name} is no module of {self.folder.name}: mend the import, or the list of stages.")
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         try:
-            self._read[name] = _understand(path.read_text(encoding="utf-8"), package, self.folder.name)
+            self._read[name] = _understand(read_source(path), package, self.folder.name)
         except SyntaxError as error:
             raise UserError(f"{path.name} cannot be read ({error}): mend it and run again.") from error
         return self._read[name]
