@@ -1,6 +1,7 @@
 """What follows a sitting: logs are regraded with what was decided, and the change is told."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from primekd.assessment.decisions.decisions import ALL_MODELS, apply_decisions, read_decisions
 from primekd.assessment.decisions.session import Session, counted, readable, spoken
@@ -9,7 +10,6 @@ from primekd.config import Profile
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest
 from primekd.foundation.tables import read_records, table_text
 from primekd.statistics.audit import AuditRow, audit_rows, audit_scope
-from primekd.statistics.summary import SummaryRow
 from primekd.studies.regrade import regrade
 
 
@@ -26,7 +26,7 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
     for view in behind:
         regrade(view)
         lines += write_report(view)
-    lines += ["", accuracies_text(read_records(profile.logs / "summary.csv", SummaryRow))]
+    lines += ["", accuracies_text(read_records(profile.logs / "summary.csv", Shares))]
     if session.blind:
         logs = read_logs(profile)
         lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions()), logs)]
@@ -46,7 +46,17 @@ def _is_behind(profile: Profile) -> bool:
     return text != table_text(AuditRow, audits)
 
 
-def accuracies_text(summary: list[SummaryRow]) -> str:
+@dataclass(frozen=True)
+class Shares:
+    """A row of summary.csv, as far as it is shown after a session."""
+
+    model: str
+    accuracy: float
+    accuracy_adjudicated: float
+    adjudicated: int
+
+
+def accuracies_text(summary: list[Shares]) -> str:
     """Accuracy of each model with and without adjudication."""
     lines = [
         f"{readable(row.model):24} {row.accuracy:10.2%} {row.accuracy_adjudicated:12.2%} {row.adjudicated:>8}"
