@@ -38,8 +38,7 @@ from primekd.studies.priming import START
 from primekd.studies.regrade import regrade
 from primekd.studies.study import find_study
 from primekd.tasks.clusters import cluster_of, item_of
-from primekd.tasks.load import load_answer_sets, load_items
-from primekd.tasks.neutral import NEUTRAL, neutral_items
+from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, neutral_items
 from primekd.tasks.protocol import with_examples
 from primekd.tasks.splits import hash_items
 from primekd.teachers import transformers_engine

@@ -261,7 +261,7 @@ def test_killing_server_and_run_anywhere_ends_in_the_same_labels_and_the_same_ad
 
 def test_the_table_of_labels_has_what_was_asked_dropped_and_spent(served, ci, monkeypatch):
     from primekd.assessment.students import find_students
-    from primekd.studies.labelled import label_rows
+    from primekd.studies.responses import label_rows
 
     with serving(lambda handler, request: handler.reply(good_answer(ci.teacher.model, request))) as server:
         profile = served(server)

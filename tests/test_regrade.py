@@ -343,23 +343,12 @@ def test_a_row_taken_out_of_the_summary_takes_no_model_out_of_the_study(profile)
     assert tables_of(profile) == written
 
 
-def without_answers(profile: Profile) -> None:
-    """Makes the manifest one of before answers had hashes of their own."""
+def test_logs_whose_manifest_does_not_vouch_for_the_answers_are_refused(profile):
     manifest = manifest_of(profile)
     del manifest["answers_sha256"]
     write_json(profile.logs / "manifest.json", manifest)
-
-
-def test_logs_of_before_answers_had_hashes_are_graded_if_every_byte_is_the_manifests(profile):
-    expected, written = manifest_of(profile)["answers_sha256"], tables_of(profile)
-    without_answers(profile)
-    regrade(profile)
-    assert tables_of(profile) == written and manifest_of(profile)["answers_sha256"] == expected
-    without_answers(profile)
-    change(profile, "ai-KD", 2, correct=True)
-    with pytest.raises(UserError, match="ai-KD.csv missing or altered"):
+    with pytest.raises(UserError, match="logs/manifest.json has no hashes of the answers: run the assessment again"):
         regrade(profile)
-    assert "answers_sha256" not in manifest_of(profile)
 
 
 # Killed between two files.
@@ -386,10 +375,7 @@ def kill():
     raise Killed
 
 
-@pytest.mark.parametrize("old_manifest", [False, True])
-def test_a_grading_killed_between_any_two_files_is_finished_by_the_next(old_manifest, profile, monkeypatch):
-    if old_manifest:
-        without_answers(profile)
+def test_a_grading_killed_between_any_two_files_is_finished_by_the_next(profile, monkeypatch):
     for model, number, value in (("control", 0, "10"), ("base-KD", 3, "13"), ("teacher", 0, "-1")):
         add_decision(decided(profile, model, number, value))
     start = files_of(profile)
@@ -398,8 +384,8 @@ def test_a_grading_killed_between_any_two_files_is_finished_by_the_next(old_mani
         patch.setattr(provenance.os, "replace", replacing)
         regrade(profile)
     expected, outcomes = tables_of(profile), set()
-    assert len(done) == len(ANSWERS) + len(ALWAYS - set(KEPT)) + 1 + old_manifest
-    for count in range(0, len(done), 4 if old_manifest else 1):
+    assert len(done) == len(ANSWERS) + len(ALWAYS - set(KEPT)) + 1
+    for count in range(len(done)):
         for name, data in start.items():
             (profile.logs / name).write_bytes(data)
         replacing, _ = replaces_until(count, kill)

@@ -21,8 +21,7 @@ from primekd.foundation.stage_code import forced_since, set_aside_if_older, stag
 from primekd.foundation.tables import Name, read_records, write_table
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt
-from primekd.tasks.load import load_items
-from primekd.tasks.neutral import NEUTRAL
+from primekd.tasks.load import NEUTRAL, load_items
 from primekd.tasks.protocol import Item
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ A field's meaning stands beside it; configs/*.yaml show complete examples.
 
 from primekd.config.data import DataConfig, TransferConfig
 from primekd.config.hardware import HardwareConfig
-from primekd.config.launch import LaunchConfig
 from primekd.config.profile import Profile, explain_validation_error, load_profile, profile_files, profile_names
 from primekd.config.student import (
     Architecture,
     AssessConfig,
+    LaunchConfig,
     LoraSettings,
     LossConfig,
     PrepareConfig,

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from primekd.config.on_policy import OnPolicyConfig
 from primekd.config.profile import Profile
-from primekd.config.section import Positive
+from primekd.config.section import Positive, Section
 from primekd.config.student import LossConfig
 from primekd.foundation.errors import UserError, findings_text
 
@@ -27,28 +27,11 @@ PRIMED = ("treatment", "placebo", "rewording")  # roles whose teacher reads a pr
 
 
 class Arm(BaseModel):
-    """One way to make a student.
+    """One way to make a student. configs/strategies.yaml says what each key is; `name` is in every path and log.
 
-    Attributes:
-        name: the arm's own, in every path and log. title: the one used in the published tables.
-        role: what it is compared with follows from it (statistics.families).
-        variant_of: the arm that a rewording rewords, and so on.
-        priming: the text that the teacher alone sees (None: the model's own default), read from `priming_file` where
-            that is given: a path relative to the checkout, or absolute. `placement` goes before the profile's
-            teacher.priming_placement.
-        text: whose prompt the responses were written under: own, another arm's name, gold for the gold solutions, or
-            student: it writes them itself while it learns, and a live teacher scores them. corpus: blocks of the
-            profile's text; a live teacher scores them, or what the student writes behind their beginnings, unless
-            signals are none.
-        signals: whose prompt they were scored under: own, another arm's name, or none to train on the text alone.
-        responses: a file with the responses (id and response a row) that are scored instead of the teacher's own; a
-            path as of `priming_file`. Then `text` stays own.
-        rows: shuffled gives each item the signal rows of another one.
-        keep_right: train on responses with the right answer alone. cut_tokens: on so many first tokens of each. share:
-            on the first such part of all responses.
-        loss: what differs from the profile's loss. on_policy: what differs from the profile's section `on_policy`.
-        notebooks: the folder whose notebooks run it; the arm's own name if left out.
-        extra: it runs in those profiles alone that list it in `arms`.
+    Of text `corpus` a live teacher scores the profile's blocks, or what the student writes behind their beginnings,
+    unless signals are none. `placement` goes before the profile's teacher.priming_placement. `notebooks`: the folder
+    whose notebooks run it; the arm's own name if left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -173,15 +156,15 @@ class Arm(BaseModel):
         """Of its notebooks."""
         return self.notebooks or self.name
 
+    @property
+    def _place(self) -> str:
+        return f"{self.name} in configs/strategies.yaml"
+
     def loss_of(self, profile: Profile) -> LossConfig:
         """The profile's loss with what the arm says itself; of text alone, the cross-entropy on the responses. Raises
         UserError if the two do not go together."""
         own = {"alpha": 1.0, "labels": "response"} if self.signals == NONE else self.loss
-        try:
-            return LossConfig(**profile.loss.model_dump() | own)
-        except ValidationError as error:
-            said = findings_text(error)
-            raise UserError(f"{self.name} in configs/strategies.yaml: its loss in {profile.name}: {said}.") from error
+        return _built(LossConfig, profile.loss.model_dump() | own, f"{self._place}: its loss in {profile.name}")
 
     def on_policy_of(self, profile: Profile) -> OnPolicyConfig | None:
         """The profile's section with what the arm says itself; None where the student writes nothing. Raises UserError
@@ -189,11 +172,8 @@ class Arm(BaseModel):
         if not (self.live or self.on_policy):
             return None
         given = profile.on_policy.model_dump() if profile.on_policy else {}
-        place, loss = f"{self.name} in configs/strategies.yaml: on_policy in {profile.name}", self.loss_of(profile)
-        try:
-            settings = OnPolicyConfig(**given | self.on_policy)
-        except ValidationError as error:
-            raise UserError(f"{place}: {findings_text(error)}.") from error
+        place, loss = f"{self._place}: on_policy in {profile.name}", self.loss_of(profile)
+        settings = _built(OnPolicyConfig, given | self.on_policy, place)
         if settings.objective == "minillm" and loss.divergence != "reverse_kl":
             raise UserError(
                 f"{place}: the objective minillm is a reverse KL: set the arm's loss.divergence to reverse_kl."
@@ -204,6 +184,13 @@ class Arm(BaseModel):
                 "and warmup_steps to 0."
             )
         return settings
+
+
+def _built(kind: type[Section], values: dict[str, Any], place: str) -> Any:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise UserError(f"{place}: {findings_text(error)}.") from error
 
 
 def split_seed(model: str) -> tuple[str, str]:

@@ -22,9 +22,8 @@ RESERVED = (
 )  # fmt: skip
 
 
-def _can_name(name: str) -> bool:
-    taken = name in RESERVED or name.startswith("held-out-") or ".old-" in name
-    return is_name(name) and not taken and not split_seed(name)[1]
+def _is_taken(name: str) -> bool:
+    return name in RESERVED or name.startswith("held-out-") or ".old-" in name or bool(split_seed(name)[1])
 
 
 def arms_file() -> Path:
@@ -38,7 +37,7 @@ def load_arms() -> dict[str, Arm]:
     path = arms_file()
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if odd := [name for name in map(str, rows) if not _can_name(name)]:
+        if odd := [name for name in map(str, rows) if not is_name(name) or _is_taken(name)]:
             raise UserError(
                 f"{relative_name(path)}: {odd[0]!r} cannot name a strategy: take letters, digits, dots, dashes and "
                 f"underscores, a letter or digit first, no -seed and number at the end, and none of "
@@ -61,25 +60,20 @@ def default_arms() -> dict[str, Arm]:
 
 
 def arms_of(profile: Profile) -> dict[str, Arm]:
-    """The arms that a profile runs, in the order of the file.
-
-    Raises:
-        UserError: it lists one that is not there, or not an arm that another one needs, or an arm's loss does not go
-            with the profile's, or a planned contrast names something that it does not run.
-    """
+    """The arms that a profile runs, in the order of the file. Raises UserError if it lists one that is not there or
+    lacks one that another needs, an arm's loss does not go with its own, or it names seeds or contrasts of others."""
     known = load_arms()
     for name in profile.arms or ():
         get_arm(name)
-    wanted = [name for name, arm in known.items() if not arm.extra] if profile.arms is None else profile.arms
+    wanted = default_arms() if profile.arms is None else profile.arms
     chosen = {name: arm for name, arm in known.items() if name in wanted}
-    for arm in chosen.values():
+    for name, arm in chosen.items():
         arm.loss_of(profile)
         arm.on_policy_of(profile)
-        if missing := [name for name in (arm.text, arm.signals) if name not in (*WORDS, *chosen)]:
+        if missing := [other for other in (arm.text, arm.signals) if other not in (*WORDS, *chosen)]:
             raise UserError(
-                f"{profile.name}: the arm {arm.name} takes its text or signals from {missing[0]}: list that too."
+                f"{profile.name}: the arm {name} takes its text or signals from {missing[0]}: list that too."
             )
-    for name, arm in chosen.items():
         if arm.keep_right and profile.teacher.sampling_temperature and profile.seeds.get(name):
             raise UserError(
                 f"{profile.name}: {name} keeps right answers, which are judged under one seed, and a teacher that "

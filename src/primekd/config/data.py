@@ -85,11 +85,10 @@ class DataConfig(Section):
             raise ValueError(f"benchmark {unknown[0]!r} is none of {', '.join(BENCHMARKS)}")
         if not self.benchmarks or len(set(self.benchmarks)) < len(self.benchmarks):
             raise ValueError(f"task choices needs benchmarks, each once: any of {', '.join(BENCHMARKS)}")
-        several = len(self.benchmarks) > 1
-        files = [name for name in (self.train_file, self.test_file) if name] if self.source == "jsonl" else []
-        if several and any("{benchmark}" not in name for name in files):
+        several, local = len(self.benchmarks) > 1, self.source == "jsonl"
+        if several and local and any("{benchmark}" not in name for name in (self.train_file, self.test_file) if name):
             raise ValueError("several benchmarks need {benchmark} in the names of train_file and test_file")
-        if self.source == "jsonl" and self.shots and not self.train_file:
+        if local and self.shots and not self.train_file:
             raise ValueError("shots are taken from the training side: name a train_file")
         if several and self.revision:
             raise ValueError("a revision is of one data set: name one benchmark, or leave it out")

@@ -1,5 +1,6 @@
 """A profile: one YAML file in configs/, read into frozen sections."""
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,17 @@ from pydantic import PrivateAttr, ValidationError, model_validator
 
 from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
-from primekd.config.launch import LaunchConfig
 from primekd.config.on_policy import OnPolicyConfig
-from primekd.config.pretrain import PretrainConfig
 from primekd.config.section import Positive, Section, Seed, is_name
-from primekd.config.student import AssessConfig, LossConfig, PrepareConfig, StudentConfig, TrainConfig
+from primekd.config.student import (
+    AssessConfig,
+    LaunchConfig,
+    LossConfig,
+    PrepareConfig,
+    PretrainConfig,
+    StudentConfig,
+    TrainConfig,
+)
 from primekd.config.teacher import SignalsConfig, TeacherConfig
 from primekd.config.text import TextConfig
 from primekd.foundation.errors import UserError, findings_text
@@ -66,6 +73,7 @@ class Profile(Section):
     planned: PlannedContrasts = PlannedContrasts()
     seeds: dict[str, tuple[Seed, ...]] = {}  # arm -> further seeds that it is trained under, beside `seed`
     _answer_set: str = PrivateAttr("")
+    _published: bool = PrivateAttr(False)
 
     @model_validator(mode="after")
     def shared_out(self) -> "Profile":
@@ -115,8 +123,8 @@ class Profile(Section):
 
     @property
     def logs(self) -> Path:
-        """runs/<profile>/logs/: this machine's per-item logs, summaries, report."""
-        return self.runs / "logs" / self._answer_set
+        """runs/<profile>/logs/: this machine's per-item logs, summaries, report; of `of_published` its `published`."""
+        return self.published if self._published else self.runs / "logs" / self._answer_set
 
     @property
     def published(self) -> Path:
@@ -131,7 +139,7 @@ class Profile(Section):
     def answering(self, answer_set: str) -> "Profile":
         """The same profile as seen from one of ANSWER_SETS: `data` and `logs` are that set's."""
         second = answer_set == TRANSFER and self.assess.transfer
-        return self._seen(type(self), answer_set, {"data": second} if second else {})
+        return self._seen({"data": second} if second else {}, _answer_set=answer_set)
 
     def answer_sets(self) -> list["Profile"]:
         """`answering` of every set that the profile asks for."""
@@ -144,18 +152,19 @@ class Profile(Section):
         second = self.assess.transfer.test_items if self.assess.transfer else 0
         return self.data.test_items * (1 + self.assess.samples) + second + self.assess.forgetting_items
 
-    def _seen(self, kind: type["Profile"], answer_set: str, changes: dict[str, Any]) -> "Profile":
-        view = kind.model_construct(**dict(self) | changes)
-        view._answer_set = answer_set
+    def _seen(self, changes: dict[str, Any], **private: Any) -> "Profile":
+        view = self.model_copy(update=changes)
+        for name, value in private.items():
+            setattr(view, name, value)
         return view
 
     def of_published(self) -> "Profile":
         """The same profile as whoever works on its published logs sees it: they are its `logs`."""
-        return self._seen(PublishedProfile, self._answer_set, {})
+        return self._seen({}, _published=True)
 
     def of_machine(self) -> "Profile":
         """The same profile with this machine's `logs`."""
-        return self._seen(Profile, self._answer_set, {})
+        return self._seen({}, _published=False)
 
     def signals_folder(self, strategy: str, seed: int | None = None) -> Path:
         """Where the teacher's signals on the training items under one strategy lie."""
@@ -183,15 +192,6 @@ class Profile(Section):
     def resolved(self) -> dict[str, Any]:
         """The profile with every default filled in, as manifests keep it."""
         return self.model_dump(mode="json")
-
-
-class PublishedProfile(Profile):
-    """A profile whose `logs` are the published ones. It is made by `Profile.of_published`."""
-
-    @property
-    def logs(self) -> Path:
-        """logs/<profile>/ of the checkout."""
-        return self.published
 
 
 def explain_validation_error(error: ValidationError, path: Path) -> str:
@@ -226,10 +226,8 @@ def load_profile(name: str) -> Profile:
     `extends: pocket` at its top takes everything from another profile that the file does not say itself, section by
     section; null takes a value away. Raises UserError if there is none, or a key or value does not fit.
     """
-    path, *extended = profile_files(name)
-    values: dict[str, Any] = {}
-    for file in [*reversed(extended), path]:
-        values = _merged(values, _read_profile(file))
+    path, *_ = files = profile_files(name)
+    values = reduce(_merged, map(_read_profile, reversed(files)), {})
     values.pop("extends", None)
     if not is_name(path.stem):
         raise UserError(
@@ -267,10 +265,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
         if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merged(merged[key], value)
-        else:
-            merged[key] = value
+            del merged[key]
     return merged

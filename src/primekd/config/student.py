@@ -1,4 +1,5 @@
-"""The sections that make and score a student: `student`, `train`, `loss`, `assess`; `prepare` for a taught teacher."""
+"""The sections that make and score a student: `student`, `train`, `launch`, `pretrain`, `loss`, `assess`; `prepare` for
+a taught teacher."""
 
 from typing import Annotated, Any, Literal
 
@@ -118,6 +119,36 @@ class TrainConfig(Section):
         if self.batch_size % self.micro_batch_size:
             raise ValueError("batch_size must be a multiple of micro_batch_size")
         return self
+
+
+class LaunchConfig(Section):
+    """`processes` in all, one a GPU, on which a student is trained; above 1 they are started by `accelerate launch`. No
+    adapter's identity depends on it.
+
+    `accelerate` is its configuration file, relative to the checkout; left out, configs/accelerate/multi-gpu.yaml where
+    there is a GPU, else cpu.yaml. `train.batch_size` stays the number of sequences a step, over all processes.
+    """
+
+    processes: Positive = 1
+    accelerate: str | None = None
+
+    @model_validator(mode="after")
+    def used(self) -> "LaunchConfig":
+        if self.accelerate and self.processes == 1:
+            raise ValueError("accelerate is read with two processes or more: add processes")
+        return self
+
+
+class PretrainConfig(Section):
+    """A student from scratch learns the first `tokens` of the profile's text, optimised as `train` says; this is the
+    control. Every arm goes on from its weights with the text behind, optimised as the profile's own `train` says.
+
+    Whenever a training is validated, the first `choices` items of each of the profile's benchmarks are scored too.
+    """
+
+    tokens: int = Field(ge=2)
+    train: TrainConfig
+    choices: int = Field(0, ge=0)
 
 
 class LossConfig(Section):

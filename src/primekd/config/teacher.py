@@ -127,13 +127,12 @@ class ApiConfig(Section):
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
     """Everything in a nested value with its name, which is empty in a list; what is deeper comes first."""
-    own = (
-        value.items() if isinstance(value, dict) else (("", part) for part in value) if isinstance(value, list) else ()
-    )
-    own = [(str(name), part) for name, part in own]
-    for _, part in own:
+    parts = [("", part) for part in value] if isinstance(value, list) else []
+    if isinstance(value, dict):
+        parts = [(str(name), part) for name, part in value.items()]
+    for _, part in parts:
         yield from _entries(part)
-    yield from own
+    yield from parts
 
 
 class TeacherConfig(Speaker):
@@ -195,13 +194,12 @@ class TeacherConfig(Speaker):
         left_out = {"made_from", "sha256", "priming_placement", "priming_mode", "instruction"}
         left_out |= set() if self.template_arguments else {"template_arguments"}
         values = self.model_dump(mode="json", exclude_none=True, exclude=left_out)
-        for name, kept in parts.items():
-            if name in values:
-                values[name] = {key: value for key, value in values[name].items() if key in kept}
-        if self.engine == "api":  # as it was before there were such
-            own = {"base_url": "own"} if self.api.own_server else {}
-            line = {} if self.api.stop_at_line_end else {"stop_at_line_end": None}
-            values["api"] = {key: value for key, value in (values["api"] | own | line).items() if value is not None}
+        for name in set(parts) & set(values):
+            values[name] = {key: value for key, value in values[name].items() if key in parts[name]}
+        if self.engine == "api":
+            values["api"] |= {"base_url": "own"} if self.api.own_server else {}
+            if not self.api.stop_at_line_end:  # as it was before there was such
+                del values["api"]["stop_at_line_end"]
         return {key: value for key, value in values.items() if key not in parts or key == self.engine}
 
     @property

@@ -29,32 +29,21 @@ class Import(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What one module's text says.
+    """What one module's text says."""
 
-    Attributes:
-        sha256: of its syntax tree, without imports of the package's own modules.
-        own, foreign: names from the package itself, and the top-level packages of all else, imported when it runs.
-        passes_on: whether it does nothing but import.
-    """
-
-    sha256: str
-    own: tuple[Import, ...]
-    foreign: frozenset[str]
-    passes_on: bool
+    sha256: str  # of its syntax tree, without imports of the package's own modules
+    own: tuple[Import, ...]  # names from the package itself, imported when it runs
+    foreign: frozenset[str]  # the top-level packages of all else
+    passes_on: bool  # whether it does nothing but import
 
 
 @dataclass(frozen=True)
 class Closure:
-    """The code of some modules and of all that they import.
+    """The code of some modules and of all that they import."""
 
-    Attributes:
-        modules: their names -> hashes.
-        brought: importing module's hash, name and hash of the module that it comes from, of every own import.
-    """
-
-    modules: dict[str, str]
+    modules: dict[str, str]  # their names -> hashes
     foreign: frozenset[str]
-    brought: frozenset[str]
+    brought: frozenset[str]  # importing module's hash, name and hash of the module that it comes from, of own imports
 
     @cached_property
     def sha256(self) -> str:
@@ -69,11 +58,7 @@ def read_source(path: Path) -> str:
 
 def closure(entries: Iterable[str], stop: Collection[str] = (), source: Path = SOURCE) -> Closure:
     """The modules that `entries` import, directly or not, inside functions too; not what type checkers alone read.
-
-    Args:
-        stop: modules, or packages, that are left out with what only they import.
-        source: the package's folder; its name is the package's.
-    """
+    `stop`: modules, or packages, that are left out with what only they import. `source`: the package's folder."""
     reader, found, foreign, waiting = _Reader(source), {}, set(), list(entries)
     taken: set[tuple[str, str, str]] = set()  # importing module, what it calls the name, module that it comes from
     while waiting:
@@ -105,15 +90,15 @@ class _Reader:
         return next((path for path in files if path.is_file()), None) if top == self.folder.name else None
 
     def read(self, name: str) -> Source:
-        if name not in self._read:
-            path = self.path(name)
-            if path is None:
-                raise UserError(f"{name} is no module of {self.folder.name}: mend the import, or the list of stages.")
-            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            try:
-                self._read[name] = _understand(read_source(path), package, self.folder.name)
-            except SyntaxError as error:
-                raise UserError(f"{path.name} cannot be read ({error}): mend it and run again.") from error
+        if name in self._read:
+            return self._read[name]
+        if (path := self.path(name)) is None:
+            raise UserError(f"{name} is no module of {self.folder.name}: mend the import, or the list of stages.")
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        try:
+            self._read[name] = _understand(read_source(path), package, self.folder.name)
+        except SyntaxError as error:
+            raise UserError(f"{path.name} cannot be read ({error}): mend it and run again.") from error
         return self._read[name]
 
     def targets(self, one: Import) -> Iterator[str]:
@@ -143,13 +128,9 @@ def _understand(text: str, package: str, top: str) -> Source:
     """What a module's text says. `package`: the one that it is in, or is; `top`: the project's."""
     gathered = _Gather(package, top)
     tree = gathered.visit(ast.parse(text))
-    said = [n for n in tree.body if not (isinstance(n, ast.Assign) and _is_all(n))]
+    passes_on = not gathered.foreign and all(ast.unparse(node).startswith("__all__ = ") for node in tree.body)
     digest = hashlib.sha256(_written(tree).encode()).hexdigest()
-    return Source(digest, tuple(gathered.own), frozenset(gathered.foreign), not said and not gathered.foreign)
-
-
-def _is_all(node: ast.Assign) -> bool:
-    return [getattr(target, "id", None) for target in node.targets] == ["__all__"]
+    return Source(digest, tuple(gathered.own), frozenset(gathered.foreign), passes_on)
 
 
 class _Gather(ast.NodeTransformer):
@@ -170,7 +151,7 @@ class _Gather(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If):
         if getattr(node.test, "id", getattr(node.test, "attr", None)) == "TYPE_CHECKING":
-            return [kept for part in node.orelse for kept in _as_list(self.visit(part))]
+            return self.generic_visit(ast.Module(node.orelse, [])).body
         return self.generic_visit(node)
 
     def visit_Import(self, node: ast.Import):
@@ -202,10 +183,6 @@ class _Gather(ast.NodeTransformer):
             self.own.append(Import(module, name, bound))
         else:
             self.foreign.add(module.partition(".")[0])
-
-
-def _as_list(kept) -> list[ast.AST]:
-    return kept if isinstance(kept, list) else [] if kept is None else [kept]
 
 
 def _written(node) -> str:

@@ -17,19 +17,14 @@ class Meter:
         self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> "Meter":
-        self._start = time.monotonic()
-        self._tracker = None
+        self._start, self._tracker = time.monotonic(), None
         logging.getLogger("codecarbon").disabled = True  # it speaks before it reads its log level
         with contextlib.suppress(Exception):  # a broken power sensor must not stop a run
             from codecarbon import OfflineEmissionsTracker
 
-            tracker = OfflineEmissionsTracker(
-                country_iso_code="USA",  # only turns energy into emissions, which are not reported
-                save_to_file=False,
-                log_level="critical",
-                measure_power_secs=10,
-                allow_multiple_runs=True,
-            )
+            quiet = {"save_to_file": False, "log_level": "critical", "allow_multiple_runs": True}
+            # The country only turns energy into emissions, which are not reported.
+            tracker = OfflineEmissionsTracker(country_iso_code="USA", measure_power_secs=10, **quiet)
             tracker.start()
             self._tracker = tracker
         return self

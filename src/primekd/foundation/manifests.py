@@ -92,6 +92,14 @@ class Measured(Part):
     resumed: bool | None = None
 
 
+class Made(Measured):
+    """What a stage took, and who made its result."""
+
+    git: Git | None = None
+    code: Code | None = None
+    mixed: list[Maker] | None = None
+
+
 class Codec(Part):
     name: str = ""
     error: str = ""
@@ -104,7 +112,7 @@ class Spec(Part):
     priming: str | None = None
 
 
-class Store(Measured):
+class Store(Made):
     """A capture as those that used it remember it."""
 
     spec: Spec | None = None
@@ -113,9 +121,6 @@ class Store(Measured):
     reconstruction: dict[str, float] | None = None
     sessions: list[Measured] | None = None
     shards: Facts | None = None
-    git: Git | None = None
-    code: Code | None = None
-    mixed: list[Maker] | None = None
 
 
 class Trained(Part):
@@ -141,15 +146,12 @@ class Scored(Part):
     held_out: Maker | None = None
 
 
-class Student(Measured, Scored):
+class Student(Made, Scored):
     """A student as the logs remember it."""
 
     strategy: str | None = None
     inputs: Inputs = Inputs()
     outputs: Outputs
-    git: Git | None = None
-    code: Code | None = None
-    mixed: list[Maker] | None = None
     signals: Store | None = None
     planned: Planned = []
 
@@ -169,7 +171,7 @@ class Config(Part):
     loss: Facts = {}
 
 
-class Manifest(Measured):
+class Manifest(Made):
     """What every stage writes beside its outputs, and what an assessment writes besides."""
 
     kind: str
@@ -177,8 +179,6 @@ class Manifest(Measured):
     inputs_sha256: Digest
     outputs: Annotated[Outputs, Field(min_length=1)]
     environment: Environment
-    code: Code | None = None
-    mixed: list[Maker] | None = None
     config: Config = Config()
     models: dict[str, Student] = {}
     control: Scored | None = None

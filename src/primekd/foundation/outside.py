@@ -52,16 +52,8 @@ def _forms(secret: str) -> set[str]:
 def _without_pieces(text: str, secret: str) -> str:
     """A text without any PIECE characters in a row that a longer secret has in a row too."""
     pieces = {secret[i : i + PIECE] for i in range(len(secret) - PIECE + 1)} if len(secret) > PIECE else set()
-    starts = [i for i in range(len(text) - PIECE + 1) if text[i : i + PIECE] in pieces]
-    for start, end in reversed(_joined(starts)):
-        text = f"{text[:start]}[key]{text[end:]}"
+    told = {place for i in range(len(text)) if text[i : i + PIECE] in pieces for place in range(i, i + PIECE)}
+    stretches = re.finditer("x+", "".join("x" if place in told else "." for place in range(len(text))))
+    for found in reversed(list(stretches)):
+        text = f"{text[: found.start()]}[key]{text[found.end() :]}"
     return text
-
-
-def _joined(starts: list[int]) -> list[tuple[int, int]]:
-    """The stretches that pieces beginning at these places cover together."""
-    spans: list[tuple[int, int]] = []
-    for start in starts:
-        before = spans.pop() if spans and start <= spans[-1][1] else (start, start)
-        spans.append((before[0], start + PIECE))
-    return spans

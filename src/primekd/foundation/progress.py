@@ -18,14 +18,7 @@ from primekd.foundation.outside import clean
 from primekd.foundation.provenance import now, relative_name, write_json
 
 _TIME = TypeAdapter(AwareDatetime)
-
-
-def _as_time(text: str) -> str:
-    _TIME.validate_python(text)
-    return text
-
-
-Time = Annotated[str, AfterValidator(_as_time)]
+Time = Annotated[str, AfterValidator(lambda text: text if _TIME.validate_python(text) else "")]
 Units = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 Word = Annotated[str, AfterValidator(clean)]
 
@@ -74,14 +67,10 @@ def progress_path(profile: HasRuns, stage: str) -> Path:
 
 def quiet_libraries() -> None:
     """Keeps library chatter and bars off the screen, unless the user has set them; before their import."""
-    for name, value in {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
 
 
 def open_bar(**how: Any) -> tqdm:

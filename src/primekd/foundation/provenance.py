@@ -80,20 +80,14 @@ def package_versions(names: Iterable[str] | None = None) -> dict[str, str | None
     return {name: version(name) for name in (requirement_pins() if names is None else names)}
 
 
-def cpu_name() -> str:
-    """The processor's name as the kernel gives it."""
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M):
-            return found.group(1)
-    return platform.processor() or platform.machine()
-
-
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory and GPUs of this machine; nothing that names the machine itself."""
     import psutil
 
+    file = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", file.read_text() if file.is_file() else "", re.M)
     facts: dict[str, Any] = {
-        "cpu": cpu_name(),
+        "cpu": named[1] if named else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -115,17 +109,14 @@ def environment() -> dict[str, Any]:
 def write_manifest(
     folder: Path, kind: str, inputs: dict[str, Any], outputs: Iterable[Path], name: str = MANIFEST, **facts: Any
 ) -> None:
-    """Writes a stage's manifest beside its outputs; it is written last, so its presence means a finished stage.
+    """Writes a stage's manifest beside its outputs; it is written last, so its presence means a finished stage. Raises
+    ValueError if there are no outputs, so that it would vouch for nothing.
 
     Args:
         inputs: everything that the outputs depend on; its hash decides whether the stage has to run again.
         outputs: files inside `folder`.
         name: the manifest's own file name, where a folder holds the outputs of several stages.
-        facts: what else is worth knowing (code, resolved config, tokens, seconds, energy, start, end); `environment`
-            where it is not that of this process.
-
-    Raises:
-        ValueError: there are no outputs, so the manifest would vouch for nothing.
+        facts: what else is worth knowing; `environment` where it is not that of this process.
     """
     names = {Path(p).relative_to(folder).as_posix(): hash_file(p) for p in outputs}
     if not names:

@@ -30,11 +30,7 @@ Record = dict[str, Any]  # a manifest, or what else has `code` and `environment`
 
 # Stage -> the modules that it begins in. Its code ends where another stage's begins: that one's results are its inputs.
 STAGES = {
-    "train-teacher": (
-        "primekd.training.prepare_teacher",
-        "primekd.training.distill",
-        "primekd.training.train_student",
-    ),
+    "train-teacher": ("primekd.training.prepare_teacher", "primekd.training.distill", "primekd.training.train_student"),
     "prepare-teacher": ("primekd.training.prepare_teacher",),
     "capture": ("primekd.capture.run",),
     "distill": ("primekd.training.distill", "primekd.training.tuning", "primekd.training.train_student"),
@@ -53,31 +49,18 @@ STAGES = {
 }
 ENGINES = ("llamacpp", "exllamav2", "vllm", "api")  # beside transformers; a stage uses one at most
 # What is imported -> the packages whose versions may change numbers.
-COMPUTES = {
-    "torch": ("torch",),
+ALONE = ("accelerate", "exllamav2", "gguf", "numpy", "safetensors", "scipy", "statsmodels", "sympy", "torch", "vllm")
+COMPUTES = {name: (name,) for name in ALONE} | {
     "transformers": ("transformers", "tokenizers", "safetensors"),
     "peft": ("peft", "accelerate"),
-    "accelerate": ("accelerate",),
-    "safetensors": ("safetensors",),
-    "numpy": ("numpy",),
-    "gguf": ("gguf",),
     "llama_cpp": ("llama-cpp-python",),
-    "exllamav2": ("exllamav2",),
-    "vllm": ("vllm",),
-    "scipy": ("scipy",),
-    "statsmodels": ("statsmodels",),
     "math_verify": ("math-verify",),
-    "sympy": ("sympy",),
 }
 
 
 def stage_code(stage: str, profile: Profile | None = None) -> dict[str, Any]:
-    """The code that a stage would run today.
-
-    Args:
-        stage: one of STAGES.
-        profile: names the task, and the engine of captures and answers; the others' code is left out.
-    """
+    """The code that one of STAGES would run today. `profile` names the task, and the engine of captures and answers;
+    the others' code is left out."""
     engine = {} if profile is None else {"capture": profile.teacher.engine, "answers": profile.assess.engine}
     unused = [name for name in ENGINES if name != engine.get(stage)]
     stop = {module for modules in STAGES.values() for module in modules} - set(STAGES[stage])
@@ -114,11 +97,9 @@ def other_code(record: Record, code: dict[str, Any]) -> str:
     if was["sha256"] != code["sha256"]:
         said.append(f"changed since: {_changed(was.get('modules') or {}, code['modules'])}")
     before, today = was.get("packages") or {}, code["packages"]
-    said += [
-        f"{name} {before.get(name, 'none')} -> {today.get(name, 'none')}"
-        for name in sorted(before.keys() | today.keys())
-        if before.get(name) != today.get(name)
-    ]
+    for name in sorted(before.keys() | today.keys()):
+        if before.get(name) != today.get(name):
+            said.append(f"{name} {before.get(name, 'none')} -> {today.get(name, 'none')}")
     return "; ".join([commit, *said]) if said else ""
 
 
@@ -150,12 +131,8 @@ def say_kept(stage: str, record: Record, code: dict[str, Any], done: str = "") -
 def stands(
     folder: Path, inputs: dict[str, Any], code: dict[str, Any], stage: str, done: str = "", since: float = 0.0
 ) -> bool:
-    """Whether a stage's result is kept: it is whole, its inputs are unchanged and nobody wants it anew. Says so.
-
-    Args:
-        done: what is said where today's code made it; nothing if empty.
-        since: from `forced_since`.
-    """
+    """Whether a stage's result is kept: it is whole, its inputs are unchanged and nobody wants it anew (`since`: from
+    `forced_since`). Says so; `done` is what is said where today's code made it, nothing if empty."""
     if is_older(folder / MANIFEST, since) or not is_current(folder, inputs):
         return False
     say_kept(stage, read_manifest(folder / MANIFEST), code, done)
@@ -170,10 +147,8 @@ def _wish(profile: Profile, stage: str) -> Path:
 
 
 def ask_anew(profile: Profile, stages: Iterable[str]) -> None:
-    """Notes that all results of these stages are to be made anew.
-
-    It holds until `forget_wishes`, so that a run that was killed goes on with those that are still missing.
-    """
+    """Notes that all results of these stages are to be made anew. It holds until `forget_wishes`, so that a run that
+    was killed goes on with those that are still missing."""
     for stage in stages:
         write_text(_wish(profile, stage), "")
 
@@ -233,18 +208,12 @@ def _other_engine(record: Record, engine: dict[str, Any] | None) -> str:
 
 
 def note_session(path: Path, code: dict[str, Any], goes_on: bool) -> list[Record]:
-    """Keeps who works on something that is made in sessions; returns all who did, today's session last.
-
-    Args:
-        path: a file beside the unfinished work.
-        goes_on: whether today's session starts from what an earlier one left.
-    """
-    sessions = []
-    if goes_on:
-        try:
-            sessions = [record for record in read_json(path) if isinstance(record, dict)]
-        except (UserError, TypeError):
-            sessions = [{}]  # by code that was not recorded
+    """Keeps, in a file beside the unfinished work, who works on something that is made in sessions; returns all who
+    did, today's session last. `goes_on`: whether it starts from what an earlier one left."""
+    try:
+        sessions = [record for record in read_json(path) if isinstance(record, dict)] if goes_on else []
+    except (UserError, TypeError):
+        sessions = [{}]  # by code that was not recorded
     sessions.append({"environment": {"git": git_state()}, "code": code})
     write_json(path, sessions)
     return sessions

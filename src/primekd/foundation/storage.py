@@ -99,11 +99,7 @@ def write_atomically(path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            descriptor = os.open(temporary, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_folder(temporary)
             os.replace(temporary, path)
             sync_folder(path.parent)
         finally:
@@ -111,7 +107,7 @@ def write_atomically(path: Path):
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename inside `folder` survive a power cut."""
+    """Makes a rename inside a folder survive a power cut, or what a file holds."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,7 +9,7 @@ import functools
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -49,10 +49,14 @@ def write_csv(
     path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]], quoting: int = csv.QUOTE_MINIMAL
 ) -> None:
     """Writes rows of cells under a header; None is an empty cell, and floats have all their digits."""
+    write_text(path, _csv_text(columns, rows, quoting))
+
+
+def _csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]], quoting: int = csv.QUOTE_MINIMAL) -> str:
     text = io.StringIO()
     text.write(",".join(columns) + "\n")
     csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def write_table(path: Path, kind: type, rows: Iterable[Any]) -> Path:
@@ -63,11 +67,7 @@ def write_table(path: Path, kind: type, rows: Iterable[Any]) -> Path:
 
 def table_text(kind: type, rows: Iterable[Any]) -> str:
     """Rows of one dataclass under a header of its fields; floats with six digits, None as an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in asdict(row).items()} for row in rows)
-    return text.getvalue()
+    return _csv_text([f.name for f in fields(kind)], (map(_cell, astuple(row)) for row in rows))
 
 
 def _cell(value: Any) -> Any:
@@ -78,36 +78,28 @@ def _cell(value: Any) -> Any:
 
 def read_table(path: Path, kind: type | None = None) -> list[Cells]:
     """Rows of a table as text; with `kind`, only if they fit that dataclass. Raises UserError as `read_records`."""
-    if kind is None:
-        return [cells for _, cells in read_cells(path, ())]
-    return [cells for cells, _ in _read(path, kind)]
+    if kind is not None:
+        read_records(path, kind)
+    return [cells for _, cells in read_cells(path, [f.name for f in fields(kind)] if kind else ())]
 
 
 def read_records(path: Path, kind: type[T], context: Any = None) -> list[T]:
     """Rows of a file as instances of a dataclass, whose validators get `context`; ints are counts, floats finite.
     Raises UserError if it is absent or no CSV, lacks columns (which are named), or has a row that does not fit."""
-    return [record for _, record in _read(path, kind, context)]
-
-
-def _read(path: Path, kind: type[T], context: Any = None) -> list[tuple[Cells, T]]:
     adapter, optional = _schema(kind)
     found = []
     for place, cells in read_cells(path, [f.name for f in fields(kind)]):
-        values = {f.name: cells[f.name] for f in fields(kind)}
+        given = {f.name: cells[f.name] for f in fields(kind)}
         try:
-            given = {n: None if n in optional and v == "" else v for n, v in values.items()}
-            record = adapter.validate_python(given, context=context)
+            given |= {name: None for name in optional if given[name] == ""}
+            found.append(adapter.validate_python(given, context=context))
         except ValidationError as error:
             raise UserError(f"{relative_name(path)} {place}: {findings_text(error)}: {AGAIN}.") from error
-        for name, value in vars(record).items():
-            if isinstance(value, int | float) and not _fits(value):
+        for name, value in vars(found[-1]).items():
+            low = 0 if isinstance(value, int) else -MOST
+            if isinstance(value, int | float) and not low <= value <= MOST:  # nor is NaN
                 raise UserError(f"{relative_name(path)} {place}: {name} is {value}, out of range: {AGAIN}.")
-        found.append((cells, record))
     return found
-
-
-def _fits(value: float) -> bool:
-    return 0 <= value <= MOST if isinstance(value, int) else abs(value) <= MOST  # neither is true of NaN
 
 
 @functools.cache
@@ -118,15 +110,9 @@ def _schema(kind: type) -> tuple[TypeAdapter, frozenset[str]]:
 
 
 def read_cells(path: Path, needed: Iterable[str], asked: bool = False) -> list[tuple[str, Cells]]:
-    """The place (`row 3`) and the cells of every row, by column. Rows without any text are left out.
-
-    Args:
-        asked: a person named the file and the columns; sentences then call it as that person did, and say which
-            columns it has.
-
-    Raises:
-        UserError: the file is absent, no UTF-8 or no CSV, lacks columns, or a row has not one cell a column.
-    """
+    """The place (`row 3`) and the cells of every row that has any text, by column. `asked`: a person named the file and
+    the columns; sentences then call it as that person did, and say which columns it has. Raises UserError if the file
+    is absent, no UTF-8 or no CSV, lacks columns, or a row has not one cell a column."""
     name, needed = str(path) if asked else relative_name(path), list(needed)
     if not path.is_file():
         raise UserError(f"{name} is not there." if asked else f"{name} is missing: run the assessment first.")

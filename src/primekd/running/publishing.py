@@ -27,7 +27,7 @@ from primekd.running.run import only_one
 from primekd.running.verify import check_logs
 from primekd.running.verify_run import check_run
 from primekd.signals.manifest import read_store
-from primekd.tasks.neutral import NEUTRAL
+from primekd.tasks.load import NEUTRAL
 
 OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profile's
 # Stage -> what --force-stage calls it, where that differs.

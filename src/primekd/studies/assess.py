@@ -5,10 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment import tokens
+from primekd.assessment import forgetting, tokens
 from primekd.assessment.answers import answer_inputs
-from primekd.assessment.forgetting import FILE as FORGETTING
-from primekd.assessment.forgetting import ForgettingRow
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
 from primekd.assessment.logs import LogRow, grade_answers
 from primekd.assessment.score import (
@@ -27,25 +25,22 @@ from primekd.capture.judged import OF_PRIMING
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
-from primekd.foundation.provenance import MANIFEST, hash_file, now, write_manifest, write_text
+from primekd.foundation.provenance import MANIFEST, hash_file, now
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
 from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
 from primekd.statistics.corrections import ERRANT, LABELS, ErrantRow, LabelRow, errant_rows, no_errant
-from primekd.studies.labelled import label_rows
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
-from primekd.studies.responses import RESPONSES, ResponseRow, response_rows, stored_answers
-from primekd.studies.results import answers_hash, decisions_hash, planned_inputs, write_results
-from primekd.tasks.load import load_answer_sets, load_items, task_of
-from primekd.tasks.neutral import NEUTRAL
+from primekd.studies.responses import RESPONSES, ResponseRow, label_rows, response_rows, stored_answers
+from primekd.studies.results import copy_text, decisions_hash, planned_inputs, vouch, write_results
+from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
+from primekd.training import tuning
 from primekd.training.train_student import store_facts
-from primekd.training.tuning import FILE as TUNING
-from primekd.training.tuning import TuningRow, read_tuning
 
 # Settings of what is graded, which has inputs of its own.
 NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "rescored_items", "transfer", "samples"}
@@ -79,14 +74,10 @@ def assess(profile: Profile, force: bool = False) -> Path:
     outputs += primed + _write_labels(profile, students, logs)
     outputs += _write_tokens(profile, items, reader, names)
     outputs += _write_beside(profile, scored, inputs, code)
-    facts = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
-    write_manifest(
-        profile.logs, "assessment", inputs, outputs,
-        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()},
-        start=start, end=now(), models=facts, control=makers(profile, CONTROL), teacher=store_facts(reader),
-        config=profile.resolved(), code=code, **scoring_costs(profile, names),
-    )  # fmt: skip
-    return profile.logs
+    of_students = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
+    facts = {"models": of_students, "control": makers(profile, CONTROL), "teacher": store_facts(reader)}
+    facts |= {"start": start, "end": now()} | scoring_costs(profile, names)
+    return vouch(profile, inputs, outputs, logs, code, **facts)
 
 
 def _inputs(profile: Profile, items: list[Item], students: list[Student], reader: SignalReader) -> dict[str, Any]:
@@ -108,28 +99,28 @@ def _copy_primed(profile: Profile, files: list[Path]) -> list[Path]:
     """What priming did to the teacher, beside the logs; some tables of the students follow from it."""
     for name in OF_PRIMING:
         (profile.logs / name).unlink(missing_ok=True)
-    for file in files:
-        write_text(profile.logs / file.name, file.read_text(encoding="utf-8"))
-    return [profile.logs / file.name for file in files]
+    return [copy_text(file, profile.logs / file.name) for file in files]
 
 
 def _write(
     profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], responses: list[ResponseRow],
     students: list[Student],
 ) -> list[Path]:  # fmt: skip
-    outputs = write_results(profile, logs, held_out)
-    folder = profile.logs
+    outputs, folder = write_results(profile, logs, held_out), profile.logs
     write_rows(folder / "held-out.csv", held_out)
     outputs.append(write_table(folder / RESPONSES, ResponseRow, responses))
     shutil.rmtree(folder / "loss_curves", ignore_errors=True)
-    for student in students:
-        curve = folder / "loss_curves" / f"{student.name}.csv"
-        write_text(curve, (student.folder / "loss_curve.csv").read_text(encoding="utf-8"))
-        outputs.append(curve)
-    (folder / TUNING).unlink(missing_ok=True)
-    if rows := read_tuning([student.folder for student in students]):
-        outputs.append(write_table(folder / TUNING, TuningRow, rows))
+    outputs += [copy_text(s.folder / "loss_curve.csv", folder / "loss_curves" / f"{s.name}.csv") for s in students]
+    outputs += _write_if_any(
+        folder / tuning.FILE, tuning.TuningRow, tuning.read_tuning([student.folder for student in students])
+    )
     return [*outputs, folder / "held-out.csv"]
+
+
+def _write_if_any(path: Path, kind: type, rows: list) -> list[Path]:
+    """A table that is there only where it has rows."""
+    path.unlink(missing_ok=True)
+    return [write_table(path, kind, rows)] if rows else []
 
 
 def _write_beside(
@@ -138,13 +129,10 @@ def _write_beside(
     """forgetting.csv and the folders of the answer sets, as far as they are asked for; others are removed."""
     for name in ANSWER_SETS:
         shutil.rmtree(profile.answering(name).logs, ignore_errors=True)
-    outputs = [
-        path for view, items in load_answer_sets(profile) for path in _write_set(view, items, scored, inputs, code)
-    ]
-    (profile.logs / FORGETTING).unlink(missing_ok=True)
-    if rows := [row for model in scored.values() for row in model.forgetting]:
-        outputs.append(write_table(profile.logs / FORGETTING, ForgettingRow, rows))
-    return outputs
+    sets = load_answer_sets(profile)
+    outputs = [path for view, items in sets for path in _write_set(view, items, scored, inputs, code)]
+    rows = [row for model in scored.values() for row in model.forgetting]
+    return outputs + _write_if_any(profile.logs / forgetting.FILE, forgetting.ForgettingRow, rows)
 
 
 def _write_set(
@@ -155,11 +143,7 @@ def _write_set(
     logs = {name: grade_answers(items, m.beside[view.answer_set], extractor, task) for name, m in scored.items()}
     own = {key: inputs[key] for key in ("assess", "rules", "adjudications", "scored")}
     own["answers"] = answer_inputs(view, items, None)
-    write_manifest(
-        view.logs, "assessment", own, write_results(view, logs, []),
-        answers_sha256={model: answers_hash(rows) for model, rows in logs.items()}, config=view.resolved(), code=code,
-    )  # fmt: skip
-    return files_of(view.logs)
+    return files_of(vouch(view, own, write_results(view, logs, []), logs, code))
 
 
 def _write_labels(profile: Profile, students: list[Student], logs: dict[str, list[LogRow]]) -> list[Path]:
@@ -172,17 +156,15 @@ def _write_labels(profile: Profile, students: list[Student], logs: dict[str, lis
     if said := no_errant():
         print(said)
         return written
-    rows = errant_rows(logs)
-    return [*written, write_table(profile.logs / ERRANT, ErrantRow, rows)]
+    return [*written, write_table(profile.logs / ERRANT, ErrantRow, errant_rows(logs))]
 
 
 def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:
     ids = [item.id for item in items]
     models = {name: held_out_folder(profile, name) / tokens.FILE for name in names}
-    answers = {i: reader.item(i).response_ids for i in ids}
-    certainty = read_certainty(reader, ids, tokens.MOST)
-    path = profile.logs / tokens.FILE
-    written = tokens.write_tokens(path, answers, certainty, models, load_tokenizer(profile.student))
+    answers, certainty = {i: reader.item(i).response_ids for i in ids}, read_certainty(reader, ids, tokens.MOST)
+    tokenizer = load_tokenizer(profile.student)
+    written = tokens.write_tokens(profile.logs / tokens.FILE, answers, certainty, models, tokenizer)
     return [written] if written else []
 
 

@@ -9,17 +9,16 @@ No arm but `base-fine-tune`, which is the ceiling, is trained on gold sentences:
 from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
-from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.config import Profile
 from primekd.config.arms import arms_of, refuse_gold, unprimed
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, project_root
+from primekd.foundation.provenance import MANIFEST
 from primekd.foundation.tables import table_text
 from primekd.statistics.corrections import FILE, LanguageRow, language_rows
 from primekd.studies import priming
-from primekd.studies.priming import START, is_lost, models, scored_with
-from primekd.studies.study import Logs, Study
+from primekd.studies.priming import START, models, results_of
+from primekd.studies.study import Logs, Study, lost_copies
 
 # Rough seconds on two cores, measured with `labels-pocket`: only their ratios matter, the clock does the rest.
 LABEL = 0.5  # one answer of the server
@@ -61,26 +60,9 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 
 def lost(profile: Profile) -> list[Path]:
     """As Study.lost says."""
-    done = profile.runs / "notebooks"
-    assessed, reported = done / "api-KD" / "assess.ipynb", done / "report.done"
-    behind, found = [assessed, reported], list[Path]()
-    if profile.prepare and is_lost(profile, "prepare-teacher", project_root() / profile.prepare.output):
-        found += [done / "teacher.done", *behind]
-    if is_lost(profile, "capture", profile.signals_folder("held-out") / MANIFEST):
-        found += [done / "reference.done", *(done / "scored").glob("*.done"), *behind]
-    if is_lost(profile, "capture", profile.signals_folder(unprimed().name) / MANIFEST):
-        found += [done / "api-KD" / "label.ipynb", *behind]
-    for name in arms_of(profile):
-        for seed in (None, *profile.seeds.get(name, ())):
-            folder = profile.student_folder(name, seed)
-            if is_lost(profile, "distill", folder / MANIFEST):
-                found += [done / folder.name / "distill.ipynb", *scored_with(done, name), *behind]
-    for name in models(profile):
-        if any(is_lost(profile, "assess", folder / MANIFEST) for *_, folder in made_of(profile, name).values()):
-            found += [*scored_with(done, name), *behind]
-    if is_lost(profile, "assess", profile.logs / MANIFEST):
-        found += behind
-    return found if (profile.logs / "report.html").is_file() else [*found, reported]
+    folder = profile.runs / "notebooks" / "api-KD"
+    labelled = ("capture", profile.signals_folder(unprimed().name) / MANIFEST, [folder / "label.ipynb"])
+    return lost_copies(profile, [*results_of(profile), labelled], folder / "assess.ipynb")
 
 
 STUDY = Study(

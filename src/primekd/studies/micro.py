@@ -17,8 +17,9 @@ from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
 from primekd.foundation.tables import table_text
-from primekd.studies.priming import START, is_lost, planned
-from primekd.studies.study import Logs, Study
+from primekd.studies import priming
+from primekd.studies.priming import START, planned
+from primekd.studies.study import Logs, Study, lost_copies, trained
 from primekd.tasks.text import text_folder
 
 # Rough seconds on two cores, measured with `micro-pocket`: only their ratios matter, the clock does the rest.
@@ -89,12 +90,10 @@ def assess(profile: Profile, force: bool = False) -> Path:
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
     """The shared tables, and the benchmarks by every measure."""
     from primekd.statistics.choices import BenchmarkRow, benchmark_rows
-    from primekd.studies.results import BENCHMARKS, compute_tables
+    from primekd.studies.results import BENCHMARKS
 
     rows = benchmark_rows(profile.logs, logs)
-    return compute_tables(profile, logs, held_out, planned(logs, profile.planned.main)) | {
-        BENCHMARKS: table_text(BenchmarkRow, rows)
-    }
+    return priming.tables(profile, logs, held_out) | {BENCHMARKS: table_text(BenchmarkRow, rows)}
 
 
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
@@ -113,21 +112,12 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 def lost(profile: Profile) -> list[Path]:
     """As Study.lost says."""
     done = profile.runs / "notebooks"
-    behind, found = [done / "micro-KD" / "assess.ipynb", done / "report.done"], list[Path]()
-    if not (text_folder(profile) / MANIFEST).is_file():
-        found += [done / "micro-KD" / "get_text.ipynb", *behind]
-    for seed in seeds_of(profile):
-        control = profile.student_folder(CONTROL, seed)
-        if is_lost(profile, "distill", control / MANIFEST):
-            found += [done / control.name / "pretrain.ipynb", *behind]
-    for name in arms_of(profile):
-        for seed in (None, *profile.seeds.get(name, ())):
-            folder = profile.student_folder(name, seed)
-            if is_lost(profile, "distill", folder / MANIFEST):
-                found += [done / folder.name / "distill.ipynb", *behind]
-    if is_lost(profile, "assess", profile.logs / MANIFEST):
-        found += behind
-    return found if (profile.logs / "report.html").is_file() else [*found, done / "report.done"]
+    results = [*trained(profile)]
+    for control in (profile.student_folder(CONTROL, seed) for seed in seeds_of(profile)):
+        results.append(("distill", control / MANIFEST, [done / control.name / "pretrain.ipynb"]))
+    if not (text := text_folder(profile) / MANIFEST).is_file():
+        results.append(("tokenise", text, [done / "micro-KD" / "get_text.ipynb"]))
+    return lost_copies(profile, results, done / "micro-KD" / "assess.ipynb")
 
 
 STUDY = Study(

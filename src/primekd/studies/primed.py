@@ -86,11 +86,11 @@ def measure(profile: Profile, force: bool = False) -> Path:
         for split, arm, items in _asked(profile):
             found, binned = _judge(profile, split, arm, items, progress)
             rows, positions = rows + found, positions + binned
-    tables = {
-        JUDGED: (JudgedRow, rows), ARMS: (PrimedRow, primed_rows(rows, unprimed().name)),
-        POSITIONS: (PositionRow, positions),
-    }  # fmt: skip
-    outputs = [write_table(folder / name, *table) for name, table in tables.items()]
+    outputs = [
+        write_table(folder / JUDGED, JudgedRow, rows),
+        write_table(folder / ARMS, PrimedRow, primed_rows(rows, unprimed().name)),
+        write_table(folder / POSITIONS, PositionRow, positions),
+    ]
     write_manifest(folder, "priming", inputs, outputs, code=code, config=profile.resolved(), **meter.facts)
     return folder
 

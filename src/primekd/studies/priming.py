@@ -5,7 +5,7 @@
 Source: "Enhancing Knowledge Distillation for LLMs with Response-Priming Prompting".
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
@@ -17,11 +17,9 @@ from primekd.config.arm import CONTROL, PRIMED, UNTRAINED
 from primekd.config.arms import arms_of, load_arms, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root
-from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Pair, Planned, plan_of
-from primekd.studies.study import Logs, Study
-from primekd.tasks.load import load_answer_sets, load_items
-from primekd.tasks.neutral import NEUTRAL
+from primekd.studies.study import Logs, Result, Study, lost_copies, scored_with, trained
+from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
@@ -87,49 +85,28 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 def lost(profile: Profile) -> list[Path]:
     """As Study.lost says."""
     done = profile.runs / "notebooks"
-    assessed, reported = done / "assessment" / "assess.ipynb", done / "report.done"
-    behind_models, measured = [assessed, reported], done / "assessment" / "teacher.ipynb"
-    found: list[Path] = []
-    if profile.prepare and is_lost(profile, "prepare-teacher", project_root() / profile.prepare.output):
-        found += [done / "teacher.done", *behind_models]
-    if is_lost(profile, "capture", profile.signals_folder("held-out") / MANIFEST):
-        found += [done / "reference.done", measured, *(done / "scored").glob("*.done"), *behind_models]
-    if is_lost(profile, "assess", judged_folder(profile) / MANIFEST):
-        found += [measured, *behind_models]
-    for name in arms_of(profile):
-        found += _lost_of_arm(profile, done, name, behind_models)
+    measured = done / "assessment" / "teacher.ipynb"
+    results = [*results_of(profile), ("assess", judged_folder(profile) / MANIFEST, [measured])]
+    results.append(("capture", profile.signals_folder("held-out") / MANIFEST, [measured]))
+    for name, arm in arms_of(profile).items():
+        if arm.store == name:
+            own = [done / name / "inference_gsm8k.ipynb", *(done / name).glob("captured-*.done")]
+            own += [done / name / "distill.ipynb", *scored_with(done, name)]
+            results.append(("capture", profile.signals_folder(name) / MANIFEST, own))
+    return lost_copies(profile, results, done / "assessment" / "assess.ipynb")
+
+
+def results_of(profile: Profile) -> Iterator[Result]:
+    """What every study makes whose students answer test items beside a teacher."""
+    done = profile.runs / "notebooks"
+    if profile.prepare:
+        yield "prepare-teacher", project_root() / profile.prepare.output, [done / "teacher.done"]
+    scored = (done / "scored").glob("*.done")
+    yield "capture", profile.signals_folder("held-out") / MANIFEST, [done / "reference.done", *scored]
+    yield from trained(profile)
     for name in models(profile):
-        results = [folder / MANIFEST for *_, folder in made_of(profile, name).values()]
-        if any(is_lost(profile, "assess", result) for result in results):
-            found += [*scored_with(done, name), *behind_models]
-    if is_lost(profile, "assess", profile.logs / MANIFEST):
-        found += behind_models
-    if not (profile.logs / "report.html").is_file():
-        found.append(reported)
-    return found
-
-
-def is_lost(profile: Profile, stage: str, result: Path) -> bool:
-    return not result.is_file() or is_older(result, forced_since(profile, stage))
-
-
-def _lost_of_arm(profile: Profile, done: Path, name: str, behind_models: list[Path]) -> list[Path]:
-    """Of one arm: its capture, if it has one of its own, its student, and what was scored with that."""
-    distilled, behind = done / name / "distill.ipynb", [*scored_with(done, name), *behind_models]
-    found: list[Path] = []
-    if arms_of(profile)[name].store == name and is_lost(profile, "capture", profile.signals_folder(name) / MANIFEST):
-        captured = [done / name / "inference_gsm8k.ipynb", *(done / name).glob("captured-*.done")]
-        found += [*captured, distilled, *behind]
-    for seed in (None, *profile.seeds.get(name, ())):
-        folder = profile.student_folder(name, seed)
-        if is_lost(profile, "distill", folder / MANIFEST):
-            found += [done / folder.name / "distill.ipynb", *behind]
-    return found
-
-
-def scored_with(done: Path, model: str) -> list[Path]:
-    """The stamps of all jobs that scored this model, alone or with others."""
-    return [path for path in (done / "scored").glob("*.done") if model in path.stem.split("+")]
+        for *_, folder in made_of(profile, name).values():
+            yield "assess", folder / MANIFEST, scored_with(done, name)
 
 
 STUDY = Study(

@@ -1,7 +1,7 @@
 """The published study's own logs, graded here: logs/published/, without the texts of the answers."""
 
 import csv
-import io
+from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,7 @@ from primekd.config.arms import load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, project_root, relative_name, write_manifest, write_text
 from primekd.foundation.stage_code import stage_code
-from primekd.foundation.tables import read_table, table_text, write_table
+from primekd.foundation.tables import read_table, table_text, write_csv, write_table
 from primekd.statistics.families import planned_contrasts, title_of
 from primekd.statistics.grade_file import Columns, grade_rows, read_rows
 from primekd.statistics.inference import LEVEL, compare_verdicts, holm
@@ -28,7 +28,6 @@ from primekd.studies.regrade import rules_hashes
 from primekd.tasks.clusters import cluster_of
 
 COLUMNS = Columns(response="response", gold="gold_solution", question="question")
-PUBLISHED_VERDICT = "published_correct"
 VERDICTS = "verdicts.csv"
 RULES = "published"  # the extractor that the released verdicts are compared with
 
@@ -80,13 +79,8 @@ class ExtractorContrastRow:
 def grade_published(folder: Path) -> Path:
     """Grades the released logs in `folder` under every extractor and validates these against the labels.
 
-    Writes verdicts.csv, the tables that follow from it, validation.csv, labels.csv and manifest.json.
-
-    Returns:
-        logs/published/ of the checkout.
-
-    Raises:
-        UserError: there are no logs in the folder, they have not the same items, or an answer is not the labelled one.
+    Writes verdicts.csv, the tables that follow from it, validation.csv, labels.csv and manifest.json; returns their
+    folder. Raises UserError if there are no logs, they have not the same items, or an answer is not the labelled one.
     """
     paths = {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not paths:
@@ -102,7 +96,7 @@ def grade_published(folder: Path) -> Path:
         row = answers.get((label.log, label.id))
         if row is None or answer_hash(row.question, row.response) != label.answer_sha256:
             raise UserError(f"The answer {label.id} of {label.log} is not the one that was labelled.")
-    released = {name: [row.get(PUBLISHED_VERDICT, "") for _, row in read_rows(paths[name])] for name in logs}
+    released = {name: [row.get("published_correct", "") for _, row in read_rows(paths[name])] for name in logs}
     tables, out = compute_tables(readings, released), published_folder()
     outputs = [
         write_table(out / "validation.csv", ValidationRow, validate(labels, answers)),
@@ -111,7 +105,7 @@ def grade_published(folder: Path) -> Path:
     ]
     for name, text in tables.items():
         write_text(out / name, text)
-        outputs.append(out / name)
+    outputs += [out / name for name in tables]
     inputs = {"logs": {name: hash_file(path) for name, path in paths.items()}, **own_inputs()}
     write_manifest(out, "published study", inputs, outputs, code=stage_code("published-study"))
     return out
@@ -142,8 +136,8 @@ def refuse_other_items(logs: dict[str, list[LogRow]] | dict[str, list[Reading]])
     """Raises UserError unless every log has the same items in the same order: contrasts pair them row by row."""
     items = {name: [(row.id, row.gold) for row in rows] for name, rows in logs.items()}
     first = next(iter(items))
-    for name, found in items.items():
-        if found != items[first]:
+    for name in items:
+        if items[name] != items[first]:
             raise UserError(f"{name}.csv has other items than {first}.csv, or has them in another order.")
 
 
@@ -153,11 +147,8 @@ def stated_file() -> Path:
 
 
 def stated_facts() -> dict[str, dict[str, float | int]]:
-    """Model -> accuracy (percent), and correct and items where no graded file is there to recount them.
-
-    Raises:
-        UserError: the file is no valid YAML.
-    """
+    """Model -> accuracy (percent), and correct and items where no graded file is there to recount them. Raises
+    UserError if the file is no valid YAML."""
     try:
         return yaml.safe_load(stated_file().read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError) as error:
@@ -168,23 +159,21 @@ def stated_rows(facts: dict[str, dict[str, float | int]], released: dict[str, li
     """The stated accuracies beside the released verdicts, counted anew where they are there."""
     rows = []
     for model, said in facts.items():
-        verdicts = [v for v in released.get(model, []) if v != ""]
-        counted = (
-            (sum(v == "1" for v in verdicts), len(verdicts)) if verdicts else (said.get("correct"), said.get("items"))
-        )
+        correct, n = said.get("correct"), said.get("items")
+        if verdicts := [v for v in released.get(model, []) if v != ""]:
+            correct, n = verdicts.count("1"), len(verdicts)
         items = len(released[model]) if model in released else None
-        rows.append(StatedRow(model, title_of(model), items, f"{said['accuracy']:.2f}", *counted))
+        rows.append(StatedRow(model, title_of(model), items, f"{said['accuracy']:.2f}", correct, n))
     return rows
 
 
 def disagreements(readings: dict[str, list[Reading]], released: dict[str, list[str]]) -> list[DisagreementRow]:
     """A row for every log that was released with verdicts; answers without one are left out."""
-    rows = []
+    rows, kinds = [], ((True, True), (True, False), (False, True), (False, False))
     for model, found in readings.items():
-        pairs = [(v == "1", r.correct(RULES)) for v, r in zip(released[model], found, strict=True) if v != ""]
-        if pairs:
-            kinds = ((True, True), (True, False), (False, True), (False, False))
-            rows.append(DisagreementRow(model, *(pairs.count(kind) for kind in kinds), len(pairs)))
+        verdicts = zip(released[model], found, strict=True)
+        if pairs := [(v == "1", r.correct(RULES)) for v, r in verdicts if v != ""]:
+            rows.append(DisagreementRow(model, *map(pairs.count, kinds), len(pairs)))
     return rows
 
 
@@ -207,35 +196,29 @@ def write_verdicts(
     path: Path, logs: dict[str, list[LogRow]], readings: dict[str, list[Reading]], released: dict[str, list[str]]
 ) -> Path:
     """One row an answer, known by its hash: the value under each extractor and the released verdict."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["log", "id", "answer_sha256", "gold", "truncated", "released_verdict", *EXTRACTORS])
+    cells = []
     for name, rows in logs.items():
         for row, reading, verdict in zip(rows, readings[name], released[name], strict=True):
             digest = answer_hash(row.question, row.response)
             values = [as_written(reading.values[extractor]) for extractor in EXTRACTORS]
-            writer.writerow([name, row.id, digest, row.gold, int(row.truncated), verdict, *values])
-    write_text(path, text.getvalue())
+            cells.append([name, row.id, digest, row.gold, int(row.truncated), verdict, *values])
+    write_csv(path, ["log", "id", "answer_sha256", "gold", "truncated", "released_verdict", *EXTRACTORS], cells)
     return path
 
 
 def read_verdicts(path: Path) -> tuple[dict[str, list[Reading]], dict[str, list[str]]]:
-    """verdicts.csv as (model -> its answers under every extractor, model -> the released verdicts).
-
-    Raises:
-        UserError: it is missing, cannot be read, or its logs have not the same items.
-    """
-    readings: dict[str, list[Reading]] = {}
-    released: dict[str, list[str]] = {}
+    """verdicts.csv as (model -> its answers under every extractor, model -> the released verdicts). Raises UserError if
+    it is missing, cannot be read, or its logs have not the same items."""
+    readings, released = defaultdict[str, list[Reading]](list), defaultdict[str, list[str]](list)
     try:
         for row in read_table(path):
             Fraction(row["gold"])
             values = {name: as_read(row[name]) for name in EXTRACTORS}
-            readings.setdefault(row["log"], []).append(Reading(row["log"], row["id"], row["gold"], values))
-            released.setdefault(row["log"], []).append(row["released_verdict"])
+            readings[row["log"]].append(Reading(row["log"], row["id"], row["gold"], values))
+            released[row["log"]].append(row["released_verdict"])
     except (KeyError, TypeError, ValueError, ArithmeticError, csv.Error) as error:
         raise UserError(f"{relative_name(path)} cannot be read ({error}): run `primekd published-study`.") from error
     if not readings:
         raise UserError(f"{relative_name(path)} has no rows: run `primekd published-study`.")
     refuse_other_items(readings)
-    return readings, released
+    return dict(readings), dict(released)

@@ -5,9 +5,8 @@ computed from it. So a grading that was killed between two files loses nothing: 
 """
 
 from pathlib import Path
-from typing import Any
 
-from primekd.assessment.logs import LogRow, grade_row, read_log, read_logs
+from primekd.assessment.logs import LogRow, grade_row, read_log
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (
@@ -16,7 +15,6 @@ from primekd.foundation.provenance import (
     now,
     read_manifest,
     relative_name,
-    write_json,
     write_manifest,
 )
 from primekd.foundation.stage_code import stage_code
@@ -41,16 +39,17 @@ def rules_hashes(profile: Profile | None = None) -> dict[str, str]:
 def regrade(profile: Profile) -> Path:
     """Extracts, grades and sums up the logged answers of a profile, and of its answer sets, anew; returns their folder.
 
-    The logs keep the extractor that was stated for them before they were made, whatever the profile says by now.
-
-    Raises:
-        UserError: there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
+    The logs keep the extractor that was stated for them before they were made, whatever the profile says by now. Raises
+    UserError if there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
     """
     path = profile.logs / MANIFEST
     if not path.is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
-    manifest = _with_answers(profile, read_manifest(path))
-    kept = {name: digest for name, digest in manifest["outputs"].items() if _is_kept(name)}
+    manifest = read_manifest(path)
+    if not manifest.get("answers_sha256"):
+        raise UserError(f"{relative_name(path)} has no hashes of the answers: run the assessment again.")
+    from_models = ("loss_curves/", "choices/", "rollouts/", "text_logs/")  # and KEPT: no grading makes them anew
+    kept = {n: digest for n, digest in manifest["outputs"].items() if n in KEPT or n.startswith(from_models)}
     _refuse(profile, altered_outputs(path, {"outputs": kept}))
     answers = _read_answers(profile, manifest["answers_sha256"])
     extractor, task = extractor_of(manifest), task_of(profile.data)
@@ -74,22 +73,6 @@ def regrade(profile: Profile) -> Path:
 def files_of(folder: Path) -> list[Path]:
     """A manifest of this folder and the files that it names."""
     return [folder / MANIFEST, *(folder / name for name in read_manifest(folder / MANIFEST)["outputs"])]
-
-
-def _is_kept(name: str) -> bool:
-    """Whether an output comes from the models, so that no grading makes it anew."""
-    return name in KEPT or name.startswith(("loss_curves/", "choices/", "rollouts/", "text_logs/"))
-
-
-def _with_answers(profile: Profile, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with a hash of each model's answers; added, on disk too, where it is from before there were any."""
-    if manifest.get("answers_sha256"):
-        return manifest
-    path = profile.logs / MANIFEST
-    _refuse(profile, altered_outputs(path, manifest))
-    manifest["answers_sha256"] = {model: answers_hash(rows) for model, rows in read_logs(profile).items()}
-    write_json(path, manifest)
-    return manifest
 
 
 def _read_answers(profile: Profile, hashes: dict[str, str]) -> dict[str, list[LogRow]]:

@@ -1,11 +1,13 @@
 """What the teacher wrote for the training items, arm by arm: the first confounders of any difference (responses.csv).
 
-A priming may make a teacher shorter, wordier or more often right. Students learn that, whatever else they learn.
+A priming may make a teacher shorter, wordier or more often right. Students learn that, whatever else they learn. Where
+responses are labels (labels.csv): how many of them were none, and what they cost.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from primekd.assessment.answers import Answer
 from primekd.assessment.logs import grade_answers
@@ -15,9 +17,11 @@ from primekd.config import Profile
 from primekd.config.arm import split_seed
 from primekd.config.arms import get_arm, unprimed
 from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response
 from primekd.signals import SignalReader
+from primekd.statistics.corrections import LABELS, LabelRow
 from primekd.statistics.inference import accuracy
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.protocol import Item
@@ -94,3 +98,44 @@ def agreement(first: Iterable[list[int]], second: Iterable[list[int]]) -> tuple[
     pairs = list(zip(first, second, strict=True))
     same = sum(a == b for pair in pairs for a, b in zip(*pair, strict=False))
     return same / sum(max(map(len, pair)) for pair in pairs), sum(a == b for a, b in pairs)
+
+
+def label_rows(profile: Profile, students: Iterable[Student]) -> list[LabelRow]:
+    """A row for each student that was trained on a teacher's text. Where its store is gone, it is not known how many
+    labels were right."""
+    rows = []
+    for student in students:
+        arm = get_arm(split_seed(student.name)[0])
+        if not arm.teacher:
+            continue
+        dropped = student.manifest.get("dropped", {})
+        unfit = dropped.get("unfit", {})
+        items = load_items(profile, "train")[: round(arm.share * profile.data.train_items)]
+        said = "; ".join(f"{reason}: {count}" for reason, count in sorted(unfit.items()))
+        asked, left = len(items), profile.data.train_items - dropped.get("items", 0)
+        rows.append(
+            LabelRow(student.name, asked, sum(unfit.values()), said, left, _right(profile, items, student),
+                     *_costs(profile, student.manifest["signals"]))
+        )  # fmt: skip
+    return rows
+
+
+def _right(profile: Profile, items: Sequence[Item], student: Student) -> int | None:
+    """Labels that are judged right; None where they are gone."""
+    inputs, task = student.manifest["inputs"], task_of(profile.data)
+    try:
+        reader = open_signals(training_job(profile, inputs["strategy"], inputs["seed"]))
+    except UserError as error:
+        print(f"{LABELS} says less of {student.name}: {error}")
+        return None
+    answers = stored_answers(profile, items, reader)
+    return sum(task.judge(i, a.text, lambda *_: None).correct for i, a in zip(items, answers, strict=True))
+
+
+def _costs(profile: Profile, store: dict[str, Any]) -> tuple[float | None, ...]:
+    seconds = sum(session["seconds"] for session in store.get("sessions", [])) / store["items"] * 1000
+    spent = read_json(profile.ledger) if profile.ledger.is_file() else {}
+    if not spent.get("answers"):
+        return None, None, seconds, None
+    tokens = (spent[name] / spent["answers"] for name in ("input_tokens", "output_tokens"))
+    return *tokens, seconds, spent["spent_usd"] / spent["answers"] * 1000

@@ -12,7 +12,7 @@ from primekd.capture.judged import JUDGED, OF_PRIMING
 from primekd.config import Profile
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
+from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_manifest, write_text
 from primekd.foundation.tables import table_text
 from primekd.statistics.contrasts import ContrastRow, SeedRow, contrast, seed_rows
 from primekd.statistics.corrections import ERRANT, LABELS
@@ -33,9 +33,7 @@ OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, 
 KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
 OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, LANGUAGES, LABELS, ERRANT, BENCHMARKS)
-TABLES = (
-    "summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OF_NUMBERS, *OPTIONAL,
-)  # fmt: skip
+TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OF_NUMBERS, *OPTIONAL)
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
@@ -81,6 +79,16 @@ def answers_hash(rows: list[LogRow]) -> str:
     return hash_json([[r.id, r.question, r.gold, r.response, r.response_tokens, r.truncated] for r in rows])
 
 
+def vouch(
+    profile: Profile, inputs: dict[str, Any], outputs: list[Path], logs: Logs, code: dict[str, Any], **facts: Any
+) -> Path:
+    """Writes the manifest of a profile's logs; returns their folder."""
+    hashes = {model: answers_hash(rows) for model, rows in logs.items()}
+    facts |= {"answers_sha256": hashes, "config": profile.resolved(), "code": code}
+    write_manifest(profile.logs, "assessment", inputs, outputs, **facts)
+    return profile.logs
+
+
 def decisions_hash(profile: Profile) -> str:
     """Hash of what people decided on a profile's answers."""
     return hash_json([vars(d) for d in read_decisions() if d.profile == profile.name])
@@ -91,34 +99,32 @@ def planned_inputs(profile: Profile) -> dict[str, Any]:
     return {"planned": [list(pair) for pair in profile.planned.main]} if profile.planned.main else {}
 
 
+def copy_text(file: Path, target: Path) -> Path:
+    """Copies a text file, whole or not at all; returns where to."""
+    write_text(target, file.read_text(encoding="utf-8"))
+    return target
+
+
 def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], planned: Planned) -> dict[str, str]:
     """Every table that follows from the logs (their decisions applied): file name -> text. Effects need arms that cross
     text and logits or a second seed of the baseline, subsets priming.csv beside the logs."""
     samples = profile.assess.bootstrap_samples
     audits = audit_rows(profile.name, logs, read_decisions())
     contrasts = contrast(logs, held_out, planned)
-    effects, subsets = (
-        effect_rows(logs, held_out, contrasts),
-        subset_rows(logs, read_taught(profile.logs / JUDGED), planned),
-    )
-    some = {EFFECTS: (EffectRow, effects), SUBSETS: (SubsetRow, subsets)}
-    return {
-        **(_read_by_all(logs) if isinstance(task_of(profile.data), NumberTask) else {}),
+    subsets = subset_rows(logs, read_taught(profile.logs / JUDGED), planned)
+    some = {EFFECTS: (EffectRow, effect_rows(logs, held_out, contrasts)), SUBSETS: (SubsetRow, subsets)}
+    tables = {}
+    if isinstance(task_of(profile.data), NumberTask):  # every answer is read by every extractor
+        readings = {model: read_all(model, rows) for model, rows in logs.items()}
+        by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
+        tables["extractors.csv"] = readings_text([r for found in readings.values() for r in found])
+        tables["accuracies.csv"] = table_text(AccuracyRow, by_extractor)
+    return tables | {
         "summary.csv": table_text(SummaryRow, summarise(logs, held_out, samples)),
         "contrasts.csv": table_text(ContrastRow, contrasts),
         "seeds.csv": table_text(SeedRow, seed_rows(logs, planned)),
         "audit.csv": table_text(AuditRow, audits),
         **{name: table_text(kind, rows) for name, (kind, rows) in some.items() if rows},
-    }
-
-
-def _read_by_all(logs: Logs) -> dict[str, str]:
-    """Every answer read by every extractor, and what that does to each model."""
-    readings = {model: read_all(model, rows) for model, rows in logs.items()}
-    by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
-    return {
-        "extractors.csv": readings_text([r for found in readings.values() for r in found]),
-        "accuracies.csv": table_text(AccuracyRow, by_extractor),
     }
 
 

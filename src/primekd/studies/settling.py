@@ -3,11 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from primekd.assessment.decisions.decisions import (
-    ALL_MODELS,
-    apply_decisions,
-    read_decisions,
-)
+from primekd.assessment.decisions.decisions import ALL_MODELS, apply_decisions, read_decisions
 from primekd.assessment.decisions.session import Session, counted, readable, spoken
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
@@ -19,11 +15,8 @@ from primekd.studies.regrade import regrade
 
 def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> str:
     """Regrades this machine's logs and the published ones, as far as they hold an answer that was decided on, has the
-    report written anew (`write_report` says what it wrote, a line each), and says what that changed.
-
-    Does nothing, and says so, where no decision was made and the logs hold all that were made before (by a session that
-    was killed, or by somebody else).
-    """
+    report written anew (`write_report` says what it wrote, a line each), and says what that changed. Says that nothing
+    was decided where the logs hold all decisions, those of killed sessions and of other people among them."""
     profile, count = session.profile, len(session.decided)
     views = [profile] + [view for view in (profile.of_machine(), profile.of_published()) if view.logs != profile.logs]
     behind = [view for view in views if (view.logs / "summary.csv").is_file() and _is_behind(view)]
@@ -33,8 +26,7 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
     for view in behind:
         regrade(view)
         lines += write_report(view)
-    lines.append("")
-    lines.append(accuracies_text(read_records(profile.logs / "summary.csv", Shares)))
+    lines += ["", accuracies_text(read_records(profile.logs / "summary.csv", Shares))]
     if session.blind:
         logs = read_logs(profile)
         lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions()), logs)]
@@ -66,11 +58,11 @@ class Shares:
 
 def accuracies_text(summary: list[Shares]) -> str:
     """Accuracy of each model with and without adjudication."""
-    lines = [f"{'accuracy':24} {'automatic':>10} {'adjudicated':>12} {'decided':>8}"]
-    for row in summary:
-        shares = f"{row.accuracy:10.2%} {row.accuracy_adjudicated:12.2%}"
-        lines.append(f"{readable(row.model):24} {shares} {row.adjudicated:>8}")
-    return "\n".join(lines)
+    lines = [
+        f"{readable(row.model):24} {row.accuracy:10.2%} {row.accuracy_adjudicated:12.2%} {row.adjudicated:>8}"
+        for row in summary
+    ]
+    return "\n".join([f"{'accuracy':24} {'automatic':>10} {'adjudicated':>12} {'decided':>8}", *lines])
 
 
 def audit_text(rows: list[AuditRow], models: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """What a study is to the rest: runner, report, plan and verify take one of these and know no study by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,46 +9,36 @@ from pathlib import Path
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.config import Profile
+from primekd.config.arms import arms_of
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST
+from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Planned
 
 Logs = dict[str, list[LogRow]]
+Result = tuple[str, Path, list[Path]]  # a stage, the file that shows its result, executed copies that go with it
 
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe.
+    """A recipe."""
 
-    Attributes:
-        question: what it answers, in a sentence.
-        expected: profile -> the result that it is known to give, so that silent breakage is seen.
-        rules: its file in workflow/, included by the Snakefile.
-        labels: what its rules are called, and their progress, where that is not the rule's own name.
-        forced: what `--force-stage` names -> the rules that make it.
-        costs: (profile, workers a capture, scoring jobs) -> rule -> expected cost of a job; only ratios matter.
-        lost: the executed copies whose results are gone or wanted anew, and those of the stages behind them.
-        assess: scores what the study scores; (profile, whether to make all anew) -> the folder of its logs.
-        planned: (models, contrasts that the profile names) -> the comparisons that were planned before the run, each
-            with its family of tests.
-        tables: (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
-        sections: of the report, in order; templates of primekd.report. title: its heading.
-        refuse: raises UserError if it cannot run a profile, before anything is spent.
-    """
-
-    question: str
-    expected: Mapping[str, str]
-    rules: str
-    labels: Mapping[str, str]
-    forced: Mapping[str, tuple[str, ...]]
+    question: str  # what it answers, in a sentence
+    expected: Mapping[str, str]  # profile -> the result that it is known to give, so that silent breakage is seen
+    rules: str  # its file in workflow/, included by the Snakefile
+    labels: Mapping[str, str]  # what its rules are called, and their progress, where that is not the rule's own name
+    forced: Mapping[str, tuple[str, ...]]  # what `--force-stage` names -> the rules that make it
+    # (profile, workers a capture, scoring jobs) -> rule -> expected cost of a job; only ratios matter.
     costs: Callable[[Profile, int, int], dict[str, float]]
-    lost: Callable[[Profile], list[Path]]
-    assess: Callable[[Profile, bool], Path]
-    planned: Callable[..., Planned]
+    lost: Callable[[Profile], list[Path]]  # executed copies whose results are gone or wanted anew, and those behind
+    assess: Callable[[Profile, bool], Path]  # (profile, whether to make all anew) -> the folder of its logs
+    planned: Callable[..., Planned]  # (models, contrasts that the profile names) -> those planned before the run
+    # (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
     tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
-    sections: tuple[str, ...]
-    title: str = "Distillation"
-    refuse: Callable[[Profile], None] = lambda profile: None
+    sections: tuple[str, ...]  # of the report, in order; templates of primekd.report
+    title: str = "Distillation"  # the report's heading
+    refuse: Callable[[Profile], None] = lambda profile: None  # UserError if it cannot run it, before anything is spent
 
 
 def find_study(profile: Profile) -> Study:
@@ -57,11 +47,33 @@ def find_study(profile: Profile) -> Study:
     module = import_module(name) if is_name(profile.study) and "." not in profile.study and find_spec(name) else None
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
-        known = ", ".join(sorted(_recipes()))
+        modules = sorted(Path(__file__).parent.glob("*.py"))  # by their text: none of them is imported
+        known = ", ".join(p.stem for p in modules if "\nSTUDY = Study(" in p.read_text(encoding="utf-8"))
         raise UserError(f"{profile.name}: there is no study {profile.study!r}: set study to one of {known}.")
     return study
 
 
-def _recipes() -> list[str]:
-    """The modules of this package that hold one, by their text: none of them is imported."""
-    return [p.stem for p in Path(__file__).parent.glob("*.py") if "\nSTUDY = Study(" in p.read_text(encoding="utf-8")]
+def lost_copies(profile: Profile, results: Iterable[Result], assessed: Path) -> list[Path]:
+    """The copies of those results that are gone or wanted anew, each with the assessment's and the report's."""
+    behind = [assessed, profile.runs / "notebooks" / "report.done"]
+    results = [*results, ("assess", profile.logs / MANIFEST, [])]
+    found = [copy for stage, file, own in results if _is_lost(profile, stage, file) for copy in (*own, *behind)]
+    return found if (profile.logs / "report.html").is_file() else [*found, behind[-1]]
+
+
+def _is_lost(profile: Profile, stage: str, result: Path) -> bool:
+    return not result.is_file() or is_older(result, forced_since(profile, stage))
+
+
+def trained(profile: Profile) -> Iterator[Result]:
+    """The students of all arms and seeds, each with what was scored with it."""
+    done = profile.runs / "notebooks"
+    for name in arms_of(profile):
+        for seed in (None, *profile.seeds.get(name, ())):
+            folder = profile.student_folder(name, seed)
+            yield "distill", folder / MANIFEST, [done / folder.name / "distill.ipynb", *scored_with(done, name)]
+
+
+def scored_with(done: Path, model: str) -> list[Path]:
+    """The stamps of all jobs that scored this model, alone or with others."""
+    return [path for path in (done / "scored").glob("*.done") if model in path.stem.split("+")]

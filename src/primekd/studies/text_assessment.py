@@ -8,8 +8,7 @@ from typing import Any
 
 from primekd.assessment.answers import Answer, answers_folder
 from primekd.assessment.held_out import held_out_folder, read_rows, write_rows
-from primekd.assessment.likelihood import FILE as CHOICES
-from primekd.assessment.likelihood import ChoiceRow, read_choices, score_choices, write_choices
+from primekd.assessment.likelihood import FILE, ChoiceRow, read_choices, score_choices, write_choices
 from primekd.assessment.logs import LogRow, grade_answers
 from primekd.assessment.score import makers, scored_hashes, scoring_costs
 from primekd.assessment.students import Student
@@ -20,22 +19,19 @@ from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.arms import unprimed
 from primekd.foundation.energy import Meter
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest, write_text
+from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
 from primekd.models import load_tokenizer, tokenizer_hash
 from primekd.studies.assess import lineage
 from primekd.studies.regrade import rules_hashes
-from primekd.studies.results import answers_hash, decisions_hash, planned_inputs, write_results
+from primekd.studies.results import copy_text, decisions_hash, planned_inputs, vouch, write_results
 from primekd.tasks.choices import ChoiceItem
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.splits import hash_items
 from primekd.tasks.text import text_folder
 from primekd.tasks.text_shards import held_out
-from primekd.training.habits import FILE as ROLLOUTS
+from primekd.training import habits
 from primekd.training.pretrain import TEXT_LOG
-
-# Folders beside the logs: a file a model.
-CURVES, OF_CHOICES, OF_ROLLOUTS, TEXT_LOGS = "loss_curves", "choices", "rollouts", "text_logs"
 
 
 def assess(profile: Profile, students: Sequence[Student], force: bool = False) -> Path:
@@ -47,11 +43,13 @@ def assess(profile: Profile, students: Sequence[Student], force: bool = False) -
     teacher, names = LiveTeacher(profile, unprimed()), [student.name for student in students]
     own = _inputs(profile, items, teacher)
     inputs = own | {
-        "students": {student.name: student.weight_hashes for student in students}, "rules": rules_hashes(profile),
-        "adjudications": decisions_hash(profile), "assess": {"choose_by": profile.assess.choose_by,
-        "bootstrap_samples": profile.assess.bootstrap_samples}, "scored": scored_hashes(profile, names),
+        "students": {student.name: student.weight_hashes for student in students},
+        "rules": rules_hashes(profile),
+        "adjudications": decisions_hash(profile),
+        "assess": profile.assess.model_dump(include={"choose_by", "bootstrap_samples"}),
+        "scored": scored_hashes(profile, names),
         **planned_inputs(profile),
-    }  # fmt: skip
+    }
     since = forced_since(profile, "assess", force)
     if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):
         return profile.logs
@@ -59,19 +57,16 @@ def assess(profile: Profile, students: Sequence[Student], force: bool = False) -
     with contextlib.closing(teacher):
         _measure(profile, students, items, teacher, own, since)
     inputs["scored"] = scored_hashes(profile, names)
-    chosen = {name: read_choices(answers_folder(profile, name) / CHOICES) for name in (*names, TEACHER)}
+    chosen = {name: read_choices(answers_folder(profile, name) / FILE) for name in (*names, TEACHER)}
     rows = [row for name in names for row in read_rows(held_out_folder(profile, name) / "held-out.csv")]
     logs = {name: _log(profile, items, own) for name, own in chosen.items()}
     outputs = _write_beside(profile, students, chosen)
     outputs += write_results(profile, logs, rows)
     write_rows(profile.logs / "held-out.csv", rows)
-    write_manifest(
-        profile.logs, "assessment", inputs, [*outputs, profile.logs / "held-out.csv"],
-        answers_sha256={model: answers_hash(of_model) for model, of_model in logs.items()}, start=start, end=now(),
-        models={s.name: lineage(profile, s) for s in students}, control=makers(profile, CONTROL),
-        teacher=teacher.manifest, config=profile.resolved(), code=code, **scoring_costs(profile, names),
-    )  # fmt: skip
-    return profile.logs
+    of_students = {student.name: lineage(profile, student) for student in students}
+    facts = {"models": of_students, "control": makers(profile, CONTROL), "teacher": teacher.manifest}
+    facts |= {"start": start, "end": now()} | scoring_costs(profile, names)
+    return vouch(profile, inputs, [*outputs, profile.logs / "held-out.csv"], logs, code, **facts)
 
 
 def _inputs(profile: Profile, items: Sequence[ChoiceItem], teacher: LiveTeacher) -> dict[str, Any]:
@@ -91,9 +86,12 @@ def _measure(
     inputs: dict[str, Any], since: float,
 ) -> None:  # fmt: skip
     """Writes choices.csv and held-out.csv of every model that lacks them, in one reading of the documents for all."""
+    from primekd.teachers.transformers_engine import TransformersEngine
+
     missing = [student for student in students if not _kept(profile, student, inputs, since)]
     codes = {kind: stage_code(kind, profile) for kind in ("choices", "text-fit")}
-    engines = {student.name: _open(profile, student) for student in missing}
+    how = profile.scoring_dtype, profile.assess.batch_size
+    engines = {student.name: TransformersEngine(f"path:{student.folder / 'model'}", *how) for student in missing}
     if missing:
         tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
         documents = held_out(text_folder(profile), tokenizer_hash(tokenizer))
@@ -118,8 +116,8 @@ def _choose(
     folder = answers_folder(profile, name)
     with Meter() as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
         rows = score_choices(engine, items, advance=progress.advance)
-        write_choices(folder / CHOICES, rows)
-    write_manifest(folder, "answers", inputs, [folder / CHOICES], code=code, **meter.facts)
+        write_choices(folder / FILE, rows)
+    write_manifest(folder, "answers", inputs, [folder / FILE], code=code, **meter.facts)
 
 
 def _kept(profile: Profile, student: Student, inputs: dict[str, Any], since: float) -> bool:
@@ -134,12 +132,6 @@ def _kept(profile: Profile, student: Student, inputs: dict[str, Any], since: flo
     return all(found)
 
 
-def _open(profile: Profile, student: Student):
-    from primekd.teachers.transformers_engine import TransformersEngine
-
-    return TransformersEngine(f"path:{student.folder / 'model'}", profile.scoring_dtype, profile.assess.batch_size)
-
-
 def _log(profile: Profile, items: Sequence[ChoiceItem], rows: Sequence[ChoiceRow]) -> list[LogRow]:
     """What a model was taken to choose, as if it had written that."""
     answers = []
@@ -150,20 +142,18 @@ def _log(profile: Profile, items: Sequence[ChoiceItem], rows: Sequence[ChoiceRow
 
 
 def _write_beside(profile: Profile, students: Sequence[Student], chosen: dict[str, list[ChoiceRow]]) -> list[Path]:
-    """What was measured and what a training left, a file a model; others are removed."""
-    for folder in (CURVES, OF_CHOICES, OF_ROLLOUTS, TEXT_LOGS):
+    """What was measured and what a training left, a file a model in folders beside the logs; others are removed."""
+    for folder in ("loss_curves", "choices", "rollouts", "text_logs"):
         shutil.rmtree(profile.logs / folder, ignore_errors=True)
     outputs = []
     for name, rows in chosen.items():
-        outputs.append(profile.logs / OF_CHOICES / f"{name}.csv")
+        outputs.append(profile.logs / "choices" / f"{name}.csv")
         write_choices(outputs[-1], rows)
     for student in students:
-        log = student.folder.with_name(f"{student.name}.{TEXT_LOG}")
-        for file, place in (
-            (student.folder / "loss_curve.csv", f"{CURVES}/{student.name}.csv"),
-            (student.folder / ROLLOUTS, f"{OF_ROLLOUTS}/{student.name}.csv"), (log, f"{TEXT_LOGS}/{student.name}.txt"),
-        ):  # fmt: skip
-            if file.is_file():
-                outputs.append(profile.logs / place)
-                write_text(outputs[-1], file.read_text(encoding="utf-8"))
+        places = {
+            student.folder / "loss_curve.csv": f"loss_curves/{student.name}.csv",
+            student.folder / habits.FILE: f"rollouts/{student.name}.csv",
+            student.folder.with_name(f"{student.name}.{TEXT_LOG}"): f"text_logs/{student.name}.txt",
+        }
+        outputs += [copy_text(file, profile.logs / place) for file, place in places.items() if file.is_file()]
     return outputs

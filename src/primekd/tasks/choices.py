@@ -11,6 +11,7 @@ Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root
 from primekd.tasks.protocol import Item, Judgement, Reader, Task
 from primekd.tasks.rows import load_hub, read_jsonl
-from primekd.tasks.splits import side_of
+from primekd.tasks.splits import side_of, start_of
 
 if TYPE_CHECKING:
     from primekd.config import DataConfig
@@ -54,18 +55,12 @@ class ChoiceItem(Item):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where rows come from, and what is made of one.
+    """Where rows come from, and what is made of one."""
 
-    texts: fields that a row needs, none of them blank.
-    context: of a row's fields -> what is read before the choices.
-    choices: by label; None where a row brings its own.
-    hub: data set, configuration, side to train from, side to test on (of GLUE the one whose labels are public).
-    """
-
-    texts: tuple[str, ...]
-    context: Callable[[dict], str]
-    choices: tuple[str, ...] | None
-    hub: tuple[str, str | None, str, str]
+    texts: tuple[str, ...]  # fields that a row needs, none of them blank
+    context: Callable[[dict], str]  # of a row's fields -> what is read before the choices
+    choices: tuple[str, ...] | None  # by label; None where a row brings its own
+    hub: tuple[str, str | None, str, str]  # data set, configuration, sides to train and test on (with public labels)
 
 
 def clean_hellaswag(text: str) -> str:
@@ -114,10 +109,7 @@ BENCHMARKS = {
 
 def item_of_row(benchmark: str, row: dict, where: str, default_id: str) -> ChoiceItem | None:
     """A row of a benchmark as an item; None where it has no gold answer (SNLI's -1), or clean-up leaves a choice empty.
-
-    Raises:
-        UserError: a field is missing, HellaSwag's `endings` are not four, or the label is none of a choice.
-    """
+    Raises UserError if a field is missing, HellaSwag's `endings` are not four, or the label is none of a choice."""
     kind = BENCHMARKS[benchmark]
     texts = {name: row.get(name) for name in kind.texts}
     if missing := [name for name, text in texts.items() if not isinstance(text, str) or not text.strip()]:
@@ -138,9 +130,9 @@ def item_of_row(benchmark: str, row: dict, where: str, default_id: str) -> Choic
 
 def _endings(value: object, where: str) -> tuple[str, ...]:
     texts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    if len(texts) != 4 or not all(isinstance(text, str) and text.strip() for text in texts):
-        found = len([text for text in texts if isinstance(text, str) and text.strip()])
-        raise UserError(f"{where}: 'endings' holds {found} choices, not 4: a choice is missing or empty.")
+    found = [text for text in texts if isinstance(text, str) and text.strip()]
+    if not len(texts) == len(found) == 4:
+        raise UserError(f"{where}: 'endings' holds {len(found)} choices, not 4: a choice is missing or empty.")
     return tuple(map(clean_hellaswag, texts))
 
 
@@ -156,16 +148,13 @@ def _label(value: object, choices: int, where: str, none: bool) -> int:
 
 def rows_of_side(data: "DataConfig", benchmark: str, side: str) -> list[ChoiceItem]:
     """All items of a benchmark's side, train or test. Raises UserError as `read_jsonl` and `load_hub`."""
-
-    def read(row: dict, where: str, default_id: str) -> ChoiceItem | None:
-        return item_of_row(benchmark, row, where, default_id)
-
+    read = partial(item_of_row, benchmark)
     if data.source == "own":
         rows = read_jsonl(OWN / f"{benchmark}.jsonl", "own", read)
         return rows[:OWN_SHOWN] if side == "train" else rows[OWN_SHOWN:]
     if data.source == "jsonl":
         name = getattr(data, f"{side}_file").replace("{benchmark}", benchmark)
-        return read_jsonl((project_root() / name).resolve(), side, read)
+        return read_jsonl(project_root() / name, side, read)
     name, config, *sides = BENCHMARKS[benchmark].hub
     of_hub = data.model_copy(update={"hub_dataset": name, "hub_config": config, "train_dataset": name,
                                      "train_config": config, "train_revision": data.revision})  # fmt: skip
@@ -176,9 +165,7 @@ def with_shots(items: Sequence[ChoiceItem], pool: Sequence[ChoiceItem], shots: i
     """Items behind worked examples, drawn for each in turn as lm-evaluation-harness draws them by default.
 
     One that is the item itself is never shown; the harness looks at further fields of a row, such as its number.
-
-    Raises:
-        UserError: there are too few others.
+    Raises UserError if there are too few others.
     """
     random, found = Random(SHOTS_SEED), []
     for item in items:
@@ -207,7 +194,7 @@ class Choices(Task):
 
         Nothing is drawn by `seed`: the same examples are shown as by lm-evaluation-harness.
         """
-        start = {"validation": data.train_items, "teacher": data.train_items + data.validation_items}.get(split, 0)
+        start = start_of(data, split)
         found: list[ChoiceItem] = []
         for benchmark in data.benchmarks if count else ():
             items = rows_of_side(data, benchmark, side_of(split))[start : start + count]
@@ -219,9 +206,9 @@ class Choices(Task):
     def judge(self, item: Item, response: str, read: Reader) -> Judgement:
         """Of a model that writes: its response is the right choice, word for word."""
         text = response.strip()
-        begin = response.find(text)
         if not text:
             return Judgement(None, "none", None, False)
+        begin = response.find(text)
         return Judgement(text, "whole", (begin, begin + len(text)), text == item.answer)
 
 

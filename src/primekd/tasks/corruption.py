@@ -22,29 +22,21 @@ LETTERS = 5  # a word has so many before it is misspelt
 
 @dataclass(frozen=True)
 class Language:
-    """What one file of `sentences/` says.
+    """What one file of `sentences/` says."""
 
-    Attributes:
-        patterns: sentences with places for the parts; `{Time}` begins with a capital.
-        subjects: (words, 0 for singular or 1 for plural).
-        verbs: present singular and plural, past singular and plural, and the objects that go with it.
-        times, reasons: those of the present, then those of the past.
-        articles, prepositions: each with those that are wrong in its place; '' where leaving it out is wrong.
-    """
-
-    patterns: list[str]
-    subjects: list[tuple[str, int]]
-    verbs: list[tuple[str, str, str, str, list[str]]]
+    patterns: list[str]  # with places for the parts; `{Time}` begins with a capital
+    subjects: list[tuple[str, int]]  # words, 0 for singular or 1 for plural
+    verbs: list[tuple[str, str, str, str, list[str]]]  # present singular, plural, past singular, plural; objects
     places: list[str]
-    times: tuple[list[str], list[str]]
+    times: tuple[list[str], list[str]]  # of the present, of the past
     reasons: tuple[list[str], list[str]]
-    articles: dict[str, list[str]]
+    articles: dict[str, list[str]]  # each with those that are wrong in its place; '' where leaving it out is wrong
     prepositions: dict[str, list[str]]
 
-    def other_form(self, of: Callable[[int], int]) -> dict[str, str]:
-        """Every verb form -> its form at another place of the four, where the two differ."""
-        pairs = ((verb[place], verb[of(place)]) for verb in self.verbs for place in range(4))
-        return {here: other for here, other in pairs if here != other}
+    def other_form(self, places: int) -> dict[str, list[str]]:
+        """Every verb form -> its form of the other number (1) or of the other tense (2), where the two differ."""
+        pairs = ((verb[place], verb[place ^ places]) for verb in self.verbs for place in range(4))
+        return {here: [other] for here, other in pairs if here != other}
 
 
 @cache
@@ -87,24 +79,6 @@ def corrupt(sentence: str, code: str, random: Random) -> tuple[str, tuple[str, .
     return text, tuple(made)
 
 
-def _article(text: str, words: Language, random: Random) -> str | None:
-    return _swap(text, words.articles, random)
-
-
-def _preposition(text: str, words: Language, random: Random) -> str | None:
-    return _swap(text, words.prepositions, random)
-
-
-def _agreement(text: str, words: Language, random: Random) -> str | None:
-    """Singular for plural, or the other way round."""
-    return _swap(text, {form: [other] for form, other in words.other_form(lambda place: place ^ 1).items()}, random)
-
-
-def _tense(text: str, words: Language, random: Random) -> str | None:
-    """Present for past beside a time of the past, or the other way round."""
-    return _swap(text, {form: [other] for form, other in words.other_form(lambda place: place ^ 2).items()}, random)
-
-
 def _spelling(text: str, words: Language, random: Random) -> str | None:
     """Two letters inside a word change places, or one of them is left out or doubled."""
     found = [m for m in re.finditer(r"[^\W\d_]+", text) if len(m[0]) >= LETTERS]
@@ -117,33 +91,9 @@ def _spelling(text: str, words: Language, random: Random) -> str | None:
     return text[:at] + wrong + text[at + 2 :]
 
 
-def _punctuation(text: str, words: Language, random: Random) -> str | None:
-    return _without(text, ".,", random)
-
-
-def _apostrophe(text: str, words: Language, random: Random) -> str | None:
-    return _without(text, "'", random)
-
-
 def _accent(text: str, words: Language, random: Random) -> str | None:
     """One letter loses what stands above or below it."""
-    places = [i for i, letter in enumerate(text) if len(unicodedata.normalize("NFD", letter)) > 1]
-    if not places:
-        return None
-    at = random.choice(places)
-    return text[:at] + unicodedata.normalize("NFD", text[at])[0] + text[at + 1 :]
-
-
-def _capital_lost(text: str, words: Language, random: Random) -> str | None:
-    """A word that begins with a capital letter loses it."""
-    at = random.choice([m.start() for m in re.finditer(r"(?<!\w)[^\W\d_]", text) if m[0].isupper()] or [-1])
-    return None if at < 0 else text[:at] + text[at].lower() + text[at + 1 :]
-
-
-KINDS: dict[str, Callable[[str, Language, Random], str | None]] = {
-    "article": _article, "agreement": _agreement, "tense": _tense, "preposition": _preposition, "spelling": _spelling,
-    "punctuation": _punctuation, "apostrophe": _apostrophe, "accent": _accent, "capital": _capital_lost,
-}  # fmt: skip
+    return _change(text, r"[^\x00-\x7f]", lambda letter: unicodedata.normalize("NFD", letter)[0], random)
 
 
 def _swap(text: str, others: dict[str, Sequence[str]], random: Random) -> str | None:
@@ -162,13 +112,27 @@ def _swap(text: str, others: dict[str, Sequence[str]], random: Random) -> str | 
     return before + (_capital(wrong) if match[0][0].isupper() else wrong) + behind
 
 
-def _without(text: str, marks: str, random: Random) -> str | None:
-    places = [i for i, letter in enumerate(text) if letter in marks]
+def _change(text: str, letters: str, new: Callable[[str], str], random: Random) -> str | None:
+    """One of the letters that a pattern finds and `new` changes, changed."""
+    places = [found.start() for found in re.finditer(letters, text) if new(found[0]) != found[0]]
     if not places:
         return None
     at = random.choice(places)
-    return text[:at] + text[at + 1 :]
+    return text[:at] + new(text[at]) + text[at + 1 :]
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+KINDS: dict[str, Callable[[str, Language, Random], str | None]] = {
+    "article": lambda text, words, random: _swap(text, words.articles, random),
+    "agreement": lambda text, words, random: _swap(text, words.other_form(1), random),
+    "tense": lambda text, words, random: _swap(text, words.other_form(2), random),  # beside a time that stays
+    "preposition": lambda text, words, random: _swap(text, words.prepositions, random),
+    "spelling": _spelling,
+    "punctuation": lambda text, words, random: _change(text, "[.,]", lambda mark: "", random),
+    "apostrophe": lambda text, words, random: _change(text, "'", lambda mark: "", random),
+    "accent": _accent,
+    "capital": lambda text, words, random: _change(text, r"(?<!\w)[^\W\d_]", str.lower, random),
+}

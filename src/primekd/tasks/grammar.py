@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -174,25 +175,19 @@ def language_of(item_id: str) -> str:
 
 
 def generate(languages: Sequence[str], split: str, count: int, seed: int) -> list[Item]:
-    """`count` items of a split in turn of the languages, all of different clean sentences.
-
-    Raises:
-        UserError: a language is unknown, or holds too few sentences.
-    """
+    """`count` items of a split in turn of the languages, all of different clean sentences. Raises UserError if a
+    language is unknown, or holds too few sentences."""
     found: dict[str, Item] = {}
     draws = {code: _drawn(code, split, seed) for code in languages}
     while len(found) < count:
         code = languages[len(found) % len(languages)]
-        for _ in range(TRIES):
-            item = next(draws[code])
-            if str(item.answer) not in found:
-                found[str(item.answer)] = item
-                break
-        else:
+        item = next((item for item in islice(draws[code], TRIES) if str(item.answer) not in found), None)
+        if item is None:
             raise UserError(
                 f"The language {code} holds too few sentences for {count} items of the split {split!r}: ask for fewer "
                 "in data, or name more languages."
             )
+        found[str(item.answer)] = item
     return list(found.values())
 
 
@@ -208,22 +203,15 @@ def _drawn(code: str, split: str, seed: int) -> Iterator[Item]:
 
 
 def item_of_row(row: dict, where: str, default_id: str) -> Item:
-    """One row of the hub's set, or of a file like it: `modified`, `sentence` and `lang`; an `id` if it has one.
-
-    Raises:
-        UserError: one of them is missing or empty; the sentence begins with `where`.
-    """
+    """One row of the hub's set, or of a file like it: `modified`, `sentence` and `lang`; an `id` if it has one. Raises
+    UserError, which begins with `where`, if one of them is missing or empty."""
     fields = {name: text_of(row.get(name)) for name in ("modified", "sentence", "lang")}
     require_fields(fields, where)
+    if not re.fullmatch(r"[a-z]{2,3}", code := fields["lang"]):
+        raise UserError(f"{where}: the language {code!r} is no code of two or three letters, such as en.")
     wrong = " ".join(fields["modified"].removeprefix(PREFIX.strip()).split())
     gold = " ".join(fields["sentence"].split())
-    return Correction(_id(fields["lang"], text_of(row.get("id")) or default_id, where), wrong, gold, plain(gold))
-
-
-def _id(code: str, rest: str, where: str) -> str:
-    if not re.fullmatch(r"[a-z]{2,3}", code):
-        raise UserError(f"{where}: the language {code!r} is no code of two or three letters, such as en.")
-    return f"{code}-{rest}"
+    return Correction(f"{code}-{text_of(row.get('id')) or default_id}", wrong, gold, plain(gold))
 
 
 TASK = Grammar()

@@ -3,6 +3,7 @@
 Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168.
 """
 
+import contextlib
 import re
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from primekd.tasks.rows import items_of_data, require_fields, text_of
 if TYPE_CHECKING:
     from primekd.config import DataConfig
 
-CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 FIELDS = ("id", "instance", "question", "answer", "answer_number", "solution")
 
 
@@ -34,7 +34,7 @@ class GSM8K(NumberTask):
 
 def strip_calculator_marks(solution: str) -> str:
     """GSM8K's solutions carry `<<48/2=24>>` for a calculator; students are trained without them."""
-    return CALCULATOR_MARK.sub("", solution).strip()
+    return re.sub(r"<<[^<>]*>>", "", solution).strip()
 
 
 def item_of_row(row: dict, where: str, default_id: str) -> Item | None:
@@ -42,10 +42,8 @@ def item_of_row(row: dict, where: str, default_id: str) -> Item | None:
 
     GSM8K and Platinum: `answer` is a solution that ends in `#### 18`. GSM-Plus: `answer` is a number, which counts, the
     solution stands in `solution`. MGSM: the number is `answer_number`, and `answer` a solution or null. GSM-Symbolic:
-    `id` names a template and `instance` the item.
-
-    Raises:
-        UserError: it has no question or answer, or they cannot be read; the sentence begins with `where`.
+    `id` names a template and `instance` the item. Raises UserError, which begins with `where`, if it has no question or
+    answer, or they cannot be read.
     """
     row = {name: text_of(row.get(name)) for name in FIELDS}
     gold = row["answer_number"] or row["answer"]
@@ -64,11 +62,9 @@ def item_of_row(row: dict, where: str, default_id: str) -> Item | None:
 def _ending_in(solution: str, gold: str, answer: Fraction) -> str:
     """A solution with its `#### answer` line, where the data set keeps the answer in a field of its own."""
     reasoning, mark, end = solution.rpartition("####")
-    try:
+    with contextlib.suppress(ValueError):
         if mark and parse_answer(end) == answer:
             return solution
-    except ValueError:
-        pass
     reasoning = reasoning if mark else solution.removesuffix(gold)
     return f"{reasoning.rstrip()}\n#### {gold}".lstrip()
 

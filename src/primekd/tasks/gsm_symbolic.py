@@ -42,10 +42,7 @@ def without_init(package: str, *subpackages: str) -> Iterator[None]:
     """Within it modules of a package are imported without its own __init__ and those of some subpackages.
 
     reasoning-gym's import every data set that it has, and with them a dozen packages that nothing here uses. Nothing is
-    left behind: whoever imports the package afterwards gets all of it.
-
-    Raises:
-        UserError: the package is not installed.
+    left behind: whoever imports the package afterwards gets all of it. Raises UserError if it is not installed.
     """
     spec = importlib.util.find_spec(package)  # finds it, runs nothing of it
     if spec is None or not spec.submodule_search_locations:
@@ -79,10 +76,8 @@ def _generators() -> dict[int, Callable[[Random, float], dict]]:
 def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed: int, difficulty: float) -> list[Item]:
     """`count` GSM-Symbolic items from reasoning-gym's templates, in turn, all different, of one split.
 
-    Source: Mirzadeh et al., "GSM-Symbolic", arXiv 2410.05229, in reasoning-gym's implementation.
-
-    Raises:
-        UserError: a template does not exist, or the templates hold too few different questions for the split.
+    Source: Mirzadeh et al., "GSM-Symbolic", arXiv 2410.05229, in reasoning-gym's implementation. Raises UserError if a
+    template does not exist, or the templates hold too few different questions for the split.
     """
     generators = _generators()
     if unknown := [t for t in templates if t not in generators]:

@@ -15,10 +15,8 @@ UNCHANGED = ("noop", "UNK", "Um")  # types of no error, and of one without a cor
 def read_m2(path: Path) -> list[tuple[str, str]]:
     """(sentence, the same with the first annotator's edits) of every block; words are joined by single spaces.
 
-    A block is `S` with the words, `A` with an edit of them a line, and a blank line.
-
-    Raises:
-        UserError: the file is absent, or a line is neither, or an edit lies outside its sentence.
+    A block is `S` with the words, `A` with an edit of them a line, and a blank line. Raises UserError if the file is
+    absent, or a line is neither, or an edit lies outside its sentence.
     """
     name = relative_name(path)
     if not path.is_file():

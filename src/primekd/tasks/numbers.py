@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from itertools import count
 
 from primekd.tasks.protocol import Item, Judgement, Reader, Task
 
@@ -12,10 +13,7 @@ MOST_DIGITS = 4000  # Python reads whole numbers of 4,300 digits, no more
 
 def parse_answer(text: str) -> Fraction:
     """The number of a gold answer: `1,080`, `-3`, `$29.00`, `1/3`, `2 1/2` or a whole solution ending in `#### 18`.
-
-    Raises:
-        ValueError: it is no plain number, or too long for one.
-    """
+    Raises ValueError if it is no plain number, or too long for one."""
     tail = str(text).rsplit("####", 1)[-1].strip()
     if len(tail) > MOST_DIGITS:
         raise ValueError(f"{tail[:20]!r}… is longer than {MOST_DIGITS:,} characters")
@@ -31,18 +29,10 @@ def parse_answer(text: str) -> Fraction:
 
 def format_value(value: Fraction) -> str:
     """An exact decimal where there is one (`18`, `2.5`), else a fraction (`1/3`)."""
-    reduced = value.denominator
-    for prime in (2, 5):
-        while reduced % prime == 0:
-            reduced //= prime
-    if reduced != 1:
+    if 10 ** value.denominator.bit_length() % value.denominator:  # it has other prime factors than 2 and 5
         return f"{value.numerator}/{value.denominator}"
-    places = 0
-    scaled = abs(value)
-    while scaled.denominator != 1:
-        scaled *= 10
-        places += 1
-    digits = str(scaled.numerator).rjust(places + 1, "0")
+    places = next(n for n in count() if 10**n % value.denominator == 0)
+    digits = str(abs(value) * 10**places).rjust(places + 1, "0")
     sign = "-" if value < 0 else ""
     return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
 

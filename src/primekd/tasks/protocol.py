@@ -14,18 +14,12 @@ Message = dict[str, str]  # role and content
 
 @dataclass(frozen=True)
 class Item:
-    """What is asked once.
-
-    Attributes:
-        question: what is asked, without any priming text.
-        solution: the response to fine-tune on, which gives the answer.
-        answer: the gold value that a response is judged by.
-    """
+    """What is asked once."""
 
     id: str
-    question: str
-    solution: str
-    answer: Value
+    question: str  # without any priming text
+    solution: str  # the response to fine-tune on, which gives the answer
+    answer: Value  # the gold value that a response is judged by
 
     @property
     def messages(self) -> list[Message]:
@@ -47,7 +41,7 @@ class Unlabelled:
     messages: list[Message]
 
 
-def without_gold(items: "Sequence[Item]") -> list[Unlabelled]:
+def without_gold(items: Sequence[Item]) -> list[Unlabelled]:
     """What is asked, and nothing to judge answers by or to learn from."""
     return [Unlabelled(item.id, item.question, item.messages) for item in items]
 
@@ -64,17 +58,19 @@ class ShownItem(Item):
         return [*self.examples, *self.asked]
 
 
-def with_examples(items: "Sequence[Item]", shown: "Sequence[Item]") -> list[Item]:
+def with_examples(items: Sequence[Item], shown: Sequence[Item]) -> list[Item]:
     """Items behind others that are asked and answered with their solutions (few-shot prompting)."""
     pairs = [[*item.messages, {"role": "assistant", "content": item.solution}] for item in shown]
-    examples = tuple(message for pair in pairs for message in pair)
-    return [ShownItem(i.id, i.question, i.solution, i.answer, examples, tuple(i.messages)) for i in items]
+    return _behind([message for pair in pairs for message in pair], items)
 
 
-def with_instruction(items: "Sequence[Item]", text: str) -> list[Item]:
+def with_instruction(items: Sequence[Item], text: str) -> list[Item]:
     """Items behind a system message."""
-    system = ({"role": "system", "content": text},)
-    return [ShownItem(i.id, i.question, i.solution, i.answer, system, tuple(i.messages)) for i in items]
+    return _behind([{"role": "system", "content": text}], items)
+
+
+def _behind(messages: list[Message], items: Sequence[Item]) -> list[Item]:
+    return [ShownItem(i.id, i.question, i.solution, i.answer, tuple(messages), tuple(i.messages)) for i in items]
 
 
 class Found(Protocol):
@@ -90,21 +86,13 @@ Reader = Callable[[str, str], Found]  # a response and the question that it answ
 
 @dataclass(frozen=True)
 class Judgement:
-    """A response as it was judged.
+    """A response as it was judged."""
 
-    Attributes:
-        value: what it answers; None where no answer was found.
-        rule: the rule that found the value, for the log.
-        span: the characters [start, end) of the response that the value was read from.
-        correct: the verdict.
-        scores: further measures of this response by name, where right or wrong does not say all.
-    """
-
-    value: Value | None
-    rule: str
-    span: tuple[int, int] | None
+    value: Value | None  # what it answers; None where no answer was found
+    rule: str  # the rule that found the value, for the log
+    span: tuple[int, int] | None  # the characters [start, end) of the response that the value was read from
     correct: bool
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)  # further measures by name
 
 
 class Task(Protocol):
@@ -113,19 +101,13 @@ class Task(Protocol):
     gold_only_judges = False  # whether gold may reach no student that learns from a teacher
 
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
-        """`count` items of a split: train, validation, test or teacher. No item stands in two splits.
-
-        Raises:
-            UserError: they are not to be had, too few, or cannot be read.
-        """
+        """`count` items of a split: train, validation, test or teacher. No item stands in two splits. Raises UserError
+        if they are not to be had, too few, or cannot be read."""
         raise NotImplementedError
 
     def judge(self, item: Item, response: str, read: Reader) -> Judgement:
-        """Judges a response. Of the item it knows what a log keeps: id, question and answer.
-
-        Args:
-            read: finds a number in a response, by the rules that the profile chose; never sees the gold answer.
-        """
+        """Judges a response. Of the item it knows what a log keeps: id, question and answer. `read` finds a number in a
+        response, by the rules that the profile chose; it never sees the gold answer."""
         raise NotImplementedError
 
     def unfit(self, question: str, response: str, truncated: bool) -> str:

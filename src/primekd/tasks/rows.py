@@ -23,11 +23,8 @@ RowReader = Callable[[dict, str, str], Item | None]
 
 
 def items_of_data(data: "DataConfig", split: str, count: int, item_of: RowReader) -> list[Item]:
-    """`count` items of a split from the files or the hub's data set that a profile names.
-
-    Raises:
-        UserError: as `read_jsonl` and `take`, or the hub is not to be reached.
-    """
+    """`count` items of a split from the files or the hub's data set that a profile names. Raises UserError as
+    `read_jsonl` and `take`, or if the hub is not to be reached."""
     return take(rows_of_data(data, side_of(split), item_of), data, split, count)
 
 
@@ -35,7 +32,7 @@ def rows_of_data(data: "DataConfig", side: str, item_of: RowReader) -> list[Item
     """All items of a side. Raises UserError as `items_of_data`."""
     if on_hub(data, side):
         return load_hub(data, side, item_of)
-    return read_jsonl((project_root() / getattr(data, f"{side}_file")).resolve(), side, item_of)
+    return read_jsonl(project_root() / getattr(data, f"{side}_file"), side, item_of)
 
 
 def on_hub(data: "DataConfig", side: str) -> bool:
@@ -45,12 +42,9 @@ def on_hub(data: "DataConfig", side: str) -> bool:
 
 
 def read_jsonl(path: Path, prefix: str, item_of: RowReader) -> list[Item]:
-    """Items of a JSONL file; those without an id are called `<prefix>-<line, from 0 on>`.
-
-    Raises:
-        UserError: the file is absent, a line is no JSON object, `item_of` refuses one, or an id occurs twice; the
-            sentence names the file and the line.
-    """
+    """Items of a JSONL file; those without an id are called `<prefix>-<line, from 0 on>`. Raises UserError, which names
+    file and line, if the file is absent, a line is no JSON object, `item_of` refuses one, or an id occurs twice."""
+    path = path.resolve()
     name = relative_name(path)
     if not path.is_file():
         raise UserError(
@@ -78,11 +72,8 @@ def _parse_line(line: str, where: str) -> object:
 
 
 def load_hub(data: "DataConfig", side: str, item_of: RowReader) -> list[Item]:
-    """One side of the hub's data set, or of the one that the profile names for training.
-
-    Raises:
-        UserError: it is not to be had, or `item_of` refuses a row.
-    """
+    """One side of the hub's data set, or of the one that the profile names for training. Raises UserError if it is not
+    to be had, or `item_of` refuses a row."""
     from datasets import load_dataset
     from huggingface_hub import get_token
 
@@ -107,7 +98,7 @@ def _items_of_rows(name: str, rows: Iterable[tuple[str, str, object]], item_of: 
         if not isinstance(fields, dict):
             raise UserError(f"{where} is no JSON object with fields such as question and answer.")
         if item := item_of(fields, where, default_id):
-            _refuse_half_pairs(item, where)
+            refuse_half_pairs(f"{item.id}{item.question}{item.solution}", where)
         found.append(item)
     items = [item for item in found if item is not None]
     if not items:
@@ -119,9 +110,10 @@ def _items_of_rows(name: str, rows: Iterable[tuple[str, str, object]], item_of: 
     return items
 
 
-def _refuse_half_pairs(item: Item, where: str) -> None:
+def refuse_half_pairs(text: str, where: str) -> None:
+    """Raises UserError, which begins with `where`, if a text is no valid Unicode."""
     try:
-        f"{item.id}{item.question}{item.solution}".encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: the text holds half of a surrogate pair. Save it as valid UTF-8.") from error
 
@@ -135,8 +127,7 @@ def text_of(value: object) -> str:
 
 def require_fields(fields: dict[str, str], where: str) -> None:
     """Raises UserError if one of these fields is empty."""
-    for name, text in fields.items():
-        if not text:
-            *others, last = fields
-            needed = f"{', '.join(others)} and {last}"
-            raise UserError(f"{where}: the field '{name}' is missing or empty. Every item needs {needed}.")
+    if missing := [name for name, text in fields.items() if not text]:
+        *others, last = fields
+        needed = f"{', '.join(others)} and {last}"
+        raise UserError(f"{where}: the field '{missing[0]}' is missing or empty. Every item needs {needed}.")

@@ -1,6 +1,7 @@
 """Splits: which items each owns, their hash, and refusals of items that stand twice or in two splits."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,15 @@ def side_of(split: str) -> str:
     return "test" if split == "test" else "train"
 
 
-def take(rows: Sequence[Item], data: "DataConfig", split: str, count: int) -> list[Item]:
-    """`count` of a side's rows: validation items follow the training items, a teacher's follow those.
+def start_of(data: "DataConfig", split: str) -> int:
+    """The place among its side's rows at which a split begins."""
+    return {"train": 0, "test": 0, "validation": data.train_items}.get(split, data.train_items + data.validation_items)
 
-    Raises:
-        UserError: there are too few.
-    """
-    start = {"train": 0, "test": 0, "validation": data.train_items}.get(split, data.train_items + data.validation_items)
+
+def take(rows: Sequence[Item], data: "DataConfig", split: str, count: int) -> list[Item]:
+    """`count` of a side's rows: validation items follow the training items, a teacher's follow those. Raises UserError
+    if there are too few."""
+    start = start_of(data, split)
     if start + count > len(rows):
         raise UserError(
             f"The profile asks for {count} {split} items from place {start} on, and the source has {len(rows)} in all: "
@@ -49,13 +52,10 @@ def hash_items(items: Iterable[Item]) -> str:
 
 def refuse_duplicates(items: Sequence[Item], where: str) -> None:
     """Raises UserError if an item id stands twice."""
-    seen: set[str] = set()
-    for item in items:
-        if item.id in seen:
-            raise UserError(
-                f"{where}: the item id {item.id!r} occurs twice. Give every item an id of its own, or leave ids out."
-            )
-        seen.add(item.id)
+    if twice := [name for name, times in Counter(item.id for item in items).items() if times > 1]:
+        raise UserError(
+            f"{where}: the item id {twice[0]!r} occurs twice. Give every item an id of its own, or leave ids out."
+        )
 
 
 def refuse_overlap(items: Sequence[Item], name: str, others: dict[str, list[Item]]) -> None:

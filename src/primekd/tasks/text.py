@@ -71,14 +71,11 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], end: int)
 
 
 def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer_sha256: str) -> Path:
-    """Writes the shards of a profile's text that are not there yet; returns their folder.
+    """Writes the shards of a profile's text that are not there yet; returns their folder. `tokenizer_sha256`:
+    `models.tokenizers.tokenizer_hash` of it.
 
-    Args:
-        tokenizer_sha256: `models.tokenizers.tokenizer_hash` of it.
-
-    Raises:
-        UserError: text cannot be read or is too little, the folder holds text that was tokenised with other settings,
-            or the disk is full. Finished shards stay, and the same call goes on behind them.
+    Raises UserError if text cannot be read or is too little, the folder holds text that was tokenised with other
+    settings, or the disk is full. Finished shards stay, and the same call goes on behind them.
     """
     text, folder, start, code = profile.text, text_folder(profile), now(), stage_code("tokenise")
     source = open_text(text)
@@ -110,16 +107,13 @@ class _Work:
 
     def __init__(self, folder: Path, inputs: dict[str, Any], source: FileText | HubText, tokenizer):
         self.folder, self.inputs, self.source, self.tokenizer = folder, inputs, source, tokenizer
-        found = read_json(self._settings) if self._settings.is_file() else inputs
+        self.settings = folder / "settings.json"
+        found = read_json(self.settings) if self.settings.is_file() else inputs
         if changed := [key for key in inputs if not isinstance(found, dict) or found.get(key) != inputs[key]]:
             raise UserError(
                 f"{relative_name(folder)} was tokenised with other settings ({', '.join(changed)}): move it away and "
                 "tokenise the text again."
             )
-
-    @property
-    def _settings(self) -> Path:
-        return self.folder / "settings.json"
 
     def path(self, number: int) -> Path:
         return self.folder / f"train-{number:05d}.safetensors"
@@ -127,9 +121,6 @@ class _Work:
     def digest(self, text: str) -> str:
         """By which documents are held out, the same for texts that differ in white space alone."""
         return hash_text(f"{self.inputs['seed']} {' '.join(text.split())}")
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return encode(self.tokenizer, texts, self.inputs["end_of_text"])
 
     def whole(self, path: Path) -> Vouch | None:
         """What vouches for a shard, if it has the bytes that are vouched for."""
@@ -140,8 +131,8 @@ class _Work:
             return None
 
     def _write(self, path: Path, documents: Sequence[np.ndarray], **facts: Any) -> Vouch:
-        if not self._settings.is_file():
-            write_json(self._settings, self.inputs)
+        if not self.settings.is_file():
+            write_json(self.settings, self.inputs)
         digest = save_documents(path, documents, token_type(len(self.tokenizer)))
         vouch = Vouch(sha256=digest, tokens=sum(map(len, documents)), documents=len(documents), **facts)
         write_json(path.with_suffix(".json"), vouch.model_dump())
@@ -151,18 +142,16 @@ class _Work:
         """The shard of those documents whose digests are smallest. Raises UserError if there are too few."""
         if found := self.whole(self.folder / HELD_OUT):
             return found
-        chosen, above = {}, "g"  # behind every digest
+        chosen: dict[str, str] = {}
         for text in filter(str.strip, islice(self.source.documents(), self.source.pool)):
-            if (digest := self.digest(text)) < above:
-                chosen[digest] = text
-                if len(chosen) > count:
-                    del chosen[max(chosen)]
-                above = max(chosen) if len(chosen) == count else above
+            chosen[self.digest(text)] = text
+            if len(chosen) > count:
+                del chosen[max(chosen)]
         if len(chosen) < count:
             raise UserError(
                 f"text.held_out_documents is {count}, and the source has {len(chosen)} documents: lower it."
             )
-        documents = self.encode([chosen[digest] for digest in sorted(chosen)])
+        documents = encode(self.tokenizer, [chosen[digest] for digest in sorted(chosen)], self.inputs["end_of_text"])
         return self._write(self.folder / HELD_OUT, documents, held_out=sorted(chosen))
 
     def shards(self, most: int, held: frozenset[str], progress: Progress) -> list[Vouch]:
@@ -193,7 +182,7 @@ class _Work:
             full = list(filter(str.strip, texts))
             kept = [text for text in full if self.digest(text) not in held]
             counts.update(read=len(texts), empty=len(texts) - len(full), held_out=len(full) - len(kept))
-            for ids in self.encode(kept):
+            for ids in encode(self.tokenizer, kept, self.inputs["end_of_text"]):
                 if size < most:
                     documents.append(ids)
                     size += len(ids)

@@ -39,12 +39,8 @@ def save_documents(path: Path, documents: Sequence[np.ndarray], kind: type[np.un
 
 
 def open_folder(folder: Path, tokenizer_sha256: str | None = None) -> list[Path]:
-    """The training shards of a folder, after a look at the bytes of every file in it.
-
-    Raises:
-        UserError: the text is not tokenised to its end, a shard is missing, cut short or altered, or another tokenizer
-            than that of `tokenizer_sha256` made them.
-    """
+    """The training shards of a folder, after a look at the bytes of every file in it. Raises UserError if the text is
+    not tokenised to its end, a shard is missing or altered, or `tokenizer_sha256` is another tokenizer's."""
     manifest = read_manifest(folder / MANIFEST)
     if altered := altered_outputs(folder / MANIFEST, manifest):
         raise UserError(
@@ -72,10 +68,7 @@ class Blocks:
 
     Every epoch has each block once, in an order of its own; a last part shorter than a block is left out. Position i is
     block i of the first epoch, and positions go on into the next epochs: whoever knows i knows what was read, on any
-    machine. No file stays open.
-
-    Raises:
-        UserError: as open_folder, or there is less text than one block.
+    machine. No file stays open. Raises UserError as open_folder, or if there is less text than one block.
     """
 
     def __init__(self, folder: Path, block_tokens: int, seed: int, tokenizer_sha256: str | None = None):

@@ -14,21 +14,17 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean, hide
 from primekd.foundation.provenance import hash_file, project_root, relative_name
 from primekd.foundation.tables import read_cells
+from primekd.tasks.rows import refuse_half_pairs
 
 if TYPE_CHECKING:
     from primekd.config.text import TextConfig
 
 
 class FileText:
-    """The documents of local files, in the order of their names.
+    """The documents of local files, in the order of their names. `facts`: what the text is, for manifests."""
 
-    Attributes:
-        facts: what the text is, for manifests.
-        state: where in the source reading stands, beside the number of documents; None, as that is enough here.
-        pool: held-out documents are chosen among so many, the first ones; None for all.
-    """
-
-    state, pool = None, None
+    state = None  # where in the source reading stands, beside the number of documents, which is enough here
+    pool = None  # held-out documents are chosen among so many, the first ones; None for all
 
     def __init__(self, facts: dict[str, Any], paths: list[Path]):
         self.paths = paths
@@ -62,10 +58,7 @@ def _text_of(row: str | dict[str, Any], where: str) -> str:
         text = None
     if not isinstance(text, str):
         raise UserError(f"{where} has no text: every document is a JSON object with a field 'text'. Mend it.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: the text holds half of a surrogate pair. Save it as valid UTF-8.") from error
+    refuse_half_pairs(text, where)
     return text
 
 

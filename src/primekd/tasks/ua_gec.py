@@ -11,11 +11,8 @@ from primekd.foundation.errors import UserError
 
 
 def read_ua_gec(side: str) -> list[tuple[str, str, str]]:
-    """(id, sentence, the first annotator's correction) of the part `gec-only`; an id begins with its document.
-
-    Raises:
-        UserError: the package is not installed, or a document has not as many corrected sentences as sentences.
-    """
+    """(id, sentence, the first annotator's correction) of the part `gec-only`; an id begins with its document. Raises
+    UserError if the package is not installed, or a document has not as many corrected sentences as sentences."""
     spec = importlib.util.find_spec("ua_gec")  # nothing of it is run
     if spec is None:
         raise UserError("The source ua-gec is a package: pip install ua-gec==2.1.3.")
@@ -24,12 +21,10 @@ def read_ua_gec(side: str) -> list[tuple[str, str, str]]:
     for corrected in sorted((folder / "target-sentences").glob("*.a1.txt")):
         document = corrected.name.split(".")[0]
         sides = [folder / "source-sentences" / f"{document}.src.txt", corrected]
-        lines = [path.read_text(encoding="utf-8").split("\n") for path in sides]
-        if len(lines[0]) != len(lines[1]):
-            raise UserError(
-                f"ua-gec: the document {document} has {len(lines[0])} sentences and {len(lines[1])} gold ones."
-            )
-        for number, pair in enumerate(zip(*lines, strict=True)):
+        asked, golds = (path.read_text(encoding="utf-8").split("\n") for path in sides)
+        if len(asked) != len(golds):
+            raise UserError(f"ua-gec: the document {document} has {len(asked)} sentences and {len(golds)} gold ones.")
+        for number, pair in enumerate(zip(asked, golds, strict=True)):
             wrong, gold = (" ".join(text.split()) for text in pair)
             if wrong and gold:
                 found.append((f"{document}-{number}", wrong, gold))

@@ -31,10 +31,8 @@ def item_of_row(row: dict, where: str, default_id: str) -> Item | None:
     """One row as an item; None where its answer is not one number (in ASDiv: ratios, times, several values, words).
 
     SVAMP: ID, Body, Question, Equation `( 8.0 - 3.0 )`, Answer `5.0`. ASDiv: ID, Body, Question, Formula `7+2=9`,
-    Answer `9 (apples)`. Names count in any case. A row with `question` and no body is one of GSM8K.
-
-    Raises:
-        UserError: body, question or answer is missing or empty; the sentence begins with `where`.
+    Answer `9 (apples)`. Names count in any case. A row with `question` and no body is one of GSM8K. Raises UserError,
+    which begins with `where`, if body, question or answer is missing or empty.
     """
     if "question" in row and not any(name.lower() == "body" for name in row):
         return gsm8k.item_of_row(row, where, default_id)
@@ -45,15 +43,11 @@ def item_of_row(row: dict, where: str, default_id: str) -> Item | None:
         answer = parse_answer(gold["number"] if gold else texts["answer"])
     except ValueError:
         return None
-    question = f"{texts['body']} {texts['question']}"
-    equation = WHOLE.sub(r"\1", texts.get("formula") or texts.get("equation", ""))
-    return Item(texts.get("id") or default_id, question, _solution(equation, format_value(answer)), answer)
-
-
-def _solution(equation: str, answer: str) -> str:
-    """What a student is trained on: the calculation, where the set gives it, and the answer's line."""
-    calculation = equation if "=" in equation or not equation else f"{equation} = {answer}"
-    return f"{calculation}\n#### {answer}".lstrip()
+    calculation, written = WHOLE.sub(r"\1", texts.get("formula") or texts.get("equation", "")), format_value(answer)
+    if calculation and "=" not in calculation:
+        calculation = f"{calculation} = {written}"
+    solution = f"{calculation}\n#### {written}".lstrip()
+    return Item(texts.get("id") or default_id, f"{texts['body']} {texts['question']}", solution, answer)
 
 
 TASK = WordProblems()
