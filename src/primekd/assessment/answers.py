@@ -129,7 +129,7 @@ def generate_answers(
         set_aside_if_older(folder, since)
         maker, digest = {"environment": {"git": git_state()}, "code": code}, hash_json(inputs)
         _go_on_with(stage, folder, blocks, digest, code)
-        with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
+        with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             done = 0
             for path, block in blocks.items():
                 _write_block(path, profile, block, digest, open_model, maker, progress.advance)

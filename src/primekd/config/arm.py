@@ -44,6 +44,8 @@ class Arm(BaseModel):
         responses: a file with the responses (id and response a row) that are scored instead of the teacher's own; a
             path as of `priming_file`. Then `text` stays own.
         rows: shuffled gives each item the signal rows of another one.
+        start: of an arm of the corpus: control goes on from the control's weights with the text behind; scratch reads the
+            control's own text, from the same fresh weights. stored: its teacher's rows are stored first.
         keep_right: train on responses with the right answer alone. cut_tokens: on so many first tokens of each. share:
             on the first such part of all responses.
         loss: what differs from the profile's loss. on_policy: what differs from the profile's section `on_policy`.
@@ -64,6 +66,8 @@ class Arm(BaseModel):
     signals: str = OWN
     responses: str | None = None
     rows: Literal["own", "shuffled"] = OWN
+    start: Literal["control", "scratch"] = CONTROL
+    stored: bool = False
     keep_right: bool = False
     cut_tokens: Positive | None = None
     share: float = Field(1.0, gt=0, le=1)
@@ -106,6 +110,8 @@ class Arm(BaseModel):
             ((self.text == CORPUS) == (self.role == "corpus"), "text: corpus and role: corpus belong together"),
             (self.role != "corpus" or self.signals in (OWN, NONE) and not primed,
              "an arm of the corpus has no priming, and signals own or none"),
+            (self.role == "corpus" or self.start == CONTROL and not self.stored, "start and stored are the corpus'"),
+            (not self.stored or not (alone or self.on_policy), "what is stored are signals on given text"),
             (self.live or self.role == "corpus" or not self.on_policy,
              "on_policy is for text: student and text: corpus"),
             (not (alone and (self.live or self.on_policy)), "a student that writes its own text needs signals"),

@@ -1,6 +1,6 @@
 """The distillation objectives, as plain functions of logits.
 
-    L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T)
+    L = alpha * CE + (1 - alpha) * scale * T^2 * D(teacher_T, student_T)
 
 Every function takes the N response rows only (padding and prompt never reach it), works in float32 and returns sums
 over rows; the caller divides by the number of response tokens in the global batch, so that padding, packing,
@@ -133,7 +133,7 @@ def distillation_loss(
         targets: (N,) token ids.
         teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
         tokens: response tokens in the global batch, over which the mean is taken.
-        weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and 1 - alpha of all.
+        weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and (1 - alpha) * scale of all.
 
     Returns:
         The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`, without
@@ -143,7 +143,7 @@ def distillation_loss(
     kd = torch.zeros_like(ce) if teacher is None else divergence(teacher, student_logits, loss) * loss.temperature**2
     if weights is None:
         alpha = 1.0 if teacher is None else loss.alpha
-        total = alpha * ce.sum() + (1 - alpha) * kd.sum()
+        total = alpha * ce.sum() + (1 - alpha) * loss.divergence_scale * kd.sum()
     else:
         total = (weights[:, 0] * ce).sum() + (weights[:, 1] * kd).sum()
     return total / tokens, {"ce": ce.detach().sum() / tokens, "kd": kd.detach().sum() / tokens}

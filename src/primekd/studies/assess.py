@@ -7,6 +7,7 @@ from typing import Any
 
 from primekd.assessment import tokens
 from primekd.assessment.answers import answer_inputs
+from primekd.assessment.costs import write_costs
 from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.forgetting import ForgettingRow
 from primekd.assessment.grade import grade_answers
@@ -80,7 +81,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
     outputs += primed + _write_labels(profile, students, logs)
-    outputs += _write_tokens(profile, items, reader, names)
+    outputs += [*_write_tokens(profile, items, reader, names), write_costs(profile, logs, reader.manifest["sessions"])]
     outputs += _write_beside(profile, scored, inputs, code)
     facts = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     write_manifest(

@@ -66,9 +66,10 @@ def students(profile: Profile) -> list[Student]:
 
 def refuse(profile: Profile) -> None:
     """As Study.refuse says: what students of text cannot do without."""
-    from primekd.training.pretrain import parts_of
+    from primekd.training.pretrain import part_of
 
-    parts_of(profile)
+    for arm in (None, *arms_of(profile).values()):
+        part_of(profile, arm)
     if not profile.student.from_scratch:
         raise UserError(f"{profile.name}: the study micro trains its students from scratch: set student.from_scratch.")
     if profile.data.task != "choices":

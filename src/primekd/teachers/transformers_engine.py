@@ -114,8 +114,8 @@ class TransformersEngine:
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         if self.decodes:
-            ends = turn_end(self.tokenizer).stops
-            return [self._cut(row.ids) for row in self._decode(prompts, sampling, ends, keep_states=False)]
+            ends = self._ends(sampling)
+            return [self._cut(row.ids, ends) for row in self._decode(prompts, sampling, ends, keep_states=False)]
         return self._generate_with_library(prompts, sampling)
 
     def generate_scored(
@@ -125,8 +125,9 @@ class TransformersEngine:
         in bfloat16 they differ from it as sums over other batch shapes do."""
         if not self.decodes:
             return generate_then_score(self, prompts, sampling, want)
-        made = self._decode(prompts, sampling, turn_end(self.tokenizer).stops, keep_states=True)
-        return [self._cut(row.ids) for row in made], [self._finish(row.states(), want).cpu() for row in made]
+        ends = self._ends(sampling)
+        made = self._decode(prompts, sampling, ends, keep_states=True)
+        return [self._cut(row.ids, ends) for row in made], [self._finish(row.states(), want).cpu() for row in made]
 
     @torch.inference_mode()
     def _decode(
@@ -177,19 +178,22 @@ class TransformersEngine:
     def _generate_with_library(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
-        config = self._plain_generation_config(sampling)
+        config, ends = self._plain_generation_config(sampling), self._ends(sampling)
+        config.eos_token_id = sorted(ends)
         responses: list[Response | None] = [None] * len(prompts)
         for batch in longest_first([len(p) for p in prompts], self.batch_size):
             inputs = self._padded([prompts[i] for i in batch], "left")
             output = self.model.generate(**inputs, generation_config=config)
             for row, i in enumerate(batch):
-                responses[i] = self._cut(output[row, inputs["input_ids"].shape[1] :].tolist())
+                responses[i] = self._cut(output[row, inputs["input_ids"].shape[1] :].tolist(), ends)
                 sampling.ended()
         return responses
 
-    def _cut(self, ids: list[int]) -> Response:
+    def _ends(self, sampling: Sampling) -> frozenset[int]:
+        return sampling.ends or frozenset(turn_end(self.tokenizer).stops)
+
+    def _cut(self, ids: list[int], ends: Container[int]) -> Response:
         """Cuts at the first end of turn; what follows it is padding."""
-        ends = turn_end(self.tokenizer).stops
         place = next((place for place, token in enumerate(ids) if token in ends), None)
         return Response(ids, truncated=True) if place is None else Response(ids[: place + 1], truncated=False)
 

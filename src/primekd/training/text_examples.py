@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from primekd.signals import Asked
 from primekd.tasks.text_shards import Blocks
 from primekd.training.examples import Example, block_example
 
@@ -36,6 +37,21 @@ class TextExamples(Sequence[list[Example]]):
             block_example(f"{self._first + place}.{number}", part.tolist())
             for number, part in enumerate(parts) if len(part) > 1
         ]  # fmt: skip
+
+
+class AskedBatches(Sequence[list[Asked]]):
+    """What a signal source will be asked in each micro-batch of `size` blocks, read when it is asked for."""
+
+    def __init__(self, examples: TextExamples, size: int):
+        self._examples, self._size = examples, size
+
+    def __len__(self) -> int:
+        return -(-len(self._examples) // self._size)
+
+    def __getitem__(self, number: int) -> list[Asked]:
+        places = range(number * self._size, min((number + 1) * self._size, len(self._examples)))
+        sequences = [(e.item_id, e.sequence.input_ids) for place in places for e in self._examples[place]]
+        return [Asked(name, list(ids[:1]), list(ids[1:])) for name, ids in sequences]
 
 
 def document_examples(documents: Sequence[np.ndarray], block_tokens: int) -> list[Example]:
