@@ -12,7 +12,9 @@ from primekd.tasks.protocol import Item
 
 
 def facts(folder, **data):
-    return small_profile(folder, data={"task": "facts", "source": "own", "train_items": 0, "validation_items": 0} | data)
+    return small_profile(
+        folder, data={"task": "facts", "source": "own", "train_items": 0, "validation_items": 0} | data
+    )
 
 
 def test_there_are_two_hundred_facts_of_many_kinds_each_once(tmp_path):

@@ -15,9 +15,7 @@ def test_embeddings_have_length_one_and_do_not_depend_on_their_neighbours():
 
 
 def test_what_means_the_same_is_nearer_than_what_does_not():
-    same, near, far = cosines(
-        [SENTENCES[0]] * 3, [SENTENCES[0], "Paris is the French capital city.", SENTENCES[2]]
-    )
+    same, near, far = cosines([SENTENCES[0]] * 3, [SENTENCES[0], "Paris is the French capital city.", SENTENCES[2]])
     assert same == pytest.approx(1, abs=1e-5) and 0.8 < near < 1 and far < 0.2
     assert cosines([], []) == []
 

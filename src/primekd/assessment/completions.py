@@ -26,8 +26,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class CompletionRow:
-    """A completion of an item. `cosine` is that of the whole sentence with the right one; ROUGE-L is of what was written
-    against the first accepted keyword."""
+    """A completion of an item. `cosine`: of the whole sentence with the right one; ROUGE-L: of what was written against
+    the first accepted keyword."""
 
     id: Name
     response: str

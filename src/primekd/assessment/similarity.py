@@ -58,8 +58,8 @@ def cosines(texts: Sequence[str], others: Sequence[str]) -> list[float]:
 
 
 def rouge_l(text: str, reference: str) -> tuple[float, float]:
-    """Precision and recall of ROUGE-L (Lin, 2004): the longest common subsequence of words, as a share of the text's and
-    of the reference's words; without stemming (package rouge-score)."""
+    """Precision and recall of ROUGE-L (Lin, 2004): the longest common subsequence of words, as a share of the text's
+    and of the reference's words; without stemming (package rouge-score)."""
     from rouge_score.rouge_scorer import RougeScorer
 
     score = RougeScorer(["rougeL"]).score(reference, text)["rougeL"]

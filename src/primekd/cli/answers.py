@@ -1,4 +1,4 @@
-"""Verbs on answers: check-engine (those of a teacher), grade, compare, published-study, adjudicate."""
+"""Verbs on answers: check-engine (those of a teacher), grade, compare, compare-models, published-study, adjudicate."""
 
 from pathlib import Path
 from typing import Annotated
@@ -98,6 +98,29 @@ def compare(
     pairs = pair_up(*answers)
     result = run_compare(pairs, adjudicated)
     print_json(result) if json else print(say_comparison(result, (str(first), str(second))))
+
+
+@app.command("compare-models")
+@verb
+def compare_models(
+    references: Annotated[list[str], typer.Argument(help="hub:owner/name[@commit], path:folder, package:module/file.")],
+    profile: ProfileOption = "online-pocket",
+    json: JsonOption = False,
+) -> None:
+    """Asks any models the profile's 200 facts and prints them in one table; what was asked already is read.
+
+    \b
+    primekd compare-models hub:timinar/baby-llama-58m path:models/mine
+    primekd compare-models path:runs/online-pocket/students/online-KD/model --json
+    """
+    from dataclasses import asdict
+
+    from primekd.report.cells import to_text
+    from primekd.report.facts import compared_table
+    from primekd.studies.online import compare as compare_all
+
+    rows = compare_all(load_profile(profile), references)
+    print_json([asdict(row) for row in rows]) if json else print(to_text(compared_table(rows)))
 
 
 @app.command("published-study")

@@ -44,8 +44,8 @@ class Arm(BaseModel):
         responses: a file with the responses (id and response a row) that are scored instead of the teacher's own; a
             path as of `priming_file`. Then `text` stays own.
         rows: shuffled gives each item the signal rows of another one.
-        start: of an arm of the corpus: control goes on from the control's weights with the text behind; scratch reads the
-            control's own text, from the same fresh weights. stored: its teacher's rows are stored first.
+        start: of an arm of the corpus: control goes on from the control's weights with the text behind; scratch reads
+            the control's own text, from the same fresh weights. stored: its teacher's rows are stored first.
         keep_right: train on responses with the right answer alone. cut_tokens: on so many first tokens of each. share:
             on the first such part of all responses.
         loss: what differs from the profile's loss. on_policy: what differs from the profile's section `on_policy`.

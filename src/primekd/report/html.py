@@ -13,6 +13,7 @@ from primekd.report.beyond import beyond_tables
 from primekd.report.browser import browser_data, refuse_other_items, script_json
 from primekd.report.claims import claim_note, claim_table
 from primekd.report.corrections import corrections_page, learning_figure
+from primekd.report.costs import cost_figure, cost_table
 from primekd.report.effects import effect_tables
 from primekd.report.figures import loss_curves
 from primekd.report.findings import NOTHING_DECIDED, findings, how_tested
@@ -111,6 +112,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "primed": primed_table(folder),
         "corrections": corrections_page(folder, logs),
         "text": text_tables(folder),
+        "spent": cost_table(results),
         "primed_note": NOTE,
         "primed_sentences": primed_sentences(folder),
         "figures": _figures(results, accuracies),
@@ -137,7 +139,8 @@ def _figures(results: Results, accuracies: dict) -> dict[str, str]:
     if results.with_kl:
         drawn["kl"] = kl_forest(results)
     drawn |= {"positions": position_figure(results.folder), "gains": gain_figure(results),
-              "learning": learning_figure(results.folder), "text": text_curves(results.folder)}  # fmt: skip
+              "learning": learning_figure(results.folder), "text": text_curves(results.folder),
+              "costs": cost_figure(results)}  # fmt: skip
     if accuracies:
         drawn["extractors"] = extractor_dots(results, accuracies)
     return {name: svg_address(svg) for name, svg in drawn.items() if svg}

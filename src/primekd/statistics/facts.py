@@ -36,9 +36,7 @@ class FactRow:
     kl: float | None
 
 
-def fact_rows(
-    folder: Path, logs: Mapping[str, Sequence[LogRow]], held_out: Sequence[HeldOutRow]
-) -> list[FactRow]:
+def fact_rows(folder: Path, logs: Mapping[str, Sequence[LogRow]], held_out: Sequence[HeldOutRow]) -> list[FactRow]:
     """A row a model, and of what cannot be right, from completions/<model>.csv beside the logs. Raises UserError if one
     cannot be read."""
     found = {name: read_completions(folder / "completions" / f"{name}.csv") for name in (*logs, OTHERS, RANDOM)}
@@ -51,9 +49,7 @@ def fact_rows(
     return rows
 
 
-def _row(
-    name: str, rows: Sequence[CompletionRow], shares: tuple, floor: float, fit: Sequence[HeldOutRow]
-) -> FactRow:
+def _row(name: str, rows: Sequence[CompletionRow], shares: tuple, floor: float, fit: Sequence[HeldOutRow]) -> FactRow:
     values = np.array([row.cosine for row in rows])
     draws = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
@@ -69,4 +65,6 @@ def _fit(rows: Sequence[HeldOutRow]) -> tuple[float | None, float | None]:
         return None, None
     kl = None if any(row.kl is None for row in rows) else sum(row.kl for row in rows)
     tokens = sum(row.gold_tokens for row in rows)
-    return float(np.exp(sum(row.nll_gold for row in rows) / tokens)), kl and kl / sum(row.teacher_tokens for row in rows)
+    return float(np.exp(sum(row.nll_gold for row in rows) / tokens)), kl and kl / sum(
+        row.teacher_tokens for row in rows
+    )

@@ -64,16 +64,17 @@ def students(profile: Profile) -> list[Student]:
     return found
 
 
-def refuse(profile: Profile) -> None:
-    """As Study.refuse says: what students of text cannot do without."""
+def refuse_text(profile: Profile, task: str) -> None:
+    """Raises UserError for what students of text cannot do without; `task`: what the study asks models."""
     from primekd.training.pretrain import part_of
 
     for arm in (None, *arms_of(profile).values()):
         part_of(profile, arm)
+    said = f"{profile.name}: the study {profile.study}"
     if not profile.student.from_scratch:
-        raise UserError(f"{profile.name}: the study micro trains its students from scratch: set student.from_scratch.")
-    if profile.data.task != "choices":
-        raise UserError(f"{profile.name}: the study micro scores benchmarks of choices: set data.task to choices.")
+        raise UserError(f"{said} trains its students from scratch: set student.from_scratch.")
+    if profile.data.task != task:
+        raise UserError(f"{said} asks models the task {task}: set data.task to it.")
     if profile.teacher.engine != "transformers":
         raise UserError(f"{profile.name}: the teacher is asked while students learn: set teacher.engine: transformers.")
     if other := [name for name, arm in arms_of(profile).items() if arm.text != CORPUS]:
@@ -84,7 +85,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     """Controls, students and teacher on the held-out documents and the benchmarks."""
     from primekd.studies.text_assessment import assess
 
-    return assess(profile, students(profile), force)
+    return assess(profile, students(profile), force=force)
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
@@ -111,21 +112,23 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
     }
 
 
-def lost(profile: Profile) -> list[Path]:
-    """As Study.lost says."""
+def lost(
+    profile: Profile, folder: str = "micro-KD", pretrain: str = "pretrain", distill: str = "distill"
+) -> list[Path]:
+    """As Study.lost says. `folder`: of the notebooks; `pretrain`, `distill`: those that train the control, and an arm."""
     done = profile.runs / "notebooks"
-    behind, found = [done / "micro-KD" / "assess.ipynb", done / "report.done"], list[Path]()
+    behind, found = [done / folder / "assess.ipynb", done / "report.done"], list[Path]()
     if not (text_folder(profile) / MANIFEST).is_file():
-        found += [done / "micro-KD" / "get_text.ipynb", *behind]
+        found += [done / folder / "get_text.ipynb", *behind]
     for seed in seeds_of(profile):
         control = profile.student_folder(CONTROL, seed)
         if is_lost(profile, "distill", control / MANIFEST):
-            found += [done / control.name / "pretrain.ipynb", *behind]
+            found += [done / control.name / f"{pretrain}.ipynb", *behind]
     for name in arms_of(profile):
         for seed in (None, *profile.seeds.get(name, ())):
-            folder = profile.student_folder(name, seed)
-            if is_lost(profile, "distill", folder / MANIFEST):
-                found += [done / folder.name / "distill.ipynb", *behind]
+            student = profile.student_folder(name, seed)
+            if is_lost(profile, "distill", student / MANIFEST):
+                found += [done / student.name / f"{distill}.ipynb", *behind]
     if is_lost(profile, "assess", profile.logs / MANIFEST):
         found += behind
     return found if (profile.logs / "report.html").is_file() else [*found, done / "report.done"]
@@ -142,7 +145,7 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("results", "text", "training", "provenance", "items"),
+    sections=("results", "text", "training", "costs", "provenance", "items"),
     title="Reverse KL into a tiny student",
-    refuse=refuse,
+    refuse=lambda profile: refuse_text(profile, "choices"),
 )

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Probe:
         measure: (profile, engine, items, advance) -> rows. write, read: of such a file.
         answers: (profile, items, rows) -> what the model is taken to have answered.
         inputs: what the rows depend on besides. settings: of profile.assess, which the logs depend on.
+        beside: further rows that stand beside the models' own, by name. idle: a Meter's facts of the idle machine.
     """
 
     stage: str
@@ -60,6 +62,8 @@ class Probe:
     answers: Callable[[Profile, Sequence[Item], list], list[Answer]]
     inputs: Callable[[Profile], dict[str, Any]] = lambda profile: {}
     settings: tuple[str, ...] = ("bootstrap_samples",)
+    beside: Callable[[Profile, Sequence[Item]], dict[str, list]] = lambda profile, items: {}
+    idle: Callable[[Profile], dict[str, Any] | None] = lambda profile: None
 
 
 def _chosen(profile: Profile, items: Sequence[Item], rows: list[ChoiceRow]) -> list[Answer]:
@@ -104,7 +108,8 @@ def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMA
         name: grade_answers(items, probe.answers(profile, items, of_model), task=task_of(profile.data))
         for name, of_model in found.items()
     }
-    outputs = [*_write_beside(profile, students, probe, found), write_costs(profile, logs)]
+    outputs = _write_beside(profile, students, probe, found | probe.beside(profile, items))
+    outputs.append(write_costs(profile, logs, idle=probe.idle(profile)))
     outputs += write_results(profile, logs, rows)
     write_rows(profile.logs / "held-out.csv", rows)
     write_manifest(
@@ -132,56 +137,54 @@ def _measure(
     profile: Profile, students: Sequence[Student], items: Sequence[Item], teacher: LiveTeacher, probe: Probe,
     inputs: dict[str, Any], since: float,
 ) -> None:  # fmt: skip
-    """Writes the probe's file and held-out.csv of every model that lacks them, in one reading of the documents for all."""
-    missing = [student for student in students if not _kept(profile, student, probe, inputs, since)]
-    codes = {kind: stage_code(kind, profile) for kind in (probe.stage, "text-fit")}
-    engines = {student.name: _open(profile, student) for student in missing}
+    """Writes held-out.csv and the probe's file of every model that lacks them; the documents are read once for all."""
+    code, engines = stage_code("text-fit", profile), {s.name: _open(profile, s) for s in students}
+    own = {student.name: inputs | {"weights": student.weight_hashes} for student in students}
+    missing = [
+        name for name in own
+        if not stands(held_out_folder(profile, name), own[name], code, f"held-out fit {name}", since=since)
+    ]  # fmt: skip
     if missing:
         tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
         documents = held_out(text_folder(profile), tokenizer_hash(tokenizer))
         with Meter(profile.country) as meter, Progress(profile, "held-out fit", len(documents), "document") as progress:
+            asked = {name: engines[name]() for name in missing}
             fits = measure_documents(
-                engines, documents, text.block_tokens, text.held_out_tokens, teacher, progress.advance
+                asked, documents, text.block_tokens, text.held_out_tokens, teacher, progress.advance
             )
-    for student in missing:
-        own, folder = inputs | {"weights": student.weight_hashes}, held_out_folder(profile, student.name)
-        write_rows(folder / "held-out.csv", fits[student.name])
-        facts = {"seconds": meter.facts["seconds"] / len(missing)}  # they were measured together
-        write_manifest(folder, "held-out", own, [folder / "held-out.csv"], code=codes["text-fit"], **facts)
-        probe_model(profile, student.name, items, engines[student.name], probe, own, codes[probe.stage])
-    folder = answers_folder(profile, TEACHER)
-    if not stands(folder, inputs, codes[probe.stage], f"answer {TEACHER}", since=since):
-        probe_model(profile, TEACHER, items, teacher.engine, probe, inputs, codes[probe.stage])
+    for name in missing:
+        folder, facts = held_out_folder(profile, name), {"seconds": meter.facts["seconds"] / len(missing)}  # together
+        set_aside_if_older(folder, since)
+        write_rows(folder / "held-out.csv", fits[name])
+        write_manifest(folder, "held-out", own[name], [folder / "held-out.csv"], code=code, **facts)
+    for name, opened in engines.items():
+        probe_model(profile, name, items, opened, probe, own[name], since)
+    probe_model(profile, TEACHER, items, lambda: teacher.engine, probe, inputs, since)
 
 
 def probe_model(
-    profile: Profile, name: str, items: Sequence[Item], engine, probe: Probe, inputs: dict[str, Any],
-    code: dict[str, Any],
-) -> None:  # fmt: skip
-    """Measures one model, and keeps what that took."""
-    folder = answers_folder(profile, name)
-    with Meter(profile.country) as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
-        rows = probe.measure(profile, engine, items, progress.advance)
+    profile: Profile, name: str, items: Sequence[Item], opened: Callable[[], Any], probe: Probe, inputs: dict[str, Any],
+    since: float = 0.0,
+) -> list:  # fmt: skip
+    """What a model answers to the probe, asked now if it was not asked with these inputs before; what that took is kept.
+    `opened` gives its engine."""
+    folder, code, stage = answers_folder(profile, name), stage_code(probe.stage, profile), f"answer {name}"
+    if not stands(folder, inputs, code, stage, since=since):
+        set_aside_if_older(folder, since)
+        engine = opened()
+        with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
+            rows = probe.measure(profile, engine, items, progress.advance)
         probe.write(folder / probe.file, rows)
-    write_manifest(folder, "answers", inputs, [folder / probe.file], code=code, **meter.facts)
+        write_manifest(folder, "answers", inputs, [folder / probe.file], code=code, **meter.facts)
+    return probe.read(folder / probe.file)
 
 
-def _kept(profile: Profile, student: Student, probe: Probe, inputs: dict[str, Any], since: float) -> bool:
-    """Whether a student's measures are there; older ones than are wanted are set aside."""
-    own, kinds = inputs | {"weights": student.weight_hashes}, {"text-fit": held_out_folder, probe.stage: answers_folder}
-    found = []
-    for kind, folder_of in kinds.items():
-        folder = folder_of(profile, student.name)
-        found.append(stands(folder, own, stage_code(kind, profile), f"{kind} {student.name}", since=since))
-        if not found[-1]:
-            set_aside_if_older(folder, since)
-    return all(found)
-
-
-def _open(profile: Profile, student: Student):
+def _open(profile: Profile, student: Student) -> Callable[[], Any]:
+    """Loads a student when it is first asked for."""
     from primekd.teachers.transformers_engine import TransformersEngine
 
-    return TransformersEngine(f"path:{student.folder / 'model'}", profile.scoring_dtype, profile.assess.batch_size)
+    path, size = f"path:{student.folder / 'model'}", profile.assess.batch_size
+    return cache(lambda: TransformersEngine(path, profile.scoring_dtype, size))
 
 
 def _write_beside(profile: Profile, students: Sequence[Student], probe: Probe, found: dict[str, list]) -> list[Path]:
