@@ -54,9 +54,7 @@ class Meter:
 
 def _method(tracker: Any) -> str:
     """What codecarbon read, part by part."""
-    parts = [
-        f"{type(part).__name__} {getattr(part, '_mode', None) or ('sensor' if type(part).__name__ == 'GPU' else 'model')}"
-        for part in getattr(tracker, "_hardware", [])
-    ]
+    kinds = [(type(part).__name__, getattr(part, "_mode", None)) for part in getattr(tracker, "_hardware", [])]
+    parts = [f"{kind} {mode or ('sensor' if kind == 'GPU' else 'model')}" for kind, mode in kinds]
     measured = any("rapl" in part or "sensor" in part or "emi" in part for part in parts)
     return f"codecarbon, whole machine, {'measured' if measured else 'an estimate'} ({', '.join(parts)})"
