@@ -20,6 +20,7 @@ from primekd.models.logits import PLAIN  # noqa: E402
 from primekd.signals import SignalReader, SignalWriter, StoredItem  # noqa: E402
 from primekd.tasks.load import load_items  # noqa: E402
 from primekd.tasks.protocol import Item  # noqa: E402
+from primekd.teachers.agreement import Agreement, compare  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models gain nothing from a second thread and lose much where the cores are shared
 settings.register_profile("primekd", deadline=None, derandomize=True)
@@ -158,3 +159,9 @@ def make_store(
         writer.write_shard(index, [item for item, _ in shard], [codec.encode(states, item) for item, states in shard])
     assert writer.complete()
     return SignalReader(folder)
+
+
+def agree(reference, engine, prompts: list[list[int]], responses: list[list[int]]) -> Agreement:
+    """How far two engines agree on the same tokens."""
+    want = "logits" if "logits" in engine.offers else "top"
+    return compare(reference.score(prompts, responses, "logits"), engine.score(prompts, responses, want))

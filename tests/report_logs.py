@@ -15,13 +15,10 @@ from primekd.assessment.tokens import TokenFit, write_fits, write_tokens
 from primekd.config.arms import load_arms
 from primekd.foundation.provenance import hash_file, hash_json, write_json, write_text
 from primekd.signals.certainty import Certainty
-from primekd.statistics.audit import AuditRow
-from primekd.statistics.contrasts import contrast
+from primekd.statistics.contrasts import SeedRow, contrast
 from primekd.statistics.families import plan_of
-from primekd.statistics.rivals import AccuracyRow
-from primekd.statistics.seeds import SeedRow
-from primekd.statistics.summary import summarise
-from primekd.statistics.validation import ValidationRow
+from primekd.statistics.summary import AccuracyRow, summarise
+from primekd.statistics.validation import AuditRow, ValidationRow
 from primekd.studies.published import DisagreementRow, ExtractorContrastRow, StatedRow
 
 MODELS = ("control", "base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune", "ai-KD-seed1", "teacher")

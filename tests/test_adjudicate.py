@@ -51,15 +51,14 @@ from primekd.assessment.decisions.decisions import (
     remove_decision,
 )
 from primekd.assessment.decisions.session import Session, around, open_session, readable
-from primekd.assessment.grade import grade_answer
-from primekd.assessment.logs import LogRow, read_logs, write_log
+from primekd.assessment.logs import LogRow, grade_answer, read_logs, write_log
 from primekd.assessment.reading import Extraction
 from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_manifest
 from primekd.report import readme
-from primekd.statistics.audit import AuditRow, audit_rows
+from primekd.statistics.validation import AuditRow, audit_rows
 from primekd.studies import settling
 from primekd.tasks.protocol import Item
 

@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import write_profile
+from conftest import agree, write_profile
 from typer.testing import CliRunner
 
 from primekd.cli import app
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 from primekd.report.readme import block
-from primekd.teachers.agreement import agree
 from primekd.teachers.protocol import TopLogprobs
 
 PROMPTS, RESPONSES = [[1, 2], [1]], [[3, 4, 5], [6]]
@@ -76,11 +75,7 @@ def test_rows_without_a_signal_are_left_out_and_counted(logits):
     assert found.mean_kl_nats == pytest.approx(0, abs=1e-5)
 
 
-def test_text_alone_or_another_vocabulary_is_refused(logits):
-    silent = StubEngine(logits)
-    silent.offers = frozenset()
-    with pytest.raises(UserError, match="gives text without log-probs"):
-        agree(StubEngine(logits), silent, PROMPTS, RESPONSES)
+def test_another_vocabulary_is_refused(logits):
     wider = [torch.nn.functional.pad(rows, (0, 1)) for rows in logits]
     with pytest.raises(UserError, match="have 8 and 9 tokens"):
         agree(StubEngine(logits), StubEngine(wider), PROMPTS, RESPONSES)

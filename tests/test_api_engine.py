@@ -331,9 +331,9 @@ def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to
     from primekd.capture.jobs import training_job
     from primekd.capture.run import capture as run_capture
     from primekd.config.arms import default_arms
+    from primekd.report.findings import results_text
     from primekd.report.html import write_report
     from primekd.report.readme import block
-    from primekd.report.tables import results_text
     from primekd.studies.assess import assess
     from primekd.training.distill import distill
 

@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM
 from primekd.assessment import held_out
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
 from primekd.assessment.decisions.decisions import Decision, add_decision, answer_hash
-from primekd.assessment.grade import grade_answer, grade_answers
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
-from primekd.assessment.logs import COLUMNS, LogRow, read_log, write_log
+from primekd.assessment.logs import COLUMNS, LogRow, grade_answer, grade_answers, read_log, write_log
 from primekd.assessment.score import Model, score_models, score_some
 from primekd.capture.jobs import held_out_job, open_signals, training_job
 from primekd.capture.run import capture
@@ -38,14 +37,13 @@ from primekd.report.formats import p_value, percent
 from primekd.report.html import render
 from primekd.report.lineage import model_facts
 from primekd.report.readme import block
-from primekd.running.made_by import other_code_text, refuse_unpublishable
+from primekd.running.publishing import other_code_text, refuse_unpublishable
 from primekd.running.verify_run import check_lineage
 from primekd.signals import StoredItem
 from primekd.signals.certainty import TOP
-from primekd.statistics.contrasts import ContrastRow, contrast, verdicts_of
+from primekd.statistics.contrasts import ContrastRow, contrast, seed_rows, verdicts_of
 from primekd.statistics.families import plan_of, planned_contrasts, title_of
 from primekd.statistics.inference import accuracy, detectable_difference, holm, mcnemar_exact
-from primekd.statistics.seeds import seed_rows
 from primekd.statistics.sentences import MEASURES, claims, sentence
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies import assess as assessing

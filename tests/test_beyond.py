@@ -11,7 +11,7 @@ from scipy.stats import t
 from transformers import AutoModelForCausalLM
 
 from primekd.assessment.answers import answer_inputs, generate_answers
-from primekd.assessment.forgetting import FILE, LIMIT, as_teacher, measure, open_reference, read_forgetting
+from primekd.assessment.forgetting import FILE, LIMIT, ForgettingRow, as_teacher, measure, open_reference
 from primekd.assessment.logs import read_log, read_logs
 from primekd.assessment.score import Model, made_of, score_some, scoring_costs, untrained_models
 from primekd.capture.jobs import held_out_job, training_job
@@ -21,14 +21,13 @@ from primekd.config.arm import CONTROL
 from primekd.config.arms import arms_of, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json, write_json
-from primekd.foundation.tables import read_table
+from primekd.foundation.tables import read_records, read_table
 from primekd.models.chat import build_prompt
 from primekd.planning.tokens import Lengths, stages
 from primekd.report.beyond import beyond_tables
+from primekd.report.findings import results_page, results_text
 from primekd.report.html import render, write_report
-from primekd.report.tables import results_page, results_text
-from primekd.running.made_by import results_of
-from primekd.running.publishing import exchange
+from primekd.running.publishing import exchange, results_of
 from primekd.running.show import show
 from primekd.running.verify import check_logs
 from primekd.running.verify_run import check_outputs, check_run
@@ -264,7 +263,7 @@ def test_all_of_it_is_logged_verified_and_stands(study, capsys):
     assert rows["control"]["n"] == "4"
     pairs = {(row["model"], row["reference"]): row for row in read_table(samples.logs / "contrasts.csv")}
     assert ("base-KD", "control") in pairs
-    forgotten = read_forgetting(study.logs / FILE)
+    forgotten = read_records(study.logs / FILE, ForgettingRow)
     assert [(row.model, row.id) for row in forgotten] == [(m, f"neutral-{n:03d}") for m in models for n in (1, 2, 3)]
     assert all(abs(row.kl) < 1e-3 for row in forgotten if row.model == CONTROL)
     assess(study)
@@ -324,7 +323,7 @@ def test_the_report_and_the_readmes_table_show_it_and_others_do_not(study):
     second, second_pairs, sampled, sampled_pairs, forgotten = beyond_tables(study.logs)
     assert "3 items of gsm-symbolic" in second.notes[0] and [row[1] for row in second.rows] == ["3"] * 3
     assert "2 sampled answers" in sampled.notes[0] and [row[1] for row in sampled.rows] == ["4"] * 3
-    rows = [row for row in read_forgetting(study.logs / FILE) if row.model == "base-KD"]
+    rows = [row for row in read_records(study.logs / FILE, ForgettingRow) if row.model == "base-KD"]
     mean = sum(row.kl for row in rows) / sum(row.tokens for row in rows)
     assert float(forgotten.rows[1][3].split(" [")[0]) == pytest.approx(mean, rel=1e-2) and len(second_pairs.rows) == 3
     page = render(study)

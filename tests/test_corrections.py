@@ -11,6 +11,8 @@ from primekd.statistics.corrections import (
     ALL,
     COPY,
     FILE,
+    LABELS,
+    LabelRow,
     LanguageRow,
     edit_counts,
     edits,
@@ -18,8 +20,6 @@ from primekd.statistics.corrections import (
     language_rows,
 )
 from primekd.statistics.inference import holm, mcnemar_exact
-from primekd.statistics.labels import FILE as LABELS
-from primekd.statistics.labels import LabelRow
 from primekd.tasks.grammar import TASK
 
 
@@ -59,7 +59,7 @@ SENTENCES = [  # id, as asked, gold
 
 
 def log_of(*answers: str) -> list[LogRow]:
-    from primekd.assessment.grade import grade_row
+    from primekd.assessment.logs import grade_row
 
     rows = zip(SENTENCES, answers, strict=True)
     return [grade_row(LogRow(i, asked, gold, text, 3, False, "", "", "", False), task=TASK)

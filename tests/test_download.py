@@ -24,7 +24,6 @@ from primekd.models import (
     model_hash,
     parse_reference,
     tokenizer_hash,
-    transfer,
 )
 from primekd.models.download import download, record_path
 from primekd.models.folders import missing_weights
@@ -62,7 +61,7 @@ def hub(files, output, tmp_path, monkeypatch):
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
         monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
-        monkeypatch.setattr(transfer, "PAUSE", 0.0)
+        monkeypatch.setattr("primekd.models.download.PAUSE", 0.0)
         forget()
         yield running
         forget()

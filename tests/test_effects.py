@@ -19,12 +19,10 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_json, write_manifest, write_text
 from primekd.foundation.tables import read_table, table_text
 from primekd.report.effects import effect_tables
-from primekd.report.findings import findings, how_tested
+from primekd.report.findings import findings, how_tested, results_page, results_text
 from primekd.report.html import render
 from primekd.report.results import read_results
-from primekd.report.tables import results_page, results_text
-from primekd.statistics.contrasts import ContrastRow, contrast
-from primekd.statistics.effect_sentences import control_sentences, effect_sentences, subset_sentences
+from primekd.statistics.contrasts import ContrastRow, contrast, seed_rows
 from primekd.statistics.effects import (
     ANOTHER_SEED,
     ANY_WORDING,
@@ -39,7 +37,7 @@ from primekd.statistics.effects import (
 )
 from primekd.statistics.families import CHECKS, MAIN, plan_of
 from primekd.statistics.inference import holm, mcnemar_exact, sign_flips_exact
-from primekd.statistics.seeds import seed_rows
+from primekd.statistics.sentences import control_sentences, effect_sentences, subset_sentences
 from primekd.statistics.subsets import ALL_RIGHT, SAME_LENGTH, SubsetRow, read_taught, subset_rows
 from primekd.studies.regrade import regrade
 from primekd.studies.results import answers_hash, compute_tables, planned_inputs, write_results

@@ -16,10 +16,9 @@ from published_logs import LABELLED, needs_published_logs, read_published
 
 from primekd.assessment.reading import EXTRACTORS, RULES, extract
 from primekd.assessment.reading.ending import is_cut
-from primekd.assessment.reading.harness import by_flexible_extract, by_strict_match, select_flexible, select_strict
-from primekd.assessment.reading.leading import leading
+from primekd.assessment.reading.harness import FLEXIBLE, STRICT, by_harness, select
 from primekd.assessment.reading.numbers import find_numbers
-from primekd.assessment.reading.validated import LONGEST
+from primekd.assessment.reading.validated import LONGEST, leading
 
 QUESTION = "Mia has 12 plums and gives 5 to Ben. How many plums does she have left?"
 
@@ -557,9 +556,6 @@ def test_the_two_filters_of_the_harness(text, values):
     assert flexible.rule == ("flexible-extract" if flexible.value is not None else "none")
 
 
-OURS = {"strict-match": (select_strict, by_strict_match), "flexible-extract": (select_flexible, by_flexible_extract)}
-
-
 class Harness:
     """lm-evaluation-harness's own task gsm8k: its filters and its metric, with what its YAML file says."""
 
@@ -579,7 +575,7 @@ class Harness:
             regex, first = one["filter"]
             assert (regex.pop("function"), first["function"]) == ("regex", "take_first")
             self._filters[one["name"]] = RegexFilter(**regex)
-        assert self._filters.keys() == OURS.keys()
+        assert self._filters.keys() == {STRICT, FLEXIBLE}
 
     def select(self, name: str, text: str) -> str:
         """What the filter leaves of an answer."""
@@ -597,8 +593,7 @@ def harness() -> Harness:
 
 def agree(harness: Harness, name: str, text: str) -> tuple[str, Fraction | None]:
     """Asserts that our span is what the filter leaves; returns that, and the value that we read in it."""
-    select, read = OURS[name]
-    theirs, span, found = harness.select(name, text), select(text), read(text)
+    theirs, span, found = harness.select(name, text), select(text, name), by_harness(text, name)
     if span is None:
         assert theirs == "[invalid]", text
         assert (found.value, found.span) == (None, None)
@@ -632,7 +627,7 @@ def synthetic_texts() -> list[str]:
 def test_the_filters_leave_what_the_harness_leaves_of_synthetic_texts(harness):
     texts = synthetic_texts()
     assert len(set(texts)) > 200
-    for name in OURS:
+    for name in (STRICT, FLEXIBLE):
         selected = [agree(harness, name, text)[0] for text in texts]
         assert len(set(selected)) >= {"strict-match": 8, "flexible-extract": 60}[name] and "[invalid]" in selected
 
@@ -675,7 +670,7 @@ def test_filters_and_verdicts_agree_with_the_harness_on_every_published_answer(h
     assert len(rows) == 1319
     right = other = 0
     for row in rows:
-        for name in OURS:
+        for name in (STRICT, FLEXIBLE):
             theirs, ours, selected = verdicts(harness, name, row["response"], row["gold_solution"])
             right += theirs
             if theirs != ours:

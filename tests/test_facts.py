@@ -56,9 +56,16 @@ def test_a_response_of_ten_thousand_tokens_is_judged():
 
 
 @pytest.mark.parametrize(
-    "row", [{"query": "The capital of France is"}, {"query": "x", "accepted": []}, {"query": "x", "accepted": ["a", " "]},
-            {"query": "x", "accepted": "Paris"}, {"query": "", "accepted": ["a"]}, {"query": "x", "accepted": ["a | b"]}],
-)  # fmt: skip
+    "row",
+    [
+        {"query": "The capital of France is"},
+        {"query": "x", "accepted": []},
+        {"query": "x", "accepted": ["a", " "]},
+        {"query": "x", "accepted": "Paris"},
+        {"query": "", "accepted": ["a"]},
+        {"query": "x", "accepted": ["a | b"]},
+    ],
+)
 def test_a_query_without_a_keyword_is_refused_with_its_line(tmp_path, row):
     path = tmp_path / "facts.jsonl"
     path.write_text(json.dumps({"query": "The capital of Italy is", "accepted": ["Rome"]}) + "\n" + json.dumps(row))

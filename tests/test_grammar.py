@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primekd.assessment.grade import grade_row
-from primekd.assessment.logs import LogRow
+from primekd.assessment.logs import LogRow, grade_row
 from primekd.config import load_profile
 from primekd.config.data import DataConfig
 from primekd.foundation.errors import UserError

@@ -12,8 +12,9 @@ from primekd.foundation import storage
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_manifest
 from primekd.models import load_tokenizer, model_hash
-from primekd.models.adapters import base_name, require_same_base
 from primekd.models.chat import build_prompt
+from primekd.models.reference import base_name
+from primekd.models.served import require_same_base
 from primekd.models.students import new_student, save_adapter, save_student
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine

@@ -184,26 +184,25 @@ def test_a_built_teacher_is_not_built_again_until_it_is_damaged(output, capsys, 
 # The teacher's own items.
 
 
-def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are_plain(tokenizer, items):
-    texts = [tokenizer.decode(e.sequence.input_ids) for e in primed_examples(tokenizer, items * 4, 0.5, seed=0)]
+def test_some_examples_are_primed_with_the_strategies_own_texts_and_the_rest_are_plain(output, tokenizer, items):
+    profile = small_profile(output, prepare=prepare_section(output))
+    texts = [tokenizer.decode(e.sequence.input_ids) for e in primed_examples(profile, tokenizer, items * 4, 0.5)]
     primings = [s.priming for s in default_arms().values() if s.priming]
     primed = [next((p for p in primings if p in text), None) for text in texts]
     assert 8 <= sum(p is not None for p in primed) <= 24
     assert set(primed) == {None, *primings}
-    assert not any(
-        p in tokenizer.decode(e.sequence.input_ids) for e in primed_examples(tokenizer, items, 0.0, 0) for p in primings
-    )
+    plain = [tokenizer.decode(e.sequence.input_ids) for e in primed_examples(profile, tokenizer, items, 0.0)]
+    assert not any(p in text for text in plain for p in primings)
 
 
 PLANTED = {"base-KD": "varied", "teacher-KD": "explained", "ai-KD": "answer", "placebo-KD": "gold"}
 
 
-def test_each_arms_prompt_is_taught_its_own_form_of_the_solution(tokenizer, items):
+def test_each_arms_prompt_is_taught_its_own_form_of_the_solution(output, tokenizer, items):
     """reverseKL-KD is not named: it is taught what the unprimed teacher is."""
+    profile = small_profile(output, prepare=prepare_section(output, solutions=PLANTED))
     seen = set()
-    for example, item in zip(
-        primed_examples(tokenizer, items * 16, 0.8, 3, solutions=PLANTED), items * 16, strict=True
-    ):
+    for example, item in zip(primed_examples(profile, tokenizer, items * 16, 0.8), items * 16, strict=True):
         ids, mask = example.sequence.input_ids, example.sequence.response_mask
         prompt = tokenizer.decode([i for i, own in zip(ids, mask, strict=True) if not own])
         text = tokenizer.decode([i for i, own in zip(ids, mask, strict=True) if own]).removesuffix("<|im_end|>")

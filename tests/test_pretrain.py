@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 from primekd.config import Profile
 from primekd.config.arm import CONTROL
+from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.models import load_tokenizer, tokenizer_hash
 from primekd.tasks.text import text_folder, tokenise
 from primekd.tasks.text_shards import Blocks
 from primekd.training import trainer as of_trainer
-from primekd.training.examples import Collator
+from primekd.training.examples import Collator, TextExamples, document_examples
 from primekd.training.pretrain import part_of, train_on_text
-from primekd.training.text_examples import TextExamples, document_examples
 
 ARMS = ["micro-text", "micro-forward-KL", "micro-on-policy", "micro-minillm"]
 LLAMA = {

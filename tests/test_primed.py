@@ -136,6 +136,20 @@ def test_the_teacher_is_measured_under_every_priming_before_any_student(profile,
     assert measure(profile) == folder  # nothing to do
 
 
+def test_fewer_responses_may_be_scored_again_than_are_looked_at(profile):
+    assess, arms = profile.assess.model_copy(update={"rescored_items": 1}), ("base-KD", "ai-KD")
+    fewer = profile.model_copy(update={"assess": assess, "arms": arms})
+    ask(fewer)
+    rows = read_records(measure(fewer) / JUDGED, JudgedRow)
+    primed = [row for row in rows if row.arm != "base-KD"]
+    for split in ("train", "test"):
+        own = [row for row in primed if row.split == split and row.arm == "ai-KD"]
+        assert [row.kl is not None for row in own][:3] == [True, False, False]
+        assert [row.entropy is not None for row in own][:3] == [True] * 3
+    with pytest.raises(UserError, match="rescored_items is more than assess.teacher_items"):
+        small_profile(profile.runs, assess={"teacher_items": 3, "rescored_items": 4})
+
+
 def test_an_api_or_a_profile_without_teacher_items_asks_nothing_more(profile):
     none = profile.model_copy(update={"assess": profile.assess.model_copy(update={"teacher_items": 0})})
     assert [job.folder.name for job in jobs_of(none)] == ["base-KD", "ai-KD", "placebo-KD", "held-out"]

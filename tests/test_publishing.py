@@ -18,8 +18,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import output_root, read_json, write_json, write_text
 from primekd.report.html import write_report
 from primekd.running import publishing
-from primekd.running.made_by import refuse_unpublishable
-from primekd.running.publishing import exchange, publish
+from primekd.running.publishing import exchange, publish, refuse_unpublishable
 from primekd.running.reproduction import compare_with_published, verdict_text
 from primekd.running.verify_run import check_outputs
 from primekd.studies.results import logs_in_use

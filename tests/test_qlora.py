@@ -11,7 +11,7 @@ from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_json, write_manifest
 from primekd.models import load_model
-from primekd.models.adapters import require_same_base
+from primekd.models.served import require_same_base
 from primekd.models.students import lora_model
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine

@@ -25,9 +25,8 @@ from primekd.assessment.decisions.decisions import (
     remove_decision,
 )
 from primekd.assessment.decisions.session import Session
-from primekd.assessment.grade import grade_answer
 from primekd.assessment.held_out import HeldOutRow, write_rows
-from primekd.assessment.logs import LogRow, read_log, read_logs, write_log
+from primekd.assessment.logs import LogRow, grade_answer, read_log, read_logs, write_log
 from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.config.arms import load_arms
@@ -46,8 +45,8 @@ from primekd.foundation.provenance import (
 from primekd.foundation.tables import read_table
 from primekd.running.verify import _fix, check_decisions, check_models, check_verdicts, summary, verify
 from primekd.running.verify_run import check_outputs
+from primekd.statistics.contrasts import seed_rows
 from primekd.statistics.families import plan_of
-from primekd.statistics.seeds import seed_rows
 from primekd.studies.regrade import regrade, rules_hashes
 from primekd.studies.results import KEPT, OPTIONAL, TABLES, answers_hash, decisions_hash, write_results
 from primekd.studies.settling import finish

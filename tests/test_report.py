@@ -13,13 +13,12 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.report.browser import cut, script_json
 from primekd.report.extraction import read_accuracies
-from primekd.report.figures import loss_curves
+from primekd.report.figures import accuracy_forest, contrast_forest, extractor_dots, kl_forest, loss_curves
 from primekd.report.findings import NOTHING_DECIDED
-from primekd.report.forests import accuracy_forest, contrast_forest, extractor_dots, kl_forest
 from primekd.report.html import write_report
 from primekd.report.results import read_results
-from primekd.statistics.audit import AuditRow
-from primekd.statistics.seeds import SeedRow
+from primekd.statistics.contrasts import SeedRow
+from primekd.statistics.validation import AuditRow
 
 
 @pytest.fixture

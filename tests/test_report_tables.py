@@ -23,17 +23,15 @@ from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 from primekd.report.cells import Files, Name, Table, to_markdown
 from primekd.report.extraction import audit_note, decision_table, extractor_table
-from primekd.report.findings import NOTHING_DECIDED
+from primekd.report.findings import NOTHING_DECIDED, results_text
 from primekd.report.formats import markdown, p_value, percent, percent_range, significant
 from primekd.report.html import write_report
 from primekd.report.readme import block, update_readme
 from primekd.report.results import ADJUDICATED, AUTOMATIC, POINTS_ADJUDICATED, read_results, seed_table
-from primekd.report.tables import results_text
-from primekd.statistics.audit import AuditRow
+from primekd.statistics.contrasts import SeedRow
 from primekd.statistics.primed import PrimedRow
-from primekd.statistics.rivals import AccuracyRow
-from primekd.statistics.seeds import SeedRow
-from primekd.statistics.validation import ValidationRow
+from primekd.statistics.summary import AccuracyRow
+from primekd.statistics.validation import AuditRow, ValidationRow
 from primekd.studies.responses import ResponseRow
 
 

@@ -26,10 +26,8 @@ from primekd.foundation.provenance import project_root
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.running import slurm
 from primekd.running.run import explain_failure, forget_lost_stages, planned_jobs, run_study
-from primekd.running.run_log import Job, RunState
-from primekd.running.run_progress import describe, job_progress
+from primekd.running.run_progress import Job, RunState, describe, job_progress, stage_states
 from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
-from primekd.running.status import stage_states
 from primekd.studies.priming import STUDY
 from primekd.studies.priming import costs as stage_costs
 

@@ -380,41 +380,6 @@ def test_a_shard_whose_vouching_file_was_altered_counts_as_missing(vouch, store)
     assert writer.missing() == [1] and not writer.has_shard(1) and not writer.complete()
 
 
-def as_before_vouching(folder, **changes):
-    """The store as it was written when the manifest alone named the shards."""
-    edit(folder, lambda m: m.update(changes))
-    for path in (*folder.glob("shard-*.json"), *folder.glob("session-*.json")):
-        path.unlink()
-    return read_json(folder / "manifest.json")
-
-
-SESSIONS = [{"end": "2026-01-02T03:04:05+00:00", "seconds": 2.5, "energy_kwh": None}]
-
-
-def test_a_complete_store_of_before_vouching_files_is_read_and_kept_as_it_is(store):
-    folder, rows = store
-    facts = {"engine": {"engine": "x"}, "environment": {"git": None}, "reconstruction": {"tokens": 3}}
-    manifest = as_before_vouching(folder, sessions=SESSIONS, **facts)
-    assert SignalReader(folder).item_ids == list(RESPONSES)
-    writer = SignalWriter(folder, manifest["spec"], 2)
-    assert writer.missing() == [] and writer.complete()
-    assert read_json(folder / "manifest.json") == manifest
-
-
-def test_a_store_begun_before_vouching_files_goes_on(store):
-    folder, rows = store
-    manifest = as_before_vouching(folder, complete=False, sessions=SESSIONS, reconstruction={"tokens": 3})
-    edit(folder, lambda m: m["shards"].pop(shard_name(1)))
-    writer = SignalWriter(folder, manifest["spec"], 2)
-    assert writer.missing() == [1]
-    write(writer, rows, 1)
-    assert writer.complete()
-    found = read_json(folder / "manifest.json")
-    assert found["shards"] == manifest["shards"] and found["sessions"] == SESSIONS
-    assert found["reconstruction"] == {"tokens": 3} and found["environment"]["git"]
-    SignalReader(folder)
-
-
 def test_a_shard_copied_without_its_manifest_is_not_taken_over(store, output):
     folder, _ = store
     other = output / "copy"

@@ -11,8 +11,7 @@ from conftest import small_profile
 from pydantic import ValidationError
 
 from primekd.assessment.answers import Answer
-from primekd.assessment.grade import grade_answer, grade_row
-from primekd.assessment.logs import read_log, write_log
+from primekd.assessment.logs import grade_answer, grade_row, read_log, write_log
 from primekd.capture.jobs import open_signals, training_job
 from primekd.capture.run import capture
 from primekd.config import DataConfig

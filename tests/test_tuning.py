@@ -143,7 +143,7 @@ def test_the_test_split_is_never_looked_at(profile, monkeypatch):
 def test_a_rate_that_diverges_is_shown_and_not_chosen(profile, tmp_path, capsys):
     def run(folder, label, inputs, checkpoints, train):
         if train.learning_rate == 0.5:
-            raise Diverged("The training diverged.")
+            raise Diverged("at step 1 (loss nan)")
         write_text(folder / "adapter" / "adapter_model.safetensors", f"{train.learning_rate}")
         write_text(folder / "loss_curve.csv", "step\n")
         files = [folder / "adapter" / "adapter_model.safetensors", folder / "loss_curve.csv"]
@@ -152,7 +152,7 @@ def test_a_rate_that_diverges_is_shown_and_not_chosen(profile, tmp_path, capsys)
     code = {"sha256": "0" * 64, "modules": {}, "packages": {}}
     folder = tmp_path / "student"
     tune(folder, "distill x", profile.train, {"train": {}}, tmp_path / "checkpoints", code, run)
-    assert "distill x (0.5): The training diverged." in capsys.readouterr().out
+    assert "distill x (0.5): The training diverged at step 1 (loss nan)" in capsys.readouterr().out
     assert [(row.validation_loss, row.chosen) for row in read_tuning([folder])] == [
         (1e-6, True), (None, False), (0.05, False),
     ]  # fmt: skip

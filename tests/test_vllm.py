@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import POCKET, save_llama, small_profile
+from conftest import POCKET, agree, save_llama, small_profile
 
 from primekd.assessment import score as scoring
 from primekd.assessment.answers import answer_inputs
@@ -18,8 +18,7 @@ from primekd.foundation.provenance import read_json
 from primekd.models.chat import build_prompt
 from primekd.studies import assess as assessing
 from primekd.tasks.load import load_answer_sets
-from primekd.teachers import Response, Sampling, TopLogprobs, vllm_students
-from primekd.teachers.agreement import agree
+from primekd.teachers import Response, Sampling, TopLogprobs, vllm_engine
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.teachers.vllm_engine import (
     VllmEngine,
@@ -35,6 +34,7 @@ from primekd.teachers.vllm_loading import (
     require_gpus,
     require_servable,
     start_options,
+    students_config,
     text_config,
 )
 
@@ -252,7 +252,7 @@ def test_answers_depend_on_the_engine_unless_it_is_transformers(ci, items, tmp_p
 
 def test_students_have_room_for_the_longest_question_and_answer(items, tokenizer, tmp_path):
     profile = small_profile(tmp_path, assess={"engine": "vllm"})
-    config = vllm_students.students_config(profile, items)
+    config = students_config(profile, items)
     longest = max(len(build_prompt(tokenizer, item.question)) for item in items)
     assert config.context_tokens == longest + profile.max_new_tokens
     assert (config.model, config.dtype, config.batch_size) == (profile.student.model, profile.student.dtype, 8)
@@ -261,7 +261,7 @@ def test_students_have_room_for_the_longest_question_and_answer(items, tokenizer
 def test_students_may_have_several_gpus_and_no_other_weights(items, output, tmp_path):
     part = {"tensor_parallel": 3, "gpu_memory_utilization": 0.5}
     profile = small_profile(tmp_path, assess={"engine": "vllm", "vllm": part})
-    options = start_options(vllm_students.students_config(profile, items), 1, [], cpu=False)
+    options = start_options(students_config(profile, items), 1, [], cpu=False)
     assert (options["tensor_parallel_size"], options["gpu_memory_utilization"]) == (3, 0.5)
     reader = SimpleNamespace(manifest={"shards": {}})
     plain = small_profile(tmp_path, assess={"engine": "vllm"})
@@ -276,7 +276,7 @@ def test_students_may_have_several_gpus_and_no_other_weights(items, output, tmp_
 def test_4_bit_students_are_one_sentence(items, tmp_path):
     profile = small_profile(tmp_path, assess={"engine": "vllm"}, student={"quantization": "nf4"})
     with pytest.raises(UserError, match="nf4: set assess.engine to transformers"):
-        vllm_students.students_config(profile, items)
+        students_config(profile, items)
 
 
 def test_all_models_answer_from_one_server_that_is_closed_and_not_started_again(items, output, tmp_path, monkeypatch):
@@ -295,7 +295,7 @@ def test_all_models_answer_from_one_server_that_is_closed_and_not_started_again(
             close=lambda: log.append("close"),
         )
 
-    monkeypatch.setattr(vllm_students, "open_students", open_students)
+    monkeypatch.setattr(vllm_engine, "open_students", open_students)
     students = [scoring.Model(name, tmp_path / name, {"adapter/w": name}) for name in ("base-KD", "ai-KD")]
     for _ in range(2):
         scoring._answer_with_vllm(asked, [scoring.Model("control"), *students], False)

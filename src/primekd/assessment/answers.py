@@ -1,6 +1,6 @@
 """Answers of the control and the students: one generation path, the same prompt, decoding and limit for all."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,25 +128,27 @@ def generate_answers(
     if not stands(folder, inputs, code, stage, since=since):
         set_aside_if_older(folder, since)
         maker, digest = {"environment": {"git": git_state()}, "code": code}, hash_json(inputs)
-        _go_on_with(stage, folder, blocks, digest, code)
+        for leftover in set(folder.glob("block-*.json")) - set(blocks):  # of another number of items
+            leftover.unlink()
+        kept = {path: block for path in blocks if (block := _read_block(path, digest))}
+        if len(kept) < len(blocks):
+            say_mixed(stage, kept.values(), code)
         with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             done = 0
             for path, block in blocks.items():
-                _write_block(path, profile, block, digest, open_model, maker, progress.advance)
+                if path not in kept:
+                    prompts = [build_prompt(tokenizer, item.messages) for item in block]
+                    responses = open_model().generate(prompts, _sampling(profile, block, progress.advance))
+                    rows = [
+                        {"id": item.id, "ids": r.ids, "truncated": r.truncated}
+                        for item, r in zip(block, responses, strict=True)
+                    ]
+                    write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)
                 done += len(block)
                 progress.advance(done - progress.state["done"])  # what was on disk already
         write_manifest(folder, "answers", inputs, list(blocks), served=served, **meter.facts, **_makers(blocks))
     rows = [row for path in blocks for row in read_block(path)["rows"]]
     return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
-
-
-def _go_on_with(stage: str, folder: Path, blocks: Collection[Path], digest: str, code: dict[str, Any]) -> None:
-    """Deletes blocks of another number of items, and says whose code made those that are kept."""
-    for leftover in set(folder.glob("block-*.json")) - set(blocks):
-        leftover.unlink()
-    kept = [block for path in blocks if (block := _read_block(path, digest))]
-    if len(kept) < len(blocks):
-        say_mixed(stage, kept, code)
 
 
 def _makers(blocks: Iterable[Path]) -> dict[str, Any]:
@@ -158,23 +160,8 @@ def _makers(blocks: Iterable[Path]) -> dict[str, Any]:
     return facts | ({"mixed": several} if several else {})
 
 
-def _write_block(
-    path: Path, profile: Profile, block: list[Item], digest: str, open_model, maker: dict[str, Any],
-    ended: Callable[[], None],
-) -> None:  # fmt: skip
-    """Generates the answers to a block of items, unless they are on disk, and keeps whose code did; calls `ended` for
-    each."""
-    if _read_block(path, digest):
-        return
-    tokenizer = load_tokenizer(profile.student)
-    prompts = [build_prompt(tokenizer, item.messages) for item in block]
-    responses = open_model().generate(prompts, _sampling(profile, block, ended))
-    rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in zip(block, responses, strict=True)]
-    write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)
-
-
 def _read_block(path: Path, digest: str) -> dict[str, Any] | None:
-    """A block of answers that is on disk; None where it is absent, damaged, of other inputs, or altered."""
+    """A block that is on disk; None where it is absent, damaged, of other inputs, or altered."""
     try:
         block = read_block(path)
     except UserError:  # there is none, or a damaged one: it is made anew

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from primekd.assessment.held_out import TOGETHER, Nats, Tokens
 from primekd.capture.jobs import Job, open_signals
-from primekd.config import LossConfig, Profile, SignalsConfig, TeacherConfig
+from primekd.config import Profile, SignalsConfig, TeacherConfig
 from primekd.config.arms import unprimed
 from primekd.config.profile import PlannedContrasts
 from primekd.foundation.energy import Meter
@@ -95,12 +95,7 @@ def forgetting_rows(
             rows = measure(profile, name, open_model(), items, reader, progress.advance)
             path = write_table(folder / FILE, ForgettingRow, rows)
         write_manifest(folder, "forgetting", own, [path], code=code, **meter.facts)
-    return read_forgetting(folder / FILE)
-
-
-def read_forgetting(path: Path) -> list[ForgettingRow]:
-    """Reads forgetting.csv. Raises UserError if it is absent, lacks columns or has a row that cannot be read."""
-    return read_records(path, ForgettingRow)
+    return read_records(folder / FILE, ForgettingRow)
 
 
 def measure(
@@ -108,22 +103,19 @@ def measure(
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[ForgettingRow]:  # fmt: skip
     """A row an item, in order. `reader` holds the control's signals on these items; `advance` is told of progress."""
-    import torch
-
-    from primekd.losses import row_losses
+    from primekd.assessment.tokens import losses_of
     from primekd.signals import concatenate
 
-    tokenizer, loss = load_tokenizer(profile.student), LossConfig(divergence="reverse_kl", temperature=1.0)
-    head, rows = engine.head(), []
+    tokenizer, rows = load_tokenizer(profile.student), []
     for start in range(0, len(items), TOGETHER):
         block = items[start : start + TOGETHER]
         texts = [reader.item(item.id).response_ids for item in block]
         states = engine.score([build_prompt(tokenizer, item.messages) for item in block], texts, "hidden")  # (T, D)
-        control = concatenate([reader.rows(i.id, text) for i, text in zip(block, texts, strict=True)]).to(head.device)
-        targets = torch.tensor([token for text in texts for token in text], device=head.device)
-        hidden = torch.cat(states).to(head.device)  # (N, D)
-        nll, kl, *_ = row_losses(hidden, head, engine.bias(), targets, control, loss, engine.transform)  # (N,) each
-        parts = zip(block, *(values.cpu().double().split([len(t) for t in texts]) for values in (kl, nll)), strict=True)
-        rows += [ForgettingRow(name, item.id, len(k), float(k.sum()), float(n.sum())) for item, k, n in parts]
+        control = concatenate([reader.rows(i.id, text) for i, text in zip(block, texts, strict=True)])
+        fits = losses_of(engine, states, texts, control, divergence="reverse_kl")
+        rows += [
+            ForgettingRow(name, item.id, len(fit.kl), float(fit.kl.double().sum()), nll)
+            for item, (nll, fit) in zip(block, fits, strict=True)
+        ]
         advance(len(block))
     return rows

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from primekd.assessment.tokens import FILE, TokenFit, write_fits
-from primekd.config import LossConfig, Profile
+from primekd.assessment.tokens import FILE, TokenFit, losses_of, write_fits
+from primekd.config import Profile
 from primekd.foundation.energy import Meter
 from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import write_manifest
@@ -26,11 +26,8 @@ from primekd.signals.certainty import TOP
 from primekd.tasks.protocol import Item
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from primekd.signals import SignalReader, SignalRows
+    from primekd.signals import SignalReader
     from primekd.teachers.transformers_engine import TransformersEngine
-
 
 Tokens = Annotated[int, BeforeValidator(as_count), Field(gt=0)]
 Nats = Annotated[float, Field(ge=-0.01)]  # a sum of float32 may end a little below 0
@@ -64,21 +61,13 @@ def held_out_rows(
     profile: Profile, name: str, items: Sequence[Item], inputs: dict[str, Any], reader: "SignalReader",
     open_model: "Callable[[], TransformersEngine]", force: bool = False, served: dict[str, Any] | None = None,
 ) -> list[HeldOutRow]:  # fmt: skip
-    """Held-out rows of one model, from disk if they were measured with the same inputs.
-
-    Args:
-        inputs: what the model's answers depend on (`answer_inputs`).
-        open_model: called only if something is missing.
-        force: measure anew; what there is is set aside.
-        served: how the model was served, for the manifest.
-    """
-    folder = held_out_folder(profile, name)
-    shards = {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}
-    own = {"answers": inputs, "reference": shards}
+    """Held-out rows of one model, from disk if they were measured with the same inputs. `inputs`: what its answers
+    depend on (`answer_inputs`); other arguments are as in `generate_answers`."""
+    folder, stage = held_out_folder(profile, name), f"held-out fit {name}"
+    path, code, since = folder / "held-out.csv", stage_code("held-out", profile), forced_since(profile, "assess", force)
+    own = {"answers": inputs, "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}}
     if profile.assess.held_out_items:
         own["items"] = len(items)
-    path = folder / "held-out.csv"
-    stage, code, since = f"held-out fit {name}", stage_code("held-out", profile), forced_since(profile, "assess", force)
     if not stands(folder, own, code, stage, since=since):
         set_aside_if_older(folder, since)
         with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
@@ -115,45 +104,20 @@ def measure(
         signals = [reader.rows(items[i].id, taught[i]) for i in block]
         known = signals[0] is not None
         of_taught, of_gold = ([of_item[which] for of_item in states] for which in (0, 1))
-        fits = losses_of(engine, of_taught, [taught[i] for i in block], concatenate(signals) if known else None)
+        rows_of_all, top = (concatenate(signals), TOP) if known else (None, 0)
+        fits = losses_of(engine, of_taught, [taught[i] for i in block], rows_of_all, top)
         # Where the teacher wrote the gold solution, its cross-entropy is there already.
         others = [place for place, i in enumerate(block) if taught[i] != gold[i]]
         by_gold = losses_of(engine, [of_gold[place] for place in others], [gold[block[p]] for p in others], None)
-        nll = [ce for ce, _ in fits]
-        for place, (ce, _) in zip(others, by_gold, strict=True):
-            nll[place] = ce
-        for i, (_, fit), nll_gold in zip(block, fits, nll, strict=True):
+        nll = {place: ce for place, (ce, _) in enumerate(fits)}
+        nll |= {place: ce for place, (ce, _) in zip(others, by_gold, strict=True)}
+        for place, (i, (_, fit)) in enumerate(zip(block, fits, strict=True)):
             kl = float(fit.kl.double().sum()) if known else None
-            rows[i] = HeldOutRow(name, items[i].id, len(taught[i]), kl, len(gold[i]), nll_gold)
+            rows[i] = HeldOutRow(name, items[i].id, len(taught[i]), kl, len(gold[i]), nll[place])
             if known:
                 tokens[i] = fit
         advance(len(block))
     return [rows[i] for i in range(len(items))], [tokens[i] for i in sorted(tokens)]
-
-
-def losses_of(
-    engine: "TransformersEngine", states: Sequence["Tensor"], responses: Sequence[list[int]],
-    teacher: "SignalRows | None", top: int = TOP,
-) -> list[tuple[float, TokenFit]]:  # fmt: skip
-    """Hidden states (T, D) of some responses -> of each the cross-entropy, summed over its tokens in nats, and its
-    tokens' forward KL and `top` most probable tokens (none without a teacher)."""
-    import torch
-
-    from primekd.losses import row_losses
-
-    if not responses:
-        return []
-    head, lengths = engine.head(), [len(response) for response in responses]
-    targets = torch.tensor([token for response in responses for token in response], device=head.device)
-    teacher = None if teacher is None else teacher.to(head.device)
-    # At temperature 1, unless a top-k store was captured for another one.
-    loss = LossConfig(divergence="forward_kl", temperature=getattr(teacher, "temperature", 1.0))
-    hidden = torch.cat(list(states)).to(head.device)
-    by_row = row_losses(
-        hidden, head, engine.bias(), targets, teacher, loss, engine.transform, 0 if teacher is None else top
-    )
-    ce, *fits = (values.cpu().split(lengths) for values in by_row)
-    return [(float(own.double().sum()), TokenFit(*fit)) for own, *fit in zip(ce, *fits, strict=True)]
 
 
 def write_rows(path: Path, rows: Sequence[HeldOutRow]) -> None:

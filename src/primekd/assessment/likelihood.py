@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator
 
-from primekd.config import LossConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import Count, Name, read_records, write_csv
 from primekd.tasks.choices import BEHIND, ChoiceItem
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from primekd.teachers.transformers_engine import TransformersEngine
@@ -142,28 +140,21 @@ def _loglikelihoods(
     engine: "TransformersEngine", asked: list[tuple[list[int], list[list[int]]]]
 ) -> list[tuple[float, ...]]:
     """Of each item and choice the sum over its tokens, float32 a token."""
-    contexts, choices = ([one[part] for one in asked] for part in (0, 1))
-    want = "logits" if engine.transform is None else "hidden"
-    states = engine.score_each(contexts, choices, want)  # (T, D) or (T, V) each
-    flat = [(rows, ids) for own in zip(states, choices, strict=True) for rows, ids in zip(*own, strict=True)]
-    sums = iter(float(values.double().sum()) for values in _token_loglikelihoods(engine, flat))
-    return [tuple(next(sums) for _ in own) for own in choices]
-
-
-def _token_loglikelihoods(engine: "TransformersEngine", flat: "list[tuple[Tensor, list[int]]]") -> "Sequence[Tensor]":
-    """(T,) float32 of each choice's states and ids."""
     import torch
 
-    from primekd.losses import row_losses
+    from primekd.assessment.tokens import losses_of
 
-    targets = torch.tensor([token for _, ids in flat for token in ids], device=engine.head().device)
-    rows = torch.cat([rows for rows, _ in flat]).to(targets.device)
+    contexts, choices = ([one[part] for one in asked] for part in (0, 1))
+    want = "logits" if engine.transform is None else "hidden"
+    states = [rows for own in engine.score_each(contexts, choices, want) for rows in own]  # (T, D) or (T, V) each
+    flat = [ids for own in choices for ids in own]
     if engine.transform is None:
-        values = rows.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        targets = torch.tensor([token for ids in flat for token in ids], device=engine.head().device)
+        values = torch.cat(states).to(targets.device).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        sums = iter([float(own.double().sum()) for own in values.cpu().split([len(ids) for ids in flat])])
     else:
-        plain = LossConfig(divergence="forward_kl", temperature=1.0)
-        values = -row_losses(rows, engine.head(), engine.bias(), targets, None, plain, engine.transform)[0]
-    return values.cpu().split([len(ids) for _, ids in flat])
+        sums = iter([-ce for ce, _ in losses_of(engine, states, flat, None)])
+    return [tuple(next(sums) for _ in own) for own in choices]
 
 
 def write_choices(path: Path, rows: Sequence[ChoiceRow]) -> None:

@@ -87,13 +87,13 @@ def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> N
     Raises:
         UserError: there is no such model, it is not trained, or the reference is not captured.
     """
-    known = [*(model.name for model in untrained_models(profile)), *arms_of(profile)]
+    untrained = {model.name: model for model in untrained_models(profile)}
+    known = [*untrained, *arms_of(profile)]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"There is no model {unknown[0]!r}: choose one of {', '.join(known)}.")
     models = []
     for name in names:
-        untrained = [model for model in untrained_models(profile) if model.name == name]
-        models += untrained or models_of(find_students(profile, name))
+        models += [untrained[name]] if name in untrained else models_of(find_students(profile, name))
     job = held_out_job(profile)
     if not (job.folder / MANIFEST).is_file():
         raise UserError("The teacher's answers to the test items are missing: `primekd capture --held-out` first.")
@@ -168,7 +168,7 @@ def _score_model(asked: Asked, model: Model, reader: SignalReader, control: Sign
 
 def _answer_with_vllm(asked: Asked, models: Sequence[Model], force: bool) -> None:
     """Writes the answers of all models from one loaded base model, which is gone before held-out fit needs the GPU."""
-    from primekd.teachers.vllm_students import open_students
+    from primekd.teachers.vllm_engine import open_students
 
     profile = asked[0][0]
     everything = [item for model in models for _, items in asked for item in model.asked(profile, items)]
@@ -212,7 +212,7 @@ def scored_hashes(profile: Profile, names: Sequence[str]) -> dict[str, str]:
 
 
 def makers(profile: Profile, name: str) -> dict[str, Any]:
-    """Who made a model's answers and held-out rows: {"answers": {"git", "code"}, "held_out": {"git", "code"}}."""
+    """Who made what of a model: {"answers": {"git", "code"}, "held_out": {"git", "code"}, ...}."""
     return {
         what: maker_of(m) | ({"mixed": m["mixed"]} if m.get("mixed") else {})
         for what, m in _made(profile, name).items()
@@ -221,11 +221,12 @@ def makers(profile: Profile, name: str) -> dict[str, Any]:
 
 def say_scored(profile: Profile, names: Sequence[str]) -> None:
     """Says which answers and held-out rows other code made."""
+    titles = {"answers": "answer", "held_out": "held-out fit"}
     for name in names:
         stages = made_of(profile, name)
         for what, manifest in _made(profile, name).items():
-            said, (stage, view, _) = {"answers": "answer", "held_out": "held-out fit"}.get(what, what), stages[what]
-            say_kept(f"{said} {name}", manifest, stage_code(stage, view))
+            stage, view, _ = stages[what]
+            say_kept(f"{titles.get(what, what)} {name}", manifest, stage_code(stage, view))
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:

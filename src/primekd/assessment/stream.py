@@ -22,7 +22,6 @@ class Reply:
     Attributes:
         tokens: of the answer, with the one that ends it. seconds: from the prompt's first to the answer's last token.
         truncated: cut off at the profile's limit of new tokens. stopped: by whoever asked.
-        ids: the answer's tokens.
         values: extractor -> what it reads, in words.
     """
 
@@ -78,8 +77,12 @@ class Stream:
             thread.join()
         if self._error:
             raise self._error
-        self.reply = self._finish(time.perf_counter() - start)
-        yield self.reply.text
+        seconds, stopped = time.perf_counter() - start, self._response is None
+        ids = self._ids if stopped else self._response.ids
+        truncated, text = stopped or self._response.truncated, self._text(ids)
+        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in EXTRACTORS}
+        self.reply = Reply(self.name, text, len(ids), seconds, truncated, stopped, values, tuple(ids))
+        yield text
 
     def _generate(self) -> None:
         try:
@@ -98,12 +101,6 @@ class Stream:
 
     def _text(self, ids: Sequence[int]) -> str:
         return decode_response(self._tokenizer, list(ids))
-
-    def _finish(self, seconds: float) -> Reply:
-        stopped, ids = self._response is None, self._response.ids if self._response else self._ids
-        truncated, text = stopped or self._response.truncated, self._text(ids)
-        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in EXTRACTORS}
-        return Reply(self.name, text, len(ids), seconds, truncated, stopped, values, tuple(ids))
 
 
 @contextmanager

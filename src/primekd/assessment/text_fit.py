@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from primekd.assessment.held_out import HeldOutRow, losses_of
+from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.tokens import losses_of
 from primekd.signals import Asked, DenseRows, SignalSource
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def measure_documents(
         asked = [Asked(name, prompt, own) for prompt, own in zip(prompts, responses, strict=True)]
         taught = DenseRows(teacher.rows_of(asked).to_logits())  # once for all models: a product as wide as the teacher
         for model, engine in engines.items():
-            fits = losses_of(engine, engine.score(prompts, responses, "hidden"), responses, taught, top=0)
+            fits = losses_of(engine, engine.score(prompts, responses, "hidden"), responses, taught)
             tokens, kl = sum(map(len, responses)), sum(float(fit.kl.double().sum()) for _, fit in fits)
             rows[model].append(HeldOutRow(model, name, tokens, kl, tokens, sum(ce for ce, _ in fits)))
         advance(1)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from primekd.assessment.logs import TOKENS as FILE
+from primekd.config import LossConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import canonical_json, relative_name, write_atomically
 from primekd.signals.certainty import Certainty, certainty_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from primekd.signals.rows import SignalRows
+    from primekd.teachers.transformers_engine import TransformersEngine
 
 MOST = 30_000  # tokens of a model that go into the logs, about 0.6 MB
 SPACES = {"\n": "⏎", "\t": "⇥"}
@@ -31,16 +33,37 @@ SPACES = {"\n": "⏎", "\t": "⇥"}
 
 @dataclass(frozen=True)
 class TokenFit:
-    """One model on the T tokens of one answer of the teacher.
+    """One model on the T tokens of one text.
 
     Attributes:
-        kl: (T,) KL(teacher || model) in nats.
+        kl: (T,) KL(teacher || model) in nats, or what else `losses_of` was asked for.
         top_ids, top_probs: (T, K) the model's most probable tokens, and their probabilities.
     """
 
     kl: Tensor
     top_ids: Tensor
     top_probs: Tensor
+
+
+def losses_of(
+    engine: "TransformersEngine", states: Sequence[Tensor], responses: Sequence[list[int]],
+    teacher: "SignalRows | None", top: int = 0, divergence: str = "forward_kl",
+) -> list[tuple[float, TokenFit]]:  # fmt: skip
+    """Hidden states (T, D) of some responses -> of each the cross-entropy, summed over its tokens in nats, and its
+    tokens' divergence from the teacher (0 without one) and `top` most probable tokens."""
+    from primekd.losses import row_losses
+
+    if not responses:
+        return []
+    head, lengths = engine.head(), [len(response) for response in responses]
+    targets = torch.tensor([token for response in responses for token in response], device=head.device)
+    teacher = None if teacher is None else teacher.to(head.device)
+    # At temperature 1, unless a top-k store was captured for another one.
+    loss = LossConfig(divergence=divergence, temperature=getattr(teacher, "temperature", 1.0))
+    hidden = torch.cat(list(states)).to(head.device)
+    by_row = row_losses(hidden, head, engine.bias(), targets, teacher, loss, engine.transform, top)
+    ce, *fits = (values.cpu().split(lengths) for values in by_row)
+    return [(float(own.double().sum()), TokenFit(*fit)) for own, *fit in zip(ce, *fits, strict=True)]
 
 
 def write_fits(path: Path, fits: Sequence[TokenFit]) -> None:
@@ -128,7 +151,7 @@ def tokens_of(
 
     return [
         Token(
-            text_of(tokenizer, token), float(own.entropy[n]), _known(float(own.written[n])), best(own, n),
+            text_of(tokenizer, token), float(own.entropy[n]), _known(own.written[n]), best(own, n),
             {name: float(kl[n]) for name, (kl, _) in fits.items()},
             {name: best(found, n) for name, (_, found) in fits.items()},
         )
@@ -136,8 +159,8 @@ def tokens_of(
     ]  # fmt: skip
 
 
-def _known(value: float) -> float | None:
-    return None if value != value else value
+def _known(value: Tensor) -> float | None:
+    return None if value.isnan() else float(value)
 
 
 class TokenLog:
@@ -164,21 +187,20 @@ class TokenLog:
         place = self.items.index(item)
         start = sum(self.lengths[:place])
         shown = [model for model in models or self.models if model in self.models]
-        return [self._token(row, shown) for row in range(start, start + self.lengths[place])]
+        return [
+            Token(
+                self.texts[int(self.tensors["ids"][row])], float(self.tensors["teacher.entropy"][row]),
+                _known(self.tensors["teacher.written"][row]), self._best("teacher", row),
+                {model: float(self.tensors[f"{model}.kl"][row]) for model in shown},
+                {model: self._best(model, row) for model in shown},
+            )
+            for row in range(start, start + self.lengths[place])
+        ]  # fmt: skip
 
     def sums(self, model: str) -> dict[str, float]:
         """Item -> the sum of a model's KL over its tokens, in nats."""
         parts = self.tensors[f"{model}.kl"].double().split(self.lengths)
         return {item: float(part.sum()) for item, part in zip(self.items, parts, strict=True)}
-
-    def _token(self, row: int, models: Sequence[str]) -> Token:
-        written = _known(float(self.tensors["teacher.written"][row]))
-        return Token(
-            self.texts[int(self.tensors["ids"][row])], float(self.tensors["teacher.entropy"][row]),
-            written, self._best("teacher", row),
-            {model: float(self.tensors[f"{model}.kl"][row]) for model in models},
-            {model: self._best(model, row) for model in models},
-        )  # fmt: skip
 
     def _best(self, model: str, row: int) -> list[tuple[str, float]]:
         ids, probs = (self.tensors[f"{model}.{name}"][row].tolist() for name in ("top_ids", "top_probs"))

@@ -30,9 +30,7 @@ class Answers:
     replies: list[Reply]
 
     def __repr__(self) -> str:
-        parts = [
-            f"{reply.name} ({reply.facts}; {read_as(reply, ', ')})\n{readable(reply.text)}" for reply in self.replies
-        ]
+        parts = [f"{r.name} ({r.facts}; {read_as(r, ', ')})\n{readable(r.text)}" for r in self.replies]
         return "\n\n".join([readable(self.question), *parts])
 
 
@@ -91,15 +89,17 @@ class Asker:
         if not question.strip():
             raise UserError("There is no question: type one.")
         if name == TEACHER:
-            return self._stream_teacher(question, priming)
-        if name != CONTROL:
-            require_trained(self.profile, name)
-        tokenizer = load_tokenizer(self.profile.student)
-        prompt = build_prompt(tokenizer, question)
-        engine, adapters = self._base
-        # The head is what a student's logits are made with: where an adapter changes it, it is switched as well.
-        engine._output = adapters.wear(None if name == CONTROL else name)
-        engine.__dict__.pop("_head", None)
+            self._require_teacher()
+            tokenizer = load_tokenizer(self.profile.teacher)
+            prompt, engine = build_prompt(tokenizer, question, priming), self._teacher
+        else:
+            if name != CONTROL:
+                require_trained(self.profile, name)
+            tokenizer = load_tokenizer(self.profile.student)
+            prompt, (engine, adapters) = build_prompt(tokenizer, question), self._base
+            # The head is what a student's logits are made with: where an adapter changes it, it is switched as well.
+            engine._output = adapters.wear(None if name == CONTROL else name)
+            engine.__dict__.pop("_head", None)
         return Stream(name, question, tokenizer, prompt, engine, self.profile.max_new_tokens)
 
     def tokens(self, stream: Stream, priming: Priming | None = None) -> list[Token]:
@@ -108,8 +108,7 @@ class Asker:
         `stream` is the last one that was asked for and has ended, the control's or a student's. Raises UserError if the
         teacher cannot be asked, or has other tokens.
         """
-        if self.no_teacher:
-            raise UserError(f"The teacher cannot be asked: {self.no_teacher}")
+        self._require_teacher()
         require_same_tokenizer(self.profile.teacher, self.profile.student)
         engine, tokenizer = self._base[0], load_tokenizer(self.profile.student)
         ids = stream.reply.ids
@@ -118,12 +117,9 @@ class Asker:
         [taught] = self._teacher.score([asked], [ids], "logits")
         return tokens_of(tokenizer, ids, DenseRows(taught.float().cpu()), {stream.name: DenseRows(own.float().cpu())})
 
-    def _stream_teacher(self, question: str, priming: Priming | None) -> Stream:
+    def _require_teacher(self) -> None:
         if self.no_teacher:
             raise UserError(f"The teacher cannot be asked: {self.no_teacher}")
-        tokenizer = load_tokenizer(self.profile.teacher)
-        prompt = build_prompt(tokenizer, question, priming)
-        return Stream(TEACHER, question, tokenizer, prompt, self._teacher, self.profile.max_new_tokens)
 
     @cached_property
     def _teacher(self):
@@ -184,10 +180,10 @@ def ask(
     names = asker.trained if strategies is None else list(strategies)
     for name in names:
         require_trained(profile, name)
-    return Answers(question, [_reply(asker.stream(name, question)) for name in [CONTROL, *names]])
-
-
-def _reply(stream: Stream) -> Reply:
-    for _ in stream:
-        pass
-    return stream.reply
+    replies = []
+    for name in [CONTROL, *names]:
+        stream = asker.stream(name, question)
+        for _ in stream:
+            pass
+        replies.append(stream.reply)
+    return Answers(question, replies)

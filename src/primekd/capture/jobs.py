@@ -30,11 +30,10 @@ HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference f
 
 @dataclass(frozen=True)
 class Job:
-    """One store to be captured.
+    """One store to be captured: the `arm`'s own, of the first `count` items of a split or all of them.
 
-    `arm`: the one whose own store it is. `count`: the first so many items of the split; None for all of them. `opens`
-    loads what stands in the teacher's place, if not the teacher; `more` is what its rows depend on besides. `lent`:
-    others go on with what `opens` gives, so it stays open.
+    `opens` loads what stands in the teacher's place, if not the teacher; `more` is what its rows depend on besides.
+    `lent`: others go on with what `opens` gives, so it stays open.
     """
 
     profile: Profile
@@ -50,6 +49,13 @@ class Job:
     def items(self) -> list[Item]:
         """Those that are asked."""
         return load_items(self.profile, self.split)[: self.count]
+
+    def responses_file(self) -> Path:
+        """The file that the responses stand in, where the arm names one. Raises UserError if it is not there."""
+        path = project_root() / self.arm.responses
+        if not path.is_file():
+            raise UserError(f"{self.arm.name}: its file of responses {self.arm.responses} is not there: mend the path.")
+        return path
 
     @property
     def stage(self) -> str:
@@ -81,9 +87,8 @@ def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Jo
     if store is None:
         raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
     seed = profile.seed if seed is None else seed
-    # Greedy decoding has no seed: students of every seed learn from one capture.
-    greedy = profile.teacher.sampling_temperature == 0
-    return Job(profile, get_arm(store), "train", profile.signals_folder(store, None if greedy else seed), seed)
+    drawn = profile.teacher.sampling_temperature > 0  # else students of every seed learn from one capture
+    return Job(profile, get_arm(store), "train", profile.signals_folder(store, seed if drawn else None), seed)
 
 
 def held_out_job(profile: Profile) -> Job:
@@ -100,19 +105,20 @@ def test_job(profile: Profile, strategy: str) -> Job:
 
 
 def unprimed_job(profile: Profile, strategy: str, split: str) -> Job:
-    """What the teacher wrote under an arm's prompt, scored without its priming: `assess.teacher_items` of a split."""
+    """What the teacher wrote under an arm's prompt, scored without its priming: of a split `assess.rescored_items`, or
+    `assess.teacher_items` where that is 0."""
     base = unprimed().name
     name = f"{strategy}-under-{base}"
     arm = Arm(name=name, title=name, role="crossed", variant_of=strategy, text=strategy, signals=base)
     folder = f"{HELD_OUT}-{name}" if split == "test" else name
-    return Job(profile, arm, split, profile.runs / "signals" / folder, profile.seed, profile.assess.teacher_items)
+    count = profile.assess.rescored_items or profile.assess.teacher_items
+    return Job(profile, arm, split, profile.runs / "signals" / folder, profile.seed, count)
 
 
 def scoring_job(profile: Profile, strategy: str, file: str) -> Job:
     """The responses of a file to the training items, scored under the prompt that an arm's signals come from, in a
     store of their own. Raises UserError if the file's name cannot name a store."""
-    own = training_job(profile, strategy).arm
-    scored = own.name if own.signals in (OWN, NONE) else own.signals
+    scored = training_job(profile, strategy).scored_under.name
     name = f"{scored}-of-{Path(file).stem}"
     if not is_name(name):
         raise UserError(f"{file}: its name becomes a store's: rename it, with letters, digits, dots and dashes.")
@@ -124,50 +130,46 @@ def build_spec(job: Job, items: list[Item]) -> dict[str, Any]:
     """Everything that the store's bytes depend on, known without loading the teacher. Raises UserError if the teacher's
     chat template takes no system message, and the priming text is to be one."""
     profile, teacher = job.profile, job.profile.teacher
-    tokenizer = load_tokenizer(teacher)
     return ({"text": _text_of(job)} if job.arm.crossed else {}) | {
         **job.more,
         "strategy": job.arm.name,
         **reads(job.scored_under, teacher),
         "split": job.split,
         "items_sha256": hash_items(items),
-        # Of weights behind an API nothing can be said.
-        "teacher": teacher.identity() | {"model_sha256": weights_hash(teacher) if teacher.local else None},
+        **identity_of(teacher),
         "max_new_tokens": profile.max_new_tokens,
         "seed": job.seed if teacher.sampling_temperature > 0 else None,  # greedy decoding has no seed
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "template_sha256": template_hash(tokenizer),
-        "turn_end": turn_end(tokenizer).describe(),
+        "turn_end": turn_end(load_tokenizer(teacher)).describe(),
         "codec": make_codec(profile.signals, teacher.offers).describe(),
         "items_per_shard": profile.signals.items_per_shard,
     }
 
 
+def identity_of(teacher: TeacherConfig) -> dict[str, Any]:
+    """Which teacher it is, by hashes of weights, tokenizer and chat template."""
+    tokenizer = load_tokenizer(teacher)
+    weights = weights_hash(teacher) if teacher.local else None  # of those behind an API nothing can be said
+    hashes = {"tokenizer_sha256": tokenizer_hash(tokenizer), "template_sha256": template_hash(tokenizer)}
+    return {"teacher": teacher.identity() | {"model_sha256": weights}} | hashes
+
+
 def reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
     """What the teacher reads under an arm's prompt, with every word that is not the question's."""
     priming = priming_of(arm, teacher)
-    return {
-        "priming": arm.priming,
-        "priming_placement": priming.placement if priming else None,
-        "priming_mode": priming.mode if priming else None,
-        "prompt": build_prompt(load_tokenizer(teacher), PLACEHOLDER, priming).text,
-    }
+    placed = {f"priming_{key}": getattr(priming, key) if priming else None for key in ("placement", "mode")}
+    return placed | {"priming": arm.priming, "prompt": build_prompt(load_tokenizer(teacher), PLACEHOLDER, priming).text}
 
 
 def _text_of(job: Job) -> dict[str, Any]:
     """What the responses of a crossed arm depend on beyond what its signals do. Raises UserError if the store or the
     file that they are taken from is not there, or not whole."""
     if job.arm.responses:
-        file = project_root() / job.arm.responses
-        if not file.is_file():
-            raise UserError(f"{job.arm.name}: its file of responses {job.arm.responses} is not there: mend the path.")
+        file = job.responses_file()
         return {"file": file.name, "file_sha256": hash_file(file)}
     if (source := job.written_by) is None:
         return reads(job.arm, job.profile.teacher)
-    spec = build_spec(source, source.items())
-    return reads(source.arm, job.profile.teacher) | {
-        "store": source.folder.name, "spec_sha256": hash_json(spec), "shards_sha256": shards_hash(source.folder),
-    }  # fmt: skip
+    store = {"store": source.folder.name, "spec_sha256": hash_json(build_spec(source, source.items()))}
+    return reads(source.arm, job.profile.teacher) | store | {"shards_sha256": shards_hash(source.folder)}
 
 
 def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list[int]]:

@@ -1,7 +1,5 @@
-"""What each captured response was: right or wrong, how long, how sure, how far its priming moved the teacher.
-
-`studies.primed` writes the rows; whoever is to train on right answers alone reads them here.
-"""
+"""What each captured response was: right or wrong, how long, how sure, how far its priming moved the teacher. Written
+by `studies.primed`, and read here by whoever is to train on right answers alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,9 +21,9 @@ OF_PRIMING = (JUDGED, ARMS, POSITIONS)
 class JudgedRow:
     """A teacher's response to an item of a split under an arm's prompt. Sums in nats over its tokens.
 
-    `same`: of all positions of this and the unprimed response, the share at which both have the same token. `entropy`,
-    `unsure` (tokens written with p below 0.9) and `kl` = KL(primed || unprimed), position by position on these very
-    tokens, are empty where they were not measured, and `kl` of the unprimed teacher itself.
+    `same`: of all positions of this and the unprimed response, the share with the same token. `entropy`, `unsure`
+    (tokens written with p below 0.9) and `kl` = KL(primed || unprimed), position by position on these very tokens, are
+    empty where they were not measured, and `kl` of the unprimed teacher itself.
     """
 
     split: Name

@@ -4,27 +4,24 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from primekd.capture.jobs import prompts_of, reads
+from primekd.capture.jobs import identity_of, prompts_of, reads
 from primekd.config import Profile
 from primekd.config.arm import OWN, Arm
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json
-from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
+from primekd.models import load_tokenizer
 from primekd.signals import Asked, LiveSource, SignalRows
-from primekd.signals.codecs import Codec, FullCodec, HiddenCodec
+from primekd.signals.codecs import Codec
+from primekd.signals.live import dense_codec
 from primekd.tasks.protocol import Item, Unlabelled
 from primekd.teachers import TeacherEngine, open_engine
 
 
 class LiveTeacher:
-    """A signal source whose teacher is loaded when its rows are first asked for.
-
-    It reads the items under the prompt that the arm's signals come from; text without items as the student reads it.
-
-    Raises:
-        UserError: the teacher shows neither hidden states nor all logits.
-    """
+    """A signal source whose teacher is loaded when its rows are first asked for. It reads the items under the prompt
+    that the arm's signals come from; text without items as the student reads it. Raises UserError if it shows neither
+    hidden states nor all logits."""
 
     def __init__(self, profile: Profile, arm: Arm, items: Sequence[Item | Unlabelled] | None = None):
         teacher = profile.teacher
@@ -34,14 +31,9 @@ class LiveTeacher:
             )
         self._profile, self._items = profile, items
         self._scored = arm if arm.signals == OWN else get_arm(arm.signals)
-        self.codec: Codec = HiddenCodec() if "hidden" in teacher.offers else FullCodec()
-        tokenizer = load_tokenizer(teacher)
-        spec = ({} if items is None else reads(self._scored, teacher)) | {
-            "teacher": teacher.identity() | {"model_sha256": weights_hash(teacher) if teacher.local else None},
-            "tokenizer_sha256": tokenizer_hash(tokenizer),
-            "template_sha256": template_hash(tokenizer),
-            "codec": self.codec.describe(),
-        }
+        self.codec: Codec = dense_codec(teacher.offers)
+        prompt = {} if items is None else reads(self._scored, teacher)
+        spec = prompt | identity_of(teacher) | {"codec": self.codec.describe()}
         self.manifest: dict[str, Any] = {"spec": spec, "spec_sha256": hash_json(spec), "shards": {}}
 
     @cached_property
@@ -56,16 +48,15 @@ class LiveTeacher:
             asked = prompts_of(self._scored, self._profile.teacher, self._items)
             prompts = {item.id: prompt for item, prompt in zip(self._items, asked, strict=True)}
         vocabulary = len(load_tokenizer(self._profile.student))
-        source = LiveSource(self.engine, vocabulary, prompts, None if "hidden" in self.engine.offers else FullCodec())
         self.manifest["engine"] = self.engine.identity()
-        return source
+        return LiveSource(self.engine, vocabulary, prompts)
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         """As SignalSource."""
         return self._source.rows_of(asked)
 
     def close(self) -> None:
-        """Frees the teacher, if it was loaded; it is loaded again where it is asked once more."""
+        """Frees the teacher, if it was loaded; asked once more it is loaded again."""
         self.__dict__.pop("_source", None)
         if engine := self.__dict__.pop("engine", None):
             engine.close()

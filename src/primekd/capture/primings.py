@@ -10,10 +10,8 @@ from primekd.models.template import QUESTION
 
 def priming_of(strategy: Arm, teacher: TeacherConfig) -> Priming | None:
     """What the teacher is primed with under a strategy; None leaves the model's own default."""
-    text = strategy.priming or teacher.instruction
-    if text is None:
-        return None
-    return Priming(text, strategy.placement or teacher.priming_placement, teacher.priming_mode)
+    text, place = strategy.priming or teacher.instruction, strategy.placement or teacher.priming_placement
+    return None if text is None else Priming(text, place, teacher.priming_mode)
 
 
 def can_speak(profile: Profile) -> bool:
@@ -23,10 +21,8 @@ def can_speak(profile: Profile) -> bool:
 
 
 def require_placeable(profile: Profile) -> None:
-    """Raises UserError if the teacher's chat template has no place for the priming of some strategy.
-
-    The tokenizer alone is loaded. Asked of all strategies at once: what would stop the third capture stops the first.
-    """
+    """Raises UserError if the teacher's chat template has no place for the priming of some strategy. Asked of all at
+    once: what would stop the third capture stops the first. The tokenizer alone is loaded."""
     tokenizer = load_tokenizer(profile.teacher)
     for strategy in arms_of(profile).values():
         if strategy.teacher:

@@ -8,7 +8,7 @@ from pathlib import Path
 from primekd.capture.jobs import Job, open_signals, prompts_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
-from primekd.foundation.provenance import MANIFEST, project_root, relative_name
+from primekd.foundation.provenance import MANIFEST, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import encode_response, refuse_control_tokens
 from primekd.signals import SignalReader
@@ -23,12 +23,11 @@ def written_responses(engine: TeacherEngine, job: Job, items: list[Item], sampli
     if job.arm.responses:
         texts = read_responses(job)
         found = [Response(encode_response(engine.tokenizer, texts[item.id]), False) for item in items]
-    elif (source := job.written_by) is None:
-        return engine.generate(prompts_of(job.arm, job.profile.teacher, items), sampling)
-    else:
-        reader = _text_reader(source.folder, shards_hash(source.folder))
-        stored = [reader.item(item.id) for item in items]
+    elif source := job.written_by:
+        stored = map(_text_reader(source.folder, shards_hash(source.folder)).item, [item.id for item in items])
         found = [Response(item.response_ids, item.truncated) for item in stored]
+    else:
+        return engine.generate(prompts_of(job.arm, job.profile.teacher, items), sampling)
     for _ in found:
         sampling.ended()
     return found
@@ -56,14 +55,9 @@ def refuse_text(job: Job) -> None:
 
 def read_responses(job: Job) -> dict[str, str]:
     """Item -> response, of a job's file: CSV with a head, or one JSON object a line; the fields are id and response.
-
-    Raises:
-        UserError: it cannot be read, an id stands twice or is no item's, an item has none, or a response is empty or
-            holds a control token.
-    """
-    path = project_root() / job.arm.responses
-    if not path.is_file():
-        raise UserError(f"{job.arm.name}: its file of responses {job.arm.responses} is not there: mend the path.")
+    Raises UserError if it cannot be read, an id stands twice or is no item's, an item has none, or a response is empty
+    or holds a control token."""
+    path = job.responses_file()
     name, wanted = relative_name(path), {item.id for item in job.items()}
     tokenizer, found = load_tokenizer(job.profile.teacher), dict[str, str]()
     for where, row in _rows(path, name):

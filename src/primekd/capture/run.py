@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from primekd.capture.jobs import Job, build_spec, prompts_of
 from primekd.capture.primings import require_placeable
 from primekd.capture.responses import refuse_text, written_responses
 from primekd.capture.workers import Part, SharedStore
-from primekd.config.arm import NONE, Arm
+from primekd.config.arm import NONE
 from primekd.config.arms import arms_of
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
@@ -44,11 +44,8 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
 
     Several processes may do so at once, on any machines that share the folder: each takes shards that no other has
     taken, and waits at the end until all are there. With `part` a worker takes its fixed share and does not wait. A
-    store of another configuration is set aside under a new name, never reused and never deleted; so is, with `force`,
-    whatever there is.
-
-    Raises:
-        UserError: teacher, items or codec do not fit, or the disk is full. What was written before stays.
+    store of another configuration, or with `force` any, is set aside under a new name. Raises UserError if teacher,
+    items or codec do not fit, or the disk is full; what was written before stays.
     """
     profile = job.profile
     require_same_tokenizer(profile.teacher, profile.student)
@@ -56,18 +53,14 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
     refuse_text(job)
     items = job.items()
     spec = build_spec(job, items)
-    if job.split == "train":
-        for arm in arms_trained_on(job):
-            require_served(make_codec(profile.signals, profile.teacher.offers), arm.loss_of(profile))
-    size = profile.signals.items_per_shard
-    asked = without_gold(items)
+    if job.split == "train":  # for its own students, and those of the arms that share the store
+        for arm in ({job.arm.name: job.arm} | arms_of(profile)).values():
+            if arm.store == job.arm.name and arm.signals != NONE:
+                require_served(make_codec(profile.signals, profile.teacher.offers), arm.loss_of(profile))
+    size, asked = profile.signals.items_per_shard, without_gold(items)
     chunks = [asked[start : start + size] for start in range(0, len(items), size)]
-    with (
-        Claims() as claims,
-        contextlib.closing(
-            SharedStore(claims, job.folder, spec, len(chunks), part, forced_since(profile, "capture", force))
-        ) as store,
-    ):
+    since = forced_since(profile, "capture", force)
+    with Claims() as claims, SharedStore(claims, job.folder, spec, len(chunks), part, since) as store:
         if not store.missing() and store.complete():
             done = f"{len(items)} items are captured and unchanged."
             say_kept(job.stage, read_store(job.folder), stage_code("capture", profile), done)
@@ -80,8 +73,8 @@ def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
 
 
 def capture_all(jobs: Sequence[Job], part: Part | None = None, force: bool = False) -> list[Path]:
-    """Captures stores of one profile one after the other; the teacher is loaded once, when the first one needs it.
-    Raises UserError as `capture`; what can be known of the last one is known before the first one is asked."""
+    """Captures stores of one profile; the teacher is loaded once, when the first one needs it. Raises UserError as
+    `capture`; what can be known of the last one is known before the first one is asked."""
     made = {job.folder for job in jobs}
     for job in jobs:
         if job.written_by is None or job.written_by.folder not in made:
@@ -89,12 +82,6 @@ def capture_all(jobs: Sequence[Job], part: Part | None = None, force: bool = Fal
     with contextlib.ExitStack() as opened:
         teacher = cache(lambda: opened.enter_context(contextlib.closing(open_engine(jobs[0].profile))))
         return [capture(replace(job, opens=teacher, lent=True), part, force) for job in jobs]
-
-
-def arms_trained_on(job: Job) -> list[Arm]:
-    """The arms whose students read the rows of this store: its own, and those of the profile that share it."""
-    arms = {job.arm.name: job.arm} | arms_of(job.profile)
-    return [arm for arm in arms.values() if arm.store == job.arm.name and arm.signals != NONE]
 
 
 def capture_missing(job: Job, store: SharedStore, chunks: list[list[Unlabelled]], progress: Progress) -> None:
@@ -107,7 +94,8 @@ def capture_missing(job: Job, store: SharedStore, chunks: list[list[Unlabelled]]
             make_shards(job, store, chunks, teacher, progress)
             if missing := store.missing():
                 if store.part is not None:
-                    left = store.describe(missing)
+                    some = ", ".join(Path(shard_name(index)).stem for index in missing[:5])
+                    left = some + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
                     print(f"{job.stage}: worker {store.part} has done its share; {left} missing yet.")
                     return
                 store.wait()
@@ -125,17 +113,12 @@ def show_done(store: SharedStore, chunks: list[list[Unlabelled]], progress: Prog
 
 
 def make_shards(
-    job: Job,
-    store: SharedStore,
-    chunks: list[list[Unlabelled]],
-    teacher: Teacher,
-    progress: Progress,
+    job: Job, store: SharedStore, chunks: list[list[Unlabelled]], teacher: Teacher, progress: Progress
 ) -> None:
     """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped.
 
     A shard is encoded and written while the teacher is asked for the next one. No more than one waits, so memory does
     not grow, and where writing fails no later shard is written. What is being written when this is stopped is finished.
-
     Engines rely on it that a shard is on disk before the next but one is asked for.
     """
     shards = store.shards()
@@ -149,7 +132,7 @@ def make_shards(
             for index in itertools.chain([first], shards):
                 if written is not None and written.done():
                     written.result()  # where writing has failed, nothing more is asked
-                ended = partial(_ended, store, index, progress)
+                ended = partial(store.count_ended, index, progress)
                 stored, states = ask_teacher(engine, codec, job, chunks[index], ended, index)
                 facts = {"engine": engine.identity()} if hasattr(engine, "served") else {}  # now it is known
                 if codec.needs == "hidden" and index in (0, first):  # a worker's first one, before it makes more
@@ -165,24 +148,12 @@ def make_shards(
             written.result()
             show_done(store, chunks, progress)
     except BaseException as error:
-        say_failed_write(job, written, error)
+        if written and written.done() and (failure := written.exception()) and failure is not error:
+            print(f"{job.stage}: {failure}", file=sys.stderr, flush=True)  # why the last shard could not be written
         raise
     finally:
         if len(store.missing()) < len(chunks):
             store.writer.add_session({"end": now(), **meter.facts})
-
-
-def _ended(store: SharedStore, index: int, progress: Progress) -> None:
-    store.count_ended(index)
-    progress.advance()
-
-
-def say_failed_write(job: Job, written: Future[None] | None, error: BaseException) -> None:
-    """Prints why the last shard could not be written, if that is not the error that ends the capture anyway."""
-    if written is not None and written.done():
-        failure = written.exception()
-        if failure is not None and failure is not error:
-            print(f"{job.stage}: {failure}", file=sys.stderr, flush=True)
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
@@ -198,10 +169,11 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
             "is followed by another change of the logits than a scale or a soft cap; set signals.codec to topk or full."
         )
     codec, code = make_codec(profile.signals, engine.offers), stage_code("capture", profile)
+    vouches = writer.vouched().values()
     if hasattr(engine, "served"):  # a server may become another model between two sessions
-        engine.served.update(*(vouch.get("engine", {}).get("served", []) for vouch in writer.vouched()))
+        engine.served.update(*(vouch.get("engine", {}).get("served", []) for vouch in vouches))
     writer.facts = {"engine": engine.identity(), "environment": environment(), "code": code}
-    say_mixed(job.stage, writer.vouched(), code, writer.facts["engine"])
+    say_mixed(job.stage, vouches, code, writer.facts["engine"])
     if codec.needs == "hidden":
         writer.facts["head"] = save_head(job.folder, engine.head(), engine.transform)
     return engine, codec
@@ -211,25 +183,21 @@ def ask_teacher(
     engine: TeacherEngine, codec: Codec, job: Job, items: list[Unlabelled], ended: Callable[[], None], index: int
 ) -> tuple[list[StoredItem], list]:
     """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else.
-
-    `ended` is called for each response that has ended.
-    """
+    `ended` is called for each response that has ended."""
     prompts = prompts_of(job.scored_under, job.profile.teacher, items)
     seed = int(hash_json([job.seed, job.arm.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed, ended)
-    if job.arm.crossed:
-        responses = written_responses(engine, job, items, sampling)
-        ids = [response.ids for response in responses]
-        states = [None] * len(items) if codec.needs is None else engine.score(prompts, ids, codec.needs)
-    elif codec.needs is None:
-        responses, states = engine.generate(prompts, sampling), [None] * len(items)
-    else:
+    states = [None] * len(items)
+    if not job.arm.crossed and codec.needs:
         responses, states = engine.generate_scored(prompts, sampling, codec.needs)
-    stored = [
-        StoredItem(item.id, prompt, response.ids, response.truncated)
-        for item, prompt, response in zip(items, prompts, responses, strict=True)
-    ]
-    return stored, states
+    elif not job.arm.crossed:
+        responses = engine.generate(prompts, sampling)
+    else:
+        responses = written_responses(engine, job, items, sampling)
+        if codec.needs:
+            states = engine.score(prompts, [response.ids for response in responses], codec.needs)
+    rows = zip(items, prompts, responses, strict=True)
+    return [StoredItem(item.id, prompt, response.ids, response.truncated) for item, prompt, response in rows], states
 
 
 def write_shard(
@@ -245,9 +213,8 @@ def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], stat
     """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on the first two
     items, and more until there are MEASURED_TOKENS. `states`: the hidden states that are kept of each item, (T, D).
 
-    Returns:
-        tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1; and what
-        rounding to bfloat16 does to the rebuilt ones, where that is what the engine's own logits are in.
+    Returns tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1; and
+    what rounding to bfloat16 does to the rebuilt ones, where that is what the engine's own logits are in.
     """
     lengths = itertools.accumulate(len(item.response_ids) for item in stored)
     most = max(2, next((n for n, tokens in enumerate(lengths, 1) if tokens >= MEASURED_TOKENS), len(stored)))
@@ -259,9 +226,6 @@ def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], stat
     divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)
     in_bfloat16 = torch.equal(logits, logits.bfloat16().float())
     rounding = {"rounding_kl_nats": float((rebuilt.exp() * (rebuilt - rounded)).sum(-1).mean())} if in_bfloat16 else {}
-    return rounding | {
-        "tokens": len(own),
-        "mean_kl_nats": float(divergence.mean()),
-        "max_kl_nats": float(divergence.max()),
-        "top1_agreement": float((own.argmax(-1) == rebuilt.argmax(-1)).double().mean()),
-    }
+    distances = {"mean_kl_nats": float(divergence.mean()), "max_kl_nats": float(divergence.max())}
+    agreement = float((own.argmax(-1) == rebuilt.argmax(-1)).double().mean())
+    return rounding | {"tokens": len(own), **distances, "top1_agreement": agreement}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.foundation.errors import UserError
+from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import MANIFEST, hash_json, relative_name, set_aside, write_json
 from primekd.foundation.stage_code import is_older
 from primekd.signals import SignalWriter, shard_name
@@ -45,22 +46,16 @@ class Part:
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 
-    def has(self, index: int) -> bool:
-        """Whether the shard with this number is among them."""
-        return index % self.of == self.number - 1
-
 
 class SharedStore:
-    """A store that this process works on, perhaps together with others.
+    """A store that this process works on, perhaps together with others. Use as a context manager.
 
     Args:
         claims: entered by the caller; what is claimed here is given up with it.
-        spec, count: as of SignalWriter.
         part: the shards of this worker; None: whatever is neither made nor claimed.
         since: a store that is older is to be made anew (stage_code.forced_since).
 
-    Raises:
-        UserError: a living worker is making a store in this folder that is of another configuration, or older.
+    Raises UserError if a living worker is making a store in this folder of another configuration, or an older one.
     """
 
     def __init__(
@@ -76,7 +71,10 @@ class SharedStore:
         self._own = folder / f"worker-{secrets.token_hex(8)}.lock"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            if why := self._outdated(spec, since):
+            why = "is to be made anew" if is_older(folder / MANIFEST, since) else ""
+            if not why and (folder / MANIFEST).is_file() and read_store(folder)["spec_sha256"] != hash_json(spec):
+                why = "is of another configuration"
+            if why:
                 if others := self._others():
                     raise UserError(f"{self.name} {why} and is worked on by {others[0]}: wait for it or stop it.")
                 print(f"{self.name} {why}: set aside as {set_aside(folder).name}.")
@@ -84,19 +82,9 @@ class SharedStore:
             claims.take(self._own)
             self._tidy()
 
-    def _outdated(self, spec: dict[str, Any], since: float) -> str:
-        """Why the store that is there cannot be gone on with, in words; empty where it can, or there is none."""
-        path = self.folder / MANIFEST
-        if is_older(path, since):
-            return "is to be made anew"
-        if path.is_file() and read_store(self.folder)["spec_sha256"] != hash_json(spec):
-            return "is of another configuration"
-        return ""
-
     def _alone(self):
         # One worker at a time may do what concerns the whole store.
-        lock = self.folder.with_name(f".{self.folder.name}.lock")
-        return self.claims.alone(lock, lambda owner: print(f"{self.name}: waiting for {owner}.", flush=True))
+        return self.claims.alone(self.folder.with_name(f".{self.folder.name}.lock"), self.name)
 
     def _others(self) -> list[Owner]:
         return self.claims.others(self.folder, "worker-*.lock")
@@ -112,17 +100,13 @@ class SharedStore:
         """The shards that are still to be made, by anyone."""
         return self.writer.missing()
 
-    def describe(self, missing: list[int], most: int = 5) -> str:
-        """Shards by name, and how many more."""
-        names = [Path(shard_name(index)).stem for index in missing[:most]]
-        return ", ".join(names) + (f" and {len(missing) - most} more" if len(missing) > most else "")
-
-    def count_ended(self, index: int) -> None:
+    def count_ended(self, index: int, progress: Progress) -> None:
         """One more response of a shard in hand has ended; the others are told now and then."""
         self._ended[index] += 1
         if time.monotonic() - self._told > TELL:
             self._told = time.monotonic()
             write_json(self._own.with_suffix(".ended"), self._ended)
+        progress.advance()
 
     def ended(self, missing: list[int]) -> int:
         """Responses that have ended in shards that are not there yet, of this worker and of all others that live."""
@@ -134,15 +118,15 @@ class SharedStore:
                     counts.append({int(index): int(count) for index, count in told.items()})
         return sum(max(count.get(index, 0) for count in counts) for index in missing)
 
-    def close(self) -> None:
-        """Takes back what was told of shards in hand."""
-        self._own.with_suffix(".ended").unlink(missing_ok=True)
+    def __enter__(self) -> "SharedStore":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._own.with_suffix(".ended").unlink(missing_ok=True)  # what was told of shards in hand
 
     def shards(self) -> Iterator[int]:
-        """Yields one shard after the other for this worker to make; ends when none is left for it to take.
-
-        Each stays claimed until `release`, so the next one can be made while it is being written.
-        """
+        """Yields one shard after the other for this worker to make; ends when none is left for it to take. Each stays
+        claimed until `release`, so the next one can be made while it is being written."""
         while (index := self._take()) is not None:
             self._in_hand.add(index)
             yield index
@@ -160,8 +144,8 @@ class SharedStore:
         self._held = {}
         in_hand = set(self._in_hand)  # before looking: one that is written meanwhile is in one of the two
         missing = [index for index in self.missing() if index not in in_hand]
-        if self.part is not None:
-            return next((index for index in missing if self.part.has(index)), None)
+        if part := self.part:
+            return next((index for index in missing if index % part.of == part.number - 1), None)
         claimed = {path.name for path in self.folder.glob("shard-*.lock")}
         for index in sorted(missing, key=lambda i: self._lock_of(i).name in claimed):  # the unclaimed ones first
             if (owner := self.claims.take(self._lock_of(index))) is not None:
@@ -183,7 +167,6 @@ class SharedStore:
     def complete(self) -> bool:
         """Completes the store if everything is made and whole; see SignalWriter.complete."""
         with self._alone():
-            completed = self.writer.complete()
-            if completed:
+            if completed := self.writer.complete():
                 self._tidy()
             return completed

@@ -1,17 +1,16 @@
-"""Verbs on answers: check-engine (those of a teacher), grade, compare, compare-models, published-study, adjudicate."""
+"""Verbs on answers: check-engine (those of a teacher), grade, compare, published-study, adjudicate."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from primekd.cli.common import ExtractorOption, JsonOption, ProfileOption, PublishedOption, app, print_json, verb
+from primekd.cli.common import ExtractorOption, JsonOption, ProfileOption, PublishedOption, show_result, verb
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
-@app.command("check-engine")
-@verb
+@verb("check-engine")
 def check_engine(
     profile: ProfileOption = "pocket",
     items: Annotated[int, typer.Option(min=1, help="How many test questions are asked.")] = 16,
@@ -30,15 +29,13 @@ def check_engine(
     primekd check-engine --profile pocket-llamacpp
     primekd check-engine --profile single-gpu --reference hub:meta-llama/Llama-3.1-8B-Instruct
     """
-    from primekd.running.check_engine import check_engine as run_check
-    from primekd.running.check_engine import say_check
+    from primekd.running import check_engine as engines
 
-    result = run_check(load_profile(profile), items, strategy, reference)
-    print_json(result) if json else print(say_check(result))
+    result = engines.check_engine(load_profile(profile), items, strategy, reference)
+    show_result(result, json, engines.say_check)
 
 
-@app.command()
-@verb
+@verb()
 def grade(
     file: Annotated[Path, typer.Argument(help="A CSV file of answers.")],
     response_column: Annotated[str, typer.Option(help="Column that holds the answers.")],
@@ -61,11 +58,10 @@ def grade(
     from primekd.statistics.grade_file import Columns, grade_file, say_result
 
     result = grade_file(file, Columns(response_column, gold_column, question_column), out, extractor)
-    print_json(result) if json else print(say_result(result))
+    show_result(result, json, say_result)
 
 
-@app.command()
-@verb
+@verb()
 def compare(
     first: Annotated[Path, typer.Argument(help="A per-item log, or a CSV file of answers.")],
     second: Annotated[Path, typer.Argument(help="Another one, of the same items.")],
@@ -84,8 +80,7 @@ def compare(
     primekd compare logs/pocket/base-KD.csv logs/pocket/ai-KD.csv
     primekd compare a.csv b.csv --response-column response --gold-column gold --extractor validated --json
     """
-    from primekd.statistics.compare import check_extractors, pair_up, read_answers, say_comparison
-    from primekd.statistics.compare import compare as run_compare
+    from primekd.statistics import compare as comparison
     from primekd.statistics.grade_file import Columns
 
     if (response_column is None) != (gold_column is None):
@@ -93,15 +88,13 @@ def compare(
     columns = Columns(response_column, gold_column, question_column) if response_column and gold_column else None
     if columns is None and extractor != "published":
         raise UserError("Per-item logs are compared by their logged verdicts: name the columns to grade them anew.")
-    answers = [read_answers(path, columns, extractor) for path in (first, second)]
-    check_extractors(*answers)
-    pairs = pair_up(*answers)
-    result = run_compare(pairs, adjudicated)
-    print_json(result) if json else print(say_comparison(result, (str(first), str(second))))
+    answers = [comparison.read_answers(path, columns, extractor) for path in (first, second)]
+    comparison.check_extractors(*answers)
+    result = comparison.compare(comparison.pair_up(*answers), adjudicated)
+    show_result(result, json, lambda result: comparison.say_comparison(result, (str(first), str(second))))
 
 
-@app.command("compare-models")
-@verb
+@verb("compare-models")
 def compare_models(
     references: Annotated[list[str], typer.Argument(help="hub:owner/name[@commit], path:folder, package:module/file.")],
     profile: ProfileOption = "online-pocket",
@@ -113,18 +106,14 @@ def compare_models(
     primekd compare-models hub:timinar/baby-llama-58m path:models/mine
     primekd compare-models path:runs/online-pocket/students/online-KD/model --json
     """
-    from dataclasses import asdict
-
     from primekd.report.cells import to_text
     from primekd.report.facts import compared_table
     from primekd.studies.online import compare as compare_all
 
-    rows = compare_all(load_profile(profile), references)
-    print_json([asdict(row) for row in rows]) if json else print(to_text(compared_table(rows)))
+    show_result(compare_all(load_profile(profile), references), json, lambda rows: to_text(compared_table(rows)))
 
 
-@app.command("published-study")
-@verb
+@verb("published-study")
 def published_study(
     folder: Annotated[Path, typer.Argument(help="Folder of the study's released logs, one CSV file a model.")],
 ) -> None:
@@ -143,8 +132,7 @@ def published_study(
     update_pages(check=False)
 
 
-@app.command()
-@verb
+@verb()
 def adjudicate(
     profile: ProfileOption = "pocket",
     model: Annotated[list[str] | None, typer.Option(help="This model's answers alone; may be given again.")] = None,
@@ -183,8 +171,7 @@ def adjudicate(
         raise UserError("--json belongs to --list.")
     loaded = logs_in_use(load_profile(profile), published)
     if list_only:
-        found = list_cases(loaded, model, limit, seed)
-        return print_json(found) if json else print(list_text(found))
+        return show_result(list_cases(loaded, model, limit, seed), json, list_text)
     person = default_who() if who is None else check_who(who)
     session, said = open_session(loaded, person, model, limit, audit, seed)
     print(f"{relative_name(loaded.logs)}: {said}")

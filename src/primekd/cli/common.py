@@ -4,7 +4,8 @@ import errno
 import functools
 import json as json_module
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -58,30 +59,33 @@ PublishedOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 
 
-def verb(function):
-    """Prints a user's mistake or a full disk as one sentence on stderr and exits with 1; Ctrl-C exits with 130."""
+def verb(name: str | None = None):
+    """Makes a function a verb, called like it or `name`: a user's mistake or a full disk is one sentence on stderr and
+    exits with 1; Ctrl-C exits with 130."""
 
-    @functools.wraps(function)
-    def run(*arguments, **options):
-        quiet_libraries()
-        try:
-            return function(*arguments, **options)
-        except UserError as error:
-            print(f"primekd: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise
-            fix = "free space or mend the rights, then run it again"
-            print(f"primekd: {error.filename or 'a file'}: {error.strerror}: {fix}.", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print("primekd: stopped; run the same command again to go on.", file=sys.stderr)
-            raise typer.Exit(130) from None
+    def register(function):
+        @functools.wraps(function)
+        def run(*arguments, **options):
+            quiet_libraries()
+            try:
+                return function(*arguments, **options)
+            except UserError as error:
+                said, code = str(error), 1
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                    raise
+                fix = "free space or mend the rights, then run it again"
+                said, code = f"{error.filename or 'a file'}: {error.strerror}: {fix}.", 1
+            except KeyboardInterrupt:
+                said, code = "stopped; run the same command again to go on.", 130
+            print(f"primekd: {said}", file=sys.stderr)
+            raise typer.Exit(code)
 
-    return run
+        return app.command(name)(run)
+
+    return register
 
 
-def print_json(value: object) -> None:
-    """Prints a value as JSON."""
-    print(json_module.dumps(value, indent=2, ensure_ascii=False, default=str))
+def show_result(value: object, json: bool, text: Callable[[Any], str] = str) -> None:
+    """Prints a value as `text` writes it or, for a machine to read, as JSON."""
+    print(json_module.dumps(value, indent=2, ensure_ascii=False, default=str) if json else text(value))

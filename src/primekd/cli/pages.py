@@ -4,13 +4,12 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import JsonOption, ProfileOption, PublishedOption, app, print_json, verb
+from primekd.cli.common import JsonOption, ProfileOption, PublishedOption, show_result, verb
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
-@app.command()
-@verb
+@verb()
 def report(profile: ProfileOption = "pocket", published: PublishedOption = False) -> None:
     """Writes report.html beside this machine's logs, or beside the published ones where it has none.
 
@@ -26,8 +25,7 @@ def report(profile: ProfileOption = "pocket", published: PublishedOption = False
     print("\n".join(write_anew(logs_in_use(load_profile(profile), published))))
 
 
-@app.command()
-@verb
+@verb()
 def show(
     item: Annotated[str, typer.Argument(help="The id of a test item, or the start of one.", show_default=False)] = "",
     model: Annotated[str | None, typer.Option("--model", "-m", help="As its log is named, for example ai-KD.")] = None,
@@ -42,19 +40,14 @@ def show(
     primekd show gsm-symbolic-72-1353 --model base-KD
     primekd show gsm-symbolic-72-1353 --model base-KD --json
     """
-    from primekd.running.show import as_text
-    from primekd.running.show import show as way_back
+    from primekd.running import show as way_back
     from primekd.studies.results import logs_in_use
 
-    parts = way_back(logs_in_use(load_profile(profile), published), item, model)
-    if json:
-        print_json({part.title: dict(part.rows) for part in parts})
-    else:
-        print(as_text(parts))
+    parts = way_back.show(logs_in_use(load_profile(profile), published), item, model)
+    show_result({part.title: dict(part.rows) for part in parts} if json else parts, json, way_back.as_text)
 
 
-@app.command()
-@verb
+@verb()
 def readme(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a number drifted.")] = False,
 ) -> None:
@@ -66,14 +59,13 @@ def readme(
     """
     from primekd.report.readme import update_pages
 
-    drifted = update_pages(check)
+    drifted = ", ".join(update_pages(check))
     if check and drifted:
-        raise UserError(f"{', '.join(drifted)} differ from logs/: run `primekd readme`.")
-    print(f"{', '.join(drifted) + ' written anew' if drifted else 'Every table is what logs/ say'}.")
+        raise UserError(f"{drifted} differ from logs/: run `primekd readme`.")
+    print(f"{drifted} written anew." if drifted else "Every table is what logs/ say.")
 
 
-@app.command()
-@verb
+@verb()
 def verify(
     profile: ProfileOption = "pocket",
     published: PublishedOption = False,
@@ -92,8 +84,7 @@ def verify(
     primekd verify --profile pocket --published --json
     primekd verify --against-published
     """
-    from primekd.running.verify import summary
-    from primekd.running.verify import verify as run_verify
+    from primekd.running import verify as checking
     from primekd.studies.results import logs_in_use
 
     loaded = load_profile(profile)
@@ -101,25 +92,15 @@ def verify(
         from primekd.running.reproduction import REPRODUCED, compare_with_published, verdict_text
 
         found = compare_with_published(loaded)
-        print_json(found) if json else print(verdict_text(found))
+        show_result(found, json, verdict_text)
         raise typer.Exit(0 if found["verdict"] == REPRODUCED else 1)
-    checks = run_verify(logs_in_use(loaded, published))
-    if json:
-        print_json([vars(c) for c in checks])
-    else:
-        for check in checks:
-            print(f"{'FAIL' if check.problems else 'ok  '} {check.what}")
-            for problem in check.problems:
-                print(f"       {problem}")
-            if check.fix:
-                print(f"    -> {check.fix}")
-        print(summary(checks))
+    checks = checking.verify(logs_in_use(loaded, published))
+    show_result([vars(c) for c in checks] if json else checks, json, checking.checks_text)
     if any(c.problems for c in checks):
         raise typer.Exit(1)
 
 
-@app.command()
-@verb
+@verb()
 def publish(
     profile: ProfileOption = "pocket",
     mixed: Annotated[
@@ -134,10 +115,8 @@ def publish(
     primekd publish
     primekd publish --profile laptop --mixed
     """
+    from primekd.report.readme import update_pages
     from primekd.running.publishing import publish as run_publish
 
-    for line in run_publish(load_profile(profile), mixed):
-        print(line)
-    from primekd.report.readme import update_pages
-
+    print("\n".join(run_publish(load_profile(profile), mixed)))
     print("\n".join(f"{block} written anew" for block in update_pages(check=False)) or "No table changed.")

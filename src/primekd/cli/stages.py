@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import ForceOption, ProfileOption, SeedOption, StrategyArgument, app, verb
+from primekd.cli.common import ForceOption, ProfileOption, SeedOption, StrategyArgument, verb
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
-@app.command("prepare-teacher")
-@verb
+@verb("prepare-teacher")
 def prepare_teacher(
     profile: ProfileOption = "pocket",
     train: Annotated[bool, typer.Option(help="Train the adapter before building the file.")] = False,
@@ -34,12 +33,10 @@ def prepare_teacher(
     build_teacher(loaded, force)
 
 
-@app.command()
-@verb
+@verb()
 def capture(
     strategies: Annotated[
-        list[str] | None,
-        typer.Argument(help="Strategies with a teacher, which is loaded once for all of them."),
+        list[str] | None, typer.Argument(help="Strategies with a teacher, which is loaded once for all of them.")
     ] = None,
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
@@ -70,12 +67,9 @@ def capture(
 
     if held_out == bool(strategies):
         raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
-    if held_out and responses:
-        raise UserError("--responses are scored under the prompt of a strategy: name one instead of --held-out.")
-    if responses and len(strategies) > 1:
-        raise UserError("--responses are scored under the prompt of one strategy: name one.")
-    part = Part.parse(worker) if worker else None
-    loaded = load_profile(profile)
+    if responses and (held_out or len(strategies) > 1):
+        raise UserError("--responses are scored under the prompt of one strategy: name one, and no --held-out.")
+    part, loaded = Part.parse(worker) if worker else None, load_profile(profile)
     if responses:
         jobs = [scoring_job(loaded, strategies[0], str(Path(responses).resolve()))]
     elif held_out:
@@ -86,8 +80,7 @@ def capture(
         print(folder)
 
 
-@app.command()
-@verb
+@verb()
 def distill(
     strategy: StrategyArgument,
     profile: ProfileOption = "pocket",
@@ -109,13 +102,11 @@ def distill(
     from primekd.training.distill import distill as run_distill
 
     loaded = load_profile(profile)
-    if processes or accelerate_config:
-        loaded = loaded.launched(processes, accelerate_config)
+    loaded = loaded.launched(processes, accelerate_config) if processes or accelerate_config else loaded
     print(run_distill(loaded, strategy, seed, force))
 
 
-@app.command()
-@verb
+@verb()
 def assess(
     profile: ProfileOption = "pocket",
     model: Annotated[

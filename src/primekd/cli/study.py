@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import JsonOption, ProfileOption, SeedOption, app, print_json, verb
+from primekd.cli.common import JsonOption, ProfileOption, SeedOption, show_result, verb
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
-@app.command()
-@verb
+@verb()
 def run(
     profile: ProfileOption = "pocket",
     cores: Annotated[int | None, typer.Option(help="Cores to use; all of them if left out.")] = None,
@@ -48,7 +47,6 @@ def run(
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
     from primekd.foundation.provenance import project_root
-    from primekd.running.made_by import other_code_text
     from primekd.running.run import planned_jobs, run_study
     from primekd.running.slurm import open_cluster
 
@@ -60,17 +58,18 @@ def run(
             raise UserError("--cores is for one machine: on Slurm a job's cores stand in the Slurm profile.")
         cluster = open_cluster(slurm_profile or project_root() / "configs" / "slurm", capture_workers)
     loaded = load_profile(profile)
+    asked = loaded, profile, cores, force, cluster, force_stage or (), only
     if only not in (None, "teacher"):
         raise UserError(f"--only {only}: there is no such part of a study; choose teacher, or leave it out.")
     print(f"primekd run: {loaded.name} — {loaded.description}", flush=True)
     if dry_run:
-        return show_plan(
-            planned_jobs(loaded, profile, cores, force, cluster, force_stage or (), only), cluster is not None
-        )
-    if not run_study(loaded, profile, cores, force, cluster, force_stage or (), only):
+        return show_plan(planned_jobs(*asked), cluster is not None)
+    if not run_study(*asked):
         print("primekd run: nothing to be done, everything is up to date.")
     if only:
         return show_teacher(loaded)
+    from primekd.running.publishing import other_code_text
+
     show_results(loaded)
     if said := other_code_text(loaded):
         print(said)
@@ -90,20 +89,20 @@ def show_teacher(profile) -> None:
     from primekd.capture.judged import judged_folder
     from primekd.foundation.provenance import relative_name
     from primekd.report.cells import to_text
-    from primekd.report.primed import primed_sentences, short_table
+    from primekd.report.primed import primed_sentences, primed_table
 
     folder = judged_folder(profile)
-    print(to_text(short_table(folder)))
+    wide = "n", "Difference, points [95 %]", "Difference [95 %]", "Entropy", "Unsure, %"  # a terminal has no room for
+    print(to_text(primed_table(folder).without(*wide)))
     print("\n".join(primed_sentences(folder)))
-    print(
-        f"Files: {relative_name(folder)}; notebook: {relative_name(profile.runs / 'notebooks/assessment/teacher.html')}"
-    )
+    page = relative_name(profile.runs / "notebooks/assessment/teacher.html")
+    print(f"Files: {relative_name(folder)}; notebook: {page}")
 
 
 def show_results(profile) -> None:
     """Prints the results table, whether they are the published ones, and where the files are."""
     from primekd.foundation.provenance import relative_name
-    from primekd.report.tables import results_text
+    from primekd.report.findings import results_text
     from primekd.running.reproduction import compare_with_published, verdict_text
     from primekd.studies.study import find_study
 
@@ -115,8 +114,7 @@ def show_results(profile) -> None:
     print(f"Executed notebooks: {relative_name(profile.runs / 'notebooks')}")
 
 
-@app.command()
-@verb
+@verb()
 def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     """Says how far each stage of a profile is, and whether its logs are there and are the published ones.
 
@@ -126,12 +124,13 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     primekd status
     primekd status --profile pocket --json
     """
-    from primekd.running.status import logs_lines, stage_states
+    from primekd.running.reproduction import logs_lines
+    from primekd.running.run_progress import stage_states
 
     loaded = load_profile(profile)
     states = stage_states(loaded)
     if json:
-        return print_json(states)
+        return show_result(states, json)
     if not states:
         print(f"No stage of {profile} has been started: `primekd run --profile {profile}` starts them all.")
     for entry in states:
@@ -140,8 +139,7 @@ def status(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     print("\n".join(logs_lines(loaded)))
 
 
-@app.command()
-@verb
+@verb()
 def doctor(
     profile: Annotated[str | None, typer.Option("--profile", "-p", help="Look at this profile's models alone.")] = None,
     json: JsonOption = False,
@@ -154,13 +152,9 @@ def doctor(
     """
     from primekd.running.doctor import examine
 
-    findings = examine(profile)
-    if json:
-        print_json([vars(f) for f in findings])
-    else:
-        for finding in findings:
-            mark = {"ok": "ok  ", "warning": "!   ", "error": "FAIL"}[finding.level]
-            print(f"{mark} {finding.topic:10} {finding.text}")
+    findings, marks = examine(profile), {"ok": "ok  ", "warning": "!   ", "error": "FAIL"}
+    lines = [f"{marks[finding.level]} {finding.topic:10} {finding.text}" for finding in findings]
+    show_result([vars(f) for f in findings] if json else lines, json, "\n".join)
     if any(f.level == "error" for f in findings):
         raise typer.Exit(1)
 
@@ -172,8 +166,7 @@ def stop_quietly(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@app.command()
-@verb
+@verb()
 def notebook(
     source: Annotated[Path, typer.Argument(help="The notebook to execute.")],
     output: Annotated[Path, typer.Argument(help="Where the executed copy goes; its HTML is written beside it.")],
@@ -193,12 +186,8 @@ def notebook(
     execute(source, output, {name: value for name, value in given.items() if value is not None})
 
 
-@app.command()
-@verb
-def plan(
-    profile: ProfileOption = "pocket",
-    json: JsonOption = False,
-) -> None:
+@verb()
+def plan(profile: ProfileOption = "pocket", json: JsonOption = False) -> None:
     """Says what a run needs before it starts: memory for each GPU, disk for each codec, tokens, hours.
 
     Works offline and without the models; exits with 1 if something will not fit.
@@ -211,9 +200,6 @@ def plan(
     from primekd.planning.plan import make_plan, plan_text
 
     found = make_plan(load_profile(profile))
-    if json:
-        print_json(found.as_json())
-    else:
-        print(plan_text(found))
+    show_result(found.as_json() if json else found, json, plan_text)
     if not found.works:
         raise typer.Exit(1)

@@ -81,6 +81,8 @@ class Profile(Section):
         if self.assess.few_shot == "instruction" and not self.teacher.instruction:
             raise ValueError("assess.few_shot: instruction needs a teacher.instruction")
         of_test = self.data.test_items
+        if self.assess.rescored_items > self.assess.teacher_items:
+            raise ValueError("assess.rescored_items is more than assess.teacher_items, of which they are the first")
         for key, most in (("few_shot", self.data.train_items), ("teacher_items", of_test), ("held_out_items", of_test)):
             if (asked := getattr(self.assess, key)) != "instruction" and asked > most:
                 raise ValueError(f"assess.{key} {asked} is more than the {most} items that there are")

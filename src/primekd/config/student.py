@@ -165,7 +165,9 @@ class AssessConfig(Section):
     the teacher's `instruction`.
 
     `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
-    primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens).
+    primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens): those of the
+    first `rescored_items` alone where that is not 0. A value a token needs few items, and a response takes as long to
+    score as to write.
 
     `choose_by`: of the task choices, which choice a model is taken to choose (assessment.likelihood).
 
@@ -183,6 +185,7 @@ class AssessConfig(Section):
     batch_size: Positive = 64
     bootstrap_samples: Positive = 2000
     teacher_items: int = Field(0, ge=0)
+    rescored_items: int = Field(0, ge=0)
     held_out_items: int = Field(0, ge=0)
     choose_by: Literal["acc", "acc_norm", "acc_token_norm"] = "acc_norm"
     few_shot: Annotated[int, Field(ge=0)] | Literal["instruction"] = 0

@@ -82,7 +82,7 @@ def stage_code(stage: str, profile: Profile | None = None) -> dict[str, Any]:
     engine = {} if profile is None else {"capture": profile.teacher.engine, "answers": profile.assess.engine}
     unused = [name for name in ENGINES if name != engine.get(stage)]
     stop = {module for modules in STAGES.values() for module in modules} - set(STAGES[stage])
-    stop |= {f"primekd.teachers.{name}{part}" for name in unused for part in ("", "_engine", "_students", "_loading")}
+    stop |= {f"primekd.teachers.{name}{part}" for name in unused for part in ("", "_engine", "_loading")}
     task = [] if profile is None else [profile.data.task_module]  # imported by its name, which no closure sees
     found = closure([*STAGES[stage], *task], stop)
     wanted = {package for name in found.foreign for package in COMPUTES.get(name, ())}

@@ -6,7 +6,6 @@ file is read here.
 
 from primekd.losses.chunked import chunked_loss, row_losses
 from primekd.losses.plain import (
-    cross_entropy_sum,
     distillation_loss,
     divergence,
     forward_kl,
@@ -17,18 +16,3 @@ from primekd.losses.plain import (
     skewed_forward_kl,
     skewed_reverse_kl,
 )
-
-__all__ = [
-    "cross_entropy_sum",
-    "distillation_loss",
-    "divergence",
-    "forward_kl",
-    "forward_kl_sampled",
-    "forward_kl_topk",
-    "chunked_loss",
-    "jsd",
-    "reverse_kl",
-    "row_losses",
-    "skewed_forward_kl",
-    "skewed_reverse_kl",
-]

@@ -2,11 +2,9 @@
 
     L = alpha * CE + (1 - alpha) * scale * T^2 * D(teacher_T, student_T)
 
-Response rows are taken some at a time. Of each chunk the loss and its gradient for the hidden states are computed in
-one pass, so that nothing is kept for a backward pass but a tensor of the hidden states' own shape; and one of the
-head's, where the head is trained: under LoRA it is frozen, and no gradient is computed for it. What is left are the
-head products alone (student's logits, gradients, and the teacher's logits where hidden states were stored) and some
-passes over a chunk.
+Of each chunk of response rows the loss and its gradient for the hidden states are computed in one pass, so that nothing
+is kept for a backward pass but a tensor of the hidden states' own shape, and one of the head's where the head is
+trained (under LoRA it is frozen). What is left are the head products and some passes over a chunk.
 """
 
 from collections.abc import Iterator
@@ -29,27 +27,22 @@ def chunked_loss(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
     tokens: Tensor | float, transform: LogitTransform = PLAIN, weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The whole objective over the response rows of one micro-batch.
+    """The whole objective over the response rows of one micro-batch. Nothing flows to the teacher.
 
     In float32 it is the plain float64 loss to within 1e-5 of its size (1e-6 nats where it is near 0), and so is its
     gradient. With bfloat16 states and head the logits are still exact in float32; the gradient is rounded to bfloat16,
-    as the states' own is. A top-k row's student tail below 1e-38 counts as 1e-38. Nothing flows to the teacher.
+    as the states' own is. A top-k row's student tail below 1e-38 counts as 1e-38.
 
     Args:
-        hidden: (N, D), row t predicting targets[t].
+        hidden: (N, D), row t predicting targets[t], (N,) token ids.
         head, bias: the output head, (V, D) and (V,) or None. They get a gradient where they ask for one.
-        targets: (N,) token ids.
         teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
         tokens: response tokens in the global batch, over which the mean is taken.
         transform: what the student's architecture does behind its head. The teacher's rows have their own.
         weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and (1 - alpha) * scale of all.
 
-    Returns:
-        The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`, without
-        weights.
-
-    Raises:
-        ValueError: sparse rows are asked for a loss that they cannot serve.
+    Returns the scalar loss and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`
+    without weights. Raises ValueError if sparse rows are asked for a loss that they cannot serve.
     """
     sparse = isinstance(teacher, TopKRows | SampledRows)
     if sparse and (loss.divergence != "forward_kl" or loss.temperature != teacher.temperature):
@@ -67,15 +60,11 @@ def row_losses(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
     transform: LogitTransform = PLAIN, top: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """What `chunked_loss` sums up, row by row and without gradients, and the student's most probable tokens.
+    """What `chunked_loss` sums up, row by row and without gradients, and the student's `top` most probable tokens (with
+    the forward KL alone, as others overwrite the logits).
 
-    Args:
-        hidden, head, bias, targets, teacher, transform: as there; any divergence.
-        top: so many tokens of each row are looked up; with the forward KL alone, as others overwrite the logits.
-
-    Returns:
-        Cross-entropy and divergence of each row in nats, (N,) float32 both; the divergence without the factor T^2, and
-        0 without a teacher. Ids (N, top) and probabilities (N, top) at temperature 1.
+    Returns cross-entropy and divergence of each row in nats, (N,) float32 both; the divergence without the factor T^2,
+    and 0 without a teacher. Ids (N, top) and probabilities (N, top) at temperature 1.
     """
     ce, kd = torch.empty(2, len(hidden), device=hidden.device).unbind()
     weights = torch.ones(len(hidden), 2, device=hidden.device)
@@ -106,7 +95,17 @@ class _ChunkedLoss(torch.autograd.Function):
                 slopes = buffers["slopes"].div_(tokens if transform.scale == 1 else tokens / transform.scale)
                 if transform.soft_cap is not None:
                     slopes.mul_(buffers["bend"])
-                _add_gradients(gradients, rows, slopes, hidden, head, buffers)
+                of_hidden, of_head, of_bias = gradients
+                half = head.dtype == hidden.dtype != torch.float32
+                rounded = buffers.get("rounded", head.dtype) if half else None
+                if of_hidden is not None:
+                    gradient_of(slopes, head, of_hidden[rows], rounded)
+                if of_head is not None and half:
+                    of_head += rounded.copy_(slopes).T @ hidden[rows]
+                elif of_head is not None:
+                    of_head.addmm_(slopes.T, hidden[rows].float())
+                if of_bias is not None:
+                    of_bias += slopes.sum(0)
         ctx.save_for_backward(*gradients)
         sums = sums * torch.tensor([1.0, loss.temperature**2], device=sums.device) / tokens
         (ce, kd), value = sums[0].float(), sums[1].sum().float()
@@ -117,23 +116,6 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, by_loss, *of_parts):
         return *(None if g is None else g * by_loss.to(g.dtype) for g in ctx.saved_tensors), *[None] * 6
-
-
-def _add_gradients(
-    gradients: list[Tensor | None], rows: slice, slopes: Tensor, hidden: Tensor, head: Tensor, buffers: "Buffers"
-) -> None:
-    """Adds a chunk's part, of its dL/dlogits (C, V), to the gradients of hidden (N, D), head (V, D) and bias (V,)."""
-    of_hidden, of_head, of_bias = gradients
-    rounded = buffers.get("rounded", head.dtype) if head.dtype == hidden.dtype != torch.float32 else None
-    if of_hidden is not None:
-        gradient_of(slopes, head, of_hidden[rows], rounded)
-    if of_head is not None:
-        if rounded is None:
-            of_head.addmm_(slopes.T, hidden[rows].float())
-        else:
-            of_head += rounded.copy_(slopes).T @ hidden[rows]
-    if of_bias is not None:
-        of_bias += slopes.sum(0)
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:

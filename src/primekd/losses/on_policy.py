@@ -23,13 +23,11 @@ def minillm_weights(
     """What the cross-entropy and the reverse KL of each row count, (N, 2) float32.
 
     Args:
-        log_q, log_p: (N,), of each written token under the student and the teacher.
-        log_drawn: (N,), under what it was drawn from.
+        log_q, log_p, log_drawn: (N,), of each written token under the student, the teacher and what it was drawn from.
         lengths: tokens of each response; N in all.
         clip: a token whose ratio to what it was drawn from has already moved by more than this share in the direction
             that its reward asks for has no second term (PPO's clipped objective).
-        length_normalised: R_t+1 is the mean of the later tokens' rewards, not their sum (the paper's R^Norm), so that
-            long responses are not punished for being long.
+        length_normalised: R_t+1 is the mean of the later tokens' rewards, not their sum (the paper's R^Norm).
     """
     ratio = (log_q - log_drawn).float().exp()
     later = torch.cat([_later(rewards, length_normalised) for rewards in (log_p - log_q).float().split(lengths)])

@@ -1,11 +1,9 @@
-"""The distillation objectives, as plain functions of logits.
+"""The distillation objectives, as plain functions of the logits of the N response rows, in float32.
 
-    L = alpha * CE + (1 - alpha) * scale * T^2 * D(teacher_T, student_T)
+    L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T)
 
-Every function takes the N response rows only (padding and prompt never reach it), works in float32 and returns sums
-over rows; the caller divides by the number of response tokens in the global batch, so that padding, packing,
-micro-batches and gradient accumulation change nothing. T^2 keeps the gradient's scale (Hinton et al. 2015,
-arXiv 1503.02531, section 2).
+Sums over rows are divided by the number of response tokens in the global batch, so that padding, packing, micro-batches
+and gradient accumulation change nothing. T^2 keeps the gradient's scale (Hinton et al. 2015, arXiv 1503.02531, 2).
 """
 
 import torch
@@ -14,11 +12,6 @@ from torch import Tensor
 
 from primekd.config import LossConfig
 from primekd.signals.rows import SampledRows, SignalRows, TopKRows
-
-
-def cross_entropy_sum(student_logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log q(target). student_logits (N, V), targets (N,) int64 -> scalar."""
-    return F.cross_entropy(student_logits.float(), targets, reduction="sum")
 
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -34,10 +27,8 @@ def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: floa
 
 
 def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """Generalised Jensen-Shannon divergence a row in nats (GKD, arXiv 2306.13649, equation 1). (N, V) x2 -> (N,).
-
-    beta * KL(p || m) + (1 - beta) * KL(q || m) with m = beta * p + (1 - beta) * q.
-    """
+    """Generalised Jensen-Shannon divergence a row in nats (GKD, arXiv 2306.13649, equation 1), (N, V) x2 -> (N,):
+    beta * KL(p || m) + (1 - beta) * KL(q || m) with m = beta * p + (1 - beta) * q."""
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
     log_q = (student_logits.float() / temperature).log_softmax(-1)
     log_m = log_mixture(log_p, log_q, beta)
@@ -46,21 +37,15 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0
     return beta * to_p + (1 - beta) * to_q
 
 
-def skewed_forward_kl(
-    teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.1
-) -> Tensor:
-    """KL(p || beta * p + (1 - beta) * q) a row in nats (DistiLLM, arXiv 2402.03898, section 3.1). (N, V) x2 -> (N,).
-
-    Bounded by -log(beta), however little the student gives to a token of the teacher's.
-    """
+def skewed_forward_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float, beta: float) -> Tensor:
+    """KL(p || beta * p + (1 - beta) * q) a row in nats, never above -log(beta) (DistiLLM, arXiv 2402.03898, 3.1).
+    (N, V) x2 -> (N,)."""
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
     log_q = (student_logits.float() / temperature).log_softmax(-1)
     return (log_p.exp() * (log_p - log_mixture(log_p, log_q, beta))).sum(-1)
 
 
-def skewed_reverse_kl(
-    teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, beta: float = 0.1
-) -> Tensor:
+def skewed_reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float, beta: float) -> Tensor:
     """KL(q || beta * q + (1 - beta) * p) a row in nats: as above with the roles exchanged. (N, V) x2 -> (N,)."""
     return skewed_forward_kl(student_logits, teacher_logits, temperature, beta)
 
@@ -76,11 +61,8 @@ def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
 
 
 def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
-    """KL(p || q) a row over the K kept tokens and one bucket for all others. TopKRows of N, (N, V) -> (N,).
-
-    By the log-sum inequality a lower bound of the full KL, tight as the bucket's mass goes to zero. The kept
-    probabilities are not renormalised: the tail stays in the loss.
-    """
+    """KL(p || q) a row over the K kept tokens and one bucket for all others, none renormalised. TopKRows of N, (N, V)
+    -> (N,). By the log-sum inequality a lower bound of the full KL, tight as the bucket's mass goes to zero."""
     log_q = (student_logits.float() / teacher.temperature).log_softmax(-1)
     kept = log_q.gather(-1, teacher.ids)  # (N, K)
     log_p = teacher.log_probs.float()
@@ -96,11 +78,8 @@ def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
 
 
 def forward_kl_sampled(teacher: SampledRows, student_logits: Tensor) -> Tensor:
-    """KL(p || q) a row with the sample's weights for p. SampledRows of N, (N, V) -> (N,).
-
-    Linear in the weights, so its expectation over the draws is the full KL and its gradient's the full gradient. A
-    single row can be below 0.
-    """
+    """KL(p || q) a row with the sample's weights for p, SampledRows of N, (N, V) -> (N,): linear in them, so its
+    expectation over the draws is the full KL and its gradient's the full gradient. A single row can be below 0."""
     scaled = student_logits.float() / teacher.temperature
     log_q = scaled.gather(-1, teacher.ids) - scaled.logsumexp(-1, keepdim=True)  # (N, K)
     return -(teacher.weights.float() * log_q).sum(-1) - teacher.entropy.float()
@@ -113,32 +92,17 @@ def divergence(teacher: SignalRows, student_logits: Tensor, loss: LossConfig) ->
             raise ValueError("topk and sampled rows serve the forward KL at their own temperature only")
         own = forward_kl_topk if isinstance(teacher, TopKRows) else forward_kl_sampled
         return own(teacher, student_logits)
-    teacher_logits = teacher.to_logits()
-    if loss.divergence == "forward_kl":
-        return forward_kl(teacher_logits, student_logits, loss.temperature)
-    if loss.divergence == "reverse_kl":
-        return reverse_kl(teacher_logits, student_logits, loss.temperature)
+    pure = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
     mixed = {"jsd": jsd, "skewed_forward_kl": skewed_forward_kl, "skewed_reverse_kl": skewed_reverse_kl}
-    return mixed[loss.divergence](teacher_logits, student_logits, loss.temperature, loss.beta)
+    beta = () if loss.divergence in pure else (loss.beta,)
+    return (pure | mixed)[loss.divergence](teacher.to_logits(), student_logits, loss.temperature, *beta)
 
 
 def distillation_loss(
     student_logits: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The whole objective over the response rows of one micro-batch.
-
-    Args:
-        student_logits: (N, V), row t predicting targets[t].
-        targets: (N,) token ids.
-        teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
-        tokens: response tokens in the global batch, over which the mean is taken.
-        weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and (1 - alpha) * scale of all.
-
-    Returns:
-        The scalar loss, and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`, without
-        weights.
-    """
+    """The whole objective, as `chunked_loss`, from student_logits (N, V), row t predicting targets[t]."""
     ce = F.cross_entropy(student_logits.float(), targets, reduction="none")
     kd = torch.zeros_like(ce) if teacher is None else divergence(teacher, student_logits, loss) * loss.temperature**2
     if weights is None:

@@ -17,37 +17,27 @@ BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # of the head in float32 at a ti
 def logits_of(
     states: Tensor, head: Tensor, bias: Tensor | None = None, out: Tensor | None = None, rounded: bool = False
 ) -> Tensor:
-    """states (C, D) @ head (V, D).T + bias (V,) -> (C, V) float32, without rounding in between.
+    """states (C, D) @ head (V, D).T + bias (V,) -> (C, V) float32, without rounding in between; into `out` if given.
 
-    Args:
-        out: where the logits are written, (C, V) float32; None takes new memory.
-        rounded: a CPU may round float32 factors to bfloat16. Of a 1.5B teacher's rows that is 2e-6 nats a token, and
-            processors without its instructions keep float32 and are twice as fast all the same.
+    `rounded`: a CPU may round float32 factors to bfloat16. Of a 1.5B teacher's rows that is 2e-6 nats a token, and
+    processors without its instructions keep float32 and are twice as fast all the same.
     """
     if out is None:
         out = torch.empty(len(states), len(head), dtype=torch.float32, device=states.device)
     if states.dtype == head.dtype and states.is_cuda and states.dtype.itemsize == 2:
         torch.mm(states, head.T, out_dtype=torch.float32, out=out)
     else:
-        _in_blocks(states, head, out, rounded)
+        exact = states.dtype == head.dtype == torch.bfloat16
+        states = states.float()
+        with bfloat16_factors() if exact or rounded else contextlib.nullcontext():
+            for rows, part in _float_blocks(head):
+                torch.mm(states, part.T, out=out[:, rows])
     return out if bias is None else out.add_(bias.float())
 
 
-def _in_blocks(states: Tensor, head: Tensor, out: Tensor, rounded: bool) -> None:
-    exact = states.dtype == head.dtype == torch.bfloat16
-    states = states.float()
-    with bfloat16_factors() if exact or rounded else contextlib.nullcontext():
-        for rows, part in _float_blocks(head):
-            torch.mm(states, part.T, out=out[:, rows])
-
-
 def gradient_of(slopes: Tensor, head: Tensor, out: Tensor, rounded: Tensor | None) -> None:
-    """slopes (C, V) float32 @ head (V, D) -> out (C, D).
-
-    Args:
-        rounded: (C, V) in the type of head and out, if that is of half precision: the product is then taken in it, as
-            its result is. It is written over.
-    """
+    """slopes (C, V) float32 @ head (V, D) -> out (C, D). `rounded`: (C, V) in the type of head and out, if that is of
+    half precision: the product is then taken in it, as its result is. It is written over."""
     if rounded is not None:
         torch.mm(rounded.copy_(slopes), head, out=out)
         return

@@ -63,10 +63,14 @@ def _reverse_kl(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossCon
     return mean + constant
 
 
+def _logs(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, log p and log q, (C, V) each, the logs in the place of t and z."""
+    p = torch.softmax(t, -1, out=buffers["p"])
+    return p, t.sub_(log_normaliser(t, p)[:, None]), z.sub_(log_normaliser(z, q)[:, None])
+
+
 def _jsd(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) -> Tensor:
-    p, beta = torch.softmax(t, -1, out=buffers["p"]), loss.beta
-    log_p = t.sub_(log_normaliser(t, p)[:, None])
-    log_q = z.sub_(log_normaliser(z, q)[:, None])
+    (p, log_p, log_q), beta = _logs(buffers, z, q, t), loss.beta
     log_m = log_mixture(log_p, log_q, beta)
     to_p = p.mul_(log_p.sub_(log_m)).sum(-1)
     gap = log_q.sub_(log_m)
@@ -76,9 +80,7 @@ def _jsd(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) ->
 
 
 def _skewed_forward_kl(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) -> Tensor:
-    p, beta = torch.softmax(t, -1, out=buffers["p"]), loss.beta
-    log_p = t.sub_(log_normaliser(t, p)[:, None])
-    log_q = z.sub_(log_normaliser(z, q)[:, None])
+    (p, log_p, log_q), beta = _logs(buffers, z, q, t), loss.beta
     to_m = log_p.sub_(log_mixture(log_p, log_q, beta))  # log p/m
     kd = p.mul_(to_m).sum(-1)
     own = to_m.exp_().mul_(-(1 - beta))
@@ -87,9 +89,7 @@ def _skewed_forward_kl(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor, loss: 
 
 
 def _skewed_reverse_kl(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor, loss: LossConfig) -> Tensor:
-    p, beta = torch.softmax(t, -1, out=buffers["p"]), loss.beta
-    log_p = t.sub_(log_normaliser(t, p)[:, None])
-    log_q = z.sub_(log_normaliser(z, q)[:, None])
+    (p, log_p, log_q), beta = _logs(buffers, z, q, t), loss.beta
     to_m = log_q.sub_(log_mixture(log_q, log_p, beta))  # log q/m
     kd = torch.mul(q, to_m, out=p).sum(-1)
     own = to_m.sub_(torch.exp(to_m, out=p), alpha=beta)
@@ -97,10 +97,8 @@ def _skewed_reverse_kl(buffers: Buffers, z: Tensor, q: Tensor, t: Tensor, loss: 
     return kd
 
 
-DENSE = {
-    "forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd, "skewed_forward_kl": _skewed_forward_kl,
-    "skewed_reverse_kl": _skewed_reverse_kl,
-}  # fmt: skip
+DENSE = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd}
+DENSE |= {"skewed_forward_kl": _skewed_forward_kl, "skewed_reverse_kl": _skewed_reverse_kl}
 
 
 def topk(z: Tensor, q: Tensor, teacher: TopKRows) -> Tensor:

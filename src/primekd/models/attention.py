@@ -42,16 +42,10 @@ def packed_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Causal attention of rows that stand one behind the other without padding, all behind one shared beginning.
 
-    Args:
-        query, key, value: (1, H, S, d), and (1, G, S, d) both: H / G heads look at the same keys.
-        shared: tokens that every row begins with, which stand once in front of all.
-        lengths: tokens of each row behind them; S = shared + sum(lengths).
-
-    Returns:
-        (1, S, H, d), and no weights.
-
-    Raises:
-        NotImplementedError: the architecture does more to its scores than to scale and to mask them.
+    query (1, H, S, d), key and value (1, G, S, d) -> (1, S, H, d), and no weights; H / G heads look at the same keys.
+    `shared`: tokens that every row begins with, which stand once in front of all; `lengths`: those of each row behind
+    them; S = shared + sum(lengths). Raises NotImplementedError if the architecture does more to its scores than to
+    scale and to mask them.
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("scores with a soft cap or sinks")

@@ -130,9 +130,7 @@ def _gguf_errors(file: Path):
     try:
         yield
     except (ValueError, KeyError, OSError, IndexError, struct.error) as error:
-        raise UserError(
-            f"{relative_name(file)} cannot be read as a GGUF model ({error}): fetch or make it again."
-        ) from error
+        raise UserError(f"{relative_name(file)} cannot be read as a GGUF file ({error}): fetch it again.") from error
 
 
 def random_folder(source: str, tokenizer: "PreTrainedTokenizerBase") -> Path:

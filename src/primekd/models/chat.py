@@ -14,12 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudentSequence:
-    """Prompt and response as one training sequence.
+    """Prompt and response as one training sequence of S ids; the mask is True at response tokens, end of turn included.
 
-    Attributes:
-        input_ids: prompt ids followed by response ids, length S.
-        response_mask: length S, True at response tokens (end of turn included). It is made from lengths, never from
-            ids, so that a padding id that doubles as end of turn is not confused with one.
+    The mask is made from lengths, never from ids: a padding id that doubles as end of turn is not confused with one.
     """
 
     input_ids: list[int]
@@ -40,16 +37,11 @@ class Prompt(list[int]):
 
 @dataclass(frozen=True)
 class Priming:
-    """A priming text and where the teacher reads it.
-
-    Attributes:
-        placement: `system`: the system message; `user`: in front of the question, with a blank line between.
-        mode: of a system message: `replace` the model's default system text, or `add` to it behind a blank line.
-    """
+    """A priming text and where the teacher reads it."""
 
     text: str
-    placement: Literal["system", "user"] = "system"
-    mode: Literal["replace", "add"] = "replace"
+    placement: Literal["system", "user"] = "system"  # or in front of the question, with a blank line between
+    mode: Literal["replace", "add"] = "replace"  # the model's default system text, or add to it behind a blank line
 
 
 def conversation(

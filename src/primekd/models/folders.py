@@ -3,8 +3,8 @@
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from primekd.config.section import Speaker
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, hash_json, read_json, relative_name
 from primekd.models.built import dequantised_folder, random_folder
@@ -12,9 +12,6 @@ from primekd.models.download import verified_hashes
 from primekd.models.hub import has_tokenizer, local_snapshot
 from primekd.models.reference import parse_reference, require_local
 from primekd.models.tokenizers import load_tokenizer, tokenizer_folder
-
-if TYPE_CHECKING:
-    from primekd.config.section import Speaker
 
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
@@ -82,15 +79,6 @@ def quantisation(folder: Path) -> str | None:
     return (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
 
 
-def require_transformers_format(text: str) -> None:
-    """Raises UserError if a model's weights are in a format that transformers does not read."""
-    if (method := quantisation(model_folder(text))) in ("exl2", "exl3"):
-        raise UserError(
-            f"{text} is quantised as {method.upper()}, which transformers cannot read: set teacher.engine to "
-            "exllamav2, or name the unquantised model (a student is always trained from that)."
-        )
-
-
 @lru_cache(maxsize=16)
 def model_hash(text: str) -> str:
     """sha256 that stands for a model's weights, config and tokenizer: of the GGUF file, or over the folder's files.
@@ -106,7 +94,7 @@ def model_hash(text: str) -> str:
     return hash_json({p.name: known.get(p.name) or hash_file(p) for p in files})
 
 
-def weights_hash(of: "Speaker") -> str:
+def weights_hash(of: Speaker) -> str:
     """The hash of a teacher's or student's weights. Raises UserError if the profile names another sha256."""
     found = model_hash(of.model)
     if of.sha256 and found != of.sha256:

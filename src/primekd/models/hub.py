@@ -61,22 +61,12 @@ def describe(reference: ModelReference) -> HubModel:
             HfApi().auth_check(reference.repository)
     except (HTTPError, OSError, ValueError) as error:
         raise explain(error, reference) from error
-    card = info.card_data or {}
-    return HubModel(
-        repository=reference.repository,
-        revision=reference.revision,
-        commit=_commit(info.sha, reference),
-        gated=bool(info.gated),
-        licence=clean(card.get("license_name") or card.get("license") or "not stated"),
-        files=tuple(_read(sibling, reference) for sibling in _used(info.siblings, reference)),
-    )
-
-
-def _commit(sha: object, reference: ModelReference) -> str:
-    """The hub's word for a commit, which becomes the name of a folder."""
-    if not isinstance(sha, str) or not COMMIT.fullmatch(sha):
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):  # it becomes the name of a folder
         raise UserError(f"{_endpoint()} names no commit of {reference.text}: use another mirror (HF_ENDPOINT).")
-    return sha
+    card = info.card_data or {}
+    licence = clean(card.get("license_name") or card.get("license") or "not stated")
+    files = tuple(_read(sibling, reference) for sibling in _used(info.siblings, reference))
+    return HubModel(reference.repository, reference.revision, info.sha, bool(info.gated), licence, files)
 
 
 def _used(siblings: list, reference: ModelReference) -> list:
@@ -116,65 +106,49 @@ def _endpoint() -> str:
 
 def explain(error: Exception, reference: ModelReference) -> UserError:
     """The hub's refusal, or what kept us from reaching it, as what to do about it."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     name, page = reference.text, f"{_endpoint()}/{reference.repository}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, OfflineModeIsEnabled):
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.OfflineModeIsEnabled):
         text = f"{name} is not here and the hub may not be asked: unset HF_HUB_OFFLINE and run this again."
-    elif isinstance(error, HFValidationError):
+    elif isinstance(error, errors.HFValidationError):
         text = f"{name} names no repository of the hub: write hub:owner/name@revision."
+    elif status is None:
+        text = (
+            f"{_endpoint()} cannot be reached for {name} ({type(error).__name__}): go online, name a mirror in "
+            "HF_ENDPOINT, or put the model in a folder and write path:FOLDER."
+        )
     elif status == 401 and has_token():
         text = (
             f"The hub does not accept the token that is set up here (401), so {name} cannot be had: it is mistyped, "
             f"expired or revoked. Make a read token at {_endpoint()}/settings/tokens, run `hf auth login`, then this "
             "again."
         )
-    elif isinstance(error, GatedRepoError) and status == 401:
-        text = f"{name} is gated, and no token is set up here (401). {_how_to_get_access(page)}"
-    elif isinstance(error, GatedRepoError):
+    elif isinstance(error, errors.GatedRepoError):
+        why = "no token is set up here (401)" if status == 401 else (
+            f"the account behind the token may not read it yet ({status}): its licence is not accepted, the request is "
+            "still being reviewed, or the token's own permissions leave gated repositories out "
+            f"(`{_endpoint()}/settings/gated-repos` shows your requests)"
+        )  # fmt: skip
         text = (
-            f"{name} is gated, and the account behind the token may not read it yet ({status}): its licence is not "
-            "accepted, the request is still being reviewed, or the token's own permissions leave gated repositories "
-            f"out (`{_endpoint()}/settings/gated-repos` shows your requests). {_how_to_get_access(page)}"
+            f"{name} is gated, and {why}. 1. Open {page}, log in and accept the licence (for Llama 3.1 it is the Llama "
+            "3.1 Community License; the answer can take from minutes to days). "
+            f"2. Make a token of the kind `read` at {_endpoint()}/settings/tokens. "
+            "3. Run `hf auth login` and paste it, or set HF_TOKEN; it is written into no notebook, log or manifest. "
+            "4. Run this again. Nothing was downloaded."
         )
-    elif isinstance(error, RevisionNotFoundError):
+    elif isinstance(error, errors.RevisionNotFoundError):
         text = f"{name}: the repository is there, but it has no revision {reference.revision!r} (404): mend it."
-    elif isinstance(error, RepositoryNotFoundError) and status == 401:
-        text = (
-            f"There is no public repository {name} (401): mend its name, or log in (`hf auth login`) if it is private."
-        )
-    elif status == 404:
-        text = f"There is no repository {name} that this account can see (404): mend its name."
-    elif status == 403:
-        text = f"The hub forbids {name} to this account or this network (403): its page {page} says why."
-    elif status == 429:
-        text = f"The hub asks for fewer requests (429): wait some minutes and run this again ({name})."
-    elif status is not None:
-        text = f"The hub answered {status} for {name}: run this again later; what is here is kept."
+    elif isinstance(error, errors.RepositoryNotFoundError) and status == 401:
+        text = f"There is no public repository {name} (401): mend its name, or, if it is private, run `hf auth login`."
     else:
-        text = (
-            f"{_endpoint()} cannot be reached for {name} ({type(error).__name__}): go online, name a mirror in "
-            "HF_ENDPOINT, or put the model in a folder and write path:FOLDER."
-        )
+        text = {
+            404: f"There is no repository {name} that this account can see (404): mend its name.",
+            403: f"The hub forbids {name} to this account or this network (403): its page {page} says why.",
+            429: f"The hub asks for fewer requests (429): wait some minutes and run this again ({name}).",
+        }.get(status, f"The hub answered {status} for {name}: run this again later; what is here is kept.")
     return UserError(text)
-
-
-def _how_to_get_access(page: str) -> str:
-    return (
-        f"1. Open {page}, log in and accept the licence (for Llama 3.1 it is the Llama 3.1 Community License; the "
-        "answer can take from minutes to days). "
-        f"2. Make a token of the kind `read` at {_endpoint()}/settings/tokens. "
-        "3. Run `hf auth login` and paste it, or set HF_TOKEN; it is written into no notebook, log or manifest. "
-        "4. Run this again. Nothing was downloaded."
-    )
 
 
 def storage_folder(repository: str) -> Path:

@@ -1,15 +1,22 @@
-"""Loading a causal language model for transformers."""
+"""Loading a causal language model for transformers, plain or in 4 bits.
 
+The 4 bits of QLoRA students are bitsandbytes NF4 with double quantisation (arXiv 2305.14314).
+"""
+
+import importlib.util
+import logging
 import os
 import warnings
 from typing import TYPE_CHECKING
 
 from primekd.foundation.errors import UserError
-from primekd.models.folders import model_folder, require_transformers_format
-from primekd.models.quantized import keep_layout, nf4_config
+from primekd.models.folders import model_folder, quantisation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+# It recommends downloaded kernels wherever it is imported, also by peft for students that are not quantised.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTrainedModel":
@@ -24,16 +31,19 @@ def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTr
 
     # peft still asks by the old name; the warning would print this machine's paths into every executed notebook.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    require_transformers_format(text)
-    device = best_device()
-    options = {}
+    if (method := quantisation(folder := model_folder(text))) in ("exl2", "exl3"):
+        raise UserError(
+            f"{text} is quantised as {method.upper()}, which transformers cannot read: set teacher.engine to "
+            "exllamav2, or name the unquantised model (a student is always trained from that)."
+        )
+    device, options = best_device(), {}
     if quantization == "nf4":
         if _is_sharded():
             raise UserError("4-bit students are not sharded: launch them with configs/accelerate/multi-gpu.yaml.")
-        options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
+        options = {"quantization_config": _nf4_config(dtype), "device_map": {"": device}}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            model_folder(text),
+            folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             local_files_only=True,
@@ -43,7 +53,33 @@ def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTr
     except (SafetensorError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The model {text} cannot be read ({reason}): fetch or make it again.") from error
-    return (keep_layout(model) if quantization else model.to(device)).eval()
+    if not quantization:
+        return model.to(device).eval()
+    for module in model.modules():
+        # bitsandbytes would repack weights in a CPU's first pass without gradients. Repacked weights have rounded
+        # scales and give no gradient, so that training would stop at the first validation.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.eval()
+
+
+def _nf4_config(dtype: str) -> "BitsAndBytesConfig":
+    """Linear layers in NF4, their scales quantised again, products in `dtype`; embeddings, norms and head stay in it.
+
+    No further preparation is needed: norms are computed in float32 by the architectures themselves, peft freezes the
+    base, and without gradient checkpointing inputs need no gradient.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("student.quantization nf4 needs bitsandbytes: `pip install -e '.[bitsandbytes]'`, or drop it.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
 
 
 def best_device() -> str:

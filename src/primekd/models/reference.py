@@ -8,6 +8,7 @@ random:REFERENCE                 a tiny random Llama with REFERENCE's tokenizer 
 """
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,8 @@ class ModelReference:
     @property
     def file(self) -> str | None:
         """The one file of a repository that a hub: reference names, if it does."""
-        return self.target.partition("@")[0].rpartition("/")[2] if self.is_hub_file else None
+        name = self.target.partition("@")[0].rpartition("/")[2]
+        return name if self.scheme == "hub" and self.is_gguf else None
 
     @property
     def revision(self) -> str:
@@ -46,9 +48,8 @@ class ModelReference:
 
     @cached_property
     def local(self) -> Path | None:
-        """The file or folder behind a path: or package: reference, or of a GGUF file on the hub, whether it exists or
-        not."""
-        if self.is_hub_file:
+        """The file or folder behind it, whether it exists or not; None for a repository and for random weights."""
+        if self.file:
             from primekd.models.hub import local_snapshot  # which reads references itself
 
             stand_in = project_root() / "models" / self.file
@@ -59,14 +60,9 @@ class ModelReference:
         if self.scheme == "package":
             module, _, file = self.target.partition("/")
             found = importlib.util.find_spec(module)
-            if found is None or not found.submodule_search_locations:
-                return None
-            return Path(next(iter(found.submodule_search_locations))) / file
+            if found is not None and found.submodule_search_locations:
+                return Path(next(iter(found.submodule_search_locations))) / file
         return None
-
-    @property
-    def is_hub_file(self) -> bool:
-        return self.scheme == "hub" and self.is_gguf
 
     @property
     def is_gguf(self) -> bool:
@@ -96,3 +92,19 @@ def require_local(reference: ModelReference) -> Path:
         }.get(reference.scheme, "it must be a path: or a package: reference here.")
         raise UserError(f"The model {reference.text} is not there: {fix}")
     return reference.local
+
+
+def base_name(model: str) -> tuple[str, str | None]:
+    """What adapter_config.json calls a base model, and its revision: names that peft can load, where there are any.
+
+    A hub model is `owner/name` and the revision that the reference names. A folder is its path, relative to the
+    checkout where it lies in it. A GGUF file has no name that peft could load: it keeps its reference.
+    """
+    reference = parse_reference(model)
+    if reference.scheme == "hub" and not reference.is_gguf:
+        return reference.repository, reference.target.partition("@")[2] or None
+    if reference.scheme == "path" and not reference.is_gguf:
+        root = project_root()
+        folder = Path(os.path.normpath(root / reference.target))
+        return (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix(), None
+    return model, None

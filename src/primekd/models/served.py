@@ -3,39 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import release_gpu_memory
-from primekd.foundation.provenance import relative_name
-from primekd.models.adapters import require_same_base
+from primekd.foundation.provenance import MANIFEST, read_json, read_manifest, relative_name
+from primekd.models.folders import model_hash
 from primekd.models.loading import load_model
+from primekd.models.reference import SCHEMES, base_name
 from primekd.models.template import turn_end
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class MergeError:
     """What merging an adapter into weights of lower precision does to a student, in nats a token.
 
-    Attributes:
-        kl_merging: KL(beside || merged), both with products in float32, so that no other rounding hides it.
-        kl_noise: KL(products in float32 || products in the precision), the adapter beside the weights in both.
-        on_grid: share of an adapted layer's weights that the precision holds exactly, in the layer where it is largest:
-            a checkpoint may be trained further in some layers alone. Where nearly all are, as in a bfloat16 checkpoint,
-            a sum rounds back to the old weight wherever the change is less than half a step.
-        tokens: that the means were taken over.
+    `on_grid`: the share of an adapted layer's weights that the precision holds exactly, in the layer where it is
+    largest: a checkpoint may be trained further in some layers alone. Where nearly all are, as in a bfloat16
+    checkpoint, a sum rounds back to the old weight wherever the change is less than half a step.
     """
 
-    kl_merging: float
-    kl_noise: float
+    kl_merging: float  # KL(beside || merged), both with products in float32, so that no other rounding hides it
+    kl_noise: float  # KL(products in float32 || in the precision), the adapter beside the weights in both
     on_grid: float
-    tokens: int
+    tokens: int  # that the means were taken over
 
     @property
     def is_lost(self) -> bool:
@@ -68,9 +63,8 @@ def effective_weight(layer: nn.Module) -> Tensor:
     """The weight that a linear layer multiplies by: its own, or with an adapter beside it their sum, in float32."""
     if not hasattr(layer, "get_delta_weight"):  # peft itself is not imported: a teacher needs none of its 50 MB
         return layer.weight.detach()
-    return (
-        _base_weight(layer).float() + sum(layer.get_delta_weight(n).float() for n in layer.active_adapters)
-    ).detach()
+    change = sum(layer.get_delta_weight(name).float() for name in layer.active_adapters)
+    return (_base_weight(layer).float() + change).detach()
 
 
 def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
@@ -80,13 +74,9 @@ def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
     return model
 
 
-def plain_generation(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", **settings: Any
-) -> "GenerationConfig":
+def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> GenerationConfig:
     """A configuration of our own, greedy unless `settings` say more: a checkpoint's may carry penalties, top-k, a
     temperature or other ends."""
-    from transformers import GenerationConfig
-
     columns = model.get_output_embeddings().weight.shape[0]
     return GenerationConfig(
         eos_token_id=sorted(turn_end(tokenizer).stops),
@@ -110,15 +100,35 @@ def measure_merge(
     layers = _adapted(student)
     on_grid = max(float((w.to(getattr(torch, dtype)) == w).double().mean()) for w in map(_base_weight, layers))
     merged = [effective_weight(layer).to(getattr(torch, dtype)).cpu() for layer in layers]
-    in_dtype = _logits(cast_weights(student, dtype), prompts, responses, vocabulary)
-    beside = _logits(cast_weights(student, "float32"), prompts, responses, vocabulary)
+    in_dtype = own_logits(cast_weights(student, dtype), prompts, responses, vocabulary)
+    beside = own_logits(cast_weights(student, "float32"), prompts, responses, vocabulary)
     for layer, weight in zip(layers, merged, strict=True):
         _base_weight(layer).copy_(weight)
     with student.disable_adapter():
-        in_weights = _logits(student, prompts, responses, vocabulary)
+        in_weights = own_logits(student, prompts, responses, vocabulary)
     del student, layers
     release_gpu_memory()
     return MergeError(_kl(beside, in_weights), _kl(beside, in_dtype), on_grid, sum(map(len, responses)))
+
+
+def require_same_base(adapter: Path, model: str) -> None:
+    """Refuses an adapter (a folder in peft's format) that was trained over another model than `model` refers to.
+
+    Its own adapter_config.json names the model; a student's manifest beside it knows the model's hash too. Raises
+    UserError, also if the folder holds no adapter.
+    """
+    config, name = adapter / "adapter_config.json", relative_name(adapter)
+    if not config.is_file():
+        raise UserError(f"{name} holds no adapter_config.json: train or fetch the adapter again.")
+    base = read_json(config).get("base_model_name_or_path")
+    # Adapters from elsewhere name a model plainly, older ones of ours by its reference.
+    named, wanted = (base_name(x)[0] if x and x.partition(":")[0] in SCHEMES else x for x in (base, model))
+    if named != wanted:
+        raise UserError(f"{name} is an adapter of {base}, not of {model}: train it again, or name its own model.")
+    manifest = adapter.parent / MANIFEST
+    student = read_manifest(manifest)["inputs"].get("student") or {} if manifest.is_file() else {}
+    if "model_sha256" in student and student["model_sha256"] != model_hash(model):
+        raise UserError(f"{name} was trained over other weights of {model} than lie here: train it again.")
 
 
 def _with_adapter(base, model: str, adapter: Path, key: str = "default"):
@@ -171,12 +181,14 @@ def _base_weight(layer) -> Tensor:
     return layer.get_base_layer().weight
 
 
-def _logits(student, prompts, responses, vocabulary: int) -> list[Tensor]:
-    """(T, V) of each response, in host memory."""
+def own_logits(
+    model: nn.Module, prompts: Sequence[list[int]], responses: Sequence[list[int]], vocabulary: int
+) -> list[Tensor]:
+    """(T, V) float32 of each response as the model's own head gives them, in host memory."""
     rows = []
     for prompt, response in zip(prompts, responses, strict=True):
-        ids = torch.tensor([[*prompt, *response]], device=student.device)
-        rows.append(student(input_ids=ids).logits[0, len(prompt) - 1 : -1, :vocabulary].float().cpu())
+        ids = torch.tensor([[*prompt, *response]], device=model.device)
+        rows.append(model(input_ids=ids).logits[0, len(prompt) - 1 : -1, :vocabulary].float().cpu())
     return rows
 
 

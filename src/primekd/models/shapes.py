@@ -14,8 +14,12 @@ from primekd.models.hub import local_snapshot
 from primekd.models.reference import parse_reference
 
 GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2}
-GGUF_BITS = {"Q4_1": 5.0, "Q5_1": 6.0, "Q8_0": 8.5}  # with the scales of each block of 32
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Of a weight in a GGUF file, with the scales of each block of 32. As llama.cpp's `quantize` states them for Llama-like
+# models: mixtures hold some tensors in more bits.
+GGUF_BITS = {
+    "q4_0": 4.5, "q4_1": 5.0, "q5_1": 6.0, "q4_k_s": 4.6, "q4_k_m": 4.9, "q5_k_m": 5.7, "q6_k": 6.6, "q8_0": 8.5,
+}  # fmt: skip
 EXL2_HEAD_BITS = 6  # exllamav2's converter, unless told otherwise
 NF4_BITS = 4.127  # 4 bits, and a doubly quantised scale a block of 64 (QLoRA, arXiv 2305.14314, section 3)
 
@@ -83,8 +87,6 @@ KNOWN = {
     "smollm2-1.7b": Shape(24, 2048, 32, 32, 64, 8192, 49152, tied=True),
     "smollm2-360m": Shape(32, 960, 15, 5, 64, 2560, 49152, tied=True),
     "smollm2-135m": Shape(30, 576, 9, 3, 64, 1536, 49152, tied=True),
-    "qwen2.5-coder-1.5b": Shape(28, 1536, 12, 2, 128, 8960, 151936, tied=True),
-    "qwen2.5-coder-0.5b": Shape(24, 896, 14, 2, 64, 4864, 151936, tied=True),
     "qwen2.5-72b": Shape(80, 8192, 64, 8, 128, 29568, 152064),
     "qwen2.5-32b": Shape(64, 5120, 40, 8, 128, 27648, 152064),
     "qwen2.5-14b": Shape(48, 5120, 40, 8, 128, 13824, 152064),
@@ -93,7 +95,6 @@ KNOWN = {
     "qwen2.5-1.5b": Shape(28, 1536, 12, 2, 128, 8960, 151936, tied=True),
     "qwen2.5-0.5b": Shape(24, 896, 14, 2, 64, 4864, 151936, tied=True),
 }
-WIDTHS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate")
 RANDOM_WIDTHS = (2, 32, 4, 2, 8, 64)  # of `random:` models
 
 
@@ -115,21 +116,22 @@ def find_shape(profile: Profile, text: str) -> Shape:
     if reference.scheme == "random":
         return Shape(*RANDOM_WIDTHS, find_shape(profile, reference.target).vocab + 64, tied=True)
     place = local_place(text)
-    if place is not None and (reference.is_gguf or (place / "config.json").is_file()):
+    if place and (reference.is_gguf or (place / "config.json").is_file()):
         return _read_shape(place)
     if profile.prepare and text == f"path:{profile.prepare.output}":
         return find_shape(profile, profile.prepare.base)
     if shape := known_shape(reference.target):
         return shape
     raise UserError(
-        f"The plan does not know the shape of {text}, and the model is not here: write {', '.join(WIDTHS)} and vocab "
-        f"(from its config.json) under hardware.shapes in the profile, key '{text}'."
+        f"The plan does not know the shape of {text}, and the model is not here: write layers, hidden, heads, "
+        "kv_heads, head_dim, intermediate and vocab (from its config.json) under hardware.shapes in the profile, key "
+        f"'{text}'."
     )
 
 
 def known_shape(name: str) -> Shape | None:
     """The shape of a known architecture whose name occurs in `name`."""
-    plain = name.lower().replace("_", "-").replace("meta-", "")
+    plain = name.lower().replace("_", "-").replace("meta-", "").replace("-coder-", "-")  # Coders have the same shape
     found = [key for key in KNOWN if re.search(rf"(^|[^0-9a-z.]){re.escape(key)}([^0-9a-z]|$)", plain)]
     return KNOWN[max(found, key=len)] if found else None
 
@@ -159,22 +161,16 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 @dataclass(frozen=True)
 class Model:
-    """A model as a stage loads it.
-
-    Attributes:
-        layer: bytes of one layer. rest: of the final norm and the head (and of the embedding, if it lies with them).
-        host: bytes of weights that stay in the machine's memory (ExLlamaV2 keeps the embedding there).
-        disk: bytes of its files. where: "file sizes" if they were looked at, "computed" if not.
-    """
+    """A model as a stage loads it; bytes."""
 
     reference: str
     shape: Shape
     format: str
-    layer: float
-    rest: float
-    host: float
-    disk: float
-    where: str
+    layer: float  # of one layer
+    rest: float  # of the final norm and the head, and of the embedding, if it lies with them
+    host: float  # of weights that stay in the machine's memory (ExLlamaV2 keeps the embedding there)
+    disk: float  # of its files
+    where: str  # "file sizes" if they were looked at, "computed" if not
 
     @property
     def device(self) -> float:
@@ -193,8 +189,10 @@ def teacher_model(profile: Profile) -> Model | None:
     if teacher.engine == "api":
         return None
     shape = find_shape(profile, teacher.model)
-    if teacher.engine in ("exllamav2", "llamacpp"):
-        return _exl2(profile, shape) if teacher.engine == "exllamav2" else _gguf(profile, shape)
+    if teacher.engine == "exllamav2":
+        return _exl2(profile, shape)
+    if teacher.engine == "llamacpp":
+        return _gguf(profile, shape)
     if teacher.engine == "vllm" and teacher.vllm and (kind := teacher.vllm.quantization):
         return _plain(teacher.model, shape, 2, kind, stated_bits(profile) or {"fp8": 8.0}.get(kind, 4.25))
     return _plain(teacher.model, shape, BYTES[teacher.dtype], teacher.dtype)
@@ -232,7 +230,7 @@ def _gguf(profile: Profile, shape: Shape) -> Model:
     reference, bits = profile.teacher.model, 0.0
     if local_place(reference) is None:
         made_here = profile.prepare and reference == f"path:{profile.prepare.output}"
-        bits = GGUF_BITS[profile.prepare.quantization] if made_here else _known_bits(profile)
+        bits = GGUF_BITS[profile.prepare.quantization.lower()] if made_here else _known_bits(profile)
     disk, where = _files(reference, shape.weights * bits / 8)
     layer = (shape.layer_weights + 2 * shape.hidden) * disk / shape.weights
     return Model(reference, shape, "GGUF", layer, disk - shape.layers * layer, 0, disk, where)
@@ -244,10 +242,6 @@ def _files(reference: str, computed: float) -> tuple[float, str]:
     if place is None:
         return computed, "computed"
     return sum(p.stat().st_size for p in (place, *place.rglob("*")) if p.is_file()), "file sizes"
-
-
-# As llama.cpp's `quantize` states them for Llama-like models: mixtures hold some tensors in more bits.
-MIXED_BITS = {"q4_0": 4.5, "q4_1": 5.0, "q4_k_s": 4.6, "q4_k_m": 4.9, "q5_k_m": 5.7, "q6_k": 6.6, "q8_0": 8.5}
 
 
 def _known_bits(profile: Profile) -> float:
@@ -264,4 +258,4 @@ def stated_bits(profile: Profile) -> float | None:
     name = profile.teacher.model.lower()
     if found := re.search(r"([0-9]+(?:\.[0-9]+)?)[ _-]?bpw", name):
         return float(found.group(1))
-    return next((bits for kind, bits in MIXED_BITS.items() if kind in name and ".gguf" in name), None)
+    return next((bits for kind, bits in GGUF_BITS.items() if kind in name and ".gguf" in name), None)

@@ -3,19 +3,18 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from primekd.config import Architecture, LoraSettings, StudentConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, sync_folder
-from primekd.models.adapters import base_name
 from primekd.models.loading import best_device, load_model
+from primekd.models.reference import base_name
 from primekd.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,9 +34,14 @@ def new_student(student: StudentConfig, seed: int, start: Path | None = None):
 
 def save_student(model, folder: Path, student: StudentConfig, weights: "dict[str, Tensor] | None" = None) -> list[Path]:
     """Writes adapter/ or model/ whole or not at all; returns its files. `weights`: where `model` holds only shards."""
-    if student.from_scratch:
-        return save_model(model, folder, load_tokenizer(student), weights)
-    return save_adapter(model, folder, student.model, weights)
+    if not student.from_scratch:
+        return save_adapter(model, folder, student.model, weights)
+
+    def write(target: Path) -> None:  # with its tokenizer, so that `path:` reads it
+        model.save_pretrained(target, state_dict=weights)
+        load_tokenizer(student).save_pretrained(target)
+
+    return written(folder / "model", write)
 
 
 def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
@@ -95,7 +99,7 @@ def scratch_config(architecture: Architecture, tokenizer: "PreTrainedTokenizerBa
 
 
 @contextlib.contextmanager
-def _explained(architecture: Architecture) -> "Iterator[None]":
+def _explained(architecture: Architecture) -> Iterator[None]:
     """Errors of transformers in one sentence."""
     from huggingface_hub.errors import StrictDataclassError
 
@@ -104,19 +108,6 @@ def _explained(architecture: Architecture) -> "Iterator[None]":
     except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason, kind = " ".join(str(error).split()), architecture.model_type
         raise UserError(f"student.from_scratch cannot be made as a {kind} ({reason}): mend the profile.") from error
-
-
-def save_model(
-    model: "PreTrainedModel", folder: Path, tokenizer: "PreTrainedTokenizerBase",
-    weights: "dict[str, Tensor] | None" = None,
-) -> list[Path]:  # fmt: skip
-    """Writes model/ with its tokenizer, whole or not at all, so that `path:` reads it; returns its files."""
-
-    def write(target: Path) -> None:
-        model.save_pretrained(target, state_dict=weights)
-        tokenizer.save_pretrained(target)
-
-    return written(folder / "model", write)
 
 
 def lora_model(model: str, dtype: str, lora: LoraSettings, seed: int, quantization: str | None = None):
@@ -156,7 +147,7 @@ def save_adapter(student, folder: Path, model: str, weights: "dict[str, Tensor] 
     return written(folder / "adapter", write)
 
 
-def written(target: Path, write: "Callable[[Path], None]") -> list[Path]:
+def written(target: Path, write: Callable[[Path], None]) -> list[Path]:
     """A folder as `write` fills it, whole or not at all; its files."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -16,14 +16,9 @@ class SwitchedAdapters:
     An adapter beside the weights multiplies in `dtype`. A merged one is added in float32 to the base's weights, which
     are kept in host memory, and rounded once: the same weights as `load_merged` makes.
 
-    Args:
-        base: as `load_model` gives it. Where an adapter is merged, in float32 or, if training rounded it, in `rounded`.
-        reference: the base's.
-        adapters: student -> (folder in peft's format, whether it is merged).
-        rounded: the precision of weights and adapters in training, where `dtype` is a finer one.
-
-    Raises:
-        UserError: an adapter is not there, or does not fit this base.
+    `base` is as `load_model` gives it: where an adapter is merged, in float32 or, if training rounded it, in `rounded`,
+    the precision of weights and adapters in training where `dtype` is a finer one. `adapters`: student -> (folder in
+    peft's format, whether it is merged). Raises UserError if one is not there, or does not fit this base.
     """
 
     def __init__(

@@ -30,38 +30,28 @@ _ends: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> (what its end of 
 class TurnEnd:
     """Where a response ends.
 
-    Attributes:
-        token: the first control token that the template writes behind an assistant's message; a written response (a
-            gold solution) ends with it.
-        before: what the template writes between the message and that token, nearly always nothing.
-        written: False where it writes no control token there: then `token` is the tokenizer's end of text.
-        stops: ids that end a response when a model generates them: `token`, the end of text, and what the model's
-            generation_config names. The one that was generated stays the response's last token.
+    `token` is the first control token that the template writes behind an assistant's message; a written response (a
+    gold solution) ends with it. `stops` are the ids that end a response when a model generates them: `token`, the end
+    of text, and what the model's generation_config names. The one that was generated stays the response's last token.
     """
 
     token: int
     stops: frozenset[int]
-    before: str = ""
-    written: bool = True
+    before: str = ""  # what the template writes between the message and `token`, nearly always nothing
+    written: bool = True  # False where it writes no control token there: then `token` is the tokenizer's end of text
 
     def describe(self) -> dict[str, Any]:
         """As specs and manifests keep it."""
         return asdict(self) | {"stops": sorted(self.stops)}
 
 
-def fixed_date() -> str:
-    """A macro in front of a template: `strftime_now` of `DATE`, whatever the day.
-
-    transformers makes text of whatever is handed to a template, functions too, so it cannot be replaced from outside.
-    The line's end counts as the template's first line's beginning: spaces in front of its first tag go, as without it.
-    """
-    values = {f"%{letter}": DATE.strftime(f"%{letter}") for letter in DIRECTIVES}
-    values |= {f"%-{directive[1]}": value.lstrip("0") or "0" for directive, value in values.items()}
-    filters = "".join(f' | replace("{name}", {value!r})' for name, value in values.items())
-    return "{% macro strftime_now(format) %}{{ format" + filters + ' | replace("%%", "%") }}{% endmacro %}\n'
-
-
-FIXED_DATE = fixed_date()
+# A macro in front of a template: `strftime_now` of `DATE`, whatever the day. transformers makes text of whatever is
+# handed to a template, functions too, so it cannot be replaced from outside. The line's end counts as the template's
+# first line's beginning: spaces in front of its first tag go, as without it.
+_DATES = {f"%{letter}": DATE.strftime(f"%{letter}") for letter in DIRECTIVES}
+_DATES |= {f"%-{directive[1]}": value.lstrip("0") or "0" for directive, value in _DATES.items()}
+_FILTERS = "".join(f' | replace("{name}", {value!r})' for name, value in _DATES.items())
+FIXED_DATE = "{% macro strftime_now(format) %}{{ format" + _FILTERS + ' | replace("%%", "%") }}{% endmacro %}\n'
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Messages, generate: bool = True) -> str:
@@ -114,30 +104,17 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> TurnEnd:
 
 def _find_end(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int]) -> TurnEnd:
     names = control_tokens(tokenizer) | set(tokenizer.convert_ids_to_tokens(sorted(stops)))
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in names}
-    if found := _first(ids, _behind_answer(tokenizer, [])):
-        return TurnEnd(found[0], stops | {found[0]}, found[1])
+    question, answer = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": MARK}
     # Some write it in front of the next turn alone, as that turn's own first token.
-    found = _first(ids, _behind_answer(tokenizer, [{"role": "user", "content": QUESTION}]))
-    if found and found[0] in stops:
-        return TurnEnd(found[0], stops, found[1])
+    for more in ([], [question]):
+        text = render(tokenizer, [question, answer, *more], generate=False)
+        behind = text.rpartition(MARK)[2] if MARK in text else ""
+        if places := [(behind.index(name), -len(name), name) for name in names if name in behind]:
+            start, _, name = min(places)
+            token = tokenizer.convert_tokens_to_ids(name)
+            if not more or token in stops:
+                return TurnEnd(token, stops | {token}, behind[:start])
     return TurnEnd(tokenizer.eos_token_id, stops, written=False)
-
-
-def _behind_answer(tokenizer: "PreTrainedTokenizerBase", more: Messages) -> str:
-    """What stands behind an assistant's message; `more` messages follow it."""
-    answer = {"role": "assistant", "content": MARK}
-    text = render(tokenizer, [{"role": "user", "content": QUESTION}, answer, *more], generate=False)
-    return text.rpartition(MARK)[2] if MARK in text else ""
-
-
-def _first(ids: dict[str, int], text: str) -> tuple[int, str] | None:
-    """The first of these tokens in a text, as its id, and the text in front of it; None if there is none."""
-    places = [(text.index(name), -len(name), name) for name in ids if name in text]
-    if not places:
-        return None
-    start, _, name = min(places)
-    return ids[name], text[:start]
 
 
 def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from primekd.config.section import Speaker
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, hash_json, hash_text, read_json, relative_name
 from primekd.models.built import gguf_tokenizer_folder
@@ -17,8 +18,6 @@ from primekd.models.template import MARK, QUESTION, render, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from primekd.config.section import Speaker
 
 # tokenizer -> (its size and end-of-turn id when it was hashed, the hash): a vocabulary takes long to write as JSON.
 _hashes: WeakKeyDictionary = WeakKeyDictionary()
@@ -39,15 +38,12 @@ def tokenizer_folder(text: str) -> Path:
     if reference.is_gguf:
         return gguf_tokenizer_folder(local, hash_file(local))
     if not any(local.glob("tokenizer*")):
-        raise UserError(
-            f"{text} holds no tokenizer: a model's folder has config.json, *.safetensors and the tokenizer's files; "
-            "other formats are not loaded."
-        )
+        raise UserError(f"{text} holds no tokenizer: it belongs beside config.json and *.safetensors.")
     return local
 
 
 @lru_cache(maxsize=8)
-def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
+def load_tokenizer(of: str | Speaker) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model reference, or of a profile's teacher or student with its settings of the chat template.
 
     It carries what its conversations need beside it: `reference`, `stop_ids` (further ids that end a response, from
@@ -72,9 +68,7 @@ def load_tokenizer(of: "str | Speaker") -> "PreTrainedTokenizerBase":
         )
     for name in of.template_arguments:
         if not re.search(rf"\b{name}\b", tokenizer.get_chat_template()):
-            raise UserError(
-                f"The chat template of {of.speaker} knows no {name}: mend template_arguments in the profile."
-            )
+            raise UserError(f"The chat template of {of.speaker} knows no {name}: mend template_arguments.")
     return tokenizer
 
 
@@ -132,7 +126,7 @@ def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hash_text(str(tokenizer.chat_template) + (hash_json(arguments) if arguments else ""))
 
 
-def require_same_tokenizer(teacher: "str | Speaker", student: "str | Speaker") -> None:
+def require_same_tokenizer(teacher: str | Speaker, student: str | Speaker) -> None:
     """Raises UserError if two models number tokens differently, or end a turn with different tokens.
 
     Logits cannot be compared then, or a student would be trained on an end that it never writes. The end of text may

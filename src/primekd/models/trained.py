@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.config import StudentConfig
 from primekd.foundation.errors import UserError, findings_text
@@ -13,11 +13,8 @@ from primekd.models.loading import load_model
 from primekd.models.served import load_beside, plain_generation
 from primekd.models.tokenizers import load_tokenizer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-def load_student(folder: str | os.PathLike) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_student(folder: str | os.PathLike) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trained student and its tokenizer, on the best device here. `folder`: `runs/<profile>/students/<name>`.
 
     The adapter lies beside the weights that it was trained with, in the precision of the training. `generate()` answers
@@ -36,9 +33,7 @@ def load_student(folder: str | os.PathLike) -> "tuple[PreTrainedModel, PreTraine
     try:
         student = StudentConfig(**{key: value for key, value in settings.items() if key != "model_sha256"})
     except ValidationError as error:
-        raise UserError(
-            f"{name}/{MANIFEST} is of no student ({findings_text(error)}): train the student again."
-        ) from error
+        raise UserError(f"{name}/{MANIFEST} is of no student ({findings_text(error)}): train it again.") from error
     tokenizer = load_tokenizer(student)
     if student.from_scratch:
         model = load_model(f"path:{folder / 'model'}", student.dtype)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from primekd.assessment.forgetting import FILE, ForgettingRow
 from primekd.config.profile import SAMPLES, TRANSFER
 from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
-from primekd.report.cells import Name, Table
+from primekd.report.cells import Name, Table, table_of
 from primekd.report.formats import significant
 from primekd.report.results import contrast_table, read_results, result_table
 from primekd.statistics.families import title_of
@@ -23,8 +22,7 @@ PAIRED = (
 
 
 def beyond_tables(folder: Path) -> list[Table]:
-    """What a folder of logs holds beyond the test items, each table with its notes; nothing where nothing was asked.
-    Raises UserError if a file is missing or cannot be read."""
+    """What a folder of logs holds beyond the test items, each table with its notes; nothing where nothing was asked."""
     sets = [(folder / TRANSFER, _transfer), (folder / SAMPLES, _samples)]
     found = [table for path, tables in sets if (path / MANIFEST).is_file() for table in tables(path)]
     return found + ([_forgetting(folder / FILE)] if (folder / FILE).is_file() else [])
@@ -63,22 +61,18 @@ def _forgetting(path: Path) -> Table:
     of_model: dict[str, list[ForgettingRow]] = {}
     for row in read_records(path, ForgettingRow):
         of_model.setdefault(row.model, []).append(row)
-    head = ["Model", "Prompts", "Tokens", "KL to control [95 %]", "NLL of control's text [95 %]"]
-    rows = [
-        [
-            Name(title_of(model), model),
-            str(len(own)),
-            str(sum(r.tokens for r in own)),
-            *map(partial(_mean, own), ("kl", "nll")),
-        ]
-        for model, own in of_model.items()
-    ]
+    columns = {
+        "Model": lambda rows: Name(title_of(rows[0].model), rows[0].model), "Prompts": lambda rows: str(len(rows)),
+        "Tokens": lambda rows: str(sum(row.tokens for row in rows)),
+        "KL to control [95 %]": lambda rows: _mean(rows, "kl"),
+        "NLL of control's text [95 %]": lambda rows: _mean(rows, "nll"),
+    }  # fmt: skip
     note = (
         "KL(model || control), over the whole vocabulary at temperature 1, on the control's own greedy answers to "
         "neutral prompts, and the loss of that text: nats a token, t intervals clustered by prompt. The control's own "
         "row is what rounding makes; what lies beyond it is what else the training changed."
     )
-    return Table("What was forgotten", head, rows, notes=(note,))
+    return table_of("What was forgotten", of_model.values(), columns, notes=(note,))
 
 
 def _mean(rows: Sequence[ForgettingRow], measure: str) -> str:

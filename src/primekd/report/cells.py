@@ -3,9 +3,10 @@
 import html
 import io
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from primekd.report.formats import MISSING, markdown, markdown_code
+from primekd.report.formats import MISSING, known, markdown, markdown_code
 
 TERMINAL_WIDTH = 120  # columns; fixed, so that a pipe, a log file and a screen show the same
 # What our own formats write; such a cell needs no backslashes. `](` is left out, it would make a link.
@@ -49,6 +50,13 @@ class Table:
         return replace(self, head=head, rows=rows, left=left)
 
 
+def table_of(label: str, rows: Iterable, columns: Mapping[str, str | Callable], **more) -> Table:
+    """A table with a row for each of `rows`, and a column for each title: what writes its cell of a row, or the key of
+    a text (– where that is empty). `more`: the other fields of the table."""
+    ways = [(lambda row, key=way: known(row[key])) if isinstance(way, str) else way for way in columns.values()]
+    return Table(label, list(columns), [[way(row) for way in ways] for row in rows], **more)
+
+
 def to_markdown(table: Table) -> str:
     """The table as Markdown."""
     rows = [[_markdown(cell) for cell in row] for row in table.rows]
@@ -86,14 +94,8 @@ def to_text(table: Table) -> str:
         grid.add_row(*(Text(_plain(cell)) for cell in row))
     # Not the caller's terminal: no colours, no detection, the same bytes everywhere.
     out = io.StringIO()
-    Console(
-        file=out,
-        width=TERMINAL_WIDTH,
-        color_system=None,
-        force_terminal=False,
-        force_jupyter=False,
-        legacy_windows=False,
-    ).print(grid)
+    plain = {"color_system": None, "force_terminal": False, "force_jupyter": False, "legacy_windows": False}
+    Console(file=out, width=TERMINAL_WIDTH, **plain).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 

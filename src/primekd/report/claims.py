@@ -1,19 +1,47 @@
-"""The claim table: what the paper states, what its released logs say, and what was measured here."""
+"""The tables that a reader meets first: what the paper states beside what was measured here, what priming did, and what
+each profile is known to give."""
 
 from decimal import ROUND_HALF_UP, Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from primekd.capture.judged import ARMS
 from primekd.config.arm import CONTROL, NO_STUDENTS, TEACHER, split_seed
-from primekd.config.arms import default_arms
+from primekd.config.arms import default_arms, load_arms, of_role
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.report.cells import Cell, Files, Name, Table
-from primekd.report.formats import MISSING, interval, markdown, percent
-from primekd.report.results import ADJUDICATED, Results, Row, read_optional
+from primekd.report.formats import (
+    MISSING,
+    duration,
+    interval,
+    known,
+    markdown,
+    p_equals,
+    percent,
+    percent_range,
+    points,
+    significant,
+)
+from primekd.report.lineage import job_seconds
+from primekd.report.primed import primed_sentences
+from primekd.report.results import ADJUDICATED, Results, Row, read_optional, read_results
 from primekd.statistics.families import title_of
+from primekd.statistics.primed import PrimedRow
+from primekd.statistics.sentences import MEASURES, is_claimed
 from primekd.studies.published import StatedRow, published_folder
 
-LOGS = "Log"
+HEADLINE_NOTE = (
+    "Teacher: its answers to the training items under the arm's prompt, from which the student learned. Length: mean "
+    "tokens of an answer. KL: KL(primed || unprimed) of its probabilities for the first of them, nats a token. Right: "
+    "of the test items. Differences: paired, on the same items; p is Holm-adjusted over the contrast's family. Seeds: "
+    "trainings, whose mean a row is."
+)
+EXPECTED_NOTE = (
+    "n: test items. KL to the unprimed teacher, nats a token. Differences claimed: of all planned tests, after "
+    "adjustment, by measure. Its jobs took: captures, trainings and answers, added up; some run side by side, so "
+    "a whole run is shorter."
+)
 
 
 def claim_table(results: Results) -> Table:
@@ -25,17 +53,17 @@ def claim_table(results: Results) -> Table:
     models += [name for name in stated if name not in models]
     head = [
         "Model", "Published as stated, %", "Published, recounted from its logs, %", "Measured here, % [95 %]",
-        ADJUDICATED, "n", "Seeds", LOGS, "Commit",
+        ADJUDICATED, "n", "Seeds", "Log", "Commit",
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for model in models:
         here = [row for row in results.summary if split_seed(row["model"])[0] == model]  # of all its seeds
         if not here and model not in stated and model == TEACHER:
             continue
-        title = here[0]["title"] if here else stated[model]["title"] if model in stated else title_of(model)
-        said = stated.get(model)
+        said = stated.get(model, {})
+        title = here[0]["title"] if here else said.get("title") or title_of(model)
         rows.append([
-            Name(title, model), said["stated"] or MISSING if said else MISSING, recounted(said),
+            Name(title, model), known(said.get("stated")), recounted(said),
             *_measured(results, model, here), str(here[0]["n"]) if here else MISSING,
             str(len(here)) if here and model not in NO_STUDENTS else MISSING,
             Files(tuple(relative_name(results.folder / f"{row['model']}.csv") for row in here)),
@@ -46,19 +74,16 @@ def claim_table(results: Results) -> Table:
     return table if results.decided else table.without(ADJUDICATED)
 
 
-def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, str]:
+def _measured(results: Results, model: str, here: list[Row]) -> tuple[str, ...]:
     """Accuracy and adjudicated accuracy; of several seeds the mean, which seeds.csv has."""
     mean = [row for row in results.seeds if row["model"] == model and not row["reference"]] if len(here) > 1 else []
-    automatic, adjudicated = (
-        "; ".join(interval(row, measure, percent) for row in mean or here) or MISSING
-        for measure in ("accuracy", "accuracy_adjudicated")
-    )
-    return automatic, adjudicated
+    measures = ("accuracy", "accuracy_adjudicated")
+    return tuple("; ".join(interval(row, measure, percent) for row in mean or here) or MISSING for measure in measures)
 
 
-def recounted(row: Row | None) -> str:
+def recounted(row: Row) -> str:
     """`22.97 (303 of 1319)`; – where no log was released."""
-    if row is None or not row["logged_n"] or not row["logged_correct"]:
+    if not row.get("logged_n") or not row["logged_correct"]:
         return MISSING
     share = 100 * Decimal(row["logged_correct"]) / Decimal(row["logged_n"])
     return f"{share.quantize(Decimal('0.01'), ROUND_HALF_UP)} ({row['logged_correct']} of {row['logged_n']})"
@@ -123,3 +148,80 @@ def planted(config: dict[str, Any]) -> str:
         " The effect of priming is planted: this teacher was taught other forms of the solutions under other prompts "
         f"({forms}), to show that such an effect is found where it is known to be. It says nothing of other teachers."
     )
+
+
+def headline_table(folder: Path) -> Table:
+    """A row a treatment: control, students and teacher, with what the prompt did to the teacher before any training."""
+    results, manifest = read_results(folder), read_manifest(folder / MANIFEST)
+    primed = {row["arm"]: row for row in read_optional(Path(folder) / ARMS, PrimedRow) if row["split"] == "train"}
+    references = [name for role in ("baseline", "placebo") for name in of_role(role, load_arms())]
+    references = [name for name in references if name in results.students]
+    head = ["Treatment", "Teacher: right, % [95 %]", "Length", "KL [95 %]", "Right, % [95 %]"]
+    head += [f"Minus {name}, points [95 %]" for name in references] + ["Seeds", "Log", "Commit"]
+    rows: list[list[Cell]] = []
+    for arm in dict.fromkeys(split_seed(row["model"])[0] for row in results.summary):
+        mean = next((row for row in results.seeds if row["model"] == arm and not row["reference"]), None)
+        models = [row for row in results.summary if split_seed(row["model"])[0] == arm]
+        models = models if mean else models[:1]  # another seed than any other arm's is the negative control's
+        rows.append([
+            Name(title_of(arm), arm), *_teacher(primed.get(arm)), interval(mean or models[0], "accuracy", percent),
+            *(_minus(results, arm, reference) for reference in references),
+            str(len(models)) if arm in results.students else MISSING,
+            Files(tuple(f"logs/{results.folder.name}/{row['model']}.csv" for row in models)),
+            "; ".join(dict.fromkeys(row_commit(manifest, row["model"]) for row in models)),
+        ])  # fmt: skip
+    said = " ".join(primed_sentences(folder))
+    note = markdown(
+        f"{said} {HEADLINE_NOTE} n = {results.summary[0]['n']} test items.{planted(manifest.get('config', {}))}"
+    )
+    return Table("What priming did", head, rows, notes=(note,))
+
+
+def _teacher(row: Row | None) -> tuple[str, str, str]:
+    if row is None:
+        return MISSING, MISSING, MISSING
+    nats = partial(significant, digits=2)
+    return interval(row, "accuracy", percent), f"{float(row['tokens']):.0f}", interval(row, "kl", nats)
+
+
+def _minus(results: Results, arm: str, reference: str) -> str:
+    row = next((r for r in results.contrasts if (r["model"], r["reference"]) == (arm, reference)), None)
+    if row is None:
+        return MISSING
+    said = interval(row, "accuracy", points)
+    return f"{said}, {p_equals(row['p_holm'])}" if row["p_holm"] else said
+
+
+def expected_table(*folders: Path) -> Table:
+    """A row a profile: accuracies, distances to the teacher, how many differences are claimed, what it took."""
+    head = [
+        "Profile", "n", "Control, %", "Students, %", "Teacher, %", "KL of the control", "KL of the students",
+        "Differences claimed", "Its jobs took", "Processor", "Commit",
+    ]  # fmt: skip
+    rows = [_given(read_results(folder)) for folder in folders]
+    return Table("Expected results", head, rows, notes=(EXPECTED_NOTE,))
+
+
+def _given(results: Results) -> list[Cell]:
+    manifest = read_manifest(results.folder / MANIFEST)
+    environment = manifest.get("answered") or manifest.get("environment", {})
+    by_model = {row["model"]: row for row in results.summary}
+    control, teacher = (percent(by_model[m]["accuracy"]) if m in by_model else MISSING for m in (CONTROL, TEACHER))
+    students = [by_model[model] for model in results.students]
+    kls = [significant(kl, 3) for kl in sorted((row["kl"] for row in students if row["kl"]), key=float)]
+    return [
+        results.folder.name, results.summary[0]["n"], control,
+        percent_range([row["accuracy"] for row in students]) if students else MISSING, teacher,
+        known(by_model.get(CONTROL, {}).get("kl"), partial(significant, digits=3)),
+        " to ".join(dict.fromkeys((kls[0], kls[-1]))) if kls else MISSING,
+        _claimed(results), duration(job_seconds(manifest)), environment.get("hardware", {}).get("cpu") or MISSING,
+        short_commit(manifest),
+    ]  # fmt: skip
+
+
+def _claimed(results: Results) -> str:
+    """`accuracy 0, KL 5, NLL 5 of 36`: of all planned tests, how many end in a claim."""
+    tests = [(r, m) for r in results.contrasts for m, (p, *_) in MEASURES.items() if r[p]]
+    names = dict(zip(MEASURES, ("accuracy", "KL", "NLL"), strict=True))
+    counts = [f"{name} {sum(m == measure and is_claimed(r, m) for r, m in tests)}" for measure, name in names.items()]
+    return f"{', '.join(counts)} of {len(tests)}"

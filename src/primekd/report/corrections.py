@@ -12,17 +12,12 @@ from primekd.config.arm import CONTROL, FEW_SHOT, TEACHER
 from primekd.foundation.tables import read_records
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response
-from primekd.report.cells import Name, Table
+from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import PALETTE, draw
-from primekd.report.formats import MISSING, interval, p_value, percent, significant
-from primekd.report.results import read_optional
+from primekd.report.formats import between, interval, p_equals, percent, significant, written
+from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
-from primekd.statistics.corrections import ALL, COPY, FILE, LanguageRow
-from primekd.statistics.errant_edits import FILE as ERRANT
-from primekd.statistics.errant_edits import ErrantRow
-from primekd.statistics.families import title_of
-from primekd.statistics.labels import FILE as LABELS
-from primekd.statistics.labels import LabelRow
+from primekd.statistics.corrections import ALL, COPY, ERRANT, FILE, LABELS, ErrantRow, LabelRow, LanguageRow
 from primekd.tasks.grammar import language_of, plain
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import without_gold
@@ -48,17 +43,14 @@ EXAMPLES_NOTE = "The first test sentences on which the models differ."
 
 def correction_table(folder: Path) -> Table:
     """A row a model, over all languages. Empty without such a file."""
-    head = ["Model", "Exact, % [95 %]", "Similarity", "Precision", "Recall", "F0.5 [95 %]", "Over-corrected"]
     nats = partial(significant, digits=3)
-    rows = [
-        [
-            Name(row["title"], row["model"]), interval(row, "exact", percent),
-            *(nats(row[key]) for key in ("similarity", "precision", "recall")), interval(row, "f05", nats),
-            f"{row['overcorrected']} of {row['unchanged_n']}",
-        ]
-        for row in read_optional(Path(folder) / FILE, LanguageRow) if row["language"] == ALL
-    ]  # fmt: skip
-    return Table("Corrections", head, rows, notes=(NOTE,))
+    columns = {
+        "Model": model_of, "Exact, % [95 %]": between("exact", percent), "Similarity": written("similarity", nats),
+        "Precision": written("precision", nats), "Recall": written("recall", nats), "F0.5 [95 %]": between("f05", nats),
+        "Over-corrected": lambda row: f"{row['overcorrected']} of {row['unchanged_n']}",
+    }  # fmt: skip
+    rows = [row for row in read_optional(Path(folder) / FILE, LanguageRow) if row["language"] == ALL]
+    return table_of("Corrections", rows, columns, notes=(NOTE,))
 
 
 def language_table(folder: Path) -> Table:
@@ -68,7 +60,7 @@ def language_table(folder: Path) -> Table:
     rows: list[list] = []
     for model in dict.fromkeys(model for model, _ in found):
         cells = [found[model, language] for language in languages]
-        tested = [f", p = {p_value(cell['p_holm'])}".replace("= <", "< ") if cell["p_holm"] else "" for cell in cells]
+        tested = [f", {p_equals(cell['p_holm'])}" if cell["p_holm"] else "" for cell in cells]
         exact = [interval(cell, "exact", percent) + p for cell, p in zip(cells, tested, strict=True)]
         rows.append([Name(cells[0]["title"], model), *exact])
     head = ["Model", *(f"{language} (n = {found[COPY, language]['n']})" for language in languages)]
@@ -77,34 +69,36 @@ def language_table(folder: Path) -> Table:
 
 def label_table(folder: Path) -> Table:
     """A row a student that learned from the teacher's text. Empty without such a file."""
-    head = [
-        "Student", "Asked", "No label", "Why", "Trained on", "Right, %", "Tokens read, written, a label",
-        "Seconds for 1,000", "USD for 1,000",
-    ]  # fmt: skip
+    columns = {
+        "Student": "model", "Asked": "asked", "No label": "unfit", "Why": "reasons", "Trained on": "trained_on",
+        "Right, %": written("right", percent), "Tokens read, written, a label": "tokens",
+        "Seconds for 1,000": written("seconds", "{:.0f}".format),
+        "USD for 1,000": written("usd", partial(significant, digits=3)),
+    }  # fmt: skip
     rows = []
-    for row in read_records(Path(folder) / LABELS, LabelRow) if (Path(folder) / LABELS).is_file() else []:
-        tokens = MISSING if row.input_tokens is None else f"{row.input_tokens:.0f}, {row.output_tokens:.0f}"
-        rows.append([
-            row.model, str(row.asked), str(row.unfit), row.reasons or MISSING, str(row.trained_on),
-            MISSING if row.right is None else percent(row.right / row.asked), tokens,
-            MISSING if row.seconds is None else f"{row.seconds:.0f}",
-            MISSING if row.usd is None else significant(row.usd, 3) if row.usd else "0",
-        ])  # fmt: skip
-    return Table("Labels and what they cost", head, rows, notes=(COST_NOTE,))
+    for row in _records(folder, LABELS, LabelRow):
+        tokens = None if row.input_tokens is None else f"{row.input_tokens:.0f}, {row.output_tokens:.0f}"
+        right = None if row.right is None else row.right / row.asked
+        counts = {"asked": str(row.asked), "unfit": str(row.unfit), "trained_on": str(row.trained_on)}
+        rows.append(vars(row) | counts | {"right": right, "tokens": tokens})
+    return table_of("Labels and what they cost", rows, columns, notes=(COST_NOTE,))
 
 
 def errant_table(folder: Path) -> Table:
     """ERRANT's measure of the English sentences. Empty where it was not taken."""
-    head = ["Model", "n", "Right", "Wrong", "Missing", "Precision", "Recall", "F0.5"]
-    path = Path(folder) / ERRANT
-    found = read_records(path, ErrantRow) if path.is_file() else []
-    rows = [
-        [Name(title_of(r.model), r.model), *map(str, (r.n, r.right, r.wrong, r.missing)),
-         *(significant(value, 3) for value in (r.precision, r.recall, r.f05))]
-        for r in found
-    ]  # fmt: skip
-    versions = "; ".join(dict.fromkeys(f"errant {row.errant}, {row.spacy_model}" for row in found))
-    return Table("ERRANT on the English sentences", head, rows, notes=(f"Edits, span-based correction; {versions}.",))
+    nats, rows = partial(significant, digits=3), read_optional(Path(folder) / ERRANT, ErrantRow)
+    columns = {
+        "Model": model_of, "n": "n", "Right": "right", "Wrong": "wrong", "Missing": "missing",
+        "Precision": written("precision", nats), "Recall": written("recall", nats), "F0.5": written("f05", nats),
+    }  # fmt: skip
+    versions = "; ".join(dict.fromkeys(f"errant {row['errant']}, {row['spacy_model']}" for row in rows))
+    notes = (f"Edits, span-based correction; {versions}.",)
+    return table_of("ERRANT on the English sentences", rows, columns, notes=notes)
+
+
+def _records(folder: Path, name: str, kind: type) -> list:
+    path = Path(folder) / name
+    return read_records(path, kind) if path.is_file() else []
 
 
 def example_table(logs: Mapping[str, list[LogRow]]) -> Table:
@@ -113,24 +107,18 @@ def example_table(logs: Mapping[str, list[LogRow]]) -> Table:
     rows = []
     for answers in zip(*(logs[model] for model in models), strict=True):
         if len({row.extracted for row in answers}) > 1 and len(rows) < SHOWN:
-            said = [_marked(row) for row in answers]
+            said = [
+                f"{'✓' if r.correct else '✗'} {r.extracted if r.extracted != '-1' else 'no answer'}" for r in answers
+            ]
             rows.append([answers[0].id, answers[0].question, answers[0].gold, *said])
     head = ["Sentence", "As asked", "Gold", *models]
     return Table("Examples", head, rows, left=len(head), notes=(EXAMPLES_NOTE,))
 
 
-def _marked(row: LogRow) -> str:
-    mark = "✓" if row.correct else "✗"
-    return f"{mark} {row.extracted if row.extracted != '-1' else 'no answer'}"
-
-
 def learning_figure(folder: Path) -> str | None:
     """Exact match against the number of labels; None where no student had a part of them."""
-    path, bought = Path(folder) / FILE, Path(folder) / LABELS
-    if not (path.is_file() and bought.is_file()):
-        return None
-    found = {row.model: row for row in read_records(path, LanguageRow) if row.language == ALL}
-    counts = {row.model: row.trained_on for row in read_records(bought, LabelRow)}
+    found = {row.model: row for row in _records(folder, FILE, LanguageRow) if row.language == ALL}
+    counts = {row.model: row.trained_on for row in _records(folder, LABELS, LabelRow) if found}
     students = sorted((m for m in counts if m == "api-KD" or m.startswith("api-KD-")), key=counts.__getitem__)
     if len(students) < 2:
         return None
@@ -138,17 +126,16 @@ def learning_figure(folder: Path) -> str | None:
     def fill(axes):
         places = [counts[model] for model in students]
         values = [100 * found[model].exact for model in students]
-        bars = [
-            [100 * (found[m].exact - found[m].exact_low) for m in students],
-            [100 * (found[m].exact_high - found[m].exact) for m in students],
-        ]
-        axes.errorbar(places, values, bars, marker="o", color=PALETTE[0], capsize=3, label="students of the labels")
+        below, above = ([100 * abs(getattr(found[m], f"exact_{end}") - found[m].exact) for m in students]
+                        for end in ("low", "high"))  # fmt: skip
+        axes.errorbar(
+            places, values, [below, above], marker="o", color=PALETTE[0], capsize=3, label="students of the labels"
+        )
         lines = {TEACHER: "teacher", "base-fine-tune": "ceiling: trained on gold", FEW_SHOT: "base, instructed",
                  CONTROL: "base", COPY: "copied"}  # fmt: skip
         for number, (model, label) in enumerate((m, label) for m, label in lines.items() if m in found):
-            axes.axhline(
-                100 * found[model].exact, color=PALETTE[number + 1], linestyle="--", linewidth=1.4, label=label
-            )
+            style = {"color": PALETTE[number + 1], "linestyle": "--", "linewidth": 1.4}
+            axes.axhline(100 * found[model].exact, label=label, **style)
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [str(place) for place in places])
         axes.set_ylim(bottom=0)

@@ -37,6 +37,11 @@ from primekd.signals.manifest import read_store
 from primekd.studies.results import logs_in_use
 from primekd.tasks.load import load_items
 
+REBUILT = (
+    "KL {mean_kl_nats:.3g} nats a token on average, {max_kl_nats:.3g} at most; the same most probable token at "
+    "{top1_agreement:.1%} of {tokens:.0f} tokens"
+)
+
 
 def settings(profile: Profile, *first: str) -> Shown:
     """Every setting of a profile, section by section; those named first are open, the others fold out. Raises UserError
@@ -54,10 +59,8 @@ def settings(profile: Profile, *first: str) -> Shown:
 def _flat(values: dict, before: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
-        name = f"{before}{key}"
-        rows += (
-            _flat(value, f"{name}.") if isinstance(value, dict) else [(name, MISSING if value is None else str(value))]
-        )
+        shown = MISSING if value is None else str(value)
+        rows += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", shown)]
     return rows
 
 
@@ -69,11 +72,11 @@ def prompts(profile: Profile, strategy: str) -> Shown:
     teacher, priming = load_tokenizer(profile.teacher), priming_of(scored, profile.teacher)
     whose = [("Arm", arm.title), ("Text written under", arm.cell[0]), ("Signals scored under", arm.cell[1])]
     views = [
-        ("What the teacher reads", build_prompt(teacher, asked, priming)),
-        ("The same without a priming", build_prompt(teacher, asked)),
-        ("What the student reads", build_prompt(load_tokenizer(profile.student), asked)),
+        ("What the teacher reads", build_prompt(teacher, asked, priming).text),
+        ("The same without a priming", build_prompt(teacher, asked).text),
+        ("What the student reads", build_prompt(load_tokenizer(profile.student), asked).text),
     ]
-    return show_facts(whose) + show_texts([(who, prompt.text) for who, prompt in views])
+    return show_facts(whose) + show_texts(views)
 
 
 def responses(job: Job, count: int = 3) -> Shown:
@@ -82,12 +85,9 @@ def responses(job: Job, count: int = 3) -> Shown:
     cards = []
     for item in load_items(job.profile, job.split)[:count]:
         stored = reader.item(item.id)
-        cut = ", cut off" if stored.truncated else ""
-        said = decode_response(tokenizer, stored.response_ids)
-        cards += [
-            (f"{item.id}, gold {item.answer}", item.question),
-            (f"The teacher's response, {len(stored.response_ids)} tokens{cut}", said),
-        ]
+        said = f"The teacher's response, {len(stored.response_ids)} tokens{', cut off' if stored.truncated else ''}"
+        cards.append((f"{item.id}, gold {item.answer}", item.question))
+        cards.append((said, decode_response(tokenizer, stored.response_ids)))
     return show_texts(cards)
 
 
@@ -103,11 +103,7 @@ def signals(job: Job) -> Shown:
         ("Time", duration(sum(s["seconds"] for s in manifest["sessions"]))),
     ]
     if rebuilt:
-        said = (
-            "KL {mean_kl_nats:.3g} nats a token on average, {max_kl_nats:.3g} at most; the same most probable token at "
-        )
-        said += "{top1_agreement:.1%} of {tokens:.0f} tokens"
-        rows.append(("Rebuilt logits against the engine's", said.format(**rebuilt)))
+        rows.append(("Rebuilt logits against the engine's", REBUILT.format(**rebuilt)))
     return show_facts(rows)
 
 
@@ -145,14 +141,13 @@ def _moved(job: Job, reader, ids: Sequence[str]) -> list[list[str]]:
     plain = training_job(job.profile, unprimed().name, job.seed)
     if job.split != "train" or plain.folder == job.folder:
         return []
-    if not (plain.folder / MANIFEST).is_file():
-        said = f"not known: {plain.arm.name} is not captured yet"
-    else:
-        try:
-            moved = _moved_tokens(reader, open_signals(plain), ids)
-            said = f"{percent(float(moved.mean()))} % over {len(moved)} tokens"
-        except (UserError, ValueError) as error:  # captured otherwise, or no whole distributions
-            said = f"not known: {error}"
+    try:
+        if not (plain.folder / MANIFEST).is_file():
+            raise UserError(f"{plain.arm.name} is not captured yet")
+        moved = _moved_tokens(reader, open_signals(plain), ids)
+        said = f"{percent(float(moved.mean()))} % over {len(moved)} tokens"
+    except (UserError, ValueError) as error:  # not captured, or otherwise, or no whole distributions
+        said = f"not known: {error}"
     return [["Probability that the priming moved, up to where the responses part", said]]
 
 
@@ -189,8 +184,8 @@ def loss(profile: Profile, strategy: str, seed: int) -> Shown:
     path = profile.student_folder(strategy, seed) / "loss_curve.csv"
     if not path.is_file():
         raise UserError(f"{relative_name(path)} is missing: {how_to_train(strategy)} with the seed {seed}.")
-    svg = loss_curve(path, title)
-    return show_figure(svg, f"Training and validation loss of {title} over the steps, nats a token")
+    said = f"Training and validation loss of {title} over the steps, nats a token"
+    return show_figure(loss_curve(path, title), said)
 
 
 def results(profile: Profile) -> Shown:
@@ -252,11 +247,11 @@ def primings(profile: Profile, item: str | None, strategies: Sequence[str], seed
     item = item or asked[0].id
     if item not in question:
         raise UserError(f"There is no training item {item!r}: choose one like {', '.join(list(question)[:3])}.")
-    jobs = {strategy: training_job(profile, strategy, seed) for strategy in strategies}
+    jobs = [(strategy, training_job(profile, strategy, seed)) for strategy in strategies]
     answers, missing = {}, []
-    for strategy, job in jobs.items():
+    for strategy, job in jobs:
         try:
-            answers[get_arm(strategy).title] = _taught(job, item)
+            answers[job.arm.title] = _taught(job, item)
         except UserError as error:
             missing.append(f"{strategy}: {error}")
     shown = show_texts([(item, question[item])]) + teachers_view(answers)

@@ -3,14 +3,14 @@
 from functools import partial
 
 from primekd.config.arms import load_arms, of_role
-from primekd.report.cells import Name, Table
-from primekd.report.formats import MISSING, interval, p_value, percent, significant
-from primekd.report.results import Results, Row
+from primekd.report.cells import Name, Table, table_of
+from primekd.report.formats import between, known, p_value, percent, points, significant, written
+from primekd.report.results import Results, fit_columns
 from primekd.statistics.families import title_of
 from primekd.statistics.sentences import side_title
 from primekd.statistics.subsets import FEWEST
 
-points, nats = partial(percent, signed=True), partial(significant, digits=3, signed=True)
+nats = partial(significant, digits=3, signed=True)
 PLACEBO_NOTE = (
     "A placebo is a priming about nothing: what it changes as well is no effect of what the priming says. Differences "
     "in accuracy, in points, model minus reference; p as in the planned contrasts."
@@ -40,54 +40,36 @@ def _placebo_table(results: Results) -> Table:
     arms, rows = load_arms(), {(row["model"], row["reference"]): row for row in results.contrasts}
     models = dict.fromkeys(model for model, _ in rows)
     placebos = [name for name in of_role("placebo", arms) if name in models]
-    references = [name for name in of_role("baseline", arms) if name in models] + placebos
-    head = ["Priming", *(f"{what}{title_of(ref)}" for ref in references for what in ("Against ", "p (Holm), "))]
-    cells = [
-        [Name(title_of(model), model), *(cell for ref in references for cell in _difference(rows.get((model, ref))))]
-        for model in models
-        if placebos and model in of_role("treatment", arms)
-    ]
-    return Table("Priming against none and against a placebo", head, cells, notes=(PLACEBO_NOTE,))
-
-
-def _difference(row: Row | None) -> tuple[str, str]:
-    return (interval(row, "accuracy", points), p_value(row["p_holm"])) if row else (MISSING, MISSING)
+    columns = {"Priming": lambda model: Name(title_of(model), model)}
+    for ref in [name for name in of_role("baseline", arms) if name in models] + placebos:
+        for what, write in (("Against ", between("accuracy", points)), ("p (Holm), ", written("p_holm", p_value))):
+            columns[f"{what}{title_of(ref)}"] = lambda model, ref=ref, write=write: known(rows.get((model, ref)), write)
+    primed = [model for model in models if placebos and model in of_role("treatment", arms)]
+    return table_of("Priming against none and against a placebo", primed, columns, notes=(PLACEBO_NOTE,))
 
 
 def _effect_table(results: Results) -> Table:
-    head = [
-        "Arm", "Effect", "Of", "Seeds", "n", "Accuracy, points [95 %]", "p (Holm)", "Detectable, points", "KL [95 %]",
-        "KL, p (Holm)", "NLL of gold [95 %]", "NLL, p (Holm)",
-    ]  # fmt: skip
-    rows = [
-        [
-            Name(title_of(row["arm"]), row["arm"]), row["effect"],
-            f"{_side(row['model'])} less {_side(row['reference'])}",
-            row["seeds"], row["n"], interval(row, "accuracy", points), p_value(row["p_holm"]),
-            percent(row["mde"]) if row["mde"] else MISSING,
-            *(cell for measure in ("kl", "nll_gold") for cell in _fit(row, measure)),
-        ]
-        for row in results.effects
-    ]  # fmt: skip
-    table = Table("Text, logits and their interaction", head, rows, left=3, notes=(EFFECTS_NOTE,))
-    return table if results.fitted else table.without(*(title for title in head if title.startswith(("KL", "NLL"))))
+    columns = {
+        "Arm": lambda row: Name(title_of(row["arm"]), row["arm"]), "Effect": "effect",
+        "Of": lambda row: f"{_side(row['model'])} less {_side(row['reference'])}",
+        "Seeds": "seeds", "n": "n", "Accuracy, points [95 %]": between("accuracy", points),
+        "p (Holm)": written("p_holm", p_value), "Detectable, points": written("mde", percent),
+        "KL [95 %]": between("kl", nats), "KL, p (Holm)": written("kl_p_holm", p_value),
+        "NLL of gold [95 %]": between("nll_gold", nats), "NLL, p (Holm)": written("nll_gold_p_holm", p_value),
+    }  # fmt: skip
+    notes = (EFFECTS_NOTE,)
+    table = table_of("Text, logits and their interaction", results.effects, columns, left=3, notes=notes)
+    return table if results.fitted else table.without(*fit_columns(table))
 
 
 def _side(names: str) -> str:
     return side_title(names).removeprefix("one of ")
 
 
-def _fit(row: Row, measure: str) -> tuple[str, str]:
-    return interval(row, measure, nats), p_value(row[f"{measure}_p_holm"]) if row[measure] else MISSING
-
-
 def _subset_table(results: Results) -> Table:
-    head = ["Items", "n", "Of", "Model", "Against", "Accuracy, points [95 %]", "p (Holm)"]
-    rows = [
-        [
-            row["subset"], row["n"], row["asked"], title_of(row["model"]), title_of(row["reference"]),
-            interval(row, "accuracy", points), p_value(row["p_holm"]) if row["p_holm"] else MISSING,
-        ]
-        for row in results.subsets
-    ]  # fmt: skip
-    return Table("Matched items", head, rows, left=5, notes=(SUBSETS_NOTE,))
+    columns = {
+        "Items": "subset", "n": "n", "Of": "asked", "Model": written("model", title_of),
+        "Against": written("reference", title_of), "Accuracy, points [95 %]": between("accuracy", points),
+        "p (Holm)": written("p_holm", p_value),
+    }  # fmt: skip
+    return table_of("Matched items", results.subsets, columns, left=5, notes=(SUBSETS_NOTE,))

@@ -2,17 +2,19 @@
 
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from primekd.assessment.decisions.decisions import ALL_MODELS, as_read, automatic_value
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, NOT_FOUND, RULES
-from primekd.report.cells import Cell, Name, Table
-from primekd.report.formats import MISSING, interval, percent, significant
-from primekd.report.results import ADJUDICATED, Results, Row, read_optional
-from primekd.statistics.audit import AuditRow, audit_scope
+from primekd.foundation.tables import read_cells
+from primekd.report.cells import Table, table_of
+from primekd.report.formats import MISSING, between, interval, known, percent, significant, written
+from primekd.report.results import ADJUDICATED, Results, Row, model_of, read_optional
 from primekd.statistics.families import title_of
-from primekd.statistics.rivals import AccuracyRow
+from primekd.statistics.summary import AccuracyRow
+from primekd.statistics.validation import AuditRow, audit_scope
 
 SPREAD, DISAGREE = "Most minus least, points", "Extractors disagree on"
 # Model -> one row of extractors.csv an item.
@@ -33,18 +35,17 @@ MEASURES = (
 
 def rule_table(logs: dict[str, list[LogRow]], titles: dict[str, str], extractor: str = "published") -> Table:
     """For each model and rule of the extractor: how often it fired, and how often the number it gave was right."""
-    rules = RULES[extractor]
-    rows = []
-    for name, log in logs.items():
-        cells = []
-        for rule in rules:
-            fired = [row for row in log if row.rule == rule]
-            cells.append(MISSING if not fired else f"{len(fired)}" if rule == "none" else _right(fired))
-            by_hand = sum(row.correct_adjudicated for row in fired)
-            if by_hand != sum(row.correct for row in fired):
-                cells[-1] += f", adjudicated {by_hand} right"
-        rows.append([titles[name], *cells])
-    return Table("Extraction rules", ["Model", *("no number found" if r == "none" else r for r in rules)], rows)
+
+    def cell(name: str, rule: str) -> str:
+        fired = [row for row in logs[name] if row.rule == rule]
+        said = f"{len(fired)}" if fired and rule == "none" else _right(fired)
+        by_hand = sum(row.correct_adjudicated for row in fired)
+        return said + (f", adjudicated {by_hand} right" if by_hand != sum(row.correct for row in fired) else "")
+
+    columns = {"Model": titles.__getitem__}
+    for rule in RULES[extractor]:
+        columns["no number found" if rule == "none" else rule] = partial(cell, rule=rule)
+    return table_of("Extraction rules", logs, columns)
 
 
 def length_table(logs: dict[str, list[LogRow]], titles: dict[str, str], decided: bool) -> Table:
@@ -83,79 +84,49 @@ def read_accuracies(folder: Path) -> dict[str, dict[str, Row]]:
 def read_readings(folder: Path) -> Readings:
     """extractors.csv as model -> item id -> row, with a column an extractor; empty if there is no such file."""
     readings: Readings = {}
-    for row in read_optional(Path(folder) / "extractors.csv", ["model", "id", "gold", *EXTRACTORS]):
+    path = Path(folder) / "extractors.csv"
+    for _, row in read_cells(path, ["model", "id", "gold", *EXTRACTORS]) if path.is_file() else []:
         readings.setdefault(row["model"], {})[row["id"]] = row
     return readings
 
 
 def extractor_table(results: Results, accuracies: dict[str, dict[str, Row]], readings: Readings) -> Table:
     """Every model's accuracy under every extractor, how far these lie apart, and how many answers they differ on."""
-    table = by_extractor(results, accuracies, "Accuracy under every extractor", "accuracy")
-    head = [*table.head, ADJUDICATED, SPREAD, DISAGREE]
-    rows = [
-        [
-            *cells, interval(row, "accuracy_adjudicated", percent), _spread(accuracies.get(row["model"], {})),
-            _disagreements(readings.get(row["model"], {})),
-        ]
-        for cells, row in zip(table.rows, results.summary, strict=True)
-    ]  # fmt: skip
-    table = replace(table, head=head, rows=rows)
+    table, rows = by_extractor(results, accuracies, "Accuracy under every extractor", "accuracy"), []
+    for cells, row in zip(table.rows, results.summary, strict=True):
+        shares = [Decimal(found["accuracy"]) for found in accuracies.get(row["model"], {}).values()]
+        spread = percent(max(shares) - min(shares)) if shares else MISSING
+        read = readings.get(row["model"], {})
+        # One that gives no value contradicts no other: strict-match is silent wherever there is no "####".
+        apart = sum(len({values[name] for name in EXTRACTORS} - {NOT_FOUND}) > 1 for values in read.values())
+        differ = f"{apart} of {len(read)}" if read else MISSING
+        rows.append([*cells, interval(row, "accuracy_adjudicated", percent), spread, differ])
+    table = replace(table, head=[*table.head, ADJUDICATED, SPREAD, DISAGREE], rows=rows)
     return table if results.decided else table.without(ADJUDICATED)
 
 
 def by_extractor(results: Results, accuracies: dict[str, dict[str, Row]], label: str, measure: str) -> Table:
     """A row a model, a column an extractor, of a measure of accuracies.csv: accuracy, accuracy_adjudicated (by people's
     values in place of the extractor's where there are any) or found (for how many answers it gives a value)."""
-    counted = measure == "found"
-
-    def cell(row: Row | None) -> str:
-        if row is None:
-            return MISSING
-        return f"{row['found']} of {row['n']}" if counted else interval(row, measure, percent)
-
-    head = ["Model", *(name if counted else f"{name}, % [95 %]" for name in EXTRACTORS)]
-    rows: list[list[Cell]] = []
-    for row in results.summary:
-        found = accuracies.get(row["model"], {})
-        rows.append([Name(row["title"], row["model"]), *(cell(found.get(name)) for name in EXTRACTORS)])
-    return Table(label, head, rows)
-
-
-def _spread(found: dict[str, Row]) -> str:
-    shares = [Decimal(row["accuracy"]) for row in found.values()]
-    return percent(max(shares) - min(shares)) if shares else MISSING
-
-
-def _disagreements(readings: dict[str, Row]) -> str:
-    # One that gives no value contradicts no other: strict-match is silent wherever there is no "####".
-    apart = sum(len({row[name] for name in EXTRACTORS} - {NOT_FOUND}) > 1 for row in readings.values())
-    return f"{apart} of {len(readings)}" if readings else MISSING
-
-
-def sets_of(validation: list[Row]) -> list[str]:
-    """The sets of labelled answers, the unseen one first."""
-    return sorted({row["set"] for row in validation}, key=lambda name: (name != "validation", name))
+    counted, columns = measure == "found", {"Model": model_of}
+    write = (lambda row: f"{row['found']} of {row['n']}") if counted else between(measure, percent)
+    for name in EXTRACTORS:
+        columns[name if counted else f"{name}, % [95 %]"] = lambda row, name=name: known(
+            accuracies.get(row["model"], {}).get(name), write
+        )
+    return table_of(label, results.summary, columns)
 
 
 def validation_table(validation: list[Row], name: str, main: bool) -> Table:
     """How well every extractor agrees with the labels of one set: over all and by ending, or by log and by rule."""
-    head = [
-        "Extractor", "Answers", "n", "Commit to a value", "Value given", "Coverage, % [95 %]", "Precision, % [95 %]",
-        "Kappa [95 %]",
-    ]  # fmt: skip
-    rows = [
-        [
-            row["extractor"], row["stratum"], row["n"], row["with_value"], row["found"],
-            interval(row, "coverage", percent), interval(row, "precision", percent), interval(row, "kappa", _kappa),
-        ]
-        for row in validation
-        if row["set"] == name and (row["stratum"] in MAIN_STRATA) == main
-    ]  # fmt: skip
-    return Table(f"Extractors against labels, {name} set", head, rows, left=2)
-
-
-def _kappa(value: str) -> str:
-    return str(Decimal(value).quantize(Decimal("0.001"))) if value else MISSING
+    kappa = lambda value: str(Decimal(value).quantize(Decimal("0.001"))) if value else MISSING  # noqa: E731
+    columns = {
+        "Extractor": "extractor", "Answers": "stratum", "n": "n", "Commit to a value": "with_value",
+        "Value given": "found", "Coverage, % [95 %]": between("coverage", percent),
+        "Precision, % [95 %]": between("precision", percent), "Kappa [95 %]": between("kappa", kappa),
+    }  # fmt: skip
+    rows = [row for row in validation if row["set"] == name and (row["stratum"] in MAIN_STRATA) == main]
+    return table_of(f"Extractors against labels, {name} set", rows, columns, left=2)
 
 
 def decision_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Table:
@@ -167,27 +138,23 @@ def decision_table(logs: dict[str, list[LogRow]], titles: dict[str, str]) -> Tab
         values = [(as_read(row.adjudicated), automatic_value(row)) for row in decided]
         nothing = sum(value is None for value, _ in values)
         kept = sum(value is not None and value == automatic for value, automatic in values)
-        rows.append([
-            titles[name], str(len(log)), str(len(decided)), str(kept), str(len(decided) - nothing - kept),
-            str(nothing), str(sum(row.correct_adjudicated and not row.correct for row in decided)),
-            str(sum(row.correct and not row.correct_adjudicated for row in decided)),
-        ])  # fmt: skip
+        became_right = sum(row.correct_adjudicated and not row.correct for row in decided)
+        became_wrong = sum(row.correct and not row.correct_adjudicated for row in decided)
+        counts = len(log), len(decided), kept, len(decided) - nothing - kept, nothing, became_right, became_wrong
+        rows.append([titles[name], *map(str, counts)])
     return Table("Answers decided by hand", head, rows)
 
 
 def audit_table(folder: Path) -> Table:
     """Error rates of the automatic values in blind second looks; without rows if there were none."""
-    rows = [
-        ["All" if row["model"] == ALL_MODELS else title_of(row["model"]), row["n"], row["errors"],
-         interval(row, "rate", percent)]
-        for row in read_optional(Path(folder) / "audit.csv", AuditRow)
-    ]  # fmt: skip
-    return Table("Blind second looks", ["Model", "Looked at", "Automatic value wrong", "Error rate, % [95 %]"], rows)
+    columns = {
+        "Model": written("model", lambda model: "All" if model == ALL_MODELS else title_of(model)), "Looked at": "n",
+        "Automatic value wrong": "errors", "Error rate, % [95 %]": between("rate", percent),
+    }  # fmt: skip
+    return table_of("Blind second looks", read_optional(Path(folder) / "audit.csv", AuditRow), columns)
 
 
 def audit_note(folder: Path, titles: dict[str, str]) -> str:
     """Which models the row of all covers, where it does not cover all of them."""
-    audited = [
-        row["model"] for row in read_optional(Path(folder) / "audit.csv", AuditRow) if row["model"] != ALL_MODELS
-    ]
-    return audit_scope(audited, titles, title_of)
+    audited = [row["model"] for row in read_optional(Path(folder) / "audit.csv", AuditRow)]
+    return audit_scope([model for model in audited if model != ALL_MODELS], titles, title_of)

@@ -1,6 +1,5 @@
 """Completions of facts as they are shown: beside what cannot be right, and what was published."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from primekd.assessment.completions import OTHERS, RANDOM
@@ -8,7 +7,6 @@ from primekd.assessment.similarity import EMBEDDER
 from primekd.report.cells import Cell, Name, Table
 from primekd.report.formats import MISSING, interval, percent, significant
 from primekd.report.results import read_optional
-from primekd.report.shown import Shown, show_table
 from primekd.statistics.facts import FactRow
 from primekd.statistics.families import title_of
 from primekd.studies.results import FACTS
@@ -19,10 +17,10 @@ PUBLISHED = (("Llama-2-7B", 0.715, 0.7257, 0.0821), ("DistilLlama 80M", 0.02, 0.
              ("baby-llama-58m", 0.025, 0.6556, 0.0097))  # fmt: skip
 NOTE = (
     "Right: an accepted keyword stands in the completion, as a whole word. Cosine: of the whole sentence with the right "
-    f"one, embeddings of {EMBEDDER}; it hardly tells good from bad, so beside it stands what share it reaches of the way "
-    "from right answers to other questions (0) to the right answer (100). ROUGE-L: of the completion against the "
-    "keyword. Perplexity of held-out documents and KL to the teacher, nats a token. Published rows: other queries, other "
-    "hardware, for orientation."
+    f"one, embeddings of {EMBEDDER}; it hardly tells good from bad, so beside it stands what share it reaches of the "
+    "way from right answers to other questions (0) to the right answer (100). ROUGE-L: of the completion against the "
+    "keyword. Perplexity of held-out documents and KL to the teacher, nats a token. Published rows: other queries, "
+    "other hardware, for orientation."
 )
 
 
@@ -44,17 +42,17 @@ def fact_table(folder: Path) -> Table:
 def table_of(found: list[dict[str, str]], head: list[str]) -> Table:
     rows: list[list[Cell]] = [
         [FLOORS.get(row["model"]) or Name(title_of(row["model"]), row["model"]), interval(row, "accuracy", percent),
-         interval(row, "cosine", _two), percent(row["reached"]), _two(row["rouge_precision"]),
-         _two(row["rouge_recall"]), *(significant(row[key], 4) if row[key] else MISSING for key in ("perplexity", "kl"))]
+         interval(row, "cosine", _three), percent(row["reached"]), _three(row["rouge_precision"]),
+         _three(row["rouge_recall"]), *(significant(row[key]) if row[key] else MISSING for key in ("perplexity", "kl"))]
         for row in found
     ]  # fmt: skip
     if rows:
         rows += [
-            [f"{name} (published)", percent(right), _two(cosine), "", "", _two(rouge), "", ""]
+            [f"{name} (published)", percent(right), _three(cosine), "", "", _three(rouge), "", ""]
             for name, right, cosine, rouge in PUBLISHED
         ]
     return Table("Facts", head, rows, notes=(NOTE,))
 
 
-def _two(value: str | float) -> str:
+def _three(value: str | float) -> str:
     return f"{float(value):.3f}"

@@ -4,6 +4,7 @@ decimals, half away from zero: no binary fraction can turn a 6.25 in the file in
 import html
 import re
 from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
 
 MISSING = "–"  # the teacher has no distance to itself, the control no comparison with itself
 
@@ -13,6 +14,11 @@ def percent(share: str | float, signed: bool = False) -> str:
     points = (Decimal(str(share)) * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
     points = abs(points) if points == 0 else points  # no "-0.0"
     return f"{points:+}" if signed and points else str(points)
+
+
+def points(share: str | float) -> str:
+    """A difference of shares, in percent and with its sign."""
+    return percent(share, signed=True)
 
 
 def p_value(p: str) -> str:
@@ -29,12 +35,38 @@ def significant(value: str | float, digits: int = 4, signed: bool = False) -> st
     return f"{float(rounded):{'+' if signed else ''}#.{digits}g}".rstrip(".")
 
 
+def between(measure: str, write=significant):
+    """What writes a row's `value [low, high]` of a measure."""
+    return lambda row: interval(row, measure, write)
+
+
+def written(key: str, write):
+    """What writes the value of a row's column; – where it has none."""
+    return lambda row: known(row[key], write)
+
+
 def interval(row: dict[str, str], measure: str, write=significant) -> str:
     """`value [low, high]` of a measure of a summary or contrast row; – where the file has none."""
     if not row[measure]:
         return MISSING
     value, low, high = (write(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
     return f"{value} [{low}, {high}]"
+
+
+def known(value, write=str) -> str:
+    """A value as `write` writes it; – where there is none."""
+    return MISSING if value in (None, "") else write(value)
+
+
+def p_equals(p: str) -> str:
+    """`p = 0.012`, or `p < 0.001`."""
+    return f"p = {p_value(p)}".replace("= <", "< ")
+
+
+@cache  # of probabilities in half precision there are few
+def tenths(share: float) -> int:
+    """A share in tenths of a percent, rounded as all that is shown in percent."""
+    return int(percent(share).replace(".", ""))
 
 
 def percent_range(shares: list[str]) -> str:
@@ -55,7 +87,7 @@ def duration(seconds: float | None) -> str:
 
 def energy(kwh: float | None) -> str:
     """Energy in watt-hours with three significant digits."""
-    return MISSING if kwh is None else f"{significant(kwh * 1000, 3)} Wh"
+    return known(kwh, lambda kwh: f"{significant(kwh * 1000, 3)} Wh")
 
 
 def markdown(text: str) -> str:

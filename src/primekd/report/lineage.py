@@ -12,21 +12,17 @@ Facts = list[tuple[str, str]]
 
 def header(manifest: dict[str, Any]) -> Facts:
     """Date and commit of the assessment and, if the answers were graded anew since, of that."""
-    first = manifest.get("answered") or manifest.get("environment", {})
-    rows = [("Assessed", _date(manifest.get("end"))), ("Commit", _commit(first.get("git")))]
-    if manifest.get("answered"):
-        rows += [
-            ("Graded anew", _date(manifest.get("regraded"))),
-            ("Commit of the grading", _commit(manifest.get("environment", {}).get("git"))),
-        ]
-    return rows
+    answered, graded = manifest.get("answered"), manifest.get("environment", {})
+    rows = [("Assessed", _date(manifest.get("end"))), ("Commit", _commit((answered or graded).get("git")))]
+    anew = ("Graded anew", _date(manifest.get("regraded"))), ("Commit of the grading", _commit(graded.get("git")))
+    return [*rows, *anew] if answered else rows
 
 
 def hardware(manifest: dict[str, Any]) -> Facts:
     """The machine that wrote the answers."""
     facts = (manifest.get("answered") or manifest.get("environment", {})).get("hardware", {})
-    names = {"cpu": "Processor", "cores": "Cores", "memory_gib": "Memory, GiB", "gpus": "GPUs"}
-    names |= {"system": "System", "python": "Python"}
+    names = {"cpu": "Processor", "cores": "Cores", "memory_gib": "Memory, GiB", "gpus": "GPUs", "system": "System",
+             "python": "Python"}  # fmt: skip
     rows = [(title, _plain(facts[key])) for key, title in names.items() if facts.get(key) is not None]
     engine = (manifest.get("teacher") or {}).get("engine") or {}
     wanted = ("torch", "transformers", "llama_cpp", "llama-cpp-python", "exllamav2", "vllm")
@@ -84,25 +80,28 @@ def model_facts(manifest: dict[str, Any], name: str) -> Facts:
 def _of_student(facts: dict[str, Any], loss: dict[str, Any]) -> Facts:
     inputs, adapters = facts.get("inputs", {}), weight_hashes(facts)
     student = (inputs.get("student") or {}).get("model_sha256")
+    served = (facts.get("served") or {}).get("held_out") or {}
+    merging = _named(served, "kl_merging", "kl_noise", "on_grid")  # what that was measured to cost, nats a token
     own = {key: value for key, value in inputs.get("loss", {}).items() if value != loss.get(key)}
-    rows = [("Seed", _plain(inputs.get("seed"))), ("Base model sha256", _plain(student))]
-    rows.append(("Loss, where it is not the profile's", _named(own, *own)))
-    rows += [(f"{Path(name).name} sha256", digest) for name, digest in adapters.items()]
-    rows += [
+    rows = [
+        ("Seed", _plain(inputs.get("seed"))),
+        ("Base model sha256", _plain(student)),
+        ("Loss, where it is not the profile's", _named(own, *own)),
+        *((f"{Path(name).name} sha256", digest) for name, digest in adapters.items()),
         ("Training items sha256", _plain(inputs.get("items_sha256"))),
         ("Training manifest sha256", _plain(facts.get("manifest_sha256"))),
         ("Commit of training", _commit(facts.get("git"))),
         ("Trained", _date(facts.get("end")) + (", resumed" if facts.get("resumed") else "")),
         ("Trained by different code", _several(facts)),
         ("Left out of the store before training", _named(facts.get("dropped") or {}, "items", "tokens")),
+        ("Adapter in scoring", _plain(served.get("adapter")) + (f" ({merging})" if merging else "")),
+        *_scored(facts),
     ]
-    rows += [("Adapter in scoring", _served((facts.get("served") or {}).get("held_out") or {})), *_scored(facts)]
     signals = facts.get("signals")
     if signals is None:
         return [*rows, ("Signals", "none, trained on the gold solutions")]
     alone = bool(inputs.get("text_alone"))
-    if alone:
-        rows.append(("Trained on", "the responses of this store alone, and none of its signals"))
+    rows.append(("Trained on", "the responses of this store alone, and none of its signals" if alone else ""))
     return rows + _of_signals(signals, (inputs.get("signals") or {}).get("spec_sha256"), alone)
 
 
@@ -121,46 +120,30 @@ def _several(facts: dict[str, Any], before: str = "") -> str:
     return before + " and ".join(commits) if commits else ""
 
 
-def _shards(shards: dict[str, Any] | None, most: int = 3) -> str:
-    """Which shards were trained on: few by their hashes, many by one hash of them all."""
-    if not shards:
-        return ""
-    if len(shards) <= most:
-        return ", ".join(f"{Path(name).stem} {str(digest)[:16]}" for name, digest in shards.items())
-    return f"{len(shards)}, sha256 of their list {hash_json(shards)[:16]}"
-
-
-def _served(served: dict[str, Any]) -> str:
-    """How a student's adapter was put on, and what merging it was measured to cost in nats a token."""
-    told = _named(served, "kl_merging", "kl_noise", "on_grid")
-    return _plain(served.get("adapter")) + (f" ({told})" if told else "")
+def _shards(shards: dict[str, Any]) -> str:
+    """Which shards were trained on: up to three by their hashes, more by one hash of them all."""
+    if len(shards) > 3:
+        return f"{len(shards)}, sha256 of their list {hash_json(shards)[:16]}"
+    return ", ".join(f"{Path(name).stem} {str(digest)[:16]}" for name, digest in shards.items())
 
 
 def _of_signals(signals: dict[str, Any], spec_sha256: str | None, alone: bool = False) -> Facts:
     spec, rebuilt = signals.get("spec") or {}, signals.get("reconstruction") or {}
+    text = spec.get("text") or {}  # of a crossed arm: its responses were written under another prompt than scored under
     return [
-        *_of_text(spec.get("text") or {}),
+        ("Priming text of the responses", (_plain(text.get("priming")) or "none") if text else ""),
+        ("What the teacher read when it wrote them", _plain(text.get("prompt"))),
+        ("Responses taken from", _joined(text, "store", "spec_sha256", "shards_sha256")),
         ("Priming text", _plain(spec.get("priming")) or "none"),
         ("What the teacher reads", _plain(spec.get("prompt"))),
         ("Signals spec sha256", spec_sha256 or (hash_json(spec) if spec else "")),
         ("Signals", f"{signals.get('items')} items, {signals.get('tokens')} tokens{_size(signals.get('bytes'))}"),
-        ("Shards with these responses" if alone else "Shards trained on", _shards(signals.get("shards"))),
+        ("Shards with these responses" if alone else "Shards trained on", _shards(signals.get("shards") or {})),
         ("Signal codec", _plain((spec.get("codec") or {}).get("name"))),
         ("Codec against the engine's logits", _named(rebuilt, "mean_kl_nats", "max_kl_nats", "top1_agreement")),
         ("Commit of capture", _commit(signals.get("git")) if signals.get("git") else ""),
         ("Captured by different code", _several(signals)),
     ]  # fmt: skip
-
-
-def _of_text(text: dict[str, Any]) -> Facts:
-    """Of a crossed arm, whose responses were written under another prompt than they were scored under."""
-    if not text:
-        return []
-    return [
-        ("Priming text of the responses", _plain(text.get("priming")) or "none"),
-        ("What the teacher read when it wrote them", _plain(text.get("prompt"))),
-        ("Responses taken from", _joined(text, "store", "spec_sha256", "shards_sha256")),
-    ]
 
 
 def captures(manifest: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:

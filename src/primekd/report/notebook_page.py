@@ -28,36 +28,29 @@ def notebook_page(path: Path) -> str:
 
     notebook = nbformat.read(path, as_version=4)
     cells = [_cell(cell) for cell in notebook.cells]
-    code = "\n".join([
-        HtmlFormatter(style="default").get_style_defs(".code"),
-        "@media (prefers-color-scheme: dark) {",
-        HtmlFormatter(style="github-dark").get_style_defs(".code"),
-        "}",
-    ])  # fmt: skip
-    own = Markup("\n".join([source("assets/notebook.css"), source(STYLE), code]))
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".code") for name in ("default", "github-dark"))
+    code = [light, "@media (prefers-color-scheme: dark) {", dark, "}"]
+    own = Markup("\n".join([source("assets/notebook.css"), source(STYLE), *code]))
     title = next((line.lstrip("# ") for c in notebook.cells for line in c.source.splitlines() if line[:2] == "# "), "")
     return templates().get_template("notebook.html.j2").render(cells=cells, style=own, title=title or Path(path).stem)
 
 
 def _cell(cell: Any) -> dict[str, Any]:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
     if cell.cell_type != "code":
         return {"kind": "text", "body": _markdown(cell.source), "outputs": [], "number": ""}
+    code = Markup(highlight(cell.source, PythonLexer(), HtmlFormatter(nowrap=True)))
     outputs = [_output(output) for output in cell.outputs]
-    return {"kind": "code", "body": _code(cell.source), "outputs": outputs, "number": cell.execution_count or ""}
+    return {"kind": "code", "body": code, "outputs": outputs, "number": cell.execution_count or ""}
 
 
 def _markdown(text: str) -> Markup:
     from nbconvert.filters import markdown2html_mistune
 
     return _clean(markdown2html_mistune(text))
-
-
-def _code(text: str) -> Markup:
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    return Markup(highlight(text, PythonLexer(), HtmlFormatter(nowrap=True)))
 
 
 def _output(output: Any) -> Markup:
@@ -69,11 +62,10 @@ def _output(output: Any) -> Markup:
     data = output.data
     if "text/html" in data:
         return _clean(re.sub(r"(?is)<(style|script)\b.*?(</\1\s*>|\Z)", "", data["text/html"]))
-    for kind in IMAGES:
-        if kind in data:
-            svg = kind == "image/svg+xml"
-            address = svg_address(data[kind]) if svg else f"data:{kind};base64,{data[kind].strip()}"
-            return Markup('<img src="{}" alt="">').format(address)
+    if kind := next((kind for kind in IMAGES if kind in data), None):
+        svg = kind == "image/svg+xml"
+        address = svg_address(data[kind]) if svg else f"data:{kind};base64,{data[kind].strip()}"
+        return Markup('<img src="{}" alt="">').format(address)
     if "text/markdown" in data:
         return _markdown(data["text/markdown"])
     return _plain(data.get("text/plain", ""))

@@ -38,7 +38,10 @@ class Playground:
         ticked = asker.trained if strategies is None else strategies
         tall = widgets.Layout(width="auto", height="6em")
         self.question = widgets.Textarea(question, placeholder="A question of your own", layout=tall)
-        self.models = {name: _box(widgets, name, why, name in (CONTROL, *ticked)) for name, why in _known(asker)}
+        # Every model of the profile, and what to do before it can be asked.
+        known = {CONTROL: ""} | {name: "" if name in asker.trained else how_to_train(name) for name in asker.arms}
+        known[TEACHER] = asker.no_teacher
+        self.models = {name: _box(widgets, name, why, name in (CONTROL, *ticked)) for name, why in known.items()}
         self.priming = widgets.Dropdown(options=[NO_PRIMING, *asker.primed, OWN], description="Teacher primed")
         self.priming.style.description_width = "initial"
         self.priming.disabled = self.models[TEACHER].disabled
@@ -85,10 +88,10 @@ class Playground:
         return [name for name, box in self.models.items() if box.value and not box.disabled]
 
     def _priming(self) -> Priming | None:
-        if self.priming.value == NO_PRIMING:
+        chosen = self.priming.value
+        if chosen == NO_PRIMING:
             return None
-        return self.asker.own_priming(self.own.value) if self.priming.value == OWN else self.asker.priming(
-            self.priming.value)  # fmt: skip
+        return self.asker.own_priming(self.own.value) if chosen == OWN else self.asker.priming(chosen)
 
     def _show_priming(self) -> None:
         own = self.priming.value == OWN
@@ -148,12 +151,6 @@ class Playground:
 def escape(text: str) -> str:
     """Foreign text for HTML: nothing in it is run, or turns the direction of reading."""
     return html.escape(readable(text))
-
-
-def _known(asker: Asker) -> list[tuple[str, str]]:
-    """Every model of a profile, and what to do before it can be asked."""
-    students = [(name, "" if name in asker.trained else how_to_train(name)) for name in asker.arms]
-    return [(CONTROL, ""), *students, (TEACHER, asker.no_teacher)]
 
 
 def _box(widgets, name: str, why: str, ticked: bool):

@@ -1,13 +1,14 @@
 """What priming did to the teacher, as it is shown: a table, sentences, and two figures."""
 
+from functools import partial
 from pathlib import Path
 
 from primekd.capture.judged import ARMS, POSITIONS, PositionRow
 from primekd.config.arms import unprimed
 from primekd.foundation.tables import read_records
-from primekd.report.cells import Name, Table
+from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import DASHES, PALETTE, draw
-from primekd.report.formats import MISSING, interval, percent, significant
+from primekd.report.formats import between, percent, points, significant, written
 from primekd.report.results import Results, read_optional
 from primekd.statistics.families import title_of
 from primekd.statistics.primed import PrimedRow, expectation
@@ -16,38 +17,27 @@ ENDS = ("", "_low", "_high")
 NOTE = (
     "The teacher's own answers by prompt, before any student. Differences are against the unprimed prompt on the same "
     "items. KL(primed || unprimed): both read the primed answer, in nats a token. Unsure: tokens written with a "
-    "probability below 0.9. KL, entropy and unsure are of the first items alone (`assess.teacher_items`). "
+    "probability below 0.9. Entropy and unsure are of the first items alone (`assess.teacher_items`), KL of the first "
+    "of those (`assess.rescored_items`, if that is set). "
     "Same tokens: an answer's share of positions with the unprimed token, the mean. Sentences are of the training "
     "items; what they claim has p < 0.05, Holm-adjusted over accuracy, length and KL (against 0.01) of all."
 )
-HEAD = (
-    "Prompt", "Items", "n", "Right, % [95 %]", "Difference, points [95 %]", "Tokens", "Difference [95 %]", "Cut off",
-    "Same tokens, %", "Entropy", "Unsure, %", "KL to unprimed [95 %]",
-)  # fmt: skip
-
-
-def short_table(folder: Path) -> Table:
-    """The columns that a terminal has room for."""
-    wide = "n", "Difference, points [95 %]", "Difference [95 %]", "Entropy", "Unsure, %"
-    return primed_table(folder).without(*wide)
 
 
 def primed_table(folder: Path) -> Table:
     """A row for each split and prompt; without rows where nothing was measured."""
-    rows = [
-        [
-            Name(title_of(row["arm"]), row["arm"]), row["split"], row["n"], interval(row, "accuracy", percent),
-            interval(row, "accuracy_difference", lambda share: percent(share, signed=True)),
-            f"{float(row['tokens']):.0f}",
-            interval(row, "tokens_difference", lambda tokens: f"{float(tokens):+.0f}"), row["truncated"],
-            percent(row["same_share"]) if row["same_share"] else MISSING,
-            significant(row["entropy"], 3) if row["entropy"] else MISSING,
-            percent(row["unsure"]) if row["unsure"] else MISSING,
-            interval(row, "kl", lambda nats: significant(nats, 3)),
-        ]
-        for row in read_optional(Path(folder) / ARMS, PrimedRow)
-    ]  # fmt: skip
-    return Table("What priming did to the teacher", list(HEAD), rows, left=2)
+    nats = partial(significant, digits=3)
+    columns = {
+        "Prompt": lambda row: Name(title_of(row["arm"]), row["arm"]), "Items": "split", "n": "n",
+        "Right, % [95 %]": between("accuracy", percent),
+        "Difference, points [95 %]": between("accuracy_difference", points),
+        "Tokens": lambda row: f"{float(row['tokens']):.0f}",
+        "Difference [95 %]": between("tokens_difference", lambda tokens: f"{float(tokens):+.0f}"),
+        "Cut off": "truncated", "Same tokens, %": written("same_share", percent), "Entropy": written("entropy", nats),
+        "Unsure, %": written("unsure", percent), "KL to unprimed [95 %]": between("kl", nats),
+    }  # fmt: skip
+    rows = read_optional(Path(folder) / ARMS, PrimedRow)
+    return table_of("What priming did to the teacher", rows, columns, left=2)
 
 
 def primed_sentences(folder: Path) -> list[str]:
@@ -75,8 +65,7 @@ def position_figure(folder: Path) -> str | None:
         names = [f"{start + 1}" if end == start + 1 else f"{start + 1}–{end or ''}" for start, end in bins]
         axes.set_xticks(range(len(bins)), names)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("Token of the answer")
-        axes.set_ylabel("KL(primed || unprimed), nats")
+        axes.set(xlabel="Token of the answer", ylabel="KL(primed || unprimed), nats")
         axes.legend()
 
     return draw("positions", (7.6, 3.4), 1, fill)
@@ -104,10 +93,10 @@ def gain_figure(results: Results) -> str | None:
         for axes in (answers, distribution):
             axes.axhline(0, color="#333333", linewidth=1)
             axes.margins(x=0.1)
+        answers.set(xlabel="Teacher, primed minus unprimed: right answers, points",
+                    ylabel=f"Student minus {title_of(base)}, points")  # fmt: skip
         distribution.set_xlim(left=0)
-        answers.set_xlabel("Teacher, primed minus unprimed: right answers, points")
         distribution.set_xlabel("Teacher: KL(primed || unprimed), nats a token")
-        answers.set_ylabel(f"Student minus {title_of(base)}, points")
         answers.figure.legend(loc="outside lower center", ncols=4)
 
     return draw("gains", (9.6, 4.0), 2, fill)

@@ -7,33 +7,31 @@ from pathlib import Path
 from primekd.assessment.decisions.labels import LabelCounts
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
-from primekd.report.cells import Name, Table
+from primekd.foundation.tables import read_table
+from primekd.report.cells import Name, Table, table_of
 from primekd.report.claims import recounted
 from primekd.report.extraction import LABELS, MEASURES, read_accuracies, validation_table
-from primekd.report.formats import MISSING, interval, p_value, percent, percent_range
-from primekd.report.results import Row, read_rows
+from primekd.report.formats import MISSING, interval, known, p_value, percent, percent_range
+from primekd.report.results import Row, model_of
 from primekd.statistics.families import title_of
 from primekd.statistics.validation import ValidationRow
 from primekd.studies.published import DisagreementRow, ExtractorContrastRow, StatedRow
 
 
 def study_table(folder: Path) -> Table:
-    """Accuracies as stated, as recounted from the released verdicts, and as every extractor regrades the answers.
-    Raises UserError without a stated.csv and an accuracies.csv of these columns."""
-    stated = read_rows(Path(folder) / "stated.csv", StatedRow)
+    """Accuracies as stated, as recounted from the released verdicts, and as every extractor regrades the answers."""
+    named = {row["model"]: row for row in read_table(Path(folder) / "stated.csv", StatedRow)}
     accuracies = read_accuracies(folder)
     if not accuracies:
         raise UserError(f"{relative_name(Path(folder) / 'accuracies.csv')} is missing or empty: grade the logs first.")
     extractors = _ordered(row["extractor"] for found in accuracies.values() for row in found.values())
     head = ["Model", "Stated, %", "Recounted, %", "Regraded, n", *(f"{name}, % [95 %]" for name in extractors)]
     rows = []
-    named = {row["model"]: row for row in stated}
     for model in _ordered([*named, *accuracies]):
-        said, found = named.get(model), accuracies.get(model, {})
-        counts = _ordered(row["n"] for row in found.values())
+        said, found = named.get(model, {}), accuracies.get(model, {})
         rows.append([
-            Name(said["title"] if said else title_of(model), model), said["stated"] or MISSING if said else MISSING,
-            recounted(said), " or ".join(counts) or MISSING,
+            Name(said.get("title") or title_of(model), model), known(said.get("stated")), recounted(said),
+            known(" or ".join(_ordered(row["n"] for row in found.values()))),
             *(interval(found[name], "accuracy", percent) if name in found else MISSING for name in extractors),
         ])  # fmt: skip
     note = (
@@ -44,8 +42,8 @@ def study_table(folder: Path) -> Table:
 
 
 def contrast_matrix(folder: Path) -> Table:
-    """A row a published contrast, a column an extractor. Raises UserError without a contrasts.csv of these columns."""
-    contrasts = read_rows(Path(folder) / "contrasts.csv", ExtractorContrastRow)
+    """A row a published contrast, a column an extractor."""
+    contrasts = read_table(Path(folder) / "contrasts.csv", ExtractorContrastRow)
     extractors = _ordered(row["extractor"] for row in contrasts)
     cells = {(row["model"], row["reference"], row["extractor"]): row for row in contrasts}
     rows = [
@@ -76,36 +74,33 @@ def _contrast(row: Row | None) -> str:
 
 
 def disagreement_table(folder: Path) -> Table:
-    """Released verdicts against those of the published rules by themselves, a row a log that has released verdicts.
-    Raises UserError if disagreements.csv is missing or has other columns."""
-    head = ["Model", "n", "Both right", "Released right, rules wrong", "Rules right, released wrong", "Both wrong"]
-    rows = [
-        [Name(title_of(row["model"]), row["model"]),
-         *(row[key] for key in ("n", "both", "only_released", "only_rules", "neither"))]
-        for row in read_rows(Path(folder) / "disagreements.csv", DisagreementRow)
-    ]  # fmt: skip
+    """Released verdicts against those of the published rules by themselves, a row a log that has released verdicts."""
+    columns = {
+        "Model": model_of, "n": "n", "Both right": "both", "Released right, rules wrong": "only_released",
+        "Rules right, released wrong": "only_rules", "Both wrong": "neither",
+    }  # fmt: skip
     note = "Rules: the published rules by themselves, as they are implemented here (column published above)."
-    return Table("Released verdicts against the published rules", head, rows, notes=(note,))
+    rows = read_table(Path(folder) / "disagreements.csv", DisagreementRow)
+    return table_of("Released verdicts against the published rules", rows, columns, notes=(note,))
 
 
 def label_table(folder: Path) -> Table:
-    """Labelled answers, and how alike two readings were. Raises UserError without a labels.csv of these columns."""
+    """Labelled answers, and how alike two readings were."""
     head = ["Set", "Answers", "Value stated", "Value implied", "No value", "Ambiguous", "Read twice", "Read alike"]
     names = [f.name for f in fields(LabelCounts)]
-    rows = [[row[name] for name in names] for row in read_rows(Path(folder) / "labels.csv", LabelCounts)]
+    rows = [[row[name] for name in names] for row in read_table(Path(folder) / "labels.csv", LabelCounts)]
     return Table("Labelled answers", head, rows)
 
 
 def validation_short(folder: Path) -> Table:
-    """The unseen labelled answers, over all and by ending, for every extractor. Raises UserError without a
-    validation.csv of these columns and with rows of the set `validation`."""
+    """The unseen labelled answers, over all and by ending, for every extractor. Raises UserError if there are none."""
     return replace(validation_strata(folder, main=True), notes=(LABELS, MEASURES))
 
 
 def validation_strata(folder: Path, main: bool = False) -> Table:
     """The same by log and by the published rule that fired. Raises UserError as validation_short does."""
     path = Path(folder) / "validation.csv"
-    table = validation_table(read_rows(path, ValidationRow), "validation", main)
+    table = validation_table(read_table(path, ValidationRow), "validation", main)
     if not table.rows:
         raise UserError(f"{relative_name(path)} has no row of the set 'validation': validate the extractors first.")
     return table

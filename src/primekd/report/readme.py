@@ -14,32 +14,27 @@ from pathlib import Path
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
-from primekd.report import published
+from primekd.report import claims, corrections, primed, published
+from primekd.report import text as text_students
 from primekd.report.cells import Table, to_markdown
-from primekd.report.claims import claim_table
-from primekd.report.corrections import correction_table, label_table, language_table
 from primekd.report.engines import engine_table
-from primekd.report.expected import expected_table
-from primekd.report.forests import accuracy_forest
-from primekd.report.headline import headline_table
+from primekd.report.figures import accuracy_forest
+from primekd.report.findings import results_page
 from primekd.report.html import write_report
-from primekd.report.primed import primed_table
 from primekd.report.results import read_results
-from primekd.report.tables import results_page
-from primekd.report.text import benchmark_table, habit_table
 
 # Block -> the table of a folder of logs/ that it holds.
 KINDS: dict[str, Callable[..., Table]] = {
     "results": results_page,
-    "claims": lambda folder: claim_table(read_results(folder)),
-    "headline": headline_table,  # what priming did to teacher and students
-    "primed": primed_table,
-    "corrections": correction_table,
-    "languages": language_table,
-    "label-costs": label_table,
-    "benchmarks": benchmark_table,
-    "habits": habit_table,
-    "expected": expected_table,  # of several folders
+    "claims": lambda folder: claims.claim_table(read_results(folder)),
+    "headline": claims.headline_table,  # what priming did to teacher and students
+    "primed": primed.primed_table,
+    "corrections": corrections.correction_table,
+    "languages": corrections.language_table,
+    "label-costs": corrections.label_table,
+    "benchmarks": text_students.benchmark_table,
+    "habits": text_students.habit_table,
+    "expected": claims.expected_table,  # of several folders
     "labels": published.label_table,  # from here on: of logs/published
     "validation": published.validation_short,
     "validation-strata": published.validation_strata,

@@ -1,6 +1,5 @@
 """The CSV files of one logs folder, read as rows of text, and as tables that are ready to be shown."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,13 +8,12 @@ from primekd.config.arm import CONTROL, NO_STUDENTS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.foundation.tables import Cells as Row
-from primekd.foundation.tables import read_cells, read_table
-from primekd.report.cells import Name, Table
-from primekd.report.formats import MISSING, interval, p_value, percent, significant
-from primekd.statistics.contrasts import ContrastRow
+from primekd.foundation.tables import read_table
+from primekd.report.cells import Name, Table, table_of
+from primekd.report.formats import MISSING, between, interval, known, p_value, percent, points, significant, written
+from primekd.statistics.contrasts import ContrastRow, SeedRow
 from primekd.statistics.effects import EffectRow
 from primekd.statistics.families import Pair, title_of
-from primekd.statistics.seeds import SeedRow
 from primekd.statistics.subsets import SubsetRow
 from primekd.statistics.summary import SummaryRow
 from primekd.studies.responses import RESPONSES, ResponseRow
@@ -38,17 +36,9 @@ RESPONSES_NOTE = (
 )
 
 
-def read_rows(path: Path, columns: type | Iterable[str]) -> list[Row]:
-    """Rows of a CSV file that must be there; `columns` is the dataclass of a row or, for any text, the columns. Raises
-    UserError if the file is missing, has not all of the columns, or a row that does not fit."""
-    if isinstance(columns, type):
-        return read_table(Path(path), columns)
-    return [cells for _, cells in read_cells(Path(path), columns)]
-
-
-def read_optional(path: Path, columns: type | Iterable[str]) -> list[Row]:
-    """Rows of a CSV file; none where there is no such file."""
-    return read_rows(path, columns) if Path(path).is_file() else []
+def read_optional(path: Path, kind: type) -> list[Row]:
+    """Rows of a CSV file, which fit the dataclass `kind`; none where there is no such file."""
+    return read_table(path, kind) if path.is_file() else []
 
 
 @dataclass(frozen=True)
@@ -92,11 +82,10 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Reads a logs folder. Raises UserError if one of the files is missing, is empty or has other columns."""
+    """Reads a logs folder."""
     folder = Path(folder)
-    summary, contrasts = (
-        read_rows(folder / name, kind) for name, kind in (("summary.csv", SummaryRow), ("contrasts.csv", ContrastRow))
-    )
+    summary = read_table(folder / "summary.csv", SummaryRow)
+    contrasts = read_table(folder / "contrasts.csv", ContrastRow)
     if not summary:
         raise UserError(f"{relative_name(folder / 'summary.csv')} names no model: run the assessment again.")
     kinds = {"seeds.csv": SeedRow, EFFECTS: EffectRow, SUBSETS: SubsetRow}
@@ -111,98 +100,82 @@ def _named(folder: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
     return tuple((model, reference) for model, reference in named), tuple(late)
 
 
+def model_of(row: Row) -> Name:
+    """The cell of a row's model, or arm."""
+    model = row["model"]
+    return Name(row.get("title") or title_of(model), model)
+
+
 def result_table(results: Results) -> Table:
     """One row a model, in the order of summary.csv."""
-    head = [
-        "Model", "n", "Correct", "Accuracy, % [95 %]", ADJUDICATED, "p against control", "Truncated",
-        "KL to teacher [95 %]", "NLL of gold [95 %]",
-    ]  # fmt: skip
-    rows, against_control = [], {r["model"]: r for r in results.contrasts if r["reference"] == CONTROL}
-    for row in results.summary:
-        test = against_control.get(row["model"])
-        rows.append([
-            Name(row["title"], row["model"]), row["n"], row["correct"], interval(row, "accuracy", percent),
-            interval(row, "accuracy_adjudicated", percent), p_value(test["p_holm"]) if test else MISSING,
-            row["truncated"], interval(row, "kl"), interval(row, "nll_gold"),
-        ])  # fmt: skip
-    return _needed(results, Table("Results", head, rows))
+    tested = {row["model"]: row["p_holm"] for row in results.contrasts if row["reference"] == CONTROL}
+    columns = {
+        "Model": model_of, "n": "n", "Correct": "correct", "Accuracy, % [95 %]": between("accuracy", percent),
+        ADJUDICATED: between("accuracy_adjudicated", percent),
+        "p against control": lambda row: known(tested.get(row["model"]), p_value), "Truncated": "truncated",
+        "KL to teacher [95 %]": between("kl"), "NLL of gold [95 %]": between("nll_gold"),
+    }  # fmt: skip
+    return _needed(results, table_of("Results", results.summary, columns))
 
 
 def contrast_table(results: Results, digits: int = 3) -> Table:
     """The planned contrasts: paired differences, model minus reference."""
-    head = [
-        "Model", "Against", ONLY_ONE, UNADJUSTED, "p (Holm)", P_ADJUDICATED, "Accuracy, points [95 %]",
-        POINTS_ADJUDICATED, "Detectable, points", "KL [95 %]", "KL, p (Holm)", "NLL of gold [95 %]", "NLL, p (Holm)",
-    ]  # fmt: skip
-    points, nats = partial(percent, signed=True), partial(significant, digits=digits, signed=True)
-    rows = [
-        [
-            title_of(row["model"]), title_of(row["reference"]),
-            f"{row['only_model']}, {row['only_reference']}" if row["only_model"] else MISSING,
-            p_value(row["p"]), p_value(row["p_holm"]), p_value(row["p_holm_adjudicated"]),
-            interval(row, "accuracy", points), interval(row, "accuracy_adjudicated", points),
-            percent(row["mde"]), interval(row, "kl", nats), _p(row["kl_p_holm"]),
-            interval(row, "nll_gold", nats), _p(row["nll_gold_p_holm"]),
-        ]
-        for row in results.contrasts
-    ]  # fmt: skip
-    return _needed(results, Table("Planned contrasts", head, rows, left=2))
-
-
-def _p(p: str) -> str:
-    return p_value(p) if p else MISSING
+    nats = partial(significant, digits=digits, signed=True)
+    columns = {
+        "Model": written("model", title_of), "Against": written("reference", title_of),
+        ONLY_ONE: lambda row: f"{row['only_model']}, {row['only_reference']}" if row["only_model"] else MISSING,
+        UNADJUSTED: written("p", p_value), "p (Holm)": written("p_holm", p_value),
+        P_ADJUDICATED: written("p_holm_adjudicated", p_value), "Accuracy, points [95 %]": between("accuracy", points),
+        POINTS_ADJUDICATED: between("accuracy_adjudicated", points), "Detectable, points": written("mde", percent),
+        "KL [95 %]": between("kl", nats), "KL, p (Holm)": written("kl_p_holm", p_value),
+        "NLL of gold [95 %]": between("nll_gold", nats), "NLL, p (Holm)": written("nll_gold_p_holm", p_value),
+    }  # fmt: skip
+    return _needed(results, table_of("Planned contrasts", results.contrasts, columns, left=2))
 
 
 def _needed(results: Results, table: Table) -> Table:
     """Without columns that could only repeat another one, or have nothing to show."""
     gone = [] if results.decided else [ADJUDICATED, P_ADJUDICATED, POINTS_ADJUDICATED]
-    return table.without(*gone, *([] if results.fitted else [t for t in table.head if t.startswith(("KL", "NLL"))]))
+    return table.without(*gone, *([] if results.fitted else fit_columns(table)))
+
+
+def fit_columns(table: Table) -> list[str]:
+    """The titles of a table's columns of held-out fit."""
+    return [title for title in table.head if title.startswith(("KL", "NLL"))]
 
 
 def seed_table(results: Results) -> Table:
     """Means and differences over training seeds, with what varies between seeds and between items told apart."""
-    adjudicated = "The same, adjudicated"
-    head = [
-        "Model", "Against", "Seeds", "n", "Accuracy or difference, points [95 %]", adjudicated,
-        "SD between seeds, points", "Standard error from items, points", "Standard error from seeds, points", "p",
-    ]  # fmt: skip
-    table = Table("Training seeds", head, [_seed_cells(row) for row in results.seeds], left=2)
+    adjudicated, write = "The same, adjudicated", lambda row: points if row["reference"] else percent
+    columns = {
+        "Model": written("model", title_of), "Against": written("reference", title_of), "Seeds": "seeds", "n": "n",
+        "Accuracy or difference, points [95 %]": lambda row: interval(row, "accuracy", write(row)),
+        adjudicated: lambda row: interval(row, "accuracy_adjudicated", write(row)),
+        "SD between seeds, points": written("seed_sd", percent),
+        "Standard error from items, points": written("item_se", percent),
+        "Standard error from seeds, points": written("seed_se", percent), "p": written("p", p_value),
+    }  # fmt: skip
+    table = table_of("Training seeds", results.seeds, columns, left=2)
     return table if results.decided else table.without(adjudicated)
-
-
-def _seed_cells(row: Row) -> list[str]:
-    points = partial(percent, signed=bool(row["reference"]))
-    return [
-        title_of(row["model"]), title_of(row["reference"]) if row["reference"] else MISSING, row["seeds"], row["n"],
-        interval(row, "accuracy", points), interval(row, "accuracy_adjudicated", points),
-        *(percent(row[key]) if row[key] else MISSING for key in ("seed_sd", "item_se", "seed_se")),
-        p_value(row["p"]) if row["p"] else MISSING,
-    ]  # fmt: skip
 
 
 def response_table(folder: Path) -> Table:
     """A row an arm; without rows where the logs were made before there were any, or no store could be read."""
-    head = ["Arm", "n", "Correct", "Accuracy, % [95 %]", "Tokens, mean", "Truncated", "Same tokens, %", "Same response"]
-    rows = [
-        [
-            Name(title_of(row["model"]), row["model"]), row["n"], row["correct"], interval(row, "accuracy", percent),
-            f"{float(row['tokens']):.1f}", row["truncated"],
-            percent(row["same_share"]) if row["same_share"] else MISSING, row["same_whole"] or MISSING,
-        ]
-        for row in read_optional(Path(folder) / RESPONSES, ResponseRow)
-    ]  # fmt: skip
-    return Table("The teacher's responses to the training items", head, rows)
+    columns = {
+        "Arm": model_of, "n": "n", "Correct": "correct", "Accuracy, % [95 %]": between("accuracy", percent),
+        "Tokens, mean": written("tokens", lambda tokens: f"{float(tokens):.1f}"), "Truncated": "truncated",
+        "Same tokens, %": written("same_share", percent), "Same response": "same_whole",
+    }  # fmt: skip
+    rows = read_optional(Path(folder) / RESPONSES, ResponseRow)
+    return table_of("The teacher's responses to the training items", rows, columns)
 
 
 def tuning_table(folder: Path) -> Table:
     """A row a student and learning rate; without rows where nothing was tuned."""
-    head = ["Student", "Learning rate", "Validation loss", "Chosen"]
-    rows = [
-        [
-            Name(title_of(row["student"]), row["student"]), f"{float(row['learning_rate']):g}",
-            significant(row["validation_loss"]) if row["validation_loss"] else "diverged",
-            "yes" if row["chosen"] == "1" else "",
-        ]
-        for row in read_optional(Path(folder) / TUNING, TuningRow)
-    ]  # fmt: skip
-    return Table("Learning rates", head, rows, notes=(TUNING_NOTE,))
+    columns = {
+        "Student": lambda row: Name(title_of(row["student"]), row["student"]),
+        "Learning rate": lambda row: f"{float(row['learning_rate']):g}",
+        "Validation loss": lambda row: significant(row["validation_loss"]) if row["validation_loss"] else "diverged",
+        "Chosen": lambda row: "yes" if row["chosen"] == "1" else "",
+    }  # fmt: skip
+    return table_of("Learning rates", read_optional(Path(folder) / TUNING, TuningRow), columns, notes=(TUNING_NOTE,))

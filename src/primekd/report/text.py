@@ -1,6 +1,7 @@
 """Students of text as they are shown: benchmarks beside chance and published models, curves, habits of own text."""
 
 import math
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -11,11 +12,11 @@ from primekd.config import Profile
 from primekd.config.arm import CONTROL, split_seed
 from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
-from primekd.report.cells import Name, Table
+from primekd.report.cells import Name, Table, table_of
 from primekd.report.facts import fact_table
 from primekd.report.figures import DASHES, PALETTE, draw
-from primekd.report.formats import interval, percent
-from primekd.report.results import read_optional
+from primekd.report.formats import between, percent, written
+from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.choices import PUBLISHED, BenchmarkRow
 from primekd.statistics.families import title_of
@@ -37,19 +38,14 @@ RANDOM, GPT2 = 0.25, 0.2955  # HellaSwag: four endings; GPT-2 124M as published
 
 def benchmark_table(folder: Path) -> Table:
     """A row a benchmark and model, published ones below. Empty without such a file."""
-    measured = [f"{measure}, % [95 %]" for measure in MEASURES]
-    head = ["Benchmark", "Model", "Items", *measured, "Majority, %", "Chance, %"]
+    columns = {"Benchmark": "benchmark", "Model": model_of, "Items": "n"}
+    columns |= {f"{measure}, % [95 %]": between(measure, percent) for measure in MEASURES}
+    columns |= {"Majority, %": written("majority", percent), "Chance, %": written("chance", percent)}
     found = read_optional(Path(folder) / BENCHMARKS, BenchmarkRow)
-    rows = [
-        [row["benchmark"], Name(title_of(row["model"]), row["model"]), str(row["n"]),
-         *(interval(row, key, percent) for key in MEASURES),
-         percent(row["majority"]), percent(row["chance"])]
-        for row in found
-    ]  # fmt: skip
-    shown = {row["benchmark"] for row in found}
-    rows += [[p.benchmark, f"{p.model} (published)", "", "", percent(p.accuracy), "", "", ""]
-             for p in PUBLISHED if p.benchmark in shown]  # fmt: skip
-    return Table("Benchmarks", head, rows, left=2, notes=(NOTE,))
+    table, shown = table_of("Benchmarks", found, columns, left=2, notes=(NOTE,)), {row["benchmark"] for row in found}
+    published = [[p.benchmark, f"{p.model} (published)", "", "", percent(p.accuracy), "", "", ""]
+                 for p in PUBLISHED if p.benchmark in shown]  # fmt: skip
+    return replace(table, rows=table.rows + published)
 
 
 def habit_table(folder: Path) -> Table:
@@ -126,8 +122,7 @@ def show_text(profile: Profile) -> Shown:
     """Curves and tables of this machine's logs."""
     drawn = text_curves(profile.logs)
     parts = [show_figure(drawn, "Loss on text and HellaSwag over the steps")] if drawn else []
-    parts += [show_table(table, " ".join(table.notes)) for table in text_tables(profile.logs)]
-    return reduce(add, parts)
+    return reduce(add, parts + [show_table(table, " ".join(table.notes)) for table in text_tables(profile.logs)])
 
 
 def show_training(profile: Profile, name: str, seed: int) -> Shown:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from primekd.assessment.tokens import Token, TokenLog, visible
-from primekd.report.formats import percent
+from primekd.report.formats import percent, tenths
 from primekd.report.shown import Shown
-from primekd.report.token_data import tenths
 from primekd.statistics.families import title_of
 
 LEVELS = (0.05, 0.25, 0.7, 1.5)  # nats, from which on the ground is deeper
@@ -40,52 +39,44 @@ def teachers_view(answers: dict[str, list[Token]]) -> Shown:
     return _side([_taught(title, tokens) for title, tokens in answers.items()], "Ground: the teacher's entropy,")
 
 
-def _fitted(model: str, tokens: list[Token]) -> tuple[Markup, str]:
+def _fitted(model: str, tokens: list[Token]) -> Shown:
     total = sum(t.kl[model] for t in tokens)
     title = f"{title_of(model)}: KL to the teacher {total:.2f} nats over {len(tokens)} tokens"
-    return _panel(title, [(t.text, t.kl[model], _tip(t, t.kl[model], model)) for t in tokens])
+    return _panel(title, [(t.text, t.kl[model], _tip(t, model)) for t in tokens])
 
 
-def _taught(title: str, tokens: list[Token]) -> tuple[Markup, str]:
+def _taught(title: str, tokens: list[Token]) -> Shown:
     mean = sum(t.entropy for t in tokens) / max(1, len(tokens))
     said = f"{title}: {len(tokens)} tokens, entropy {mean:.3f} nats a token"
-    return _panel(said, [(t.text, t.entropy, _tip(t, None, None)) for t in tokens])
+    return _panel(said, [(t.text, t.entropy, _tip(t)) for t in tokens])
 
 
-def _side(panels: list[tuple[Markup, str]], note: str) -> Shown:
-    html = Markup('<div class="side wide">{}</div><p class="note">{} {}</p>').format(
-        Markup("").join(panel for panel, _ in panels), note, SCALE
-    )
-    return Shown(str(html), "\n\n".join(text for _, text in panels))
+def _side(panels: list[Shown], note: str) -> Shown:
+    inner = Markup("").join(Markup(panel.html) for panel in panels)
+    html = Markup('<div class="side wide">{}</div><p class="note">{} {}</p>').format(inner, note, SCALE)
+    return Shown(str(html), "\n\n".join(panel.text for panel in panels))
 
 
-def _panel(title: str, tokens: list[tuple[str, float, Markup]]) -> tuple[Markup, str]:
-    spans = Markup("").join(
-        Markup('<span class="tk k{}" tabindex="0">{}<span class="tip" role="note">{}</span></span>').format(
-            level(nats), _text(text), tip
-        )
-        for text, nats, tip in tokens
-    )
+def _panel(title: str, tokens: list[tuple[str, float, Markup]]) -> Shown:
+    mark = Markup('<span class="tk k{}" tabindex="0">{}<span class="tip" role="note">{}</span></span>').format
+    # A line end is seen, and is one.
+    spans = [mark(level(nats), visible(text).replace("⏎", "⏎\n"), tip) for text, nats, tip in tokens]
     html = Markup('<figure class="tokens"><figcaption>{}</figcaption><div class="run">{}</div></figure>').format(
-        title, spans
+        title, Markup("").join(spans)
     )
     marked = "".join(f"[{text}|{nats:.2f}]" if level(nats) > 1 else text for text, nats, _ in tokens)
-    return html, f"{title}\n{marked}"
+    return Shown(str(html), f"{title}\n{marked}")
 
 
-def _text(text: str) -> str:
-    """What stands on the page: a line end is seen, and is one."""
-    return visible(text).replace("⏎", "⏎\n")
-
-
-def _tip(token: Token, kl: float | None, model: str | None) -> Markup:
+def _tip(token: Token, model: str | None = None) -> Markup:
     sure = "" if token.written is None else f", probability of this token {percent(token.written)} %"
     told = f"“{visible(token.text)}”: teacher's entropy {token.entropy:.3f} nats{sure}"
-    told = told if kl is None else f"{told}; KL {kl:.3f} nats"
-    columns = [("Teacher", token.teacher)] + ([] if model is None else [(title_of(model), token.top[model])])
-    lists = Markup("").join(
-        Markup('<span class="best"><b>{}</b>{}</span>').format(name, _best(best)) for name, best in columns
-    )
+    columns = [("Teacher", token.teacher)]
+    if model is not None:
+        told += f"; KL {token.kl[model]:.3f} nats"
+        columns.append((title_of(model), token.top[model]))
+    best = Markup('<span class="best"><b>{}</b>{}</span>').format
+    lists = Markup("").join(best(name, _best(likely)) for name, likely in columns)
     return Markup('<span class="told">{}</span>{}').format(told, lists)
 
 

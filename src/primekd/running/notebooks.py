@@ -25,11 +25,10 @@ START_TIMEOUT = 300  # seconds; kernels that start side by side on few cores are
 
 def require_parameters_tag(notebook, path: Path) -> None:
     """Raises UserError if no code cell has the tag `parameters`: papermill only warns, and runs the defaults."""
-    tagged = [c for c in notebook.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
-    if len(tagged) != 1:
-        raise UserError(
-            f"{relative_name(path)} must have exactly one code cell tagged `parameters`, not {len(tagged)}."
-        )
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    tagged = sum("parameters" in cell.metadata.get("tags", []) for cell in cells)
+    if tagged != 1:
+        raise UserError(f"{relative_name(path)} must have exactly one code cell tagged `parameters`, not {tagged}.")
 
 
 def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:

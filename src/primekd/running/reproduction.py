@@ -1,7 +1,5 @@
-"""Whether a run says the same as the logs that are published: this machine's logs beside those of the checkout.
-
-Another processor sums in another order, so answers change here and there. What has to stay is what is claimed.
-"""
+"""Whether a run says the same as the logs that are published: this machine's logs beside those of the checkout. Another
+processor sums in another order, so answers change here and there. What has to stay is what is claimed."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_file, read_manifest, relative_name, write_json
+from primekd.foundation.provenance import MANIFEST, hash_file, read_json, read_manifest, relative_name, write_json
 from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit
 from primekd.report.formats import percent, significant
@@ -61,20 +59,17 @@ def _compare(own: Profile, other: Profile) -> dict[str, Any]:
     rows, rows_2 = ({row["model"]: row for row in r.summary} for r in (results, results_2))
     models = [_pair(rows[m], rows_2[m], logs[m], logs_2[m]) for m in logs]
     here, there = claims(results.contrasts), claims(results_2.contrasts)
-    sentences = {
-        "same": [s for s in here if s in there],
-        "only_here": [s for s in here if s not in there],
-        "only_published": [s for s in there if s not in here],
-    }
+    same, only_here, only_published = ([s for s in here if s in there], [s for s in here if s not in there],
+                                       [s for s in there if s not in here])  # fmt: skip
     reasons = [f"{m['model']} has another accuracy" for m in models if not (m["inside"] and m["published_inside"])]
-    if said := len(sentences["only_here"]) + len(sentences["only_published"]):
+    if said := len(only_here) + len(only_published):
         reasons.append(f"{said} sentence{'s differ' if said > 1 else ' differs'}")
     return published | {
         "verdict": NOT_REPRODUCED if reasons else REPRODUCED,
         "reasons": reasons,
         "models": models,
         "largest": {measure: _largest(models, measure) for measure in ("kl", "nll_gold")},
-        "sentences": sentences,
+        "sentences": {"same": same, "only_here": only_here, "only_published": only_published},
     }
 
 
@@ -98,11 +93,9 @@ def _unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 def _unlike_items(logs: dict[str, list[LogRow]], logs_2: dict[str, list[LogRow]]) -> list[str]:
-    if logs.keys() != logs_2.keys():
-        return [f"they are of other models: {', '.join(sorted(logs.keys() ^ logs_2.keys()))}"]
-    asked, asked_2 = (
-        {model: [(r.id, r.question, r.gold) for r in rows] for model, rows in each.items()} for each in (logs, logs_2)
-    )
+    if other := logs.keys() ^ logs_2.keys():
+        return [f"they are of other models: {', '.join(sorted(other))}"]
+    asked, asked_2 = ([[(r.id, r.question, r.gold) for r in each[m]] for m in logs] for each in (logs, logs_2))
     return [] if asked == asked_2 else ["they are of other test items"]
 
 
@@ -126,9 +119,8 @@ def _pair(row: Row, row_2: Row, log: list[LogRow], log_2: list[LogRow]) -> dict[
 
 
 def _largest(models: list[dict[str, Any]], measure: str) -> dict[str, Any] | None:
-    values = [(m[measure], m["model"]) for m in models if m[measure] is not None]
-    value, model = max(values, key=lambda found: abs(found[0]), default=(None, None))
-    return None if model is None else {"model": model, "difference": value}
+    found = [{"model": m["model"], "difference": m[measure]} for m in models if m[measure] is not None]
+    return max(found, key=lambda m: abs(m["difference"]), default=None)
 
 
 def verdict_text(found: dict[str, Any]) -> str:
@@ -139,7 +131,13 @@ def verdict_text(found: dict[str, Any]) -> str:
         lines.append(f"Compared with the published logs: {named}.")
     if "models" in found:
         sentences = found["sentences"]
-        lines += [*_table(found["models"]), *_largest_line(found["largest"])]
+        lines += _table(found["models"])
+        said = [
+            f"{name} {significant(one['difference'], digits=2, signed=True)} ({one['model']})"
+            for name, key in (("KL", "kl"), ("NLL of gold", "nll_gold"))
+            if (one := found["largest"][key])
+        ]
+        lines += [f"  Largest difference, nats a token: {', '.join(said)}."] if said else []
         lines.append(f"  Sentences that are the same: {len(sentences['same'])}.")
         lines += [f"  Only here: {sentence}" for sentence in sentences["only_here"]]
         lines += [f"  Only published: {sentence}" for sentence in sentences["only_published"]]
@@ -151,19 +149,36 @@ def _table(models: list[dict[str, Any]]) -> list[str]:
     head = ("model", "here, % [95 %]", "published, % [95 %]", "inside", "same verdict, %", "same text, %")
     rows = []
     for m in models:
-        shares = [
-            f"{percent(value)} [{percent(low)}, {percent(high)}]"
-            for value, low, high in (m["accuracy"], m["published_accuracy"])
-        ]
+        ranges = [map(percent, m[key]) for key in ("accuracy", "published_accuracy")]
+        shares = [f"{value} [{low}, {high}]" for value, low, high in ranges]
         inside = "yes" if m["inside"] and m["published_inside"] else "NO"
         rows.append((m["model"], *shares, inside, percent(m["same_verdicts"]), percent(m["same_texts"])))
     return [f"  {name:16} {' '.join(f'{cell:>19}' for cell in cells)}" for name, *cells in (head, *rows)]
 
 
-def _largest_line(largest: dict[str, Any]) -> list[str]:
-    said = [
-        f"{name} {significant(found['difference'], digits=2, signed=True)} ({found['model']})"
-        for name, key in (("KL", "kl"), ("NLL of gold", "nll_gold"))
-        if (found := largest[key])
-    ]
-    return [f"  Largest difference, nats a token: {', '.join(said)}."] if said else []
+def logs_lines(profile: Profile) -> list[str]:
+    """Which logs there are, this machine's and published, and how they differ; a line each."""
+    own, published = profile.logs / MANIFEST, profile.published / MANIFEST
+    lines = [_described("This machine's logs", own), _described("Published logs", published)]
+    if not (own.is_file() and published.is_file()):
+        return lines
+    said = ["the same"]
+    if own.read_bytes() != published.read_bytes():
+        older = str(read_manifest(published).get("end")) < str(read_manifest(own).get("end"))
+        said = [f"other, and {'older' if older else 'newer'}", *unlike_settings(own.parent, published.parent)]
+    lines[1] += f": {'; '.join(said)}"
+    kept = own.parent / REPRODUCTION
+    found = read_json(kept) if kept.is_file() else {}
+    hashes = [found.get(side, {}).get("manifest_sha256") for side in ("here", "published")]
+    if hashes == [hash_file(own), hash_file(published)]:
+        return [*lines, f"This machine's logs against the published ones: {found['verdict']}"]
+    return [*lines, f"Not compared yet: `primekd verify --against-published --profile {profile.name}`"]
+
+
+def _described(what: str, manifest: Path) -> str:
+    if not manifest.is_file():
+        return f"{what}: none in {relative_name(manifest.parent)}"
+    facts = read_manifest(manifest)
+    return (
+        f"{what}: {relative_name(manifest.parent)}, of {facts.get('end', 'unknown date')}, commit {short_commit(facts)}"
+    )

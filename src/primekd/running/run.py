@@ -16,8 +16,7 @@ from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import output_root, project_root, relative_name
 from primekd.foundation.stage_code import ask_anew, forget_wishes
-from primekd.running.run_log import Job, RunState
-from primekd.running.run_progress import describe, job_progress
+from primekd.running.run_progress import Job, RunState, describe, job_progress
 from primekd.running.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
 from primekd.studies.study import Study, find_study
 
@@ -32,12 +31,11 @@ def run_study(
     only: str | None = None,
 ) -> bool:
     """Runs every stage that has to be run; returns False if nothing was to be done. Raises UserError if there is no
-    such stage, the study cannot run the profile, another run of it is under way, or a notebook failed; the sentence is
-    the notebook's own.
+    such stage, the study cannot run the profile, another run of it is under way, or a notebook failed, with its own
+    sentence.
 
     `only` stops behind a part of the study (`teacher`: what priming did to it). With `cluster` every stage is a Slurm
-    job, several side by side. All results of `force_stages` are made anew; a run that is killed meanwhile goes on with
-    those that are still missing.
+    job. All results of `force_stages` are made anew; a run that is killed meanwhile goes on with those still missing.
     """
     study = open_study(profile, force_stages)
     with only_one(profile) as lock:
@@ -51,14 +49,8 @@ def run_study(
         log.write_bytes(b"")
         # Appended to by all: a notebook's bars come through a file of their own, and would be written over.
         with open(log, "a", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
-            process = subprocess.Popen(
-                command,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                env=environment(),
-                start_new_session=True,
-                pass_fds=[lock.fileno()],
-            )
+            streams = {"stdout": sink, "stderr": subprocess.STDOUT, "pass_fds": [lock.fileno()]}
+            process = subprocess.Popen(command, env=environment(), start_new_session=True, **streams)
             lock.truncate(0)
             lock.write(str(process.pid))
             lock.flush()
@@ -211,7 +203,6 @@ def explain_failure(text: str, log: Path, failed: list[Job]) -> str:
     where = f"(The whole log is {relative_name(log)}.)"
     if on_cluster := [job for job in failed if job.slurm or "sbatch" in job.problem]:
         return " ".join([*dict.fromkeys(map(explain_job, on_cluster)), where])
-    said = re.findall(r"^primekd: (.+)$", text, re.M)
-    if said:
+    if said := re.findall(r"^primekd: (.+)$", text, re.M):
         return f"{said[-1]} {where}"
     return f"A stage failed; the end of {relative_name(log)} says:\n{text[-1500:]}"

@@ -1,12 +1,9 @@
-"""The way back from a number: one test item under one model, down to what the model was made from.
-
-Everything is read from logs, whose text is foreign: what a terminal would obey is taken out of it.
-"""
+"""The way back from a number: one test item under one model, down to what the model was made from. Everything is read
+from logs, whose text is foreign: what a terminal would obey is taken out of it."""
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from primekd.assessment.answers import answers_folder
 from primekd.assessment.logs import LogRow, read_logs
@@ -28,8 +25,7 @@ FAR = 3  # tokens that are named: those at which the model is furthest from the 
 Rows = list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A titled part of what is shown: names and values."""
 
     title: str
@@ -40,21 +36,20 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
     """An item, every model's verdict on it and, of one model (as its log is named), its answer and all that this came
     from. `item`: its id, or the start of it that no other has; of an answer set too, where the test items have none.
     Raises UserError if there is no such item or model, or the logs cannot be read."""
-    made = profile.logs / MANIFEST
+    manifest = read_manifest(profile.logs / MANIFEST)
     profile = next((view for view in (profile, *kept_sets(profile)) if _has(view, item)), profile)
     logs = read_logs(profile)
     row_of = {name: {row.id: row for row in rows} for name, rows in logs.items()}
-    found = _find(item, list(next(iter(row_of.values()))))
+    any_log = next(iter(row_of.values()))
+    found = _find(item, list(any_log))
     if model is not None and model not in logs:
         raise UserError(f"{relative_name(profile.logs)} has no model {model!r}: choose from {', '.join(logs)}.")
-    any_row = next(iter(row_of.values()))[found]
+    asked = [("Id", found), ("Question", any_log[found].question), ("Gold answer", str(any_log[found].gold))]
     verdicts = [(name, _verdict(rows[found])) for name, rows in row_of.items() if found in rows]
-    asked = Part("Item", [("Id", found), ("Question", any_row.question), ("Gold answer", str(any_row.gold))])
-    parts = [asked, Part("Verdicts", verdicts)]
+    parts = [Part("Item", asked), Part("Verdicts", verdicts)]
     if model is None:
         again = ["primekd", "show", found, "--model", "NAME", *words_of(profile)]
         return [*parts, Part("Next", [("One model", " ".join(again))])]
-    manifest = read_manifest(made)
     trained = manifest.get("models", {}).get(model, {}).get("inputs")
     return [
         *parts,
@@ -153,9 +148,6 @@ def as_text(parts: Sequence[Part]) -> str:
         lines += ["", part.title, "-" * len(part.title)]
         for name, value in part.rows:
             value = "\n".join(clean(line, 4000) for line in value.split("\n"))
-            lines += (
-                [f"{clean(name, 200)}:", *(f"    {line}" for line in value.split("\n"))]
-                if "\n" in value
-                else [f"{clean(name, 200)}: {value}"]
-            )
+            below = value.replace("\n", "\n    ")
+            lines.append(f"{clean(name, 200)}:" + (f"\n    {below}" if "\n" in value else f" {value}"))
     return "\n".join(lines[1:])

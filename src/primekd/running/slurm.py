@@ -13,7 +13,7 @@ import yaml
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import output_root, relative_name
-from primekd.running.run_log import Job
+from primekd.running.run_progress import Job
 
 NTASKS = re.compile(r"(?:^|[\s'\"])(?:--ntasks|-n(?=[\s=\d]))")
 
@@ -65,8 +65,8 @@ def read_settings(folder: Path) -> dict:
     """What config.yaml of a Snakemake profile says. Raises UserError if it is not there or is no YAML mapping."""
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        settings = None
     if not isinstance(settings, dict):
         raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.")
     return settings

@@ -3,12 +3,10 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
-from primekd.assessment.grade import grade_row
 from primekd.assessment.held_out import read_rows
-from primekd.assessment.logs import LogRow, read_log, read_logs
+from primekd.assessment.logs import grade_row, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER
@@ -53,6 +51,16 @@ def _fix(profile: Profile, what: str) -> str:
     if not what.startswith(relative_name(profile.runs)):
         return f"`primekd prepare-teacher {option} --force-stage` builds the teacher; `git checkout` brings its adapter"
     return f"Delete {what.removesuffix(f'/{MANIFEST}')} and run `primekd run {option}`: what is missing is made anew."
+
+
+def checks_text(checks: list[Check]) -> str:
+    """A line a check, below it what it found and what to do; then whether all is well."""
+    lines = []
+    for check in checks:
+        lines.append(f"{'FAIL' if check.problems else 'ok  '} {check.what}")
+        lines += [f"       {problem}" for problem in check.problems]
+        lines += [f"    -> {check.fix}"] if check.fix else []
+    return "\n".join([*lines, summary(checks)])
 
 
 def summary(checks: list[Check]) -> str:
@@ -114,28 +122,20 @@ def check_models(profile: Profile) -> Check:
 def check_verdicts(folder: Path, task: Task = NUMBERS) -> Check:
     """Extracts and grades every logged answer anew, and adds the summary up again."""
     problems, extractor = [], log_extractor(folder)
+    columns = ("n", "correct", "adjudicated", "correct_adjudicated")
+    summed = {r.get("model"): tuple(map(r.get, columns)) for r in read_table(folder / "summary.csv")}
     for path in sorted(folder.glob("*.csv")):
         if path.name in TABLES:
             continue
         rows = read_log(path, task)
-        problems += [
-            f"{path.name}: the verdict on {r.id} does not follow from its answer"
-            for r in rows
-            if grade_row(r, extractor, task) != r
-        ]
-        problems += check_count(folder, path.stem, rows)
+        wrong = [row.id for row in rows if grade_row(row, extractor, task) != row]
+        problems += [f"{path.name}: the verdict on {item} does not follow from its answer" for item in wrong]
+        decided = sum(bool(row.adjudicated) for row in rows)
+        counts = (len(rows), sum(r.correct for r in rows), decided, sum(r.correct_adjudicated for r in rows))
+        if summed.get(path.stem) != tuple(map(str, counts)):
+            said = f"{counts[1]} of {counts[0]} ({counts[3]} adjudicated) for {path.stem}"
+            problems.append(f"summary.csv does not say {said}")
     return Check(f"verdicts in {relative_name(folder)}", problems)
-
-
-def check_count(folder: Path, model: str, rows: list[LogRow]) -> list[str]:
-    """The summary's counts of one model against its log."""
-    columns = ("n", "correct", "adjudicated", "correct_adjudicated")
-    logged = {r.get("model"): tuple(r.get(c) for c in columns) for r in read_table(folder / "summary.csv")}
-    decided = sum(bool(r.adjudicated) for r in rows)
-    counts = (len(rows), sum(r.correct for r in rows), decided, sum(r.correct_adjudicated for r in rows))
-    if logged.get(model) != tuple(str(c) for c in counts):
-        return [f"summary.csv does not say {counts[1]} of {counts[0]} ({counts[3]} adjudicated) for {model}"]
-    return []
 
 
 def check_decisions(profile: Profile) -> Check:
@@ -183,19 +183,20 @@ def check_published() -> list[Check]:
     folder = published_folder()
     if not folder.is_dir():
         return []
-    name, verdicts, checks = relative_name(folder), folder / VERDICTS, []
-    for what, check in (
-        (name, lambda: check_outputs(folder / MANIFEST).problems),
-        (f"inputs of {name}", lambda: _changed_inputs(read_manifest(folder / MANIFEST)["inputs"])),
-        (f"tables in {name}", lambda: _other_tables(folder, compute_tables(*read_verdicts(verdicts)), VERDICTS)),
-    ):
-        try:
-            checks.append(Check(what, check()))
-        except (UserError, OSError) as error:
-            checks.append(Check(what, [str(error)]))
-    return checks
+    name = relative_name(folder)
 
+    def inputs(folder: Path) -> Check:
+        recorded = read_manifest(folder / MANIFEST)["inputs"]
+        changed = [file for file, value in own_inputs().items() if recorded.get(file) != value]
+        said = "changed since the logs were graded: run `primekd published-study`"
+        return Check(f"inputs of {name}", [f"{file} {said}" for file in changed])
 
-def _changed_inputs(recorded: dict[str, Any]) -> list[str]:
-    changed = [name for name, value in own_inputs().items() if recorded.get(name) != value]
-    return [f"{name} changed since the logs were graded: run `primekd published-study`" for name in changed]
+    def tables(folder: Path) -> Check:
+        computed = compute_tables(*read_verdicts(folder / VERDICTS))
+        return Check(f"tables in {name}", _other_tables(folder, computed, VERDICTS))
+
+    return [
+        checked(name, check_outputs, folder / MANIFEST),
+        checked(f"inputs of {name}", inputs, folder),
+        checked(f"tables in {name}", tables, folder),
+    ]

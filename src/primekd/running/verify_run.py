@@ -38,24 +38,15 @@ def checked(what: str, check: Callable[[Any], Check], argument: Any) -> Check:
     """A check, or that it found something that cannot be read; the rest is checked all the same."""
     try:
         return check(argument)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Check(what, [str(error)])
 
 
 def check_run(profile: Profile) -> list[Check]:
     """What this machine's logs were made from: students, answers, notebooks, signals, teacher."""
     checks = []
-    patterns = (
-        f"students/*/{MANIFEST}",
-        f"answers/*/{MANIFEST}",
-        *(f"answers-{name}/*/{MANIFEST}" for name in ANSWER_SETS),
-        f"held-out/*/{MANIFEST}",
-        f"forgetting/*/{MANIFEST}",
-        f"served/*/{MANIFEST}",
-        f"priming/{MANIFEST}",
-        f"notebooks/*/*.{MANIFEST}",
-    )
-    for pattern in patterns:
+    results = ("students", "answers", *(f"answers-{name}" for name in ANSWER_SETS), "held-out", "forgetting", "served")
+    for pattern in (*(f"{kind}/*/{MANIFEST}" for kind in results), f"priming/{MANIFEST}", f"notebooks/*/*.{MANIFEST}"):
         checks += [checked(relative_name(path), check_outputs, path) for path in _live(profile, pattern)]
     checks += [check_signals(path.parent) for path in _live(profile, f"signals/*/{MANIFEST}")]
     checks.append(checked("lineage", check_lineage, profile))
@@ -104,9 +95,9 @@ def check_signals(folder: Path) -> Check:
 
 def _other_text(folder: Path, text: dict[str, Any]) -> list[str]:
     """Of a crossed arm's store: whether its responses are still those of the store that they were taken from."""
-    if not (name := text.get("store")) or not is_name(name) or not (folder.parent / name / MANIFEST).is_file():
-        return []
-    if shards_hash(folder.parent / name) == text.get("shards_sha256"):
+    name = text.get("store")
+    there = name and is_name(name) and (folder.parent / name / MANIFEST).is_file()
+    if not there or shards_hash(folder.parent / name) == text.get("shards_sha256"):
         return []
     return [f"its responses are not those that lie in {relative_name(folder.parent / name)}: capture it again"]
 
@@ -137,6 +128,5 @@ def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
     if not trained or not trained["shards"] or not inputs.get("strategy"):  # a live teacher leaves none
         return False
     folder = training_job(profile, inputs["strategy"], inputs.get("seed")).folder
-    if not (folder / MANIFEST).is_file():
-        return False
-    return {name: entry["sha256"] for name, entry in read_store(folder)["shards"].items()} != trained["shards"]
+    here = read_store(folder)["shards"] if (folder / MANIFEST).is_file() else None
+    return here is not None and {name: entry["sha256"] for name, entry in here.items()} != trained["shards"]

@@ -1,8 +1,5 @@
-"""What a teacher says, from disk or asked live, as rows that predict response tokens.
-
-Codecs, the store that keeps their rows, and the live source. Nothing is read whose hash does not match. writer.py says
-which files a store has, claims.py how several workers share it.
-"""
+"""What a teacher says, from disk or asked live, as rows that predict response tokens: codecs, the store that keeps
+their rows, and the live source. writer.py says which files a store has, claims.py how several workers share it."""
 
 from primekd.signals.codecs import Codec, make_codec
 from primekd.signals.live import LiveSource, SignalSource

@@ -1,8 +1,8 @@
-"""Streams of bits: numbers of few bits end to end, written and read with numpy, many at a time.
+"""Streams of bits: non-negative integers end to end, written and read with numpy, many at a time.
 
-Three kinds of number, all of them non-negative integers: of a width that the reader knows (`raw`); small ones as so
-many zeros and a one (`unary`); of unknown size, from 1 on, in 2 * floor(log2 n) + 1 bits (`gamma`: Elias 1975,
-doi 10.1109/TIT.1975.1055349). All widths of one call come before all values of it, so that no loop runs over numbers.
+Of a width that the reader knows (`raw`); small ones as so many zeros and a one (`unary`); of unknown size, from 1 on,
+in 2 * floor(log2 n) + 1 bits (`gamma`: Elias 1975, doi 10.1109/TIT.1975.1055349), all widths of a call before all its
+values, so that no loop runs over numbers.
 """
 
 import numpy as np
@@ -13,44 +13,34 @@ def floor_log2(values: np.ndarray) -> np.ndarray:
     return np.frexp(values)[1].astype(np.int64) - 1
 
 
-class BitWriter:
-    """Collects numbers; `to_bytes` gives the stream, filled up with zeros to whole bytes."""
+def raw(values: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Each value in so many bits, the highest one first: (bits,) uint8, as of the others."""
+    below = np.repeat(np.cumsum(widths), widths) - np.arange(widths.sum()) - 1  # how many bits of the same value follow
+    return ((np.repeat(values, widths) >> below) & 1).astype(np.uint8)
 
-    def __init__(self):
-        self._parts: list[np.ndarray] = []  # one byte a bit
 
-    def raw(self, values: np.ndarray, widths: np.ndarray) -> None:
-        """Each value in so many bits, the highest one first."""
-        ends = np.cumsum(widths)
-        below = np.repeat(ends, widths) - np.arange(widths.sum()) - 1  # how many bits of the same value follow
-        self._parts.append(((np.repeat(values, widths) >> below) & 1).astype(np.uint8))
+def unary(values: np.ndarray) -> np.ndarray:
+    """Each value n as n zeros and a one."""
+    bits = np.zeros(values.sum() + len(values), np.uint8)
+    bits[np.cumsum(values + 1) - 1] = 1
+    return bits
 
-    def unary(self, values: np.ndarray) -> None:
-        """Each value n as n zeros and a one."""
-        bits = np.zeros(values.sum() + len(values), np.uint8)
-        bits[np.cumsum(values + 1) - 1] = 1
-        self._parts.append(bits)
 
-    def gamma(self, values: np.ndarray) -> None:
-        """Each value, 1 or more, as its width and the bits below its highest one."""
-        widths = floor_log2(values)
-        self.unary(widths)
-        self.raw(values - (1 << widths), widths)
-
-    def to_bytes(self) -> np.ndarray:
-        """The whole stream, uint8."""
-        return np.packbits(np.concatenate(self._parts))
+def gamma(values: np.ndarray) -> np.ndarray:
+    """Each value, 1 or more, as its width and the bits below its highest one."""
+    widths = floor_log2(values)
+    return np.concatenate([unary(widths), raw(values - (1 << widths), widths)])
 
 
 class BitReader:
-    """Reads back what a BitWriter wrote, call by call. Raises ValueError if it ends too early or (`finish`) late."""
+    """Reads back what `np.packbits` made of such bits, call by call: `count` values, or one a width. Raises ValueError
+    if it ends too early or (`finish`) late."""
 
     def __init__(self, stream: np.ndarray):
         self._bits = np.unpackbits(stream)
         self._at = 0
 
     def raw(self, widths: np.ndarray) -> np.ndarray:
-        """One value a width."""
         starts = self._at + np.cumsum(widths) - widths
         self._at += int(widths.sum())
         if self._at > len(self._bits):
@@ -62,7 +52,6 @@ class BitReader:
         return values
 
     def unary(self, count: int) -> np.ndarray:
-        """So many values."""
         ones = np.flatnonzero(self._bits[self._at :])[:count]
         if len(ones) < count:
             raise ValueError("the stream of bits ends too early")
@@ -70,7 +59,6 @@ class BitReader:
         return np.diff(ones, prepend=-1) - 1
 
     def gamma(self, count: int) -> np.ndarray:
-        """So many values."""
         widths = self.unary(count)
         if widths.max(initial=0) > 62:
             raise ValueError("the stream of bits holds a number that is too large")

@@ -19,18 +19,12 @@ MOST = 5_000  # tokens of a store that are looked at: of a large vocabulary a he
 
 @dataclass(frozen=True)
 class Certainty:
-    """Of T tokens in a row.
+    """Of T tokens in a row."""
 
-    Attributes:
-        entropy: (T,) nats; of a top-k row that of its tokens and one bucket for all others, which is a lower bound.
-        written: (T,) probability of the token that was written; nan where the row does not keep it.
-        top_ids, top_probs: (T, K) the most probable tokens, and their probabilities.
-    """
-
-    entropy: Tensor
-    written: Tensor
-    top_ids: Tensor
-    top_probs: Tensor
+    entropy: Tensor  # (T,) nats; of a top-k row that of its tokens and one bucket for all others, a lower bound
+    written: Tensor  # (T,) probability of the token that was written; nan where the row does not keep it
+    top_ids: Tensor  # (T, K) the most probable tokens
+    top_probs: Tensor  # (T, K)
 
 
 @dataclass(frozen=True)
@@ -70,11 +64,8 @@ def moved_probability(rows: SignalRows, other: SignalRows) -> Tensor:
     """Total variation (T,) between the distributions of two sets of T rows: the share of probability that moved. Raises
     ValueError if one of them does not keep whole distributions."""
     _require_whole(rows, other)
-    parts = [
-        0.5 * (rows.part(c).to_logits().softmax(-1) - other.part(c).to_logits().softmax(-1)).abs().sum(-1)
-        for c in _chunks(len(rows))
-    ]
-    return torch.cat(parts)
+    pairs = ((each.part(chunk).to_logits().softmax(-1) for each in (rows, other)) for chunk in _chunks(len(rows)))
+    return torch.cat([0.5 * (p - q).abs().sum(-1) for p, q in pairs])
 
 
 def _require_whole(rows: SignalRows, other: SignalRows) -> None:
@@ -102,10 +93,5 @@ def _certainty(rows: SignalRows, targets: Tensor, top: int, other: SignalRows | 
     written = torch.where(hit.any(-1), (p * hit).sum(-1), torch.nan)
     everything = p if sampled else torch.cat([p, rows.tail_mass.float()[:, None]], -1)
     entropy = rows.entropy.float() if sampled else torch.special.entr(everything).sum(-1)
-    pad = (0, top - kept)
-    return (
-        entropy,
-        written,
-        torch.nn.functional.pad(rows.ids.gather(1, best.indices), pad, value=-1),
-        torch.nn.functional.pad(best.values, pad),
-    )
+    ids = torch.nn.functional.pad(rows.ids.gather(1, best.indices), (0, top - kept), value=-1)
+    return entropy, written, ids, torch.nn.functional.pad(best.values, (0, top - kept))

@@ -1,11 +1,9 @@
 """Claims: who has what in hand in a folder that several processes and machines share.
 
-A claim is a small file that only one process can create (O_EXCL). It names its owner, who touches it every BEAT
-seconds. No lock of the file system is needed, so it also works where a network file system has none. A claim counts as
-left behind when its process is gone (on the same machine) or when it has not been touched for STALE_AFTER seconds,
-by the file system's own clock: the clocks of two machines may differ.
-
-A process that was stopped for longer than that and wakes up does no harm: whatever is claimed may be done twice.
+A claim is a small file that only one process can create (O_EXCL), so no lock of the file system is needed, which a
+network's may lack. It names its owner, who touches it every BEAT seconds. It counts as left behind when its process is
+gone (on the same machine) or when it has not been touched for STALE_AFTER seconds by the file system's own clock. A
+process that was stopped for longer and wakes up does no harm: whatever is claimed may be done twice.
 """
 
 import contextlib
@@ -16,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -46,7 +44,17 @@ class Owner:
         """Whether it surely does not run any more; never said of another machine's process."""
         if self.machine is None or self.machine != _this_machine():
             return False
-        return not _runs(self.pid, self.started)
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False  # another user's
+        if (found := _stat_of(self.pid)) is None:
+            return False
+        state, started = found
+        # A zombie has ended, and an id may have been given to another process since.
+        return state in "ZX" or self.started not in (None, started)
 
 
 _OWNER = TypeAdapter(Owner)
@@ -100,8 +108,7 @@ class Claims:
         """Gives a claim up, if it is still held: a thread may do so while all are given up at the end. One that another
         process has taken over meanwhile stays that process's."""
         with self._lock:
-            descriptor = self._held.pop(path, None)
-            if descriptor is None:
+            if (descriptor := self._held.pop(path, None)) is None:
                 return
             with contextlib.suppress(OSError):
                 if os.fstat(descriptor).st_ino == path.stat().st_ino:
@@ -109,12 +116,12 @@ class Claims:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def alone(self, path: Path, say: Callable[[Owner], None]) -> Iterator[None]:
-        """Waits for a claim and holds it for the `with` block; calls `say` once for each owner it waits for."""
+    def alone(self, path: Path, name: str) -> Iterator[None]:
+        """Waits for a claim and holds it for the `with` block; says once for each owner that `name` waits for it."""
         said = None
         while (owner := self.take(path)) is not None:
             if owner != said:
-                say(owner)
+                print(f"{name}: waiting for {owner}.", flush=True)
                 said = owner
             time.sleep(POLL)
         try:
@@ -138,7 +145,9 @@ def look(path: Path) -> Owner | None:
         return None
     except ValueError:  # just being written
         owner = Owner("an unknown machine", 0)
-    if owner.is_gone or _clock(path.parent) - seen.st_mtime > STALE_AFTER:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".clock-") as probe:
+        age = os.fstat(probe.fileno()).st_mtime - seen.st_mtime  # by the clock of the file system
+    if owner.is_gone or age > STALE_AFTER:
         _remove(path, seen)
         return None
     return owner
@@ -157,15 +166,10 @@ def _remove(path: Path, seen: os.stat_result) -> None:
         aside.unlink()
 
 
-def _clock(folder: Path) -> float:
-    """The time of the file system that the folder is on, in seconds since the epoch."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as probe:
-        return os.fstat(probe.fileno()).st_mtime
-
-
 def this_process() -> Owner:
     """This process as the owner of a claim."""
-    return Owner(socket.gethostname(), os.getpid(), _this_machine(), _start_of(os.getpid()))
+    found = _stat_of(os.getpid())
+    return Owner(socket.gethostname(), os.getpid(), _this_machine(), found and found[1])
 
 
 @cache
@@ -178,24 +182,10 @@ def _this_machine() -> str | None:
         return None
 
 
-def _start_of(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks since the boot; None where the kernel does not say."""
+def _stat_of(pid: int) -> tuple[str, str] | None:
+    """A process's state and when it started, in ticks since the boot; None where the kernel does not say."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-
-
-def _runs(pid: int, started: str | None) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return True
-    # A zombie has ended, and an id may have been given to another process since.
-    return state not in "ZX" and (started is None or rest[18] == started)
+    return fields[0], fields[19]

@@ -1,8 +1,5 @@
-"""Codecs: how a row of teacher signal becomes bytes, and what the bytes can still serve.
-
-All but `sampled` (a module of its own) are lossless in what they keep; `describe()["error"]` says what is lost, and
-`refusal` which losses and temperatures that rules out.
-"""
+"""Codecs: how a row of teacher signal becomes bytes, and what the bytes can still serve. All but `sampled` (a module of
+its own) are lossless in what they keep; `describe()["error"]` says what is lost."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,11 +28,9 @@ class Codec(Protocol):
 
     def encode(self, states: Tensor | TopLogprobs, item: StoredItem) -> dict[str, Tensor]:
         """(T, D) hidden states, (T, V) logits or T rows of top log-probs of `item` -> the columns of its rows."""
-        ...
 
     def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> SignalRows | None:
         """Columns as `encode` made them of `item` -> rows that a loss can use; None where there are none."""
-        ...
 
     def refusal(self, loss: LossConfig) -> str | None:
         """Why this codec cannot serve a loss, or None if it can."""
@@ -43,7 +38,6 @@ class Codec(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Name, parameters, and the error that decoding has against the engine's own logits."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,10 +73,8 @@ class HiddenCodec(Codec):
         return HiddenRows(columns["hidden"], head)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "error": "hidden state bit for bit; hidden @ head.T against the engine's logits: see `reconstruction`",
-        }
+        error = "hidden state bit for bit; hidden @ head.T against the engine's logits: see `reconstruction`"
+        return {"name": self.name, "error": error}
 
 
 @dataclass(frozen=True)
@@ -104,22 +96,16 @@ class TopKCodec:
         scaled = states.float() / self.temperature
         log_normaliser = scaled.logsumexp(-1)  # (T,)
         values, ids = scaled.topk(min(self.k, scaled.shape[-1]), dim=-1)  # (T, k)
-        log_probs = values - log_normaliser[:, None]
         # Summed over the tail itself: 1 - sum(top) would lose small tails to rounding.
-        tail = scaled.scatter(-1, ids, -torch.inf).logsumexp(-1) - log_normaliser
-        return {
-            "ids": ids.to(torch.int32),
-            "log_probs": log_probs,
-            "tail_mass": tail.exp(),
-            "log_normaliser": log_normaliser,
-        }
+        tail = (scaled.scatter(-1, ids, -torch.inf).logsumexp(-1) - log_normaliser).exp()
+        kept = {"ids": ids.to(torch.int32), "log_probs": values - log_normaliser[:, None]}
+        return kept | {"tail_mass": tail, "log_normaliser": log_normaliser}
 
     def _encode_top(self, top: TopLogprobs) -> dict[str, Tensor]:
         ids, log_probs = top.ids[:, : self.k], top.log_probs[:, : self.k].float()
-        missing = self.k - ids.shape[1]
-        if missing > 0:  # every row of a store has one width
-            ids = torch.nn.functional.pad(ids, (0, missing), value=-1)
-            log_probs = torch.nn.functional.pad(log_probs, (0, missing), value=-torch.inf)
+        missing = (0, self.k - ids.shape[1])  # every row of a store has one width
+        ids = torch.nn.functional.pad(ids, missing, value=-1)
+        log_probs = torch.nn.functional.pad(log_probs, missing, value=-torch.inf)
         filled = ids >= 0
         tail = 1 - log_probs.double().exp().sum(-1)
         return {
@@ -132,8 +118,7 @@ class TopKCodec:
         }
 
     def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> TopKRows:
-        ids = columns["ids"].long()
-        return TopKRows(ids, columns["log_probs"], columns["tail_mass"], columns["log_normaliser"], self.temperature)
+        return TopKRows(**columns | {"ids": columns["ids"].long()}, temperature=self.temperature)
 
     def refusal(self, loss: LossConfig) -> str | None:
         if loss.divergence != "forward_kl":
@@ -150,13 +135,11 @@ class TopKCodec:
 
     def describe(self) -> dict[str, Any]:
         shown = {} if self.needs == "logits" else {"from": "the engine's top log-probs; the tail is 1 minus their sum"}
-        return shown | {
-            "name": self.name,
-            "k": self.k,
-            "temperature": self.temperature,
-            "error": "the kept log-probabilities are exact to float32; all other tokens are one bucket, so a forward "
-            "KL computed from it is a lower bound of the full one",
-        }
+        error = (
+            "the kept log-probabilities are exact to float32; all other tokens are one bucket, so a forward "
+            "KL computed from it is a lower bound of the full one"
+        )
+        return shown | {"name": self.name, "k": self.k, "temperature": self.temperature, "error": error}
 
 
 @dataclass(frozen=True)
@@ -193,11 +176,9 @@ def make_codec(config: SignalsConfig, offers: frozenset[str]) -> Codec:
     if name == "auto":
         name = "hidden" if "hidden" in offers else "topk" if offers else "text"
     from_top = "logits" not in offers and "top" in offers
-    codec: Codec = {
-        **WITHOUT_SETTINGS,
-        "topk": TopKCodec(config.top_k, config.topk_temperature, "top" if from_top else "logits"),
-        "sampled": SampledCodec(config.sampled_points, config.sampled_temperature),
-    }[name]
+    topk = TopKCodec(config.top_k, config.topk_temperature, "top" if from_top else "logits")
+    sampled = SampledCodec(config.sampled_points, config.sampled_temperature)
+    codec = (WITHOUT_SETTINGS | {"topk": topk, "sampled": sampled})[name]
     if name == "topk" and from_top and config.topk_temperature != 1:
         raise UserError(
             "This engine shows log-probs at temperature 1 only, and a tail cannot be rescaled: set "

@@ -29,14 +29,13 @@ def rebuilding_problem(measured: dict[str, Any] | None) -> str | None:
         return None
     return (
         f"hidden states times the head are {measured['mean_kl_nats']:.2g} nats a token from the teacher's own logits "
-        f"(at most {most:.2g}), so this engine does something else behind the head: set signals.codec to "
-        "topk or full"
+        f"(at most {most:.2g}), so this engine does something else behind the head: set signals.codec to topk or full"
     )
 
 
 def save_head(folder: Path, head: Tensor, transform: LogitTransform = PLAIN) -> dict[str, str]:
-    """Stores the output head beside the store `folder`, once; returns its file name and sha256. `transform`: what the
-    teacher does to its logits behind the head; it is part of the file and of its name."""
+    """Stores the output head, and what the teacher does to its logits behind it, beside the store `folder`, once;
+    returns the file's name, which is of both, and sha256."""
     tensor = head.detach().cpu().contiguous()
     behind = {} if transform == PLAIN else {"transform": json.dumps(asdict(transform))}
     values = hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()
@@ -48,29 +47,24 @@ def save_head(folder: Path, head: Tensor, transform: LogitTransform = PLAIN) -> 
     return {"file": path.name, "sha256": hash_file(path)}
 
 
-def head_is_whole(folder: Path, entry: dict[str, Any]) -> bool:
-    """Whether the head that a store names is there with the bytes that it names."""
-    path = folder.parent / entry["file"]
-    return path.is_file() and hash_file(path) == entry["sha256"]
-
-
 @lru_cache(maxsize=2)
 def load_head(path: Path, digest: str) -> tuple[Tensor, LogitTransform]:
     """Reads a head, (V, D), and what follows it. Raises UserError if it is missing or has other bytes."""
     if not path.is_file() or hash_file(path) != digest:
         raise UserError(f"{relative_name(path)} is missing or was altered: delete it and capture again.")
+    return _read(path)
+
+
+def _read(path: Path) -> tuple[Tensor, LogitTransform]:
     with safe_open(path, framework="pt") as handle:
-        return handle.get_tensor("head"), _transform(handle)
-
-
-def _transform(handle: safe_open) -> LogitTransform:
-    return LogitTransform(**json.loads((handle.metadata() or {}).get("transform", "{}")))
+        behind = json.loads((handle.metadata() or {}).get("transform", "{}"))
+        return handle.get_tensor("head"), LogitTransform(**behind)
 
 
 def _holds(path: Path, tensor: Tensor, transform: LogitTransform) -> bool:
     """Whether a file has exactly this head: a damaged one must not be vouched for anew."""
     try:
-        with safe_open(path, framework="pt") as handle:
-            return torch.equal(handle.get_tensor("head"), tensor) and _transform(handle) == transform
+        found, behind = _read(path)
     except (SafetensorError, TypeError, ValueError):
         return False
+    return torch.equal(found, tensor) and behind == transform

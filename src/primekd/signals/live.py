@@ -4,29 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_json
 from primekd.models.logits import PLAIN
 from primekd.signals.codecs import Codec, FullCodec, HiddenCodec
 from primekd.signals.heads import rebuilding_problem
 from primekd.signals.rows import Asked, HiddenRows, SignalRows, concatenate
 from primekd.signals.shards import StoredItem
 from primekd.teachers.agreement import compare
-from primekd.teachers.protocol import TeacherEngine, TopLogprobs
+from primekd.teachers.protocol import TeacherEngine
 
 
 class SignalSource(Protocol):
-    """What a trainer asks for the teacher's rows.
+    """What a trainer asks for the teacher's rows."""
 
-    Attributes:
-        codec: what the rows keep of the teacher, and so which losses they serve (`codecs.require_served`).
-        manifest: `spec`, `spec_sha256` and `shards`: everything that the rows depend on.
-    """
-
-    codec: Codec
-    manifest: dict[str, Any]
+    codec: Codec  # what the rows keep of the teacher, and so which losses they serve (`codecs.require_served`)
+    manifest: dict[str, Any]  # `spec`, `spec_sha256`, `shards`: what the rows depend on; a stage asks for it
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         """The rows of all response tokens of a micro-batch, in order; None if there are none, or of text alone. Raises
@@ -34,25 +26,22 @@ class SignalSource(Protocol):
         ...
 
 
+def dense_codec(offers: frozenset[str]) -> Codec:
+    """What is taken of a live teacher: hidden states or, where there are none, all logits."""
+    return HiddenCodec() if "hidden" in offers else FullCodec()
+
+
 class LiveSource:
     """A teacher that is asked while a student learns: one `score` a micro-batch, no gradient, nothing kept.
 
-    Its rows go through a codec as those of a store do, so both are the same to a loss.
-
-    Args:
-        prompts: what the teacher reads before an item's response, by item id (a primed prompt, say); None if it reads
-            what the student does.
-        codec: what is taken of what the engine offers; None for hidden states or, where there are none, all logits.
-
-    Raises:
-        UserError: the engine does not offer that, or has another vocabulary than the V = `vocab_size` of the student.
+    Its rows go through a codec as those of a store do, so both are the same to a loss: hidden states or, where the
+    engine offers none, all logits. `prompts`: what the teacher reads before an item's response, by item id (a primed
+    prompt, say); None if it reads what the student does. Raises UserError if the engine offers neither, or has another
+    vocabulary than the V = `vocab_size` of the student.
     """
 
-    def __init__(
-        self, engine: TeacherEngine, vocab_size: int, prompts: Mapping[str, list[int]] | None = None,
-        codec: Codec | None = None,
-    ):  # fmt: skip
-        self.codec = codec or (HiddenCodec() if "hidden" in engine.offers else FullCodec())
+    def __init__(self, engine: TeacherEngine, vocab_size: int, prompts: Mapping[str, list[int]] | None = None):
+        self.codec = dense_codec(engine.offers)
         if self.codec.needs not in engine.offers:
             raise UserError(f"The engine {engine.name} offers no {self.codec.needs}: name another signals.codec.")
         if engine.vocab_size != vocab_size:
@@ -64,21 +53,25 @@ class LiveSource:
         self._head = engine.head() if self.codec.needs == "hidden" else None
         self._transform = engine.transform or PLAIN
         self._checked = self._head is None
-        own = None if prompts is None else hash_json(dict(prompts))
-        spec = {"codec": self.codec.describe(), "engine": engine.identity(), "prompts_sha256": own}
-        self.manifest = {"spec": spec, "spec_sha256": hash_json(spec), "shards": {}}
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         """As SignalSource. Raises UserError if an item has no prompt, nothing stands before its first token, or a token
-        is not the teacher's."""
+        is not the teacher's; or, seen once, if hidden states times the head are not the engine's own logits."""
         if not asked:
             return None
         items = [StoredItem(a.item_id, self._prompt(a), a.response_ids, truncated=False) for a in asked]
         prompts, responses = [item.prompt_ids for item in items], [item.response_ids for item in items]
-        states = self._engine.score(prompts, responses, self.codec.needs)
-        rows = concatenate([self._decoded(part, item) for part, item in zip(states, items, strict=True)])
+        states, codec = self._engine.score(prompts, responses, self.codec.needs), self.codec
+        pairs = zip(states, items, strict=True)
+        rows = concatenate([codec.decode(codec.encode(part, item), self._head, item) for part, item in pairs])
+        if isinstance(rows, HiddenRows):
+            rows = replace(rows, transform=self._transform)
         if not self._checked:
-            self._check(prompts[0], responses[0], rows.part(slice(len(responses[0]))))
+            first = rows.part(slice(len(responses[0]))).to("cpu").to_logits()
+            measured = compare(self._engine.own_logits(prompts[:1], responses[:1]), [first])
+            if problem := rebuilding_problem({"mean_kl_nats": measured.mean_kl_nats}):
+                raise UserError(f"{self._engine.name}: {problem}.")
+            self._checked = True
         return rows
 
     def _prompt(self, asked: Asked) -> list[int]:
@@ -91,14 +84,3 @@ class LiveSource:
         if not all(0 <= token < self._engine.vocab_size for token in (*prompt, *asked.response_ids)):
             raise UserError(f"A token of {asked.item_id!r} is not in the teacher's vocabulary.")
         return prompt
-
-    def _decoded(self, states: Tensor | TopLogprobs, item: StoredItem) -> SignalRows:
-        rows = self.codec.decode(self.codec.encode(states, item), self._head, item)
-        return replace(rows, transform=self._transform) if isinstance(rows, HiddenRows) else rows
-
-    def _check(self, prompt: list[int], response: list[int], rows: SignalRows) -> None:
-        """Raises UserError if hidden states times the head are not the engine's own logits, seen once."""
-        measured = compare(self._engine.own_logits([prompt], [response]), [rows.to("cpu").to_logits()])
-        if problem := rebuilding_problem({"mean_kl_nats": measured.mean_kl_nats}):
-            raise UserError(f"{self._engine.name}: {problem}.")
-        self._checked = True

@@ -1,40 +1,17 @@
 """The small JSON files of a store, each read through one schema: its manifest, what vouches for a shard, a session."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from primekd.foundation import manifests
 from primekd.foundation.errors import UserError
-from primekd.foundation.manifests import (
-    MANIFEST,
-    Code,
-    Count,
-    Digest,
-    Environment,
-    Maker,
-    Measured,
-    Number,
-    Part,
-    checked,
-)
+from primekd.foundation.manifests import MANIFEST, Count, Digest, Number, Part, checked
 from primekd.foundation.provenance import hash_json, relative_name
 from primekd.signals.shards import FORMAT
 
 FIX = "Delete it and run the capture again: shards that are whole are kept."
-
-
-def _shard(name: str) -> str:
-    if not re.fullmatch(r"shard-\d{5,}\.safetensors", name):
-        raise ValueError("no name of a shard")
-    return name
-
-
-def _beside(name: str) -> str:
-    if not re.fullmatch(r"head-[0-9a-f]+\.safetensors", name):
-        raise ValueError("no name of a head")
-    return name
 
 
 class Entry(Part):
@@ -47,7 +24,7 @@ class Entry(Part):
 
 
 class Head(Part):
-    file: Annotated[str, AfterValidator(_beside)]
+    file: Annotated[str, Field(pattern=r"^head-[0-9a-f]+\.safetensors$")]
     sha256: Digest
 
 
@@ -65,9 +42,9 @@ class Made(Part):
 
     head: Head | None = None
     engine: dict[str, Any] | None = None
-    environment: Environment | None = None
+    environment: manifests.Environment | None = None
     reconstruction: dict[str, float] | None = None
-    code: Code | None = None
+    code: manifests.Code | None = None
 
 
 class Vouch(Entry, Made):
@@ -76,7 +53,7 @@ class Vouch(Entry, Made):
     spec_sha256: Digest
 
 
-class Session(Measured):
+class Session(manifests.Measured):
     end: str = ""
     seconds: Number
 
@@ -86,12 +63,12 @@ class StoreManifest(Made):
     spec: StoreSpec
     spec_sha256: Digest
     complete: bool
-    shards: dict[Annotated[str, AfterValidator(_shard)], Entry]
+    shards: dict[Annotated[str, Field(pattern=r"^shard-[0-9]{5,}\.safetensors$")], Entry]
     sessions: list[Session] = []
-    mixed: list[Maker] = []
+    mixed: list[manifests.Maker] = []
     items: Count = 0
     tokens: Count = 0
-    bytes: Annotated[int, Field(ge=0)] = 0
+    bytes: Count = 0
 
 
 def read_store(folder: Path) -> dict[str, Any]:
@@ -115,13 +92,3 @@ def read_complete(folder: Path) -> dict[str, Any]:
 def shards_hash(folder: Path) -> str:
     """One hash of all bytes of a finished store, from its manifest. Raises UserError as `read_complete`."""
     return hash_json({shard: entry["sha256"] for shard, entry in read_complete(folder)["shards"].items()})
-
-
-def read_vouch(path: Path) -> dict[str, Any]:
-    """What vouches for a shard. Raises UserError if it is absent or does not fit the schema."""
-    return checked(path, Vouch, FIX)
-
-
-def read_session(path: Path) -> dict[str, Any]:
-    """Time and energy of one session. Raises UserError if it is absent or does not fit the schema."""
-    return checked(path, Session, "Delete it: only the time and energy of one session are lost.")

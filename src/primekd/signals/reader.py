@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,19 +36,11 @@ class Place(NamedTuple):
     packed_end: int
     truncated: int
 
-    def rows(self, name: str) -> slice:
-        """Where the item's part of a codec's column is."""
-        if name == f"row.{PACKED}":
-            return slice(self.packed, self.packed_end)
-        return slice(self.response, self.response_end)
-
 
 class SignalReader:
-    """Reads a complete store, item by item, checking as it goes.
-
-    Every shard's hash is checked here, once; an item's own hash here and each time that the item is read. `expected`
-    are values that the spec must have. Raises UserError if one differs, or a file is absent, incomplete or altered.
-    """
+    """Reads a complete store, item by item. Every shard's hash is checked here, once; an item's own here and each time
+    that it is read. `expected` are values that the spec must have. Raises UserError if one differs, or a file is
+    absent, incomplete or altered."""
 
     def __init__(self, folder: Path, **expected: Any):
         self.folder = Path(folder)
@@ -69,11 +62,8 @@ class SignalReader:
             self._index(shard, entry)
 
     @property
-    def head(self) -> Tensor | None:
-        """The teacher's output head, (V, D), where the codec needs one."""
-        return self._head()[0]
-
-    def _head(self) -> tuple[Tensor | None, LogitTransform]:
+    def head(self) -> tuple[Tensor | None, LogitTransform]:
+        """The teacher's output head, (V, D), where the codec needs one, and what follows it."""
         entry = self.manifest.get("head")
         return load_head(self.folder.parent / entry["file"], entry["sha256"]) if entry else (None, PLAIN)
 
@@ -91,24 +81,21 @@ class SignalReader:
         try:
             with safe_open(path, framework="pt") as handle:
                 header = json.loads(handle.metadata()["primekd"])
-                fields = ("prompt_lengths", "response_lengths", "truncated")
-                columns = [handle.get_tensor(field).tolist() for field in fields]
-                has_packed = "packed_lengths" in handle.keys()  # noqa: SIM118 - no mapping
-                columns.append(handle.get_tensor("packed_lengths").tolist() if has_packed else [0] * len(columns[0]))
-                ids = {field: handle.get_tensor(field) for field in ("prompt_ids", "response_ids")}
+                own = {key: handle.get_tensor(key) for key in handle.keys() if not key.startswith("row.")}  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(f"{name} cannot be read ({error}): delete it and run its capture again.") from error
-        prompt = response = packed = 0
-        for item_id, row_hash, *sizes in zip(header["items"], header["row_hashes"], *columns, strict=True):
+        spans = [
+            pairwise([0, *own[key].cumsum(0).tolist()]) if key in own else [(0, 0)] * len(header["items"])
+            for key in ("prompt_lengths", "response_lengths", "packed_lengths")
+        ]
+        columns = header["items"], header["row_hashes"], own["truncated"].tolist(), *spans
+        for item_id, row_hash, cut, *between in zip(*columns, strict=True):
             if item_id in self._number:
                 raise UserError(f"{name}: item {item_id!r} stands in the store twice: capture again.")
             self._number[item_id] = len(self._number)
-            size, length, cut, kept = sizes
-            ends = prompt + size, response + length, packed + kept
-            self._places.extend(Place(shard, prompt, ends[0], response, ends[1], packed, ends[2], cut))
+            self._places.extend(Place(shard, *chain(*between), cut))
             self._hashes += bytes.fromhex(row_hash)
-            self._read(item_id, ids)
-            prompt, response, packed = ends
+            self._read(item_id, own)
 
     def _place(self, item_id: str) -> Place:
         if item_id not in self._number:
@@ -151,9 +138,10 @@ class SignalReader:
         if list(response_ids) != item.response_ids:
             raise UserError(f"{self.name}: item {item_id!r} was captured for another response than is trained on.")
         place, handle = self._place(item_id), self._handle(item_id)
-        names = [name for name in handle.keys() if name.startswith("row.")]  # noqa: SIM118 - no mapping
-        columns = {name.removeprefix("row."): handle.get_slice(name)[place.rows(name)] for name in names}
+        rows, packed = slice(place.response, place.response_end), slice(place.packed, place.packed_end)
+        names = [name.removeprefix("row.") for name in handle.keys() if name.startswith("row.")]  # noqa: SIM118
+        columns = {name: handle.get_slice(f"row.{name}")[packed if name == PACKED else rows] for name in names}
         if self.codec.needs != "hidden":
             return self.codec.decode(columns, None, item)
-        head, transform = self._head()
+        head, transform = self.head
         return replace(self.codec.decode(columns, head, item), transform=transform)

@@ -20,11 +20,8 @@ def _kept_on(shared: Tensor, device: torch.device) -> Tensor:
 
 
 class Asked(NamedTuple):
-    """One sequence that rows are wanted for: one a token of `response_ids`, row t being what predicts token t.
-
-    `before_ids` is what the student reads before them: its own prompt or, of a block of text, the block's first token,
-    which nothing predicts.
-    """
+    """One sequence that rows are wanted for: one a token of `response_ids`, row t being what predicts token t. Before
+    them the student reads `before_ids`: its prompt or, of a block of text, the first token, which nothing predicts."""
 
     item_id: str
     before_ids: list[int]
@@ -38,9 +35,8 @@ class _Rows:
     def to(self, device: torch.device) -> Self:
         """The same rows on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
-        return replace(
-            self, **{name: _kept_on(t, device) if name in SHARED else t.to(device) for name, t in tensors.items()}
-        )
+        there = {name: _kept_on(t, device) if name in SHARED else t.to(device) for name, t in tensors.items()}
+        return replace(self, **there)
 
     def part(self, rows: slice) -> Self:
         """Some of the rows."""
@@ -61,10 +57,8 @@ class DenseRows(_Rows):
 
 @dataclass(frozen=True)
 class HiddenRows(_Rows):
-    """Final hidden states, (N, D), and the teacher's output head, (V, D): exact at every temperature.
-
-    `transform` is what the teacher does to its logits behind the head.
-    """
+    """Final hidden states, (N, D), the teacher's output head, (V, D), and what it does to its logits behind the head:
+    exact at every temperature."""
 
     hidden: Tensor
     head: Tensor
@@ -77,37 +71,23 @@ class HiddenRows(_Rows):
 
 @dataclass(frozen=True)
 class TopKRows(_Rows):
-    """The K most probable tokens at temperature `temperature`, and one bucket for all others.
+    """The K most probable tokens at `temperature`, and one bucket for all others."""
 
-    ids (N, K) int64; log_probs (N, K), normalised over the whole vocabulary; tail_mass (N,), the probability of the
-    others; log_normaliser (N,), so that logits at that temperature are log_probs + log_normaliser; nan where the
-    engine showed log-probabilities alone.
-    """
-
-    ids: Tensor
-    log_probs: Tensor
-    tail_mass: Tensor
-    log_normaliser: Tensor
+    ids: Tensor  # (N, K) int64
+    log_probs: Tensor  # (N, K), normalised over the whole vocabulary
+    tail_mass: Tensor  # (N,), the probability of the others
+    log_normaliser: Tensor  # (N,), which makes logits of log_probs; nan where the engine showed log_probs alone
     temperature: float
 
 
 @dataclass(frozen=True)
 class SampledRows(_Rows):
-    """An unbiased sample of the distribution at `temperature`: E[weights at a token] is its probability.
+    """An unbiased sample of the distribution at `temperature`: E[weights at a token] is its probability."""
 
-    ids (N, K) int64 and weights (N, K) float32, K the widest row's count, 0 where unfilled; entropy (N,), the
-    distribution's own in nats.
-    """
-
-    ids: Tensor
-    weights: Tensor
-    entropy: Tensor
+    ids: Tensor  # (N, K) int64, K the widest row's count, 0 where unfilled
+    weights: Tensor  # (N, K) float32
+    entropy: Tensor  # (N,), the distribution's own in nats
     temperature: float
-
-    def widened(self, width: int) -> Self:
-        """The same rows with `width` places each, 0 where unfilled."""
-        missing = (0, width - self.ids.shape[1])
-        return replace(self, ids=F.pad(self.ids, missing), weights=F.pad(self.weights, missing))
 
 
 SignalRows = DenseRows | HiddenRows | TopKRows | SampledRows
@@ -116,11 +96,9 @@ SignalRows = DenseRows | HiddenRows | TopKRows | SampledRows
 def concatenate(parts: list[SignalRows]) -> SignalRows:
     """Rows of several items as one, in order. All parts are of one kind."""
     first = parts[0]
-    if isinstance(first, SampledRows):
-        widest = max(part.ids.shape[1] for part in parts)
-        parts = [part.widened(widest) for part in parts]
-    columns = {
-        f.name: getattr(first, f.name) if f.name in SHARED else torch.cat([getattr(p, f.name) for p in parts])
-        for f in fields(first)
-    }
-    return type(first)(**columns)
+    if isinstance(first, SampledRows):  # as wide as the widest
+        width = max(part.ids.shape[1] for part in parts)
+        wide = [(part, (0, width - part.ids.shape[1])) for part in parts]
+        parts = [replace(p, ids=F.pad(p.ids, pad), weights=F.pad(p.weights, pad)) for p, pad in wide]
+    columns = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(first) if f.name not in SHARED}
+    return replace(first, **columns)

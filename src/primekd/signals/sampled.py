@@ -26,7 +26,7 @@ from torch import Tensor
 
 from primekd.config import LossConfig
 from primekd.foundation.errors import UserError
-from primekd.signals.bits import BitReader, BitWriter, floor_log2
+from primekd.signals.bits import BitReader, floor_log2, gamma, raw, unary
 from primekd.signals.rows import SampledRows
 from primekd.signals.shards import PACKED, StoredItem
 from primekd.teachers.protocol import Want
@@ -56,17 +56,15 @@ class SampledCodec:
     needs: Want = "logits"
 
     def encode(self, states: Tensor, item: StoredItem) -> dict[str, Tensor]:
-        draws, entropies = [], []
-        offsets = row_offsets(item.row_hash, len(states))
+        parts, offsets = [], row_offsets(item.row_hash, len(states))
         for start in range(0, max(1, len(states)), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
             cumulative, entropy = distribution(states[rows], self.temperature)
             draw = draw_points(cumulative, offsets[rows], self.points)
-            entropies.append(entropy)
-            draws.append(Draw(draw.rows + start, draw.ids, draw.counts))
-        draw = Draw(*(np.concatenate([getattr(d, name) for d in draws]) for name in ("rows", "ids", "counts")))
+            parts.append((draw.rows + start, draw.ids, draw.counts, entropy))
+        *draw, entropy = (np.concatenate(column) for column in zip(*parts, strict=True))
         response = np.array(item.response_ids, np.int64)
-        return {PACKED: torch.from_numpy(pack(draw, np.concatenate(entropies), response))}
+        return {PACKED: torch.from_numpy(pack(Draw(*draw), entropy, response))}
 
     def decode(self, columns: dict[str, Tensor], head: Tensor | None, item: StoredItem) -> SampledRows:
         response = np.array(item.response_ids, np.int64)
@@ -97,15 +95,13 @@ class SampledCodec:
         return None
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "points": self.points,
-            "temperature": self.temperature,
-            "error": f"weights are multiples of 1/{self.points}, drawn at random: their expectation is the teacher's "
+        error = (
+            f"weights are multiples of 1/{self.points}, drawn at random: their expectation is the teacher's "
             f"probability exactly, their variance at most {1 / (4 * self.points**2):.2g} a token, so the forward KL "
             f"and its gradient are unbiased; the entropy is rounded to 1/{round(1 / ENTROPY_STEP)} nat; serves the "
-            "forward KL and the cross-entropy at this temperature only",
-        }
+            "forward KL and the cross-entropy at this temperature only"
+        )
+        return {"name": self.name, "points": self.points, "temperature": self.temperature, "error": error}
 
 
 def row_offsets(row_hash: str, rows: int) -> np.ndarray:
@@ -115,10 +111,8 @@ def row_offsets(row_hash: str, rows: int) -> np.ndarray:
 
 
 def distribution(logits: Tensor, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (T, V) -> the running sum of the softmax at `temperature` but for a factor a row, and its entropy in nats.
-
-    (T, V) and (T,), float64. Probabilities are of float32, their sum is of float64, so a tail of a millionth is there.
-    """
+    """Logits (T, V) -> the running sum of the softmax at `temperature` but for a factor a row, and its entropy in nats,
+    (T, V) and (T,). Probabilities are of float32, their sum is of float64, so a tail of a millionth is there."""
     scaled = logits.float() / temperature
     scaled -= scaled.amax(-1, keepdim=True)
     weights = scaled.clamp_(min=-1e4).exp()  # a logit of -inf would make nan of the entropy
@@ -128,12 +122,8 @@ def distribution(logits: Tensor, temperature: float) -> tuple[np.ndarray, np.nda
 
 
 def draw_points(cumulative: np.ndarray, offsets: np.ndarray, points: int) -> Draw:
-    """Systematic sampling: on which token of each row the points (offset + k) / points fall.
-
-    Args:
-        cumulative: (T, V), the running sum of weights; a row's last one need not be 1.
-        offsets: (T,), in [0, 1).
-    """
+    """Systematic sampling: on which token of each row the points (offset + k) / points fall. `cumulative`: (T, V), the
+    running sum of weights, to whatever total; `offsets`: (T,), in [0, 1)."""
     grid = (offsets[:, None] + np.arange(points)) / points * cumulative[:, -1:]  # (T, points)
     # Token i owns [cumulative[i - 1], cumulative[i]): one without probability owns nothing.
     found = np.empty(grid.shape, np.int64)
@@ -149,20 +139,17 @@ def pack(draw: Draw, entropy: np.ndarray, response: np.ndarray) -> np.ndarray:
     others = draw.ids != response[draw.rows]
     rows, ids, counts = draw.rows[others], draw.ids[others], draw.counts[others]
     sizes = np.bincount(rows, minlength=len(response))
-    writer = BitWriter()
-    writer.gamma(sizes + 1)
-    writer.gamma(counts)
     magnitudes, below, widths = _split(ids)
     gaps = np.diff(magnitudes, prepend=0)
     first = np.diff(rows, prepend=-1) > 0
     gaps[first] = magnitudes[first]
     parameters = _rice_parameters(sizes)[rows]
-    writer.unary(gaps >> parameters)
-    writer.raw(gaps & ((1 << parameters) - 1), parameters)
-    writer.raw(below, widths)
     steps = np.rint(np.cumsum(entropy) / ENTROPY_STEP).astype(np.int64)
-    writer.gamma(np.diff(steps, prepend=0) + 1)
-    return writer.to_bytes()
+    parts = (
+        gamma(sizes + 1), gamma(counts), unary(gaps >> parameters), raw(gaps & ((1 << parameters) - 1), parameters),
+        raw(below, widths), gamma(np.diff(steps, prepend=0) + 1),
+    )  # fmt: skip
+    return np.packbits(np.concatenate(parts))
 
 
 def unpack(stream: np.ndarray, response: np.ndarray, points: int) -> tuple[Draw, np.ndarray]:

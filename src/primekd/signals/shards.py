@@ -1,7 +1,5 @@
-"""One shard of a signal store: which items it has, and the file that it is.
-
-Shards hold no times and no machine facts: who captures them, when and in what order changes no byte.
-"""
+"""One shard of a signal store: which items it has, and the file that it is. It holds no times and no machine facts: who
+captures it, when and in what order changes no byte."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,31 +39,25 @@ def shard_name(index: int) -> str:
 def save_shard(
     path: Path, items: Sequence[StoredItem], columns: Sequence[dict[str, Tensor]], spec_sha256: str
 ) -> dict[str, Any]:
-    """Writes one shard, whole or not at all; returns sha256, items, tokens and bytes of the file.
-
-    `columns` are each item's from the codec, (T, …) but for PACKED; none where responses alone are kept.
-    """
+    """Writes one shard, whole or not at all; returns sha256, items, tokens and bytes of the file. `columns`: each
+    item's from the codec, (T, …) but for PACKED; none where responses alone are kept."""
     for item, item_columns in zip(items, columns, strict=True):
         for name, column in item_columns.items():
             if name != PACKED and len(column) != len(item.response_ids):
                 raise ValueError(f"{item.item_id}: column {name} has {len(column)} rows, not one a response token")
+    numbers = {
+        "prompt_ids": [t for i in items for t in i.prompt_ids],
+        "response_ids": [t for i in items for t in i.response_ids],
+        "prompt_lengths": [len(i.prompt_ids) for i in items],
+        "response_lengths": [len(i.response_ids) for i in items],
+    } | ({"packed_lengths": [len(c[PACKED]) for c in columns]} if PACKED in columns[0] else {})
     tensors = {f"row.{name}": torch.cat([c[name] for c in columns]).contiguous() for name in columns[0]}
-    tensors |= {
-        "prompt_ids": torch.tensor([t for i in items for t in i.prompt_ids], dtype=torch.int32),
-        "response_ids": torch.tensor([t for i in items for t in i.response_ids], dtype=torch.int32),
-        "prompt_lengths": torch.tensor([len(i.prompt_ids) for i in items], dtype=torch.int32),
-        "response_lengths": torch.tensor([len(i.response_ids) for i in items], dtype=torch.int32),
-        "truncated": torch.tensor([i.truncated for i in items], dtype=torch.uint8),
-    }
-    if PACKED in columns[0]:
-        tensors["packed_lengths"] = torch.tensor([len(c[PACKED]) for c in columns], dtype=torch.int32)
-    # One entry: safetensors writes several in an order that differs from run to run.
-    header = {
-        "items": [i.item_id for i in items],
-        "row_hashes": [i.row_hash for i in items],
-        "spec_sha256": spec_sha256,
-    }
+    tensors |= {name: torch.tensor(values, dtype=torch.int32) for name, values in numbers.items()}
+    tensors["truncated"] = torch.tensor([i.truncated for i in items], dtype=torch.uint8)
+    header = {"items": [i.item_id for i in items], "row_hashes": [i.row_hash for i in items]}
+    header["spec_sha256"] = spec_sha256
     with write_atomically(path) as temporary:
+        # One entry: safetensors writes several in an order that differs from run to run.
         save_file(tensors, temporary, metadata={"primekd": canonical_json(header)})
         # Of the file that this process wrote: another worker may put its own in the same place.
         entry = {"sha256": hash_file(temporary), "items": len(items), "bytes": temporary.stat().st_size}

@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, environment, hash_file, hash_json, relative_name, write_json
+from primekd.foundation.manifests import checked
+from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name, write_json
 from primekd.foundation.stage_code import maker_of, mixed
-from primekd.signals.heads import head_is_whole
-from primekd.signals.manifest import read_session, read_store, read_vouch
+from primekd.signals.manifest import FIX, Session, Vouch, read_store
 from primekd.signals.shards import FORMAT, StoredItem, save_shard, shard_name
 
 ENTRY = ("sha256", "items", "tokens", "bytes")  # what the manifest says of a shard
@@ -32,8 +32,8 @@ FACTS = ("head", "reconstruction", "engine", "environment", "code")  # what it s
 class SignalWriter:
     """One worker's view of a store of `count` shards: which are vouched for, by whomever, and writing more of them.
 
-    `spec` is everything that the rows depend on; a store with another one is refused. `facts` (any of FACTS) is how
-    this worker makes shards; it is written beside each of them.
+    `spec`: everything that the rows depend on; a store with another one is refused. `facts` (any of FACTS): how this
+    worker makes shards, written beside each of them.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any], count: int):
@@ -49,34 +49,20 @@ class SignalWriter:
                 f"{relative_name(self.folder)} was captured with other settings: move it away and capture again."
             )
         self._was_complete = bool(found.get("complete"))
-        if found.get("shards") and not any(self.folder.glob("shard-*.json")):
-            self._vouch_as(found)
-
-    def _vouch_as(self, manifest: dict[str, Any]) -> None:
-        """Vouches for the shards of an older store, which names them in its manifest alone."""
-        facts = {"environment": environment()} | {key: manifest[key] for key in FACTS if key in manifest}
-        for name, entry in manifest["shards"].items():
-            self._write_vouch(self.folder / name, entry | facts)
-        for session in manifest.get("sessions", []):
-            self.add_session(session)
-
-    def _write_vouch(self, path: Path, facts: dict[str, Any]) -> None:
-        own = {"kind": "shard", "format": FORMAT, "spec_sha256": self.spec_hash}
-        write_json(path.with_suffix(".json"), own | facts)
 
     def _vouch(self, index: int) -> dict[str, Any] | None:
         """What vouches for a shard, if the shard is there and has that size."""
         path = self.folder / shard_name(index)
         try:
-            vouch = read_vouch(path.with_suffix(".json"))
+            vouch = checked(path.with_suffix(".json"), Vouch, FIX)
             whole = vouch["spec_sha256"] == self.spec_hash and path.stat().st_size == vouch["bytes"]
         except (UserError, OSError):  # absent, cut short or edited: the shard is made again
             return None
         return vouch if whole else None
 
-    def vouched(self) -> list[dict[str, Any]]:
-        """What vouches for the shards that are there, in order."""
-        return [vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None]
+    def vouched(self) -> dict[int, dict[str, Any]]:
+        """What vouches for each shard that is there, in order."""
+        return {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
 
     def has_shard(self, index: int) -> bool:
         """Whether a shard is there with the bytes that are vouched for. A damaged one counts as missing."""
@@ -94,27 +80,22 @@ class SignalWriter:
     def write_shard(
         self, index: int, items: Sequence[StoredItem], columns: Sequence[dict[str, Tensor]], **facts: Any
     ) -> None:
-        """Writes one shard and then the file that vouches for it.
-
-        Args:
-            columns: for each item the codec's columns, (T, …) each.
-            facts: what is known of this shard alone (any of FACTS).
-        """
+        """Writes one shard and then the file that vouches for it. `columns`: for each item the codec's, (T, …) each;
+        `facts`: what is known of this shard alone (any of FACTS)."""
         path = self.folder / shard_name(index)
+        own = {"kind": "shard", "format": FORMAT, "spec_sha256": self.spec_hash}
         entry = save_shard(path, items, columns, self.spec_hash)
-        self._write_vouch(path, entry | self.facts | facts)
+        write_json(path.with_suffix(".json"), own | entry | self.facts | facts)
 
     def add_session(self, session: dict[str, Any]) -> None:
         """Keeps the time and energy of one session of this worker."""
         write_json(self.folder / f"session-{secrets.token_hex(8)}.json", session)
 
     def complete(self) -> bool:
-        """Checks every shard and, if all are whole, writes the manifest. One worker at a time may call it.
-
-        False if something has to be made first: what `missing` names now, or the head. Raises UserError if all is made,
-        but with different heads; nothing is removed.
-        """
-        vouches = {index: vouch for index in range(self.count) if (vouch := self._vouch(index)) is not None}
+        """Checks every shard and, if all are whole, writes the manifest. One worker at a time may call it. False if
+        something has to be made first: what `missing` names now, or the head. Raises UserError if all is made, but with
+        different heads; nothing is removed."""
+        vouches = self.vouched()
         manifest = self._assemble(vouches)
         found = read_store(self.folder)
         by_another = found.get("complete") and not self._was_complete and found["shards"] == manifest["shards"]
@@ -122,10 +103,13 @@ class SignalWriter:
         for index in damaged:
             (self.folder / shard_name(index)).with_suffix(".json").unlink(missing_ok=True)
         self._done = vouches.keys() - damaged
-        if len(self._done) == self.count:
-            self._refuse_other_heads(vouches)
-        if len(self._done) < self.count or ("head" in manifest and not head_is_whole(self.folder, manifest["head"])):
+        if len(self._done) < self.count:
             return False
+        self._refuse_other_heads(vouches)
+        if head := manifest.get("head"):
+            path = self.folder.parent / head["file"]
+            if not path.is_file() or hash_file(path) != head["sha256"]:
+                return False
         if manifest != found:
             write_json(self.folder / MANIFEST, manifest)
         return True
@@ -133,9 +117,9 @@ class SignalWriter:
     def _refuse_other_heads(self, vouches: dict[int, dict[str, Any]]) -> None:
         """Raises UserError if shards need another output head than the first: their rows would decode wrongly."""
         # The file is named after the head's values; another version of safetensors may lay the same ones out anew.
-        heads = {shard_name(index): vouch["head"]["file"] for index, vouch in vouches.items() if vouch.get("head")}
-        if "head" in self.facts:
-            heads["the head that was loaded now"] = self.facts["head"]["file"]
+        known = [(shard_name(index), vouch) for index, vouch in vouches.items()]
+        known.append(("the head that was loaded now", self.facts))
+        heads = {name: facts["head"]["file"] for name, facts in known if facts.get("head")}
         first = next(iter(heads), None)
         if others := [name for name in heads if heads[name] != heads[first]]:
             raise UserError(
@@ -147,19 +131,15 @@ class SignalWriter:
     def _assemble(self, vouches: dict[int, dict[str, Any]]) -> dict[str, Any]:
         """The manifest of a complete store. Each fact is the first shard's that has it, whoever came last."""
         facts: dict[str, Any] = {}
-        for vouch in vouches.values():
+        # A head that was just written comes first: an older entry may name a file that is lost.
+        for vouch in ({"head": self.facts.get("head")}, *vouches.values()):
             facts = {key: vouch[key] for key in FACTS if vouch.get(key)} | facts
-        if "head" in self.facts:  # just written: an older entry may name a file that is lost
-            facts["head"] = self.facts["head"]
         makers = {shard_name(i): maker_of(vouch) | {"engine": vouch.get("engine")} for i, vouch in vouches.items()}
         if groups := mixed(makers):  # rows may differ in last bits, or by more
             facts["mixed"] = groups
-        sessions = [read_session(path) for path in sorted(self.folder.glob("session-*.json"))]
-        return {
-            **self._base,
-            "complete": True,
-            "shards": {shard_name(index): {key: vouch[key] for key in ENTRY} for index, vouch in vouches.items()},
-            **facts,
-            "sessions": sorted(sessions, key=lambda session: session.get("end", "")),
-            **{key: sum(vouch[key] for vouch in vouches.values()) for key in ("items", "tokens", "bytes")},
-        }
+        fix = "Delete it: only the time and energy of one session are lost."
+        sessions = [checked(path, Session, fix) for path in sorted(self.folder.glob("session-*.json"))]
+        shards = {shard_name(index): {key: vouch[key] for key in ENTRY} for index, vouch in vouches.items()}
+        totals = {key: sum(entry[key] for entry in shards.values()) for key in ("items", "tokens", "bytes")}
+        sessions.sort(key=lambda session: session.get("end", ""))
+        return self._base | {"complete": True, "shards": shards} | facts | {"sessions": sessions} | totals

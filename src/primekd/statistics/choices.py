@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from primekd.assessment.likelihood import MEASURES, ChoiceRow, read_choices
@@ -10,7 +10,7 @@ from primekd.statistics.inference import accuracy
 
 
 @dataclass(frozen=True)
-class ChoiceSummary:
+class BenchmarkRow:
     """A benchmark under one model; accuracies are shares with Wilson's 95 % interval.
 
     acc: the most likely choice; acc_norm: the most likely a character; acc_token_norm: a token (assessment.likelihood).
@@ -30,6 +30,7 @@ class ChoiceSummary:
     acc_token_norm_high: float
     majority: float
     chance: float
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,14 @@ PUBLISHED = (
 )
 
 
-@dataclass(frozen=True)
-class BenchmarkRow(ChoiceSummary):
-    """A benchmark under one model, by its name."""
-
-    model: str
-
-
 def benchmark_rows(folder: Path, models: Iterable[str]) -> list[BenchmarkRow]:
     """A row for each model and benchmark, from choices/<model>.csv beside a profile's logs. Raises UserError if one
     cannot be read."""
-    return [
-        BenchmarkRow(**asdict(row), model=model)
-        for model in models for row in summarise_choices(read_choices(folder / "choices" / f"{model}.csv"))
-    ]  # fmt: skip
+    read = {model: read_choices(folder / "choices" / f"{model}.csv") for model in models}
+    return [row for model, rows in read.items() for row in summarise_choices(rows, model)]
 
 
-def summarise_choices(rows: Sequence[ChoiceRow]) -> list[ChoiceSummary]:
+def summarise_choices(rows: Sequence[ChoiceRow], model: str = "") -> list[BenchmarkRow]:
     """A row a benchmark, in the order in which they come first."""
     found = []
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
@@ -76,5 +68,5 @@ def summarise_choices(rows: Sequence[ChoiceRow]) -> list[ChoiceSummary]:
         shares = [part for measure in MEASURES for part in accuracy([row.right(measure) for row in own])]
         majority = Counter(row.label for row in own).most_common(1)[0][1] / len(own)
         chance = sum(1 / len(row.tokens) for row in own) / len(own)
-        found.append(ChoiceSummary(benchmark, len(own), *shares, majority, chance))
+        found.append(BenchmarkRow(benchmark, len(own), *shares, majority, chance, model))
     return found

@@ -68,9 +68,13 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
     first, second = ({"": np.array(side)} for side in verdicts)
     found = compare_verdicts(second, first, [cluster_of(row.id) for row, _ in pairs])
     difference, *interval = found.effect.estimate
+    shares = {}
+    for name, side in zip(SIDES, verdicts, strict=True):
+        share, *ends = accuracy(side)
+        shares[name] = {"correct": sum(side), "accuracy": share, "ci95": ends}
     result = {
         "n": len(pairs),
-        **{name: _share(side) for name, side in zip(SIDES, verdicts, strict=True)},
+        **shares,
         "both": sum(a and b for a, b in zip(*verdicts, strict=True)),
         "only_first": found.test.only_second,
         "only_second": found.test.only_first,
@@ -87,11 +91,6 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
     return result | {"says": in_words(result)}
 
 
-def _share(verdicts: list[bool]) -> dict[str, Any]:
-    share, *interval = accuracy(verdicts)
-    return {"correct": sum(verdicts), "accuracy": share, "ci95": interval}
-
-
 def in_words(result: dict[str, Any]) -> str:
     """What may be claimed."""
     points, (low, high) = 100 * result["difference"], (100 * x for x in result["difference_ci95"])
@@ -102,9 +101,8 @@ def in_words(result: dict[str, Any]) -> str:
         if share > MOSTLY:
             return f"Nothing is claimed, as {share:.0%} of the {name} file's answers were cut off: {said}."
     if p < LEVEL and points:
-        return (
-            f"The second file answers {'more' if points > 0 else 'fewer'} questions correctly than the first: {said}."
-        )
+        more = "more" if points > 0 else "fewer"
+        return f"The second file answers {more} questions correctly than the first: {said}."
     return (
         f"No difference can be claimed: {said}; so many items show a true difference of "
         f"{100 * result['detectable_difference']:.1f} points or more four times in five."

@@ -1,4 +1,4 @@
-"""The planned contrasts of a study, each over all seeds that were trained (contrasts.csv)."""
+"""The planned contrasts of a study over all seeds that were trained (contrasts.csv), and these seeds (seeds.csv)."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,17 @@ from primekd.assessment.logs import LogRow
 from primekd.config.arm import NO_STUDENTS, UNTRAINED, split_seed
 from primekd.config.arms import of_role
 from primekd.statistics.families import Pair, Planned
-from primekd.statistics.inference import LEVEL, UNKNOWN, Comparison, Effect, Seeds, clustered, compare_verdicts, holm
+from primekd.statistics.inference import (
+    LEVEL,
+    UNKNOWN,
+    Comparison,
+    Effect,
+    Seeds,
+    clustered,
+    compare_verdicts,
+    holm_of,
+    mean_verdicts,
+)
 from primekd.tasks.clusters import cluster_of
 
 T = TypeVar("T")
@@ -23,17 +33,14 @@ FITS = {"kl": "teacher_tokens", "nll_gold": "gold_tokens"}  # measure of a held-
 class ContrastRow:
     """A strategy against a reference on the same items, over all their seeds. Differences are model minus reference.
 
-    Intervals are Student's t, clustered by template where items have one, and by seed where both sides have several;
-    `clusters`: templates, or items. `p` of the accuracies is McNemar's exact one (`p_mcnemar`); where items share
-    templates the larger of that and the clustered t's; with several seeds the clustered t's. `kl_p`, `nll_gold_p`:
-    the clustered t's. The columns `p_holm` are adjusted over one family: its planned contrasts in all measures. `mde`
-    is the smallest true difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's
-    thresholds.
+    Intervals and p are those of `Comparison` (accuracy) and `clustered`; `p_mcnemar` is McNemar's exact one. The
+    columns `p_holm` are adjusted over one family: its planned contrasts in all measures. `mde` is the smallest true
+    difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's thresholds.
 
-    `seeds`, `reference_seeds`: trainings on each side (see `compared`), the latter empty for the control. `only_model`,
-    `only_reference`: items that one side alone has right, empty with several seeds. `truncated`,
-    `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and nll_gold are empty; with a
-    teacher's text alone, kl is.
+    `seeds`, `reference_seeds`: trainings on each side (see `compared`), the latter empty for the control. `clusters`:
+    templates, or items. `only_model`, `only_reference`: items that one side alone has right, empty with several seeds.
+    `truncated`, `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and nll_gold are
+    empty; with a teacher's text alone, kl is.
     """
 
     model: str
@@ -103,7 +110,7 @@ def sides(
 def compare_accuracies(
     logs: dict[str, list[LogRow]], planned: Planned, adjudicated: bool = False
 ) -> dict[Pair, Comparison]:
-    """(model, reference) -> the comparison of their verdicts, for every planned contrast."""
+    """The comparison of both sides' verdicts for every planned contrast."""
     if not logs:
         return {}
     verdicts, groups = compared(verdicts_of(logs, adjudicated)), [cluster_of(r.id) for r in next(iter(logs.values()))]
@@ -116,16 +123,20 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
     automatic, decided = (compare_accuracies(logs, planned, adjudicated) for adjudicated in (False, True))
     fits = {measure: _compare_fits(held_out, measure, list(automatic)) for measure in FITS}
     tests = {(pair, measure): effect.p for measure, found in fits.items() for pair, effect in found.items()}
-    adjusted, adjusted_decided = (
-        _adjusted(tests | {(pair, "accuracy"): c.p for pair, c in found.items()}, planned)
-        for found in (automatic, decided)
-    )
+    families, adjusted, adjusted_decided = list(dict.fromkeys(planned.values())), {}, {}
+    for of_all, found in ((adjusted, automatic), (adjusted_decided, decided)):
+        every = tests | {(pair, "accuracy"): c.p for pair, c in found.items()}
+        for family in families:
+            of_all |= holm_of({test: p for test, p in every.items() if planned[test[0]] == family})
     sizes = Counter(planned[pair] for pair, _ in adjusted)  # tests of each family
     truncated = compared(by_seed({model: np.mean([r.truncated for r in log]) for model, log in logs.items()}))
     rows = []
     for pair, one in automatic.items():
         first, second = sides(truncated, *pair)
-        of_fits = [part for measure in FITS for part in _parts(fits[measure].get(pair), adjusted.get((pair, measure)))]
+        of_fits = []
+        for measure in FITS:
+            effect = fits[measure].get(pair)
+            of_fits += (*effect.estimate, effect.p, adjusted[pair, measure]) if effect else (None,) * 5
         two = decided[pair]
         rows.append(
             ContrastRow(
@@ -140,23 +151,8 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
     return rows
 
 
-def _adjusted(tests: dict[tuple[Pair, str], float], planned: Planned) -> dict[tuple[Pair, str], float]:
-    """(pair, measure) -> its p adjusted over its family."""
-    found: dict[tuple[Pair, str], float] = {}
-    for family in dict.fromkeys(planned.values()):
-        own = {test: p for test, p in tests.items() if planned[test[0]] == family}
-        found |= zip(own, holm(list(own.values())), strict=True)
-    return found
-
-
-def _parts(effect: Effect | None, p_holm: float | None) -> tuple[float | None, ...]:
-    return (None,) * 5 if effect is None else (*effect.estimate, effect.p, p_holm)
-
-
-def _compare_fits(
-    held_out: Iterable[HeldOutRow], measure: str, pairs: list[tuple[str, str]]
-) -> dict[tuple[str, str], Effect]:
-    """(model, reference) -> the difference of a held-out measure a token; without those where it was not measured."""
+def _compare_fits(held_out: Iterable[HeldOutRow], measure: str, pairs: list[Pair]) -> dict[Pair, Effect]:
+    """The difference of a held-out measure a token for each pair; without those where it was not measured."""
     sums, counts, groups = fits_of(held_out, measure)
     if not sums:
         return {}
@@ -180,3 +176,48 @@ def fits_of(held_out: Iterable[HeldOutRow], measure: str) -> tuple[dict[str, See
         return {}, [], []
     sums = by_seed({m: np.array([getattr(own[i], measure) for i in items], float) for m, own in rows.items()})
     return sums, [getattr(row, FITS[measure]) for row in items.values()], [cluster_of(i) for i in items]
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """A strategy's mean accuracy over its seeds, a share, or with a reference the difference of two strategies' means.
+
+    `seed_sd`: standard deviation of the seeds' own accuracies (or differences); `item_se`, `seed_se`: standard errors
+    clustered by item (or template) and by seed, as interval and `p` are by both. The last three columns are of the
+    values that people decided on, all others of the automatic verdicts.
+    """
+
+    model: str
+    reference: str
+    seeds: int
+    n: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    seed_sd: float
+    item_se: float
+    seed_se: float
+    p: float | None
+    accuracy_adjudicated: float
+    accuracy_adjudicated_low: float
+    accuracy_adjudicated_high: float
+
+
+def seed_rows(logs: dict[str, list[LogRow]], planned: Planned) -> list[SeedRow]:
+    """Rows for every strategy with two seeds or more, and for every planned contrast with two or more on both sides."""
+    if not logs:
+        return []
+    groups = [cluster_of(r.id) for r in next(iter(logs.values()))]
+    effects: list[dict[Pair, Effect]] = []  # (strategy, reference or '') -> its mean, or their difference
+    for adjudicated in (False, True):
+        several = {arm: s for arm, s in compared(verdicts_of(logs, adjudicated)).items() if len(s) > 1}
+        differences = {pair: c.effect for pair, c in compare_accuracies(logs, planned, adjudicated).items()}
+        effects.append({(arm, ""): mean_verdicts(seeds, groups) for arm, seeds in several.items()} | differences)
+    automatic, decided = effects
+    return [
+        SeedRow(
+            *pair, e.seeds, len(groups), *e.estimate, e.seed_sd, e.group_se, e.seed_se, e.p if pair[1] else None,
+            *decided[pair].estimate,
+        )
+        for pair, e in automatic.items() if e.seeds > 1
+    ]  # fmt: skip

@@ -3,10 +3,14 @@
 An edit is a word that another one replaces, or a run of words that are left out or put in; edits are found by aligning
 the words of both texts with the fewest changes (Levenshtein), without knowing a language. Precision, recall and F0.5
 are over the edits of all sentences (Dahlmeier and Ng, NAACL 2012; F0.5 because a wrong correction is worse than a
-missing one).
+missing one). Of English ERRANT's are measured too, where it is installed with a spaCy model (Bryant, Felice, Briscoe,
+ACL 2017): span-based correction, as `errant_compare` counts it by default.
 """
 
+import importlib.metadata
+import importlib.util
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,14 +20,16 @@ from rapidfuzz.distance import Levenshtein
 from primekd.assessment.logs import LogRow
 from primekd.config.arm import CONTROL
 from primekd.statistics.families import title_of
-from primekd.statistics.inference import accuracy, holm, mcnemar_exact
+from primekd.statistics.inference import accuracy, holm_of, mcnemar_exact
 from primekd.tasks.grammar import language_of, plain, similarity
 
-FILE = "languages.csv"
+FILE, ERRANT, LABELS = "languages.csv", "errant.csv", "labels.csv"
 COPY = "copy"  # the sentence as it was asked: what it costs nothing to answer
 ALL = "all"
 Edit = tuple[int, int, tuple[str, ...]]
 RESAMPLES = 2000
+SPACY_MODEL = "en_core_web_sm"  # the one that errant's own commands load; no package index carries it
+UNCORRECTED = "UNK"  # an error that ERRANT detects without a correction: not counted
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,14 @@ def edit_counts(source: str, answer: str, gold: str) -> tuple[int, int, int]:
     return len(made & wanted), len(made - wanted), len(wanted - made)
 
 
-def f_score(counts: Sequence[int] | np.ndarray, beta: float = 0.5) -> tuple[float, float, float]:
-    """(precision, recall, F) of (right, wrong, missing). Where none was made precision is 1, where none was wanted
+def f_score(counts: Sequence[int] | np.ndarray) -> tuple[float, float, float]:
+    """(precision, recall, F0.5) of (right, wrong, missing). Where none was made precision is 1, where none was wanted
     recall, as in ERRANT."""
     right, wrong, missing = map(float, counts)
     precision = right / (right + wrong) if wrong else 1.0
     recall = right / (right + missing) if missing else 1.0
-    weighted = beta**2 * precision + recall
-    return precision, recall, (1 + beta**2) * precision * recall / weighted if weighted else 0.0
+    weighted = 0.25 * precision + recall
+    return precision, recall, 1.25 * precision * recall / weighted if weighted else 0.0
 
 
 def language_rows(logs: Mapping[str, list[LogRow]]) -> list[LanguageRow]:
@@ -143,5 +149,87 @@ def _resampled(counts_I_3: np.ndarray) -> tuple[float, float]:
 
 def _adjusted(rows: list[LanguageRow]) -> list[LanguageRow]:
     tested = [row for row in rows if row.p is not None and row.language != ALL and row.model != COPY]
-    p_holm = dict(zip(map(id, tested), holm([row.p for row in tested]), strict=True))
-    return [replace(row, p_holm=p_holm.get(id(row))) for row in rows]
+    adjusted = holm_of({(row.model, row.language): row.p for row in tested})
+    return [replace(row, p_holm=adjusted.get((row.model, row.language))) for row in rows]
+
+
+@dataclass(frozen=True)
+class ErrantRow:
+    """A model's English corrections. `right`, `wrong`, `missing`: edits. `errant`, `spacy_model`: their versions."""
+
+    model: str
+    n: int
+    right: int
+    wrong: int
+    missing: int
+    precision: float
+    recall: float
+    f05: float
+    errant: str
+    spacy_model: str
+
+
+def no_errant() -> str:
+    """What is missing for it, in a sentence; empty where nothing is."""
+    if importlib.util.find_spec("errant") is None:
+        return "ERRANT's measure of English was not taken: errant is not installed (pip install 'primekd[errant]')."
+    import spacy
+
+    if not spacy.util.is_package(SPACY_MODEL):
+        return f"ERRANT's measure of English was not taken: the spaCy model {SPACY_MODEL} is not installed."
+    return ""
+
+
+def errant_rows(logs: Mapping[str, list[LogRow]]) -> list[ErrantRow]:
+    """A row a model. Raises ImportError where `no_errant` says something."""
+    import errant
+
+    annotator, version = errant.load("en"), importlib.metadata.version("errant")
+    spacy_model = f"{SPACY_MODEL} {annotator.nlp.meta.get('version', '')}".strip()
+    return [row_of(model, log, annotator, version, spacy_model) for model, log in logs.items()]
+
+
+def row_of(model: str, log: list[LogRow], annotator, version: str, spacy_model: str) -> ErrantRow:
+    """The English sentences of one log, with an annotator of errant's."""
+    rows = [row for row in log if language_of(row.id) == "en"]
+    counts = [count_edits(annotator, plain(row.question), _answer(row), plain(row.gold)) for row in rows]
+    sums = [sum(of_kind) for of_kind in zip(*counts, strict=True)] or [0, 0, 0]
+    return ErrantRow(model, len(rows), *sums, *f_score(sums), version, spacy_model)
+
+
+def count_edits(annotator, source: str, answer: str, gold: str) -> tuple[int, int, int]:
+    """(right, wrong, missing) edits of one answer; edits at one span that are alike count each, as in errant."""
+    parsed = annotator.parse(source, tokenise=True)
+    made, wanted = (_errant_edits(annotator, parsed, text) for text in (answer, gold))
+    right = sum(count for edit, count in wanted.items() if edit in made)
+    return right, sum(count for edit, count in made.items() if edit not in wanted), wanted.total() - right
+
+
+def _errant_edits(annotator, source, target: str) -> Counter:
+    """(start, end, words) -> how often."""
+    if source.text.strip() == target:
+        return Counter()
+    found = annotator.annotate(source, annotator.parse(target, tokenise=True))
+    return Counter((edit.o_start, edit.o_end, edit.c_str) for edit in found if edit.type != UNCORRECTED)
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """A student's labels. `asked`: sentences that were sent to the teacher for it; `unfit`: how many answers were no
+    labels, `reasons` why, as `reason: count`; `right`: labels that are the gold sentence (nobody trained on
+    that), None where they were gone.
+
+    Means of all answers of the profile: `input_tokens`, `output_tokens`, and what 1,000 of them took: `seconds` and
+    `usd`, None where the teacher is not behind an API.
+    """
+
+    model: str
+    asked: int
+    unfit: int
+    reasons: str
+    trained_on: int
+    right: int | None
+    input_tokens: float | None
+    output_tokens: float | None
+    seconds: float | None
+    usd: float | None

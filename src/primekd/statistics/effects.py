@@ -12,12 +12,21 @@ from primekd.config.arm import NONE, PRIMED, Arm, split_seed
 from primekd.config.arms import load_arms, of_role
 from primekd.foundation.provenance import hash_json
 from primekd.statistics.contrasts import FITS, ContrastRow, fits_of, verdicts_of
-from primekd.statistics.inference import LEVEL, UNKNOWN, Seeds, clustered, compare_sums, holm
+from primekd.statistics.inference import LEVEL, UNKNOWN, Seeds, clustered, compare_sums, holm_of
 from primekd.tasks.clusters import cluster_of
 
 TEXT, LOGITS, INTERACTION = "text", "logits", "interaction"
 TEXT_ALONE, BEYOND_TEXT, ANOTHER_SEED = "text alone", "logits beyond text", "another seed"
 ANY_WORDING = "any wording"
+# What is compared with what, in words: before the arm's title and the unprimed one's are put in.
+SUBJECTS = {
+    TEXT: "The text of {arm} in place of {base}'s (mean over both logits)",
+    LOGITS: "The logits under the prompt of {arm} in place of {base}'s (mean over both texts)",
+    INTERACTION: "Text and logits of {arm} together, beyond what each of them adds alone",
+    TEXT_ALONE: "The text of {arm} in place of {base}'s, without any logits",
+    BEYOND_TEXT: "The logits of {arm} beyond its text alone",
+    ANY_WORDING: "The priming of {arm} in any wording, against {base}",
+}
 OF_CONTRAST = ("p", "p_holm", "kl_p", "kl_p_holm", "nll_gold_p", "nll_gold_p_holm", "mde")  # taken from such a row
 AND = " + "  # between the arms of one side
 # What of an arm is no setting of its own: its names, and the prompts that the cells cross.
@@ -43,21 +52,20 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class EffectRow:
-    """One effect, over the same items and over the seeds that all of its cells have: `model` less `reference`.
+    """One effect, over the same items and over the seeds that all of its cells have: the arms of `model` less those of
+    `reference`.
 
     `effect`: A is the arm's prompt, B the unprimed one, and (text, logits) are what a student learned from. text: mean
     of (A, A) - (B, A) and (A, B) - (B, B). logits: mean of (A, A) - (A, B) and (B, A) - (B, B). interaction: (A, A) -
     (A, B) - (B, A) + (B, B). text alone: (A, none) - (B, none). logits beyond text: (A, A) - (A, none). another seed:
     the unprimed arm trained again, less itself; the negative control. any wording: the mean over an arm and its
-    rewordings, less the unprimed one; each wording is a draw, as a seed is (`seeds` counts them, of one training each),
-    so that what hangs on one sentence does not pass; what varies between trainings of the unprimed arm, which has one,
-    is not in its error.
+    rewordings, less the unprimed one; each wording is a draw, as a seed is (`seeds` counts them, of one training each);
+    what varies between trainings of the unprimed arm, which has one, is not in its error.
 
-    `model`, `reference`: the arms of both sides. Units, intervals and p are as in `ContrastRow`, with the exact test of
-    signs in place of McNemar's. The columns `p_holm` are adjusted over all measures of all effects but those that are
-    planned contrasts, which have the p of that family, and the negative control, which has one of its own. `truncated`,
-    `reference_truncated`: of the cell of each side that was cut off most. `mde` is of the t test at the first of Holm's
-    thresholds; empty where the cells do not differ at all.
+    Columns are as in `ContrastRow`, with the exact test of signs in place of McNemar's. The columns `p_holm` are
+    adjusted over all measures of all effects but those that are planned contrasts, which have the p of that family, and
+    the negative control, which has one of its own. `truncated`: of the cell of each side that was cut off most. `mde`
+    is of the t test; empty where the cells do not differ at all.
     """
 
     arm: str
@@ -104,11 +112,8 @@ def asked_of(arms: Mapping[str, Arm]) -> list[Asked]:
                 found.append(Asked(a, TEXT, (both, a_text), (a_logits, neither)))
                 found.append(Asked(a, LOGITS, (both, a_logits), (a_text, neither)))
                 found.append(Asked(a, INTERACTION, (both, neither), (a_text, a_logits)))
-            words = [
-                a,
-                *(r for r in of_role("rewording", arms) if arms[r].variant_of == a and _settings(arms[r]) == own),
-            ]
-            found.append(Asked(a, ANY_WORDING, tuple(words), (b,)) if len(words) > 1 and own == of_text else None)
+            others = [r for r in of_role("rewording", arms) if arms[r].variant_of == a and _settings(arms[r]) == own]
+            found.append(Asked(a, ANY_WORDING, (a, *others), (b,)) if others and own == of_text else None)
             alone = cells.get((own, a, NONE))
             found += [_pair(a, TEXT_ALONE, alone, cells.get((own, b, NONE))), _pair(a, BEYOND_TEXT, a, alone)]
     return [one for one in found if one]
@@ -126,8 +131,8 @@ def effect_rows(
     logs: dict[str, list[LogRow]], held_out: Iterable[HeldOutRow], contrasts: Iterable[ContrastRow] = ()
 ) -> list[EffectRow]:
     """The effects that the models' arms have all cells for, and the negative control where the baseline has two seeds.
-    An effect that is one of the planned `contrasts` has that one's p: no test is adjusted twice. Raises ValueError if
-    the models were measured on different items, or on one alone."""
+    An effect that is one of the planned `contrasts` has that one's p: no test is adjusted twice. Raises ValueError as
+    `contrast` does."""
     arms, names = load_arms(), {split_seed(model)[0] for model in logs}
     here = {name: arm for name, arm in arms.items() if name in names}
     again = [
@@ -153,31 +158,27 @@ def _tested(
 ) -> dict[Asked, dict[str, tuple]]:
     """Effect -> measure -> (comparison or effect, p, adjusted p, first threshold): all that is adjusted together."""
     found = {}
-    groups = [cluster_of(r.id) for r in next(iter(logs.values()), [])]
-    cells = _with_seeds_apart(verdicts_of(logs))
+    groups, verdicts = [cluster_of(r.id) for r in next(iter(logs.values()), [])], verdicts_of(logs)
     for one in asked:
-        if differences := difference_of(one, cells):
+        if differences := _difference(one, verdicts):
             found[one, "accuracy"] = compare_sums(differences, groups, one.weight * len(one.plus))
     for measure in FITS:
         sums, counts, fit_groups = fits_of(held_out, measure)
         for one in asked:
-            if sums and (differences := difference_of(one, _with_seeds_apart(sums))):
+            if differences := _difference(one, sums):
                 found[one, measure] = clustered(differences, {}, counts, fit_groups)
     tests: dict[Asked, dict[str, tuple]] = {}
-    adjusted = holm([result.p for result in found.values()])
-    for ((one, measure), result), p_holm in zip(found.items(), adjusted, strict=True):
+    for (one, measure), p_holm in holm_of({test: result.p for test, result in found.items()}).items():
+        result = found[one, measure]
         tests.setdefault(one, {})[measure] = (result, result.p, p_holm, LEVEL / len(found))
     return tests
 
 
-def _with_seeds_apart(of_arms: dict[str, Seeds]) -> dict[str, Seeds]:
-    """The same with every further seed as an arm of its own too, which has the profile's own seed alone."""
-    apart = {f"{arm}-seed{seed}": {"": values} for arm, own in of_arms.items() for seed, values in own.items() if seed}
-    return {**of_arms, **apart}
-
-
-def difference_of(asked: Asked, cells: Mapping[str, Seeds]) -> Seeds:
+def _difference(asked: Asked, of_arms: Mapping[str, Seeds]) -> Seeds:
     """seed -> (items,) what an effect is on each item, for the seeds that all of its cells have; or by wording."""
+    # Every further seed is an arm of its own too, which has the profile's own seed alone.
+    apart = {f"{arm}-seed{seed}": {"": values} for arm, own in of_arms.items() for seed, values in own.items() if seed}
+    cells = {**of_arms, **apart}
     sides = [(asked.weight, name) for name in asked.plus] + [(-asked.weight, name) for name in asked.minus]
     if not all(name in cells for _, name in sides):
         return {}

@@ -18,8 +18,8 @@ def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pa
     """Every comparison that the roles ask for, as far as both sides are among `models`.
 
     Every student meets the control; every taught one the baseline and the fine-tuned one; a treatment meets each
-    placebo, and an arm that varies another one meets that. A crossed arm meets those that it has its text and its
-    signals from. Further seeds of an arm add no contrast: they are in the arm's.
+    placebo; an arm meets the one that it varies, and those that it has its text and its signals from. Further seeds of
+    an arm add no contrast: they are in the arm's.
     """
     here = list(dict.fromkeys(split_seed(model)[0] for model in models))
     students = [name for name in here if name not in NO_STUDENTS]
@@ -30,14 +30,10 @@ def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pa
     pairs += [(name, ref) for ref in of_role("baseline", arms) for name in taught if name != ref]
     pairs += [(name, placebo) for placebo in placebos for name in taught if arms[name].role == "treatment"]
     pairs += [(name, ref) for ref in of_role("fine-tuning", arms) for name in taught]
-    pairs += [(name, ref) for name in taught for ref in _varied(arms[name])]
+    for name in taught:
+        arm = arms[name]
+        pairs += [(name, ref) for ref in (arm.variant_of, arm.text, arm.signals) if ref not in WORDS]
     return [(name, ref) for name, ref in dict.fromkeys(pairs) if ref in here]
-
-
-def _varied(arm: Arm) -> list[str]:
-    """What an arm is a variant of, or takes its text or signals from."""
-    named = (arm.variant_of, *(name for name in (arm.text, arm.signals) if name not in WORDS))
-    return [name for name in dict.fromkeys(named) if name is not None]
 
 
 def plan_of(models: Iterable[str], arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> Planned:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from primekd.assessment.answers import Answer
-from primekd.assessment.grade import grade_answer
-from primekd.assessment.logs import LogRow, write_log
+from primekd.assessment.logs import LogRow, grade_answer, write_log
 from primekd.assessment.reading import EXTRACTORS, RULES
 from primekd.assessment.reading.ending import is_cut
 from primekd.foundation.errors import UserError
@@ -58,11 +57,11 @@ def token_limit(rows: list[Cells], response: str) -> int | None:
 
 def truncation_found(rows: list[Cells], response: str) -> str:
     """How it is known which answers were truncated: `COLUMN`, `LENGTHS` or, for rows that say neither, `TEXT`."""
-    column = TRUNCATION_COLUMN if TRUNCATION_COLUMN in rows[0] else LENGTH_COLUMN
-    said = sum(_optional(row, column, str) is not None for row in rows)
-    if column == LENGTH_COLUMN and token_limit(rows, response) is None:
-        said = 0
-    known = COLUMN if column == TRUNCATION_COLUMN else LENGTHS
+    stated = TRUNCATION_COLUMN in rows[0]
+    column, known = (TRUNCATION_COLUMN, COLUMN) if stated else (LENGTH_COLUMN, LENGTHS)
+    said = 0
+    if stated or token_limit(rows, response) is not None:
+        said = sum(_optional(row, column, str) is not None for row in rows)
     return known if said == len(rows) else f"{known}, {len(rows) - said} {TEXT}" if said else TEXT
 
 
@@ -75,15 +74,22 @@ def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> li
     rows = read_rows(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
     cells = [row for _, row in rows]
     asked = columns.question or (QUESTION_COLUMN if QUESTION_COLUMN in cells[0] else None)
-    _refuse_twice(path, rows)
-    for place, row in rows:
-        _check(path, place, row, columns.gold)
+    _check(path, rows, columns.gold)
     limit = None if TRUNCATION_COLUMN in cells[0] else token_limit(cells, columns.response)
-    return [_grade(n, row, replace(columns, question=asked), extractor, limit) for n, row in enumerate(cells, start=1)]
+    graded = []
+    for number, row in enumerate(cells, start=1):
+        item = Item(row.get(ID_COLUMN) or str(number), row[asked] if asked else "", "", parse_answer(row[columns.gold]))
+        tokens, truncated = _optional(row, LENGTH_COLUMN, as_count), _optional(row, TRUNCATION_COLUMN, as_flag)
+        if limit is not None and tokens is not None:
+            truncated = tokens >= limit
+        one = grade_answer(item, Answer(item.id, [], truncated, row[columns.response]), extractor)
+        graded.append(replace(one, response_tokens=tokens or 0))
+    return graded
 
 
-def _refuse_twice(path: Path, rows: list[tuple[str, Cells]]) -> None:
-    """Raises UserError if an id stands in several rows; those without one get their number."""
+def _check(path: Path, rows: list[tuple[str, Cells]], gold: str) -> None:
+    """Raises UserError if an id stands in several rows (those without one have their number), or a cell cannot be
+    read."""
     places: dict[str, list[str]] = {}
     for number, (place, row) in enumerate(rows, start=1):
         places.setdefault(row.get(ID_COLUMN) or str(number), []).append(place)
@@ -91,19 +97,16 @@ def _refuse_twice(path: Path, rows: list[tuple[str, Cells]]) -> None:
         raise UserError(
             f"{path}: an id may stand once; {'; '.join(twice[:3])}: give each row its own, or leave out the column."
         )
-
-
-def _check(path: Path, place: str, row: Cells, gold: str) -> None:
-    """Raises UserError if a cell of a row cannot be read."""
-    for column, read in ((TRUNCATION_COLUMN, as_flag), (LENGTH_COLUMN, as_count)):
+    for place, row in rows:
+        for column, read in ((TRUNCATION_COLUMN, as_flag), (LENGTH_COLUMN, as_count)):
+            try:
+                _optional(row, column, read)
+            except ValueError as error:
+                raise UserError(f"{path} {place}: {column!r} is {error}.") from error
         try:
-            _optional(row, column, read)
+            parse_answer(row[gold])
         except ValueError as error:
-            raise UserError(f"{path} {place}: {column!r} is {error}.") from error
-    try:
-        parse_answer(row[gold])
-    except ValueError as error:
-        raise UserError(f"{path} {place}: the gold value in {gold!r} {error}.") from error
+            raise UserError(f"{path} {place}: the gold value in {gold!r} {error}.") from error
 
 
 def _optional(row: Cells, column: str, read: Callable[[str], T]) -> T | None:
@@ -112,20 +115,9 @@ def _optional(row: Cells, column: str, read: Callable[[str], T]) -> T | None:
     return None if cell.lower() in EMPTY else read(cell)
 
 
-def _grade(number: int, row: Cells, columns: Columns, extractor: str, limit: int | None) -> LogRow:
-    question = row[columns.question] if columns.question else ""
-    item = Item(row.get(ID_COLUMN) or str(number), question, "", parse_answer(row[columns.gold]))
-    tokens, truncated = _optional(row, LENGTH_COLUMN, as_count), _optional(row, TRUNCATION_COLUMN, as_flag)
-    if limit is not None and tokens is not None:
-        truncated = tokens >= limit
-    graded = grade_answer(item, Answer(item.id, [], truncated, row[columns.response]), extractor)
-    return replace(graded, response_tokens=tokens or 0)
-
-
 def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor: str = "published") -> dict[str, Any]:
-    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there). Returns n, correct, accuracy,
-    ci95 (Wilson), truncated, rules (how often each fired), extractor, truncated_found. Raises UserError as `grade_rows`
-    does."""
+    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there). Raises UserError as
+    `grade_rows` does."""
     if out and out.exists() and path.exists() and out.samefile(path):
         raise UserError(f"{out} is the file that is graded: name another one for the log.")
     log = grade_rows(path, columns, extractor)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy.optimize import brentq
@@ -11,6 +11,7 @@ from scipy.stats import t as student_t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+T = TypeVar("T")
 LEVEL = 0.05
 POWER = 0.8
 
@@ -35,8 +36,8 @@ class McNemar(NamedTuple):
 
 
 def accuracy(correct: Sequence[bool], items: Sequence[str] = ()) -> Estimate:
-    """Share of correct answers with its Wilson interval or, where items have several, a t interval clustered by item;
-    items: (answers,) the item of each."""
+    """Share of correct answers with its Wilson interval or, where `items` (answers,) have several, one clustered by
+    item."""
     right, independent = sum(correct), len(correct)
     share = right / independent
     if 1 < (count := len(set(items))) < len(items):
@@ -73,8 +74,8 @@ def sign_flips_exact(differences: Sequence[float]) -> McNemar:
 
 
 def detectable_difference(test: McNemar, items: int, level: float) -> float:
-    """The smallest true difference in accuracy, as a share, that the exact test, two-sided at `level`, finds in 80 % of
-    repetitions, with as many discordant items as were seen here, or as the difference needs; 1 where there is none."""
+    """The smallest true difference in accuracy, as a share, that the exact test, two-sided at `level`, finds with
+    POWER, with as many discordant items as were seen here, or as the difference needs; 1 where there is none."""
     seen = (test.only_first + test.only_second) / items
     discordant = np.arange(1, items + 1)  # how many there can be, and from how many on one side on the test rejects
     enough = binom.isf(level / 2, discordant, 0.5) + 1
@@ -152,8 +153,7 @@ def clustered(first: Seeds, second: Seeds, counts: Sequence[float], groups: Sequ
         counts: (items,) tokens an item, or ones.
         groups: what each item shares with others, such as its template.
 
-    Raises:
-        ValueError: there are fewer than two items, so that nothing says how they vary.
+    Raises ValueError if there are fewer than two items, so that nothing says how they vary.
     """
     counts = np.asarray(counts, float)
     if len(counts) < 2:
@@ -202,6 +202,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return stepped[np.argsort(order, kind="stable")].tolist()
 
 
+def holm_of(tests: Mapping[T, float]) -> dict[T, float]:
+    """The same of named tests."""
+    return dict(zip(tests, holm(list(tests.values())), strict=True))
+
+
 def ratio(totals: Sequence[float], counts: Sequence[float], samples: int) -> Estimate:
     """Sum of totals over sum of counts (a mean a token), with a bootstrap interval over items."""
 
@@ -240,10 +245,8 @@ class Comparison:
         return max(self.test.p, self.effect.p) if self.grouped else self.test.p
 
     def detectable(self, level: float) -> float:
-        """The smallest true difference that the test behind `p` finds in 80 % of repetitions at `level`, at most 1.
-
-        Of two tests that both have to reject, the larger of what each finds.
-        """
+        """The smallest true difference that the test behind `p` finds at `level` with POWER, at most 1; of two tests
+        that both have to reject, the larger of what each finds."""
         exact = detectable_difference(self.test, self.items, level) if self.test else 0.0
         needs_t = self.grouped or self.test is None
         return min(1.0, max(exact, self.effect.detectable(level))) if needs_t else exact

@@ -7,7 +7,7 @@ import numpy as np
 
 from primekd.capture.judged import JudgedRow
 from primekd.statistics.families import title_of
-from primekd.statistics.inference import LEVEL, UNKNOWN, accuracy, clustered, compare_verdicts, holm
+from primekd.statistics.inference import LEVEL, UNKNOWN, accuracy, clustered, compare_verdicts, holm_of
 from primekd.tasks.clusters import cluster_of
 
 Found = dict[str, JudgedRow]  # item -> its row
@@ -20,13 +20,11 @@ TESTED = ("accuracy_p", "tokens_p", "kl_p")
 class PrimedRow:
     """The teacher under one arm's prompt on the items of a split. Differences are primed minus unprimed, paired.
 
-    `accuracy` by the profile's reading, with Wilson's interval; differences with Student's t, clustered by template
-    where items have one; `accuracy_p` McNemar's exact one, or the larger of that and the clustered t's. `tokens`,
-    `tokens_difference`: means of a response. `kl_p`: that the KL is 0.01, below which it counts as small. The columns
+    `accuracy` by the profile's reading, with Wilson's interval; differences of `clustered`, `accuracy_p` of
+    `Comparison`. `tokens`, `tokens_difference`: means of a response. `kl_p`: that the KL is SMALL_KL. The columns
     `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions with the
     unprimed token; `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token),
-    `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed || unprimed), nats a token of the primed
-    text.
+    `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed || unprimed), nats a primed token.
     """
 
     split: str
@@ -60,30 +58,23 @@ class PrimedRow:
     kl_p_holm: float | None
 
 
-def by_arm(rows: Sequence[JudgedRow], split: str) -> dict[str, Found]:
-    """Arm -> item -> row, of one split."""
-    found: dict[str, Found] = {}
-    for row in rows:
-        if row.split == split:
-            found.setdefault(row.arm, {})[row.id] = row
-    return found
-
-
 def primed_rows(rows: Sequence[JudgedRow], unprimed: str) -> list[PrimedRow]:
     """A row for every split and arm. Raises ValueError if an arm has other items than the unprimed one."""
+    by_split: dict[str, dict[str, Found]] = {}
+    for row in rows:
+        by_split.setdefault(row.split, {}).setdefault(row.arm, {})[row.id] = row
     made = []
-    for split in dict.fromkeys(row.split for row in rows):
-        arms = by_arm(rows, split)
+    for split, arms in by_split.items():
         plain = arms.get(unprimed)
-        made += _adjusted([_row(split, arm, found, plain, arm == unprimed) for arm, found in arms.items()])
+        made += _adjusted([_row(split, arm, found, None if found is plain else plain) for arm, found in arms.items()])
     return made
 
 
-def _row(split: str, arm: str, found: Found, plain: Found | None, is_plain: bool) -> PrimedRow:
+def _row(split: str, arm: str, found: Found, plain: Found | None) -> PrimedRow:
     own, groups = list(found.values()), [cluster_of(item) for item in found]
     verdicts, tokens = (np.array([getattr(r, name) for r in own], float) for name in ("correct", "tokens"))
     difference, p, longer, longer_p, alike = UNKNOWN, None, UNKNOWN, None, (None, None)
-    if plain and not is_plain:
+    if plain:
         if plain.keys() != found.keys():
             raise ValueError(f"{arm} and the unprimed teacher answered different items of {split}")
         pairs = [plain[item] for item in found]
@@ -103,11 +94,9 @@ def _row(split: str, arm: str, found: Found, plain: Found | None, is_plain: bool
 
 
 def _adjusted(rows: list[PrimedRow]) -> list[PrimedRow]:
-    tests = [(row.arm, name, p) for row in rows for name in TESTED if (p := getattr(row, name)) is not None]
-    adjusted: dict[str, dict[str, float]] = {row.arm: {} for row in rows}
-    for (arm, name, _), p_holm in zip(tests, holm([p for *_, p in tests]), strict=True):
-        adjusted[arm][f"{name}_holm"] = p_holm
-    return [replace(row, **adjusted[row.arm]) for row in rows]
+    found = {(row.arm, name): getattr(row, name) for row in rows for name in TESTED}
+    adjusted = holm_of({test: p for test, p in found.items() if p is not None})
+    return [replace(row, **{f"{name}_holm": adjusted.get((row.arm, name)) for name in TESTED}) for row in rows]
 
 
 def _kl(rows: Sequence[JudgedRow]) -> tuple[float | None, ...]:

@@ -1,13 +1,14 @@
-"""What contrasts.csv allows to be said, in words; of effects, subsets and controls in effect_sentences.py."""
+"""What contrasts.csv, effects.csv and subsets.csv allow to be said, in words."""
 
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
 from primekd.config.arm import UNTRAINED
-from primekd.config.arms import of_role
-from primekd.statistics.effects import AND
+from primekd.config.arms import load_arms, of_role
+from primekd.statistics.effects import AND, ANOTHER_SEED, ANY_WORDING, INTERACTION, SUBJECTS
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL
+from primekd.statistics.subsets import ALL_RIGHT, FEWEST
 
 Row = dict[str, str]
 MOSTLY = 0.5  # of a model that was cut off more often nobody knows what it would have answered
@@ -18,6 +19,7 @@ MEASURES = {
     "kl": ("kl_p_holm", -1, "closer to the unprimed teacher", "further from the unprimed teacher"),
     "nll_gold": ("nll_gold_p_holm", -1, "gold solutions more likely", "gold solutions less likely"),
 }
+NAMES = {"accuracy": "accuracy", "kl": "KL to the unprimed teacher", "nll_gold": "NLL of the gold solutions"}
 
 
 def sentence(row: Row) -> str:
@@ -90,7 +92,7 @@ def why_not(row: Row, measure: str) -> str:
 
 
 def side_title(names: str) -> str:
-    """The titles of a side of a comparison, which may be several arms."""
+    """The titles of a side, which may be several arms."""
     several = names.split(AND)
     return ("one of " if len(several) > 1 else "") + AND.join(map(title_of, several))
 
@@ -121,3 +123,119 @@ def points_of(share: str) -> str:
     """A share in points, rounded half up as in the tables."""
     points = (100 * Decimal(share)).quantize(Decimal("0.1"), ROUND_HALF_UP)
     return f"{points:+}" if points else "0.0"
+
+
+def effect_sentences(effects: list[Row]) -> list[str]:
+    """A sentence an effect, for all that was measured."""
+    base = title_of(next(iter(of_role("baseline")), ""))
+    return [
+        f"{SUBJECTS[row['effect']].format(arm=title_of(row['arm']), base=base)}: {_effect(row)}."
+        for row in effects
+        if row["effect"] in SUBJECTS
+    ]
+
+
+def _effect(row: Row) -> str:
+    """What is claimed of each measure, then where nothing can be, then how many trainings that covers."""
+    measured = [measure for measure in MEASURES if row[measure]]
+    parts = [_claimed(row, measure) for measure in measured if is_claimed(row, measure)]
+    if reason := why_not(row, "accuracy"):
+        parts.append(f"nothing is claimed of accuracy, as {reason}")
+    if open_ones := [m for m in measured if not is_claimed(row, m) and not why_not(row, m)]:
+        least = min((row[MEASURES[m][0]] for m in open_ones), key=Decimal)
+        parts.append(f"no effect can be claimed on {_listed(open_ones)} (smallest Holm-adjusted {p_of(least)})")
+    seeds = trainings([int(row["seeds"])])
+    if row["effect"] == ANY_WORDING:
+        seeds = f"{row['seeds']} wordings, one training seed each, all against one training of {row['reference']}"
+    return "; ".join([*parts, seeds])
+
+
+def _claimed(row: Row, measure: str) -> str:
+    p_column, direction, better, worse = MEASURES[measure]
+    above = float(row[measure]) > 0
+    words = better if above == (direction > 0) else worse
+    if row["effect"] == INTERACTION:
+        words = f"{NAMES[measure]} {'above' if above else 'below'} the sum of both effects"
+    return f"{words}, {_span(row, measure)}, Holm-adjusted {p_of(row[p_column])}"
+
+
+def _span(row: Row, measure: str) -> str:
+    """A difference with its interval and its unit."""
+    unit = "points" if measure == "accuracy" else "nats a token"
+    ends = [row[measure + end] for end in ("", "_low", "_high")]
+    value, low, high = (points_of(x) if measure == "accuracy" else f"{float(x):+.3g}" for x in ends)
+    return f"{value} {unit} [{low}, {high}]"
+
+
+def _listed(measures: list[str]) -> str:
+    *first, last = (NAMES[measure] for measure in measures)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def subset_sentences(subsets: list[Row]) -> list[str]:
+    """A sentence a kind of subset of the test items."""
+    return [_subset(name, subsets) for name in dict.fromkeys(row["subset"] for row in subsets)]
+
+
+def _subset(name: str, subsets: list[Row]) -> str:
+    rows = [row for row in subsets if row["subset"] == name]
+    counts = sorted({int(row["n"]) for row in rows})
+    n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    asked = max(int(row["asked"]) for row in rows)
+    which = "that it answered rightly under every one"
+    if name != ALL_RIGHT:
+        which = "to which its answers under the two compared prompts are within 10 % in length"
+    parts, rest, reasons = [], [], {}
+    for row in rows:
+        pair = f"{title_of(row['model'])} against {title_of(row['reference'])}"
+        if reason := why_not(row, "accuracy") if row["p_holm"] else f"fewer than {FEWEST} items are too few":
+            reasons.setdefault(reason, []).append(pair)
+        elif is_claimed(row, "accuracy"):
+            parts.append(f"{pair}: {_claimed(row | {'effect': name}, 'accuracy')}")
+        else:
+            rest.append(row["p_holm"])
+    if rest:
+        least = p_of(min(rest, key=Decimal))
+        parts.append(f"no {'other ' if parts else ''}difference in accuracy can be claimed (smallest {least})")
+    for reason, of in reasons.items():
+        parts.append(f"nothing is claimed of {'any contrast' if len(of) == len(rows) else ', '.join(of)}, as {reason}")
+    return f"Of {asked} test items that the teacher was asked under every prompt, the {n} {which}: {'; '.join(parts)}."
+
+
+def control_sentences(contrasts: list[Row], effects: list[Row]) -> list[str]:
+    """Whether what must come out as worse did, and whether what must not differ does not."""
+    arms = load_arms()
+    broken, bases = of_role("positive-control", arms), of_role("baseline", arms)
+    found = [_positive(row) for row in contrasts if row["model"] in broken and row["reference"] in bases]
+    return found + [_negative(row) for row in effects if row["effect"] == ANOTHER_SEED]
+
+
+def _positive(row: Row) -> str:
+    """That its answers run on to the limit is part of what was broken, so it is no reason here not to count them."""
+    model, reference = title_of(row["model"]), title_of(row["reference"])
+    measured, row = [measure for measure in MEASURES if row[measure]], row | {"truncated": "0"}
+    worse = [m for m in measured if is_claimed(row, m) and float(row[m]) * MEASURES[m][1] < 0]
+    seen = "; ".join(_claimed(row | {"effect": ""}, measure) for measure in worse)
+    start = f"Positive control: {model}, whose training was broken on purpose,"
+    if not (missed := [measure for measure in measured if measure not in worse]):
+        return f"{start} came out as worse than {reference}, as it must: {seen}."
+    why = f" ({reason})" if (reason := why_not(row, "accuracy")) else ""
+    said = f"{start} did not come out as worse than {reference} in {_listed(missed)}{why}"
+    if worse:
+        return f"{said}: in that, this study has no power to see a broken training. It came out as worse so: {seen}."
+    return f"{said}: this study has no power to see a broken training."
+
+
+def _negative(row: Row) -> str:
+    """By p that are not adjusted: a control must not pass because other tests are counted with it."""
+    start = f"Negative control: {title_of(row['model'])} against {title_of(row['reference'])}, which differ in the seed"
+    p_of_measure = {m: row[p] for m, p in (("accuracy", "p"), ("kl", "kl_p"), ("nll_gold", "nll_gold_p")) if row[m]}
+    differ = [m for m, p in p_of_measure.items() if Decimal(p) < Decimal(str(LEVEL))]
+    if not differ:
+        least = p_of(min(p_of_measure.values(), key=Decimal))
+        return f"{start} alone, show no difference in {_listed(list(p_of_measure))} (smallest p: {least})."
+    sizes = "; ".join(f"{NAMES[m]} {_span(row, m)}, {p_of(p_of_measure[m])}" for m in differ)
+    return (
+        f"{start} alone, differ ({sizes}): another seed makes that much, so that a difference of this size between "
+        "single trainings is no effect of a prompt."
+    )

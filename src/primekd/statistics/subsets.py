@@ -10,7 +10,7 @@ from primekd.config.arms import load_arms
 from primekd.foundation.tables import read_records
 from primekd.statistics.contrasts import contrast
 from primekd.statistics.families import MAIN, Pair, Planned
-from primekd.statistics.inference import holm
+from primekd.statistics.inference import holm_of
 
 ALL_RIGHT, SAME_LENGTH = "all right", "same length"
 CLOSE = 1.1  # the longer response over the shorter one, in tokens, at most
@@ -21,12 +21,12 @@ Taught = Mapping[str, Mapping[str, tuple[bool, int]]]  # arm -> item -> (right, 
 
 @dataclass(frozen=True)
 class SubsetRow:
-    """A contrast of the main family on `n` of the `asked` items that the teacher answered under every prompt; columns
-    as in contrasts.csv.
+    """A contrast of the main family on `n` of the `asked` items that the teacher answered under every prompt, columns
+    as in contrasts.csv; p is adjusted over the table.
 
-    `subset`: all right, the test items that the teacher answered rightly under every prompt; same length, those of its
-    answers under the two arms' prompts that differ by 10 % of the shorter one's tokens at most. p is adjusted over the
-    table. With fewer than 30 items nothing is tested (p is empty), with fewer than two nothing is known.
+    `subset`: all right, what the teacher answered rightly under every prompt; same length, where its answers under the
+    two arms' prompts are within 10 % of the shorter one's tokens. With fewer than FEWEST items nothing is tested (p is
+    empty), with fewer than two nothing is known.
     """
 
     subset: str
@@ -60,18 +60,16 @@ def read_taught(path: Path) -> Taught:
 def subset_rows(logs: dict[str, list[LogRow]], taught: Taught, planned: Planned) -> list[SubsetRow]:
     """The contrasts of the main family on matched items; nothing where the teacher's answers are not known."""
     main = [pair for pair, family in planned.items() if family == MAIN] if taught else []
-    asked = len(set.intersection(*(set(answers) for answers in taught.values()))) if main else 0
-    rows = [_row(logs, ALL_RIGHT, asked, pair, _all_right(taught)) for pair in main]
+    if not main:
+        return []
+    asked = len(set.intersection(*(set(answers) for answers in taught.values())))
+    all_right = set.intersection(*({i for i, (right, _) in answers.items() if right} for answers in taught.values()))
+    rows = [_row(logs, ALL_RIGHT, asked, pair, all_right) for pair in main]
     rows += [
         _row(logs, SAME_LENGTH, asked, pair, ids) for pair in main if (ids := _same_length(taught, pair)) is not None
     ]
-    tested = [row for row in rows if row.p is not None]
-    adjusted = dict(zip(map(id, tested), holm([row.p for row in tested]), strict=True))
-    return [replace(row, p_holm=adjusted.get(id(row))) for row in rows]
-
-
-def _all_right(taught: Taught) -> set[str]:
-    return set.intersection(*({i for i, (right, _) in answers.items() if right} for answers in taught.values()))
+    adjusted = holm_of({(row.subset, row.model, row.reference): row.p for row in rows if row.p is not None})
+    return [replace(row, p_holm=adjusted.get((row.subset, row.model, row.reference))) for row in rows]
 
 
 def _same_length(taught: Taught, pair: Pair) -> set[str] | None:

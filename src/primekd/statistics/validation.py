@@ -1,11 +1,21 @@
-"""Extractors against labels: coverage, precision and Cohen's kappa, a stratum at a time."""
+"""Extractors against people: labels (coverage, precision and Cohen's kappa, a stratum at a time), and blind audits."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from statsmodels.stats.inter_rater import cohens_kappa
 
+from primekd.assessment.decisions.decisions import (
+    ALL_MODELS,
+    AUDIT,
+    Decision,
+    answer_hash,
+    as_read,
+    automatic_value,
+    by_answer,
+)
 from primekd.assessment.decisions.labels import SETS, Label
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, RULES, extract
@@ -52,9 +62,7 @@ class Judged:
 def judge(labels: list[Label], answers: dict[tuple[str, str], LogRow], extractor: str) -> list[Judged]:
     """Reads every labelled answer that has an unambiguous label. `answers`: (log, id) -> the logged answer."""
     judged = []
-    for label in labels:
-        if label.kind == "ambiguous":
-            continue
+    for label in (label for label in labels if label.kind != "ambiguous"):
         row = answers[label.log, label.id]
         found = extract(row.response, extractor, row.truncated, row.question)
         published = extract(row.response, "published", row.truncated).rule
@@ -115,3 +123,39 @@ def kappa(pairs: list[tuple[Fraction | None, Fraction | None]]) -> Estimate | No
         return None
     value, low, high = (round(float(np.clip(x, -1, 1)), 6) + 0.0 for x in bounds)
     return Estimate(value, low, high)
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """How often the automatic value of an answer differed from the one a person read blind; `rate` is a share."""
+
+    model: str
+    n: int
+    errors: int
+    rate: float
+    rate_low: float
+    rate_high: float
+
+
+def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iterable[Decision]) -> list[AuditRow]:
+    """Error rate of the automatic grading by blind second looks, with its Wilson interval: a row a model, then `all`.
+    An answer counts once, with its latest audit, against the value that the log holds now. Empty without audits."""
+    found = by_answer(profile_name, (d for d in decisions if d.purpose == AUDIT))
+    differs: dict[str, list[bool]] = {}
+    for model, log in logs.items():
+        for row in log:
+            if made := found.get((model, row.id, answer_hash(row.question, row.response))):
+                differs.setdefault(model, []).append(as_read(made[-1].value) != automatic_value(row))
+    if differs:
+        differs[ALL_MODELS] = [verdict for verdicts in differs.values() for verdict in verdicts]
+    return [AuditRow(model, len(found), sum(found), *accuracy(found)) for model, found in differs.items()]
+
+
+def audit_scope(audited: Iterable[str], models: Iterable[str], named: Callable[[str], str] = str) -> str:
+    """Which of the study's `models` the row of all `audited` ones covers, in words; empty for all, or no audit."""
+    audited, models = set(audited), list(models)
+    missing = [named(model) for model in models if model not in audited]
+    if not audited or not missing:
+        return ""
+    covered = [named(model) for model in models if model in audited]
+    return f"The row of all covers {', '.join(covered)} alone; no answer was looked at of {', '.join(missing)}."

@@ -10,9 +10,8 @@ from primekd.assessment.answers import answer_inputs
 from primekd.assessment.costs import write_costs
 from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.forgetting import ForgettingRow
-from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
-from primekd.assessment.logs import LogRow
+from primekd.assessment.logs import LogRow, grade_answers
 from primekd.assessment.score import (
     Scored,
     load_reference,
@@ -35,9 +34,7 @@ from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.signals.certainty import read_certainty
-from primekd.statistics import errant_edits
-from primekd.statistics.labels import FILE as LABELS
-from primekd.statistics.labels import LabelRow
+from primekd.statistics.corrections import ERRANT, LABELS, ErrantRow, LabelRow, errant_rows, no_errant
 from primekd.studies.labelled import label_rows
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
@@ -52,8 +49,8 @@ from primekd.training.tuning import FILE as TUNING
 from primekd.training.tuning import TuningRow, read_tuning
 
 # Settings of what is graded, which has inputs of its own.
-NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "transfer", "samples", "sampling_temperature"}
-NO_GRADING |= {"forgetting_items", "few_shot", "held_out_items", "choose_by"}
+NO_GRADING = {"engine", "vllm", "dtype", "teacher_items", "rescored_items", "transfer", "samples"}
+NO_GRADING |= {"sampling_temperature", "forgetting_items", "few_shot", "held_out_items", "choose_by"}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
@@ -168,16 +165,16 @@ def _write_set(
 
 def _write_labels(profile: Profile, students: list[Student], logs: dict[str, list[LogRow]]) -> list[Path]:
     """labels.csv, where the task takes some responses for no labels; errant.csv, where that can be measured."""
-    for name in (LABELS, errant_edits.FILE):
+    for name in (LABELS, ERRANT):
         (profile.logs / name).unlink(missing_ok=True)
     if not task_of(profile.data).filters:
         return []
     written = [write_table(profile.logs / LABELS, LabelRow, label_rows(profile, students))]
-    if said := errant_edits.why_not():
+    if said := no_errant():
         print(said)
         return written
-    rows = errant_edits.errant_rows(logs)
-    return [*written, write_table(profile.logs / errant_edits.FILE, errant_edits.ErrantRow, rows)]
+    rows = errant_rows(logs)
+    return [*written, write_table(profile.logs / ERRANT, ErrantRow, rows)]
 
 
 def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:

@@ -12,7 +12,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response
-from primekd.statistics.labels import FILE, LabelRow
+from primekd.statistics.corrections import LABELS, LabelRow
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.protocol import Item
 
@@ -43,7 +43,7 @@ def _right(profile: Profile, items: Sequence[Item], student: Student) -> int | N
     try:
         reader = open_signals(training_job(profile, inputs["strategy"], inputs["seed"]))
     except UserError as error:
-        print(f"{FILE} says less of {student.name}: {error}")
+        print(f"{LABELS} says less of {student.name}: {error}")
         return None
     tokenizer, task = load_tokenizer(profile.teacher), task_of(profile.data)
     said = {item.id: decode_response(tokenizer, reader.item(item.id).response_ids) for item in items}

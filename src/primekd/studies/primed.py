@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from primekd.assessment.grade import grade_answers
+from primekd.assessment.logs import grade_answers
 from primekd.capture.jobs import Job, open_signals, test_job, training_job, unprimed_job
 from primekd.capture.judged import ARMS, JUDGED, OF_PRIMING, POSITIONS, JudgedRow, PositionRow, judged_folder
 from primekd.capture.run import capture_all
@@ -75,6 +75,8 @@ def measure(profile: Profile, force: bool = False) -> Path:
         "extractor": profile.assess.extractor,
         "teacher_items": profile.assess.teacher_items,
     }
+    if profile.assess.rescored_items:
+        inputs["rescored_items"] = profile.assess.rescored_items
     since = forced_since(profile, "assess", force)
     if stands(folder, inputs, code, "priming", "the responses are judged and unchanged.", since):
         return folder
@@ -126,9 +128,10 @@ def _judge(
     without = open_signals(unprimed_job(profile, arm, split)) if arm != first and _rescores(profile) else None
     answers = stored_answers(profile, items, reader)
     graded = grade_answers(items, answers, profile.assess.extractor, task_of(profile.data))
-    rows, measured = [], []
+    rows, measured, assess = [], [], profile.assess
     for number, (answer, verdict) in enumerate(zip(answers, graded, strict=True)):
-        own = _certainty(reader, without, answer.item_id) if number < profile.assess.teacher_items else None
+        scored = without if number < (assess.rescored_items or assess.teacher_items) else None
+        own = _certainty(reader, scored, answer.item_id) if number < assess.teacher_items else None
         measured += [own] if own else []
         same, _ = agreement([answer.ids], [plain.item(answer.item_id).response_ids])
         rows.append(

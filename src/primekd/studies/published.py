@@ -22,7 +22,7 @@ from primekd.foundation.tables import read_table, table_text, write_table
 from primekd.statistics.families import planned_contrasts, title_of
 from primekd.statistics.grade_file import Columns, grade_rows, read_rows
 from primekd.statistics.inference import LEVEL, compare_verdicts, holm
-from primekd.statistics.rivals import AccuracyRow, Reading, accuracies, read_all
+from primekd.statistics.summary import AccuracyRow, Reading, accuracies, read_all
 from primekd.statistics.validation import ValidationRow, validate
 from primekd.studies.regrade import rules_hashes
 from primekd.tasks.clusters import cluster_of

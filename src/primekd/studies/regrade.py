@@ -7,8 +7,7 @@ computed from it. So a grading that was killed between two files loses nothing: 
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.grade import grade_row
-from primekd.assessment.logs import LogRow, read_log, read_logs
+from primekd.assessment.logs import LogRow, grade_row, read_log, read_logs
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (

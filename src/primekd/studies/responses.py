@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from primekd.assessment.answers import Answer
-from primekd.assessment.grade import grade_answers
+from primekd.assessment.logs import grade_answers
 from primekd.assessment.students import Student
 from primekd.capture.jobs import open_signals, training_job
 from primekd.config import Profile

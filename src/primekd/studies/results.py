@@ -15,17 +15,14 @@ from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_text
 from primekd.foundation.tables import table_text
-from primekd.statistics.audit import AuditRow, audit_rows
-from primekd.statistics.contrasts import ContrastRow, contrast
+from primekd.statistics.contrasts import ContrastRow, SeedRow, contrast, seed_rows
+from primekd.statistics.corrections import ERRANT, LABELS
 from primekd.statistics.corrections import FILE as LANGUAGES
 from primekd.statistics.effects import EffectRow, effect_rows
-from primekd.statistics.errant_edits import FILE as ERRANT
 from primekd.statistics.families import Planned
-from primekd.statistics.labels import FILE as LABELS
-from primekd.statistics.rivals import AccuracyRow, accuracies, read_all, readings_text
-from primekd.statistics.seeds import SeedRow, seed_rows
 from primekd.statistics.subsets import SubsetRow, read_taught, subset_rows
-from primekd.statistics.summary import SummaryRow, summarise
+from primekd.statistics.summary import AccuracyRow, SummaryRow, accuracies, read_all, readings_text, summarise
+from primekd.statistics.validation import AuditRow, audit_rows
 from primekd.studies.study import Logs, find_study
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NumberTask

@@ -13,7 +13,7 @@ from primekd.assessment.logs import read_logs
 from primekd.config import Profile
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest
 from primekd.foundation.tables import read_records, table_text
-from primekd.statistics.audit import AuditRow, audit_rows, audit_scope
+from primekd.statistics.validation import AuditRow, audit_rows, audit_scope
 from primekd.studies.regrade import regrade
 
 

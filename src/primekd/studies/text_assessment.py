@@ -10,10 +10,10 @@ from typing import Any
 
 from primekd.assessment.answers import Answer, answers_folder
 from primekd.assessment.costs import write_costs
-from primekd.assessment.grade import grade_answers
 from primekd.assessment.held_out import held_out_folder, read_rows, write_rows
 from primekd.assessment.likelihood import FILE as CHOICES
 from primekd.assessment.likelihood import ChoiceRow, read_choices, score_choices, write_choices
+from primekd.assessment.logs import grade_answers
 from primekd.assessment.score import makers, scored_hashes, scoring_costs
 from primekd.assessment.students import Student
 from primekd.assessment.text_fit import measure_documents
@@ -166,7 +166,7 @@ def probe_model(
     profile: Profile, name: str, items: Sequence[Item], opened: Callable[[], Any], probe: Probe, inputs: dict[str, Any],
     since: float = 0.0,
 ) -> list:  # fmt: skip
-    """What a model answers to the probe, asked now if it was not asked with these inputs before; what that took is kept.
+    """What a model answers to the probe, asked now if it was not with these inputs before; what that took is kept.
     `opened` gives its engine."""
     folder, code, stage = answers_folder(profile, name), stage_code(probe.stage, profile), f"answer {name}"
     if not stands(folder, inputs, code, stage, since=since):

@@ -6,38 +6,20 @@ import torch
 from torch import Tensor
 
 from primekd.foundation.errors import UserError
-from primekd.teachers.protocol import TeacherEngine, TopLogprobs
+from primekd.teachers.protocol import TopLogprobs
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Over all response tokens that the engine gave a signal for.
-
-    Attributes:
-        tokens: how many those are.
-        without_signal: response tokens that the engine gave no signal for (an API shows none for the end of turn).
-        top1_agreement: share of tokens for which both put the same token first.
-        mean_kl_nats, max_kl_nats: KL(reference || engine) a token. Of an engine that shows only its top K, over those
-            K and one bucket for all others, which is a lower bound.
-        compared: "every token" of the vocabulary, or "top K and the rest".
-    """
+    """Over all response tokens that the engine gave a signal for. KL(reference || engine) a token; of an engine that
+    shows only its top K, over those K and one bucket for all others, which is a lower bound."""
 
     tokens: int
-    without_signal: int
-    top1_agreement: float
+    without_signal: int  # response tokens that have none (an API shows none for the end of turn)
+    top1_agreement: float  # share of tokens for which both put the same token first
     mean_kl_nats: float
     max_kl_nats: float
-    compared: str
-
-
-def agree(
-    reference: TeacherEngine, engine: TeacherEngine, prompts: list[list[int]], responses: list[list[int]]
-) -> Agreement:
-    """Scores the same tokens with both. Raises UserError if the engine gives text alone, or the sizes of V differ."""
-    if not engine.offers:
-        raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
-    want = "logits" if "logits" in engine.offers else "top"
-    return compare(reference.score(prompts, responses, "logits"), engine.score(prompts, responses, want))
+    compared: str  # "every token" of the vocabulary, or "top K and the rest"
 
 
 def compare(reference: list[Tensor], rows: list[Tensor] | list[TopLogprobs]) -> Agreement:

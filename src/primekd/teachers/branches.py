@@ -15,32 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from primekd.teachers.cache import SlotCache
+from primekd.teachers.protocol import Ids
 
 
 @dataclass(frozen=True)
 class Branches:
-    """One prompt's tree, parents before children. `first` of the prompt's tokens are in a cache and not in the tree.
-
-    ids, positions: of its S tokens; parents: places in the tree, -1 for the first token.
-    predictors: of each response, the places that predict its tokens, (T,) int64.
-    """
+    """One prompt's tree of S tokens, parents before children."""
 
     ids: list[int]
     positions: list[int]
-    parents: list[int]
-    predictors: list[Tensor]
-
-    def sees(self) -> Tensor:
-        """(S, S) bool: whether the token of a row sees the one of a column."""
-        sees = torch.eye(len(self.ids), dtype=torch.bool)
-        for place, parent in enumerate(self.parents):
-            if parent >= 0:
-                sees[place] |= sees[parent]
-        return sees
+    parents: list[int]  # places in the tree, -1 for the first token
+    predictors: list[Tensor]  # of each response, the places that predict its tokens, (T,) int64
 
 
-def branch(prompt: list[int], responses: Sequence[list[int]], first: int = 0) -> Branches:
-    """Lays out the responses behind the prompt, whose first `first` tokens are left out; one has to remain."""
+def branch(prompt: list[int], responses: Sequence[list[int]], first: int) -> Branches:
+    """Lays out the responses behind the prompt, whose first `first` tokens are in a cache; one has to remain."""
     ids, positions = prompt[first:], list(range(first, len(prompt)))
     parents, children = list(range(-1, len(ids) - 1)), {}
     predictors = []
@@ -58,23 +47,21 @@ def branch(prompt: list[int], responses: Sequence[list[int]], first: int = 0) ->
 
 
 def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequences of several prompts, padded on the right.
+    """Sequences of several prompts, padded on the right, behind `first` tokens in a cache that every token sees.
 
-    Args:
-        first: tokens in front of all of them that lie in a cache; every token sees those.
-        dtype: the mask's.
-
-    Returns:
-        ids and positions (B, S) int64, and what is added to attention scores, (B, 1, S, first + S): 0 where a token
-        sees another one.
+    Returns ids and positions (B, S) int64, and what is added to attention scores, (B, 1, S, first + S) in `dtype`: 0
+    where a token sees another one.
     """
     longest = max(len(b.ids) for b in branches)
     ids, positions = torch.zeros(2, len(branches), longest, dtype=torch.int64).unbind()
-    sees = torch.eye(longest, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself, or it would be nan
+    # (B, S, S), whether the token of a row sees the one of a column; padding sees itself, or it would be nan.
+    sees = torch.eye(longest, dtype=torch.bool).repeat(len(branches), 1, 1)
     for row, one in enumerate(branches):
         length = len(one.ids)
         ids[row, :length], positions[row, :length] = torch.tensor([one.ids, one.positions])
-        sees[row, :length, :length] = one.sees()
+        for place, parent in enumerate(one.parents):
+            if parent >= 0:
+                sees[row, place] |= sees[row, parent]
     seen = torch.cat([torch.ones(len(branches), longest, first, dtype=torch.bool), sees], -1)
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     return ids, positions, mask[:, None]
@@ -83,20 +70,16 @@ def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple
 def read_branches(
     states_of: Callable[..., Tensor],
     prefix: SlotCache | None,
-    prompts: list[list[int]],
-    responses: list[list[list[int]]],
+    prompts: Ids,
+    responses: list[Ids],
     batches: Callable[[Sequence[int]], Iterable[list[int]]],
     model: nn.Module,
 ) -> list[list[Tensor]]:
-    """What a model says of the tokens of all responses to each prompt.
+    """What a model says of the tokens of all responses to each prompt: for each prompt one tensor a response, (T, D) or
+    (T, V), whose row t predicts token t.
 
-    Args:
-        states_of: the model's forward call -> (B, S, D), or (B, S, V).
-        prefix: the cache of what all prompts begin with, if it is run once.
-        batches: lengths -> indices of what is run together.
-
-    Returns:
-        For each prompt one tensor a response, (T, D) or (T, V): row t predicts token t.
+    `states_of`: the model's forward call -> (B, S, D), or (B, S, V). `prefix`: the cache of what all prompts begin
+    with, if it is run once. `batches`: lengths -> indices of what is run together.
     """
     first = prefix.length if prefix else 0
     sequences = [branch(prompt, own, first) for prompt, own in zip(prompts, responses, strict=True)]

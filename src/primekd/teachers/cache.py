@@ -41,17 +41,13 @@ class SlotLayer(DynamicLayer):
 
 
 class SlotCache(Cache):
-    """Room for `rows` sequences of `slots` tokens, and which of them are tokens.
-
-    Attributes:
-        mask: (rows, slots) bool, True where a row has a token.
-        length: slots in use. All rows end at the same slot, where the next token of each is written.
-    """
+    """Room for `rows` sequences of `slots` tokens. All rows end at the same slot, where the next token of each is
+    written."""
 
     def __init__(self, rows: int, slots: int, device: torch.device):
         super().__init__(layer_class_to_replicate=partial(SlotLayer, rows, slots))
-        self.mask = torch.zeros(rows, slots, dtype=torch.bool, device=device)
-        self.slots, self.length = slots, 0
+        self.mask = torch.zeros(rows, slots, dtype=torch.bool, device=device)  # True where a row has a token
+        self.slots, self.length = slots, 0  # `length` of them are in use
 
     def extend(self, tokens: Tensor) -> Tensor:
         """Makes the next slots tokens of the first rows as `tokens` (rows, new) says; returns the mask so far."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from primekd.teachers.cache import SlotCache
-from primekd.teachers.protocol import Sampling
+from primekd.teachers.protocol import Ids, Sampling
 
 SHORTEST_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 REFILL = 4  # waiting rows are taken in when a quarter of the places is free: one pass for several of them
@@ -24,18 +24,12 @@ SLACK = 64  # slots between two moves of the cache to its beginning: refilled ba
 
 @dataclass(frozen=True)
 class LastPosition:
-    """A model, asked for its last position alone.
+    """A model, asked for its last position alone."""
 
-    Attributes:
-        states: input_ids, attention_mask, position_ids, past_key_values -> what is kept of the last position, (B, D).
-        logits: those (B, D) -> (B, V) without padded columns.
-        window: slots that every layer can look back; beyond it a row's tokens must lie in neighbouring slots.
-    """
-
-    states: Callable[..., Tensor]
-    logits: Callable[[Tensor], Tensor]
+    states: Callable[..., Tensor]  # input_ids, attention_mask, position_ids, past_key_values -> what is kept, (B, D)
+    logits: Callable[[Tensor], Tensor]  # those (B, D) -> (B, V) without padded columns
     device: torch.device
-    window: float = float("inf")
+    window: float  # slots that every layer can look back; beyond it a row's tokens must lie in neighbouring slots
 
 
 @dataclass
@@ -58,7 +52,7 @@ class Row:
 
 @torch.inference_mode()
 def decode(
-    model: LastPosition, prompts: list[list[int]], sampling: Sampling, ends: Container[int], batch_size: int,
+    model: LastPosition, prompts: Ids, sampling: Sampling, ends: Container[int], batch_size: int,
     keep_states: bool,
 ) -> list[Row]:  # fmt: skip
     """Responses to all prompts, in order; each ends with one of `ends` unless it has `max_new_tokens` tokens.
@@ -87,10 +81,10 @@ def decode(
         if keep_states:
             for row, state in zip(running, states, strict=True):
                 row.kept.append(state)
-        before = len(running)
-        _dismiss(cache, running, lambda row: row.ids[-1] in ends or len(row.ids) == sampling.max_new_tokens)
-        for _ in range(before - len(running)):
-            sampling.ended()
+        for place in reversed(range(len(running))):
+            if running[place].ids[-1] in ends or len(running[place].ids) == sampling.max_new_tokens:
+                _dismiss(cache, running, place)
+                sampling.ended()
     return rows
 
 
@@ -103,7 +97,7 @@ def _draws(sampling: Sampling, place: int) -> np.ndarray | None:
 
 
 @torch.inference_mode()
-def shared_prefix(model: LastPosition, prompts: list[list[int]], new_tokens: int) -> SlotCache | None:
+def shared_prefix(model: LastPosition, prompts: Ids, new_tokens: int) -> SlotCache | None:
     """The cache of what all prompts begin with, if that is worth it. `new_tokens`: at most, behind each prompt.
 
     Rows lie with padding between this and the rest of their prompt. A layer with a window counts slots, so it must
@@ -119,7 +113,7 @@ def shared_prefix(model: LastPosition, prompts: list[list[int]], new_tokens: int
     return prefix
 
 
-def _forward(model: LastPosition, cache: SlotCache, pieces: list[list[int]], first: int) -> Tensor:
+def _forward(model: LastPosition, cache: SlotCache, pieces: Ids, first: int) -> Tensor:
     """Runs pieces of rows whose earlier positions are in the cache: padded on the left, positions from `first`."""
     longest = max(map(len, pieces))
     ids, positions = torch.zeros(2, len(pieces), longest, dtype=torch.long).unbind()
@@ -178,11 +172,9 @@ def _choose(logits: Tensor, running: list[Row], temperature: float) -> list[int]
     return found[:, 0].clamp(max=logits.shape[-1] - 1).tolist()
 
 
-def _dismiss(cache: SlotCache, running: list[Row], ended: Callable[[Row], bool]) -> None:
-    """Takes out the rows that have ended; the last ones move into their places."""
-    for place in reversed(range(len(running))):
-        if ended(running[place]):
-            last = running.pop()
-            if place < len(running):
-                cache.move(len(running), place)
-                running[place] = last
+def _dismiss(cache: SlotCache, running: list[Row], place: int) -> None:
+    """Takes a row out; the last one moves into its place."""
+    last = running.pop()
+    if place < len(running):
+        cache.move(len(running), place)
+        running[place] = last

@@ -6,6 +6,12 @@ forwards without a cache, never from the generator, whose "pre-sampling" logits 
 `top_k_probs` are probabilities after penalties and truncation.
 """
 
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,18 +22,20 @@ from primekd.config import TeacherConfig
 from primekd.config.teacher import ExLlamaConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import release_gpu_memory
-from primekd.foundation.provenance import package_versions
-from primekd.models import load_tokenizer, model_hash
+from primekd.foundation.provenance import package_versions, read_json
+from primekd.models import load_tokenizer, model_folder, model_hash, parse_reference
 from primekd.models.logits import PROBE, LogitTransform, best_transform, config_numbers
 from primekd.models.template import turn_end
-from primekd.teachers.exllamav2_loading import gpu_memory, import_exllamav2, load_exl2, require_exl2
-from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score, longest_first
+from primekd.teachers.packages import explain_import_failure, missing_cuda
+from primekd.teachers.protocol import Ids, Response, Sampling, TeacherEngine, Want, longest_first, require_fit
 
 PROBE_ERROR = 0.03  # of the logits' norm, which half precision explains; what is finer, `reconstruction` finds
 GENERATOR_QUEUE = 8  # tokens a sequence that the generator reserves room for (its default `max_q_size`)
+PAGE_TOKENS = 256  # the generator's caches and chunks are whole pages
+OUT_OF_MEMORY = ("out of memory", "Insufficient VRAM", "Insufficient space in device allocation")
 
 
-class ExLlamaV2Engine:
+class ExLlamaV2Engine(TeacherEngine):
     """An EXL2 model served by ExLlamaV2.
 
     Without flash-attn there is no paged cache: responses are then generated one after the other. Scoring runs in
@@ -54,8 +62,11 @@ class ExLlamaV2Engine:
             max_batch_size=min(config.batch_size, self.input_tokens // GENERATOR_QUEUE) if self.paged else 1,
             paged=self.paged,
         )
-        self._forbidden = self._padded_columns()
-        self._weight: Tensor | None = None
+        # Added to the logits, so that no column beyond the tokenizer's is drawn: the sampler itself cuts at the largest
+        # id in tokenizer.json, which need not be transformers' size.
+        columns = self.generator.padded_vocab_size
+        beyond = torch.arange(columns) >= self.vocab_size
+        self._bias = torch.zeros(columns).masked_fill(beyond, -torch.inf) if columns > self.vocab_size else None
         self.transform = self._find_transform()
         self.offers = frozenset({"hidden", "logits"} if self.transform else {"logits"})
 
@@ -72,18 +83,6 @@ class ExLlamaV2Engine:
             "torch": torch.__version__,
         }
 
-    def _padded_columns(self) -> Tensor | None:
-        """What is added to the logits so that no column beyond the tokenizer's is drawn; None if there is none.
-
-        The sampler itself cuts at the largest id in tokenizer.json, which need not be transformers' size.
-        """
-        columns = self.generator.padded_vocab_size
-        if columns == self.vocab_size:
-            return None
-        bias = torch.zeros(columns)
-        bias[self.vocab_size :] = -torch.inf
-        return bias
-
     def _settings(self, sampling: Sampling):
         """Settings that sample from the raw model: the package's defaults carry penalties and truncation.
 
@@ -91,27 +90,18 @@ class ExLlamaV2Engine:
         rounding.
         """
         greedy = sampling.temperature == 0
+        off = {"token_frequency_penalty", "token_presence_penalty", "top_p", "top_a", "min_p", "tfs", "typical"}
         return self.package.generator.ExLlamaV2Sampler.Settings(
             token_repetition_penalty=1.0,
-            token_frequency_penalty=0.0,
-            token_presence_penalty=0.0,
             temperature=1.0 if greedy else sampling.temperature,
             top_k=1 if greedy else 0,
-            top_p=0.0,
-            top_a=0.0,
-            min_p=0.0,
-            tfs=0.0,
-            typical=0.0,
-            token_bias=self._forbidden,
+            token_bias=self._bias,
+            **dict.fromkeys(off, 0.0),
         )
 
-    def _fits(self, length: int) -> None:
-        if length > self.config.context_tokens:
-            raise UserError(f"A sequence of {length} tokens does not fit: raise teacher.context_tokens in the profile.")
-
-    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+    def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
         for prompt in prompts:
-            self._fits(len(prompt) + sampling.max_new_tokens)
+            require_fit(len(prompt) + sampling.max_new_tokens, self.config.context_tokens)
         # Cached prefixes of earlier calls would make a response depend on what was asked before it.
         self.generator.reset_page_table()
         ends = turn_end(self.tokenizer).stops
@@ -127,21 +117,24 @@ class ExLlamaV2Engine:
                     identifier=index,
                 )
             )
-        ids: list[list[int]] = [[] for _ in prompts]
+        ids: Ids = [[] for _ in prompts]
         with gpu_memory(self.config):
             while self.generator.num_remaining_jobs():
                 for result in self.generator.iterate():
-                    ids[result["identifier"]] += _new_ids(result)
-                    if result["eos"] and len(ids[result["identifier"]]) != result["new_tokens"]:
+                    own = ids[result["identifier"]]
+                    # Tokens of the last step, the end of turn among them, lie under `held`.
+                    for part in (result, result.get("held", {})):
+                        own += part["token_ids"][0].tolist() if "token_ids" in part else []
+                    if result["eos"] and len(own) != result["new_tokens"]:
                         raise UserError(
-                            f"exllamav2 {self.package.__version__} gave {len(ids[result['identifier']])} tokens of "
-                            f"{result['new_tokens']}: install exllamav2 0.3.2."
+                            f"exllamav2 {self.package.__version__} gave {len(own)} tokens of {result['new_tokens']}: "
+                            "install exllamav2 0.3.2."
                         )
                     if result["eos"]:
                         sampling.ended()
         return [Response(found, truncated=found[-1] not in ends) for found in ids]
 
-    def _forward(self, sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def _forward(self, sequences: Ids) -> tuple[Tensor, Tensor]:
         """Logits (B, S, columns) and the states before the final norm (B, S, D); right of a sequence is padding."""
         ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)  # causal: padding is never seen
         for row, sequence in enumerate(sequences):
@@ -155,17 +148,15 @@ class ExLlamaV2Engine:
         return norm.forward(states.to(norm.device()))
 
     @torch.inference_mode()
-    def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[Tensor]:
+    def score(self, prompts: Ids, responses: Ids, want: Want) -> list[Tensor]:
         if want not in self.offers:
             raise ValueError(f"{self.reference}: no {want} from this engine")
         # The last response token predicts nothing that is kept, so it is not run.
         sequences = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
         for sequence in sequences:
-            self._fits(len(sequence))
+            require_fit(len(sequence), self.config.context_tokens)
         rows: list[Tensor | None] = [None] * len(prompts)
-        for batch in longest_first(
-            [len(sequence) for sequence in sequences], self.config.batch_size, self.input_tokens
-        ):
+        for batch in longest_first([len(s) for s in sequences], self.config.batch_size, self.input_tokens):
             logits, states = self._forward([sequences[i] for i in batch])
             for row, i in enumerate(batch):
                 first = len(prompts[i]) - 1
@@ -176,21 +167,18 @@ class ExLlamaV2Engine:
                     rows[i] = logits[row, places, : self.vocab_size].float().cpu()
         return rows
 
-    generate_scored = generate_then_score
-
-    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
-        return self.score(prompts, responses, "logits")
-
     def head(self) -> Tensor:
-        if self._weight is None:
-            with gpu_memory(self.config):
-                # (D, columns) in half precision; a head of 6 or 8 bits is dequantised.
-                weight = self.model.modules[self.model.head_layer_idx].get_weight_tensor_dq()
-            self._weight = weight.T[: self.vocab_size].cpu().contiguous()
         return self._weight
 
+    @cached_property
+    def _weight(self) -> Tensor:
+        with gpu_memory(self.config):
+            # (D, columns) in half precision; a head of 6 or 8 bits is dequantised.
+            weight = self.model.modules[self.model.head_layer_idx].get_weight_tensor_dq()
+        return weight.T[: self.vocab_size].cpu().contiguous()
+
     def close(self) -> None:
-        del self.generator, self.model, self._weight
+        del self.generator, self.model
         release_gpu_memory()
 
     @torch.inference_mode()
@@ -204,7 +192,105 @@ class ExLlamaV2Engine:
         return best_transform(products, own, config_numbers(self.model.config), PROBE_ERROR)
 
 
-def _new_ids(result: dict[str, Any]) -> list[int]:
-    """Tokens of one result; those of the last step, the end of turn among them, lie under `held`."""
-    parts = (result, result.get("held", {}))
-    return [token for part in parts if "token_ids" in part for token in part["token_ids"][0].tolist()]
+# Bringing a model and its key-value cache onto the GPUs: format, versions, memory.
+
+
+def require_exl2(model: str) -> dict[str, Any]:
+    """The `quantization_config` of an EXL2 folder: quant_method, version, bits, head_bits, calibration. Raises
+    UserError if the model is not there, has another format, or says its rope in a way that ExLlamaV2 does not read."""
+    reference, config = parse_reference(model), {}
+    if reference.is_gguf or reference.scheme == "random":
+        found = "a GGUF file" if reference.is_gguf else "a random test model"
+    else:
+        config = read_json(model_folder(model) / "config.json")
+        method = (config.get("quantization_config") or {}).get("quant_method")
+        found = f"quantised as {method}" if method else "not quantised"
+    if found != "quantised as exl2":
+        raise UserError(
+            f"The engine exllamav2 needs an EXL2 folder, and {model} is {found}: convert it with "
+            "`python -m exllamav2.conversion.convert_exl2`, or set another teacher.engine."
+        )
+    rope = config.get("rope_parameters") or {}
+    scaled = rope.get("rope_type", "default") != "default"
+    if rope and ("rope_theta" not in config or (scaled and not config.get("rope_scaling"))):
+        raise UserError(
+            f"{model}: its config.json keeps the rope in `rope_parameters` as transformers 5 writes it, which "
+            "ExLlamaV2 passes over: write rope_theta, and rope_scaling if there is any, at the top level too."
+        )
+    return config["quantization_config"]
+
+
+def import_exllamav2() -> ModuleType:
+    """The package with its generator and attention modules. Raises UserError if they do not import, and says why."""
+    if reason := missing_cuda():
+        raise UserError(f"The engine exllamav2 runs on NVIDIA GPUs alone, and {reason}.")
+    try:
+        package = importlib.import_module("exllamav2")
+        importlib.import_module("exllamav2.generator")
+        importlib.import_module("exllamav2.attn")
+    except Exception as error:  # the extension is compiled on import, which may raise anything
+        raise UserError(explain_import_failure("exllamav2", error)) from error
+    # Earlier versions lack Llama 3.1's rope scaling, and compute something else without a word.
+    if tuple(int(part) for part in re.findall(r"\d+", package.__version__)[:3]) < (0, 1, 8):
+        raise UserError(
+            f"exllamav2 {package.__version__} computes Llama 3.1's positions wrongly: install 0.1.8 or newer."
+        )
+    return package
+
+
+@contextmanager
+def gpu_memory(config: TeacherConfig) -> Iterator[None]:
+    """Turns every way in which ExLlamaV2 says that memory ran out into one sentence."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        if not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        raise UserError(
+            f"The GPUs' memory is too small for {config.model} with these settings: lower teacher.batch_size or "
+            "teacher.context_tokens, take a smaller teacher.exllamav2.cache_type, or use more GPUs or fewer bits."
+        ) from error
+
+
+def load_exl2(package: ModuleType, config: TeacherConfig) -> tuple[Any, Any, int, bool]:
+    """Loads weights and cache: over the GPUs one after the other, by a given split, or tensor-parallel.
+
+    Returns both, the most tokens of one forward, and whether sequences share the cache (paged). Raises UserError for
+    too little GPU memory, or a model that ExLlamaV2 cannot read or split.
+    """
+    settings = config.exllamav2 or ExLlamaConfig()
+    try:
+        # With the model's own maximum, rope tables and buffers would be made for up to 128k tokens.
+        model_config = package.ExLlamaV2Config(str(model_folder(config.model)))
+        model_config.max_seq_len = model_config.max_input_len = whole_pages(config.context_tokens)
+        model_config.arch_compat_overrides(quiet=True)
+        flash = package.attn.has_flash_attn and not model_config.no_flash_attn
+        paged = package.attn.has_flash_attn_with_paged and flash
+        # Of the ways to do without flash-attn only the plain product is causal: release 0.3.2 gives SDPA no mask
+        # (`_attn_torch` asks for a block diagonal one, which is None), so every prompt token would see the future.
+        model_config.no_sdpa = model_config.no_xformers = True
+        if settings.tensor_parallel and not flash:
+            raise UserError("teacher.exllamav2.tensor_parallel needs flash-attn: install it, or set it to false.")
+        sequences = config.batch_size if paged else 1
+        tokens = whole_pages(settings.cache_tokens or sequences * model_config.max_seq_len)
+        suffix = "" if settings.cache_type == "FP16" else f"_{settings.cache_type}"
+        model, kind = package.ExLlamaV2(model_config), getattr(package, f"ExLlamaV2Cache{suffix}")
+        split = list(settings.gpu_split) if settings.gpu_split else None
+        with gpu_memory(config):
+            if settings.tensor_parallel:
+                model.load_tp(gpu_split=split, expect_cache_tokens=tokens, expect_cache_base=kind)
+                cache = package.ExLlamaV2Cache_TP(model, base=kind, max_seq_len=tokens)
+            elif split:
+                model.load(gpu_split=split)
+                cache = kind(model, max_seq_len=tokens)
+            else:
+                cache = kind(model, max_seq_len=tokens, lazy=True)
+                model.load_autosplit(cache)
+    except (RuntimeError, AssertionError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"ExLlamaV2 cannot load {config.model} ({error}): fetch or convert it again.") from error
+    return model, cache, model_config.max_input_len, paged
+
+
+def whole_pages(tokens: int) -> int:
+    """A number of tokens, rounded up to full pages."""
+    return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS

@@ -23,18 +23,7 @@ CELLS = 256  # llama.cpp pads a sequence's key-value cells to a multiple of this
 
 
 class Model:
-    """A GGUF file, loaded.
-
-    Attributes:
-        columns: columns of the logits; they may exceed the tokenizer's V.
-        width: D, of the hidden states.
-        most_sequences: how many sequences a context can hold.
-        logit_numbers: scale and soft cap of the logits, as far as the file names them.
-        keeps_positions: whether a sequence can be cut back to a prefix. The state of a recurrent model cannot.
-
-    Raises:
-        UserError: llama.cpp cannot read the file.
-    """
+    """A GGUF file, loaded. Raises UserError if llama.cpp cannot read it."""
 
     def __init__(self, file: Path):
         logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its loader says much
@@ -47,21 +36,19 @@ class Model:
         self.pointer = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
         if not self.pointer:
             raise UserError(f"llama.cpp cannot load {relative_name(file)}: fetch or make it again.")
+        # Of the logits; they may exceed the tokenizer's V.
         self.columns = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.pointer))
-        self.width = llama_cpp.llama_model_n_embd_out(self.pointer)
-        self.most_sequences = llama_cpp.llama_max_parallel_sequences()
-        self.keeps_positions = not (
-            llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer)
-        )
+        self.width = llama_cpp.llama_model_n_embd_out(self.pointer)  # D, of the hidden states
+        self.most_sequences = llama_cpp.llama_max_parallel_sequences()  # in one context
+        # Whether a sequence can be cut back to a prefix: the state of a recurrent model cannot.
+        stateful = (llama_cpp.llama_model_is_recurrent, llama_cpp.llama_model_is_hybrid)
+        self.keeps_positions = not any(asked(self.pointer) for asked in stateful)
+        # Scale and soft cap of the logits, as far as the file names them.
+        kind = self._metadata("general.architecture")
+        said = (self._metadata(f"{kind}.{name}") for name in ("logit_scale", "final_logit_softcapping"))
+        self.logit_numbers = [float(value) for value in said if value]
 
-        self.logit_numbers = [
-            float(value)
-            for name in ("logit_scale", "final_logit_softcapping")
-            if (value := self.metadata(f"{self.metadata('general.architecture')}.{name}"))
-        ]
-
-    def metadata(self, key: str) -> str | None:
-        """A value of the file's, as text."""
+    def _metadata(self, key: str) -> str | None:
         value = ctypes.create_string_buffer(64)
         length = llama_cpp.llama_model_meta_val_str(self.pointer, key.encode(), value, len(value))
         return value.value.decode() if length >= 0 else None
@@ -76,10 +63,8 @@ class Context:
     Each sequence has a cache of its own (llama.cpp calls it a stream): in one unified cache every token would be held
     against the tokens of all sequences. Flash attention is on: it is quicker on a CPU too, and there it goes row by
     row, so that neither the batch nor the other sequences change a bit (but from 512 cells on the last sequence that is
-    left is cut among the threads). As many threads as torch has, for prompts and for single tokens alike.
-
-    Raises:
-        UserError: llama.cpp makes no such context; nearly always the memory does not suffice.
+    left is cut among the threads). As many threads as torch has, for prompts and for single tokens alike. Raises
+    UserError if llama.cpp makes no such context; nearly always the memory does not suffice.
     """
 
     def __init__(self, model: Model, sequences: int, tokens: int):
@@ -99,7 +84,23 @@ class Context:
                 "reason: lower teacher.batch_size, as it is mostly memory, or set teacher.engine to transformers."
             )
         self.memory = llama_cpp.llama_get_memory(self.pointer)
-        self._batch = _Batch(size)
+        self._make_batch(size)
+
+    def _make_batch(self, size: int) -> None:
+        """A llama_batch whose arrays belong to numpy; each token is of one sequence."""
+        self._ids, self._positions, self._sequences = np.zeros((3, size), np.int32)
+        self._counts, self._outputs = np.ones(size, np.int32), np.zeros(size, np.int8)
+        integer, first = ctypes.POINTER(ctypes.c_int32), self._sequences.ctypes.data
+        self._places = (integer * size)(*(ctypes.cast(first + 4 * i, integer) for i in range(size)))
+        self._batch = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=self._ids.ctypes.data_as(integer),
+            embd=None,
+            pos=self._positions.ctypes.data_as(integer),
+            n_seq_id=self._counts.ctypes.data_as(integer),
+            seq_id=self._places,
+            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
 
     def close(self) -> None:
         llama_cpp.llama_free(self.pointer)
@@ -130,12 +131,8 @@ class Context:
     def predict(
         self, ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int] | int, hidden: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Adds n tokens, at most PART_TOKENS or one a sequence, and returns what each of them predicts.
-
-        Returns:
-            Views of the context's own buffers, valid until its next call: logits (n, columns) and, if asked for, the
-            hidden states (n, D), both float32.
-        """
+        """Adds n tokens, at most PART_TOKENS or one a sequence, and returns what each of them predicts, float32: logits
+        (n, columns) and, if asked for, hidden states (n, D), views of the context's own buffers until its next call."""
         # With embeddings on llama.cpp puts out every token of a call.
         llama_cpp.llama_set_embeddings(self.pointer, hidden)
         self._decode(ids, positions, sequences, output=True)
@@ -146,33 +143,8 @@ class Context:
         return logits, np.ctypeslib.as_array(states, (len(ids), self.model.width))
 
     def _decode(self, ids, positions, sequences, output: bool) -> None:
-        self._batch.fill(ids, positions, sequences, output)
-        if code := llama_cpp.llama_decode(self.pointer, self._batch.batch):
+        count = self._batch.n_tokens = len(ids)
+        self._ids[:count], self._positions[:count], self._sequences[:count] = ids, positions, sequences
+        self._outputs[:count] = output
+        if code := llama_cpp.llama_decode(self.pointer, self._batch):
             raise UserError(f"llama.cpp stopped with code {code} on a batch of {len(ids)} tokens: run this step again.")
-
-
-class _Batch:
-    """A llama_batch whose arrays belong to numpy; each token is of one sequence."""
-
-    def __init__(self, size: int):
-        self.ids, self.positions, self.sequences = (np.zeros(size, np.int32) for _ in range(3))
-        self.counts, self.outputs = np.ones(size, np.int32), np.zeros(size, np.int8)
-        integer = ctypes.POINTER(ctypes.c_int32)
-        first = self.sequences.ctypes.data
-        places = [ctypes.cast(first + i * self.sequences.itemsize, integer) for i in range(size)]
-        self._places = (integer * size)(*places)
-        self.batch = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=self.ids.ctypes.data_as(integer),
-            embd=None,
-            pos=self.positions.ctypes.data_as(integer),
-            n_seq_id=self.counts.ctypes.data_as(integer),
-            seq_id=self._places,
-            logits=self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(self, ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int] | int, output: bool) -> None:
-        count = len(ids)
-        self.ids[:count], self.positions[:count], self.sequences[:count] = ids, positions, sequences
-        self.outputs[:count] = output
-        self.batch.n_tokens = count

@@ -8,21 +8,19 @@ import importlib.metadata
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from primekd.foundation.errors import UserError
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local
 from primekd.models.logits import PROBE, LogitTransform, best_transform
 from primekd.models.template import turn_end
 from primekd.teachers.llamacpp_context import PART_TOKENS, Context, Model
-from primekd.teachers.protocol import Response, Sampling, Want
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from primekd.teachers.protocol import Ids, Response, Sampling, TeacherEngine, Want, require_fit
 
 HEAD_TENSORS = ("output.weight", "token_embd.weight")  # the second one where the head is tied to the embedding
 PROBED_COLUMNS = 4096  # of the head: enough to tell a scale and a cap from nothing
@@ -34,22 +32,18 @@ class _Answer:
     """A response on its way, in one of the context's sequences."""
 
     item: int
-    last: int  # the token that predicts the next one
-    position: int  # of `last`
+    prompt: list[int]
     random: np.random.Generator
     ids: list[int] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
 
 
-class LlamaCppEngine:
-    """A GGUF model served by llama.cpp, `batch_size` responses at a time.
+class LlamaCppEngine(TeacherEngine):
+    """A GGUF model served by llama.cpp, `batch_size` responses at a time, of up to `context_tokens` with their prompt.
+    `tokenizer`: `load_tokenizer` of a profile's teacher, where that sets a template; else the model's.
 
     Its final hidden state (embeddings with pooling type NONE) times the dequantised head is not bit-equal to its
     logits, because llama.cpp also quantises activations; capture measures the difference and the store states it.
-
-    Args:
-        context_tokens: the longest prompt and response together. The cache has room for the longest one asked for.
-        tokenizer: `load_tokenizer` of a profile's teacher, where that sets a template; else the model's.
     """
 
     name = "llamacpp"
@@ -57,7 +51,7 @@ class LlamaCppEngine:
 
     def __init__(
         self, model: str, context_tokens: int = 2048, batch_size: int = 32,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):  # fmt: skip
         reference = parse_reference(model)
         if not reference.is_gguf:
@@ -89,17 +83,15 @@ class LlamaCppEngine:
             "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
         }
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+    def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
         return [response for response, _ in self._generate(prompts, sampling, None)]
 
-    def generate_scored(
-        self, prompts: list[list[int]], sampling: Sampling, want: Want
-    ) -> tuple[list[Response], list[Tensor]]:
+    def generate_scored(self, prompts: Ids, sampling: Sampling, want: Want) -> tuple[list[Response], list[Tensor]]:
         made = self._generate(prompts, sampling, want)
         return [response for response, _ in made], [torch.from_numpy(rows) for _, rows in made]
 
     def _generate(
-        self, prompts: list[list[int]], sampling: Sampling, want: Want | None
+        self, prompts: Ids, sampling: Sampling, want: Want | None
     ) -> list[tuple[Response, np.ndarray | None]]:
         """Continuously: where a response ends, the next prompt takes its place. Longest prompts first."""
         longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
@@ -115,7 +107,7 @@ class LlamaCppEngine:
                     item = waiting.pop()
                     self._read_rest(context, sequence, prompts[item], shared)
                     random = np.random.default_rng([sampling.seed, item])  # whatever place an answer gets
-                    active[sequence] = _Answer(item, prompts[item][-1], len(prompts[item]) - 1, random)
+                    active[sequence] = _Answer(item, prompts[item], random)
             _close_gaps(context, active)
             self._step(context, active, sampling, want)
             for sequence, answer in list(active.items()):
@@ -130,11 +122,10 @@ class LlamaCppEngine:
 
     def _step(self, context: Context, active: dict[int, _Answer], sampling: Sampling, want: Want | None) -> None:
         """One token more for each response."""
-        sequences = sorted(active)
-        answers = [active[sequence] for sequence in sequences]
-        logits, hidden = context.predict(
-            [a.last for a in answers], [a.position for a in answers], sequences, hidden=want == "hidden"
-        )
+        sequences, answers = zip(*sorted(active.items()), strict=True)
+        newest = [(answer.ids or answer.prompt)[-1] for answer in answers]
+        positions = [len(answer.prompt) + len(answer.ids) - 1 for answer in answers]
+        logits, hidden = context.predict(newest, positions, sequences, hidden=want == "hidden")
         logits = logits[:, : self.vocab_size]
         likeliest = logits.argmax(-1) if sampling.temperature == 0 else None
         for n, answer in enumerate(answers):
@@ -142,28 +133,22 @@ class LlamaCppEngine:
                 answer.rows.append((logits if hidden is None else hidden)[n].copy())
             drawn = _draw(logits[n], sampling.temperature, answer.random) if likeliest is None else int(likeliest[n])
             answer.ids.append(drawn)
-            answer.last, answer.position = drawn, answer.position + 1
 
-    def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[Tensor]:
+    def score(self, prompts: Ids, responses: Ids, want: Want) -> list[Tensor]:
         """One sequence after the other: a response is a batch of tokens already, and has as many rows of logits."""
         longest = max((len(p) + len(r) for p, r in zip(prompts, responses, strict=True)), default=0)
         context = self._open(1, longest)
-        shared = self._read_shared(context, prompts, 1)
-        rows = []
+        shared, rows = self._read_shared(context, prompts, 1), []
         for prompt, response in zip(prompts, responses, strict=True):
             self._read_rest(context, 0, prompt, shared)
             # The last response token predicts nothing that is kept, so it is not run.
-            ids, first, parts = [prompt[-1], *response[:-1]], len(prompt) - 1, []
-            for start in range(0, len(ids), PART_TOKENS):
+            ids, parts = [*prompt, *response[:-1]], []
+            for start in range(len(prompt) - 1, len(ids), PART_TOKENS):
                 part = ids[start : start + PART_TOKENS]
-                positions = np.arange(first + start, first + start + len(part))
-                logits, hidden = context.predict(part, positions, 0, hidden=want == "hidden")
+                logits, hidden = context.predict(part, range(start, start + len(part)), 0, hidden=want == "hidden")
                 parts.append((logits[:, : self.vocab_size] if hidden is None else hidden).copy())
             rows.append(torch.from_numpy(np.concatenate(parts)))
         return rows
-
-    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
-        return self.score(prompts, responses, "logits")
 
     def head(self) -> Tensor:
         return self._head_rows(self.vocab_size)
@@ -172,8 +157,7 @@ class LlamaCppEngine:
         """The head's first rows, dequantised, (count, D) float32."""
         import gguf
 
-        count = min(count, self.vocab_size)
-        weight = gguf.dequantize(self._head_tensor.data[:count], self._head_tensor.tensor_type)
+        weight = gguf.dequantize(self._head_tensor.data[: min(count, self.vocab_size)], self._head_tensor.tensor_type)
         return torch.from_numpy(np.array(weight, dtype=np.float32))  # of its own memory: the file may be closed
 
     @cached_property
@@ -194,8 +178,7 @@ class LlamaCppEngine:
 
     def _open(self, sequences: int, tokens: int) -> Context:
         """An empty context with room for so many sequences of so many tokens; a larger one is kept."""
-        if tokens > self.context_tokens:
-            raise UserError(f"A sequence of {tokens} tokens does not fit: raise teacher.context_tokens in the profile.")
+        require_fit(tokens, self.context_tokens)
         if self.context is not None and (self.context.sequences < sequences or self.context.tokens < tokens):
             sequences, tokens = max(sequences, self.context.sequences), max(tokens, self.context.tokens)
             self._close_context()
@@ -204,7 +187,7 @@ class LlamaCppEngine:
         self.context.clear()
         return self.context
 
-    def _read_shared(self, context: Context, prompts: list[list[int]], sequences: int) -> int:
+    def _read_shared(self, context: Context, prompts: Ids, sequences: int) -> int:
         """Reads what all prompts begin with (the primed system message) once, for so many sequences; its length."""
         shared = self.shared_prefix(prompts)
         if shared:
@@ -213,7 +196,7 @@ class LlamaCppEngine:
                 context.copy(0, sequence)
         return shared
 
-    def shared_prefix(self, prompts: list[list[int]]) -> int:
+    def shared_prefix(self, prompts: Ids) -> int:
         """How many tokens all prompts begin with and are read once; the last token of a prompt is never counted."""
         if len(prompts) < 2 or not self.model.keeps_positions:
             return 0

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    from primekd.models.logits import LogitTransform
+from primekd.foundation.errors import UserError
+from primekd.models.logits import LogitTransform
 
 Want = Literal["hidden", "logits", "top"]
+Ids = list[list[int]]  # token ids of several sequences
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,14 @@ class TopLogprobs:
     first. Places that are not filled (an API may show fewer than K, or text that is no token) have id -1 and -inf.
     """
 
-    ids: "Tensor"
-    log_probs: "Tensor"
+    ids: Tensor
+    log_probs: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+Rows = list[Tensor] | list[TopLogprobs]  # what predicts each token, one an item
 
 
 @dataclass(frozen=True)
@@ -54,33 +58,33 @@ class Response:
     truncated: bool
 
 
+def generate_then_score(
+    engine: "TeacherEngine", prompts: Ids, sampling: Sampling, want: Want
+) -> tuple[list[Response], Rows]:
+    """`generate`, and of the same tokens the rows of `score`, in a second pass."""
+    responses = engine.generate(prompts, sampling)
+    return responses, engine.score(prompts, [response.ids for response in responses], want)
+
+
 class TeacherEngine(Protocol):
-    """A loaded teacher.
+    """A loaded teacher. What an engine does not say itself it takes from here."""
 
-    Attributes:
-        name: the engine's name in profiles.
-        vocab_size: V, the tokenizer's size; the padded columns beyond it are never returned.
-        offers: which of "hidden", "logits" and "top" `score` can give; nothing where an engine gives text alone.
-        transform: what the model does to its logits behind the head; None where that is neither scale nor soft cap, or
-            hidden states are not to be had.
-    """
-
-    name: str
-    vocab_size: int
-    offers: frozenset[str]
-    transform: "LogitTransform | None"
+    name: str  # in profiles
+    vocab_size: int  # V, the tokenizer's size; the padded columns beyond it are never returned
+    offers: frozenset[str]  # of "hidden", "logits" and "top", what `score` can give; nothing where text alone comes
+    # What the model does to its logits behind the head; None where that is neither scale nor soft cap, or hidden states
+    # are not to be had.
+    transform: LogitTransform | None
 
     def identity(self) -> dict[str, Any]:
         """Engine, versions, model hash and number format: what the signals depend on."""
         ...
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+    def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
         """One response a prompt, in order. Prompts are token ids; nothing is added to them."""
         ...
 
-    def score(
-        self, prompts: list[list[int]], responses: list[list[int]], want: Want
-    ) -> "list[Tensor] | list[TopLogprobs]":
+    def score(self, prompts: Ids, responses: Ids, want: Want) -> Rows:
         """Teacher-forced prefill over prompt + response.
 
         Row t of an item is what predicts response token t: position len(prompt) + t - 1. The raw model: no sampling
@@ -92,23 +96,25 @@ class TeacherEngine(Protocol):
         """
         ...
 
-    def generate_scored(
-        self, prompts: list[list[int]], sampling: Sampling, want: Want
-    ) -> "tuple[list[Response], list[Tensor] | list[TopLogprobs]]":
-        """`generate`, and of the same tokens the rows that `score` would give; see `generate_then_score`."""
-        ...
+    generate_scored = generate_then_score  # of an engine that does not see its own states while it generates
 
-    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> "list[Tensor]":
+    def own_logits(self, prompts: Ids, responses: Ids) -> list[Tensor]:
         """As `score`, the logits (T, V) float32 as the engine's own head gives them: what `hidden` is measured by."""
-        ...
+        return self.score(prompts, responses, "logits")
 
-    def head(self) -> "Tensor":
+    def head(self) -> Tensor:
         """The output head, (V, D): logits = transform(hidden.float() @ head.float().T)."""
-        ...
+        raise UserError(f"{self.name} shows neither hidden states nor the head: set signals.codec to topk or text.")
 
     def close(self) -> None:
         """Frees the model, its GPUs' memory and its processes. Nothing is asked of the engine afterwards."""
         ...
+
+
+def require_fit(length: int, most: int) -> None:
+    """Raises UserError if a sequence of `length` tokens does not fit in a context of `most`."""
+    if length > most:
+        raise UserError(f"A sequence of {length} tokens does not fit: raise teacher.context_tokens in the profile.")
 
 
 def longest_first(lengths: Sequence[int], most: int, most_tokens: float = float("inf")) -> Iterator[list[int]]:
@@ -119,11 +125,3 @@ def longest_first(lengths: Sequence[int], most: int, most_tokens: float = float(
         size = max(1, int(min(most, most_tokens // max(1, lengths[order[0]]))))
         yield order[:size]
         order = order[size:]
-
-
-def generate_then_score(
-    engine: TeacherEngine, prompts: list[list[int]], sampling: Sampling, want: Want
-) -> "tuple[list[Response], list[Tensor] | list[TopLogprobs]]":
-    """`generate_scored` of an engine that does not see its own states while it generates: a second pass."""
-    responses = engine.generate(prompts, sampling)
-    return responses, engine.score(prompts, [response.ids for response in responses], want)

@@ -8,33 +8,31 @@ import inspect
 from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
 from primekd.models.attention import chosen_attention
 from primekd.models.logits import find_transform
-from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged, plain_generation
+from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged, own_logits, plain_generation
 from primekd.models.template import turn_end
 from primekd.teachers.branches import read_branches
 from primekd.teachers.cache import has_plain_cache, narrowest_window
 from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode, shared_prefix
-from primekd.teachers.protocol import Response, Sampling, Want, generate_then_score, longest_first
-
-if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from primekd.teachers.protocol import Ids, Response, Sampling, TeacherEngine, Want, longest_first
 
 CPU_PASS_TOKENS = 2**12  # that a CPU reads in one pass: of more, what a layer makes does not stay in its caches
+PROBED_PREFIX = [5 + place % 7 for place in range(SHORTEST_PREFIX + 2)]  # token ids
 
 
-class TransformersEngine:
+class TransformersEngine(TeacherEngine):
     """A model (and, for students, a LoRA adapter) served by transformers.
 
     Args:
-        model: a model reference.
         dtype: weights' and activations' precision. Rows of logits are computed in float32 from the last hidden state,
             so they are finer than a bfloat16 model's own; tokens are chosen from products in `dtype`.
         adapter: a peft folder. It stays beside the weights that it was trained with.
@@ -49,7 +47,7 @@ class TransformersEngine:
 
     def __init__(
         self, model: str, dtype: str, batch_size: int = 32, adapter: Path | None = None,
-        quantization: str | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None, merged: bool = False,
+        quantization: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None, merged: bool = False,
         weights: str | None = None,
     ):  # fmt: skip
         self.reference, self.dtype, self.batch_size = model, dtype, batch_size
@@ -64,10 +62,10 @@ class TransformersEngine:
         else:
             self.model = load_beside(model, dtype, adapter, quantization)
         self._look()
-        self.model.generation_config = self._plain_generation_config()
+        self.model.generation_config = plain_generation(self.model, self.tokenizer)
 
     @classmethod
-    def around(cls, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int = 32):
+    def around(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32):
         """One that scores with a model which is in memory already, such as one in training, as it is now.
 
         The caller puts it into evaluation mode. An adapter's product is what it was when it was first asked for.
@@ -86,12 +84,6 @@ class TransformersEngine:
         hidden_is_enough = self.transform is not None and self.bias() is None
         self.offers = frozenset({"hidden", "logits"} if hidden_is_enough else {"logits"})
 
-    def _plain_generation_config(self, sampling: Sampling | None = None):
-        sampled = sampling is not None and sampling.temperature > 0
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}
-        most = sampling.max_new_tokens if sampling else 20
-        return plain_generation(self.model, self.tokenizer, max_new_tokens=most, **drawn)
-
     def identity(self) -> dict[str, Any]:
         return {
             "engine": self.name,
@@ -107,32 +99,29 @@ class TransformersEngine:
         most = CPU_PASS_TOKENS if self.model.device.type == "cpu" else float("inf")
         return longest_first(lengths, self.batch_size, most)
 
-    def _padded(self, sequences: list[list[int]], side: str) -> "BatchEncoding":
+    def _padded(self, sequences: Ids, side: str) -> BatchEncoding:
         """Their input_ids and attention_mask, (B, S) both, padded on that side."""
         how = {"padding_side": side, "return_attention_mask": True, "return_tensors": "pt"}
         return self.tokenizer.pad({"input_ids": sequences}, **how).to(self.model.device)
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
-        if self.decodes:
-            ends = self._ends(sampling)
-            return [self._cut(row.ids, ends) for row in self._decode(prompts, sampling, ends, keep_states=False)]
-        return self._generate_with_library(prompts, sampling)
+    def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
+        if not self.decodes:
+            return self._generate_with_library(prompts, sampling)
+        return [self._cut(row.ids, sampling) for row in self._decode(prompts, sampling, keep_states=False)]
 
-    def generate_scored(
-        self, prompts: list[list[int]], sampling: Sampling, want: Want
-    ) -> tuple[list[Response], list[Tensor]]:
+    def generate_scored(self, prompts: Ids, sampling: Sampling, want: Want) -> tuple[list[Response], list[Tensor]]:
         """The rows are made of the states that the tokens were chosen from. In float32 they are what `score` gives;
         in bfloat16 they differ from it as sums over other batch shapes do."""
         if not self.decodes:
-            return generate_then_score(self, prompts, sampling, want)
-        ends = self._ends(sampling)
-        made = self._decode(prompts, sampling, ends, keep_states=True)
-        return [self._cut(row.ids, ends) for row in made], [self._finish(row.states(), want).cpu() for row in made]
+            return super().generate_scored(prompts, sampling, want)
+        made = self._decode(prompts, sampling, keep_states=True)
+        return [self._cut(row.ids, sampling) for row in made], [self._finish(row.states(), want).cpu() for row in made]
 
     @torch.inference_mode()
     def _decode(
-        self, prompts: list[list[int]], sampling: Sampling, ends: Container[int], keep_states: bool
+        self, prompts: Ids, sampling: Sampling, keep_states: bool, ends: Container[int] | None = None
     ) -> list[Row]:
+        ends = self._ends(sampling) if ends is None else ends
         return decode(self._last_position(), prompts, sampling, ends, self.batch_size, keep_states)
 
     def _last_position(self) -> LastPosition:
@@ -160,12 +149,15 @@ class TransformersEngine:
         if not (has_plain_cache(self.model.config) and {"position_ids", "logits_to_keep"} <= takes.keys()):
             return False
         # The same tokens from cached slots, behind a shared prefix and padding, and in one plain pass.
-        prefix = [5 + place % 7 for place in range(SHORTEST_PREFIX + 2)]
-        prompts = [[*prefix, 6, 7, 8, 9], [*prefix, 9]]
-        made = self._decode(prompts, Sampling(3), (), keep_states=True)  # rows of one length, whatever is said
-        want: Want = "hidden" if self.transform is not None else "logits"
-        plain = self.score(prompts, [row.ids for row in made], want)  # (3, D) each
-        return self._alike([self._finish(row.states(), want).cpu() for row in made], plain)
+        prompts = [[*PROBED_PREFIX, 6, 7, 8, 9], [*PROBED_PREFIX, 9]]
+        made = self._decode(prompts, Sampling(3), keep_states=True, ends=())  # rows of one length, whatever is said
+        plain = self.score(prompts, [row.ids for row in made], self._finest)  # (3, D) each
+        return self._alike([self._finish(row.states(), self._finest).cpu() for row in made], plain)
+
+    @property
+    def _finest(self) -> Want:
+        """The rows that say all that the model does."""
+        return "hidden" if self.transform is not None else "logits"
 
     def _alike(self, found: list[Tensor], plain: list[Tensor]) -> bool:
         """Whether rows (T, D) are those of a plain pass, as far as the precision can tell."""
@@ -174,31 +166,37 @@ class TransformersEngine:
         most = 1e-3 if self.dtype == "float32" else 0.1
         return all(bool(((a - b).norm(dim=-1) / b.norm(dim=-1)).median() <= most) for a, b in pairs)
 
+    def _plain_generation_config(self, sampling: Sampling) -> GenerationConfig:
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+        settings = drawn if sampling.temperature > 0 else {}
+        return plain_generation(self.model, self.tokenizer, max_new_tokens=sampling.max_new_tokens, **settings)
+
     @torch.inference_mode()
-    def _generate_with_library(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+    def _generate_with_library(self, prompts: Ids, sampling: Sampling) -> list[Response]:
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
-        config, ends = self._plain_generation_config(sampling), self._ends(sampling)
-        config.eos_token_id = sorted(ends)
+        config = self._plain_generation_config(sampling)
+        config.eos_token_id = sorted(self._ends(sampling))
         responses: list[Response | None] = [None] * len(prompts)
         for batch in longest_first([len(p) for p in prompts], self.batch_size):
             inputs = self._padded([prompts[i] for i in batch], "left")
             output = self.model.generate(**inputs, generation_config=config)
             for row, i in enumerate(batch):
-                responses[i] = self._cut(output[row, inputs["input_ids"].shape[1] :].tolist(), ends)
+                responses[i] = self._cut(output[row, inputs["input_ids"].shape[1] :].tolist(), sampling)
                 sampling.ended()
         return responses
 
-    def _ends(self, sampling: Sampling) -> frozenset[int]:
-        return sampling.ends or frozenset(turn_end(self.tokenizer).stops)
+    def _ends(self, sampling: Sampling) -> Container[int]:
+        return sampling.ends or turn_end(self.tokenizer).stops
 
-    def _cut(self, ids: list[int], ends: Container[int]) -> Response:
+    def _cut(self, ids: list[int], sampling: Sampling) -> Response:
         """Cuts at the first end of turn; what follows it is padding."""
+        ends = self._ends(sampling)
         place = next((place for place, token in enumerate(ids) if token in ends), None)
         return Response(ids, truncated=True) if place is None else Response(ids[: place + 1], truncated=False)
 
     @torch.inference_mode()
-    def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[Tensor]:
+    def score(self, prompts: Ids, responses: Ids, want: Want) -> list[Tensor]:
         rows: list[Tensor | None] = [None] * len(prompts)
         # The last response token predicts nothing that is kept, so it is not run.
         sequences = [[*p, *r[:-1]] for p, r in zip(prompts, responses, strict=True)]
@@ -211,7 +209,7 @@ class TransformersEngine:
                 rows[i] = self._finish(states[row, first : first + len(responses[i])], want).cpu()
         return rows
 
-    def score_each(self, prompts: list[list[int]], responses: list[list[list[int]]], want: Want) -> list[list[Tensor]]:
+    def score_each(self, prompts: Ids, responses: list[Ids], want: Want) -> list[list[Tensor]]:
         """`score` of several responses to each prompt; what they share is read once where the architecture lets it."""
         if self.branches:
             return self._score_branches(prompts, responses, want)
@@ -220,9 +218,7 @@ class TransformersEngine:
         return [[next(rows) for _ in own] for own in responses]
 
     @torch.inference_mode()
-    def _score_branches(
-        self, prompts: list[list[int]], responses: list[list[list[int]]], want: Want
-    ) -> list[list[Tensor]]:
+    def _score_branches(self, prompts: Ids, responses: list[Ids], want: Want) -> list[list[Tensor]]:
         prefix = shared_prefix(self._last_position(), prompts, 0)
         longest = max(len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, responses, strict=True))
         with chosen_attention(self.model, longest):
@@ -241,12 +237,11 @@ class TransformersEngine:
         """
         if not self.decodes or narrowest_window(self.model.config) < float("inf"):
             return False
-        prefix = [5 + place % 7 for place in range(SHORTEST_PREFIX + 2)]
-        prompts, responses = [[*prefix, 6, 7], [*prefix, 9]], [[[8, 9, 6], [5, 5, 7, 8]], [[7, 6, 5, 9], [9, 8]]]
-        want: Want = "hidden" if self.transform is not None else "logits"
-        alone = [self.score([prompt] * 2, own, want) for prompt, own in zip(prompts, responses, strict=True)]
+        prompts = [[*PROBED_PREFIX, 6, 7], [*PROBED_PREFIX, 9]]
+        responses = [[[8, 9, 6], [5, 5, 7, 8]], [[7, 6, 5, 9], [9, 8]]]
+        alone = [self.score([prompt] * 2, own, self._finest) for prompt, own in zip(prompts, responses, strict=True)]
         try:
-            behind = self._score_branches(prompts, responses, want)
+            behind = self._score_branches(prompts, responses, self._finest)
         except (ValueError, RuntimeError, IndexError):  # it reads two dimensions of a mask and no more
             return False
         return self._alike(sum(behind, []), sum(alone, []))
@@ -264,13 +259,8 @@ class TransformersEngine:
         return self.transform.apply_(logits if self.bias() is None else logits.add_(self.bias().float()))
 
     @torch.inference_mode()
-    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
-        rows = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            ids = torch.tensor([[*prompt, *response]], device=self.model.device)
-            logits = self.model(input_ids=ids).logits[0, len(prompt) - 1 : -1, : self.vocab_size]
-            rows.append(logits.float().cpu())
-        return rows
+    def own_logits(self, prompts: Ids, responses: Ids) -> list[Tensor]:
+        return own_logits(self.model, prompts, responses, self.vocab_size)
 
     def head(self) -> Tensor:
         return self._head[: self.vocab_size]

@@ -15,29 +15,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from primekd.config import TeacherConfig
+from primekd.config import Profile, TeacherConfig
 from primekd.config.teacher import VllmConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
 from primekd.models.template import turn_end
-from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
-from primekd.teachers.vllm_loading import head_dtype, import_vllm, require_gpus, require_servable, start_options
+from primekd.tasks.protocol import Item
+from primekd.teachers.protocol import Ids, Response, Rows, Sampling, TeacherEngine, TopLogprobs, Want, require_fit
+from primekd.teachers.vllm_loading import (
+    head_dtype,
+    import_vllm,
+    require_gpus,
+    require_servable,
+    start_options,
+    students_config,
+)
 
 
-class VllmEngine:
-    """A model served by vLLM.
+class VllmEngine(TeacherEngine):
+    """A model served by vLLM; a GGUF file from its exact dequantised copy, as vLLM reads GGUF through a plug-in alone.
 
-    A GGUF file is served from its exact dequantised copy, as the transformers engine does: vLLM itself reads GGUF
-    through a plug-in alone.
-
-    Args:
-        config: the profile's teacher; for students, their model in a teacher's place.
-        top_k: K, how many tokens a row of "top" shows.
-        adapters: peft folders that `wearing` may name; a server with adapters generates only.
-
-    Raises:
-        UserError: vLLM is missing, or model, GPUs and settings do not fit each other.
+    `config` is the profile's teacher; for students, their model in a teacher's place. `top_k`: how many tokens a row of
+    "top" shows. `adapters`: peft folders that `wearing` may name; a server with adapters generates only. Raises
+    UserError if vLLM is missing, or model, GPUs and settings do not fit each other.
     """
 
     name, transform = "vllm", None
@@ -60,19 +61,16 @@ class VllmEngine:
         shown = self.vocab_size if self.settings.full_logprobs else self.top_k
         options = start_options(config, shown, self.adapters, current_platform.is_cpu())
         self.longest = options["max_model_len"] - 1
-        self.llm = self._start(options)
-        if not sum(self.llm.collective_rpc("cut_vocabulary", args=(self.vocab_size,))):
-            raise UserError(f"vLLM's {config.model} has no head that can be cut: set another teacher.engine.")
-
-    def _start(self, options: dict[str, Any]):
         try:
-            return self.package.LLM(**options)
+            self.llm = self.package.LLM(**options)
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
             # What goes wrong in vLLM's own processes reaches us as "see root cause above".
             raise UserError(
                 f"vLLM cannot start {self.reference} ({first_line(error)}): if what it printed above speaks of memory, "
                 "lower teacher.context_tokens or batch_size or use more GPUs; else take another model or engine."
             ) from error
+        if not sum(self.llm.collective_rpc("cut_vocabulary", args=(self.vocab_size,))):
+            raise UserError(f"vLLM's {config.model} has no head that can be cut: set another teacher.engine.")
 
     def close(self) -> None:
         """Ends vLLM's processes and frees the GPUs."""
@@ -95,10 +93,10 @@ class VllmEngine:
             "torch": torch.__version__,
         }
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, adapter: Path | None = None) -> list[Response]:
+    def generate(self, prompts: Ids, sampling: Sampling, adapter: Path | None = None) -> list[Response]:
         """As the protocol has it; `adapter` is one of `adapters`, or None for the model itself."""
         for prompt in prompts:
-            self._fits(len(prompt) + sampling.max_new_tokens)
+            require_fit(len(prompt) + sampling.max_new_tokens, self.longest)
         ends = turn_end(self.tokenizer).stops
         settings = [self.package.SamplingParams(**s) for s in generation_settings(sampling, ends, len(prompts))]
         outputs = self._ask(prompts, settings, adapter, ended_bar(sampling.ended))
@@ -109,9 +107,7 @@ class VllmEngine:
         """The same server with an adapter put on: what answers are generated with."""
         return SimpleNamespace(generate=partial(self.generate, adapter=adapter))
 
-    def score(
-        self, prompts: list[list[int]], responses: list[list[int]], want: Want
-    ) -> list[Tensor] | list[TopLogprobs]:
+    def score(self, prompts: Ids, responses: Ids, want: Want) -> Rows:
         """As the protocol has it. "logits" are log-probabilities of every token, which a softmax leaves as they are."""
         if want not in self.offers:
             raise ValueError(f"vLLM offers {sorted(self.offers)}, not {want}")
@@ -123,22 +119,21 @@ class VllmEngine:
         for start in range(0, len(sequences), size):
             batch = sequences[start : start + size]
             for sequence in batch:
-                self._fits(len(sequence))
+                require_fit(len(sequence), self.longest)
             for prompt, sequence, output in zip(prompts[start:], batch, self._ask(batch, settings), strict=False):
                 top = response_rows(output, sequence, len(prompt), shown)
                 rows.append(top if want == "top" else by_column(top))
         return rows
 
-    def _ask(
-        self, prompts: list[list[int]], settings, adapter: Path | None = None, bar: Callable[..., Any] | bool = False
-    ) -> list:
+    def _ask(self, prompts: Ids, settings, adapter: Path | None = None, bar: Callable[..., Any] | bool = False) -> list:
+        request = None
+        if adapter is not None:  # vLLM adds its product to each layer's in `dtype`, as in training
+            from vllm.lora.request import LoRARequest
+
+            request = LoRARequest(adapter.parent.name, self.adapters.index(adapter) + 1, str(adapter))
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
         try:
-            outputs = self.llm.generate(
-                [{"prompt_token_ids": prompt} for prompt in prompts],
-                settings,
-                use_tqdm=bar,
-                lora_request=self._request(adapter),
-            )
+            outputs = self.llm.generate(asked, settings, use_tqdm=bar, lora_request=request)
         except Exception as error:  # its processes die in many ways
             raise UserError(f"vLLM stopped while it worked ({first_line(error)}): run again, it goes on.") from error
         for prompt, output in zip(prompts, outputs, strict=True):
@@ -146,28 +141,11 @@ class VllmEngine:
                 raise UserError("vLLM answered another prompt than it was asked: this version cannot be used.")
         return outputs
 
-    def _request(self, adapter: Path | None):
-        """vLLM adds an adapter's product to each layer's in `dtype`, as in training."""
-        if adapter is None:
-            return None
-        from vllm.lora.request import LoRARequest
 
-        return LoRARequest(adapter.parent.name, self.adapters.index(adapter) + 1, str(adapter))
-
-    def _fits(self, length: int) -> None:
-        if length > self.longest:
-            raise UserError(
-                f"A sequence of {length} tokens does not fit: raise teacher.context_tokens in the profile, as far as "
-                "the model's positions reach."
-            )
-
-    generate_scored = generate_then_score
-
-    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
-        return self.score(prompts, responses, "logits")
-
-    def head(self) -> Tensor:
-        raise UserError("vLLM shows neither hidden states nor the head: set signals.codec to topk, full or text.")
+def open_students(profile: Profile, items: Sequence[Item], adapters: Sequence[Path]) -> VllmEngine:
+    """Starts vLLM on the students' base model, as assess.vllm says, with room for these adapters
+    (`VllmEngine.wearing`). Raises UserError as `VllmEngine`, or for 4-bit students."""
+    return VllmEngine(students_config(profile, items), top_k=1, adapters=adapters)
 
 
 def ended_bar(ended: Callable[[], None]) -> Callable[..., Any]:
@@ -194,26 +172,15 @@ def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -
     of its own, or equal prompts would give equal responses. Raises UserError for a temperature that vLLM refuses, or
     would change in silence.
     """
-    if sampling.temperature != 0 and not 0.01 <= sampling.temperature <= 2:
-        raise UserError(
-            f"vLLM samples at temperatures from 0.01 to 2, not {sampling.temperature:g}: change "
-            "teacher.sampling_temperature."
-        )
+    heat = sampling.temperature
+    if heat != 0 and not 0.01 <= heat <= 2:
+        raise UserError(f"vLLM samples at temperatures from 0.01 to 2, not {heat}: mend teacher.sampling_temperature.")
     common = {
-        "n": 1,
-        "temperature": sampling.temperature,
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "max_tokens": sampling.max_new_tokens,
-        "stop_token_ids": sorted(ends),
-        "ignore_eos": True,
-        "detokenize": False,
-    }
-    if sampling.temperature == 0:
+        "n": 1, "temperature": heat, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_tokens": sampling.max_new_tokens,
+        "stop_token_ids": sorted(ends), "ignore_eos": True, "detokenize": False,
+    }  # fmt: skip
+    if heat == 0:
         return [common] * count
     seeds = sampling.seeds or np.random.SeedSequence(sampling.seed).generate_state(count)
     return [common | {"seed": int(s)} for s in seeds]
@@ -225,13 +192,9 @@ def scoring_settings(shown: int) -> dict[str, Any]:
     One token has to be generated, and is thrown away. Prompts that are scored read no prefix cache, by vLLM's own rule.
     """
     return {
-        "temperature": 0.0,
-        "max_tokens": 1,
-        "ignore_eos": True,
-        "detokenize": False,
-        "prompt_logprobs": shown,
+        "temperature": 0.0, "max_tokens": 1, "ignore_eos": True, "detokenize": False, "prompt_logprobs": shown,
         "flat_logprobs": True,
-    }
+    }  # fmt: skip
 
 
 def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -> TopLogprobs:
@@ -241,28 +204,22 @@ def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -
     that stands there, likely or not, followed by the `shown` likeliest ones, best first: the former is dropped. Raises
     UserError if there are other entries than were asked for.
     """
-    flat, rows = output.prompt_logprobs, len(sequence) - prompt_length
-    problem = UserError("vLLM returned other log-probs than it was asked for: this version cannot be used.")
-    if flat is None or len(flat) != len(sequence):
-        raise problem
-    start, end = flat.start_indices[prompt_length], flat.end_indices[-1]
-    if end - start != rows * (shown + 1):
-        raise problem
-    ids = torch.tensor(flat.token_ids[start:end]).reshape(rows, shown + 1)
-    log_probs = torch.tensor(flat.logprobs[start:end], dtype=torch.float32).reshape(rows, shown + 1)
-    if ids[:, 0].tolist() != sequence[prompt_length:]:
-        raise problem
-    return TopLogprobs(ids[:, 1:].contiguous(), log_probs[:, 1:].contiguous())
+    flat, shape = output.prompt_logprobs, (len(sequence) - prompt_length, shown + 1)
+    if flat is not None and len(flat) == len(sequence):
+        start, end = flat.start_indices[prompt_length], flat.end_indices[-1]
+        if end - start == shape[0] * shape[1]:
+            ids = torch.tensor(flat.token_ids[start:end]).reshape(shape)
+            log_probs = torch.tensor(flat.logprobs[start:end], dtype=torch.float32).reshape(shape)
+            if ids[:, 0].tolist() == sequence[prompt_length:]:
+                return TopLogprobs(ids[:, 1:].contiguous(), log_probs[:, 1:].contiguous())
+    raise UserError("vLLM returned other log-probs than it was asked for: this version cannot be used.")
 
 
 def by_column(rows: TopLogprobs) -> Tensor:
     """(T, V) out of rows that show every token. Raises UserError if a row does not show each once."""
     known = rows.ids < rows.ids.shape[1]
     if not (known.all() and torch.zeros_like(known).scatter_(1, rows.ids, True).all()):
-        raise UserError(
-            "vLLM's log-probs of a whole vocabulary do not name every token once: set teacher.vllm.full_logprobs to "
-            "false."
-        )
+        raise UserError("vLLM's log-probs do not name every token once: set teacher.vllm.full_logprobs to false.")
     return torch.full_like(rows.log_probs, -torch.inf).scatter_(1, rows.ids, rows.log_probs)
 
 

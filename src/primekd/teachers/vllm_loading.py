@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 
-from primekd.config import TeacherConfig
+from primekd.config import Profile, TeacherConfig
 from primekd.config.teacher import VllmConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import release_gpu_memory
 from primekd.foundation.provenance import read_json
-from primekd.models import model_folder
+from primekd.models import load_tokenizer, model_folder
+from primekd.models.chat import build_prompt
 from primekd.models.folders import quantisation
+from primekd.models.shapes import BYTES
+from primekd.tasks.protocol import Item
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM has adapter memory for
 CPU_CACHE_BYTES = 2 << 30
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def import_vllm():
@@ -75,11 +77,8 @@ def require_servable(config: TeacherConfig) -> None:
             f"The {heads} attention heads ({shared} key-value heads) of {config.model} cannot be split into {parts} "
             "equal parts: set teacher.vllm.tensor_parallel to a divisor, and pipeline_parallel for more GPUs."
         )
-    if settings.pipeline_parallel > shape.num_hidden_layers:
-        raise UserError(
-            f"{config.model} has {shape.num_hidden_layers} layers: lower teacher.vllm.pipeline_parallel "
-            f"({settings.pipeline_parallel})."
-        )
+    if (stages := settings.pipeline_parallel) > (layers := shape.num_hidden_layers):
+        raise UserError(f"{config.model} has {layers} layers: lower teacher.vllm.pipeline_parallel ({stages}).")
 
 
 def require_gpus(config: TeacherConfig) -> None:
@@ -116,7 +115,7 @@ def weight_bytes(config: TeacherConfig) -> float:
     """Bytes of the weights as they will be served: plain ones are converted to `dtype`, quantised ones stay."""
     folder = model_folder(config.model)
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if quantisation(folder) or (config.vllm and config.vllm.quantization):
+    if is_quantised(config):
         return stored
     kept = read_json(folder / "config.json")
     return stored * BYTES[config.dtype] / BYTES.get(kept.get("dtype") or kept.get("torch_dtype") or "", 2)
@@ -145,7 +144,7 @@ def start_options(config: TeacherConfig, max_logprobs: int, adapters: Sequence[P
         "distributed_executor_backend": settings.backend,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "quantization": settings.quantization,
-        "worker_extension_cls": "primekd.teachers.vllm_worker.VocabularyCut",
+        "worker_extension_cls": "primekd.teachers.vllm_loading.VocabularyCut",
     }
     if head_dtype(config) == "float32":
         options["hf_overrides"] = {"head_dtype": "float32"}
@@ -156,10 +155,32 @@ def start_options(config: TeacherConfig, max_logprobs: int, adapters: Sequence[P
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
         token = 2 * shape.num_hidden_layers * heads * width * BYTES[config.dtype]
-        wanted = token * (length + 128) * config.batch_size  # the cache's blocks hold 128 tokens
-        sequence = token * (length + 128)
-        options |= {"enforce_eager": True, "kv_cache_memory_bytes": max(sequence, min(wanted, CPU_CACHE_BYTES))}
+        sequence = token * (length + 128)  # the cache's blocks hold 128 tokens
+        wanted = max(sequence, min(sequence * config.batch_size, CPU_CACHE_BYTES))
+        options |= {"enforce_eager": True, "kv_cache_memory_bytes": wanted}
     return options
+
+
+def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
+    """The students' base in a teacher's place, with room for the longest question. Raises UserError for 4-bit ones."""
+    student = profile.student
+    if student.quantization is not None:
+        raise UserError(
+            f"assess.engine vllm serves students in {student.dtype}, and these were trained on a base in "
+            f"{student.quantization}: set assess.engine to transformers."
+        )
+    tokenizer = load_tokenizer(student)
+    longest = max(len(build_prompt(tokenizer, item.messages)) for item in items)
+    return TeacherConfig(
+        engine="vllm",
+        model=student.model,
+        template_of=student.template_of,
+        template_arguments=student.template_arguments,
+        dtype=student.dtype,
+        batch_size=profile.assess.batch_size,
+        context_tokens=longest + profile.max_new_tokens,
+        vllm=profile.assess.vllm,
+    )
 
 
 def head_dtype(config: TeacherConfig) -> str:
@@ -167,8 +188,12 @@ def head_dtype(config: TeacherConfig) -> str:
 
     bfloat16 logits are rounded to steps of 1/16 above 8. vLLM refuses a float32 head where the head is quantised.
     """
-    quantised = quantisation(model_folder(config.model)) or (config.vllm and config.vllm.quantization)
-    return config.dtype if quantised else "float32"
+    return config.dtype if is_quantised(config) else "float32"
+
+
+def is_quantised(config: TeacherConfig) -> bool:
+    """Whether the weights are quantised, or vLLM is to quantise them."""
+    return bool(quantisation(model_folder(config.model)) or (config.vllm and config.vllm.quantization))
 
 
 def lora_rank(adapters: Sequence[Path]) -> int:
@@ -178,3 +203,24 @@ def lora_rank(adapters: Sequence[Path]) -> int:
     if largest > LORA_RANKS[-1]:
         raise UserError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}, not {largest}: set assess.engine.")
     return next(rank for rank in LORA_RANKS if rank >= largest)
+
+
+class VocabularyCut:
+    """What vLLM adds to its own worker processes (`worker_extension_cls`), to be called by name and without pickle.
+
+    vLLM cuts the columns that it pads itself, not those of a checkpoint that has more columns than its tokenizer has
+    tokens: they would be drawn, and would take their share of every softmax.
+    """
+
+    def cut_vocabulary(self, size: int) -> int:
+        """Cuts the logits behind column `size`, before sampling and softmax; returns how many heads were found here.
+
+        Pipeline stages other than the last one have no head.
+        """
+        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+        found = [module for module in self.get_model().modules() if isinstance(module, LogitsProcessor)]
+        for module in found:
+            module.org_vocab_size = size
+            module.vocab_size = size  # where an adapter wraps the layer, this is what it cuts at
+        return len(found)

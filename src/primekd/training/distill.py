@@ -10,24 +10,14 @@ from primekd.config import Profile, TrainConfig
 from primekd.config.arm import NONE, Arm
 from primekd.config.arms import get_arm, refuse_gold
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import (
-    MANIFEST,
-    hash_json,
-    relative_name,
-    set_aside,
-)
-from primekd.foundation.stage_code import (
-    forced_since,
-    is_older,
-    stage_code,
-    stands,
-)
+from primekd.foundation.provenance import MANIFEST, hash_json, relative_name, set_aside
+from primekd.foundation.stage_code import forced_since, is_older, stage_code, stands
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.models.template import turn_end
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.protocol import Item, Unlabelled, without_gold
 from primekd.tasks.splits import hash_items
-from primekd.training.processes import is_main_process, join_processes, leave_processes, process_count
+from primekd.training.processes import is_main_process, join_processes, launch, leave_processes, process_count
 from primekd.training.train_student import Lesson, train_student
 
 if TYPE_CHECKING:
@@ -49,11 +39,9 @@ def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalS
         "validation_sha256": hash_items(load_items(profile, "validation")),
     }
     if signals is not None:
-        shards = {name: entry["sha256"] for name, entry in signals.manifest["shards"].items()}
-        inputs |= {
-            "loss": profile.loss.model_dump(mode="json"),
-            "signals": {"spec_sha256": signals.manifest["spec_sha256"], "shards": shards},
-        }
+        asked, shards = signals.manifest["spec_sha256"], signals.manifest["shards"]
+        inputs["loss"] = profile.loss.model_dump(mode="json")
+        inputs["signals"] = {"spec_sha256": asked, "shards": {name: entry["sha256"] for name, entry in shards.items()}}
         if signals.codec.name != signals.manifest["spec"]["codec"]["name"]:
             inputs["text_alone"] = True
     return inputs
@@ -64,10 +52,8 @@ def distill(profile: Profile, strategy: str, seed: int | None = None, force: boo
 
     The folder holds adapter/ (peft's format) or, of a student from scratch, model/; loss_curve.csv and manifest.json.
     An adapter of another configuration is set aside under a new name; so is, with `force`, whatever there is. With
-    several processes in the profile they are started here; under `accelerate launch` this is one of them.
-
-    Raises:
-        UserError: signals are missing or do not match, a process failed, or the disk is full.
+    several processes in the profile they are started here; under `accelerate launch` this is one of them. Raises
+    UserError if signals are missing or do not match, a process failed, or the disk is full.
     """
     if process_count() == 1:
         return _distill(profile, strategy, seed, force)
@@ -85,47 +71,38 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     own = arm.on_policy_of(profile)
     profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
     items, signals = taught_items(profile, arm, seed)
-    gold = profile.loss.labels == "gold"
     inputs = student_inputs(profile, strategy, seed, signals)
-    if hasattr(signals, "dropped"):
-        inputs |= {"treatment": arm.treatment, "kept": signals.item_ids}
-    if own:
-        inputs |= {"on_policy": own.model_dump(mode="json")}
+    inputs |= {"treatment": arm.treatment, "kept": signals.item_ids} if hasattr(signals, "dropped") else {}
+    inputs |= {"on_policy": own.model_dump(mode="json")} if own else {}
     folder = profile.student_folder(strategy, seed)
     stage, code = f"distill {folder.name}", stage_code("distill", profile)
     since = forced_since(profile, "distill", force)
-    if stands(folder, inputs, code, stage, "the adapter is trained and its inputs are unchanged.", since):
+    if (checkpoints := begin(profile, folder, inputs, code, stage, "adapter", since)) is None:
         return folder
-    checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
-    if is_main_process():
-        clear(folder, checkpoints, since)
     if profile.launch.processes > 1 and process_count() == 1:
-        from primekd.training.processes import launch
-
         launch(profile, strategy, seed, stage)
         return folder
 
     from primekd.training.examples import gold_examples, prompt_examples, teacher_examples
 
-    tokenizer, rollouts = load_tokenizer(profile.student), None
+    tokenizer, rollouts, student = load_tokenizer(profile.student), None, profile.student
     if own:
         from primekd.training.rollouts import Rollouts
 
-        rollouts = Rollouts(
-            own, profile.max_new_tokens, turn_end(tokenizer).stops, seed, teacher=lambda: signals.engine
-        )
+        ends = turn_end(tokenizer).stops
+        rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, teacher=lambda: signals.engine)
         examples = prompt_examples(tokenizer, items)
+    elif signals:
+        examples = teacher_examples(tokenizer, items, signals, profile.loss.labels == "gold")
     else:
-        examples = teacher_examples(tokenizer, items, signals, gold) if signals else gold_examples(tokenizer, items)
-    validation = gold_examples(tokenizer, load_items(profile, "validation"))
-    student = profile.student
+        examples = gold_examples(tokenizer, items)
+    lesson = Lesson(examples, gold_examples(tokenizer, load_items(profile, "validation")), signals, rollouts)
+
+    def run(folder: Path, stage: str, inputs: dict[str, Any], checkpoints: Path, train: TrainConfig) -> None:
+        train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
+
     smaller = "" if student.quantization or student.from_scratch else ", or set student.quantization: nf4,"
     with gpu_memory(f"train.micro_batch_size{smaller}"):
-
-        def run(folder: Path, stage: str, inputs: dict[str, Any], checkpoints: Path, train: TrainConfig) -> None:
-            lesson = Lesson(examples, validation, signals, rollouts)
-            train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
-
         if len(profile.train.rates) > 1:
             from primekd.training.tuning import tune
 
@@ -136,21 +113,18 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
 
 
 def taught_items(profile: Profile, arm: Arm, seed: int) -> tuple[Sequence[Item | Unlabelled], "SignalSource | None"]:
-    """The items that an arm's student is trained on, and where its teacher's rows come from: a store as the arm treats
-    it, a live teacher, or nothing. Gold solutions are handed on only where they are learned."""
+    """The items that an arm's student is trained on, with gold solutions only where they are learned, and where its
+    teacher's rows come from: a store as the arm treats it, a live teacher, or nothing."""
     items = load_items(profile, "train")
     if not arm.teacher:
         return items, None
-    from primekd.signals.codecs import require_served
-
     require_same_tokenizer(profile.teacher, profile.student)
     items = items if profile.loss.labels == "gold" else without_gold(items)
     if arm.live:
         from primekd.capture.live import LiveTeacher
 
-        live = LiveTeacher(profile, arm, items)
-        require_served(live.codec, profile.loss)
-        return items, live
+        return items, LiveTeacher(profile, arm, items)  # its whole distributions serve every loss
+    from primekd.signals.codecs import require_served
     from primekd.training.treatment import treated
 
     signals = open_signals(training_job(profile, arm.name, seed))
@@ -161,10 +135,17 @@ def taught_items(profile: Profile, arm: Arm, seed: int) -> tuple[Sequence[Item |
     return [item for item in items if item.id in set(signals.item_ids)], signals
 
 
-def clear(folder: Path, checkpoints: Path, since: float) -> None:
-    """Makes room for a training: sets an earlier result aside, and deletes checkpoints that are older than `since`."""
-    if (folder / MANIFEST).is_file():
+def begin(
+    profile: Profile, folder: Path, inputs: dict[str, Any], code: dict[str, Any], stage: str, kind: str, since: float
+) -> Path | None:
+    """Where the checkpoints of a training go; None if what it would make stands. Else the main process makes room: an
+    earlier result is set aside, and checkpoints that are older than `since` are deleted."""
+    if stands(folder, inputs, code, stage, f"the {kind} is trained and its inputs are unchanged.", since):
+        return None
+    checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
+    if is_main_process() and (folder / MANIFEST).is_file():
         why = "is to be made anew" if is_older(folder / MANIFEST, since) else "is outdated or was altered"
         print(f"{relative_name(folder)} {why}: set aside as {set_aside(folder).name}.")
-    if is_older(checkpoints, since):
+    if is_main_process() and is_older(checkpoints, since):
         shutil.rmtree(checkpoints)
+    return checkpoints

@@ -4,26 +4,31 @@ processes there are."""
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import ConcatDataset, DataLoader, Sampler
+from transformers import TrainingArguments
 
+from primekd.config import TrainConfig
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals import Asked, SignalReader
 from primekd.tasks.protocol import Item, Unlabelled
+
+if TYPE_CHECKING:
+    from primekd.tasks.text_shards import Blocks
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence to train on; `item_id` is how its signal rows are found.
-
-    `gold` is a second one for the cross-entropy, where that is taken on the gold solution.
-    """
+    """One sequence to train on; `item_id` is how its signal rows are found. `gold`: a second one for the cross-entropy,
+    where that is taken on the gold solution."""
 
     item_id: str
     sequence: StudentSequence
@@ -35,11 +40,6 @@ def longest_sequence(examples: Sequence[Example]) -> int:
     if hasattr(examples, "lengths"):  # text on disk: nothing is read to know it
         return max(examples.lengths, default=0)
     return max((len(s.input_ids) for e in examples for s in (e.sequence, e.gold) if s), default=0)
-
-
-def lengths_of(examples: Sequence[Example]) -> list[int]:
-    """Tokens of each."""
-    return getattr(examples, "lengths", None) or [len(example.sequence.input_ids) for example in examples]
 
 
 def trained_tokens(examples: Sequence[Example]) -> int:
@@ -58,8 +58,7 @@ def gold_examples(tokenizer, items: Sequence[Item]) -> list[Example]:
 def teacher_examples(
     tokenizer, items: Sequence[Item | Unlabelled], reader: SignalReader, gold: bool = False
 ) -> list[Example]:
-    """The student's plain prompt, the teacher's response and, with `gold`, the gold solution for cross-entropy; then
-    the items have one."""
+    """The student's plain prompt, the teacher's response and, with `gold`, the item's solution for cross-entropy."""
     solutions = [example.sequence for example in gold_examples(tokenizer, items)] if gold else [None] * len(items)
     return [
         Example(item.id, join(build_prompt(tokenizer, item.messages), reader.item(item.id).response_ids), solution)
@@ -75,6 +74,50 @@ def prompt_examples(tokenizer, items: Sequence[Item | Unlabelled]) -> list[Examp
 def block_example(name: str, ids: Sequence[int]) -> Example:
     """A block of text whose every token is a label, but for the first one, which nothing predicts."""
     return Example(name, join(list(ids[:1]), list(ids[1:])))
+
+
+class TextExamples(Sequence[list[Example]]):
+    """Blocks `first` to `end` of a profile's text in their own order, read when they are asked for. `apart`: whether a
+    block's documents are examples of their own, so that none sees another; if not, it is one running text."""
+
+    def __init__(self, blocks: "Blocks", first: int, end: int, apart: bool):
+        self._blocks, self._first, self._apart = blocks, first, apart
+        self.lengths = [blocks.block_tokens] * (end - first)
+        self.tokens = sum(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, place: int) -> list[Example]:
+        """The examples of one block; what is one token long has nothing to predict."""
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        ids, lengths = self._blocks[self._first + place]
+        parts = np.split(ids, np.cumsum(lengths)[:-1]) if self._apart else [ids]
+        return [
+            block_example(f"{self._first + place}.{number}", part.tolist())
+            for number, part in enumerate(parts) if len(part) > 1
+        ]  # fmt: skip
+
+
+class AskedBatches(Sequence[list[Asked]]):
+    """What a signal source will be asked in each micro-batch of `size` blocks, read when it is asked for."""
+
+    def __init__(self, examples: TextExamples, size: int):
+        self._examples, self._size = examples, size
+
+    def __len__(self) -> int:
+        return -(-len(self._examples) // self._size)
+
+    def __getitem__(self, number: int) -> list[Asked]:
+        places = range(number * self._size, min((number + 1) * self._size, len(self._examples)))
+        sequences = [(e.item_id, e.sequence.input_ids) for place in places for e in self._examples[place]]
+        return [Asked(name, list(ids[:1]), list(ids[1:])) for name, ids in sequences]
+
+
+def document_examples(documents: Sequence[np.ndarray], block_tokens: int) -> list[Example]:
+    """Held-out documents (n,), each one example of at most a block: what lies behind is left out."""
+    return [block_example(str(n), ids[:block_tokens].tolist()) for n, ids in enumerate(documents) if len(ids) > 1]
 
 
 def asked_of(item_ids: Sequence[str], input_ids: Tensor, labels: Tensor) -> list[Asked]:
@@ -101,83 +144,47 @@ class Collator:
 
     def __call__(self, given: Sequence[Example | list[Example]]) -> dict[str, Any]:
         """Returns input_ids, attention_mask, labels, each (B, S) int64, and item_ids, a list; with `keeps` the examples
-        too, for a student that writes its own text in their place.
-
-        Gold solutions follow as further rows of the same batch, so that they share its one pass: B - len(item_ids).
-        """
+        too, for a student that writes its own text in their place. Gold solutions follow as further rows of the same
+        batch, so that they share its one pass: B - len(item_ids)."""
         examples = [e for one in given for e in (one if isinstance(one, list) else [one])]  # a block holds several
         sequences = [e.sequence for e in examples] + [e.gold for e in examples if e.gold]
-        longest = max(len(sequence.input_ids) for sequence in sequences)
-        input_ids = torch.full((len(sequences), longest), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full_like(input_ids, IGNORED)
-        for row, sequence in enumerate(sequences):
-            ids = torch.tensor(sequence.input_ids)
-            mask = torch.tensor(sequence.response_mask)
-            input_ids[row, : len(ids)] = ids
-            attention_mask[row, : len(ids)] = 1
-            labels[row, : len(ids)][mask] = ids[mask]
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
-            "item_ids": [e.item_id for e in examples],
-        } | ({"examples": examples} if self.keeps else {})
+        rows = [(torch.tensor(s.input_ids), torch.tensor(s.response_mask)) for s in sequences]
+        batch = {
+            "input_ids": pad_sequence([ids for ids, _ in rows], True, self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(ids) for ids, _ in rows], True),
+            "labels": pad_sequence([torch.where(mask, ids, IGNORED) for ids, mask in rows], True, IGNORED),
+        }
+        return batch | {"item_ids": [e.item_id for e in examples]} | ({"examples": examples} if self.keeps else {})
 
 
 FILLER = Example("", StudentSequence([0], [False]))  # has no response token, so it adds nothing to any sum
 
 
-class WithFiller(Sequence):
-    """Examples, and `FILLER` behind them."""
-
-    def __init__(self, examples: Sequence[Example]):
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples) + 1
-
-    def __getitem__(self, place: int) -> Example | list[Example]:
-        return FILLER if place == len(self._examples) else self._examples[place]
-
-
 def group_by_length(order: Sequence[int], lengths: Sequence[int], step: int, window: int) -> list[int]:
-    """Sorts a permutation by length within windows, so that sequences of about one length share a batch.
+    """Sorts a permutation of the indices of `lengths` within windows, so that sequences of about one length share a
+    batch.
 
-    The sequences of a window of `window` optimiser steps are dealt to its steps by length; the steps then stand in the
-    order in which the permutation first names one of theirs. So lengths come in no order over time, and every epoch
-    has other steps. Sequences stand by length within a step too, for its micro-batches.
-
-    Args:
-        order: a permutation of the indices of `lengths`.
-        step: sequences a step.
-        window: steps a window; with 1 the steps are the permutation's own.
+    The sequences of a window of `window` optimiser steps (of `step` sequences) are dealt to its steps by length; the
+    steps then stand in the order in which the permutation first names one of theirs. So lengths come in no order over
+    time, and every epoch has other steps. Sequences stand by length within a step too, for its micro-batches.
     """
     grouped: list[int] = []
     for start in range(0, len(order), step * window):
         part = list(order[start : start + step * window])
         place = {index: number for number, index in enumerate(part)}
-        short = len(part) % step  # an incomplete step stays the epoch's last one
-        tail = sorted(part[len(part) - short :], key=lambda index: -lengths[index])
-        part = sorted(part[: len(part) - short], key=lambda index: -lengths[index])
-        steps = [part[first : first + step] for first in range(0, len(part), step)]
+        cut = len(part) - len(part) % step  # an incomplete step stays the epoch's last one
+        part, tail = (sorted(some, key=lambda index: -lengths[index]) for some in (part[:cut], part[cut:]))
+        steps = [part[first : first + step] for first in range(0, cut, step)]
         grouped += [index for chosen in sorted(steps, key=lambda s: min(map(place.get, s))) for index in chosen] + tail
     return grouped
 
 
 class ProcessBatches(Sampler[list[int]]):
-    """The micro-batches of one process: rounds of one micro-batch a process are dealt out in order.
+    """The micro-batches, of `size` sequences, of one process: rounds of one a process are dealt out in order.
 
-    The order is one permutation an epoch, grouped by length, the same on every process. Where the last round is not
-    whole, index `items` fills it up, so that all processes take as many forward passes; the data set keeps `FILLER`
-    there.
-
-    Args:
-        lengths: of the sequences, in tokens.
-        size: sequences a micro-batch.
-        process, processes: this one's rank and how many there are.
-        step, window: as of `group_by_length`.
-        seed: of the permutations, with the epoch; None keeps the given order.
+    The order is one permutation an epoch, grouped by length (`step` and `window` as of `group_by_length`), the same on
+    every process; without a `seed` the given one. Where the last round is not whole, index `items` fills it up, so that
+    all processes take as many forward passes; the data set keeps `FILLER` there.
     """
 
     def __init__(
@@ -206,7 +213,19 @@ class ProcessBatches(Sampler[list[int]]):
 
 
 class ProcessLoader(DataLoader):
-    """A loader over ProcessBatches; the Trainer tells it the epoch."""
+    """Loads the ProcessBatches of some examples; the Trainer tells it the epoch."""
+
+    def __init__(
+        self, examples: Sequence[Example], train: TrainConfig, arguments: TrainingArguments, seed: int | None,
+        collate: Collator,
+    ):  # fmt: skip
+        lengths = getattr(examples, "lengths", None) or [len(example.sequence.input_ids) for example in examples]
+        batches = ProcessBatches(
+            lengths, train.micro_batch_size, arguments.process_index, arguments.world_size, train.batch_size,
+            train.length_window, seed,
+        )  # fmt: skip
+        filled, pinned = ConcatDataset([examples, [FILLER]]), arguments.dataloader_pin_memory
+        super().__init__(filled, batch_sampler=batches, collate_fn=collate, pin_memory=pinned)
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)

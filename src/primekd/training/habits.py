@@ -27,9 +27,5 @@ def habits(responses: Sequence[Sequence[int]], ended: Sequence[bool]) -> dict[st
     """What can be told from a step's responses alone: a HabitRow but for its step and its entropy."""
     runs = [[tuple(r[i : i + REPEATS]) for i in range(len(r) - REPEATS + 1)] for r in responses]
     again, total = sum(len(r) - len(set(r)) for r in runs), sum(map(len, runs))
-    return {
-        "responses": len(responses),
-        "written_tokens": sum(map(len, responses)) / len(responses),
-        "ended": sum(ended) / len(ended),
-        "repeated": again / total if total else 0.0,
-    }
+    told = {"responses": len(responses), "written_tokens": sum(map(len, responses)) / len(responses)}
+    return told | {"ended": sum(ended) / len(ended), "repeated": again / total if total else 0.0}

@@ -10,11 +10,11 @@ SMALL = 0.01  # of a layer's output
 
 
 def largest_movement(train: TrainConfig, items: int, weights: int) -> float:
-    """A bound on the norm of what all steps together add to the adapter; infinite for SGD without clipping.
+    """A bound on the norm of what all steps together add to the adapter of `weights` numbers; infinite for SGD without
+    clipping, and for AdamW where no adapted layer's shape is known (0 weights).
 
     A cosine has half its peak on average. SGD moves by rate times clipped gradient, and momentum repeats each step 1 /
-    (1 - momentum) times in all; AdamW moves every weight by about its rate, whatever the gradient. `weights` are the
-    trainable numbers; of 0, where no adapted layer's shape is known, the bound is infinite for AdamW.
+    (1 - momentum) times in all; AdamW moves every weight by about its rate, whatever the gradient.
     """
     rates = 0.5 * max(train.rates) * train.epochs * math.ceil(items / train.batch_size)
     if train.optimizer == "adamw":

@@ -18,10 +18,8 @@ from primekd.training.processes import process_count
 
 
 class StudentObjective(nn.Module):
-    """The student up to its loss, as one forward call.
-
-    Wrappers for several devices (DDP, FSDP) see that one call: sharded parameters are whole only while it runs. Prompt
-    and padding rows are dropped before the head product, which is the largest one of a small model.
+    """The student up to its loss, as one forward call: sharded parameters (DDP, FSDP) are whole only while it runs.
+    Prompt and padding rows are dropped before the head product, which is the largest one of a small model.
 
     Args:
         model: a peft model over a frozen base, or one all of whose weights are trained. Trained weights stay in
@@ -30,11 +28,8 @@ class StudentObjective(nn.Module):
         pack: read rows one behind the other, without padding and what all begin with once; see may_pack.
         dtype: what products run in; None for what the base's weights are in.
 
-    Attributes:
-        transform: what the architecture does to its logits behind the head.
-
-    Raises:
-        UserError: that is neither a scale nor a soft cap, so no loss here would be of the model's own logits.
+    Raises UserError if what the architecture does to its logits behind the head (`transform`) is neither a scale nor a
+    soft cap, so that no loss here would be of the model's own logits.
     """
 
     def __init__(
@@ -62,12 +57,11 @@ class StudentObjective(nn.Module):
         if input_ids.shape[1] > 1:  # nothing is predicted from the last token
             input_ids, attention_mask = input_ids[:, :-1], attention_mask[:, :-1]
         with self._precision(input_ids):
-            if self.pack and kept.shape[1] and is_padded_behind(attention_mask):
-                hidden = self._packed(input_ids, attention_mask.bool(), kept)
+            if self.pack and kept.shape[1] and (attention_mask.diff(dim=1) <= 0).all() and attention_mask[:, 0].all():
+                hidden = self._packed(input_ids, attention_mask.bool(), kept)  # all padding stands behind
             else:
-                hidden = self._parts[0](
-                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-                ).last_hidden_state[:, : kept.shape[1]][kept]  # (B, S - 1, D) -> (N, D)
+                found = self._parts[0](input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+                hidden = found.last_hidden_state[:, : kept.shape[1]][kept]  # (B, S - 1, D) -> (N, D)
         return hidden.bfloat16() if self._rounds else hidden, targets[kept]
 
     def _packed(self, input_ids: Tensor, real: Tensor, kept: Tensor) -> Tensor:
@@ -113,11 +107,9 @@ class StudentObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """(B, S) each, signal rows of all their response tokens in order -> the loss and its parts, over `tokens`.
 
-        Args:
-            gold: so many of the last rows are gold solutions, on which the cross-entropy is taken; `tokens` is then
-                (2,), of all responses and of all gold solutions in the global batch.
-            weights: (N, 2) of the response tokens, in place of alpha and 1 - alpha; with gold rows they share out what
-                is left of alpha.
+        `gold`: so many of the last rows are gold solutions, on which the cross-entropy is taken; `tokens` is then (2,),
+        of all responses and of all gold solutions in the global batch. `weights`: (N, 2) of the response tokens, in
+        place of alpha and 1 - alpha; with gold rows they share out what is left of alpha.
         """
         hidden, targets = self.response_states(input_ids, attention_mask, labels)
         if not gold:
@@ -126,9 +118,8 @@ class StudentObjective(nn.Module):
         divergence_alone = self.loss.model_copy(update={"alpha": 0.0})
         kd, of_kd = self._loss_of(hidden[:first], targets[:first], teacher, divergence_alone, tokens[0], weights)
         ce, of_ce = self._loss_of(hidden[first:], targets[first:], None, self.loss, tokens[1])
-        return self.loss.alpha * ce + (1 - self.loss.alpha) * kd, {
-            "ce": of_ce["ce"], "kd": of_kd["kd"], "own_ce": of_kd["ce"]
-        }  # fmt: skip
+        parts = {"ce": of_ce["ce"], "kd": of_kd["kd"], "own_ce": of_kd["ce"]}
+        return self.loss.alpha * ce + (1 - self.loss.alpha) * kd, parts
 
     @property
     def device(self) -> torch.device:
@@ -168,28 +159,22 @@ class StudentObjective(nn.Module):
 def may_pack(model: nn.Module, longest: int) -> bool:
     """Whether packed rows give the same as padded ones, and may take less time, up to `longest` tokens a sequence.
 
-    Not on a GPU, where every row's attention has to be launched kernel by kernel, nor with several processes, whose
-    wrappers know padded rows; not with dropout, which rows would have in common, nor with recomputed activations, which
-    would come back under another attention. Layers have to look at the keys and values of all tokens.
+    Not on a GPU, where every row's attention is launched kernel by kernel, nor with several processes, whose wrappers
+    know padded rows; not with dropout, which rows would have in common, nor with recomputed activations, which would
+    come back under another attention. Layers have to look at the keys and values of all tokens.
     """
     accepted = inspect.signature(model.get_decoder().forward).parameters
+    settings = model.config.get_text_config(decoder=True).to_dict()
     return (
         model.device.type == "cpu"
         and process_count() == 1
         and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-        and not _has_dropout(model)
+        and not any(value for name, value in settings.items() if "drop" in name)  # attention has its own
+        and not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         and "position_ids" in accepted
         and model.config._attn_implementation in ("sdpa", "eager")
         and has_plain_cache(model.config)
         and longest <= narrowest_window(model.config)
-    )
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    """In a module, or in the configuration, where attention has its own."""
-    settings = model.config.get_text_config(decoder=True).to_dict()
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()) or any(
-        value for name, value in settings.items() if "drop" in name
     )
 
 
@@ -201,8 +186,3 @@ def prefix_length(input_ids: Tensor, attention_mask: Tensor, used: Tensor) -> in
     same = (input_ids == input_ids[:1]).all(0) & attention_mask.bool().all(0) & ~used.any(0)  # (S,)
     length = int(same.long().cumprod(0).sum())
     return length if length >= SHORTEST_PREFIX else 0
-
-
-def is_padded_behind(attention_mask: Tensor) -> bool:
-    """Whether no row (B, S) has padding in front of or between its tokens."""
-    return bool((attention_mask.diff(dim=1) <= 0).all() and attention_mask[:, 0].all())

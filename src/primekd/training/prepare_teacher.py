@@ -1,56 +1,37 @@
-"""The pocket profile's teacher: a LoRA adapter trained on gold solutions, merged and written as a quantised GGUF file.
-
-So the small teacher is what the large one is: a quantised file that a local engine serves. The adapter is kept in
-git; the GGUF file is built from it at set-up.
+"""The pocket profile's teacher: a LoRA adapter trained on gold solutions, merged and written as a quantised GGUF file,
+which a local engine serves as it does the large one. The adapter is kept in git; the file is built from it at set-up.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
 from primekd.capture.primings import priming_of
-from primekd.config import PrepareConfig, Profile, StudentConfig, TeacherConfig
+from primekd.config import PrepareConfig, Profile, StudentConfig
 from primekd.config.arm import Arm
 from primekd.config.arms import get_arm, load_arms, unprimed
 from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import (
-    MANIFEST,
-    altered_outputs,
-    hash_json,
-    now,
-    project_root,
-    read_json,
-    read_manifest,
-    relative_name,
-    write_atomically,
-    write_manifest,
-)
+from primekd.foundation.provenance import write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.foundation.storage import now, project_root, read_json, relative_name, write_atomically
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.models.chat import Priming, build_prompt, encode_response, join
 from primekd.tasks.forms import FORMS
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items, refuse_overlap
-from primekd.training.distill import clear
+from primekd.training.distill import begin
 from primekd.training.train_student import Lesson, train_student
 
 # GGUF name of each linear layer of a Llama block -> peft's name for it.
-LINEAR_LAYERS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+ATTENTION = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
+LINEAR_LAYERS = {name: f"self_attn.{layer}" for name, layer in ATTENTION.items()}
+LINEAR_LAYERS |= {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
 
 
 def settings(profile: Profile) -> PrepareConfig:
@@ -62,11 +43,6 @@ def settings(profile: Profile) -> PrepareConfig:
     return profile.prepare
 
 
-def adapter_folder(profile: Profile) -> Path:
-    """Where the teacher's adapter and its manifest are kept."""
-    return project_root() / settings(profile).adapter
-
-
 def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
     """The arms whose priming texts are taught: those of the published study, and those that `solutions` names. Raises
     UserError if it names no arm, or one whose teacher reads no prompt of its own."""
@@ -76,40 +52,27 @@ def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
     return [arm for arm in load_arms().values() if arm.priming and (not arm.extra or arm.name in solutions)]
 
 
-def primed_examples(
-    tokenizer,
-    items: list[Item],
-    fraction: float,
-    seed: int,
-    teacher: TeacherConfig | None = None,
-    solutions: Mapping[str, str] = MappingProxyType({}),
-) -> list:
-    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher.
-
-    Args:
-        teacher: says where priming texts stand; without it they are system messages.
-        solutions: arm -> the form of the solution that is taught under its prompt.
-    """
+def primed_examples(profile: Profile, tokenizer, items: list[Item], fraction: float) -> list:
+    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher; each in
+    the form that `prepare.solutions` names for its arm."""
     from primekd.training.examples import Example
 
-    random, arms, plain = Random(seed), primed_arms(solutions), unprimed()
+    solutions = settings(profile).solutions
+    random, arms, plain = Random(profile.seed), primed_arms(solutions), unprimed()
     examples = []
     for item in items:
         arm = random.choice(arms) if random.random() < fraction else plain
         form = FORMS[solutions.get(arm.name, solutions.get(plain.name, "gold"))]
-        prompt = build_prompt(tokenizer, item.messages, priming_of(arm, teacher) if teacher else arm.priming)
+        prompt = build_prompt(tokenizer, item.messages, priming_of(arm, profile.teacher))
         response = encode_response(tokenizer, form(item.solution, random))
         examples.append(Example(item.id, join(prompt, response)))
     return examples
 
 
 def train_teacher(profile: Profile, force: bool = False) -> Path:
-    """Trains the teacher's adapter (tens of minutes on two cores) and writes it with its manifest.
-
-    One that was trained on the same inputs is kept, unless `force` is given.
-
-    Its items come from a split of their own: no question of it stands in a student's training, validation or test set.
-    """
+    """Trains the teacher's adapter (tens of minutes on two cores) and writes it with its manifest. One that was trained
+    on the same inputs is kept, unless `force` is given. Its items come from a split of their own: no question of it
+    stands in a student's training, validation or test set."""
     config = settings(profile)
     arms = primed_arms(config.solutions) if config.primed_fraction else []
     tokenizer = load_tokenizer(config.base)
@@ -134,20 +97,15 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
         inputs["instruction"] = asdict(priming_of(unprimed(), profile.teacher))
     if config.train.length_window == 1:  # left out, so that an adapter from before there was a choice stays current
         del inputs["prepare"]["train"]["length_window"]
-    folder = adapter_folder(profile)
+    folder = project_root() / config.adapter
     code, since = stage_code("train-teacher", profile), forced_since(profile, "train-teacher", force)
-    if stands(folder, inputs, code, "prepare-teacher", "the adapter is trained and its inputs are unchanged.", since):
+    if (checkpoints := begin(profile, folder, inputs, code, "prepare-teacher", "adapter", since)) is None:
         return folder
-    checkpoints = profile.runs / "checkpoints" / f"teacher-{hash_json(inputs)[:12]}"
-    clear(folder, checkpoints, since)
-    examples = primed_examples(
-        tokenizer, items, config.primed_fraction, profile.seed, profile.teacher, config.solutions
-    )
-    validation_examples = primed_examples(tokenizer, validation, 0.0, profile.seed, profile.teacher, config.solutions)
+    made = (primed_examples(profile, tokenizer, *part) for part in ((items, config.primed_fraction), (validation, 0.0)))
+    student = StudentConfig(model=config.base, dtype=profile.student.dtype, lora=config.lora)
     with gpu_memory("prepare.train.micro_batch_size"):
         train_student(
-            folder, "prepare-teacher", profile, inputs, Lesson(examples, validation_examples), checkpoints,
-            profile.seed, code, student=StudentConfig(model=config.base, dtype=profile.student.dtype, lora=config.lora),
+            folder, "prepare-teacher", profile, inputs, Lesson(*made), checkpoints, profile.seed, code, student=student,
             train=config.train,
         )  # fmt: skip
     return folder
@@ -155,31 +113,24 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
 
 def build_teacher(profile: Profile, force: bool = False) -> Path:
     """Merges the adapter into the base model and writes the teacher's GGUF file, if it is not current or by `force`.
-
-    Raises UserError if the adapter is missing or does not have the bytes that its manifest names.
-    """
+    Raises UserError if the adapter is missing or does not have the bytes that its manifest names."""
     config = settings(profile)
-    base, adapter = require_local(parse_reference(config.base)), adapter_folder(profile)
+    base, adapter = require_local(parse_reference(config.base)), project_root() / config.adapter
     if not (adapter / MANIFEST).is_file():
         raise UserError(f"{config.adapter} has no adapter: train it with `primekd prepare-teacher --train`.")
     trained = read_manifest(adapter / MANIFEST)
     if altered := altered_outputs(adapter / MANIFEST, trained):
         raise UserError(f"{config.adapter}: {', '.join(altered)} missing or altered: restore it with `git checkout`.")
     output = project_root() / config.output
-    inputs = {
-        "base_sha256": model_hash(config.base),
-        "adapter": trained["outputs"],
-        "quantization": config.quantization,
-    }
+    hashes = {"base_sha256": model_hash(config.base), "adapter": trained["outputs"]}
+    inputs = hashes | {"quantization": config.quantization}
     code, since = stage_code("prepare-teacher", profile), forced_since(profile, "prepare-teacher", force)
-    if stands(
-        output.parent, inputs, code, "prepare-teacher", f"{relative_name(output)} is built and unchanged.", since
-    ):
+    done = f"{relative_name(output)} is built and unchanged."
+    if stands(output.parent, inputs, code, "prepare-teacher", done, since):
         return output
     start = now()
-    deltas = lora_deltas(adapter / "adapter")
     with write_atomically(output) as temporary:
-        write_merged_gguf(base, deltas, temporary, config.quantization)
+        write_merged_gguf(base, lora_deltas(adapter / "adapter"), temporary, config.quantization)
     write_manifest(
         output.parent, "teacher", inputs, [output], start=start, end=now(), code=code,
         config=config.model_dump(mode="json"),
@@ -197,14 +148,9 @@ def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
     if config.get("bias", "none") != "none" or any(config.get(key) for key in others):
         raise UserError(f"{relative_name(folder)} is no plain LoRA adapter: only rank, alpha and targets are merged.")
     scale = config["lora_alpha"] / config["r"]
-    weights = load_file(folder / "adapter_model.safetensors")
-    deltas = {}
-    for name, a in weights.items():
-        if name.endswith("lora_A.weight"):
-            block, _, layer = name.split(".layers.")[1].removesuffix(".lora_A.weight").partition(".")
-            b = weights[name.replace("lora_A", "lora_B")]
-            deltas[f"{block}.{layer}"] = scale * (b.astype(np.float32) @ a.astype(np.float32))
-    return deltas
+    weights = {name: w.astype(np.float32) for name, w in load_file(folder / "adapter_model.safetensors").items()}
+    layers = {name: name.split(".layers.")[1].removesuffix(".lora_A.weight") for name in weights if "lora_A" in name}
+    return {layer: scale * (weights[a.replace("lora_A", "lora_B")] @ weights[a]) for a, layer in layers.items()}
 
 
 def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -214,33 +160,32 @@ def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, quantization: str) -> None:
     """Copies a Llama GGUF file with `deltas` added to its linear layers, which are quantised anew; all else stays.
-
-    Raises UserError if a delta finds no layer of its name.
-    """
+    Raises UserError if a delta finds no layer of its name."""
     import gguf
 
     reader = gguf.GGUFReader(base)
     architecture = reader.get_field("general.architecture").contents()
     if architecture != "llama":
         raise UserError(f"{relative_name(base)} is of architecture {architecture}: only llama is merged.")
-    heads = {
-        "attn_q": reader.get_field("llama.attention.head_count").contents(),
-        "attn_k": reader.get_field("llama.attention.head_count_kv").contents(),
-    }
+    heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
     kind = gguf.GGMLQuantizationType[quantization]
     writer = gguf.GGUFWriter(target, architecture)
-    _copy_fields(reader, writer, {"general.file_type": gguf.LlamaFileType[f"MOSTLY_{quantization}"].value})
+    replaced = {"general.file_type": gguf.LlamaFileType[f"MOSTLY_{quantization}"].value}
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":  # these are the writer's own
+            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, replaced.get(name, field.contents()), field.types[0], sub_type=sub_type)
     unused = dict(deltas)
     for tensor in reader.tensors:
         parts = tensor.name.split(".")  # blk.<block>.<layer>.weight
         layer = LINEAR_LAYERS.get(parts[2]) if parts[0] == "blk" else None
-        delta = unused.pop(f"{parts[1]}.{layer}", None) if layer else None
         if layer is None:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
             continue
-        weight = gguf.dequantize(tensor.data, tensor.tensor_type)  # (out, in)
-        if delta is not None:
-            weight = weight + (permute_rotary(delta, heads[parts[2]]) if parts[2] in heads else delta)
+        weight, delta = gguf.dequantize(tensor.data, tensor.tensor_type), unused.pop(f"{parts[1]}.{layer}", None)
+        if delta is not None:  # (out, in), as the weight
+            count = reader.get_field(heads[parts[2]]).contents() if parts[2] in heads else None
+            weight = weight + (permute_rotary(delta, count) if count else delta)
         writer.add_tensor(tensor.name, gguf.quantize(weight, kind), raw_dtype=kind)
     if unused:
         raise UserError(f"The adapter has layers that {relative_name(base)} has not: {', '.join(sorted(unused)[:3])}.")
@@ -248,14 +193,3 @@ def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, q
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _copy_fields(reader, writer, replaced: dict[str, Any]) -> None:
-    import gguf
-
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue  # the writer's own
-        value_type = field.types[0]
-        sub_type = field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, replaced.get(name, field.contents()), value_type, sub_type=sub_type)

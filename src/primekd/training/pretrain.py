@@ -1,7 +1,6 @@
 """text -> student: a control trained from scratch on text, and arms that go on from its weights with the text behind.
 
-Every arm reads the same tokens in the same order, whatever it does with them: what a teacher changes is told apart from
-what more text changes.
+Every arm reads the same tokens in the same order: what a teacher changes is told apart from what more text changes.
 """
 
 import contextlib
@@ -14,12 +13,12 @@ from primekd.config.arm import CONTROL, CORPUS, NONE, Arm
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name
-from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.foundation.stage_code import forced_since, stage_code
 from primekd.models import load_tokenizer, require_same_tokenizer, tokenizer_hash
 from primekd.tasks.text import end_of_text, text_folder
 from primekd.tasks.text_shards import Blocks, held_out
-from primekd.training.distill import clear
+from primekd.training.distill import begin
 from primekd.training.train_student import Lesson, train_student
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
     from primekd.capture.live import LiveTeacher
     from primekd.signals import SignalReader, SignalSource
+    from primekd.training.examples import TextExamples
     from primekd.training.speed import TextLog
-    from primekd.training.text_examples import TextExamples
 
 TEXT_LOG = "log.txt"
 Watch = Callable[["TextLog"], "TrainerCallback"]
@@ -40,36 +39,43 @@ def train_on_text(
     """Trains the control, or the student of an arm of text, or goes on where a stopped training left off; returns its
     folder: model/, loss_curve.csv and manifest.json, as of `distill`. Beside it lies <name>.log.txt.
 
-    `watch`: makes what else looks at the model whenever it is validated, and writes into that log.
-
-    Raises:
-        UserError: the arm is none of text, the control that it starts from is not trained, text is missing or too
-            little, or the training diverged (the last good checkpoint stays).
+    `watch`: makes what else looks at the model whenever it is validated, and writes into that log. Raises UserError if
+    the arm is none of text, the control that it starts from is not trained, text is missing or too little, or the
+    training diverged (the last good checkpoint stays).
     """
     seed = profile.seed if seed is None else seed
-    arm = None if name == CONTROL else _arm_of_text(name)
+    arm, teacher, start = None if name == CONTROL else get_arm(name), None, None
+    if arm and arm.text != CORPUS:
+        raise UserError(
+            f"{name} is no arm of text (text: corpus in configs/strategies.yaml): `primekd distill {name}`."
+        )
     train, first, end = part_of(profile, arm)
     if train.epochs != 1:
         raise UserError(f"{profile.name}: text is read once: set epochs to 1, and raise text.train_tokens for more.")
-    teacher = _teacher(profile, arm) if arm and arm.signals != NONE else None
+    if arm and arm.signals != NONE:
+        from primekd.capture.live import LiveTeacher
+
+        require_same_tokenizer(profile.teacher.speaker, profile.student.speaker)
+        teacher = LiveTeacher(profile, arm)
     if arm:
         profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
-    start = _control(profile, seed) if arm and arm.start == CONTROL else None
+    if arm and arm.start == CONTROL:
+        control = profile.student_folder(CONTROL, seed)
+        if not (control / MANIFEST).is_file():
+            raise UserError(f"{relative_name(control)} is missing, which arms start from: train the control first.")
+        start = control / "model"
     folder, examples = profile.student_folder(name, seed), text_examples(profile, first, end)
     if arm and arm.stored:
         teacher = _stored(profile, teacher, train, examples, profile.signals_folder(name))
     inputs = text_inputs(profile, name, seed, teacher)
     stage, code = f"{'distill' if arm else 'pretrain'} {folder.name}", stage_code("pretrain", profile)
     since = forced_since(profile, "distill", force)
-    if stands(folder, inputs, code, stage, "the student is trained and its inputs are unchanged.", since):
+    if (checkpoints := begin(profile, folder, inputs, code, stage, "student", since)) is None:
         return folder
-    checkpoints = profile.runs / "checkpoints" / f"{folder.name}-{hash_json(inputs)[:12]}"
-    clear(folder, checkpoints, since)
+    student = profile.student
     with gpu_memory("train.micro_batch_size"):
         lesson = _lesson(profile, arm, teacher, seed, examples, start, folder, watch)
-        train_student(
-            folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=profile.student, train=train
-        )
+        train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
     return folder
 
 
@@ -80,18 +86,18 @@ def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
     if text is None or pretrain is None:
         raise UserError(f"{profile.name}: students of text need the sections text and pretrain.")
     cut, end = pretrain.tokens // text.block_tokens, text.train_tokens // text.block_tokens
-    of_control = arm is None or arm.start != CONTROL
-    if not cut or cut > end or (cut == end and not of_control):
+    as_control = arm is None or arm.start != CONTROL
+    if not cut or cut > end or (cut == end and not as_control):
         raise UserError(
             f"{profile.name}: pretrain.tokens {pretrain.tokens} leaves no block of {text.block_tokens} tokens to the "
             f"control, or none of text.train_tokens {text.train_tokens} to the arms."
         )
-    return (pretrain.train, 0, cut) if of_control else (profile.train, cut, end)
+    return (pretrain.train, 0, cut) if as_control else (profile.train, cut, end)
 
 
 def text_examples(profile: Profile, first: int, end: int) -> "TextExamples":
     """The blocks of a part of the profile's text. Raises UserError as `Blocks`."""
-    from primekd.training.text_examples import TextExamples
+    from primekd.training.examples import TextExamples
 
     digest = tokenizer_hash(load_tokenizer(profile.student.speaker))
     blocks = Blocks(text_folder(profile), profile.text.block_tokens, profile.seed, digest)
@@ -103,11 +109,14 @@ def _stored(
 ) -> "SignalReader":
     """The teacher's rows of the batches as the training will read them."""
     from primekd.capture.given_text import store_rows
-    from primekd.training.text_examples import AskedBatches
+    from primekd.training.examples import AskedBatches
 
-    text = {"outputs": read_manifest(text_folder(profile) / MANIFEST)["outputs"], "blocks": len(examples)}
-    text |= {"block_tokens": profile.text.block_tokens, "apart": profile.text.documents_apart}
-    inputs = text | {"micro_batch_size": train.micro_batch_size, "seed": profile.seed}
+    text = profile.text
+    inputs = {
+        "outputs": read_manifest(text_folder(profile) / MANIFEST)["outputs"], "blocks": len(examples),
+        "block_tokens": text.block_tokens, "apart": text.documents_apart, "seed": profile.seed,
+        "micro_batch_size": train.micro_batch_size,
+    }  # fmt: skip
     with contextlib.closing(teacher):
         return store_rows(profile, teacher, AskedBatches(examples, train.micro_batch_size), folder, inputs)
 
@@ -138,48 +147,21 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: "SignalSource |
     return inputs
 
 
-def _arm_of_text(name: str) -> Arm:
-    arm = get_arm(name)
-    if arm.text != CORPUS:
-        raise UserError(
-            f"{name} is no arm of text (text: corpus in configs/strategies.yaml): `primekd distill {name}`."
-        )
-    return arm
-
-
-def _teacher(profile: Profile, arm: Arm) -> "LiveTeacher":
-    from primekd.capture.live import LiveTeacher
-    from primekd.signals.codecs import require_served
-
-    require_same_tokenizer(profile.teacher.speaker, profile.student.speaker)
-    teacher = LiveTeacher(profile, arm)
-    require_served(teacher.codec, arm.loss_of(profile))
-    return teacher
-
-
-def _control(profile: Profile, seed: int) -> Path:
-    folder = profile.student_folder(CONTROL, seed)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{relative_name(folder)} is missing, which arms start from: train the control first.")
-    return folder / "model"
-
-
 def _lesson(
     profile: Profile, arm: Arm | None, teacher: "LiveTeacher | SignalReader | None", seed: int,
     examples: "TextExamples", start: Path | None, folder: Path, watch: Watch | None,
 ) -> Lesson:  # fmt: skip
     from primekd.models.shapes import shape_of
     from primekd.models.students import scratch_config
+    from primekd.training.examples import document_examples
     from primekd.training.rollouts import Rollouts
     from primekd.training.speed import Speed, TextLog
-    from primekd.training.text_examples import document_examples
 
     tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
     digest, rollouts = tokenizer_hash(tokenizer), None
     if own := arm.on_policy_of(profile) if arm else None:
-        ends, asked = [end_of_text(tokenizer)], (lambda: teacher.engine)
-        with_text = profile.loss.alpha > 0
-        rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, asked)
+        ends, with_text = [end_of_text(tokenizer)], profile.loss.alpha > 0
+        rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, lambda: teacher.engine)
     validation = document_examples(held_out(text_folder(profile), digest), text.block_tokens)
     speed = Speed(shape_of(scratch_config(profile.student.from_scratch, tokenizer).to_dict()), text.block_tokens)
     log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"), {"kd": "kl"} if teacher else {})

@@ -33,8 +33,8 @@ def is_main_process() -> bool:
 
 
 def join_processes() -> None:
-    """Meets the other processes and takes this one's GPU; ends this process when the one that launched all is gone.
-    Raises UserError if fewer GPUs than processes are here."""
+    """Meets the other processes and takes this one's GPU; ends this process when the launcher is gone. Raises UserError
+    if fewer GPUs than processes are here."""
     import torch
     from accelerate import PartialState
 
@@ -64,12 +64,9 @@ def _end_with(process: int) -> None:
 
 
 def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
-    """Runs `primekd distill` on `profile.launch.processes` processes and waits for it.
-
-    What the processes print, accelerate's own messages with it, goes to launch.log in runs/<profile>/launch/; the
-    profile lies beside it as they read it. Raises UserError if the configuration file cannot be used, or a process
-    failed, in that process's own sentence if it gave one.
-    """
+    """Runs `primekd distill` on `profile.launch.processes` processes and waits for it. What they print goes to
+    launch.log in runs/<profile>/launch/, beside the profile as they read it. Raises UserError if the configuration file
+    cannot be used, or a process failed, in that process's own sentence if it gave one."""
     config, processes = _config_file(profile), profile.launch.processes
     folder = profile.runs / "launch" / stage.replace(" ", "-")
     log = folder / "launch.log"
@@ -81,10 +78,9 @@ def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
         "distill", strategy, "--profile", str(written), "--seed", str(seed),
     ]  # fmt: skip
     print(f"{stage}: {processes} processes ({config.name}); their messages are in {relative_name(log)}.")
+    environment = os.environ | {LAUNCHER: str(os.getpid())}
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {LAUNCHER: str(os.getpid())}
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             _follow(process, progress_path(profile, stage), stage)
         finally:
@@ -99,9 +95,8 @@ def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
 def _config_file(profile: Profile) -> Path:
     import torch
 
-    name = profile.launch.accelerate
-    if name is None:
-        name = f"configs/accelerate/{'multi-gpu' if torch.cuda.is_available() else 'cpu'}.yaml"
+    usual = f"configs/accelerate/{'multi-gpu' if torch.cuda.is_available() else 'cpu'}.yaml"
+    name = profile.launch.accelerate or usual
     path = project_root() / name
     if not path.is_file():
         raise UserError(f"No accelerate configuration {name}: mend launch.accelerate, or leave it out.")

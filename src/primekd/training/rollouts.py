@@ -1,4 +1,4 @@
-"""Text that a student writes while it learns, in the place of given text: which batches, by which draws, how it reads.
+"""Text that a student writes while it learns, in the place of given text: which batches, and by which draws.
 
 Nothing flows back through the sampling. Draws depend on the seed, the step and an item's place in it alone, so a
 training that goes on after a stop writes what it would have written.
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from primekd.config.on_policy import OnPolicyConfig
 from primekd.foundation.errors import UserError
 from primekd.losses.on_policy import log_prob_of, minillm_weights
+from primekd.losses.plain import log_mixture
 from primekd.models.chat import join
 from primekd.signals import SignalRows
-from primekd.teachers.cache import has_plain_cache
-from primekd.teachers.decoding import Row, decode
+from primekd.teachers.cache import SlotCache, has_plain_cache, narrowest_window
+from primekd.teachers.decoding import LastPosition, Row, decode
 from primekd.teachers.protocol import Sampling
 from primekd.training.examples import Example
-from primekd.training.mixed_sampling import MixedPosition, student_position
 from primekd.training.processes import process_count
 
 if TYPE_CHECKING:
@@ -31,34 +32,57 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """What a student wrote for a micro-batch: one example an item, and how its tokens were drawn.
-
-    `log_q`, `log_p`, `log_drawn`: (N,) of the written tokens under the student, the teacher (None where it took no
-    part) and what they were drawn from; all None where the objective does not ask.
-    """
+    """What a student wrote for a micro-batch: one example an item, and of its N tokens the log-probabilities (N,) that
+    the objective asks for."""
 
     examples: list[Example]
     ended: list[bool]
-    log_q: Tensor | None = None
-    log_p: Tensor | None = None
-    log_drawn: Tensor | None = None
+    log_q: Tensor | None = None  # under the student
+    log_p: Tensor | None = None  # under the teacher, where it took part
+    log_drawn: Tensor | None = None  # under what they were drawn from
 
     @property
     def responses(self) -> list[list[int]]:
-        return [response_of(example) for example in self.examples]
+        """The tokens that each example is trained on."""
+        pairs = ((e.sequence.input_ids, e.sequence.response_mask) for e in self.examples)
+        return [[token for token, own in zip(ids, mask, strict=True) if own] for ids, mask in pairs]
+
+
+class MixedPosition:
+    """Student and teacher (`share` of the mixture; MiniLLM, section 2.2), whose states stand side by side,
+    (B, D of the student + D of the teacher) float32. They read the same tokens, so one cache serves both: the student's
+    layers lie in front. The teacher is of transformers, of the student's vocabulary, and offers hidden states."""
+
+    def __init__(self, student: "StudentObjective", teacher: "TransformersEngine", share: float):
+        self.student, self.teacher, self.share = student, teacher, share
+        self.width, self.layers = student.config.hidden_size, student.config.num_hidden_layers
+
+    def position(self) -> LastPosition:
+        """As `decode` takes it: the logits are those of the mixture."""
+        window = min(narrowest_window(model.config) for model in (self.student, self.teacher.model))
+        return LastPosition(self._states, lambda states: self.log_probs(states)[2], self.student.device, window)
+
+    def log_probs(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States (B, D + D) -> log-probabilities (B, V) float32 of the student, the teacher and their mixture."""
+        own, other = states[:, : self.width], states[:, self.width :]
+        log_q, log_p = (z.float().log_softmax(-1) for z in (self.student.logits(own), self.teacher.last_logits(other)))
+        return log_q, log_p, log_mixture(log_p, log_q, self.share)
+
+    def _states(self, past_key_values: SlotCache, **inputs) -> Tensor:
+        both = self.layers + self.teacher.model.config.num_hidden_layers
+        while len(past_key_values.layers) < both:
+            past_key_values.layers.append(past_key_values.layer_class_to_replicate())
+        own, other = (Cache(layers=past_key_values.layers[a:b]) for a, b in ((0, self.layers), (self.layers, both)))
+        models = ((self.student, own), (self.teacher, other))
+        return torch.cat([m.last_states(**inputs, past_key_values=cache).float() for m, cache in models], -1)
 
 
 class Rollouts:
-    """A student's own text for the batches that the settings name.
+    """A student's own text for the batches that the settings name, of `limit` new tokens at most, where they name no
+    number. `ends`: the tokens that end a response. `with_text`: whether the given text stays beside the written one,
+    for its cross-entropy. `teacher` gives the engine that takes part in the sampling, where the settings say so.
 
-    Args:
-        limit: new tokens at most, where the settings name no number.
-        ends: the tokens that end a response.
-        with_text: whether the given text stays beside the written one, for its cross-entropy.
-        teacher: gives the engine that takes part in the sampling, where the settings say so.
-
-    Raises:
-        UserError: several processes train, or the architecture's cache cannot be decoded from.
+    Raises UserError if several processes train, or the architecture's cache cannot be decoded from.
     """
 
     def __init__(
@@ -81,21 +105,21 @@ class Rollouts:
         if not has_plain_cache(student.config):
             raise UserError(f"A student of the architecture {student.config.model_type} cannot write while it learns.")
         prompts = [prompt_of(example, self.settings.prompt_tokens) for example in examples]
-        seeds = [
-            int(np.random.SeedSequence([self.seed, step, first + i]).generate_state(1)[0]) for i in range(len(prompts))
-        ]
-        sampling = Sampling(self.limit, self.settings.temperature, seeds=tuple(seeds))
+        draws = [np.random.SeedSequence([self.seed, step, first + i]) for i in range(len(prompts))]
+        seeds = tuple(int(draw.generate_state(1)[0]) for draw in draws)
+        sampling = Sampling(self.limit, self.settings.temperature, seeds=seeds)
         share = self.settings.teacher_share
         mixed = MixedPosition(student, self.teacher(), share) if share and self.teacher else None
         weighted, was_training = self.settings.objective == "minillm", student.training
         student.eval()
-        position = mixed.position() if mixed else student_position(student)
+        window = narrowest_window(student.config)
+        alone = LastPosition(student.last_states, student.logits, student.device, window)
+        position = mixed.position() if mixed else alone
         rows = decode(position, prompts, sampling, self.ends, len(prompts), keep_states=weighted)
         student.train(was_training)
-        own = [
-            Example(example.item_id, join(list(prompt), row.ids), example.sequence if self.with_text else None)
-            for example, prompt, row in zip(examples, prompts, rows, strict=True)
-        ]
+        given = [example.sequence if self.with_text else None for example in examples]
+        joined = [join(list(prompt), row.ids) for prompt, row in zip(prompts, rows, strict=True)]
+        own = [Example(e.item_id, text, also) for e, text, also in zip(examples, joined, given, strict=True)]
         written = Written(own, [row.ids[-1] in self.ends for row in rows])
         return replace(written, **_log_probs(student, mixed, rows)) if weighted else written
 
@@ -103,31 +127,24 @@ class Rollouts:
         """(N, 2) of the objective, or None where the divergence is all of it; `teacher`: N rows of the written text."""
         if written.log_q is None:
             return None
-        ids = torch.tensor([token for response in written.responses for token in response], device=written.log_q.device)
+        responses, s = written.responses, self.settings
+        ids = torch.tensor([token for response in responses for token in response], device=written.log_q.device)
         log_p = log_prob_of(teacher, ids) if written.log_p is None else written.log_p
-        lengths = [len(response) for response in written.responses]
-        settings = self.settings
-        return minillm_weights(
-            written.log_q, log_p, written.log_drawn, lengths, settings.clip, settings.length_normalised
-        )
+        lengths = list(map(len, responses))
+        return minillm_weights(written.log_q, log_p, written.log_drawn, lengths, s.clip, s.length_normalised)
 
 
 @torch.no_grad()
 def _log_probs(student: "StudentObjective", mixed: MixedPosition | None, rows: Sequence[Row]) -> dict[str, Tensor]:
     """Of every written token, (N,) float32, response by response, so that no more than one's logits are there."""
-    found: dict[str, list[Tensor]] = {"log_q": [], "log_drawn": []} | ({"log_p": []} if mixed else {})
+    names, found = ("log_q", "log_p", "log_drawn") if mixed else ("log_q",), []
     for row in rows:
         states = row.states().clone()  # what was made for inference alone cannot be part of a training step
         ids = torch.tensor(row.ids, device=states.device)[:, None]
-        if mixed is None:
-            of_student = student.logits(states).float().log_softmax(-1).gather(1, ids)[:, 0]
-            parts = {"log_q": of_student, "log_drawn": of_student}
-        else:
-            names = zip(("log_q", "log_p", "log_drawn"), mixed.log_probs(states), strict=True)
-            parts = {name: values.gather(1, ids)[:, 0] for name, values in names}
-        for name, values in parts.items():
-            found[name].append(values)
-    return {name: torch.cat(values) for name, values in found.items()}
+        whole = mixed.log_probs(states) if mixed else (student.logits(states).float().log_softmax(-1),)  # (T, V) each
+        found.append([values.gather(1, ids)[:, 0] for values in whole])
+    parts = {name: torch.cat(values) for name, values in zip(names, zip(*found, strict=True), strict=True)}
+    return parts if mixed else parts | {"log_drawn": parts["log_q"]}
 
 
 def prompt_of(example: Example, block_tokens: int) -> list[int]:
@@ -135,9 +152,3 @@ def prompt_of(example: Example, block_tokens: int) -> list[int]:
     ids, mask = example.sequence.input_ids, example.sequence.response_mask
     first = mask.index(True) if True in mask else len(ids)
     return list(ids[: first if first > 1 else block_tokens])
-
-
-def response_of(example: Example) -> list[int]:
-    """The tokens that a sequence is trained on."""
-    sequence = example.sequence
-    return [token for token, own in zip(sequence.input_ids, sequence.response_mask, strict=True) if own]

@@ -1,6 +1,7 @@
 """How fast a training runs: tokens a second, and the share of the machine's arithmetic that the model's own takes."""
 
 import time
+import timeit
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,8 @@ def peak_flops() -> tuple[float, str]:
         found = next((peak for part, peak in GPU_PEAKS.items() if part in name), 0.0)
         return found, f"data sheet of {name}" if found else f"{name} is not in the table"
     factor = torch.ones(PROBE, PROBE, dtype=torch.bfloat16)
-    best = min(_timed(factor) for _ in range(5))
+    best = min(timeit.repeat(lambda: factor @ factor, number=1, repeat=5))
     return 2 * PROBE**3 / best, f"a bfloat16 product of {PROBE} x {PROBE} measured here"
-
-
-def _timed(factor: torch.Tensor) -> float:
-    start = time.perf_counter()
-    factor @ factor
-    return time.perf_counter() - start
 
 
 class Speed:
@@ -65,10 +60,8 @@ class Speed:
     @property
     def facts(self) -> dict[str, Any]:
         """For a manifest: tokens a second of this session, utilisation, and the peak that this is a share of."""
-        return {
-            "tokens_per_second": self.tokens_per_second, "flops_utilisation": self.utilisation,
-            "peak_flops": self._peak or None, "peak_source": self.source,
-        }  # fmt: skip
+        used = {"tokens_per_second": self.tokens_per_second, "flops_utilisation": self.utilisation}
+        return used | {"peak_flops": self._peak or None, "peak_source": self.source}
 
     def __str__(self) -> str:
         used = self.utilisation
@@ -78,9 +71,7 @@ class Speed:
 
 class TextLog(TrainerCallback):
     """Plain text, one `step label value` a line, whole after every line, so that it can be read while training runs.
-
-    What lies behind the step that a training goes on from is taken out: it is made again.
-    """
+    What lies behind the step that a training goes on from is taken out: it is made again."""
 
     LABELS: Mapping[str, str] = {"loss": "train", "eval_loss": "val"}
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from primekd.training.examples import Example
     from primekd.training.rollouts import Rollouts
     from primekd.training.speed import Speed
-    from primekd.training.trainer import DistillTrainer
 
 STORE_FACTS = ("spec", "spec_sha256", "engine", "reconstruction", "items", "tokens", "bytes", "sessions", "mixed")
 CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_norm", "eval_loss")
@@ -33,14 +32,9 @@ CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_nor
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student learns from, and what watches it.
-
-    Attributes:
-        signals: the teacher's rows; None for the labels alone.
-        rollouts: the text that it writes itself, if it does.
-        start: the folder of the model whose weights it goes on from; None for fresh ones.
-        speed, callbacks: watch the training.
-    """
+    """What a student learns from: examples, the teacher's rows (None for the labels alone) and the text that it writes
+    itself, if it does; `start` is the folder of the model whose weights it goes on from, None for fresh ones. `speed`
+    and `callbacks` watch it."""
 
     examples: "Sequence[Example]"
     validation: "Sequence[Example]"
@@ -62,10 +56,10 @@ def train_student(
     code: dict[str, Any], *, student: StudentConfig, train: TrainConfig,
 ) -> None:  # fmt: skip
     """Trains a student and writes adapter/ or model/, loss_curve.csv and manifest.json into `folder`, and rollouts.csv
-    where it wrote its own text.
+    where it wrote its own text; goes on from what is in `checkpoints`, which is removed then.
 
-    Of several processes the main one writes and the others return once the weights are gathered. `checkpoints` is where
-    to resume from and write to; it is removed once the student is saved. `code` is what trains it (stage_code).
+    Of several processes the main one writes and the others return once the weights are gathered. `code`: what trains it
+    (stage_code).
     """
     from primekd.models.students import new_student, save_student
     from primekd.training.checkpoints import newest_checkpoint
@@ -93,19 +87,21 @@ def train_student(
             say_mixed(stage, sessions[:-1], code)
         with disk_errors(folder), contextlib.redirect_stdout(io.StringIO()):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-            loss = final_loss(trainer) if len(profile.train.rates) > 1 else None
+            loss = trainer.final_loss() if len(profile.train.rates) > 1 else None
         weights = trainer.trained_weights()
     if not is_main_process():
         return
-    files = save_student(model, folder, student, weights)
-    curve = loss_curve(trainer)
-    write_csv(folder / "loss_curve.csv", CURVE_COLUMNS, ([row.get(name) for name in CURVE_COLUMNS] for row in curve))
+    outputs = [*save_student(model, folder, student, weights), folder / "loss_curve.csv"]
+    curve: dict[int, dict[str, Any]] = {}  # a row a step, with the validation loss where it was measured
+    for entry in trainer.state.log_history:
+        curve.setdefault(entry["step"], {}).update(entry)
+    write_csv(outputs[-1], CURVE_COLUMNS, ([curve[step].get(name) for name in CURVE_COLUMNS] for step in sorted(curve)))
     written = [row for row in trainer.state.log_history if "written_tokens" in row]
     if written:
-        write_csv(folder / habits.FILE, habits.COLUMNS, ([row[name] for name in habits.COLUMNS] for row in written))
+        outputs.append(folder / habits.FILE)
+        write_csv(outputs[-1], habits.COLUMNS, ([row[name] for name in habits.COLUMNS] for row in written))
     tokens = trained_tokens(examples) * train.epochs
     tokens += round(sum(row["responses"] * row["written_tokens"] for row in written))
-    outputs = [*files, folder / "loss_curve.csv", *([folder / habits.FILE] if written else [])]
     makers = mixed({f"session {number}": maker_of(session) for number, session in enumerate(sessions, 1)})
     facts = meter.facts | ({"mixed": makers} if makers else {}) | ({"signals": store_facts(signals)} if signals else {})
     facts |= {"dropped": signals.dropped} if hasattr(signals, "dropped") else {}
@@ -117,18 +113,3 @@ def train_student(
         processes=process_count(), config=profile.resolved(), **facts,
     )  # fmt: skip
     shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def final_loss(trainer: "DistillTrainer") -> float:
-    """The validation loss of the weights as they are, measured now if the last step did not end with it."""
-    last = [e for e in trainer.state.log_history if e["step"] == trainer.state.global_step and "eval_loss" in e]
-    return last[-1]["eval_loss"] if last else trainer.evaluate()["eval_loss"]
-
-
-def loss_curve(trainer: "DistillTrainer") -> list[dict[str, Any]]:
-    """The trainer's history: one row a step with its losses, and the validation loss where it was measured."""
-    rows: dict[int, dict[str, Any]] = {}
-    for entry in trainer.state.log_history:
-        row = rows.setdefault(entry["step"], {"step": entry["step"]})
-        row |= {key: entry[key] for key in CURVE_COLUMNS if key in entry}
-    return [rows[step] for step in sorted(rows)]

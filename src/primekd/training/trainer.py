@@ -7,24 +7,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, get_cosine_schedule_with_warmup
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from primekd.config import LossConfig, TrainConfig
 from primekd.foundation.progress import Progress
 from primekd.models.attention import choose_attention
 from primekd.signals import SignalRows, SignalSource
 from primekd.training.checkpoints import SafeCheckpoints, require_finite_step
-from primekd.training.examples import (
-    IGNORED,
-    Collator,
-    Example,
-    ProcessBatches,
-    ProcessLoader,
-    WithFiller,
-    asked_of,
-    lengths_of,
-    longest_sequence,
-)
+from primekd.training.examples import IGNORED, Collator, Example, ProcessLoader, asked_of, longest_sequence
 from primekd.training.habits import habits
 from primekd.training.objective import StudentObjective, may_pack
 from primekd.training.processes import process_count
@@ -33,26 +23,19 @@ from primekd.training.speed import Speed
 
 
 class DistillTrainer(SafeCheckpoints):
-    """Trainer with the distillation objective.
-
-    Args:
-        signals: the store or the live teacher that is asked for rows; None for fine-tuning on the labels alone.
-        model: a StudentObjective.
-        rollouts: what the student writes itself while it learns, if it does.
-        speed: is told of the tokens that it reads.
-    """
+    """Trainer of a StudentObjective. `signals`: the store or the live teacher that is asked for rows, None for
+    fine-tuning on the labels alone; `rollouts`: what the student writes itself, if it does."""
 
     def __init__(
         self, *, signals: SignalSource | None, train: TrainConfig, rollouts: Rollouts | None = None,
         speed: Speed | None = None, **rest,
     ):  # fmt: skip
         super().__init__(**rest)
-        self.signals, self.settings, self.rollouts = signals, train, rollouts
+        self.signals, self.settings, self.rollouts, self.speed = signals, train, rollouts, speed
         self._habits: dict[str, float] = {}
         on_disk = hasattr(self.train_dataset, "lengths")  # text, which stays in its order and has no gold solutions
         self.with_gold = not on_disk and any(example.gold for example in self.train_dataset)
-        self._order_seed = None if on_disk else self.args.data_seed
-        self.speed = speed
+        self._order_seed = None if on_disk else self.args.seed
         # Our loss is already a mean over the response tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -65,48 +48,21 @@ class DistillTrainer(SafeCheckpoints):
             parameters, s = [p for p in self.model.parameters() if p.requires_grad], self.settings
             matrices, others = ([p for p in parameters if (p.ndim > 1) == wide] for wide in (True, False))
             groups = [{"params": matrices}, *([{"params": others, "weight_decay": 0.0}] if others else [])]
+            own = {"lr": s.learning_rate, "weight_decay": s.weight_decay}
             if s.optimizer == "sgd":
-                self.optimizer = torch.optim.SGD(
-                    groups, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay
-                )
+                self.optimizer = torch.optim.SGD(groups, momentum=s.momentum, **own)
             else:
-                self.optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=s.weight_decay)
+                self.optimizer = torch.optim.AdamW(groups, **own)
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Half a cosine from the peak to zero over all epochs; it never climbs again."""
-        if self.lr_scheduler is None:
-            warmup = math.ceil(self.settings.warmup_ratio * num_training_steps)
-            self.lr_scheduler = get_cosine_schedule_with_warmup(optimizer or self.optimizer, warmup, num_training_steps)
-        return self.lr_scheduler
-
     def _teacher_rows(self, item_ids: list[str], input_ids: Tensor, labels: Tensor) -> SignalRows | None:
-        if self.signals is None:
-            return None
         # The response is handed over too: the store refuses it if it is not the one that was captured.
-        rows = self.signals.rows_of(asked_of(item_ids, input_ids, labels))
+        rows = self.signals and self.signals.rows_of(asked_of(item_ids, input_ids, labels))
         return None if rows is None else rows.to(labels.device)
-
-    def _loader(self, examples: list[Example], seed: int | None) -> ProcessLoader:
-        settings, lengths = self.settings, lengths_of(examples)
-        batches = ProcessBatches(
-            lengths, settings.micro_batch_size, self.args.process_index, self.args.world_size,
-            settings.batch_size, settings.length_window, seed,
-        )  # fmt: skip
-        return ProcessLoader(
-            WithFiller(examples),
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
 
     def get_train_dataloader(self) -> ProcessLoader:
         """This process's micro-batches, shuffled anew each epoch; of text on disk in its order."""
-        return self._loader(self.train_dataset, self._order_seed)
-
-    def get_eval_dataloader(self, eval_dataset=None) -> ProcessLoader:
-        """This process's micro-batches of the validation set, in order."""
-        return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset, None)
+        return ProcessLoader(self.train_dataset, self.settings, self.args, self._order_seed, self.data_collator)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
         """The micro-batches of a step; of what the student writes itself where that is due."""
@@ -117,12 +73,12 @@ class DistillTrainer(SafeCheckpoints):
             self.speed.add(sum(int(batch["attention_mask"].sum()) for batch in batches))
         if self.rollouts is None or not batches:
             return batches, tokens
-        own, first = [], 0
-        if not self.rollouts.due(self.state.global_step):
+        step, student = self.state.global_step, self.accelerator.unwrap_model(self.model)
+        if not self.rollouts.due(step):
             return batches, tokens
+        own, first = [], 0
         for batch in batches:
-            student = self.accelerator.unwrap_model(self.model)
-            own.append(self.rollouts.write(student, batch["examples"], self.state.global_step, first))
+            own.append(self.rollouts.write(student, batch["examples"], step, first))
             first += len(batch["examples"])
         self.with_gold = any(example.gold for written in own for example in written.examples)
         self._habits = habits([r for written in own for r in written.responses], [e for w in own for e in w.ended])
@@ -141,8 +97,7 @@ class DistillTrainer(SafeCheckpoints):
         return self.accelerator.reduce(counts, "sum").clamp(min=1)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        item_ids, labels = inputs["item_ids"], inputs["labels"]
-        tokens = num_items_in_batch
+        item_ids, labels, tokens = inputs["item_ids"], inputs["labels"], num_items_in_batch
         if tokens is None:
             tokens = self._get_num_items_in_batch([inputs], labels.device)
         teacher = self._teacher_rows(item_ids, inputs["input_ids"], labels)
@@ -173,20 +128,26 @@ class DistillTrainer(SafeCheckpoints):
         super().log(logs, start_time)
 
     @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(self, ignore_keys=None) -> dict[str, float]:
         """Cross-entropy a response token over the validation set, a mean over tokens, not over batches."""
         model = self.model.eval()
         total = tokens = 0.0
-        for batch in self.get_eval_dataloader(eval_dataset):
+        for batch in ProcessLoader(self.eval_dataset, self.settings, self.args, None, self.data_collator):
             inputs = [batch[key].to(self.args.device) for key in ("input_ids", "attention_mask", "labels")]
             total += float(model(*inputs)[0])
             tokens += int((inputs[2] != IGNORED).sum())
         model.train()
         total, tokens = self._over_processes(total, tokens)
-        metrics = {f"{metric_key_prefix}_loss": total / max(tokens, 1)}
+        metrics = {"eval_loss": total / max(tokens, 1)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def final_loss(self) -> float:
+        """The validation loss of the weights as they are, measured now if the last step did not end with it."""
+        step = self.state.global_step
+        last = [e["eval_loss"] for e in self.state.log_history if e["step"] == step and "eval_loss" in e]
+        return last[-1] if last else self.evaluate()["eval_loss"]
 
 
 class ProgressCallback(TrainerCallback):
@@ -210,26 +171,14 @@ def steps_in_all(train: TrainConfig, examples: int) -> int:
 
 
 def build_trainer(
-    model: nn.Module,
-    tokenizer,
-    examples: list[Example],
-    validation: list[Example],
-    signals: SignalSource | None,
-    loss: LossConfig,
-    train: TrainConfig,
-    checkpoints: Path,
-    seed: int,
-    progress: Progress | None = None,
-    dtype: str | None = None,
-    rollouts: Rollouts | None = None,
-    speed: Speed | None = None,
+    model: nn.Module, tokenizer, examples: list[Example], validation: list[Example], signals: SignalSource | None,
+    loss: LossConfig, train: TrainConfig, checkpoints: Path, seed: int, progress: Progress | None = None,
+    dtype: str | None = None, rollouts: Rollouts | None = None, speed: Speed | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> DistillTrainer:
-    """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched.
-
-    `.train(resume_from_checkpoint=…)` runs it. `train.batch_size` sequences make a step, over all processes together.
-    `dtype` is what the student computes in; None for what its weights are in.
-    """
+) -> DistillTrainer:  # fmt: skip
+    """A trainer for a peft model, or a model all of whose weights are trained, on every process that was launched:
+    `train.batch_size` sequences make a step, over all processes together. `.train(resume_from_checkpoint=…)` runs it.
+    `dtype` is what the student computes in; None for what its weights are in."""
     per_epoch = math.ceil(len(examples) / train.batch_size)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     longest = max(longest_sequence(examples), longest_sequence(validation)) + (rollouts.limit if rollouts else 0)
@@ -238,17 +187,15 @@ def build_trainer(
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,
         per_device_train_batch_size=train.micro_batch_size,
-        per_device_eval_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.batch_size // (train.micro_batch_size * process_count()),
         max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type="cosine",  # half of one over all epochs, to zero: it never climbs again
+        warmup_steps=train.warmup_ratio,
         ddp_find_unused_parameters=False,  # every trained weight is used in every pass
         seed=seed,
-        data_seed=seed,
-        logging_strategy="steps",
         logging_steps=1,
         eval_strategy="steps" if validation else "no",
         eval_steps=max(1, per_epoch // train.evaluations_per_epoch),
-        save_strategy="steps",
         save_steps=max(1, per_epoch // train.checkpoints_per_epoch),
         save_total_limit=2,
         remove_unused_columns=False,

@@ -22,17 +22,12 @@ from primekd.tasks.protocol import Unlabelled
 class TreatedSource:
     """Gives what a reader does, of the treated items.
 
-    Shuffled rows are the positive control: the text is an item's own, and row t is row t of another item (from the
-    start again where that is shorter), as in a release whose rows were looked up by the step's number after a shuffle.
+    Shuffled rows are the positive control: row t of an item's own text is row t of another item (from the start again
+    where that is shorter), as in a release whose rows were looked up by the step's number after a shuffle.
 
-    Args:
-        right: those of `item_ids` whose response has the right answer; None if that does not matter.
-        unfit: item -> why its response is no label to train on.
-        seed: draws which item gives its rows to which.
-
-    Attributes:
-        item_ids: the items that are left, in order.
-        dropped: what was left out: items, tokens of those that are left, and how many responses were unfit and why.
+    `right`: those of `item_ids` whose response has the right answer; None if that does not matter. `unfit`: item -> why
+    its response is no label. What is left are `item_ids`, in order; `dropped` is what was left out: items, tokens of
+    those that are left, and how many responses were unfit and why.
     """
 
     def __init__(
@@ -45,7 +40,11 @@ class TreatedSource:
         self.item_ids = [item for item in asked if (right is None or item in right) and item not in unfit]
         if len(self.item_ids) < 2:
             raise UserError(f"{arm.name}: {len(self.item_ids)} responses are left to train on: take more items.")
-        self._donors = _donors(self.item_ids, seed) if arm.rows == SHUFFLED else {}
+        self._donors: dict[str, str] = {}
+        if arm.rows == SHUFFLED:  # a cycle through all of them in random order, so that none is its own
+            order = list(self.item_ids)
+            Random(seed).shuffle(order)
+            self._donors = dict(zip(order, [*order[1:], order[0]], strict=True))
         lost = sum(len(reader.item(i).response_ids) - len(self.item(i).response_ids) for i in self.item_ids)
         self.dropped = {"items": len(item_ids) - len(self.item_ids), "tokens": lost}
         self.dropped |= {"unfit": dict(Counter(unfit[item] for item in asked if item in unfit))} if unfit else {}
@@ -70,13 +69,6 @@ class TreatedSource:
         return None if rows is None else rows.part(torch.arange(len(response_ids)) % len(whole))
 
 
-def _donors(item_ids: Sequence[str], seed: int) -> dict[str, str]:
-    """Item -> another one: a cycle through all of them in random order, so that none is its own."""
-    order = list(item_ids)
-    Random(seed).shuffle(order)
-    return dict(zip(order, [*order[1:], order[0]], strict=True))
-
-
 def treated(
     profile: Profile, arm: Arm, reader: SignalReader, items: Sequence[Unlabelled], seed: int
 ) -> TreatedSource | SignalReader:
@@ -87,9 +79,8 @@ def treated(
     unfit, ids = unfit_responses(profile, reader, items), [item.id for item in items]
     if not (arm.treatment or unfit):
         return reader
-    return TreatedSource(
-        reader, arm, ids, right_answers(profile, arm.text, ids) if arm.keep_right else None, seed, unfit
-    )
+    right = right_answers(profile, arm.text, ids) if arm.keep_right else None
+    return TreatedSource(reader, arm, ids, right, seed, unfit)
 
 
 def unfit_responses(profile: Profile, reader: SignalReader, items: Sequence[Unlabelled]) -> dict[str, str]:

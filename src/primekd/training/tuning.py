@@ -1,7 +1,6 @@
 """Several learning rates: one student a rate, of which the one with the lowest validation loss is kept.
 
-Every arm chooses for itself, by the cross-entropy on the gold solutions of the validation split, which is the same for
-all of them. The test split is not read.
+Every arm chooses for itself, by the cross-entropy on the gold solutions of the one validation split, not the test's.
 """
 
 import math
@@ -48,38 +47,33 @@ def tune(
     folder: Path, stage: str, train: TrainConfig, inputs: dict[str, Any], checkpoints: Path, code: dict[str, Any],
     run: Callable[..., None],
 ) -> None:  # fmt: skip
-    """Trains a student under each rate and writes the chosen one into `folder`, with tuning.csv and all loss curves.
-
-    Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice. `run`
-    trains one: run(folder, stage, inputs, checkpoints, train). Raises UserError if every rate diverged.
-    """
+    """Trains a student under each rate by `run` and writes the chosen one into `folder`, with tuning.csv and all loss
+    curves. Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice.
+    Raises UserError if every rate diverged."""
     from primekd.foundation.memory import release_gpu_memory
     from primekd.training.checkpoints import Diverged
 
     start, made = now(), {}
     for rate in train.rates:
         own, place = train.model_copy(update={"learning_rate": rate}), checkpoints / f"{rate:g}"
-        wanted, label = inputs | {"train": own.model_dump(mode="json")}, f"{stage} ({rate:g})"
+        wanted, label, made[rate] = inputs | {"train": own.model_dump(mode="json")}, f"{stage} ({rate:g})", {}
         try:
             if not stands(place, wanted, code, label, "this rate's student is trained."):
                 run(place, stage, wanted, place / "checkpoints", own)
             made[rate] = read_manifest(place / MANIFEST)
         except Diverged as error:
             print(f"{label}: {error}")
-            made[rate] = {}
         release_gpu_memory()
     losses = {rate: manifest.get("validation_loss") for rate, manifest in made.items()}
     best = choose(losses)
     rows = [TuningRow(folder.name, rate, loss, rate == best) for rate, loss in losses.items()]
     outputs = [*_take(checkpoints, folder, made, best), write_table(folder / FILE, TuningRow, rows)]
-    facts = {key: value for key, value in made[best].items() if key not in OWN}
+    facts = {key: value for key, value in made[best].items() if key not in OWN} | {"start": start, "end": now()}
     facts |= {key: sum(manifest.get(key) or 0 for manifest in made.values()) for key in SUMS}
     if makers := mixed({f"rate {rate:g}": maker_of(manifest) for rate, manifest in made.items() if manifest}):
         facts["mixed"] = makers
-    write_manifest(
-        folder, made[best]["kind"], inputs, outputs, code=code, start=start, end=now(),
-        tuning=[asdict(row) for row in rows], **facts,
-    )  # fmt: skip
+    tuning = [asdict(row) for row in rows]
+    write_manifest(folder, made[best]["kind"], inputs, outputs, code=code, tuning=tuning, **facts)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -89,13 +83,12 @@ def _take(source: Path, folder: Path, made: dict[float, dict[str, Any]], best: f
 
     chosen, part = source / f"{best:g}", made[best]["kind"]  # adapter or model
     files = written(folder / part, lambda target: shutil.copytree(chosen / part, target, dirs_exist_ok=True))
-    curves = {
-        f"{CURVES}/{rate:g}.csv": source / f"{rate:g}" / "loss_curve.csv" for rate, manifest in made.items() if manifest
-    }
-    written = {habits.FILE: chosen / habits.FILE} if (chosen / habits.FILE).is_file() else {}
-    for name, file in {"loss_curve.csv": chosen / "loss_curve.csv", **curves, **written}.items():
-        write_text(folder / name, file.read_text(encoding="utf-8"))
-        files.append(folder / name)
+    texts = {"loss_curve.csv": chosen / "loss_curve.csv", habits.FILE: chosen / habits.FILE}
+    texts |= {f"{CURVES}/{r:g}.csv": source / f"{r:g}" / "loss_curve.csv" for r, manifest in made.items() if manifest}
+    for name, file in texts.items():
+        if file.is_file():  # not every student writes text of its own
+            write_text(folder / name, file.read_text(encoding="utf-8"))
+            files.append(folder / name)
     return files
 
 

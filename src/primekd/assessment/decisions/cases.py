@@ -19,6 +19,8 @@ from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json, relative_name
 
+Logs = dict[str, list[LogRow]]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -49,11 +51,7 @@ class Case:
 
 
 def open_cases(
-    profile: Profile,
-    logs: dict[str, list[LogRow]],
-    decisions: Iterable[Decision],
-    models: Iterable[str] = (),
-    seed: int = 0,
+    profile: Profile, logs: Logs, decisions: Iterable[Decision], models: Iterable[str] = (), seed: int = 0
 ) -> list[Case]:
     """Answers that rules do not settle and nobody has decided on, in an order that mixes the models at random, the
     same for the same seed. Raises UserError if one of `models` (all, if empty) has no log."""
@@ -64,7 +62,7 @@ def open_cases(
 
 def audit_sample(
     profile: Profile,
-    logs: dict[str, list[LogRow]],
+    logs: Logs,
     decisions: Iterable[Decision],
     who: str,
     count: int,
@@ -87,25 +85,19 @@ def _shuffled(cases: list[Case], seed: int, purpose: str) -> list[Case]:
     return sorted(cases, key=lambda case: hash_json([seed, purpose, *case.key]))
 
 
-def _all_cases(
-    profile: Profile, logs: dict[str, list[LogRow]], models: Iterable[str], with_why: bool
-) -> Iterator[Case]:
+def _all_cases(profile: Profile, logs: Logs, models: Iterable[str], with_why: bool) -> Iterator[Case]:
     models = list(models) or list(logs)
     if unknown := [model for model in models if model not in logs]:
         raise UserError(f"{relative_name(profile.logs)} has no model {unknown[0]!r}: it has {', '.join(logs)}.")
     for model in dict.fromkeys(models):
         try:
-            yield from (_case(model, row, with_why) for row in logs[model])
+            for row in logs[model]:
+                span = tuple(map(int, row.span.split(":"))) if row.span else None
+                said = row.id, row.question, row.response, row.truncated, automatic_value(row), row.rule, span
+                yield Case(model, *said, _reasons(row) if with_why else ())
         except ValueError as error:
             path = relative_name(profile.logs / f"{model}.csv")
             raise UserError(f"{path} has a row that cannot be read ({error}): run the assessment again.") from error
-
-
-def _case(model: str, row: LogRow, with_why: bool) -> Case:
-    start, _, end = row.span.partition(":")
-    span = (int(start), int(end)) if row.span else None
-    reasons = _reasons(row) if with_why else ()
-    return Case(model, row.id, row.question, row.response, row.truncated, automatic_value(row), row.rule, span, reasons)
 
 
 def _reasons(row: LogRow) -> tuple[str, ...]:
@@ -125,9 +117,3 @@ def _reasons(row: LogRow) -> tuple[str, ...]:
     if None not in (found.value, published) and found.value != published:
         reasons.append(f"published and validated rules differ: {as_written(published)}, {as_written(found.value)}")
     return tuple(reasons)
-
-
-def describe_case(case: Case) -> dict[str, object]:
-    """A case as `--list --json` prints it: where to find it and why it is listed, without its texts."""
-    told = ("model", "id", "answer_sha256", "automatic", "rule", "span", "truncated", "why")
-    return {name: getattr(case, name) for name in told} | {"automatic": as_written(case.automatic)}

@@ -115,41 +115,34 @@ def decisions_file() -> Path:
     return project_root() / "assessment" / "adjudications.csv"
 
 
-def read_decisions(path: Path | None = None) -> list[Decision]:
+def read_decisions() -> list[Decision]:
     """Every decision in the order of the file, if there is one. Raises UserError if a row cannot be read."""
-    path = Path(path or decisions_file())
+    path = decisions_file()
     if not path.is_file():
         return []
-    line = 1
+    line, decisions = 1, []
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)
-            order = _places(next(reader, COLUMNS))
-            decisions = []
+            header = next(reader, list(COLUMNS))
+            if missing := [name for name in COLUMNS if name not in header]:
+                raise ValueError(f"it has no column {', '.join(missing)}")
+            if len(header) > len(COLUMNS):  # a further one would be lost with the next decision
+                raise ValueError(f"it has {len(header)} columns, {len(header) - len(COLUMNS)} too many")
             line = reader.line_num + 1
             for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise ValueError(f"it has {len(cells)} cells, not {len(header)}")
                 if cells:
-                    decisions.append(_decision(cells, order))
+                    decisions.append(_checked(Decision(**dict(zip(header, cells, strict=True)))))
                 line = reader.line_num + 1
-            return decisions
     except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
         raise UserError(f"{relative_name(path)} line {line} cannot be read ({error}): mend or remove it.") from error
+    return decisions
 
 
-def _places(header: Iterable[str]) -> list[int]:
-    """Where each column stands. A further one is refused, for it would be lost with the next decision."""
-    header = list(header)
-    if missing := [name for name in COLUMNS if name not in header]:
-        raise ValueError(f"it has no column {', '.join(missing)}")
-    if len(header) > len(COLUMNS):
-        raise ValueError(f"it has {len(header)} columns, {len(header) - len(COLUMNS)} too many")
-    return [header.index(name) for name in COLUMNS]
-
-
-def _decision(cells: list[str], order: list[int]) -> Decision:
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"it has {len(cells)} cells, not {len(COLUMNS)}")
-    row = Decision(*(cells[place] for place in order))
+def _checked(row: Decision) -> Decision:
+    """The row. Raises ValueError if a cell is not as it should be."""
     if not re.fullmatch(r"[0-9a-f]{64}", row.answer_sha256):
         raise ValueError("answer_sha256 is no hash")
     if row.decision not in (ACCEPT, CORRECT, NONE) or row.purpose not in (REVIEW, AUDIT):
@@ -166,32 +159,30 @@ def _decision(cells: list[str], order: list[int]) -> Decision:
     return row
 
 
-def add_decision(decision: Decision, path: Path | None = None) -> None:
+def add_decision(decision: Decision) -> None:
     """Saves a decision behind all others. Raises UserError, and writes nothing, if a row cannot be read."""
-    path = Path(path or decisions_file())
-    with _locked(path):
-        write_csv(path, COLUMNS, map(astuple, [*read_decisions(path), decision]), csv.QUOTE_ALL)
+    with _locked(decisions_file()) as path:
+        write_csv(path, COLUMNS, map(astuple, [*read_decisions(), decision]), csv.QUOTE_ALL)
 
 
-def remove_decision(decision: Decision, path: Path | None = None) -> None:
+def remove_decision(decision: Decision) -> None:
     """Takes back one decision; those of others stay. Raises UserError as `add_decision` does."""
-    path = Path(path or decisions_file())
-    with _locked(path):
-        kept = read_decisions(path)
+    with _locked(decisions_file()) as path:
+        kept = read_decisions()
         if decision in kept:
             del kept[len(kept) - 1 - kept[::-1].index(decision)]  # the last of equal rows
             write_csv(path, COLUMNS, map(astuple, kept), csv.QUOTE_ALL)
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the folder's lock, so that two people who decide at once lose nothing. No lock file is left behind."""
+def _locked(path: Path) -> Iterator[Path]:
+    """Holds the lock of a file's folder, so that two people who decide at once lose nothing; leaves no lock file."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+        yield path
     finally:
         os.close(folder)
 

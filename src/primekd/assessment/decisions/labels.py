@@ -19,10 +19,9 @@ _VALUE = re.compile(r"-?[0-9]+(?:\.[0-9]+|/0*[1-9][0-9]*)?")
 class Label:
     """Which value one answer commits to for its question, right or wrong.
 
-    `kind`: stated in words; implied by the last line of the reasoning; none; or ambiguous (then it is left out of every
-    count). `set`: development labels were looked at while the validated rules were written, validation labels were
-    not. `first` and `second` are what two readings gave by themselves (a value or a kind), empty where there was one
-    reading only.
+    `kind`: stated in words; implied by the last line of the reasoning; none; or ambiguous (left out of every count).
+    `set`: development labels were looked at while the validated rules were written, validation labels were not.
+    `first`, `second`: what two readings gave by themselves (a value or a kind), empty where there was one alone.
     """
 
     log: str

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from primekd.assessment.decisions.cases import Case, audit_sample, describe_case, open_cases
+from primekd.assessment.decisions.cases import Case, audit_sample, open_cases
 from primekd.assessment.decisions.decisions import (
     ACCEPT,
     AUDIT,
@@ -26,7 +26,8 @@ from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import now
 
-_KEPT_INVISIBLE = "\u200c\u200d"  # joiners, which scripts and emoji need
+# Drawn as it is, or otherwise; joiners are what scripts and emoji need.
+_DRAWN = {c: "\n" for c in "\n\u2028\u2029"} | {c: " " for c in "\t\r"} | {c: c for c in "\u200c\u200d"}
 
 
 class Session:
@@ -152,17 +153,18 @@ def open_session(
 def list_cases(
     profile: Profile, models: list[str] | None = None, limit: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """What a session would ask about, in its order: `open` counts all, `cases` are at most `limit` of them.
+    """What a session would ask about, in its order and without texts: `open` counts all, `cases` are at most `limit`.
 
     `stale` counts decisions for answers that these logs do not hold. Raises UserError as `open_session` does.
     """
     logs, decisions = read_logs(profile), read_decisions()
     cases = open_cases(profile, logs, decisions, models or (), seed)
+    told = ("model", "id", "answer_sha256", "automatic", "rule", "span", "truncated", "why")
     return {
         "profile": profile.name,
         "open": len(cases),
         "stale": count_stale(profile.name, logs, decisions),
-        "cases": [describe_case(case) for case in cases[:limit]],
+        "cases": [{n: getattr(c, n) for n in told} | {"automatic": as_written(c.automatic)} for c in cases[:limit]],
     }
 
 
@@ -188,17 +190,7 @@ def readable(text: str) -> str:
 
     Escape and other control characters become U+FFFD, one for one, so that spans still fit.
     """
-    return "".join(map(_harmless, text))
-
-
-def _harmless(character: str) -> str:
-    if character in "\n\u2028\u2029":
-        return "\n"
-    if character in "\t\r":
-        return " "
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _KEPT_INVISIBLE:
-        return "\ufffd"
-    return character
+    return "".join(_DRAWN.get(c, "\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c) for c in text)
 
 
 def around(text: str, span: tuple[int, int] | None) -> tuple[str, str, str]:

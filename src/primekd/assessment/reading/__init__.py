@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from primekd.assessment.reading import harness, mathverify, published, validated
 from primekd.assessment.reading.ending import answer_part, is_cut
-from primekd.assessment.reading.result import NONE, NOT_FOUND, Extraction
+from primekd.assessment.reading.numbers import NONE, NOT_FOUND, Extraction
 
 __all__ = ["EXTRACTORS", "NONE", "NOT_FOUND", "RULES", "Extraction", "extract", "looks_cut"]
 
@@ -33,16 +33,12 @@ def looks_cut(text: str) -> bool:
 def extract(
     text: str, extractor: str = "published", truncated: bool | None = None, question: str | None = None
 ) -> Extraction:
-    """Reads one answer. Blocks of reasoning (<think>) are no part of it for the rules that are this project's to apply.
+    """Reads one answer by one of EXTRACTORS. Blocks of reasoning (<think>) are no part of it for the rules that are
+    this project's to apply.
 
     Args:
-        extractor: one of EXTRACTORS.
         truncated: whether the answer ran into the limit of new tokens; if unknown, judged from how the text ends.
-        question: the question that was asked. Only `validated` looks at it, to tell the numbers that it names from the
-            answer. Never the gold answer.
-
-    Raises:
-        KeyError: there is no extractor of that name.
+        question: what was asked; `validated` alone looks at it, to tell the numbers that it names from the answer.
     """
     start, end, reasoning = answer_part(text)
     cut = looks_cut(text) if truncated is None else truncated
@@ -50,11 +46,9 @@ def extract(
     readers = {
         "published": lambda: published.by_published_rules(answer),
         "validated": lambda: validated.by_validated_rules(answer, question, reasoning or truncated),
-        harness.STRICT: lambda: harness.by_strict_match(text),
-        harness.FLEXIBLE: lambda: harness.by_flexible_extract(text),
         mathverify.RULE: lambda: mathverify.by_math_verify(text),
     }
-    found = readers[extractor]()
+    found = readers[extractor]() if extractor in readers else harness.by_harness(text, extractor)
     if found.span and extractor in ("published", "validated"):
         found = replace(found, span=(start + found.span[0], start + found.span[1]))
     # A value at the very end of what only looks cut may lack digits, or be the whole answer.

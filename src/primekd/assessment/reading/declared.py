@@ -1,5 +1,6 @@
 """Declarations: places where an answer says "this is the answer", and the value that each of them gives."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,18 +83,15 @@ def declarations(text: str, given: frozenset[Fraction], cut: bool) -> list[Decla
         given: numbers that the question's own last sentence names; "50 miles in 7 hours" then gives 50.
         cut: the answer ran into its limit, so that a number at its very end may lack digits.
     """
-    found = [*_boxed(text), *_phrases(text, given), *_hashes(text), *_tagged(text), *_named(text)]
+    found = [*_boxed(text), *_phrases(text, given), *_marked(text), *_named(text)]
     found.sort(key=lambda d: (d.number.start, d.start))
     kept: list[Declaration] = []
     for d in found:  # "The final answer is \boxed{5}" is one declaration
         if not kept or d.number.start >= kept[-1].end:
             kept.append(d)
-    return [d for d in kept if not _DENIED.match(text, d.end) and not (cut and _may_lack_digits(text, d.number))]
-
-
-def _may_lack_digits(text: str, number: Number) -> bool:
-    """Whether a number stands at the very end of an answer that was cut; cents are complete."""
-    return number.end >= len(text) and not re.search(r"\.\d\d$", text)
+    # At the very end of an answer that was cut a number may lack digits; cents are complete.
+    unsafe = cut and not re.search(r"\.\d\d$", text)
+    return [d for d in kept if not _DENIED.match(text, d.end) and not (unsafe and d.end >= len(text))]
 
 
 def _boxed(text: str) -> Iterator[Declaration]:
@@ -104,14 +102,8 @@ def _boxed(text: str) -> Iterator[Declaration]:
             yield Declaration(match.start(), number)
 
 
-def _hashes(text: str) -> Iterator[Declaration]:
-    for match in _HASHES.finditer(text):
-        if number := value_in(text, match.end(), _sentence(text, match.end())):
-            yield Declaration(match.start(), number)
-
-
-def _tagged(text: str) -> Iterator[Declaration]:
-    for match in _TAG.finditer(text):
+def _marked(text: str) -> Iterator[Declaration]:
+    for match in itertools.chain(_HASHES.finditer(text), _TAG.finditer(text)):
         if number := value_in(text, match.end(), _sentence(text, match.end())):
             yield Declaration(match.start(), number)
 
@@ -167,11 +159,9 @@ def _sentence(text: str, start: int) -> str:
 
 
 def value_in(text: str, start: int, sentence: str, given: frozenset[Fraction] = frozenset()) -> Number | None:
-    """The value that the rest of a declaring sentence gives, `sentence` being that rest from `start` on.
-
-    After its last equals sign, else the number that it starts with, else its first number that is not `given`; None
-    for unfinished sums, times of day and references to steps.
-    """
+    """The value that the rest of a declaring sentence (`sentence`, from `start` on) gives: after its last equals sign,
+    else the number that it starts with, else its first number that is not `given`; None for unfinished sums, times of
+    day and references to steps."""
     numbers = [moved(n, -start) for n in find_numbers(text, start, start + len(sentence))]
     number = _value_among(numbers, sentence, given)
     return moved(number, start) if number else None

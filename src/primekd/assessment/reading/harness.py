@@ -7,40 +7,28 @@ number, where it is one: the harness compares strings, so that to it 29.00 is no
 
 import re
 
-from primekd.assessment.reading.numbers import find_numbers
-from primekd.assessment.reading.result import Extraction, nothing
+from primekd.assessment.reading.numbers import Extraction, find_numbers, nothing
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
-_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
-_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+# The pattern of each filter, and which of its matches is taken.
+_FILTERS = {
+    STRICT: (re.compile(r"#### (\-?[0-9\.\,]+)"), 0),
+    FLEXIBLE: (re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)"), -1),
+}
 
 
-def select_strict(text: str) -> tuple[int, int] | None:
-    """The characters that strict-match selects; None where the harness says [invalid]."""
-    match = _STRICT.search(text)
-    return match.span(1) if match else None
+def select(text: str, rule: str) -> tuple[int, int] | None:
+    """The characters that a filter selects; None where the harness says [invalid]."""
+    pattern, place = _FILTERS[rule]
+    spans = [match.span(match.lastindex) for match in pattern.finditer(text)]
+    return spans[place] if spans else None
 
 
-def select_flexible(text: str) -> tuple[int, int] | None:
-    """The characters that flexible-extract selects; None where the harness says [invalid]."""
-    spans = [match.span() for match in _FLEXIBLE.finditer(text)]
-    return spans[-1] if spans else None
-
-
-def by_strict_match(text: str) -> Extraction:
-    """The number after the first `#### `."""
-    return _read(text, select_strict(text), STRICT)
-
-
-def by_flexible_extract(text: str) -> Extraction:
-    """The last number of the answer."""
-    return _read(text, select_flexible(text), FLEXIBLE)
-
-
-def _read(text: str, span: tuple[int, int] | None, rule: str) -> Extraction:
-    if span is None:
+def by_harness(text: str, rule: str) -> Extraction:
+    """The number that a filter selects."""
+    if (span := select(text, rule)) is None:
         return nothing()
-    selected = text[span[0] : span[1]]
+    selected = text[slice(*span)]
     numbers = find_numbers(selected)
     # Runs such as `...`, `$,` or `1.2.3` are selected too, but are no number.
     if len(numbers) != 1 or re.search("[0-9]", selected[: numbers[0].start] + selected[numbers[0].end :]):

@@ -5,7 +5,7 @@ import threading
 from fractions import Fraction
 from functools import cache
 
-from primekd.assessment.reading.result import Extraction, nothing
+from primekd.assessment.reading.numbers import Extraction, nothing
 
 RULE = "math-verify"
 SECONDS = 5  # for one answer; Math-Verify interrupts itself by a signal, which only the main thread can receive

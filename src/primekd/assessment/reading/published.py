@@ -12,8 +12,7 @@ The rules, in this order (the study's own code read a stale variable in rule 3 a
 import re
 from dataclasses import replace
 
-from primekd.assessment.reading.numbers import Number, find_numbers
-from primekd.assessment.reading.result import Extraction, nothing, reading
+from primekd.assessment.reading.numbers import Extraction, Number, find_numbers, nothing, reading
 
 RULES = ("boxed", "first-line", "phrase", "last-number", "none")
 
@@ -41,9 +40,8 @@ def braced(text: str, start: int) -> str:
 def number_in_box(text: str, start: int, inside: str) -> Number | None:
     """The first number behind the last equals sign of a box, if there is one; else its first number.
 
-    `inside` is what stands in the box from `start` on; the number has its place in the whole text.
-
-    What stands in \\text{} counts only where nothing else does: \\boxed{18 \\text{ in 2 days}} gives 18.
+    `inside` is what stands in the box from `start` on. What stands in \\text{} counts only where nothing else does:
+    \\boxed{18 \\text{ in 2 days}} gives 18.
     """
     numbers = find_numbers(text, start, start + len(inside))
     bare = _TEXT.sub(lambda match: " " * len(match[0]), inside)
@@ -78,12 +76,6 @@ def by_phrase(text: str) -> Extraction | None:
     return reading(number, "phrase") if number else None
 
 
-def by_last_number(text: str) -> Extraction | None:
-    """Rule 4."""
-    numbers = find_numbers(text)
-    return reading(numbers[-1], "last-number") if numbers else None
-
-
 def by_published_rules(text: str) -> Extraction:
     """Reads an answer by the first published rule that fires.
 
@@ -93,6 +85,6 @@ def by_published_rules(text: str) -> Extraction:
     fired = [found for rule in (by_boxed, by_first_line, by_phrase) if (found := rule(text))]
     if fired:
         return replace(fired[0], ambiguous=len({f.value for f in fired}) > 1)
-    if found := by_last_number(text):
-        return replace(found, ambiguous=len({n.value for n in find_numbers(text)}) > 1)
-    return nothing()
+    numbers = find_numbers(text)
+    several = len({n.value for n in numbers}) > 1
+    return reading(numbers[-1], "last-number", ambiguous=several) if numbers else nothing()

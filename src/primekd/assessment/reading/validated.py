@@ -17,11 +17,9 @@ import re
 from fractions import Fraction
 
 from primekd.assessment.reading.concluded import concluded
-from primekd.assessment.reading.declared import Declaration, declarations
+from primekd.assessment.reading.declared import Declaration, declarations, moved
 from primekd.assessment.reading.ending import is_cut
-from primekd.assessment.reading.leading import leading
-from primekd.assessment.reading.numbers import Number, find_numbers
-from primekd.assessment.reading.result import Extraction, nothing, reading
+from primekd.assessment.reading.numbers import Extraction, Number, find_numbers, nothing, reading
 
 RULES = ("declared", "corrected", "leading", "concluded", "none")
 LONGEST = 20_000  # characters; what was asked is answered by then
@@ -43,6 +41,17 @@ _RESTATED = re.compile(r"\s*(?:(?:question|problem|q)\s*[:.]\s*)?(?:[^\n]*\?[ \t
 _WORK = re.compile(
     r"(?:^|\n|(?<=[.\s]))\W{0,4}step\s*\d+|let's (?:begin|start|first|denote|calculate|find)", re.IGNORECASE
 )
+# Of a value that starts an answer: what may stand before and behind it.
+_BARE_START = re.compile(r"^[\s?]*(?:#+\s|\*+)?\s*")
+_UNIT = r"(?:\s*(?:%|°[CF]?|[A-Za-z/²³\u2019']++)){0,4}?"  # possessive, so that a long word is read once
+_VALUE_ENDS = re.compile(
+    rf"{_UNIT}[$*)\\]*\s*(?:[.;!](?=\s|$|0)|\s{{2,}}|$)|[$)]\s|\s+\$?[A-Z][\w']+ |\s+\$"
+)  # a unit and the end of a sentence, of a line or of a formula; or another sentence without one
+_GOES_ON = re.compile(  # a sum, or a sentence in which the number is a part
+    r"[$)\s]*[-+*/=\u00d7x\u00f7\\]\s*[\d$(c]|[^.\n]*\b(?:less|more|fewer) than\b|\W{0,3}of\s|[a-z]*\.jpg|%? of "
+)
+_RUN_OF_VALUES = re.compile(r"(?:[$\s(]*[\d,]+(?:\.\d+)?[\s$.,)]*)+")
+MOST_VALUES = 3  # in a run of bare numbers; more say nothing for any of them
 
 
 def by_validated_rules(text: str, question: str | None, truncated: bool | None) -> Extraction:
@@ -116,3 +125,32 @@ def _settle(text: str, first: Declaration, said: list[Declaration], rule: str) -
         else:
             break
     return reading(number, "corrected" if corrected else rule)
+
+
+def leading(text: str) -> Number | None:
+    """The value that an answer starts with; None for marks of a list, sums, sentences and counting."""
+    at = _BARE_START.match(text).end()
+    line = text[at:].split("\n", 1)[0]
+    numbers = [moved(n, -at) for n in find_numbers(text, at, at + len(line))]
+    if not numbers or not re.fullmatch(r"[\s$*(\\]*", line[: numbers[0].start]):
+        return None
+    number = numbers[0]
+    after = line[number.end :]
+    if _GOES_ON.match(after) or _marks_a_list(number, after, text[at:]):
+        return None
+    run = _RUN_OF_VALUES.match(line)
+    if run and len({n.value for n in find_numbers(run[0])}) > MOST_VALUES:
+        return None
+    repeated = len(numbers) > 1 and numbers[1].value == number.value
+    if repeated and not re.search(r"\w", line[number.end : numbers[1].start]):
+        counting = number.value <= 9 and len(numbers) > 18 and "." not in after[:3]  # "2 2 2 2 2 2 2 ..."
+        return None if counting else moved(number, at)
+    return moved(number, at) if _VALUE_ENDS.match(after) else None
+
+
+def _marks_a_list(number: Number, after: str, text: str) -> bool:
+    """Whether the number is the mark of a list or of an exercise: "1. Tom has", "2) 40 3) 50", "2. What is ...?"."""
+    if number.value.denominator != 1 or not 0 <= number.value <= 9 or not re.match(r"[.):]\s", after):
+        return False
+    following = re.search(rf"(?:^|\s){number.value + 1}[.):]\s", text)
+    return bool(following) or number.value == 1 or bool(re.match(r"[.):]\s[^\s$\d][^.!]*\?", after))

@@ -3,12 +3,13 @@
 The retries are not a client library's own, because each attempt has to be booked under the cap before it is sent.
 """
 
+import contextlib
 import email.utils
 import os
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,10 +18,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from primekd.config.teacher import ApiConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean, hide
+from primekd.teachers.api.own_server import OwnServer
 from primekd.teachers.api.spending import Ledger
-
-if TYPE_CHECKING:
-    from primekd.teachers.api.own_server import OwnServer
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
 BACK_OFF = wait_exponential_jitter(initial=1, max=60, jitter=1)  # seconds; where the server names no time
@@ -43,16 +42,14 @@ class Stopped(Exception):
 
 
 class Endpoint:
-    """One server. Its methods may be called from several threads.
+    """One server. Its methods may be called from several threads. `own`: the one that this process has started, if it
+    is that; it is started anew if it has ended.
 
     The key goes into the request header and nowhere else; whatever a server says is cleared of it. Raises UserError if
     the environment variable holds something that is no key.
-
-    Args:
-        own: the server that this process has started, if it is that; it is started anew if it has ended.
     """
 
-    def __init__(self, config: ApiConfig, ledger: Ledger, own: "OwnServer | None" = None):
+    def __init__(self, config: ApiConfig, ledger: Ledger, own: OwnServer | None = None):
         self.config, self.ledger, self._own = config, ledger, own
         self._key = own.key if own else os.environ.get(config.key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):  # the HTTP library would quote it in its error
@@ -77,15 +74,11 @@ class Endpoint:
     def ask(
         self, path: str, body: dict[str, Any], most: tuple[int, int], count: Callable[[dict[str, Any]], tuple[int, int]]
     ) -> dict[str, Any]:
-        """Posts a request until it is answered; returns the answer's JSON object.
+        """Posts a request until it is answered; returns the answer's JSON object. `most`: input and output tokens that
+        it can cost at most; `count`: those of an answer, which are booked in the end.
 
-        Args:
-            most: input and output tokens that the answer can cost at most.
-            count: an answer's input and output tokens, which are booked in the end.
-
-        Raises:
-            UserError: it cannot be answered, is not answered after `retries` more attempts, or may cost too much.
-            Stopped: `stop` was called.
+        Raises UserError if it cannot be answered, is not answered after `retries` more attempts, or may cost too much;
+        Stopped if `stop` was called.
         """
         attempts = Retrying(
             stop=stop_after_attempt(self.config.retries + 1),
@@ -126,10 +119,7 @@ class Endpoint:
             refusal = self._refusal(reply)
             if isinstance(refusal, UserError):
                 self.stop()  # before the booking is freed: who waits for the room must not send
-            if reply.status_code in NOT_BILLED:
-                self.ledger.cancel(most)
-            else:
-                self.ledger.lose()
+            self.ledger.cancel(most) if reply.status_code in NOT_BILLED else self.ledger.lose()
             raise refusal
         try:
             answer = reply.json()
@@ -170,9 +160,7 @@ class Endpoint:
         if status in (408, 409, 429) or status >= 500:
             wait = _retry_after(reply)
             if wait is not None and wait > LONGEST_WAIT:
-                return UserError(
-                    f"{where} asks to wait for {wait:.0f} s ({status}): run the same command again then, {KEPT}."
-                )
+                return UserError(f"{where} asks to wait for {wait:.0f} s ({status}): run again then, {KEPT}.")
             text = "has too many requests" if status == 429 else "fails"
             return Temporary(f"{where} {text} ({status}: {said})", wait)
         return UserError(f"{where} refuses the request ({status}): {said}; mend teacher.api in the profile, {KEPT}.")
@@ -197,11 +185,7 @@ def _wait(state: RetryCallState) -> float:
 def _retry_after(reply: httpx.Response) -> float | None:
     """Seconds that the header Retry-After asks for; it holds seconds or a date (RFC 9110, 10.2.3)."""
     value = reply.headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+    for read in (float, lambda date: email.utils.parsedate_to_datetime(date).timestamp() - time.time()):
+        with contextlib.suppress(ValueError, OverflowError):
+            return max(0.0, read(value))
+    return None

@@ -24,34 +24,28 @@ from primekd.teachers.api.exchange import Answer, Usage, build_request, read_ans
 from primekd.teachers.api.own_server import OwnServer
 from primekd.teachers.api.spending import Ledger
 from primekd.teachers.api.tokens import Shown, token_map
-from primekd.teachers.protocol import Response, Sampling, TopLogprobs, Want, generate_then_score
+from primekd.teachers.protocol import Ids, Response, Sampling, TeacherEngine, TopLogprobs, Want
 
 GREEDY_SLACK = 0.1  # nats by which a greedy token may miss the top; sums differ in the last bits between batches
 SUM_SLACK = 1e-3  # by which the shown probabilities of one token may exceed 1
 TEMPLATE_TOKENS = 64  # what a server's own template writes around a conversation, at most
-
 OVERSHOOT = 3  # tokens; llama-cpp-python's server finishes a character of four bytes before it heeds the token limit
-
 UNWRITTEN = 1  # calls whose answers may not be on disk when another begins: capture writes one shard beside it
 
 Row = dict[int, float]  # token id -> log-probability
 
 
-class ApiEngine:
+class ApiEngine(TeacherEngine):
     """A teacher behind an HTTP endpoint; `teacher.model` is its tokenizer here.
 
     The log-probs of a response come with it, so `score` gives those of what `generate` has just returned, and nothing
     else. A server that ends a response without showing the end of turn says nothing of that place: its row is empty.
     Finished answers lie beside the ledger until the call after the next one or `close`, so that those of a shard that
-    was never written are not paid for twice.
-
-    Args:
-        top_k: how many log-probs a token are asked for.
-        ledger: the file that keeps what was spent.
-        own: the server that this process has started for it, if it has; the engine's to close.
+    was never written are not paid for twice. `own` is the server that this process has started for it, if it has; the
+    engine's to close.
     """
 
-    name = "api"
+    name, transform = "api", None
 
     def __init__(self, config: TeacherConfig, top_k: int, ledger: Path, own: OwnServer | None = None):
         self.config, self.top_k = config, top_k
@@ -81,7 +75,7 @@ class ApiEngine:
             "top_k": self.top_k if self.api.logprobs else None,
         }
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Response]:
+    def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
         """One response a prompt, in order. Raises UserError if the server refuses, fails or does something else than
         was asked, or the cap is reached."""
         self._forget(UNWRITTEN)
@@ -105,7 +99,7 @@ class ApiEngine:
         self._kept.append([kept for _, _, kept in answered])
         return [response for response, _, _ in answered]
 
-    def score(self, prompts: list[list[int]], responses: list[list[int]], want: Want) -> list[TopLogprobs]:
+    def score(self, prompts: Ids, responses: Ids, want: Want) -> list[TopLogprobs]:
         """The log-probs that came with the last responses, at temperature 1, best first. Raises UserError for another
         kind of signal, or other responses."""
         if want not in self.offers:
@@ -114,14 +108,6 @@ class ApiEngine:
         if any(key not in self._rows for key in keys):
             raise UserError("An API scores nothing but the responses that it has just generated: capture them anew.")
         return [_top(self._rows[key]) for key in keys]
-
-    generate_scored = generate_then_score
-
-    def own_logits(self, prompts: list[list[int]], responses: list[list[int]]) -> list[torch.Tensor]:
-        raise UserError("An API shows no logits: set signals.codec to topk or text.")
-
-    def head(self) -> torch.Tensor:
-        raise UserError("An API shows no output head: set signals.codec to topk or text.")
 
     def close(self) -> None:
         """Deletes the last calls' answers: left behind, they would be used again for signals that were moved away.
@@ -157,7 +143,11 @@ class ApiEngine:
         kept = self.answers / f"{hash_json([self._where, path, body])}.json"
         most = self._input_bound(prompt), sampling.max_new_tokens + OVERSHOOT
         if there := kept.is_file():
-            answer = self._read_kept(kept)
+            try:
+                answer = read_answer(self.api, read_json(kept))
+            except UserError as error:
+                name = relative_name(kept)
+                raise UserError(f"{name} is no answer: delete it, to have it asked for again.") from error
         else:
             fields = self._endpoint.ask(path, body, most, lambda fields: self._count(prompt, fields, most))
             answer = read_answer(self.api, fields)
@@ -184,12 +174,6 @@ class ApiEngine:
             return len(prompt) + 1
         return TEMPLATE_TOKENS + sum(len(message["content"].encode()) for message in prompt.messages)
 
-    def _read_kept(self, path: Path) -> Answer:
-        try:
-            return read_answer(self.api, read_json(path))
-        except UserError as error:
-            raise UserError(f"{relative_name(path)} is no answer: delete it, to have it asked for again.") from error
-
     def _count(self, prompt: list[int], fields: dict[str, Any], most: tuple[int, int]) -> tuple[int, int]:
         """Tokens that an answer cost: the server's count, or ours where it gives none.
 
@@ -200,14 +184,12 @@ class ApiEngine:
                 said = Usage.model_validate(usage)
             except ValidationError:
                 return most
-            counts = said.prompt_tokens, said.completion_tokens
-            if not all(counts):
-                return most
+            counts, least = (said.prompt_tokens, said.completion_tokens), 1
         else:
             choice = (fields.get("choices") or [{}])[0]
             text = choice.get("text") or (choice.get("message") or {}).get("content") or ""
-            counts = len(prompt), len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return counts if all(count <= bound for count, bound in zip(counts, most, strict=True)) else most
+            counts, least = (len(prompt), len(self.tokenizer(text, add_special_tokens=False)["input_ids"])), 0
+        return counts if all(least <= n <= bound for n, bound in zip(counts, most, strict=True)) else most
 
     def _response(self, prompt: list[int], answer: Answer, sampling: Sampling) -> tuple[Response, list[Row]]:
         """An answer as token ids of our own, with a row for each of them (none where text alone is kept)."""
@@ -232,11 +214,12 @@ class ApiEngine:
         end = self._shown_end([token for token, _ in shown])  # some servers show the end of turn
         ended = not truncated and end is not None
         ids = self._tokens.response_ids([token for token, _ in (shown[:-1] if ended else shown)], answer.text)
-        while ids is None and not truncated and self.api.stop_at_line_end and shown and shown[-1][0].text[:1] == "\n":
-            shown.pop()  # the line's end, which is no token of ours
-            ids = self._tokens.response_ids([token for token, _ in shown], answer.text)
-        while ids is None and truncated and shown and not shown[-1][0].text.strip("\ufffd"):
-            shown.pop()  # part of a character that the limit cut off: the text does not show it
+        while ids is None and shown:
+            last = shown.pop()[0].text
+            # Part of a character that the limit cut off, which the text does not show; or the line's end.
+            cut = not last.strip("\ufffd") if truncated else self.api.stop_at_line_end and last[:1] == "\n"
+            if not cut:
+                break
             ids = self._tokens.response_ids([token for token, _ in shown], answer.text)
         if ids is None:
             raise UserError(self._other(f"tokens that are not those of {self.config.model}'s tokenizer"))

@@ -1,7 +1,7 @@
 """What is sent for a prompt, and what an answer must look like: /chat/completions and /completions."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -13,7 +13,6 @@ from primekd.teachers.api.tokens import Shown
 from primekd.teachers.protocol import Sampling
 
 SEEDS = 2**31  # servers keep seeds in 32 bits, and some of them read the sign
-
 
 Word = Annotated[str, AfterValidator(clean)]  # a server's own word, which is printed and written
 
@@ -33,9 +32,7 @@ class _ChatLogprobs(BaseModel):
     content: list[_Token] | None = None
 
     def rows(self) -> list[tuple[Shown, list[Shown]]] | None:
-        if self.content is None:
-            return None
-        return [(token.shown(), [top.shown() for top in token.top_logprobs]) for token in self.content]
+        return self.content and [(one.shown(), [top.shown() for top in one.top_logprobs]) for one in self.content]
 
 
 class _TextLogprobs(BaseModel):
@@ -84,37 +81,29 @@ class Usage(BaseModel):
     completion_tokens: Tokens
 
 
-class _Reply(BaseModel):
+Choice = TypeVar("Choice", _ChatChoice, _TextChoice)
+
+
+class _Reply(BaseModel, Generic[Choice]):
     """The fields that are read; whatever else a server sends is kept nowhere."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
     model: Word | None = None
     usage: Usage | None = None
-
-
-class _ChatReply(_Reply):
-    choices: list[_ChatChoice] = Field(min_length=1)
-
-
-class _TextReply(_Reply):
-    choices: list[_TextChoice] = Field(min_length=1)
+    choices: list[Choice] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `rows`: for each token that is shown, it and the most probable ones; None without log-probs.
-
-    `prompt_tokens` and `response_tokens` are the server's own counts; None where it gives none. `fields` is what was
-    read of the JSON, from which the same answer can be read again.
-    """
+    """One answer."""
 
     text: str
     finish_reason: str | None
-    rows: list[tuple[Shown, list[Shown]]] | None
+    rows: list[tuple[Shown, list[Shown]]] | None  # each shown token and the most probable ones; None without log-probs
     model: str | None
-    prompt_tokens: int | None
+    prompt_tokens: int | None  # by the server's own count, if it gives one
     response_tokens: int | None
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # what was read of the JSON, from which the same answer can be read again
 
 
 def build_request(
@@ -123,15 +112,9 @@ def build_request(
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
     """Path below `base_url` and JSON of the request for one prompt.
 
-    Args:
-        bos: the tokenizer's BOS as text.
-        place: the prompt's place among those asked for together: sampled answers have a seed each.
-        top_k: how many log-probs a token are asked for.
-        end: what ends a turn, as text. A server that renders conversations itself knows that; one that is sent a
-            rendered prompt may end at the end of text alone, and is told.
-
-    Raises:
-        UserError: the server is to be sent text or messages, and the prompt has ids alone.
+    `place` is the prompt's among those asked for together: sampled answers have a seed each. `bos` and `end` (of a
+    turn) are text. A server that renders conversations itself knows the end; one that is sent a rendered prompt may end
+    at the end of text alone, and is told. Raises UserError if text or messages are to be sent of a prompt of ids alone.
     """
     if config.prompt != "ids" and not isinstance(prompt, Prompt):
         raise UserError("These prompts are token ids without their text: set teacher.api.prompt to ids.")
@@ -155,16 +138,14 @@ def build_request(
 
 def read_answer(config: ApiConfig, fields: dict[str, Any]) -> Answer:
     """An answer's JSON, checked. Raises UserError if a field is missing or wrong, or the promised log-probs are."""
-    kind = _ChatReply if config.prompt == "messages" else _TextReply
+    kind = _ChatChoice if config.prompt == "messages" else _TextChoice
     try:
-        reply = kind.model_validate(fields)
+        reply = _Reply[kind].model_validate(fields)
         choice = reply.choices[0]
         rows = choice.logprobs.rows() if choice.logprobs is not None and config.logprobs else None
     except ValidationError as error:
-        raise UserError(
-            f"{config.base_url} gave an answer that is none ({findings_text(error, 1)}): check teacher.api.base_url "
-            "and prompt."
-        ) from None
+        said = findings_text(error, 1)
+        raise UserError(f"{config.base_url} gave an answer that is none ({said}): check teacher.api.") from None
     except ValueError:  # columns of unequal lengths, or bytes above 255
         raise UserError(f"{config.base_url} gave log-probs that do not fit each other: set logprobs: false.") from None
     if config.logprobs and rows is None:
@@ -172,13 +153,6 @@ def read_answer(config: ApiConfig, fields: dict[str, Any]) -> Answer:
             f"{config.base_url} gave no log-probs, which teacher.api.logprobs promises: switch them on in the server, "
             "or set logprobs: false to keep its text alone."
         )
-    usage = reply.usage
-    return Answer(
-        choice.text,
-        choice.finish_reason,
-        rows,
-        reply.model,
-        usage.prompt_tokens if usage else None,
-        usage.completion_tokens if usage else None,
-        reply.model_dump(mode="json", exclude_none=True),
-    )
+    counts = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else (None, None)
+    kept = reply.model_dump(mode="json", exclude_none=True)
+    return Answer(choice.text, choice.finish_reason, rows, reply.model, *counts, kept)

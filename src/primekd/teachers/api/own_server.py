@@ -51,22 +51,11 @@ def start(teacher: TeacherConfig) -> "OwnServer":
 
 
 class OwnServer:
-    """A running server; `url` and `key` are what a client needs.
+    """A running server of a GGUF file that requests call `alias`; `url` and `key` (drawn at random if left out) are
+    what a client needs. `logprobs`: whether it keeps the logits of all tokens, which takes memory. Raises UserError if
+    a package is missing, or the server does not answer in time."""
 
-    Args:
-        model: a GGUF file.
-        alias: what requests call it.
-        context_tokens: of a conversation, at most.
-        logprobs: whether it keeps the logits of all tokens, which takes memory.
-        key: what it is to be asked with; drawn at random if left out.
-
-    Raises:
-        UserError: a package is missing, or the server does not answer in time.
-    """
-
-    def __init__(
-        self, model: Path, alias: str, context_tokens: int, logprobs: bool, threads: int, key: str = ""
-    ):  # fmt: skip
+    def __init__(self, model: Path, alias: str, context_tokens: int, logprobs: bool, threads: int, key: str = ""):
         if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
             raise UserError(
                 f"A server of our own needs {', '.join(missing)}: run `make setup-llamacpp`, or "
@@ -94,8 +83,7 @@ class OwnServer:
             # answers in flight are still waited for.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", SCRIPT, *self._words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, env=os.environ | {"API_KEY": self.key},
-                start_new_session=True,
+                stderr=subprocess.DEVNULL, env=os.environ | {"API_KEY": self.key}, start_new_session=True,
             )  # fmt: skip
             try:
                 self._wait()

@@ -15,7 +15,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from primekd.config.teacher import ApiConfig
 from primekd.foundation.errors import UserError, findings_text
-from primekd.foundation.outside import clean
 from primekd.foundation.provenance import relative_name, write_json
 
 USD = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -25,22 +24,18 @@ Count = Annotated[int, Field(strict=True, ge=0)]
 class Spent(BaseModel):
     """What the file holds."""
 
-    spent_usd: USD = 0.0
-    unsettled_usd: USD = 0.0
-    answers: Count = 0
-    input_tokens: Count = 0
-    output_tokens: Count = 0
+    spent_usd: USD  # on attempts that were answered
+    unsettled_usd: USD  # on those in flight or cut off, at the most that they can cost
+    answers: Count
+    input_tokens: Count
+    output_tokens: Count
 
 
-EMPTY = Spent().model_dump()
+EMPTY = {"spent_usd": 0.0, "unsettled_usd": 0.0, "answers": 0, "input_tokens": 0, "output_tokens": 0}
 
 
 class Ledger:
-    """The ledger of one profile, a JSON file that is made with the first attempt.
-
-    It holds `spent_usd` (attempts that were answered), `unsettled_usd` (in flight or cut off, at the most that they can
-    cost), and how many answers and tokens that was.
-    """
+    """The ledger of one profile, a JSON file that is made with the first attempt."""
 
     def __init__(self, path: Path, config: ApiConfig):
         self.path, self.config = path, config
@@ -87,10 +82,10 @@ class Ledger:
     def _booked(self, most: float) -> bool:
         with self._locked():
             found = self._read()
-            if found["spent_usd"] + found["unsettled_usd"] + most > self.config.max_spend_usd:
-                return False
-            self._write(found, {"unsettled_usd": most})
-            return True
+            fits = found["spent_usd"] + found["unsettled_usd"] + most <= self.config.max_spend_usd
+            if fits:
+                self._write(found, {"unsettled_usd": most})
+            return fits
 
     def _locked(self) -> FileLock:
         """Other processes capture other strategies or shards under the same cap."""
@@ -101,17 +96,13 @@ class Ledger:
         if not self.path.is_file():
             return dict(EMPTY)
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            if missing := [key for key in EMPTY if key not in found]:
-                raise ValueError(f"{missing[0]} is missing")
-            return Spent.model_validate(found).model_dump()
-        except (ValueError, TypeError, RecursionError) as error:
-            said = findings_text(error) if isinstance(error, ValidationError) else clean(error)
+            return Spent.model_validate_json(self.path.read_bytes()).model_dump()
+        except ValidationError as error:
             template = json.dumps(EMPTY | {"spent_usd": "HERE"})
             raise UserError(
-                f"{relative_name(self.path)} is no ledger of spending ({said}). Keep the file, for without it the cap "
-                f"begins at 0 again: look up on the provider's page what was spent, write {template} into it with that "
-                'number of US dollars in place of "HERE", and run again.'
+                f"{relative_name(self.path)} is no ledger of spending ({findings_text(error)}). Keep the file, for "
+                "without it the cap begins at 0 again: look up on the provider's page what was spent, write "
+                f'{template} into it with that number of US dollars in place of "HERE", and run again.'
             ) from None
 
     def _write(self, found: dict[str, Any], change: dict[str, float]) -> None:

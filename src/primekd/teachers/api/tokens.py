@@ -1,16 +1,16 @@
 """What a server shows of a token (an id, bytes or text) -> the tokenizer's id, where there is exactly one."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from primekd.models import load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 ID_PREFIX = "token_id:"  # vLLM with return_tokens_as_token_ids
 
@@ -26,21 +26,14 @@ class Shown:
     number: int | None = None
 
 
-def byte_table() -> dict[str, int]:
-    """Character -> byte of byte-level BPE vocabularies (GPT-2's): printable bytes stand for themselves."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
 class TokenMap:
     """Ids of one tokenizer by what its tokens look like. Byte-level BPE, and SentencePiece with byte fallback."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
         byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
-        table = byte_table()
+        table = {character: byte for byte, character in bytes_to_unicode().items()}
         self._control = frozenset(tokenizer.all_special_ids)
         self.bytes: list[bytes] = [b""] * len(tokenizer)
         for token, token_id in tokenizer.get_vocab().items():
@@ -52,16 +45,10 @@ class TokenMap:
                 self.bytes[token_id] = bytes([int(token[3:5], 16)])
             else:
                 self.bytes[token_id] = token.replace("▁", " ").encode()
-
-    @cached_property
-    def _by_bytes(self) -> dict[bytes, int]:
-        return _unique(self.bytes)
-
-    @cached_property
-    def _by_text(self) -> dict[str, int]:
-        """Only texts that one token alone shows: half characters vanish, or become U+FFFD, in a server's text."""
+        self._by_bytes = _unique(self.bytes)
+        # Only texts that one token alone shows: half characters vanish, or become U+FFFD, in a server's text.
         texts = _unique([self.text(i) for i in range(len(self.bytes))])
-        return {text: i for text, i in texts.items() if text and "\ufffd" not in text}
+        self._by_text = {text: i for text, i in texts.items() if text and "\ufffd" not in text}
 
     def text(self, token_id: int) -> str:
         """A token's text as a server shows it that drops broken characters."""
@@ -115,14 +102,14 @@ class TokenMap:
                     found = self._by_bytes.get(data[place:end])
                     if found is not None and self.text(found) == shown:
                         longer.append((end, [*ids, found]))
-            seen: dict[int, int] = {}  # two ways to one place are as good as many
-            ways = [(p, ids) for p, ids in longer if (seen.update({p: seen.get(p, 0) + 1}) or seen[p] <= 2)]
+            same_place = itertools.groupby(sorted(longer), key=lambda way: way[0])
+            ways = [way for _, some in same_place for way in itertools.islice(some, 2)]  # two are as good as many
         return [ids for place, ids in ways if place == len(data)]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # it takes a second to make
 def token_map(model: str) -> TokenMap:
-    """The map of a model's tokenizer; it takes a second to make."""
+    """The map of a model's tokenizer."""
     return TokenMap(load_tokenizer(model))
 
 
