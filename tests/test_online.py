@@ -100,7 +100,7 @@ def test_the_divergence_is_scaled_in_both_losses_and_its_gradient(tokenizer):
         assert torch.allclose(gradient, torch.autograd.grad(other, hidden)[0], rtol=1e-4, atol=1e-5)
         found.append((value, parts))
     (big, parts), (small, _) = found
-    assert big - small == pytest.approx(float(126 * 0.3 * parts["kd"]), rel=1e-4)
+    assert float((big - small).detach()) == pytest.approx(float(126 * 0.3 * parts["kd"]), rel=1e-4)
     # A sum over the 127 places of each sequence, and the mean over sequences: what batchmean does to (B, 127, V).
     p, q = teacher.logits.div(2).log_softmax(-1), (hidden @ head.T).div(2).log_softmax(-1)
     batchmean = torch.nn.functional.kl_div(q[None].expand(3, 5, 40), p[None].expand(3, 5, 40), log_target=True,
@@ -121,7 +121,7 @@ def test_a_student_may_begin_with_every_second_layer_of_the_teacher(lively, ci, 
         assert torch.equal(own, teacher.state_dict()[name][: len(own)]), name
     wrong = given | {"from_scratch": shape | {"intermediate_size": 48}}
     with pytest.raises(UserError, match="layers_of: .* of the shape"):
-        new_student(small_profile(tmp_path, "wrong", student=wrong).student, seed=0)
+        new_student(small_profile(tmp_path, name="wrong", student=wrong).student, seed=0)
 
 
 def test_completions_are_the_models_own_greedy_text_behind_the_question(lively, assessed):

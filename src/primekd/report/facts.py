@@ -16,10 +16,10 @@ FLOORS = {OTHERS: "Right answers to other questions", RANDOM: "Words of the ques
 PUBLISHED = (("Llama-2-7B", 0.715, 0.7257, 0.0821), ("DistilLlama 80M", 0.02, 0.6623, 0.0115),
              ("baby-llama-58m", 0.025, 0.6556, 0.0097))  # fmt: skip
 NOTE = (
-    "Right: an accepted keyword stands in the completion, as a whole word. Cosine: of the whole sentence with the right "
-    f"one, embeddings of {EMBEDDER}; it hardly tells good from bad, so beside it stands what share it reaches of the "
-    "way from right answers to other questions (0) to the right answer (100). ROUGE-L: of the completion against the "
-    "keyword. Perplexity of held-out documents and KL to the teacher, nats a token. Published rows: other queries, "
+    "Right: an accepted keyword stands in the completion, as a whole word. Cosine: of the whole sentence with the "
+    f"right one, embeddings of {EMBEDDER}; it hardly tells good from bad, so beside it stands what share it reaches of "
+    "the way from right answers to other questions (0) to the right answer (100). ROUGE-L: of the completion against "
+    "the keyword. Perplexity of held-out documents and KL to the teacher, nats a token. Published rows: other queries, "
     "other hardware, for orientation."
 )
 

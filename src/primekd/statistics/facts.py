@@ -17,9 +17,9 @@ DRAWS = 2000
 @dataclass(frozen=True)
 class FactRow:
     """A model's completions. accuracy: the share that holds an accepted keyword, Wilson's 95 % interval. cosine: the
-    mean over items, percentile bootstrap; reached: what share it is of the way from the right answers to other questions
-    (0) to the right answer (1). ROUGE-L's means. perplexity of the held-out documents, exp of nats a token, and KL to
-    the teacher, where the vocabulary is its."""
+    mean over items, percentile bootstrap; reached: the share that it is of the way from right answers to other
+    questions (0) to the right answer (1). ROUGE-L's means. perplexity of the held-out documents, exp of nats a token,
+    and KL to the teacher, where the vocabulary is its."""
 
     model: str
     n: int

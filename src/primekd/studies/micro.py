@@ -115,7 +115,7 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 def lost(
     profile: Profile, folder: str = "micro-KD", pretrain: str = "pretrain", distill: str = "distill"
 ) -> list[Path]:
-    """As Study.lost says. `folder`: of the notebooks; `pretrain`, `distill`: those that train the control and an arm."""
+    """As Study.lost says. `folder`: of the notebooks; `pretrain`, `distill`: those that train control and arm."""
     done = profile.runs / "notebooks"
     behind, found = [done / folder / "assess.ipynb", done / "report.done"], list[Path]()
     if not (text_folder(profile) / MANIFEST).is_file():

@@ -82,7 +82,7 @@ def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str
 def compare(profile: Profile, references: Sequence[str]) -> list[FactRow]:
     """Any models on the profile's facts, a row each and the floors'; what was asked already is read. Their answers lie
     in runs/<profile>/compared/<model>/. Raises UserError if one cannot be loaded."""
-    from primekd.assessment.grade import grade_answers
+    from primekd.assessment.logs import grade_answers
     from primekd.models import weights_hash
     from primekd.tasks.facts import TASK
     from primekd.teachers.transformers_engine import TransformersEngine
