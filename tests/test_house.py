@@ -12,8 +12,15 @@ ORDER = (
     "foundation", "config", "tasks", "models", "teachers", "signals", "capture", "losses", "training", "assessment",
     "statistics", "studies", "report", "planning", "running", "cli",
 )  # fmt: skip
-# Lines. All of it is to come under 22,000 with four studies in it. It is far above, and a second study made it larger.
-BUDGET = {"": 32_100, "planning": 1_000, "studies/priming.py": 300, "studies/labels.py": 300, "studies/micro.py": 300}
+# Lines. All of it is to come under 22,000 with four studies in it. It is far above: what a study adds has to go elsewhere.
+BUDGET = {
+    "": 32_100,
+    "planning": 1_000,
+    "studies/priming.py": 300,
+    "studies/labels.py": 300,
+    "studies/micro.py": 300,
+    "studies/online.py": 300,
+}
 
 
 def imported(text: str) -> set[str]:

@@ -55,7 +55,7 @@ def trained(tmp_path_factory, lively, ci):
                   "held_out_documents": 3, "held_out_tokens": 50, "train_tokens": 512},
             pretrain={"tokens": 256, "train": ADAMW, "choices": 2},
         )  # fmt: skip
-        micro.refuse(profile)
+        micro.STUDY.refuse(profile)
         micro.tokenise(profile)
         for name, seed in ((CONTROL, 0), (CONTROL, 1), ("micro-text", 0), ("micro-text", 1), ("micro-minillm", 0)):
             micro.train(profile, name, seed)
@@ -149,7 +149,7 @@ def test_what_cannot_be_is_refused(trained, changes, said):
         for key, value in changes.items()
     }
     with pytest.raises(UserError, match=said):
-        micro.refuse(trained.model_copy(update=update))
+        micro.STUDY.refuse(trained.model_copy(update=update))
 
 
 def test_a_missing_student_is_named(trained):

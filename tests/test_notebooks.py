@@ -71,7 +71,8 @@ def test_every_strategy_has_its_notebooks():
     others += ["inference/try_student.ipynb", "assessment/teacher.ipynb"]
     labels = [f"api-KD/{name}.ipynb" for name in ("get_data", "label", "distill", "assess")]
     micro = [f"micro-KD/{name}.ipynb" for name in ("get_text", "pretrain", "distill", "assess")]
-    assert names == {*taught, *students, *others, *labels, *micro}
+    online = [f"distil-llama/{name}.ipynb" for name in ("get_text", "train", "assess", "compare")]
+    assert names == {*taught, *students, *others, *labels, *micro, *online}
 
 
 @pytest.mark.parametrize("name", ["inference_gsm8k", "distill"])

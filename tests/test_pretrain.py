@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from primekd.config import Profile
 from primekd.config.arm import CONTROL
+from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.models import load_tokenizer, tokenizer_hash
@@ -16,7 +17,7 @@ from primekd.tasks.text import text_folder, tokenise
 from primekd.tasks.text_shards import Blocks
 from primekd.training import trainer as of_trainer
 from primekd.training.examples import Collator, TextExamples, document_examples
-from primekd.training.pretrain import parts_of, train_on_text
+from primekd.training.pretrain import part_of, train_on_text
 
 ARMS = ["micro-text", "micro-forward-KL", "micro-on-policy", "micro-minillm"]
 LLAMA = {
@@ -74,7 +75,7 @@ def read(monkeypatch):
 
 
 def test_arms_go_on_from_the_control_and_read_the_same_blocks_behind_its_own(profile, read, capsys):
-    assert parts_of(profile)[0][1:] == (0, 12) and parts_of(profile)[1][1:] == (12, 20)
+    assert part_of(profile, None)[1:] == (0, 12) and part_of(profile, get_arm("micro-text"))[1:] == (12, 20)
     with pytest.raises(UserError, match="train the control first"):
         train_on_text(profile, "micro-text")
     control = train_on_text(profile, CONTROL)

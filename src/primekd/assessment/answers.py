@@ -133,7 +133,7 @@ def generate_answers(
         kept = {path: block for path in blocks if (block := _read_block(path, digest))}
         if len(kept) < len(blocks):
             say_mixed(stage, kept.values(), code)
-        with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
+        with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             done = 0
             for path, block in blocks.items():
                 if path not in kept:

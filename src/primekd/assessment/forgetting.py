@@ -90,7 +90,7 @@ def forgetting_rows(
     if not stands(folder, own, code, stage, since=since):
         set_aside_if_older(folder, since)
         items = load_items(profile, NEUTRAL)
-        with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
+        with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             rows = measure(profile, name, open_model(), items, reader, progress.advance)
             path = write_table(folder / FILE, ForgettingRow, rows)
         write_manifest(folder, "forgetting", own, [path], code=code, **meter.facts)

@@ -70,7 +70,7 @@ def held_out_rows(
         own["items"] = len(items)
     if not stands(folder, own, code, stage, since=since):
         set_aside_if_older(folder, since)
-        with Meter() as meter, Progress(profile, stage, len(items), "item") as progress:
+        with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             rows, tokens = measure(profile, name, open_model(), items, reader, progress.advance)
             write_rows(path, rows)
             outputs = [path]

@@ -40,7 +40,7 @@ def choose_serving(
     inputs, path = model_inputs(profile, few, hashes), folder / "served.json"
     code, since = stage_code("answers", profile), forced_since(profile, "assess", force)
     if not stands(folder, inputs, code, f"serve {name}", since=since):
-        with Meter() as meter:
+        with Meter(profile.country) as meter:
             write_json(path, _measure(profile, few, adapter))
         write_manifest(folder, "served", inputs, [path], code=code, **meter.facts)
     return read_json(path)

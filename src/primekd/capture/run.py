@@ -125,7 +125,7 @@ def make_shards(
     first = next(shards, None)
     if first is None:
         return
-    meter, written = Meter(), None
+    meter, written = Meter(job.profile.country), None
     try:
         with meter, ThreadPoolExecutor(1, "primekd writer") as background:
             engine, codec = teacher()

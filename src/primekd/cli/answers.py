@@ -94,6 +94,25 @@ def compare(
     show_result(result, json, lambda result: comparison.say_comparison(result, (str(first), str(second))))
 
 
+@verb("compare-models")
+def compare_models(
+    references: Annotated[list[str], typer.Argument(help="hub:owner/name[@commit], path:folder, package:module/file.")],
+    profile: ProfileOption = "online-pocket",
+    json: JsonOption = False,
+) -> None:
+    """Asks any models the profile's 200 facts and prints them in one table; what was asked already is read.
+
+    \b
+    primekd compare-models hub:timinar/baby-llama-58m path:models/mine
+    primekd compare-models path:runs/online-pocket/students/online-KD/model --json
+    """
+    from primekd.report.cells import to_text
+    from primekd.report.facts import compared_table
+    from primekd.studies.online import compare as compare_all
+
+    show_result(compare_all(load_profile(profile), references), json, lambda rows: to_text(compared_table(rows)))
+
+
 @verb("published-study")
 def published_study(
     folder: Annotated[Path, typer.Argument(help="Folder of the study's released logs, one CSV file a model.")],

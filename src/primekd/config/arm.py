@@ -30,8 +30,10 @@ class Arm(BaseModel):
     """One way to make a student. configs/strategies.yaml says what each key is; `name` is in every path and log.
 
     Of text `corpus` a live teacher scores the profile's blocks, or what the student writes behind their beginnings,
-    unless signals are none. `placement` goes before the profile's teacher.priming_placement. `notebooks`: the folder
-    whose notebooks run it; the arm's own name if left out.
+    unless signals are none; with `start: control` it goes on from the control's weights with the text behind, with
+    `scratch` it reads the control's own text, from the same fresh weights; where it is `stored` its teacher's rows are
+    stored first. `placement` goes before the profile's teacher.priming_placement. `notebooks`: the folder whose
+    notebooks run it; the arm's own name if left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +49,8 @@ class Arm(BaseModel):
     signals: str = OWN
     responses: str | None = None
     rows: Literal["own", "shuffled"] = OWN
+    start: Literal["control", "scratch"] = CONTROL
+    stored: bool = False
     keep_right: bool = False
     cut_tokens: Positive | None = None
     share: float = Field(1.0, gt=0, le=1)
@@ -89,6 +93,8 @@ class Arm(BaseModel):
             ((self.text == CORPUS) == (self.role == "corpus"), "text: corpus and role: corpus belong together"),
             (self.role != "corpus" or self.signals in (OWN, NONE) and not primed,
              "an arm of the corpus has no priming, and signals own or none"),
+            (self.role == "corpus" or self.start == CONTROL and not self.stored, "start and stored are the corpus'"),
+            (not self.stored or not (alone or self.on_policy), "what is stored are signals on given text"),
             (self.live or self.role == "corpus" or not self.on_policy,
              "on_policy is for text: student and text: corpus"),
             (not (alone and (self.live or self.on_policy)), "a student that writes its own text needs signals"),

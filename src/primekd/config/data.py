@@ -8,7 +8,9 @@ from primekd.config.section import Section
 
 # Task -> where its items can come from, the first where a profile says nothing. Its file is `tasks/<task>.py`.
 TASKS = {"gsm8k": ("hub", "jsonl"), "gsm-symbolic": ("gsm-symbolic",), "word-problems": ("jsonl",),
-         "grammar": ("sentences", "hub", "jsonl", "m2", "ua-gec"), "choices": ("hub", "jsonl", "own")}  # fmt: skip
+         "grammar": ("sentences", "hub", "jsonl", "m2", "ua-gec"), "choices": ("hub", "jsonl", "own"),
+         "facts": ("own", "jsonl")}  # fmt: skip
+UNTAUGHT = ("choices", "facts")  # tasks that nobody is taught: their models may learn from other texts
 BENCHMARKS = ("hellaswag", "snli", "sst2", "mrpc", "qnli", "qqp", "rte", "cola", "mnli", "wnli")  # of the task choices
 
 
@@ -26,7 +28,7 @@ class DataConfig(Section):
 
     task: str
     source: str
-    train_items: int = Field(ge=0)  # 0 for the task choices alone, whose models may learn from other texts
+    train_items: int = Field(ge=0)  # 0 for the tasks UNTAUGHT alone
     validation_items: int = Field(ge=0)
     test_items: int = Field(ge=2)  # an interval over items needs two of them
     templates: tuple[int, ...] = ()
@@ -55,7 +57,7 @@ class DataConfig(Section):
             task = "gsm-symbolic" if source == "gsm-symbolic" else "gsm8k"
         elif isinstance(task, str) and not source:
             source = TASKS.get(task, ("hub",))[0]
-        unasked = {"train_items": 0, "validation_items": 0} if task == "choices" else {}
+        unasked = {"train_items": 0, "validation_items": 0} if task in UNTAUGHT else {}
         return unasked | values | {name: value for name, value in (("task", task), ("source", source)) if value}
 
     @model_validator(mode="after")
@@ -76,7 +78,7 @@ class DataConfig(Section):
     @classmethod
     def some(cls, value: int, info: ValidationInfo) -> int:
         """Items to learn from and to choose by, where a task is taught."""
-        if not value and cls is DataConfig and info.data.get("task") != "choices":
+        if not value and cls is DataConfig and info.data.get("task") not in UNTAUGHT:
             raise ValueError("must be greater than 0")
         return value
 

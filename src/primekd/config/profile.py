@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
@@ -67,6 +67,7 @@ class Profile(Section):
     text: TextConfig | None = None  # what a student from scratch is pretrained on
     pretrain: PretrainConfig | None = None
     hardware: HardwareConfig | None = None
+    country: str = Field("USA", pattern="^[A-Z]{3}$")  # whose electricity turns energy into emissions (ISO 3166)
     launch: LaunchConfig = LaunchConfig()
     study: str = "priming"  # the recipe, a module of primekd.studies
     arms: tuple[str, ...] | None = None  # of configs/strategies.yaml; the published ones if left out

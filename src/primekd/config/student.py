@@ -42,7 +42,8 @@ class StudentConfig(Speaker):
     weights are trained `from_scratch`, with the tokenizer and chat template of another model.
 
     `quantization: nf4` loads frozen weights in 4 bits (QLoRA, arXiv 2305.14314), with bitsandbytes. Whatever is trained
-    stays in float32; `dtype` is what a pretrained model is loaded in, and what products run in.
+    stays in float32; `dtype` is what a pretrained model is loaded in, and what products run in. `layers_of`: a student
+    from scratch begins with weights of that model: embeddings, head, norm, and layers spread evenly over its own.
     """
 
     model: str | None = None
@@ -51,6 +52,7 @@ class StudentConfig(Speaker):
     lora: LoraSettings | None = None
     from_scratch: Architecture | None = None
     tokenizer: str | None = None
+    layers_of: str | None = None
 
     @model_validator(mode="after")
     def one_kind(self) -> "StudentConfig":
@@ -59,8 +61,8 @@ class StudentConfig(Speaker):
         wanted, other = (own, pretrained) if self.from_scratch else (pretrained, own)
         if missing := [name for name, value in wanted.items() if value is None]:
             raise ValueError(f"needs {missing[0]}: a student has model and lora, or from_scratch and tokenizer")
-        if self.quantization and self.from_scratch:
-            other |= {"quantization": self.quantization}
+        extra = "quantization" if self.from_scratch else "layers_of"
+        other |= {extra: getattr(self, extra)}
         if given := [name for name, value in other.items() if value is not None]:
             raise ValueError(f"{given[0]} is not for {'a student from scratch' if self.from_scratch else 'LoRA'}")
         return self
@@ -72,7 +74,7 @@ class StudentConfig(Speaker):
     @model_serializer(mode="wrap")
     def without_other_kind(self, handler: Any) -> dict[str, Any]:
         """Keys of the other kind are left out: identities from before there were two stay what they were."""
-        kinds = ("model", "lora", "from_scratch", "tokenizer")
+        kinds = ("model", "lora", "from_scratch", "tokenizer", "layers_of")
         return {key: value for key, value in handler(self).items() if value is not None or key not in kinds}
 
 
@@ -155,6 +157,9 @@ class LossConfig(Section):
     """L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T); `beta` is the JSD's, and of the skewed KLs
     the share of the first distribution in the second.
 
+    `divergence_scale` multiplies D. Code that sums D over the places of a sequence, and takes the mean over sequences
+    alone (`batchmean` of a 3-D tensor), has as many times the stated weight as a sequence has places.
+
     CE is taken on the teacher's response (`labels: response`), or on the item's gold solution (`labels: gold`), a
     sequence of its own beside the response: then each term is a mean over its own tokens.
     """
@@ -164,6 +169,12 @@ class LossConfig(Section):
     alpha: float = Field(0.5, ge=0, le=1)
     beta: float = Field(0.5, gt=0, lt=1)
     labels: Literal["response", "gold"] = "response"
+    divergence_scale: float = Field(1.0, gt=0, le=1e5)
+
+    @model_serializer(mode="wrap")
+    def without_scale(self, handler: Any) -> dict[str, Any]:
+        """Where nothing is scaled the key is left out: identities from before it stay what they were."""
+        return {key: value for key, value in handler(self).items() if key != "divergence_scale" or value != 1}
 
     @model_validator(mode="after")
     def both_terms(self) -> "LossConfig":

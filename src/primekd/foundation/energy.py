@@ -1,20 +1,23 @@
-"""Seconds and energy of a stage, for its manifest."""
+"""Seconds, energy and emissions of a stage, for its manifest."""
 
 import contextlib
 import logging
 import time
 from typing import Any
 
+WORLD = "USA"  # whose mix of electricity counts where nobody says another
+
 
 class Meter:
     """Measures a `with` block. `facts` is filled in when the block ends, also when it ends badly.
 
-    Energy is codecarbon's figure for the whole machine (RAPL or nvidia-smi where they can be read, else an estimate
-    from the processor's rated power and load); it needs no network. `energy_kwh` is None where codecarbon fails.
+    Energy is codecarbon's figure for the whole machine; it needs no network. `energy_method` says what it was read
+    from: sensors (RAPL, nvidia-smi), or an estimate from the processor's rated power and its load. `co2e_kg` is what
+    that much electricity stands for in `country` (ISO 3166, three letters). Both are None where codecarbon fails.
     """
 
-    def __init__(self):
-        self.facts: dict[str, Any] = {}
+    def __init__(self, country: str = WORLD):
+        self.country, self.facts = country, dict[str, Any]()
 
     def __enter__(self) -> "Meter":
         self._start, self._tracker = time.monotonic(), None
@@ -23,20 +26,29 @@ class Meter:
             from codecarbon import OfflineEmissionsTracker
 
             quiet = {"save_to_file": False, "log_level": "critical", "allow_multiple_runs": True}
-            # The country only turns energy into emissions, which are not reported.
-            tracker = OfflineEmissionsTracker(country_iso_code="USA", measure_power_secs=10, **quiet)
+            tracker = OfflineEmissionsTracker(country_iso_code=self.country, measure_power_secs=10, **quiet)
             tracker.start()
             self._tracker = tracker
         return self
 
     def __exit__(self, *exception: object) -> None:
-        energy = None
+        found: dict[str, Any] = {"energy_kwh": None, "energy_method": None}
         with contextlib.suppress(Exception):
             if self._tracker is not None:
                 self._tracker.stop()
-                energy = round(float(self._tracker.final_emissions_data.energy_consumed), 9)
-        self.facts = {
-            "seconds": round(time.monotonic() - self._start, 2),
-            "energy_kwh": energy,
-            "energy_method": None if energy is None else "codecarbon, whole machine, measured or estimated from load",
-        }
+                data = self._tracker.final_emissions_data
+                found = {
+                    "energy_kwh": round(float(data.energy_consumed), 9),
+                    "energy_method": _method(self._tracker),
+                    "co2e_kg": round(float(data.emissions), 9),
+                    "country": self.country,
+                }
+        self.facts = {"seconds": round(time.monotonic() - self._start, 2), **found}
+
+
+def _method(tracker: Any) -> str:
+    """What codecarbon read, part by part."""
+    kinds = [(type(part).__name__, getattr(part, "_mode", None)) for part in getattr(tracker, "_hardware", [])]
+    parts = [f"{kind} {mode or ('sensor' if kind == 'GPU' else 'model')}" for kind, mode in kinds]
+    measured = any("rapl" in part or "sensor" in part or "emi" in part for part in parts)
+    return f"codecarbon, whole machine, {'measured' if measured else 'an estimate'} ({', '.join(parts)})"

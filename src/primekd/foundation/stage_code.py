@@ -39,6 +39,7 @@ STAGES = {
     "held-out": ("primekd.assessment.held_out", "primekd.assessment.score"),
     "forgetting": ("primekd.assessment.forgetting", "primekd.assessment.score"),
     "choices": ("primekd.assessment.likelihood",),
+    "completions": ("primekd.assessment.completions",),
     "text-fit": ("primekd.assessment.text_fit",),
     "assess-text": ("primekd.studies.text_assessment", "primekd.studies.regrade"),
     "priming": ("primekd.studies.primed",),

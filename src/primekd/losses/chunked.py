@@ -1,6 +1,6 @@
 """The objective from hidden states on, in chunks: no tensor of all tokens by the vocabulary exists.
 
-    L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T)
+    L = alpha * CE + (1 - alpha) * scale * T^2 * D(teacher_T, student_T)
 
 Of each chunk of response rows the loss and its gradient for the hidden states are computed in one pass, so that nothing
 is kept for a backward pass but a tensor of the hidden states' own shape, and one of the head's where the head is
@@ -39,7 +39,7 @@ def chunked_loss(
         teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
         tokens: response tokens in the global batch, over which the mean is taken.
         transform: what the student's architecture does behind its head. The teacher's rows have their own.
-        weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and 1 - alpha of all.
+        weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and (1 - alpha) * scale of all.
 
     Returns the scalar loss and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`
     without weights. Raises ValueError if sparse rows are asked for a loss that they cannot serve.
@@ -49,7 +49,8 @@ def chunked_loss(
         raise ValueError("sparse rows serve the forward KL at their own temperature only")
     if weights is None:
         alpha = 1.0 if teacher is None else loss.alpha
-        weights = hidden.new_tensor([[alpha, 1 - alpha]], dtype=torch.float32).expand(len(hidden), 2)
+        both = [[alpha, (1 - alpha) * loss.divergence_scale]]
+        weights = hidden.new_tensor(both, dtype=torch.float32).expand(len(hidden), 2)
     value, ce, kd = _ChunkedLoss.apply(hidden, head, bias, targets, teacher, loss, tokens, transform, weights)
     return value, {"ce": ce, "kd": kd}
 

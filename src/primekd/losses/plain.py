@@ -107,7 +107,7 @@ def distillation_loss(
     kd = torch.zeros_like(ce) if teacher is None else divergence(teacher, student_logits, loss) * loss.temperature**2
     if weights is None:
         alpha = 1.0 if teacher is None else loss.alpha
-        total = alpha * ce.sum() + (1 - alpha) * kd.sum()
+        total = alpha * ce.sum() + (1 - alpha) * loss.divergence_scale * kd.sum()
     else:
         total = (weights[:, 0] * ce).sum() + (weights[:, 1] * kd).sum()
     return total / tokens, {"ce": ce.detach().sum() / tokens, "kd": kd.detach().sum() / tokens}

@@ -25,7 +25,10 @@ def new_student(student: StudentConfig, seed: int, start: Path | None = None):
     if start is not None:
         return load_model(f"path:{start}", "float32")
     if student.from_scratch:
-        return scratch_model(student.from_scratch, load_tokenizer(student), seed)
+        model = scratch_model(student.from_scratch, load_tokenizer(student), seed)
+        if student.layers_of:
+            take_layers(model, student.layers_of)
+        return model
     return lora_model(student.model, student.dtype, student.lora, seed, student.quantization)
 
 
@@ -53,6 +56,29 @@ def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBas
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=sorted({eos, *tokenizer.stop_ids}))
     return model.float().to(best_device())
+
+
+def take_layers(model: "PreTrainedModel", reference: str) -> None:
+    """Gives a model from scratch the weights of another one of its architecture: embeddings, head and last norm, and of
+    L layers each ceil(L / own) one, from the first on (Distily's half of SmolLM-135M has every second). Columns of a
+    padded vocabulary are cut. Raises UserError if a shape differs."""
+    import torch
+
+    other = load_model(reference, "float32").state_dict()
+    layers = 1 + max(int(name.split(".layers.")[1].split(".")[0]) for name in other if ".layers." in name)
+    step = -(-layers // model.config.num_hidden_layers)
+    for name, own in model.state_dict().items():
+        before, found, behind = name.partition(".layers.")
+        number, _, rest = behind.partition(".")
+        source = f"{before}.layers.{int(number) * step}.{rest}" if found else name
+        given = other.get(source)
+        if given is None or given[: len(own)].shape != own.shape:
+            raise UserError(
+                f"student.layers_of: {reference} has no {source} of the shape {list(own.shape)}: give from_scratch the "
+                "sizes of that model, and fewer layers."
+            )
+        with torch.no_grad():
+            own.copy_(given[: len(own)])
 
 
 def scratch_config(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":

@@ -16,6 +16,7 @@ from primekd.foundation.provenance import MANIFEST, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
 from primekd.report.cells import Table
+from primekd.report.costs import cost_figure, cost_table
 from primekd.report.figures import loss_curve
 from primekd.report.findings import findings, how_tested
 from primekd.report.formats import MISSING, duration, percent, significant
@@ -197,6 +198,14 @@ def contrasts(profile: Profile) -> Shown:
     """The planned contrasts of this machine's logs."""
     found = read_results(profile.logs)
     return show_table(contrast_table(found), how_tested(found)) if found.contrasts else show_sentences(["None."])
+
+
+def costs(profile: Profile) -> Shown:
+    """What a thousand answers of each model cost, and the figure of it."""
+    found = read_results(profile.logs)
+    table, drawn = cost_table(found), cost_figure(found)
+    shown = show_table(table, " ".join(table.notes))
+    return shown + show_figure(drawn, "Right answers over energy") if drawn else shown
 
 
 def claims(profile: Profile) -> Shown:

@@ -12,6 +12,7 @@ from primekd.report import (
     browser,
     claims,
     corrections,
+    costs,
     extraction,
     figures,
     findings,
@@ -102,6 +103,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "primed": primed.primed_table(folder),
         "corrections": corrections.corrections_page(folder, logs),
         "text": text_students.text_tables(folder),
+        "spent": costs.cost_table(found),
         "primed_note": primed.NOTE,
         "primed_sentences": primed.primed_sentences(folder),
         "figures": _figures(found, accuracies),
@@ -129,6 +131,7 @@ def _figures(found: results.Results, accuracies: dict) -> dict[str, str]:
         "gains": primed.gain_figure(found),
         "learning": corrections.learning_figure(found.folder),
         "text": text_students.text_curves(found.folder),
+        "costs": costs.cost_figure(found),
         "extractors": figures.extractor_dots(found, accuracies) if accuracies else None,
     }
     return {name: svg_address(svg) for name, svg in drawn.items() if svg}

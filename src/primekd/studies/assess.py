@@ -7,6 +7,7 @@ from typing import Any
 
 from primekd.assessment import forgetting, tokens
 from primekd.assessment.answers import answer_inputs
+from primekd.assessment.costs import write_costs
 from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
 from primekd.assessment.logs import LogRow, grade_answers
 from primekd.assessment.score import (
@@ -72,7 +73,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     held_out = [row for model in scored.values() for row in model.held_out]
     outputs = _write(profile, logs, held_out, response_rows(profile, students), students)
     outputs += primed + _write_labels(profile, students, logs)
-    outputs += _write_tokens(profile, items, reader, names)
+    outputs += [*_write_tokens(profile, items, reader, names), write_costs(profile, logs, reader.manifest["sessions"])]
     outputs += _write_beside(profile, scored, inputs, code)
     of_students = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     facts = {"models": of_students, "control": makers(profile, CONTROL), "teacher": store_facts(reader)}

@@ -87,7 +87,7 @@ STUDY = Study(
     assess=priming.assess,
     planned=priming.planned,
     tables=tables,
-    sections=("results", "corrections", "training", "provenance", "items"),
+    sections=("results", "corrections", "training", "costs", "provenance", "items"),
     title="Pseudo-labels",
     refuse=refuse,
 )

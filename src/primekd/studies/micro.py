@@ -65,15 +65,17 @@ def students(profile: Profile) -> list[Student]:
     return found
 
 
-def refuse(profile: Profile) -> None:
-    """As Study.refuse says: what students of text cannot do without."""
-    from primekd.training.pretrain import parts_of
+def refuse_text(profile: Profile, task: str) -> None:
+    """Raises UserError for what students of text cannot do without; `task`: what the study asks models."""
+    from primekd.training.pretrain import part_of
 
-    parts_of(profile)
+    for arm in (None, *arms_of(profile).values()):
+        part_of(profile, arm)
+    said = f"{profile.name}: the study {profile.study}"
     if not profile.student.from_scratch:
-        raise UserError(f"{profile.name}: the study micro trains its students from scratch: set student.from_scratch.")
-    if profile.data.task != "choices":
-        raise UserError(f"{profile.name}: the study micro scores benchmarks of choices: set data.task to choices.")
+        raise UserError(f"{said} trains its students from scratch: set student.from_scratch.")
+    if profile.data.task != task:
+        raise UserError(f"{said} asks models the task {task}: set data.task to it.")
     if profile.teacher.engine != "transformers":
         raise UserError(f"{profile.name}: the teacher is asked while students learn: set teacher.engine: transformers.")
     if other := [name for name, arm in arms_of(profile).items() if arm.text != CORPUS]:
@@ -84,7 +86,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     """Controls, students and teacher on the held-out documents and the benchmarks."""
     from primekd.studies.text_assessment import assess
 
-    return assess(profile, students(profile), force)
+    return assess(profile, students(profile), force=force)
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
@@ -109,15 +111,17 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
     }
 
 
-def lost(profile: Profile) -> list[Path]:
-    """As Study.lost says."""
+def lost(
+    profile: Profile, folder: str = "micro-KD", pretrain: str = "pretrain", distill: str = "distill"
+) -> list[Path]:
+    """As Study.lost says. `folder`: of the notebooks; `pretrain`, `distill`: those that train control and arm."""
     done = profile.runs / "notebooks"
-    results = [*trained(profile)]
+    results = [*trained(profile, distill)]
     for control in (profile.student_folder(CONTROL, seed) for seed in seeds_of(profile)):
-        results.append(("distill", control / MANIFEST, [done / control.name / "pretrain.ipynb"]))
+        results.append(("distill", control / MANIFEST, [done / control.name / f"{pretrain}.ipynb"]))
     if not (text := text_folder(profile) / MANIFEST).is_file():
-        results.append(("tokenise", text, [done / "micro-KD" / "get_text.ipynb"]))
-    return lost_copies(profile, results, done / "micro-KD" / "assess.ipynb")
+        results.append(("tokenise", text, [done / folder / "get_text.ipynb"]))
+    return lost_copies(profile, results, done / folder / "assess.ipynb")
 
 
 STUDY = Study(
@@ -131,7 +135,7 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("results", "text", "training", "provenance", "items"),
+    sections=("results", "text", "training", "costs", "provenance", "items"),
     title="Reverse KL into a tiny student",
-    refuse=refuse,
+    refuse=lambda profile: refuse_text(profile, "choices"),
 )

@@ -82,7 +82,7 @@ def measure(profile: Profile, force: bool = False) -> Path:
         return folder
     total = sum(len(items) for _, _, items in _asked(profile))
     rows, positions = [], []
-    with Meter() as meter, Progress(profile, "priming", total, "response") as progress:
+    with Meter(profile.country) as meter, Progress(profile, "priming", total, "response") as progress:
         for split, arm, items in _asked(profile):
             found, binned = _judge(profile, split, arm, items, progress)
             rows, positions = rows + found, positions + binned

@@ -134,7 +134,7 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("claims", "results", "primed", "beyond", "extraction", "training", "provenance", "items"),
+    sections=("claims", "results", "primed", "beyond", "extraction", "training", "costs", "provenance", "items"),
     title="Response priming and distillation",
     refuse=refuse,
 )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.costs import FILE as COSTS
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
 from primekd.assessment.forgetting import FILE as FORGETTING
 from primekd.assessment.held_out import HeldOutRow, read_rows
@@ -27,12 +28,13 @@ from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NumberTask
 from primekd.training.tuning import FILE as TUNING
 
-EFFECTS, SUBSETS, BENCHMARKS = "effects.csv", "subsets.csv", "benchmarks.csv"
+EFFECTS, SUBSETS, BENCHMARKS, FACTS = "effects.csv", "subsets.csv", "benchmarks.csv", "facts.csv"
 OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, which several extractors read
 # What comes from the models: no grading makes it anew.
-KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT)
+KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT, COSTS)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
 OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, LANGUAGES, LABELS, ERRANT, BENCHMARKS)
+OPTIONAL += (COSTS, FACTS)
 TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OF_NUMBERS, *OPTIONAL)
 
 

@@ -65,13 +65,13 @@ def _is_lost(profile: Profile, stage: str, result: Path) -> bool:
     return not result.is_file() or is_older(result, forced_since(profile, stage))
 
 
-def trained(profile: Profile) -> Iterator[Result]:
-    """The students of all arms and seeds, each with what was scored with it."""
+def trained(profile: Profile, notebook: str = "distill") -> Iterator[Result]:
+    """The students of all arms and seeds, each with what was scored with it. `notebook`: what trains them."""
     done = profile.runs / "notebooks"
     for name in arms_of(profile):
         for seed in (None, *profile.seeds.get(name, ())):
             folder = profile.student_folder(name, seed)
-            yield "distill", folder / MANIFEST, [done / folder.name / "distill.ipynb", *scored_with(done, name)]
+            yield "distill", folder / MANIFEST, [done / folder.name / f"{notebook}.ipynb", *scored_with(done, name)]
 
 
 def scored_with(done: Path, model: str) -> list[Path]:

@@ -1,15 +1,18 @@
-"""Students of text on documents that nobody trained on and on benchmarks of choices -> runs/<profile>/logs/."""
+"""Students of text on documents that nobody trained on and on the items of a task -> runs/<profile>/logs/."""
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.answers import Answer, answers_folder
+from primekd.assessment.costs import write_costs
 from primekd.assessment.held_out import held_out_folder, read_rows, write_rows
 from primekd.assessment.likelihood import FILE, ChoiceRow, read_choices, score_choices, write_choices
-from primekd.assessment.logs import LogRow, grade_answers
+from primekd.assessment.logs import grade_answers
 from primekd.assessment.score import makers, scored_hashes, scoring_costs
 from primekd.assessment.students import Student
 from primekd.assessment.text_fit import measure_documents
@@ -25,8 +28,8 @@ from primekd.models import load_tokenizer, tokenizer_hash
 from primekd.studies.assess import lineage
 from primekd.studies.regrade import rules_hashes
 from primekd.studies.results import copy_text, decisions_hash, planned_inputs, vouch, write_results
-from primekd.tasks.choices import ChoiceItem
 from primekd.tasks.load import load_items, task_of
+from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
 from primekd.tasks.text import text_folder
 from primekd.tasks.text_shards import held_out
@@ -34,19 +37,60 @@ from primekd.training import habits
 from primekd.training.pretrain import TEXT_LOG
 
 
-def assess(profile: Profile, students: Sequence[Student], force: bool = False) -> Path:
-    """Measures every student, and the teacher on the benchmarks; returns runs/<profile>/logs/ with <model>.csv (what
-    was chosen, item by item), choices/, held-out.csv (a row a document), the tables, loss_curves/, rollouts/,
-    text_logs/ and manifest.json. What is measured with the same inputs is not measured again, unless `force` is given.
+@dataclass(frozen=True)
+class Probe:
+    """What every model, the teacher too, is asked beside the documents.
+
+    Attributes:
+        stage: of stage_code. file: what is written of a model in runs/; folder: where that lies beside the logs.
+        measure: (profile, engine, items, advance) -> rows. write, read: of such a file.
+        answers: (profile, items, rows) -> what the model is taken to have answered.
+        inputs: what the rows depend on besides. settings: of profile.assess, which the logs depend on.
+        beside: further rows that stand beside the models' own, by name. idle: a Meter's facts of the idle machine.
     """
+
+    stage: str
+    file: str
+    folder: str
+    measure: Callable[..., list]
+    write: Callable[[Path, Sequence], None]
+    read: Callable[[Path], list]
+    answers: Callable[[Profile, Sequence[Item], list], list[Answer]]
+    inputs: Callable[[Profile], dict[str, Any]] = lambda profile: {}
+    settings: tuple[str, ...] = ("bootstrap_samples",)
+    beside: Callable[[Profile, Sequence[Item]], dict[str, list]] = lambda profile, items: {}
+    idle: Callable[[Profile], dict[str, Any] | None] = lambda profile: None
+
+
+def _chosen(profile: Profile, items: Sequence[Item], rows: list[ChoiceRow]) -> list[Answer]:
+    """What a model was taken to choose, as if it had written that."""
+    places = [row.chosen(profile.assess.choose_by) for row in rows]
+    return [
+        Answer(item.id, [0] * row.tokens[place], False, item.choices[place])
+        for item, row, place in zip(items, rows, places, strict=True)
+    ]
+
+
+BENCHMARKS = Probe(
+    "choices", FILE, "choices",
+    lambda profile, engine, items, advance: score_choices(engine, items, advance=advance),
+    write_choices, read_choices, _chosen, settings=("choose_by", "bootstrap_samples"),
+)  # fmt: skip
+
+
+def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMARKS, force: bool = False) -> Path:
+    """Measures every student, and the teacher by the probe; returns runs/<profile>/logs/ with <model>.csv (what it
+    answered, item by item), the probe's folder, held-out.csv (a row a document), costs.csv, the tables, loss_curves/,
+    rollouts/, text_logs/ and manifest.json. What is measured with the same inputs is not measured again, unless `force`
+    is given."""
     items, code = load_items(profile, "test"), stage_code("assess-text", profile)
     teacher, names = LiveTeacher(profile, unprimed()), [student.name for student in students]
-    own = _inputs(profile, items, teacher)
+    own = _inputs(profile, items, teacher) | probe.inputs(profile)
     inputs = own | {
         "students": {student.name: student.weight_hashes for student in students},
         "rules": rules_hashes(profile),
         "adjudications": decisions_hash(profile),
-        "assess": profile.assess.model_dump(include={"choose_by", "bootstrap_samples"}),
+        "assess": profile.assess.model_dump(include=set(probe.settings)),
         "scored": scored_hashes(profile, names),
         **planned_inputs(profile),
     }
@@ -55,12 +99,16 @@ def assess(profile: Profile, students: Sequence[Student], force: bool = False) -
         return profile.logs
     start = now()
     with contextlib.closing(teacher):
-        _measure(profile, students, items, teacher, own, since)
+        _measure(profile, students, items, teacher, probe, own, since)
     inputs["scored"] = scored_hashes(profile, names)
-    chosen = {name: read_choices(answers_folder(profile, name) / FILE) for name in (*names, TEACHER)}
+    found = {name: probe.read(answers_folder(profile, name) / probe.file) for name in (*names, TEACHER)}
     rows = [row for name in names for row in read_rows(held_out_folder(profile, name) / "held-out.csv")]
-    logs = {name: _log(profile, items, own) for name, own in chosen.items()}
-    outputs = _write_beside(profile, students, chosen)
+    logs = {
+        name: grade_answers(items, probe.answers(profile, items, of_model), task=task_of(profile.data))
+        for name, of_model in found.items()
+    }
+    outputs = _write_beside(profile, students, probe, found | probe.beside(profile, items))
+    outputs.append(write_costs(profile, logs, idle=probe.idle(profile)))
     outputs += write_results(profile, logs, rows)
     write_rows(profile.logs / "held-out.csv", rows)
     of_students = {student.name: lineage(profile, student) for student in students}
@@ -69,7 +117,7 @@ def assess(profile: Profile, students: Sequence[Student], force: bool = False) -
     return vouch(profile, inputs, [*outputs, profile.logs / "held-out.csv"], logs, code, **facts)
 
 
-def _inputs(profile: Profile, items: Sequence[ChoiceItem], teacher: LiveTeacher) -> dict[str, Any]:
+def _inputs(profile: Profile, items: Sequence[Item], teacher: LiveTeacher) -> dict[str, Any]:
     """What every model's measures depend on, beside its weights."""
     text = read_manifest(text_folder(profile) / MANIFEST)
     return {
@@ -82,73 +130,67 @@ def _inputs(profile: Profile, items: Sequence[ChoiceItem], teacher: LiveTeacher)
 
 
 def _measure(
-    profile: Profile, students: Sequence[Student], items: Sequence[ChoiceItem], teacher: LiveTeacher,
+    profile: Profile, students: Sequence[Student], items: Sequence[Item], teacher: LiveTeacher, probe: Probe,
     inputs: dict[str, Any], since: float,
 ) -> None:  # fmt: skip
-    """Writes choices.csv and held-out.csv of every model that lacks them, in one reading of the documents for all."""
-    from primekd.teachers.transformers_engine import TransformersEngine
-
-    missing = [student for student in students if not _kept(profile, student, inputs, since)]
-    codes = {kind: stage_code(kind, profile) for kind in ("choices", "text-fit")}
-    how = profile.scoring_dtype, profile.assess.batch_size
-    engines = {student.name: TransformersEngine(f"path:{student.folder / 'model'}", *how) for student in missing}
+    """Writes held-out.csv and the probe's file of every model that lacks them; the documents are read once for all."""
+    code, engines = stage_code("text-fit", profile), {s.name: _open(profile, s) for s in students}
+    own = {student.name: inputs | {"weights": student.weight_hashes} for student in students}
+    missing = [
+        name for name in own
+        if not stands(held_out_folder(profile, name), own[name], code, f"held-out fit {name}", since=since)
+    ]  # fmt: skip
     if missing:
         tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
         documents = held_out(text_folder(profile), tokenizer_hash(tokenizer))
-        with Meter() as meter, Progress(profile, "held-out fit", len(documents), "document") as progress:
+        with Meter(profile.country) as meter, Progress(profile, "held-out fit", len(documents), "document") as progress:
+            asked = {name: engines[name]() for name in missing}
             fits = measure_documents(
-                engines, documents, text.block_tokens, text.held_out_tokens, teacher, progress.advance
+                asked, documents, text.block_tokens, text.held_out_tokens, teacher, progress.advance
             )
-    for student in missing:
-        own, folder = inputs | {"weights": student.weight_hashes}, held_out_folder(profile, student.name)
-        write_rows(folder / "held-out.csv", fits[student.name])
-        facts = {"seconds": meter.facts["seconds"] / len(missing)}  # they were measured together
-        write_manifest(folder, "held-out", own, [folder / "held-out.csv"], code=codes["text-fit"], **facts)
-        _choose(profile, student.name, items, engines[student.name], own, codes["choices"])
-    folder = answers_folder(profile, TEACHER)
-    if not stands(folder, inputs, codes["choices"], f"answer {TEACHER}", since=since):
-        _choose(profile, TEACHER, items, teacher.engine, inputs, codes["choices"])
+    for name in missing:
+        folder, facts = held_out_folder(profile, name), {"seconds": meter.facts["seconds"] / len(missing)}  # together
+        set_aside_if_older(folder, since)
+        write_rows(folder / "held-out.csv", fits[name])
+        write_manifest(folder, "held-out", own[name], [folder / "held-out.csv"], code=code, **facts)
+    for name, opened in engines.items():
+        probe_model(profile, name, items, opened, probe, own[name], since)
+    probe_model(profile, TEACHER, items, lambda: teacher.engine, probe, inputs, since)
 
 
-def _choose(
-    profile: Profile, name: str, items: Sequence[ChoiceItem], engine, inputs: dict[str, Any], code: dict[str, Any]
-) -> None:
-    folder = answers_folder(profile, name)
-    with Meter() as meter, Progress(profile, f"answer {name}", len(items), "item") as progress:
-        rows = score_choices(engine, items, advance=progress.advance)
-        write_choices(folder / FILE, rows)
-    write_manifest(folder, "answers", inputs, [folder / FILE], code=code, **meter.facts)
+def probe_model(
+    profile: Profile, name: str, items: Sequence[Item], opened: Callable[[], Any], probe: Probe, inputs: dict[str, Any],
+    since: float = 0.0,
+) -> list:  # fmt: skip
+    """What a model answers to the probe, asked now if it was not with these inputs before; what that took is kept.
+    `opened` gives its engine."""
+    folder, code, stage = answers_folder(profile, name), stage_code(probe.stage, profile), f"answer {name}"
+    if not stands(folder, inputs, code, stage, since=since):
+        set_aside_if_older(folder, since)
+        engine = opened()
+        with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
+            rows = probe.measure(profile, engine, items, progress.advance)
+        probe.write(folder / probe.file, rows)
+        write_manifest(folder, "answers", inputs, [folder / probe.file], code=code, **meter.facts)
+    return probe.read(folder / probe.file)
 
 
-def _kept(profile: Profile, student: Student, inputs: dict[str, Any], since: float) -> bool:
-    """Whether a student's measures are there; older ones than are wanted are set aside."""
-    own, kinds = inputs | {"weights": student.weight_hashes}, {"text-fit": held_out_folder, "choices": answers_folder}
-    found = []
-    for kind, folder_of in kinds.items():
-        folder = folder_of(profile, student.name)
-        found.append(stands(folder, own, stage_code(kind, profile), f"{kind} {student.name}", since=since))
-        if not found[-1]:
-            set_aside_if_older(folder, since)
-    return all(found)
+def _open(profile: Profile, student: Student) -> Callable[[], Any]:
+    """Loads a student when it is first asked for."""
+    from primekd.teachers.transformers_engine import TransformersEngine
+
+    path, size = f"path:{student.folder / 'model'}", profile.assess.batch_size
+    return cache(lambda: TransformersEngine(path, profile.scoring_dtype, size))
 
 
-def _log(profile: Profile, items: Sequence[ChoiceItem], rows: Sequence[ChoiceRow]) -> list[LogRow]:
-    """What a model was taken to choose, as if it had written that."""
-    answers = []
-    for item, row in zip(items, rows, strict=True):
-        place = row.chosen(profile.assess.choose_by)
-        answers.append(Answer(item.id, [0] * row.tokens[place], False, item.choices[place]))
-    return grade_answers(items, answers, task=task_of(profile.data))
-
-
-def _write_beside(profile: Profile, students: Sequence[Student], chosen: dict[str, list[ChoiceRow]]) -> list[Path]:
+def _write_beside(profile: Profile, students: Sequence[Student], probe: Probe, found: dict[str, list]) -> list[Path]:
     """What was measured and what a training left, a file a model in folders beside the logs; others are removed."""
-    for folder in ("loss_curves", "choices", "rollouts", "text_logs"):
+    for folder in ("loss_curves", probe.folder, "rollouts", "text_logs"):
         shutil.rmtree(profile.logs / folder, ignore_errors=True)
     outputs = []
-    for name, rows in chosen.items():
-        outputs.append(profile.logs / "choices" / f"{name}.csv")
-        write_choices(outputs[-1], rows)
+    for name, rows in found.items():
+        outputs.append(profile.logs / probe.folder / f"{name}.csv")
+        probe.write(outputs[-1], rows)
     for student in students:
         places = {
             student.folder / "loss_curve.csv": f"loss_curves/{student.name}.csv",

@@ -20,6 +20,7 @@ class Sampling:
     `ended` is called by the thread that asked, once for each response that has ended, while others are in the making.
     `seeds`: one a prompt, 32 bits each, where a response is to depend on its own seed alone, whatever else is asked;
     transformers' own generation, which serves rare architectures, knows none and goes by `seed`.
+    `ends`: the tokens that end a response, where those are not the chat template's; transformers alone knows it.
     """
 
     max_new_tokens: int
@@ -27,6 +28,7 @@ class Sampling:
     seed: int = 0
     ended: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     seeds: tuple[int, ...] = ()
+    ends: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

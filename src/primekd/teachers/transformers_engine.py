@@ -107,7 +107,7 @@ class TransformersEngine(TeacherEngine):
     def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
         if not self.decodes:
             return self._generate_with_library(prompts, sampling)
-        return [self._cut(row.ids) for row in self._decode(prompts, sampling, keep_states=False)]
+        return [self._cut(row.ids, sampling) for row in self._decode(prompts, sampling, keep_states=False)]
 
     def generate_scored(self, prompts: Ids, sampling: Sampling, want: Want) -> tuple[list[Response], list[Tensor]]:
         """The rows are made of the states that the tokens were chosen from. In float32 they are what `score` gives;
@@ -115,13 +115,13 @@ class TransformersEngine(TeacherEngine):
         if not self.decodes:
             return super().generate_scored(prompts, sampling, want)
         made = self._decode(prompts, sampling, keep_states=True)
-        return [self._cut(row.ids) for row in made], [self._finish(row.states(), want).cpu() for row in made]
+        return [self._cut(row.ids, sampling) for row in made], [self._finish(row.states(), want).cpu() for row in made]
 
     @torch.inference_mode()
     def _decode(
         self, prompts: Ids, sampling: Sampling, keep_states: bool, ends: Container[int] | None = None
     ) -> list[Row]:
-        ends = turn_end(self.tokenizer).stops if ends is None else ends
+        ends = self._ends(sampling) if ends is None else ends
         return decode(self._last_position(), prompts, sampling, ends, self.batch_size, keep_states)
 
     def _last_position(self) -> LastPosition:
@@ -176,18 +176,22 @@ class TransformersEngine(TeacherEngine):
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
         config = self._plain_generation_config(sampling)
+        config.eos_token_id = sorted(self._ends(sampling))
         responses: list[Response | None] = [None] * len(prompts)
         for batch in longest_first([len(p) for p in prompts], self.batch_size):
             inputs = self._padded([prompts[i] for i in batch], "left")
             output = self.model.generate(**inputs, generation_config=config)
             for row, i in enumerate(batch):
-                responses[i] = self._cut(output[row, inputs["input_ids"].shape[1] :].tolist())
+                responses[i] = self._cut(output[row, inputs["input_ids"].shape[1] :].tolist(), sampling)
                 sampling.ended()
         return responses
 
-    def _cut(self, ids: list[int]) -> Response:
+    def _ends(self, sampling: Sampling) -> Container[int]:
+        return sampling.ends or turn_end(self.tokenizer).stops
+
+    def _cut(self, ids: list[int], sampling: Sampling) -> Response:
         """Cuts at the first end of turn; what follows it is padding."""
-        ends = turn_end(self.tokenizer).stops
+        ends = self._ends(sampling)
         place = next((place for place, token in enumerate(ids) if token in ends), None)
         return Response(ids, truncated=True) if place is None else Response(ids[: place + 1], truncated=False)
 

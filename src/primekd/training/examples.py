@@ -100,6 +100,21 @@ class TextExamples(Sequence[list[Example]]):
         ]  # fmt: skip
 
 
+class AskedBatches(Sequence[list[Asked]]):
+    """What a signal source will be asked in each micro-batch of `size` blocks, read when it is asked for."""
+
+    def __init__(self, examples: TextExamples, size: int):
+        self._examples, self._size = examples, size
+
+    def __len__(self) -> int:
+        return -(-len(self._examples) // self._size)
+
+    def __getitem__(self, number: int) -> list[Asked]:
+        places = range(number * self._size, min((number + 1) * self._size, len(self._examples)))
+        sequences = [(e.item_id, e.sequence.input_ids) for place in places for e in self._examples[place]]
+        return [Asked(name, list(ids[:1]), list(ids[1:])) for name, ids in sequences]
+
+
 def document_examples(documents: Sequence[np.ndarray], block_tokens: int) -> list[Example]:
     """Held-out documents (n,), each one example of at most a block: what lies behind is left out."""
     return [block_example(str(n), ids[:block_tokens].tolist()) for n, ids in enumerate(documents) if len(ids) > 1]

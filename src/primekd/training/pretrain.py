@@ -3,6 +3,7 @@
 Every arm reads the same tokens in the same order: what a teacher changes is told apart from what more text changes.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from primekd.capture.live import LiveTeacher
+    from primekd.signals import SignalReader, SignalSource
+    from primekd.training.examples import TextExamples
     from primekd.training.speed import TextLog
 
 TEXT_LOG = "log.txt"
@@ -46,7 +49,7 @@ def train_on_text(
         raise UserError(
             f"{name} is no arm of text (text: corpus in configs/strategies.yaml): `primekd distill {name}`."
         )
-    train, first, end = parts_of(profile)[arm is not None]
+    train, first, end = part_of(profile, arm)
     if train.epochs != 1:
         raise UserError(f"{profile.name}: text is read once: set epochs to 1, and raise text.train_tokens for more.")
     if arm and arm.signals != NONE:
@@ -56,11 +59,14 @@ def train_on_text(
         teacher = LiveTeacher(profile, arm)
     if arm:
         profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
+    if arm and arm.start == CONTROL:
         control = profile.student_folder(CONTROL, seed)
         if not (control / MANIFEST).is_file():
             raise UserError(f"{relative_name(control)} is missing, which arms start from: train the control first.")
         start = control / "model"
-    folder = profile.student_folder(name, seed)
+    folder, examples = profile.student_folder(name, seed), text_examples(profile, first, end)
+    if arm and arm.stored:
+        teacher = _stored(profile, teacher, train, examples, profile.signals_folder(name))
     inputs = text_inputs(profile, name, seed, teacher)
     stage, code = f"{'distill' if arm else 'pretrain'} {folder.name}", stage_code("pretrain", profile)
     since = forced_since(profile, "distill", force)
@@ -68,30 +74,57 @@ def train_on_text(
         return folder
     student = profile.student
     with gpu_memory("train.micro_batch_size"):
-        lesson = _lesson(profile, arm, teacher, seed, first, end, start, folder, watch)
+        lesson = _lesson(profile, arm, teacher, seed, examples, start, folder, watch)
         train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
     return folder
 
 
-def parts_of(profile: Profile) -> tuple[tuple[TrainConfig, int, int], tuple[TrainConfig, int, int]]:
-    """Of the control and of the arms: how they are optimised, their first block of the text and the one behind their
-    last. Raises UserError if one of them has none."""
+def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
+    """Of the control (None) or an arm: how it is optimised, its first block of the text and the one behind its last.
+    Raises UserError if it has none."""
     text, pretrain = profile.text, profile.pretrain
     if text is None or pretrain is None:
         raise UserError(f"{profile.name}: students of text need the sections text and pretrain.")
     cut, end = pretrain.tokens // text.block_tokens, text.train_tokens // text.block_tokens
-    if not 0 < cut < end:
+    as_control = arm is None or arm.start != CONTROL
+    if not cut or cut > end or (cut == end and not as_control):
         raise UserError(
             f"{profile.name}: pretrain.tokens {pretrain.tokens} leaves no block of {text.block_tokens} tokens to the "
             f"control, or none of text.train_tokens {text.train_tokens} to the arms."
         )
-    return (pretrain.train, 0, cut), (profile.train, cut, end)
+    return (pretrain.train, 0, cut) if as_control else (profile.train, cut, end)
 
 
-def text_inputs(profile: Profile, name: str, seed: int, teacher: "LiveTeacher | None") -> dict[str, Any]:
+def text_examples(profile: Profile, first: int, end: int) -> "TextExamples":
+    """The blocks of a part of the profile's text. Raises UserError as `Blocks`."""
+    from primekd.training.examples import TextExamples
+
+    digest = tokenizer_hash(load_tokenizer(profile.student.speaker))
+    blocks = Blocks(text_folder(profile), profile.text.block_tokens, profile.seed, digest)
+    return TextExamples(blocks, first, min(end, len(blocks)), profile.text.documents_apart)
+
+
+def _stored(
+    profile: Profile, teacher: "LiveTeacher", train: TrainConfig, examples: "TextExamples", folder: Path
+) -> "SignalReader":
+    """The teacher's rows of the batches as the training will read them."""
+    from primekd.capture.given_text import store_rows
+    from primekd.training.examples import AskedBatches
+
+    text = profile.text
+    inputs = {
+        "outputs": read_manifest(text_folder(profile) / MANIFEST)["outputs"], "blocks": len(examples),
+        "block_tokens": text.block_tokens, "apart": text.documents_apart, "seed": profile.seed,
+        "micro_batch_size": train.micro_batch_size,
+    }  # fmt: skip
+    with contextlib.closing(teacher):
+        return store_rows(profile, teacher, AskedBatches(examples, train.micro_batch_size), folder, inputs)
+
+
+def text_inputs(profile: Profile, name: str, seed: int, teacher: "SignalSource | None") -> dict[str, Any]:
     """Everything that the trained weights depend on; `profile.loss` is the arm's."""
     tokenizer, arm = load_tokenizer(profile.student.speaker), None if name == CONTROL else get_arm(name)
-    train, first, end = parts_of(profile)[arm is not None]
+    train, first, end = part_of(profile, arm)
     own = arm.on_policy_of(profile) if arm else None
     inputs = {
         "strategy": name,
@@ -104,27 +137,28 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: "LiveTeacher | 
     }
     if arm:
         inputs["loss"] = profile.loss.model_dump(mode="json")
-        inputs["start"] = read_manifest(profile.student_folder(CONTROL, seed) / MANIFEST)["outputs"]
+        if arm.start == CONTROL:
+            inputs["start"] = read_manifest(profile.student_folder(CONTROL, seed) / MANIFEST)["outputs"]
     if own:
         inputs |= {"on_policy": own.model_dump(mode="json"), "max_new_tokens": profile.max_new_tokens}
-    asked = {"signals": {"spec_sha256": teacher.manifest["spec_sha256"], "shards": {}}} if teacher else {}
-    return inputs | asked
+    if teacher:
+        shards = {name: entry["sha256"] for name, entry in teacher.manifest["shards"].items()}
+        inputs["signals"] = {"spec_sha256": teacher.manifest["spec_sha256"], "shards": shards}
+    return inputs
 
 
 def _lesson(
-    profile: Profile, arm: Arm | None, teacher: "LiveTeacher | None", seed: int, first: int, end: int,
-    start: Path | None, folder: Path, watch: Watch | None,
+    profile: Profile, arm: Arm | None, teacher: "LiveTeacher | SignalReader | None", seed: int,
+    examples: "TextExamples", start: Path | None, folder: Path, watch: Watch | None,
 ) -> Lesson:  # fmt: skip
     from primekd.models.shapes import shape_of
     from primekd.models.students import scratch_config
-    from primekd.training.examples import TextExamples, document_examples
+    from primekd.training.examples import document_examples
     from primekd.training.rollouts import Rollouts
     from primekd.training.speed import Speed, TextLog
 
     tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
     digest, rollouts = tokenizer_hash(tokenizer), None
-    blocks = Blocks(text_folder(profile), text.block_tokens, profile.seed, digest)
-    examples = TextExamples(blocks, first, min(end, len(blocks)), text.documents_apart)
     if own := arm.on_policy_of(profile) if arm else None:
         ends, with_text = [end_of_text(tokenizer)], profile.loss.alpha > 0
         rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, lambda: teacher.engine)

@@ -71,7 +71,7 @@ def train_student(
     with contextlib.ExitStack() as stack:
         meter = progress = None
         if is_main_process():
-            meter = stack.enter_context(Meter())
+            meter = stack.enter_context(Meter(profile.country))
             progress = stack.enter_context(Progress(profile, stage, steps_in_all(train, len(examples)), "step"))
         model = new_student(student, seed, lesson.start)
         trainer = build_trainer(

@@ -1,0 +1,135 @@
+"""Online: what a small student from scratch knows of the world, learned from text with a teacher that is asked at every
+step, and what its answers cost.
+
+    tokenise -> control (text alone), arms (text and teacher, from the same fresh weights) -> documents, facts -> report
+
+Source: DistilLlama, 80M parameters from Llama-2-7B on OpenWebText and WikiText, whose loss sums the divergence over the
+positions of a sequence.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.answers import Answer
+from primekd.assessment.completions import FILE, CompletionRow, complete, floors, read_completions, write_completions
+from primekd.assessment.held_out import HeldOutRow
+from primekd.config import Profile
+from primekd.config.arm import CONTROL
+from primekd.config.arms import arms_of
+from primekd.foundation.energy import Meter
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import hash_text
+from primekd.foundation.tables import table_text
+from primekd.statistics.facts import FactRow, fact_rows
+from primekd.studies import micro
+from primekd.studies.priming import START, planned
+from primekd.studies.results import FACTS, compute_tables
+from primekd.studies.study import Logs, Study
+from primekd.studies.text_assessment import Probe, probe_model
+from primekd.studies.text_assessment import assess as assess_text
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
+
+IDLE_SECONDS = 10  # that the machine is looked at with nothing to do
+# Rough seconds on two cores, measured with `online-pocket`: only their ratios matter, the clock does the rest.
+TEXT_TOKEN, TAUGHT_TOKEN, QUERY = 2e-4, 6e-4, 0.2
+
+train, tokenise = micro.train, micro.tokenise
+
+
+def _asked(profile: Profile, engine, items: Sequence[Item], advance) -> list[CompletionRow]:
+    return complete(engine, items, profile.max_new_tokens, advance)
+
+
+def _answers(profile: Profile, items: Sequence[Item], rows: list[CompletionRow]) -> list[Answer]:
+    return [Answer(row.id, [0] * row.tokens, row.truncated, row.response) for row in rows]
+
+
+def _idle(profile: Profile) -> dict[str, Any]:
+    with Meter(profile.country) as meter:
+        time.sleep(IDLE_SECONDS)
+    return meter.facts
+
+
+PROBE = Probe(
+    "completions", FILE, "completions", _asked, write_completions, read_completions, _answers,
+    inputs=lambda profile: {"max_new_tokens": profile.max_new_tokens},
+    beside=lambda profile, items: floors(items, profile.max_new_tokens // 2, profile.seed), idle=_idle,
+)  # fmt: skip
+
+
+def refuse(profile: Profile) -> None:
+    """As Study.refuse says."""
+    micro.refuse_text(profile, "facts")
+    if other := [name for name, arm in arms_of(profile).items() if arm.start == CONTROL]:
+        raise UserError(f"{profile.name}: {other[0]} goes on from the control, and the study online starts anew.")
+
+
+def assess(profile: Profile, force: bool = False) -> Path:
+    """Control, students and teacher on the held-out documents and the facts."""
+    return assess_text(profile, micro.students(profile), PROBE, force)
+
+
+def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
+    """The shared tables, and the facts."""
+    shared = compute_tables(profile, logs, held_out, planned(logs, profile.planned.main))
+    return shared | {FACTS: table_text(FactRow, fact_rows(profile.logs, logs, held_out))}
+
+
+def compare(profile: Profile, references: Sequence[str]) -> list[FactRow]:
+    """Any models on the profile's facts, a row each and the floors'; what was asked already is read. Their answers lie
+    in runs/<profile>/compared/<model>/. Raises UserError if one cannot be loaded."""
+    from primekd.assessment.logs import grade_answers
+    from primekd.models import weights_hash
+    from primekd.tasks.facts import TASK
+    from primekd.teachers.transformers_engine import TransformersEngine
+
+    view = profile.model_copy(update={"name": f"{profile.name}/compared"})
+    items, logs = load_items(profile, "test"), {}
+    for reference in references:
+        name = f"{reference.rsplit('/', 1)[-1].split(':')[-1][:40]}-{hash_text(reference)[:6]}"
+        inputs = {"reference": reference, "weights": weights_hash(reference), **PROBE.inputs(profile)}
+        opened = partial(TransformersEngine, reference, profile.scoring_dtype, profile.assess.batch_size)
+        rows = probe_model(view, name, items, opened, PROBE, inputs)
+        write_completions(view.logs / PROBE.folder / f"{name}.csv", rows)
+        logs[name] = grade_answers(items, _answers(profile, items, rows), task=TASK)
+    for name, rows in PROBE.beside(profile, items).items():
+        write_completions(view.logs / PROBE.folder / f"{name}.csv", rows)
+    return fact_rows(view.logs, logs, [])
+
+
+def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
+    """As Study.costs says."""
+    read, models = profile.pretrain.tokens, 2 + len(arms_of(profile)) * len(micro.seeds_of(profile))
+    return {
+        "text": START,
+        "pretrain": START + TEXT_TOKEN * read,
+        "distill": START + TAUGHT_TOKEN * read,
+        "assess": START + QUERY * profile.data.test_items * models / 10,
+        "report": START / 3,
+    }
+
+
+def lost(profile: Profile) -> list[Path]:
+    """As Study.lost says."""
+    return micro.lost(profile, "distil-llama", "train", "train")
+
+
+STUDY = Study(
+    question="What does a teacher that is asked at every step teach a small student, in facts, time and emissions?",
+    expected={},
+    rules="online.smk",
+    labels={"text": "tokenise", "pretrain": "train the control", "report": "write the report"},
+    forced={"distill": ("pretrain", "distill"), "assess": ("assess",)},
+    costs=costs,
+    lost=lost,
+    assess=assess,
+    planned=planned,
+    tables=tables,
+    sections=("results", "text", "costs", "training", "provenance", "items"),
+    title="Online distillation of a small Llama",
+    refuse=refuse,
+)

@@ -1,0 +1,184 @@
+"""The study online: students from scratch beside a live teacher, the same from a store, facts, costs, other models."""
+
+import math
+
+import pytest
+import torch
+from conftest import small_profile
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from primekd.assessment.completions import OTHERS, RANDOM, complete, floors, read_completions
+from primekd.assessment.costs import IDLE, CostRow
+from primekd.assessment.logs import read_logs
+from primekd.cli import app
+from primekd.config import LossConfig
+from primekd.config.arm import CONTROL, TEACHER
+from primekd.foundation.energy import Meter
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_json
+from primekd.foundation.tables import read_records
+from primekd.losses import chunked_loss, distillation_loss
+from primekd.models.students import new_student
+from primekd.report.html import write_report
+from primekd.running.verify import check_tables
+from primekd.signals import DenseRows
+from primekd.statistics.facts import FactRow
+from primekd.studies import online
+from primekd.studies.regrade import regrade
+from primekd.tasks.load import load_items
+from primekd.teachers.transformers_engine import TransformersEngine
+
+LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+ADAMW = {"optimizer": "adamw", "learning_rate": 0.01, "epochs": 1, "batch_size": 4, "micro_batch_size": 2}
+STORY = "Tom has {n} apples and a dog. The dog has {m} cats. Ann counts them all, and gives Tom {n} more. "
+ARMS = ["online-KD", "online-KD-sum", "stored-KD"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, lively, ci):
+    with pytest.MonkeyPatch.context() as patched:
+        output = tmp_path_factory.mktemp("online")
+        patched.setenv("PRIMEKD_OUTPUT", str(output))
+        patched.setattr(online, "IDLE_SECONDS", 0.1)
+        for n in range(30):
+            (output / f"story{n:02}.txt").write_text(STORY.format(n=n, m=n * n) * (1 + n % 3))
+        profile = small_profile(
+            output, study="online", arms=ARMS, teacher={"model": lively}, train=ADAMW, max_new_tokens=6,
+            data={"task": "facts", "source": "own", "test_items": 6, "train_items": 0, "validation_items": 0,
+                  "templates": [], "train_file": None, "test_file": None},
+            student={"model": None, "lora": None, "from_scratch": LLAMA, "tokenizer": ci.student.model,
+                     "dtype": "float32"},
+            text={"source": "files", "files": str(output / "story*.txt"), "block_tokens": 32, "documents_apart": False,
+                  "held_out_documents": 3, "held_out_tokens": 50, "train_tokens": 384},
+            pretrain={"tokens": 384, "train": ADAMW}, loss={"alpha": 0.7, "temperature": 2.0}, planned={"main": []},
+            assess={"batch_size": 8},
+        )  # fmt: skip
+        online.STUDY.refuse(profile)
+        online.tokenise(profile)
+        for name in (CONTROL, *ARMS):
+            online.train(profile, name)
+        online.assess(profile)
+        yield profile
+
+
+@pytest.fixture
+def assessed(trained, monkeypatch):
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(trained.runs.parents[1]))
+    return trained
+
+
+def weights(profile, name):
+    return load_file(profile.student_folder(name) / "model" / "model.safetensors")
+
+
+def test_stored_rows_give_the_live_teachers_student_to_the_bit(assessed):
+    live, stored = (weights(assessed, name) for name in ("online-KD", "stored-KD"))
+    assert all(torch.equal(live[name], stored[name]) for name in live)
+    curves = [(assessed.student_folder(name) / "loss_curve.csv").read_text() for name in ("online-KD", "stored-KD")]
+    assert curves[0] == curves[1] and len(curves[0].splitlines()) > 3
+    store = read_json(assessed.signals_folder("stored-KD") / "manifest.json")
+    assert store["complete"] and store["bytes"] > 0 and store["reconstruction"]["tokens"] > 0
+    manifest = read_json(assessed.student_folder("stored-KD") / "manifest.json")
+    assert len(manifest["inputs"]["signals"]["shards"]) == 6 and "start" not in manifest["inputs"]
+    others = weights(assessed, CONTROL), weights(assessed, "online-KD-sum")
+    assert all(any(not torch.equal(live[name], other[name]) for name in live) for other in others)
+
+
+def test_the_divergence_is_scaled_in_both_losses_and_its_gradient(tokenizer):
+    torch.manual_seed(0)
+    hidden, head = torch.randn(5, 8, requires_grad=True), torch.randn(40, 8)
+    teacher, targets = DenseRows(torch.randn(5, 40)), torch.arange(5)
+    scaled, plain = (LossConfig(temperature=2.0, alpha=0.7, divergence_scale=s) for s in (127.0, 1.0))
+    found = []
+    for loss in (scaled, plain):
+        value, parts = chunked_loss(hidden, head, None, targets, teacher, loss, 5)
+        [gradient] = torch.autograd.grad(value, hidden)
+        other = distillation_loss(hidden @ head.T, targets, teacher, loss, 5)[0]
+        assert torch.allclose(value, other, rtol=1e-5)
+        assert torch.allclose(gradient, torch.autograd.grad(other, hidden)[0], rtol=1e-4, atol=1e-5)
+        found.append((value, parts))
+    (big, parts), (small, _) = found
+    assert float((big - small).detach()) == pytest.approx(float(126 * 0.3 * parts["kd"]), rel=1e-4)
+    # A sum over the 127 places of each sequence, and the mean over sequences: what batchmean does to (B, 127, V).
+    p, q = teacher.logits.div(2).log_softmax(-1), (hidden @ head.T).div(2).log_softmax(-1)
+    batchmean = torch.nn.functional.kl_div(q[None].expand(3, 5, 40), p[None].expand(3, 5, 40), log_target=True,
+                                           reduction="batchmean")  # fmt: skip
+    assert float(batchmean) * 4 == pytest.approx(float(5 * parts["kd"]), rel=1e-4)
+    assert "divergence_scale" not in plain.model_dump() and scaled.model_dump()["divergence_scale"] == 127
+
+
+def test_a_student_may_begin_with_every_second_layer_of_the_teacher(lively, ci, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    shape = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}  # fmt: skip
+    given = {"model": None, "lora": None, "from_scratch": shape, "tokenizer": ci.student.model, "layers_of": lively}
+    student = new_student(small_profile(tmp_path, student=given).student, seed=0)
+    teacher = AutoModelForCausalLM.from_pretrained(lively.removeprefix("path:"), dtype=torch.float32)
+    for name, own in student.state_dict().items():
+        assert torch.equal(own, teacher.state_dict()[name][: len(own)]), name
+    wrong = given | {"from_scratch": shape | {"intermediate_size": 48}}
+    with pytest.raises(UserError, match="layers_of: .* of the shape"):
+        new_student(small_profile(tmp_path, name="wrong", student=wrong).student, seed=0)
+
+
+def test_completions_are_the_models_own_greedy_text_behind_the_question(lively, assessed):
+    engine, items = TransformersEngine(lively, "float32"), load_items(assessed, "test")
+    rows = complete(engine, items, 5)
+    for item, row in zip(items, rows, strict=True):
+        ids = torch.tensor([engine.tokenizer(item.question)["input_ids"]])
+        for _ in range(row.tokens):
+            best = engine.model(ids).logits[0, -1, : engine.vocab_size].argmax()
+            ids = torch.cat([ids, best[None, None]], -1)
+        written = ids[0, -row.tokens :].tolist()
+        assert row.truncated or written[-1] == 0  # <|endoftext|>
+        assert row.response == engine.tokenizer.decode(written, skip_special_tokens=True)
+    found = floors(items)
+    assert [len(found[name]) for name in (OTHERS, RANDOM)] == [6, 6]
+    assert all(item.accepted[0] not in row.response for item, row in zip(items, found[OTHERS], strict=True))
+
+
+def test_facts_costs_and_documents_stand_in_the_logs_the_report_and_verify(assessed):
+    logs = read_logs(assessed)
+    assert list(logs) == [CONTROL, *ARMS, TEACHER] or set(logs) == {CONTROL, *ARMS, TEACHER}
+    rows = {row.model: row for row in read_records(assessed.logs / "facts.csv", FactRow)}
+    assert set(rows) == {*logs, OTHERS, RANDOM} and rows[OTHERS].reached == pytest.approx(0, abs=1e-6)
+    assert rows[OTHERS].accuracy is None and rows["online-KD"].perplexity > 1 and rows["online-KD"].kl > 0
+    control = read_completions(assessed.logs / "completions" / "control.csv")
+    assert rows[CONTROL].cosine == pytest.approx(sum(row.cosine for row in control) / 6, rel=1e-4)
+    costs = {row.model: row for row in read_records(assessed.logs / "costs.csv", CostRow)}
+    assert set(costs) == {*logs, IDLE} and all(costs[name].answers == 6 and costs[name].seconds > 0 for name in logs)
+    assert check_tables(assessed).problems == [] and regrade(assessed) == assessed.logs
+    assert check_tables(assessed).problems == []
+    page = write_report(assessed).read_text()
+    for text in ("Facts", "Right answers to other questions", "Llama-2-7B (published)", "What a thousand answers cost"):
+        assert text in page, text
+
+
+def test_any_model_stands_in_the_same_table_and_is_asked_once(assessed, lively, monkeypatch):
+    first = online.compare(assessed, [lively])
+    assert [row.model for row in first][1:] == [OTHERS, RANDOM] and first[0].perplexity is None
+    monkeypatch.setattr(TransformersEngine, "__init__", None)  # nothing is loaded again
+    assert online.compare(assessed, [lively]) == first
+
+
+def test_arms_that_go_on_from_a_control_are_not_for_this_study(assessed):
+    with pytest.raises(UserError, match="micro-text goes on from the control"):
+        half = assessed.pretrain.model_copy(update={"tokens": 192})
+        online.STUDY.refuse(assessed.model_copy(update={"arms": ("micro-text",), "pretrain": half}))
+
+
+def test_energy_comes_with_emissions_of_a_country_and_says_how_it_was_known():
+    with Meter("FRA") as meter:
+        pass
+    facts = meter.facts
+    assert facts["country"] == "FRA" and facts["co2e_kg"] >= 0 and facts["energy_kwh"] >= 0
+    assert "estimate" in facts["energy_method"] or "measured" in facts["energy_method"]
+    assert not math.isnan(facts["seconds"])
+
+
+def test_help_has_examples():
+    said = CliRunner().invoke(app, ["compare-models", "--help"]).output
+    assert "baby-llama" in said
