@@ -34,6 +34,7 @@ from primekd.foundation.provenance import (
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.models.chat import Priming, build_prompt, encode_response, join
+from primekd.models.gguf_files import permute_rotary
 from primekd.tasks.forms import FORMS
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
@@ -205,11 +206,6 @@ def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
             b = weights[name.replace("lora_A", "lora_B")]
             deltas[f"{block}.{layer}"] = scale * (b.astype(np.float32) @ a.astype(np.float32))
     return deltas
-
-
-def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Hugging Face's order of rotary rows (two halves a head) -> GGUF's (pairs). (heads * d, in) -> the same shape."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, quantization: str) -> None:

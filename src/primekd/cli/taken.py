@@ -1,0 +1,38 @@
+"""The verb for what leaves this machine as files of others' formats: export."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from primekd.cli.common import ProfileOption, SeedOption, StrategyArgument, app, verb
+from primekd.config import load_profile
+
+
+class Dtype(StrEnum):
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+@app.command()
+@verb
+def export(
+    strategy: StrategyArgument,
+    profile: ProfileOption = "pocket",
+    seed: SeedOption = None,
+    to: Annotated[Path | None, typer.Option(help="A folder that is not there yet, in place of runs/…/exports/.")] = None,
+    gguf: Annotated[list[str] | None, typer.Option(help="F16, Q8_0 or Q4_K_M; may be repeated.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the safetensors.")] = Dtype.bfloat16,
+) -> None:
+    """Writes a trained student for others: merged, for transformers, and with --gguf for llama.cpp and Ollama.
+
+    \b
+    primekd export ai-KD
+    primekd export ai-KD --gguf F16 --gguf Q8_0 --gguf Q4_K_M
+    primekd export ai-KD --seed 1 --to /elsewhere/ai-KD --dtype float32
+    """
+    from primekd.running.export import export as run_export
+
+    print(run_export(load_profile(profile), strategy, seed, to, gguf or [], dtype.value))

@@ -1,0 +1,146 @@
+"""The card of an exported student, README.md of its folder: every fact from manifests and logs, none of this machine."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from primekd.assessment.students import Student, weight_hashes
+from primekd.config import Profile
+from primekd.config.arms import get_arm
+from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import MANIFEST, read_manifest
+from primekd.foundation.outside import clean
+from primekd.foundation.stage_code import short_commit
+from primekd.foundation.storage import relative_name
+from primekd.models.download import recorded
+from primekd.models.reference import parse_reference
+from primekd.report.formats import duration, energy, markdown, percent, significant
+from primekd.report.results import read_rows
+from primekd.statistics.summary import SummaryRow
+
+UNKNOWN = "not known here"
+ABSOLUTE = re.compile(r"(^|[\s:'\"=(,\[])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",)\]]+[/\\])*(?=[^\s/\\])")
+
+
+def plain(value: object, most: int = 300) -> str:
+    """A foreign text for a card: one line, no secret, no folder of a machine, nothing that Markdown or HTML reads."""
+    return markdown(ABSOLUTE.sub(r"\1", clean(value, most)))
+
+
+def accuracy_of(profile: Profile, student: Student) -> dict[str, Any] | None:
+    """A student's row in the logs that scored these very weights, this machine's first; None where none did."""
+    for view in (profile, profile.of_published()):
+        path = view.logs / MANIFEST
+        manifest = read_manifest(path) if path.is_file() else {"inputs": {}}
+        if (manifest["inputs"].get("students") or {}).get(student.name) != weight_hashes(student.manifest):
+            continue
+        rows = read_rows(view.logs / "summary.csv", SummaryRow) if (view.logs / "summary.csv").is_file() else []
+        for row in (row for row in rows if row["model"] == student.name):
+            kept = {key: row[key] for key in ("n", "correct", "accuracy", "accuracy_low", "accuracy_high")}
+            return kept | {"log": relative_name(view.logs / f"{student.name}.csv")}
+    return None
+
+
+def licence(model: str | None) -> str | None:
+    """What is known here of a model's licence: from its file, or from its download's record."""
+    try:
+        reference = parse_reference(model)
+        if reference.is_gguf and reference.local and reference.local.is_file():
+            import gguf
+
+            field = gguf.GGUFReader(reference.local).get_field("general.license")
+            return str(field.contents()) if field else None
+        found = recorded(reference) if reference.scheme == "hub" else None
+    except UserError:  # no model, or a damaged record: nothing is known
+        return None
+    return found.licence if found and found.licence != "not stated" else None
+
+
+def model_card(
+    profile: Profile, student: Student, export: Mapping[str, Any], facts: Mapping[str, Any], gguf: Mapping[str, str]
+) -> str:
+    """The card. `export`: what was asked and the accuracy; `facts`: of the export's manifest; `gguf`: type -> file."""
+    base, manifest = profile.student.model, student.manifest
+    lines = [_front_matter(base, gguf), f"# {student.name}", ""]
+    lines += ["A student of knowledge distillation, with its adapter merged." if base else "A distilled student.", ""]
+    lines += ["| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in _facts(profile, student, export).items()]
+    lines += ["", "## What exporting changed", "", *_changes(facts), "", "## How to run it", "", *_how(student, gguf)]
+    seconds, watt_hours = duration(manifest.get("seconds")), energy(manifest.get("energy_kwh"))
+    method = f" ({plain(manifest['energy_method'])})" if manifest.get("energy_method") else ""
+    lines += ["", f"Training took {seconds} and {watt_hours}{method}. manifest.json has the hashes of every file.", ""]
+    return "\n".join(lines)
+
+
+def _front_matter(base: str | None, gguf: Mapping[str, str]) -> str:
+    reference, known = parse_reference(base) if base else None, licence(base)
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    values["tags"] = ["knowledge-distillation", *(["gguf"] if gguf else [])]
+    if reference and reference.scheme == "hub":
+        values["base_model"] = clean(reference.repository)
+    if known and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", known):
+        values["license"] = known
+    return f"---\n{yaml.safe_dump(values, allow_unicode=False)}---\n"
+
+
+def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dict[str, str]:
+    manifest, arm = student.manifest, get_arm(student.manifest["inputs"]["strategy"])
+    config, inputs = manifest.get("config") or {}, manifest["inputs"]
+    base, teacher, data = profile.student.model, config.get("teacher") or {}, config.get("data") or {}
+    served = (teacher.get("api") or {}).get("model") or teacher.get("model")
+    found = {
+        "Base model": plain(base) if base else f"none, from scratch: {_settings(inputs['student']['from_scratch'])}",
+        "Its licence": plain(licence(base) or UNKNOWN) if base else "its weights are its own",
+    }
+    if arm.teacher:
+        found["Teacher"] = f"{plain(served)} ({plain(teacher.get('engine'))})"
+        found["The teacher's licence"] = plain(licence(teacher.get("model")) or UNKNOWN)
+    found |= {
+        "Arm": f"{plain(arm.name)} ({plain(arm.title)}) of the profile {plain(profile.name)}",
+        "Data": _settings(data),
+        "Loss": _settings(inputs.get("loss") or {"alpha": 1.0}),
+        "Training": _settings(inputs.get("train") or {}),
+        "Adapter": _settings((inputs.get("student") or {}).get("lora") or {}),
+        "Seed": plain(inputs.get("seed")),
+        "Commit": plain(short_commit((manifest.get("environment") or {}).get("git"))),
+        "Right, % of test items [95 %]": "not measured",
+    }
+    if row := export["accuracy"]:
+        right, low, high = (percent(row[f"accuracy{end}"]) for end in ("", "_low", "_high"))
+        found["Right, % of test items [95 %]"] = (
+            f"{right} [{low}, {high}], n = {row['n']}, before it was exported, in {profile.student.dtype}"
+        )
+    return {name: value for name, value in found.items() if value}
+
+
+def _settings(section: Mapping[str, Any]) -> str:
+    return ", ".join(f"{plain(key)} {plain(value)}" for key, value in section.items() if value not in (None, {}, []))
+
+
+def _changes(facts: Mapping[str, Any]) -> list[str]:
+    def said(what: str, found: Mapping[str, Any]) -> str:
+        return (
+            f"- {what}: KL {significant(max(found['kl'], 0), 2)} nats a token, the most probable token is the same at "
+            f"{percent(found['equal_top'])} % of {found['tokens']} places."
+        )
+
+    merged, scored, rounding = facts["merge"], facts["as_scored"], facts["rounding"]
+    lines = [said("Merging the adapter, in float32", merged)] if merged else []
+    lines += [said(f"Rounding float32 weights to {rounding['dtype']}", rounding)]
+    lines += [said(f"From the student as it was trained and scored, in {scored['dtype']}, to float32", scored)]
+    for kind, kept in facts["gguf"].items():
+        types = ", ".join(f"{percent(share)} % {name}" for name, share in sorted(kept["types"].items()))
+        other = percent(kept["of_other_types"])
+        lines += [f"- GGUF {kind}: {types} of the weights; {other} % are of another type than {kind} means."]
+    return lines
+
+
+def _how(student: Student, gguf: Mapping[str, str]) -> list[str]:
+    lines = ["```python", "from transformers import pipeline", "", 'ask = pipeline("text-generation", model="FOLDER")']
+    lines += ['print(ask([{"role": "user", "content": "QUESTION"}], max_new_tokens=256))', "```"]
+    if gguf:
+        file = [*gguf.values()][-1]
+        lines += ["", f"    llama-cli -m {file} --temp 0", f"    ollama create {student.name.lower()} -f Modelfile"]
+    return lines
