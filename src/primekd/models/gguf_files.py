@@ -116,7 +116,8 @@ def _add_tokenizer(writer, tokenizer: "PreTrainedTokenizerBase") -> None:
         kinds[i] = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
     if parts["model"].get("byte_fallback"):  # SentencePiece's: a merge is the sooner, the higher the score of its token
         ranks = {"".join(pair): float(-rank) for rank, pair in reversed([*enumerate(merges)])}
-        kinds = [gguf.TokenType.BYTE if len(t) == 6 and t.startswith("<0x") else k for t, k in zip(tokens, kinds)]
+        for i in (i for i, token in enumerate(tokens) if len(token) == 6 and token.startswith("<0x")):
+            kinds[i] = gguf.TokenType.BYTE
         writer.add_tokenizer_model("llama")
         writer.add_token_scores([ranks.get(token, -1e6) for token in tokens])
         writer.add_add_space_prefix("prepend" in json.dumps([parts["normalizer"], parts["pre_tokenizer"]]).lower())
@@ -170,7 +171,7 @@ def refuse_other_tokens(file: Path, texts: Sequence[str], ids: Sequence[list[int
         raw, room = text.encode(), (llama_cpp.llama_token * (len(text.encode()) + 8))()
         count = llama_cpp.llama_tokenize(vocabulary, raw, len(raw), room, len(room), False, True)
         if list(room[: max(count, 0)]) != list(wanted):
-            raise UserError(f"llama.cpp splits the profile's prompts into other tokens than the student's own: {OTHERS}.")
+            raise UserError(f"llama.cpp reads the profile's prompts as other tokens than the student does: {OTHERS}.")
     llama_cpp.llama_model_free(model)
 
 

@@ -18,9 +18,10 @@ MARKS = ("primekdmarka", "primekdmarkb", "primekdmarkc", "primekdmarkd")
 def portable(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
     """The tokenizer with a chat template that says by itself what this project hands it: a profile's arguments and one
     fixed date. Raises UserError if it would then write something else."""
+    found = copy.deepcopy(tokenizer)
     if not tokenizer.chat_template:
-        return tokenizer
-    template, found = tokenizer.get_chat_template(), copy.deepcopy(tokenizer)
+        return found
+    template = tokenizer.get_chat_template()
     given = {"date_string": TEMPLATE_DATE} | tokenizer.template_arguments
     lines = [
         f"{{% set {name} = {'none' if value is None else json.dumps(value)} %}}\n"

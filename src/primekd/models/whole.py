@@ -16,7 +16,7 @@ from primekd.models.served import _kl, _logits, load_beside, load_merged, plain_
 from primekd.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROUNDING = 1e-3  # of the span of a row's logits; sums in another order differ by a thousandth of it in float32
 Prompts = Sequence[list[int]]
@@ -71,9 +71,11 @@ def logits_of(model: "PreTrainedModel", prompts: Prompts, responses: Prompts, vo
 
 
 @torch.inference_mode()
-def answers_of(model: "PreTrainedModel", student: StudentConfig, prompts: Prompts, most: int) -> list[list[int]]:
+def answers_of(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, most: int
+) -> list[list[int]]:
     """What a model writes greedily behind each prompt, at most so many tokens."""
-    settings = plain_generation(model, load_tokenizer(student), max_new_tokens=most)
+    settings = plain_generation(model, tokenizer, max_new_tokens=most)
     asked = [torch.tensor([prompt], device=model.device) for prompt in prompts]
     made = [model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings) for ids in asked]
     return [one[0, ids.shape[1] :].tolist() for one, ids in zip(made, asked, strict=True)]

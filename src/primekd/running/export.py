@@ -10,6 +10,7 @@ from typing import Any
 
 from primekd.assessment.students import Student, weight_hashes
 from primekd.config import Profile
+from primekd.config.arm import CORPUS
 from primekd.config.arms import get_arm
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
@@ -87,16 +88,25 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
     start, code = now(), stage_code("export", profile)
     with Meter() as meter:
         model, tokenizer = load_whole(profile.student, student.folder), portable(load_tokenizer(profile.student))
+        if get_arm(student.manifest["inputs"]["strategy"]).text == CORPUS:
+            tokenizer.chat_template = None  # it has read text alone, and no conversation
         require_writable(model, gguf)
         _require_room(folder, model.num_parameters(), [dtype, "F16", *gguf] if gguf else [dtype])
-        facts, prompts = _compare(profile, student, model)
-        names = {kind: f"{student.name}-{kind}.gguf" for kind in sorted({*gguf}, key=list(FILE_TYPES).index)}
-        facts["gguf"] = _write_gguf(folder, model, tokenizer, names, prompts, student.name) if names else {}
+        prompts = _prompts(profile, tokenizer)
+        responses = answers_of(model, tokenizer, prompts, min(TOKENS, profile.max_new_tokens))
+        logits = logits_of(model, prompts, responses, len(tokenizer))
+        merge, scored = check_merge(profile.student, student.folder, logits, prompts, responses)
+        names = {kind: f"{student.name}-{kind}.gguf" for kind in FILE_TYPES if kind in gguf}
+        kept = _write_gguf(folder, model, tokenizer, names, prompts, student.name) if names else {}
         _save(folder, cast_weights(model, dtype), tokenizer)
-        saved = logits_of(load_model(f"path:{folder}", "float32"), prompts, facts["responses"], len(tokenizer))
-        facts["rounding"] = asdict(distance(facts.pop("logits"), saved)) | {"dtype": dtype}
-        del facts["responses"]
-    facts |= meter.facts
+        saved = logits_of(load_model(f"path:{folder}", "float32"), prompts, responses, len(tokenizer))
+    facts = {
+        "merge": merge and asdict(merge),
+        "as_scored": asdict(scored) | {"dtype": profile.student.dtype},
+        "rounding": asdict(distance(logits, saved)) | {"dtype": dtype},
+        "gguf": kept,
+        "chats": tokenizer.chat_template is not None,
+    } | meter.facts
     if names:
         write_text(folder / "Modelfile", modelfile(tokenizer, [*names.values()][-1]))
     write_text(folder / "README.md", model_card(profile, student, inputs["export"], facts, names))
@@ -117,19 +127,12 @@ def _require_room(folder: Path, weights: int, types: Sequence[str]) -> None:
         )
 
 
-def _compare(profile: Profile, student: Student, model: Any) -> tuple[dict[str, Any], list[list[int]]]:
-    """What merging changed on answers to some test items, their logits, and the prompts."""
-    tokenizer = load_tokenizer(profile.student)
+def _prompts(profile: Profile, tokenizer: Any) -> list[list[int]]:
+    """A few test items as a student is asked them."""
     items = load_items(profile, "test")[:CHECKED]
     if tokenizer.chat_template:
-        prompts = [build_prompt(tokenizer, item.messages) for item in items]
-    else:
-        prompts = [tokenizer(item.question)["input_ids"] for item in items]
-    responses = answers_of(model, profile.student, prompts, min(TOKENS, profile.max_new_tokens))
-    logits = logits_of(model, prompts, responses, len(tokenizer))
-    merge, scored = check_merge(profile.student, student.folder, logits, prompts, responses)
-    facts = {"merge": merge and asdict(merge), "as_scored": asdict(scored) | {"dtype": profile.student.dtype}}
-    return facts | {"logits": logits, "responses": responses}, prompts
+        return [list(build_prompt(tokenizer, item.messages)) for item in items]
+    return [tokenizer(item.question)["input_ids"] for item in items]
 
 
 def _write_gguf(folder: Path, model: Any, tokenizer: Any, names: dict, prompts: list, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The card of an exported student, README.md of its folder: every fact from manifests and logs, none of this machine."""
+"""The card of an exported student, README.md of its folder: facts of manifests and logs, none of this machine."""
 
 import re
 from collections.abc import Mapping
@@ -67,7 +67,16 @@ def model_card(
     lines += ["A student of knowledge distillation, with its adapter merged." if base else "A distilled student.", ""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(profile, student, export).items()]
-    lines += ["", "## What exporting changed", "", *_changes(facts), "", "## How to run it", "", *_how(student, gguf)]
+    lines += [
+        "",
+        "## What exporting changed",
+        "",
+        *_changes(facts),
+        "",
+        "## How to run it",
+        "",
+        *_how(student, gguf, facts["chats"]),
+    ]
     seconds, watt_hours = duration(manifest.get("seconds")), energy(manifest.get("energy_kwh"))
     method = f" ({plain(manifest['energy_method'])})" if manifest.get("energy_method") else ""
     lines += ["", f"Training took {seconds} and {watt_hours}{method}. manifest.json has the hashes of every file.", ""]
@@ -89,6 +98,10 @@ def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dic
     manifest, arm = student.manifest, get_arm(student.manifest["inputs"]["strategy"])
     config, inputs = manifest.get("config") or {}, manifest["inputs"]
     base, teacher, data = profile.student.model, config.get("teacher") or {}, config.get("data") or {}
+    if data.get("source") != "hub":  # what a profile would take from there is no data of this student
+        data = {
+            key: value for key, value in data.items() if not key.startswith(("hub_", "train_dataset", "train_conf"))
+        }
     served = (teacher.get("api") or {}).get("model") or teacher.get("model")
     found = {
         "Base model": plain(base) if base else f"none, from scratch: {_settings(inputs['student']['from_scratch'])}",
@@ -100,11 +113,12 @@ def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dic
     found |= {
         "Arm": f"{plain(arm.name)} ({plain(arm.title)}) of the profile {plain(profile.name)}",
         "Data": _settings(data),
+        "Text": _settings(config.get("text") or {}),
         "Loss": _settings(inputs.get("loss") or {"alpha": 1.0}),
         "Training": _settings(inputs.get("train") or {}),
         "Adapter": _settings((inputs.get("student") or {}).get("lora") or {}),
         "Seed": plain(inputs.get("seed")),
-        "Commit": plain(short_commit((manifest.get("environment") or {}).get("git"))),
+        "Made by": plain(short_commit((manifest.get("environment") or {}).get("git"))),
         "Right, % of test items [95 %]": "not measured",
     }
     if row := export["accuracy"]:
@@ -116,13 +130,14 @@ def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dic
 
 
 def _settings(section: Mapping[str, Any]) -> str:
-    return ", ".join(f"{plain(key)} {plain(value)}" for key, value in section.items() if value not in (None, {}, []))
+    told = {key: " ".join(map(str, v)) if isinstance(v, list) else v for key, v in section.items() if v is not None}
+    return ", ".join(f"{plain(key)} {plain(value)}" for key, value in told.items() if value not in ("", {}))
 
 
 def _changes(facts: Mapping[str, Any]) -> list[str]:
     def said(what: str, found: Mapping[str, Any]) -> str:
         return (
-            f"- {what}: KL {significant(max(found['kl'], 0), 2)} nats a token, the most probable token is the same at "
+            f"- {what}: KL {significant(found['kl'], 2)} nats a token, the most probable token is the same at "
             f"{percent(found['equal_top'])} % of {found['tokens']} places."
         )
 
@@ -137,9 +152,10 @@ def _changes(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _how(student: Student, gguf: Mapping[str, str]) -> list[str]:
+def _how(student: Student, gguf: Mapping[str, str], chats: bool) -> list[str]:
+    asked = '[{"role": "user", "content": "QUESTION"}]' if chats else '"A TEXT TO GO ON FROM"'
     lines = ["```python", "from transformers import pipeline", "", 'ask = pipeline("text-generation", model="FOLDER")']
-    lines += ['print(ask([{"role": "user", "content": "QUESTION"}], max_new_tokens=256))', "```"]
+    lines += [f"print(ask({asked}, max_new_tokens=256))", "```"]
     if gguf:
         file = [*gguf.values()][-1]
         lines += ["", f"    llama-cli -m {file} --temp 0", f"    ollama create {student.name.lower()} -f Modelfile"]
