@@ -114,7 +114,7 @@ def test_the_card_and_the_manifest_say_what_was_exported_and_no_folder_of_this_m
     assert manifest["merge"]["largest"] < 1e-5 and manifest["rounding"]["kl"] < 1e-9  # float32 rounds nothing
     assert manifest["rounding"]["equal_top"] == 1 and manifest["as_scored"]["dtype"] == "float32"
     assert manifest["code"]["modules"] and manifest["seconds"] > 0
-    for said in ("| Seed | 0 |", "not measured", "1 min 1 s and 1.00 Wh (measured)", "| Base model | path:", "rank 2"):
+    for said in ("| Seed | 0 |", "not measured", "1 min 1 s, 1.00 Wh (measured)", "| Base model | path:", "rank 2"):
         assert said in card, said
     texts = [p.read_bytes().decode(errors="replace") for p in exported.iterdir() if p.suffix not in (".gguf",)]
     for private in (str(ROOT), str(exported.parent), str(Path.home()), str(Path(profile.student.model[5:]).parent)):

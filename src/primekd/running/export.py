@@ -92,13 +92,15 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
             tokenizer.chat_template = None  # it has read text alone, and no conversation
         require_writable(model, gguf)
         _require_room(folder, model.num_parameters(), [dtype, "F16", *gguf] if gguf else [dtype])
-        prompts = _prompts(profile, tokenizer)
+        prompts = prompts_of(profile, tokenizer, CHECKED)
         responses = answers_of(model, tokenizer, prompts, min(TOKENS, profile.max_new_tokens))
         logits = logits_of(model, prompts, responses, len(tokenizer))
         merge, scored = check_merge(profile.student, student.folder, logits, prompts, responses)
         names = {kind: f"{student.name}-{kind}.gguf" for kind in FILE_TYPES if kind in gguf}
         kept = _write_gguf(folder, model, tokenizer, names, prompts, student.name) if names else {}
-        _save(folder, cast_weights(model, dtype), tokenizer)
+        model.config._name_or_path, model.generation_config = "", plain_generation(model, tokenizer)
+        for part in (cast_weights(model, dtype), tokenizer):
+            part.save_pretrained(folder)
         saved = logits_of(load_model(f"path:{folder}", "float32"), prompts, responses, len(tokenizer))
     facts = {
         "merge": merge and asdict(merge),
@@ -118,7 +120,6 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
 
 
 def _require_room(folder: Path, weights: int, types: Sequence[str]) -> None:
-    """Raises UserError if what is to be written is larger than what is free."""
     needed, free = weights * sum(BYTES[kind] for kind in types), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -127,9 +128,9 @@ def _require_room(folder: Path, weights: int, types: Sequence[str]) -> None:
         )
 
 
-def _prompts(profile: Profile, tokenizer: Any) -> list[list[int]]:
-    """A few test items as a student is asked them."""
-    items = load_items(profile, "test")[:CHECKED]
+def prompts_of(profile: Profile, tokenizer: Any, count: int) -> list[list[int]]:
+    """So many test items as a student is asked them: as messages where its tokenizer has a chat template, else as text."""
+    items = load_items(profile, "test")[:count]
     if tokenizer.chat_template:
         return [list(build_prompt(tokenizer, item.messages)) for item in items]
     return [tokenizer(item.question)["input_ids"] for item in items]
@@ -147,10 +148,3 @@ def _write_gguf(folder: Path, model: Any, tokenizer: Any, names: dict, prompts: 
     if "F16" not in names:
         source.unlink()
     return found
-
-
-def _save(folder: Path, model: Any, tokenizer: Any) -> None:
-    model.config._name_or_path = ""
-    model.generation_config = plain_generation(model, tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -13,11 +13,10 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import MANIFEST, read_manifest
 from primekd.foundation.outside import clean
 from primekd.foundation.stage_code import short_commit
-from primekd.foundation.storage import relative_name
 from primekd.models.download import recorded
 from primekd.models.reference import parse_reference
-from primekd.report.formats import duration, energy, markdown, percent, significant
-from primekd.report.results import read_rows
+from primekd.report.formats import duration, energy, interval, markdown, percent, significant
+from primekd.report.results import read_optional
 from primekd.statistics.summary import SummaryRow
 
 UNKNOWN = "not known here"
@@ -36,10 +35,9 @@ def accuracy_of(profile: Profile, student: Student) -> dict[str, Any] | None:
         manifest = read_manifest(path) if path.is_file() else {"inputs": {}}
         if (manifest["inputs"].get("students") or {}).get(student.name) != weight_hashes(student.manifest):
             continue
-        rows = read_rows(view.logs / "summary.csv", SummaryRow) if (view.logs / "summary.csv").is_file() else []
-        for row in (row for row in rows if row["model"] == student.name):
-            kept = {key: row[key] for key in ("n", "correct", "accuracy", "accuracy_low", "accuracy_high")}
-            return kept | {"log": relative_name(view.logs / f"{student.name}.csv")}
+        for row in read_optional(view.logs / "summary.csv", SummaryRow):
+            if row["model"] == student.name:
+                return {key: row[key] for key in ("n", "accuracy", "accuracy_low", "accuracy_high")}
     return None
 
 
@@ -62,46 +60,51 @@ def model_card(
     profile: Profile, student: Student, export: Mapping[str, Any], facts: Mapping[str, Any], gguf: Mapping[str, str]
 ) -> str:
     """The card. `export`: what was asked and the accuracy; `facts`: of the export's manifest; `gguf`: type -> file."""
-    base, manifest = profile.student.model, student.manifest
-    lines = [_front_matter(base, gguf), f"# {student.name}", ""]
-    lines += ["A student of knowledge distillation, with its adapter merged." if base else "A distilled student.", ""]
-    lines += ["| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in _facts(profile, student, export).items()]
-    lines += [
-        "",
-        "## What exporting changed",
-        "",
-        *_changes(facts),
-        "",
-        "## How to run it",
-        "",
-        *_how(student, gguf, facts["chats"]),
-    ]
+    base, manifest, last = profile.student.model, student.manifest, [*gguf.values()][-1:]
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head["tags"] = ["knowledge-distillation", *(["gguf"] if gguf else [])]
+    if base and parse_reference(base).scheme == "hub":
+        head["base_model"] = clean(parse_reference(base).repository)
+    if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", known := licence(base) or ""):
+        head["license"] = known
+    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(profile, student, export).items() if value)
+    changes = "\n".join(_changes(facts))
+    asked = '[{"role": "user", "content": "QUESTION"}]' if facts["chats"] else '"A TEXT TO GO ON FROM"'
+    how = "".join(f"\n    llama-cli -m {file} --temp 0\n    ollama create {student.name.lower()}\n" for file in last)
     seconds, watt_hours = duration(manifest.get("seconds")), energy(manifest.get("energy_kwh"))
     method = f" ({plain(manifest['energy_method'])})" if manifest.get("energy_method") else ""
-    lines += ["", f"Training took {seconds} and {watt_hours}{method}. manifest.json has the hashes of every file.", ""]
-    return "\n".join(lines)
+    return f"""---
+{yaml.safe_dump(head, allow_unicode=False)}---
+# {student.name}
 
+A student of knowledge distillation{", its adapter merged" if base else ""}. manifest.json has the hashes of all files.
 
-def _front_matter(base: str | None, gguf: Mapping[str, str]) -> str:
-    reference, known = parse_reference(base) if base else None, licence(base)
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    values["tags"] = ["knowledge-distillation", *(["gguf"] if gguf else [])]
-    if reference and reference.scheme == "hub":
-        values["base_model"] = clean(reference.repository)
-    if known and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", known):
-        values["license"] = known
-    return f"---\n{yaml.safe_dump(values, allow_unicode=False)}---\n"
+| | |
+|---|---|
+{rows}
+| Training took | {seconds}, {watt_hours}{method} |
+
+## What exporting changed
+
+{changes}
+
+## How to run it
+
+```python
+from transformers import pipeline
+
+ask = pipeline("text-generation", model="FOLDER")
+print(ask({asked}, max_new_tokens=256))
+```
+{how}"""
 
 
 def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dict[str, str]:
-    manifest, arm = student.manifest, get_arm(student.manifest["inputs"]["strategy"])
-    config, inputs = manifest.get("config") or {}, manifest["inputs"]
+    manifest, inputs, config = student.manifest, student.manifest["inputs"], student.manifest.get("config") or {}
+    arm = get_arm(inputs["strategy"])
     base, teacher, data = profile.student.model, config.get("teacher") or {}, config.get("data") or {}
     if data.get("source") != "hub":  # what a profile would take from there is no data of this student
-        data = {
-            key: value for key, value in data.items() if not key.startswith(("hub_", "train_dataset", "train_conf"))
-        }
+        data = {key: data[key] for key in data if not re.match("hub_|train_dataset|train_config", key)}
     served = (teacher.get("api") or {}).get("model") or teacher.get("model")
     found = {
         "Base model": plain(base) if base else f"none, from scratch: {_settings(inputs['student']['from_scratch'])}",
@@ -122,11 +125,9 @@ def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dic
         "Right, % of test items [95 %]": "not measured",
     }
     if row := export["accuracy"]:
-        right, low, high = (percent(row[f"accuracy{end}"]) for end in ("", "_low", "_high"))
-        found["Right, % of test items [95 %]"] = (
-            f"{right} [{low}, {high}], n = {row['n']}, before it was exported, in {profile.student.dtype}"
-        )
-    return {name: value for name, value in found.items() if value}
+        said = f"{interval(row, 'accuracy', percent)}, n = {row['n']}, before it was exported"
+        found["Right, % of test items [95 %]"] = said
+    return found
 
 
 def _settings(section: Mapping[str, Any]) -> str:
@@ -144,19 +145,9 @@ def _changes(facts: Mapping[str, Any]) -> list[str]:
     merged, scored, rounding = facts["merge"], facts["as_scored"], facts["rounding"]
     lines = [said("Merging the adapter, in float32", merged)] if merged else []
     lines += [said(f"Rounding float32 weights to {rounding['dtype']}", rounding)]
-    lines += [said(f"From the student as it was trained and scored, in {scored['dtype']}, to float32", scored)]
+    lines += [said(f"From products in {scored['dtype']}, in which it was trained, to float32", scored)]
     for kind, kept in facts["gguf"].items():
         types = ", ".join(f"{percent(share)} % {name}" for name, share in sorted(kept["types"].items()))
         other = percent(kept["of_other_types"])
         lines += [f"- GGUF {kind}: {types} of the weights; {other} % are of another type than {kind} means."]
-    return lines
-
-
-def _how(student: Student, gguf: Mapping[str, str], chats: bool) -> list[str]:
-    asked = '[{"role": "user", "content": "QUESTION"}]' if chats else '"A TEXT TO GO ON FROM"'
-    lines = ["```python", "from transformers import pipeline", "", 'ask = pipeline("text-generation", model="FOLDER")']
-    lines += [f"print(ask({asked}, max_new_tokens=256))", "```"]
-    if gguf:
-        file = [*gguf.values()][-1]
-        lines += ["", f"    llama-cli -m {file} --temp 0", f"    ollama create {student.name.lower()} -f Modelfile"]
     return lines

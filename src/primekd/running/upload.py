@@ -102,11 +102,17 @@ def _data_card(profile: Profile, names: Sequence[str]) -> str:
     }
     head = yaml.safe_dump({"tags": ["knowledge-distillation"], "pretty_name": f"{profile.name}: signals and logs"})
     rows = "\n".join(f"| {name} | {plain(value)} |" for name, value in facts.items())
-    return (
-        f"---\n{head}---\n# {plain(profile.name)}\n\nA teacher's responses and signals, and per-item logs of students "
-        "that learned from them. Every folder's manifest.json has the hashes of its files.\n\n"
-        f"| | |\n|---|---|\n{rows}\n"
-    )
+    return f"""---
+{head}---
+# {plain(profile.name)}
+
+A teacher's responses and signals, and per-item logs of students that learned from them. Every folder's manifest.json
+has the hashes of its files.
+
+| | |
+|---|---|
+{rows}
+"""
 
 
 def say(upload: Upload) -> str:
