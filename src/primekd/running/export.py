@@ -129,7 +129,7 @@ def _require_room(folder: Path, weights: int, types: Sequence[str]) -> None:
 
 
 def prompts_of(profile: Profile, tokenizer: Any, count: int) -> list[list[int]]:
-    """So many test items as a student is asked them: as messages where its tokenizer has a chat template, else as text."""
+    """So many test items as a student is asked them: as messages if its tokenizer has a chat template, else as text."""
     items = load_items(profile, "test")[:count]
     if tokenizer.chat_template:
         return [list(build_prompt(tokenizer, item.messages)) for item in items]
