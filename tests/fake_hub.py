@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pth", ".gguf", "tokenizer.json")
 GOOD_TOKEN = "hf_goodgoodgoodgoodgoodgoodgoodgood12"
+COMMIT = "ab" * 20  # of everything that was written
 READING_TOKEN = "hf_readreadreadreadreadreadreadread34"  # it may not write
 
 
@@ -112,6 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in (GOOD_TOKEN, READING_TOKEN):
             return self._refuse(401, message="Invalid credentials in Authorization header")
+        if "/".join(path.split("/")[2:5]) in self.hub.written and token:
+            return self._send(
+                json.dumps({"id": "/".join(path.split("/")[3:5]), "sha": COMMIT, "siblings": []}).encode()
+            )
         words = path.strip("/").removeprefix("api/models/").split("/")
         name = "/".join(words[:2])
         repository = self.hub.repositories.get(name)
@@ -161,7 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(json.dumps({"url": f"{self.hub.url}/{name}"}).encode(), 409 if there else 200)
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = [
-                o | {"actions": {"upload": {"href": f"{self.hub.url}/upload/{o['oid']}"}}}
+                o
+                if o["oid"] in self.hub.blobs
+                else o | {"actions": {"upload": {"href": f"{self.hub.url}/upload/{o['oid']}"}}}
                 for o in json.loads(body)["objects"]
             ]
             return self._send(json.dumps({"objects": objects}).encode())
@@ -173,14 +180,15 @@ class _Handler(BaseHTTPRequestHandler):
             )
         if self.hub.full:
             return self._refuse(507)
-        return self._commit(files, [json.loads(line) for line in body.splitlines()])
+        return self._commit(f"{kind}/{owner}/{name}", files, [json.loads(line) for line in body.splitlines()])
 
-    def _commit(self, files: dict[str, bytes], lines: list[dict]) -> None:
+    def _commit(self, repository: str, files: dict[str, bytes], lines: list[dict]) -> None:
         values = [line["value"] for line in lines if line["key"] != "header"]
         data = [base64.b64decode(v["content"]) if "content" in v else self.hub.blobs[v["oid"]] for v in values]
         files |= {value["path"]: one for value, one in zip(values, data, strict=True)}
         self.hub.commits.append([value["path"] for value in values])
-        self._send(json.dumps({"commitUrl": f"{self.hub.url}/commit/abc", "commitOid": "ab" * 20}).encode())
+        url = f"{self.hub.url}/{repository.removeprefix('models/')}/commit/{COMMIT}"
+        self._send(json.dumps({"commitUrl": url, "commitOid": COMMIT}).encode())
 
     def _body(self) -> bytes:
         if length := self.headers.get("Content-Length"):

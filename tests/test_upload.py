@@ -53,8 +53,10 @@ def test_an_export_goes_whole_in_one_commit_into_a_private_repository(hub, profi
     folder = profile.runs / "exports" / "ai-KD"
     assert hub.written == {f"models/{NAME}": {p.name: p.read_bytes() for p in folder.iterdir()}}
     assert hub.private == {f"models/{NAME}": True} and len(hub.commits) == 1
+    sent = len([r for r in hub.requests if r.method == "PUT"])
     again = publish("--student", str(folder))
-    assert again.exit_code == 0 and len(hub.commits) == 1  # nothing of it changed
+    assert again.exit_code == 0, again.output
+    assert len(hub.commits) == 1 and len([r for r in hub.requests if r.method == "PUT"]) == sent == 2  # all is there
     assert GOOD_TOKEN not in done.output + again.output
 
 
@@ -80,7 +82,7 @@ def test_a_dry_run_says_what_would_go_and_asks_nobody(hub, profile, monkeypatch)
     done = publish("--student", "ai-KD", "--logs", "--dry-run")
     assert done.exit_code == 0 and not hub.requests
     size = (profile.logs / "ai-KD.csv").stat().st_size
-    assert f"{size / 1e6:.2f} MB  logs/ai-KD.csv" in done.output
+    assert f"{size:,}  logs/ai-KD.csv" in done.output
     assert f"model {NAME}: 5 files" in done.output and f"dataset {NAME}: 4 files" in done.output
 
 

@@ -34,10 +34,6 @@ class Upload:
     kind: str
     files: dict[str, Path | bytes]
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
-        return {name: len(f) if isinstance(f, bytes) else f.stat().st_size for name, f in self.files.items()}
-
 
 def gather(
     profile: Profile, repository: str, students: Sequence[str], signals: Sequence[str] = (), logs: bool = False
@@ -116,9 +112,9 @@ has the hashes of its files.
 
 
 def say(upload: Upload) -> str:
-    """What goes where, with sizes."""
-    sizes = upload.sizes()
-    lines = [f"  {gigabytes(size):>10}  {name}" for name, size in sorted(sizes.items())]
+    """What goes where, with sizes in bytes."""
+    sizes = {name: len(f) if isinstance(f, bytes) else f.stat().st_size for name, f in upload.files.items()}
+    lines = [f"  {size:>15,}  {name}" for name, size in sorted(sizes.items())]
     return "\n".join(
         [f"{upload.kind} {upload.repository}: {len(sizes)} files, {gigabytes(sum(sizes.values()))}", *lines]
     )
