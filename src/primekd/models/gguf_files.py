@@ -184,7 +184,7 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = FILE_TYPES[kind], torch.get_num_threads()
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params):  # its reasons it only logs
-        if shutil.disk_usage(target.parent).free < 2**20:
+        if shutil.disk_usage(target.parent).free < source.stat().st_size:
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         raise UserError(f"llama.cpp could not make {kind} of the F16 file: ask for F16 alone.")
 

@@ -145,7 +145,8 @@ def _changes(facts: Mapping[str, Any]) -> list[str]:
     merged, scored, rounding = facts["merge"], facts["as_scored"], facts["rounding"]
     lines = [said("Merging the adapter, in float32", merged)] if merged else []
     lines += [said(f"Rounding float32 weights to {rounding['dtype']}", rounding)]
-    lines += [said(f"From products in {scored['dtype']}, in which it was trained, to float32", scored)]
+    if scored["dtype"] != "float32":
+        lines += [said(f"From products in {scored['dtype']}, in which it was trained, to float32", scored)]
     for kind, kept in facts["gguf"].items():
         types = ", ".join(f"{percent(share)} % {name}" for name, share in sorted(kept["types"].items()))
         other = percent(kept["of_other_types"])
