@@ -97,17 +97,17 @@ def test_a_dry_run_says_what_would_go_and_asks_nobody(hub, profile, monkeypatch)
 def test_without_the_right_to_write_one_sentence_says_so_and_nothing_is_there(hub, profile, monkeypatch, token, said):
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=said) as found:
-        send(gather(profile, NAME, ["ai-KD"])[0])
+        send(gather(profile, NAME, "ai-KD")[0])
     assert not hub.written and not (token and token in str(found.value)) and str(found.value).count("\n") == 0
 
 
 def test_a_hub_that_takes_no_commit_or_cannot_be_reached_is_one_sentence(hub, profile, monkeypatch):
     hub.full = True
     with pytest.raises(UserError, match="the hub answered 507"):
-        send(gather(profile, NAME, ["ai-KD"])[0])
+        send(gather(profile, NAME, "ai-KD")[0])
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="go online"):
-        send(gather(profile, NAME, ["ai-KD"])[0])
+        send(gather(profile, NAME, "ai-KD")[0])
 
 
 def test_what_is_named_wrongly_missing_or_altered_is_refused_before_anything_is_sent(hub, profile):
@@ -133,5 +133,5 @@ def test_a_file_that_holds_the_token_is_not_sent(hub, profile):
     (folder / "summary.csv").write_text(f"model,{GOOD_TOKEN}\n")
     write_manifest(folder, "assessment", {}, [folder / "summary.csv"])
     with pytest.raises(UserError, match="logs/summary.csv holds the hub's token"):
-        send(gather(profile, NAME, [], logs=True)[0])
+        send(gather(profile, NAME, None, logs=True)[0])
     assert not hub.requests

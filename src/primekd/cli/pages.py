@@ -144,7 +144,7 @@ def publish(
     primekd publish --hub owner/name --student ai-KD --signals ai-KD --logs
     """
     if hub is not None:
-        return to_hub(load_profile(profile), hub, student or [], signals or [], logs, dry_run)
+        return to_hub(load_profile(profile), hub, student, signals or [], logs, dry_run)
     if student or signals or logs or dry_run:
         raise UserError("--student, --signals, --logs and --dry-run belong to --hub: name a repository with it.")
     from primekd.running.publishing import publish as run_publish

@@ -10,7 +10,7 @@ from primekd.cli.common import ProfileOption, SeedOption, StrategyArgument, app,
 from primekd.config import Profile, load_profile
 
 HubOption = Annotated[str | None, typer.Option("--hub", help="A repository, owner/name; what to send is named below.")]
-StudentOption = Annotated[list[str] | None, typer.Option(help="An exported student: its folder, or its name.")]
+StudentOption = Annotated[str | None, typer.Option(help="An exported student: its folder, or its name.")]
 SignalsOption = Annotated[list[str] | None, typer.Option(help="The arm whose signals go; may be repeated.")]
 LogsOption = Annotated[bool, typer.Option("--logs", help="The profile's logs go.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would go, with sizes, and ask nobody.")]
@@ -46,11 +46,11 @@ def export(
     print(run_export(load_profile(profile), strategy, seed, to, gguf or [], dtype.value))
 
 
-def to_hub(profile: Profile, hub: str, students: list[str], signals: list[str], logs: bool, dry_run: bool) -> None:
+def to_hub(profile: Profile, hub: str, student: str | None, signals: list[str], logs: bool, dry_run: bool) -> None:
     """Says what goes to the hub and, unless it is a dry run, sends it."""
     from primekd.running.upload import gather, say, send
 
-    for upload in gather(profile, hub, students, signals, logs):
+    for upload in gather(profile, hub, student, signals, logs):
         print(say(upload))
         if not dry_run:
             print(send(upload))

@@ -50,8 +50,8 @@ def distance(one: list[Tensor], other: list[Tensor]) -> Distance:
 def load_whole(student: StudentConfig, folder: Path) -> "PreTrainedModel":
     """A student's folder as one model in float32, with as many rows of embedding and head as its tokenizer has ids.
 
-    An adapter is merged in float32 into its base's weights as they were in training: dequantised, in full precision
-    where they were rounded for products alone. Raises UserError if the adapter does not fit the base.
+    An adapter is merged in float32 into its base's weights in float32; those of a base in 4 bits are dequantised.
+    Raises UserError if the adapter does not fit the base.
     """
     if student.from_scratch:
         model = load_model(f"path:{folder / 'model'}", "float32")

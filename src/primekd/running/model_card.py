@@ -1,5 +1,6 @@
 """The card of an exported student, README.md of its folder: facts of manifests and logs, none of this machine."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +12,10 @@ from primekd.config import Profile
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import MANIFEST, read_manifest
-from primekd.foundation.outside import clean
+from primekd.foundation.outside import clean, hide
 from primekd.foundation.stage_code import short_commit
 from primekd.models.download import recorded
+from primekd.models.hub import has_token
 from primekd.models.reference import parse_reference
 from primekd.report.formats import duration, energy, interval, markdown, percent, significant
 from primekd.report.results import read_optional
@@ -61,6 +63,8 @@ def model_card(
 ) -> str:
     """The card. `export`: what was asked and the accuracy; `facts`: of the export's manifest; `gguf`: type -> file."""
     base, manifest, last = profile.student.model, student.manifest, [*gguf.values()][-1:]
+    has_token()  # which hides it, whatever text it might stand in
+    hide(os.environ.get(profile.teacher.api.key_variable or "", "") if profile.teacher.api else "")
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head["tags"] = ["knowledge-distillation", *(["gguf"] if gguf else [])]
     if base and parse_reference(base).scheme == "hub":

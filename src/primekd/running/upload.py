@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from primekd.config import Profile
+from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
 from primekd.foundation.outside import clean, holds_secret
@@ -36,13 +37,13 @@ class Upload:
 
 
 def gather(
-    profile: Profile, repository: str, students: Sequence[str], signals: Sequence[str] = (), logs: bool = False
+    profile: Profile, repository: str, student: str | None, signals: Sequence[str] = (), logs: bool = False
 ) -> list[Upload]:
     """What would go, checked against its manifests.
 
     Args:
         repository: owner/name, of the model and of the data set.
-        students: an export's folder, or its name in runs/<profile>/exports/; one alone.
+        student: an export's folder, or its name in runs/<profile>/exports/.
         signals: arms whose stores go.
 
     Raises:
@@ -50,12 +51,12 @@ def gather(
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository, re.ASCII):
         raise UserError(f"{clean(repository, 100)!r} names no repository of the hub: write owner/name.")
-    if not (students or signals or logs) or len(students) > 1:
-        raise UserError("Name what goes to the hub: one --student, --signals of an arm, --logs, or several of these.")
-    uploads = [Upload(repository, "model", _export_files(profile, name)) for name in students]
+    if not (student or signals or logs):
+        raise UserError("Name what goes to the hub: a --student, --signals of an arm, --logs, or several of these.")
+    uploads = [Upload(repository, "model", _export_files(profile, student))] if student else []
     data: dict[str, Path | bytes] = {}
     for arm in signals:
-        folder = profile.signals_folder(arm)
+        folder = profile.signals_folder(get_arm(arm).name)
         manifest = read_complete(folder)
         if problems := check_signals(folder).problems:
             raise UserError(f"{relative_name(folder)} is not uploaded: {problems[0]}; capture it again.")
