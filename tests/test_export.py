@@ -317,14 +317,16 @@ def test_a_sentencepiece_tokenizer_reads_in_llama_cpp_as_here_and_other_tokens_a
         refuse_other_tokens(tmp_path / "x.gguf", asked, [*ids[:2], ids[2][1:]])
 
 
-@pytest.mark.parametrize(
-    ("kinds", "said"), [(["Q5_0"], "--gguf Q5_0 is not made here: name F16"), (["F16"], "the kind gpt2 .* convert_hf")]
-)
-def test_what_cannot_be_written_as_gguf_is_refused_in_a_sentence(kinds, said):
-    from types import SimpleNamespace
-
-    with pytest.raises(UserError, match=said):
-        module.require_writable(SimpleNamespace(config=SimpleNamespace(model_type="gpt2")), kinds)
+def test_what_cannot_be_written_as_gguf_is_refused_in_a_sentence(profile, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="--gguf Q5_0 is not made here: name F16"):
+        export(profile, ARM, to=tmp_path / "x", gguf=["F16", "Q5_0"])
+    monkeypatch.setattr("primekd.models.gguf_files.ARCHITECTURES", ("qwen2",))
+    with pytest.raises(UserError, match=r"of the kind llama \(default\) is not made here: .*convert_hf_to_gguf.py"):
+        export(profile, ARM, to=tmp_path / "x", gguf=["F16"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="`make setup-llamacpp`, or --gguf F16 alone"):
+        export(profile, ARM, to=tmp_path / "x", gguf=["Q8_0"])
+    assert not list(tmp_path.iterdir())
 
 
 # Templates for others.

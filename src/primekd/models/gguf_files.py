@@ -29,16 +29,20 @@ ARCHITECTURES = ("llama", "qwen2")
 OTHERS = "leave out --gguf, and convert the exported folder with llama.cpp's convert_hf_to_gguf.py"
 
 
-def require_writable(model: "PreTrainedModel", types: Sequence[str]) -> None:
-    """Raises UserError if GGUF files of these types cannot be made of a model here."""
+def require_types(types: Sequence[str]) -> None:
+    """Raises UserError if files of these types cannot be made here, of any model."""
     if unknown := sorted({*types} - FILE_TYPES.keys()):
         raise UserError(f"--gguf {unknown[0]} is not made here: name {', '.join(FILE_TYPES)}.")
-    config = model.config
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if types and (config.model_type not in ARCHITECTURES or rope not in ("default", "llama3")):
-        raise UserError(f"A GGUF file of a model of the kind {config.model_type} ({rope}) is not made here: {OTHERS}.")
     if {*types} - {"F16"} and importlib.util.find_spec("llama_cpp") is None:
         raise UserError("GGUF files other than F16 are made by llama.cpp: `make setup-llamacpp`, or --gguf F16 alone.")
+
+
+def require_architecture(model: "PreTrainedModel") -> None:
+    """Raises UserError if a model's names and numbers in a GGUF file are not known here."""
+    kind = model.config.model_type
+    rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if kind not in ARCHITECTURES or rope not in ("default", "llama3"):
+        raise UserError(f"A GGUF file of a model of the kind {kind} ({rope}) is not made here: {OTHERS}.")
 
 
 def write_f16(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target: Path, name: str) -> None:

@@ -21,7 +21,15 @@ from primekd.foundation.storage import relative_name, write_text
 from primekd.models import load_model, load_tokenizer, template_hash, tokenizer_hash
 from primekd.models.adapters import require_same_base
 from primekd.models.chat import build_prompt
-from primekd.models.gguf_files import FILE_TYPES, quantise, refuse_other_tokens, require_writable, types_of, write_f16
+from primekd.models.gguf_files import (
+    FILE_TYPES,
+    quantise,
+    refuse_other_tokens,
+    require_architecture,
+    require_types,
+    types_of,
+    write_f16,
+)
 from primekd.models.modelfile import modelfile, portable
 from primekd.models.served import cast_weights, plain_generation
 from primekd.models.students import written
@@ -66,6 +74,7 @@ def export(
         UserError: there is no such student, it cannot be written so, merging changed what it says, the folder is
             there and is no export of the same, or the disk is full.
     """
+    require_types(gguf)
     student = trained_student(profile, arm, seed)
     target = Path(to).resolve() if to else profile.runs / "exports" / student.name
     inputs = {
@@ -90,7 +99,8 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
         model, tokenizer = load_whole(profile.student, student.folder), portable(load_tokenizer(profile.student))
         if get_arm(student.manifest["inputs"]["strategy"]).text == CORPUS:
             tokenizer.chat_template = None  # it has read text alone, and no conversation
-        require_writable(model, gguf)
+        if gguf:
+            require_architecture(model)
         _require_room(folder, model.num_parameters(), [dtype, "F16", *gguf] if gguf else [dtype])
         prompts = prompts_of(profile, tokenizer, CHECKED)
         responses = answers_of(model, tokenizer, prompts, min(TOKENS, profile.max_new_tokens))
