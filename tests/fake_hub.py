@@ -1,9 +1,10 @@
 """A fake of the hub on loopback, for what cannot be had in a test: it speaks as much as the real client asks for.
 
-It knows revisions, LFS and plain files, gated repositories and tokens, and can be told to misbehave. Every request is
-logged, with the Range that was asked for.
+It knows revisions, LFS and plain files, gated repositories and tokens, takes commits, and can be told to misbehave.
+Every request is logged, with the Range that was asked for.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -13,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pth", ".gguf", "tokenizer.json")
 GOOD_TOKEN = "hf_goodgoodgoodgoodgoodgoodgoodgood12"
+COMMIT = "ab" * 20  # of everything that was written
+READING_TOKEN = "hf_readreadreadreadreadreadreadread34"  # it may not write
 
 
 @dataclass
@@ -35,7 +38,11 @@ class Request:
 
 @dataclass
 class FakeHub:
-    """Start it with `with`. Faults by file name: `drop` and `stall` after so many bytes, once; `corrupt` so often."""
+    """Start it with `with`. Faults by file name: `drop` and `stall` after so many bytes, once; `corrupt` so often.
+
+    `written`: `models/owner/name` or `datasets/owner/name` -> files, of all commits together; `private`: how each was
+    made; `commits`: the names of the files of each commit; `full`: no commit is taken.
+    """
 
     repositories: dict[str, Repository]
     drop: dict[str, int] = field(default_factory=dict)
@@ -43,6 +50,11 @@ class FakeHub:
     corrupt: dict[str, int] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     failing: int | None = None
+    written: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    private: dict[str, bool] = field(default_factory=dict)
+    commits: list[list[str]] = field(default_factory=list)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    full: bool = False
 
     def __enter__(self) -> "FakeHub":
         self.released = threading.Event()
@@ -72,6 +84,13 @@ def git_blob(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def _mode(path: str, files: dict[str, bytes]) -> dict:
+    """How a file is to be sent, and the hash of what is there by its name."""
+    large, there = path.endswith(LFS_SUFFIXES), files.get(path)
+    oid = None if there is None else hashlib.sha256(there).hexdigest() if large else git_blob(there)
+    return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: FakeHub
@@ -92,8 +111,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.failing:
             return self._refuse(self.hub.failing)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token and token != GOOD_TOKEN:
+        if token and token not in (GOOD_TOKEN, READING_TOKEN):
             return self._refuse(401, message="Invalid credentials in Authorization header")
+        if "/".join(path.split("/")[2:5]) in self.hub.written and token:
+            return self._send(
+                json.dumps({"id": "/".join(path.split("/")[3:5]), "sha": COMMIT, "siblings": []}).encode()
+            )
         words = path.strip("/").removeprefix("api/models/").split("/")
         name = "/".join(words[:2])
         repository = self.hub.repositories.get(name)
@@ -114,6 +137,68 @@ class _Handler(BaseHTTPRequestHandler):
         if file not in repository.files:
             return self._refuse(404, "EntryNotFound")
         return self._file(file, repository.files[file])
+
+    def do_POST(self) -> None:
+        self._take()
+
+    def do_PUT(self) -> None:
+        self._take()
+
+    def _take(self) -> None:
+        """What a client asks on its way to a commit. Uploads themselves carry no token: their address is the secret."""
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.entry, body = Request(self.command, path, None), self._body()
+        self.hub.requests.append(self.entry)
+        if path.startswith("upload/"):
+            self.hub.blobs[hashlib.sha256(body).hexdigest()] = body
+            return self._send(b"")
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token != GOOD_TOKEN:
+            return self._refuse(403 if token == READING_TOKEN else 401, message="no right to write")
+        if path == "api/validate-yaml":
+            return self._send(b"{}")
+        if path == "api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('type', 'model')}s/{asked['organization']}/{asked['name']}"
+            self.hub.private.setdefault(name, asked.get("visibility") == "private")
+            there = name in self.hub.written
+            self.hub.written.setdefault(name, {})
+            return self._send(json.dumps({"url": f"{self.hub.url}/{name}"}).encode(), 409 if there else 200)
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                o
+                if o["oid"] in self.hub.blobs
+                else o | {"actions": {"upload": {"href": f"{self.hub.url}/upload/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
+            ]
+            return self._send(json.dumps({"objects": objects}).encode())
+        kind, owner, name, verb = path.removeprefix("api/").split("/")[:4]
+        files = self.hub.written[f"{kind}/{owner}/{name}"]
+        if verb == "preupload":
+            return self._send(
+                json.dumps({"files": [_mode(f["path"], files) for f in json.loads(body)["files"]]}).encode()
+            )
+        if self.hub.full:
+            return self._refuse(507)
+        return self._commit(f"{kind}/{owner}/{name}", files, [json.loads(line) for line in body.splitlines()])
+
+    def _commit(self, repository: str, files: dict[str, bytes], lines: list[dict]) -> None:
+        values = [line["value"] for line in lines if line["key"] != "header"]
+        data = [base64.b64decode(v["content"]) if "content" in v else self.hub.blobs[v["oid"]] for v in values]
+        files |= {value["path"]: one for value, one in zip(values, data, strict=True)}
+        self.hub.commits.append([value["path"] for value in values])
+        url = f"{self.hub.url}/{repository.removeprefix('models/')}/commit/{COMMIT}"
+        self._send(json.dumps({"commitUrl": url, "commitOid": COMMIT}).encode())
+
+    def _body(self) -> bytes:
+        if length := self.headers.get("Content-Length"):
+            return self.rfile.read(int(length))
+        parts = []
+        while size := int(self.rfile.readline(), 16):  # in chunks
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _info(self, name: str, repository: Repository) -> dict:
         siblings = []

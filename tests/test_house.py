@@ -12,9 +12,9 @@ ORDER = (
     "foundation", "config", "tasks", "models", "teachers", "signals", "capture", "losses", "training", "assessment",
     "statistics", "studies", "report", "planning", "running", "cli",
 )  # fmt: skip
-# Lines. All of it is to come under 22,000 with four studies in it. It is far above: what a study adds has to go elsewhere.
+# Lines. All of it is to come under 22,000 with four studies in it. It is far above.
 BUDGET = {
-    "": 32_100,
+    "": 31_700,
     "planning": 1_000,
     "studies/priming.py": 300,
     "studies/labels.py": 300,

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from primekd.cli.common import JsonOption, ProfileOption, PublishedOption, show_result, verb
+from primekd.cli.taken import DryRunOption, HubOption, LogsOption, SignalsOption, StudentOption, to_hub
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
@@ -106,15 +107,27 @@ def publish(
     mixed: Annotated[
         bool, typer.Option("--mixed", help="Also what several commits made: its manifests name them.")
     ] = False,
+    hub: HubOption = None,
+    student: StudentOption = None,
+    signals: SignalsOption = None,
+    logs: LogsOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Puts this machine's logs in the place of the published ones, logs/<profile>/, and writes README's tables anew.
 
-    Refused where `primekd verify` finds a problem. Nothing else moves logs; commit what it changed.
+    Refused where `primekd verify` finds a problem. Nothing else moves logs; commit what it changed. With --hub nothing
+    moves here: what is named goes to the Hugging Face hub, the student as a model, signals and logs as a data set.
 
     \b
     primekd publish
     primekd publish --profile laptop --mixed
+    primekd publish --hub owner/name --student ai-KD --dry-run
+    primekd publish --hub owner/name --student ai-KD --signals ai-KD --logs
     """
+    if hub is not None:
+        return to_hub(load_profile(profile), hub, student, signals or [], logs, dry_run)
+    if student or signals or logs or dry_run:
+        raise UserError("--student, --signals, --logs and --dry-run belong to --hub: name a repository with it.")
     from primekd.report.readme import update_pages
     from primekd.running.publishing import publish as run_publish
 

@@ -45,6 +45,7 @@ STAGES = {
     "priming": ("primekd.studies.primed",),
     "grading": ("primekd.studies.regrade",),
     "assess": ("primekd.studies.assess", "primekd.studies.regrade"),
+    "export": ("primekd.running.export",),
     "tokenise": ("primekd.tasks.text",),
     "published-study": ("primekd.studies.published", "primekd.studies.regrade"),
 }

@@ -50,11 +50,15 @@ def load_beside(model: str, dtype: str, adapter: Path, quantization: str | None 
     return _ready(_cast_adapter(student, dtype).get_base_model())
 
 
-def load_merged(model: str, dtype: str, adapter: Path, weights: str | None = None) -> nn.Module:
+def load_merged(
+    model: str, dtype: str, adapter: Path, weights: str | None = None, quantization: str | None = None
+) -> nn.Module:
     """A model with a LoRA adapter merged into its weights in float32, then in `dtype`. `weights`: the precision that
-    base and adapter were trained in, where `dtype` is finer: they are rounded to it."""
+    base and adapter were trained in, where `dtype` is finer: they are rounded to it. Weights in 4 bits are what
+    `quantization` makes of them, dequantised."""
     precision = weights or "float32"
-    student = _cast_adapter(_with_adapter(load_model(model, precision), model, adapter), precision)
+    base = load_model(model, precision, quantization)
+    student = _cast_adapter(_with_adapter(base.dequantize() if quantization else base, model, adapter), precision)
     _untie(student)
     return _ready(cast_weights(cast_weights(student, "float32").merge_and_unload(), dtype))
 

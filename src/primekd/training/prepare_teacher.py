@@ -21,6 +21,7 @@ from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.foundation.storage import now, project_root, read_json, relative_name, write_atomically
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.models.chat import Priming, build_prompt, encode_response, join
+from primekd.models.gguf_files import permute_rotary
 from primekd.tasks.forms import FORMS
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
@@ -151,11 +152,6 @@ def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
     weights = {name: w.astype(np.float32) for name, w in load_file(folder / "adapter_model.safetensors").items()}
     layers = {name: name.split(".layers.")[1].removesuffix(".lora_A.weight") for name in weights if "lora_A" in name}
     return {layer: scale * (weights[a.replace("lora_A", "lora_B")] @ weights[a]) for a, layer in layers.items()}
-
-
-def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Hugging Face's order of rotary rows (two halves a head) -> GGUF's (pairs). (heads * d, in) -> the same shape."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, quantization: str) -> None:

@@ -1,0 +1,159 @@
+"""A trained student for others: one folder that transformers, llama.cpp and Ollama read, with what vouches for it."""
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from primekd.assessment.students import Student, weight_hashes
+from primekd.config import Profile
+from primekd.config.arm import CORPUS
+from primekd.config.arms import get_arm
+from primekd.foundation.energy import Meter
+from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import MANIFEST, altered_outputs, is_current, read_manifest
+from primekd.foundation.provenance import now, write_manifest
+from primekd.foundation.stage_code import stage_code
+from primekd.foundation.storage import relative_name, write_text
+from primekd.models import load_model, load_tokenizer, template_hash, tokenizer_hash
+from primekd.models.chat import build_prompt
+from primekd.models.gguf_files import (
+    FILE_TYPES,
+    quantise,
+    refuse_other_tokens,
+    require_architecture,
+    require_types,
+    types_of,
+    write_f16,
+)
+from primekd.models.modelfile import modelfile, portable
+from primekd.models.served import cast_weights, plain_generation, require_same_base
+from primekd.models.students import written
+from primekd.models.whole import answers_of, check_merge, distance, load_whole, logits_of
+from primekd.running.model_card import accuracy_of, model_card
+from primekd.tasks.load import load_items
+
+CHECKED, TOKENS = 4, 48  # test items whose answers' logits are compared, and tokens of each at most
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "F16": 2, "Q8_0": 1.07, "Q4_K_M": 0.8}  # a weight, about
+
+
+def trained_student(profile: Profile, arm: str, seed: int | None = None) -> Student:
+    """A trained student of a profile. Raises UserError if there is none, a file of it was altered, or it is not of the
+    base, the settings, the tokenizer and the chat template that the profile names."""
+    folder = profile.student_folder(get_arm(arm).name, seed)
+    path, name = folder / MANIFEST, relative_name(folder)
+    if not path.is_file():
+        raise UserError(f"{name} has no student: run `primekd distill {arm} --profile {profile.name}` first.")
+    manifest = read_manifest(path)
+    if altered := altered_outputs(path, manifest):
+        raise UserError(f"{name}: {', '.join(altered)} missing or altered: train the student again.")
+    if not profile.student.from_scratch and (folder / "adapter").is_dir():
+        require_same_base(folder / "adapter", profile.student.model)
+    tokenizer, was = load_tokenizer(profile.student), dict(manifest["inputs"])
+    was["student"] = {key: value for key, value in (was.get("student") or {}).items() if key != "model_sha256"}
+    wanted = {"student": profile.student.model_dump(mode="json", exclude_none=True)}
+    wanted |= {"tokenizer_sha256": tokenizer_hash(tokenizer), "template_sha256": template_hash(tokenizer)}
+    if differ := [key.removesuffix("_sha256") for key in wanted if was.get(key) != wanted[key]]:
+        raise UserError(f"{name} has another {' and '.join(differ)} than {profile.name} says: train the student again.")
+    return Student(folder.name, folder, manifest)
+
+
+def export(
+    profile: Profile, arm: str, seed: int | None = None, to: Path | None = None, gguf: Sequence[str] = (),
+    dtype: str = "bfloat16",
+) -> Path:  # fmt: skip
+    """Writes a student's folder, whole or not at all; returns it: `to`, or runs/<profile>/exports/<arm>.
+
+    Safetensors in `dtype`, configuration, tokenizer, card, manifest; with `gguf`, files of those types and a Modelfile.
+
+    Raises:
+        UserError: there is no such student, it cannot be written so, merging changed what it says, the folder is
+            there and is no export of the same, or the disk is full.
+    """
+    require_types(gguf)
+    student = trained_student(profile, arm, seed)
+    target = Path(to).resolve() if to else profile.runs / "exports" / student.name
+    inputs = {
+        "export": {"dtype": dtype, "gguf": sorted({*gguf}), "accuracy": accuracy_of(profile, student)},
+        "trained": {"inputs_sha256": student.manifest["inputs_sha256"], "weights": weight_hashes(student.manifest)},
+    }
+    if target.exists():
+        if is_current(target, inputs):
+            print(f"export: nothing to do, {relative_name(target)} is an export of this student.")
+            return target
+        raise UserError(
+            f"{relative_name(target)} is there, and is no export of this student in these types: name another folder "
+            "with --to, or delete it."
+        )
+    written(target, lambda folder: _fill(folder, profile, student, inputs, gguf, dtype))
+    return target
+
+
+def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: Sequence[str], dtype: str) -> None:
+    start, code = now(), stage_code("export", profile)
+    with Meter() as meter:
+        model, tokenizer = load_whole(profile.student, student.folder), portable(load_tokenizer(profile.student))
+        if get_arm(student.manifest["inputs"]["strategy"]).text == CORPUS:
+            tokenizer.chat_template = None  # it has read text alone, and no conversation
+        if gguf:
+            require_architecture(model)
+        _require_room(folder, model.num_parameters(), [dtype, "F16", *gguf] if gguf else [dtype])
+        prompts = prompts_of(profile, tokenizer, CHECKED)
+        responses = answers_of(model, tokenizer, prompts, min(TOKENS, profile.max_new_tokens))
+        logits = logits_of(model, prompts, responses, len(tokenizer))
+        merge, scored = check_merge(profile.student, student.folder, logits, prompts, responses)
+        names = {kind: f"{student.name}-{kind}.gguf" for kind in FILE_TYPES if kind in gguf}
+        kept = _write_gguf(folder, model, tokenizer, names, prompts, student.name) if names else {}
+        model.config._name_or_path, model.generation_config = "", plain_generation(model, tokenizer)
+        for part in (cast_weights(model, dtype), tokenizer):
+            part.save_pretrained(folder)
+        saved = logits_of(load_model(f"path:{folder}", "float32"), prompts, responses, len(tokenizer))
+    facts = {
+        "merge": merge and asdict(merge),
+        "as_scored": asdict(scored) | {"dtype": profile.student.dtype},
+        "rounding": asdict(distance(logits, saved)) | {"dtype": dtype},
+        "gguf": kept,
+        "chats": tokenizer.chat_template is not None,
+    } | meter.facts
+    if names:
+        write_text(folder / "Modelfile", modelfile(tokenizer, [*names.values()][-1]))
+    write_text(folder / "README.md", model_card(profile, student, inputs["export"], facts, names))
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    for file in files:
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    write_manifest(folder, "export", inputs, files, code=code, start=start, end=now(), **facts)
+
+
+def _require_room(folder: Path, weights: int, types: Sequence[str]) -> None:
+    needed, free = weights * sum(BYTES[kind] for kind in types), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"The export takes about {math.ceil(needed / 1e6)} MB, and {free // 10**6} MB are free: free some space, "
+            "or name a folder on another disk with --to."
+        )
+
+
+def prompts_of(profile: Profile, tokenizer: Any, count: int) -> list[list[int]]:
+    """So many test items as a student is asked them: as messages if its tokenizer has a chat template, else as text."""
+    items = load_items(profile, "test")[:count]
+    if tokenizer.chat_template:
+        return [list(build_prompt(tokenizer, item.messages)) for item in items]
+    return [tokenizer(item.question)["input_ids"] for item in items]
+
+
+def _write_gguf(folder: Path, model: Any, tokenizer: Any, names: dict, prompts: list, name: str) -> dict[str, Any]:
+    """The GGUF files; what each keeps its weights as."""
+    source = folder / names.get("F16", ".F16.gguf")
+    write_f16(model, tokenizer, source, name)
+    texts = [tokenizer.decode(ids) for ids in prompts]
+    refuse_other_tokens(source, texts, [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
+    for kind in names.keys() - {"F16"}:
+        quantise(source, folder / names[kind], kind)
+    found = {kind: types_of(folder / file, kind) for kind, file in names.items()}
+    if "F16" not in names:
+        source.unlink()
+    return found
