@@ -243,8 +243,9 @@ def rewrite_responses(folder):
     """The same store with one token fewer in its first response, as another capture might have given."""
     reader = SignalReader(folder)
     stored = [reader.item(name) for name in reader.item_ids]
-    rows = [reader._handle(item.item_id).get_slice("row.hidden")[reader._place(item.item_id).rows("row.hidden")]
-            for item in stored]  # fmt: skip
+    places = [reader._place(item.item_id) for item in stored]
+    rows = [reader._handle(item.item_id).get_slice("row.hidden")[place.response : place.response_end]
+            for item, place in zip(stored, places, strict=True)]  # fmt: skip
     stored[0] = replace(stored[0], response_ids=stored[0].response_ids[:-1])
     rows[0] = rows[0][:-1]
     manifest, start = read_json(folder / "manifest.json"), 0

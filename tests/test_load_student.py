@@ -85,7 +85,7 @@ def test_what_is_no_whole_student_is_refused_with_what_to_do(lively, tmp_path):
         primekd.load_student(folder)
     (tmp_path / "file").write_text("")
     write_manifest(tmp_path, "adapter", {"student": {"model": lively, "dtype": "float8"}}, [tmp_path / "file"])
-    with pytest.raises(UserError, match=r"of no student .*dtype.*train the student again"):
+    with pytest.raises(UserError, match=r"of no student .*dtype.*train it again"):
         primekd.load_student(tmp_path)
     write_manifest(tmp_path, "signals", {}, [tmp_path / "file"])
     with pytest.raises(UserError, match="is of no student"):

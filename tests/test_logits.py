@@ -11,8 +11,8 @@ import torch
 from conftest import make_store, small_profile, stored
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from primekd.assessment.fit import losses_of
 from primekd.assessment.score import Model
-from primekd.assessment.tokens import losses_of
 from primekd.capture.jobs import training_job
 from primekd.capture.run import capture, measure_reconstruction
 from primekd.config import LossConfig

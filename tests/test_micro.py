@@ -137,7 +137,7 @@ def test_benchmarks_are_looked_at_without_changing_the_training(trained, lively,
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"data": {"task": "gsm8k", "source": "jsonl"}}, "benchmarks of choices"),
+        ({"data": {"task": "gsm8k", "source": "jsonl"}}, "asks models the task choices"),
         ({"teacher": {"engine": "llamacpp"}}, "set teacher.engine: transformers"),
         ({"arms": ("base-KD",), "seeds": {}}, "learns from no text"),
         ({"pretrain": None}, "text and pretrain"),

@@ -58,7 +58,7 @@ def test_the_study_of_the_page_runs_and_its_logs_verify(checkout):
 @pytest.mark.parametrize("name", ["nowhere", "study", "results", "../priming", "priming.x"])
 def test_a_profile_that_names_no_recipe_is_told_which_there_are(name):
     profile = load_profile("ci").model_copy(update={"study": name})
-    with pytest.raises(UserError, match="set study to one of labels, micro, priming"):
+    with pytest.raises(UserError, match="set study to one of labels, micro, online, priming"):
         find_study(profile)
 
 

@@ -102,7 +102,7 @@ def measure(
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[ForgettingRow]:  # fmt: skip
     """A row an item, in order. `reader` holds the control's signals on these items; `advance` is told of progress."""
-    from primekd.assessment.tokens import losses_of
+    from primekd.assessment.fit import losses_of
     from primekd.signals import concatenate
 
     tokenizer, rows = load_tokenizer(profile.student), []

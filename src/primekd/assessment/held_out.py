@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from primekd.assessment.tokens import FILE, TokenFit, losses_of, write_fits
+from primekd.assessment.fit import losses_of
+from primekd.assessment.tokens import FILE, TokenFit, write_fits
 from primekd.config import Profile
 from primekd.foundation.energy import Meter
 from primekd.foundation.progress import Progress

@@ -142,7 +142,7 @@ def _loglikelihoods(
     """Of each item and choice the sum over its tokens, float32 a token."""
     import torch
 
-    from primekd.assessment.tokens import losses_of
+    from primekd.assessment.fit import losses_of
 
     contexts, choices = ([one[part] for one in asked] for part in (0, 1))
     want = "logits" if engine.transform is None else "hidden"

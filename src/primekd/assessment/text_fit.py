@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from primekd.assessment.fit import losses_of
 from primekd.assessment.held_out import HeldOutRow
-from primekd.assessment.tokens import losses_of
 from primekd.signals import Asked, DenseRows, SignalSource
 
 if TYPE_CHECKING:

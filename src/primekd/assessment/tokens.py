@@ -16,16 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from primekd.assessment.logs import TOKENS as FILE
-from primekd.config import LossConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import canonical_json, relative_name, write_atomically
 from primekd.signals.certainty import Certainty, certainty_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from primekd.signals.rows import SignalRows
-    from primekd.teachers.transformers_engine import TransformersEngine
 
 MOST = 30_000  # tokens of a model that go into the logs, about 0.6 MB
 SPACES = {"\n": "⏎", "\t": "⇥"}
@@ -36,34 +32,13 @@ class TokenFit:
     """One model on the T tokens of one text.
 
     Attributes:
-        kl: (T,) KL(teacher || model) in nats, or what else `losses_of` was asked for.
+        kl: (T,) KL(teacher || model) in nats, or what else `fit.losses_of` was asked for.
         top_ids, top_probs: (T, K) the model's most probable tokens, and their probabilities.
     """
 
     kl: Tensor
     top_ids: Tensor
     top_probs: Tensor
-
-
-def losses_of(
-    engine: "TransformersEngine", states: Sequence[Tensor], responses: Sequence[list[int]],
-    teacher: "SignalRows | None", top: int = 0, divergence: str = "forward_kl",
-) -> list[tuple[float, TokenFit]]:  # fmt: skip
-    """Hidden states (T, D) of some responses -> of each the cross-entropy, summed over its tokens in nats, and its
-    tokens' divergence from the teacher (0 without one) and `top` most probable tokens."""
-    from primekd.losses import row_losses
-
-    if not responses:
-        return []
-    head, lengths = engine.head(), [len(response) for response in responses]
-    targets = torch.tensor([token for response in responses for token in response], device=head.device)
-    teacher = None if teacher is None else teacher.to(head.device)
-    # At temperature 1, unless a top-k store was captured for another one.
-    loss = LossConfig(divergence=divergence, temperature=getattr(teacher, "temperature", 1.0))
-    hidden = torch.cat(list(states)).to(head.device)
-    by_row = row_losses(hidden, head, engine.bias(), targets, teacher, loss, engine.transform, top)
-    ce, *fits = (values.cpu().split(lengths) for values in by_row)
-    return [(float(own.double().sum()), TokenFit(*fit)) for own, *fit in zip(ce, *fits, strict=True)]
 
 
 def write_fits(path: Path, fits: Sequence[TokenFit]) -> None:

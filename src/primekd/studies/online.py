@@ -83,7 +83,7 @@ def compare(profile: Profile, references: Sequence[str]) -> list[FactRow]:
     """Any models on the profile's facts, a row each and the floors'; what was asked already is read. Their answers lie
     in runs/<profile>/compared/<model>/. Raises UserError if one cannot be loaded."""
     from primekd.assessment.logs import grade_answers
-    from primekd.models import weights_hash
+    from primekd.models import model_hash
     from primekd.tasks.facts import TASK
     from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -91,7 +91,7 @@ def compare(profile: Profile, references: Sequence[str]) -> list[FactRow]:
     items, logs = load_items(profile, "test"), {}
     for reference in references:
         name = f"{reference.rsplit('/', 1)[-1].split(':')[-1][:40]}-{hash_text(reference)[:6]}"
-        inputs = {"reference": reference, "weights": weights_hash(reference), **PROBE.inputs(profile)}
+        inputs = {"reference": reference, "weights": model_hash(reference), **PROBE.inputs(profile)}
         opened = partial(TransformersEngine, reference, profile.scoring_dtype, profile.assess.batch_size)
         rows = probe_model(view, name, items, opened, PROBE, inputs)
         write_completions(view.logs / PROBE.folder / f"{name}.csv", rows)

@@ -178,7 +178,7 @@ class ExLlamaV2Engine(TeacherEngine):
         return weight.T[: self.vocab_size].cpu().contiguous()
 
     def close(self) -> None:
-        del self.generator, self.model
+        del self.generator, self.model, self._weight
         release_gpu_memory()
 
     @torch.inference_mode()
