@@ -23,6 +23,8 @@ from primekd.signals.certainty import Certainty, certainty_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from primekd.signals.rows import SignalRows
+
 MOST = 30_000  # tokens of a model that go into the logs, about 0.6 MB
 SPACES = {"\n": "⏎", "\t": "⇥"}
 
