@@ -18,7 +18,7 @@ from primekd.running.notebooks import normal_form, require_parameters_tag
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in ROOT.glob("*/*.ipynb") if p.parent.name not in {"runs", "logs"})
 # The others' cells are the same but for their names, which a test looks at: to run them too takes as long again.
-RUN = ("base-KD", "ai-KD", "base-fine-tune")
+RUN = ("base-KD", "base-fine-tune")
 STAGES = [p for p in NOTEBOOKS if p.parent.name in (*RUN, "assessment")]
 
 
@@ -220,10 +220,10 @@ def test_a_run_leaves_the_checkout_clean_and_reproduces_what_it_published(study)
 
 def test_a_lost_result_is_made_again_and_nothing_else(study):
     output = study[0]  # in its place: the jobs of a copy would all be planned anew, as rules hold absolute paths
-    shard = output / "runs/ci/signals/ai-KD/shard-00000.safetensors"
-    bytes_before, student = shard.read_bytes(), output / "runs/ci/students/ai-KD/manifest.json"
+    shard = output / "runs/ci/signals/base-KD/shard-00000.safetensors"
+    bytes_before, student = shard.read_bytes(), output / "runs/ci/students/base-KD/manifest.json"
     student_before = student.stat().st_mtime_ns
-    shutil.rmtree(output / "runs/ci/signals/ai-KD")
+    shutil.rmtree(output / "runs/ci/signals/base-KD")
     assert "nothing to be done" not in primekd("run", "--profile", "ci", output=output)
     assert shard.read_bytes() == bytes_before
     assert student.stat().st_mtime_ns == student_before, "the same signals give the same student: not trained again"
@@ -235,7 +235,7 @@ def test_verify_names_an_edited_verdict_and_an_altered_shard(study, tmp_path: Pa
     log = output / "runs/ci/logs/base-KD.csv"
     text = log.read_text()
     log.write_text(text.replace(',0,""\n', ',1,""\n', 1))
-    shard = output / "runs/ci/signals/ai-KD/shard-00001.safetensors"
+    shard = output / "runs/ci/signals/base-KD/shard-00001.safetensors"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)

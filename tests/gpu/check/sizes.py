@@ -36,6 +36,7 @@ class Sizes:
     copied: int  # bytes of the copy that the bandwidth is measured with
     captured: Shape = field(repr=False)
     arms: tuple[str, ...] = ("base-KD", "ai-KD")  # of the tiny study; the fine-tuned student is in it anyhow
+    several: bool = True  # several processes of a study at once; the tests do that on a CPU
     capture_prompts: int = 32
     capture_tokens: int = 128
 
@@ -74,6 +75,7 @@ SMALL = Sizes(
     copied=2**22,
     captured=TINY,
     arms=("ai-KD",),
+    several=False,
     capture_prompts=4,
     capture_tokens=6,
 )

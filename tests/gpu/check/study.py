@@ -65,8 +65,9 @@ def run(sizes: Sizes, add: Callable[..., None], report: Report) -> None:
                 study.kill()
         add(*(row for arm in (*sizes.arms, "base-fine-tune") for row in students(folder, arm)))
         add(*(answers(folder, model) for model in ("control", *sizes.arms)))
-        add(two_processes(profile, folder))
-        add(workers(profile, folder))
+        if sizes.several:
+            add(two_processes(profile, folder))
+            add(workers(profile, folder))
         add(logs(profile, folder))
 
 
