@@ -509,3 +509,9 @@ def test_memory_is_planned_for_every_profile_of_the_checkout():
     for name in ("ci", "pocket", "pocket-plain", "pocket-llamacpp"):
         needs = memory_needs(load_profile(name).model_copy(update={"hardware": CPU}), lengths)
         assert {need.stage for need in needs} == {"capture", "distill", "assess"} and all(need.fits for need in needs)
+
+
+@pytest.mark.parametrize("name", ["micro-pocket", "online-pocket"])
+def test_a_study_of_students_from_scratch_is_not_planned_and_says_so(name):
+    with pytest.raises(UserError, match=f"{name}: plans know students that learn an adapter .*how much time is left"):
+        make_plan(load_profile(name))
