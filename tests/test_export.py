@@ -384,6 +384,6 @@ def test_foreign_text_on_a_card_is_text_and_names_no_folder_and_no_secret():
     hide("sk-123456789012345678901234")
     odd = "<script>a|b</script> [x](javascript:y) `z`\n# t path:/srv/ann/m/x.gguf C:\\u\\ann\\f"
     said = plain(f"{odd} sk-123456789012345678901234")
-    assert not re.search(r"<|(?<!\\)[|`\[\]]|\n|/home|ann|sk-1234", said) and "path:x.gguf" in said
+    assert not re.search(r"<|(?<!\\)[|`\[\]]|\n|/srv|ann|sk-1234", said) and "path:x.gguf" in said
     assert plain("hub:owner/name@main") == "hub:owner/name@main" and plain("models/x y") == "models/x y"
     assert plain("https://a.org/b") == "https://a.org/b"
