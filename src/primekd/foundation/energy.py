@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Any
 
-WORLD = "USA"  # whose mix of electricity counts where nobody says another
+COUNTRY = "USA"  # whose mix of electricity counts where nobody says another
 
 
 class Meter:
@@ -16,7 +16,7 @@ class Meter:
     that much electricity stands for in `country` (ISO 3166, three letters). Both are None where codecarbon fails.
     """
 
-    def __init__(self, country: str = WORLD):
+    def __init__(self, country: str = COUNTRY):
         self.country, self.facts = country, dict[str, Any]()
 
     def __enter__(self) -> "Meter":
