@@ -26,6 +26,7 @@ from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.models.chat import build_prompt
+from primekd.studies.priming import STUDY
 from primekd.teachers import Sampling
 from primekd.teachers.api import ApiEngine, client
 from primekd.teachers.api.engine import OVERSHOOT
@@ -121,7 +122,8 @@ BAD = {
     "no text": ({"message": 5}, "gave an answer that is none"),
     "another model": ({"model": "cheaper"}, "gave the model cheaper where m was asked for"),
     "too many tokens": ({"usage": USAGE}, "gave 99 tokens where 12 were asked for"),
-    "a filter": ({"finish_reason": "content_filter"}, "ended with 'content_filter'"),
+    "a filter": ({"finish_reason": "content_filter"}, r"withheld an answer \(content_filter\): take the item out"),
+    "an end of its own": ({"finish_reason": "tool_calls"}, "ended with 'tool_calls'"),
     "no log-probs": ({"logprobs": None}, "gave no log-probs, which teacher.api.logprobs promises"),
     "other tokens": ({"message": {"content": "Something else."}}, "gave tokens that are not those of"),
     "a penalty": (
@@ -161,6 +163,24 @@ def test_a_bad_answer_is_one_sentence_and_the_next_run_goes_on(name, ci, tmp_pat
         assert set(server.keys) == {f"Bearer {KEY}"}
     assert KEY not in failed.output + caplog.text + str(failed.exception)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_a_withheld_answer_can_count_as_an_empty_one_and_is_paid_for_once(logprobs, ci, tmp_path):
+    withheld = answering(
+        ci.teacher.model, finish_reason="content_filter", message={"content": "I was about to"}, logprobs=None
+    )
+    with serving(withheld) as server:
+        for _ in range(2):  # the second time it is read from disk
+            engine = engine_for(ci, server, tmp_path, withheld_is_empty=True, logprobs=logprobs)
+            made = engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+            assert [(response.ids, response.truncated) for response in made] == [([engine.end.token], False)]
+        assert len(server.requests) == 1
+
+
+def test_students_of_a_task_without_labels_do_not_learn_withheld_answers(ci, tmp_path):
+    with serving(good(ci.teacher.model)) as server, pytest.raises(UserError, match="take withheld_is_empty out"):
+        STUDY.refuse(load_profile(str(write(tmp_path, server, withheld_is_empty=True))))
 
 
 def _counted(fault: dict) -> dict:

@@ -1,5 +1,7 @@
 """Corrected sentences: edits and their measure, languages, what costs nothing, and how it is shown."""
 
+from dataclasses import replace
+
 import pytest
 
 from primekd.assessment.logs import LogRow
@@ -7,6 +9,7 @@ from primekd.foundation.provenance import write_text
 from primekd.foundation.tables import table_text
 from primekd.report.corrections import correction_table, example_table, label_table, language_table, learning_figure
 from primekd.report.shown import show_table
+from primekd.statistics import corrections
 from primekd.statistics.corrections import (
     ALL,
     COPY,
@@ -79,15 +82,37 @@ def test_a_row_a_model_and_language_with_what_costs_nothing_first():
     assert list(rows)[:3] == [(COPY, ALL), (COPY, "en"), (COPY, "de")] and len(rows) == 15
     copied = rows[COPY, ALL]
     assert (copied.right, copied.n, copied.overcorrected, copied.unchanged_n, copied.recall) == (1, 4, 0, 1, 0.0)
-    assert copied.exact == 0.25 and copied.precision == 1.0
+    assert copied.exact == 0.25 and copied.precision == 1.0 and copied.p_copy is None
     control, student = rows["control", ALL], rows["api-KD", ALL]
-    assert (control.right, control.overcorrected, control.p) == (0, 1, None)
+    assert (control.right, control.overcorrected, control.p) == (0, 1, None) and control.overcorrected_low > 0
     test = mcnemar_exact([True, True, True, False], [False] * 4)
     assert (student.only_model, student.only_control, student.p) == tuple(test) and student.p_holm is None
     assert student.f05_low <= student.f05 <= student.f05_high and 0.9 < student.similarity < 1
     single = [row for row in rows.values() if row.language != ALL and row.p is not None and row.model != COPY]
     assert [row.p_holm for row in single] == pytest.approx(holm([row.p for row in single])) and len(single) == 6
     assert language_rows({}) == []
+
+
+def test_each_model_is_tested_against_the_sentence_as_it_was_over_all_languages():
+    rows = language_rows(LOGS)
+    found = {row.model: row.p_copy for row in rows if row.p_copy is not None}
+    copied = [asked == gold for _, asked, gold in SENTENCES]
+    raw = {model: mcnemar_exact([row.correct for row in log], copied).p for model, log in LOGS.items()}
+    assert found == pytest.approx(dict(zip(raw, holm(list(raw.values())), strict=True)))
+    assert {row.language for row in rows if row.p_copy is not None} == {ALL}
+
+
+def test_sentences_of_one_document_are_no_independent_draws(monkeypatch):
+    """The same verdicts ten times over, once as forty sentences and once as ten copies of four documents."""
+    many = {model: [replace(row, id=f"{row.id}-{n}") for row in log for n in range(10)] for model, log in LOGS.items()}
+    monkeypatch.setattr(corrections, "language_of", lambda item: "en")
+    alone = next(row for row in language_rows(many) if (row.model, row.language) == ("api-KD", ALL))
+    monkeypatch.setattr(corrections, "cluster_of", lambda item: item.rsplit("-", 1)[0])
+    shared = next(row for row in language_rows(many) if (row.model, row.language) == ("api-KD", ALL))
+    assert alone.exact == shared.exact and alone.f05 == shared.f05
+    assert shared.exact_high - shared.exact_low > 1.5 * (alone.exact_high - alone.exact_low)
+    assert shared.f05_high - shared.f05_low > 1.5 * (alone.f05_high - alone.f05_low)
+    assert shared.p > 10 * alone.p
 
 
 def test_tables_and_figure_say_what_the_rows_say(tmp_path):

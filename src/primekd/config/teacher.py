@@ -65,12 +65,14 @@ class ApiConfig(Section):
 
     `own_server` starts llama-cpp-python's server on this machine for as long as a capture lasts, with `teacher.model`,
     a GGUF file, and a key of its own; `base_url` and `key_variable` are not read. `stop_at_line_end` asks for the first
-    line of an answer alone.
+    line of an answer alone. `withheld_is_empty`: an answer that the provider's filter withholds (`content_filter`)
+    counts as an empty one, which a task of labels drops and counts; else it ends the capture.
     """
 
     model: str
     own_server: bool = False
     stop_at_line_end: bool = False
+    withheld_is_empty: bool = False
     base_url: str = "https://api.openai.com/v1"
     key_variable: str = "OPENAI_API_KEY"
     prompt: Literal["messages", "ids", "text", "text-without-bos"] = "messages"

@@ -14,7 +14,7 @@ from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import PALETTE, draw
-from primekd.report.formats import between, interval, p_equals, percent, significant, written
+from primekd.report.formats import between, interval, p_equals, p_value, percent, significant, written
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.corrections import ALL, COPY, ERRANT, FILE, LABELS, ErrantRow, LabelRow, LanguageRow
@@ -27,8 +27,9 @@ SHOWN = 8  # examples
 NOTE = (
     "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. "
     "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall, F0.5: of edits of "
-    "words, whatever the language. Over-corrected: of the sentences that had no error, those that were changed. `copy` "
-    "is the sentence as it was asked: it costs nothing."
+    "words, whatever the language. Over-corrected: of the sentences that had no error, the share that was changed. "
+    "`copy` is the sentence as it was asked: it costs nothing; the last column tests the exact ones against it "
+    "(McNemar, Holm-adjusted over all models)."
 )
 LANGUAGE_NOTE = (
     "p: exact McNemar test against the student's base on the same sentences, Holm-adjusted over all cells of the table."
@@ -47,7 +48,7 @@ def correction_table(folder: Path) -> Table:
     columns = {
         "Model": model_of, "Exact, % [95 %]": between("exact", percent), "Similarity": written("similarity", nats),
         "Precision": written("precision", nats), "Recall": written("recall", nats), "F0.5 [95 %]": between("f05", nats),
-        "Over-corrected": lambda row: f"{row['overcorrected']} of {row['unchanged_n']}",
+        "Over-corrected, % [95 %]": between("overcorrected", percent), "Against copy, p": written("p_copy", p_value),
     }  # fmt: skip
     rows = [row for row in read_optional(Path(folder) / FILE, LanguageRow) if row["language"] == ALL]
     return table_of("Corrections", rows, columns, notes=(NOTE,))

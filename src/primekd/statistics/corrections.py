@@ -20,7 +20,8 @@ from rapidfuzz.distance import Levenshtein
 from primekd.assessment.logs import LogRow
 from primekd.config.arm import CONTROL
 from primekd.statistics.families import title_of
-from primekd.statistics.inference import accuracy, holm_of, mcnemar_exact
+from primekd.statistics.inference import UNKNOWN, accuracy, compare_verdicts, holm_of, mcnemar_exact, places_of
+from primekd.tasks.clusters import cluster_of
 from primekd.tasks.grammar import language_of, plain, similarity
 
 FILE, ERRANT, LABELS = "languages.csv", "errant.csv", "labels.csv"
@@ -38,9 +39,10 @@ class LanguageRow:
 
     `exact`: share of answers that are the gold sentence, Wilson's interval; `only_model`, `only_control`: sentences
     that one of the two alone has right, `p` McNemar's exact one, `p_holm` adjusted over all rows of single languages.
+    `p_copy` is of the same test against the sentence as it was, over all languages, adjusted over all models.
     `similarity`: to the gold sentence by letters, the mean. `precision`, `recall`, `f05` of edits, the last with a
-    bootstrap interval over sentences. `unchanged_n`: sentences that had no error, `overcorrected`: those of them that
-    were changed.
+    bootstrap interval over sentences. `unchanged_n`: sentences that had no error, `overcorrected`: the share of them
+    that were changed, Wilson's interval. Where sentences share a document, intervals and tests are clustered by it.
     """
 
     model: str
@@ -55,6 +57,7 @@ class LanguageRow:
     only_control: int | None
     p: float | None
     p_holm: float | None
+    p_copy: float | None
     similarity: float
     precision: float
     recall: float
@@ -62,7 +65,9 @@ class LanguageRow:
     f05_low: float
     f05_high: float
     unchanged_n: int
-    overcorrected: int
+    overcorrected: float | None
+    overcorrected_low: float | None
+    overcorrected_high: float | None
 
 
 def words(text: str) -> list[str]:
@@ -123,34 +128,52 @@ def _answer(row: LogRow) -> str:
 def _row(
     model: str, language: str, rows: list[LogRow], answers: list[str], control: list[LogRow] | None
 ) -> LanguageRow:
-    golds = [plain(row.gold) for row in rows]
+    golds, documents = [plain(row.gold) for row in rows], [cluster_of(row.id) for row in rows]
     right = [answer == gold for answer, gold in zip(answers, golds, strict=True)]
-    test = (None, None, None)
-    if control is not None:
-        test = mcnemar_exact(right, [row.correct for row in control])
+    copied = [plain(row.question) == gold for row, gold in zip(rows, golds, strict=True)]  # those that had no error
+    test = UNKNOWN if control is None else _tested(right, [row.correct for row in control], documents)
+    copy_test = _tested(right, copied, documents) if language == ALL and model != COPY else UNKNOWN
     triples = zip(rows, answers, golds, strict=True)
     counts_I_3 = np.array([edit_counts(plain(row.question), answer, gold) for row, answer, gold in triples])
-    clean = [plain(row.question) == gold for row, gold in zip(rows, golds, strict=True)]
+    changed = [(not now, where) for was, now, where in zip(copied, right, documents, strict=True) if was]
     title = "Sentence as it was" if model == COPY else title_of(model)
     return LanguageRow(
-        model, title, language, len(rows), sum(right), *accuracy(right), *test, None,
+        model, title, language, len(rows), sum(right), *accuracy(right, documents), *test, None, copy_test[2],
         float(np.mean([similarity(a, g) for a, g in zip(answers, golds, strict=True)])),
-        *f_score(counts_I_3.sum(0)), *_resampled(counts_I_3), sum(clean),
-        sum(was and not now for was, now in zip(clean, right, strict=True)),
+        *f_score(counts_I_3.sum(0)), *_resampled(counts_I_3, documents), len(changed),
+        *(accuracy(*zip(*changed, strict=True)) if changed else UNKNOWN),
     )  # fmt: skip
 
 
-def _resampled(counts_I_3: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of F0.5: percentiles over sentences drawn with replacement."""
-    drawn = np.random.default_rng(0).integers(0, len(counts_I_3), (RESAMPLES, len(counts_I_3)))
-    scores = [f_score(sums)[2] for sums in counts_I_3[drawn].sum(1)]
+def _tested(first: list[bool], second: list[bool], documents: list[str]) -> tuple[int, int, float]:
+    """(only the first right, only the second, p) of the same sentences."""
+    counts = mcnemar_exact(first, second)
+    if len(first) < 2:
+        return counts
+    sides = [{"": np.asarray(side, float)} for side in (first, second)]
+    return counts.only_first, counts.only_second, compare_verdicts(*sides, documents).p
+
+
+def _resampled(counts_I_3: np.ndarray, documents: list[str]) -> tuple[float, float]:
+    """A 95 % interval of F0.5: percentiles over documents, or sentences, drawn with replacement."""
+    places, count = places_of(documents)
+    counts_G_3 = np.zeros((count, 3))
+    np.add.at(counts_G_3, places, counts_I_3)
+    drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    scores = [f_score(sums)[2] for sums in counts_G_3[drawn].sum(1)]
     return float(np.percentile(scores, 2.5)), float(np.percentile(scores, 97.5))
 
 
 def _adjusted(rows: list[LanguageRow]) -> list[LanguageRow]:
     tested = [row for row in rows if row.p is not None and row.language != ALL and row.model != COPY]
-    adjusted = holm_of({(row.model, row.language): row.p for row in tested})
-    return [replace(row, p_holm=adjusted.get((row.model, row.language))) for row in rows]
+    base = holm_of({(row.model, row.language): row.p for row in tested})
+    copy = holm_of({row.model: row.p_copy for row in rows if row.p_copy is not None})
+    return [
+        replace(
+            row, p_holm=base.get((row.model, row.language)), p_copy=copy.get(row.model) if row.language == ALL else None
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.statistics.families import Pair, Planned, plan_of
 from primekd.studies.study import Logs, Result, Study, lost_copies, scored_with, trained
-from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items
+from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
 START = 15  # starting a kernel, loading a model
@@ -53,6 +53,8 @@ def refuse(profile: Profile) -> None:
     arms, base = arms_of(profile), unprimed().name
     if base not in arms and any(arm.role in PRIMED for arm in arms.values()):
         raise UserError(f"{profile.name}: primed teachers are compared with {base}'s: list that arm too.")
+    if profile.teacher.api and profile.teacher.api.withheld_is_empty and not task_of(profile.data).filters:
+        raise UserError(f"{profile.name}: students would learn withheld answers: take withheld_is_empty out.")
     load_answer_sets(profile)
     load_items(profile, NEUTRAL)
 

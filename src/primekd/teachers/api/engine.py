@@ -194,6 +194,8 @@ class ApiEngine(TeacherEngine):
     def _response(self, prompt: list[int], answer: Answer, sampling: Sampling) -> tuple[Response, list[Row]]:
         """An answer as token ids of our own, with a row for each of them (none where text alone is kept)."""
         self._check(prompt, answer, sampling)
+        if answer.withheld:
+            return Response([self.end.token], truncated=False), [{}] * bool(self.api.logprobs)
         if holds_secret(answer.text) or holds_secret(json.dumps(answer.fields)):  # or in the tokens that it shows
             raise UserError(self._other("an answer with the API key in it, which is thrown away"))
         truncated = answer.finish_reason == "length"
@@ -265,7 +267,12 @@ class ApiEngine(TeacherEngine):
         dated = served is not None and served.startswith(f"{asked}-") and served[len(asked) + 1 :][:1].isdigit()
         if served and served != asked and not dated:
             raise UserError(self._other(f"the model {served} where {asked} was asked for"))
-        if answer.finish_reason not in ("stop", "length"):
+        if answer.withheld and not self.api.withheld_is_empty:
+            raise UserError(
+                f"{self.api.base_url} withheld an answer (content_filter): take the item out of the data, or set "
+                "teacher.api.withheld_is_empty."
+            )
+        if answer.finish_reason not in ("stop", "length", "content_filter"):
             raise UserError(self._other(f"an answer that ended with {answer.finish_reason!r}, not with 'stop'"))
         shown = None if answer.rows is None else len(answer.rows)
         count = max(filter(None, [answer.response_tokens, shown]), default=0)

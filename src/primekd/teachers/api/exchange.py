@@ -105,6 +105,11 @@ class Answer:
     response_tokens: int | None
     fields: dict[str, Any]  # what was read of the JSON, from which the same answer can be read again
 
+    @property
+    def withheld(self) -> bool:
+        """By the provider's own filter: whatever text there is breaks off anywhere."""
+        return self.finish_reason == "content_filter"
+
 
 def build_request(
     config: ApiConfig, prompt: Prompt | list[int], bos: str | None, sampling: Sampling, place: int, top_k: int,
@@ -148,7 +153,7 @@ def read_answer(config: ApiConfig, fields: dict[str, Any]) -> Answer:
         raise UserError(f"{config.base_url} gave an answer that is none ({said}): check teacher.api.") from None
     except ValueError:  # columns of unequal lengths, or bytes above 255
         raise UserError(f"{config.base_url} gave log-probs that do not fit each other: set logprobs: false.") from None
-    if config.logprobs and rows is None:
+    if config.logprobs and rows is None and choice.finish_reason != "content_filter":
         raise UserError(
             f"{config.base_url} gave no log-probs, which teacher.api.logprobs promises: switch them on in the server, "
             "or set logprobs: false to keep its text alone."
