@@ -1,10 +1,10 @@
 """Many students from one loaded base: each wears its adapter as the assessment serves it, and is switched in place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Their makers' code is recorded with published logs, so they stay where they are, under their own names.
 from primekd.models.served import _adapted, _base_weight, _cast_adapter, _ready, _untie, _with_adapter
@@ -65,6 +65,18 @@ class SwitchedAdapters:
         _ready(self.base)
         head = self.base.get_output_embeddings()
         return head if beside or not hasattr(head, "get_base_layer") else head.get_base_layer()
+
+    @torch.no_grad()
+    def read_together(self, names: Sequence[str | None], input_ids: Tensor) -> None:
+        """One pass of rows (B, T), each through the adapter of its student, or through the base where that is None; no
+        adapter may be merged."""
+        self.wear(None)
+        if self._student is None:
+            self.base.get_decoder()(input_ids=input_ids, use_cache=False)
+            return
+        self._student.base_model.enable_adapter_layers()
+        keys = ["__base__" if name is None else self._keys[name] for name in names]  # peft's word for no adapter
+        self._student(input_ids=input_ids, use_cache=False, logits_to_keep=1, adapter_names=keys)
 
     def _merge(self, key: str) -> None:
         for layer, original in self._originals:
