@@ -181,4 +181,7 @@ rule report:
         "{PRIMEKD} report --profile {PROFILE:q}"
 
 
-ONLY = {"teacher": rules.primed.output.notebook}  # what `primekd run --only` stops behind
+include: "analysis.smk"
+
+
+ONLY = {"teacher": rules.primed.output.notebook, "inside": rules.inside.output}  # what `primekd run --only` asks for

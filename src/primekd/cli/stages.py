@@ -1,4 +1,4 @@
-"""Verbs of the stages: prepare-teacher, capture, distill, assess."""
+"""Verbs of the stages: prepare-teacher, capture, distill, assess, analyse."""
 
 from pathlib import Path
 from typing import Annotated
@@ -137,3 +137,16 @@ def assess(
         from primekd.studies.study import find_study
 
         print(find_study(loaded).assess(loaded, force))
+
+
+@verb()
+def analyse(profile: ProfileOption = "pocket", force: ForceOption = False) -> None:
+    """Looks inside the students that were assessed: attention, confidence, which steps an answer hangs on.
+
+    \b
+    primekd analyse
+    primekd analyse --profile laptop
+    """
+    from primekd.studies.inside import analyse as look
+
+    print(look(load_profile(profile), force))

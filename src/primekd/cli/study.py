@@ -32,7 +32,10 @@ def run(
         typer.Option(help="Make all results of prepare-teacher, capture, distill or assess anew; may be repeated."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Stop behind a part: teacher, what priming did to it. No student is trained.")
+        str | None,
+        typer.Option(
+            help="A part alone: teacher (what priming did to it, no student is trained), inside (the students)."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run or submitted.")] = False,
 ) -> None:
@@ -42,13 +45,15 @@ def run(
     primekd run
     primekd run --profile ci --cores 2
     primekd run --only teacher
+    primekd run --only inside
     primekd run --force-stage distill
     primekd run --profile paper --slurm --dry-run
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
-    from primekd.foundation.provenance import project_root
+    from primekd.foundation.provenance import project_root, relative_name
     from primekd.running.run import planned_jobs, run_study
     from primekd.running.slurm import open_cluster
+    from primekd.studies.study import find_study
 
     if not slurm and (slurm_profile or capture_workers > 1):
         raise UserError("--slurm-profile and --capture-workers belong to --slurm: add it, or leave them out.")
@@ -59,15 +64,18 @@ def run(
         cluster = open_cluster(slurm_profile or project_root() / "configs" / "slurm", capture_workers)
     loaded = load_profile(profile)
     asked = loaded, profile, cores, force, cluster, force_stage or (), only
-    if only not in (None, "teacher"):
-        raise UserError(f"--only {only}: there is no such part of a study; choose teacher, or leave it out.")
+    if only is not None and only not in (parts := find_study(loaded).parts):
+        choice = f"choose {' or '.join(parts)}, or leave" if parts else "leave"
+        raise UserError(f"--only {only}: there is no such part of this study; {choice} it out.")
     print(f"primekd run: {loaded.name} — {loaded.description}", flush=True)
     if dry_run:
         return show_plan(planned_jobs(*asked), cluster is not None)
     if not run_study(*asked):
         print("primekd run: nothing to be done, everything is up to date.")
-    if only:
+    if only == "teacher":
         return show_teacher(loaded)
+    if only:
+        return print(f"Report: {relative_name(loaded.logs / 'report.html')}")
     from primekd.running.publishing import other_code_text
 
     show_results(loaded)

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
+from primekd.config.inside import InsideConfig
 from primekd.config.on_policy import OnPolicyConfig
 from primekd.config.section import Positive, Section, Seed, is_name
 from primekd.config.student import (
@@ -63,6 +64,7 @@ class Profile(Section):
     loss: LossConfig
     on_policy: OnPolicyConfig | None = None
     assess: AssessConfig = AssessConfig()
+    inside: InsideConfig = InsideConfig()
     prepare: PrepareConfig | None = None
     text: TextConfig | None = None  # what a student from scratch is pretrained on
     pretrain: PretrainConfig | None = None

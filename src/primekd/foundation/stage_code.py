@@ -43,6 +43,7 @@ STAGES = {
     "text-fit": ("primekd.assessment.text_fit",),
     "assess-text": ("primekd.studies.text_assessment", "primekd.studies.regrade"),
     "priming": ("primekd.studies.primed",),
+    "inside": ("primekd.studies.inside",),
     "grading": ("primekd.studies.regrade",),
     "assess": ("primekd.studies.assess", "primekd.studies.regrade"),
     "export": ("primekd.running.export",),

@@ -16,6 +16,8 @@ from primekd.report import (
     extraction,
     figures,
     findings,
+    inside,
+    inside_figures,
     lineage,
     primed,
     results,
@@ -31,7 +33,7 @@ from primekd.studies.results import extractor_of
 from primekd.studies.study import find_study
 
 REPORT = "report.html"
-SCRIPTS = ("data.js", "list.js", "detail.js", "tokens.js", "controls.js")  # in this order, in one scope
+SCRIPTS = ("data.js", "list.js", "detail.js", "tokens.js", "controls.js", "heads.js")  # in this order, in one scope
 
 
 def write_report(profile: Profile) -> Path:
@@ -104,6 +106,8 @@ def _page(profile: Profile) -> dict[str, Any]:
         "corrections": corrections.corrections_page(folder, logs),
         "text": text_students.text_tables(folder),
         "spent": costs.cost_table(found),
+        "inside": inside.inside_page(folder),
+        "step_note": inside.STEP_NOTE,
         "primed_note": primed.NOTE,
         "primed_sentences": primed.primed_sentences(folder),
         "figures": _figures(found, accuracies),
@@ -132,6 +136,7 @@ def _figures(found: results.Results, accuracies: dict) -> dict[str, str]:
         "learning": corrections.learning_figure(found.folder),
         "text": text_students.text_curves(found.folder),
         "costs": costs.cost_figure(found),
+        **inside_figures.inside_figures(found.folder),
         "extractors": figures.extractor_dots(found, accuracies) if accuracies else None,
     }
     return {name: svg_address(svg) for name, svg in drawn.items() if svg}

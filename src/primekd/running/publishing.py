@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.forgetting import as_teacher
+from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import Made, made_of
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, UNTRAINED
@@ -27,6 +28,7 @@ from primekd.running.run import only_one
 from primekd.running.verify import check_logs
 from primekd.running.verify_run import check_run
 from primekd.signals.manifest import read_store
+from primekd.studies.regrade import files_of
 from primekd.tasks.load import NEUTRAL
 
 OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profile's
@@ -44,10 +46,17 @@ def publish(profile: Profile, mixed: bool = False) -> list[str]:
         require_verified(profile)
         refuse_unpublishable(profile, mixed)
         names = [*read_manifest(profile.logs / MANIFEST)["outputs"], MANIFEST]
+        names += [path.relative_to(profile.logs).as_posix() for path in files_beside(profile)]
         exchange(profile.logs, profile.published, names)
     report = write_report(profile.of_published())
     source, target = relative_name(profile.logs), relative_name(profile.published)
     return [f"{target} now holds the {len(names)} files of {source}.", f"Report: {relative_name(report)}"]
+
+
+def files_beside(profile: Profile) -> list[Path]:
+    """What was found inside the students, if anybody looked."""
+    folder = inside_folder(profile)
+    return files_of(folder) if (folder / MANIFEST).is_file() else []
 
 
 def require_verified(profile: Profile) -> None:
@@ -104,6 +113,8 @@ def results_of(profile: Profile) -> Iterator[Made]:
     served = [profile.runs / "served" / name for name in students]  # not measured in float32 or 4 bits
     yield from (("answers", profile, folder) for folder in served if (folder / MANIFEST).is_file())
     yield "assess", profile, profile.logs
+    if (folder := inside_folder(profile) / MANIFEST).is_file():
+        yield "inside", profile, folder.parent
 
 
 def _record(stage: str, folder: Path) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
 from primekd.assessment.held_out import read_rows
+from primekd.assessment.inside import inside_folder
 from primekd.assessment.logs import grade_row, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.foundation.provenance import MANIFEST, hash_file, read_manifest, relative_name
 from primekd.foundation.tables import read_table
 from primekd.running.verify_run import Check, check_outputs, check_run, checked
 from primekd.studies.published import VERDICTS, compute_tables, own_inputs, published_folder, read_verdicts
@@ -74,6 +75,8 @@ def summary(checks: list[Check]) -> str:
 def check_logs(profile: Profile) -> list[Check]:
     """The logs by themselves, with their answer sets: bytes, models, verdicts, decisions, tables, report."""
     checks = [check for view in (profile, *kept_sets(profile)) for check in _check_answers(view)]
+    if (inside_folder(profile) / MANIFEST).is_file():
+        checks.append(checked(relative_name(inside_folder(profile)), check_inside, profile))
     return [
         *checks,
         checked(f"tokens in {relative_name(profile.logs)}", check_tokens, profile.logs),
@@ -156,6 +159,21 @@ def check_tables(profile: Profile) -> Check:
     """Every table computed anew from the logs: extractors, accuracies, summary, contrasts, seeds and audits."""
     tables = find_study(profile).tables(profile, read_logs(profile), held_out_of(profile))
     return Check(f"tables in {relative_name(profile.logs)}", _other_tables(profile.logs, tables, "the logs"))
+
+
+def check_inside(profile: Profile) -> Check:
+    """What was found inside the students: bytes, whether it is of these logs, and the tables that follow from both."""
+    from primekd.studies.inside import tables
+
+    folder = inside_folder(profile)
+    own, logs = check_outputs(folder / MANIFEST), read_manifest(folder / MANIFEST)["inputs"]["logs"]
+    problems = [
+        f"{name}.csv is not the log that it was made with: run `primekd analyse` again"
+        for name, digest in logs.items()
+        if not (path := profile.logs / f"{name}.csv").is_file() or hash_file(path) != digest
+    ]
+    problems += [] if own.problems or problems else _other_tables(folder, tables(profile, folder), "the logs")
+    return Check(relative_name(folder), [*own.problems, *problems])
 
 
 def check_tokens(folder: Path) -> Check:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.capture.judged import judged_folder
@@ -18,7 +19,7 @@ from primekd.config.arms import arms_of, load_arms, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.statistics.families import Pair, Planned, plan_of
-from primekd.studies.study import Logs, Result, Study, lost_copies, scored_with, trained
+from primekd.studies.study import Logs, Result, Study, is_lost, lost_copies, scored_with, trained
 from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
 
 # Rough seconds on two cores, measured with `pocket`: only their ratios matter, the clock does the rest.
@@ -26,6 +27,7 @@ START = 15  # starting a kernel, loading a model
 CAPTURE_ITEM = 0.3  # generating and scoring
 TRAIN_ITEM = 0.5  # one pass of training
 TEST_ITEM = 0.5  # answering and held-out fit, of one model
+INSIDE_ITEM = 0.25  # reading a prompt and its answer, of one model
 
 
 def models(profile: Profile) -> list[str]:
@@ -80,6 +82,9 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
         "primed": START + CAPTURE_ITEM * 2 * profile.assess.teacher_items * len(arms_of(profile)),
         "score": START + scored / scoring_jobs,
         "assess": START + (scored if profile.assess.engine == "vllm" else 0),
+        "attention": START + INSIDE_ITEM * profile.inside.items * len(models(profile)),
+        "confidence": START + INSIDE_ITEM * profile.inside.items * len(models(profile)),
+        "inside": START,
         "report": START / 3,
     }
 
@@ -95,7 +100,10 @@ def lost(profile: Profile) -> list[Path]:
             own = [done / name / "inference_gsm8k.ipynb", *(done / name).glob("captured-*.done")]
             own += [done / name / "distill.ipynb", *scored_with(done, name)]
             results.append(("capture", profile.signals_folder(name) / MANIFEST, own))
-    return lost_copies(profile, results, done / "assessment" / "assess.ipynb")
+    found = lost_copies(profile, results, done / "assessment" / "assess.ipynb")
+    if is_lost(profile, "inside", inside_folder(profile) / MANIFEST):  # nothing waits for it
+        found += [done / "analysis" / "attention.ipynb", done / "analysis" / "confidence.ipynb", done / "inside.done"]
+    return found
 
 
 def results_of(profile: Profile) -> Iterator[Result]:
@@ -123,20 +131,25 @@ STUDY = Study(
         "teacher": "prepare the teacher",
         "reference": "capture held-out",
         "primed": "what priming did to the teacher",
+        "inside": "inside the students",
         "report": "write the report",
     },
+    parts=("teacher", "inside"),
     forced={  # all arms of a stage, and the held-out capture, are one
         "prepare-teacher": ("teacher",),
         "capture": ("capture", "reference", "primed"),
         "distill": ("distill",),
         "assess": ("primed", "score", "assess"),
+        "inside": ("attention", "confidence", "inside"),
     },
     costs=costs,
     lost=lost,
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=("claims", "results", "primed", "beyond", "extraction", "training", "costs", "provenance", "items"),
+    sections=tuple(
+        ["claims", "results", "primed", "beyond", "inside", "extraction", "training", "costs", "provenance", "items"]
+    ),
     title="Response priming and distillation",
     refuse=refuse,
 )

@@ -38,6 +38,7 @@ class Study:
     tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
     sections: tuple[str, ...]  # of the report, in order; templates of primekd.report
     title: str = "Distillation"  # the report's heading
+    parts: tuple[str, ...] = ()  # what `primekd run --only` may stop behind: names of ONLY in its rules
     refuse: Callable[[Profile], None] = lambda profile: None  # UserError if it cannot run it, before anything is spent
 
 
@@ -57,11 +58,12 @@ def lost_copies(profile: Profile, results: Iterable[Result], assessed: Path) -> 
     """The copies of those results that are gone or wanted anew, each with the assessment's and the report's."""
     behind = [assessed, profile.runs / "notebooks" / "report.done"]
     results = [*results, ("assess", profile.logs / MANIFEST, [])]
-    found = [copy for stage, file, own in results if _is_lost(profile, stage, file) for copy in (*own, *behind)]
+    found = [copy for stage, file, own in results if is_lost(profile, stage, file) for copy in (*own, *behind)]
     return found if (profile.logs / "report.html").is_file() else [*found, behind[-1]]
 
 
-def _is_lost(profile: Profile, stage: str, result: Path) -> bool:
+def is_lost(profile: Profile, stage: str, result: Path) -> bool:
+    """Whether the file that shows a stage's result is gone or wanted anew."""
     return not result.is_file() or is_older(result, forced_since(profile, stage))
 
 

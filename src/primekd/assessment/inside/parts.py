@@ -1,0 +1,236 @@
+"""What needs a model: attention, confidence and attribution of a profile's control and students, a folder a part under
+runs/<profile>/inside/, each made once."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from primekd.assessment.answers import AnswerRow, answers_folder, read_block
+from primekd.assessment.inside import FOLDER, attribution, confidence
+from primekd.assessment.inside.attention import crop_maps, measure_heads, measure_induction, open_side_by_side
+from primekd.assessment.inside.attribution import StepRow
+from primekd.assessment.inside.confidence import SureRow, value_places
+from primekd.assessment.logs import LogRow, read_logs
+from primekd.assessment.score import Model, models_of
+from primekd.assessment.serving import choose_serving, model_inputs
+from primekd.assessment.students import find_students
+from primekd.config import Profile
+from primekd.config.arm import CONTROL, split_seed
+from primekd.config.arms import arms_of
+from primekd.foundation.energy import Meter
+from primekd.foundation.errors import UserError
+from primekd.foundation.memory import gpu_memory, release_gpu_memory
+from primekd.foundation.progress import Progress
+from primekd.foundation.provenance import (
+    MANIFEST,
+    hash_json,
+    read_manifest,
+    relative_name,
+    write_atomically,
+    write_manifest,
+)
+from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.foundation.tables import write_table
+from primekd.models import load_tokenizer
+from primekd.models.chat import build_prompt, encode_response
+from primekd.tasks.load import load_items
+from primekd.tasks.protocol import Item
+from primekd.tasks.splits import hash_items
+
+MAPS, INDUCTIONS = "maps.safetensors", "induction.safetensors"
+BLOCK = 10  # prompts whose numbers are kept together, so that a stop loses little
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A profile whose students are looked into. Raises UserError if it has no logs."""
+
+    profile: Profile
+    force: bool = False
+
+    @cached_property
+    def items(self) -> list[Item]:
+        return load_items(self.profile, "test")[: self.profile.inside.items]
+
+    @cached_property
+    def logs(self) -> dict[str, list[LogRow]]:
+        if not (self.profile.logs / MANIFEST).is_file():
+            raise UserError(
+                f"{relative_name(self.profile.logs)} has no logs: run `primekd run --profile {self.profile.name}` "
+                "first, then this again."
+            )
+        return read_logs(self.profile)
+
+    @cached_property
+    def models(self) -> list[Model]:
+        """The control, then the students that are asked for and stand in the logs."""
+        logged = self.logs
+        wanted, known = self.profile.inside.arms, arms_of(self.profile)
+        if unknown := [name for name in wanted or () if name not in known]:
+            raise UserError(f"{self.profile.name}: inside.arms names {unknown[0]}, which it does not run: take it out.")
+        students = [s for s in find_students(self.profile) if wanted is None or split_seed(s.name)[0] in wanted]
+        return [Model(CONTROL), *models_of([s for s in students if s.name in logged])]
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [model.name for model in self.models[1:]]
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.profile.student)
+
+    def verdicts(self, model: str) -> list[LogRow]:
+        """Of the items that are looked at."""
+        rows = {row.id: row for row in self.logs[model]}
+        return [rows[item.id] for item in self.items]
+
+    def part(
+        self, name: str, inputs: dict[str, Any], total: int, unit: str, make: "Callable[[Path, Progress], list[Path]]"
+    ) -> Path:
+        """runs/<profile>/inside/<name>/, made unless it stands. `make`: (folder, progress) -> the files it wrote."""
+        profile, folder = self.profile, self.profile.runs / FOLDER / name
+        code, since = stage_code("inside", profile), forced_since(profile, "inside", self.force)
+        if stands(folder, inputs, code, f"{FOLDER} {name}", since=since):
+            return folder
+        watched = Meter(profile.country), Progress(profile, f"{FOLDER} {name}", total, unit)
+        with watched[0] as meter, watched[1] as progress, gpu_memory("inside.items"):
+            outputs = make(folder, progress)
+        write_manifest(folder, FOLDER, inputs, outputs, code=code, **meter.facts)
+        release_gpu_memory()
+        return folder
+
+
+# Attention: all models in one pass a prompt, so that maps of the same head can be compared while both are there.
+
+
+def read_attention(subject: Subject) -> Path:
+    """blocks of (prompts, 1 + students, layers, heads, measures), induction.safetensors, maps.safetensors."""
+    profile, items = subject.profile, subject.items
+    inputs = model_inputs(profile, items, None) | {
+        "students": {model.name: model.hashes for model in subject.models[1:]},
+        "dtype": profile.scoring_dtype, "map_tokens": profile.inside.map_tokens, "seed": profile.seed,
+    }  # fmt: skip
+    students = {model.name: model.adapter for model in subject.models[1:]}
+
+    def make(folder: Path, progress: Progress) -> list[Path]:
+        adapters = open_side_by_side(
+            profile.student.model, profile.scoring_dtype, students, profile.student.quantization
+        )
+        texts = [_text(subject.tokenizer, item) for item in items]
+        outputs = []
+        for first in range(0, len(texts), BLOCK):
+            path, block = folder / f"block-{first // BLOCK:05d}.safetensors", texts[first : first + BLOCK]
+            if not _is_block(path, inputs):
+                values = torch.stack([measure_heads(adapters, subject.names, ids) for ids in block])
+                _save(path, {"values": values}, inputs)
+            outputs.append(path)
+            progress.advance(len(block))
+        vocabulary = [i for i in range(len(subject.tokenizer)) if i not in set(subject.tokenizer.all_special_ids)]
+        found = measure_induction(adapters, subject.names, vocabulary, profile.seed)
+        maps = crop_maps(adapters, subject.names, texts[0], profile.inside.map_tokens)
+        ids = torch.tensor(texts[0][: profile.inside.map_tokens])
+        _save(folder / MAPS, {"maps": maps, "ids": ids}, inputs, names=json.dumps([CONTROL, *subject.names]))
+        _save(folder / INDUCTIONS, {"values": found.contiguous()}, inputs)
+        return [*outputs, folder / MAPS, folder / INDUCTIONS]
+
+    return subject.part("attention", inputs, len(items), "prompt", make)
+
+
+def _text(tokenizer, item: Item) -> list[int]:
+    """What all models read: the prompt and the gold solution, which is no model's own text."""
+    return [*build_prompt(tokenizer, item.messages), *encode_response(tokenizer, item.solution)]
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], inputs: dict[str, Any], **facts: str) -> None:
+    with write_atomically(path) as temporary:
+        save_file(tensors, temporary, metadata={"inputs_sha256": hash_json(inputs)} | facts)
+
+
+def _is_block(path: Path, inputs: dict[str, Any]) -> bool:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return (handle.metadata() or {}).get("inputs_sha256") == hash_json(inputs)
+    except (OSError, SafetensorError):
+        return False
+
+
+def attention_values(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """((prompts, 1 + students, layers, heads, METRICS + BETWEEN), (texts, 1 + students, layers, heads, 1))."""
+    blocks = [load_file(path)["values"].numpy() for path in sorted(folder.glob("block-*.safetensors"))]
+    return np.concatenate(blocks), load_file(folder / INDUCTIONS)["values"].numpy()
+
+
+# Confidence and attribution: a model at a time, as it was served in the assessment.
+
+
+def _answers(profile: Profile, name: str) -> dict[str, AnswerRow]:
+    """A model's answers as its assessment kept them. Raises UserError if they are gone."""
+    folder = answers_folder(profile, name)
+    blocks = [read_block(folder / file) for file in read_manifest(folder / MANIFEST)["outputs"]]
+    return {row["id"]: AnswerRow(**row) for block in blocks for row in block["rows"]}
+
+
+def _opened(subject: Subject, model: Model):
+    profile = subject.profile
+    served = choose_serving(profile, model.name, subject.items, model.adapter, model.hashes) if model.adapter else None
+    return model.open(profile, served)
+
+
+def _answer_inputs(subject: Subject, model: Model) -> dict[str, Any]:
+    profile = subject.profile
+    answered = read_manifest(answers_folder(profile, model.name) / MANIFEST)
+    verdicts = [[row.id, row.correct, row.span] for row in subject.verdicts(model.name)]
+    return {"answers": answered["outputs"], "items": hash_items(subject.items), "verdicts": verdicts}
+
+
+def read_confidence(subject: Subject, model: Model) -> Path:
+    def make(folder: Path, progress: Progress) -> list[Path]:
+        answers, verdicts = _answers(subject.profile, model.name), subject.verdicts(model.name)
+        prompts = [build_prompt(subject.tokenizer, item.messages) for item in subject.items]
+        engine = _opened(subject, model)
+        try:
+            rows = confidence.sure_rows(
+                model.name, engine, prompts, [answers[item.id] for item in subject.items], verdicts,
+                subject.tokenizer, advance=progress.advance,
+            )  # fmt: skip
+        finally:
+            engine.close()
+        return [write_table(folder / confidence.FILE, SureRow, rows)]
+
+    inputs = _answer_inputs(subject, model)
+    return subject.part(f"confidence/{model.name}", inputs, len(subject.items), "answer", make)
+
+
+def read_attribution(subject: Subject, model: Model) -> Path:
+    settings = subject.profile.inside
+
+    def make(folder: Path, progress: Progress) -> list[Path]:
+        answers, rows, done = _answers(subject.profile, model.name), [], 0
+        engine = _opened(subject, model)
+        try:
+            for item, verdict in zip(subject.items, subject.verdicts(model.name), strict=True):
+                ids, prompt = answers[item.id].ids, build_prompt(subject.tokenizer, item.messages)
+                value = value_places(subject.tokenizer, ids, verdict)
+                found = attribution.step_rows(
+                    model.name, item.id, engine, subject.tokenizer, prompt, ids, value, settings.orders,
+                    subject.profile.seed,
+                )  # fmt: skip
+                rows, done = rows + found, done + bool(found)
+                progress.advance(bool(found))
+                if done == settings.attributed_items:
+                    break
+        finally:
+            engine.close()
+        return [write_table(folder / attribution.FILE, StepRow, rows)]
+
+    inputs = _answer_inputs(subject, model) | {"orders": settings.orders, "most": settings.attributed_items}
+    inputs["seed"] = subject.profile.seed
+    return subject.part(f"attribution/{model.name}", inputs, settings.attributed_items, "answer", make)

@@ -1,0 +1,283 @@
+"""Inside the students, as it is shown: attention, confidence, attribution, reasoning."""
+
+import base64
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from safetensors import safe_open
+
+from primekd.assessment.inside import FOLDER, inside_folder
+from primekd.assessment.inside.attention import MEASURES
+from primekd.assessment.inside.attribution import FILE as STEPS
+from primekd.assessment.inside.attribution import StepRow
+from primekd.assessment.inside.parts import MAPS
+from primekd.config import Profile
+from primekd.config.arm import CONTROL
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import MANIFEST
+from primekd.foundation.tables import read_records
+from primekd.report.browser import script_json
+from primekd.report.cells import Table, table_of
+from primekd.report.formats import between, percent, significant, written
+from primekd.report.inside_figures import head_figure, layer_figure, map_figure, reliability_figure
+from primekd.report.results import model_of, read_optional
+from primekd.report.shown import Shown, show_figure, show_table
+from primekd.statistics.families import title_of
+from primekd.statistics.inside import (
+    ATTENTION,
+    BINS,
+    CALIBRATION,
+    EVERY,
+    EXPLAINED,
+    HEADS,
+    AttentionRow,
+    CalibrationRow,
+    ExplainedRow,
+    HeadRow,
+)
+from primekd.statistics.reasoning import ARITHMETIC, CLASSES, WORDS, ArithmeticRow, ClassRow, WordRow
+
+NATS = partial(significant, digits=3)
+SIGNED = partial(significant, digits=3, signed=True)
+HEADS_A_MODEL = 3
+ATTENTION_NOTE = (
+    "Student minus control, on the same prompts with their gold solutions, means over all heads with bootstrap "
+    "intervals over prompts. entropy: of a query's weights over ln(number of keys); entropy_rest: without the first "
+    "token, which most heads lean on; first, diagonal, previous: weight on that key; distance: in tokens; sharp: "
+    "weight in places above 0.1; total_variation, cosine: of the maps of one head in student and control; induction: "
+    "weight behind the earlier occurrence, on random tokens written twice (interval over four such texts)."
+)
+HEAD_NOTE = (
+    f"The {HEADS_A_MODEL} heads of each student whose maps lie furthest from the control's; picked for that, so their "
+    "distances are too large by some."
+)
+EXPLAINED_NOTE = (
+    "Spearman's rank correlation of a measure's shift from the control and accuracy, over students (arms and seeds): "
+    "so few points carry little. p over permutations, Holm-adjusted over all measures. A measure that shifts as much "
+    "in the placebo's student, or in that of shuffled rows, explains nothing."
+)
+CALIBRATION_NOTE = (
+    "Confidence: of an answer the geometric mean of its tokens' probabilities; of a value the probability of its "
+    "tokens behind the model's own reasoning, where a value was read. "
+    f"ECE over {BINS} bins of equal width; AUROC: that a right answer is surer than a wrong one; bootstrap intervals "
+    "over items. Entropy and margin (between the two most probable tokens): nats a token. Logits themselves cannot be "
+    "compared between models."
+)
+ARITHMETIC_NOTE = (
+    "Calculations such as 48 / 2 = 24 that stand in the answers, worked out anew and rounded as they are written. "
+    "First error: its place among an answer's calculations, 0 the first, the mean. Intervals: bootstrap over answers."
+)
+WORD_NOTE = (
+    "Answers with a word of the priming that neither questions nor the unprimed teacher's answers hold; p: McNemar's "
+    "exact test against the unprimed arm's student, not adjusted."
+)
+CLASS_NOTE = (
+    "KL(teacher || model) on the teacher's own answers, by the kind of token; bootstrap intervals over answers. Share: "
+    "of all KL. Other words are those that the question does not hold: the answer's style."
+)
+STEP_NOTE = (
+    "Shapley values of log p(value | the steps that are left), in nats, of steps of the model's own answer: green "
+    "steps make its value more probable, red ones less. Over orders drawn at random; a step is left out by taking it "
+    "out of the text."
+)
+STEP = '<span class="step {}" style="--weight:{:.2f}" title="{:+.3f} nats">{}<sub>{:+.2f}</sub></span>'
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the report's sections show; `viewer` is JSON for the script."""
+
+    attention: list[Table]
+    confidence: list[Table]
+    steps: list[tuple[str, Markup]]
+    viewer: str
+
+
+def inside_page(logs: Path) -> Page | None:
+    """Of a folder of logs; None where nobody has looked inside."""
+    folder = Path(logs) / FOLDER
+    if not (folder / MANIFEST).is_file():
+        return None
+    attention = [attention_table(folder), head_table(folder), explained_table(folder)]
+    confidence = [calibration_table(folder), arithmetic_table(folder), class_table(folder), word_table(folder)]
+    kept = ([table for table in tables if table.rows] for tables in (attention, confidence))
+    return Page(*kept, step_texts(folder), script_json(viewer_data(folder)))
+
+
+def attention_table(folder: Path) -> Table:
+    """A row a student, a column a measure, over all layers."""
+    rows = [row for row in read_optional(folder / ATTENTION, AttentionRow) if row["layer"] == EVERY]
+    by_model: dict[str, dict] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], {})[row["measure"]] = row
+    columns = {"Student": lambda found: model_of(next(iter(found.values())))}
+    columns |= {measure: partial(_shift, measure=measure) for measure in MEASURES}
+    return table_of("Attention: student minus control", by_model.values(), columns, notes=(ATTENTION_NOTE,))
+
+
+def _shift(found: dict[str, dict], measure: str) -> str:
+    row = found[measure]
+    value, low, high = (SIGNED(row[key]) for key in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def head_table(folder: Path) -> Table:
+    """The heads that moved most."""
+    rows, seen = [], {}
+    for row in read_optional(folder / HEADS, HeadRow):
+        seen[row["model"]] = seen.get(row["model"], 0) + 1
+        rows += [row] if seen[row["model"]] <= HEADS_A_MODEL else []
+    columns = {
+        "Student": model_of, "Layer": "layer", "Head": "head",
+        "Total variation [95 %]": lambda r: f"{NATS(r['total_variation'])} [{NATS(r['low'])}, {NATS(r['high'])}]",
+    } | {name: written(name, SIGNED) for name in ("entropy", "first", "previous", "induction")}  # fmt: skip
+    return table_of("The heads that moved most", rows, columns, notes=(HEAD_NOTE,))
+
+
+def explained_table(folder: Path) -> Table:
+    """Whether a measure goes along with accuracy."""
+    columns = {
+        "Measure": "measure", "Students": "models", "Rank correlation": written("rho", SIGNED), "p": written("p", NATS),
+        "p (Holm)": written("p_holm", NATS), "Largest shift, primed": written("primed", NATS),
+        "Placebo": written("placebo", NATS), "Shuffled": written("shuffled", NATS),
+        "Explains": lambda row: "perhaps" if row["explains"] == "1" else "no",
+    }  # fmt: skip
+    rows = read_optional(folder / EXPLAINED, ExplainedRow)
+    return table_of("Does it go along with accuracy?", rows, columns, notes=(EXPLAINED_NOTE,))
+
+
+def calibration_table(folder: Path) -> Table:
+    """Two rows a model."""
+    columns = {
+        "Model": model_of, "Confidence of": "kind", "n": "n", "Right, %": written("right", percent),
+        "Confidence, %": written("confidence", percent), "ECE [95 %]": between("ece", NATS),
+        "Brier [95 %]": between("brier", NATS), "AUROC [95 %]": between("auroc", NATS),
+        "Entropy": written("entropy", NATS), "Margin": written("margin", NATS),
+    }  # fmt: skip
+    rows = read_optional(folder / CALIBRATION, CalibrationRow)
+    return table_of("Is a model as often right as it is sure?", rows, columns, left=2, notes=(CALIBRATION_NOTE,))
+
+
+def arithmetic_table(folder: Path) -> Table:
+    """A row a model."""
+    columns = {
+        "Model": model_of, "Answers": "answers", "Calculations": "calculations",
+        "That hold, % [95 %]": between("share", percent), "Answers with an error": "with_error",
+        "First error": written("first_error", NATS),
+        "Right where all hold": lambda row: f"{row['right_all_hold']} of {row['all_hold']}",
+    }  # fmt: skip
+    rows = read_optional(folder / ARITHMETIC, ArithmeticRow)
+    return table_of("Does the arithmetic hold?", rows, columns, notes=(ARITHMETIC_NOTE,))
+
+
+def word_table(folder: Path) -> Table:
+    """A row for each student of a primed arm."""
+    columns = {
+        "Student": model_of, "Words": "priming_words", "Answers": "answers", "With one": "with_word",
+        "Control": "control_with_word",
+        "Unprimed arm": "reference_with_word", "p": written("p", NATS), "Most often": lambda row: row["most"] or "–",
+    }  # fmt: skip
+    rows = read_optional(folder / WORDS, WordRow)
+    return table_of("Words of the priming in students' answers", rows, columns, notes=(WORD_NOTE,))
+
+
+def class_table(folder: Path) -> Table:
+    """A row a model, two columns a kind of token."""
+    by_model: dict[str, dict] = {}
+    for row in read_optional(folder / CLASSES, ClassRow):
+        by_model.setdefault(row["model"], {})[row["kind"]] = row
+    kinds = list(dict.fromkeys(kind for found in by_model.values() for kind in found))
+    columns = {"Model": lambda found: model_of(next(iter(found.values())))}
+    for kind in kinds:
+        columns[f"{kind}: KL [95 %]"] = lambda found, k=kind: between("kl", NATS)(found[k]) if k in found else "–"
+        columns["Share, %" + " " * kinds.index(kind)] = lambda found, k=kind: (
+            percent(found[k]["share_of_kl"]) if k in found else "–"
+        )
+    return table_of("Where a student is far from its teacher", by_model.values(), columns, notes=(CLASS_NOTE,))
+
+
+def step_texts(folder: Path) -> list[tuple[str, Markup]]:
+    """(whose answer to which item, its steps coloured by their values)."""
+    path, answers = folder / STEPS, {}
+    for row in read_records(path, StepRow) if path.is_file() else []:
+        answers.setdefault((row.model, row.id), []).append(row)
+    found = []
+    for (model, item), steps in answers.items():
+        first, most = steps[0], max(abs(step.value) for step in steps) or 1.0
+        said = (
+            f"{title_of(model)}, {item}: log p(value) {first.whole:.2f} with all steps, {first.empty:.2f} without any"
+        )
+        spans = [
+            Markup(STEP).format(
+                "more" if step.value >= 0 else "less", abs(step.value) / most, step.value, step.text, step.value
+            )
+            for step in steps
+        ]  # fmt: skip
+        found.append((said, Markup(" ").join(spans)))
+    return found
+
+
+def show_attention(profile: Profile) -> Shown:
+    """Attention of this machine's students: tables and figures."""
+    folder = inside_folder(profile)
+    drawn = [
+        (layer_figure(folder), "Student minus control along the layers, with 95 % bands"),
+        (map_figure(folder), "How far each head's map lies from the control's, layer by head"),
+    ]
+    tables = [show_table(t, " ".join(t.notes)) for t in (attention_table(folder), head_table(folder)) if t.rows]
+    return sum([show_figure(svg, said) for svg, said in drawn if svg], sum(tables[1:], tables[0]))
+
+
+def show_head(profile: Profile, model: str, layer: int, head: int) -> Shown:
+    """One head of one model on the first tokens of one prompt. Raises UserError if there is no such model or head."""
+    with safe_open(profile.runs / FOLDER / "attention" / MAPS, framework="np") as handle:
+        names, maps = json.loads(handle.metadata()["names"]), handle.get_tensor("maps")
+    with safe_open(inside_folder(profile) / MAPS, framework="np") as handle:
+        tokens = json.loads(handle.metadata()["tokens"])
+    layers, heads = maps.shape[1:3]
+    if model not in names or not (0 <= layer < layers and 0 <= head < heads):
+        raise UserError(
+            f"There is no head {head} in layer {layer} of {model!r}: choose from {', '.join(names)}, layers 0 to "
+            f"{layers - 1}, heads 0 to {heads - 1}."
+        )
+    title = f"{title_of(model)}, layer {layer}, head {head}"
+    return show_figure(head_figure(maps[names.index(model)], tokens, layer, head, title), f"Attention of {title}")
+
+
+def show_confidence(profile: Profile) -> Shown:
+    """Confidence, reasoning and attribution of this machine's students."""
+    folder = inside_folder(profile)
+    tables = calibration_table(folder), arithmetic_table(folder), class_table(folder), word_table(folder)
+    first, *rest = (show_table(t, " ".join(t.notes)) for t in (*tables, explained_table(folder)) if t.rows)
+    drawn = reliability_figure(folder)
+    said = "Share of right answers against the probability of the value"
+    return sum([*([show_figure(drawn, said)] if drawn else []), *rest, show_steps(folder)], first)
+
+
+def show_steps(folder: Path) -> Shown:
+    """Which steps an answer hangs on."""
+    texts = step_texts(Path(folder))
+    html = Markup("").join(
+        Markup('<figure class="text"><figcaption>{}</figcaption><p class="steps">{}</p></figure>').format(said, steps)
+        for said, steps in texts
+    )
+    plain = "\n\n".join(f"{said}\n{Markup(steps).striptags()}" for said, steps in texts)
+    return Shown(str(html + Markup('<p class="note">{}</p>').format(STEP_NOTE)), plain)
+
+
+def viewer_data(folder: Path) -> dict[str, Any]:
+    """Maps of the first tokens of one prompt: bytes, layer by layer and head by head, of each model that was kept."""
+    with safe_open(folder / MAPS, framework="np") as handle:
+        kept = [name for name in handle.keys() if name.startswith("maps.")]  # noqa: SIM118 - no mapping
+        maps = {name.removeprefix("maps."): handle.get_tensor(name) for name in kept}
+        facts = handle.metadata()
+    layers, heads, size, _ = next(iter(maps.values())).shape
+    shown = {name: base64.b64encode(maps[name].tobytes()).decode() for name in sorted(maps, key=lambda n: n != CONTROL)}
+    return {
+        "tokens": json.loads(facts["tokens"]), "item": facts["item"], "layers": layers, "heads": heads, "size": size,
+        "models": [{"title": title_of(name), "maps": text} for name, text in shown.items()],
+    }  # fmt: skip

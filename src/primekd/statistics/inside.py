@@ -1,0 +1,289 @@
+"""Inside the students: attention as a difference from the control, calibration, arithmetic, kinds of tokens, and
+whether any of it goes along with accuracy. Intervals are bootstrap percentiles over items, or over what these share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import rankdata
+
+from primekd.assessment.inside.confidence import SureRow
+from primekd.config.arm import CONTROL, split_seed
+from primekd.config.arms import load_arms
+from primekd.statistics.inference import LEVEL, holm_of, places_of
+
+ATTENTION, HEADS, EXPLAINED = "attention.csv", "heads.csv", "explained.csv"
+CALIBRATION, RELIABILITY = "calibration.csv", "reliability.csv"
+SAMPLES = 1000
+BINS = 10
+SHOWN_HEADS = 10
+EVERY = "all"  # layers
+ANSWER, VALUE = "answer", "value"  # what a confidence is of
+
+
+@dataclass(frozen=True)
+class AttentionRow:
+    """A measure of the heads of one layer, or of all, over the prompts: the control's mean, the model's, and their
+    difference with its interval."""
+
+    model: str
+    layer: str
+    measure: str
+    control: float
+    value: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """One of the heads whose maps lie furthest from the control's: total variation with its interval, and the
+    differences of other measures."""
+
+    model: str
+    layer: int
+    head: int
+    total_variation: float
+    low: float
+    high: float
+    entropy: float
+    first: float
+    previous: float
+    induction: float
+
+
+@dataclass(frozen=True)
+class CalibrationRow:
+    """Whether a model is as often right as it is sure. `kind`: of the whole answer the mean probability of a token
+    (geometric), or of the value alone the product over its tokens, of answers in which one was read.
+
+    `ece`: expected calibration error over BINS bins of equal width; `brier`: mean squared distance of confidence and
+    verdict; `auroc`: the chance that a right answer is surer than a wrong one, None where all are right or wrong.
+    `entropy`, `margin`: nats a token of the answer.
+    """
+
+    model: str
+    kind: str
+    n: int
+    right: float
+    confidence: float
+    ece: float
+    ece_low: float
+    ece_high: float
+    brier: float
+    brier_low: float
+    brier_high: float
+    auroc: float | None
+    auroc_low: float | None
+    auroc_high: float | None
+    entropy: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class ReliabilityRow:
+    """The answers of a model whose confidence lies in one bin: how many, their mean confidence and share of right."""
+
+    model: str
+    kind: str
+    bin: int
+    n: int
+    confidence: float
+    right: float
+
+
+@dataclass(frozen=True)
+class ExplainedRow:
+    """Whether a measure's shift from the control goes along with accuracy over `models` (arms and seeds): Spearman's
+    rank correlation, its p over permutations, Holm-adjusted over all measures. `primed`: the largest shift among the
+    primed arms, `placebo`, `shuffled` those of the controls, None where there are none. A measure that shifts as much
+    there explains nothing."""
+
+    measure: str
+    models: int
+    rho: float
+    p: float
+    p_holm: float | None
+    primed: float | None
+    placebo: float | None
+    shuffled: float | None
+    explains: bool
+
+
+def drawn_weights(groups: Sequence[str], samples: int = SAMPLES) -> np.ndarray:
+    """(samples, items): how often each item is in each sample of the groups, drawn with replacement."""
+    places, count = places_of(groups)
+    return np.random.default_rng(0).multinomial(count, [1 / count] * count, samples)[:, places].astype(float)
+
+
+def limits(values: np.ndarray) -> np.ndarray:
+    """(samples, …) -> (2, …): the 95 % interval."""
+    return np.percentile(values, [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)], axis=0)
+
+
+def mean_of(values_I_K: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """((K,) means over items, (2, K) their intervals)."""
+    drawn = weights @ values_I_K / weights.sum(1, keepdims=True)
+    return values_I_K.mean(0), limits(drawn)
+
+
+def attention_rows(
+    names: Sequence[str], measures: Sequence[str], values: np.ndarray, groups: Sequence[str]
+) -> list[AttentionRow]:
+    """values (I, 1 + students, layers, measures): means over heads, the control first."""
+    weights, rows, layers = drawn_weights(groups), [], values.shape[2]
+    with_all = np.concatenate([values.mean(2, keepdims=True), values], 2)
+    labels = [EVERY, *map(str, range(layers))]
+    control = with_all[:, 0].mean(0)  # (1 + layers, measures)
+    for place, name in enumerate(names, 1):
+        difference = (with_all[:, place] - with_all[:, 0]).reshape(len(values), -1)
+        mean, ends = (part.reshape(-1, layers + 1, len(measures)) for part in mean_of(difference, weights))
+        own = with_all[:, place].mean(0)
+        rows += [
+            AttentionRow(
+                name, label, measure, float(control[n, m]), float(own[n, m]), float(mean[0, n, m]),
+                float(ends[0, n, m]), float(ends[1, n, m]),
+            )
+            for n, label in enumerate(labels) for m, measure in enumerate(measures)
+        ]  # fmt: skip
+    return rows
+
+
+def head_rows(
+    names: Sequence[str], measures: Sequence[str], values: np.ndarray, groups: Sequence[str]
+) -> list[HeadRow]:
+    """values (I, 1 + students, layers, heads, measures) -> the SHOWN_HEADS of each student that moved most."""
+    weights, rows, at = drawn_weights(groups), [], {measure: n for n, measure in enumerate(measures)}
+    means = values.mean(0)
+    shift = means - means[:1]
+    for place, name in enumerate(names, 1):
+        moved = means[place, ..., at["total_variation"]]  # (layers, heads)
+        order = np.argsort(-moved, axis=None, kind="stable")[:SHOWN_HEADS]
+        for layer, head in zip(*np.unravel_index(order, moved.shape), strict=True):
+            _, (low, high) = mean_of(values[:, place, layer, head, at["total_variation"]][:, None], weights)
+            others = [float(shift[place, layer, head, at[m]]) for m in ("entropy", "first", "previous", "induction")]
+            found = float(moved[layer, head]), float(low[0]), float(high[0])
+            rows.append(HeadRow(name, int(layer), int(head), *found, *others))
+    return rows
+
+
+def confidence_of(row: SureRow, kind: str) -> float | None:
+    """Between 0 and 1; None where there is none of this kind."""
+    if kind == ANSWER:
+        return float(np.exp(row.log_prob / row.tokens)) if row.tokens else None
+    return None if row.value_log_prob is None else float(np.exp(row.value_log_prob))
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    return np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(I,), (I,), (samples, I) -> (samples,): the mean over answers of |share of right - mean confidence| of the bin
+    that each lies in (Naeini et al. 2015)."""
+    gap, places = right - confidence, bins_of(confidence)
+    return sum(np.abs(weights[:, places == b] @ gap[places == b]) for b in range(BINS)) / weights.sum(1)
+
+
+def ranking(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The same shapes: the area under the ROC curve, ties by half; nan where a sample has one verdict alone."""
+    yes, no = right > 0, right == 0
+    above = confidence[yes][:, None], confidence[no][None]
+    wins = (above[0] > above[1]) + 0.5 * (above[0] == above[1])
+    pairs = weights[:, yes].sum(1) * weights[:, no].sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((weights[:, yes] @ wins) * weights[:, no]).sum(1) / pairs
+
+
+def calibration_rows(rows: Sequence[SureRow], groups: Mapping[str, str]) -> list[CalibrationRow]:
+    """Two rows a model, of the answer and of the value; `groups`: what each item shares with others."""
+    found = []
+    for kind in (ANSWER, VALUE):
+        for model, own in _by_model(rows).items():
+            known = [(row, c) for row in own if (c := confidence_of(row, kind)) is not None]
+            if len(known) < 2:
+                continue
+            sure, right = np.array([c for _, c in known]), np.array([row.correct for row, _ in known], float)
+            weights = drawn_weights([groups[row.id] for row, _ in known])
+            once = np.ones((1, len(known)))
+            ece = calibration_error(sure, right, once)[0], *limits(calibration_error(sure, right, weights))
+            squares = (sure - right) ** 2
+            mean, ends = mean_of(squares[:, None], weights)
+            tokens = sum(row.tokens for row, _ in known)
+            found.append(
+                CalibrationRow(
+                    model, kind, len(known), float(right.mean()), float(sure.mean()), *map(float, ece),
+                    float(mean[0]), float(ends[0, 0]), float(ends[1, 0]), *_ranked(sure, right, once, weights),
+                    sum(row.entropy for row, _ in known) / tokens, sum(row.margin for row, _ in known) / tokens,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _ranked(sure: np.ndarray, right: np.ndarray, once: np.ndarray, weights: np.ndarray) -> tuple[float | None, ...]:
+    if right.min() == right.max():
+        return None, None, None
+    drawn = ranking(sure, right, weights)
+    return float(ranking(sure, right, once)[0]), *map(float, limits(drawn[~np.isnan(drawn)]))
+
+
+def reliability_rows(rows: Sequence[SureRow]) -> list[ReliabilityRow]:
+    """A row for each bin of a model in which an answer lies."""
+    found = []
+    for kind in (ANSWER, VALUE):
+        for model, own in _by_model(rows).items():
+            known = [(c, row.correct) for row in own if (c := confidence_of(row, kind)) is not None]
+            places = bins_of(np.array([c for c, _ in known]))
+            for b in sorted(set(places.tolist())):
+                inside = [pair for pair, place in zip(known, places, strict=True) if place == b]
+                sure, right = (float(np.mean(column)) for column in zip(*inside, strict=True))
+                found.append(ReliabilityRow(model, kind, b, len(inside), sure, right))
+    return found
+
+
+def _by_model(rows: Sequence[SureRow]) -> dict[str, list[SureRow]]:
+    found: dict[str, list[SureRow]] = {}
+    for row in rows:
+        found.setdefault(row.model, []).append(row)
+    return found
+
+
+def explained_rows(
+    shifts: Mapping[str, Mapping[str, float]], accuracies: Mapping[str, float], permutations: int = 10_000
+) -> list[ExplainedRow]:
+    """shifts: measure -> student -> shift from the control. A measure with fewer than four students is left out."""
+    arms, rows = load_arms(), []
+    roles = {model: arms[arm].role for model in accuracies if (arm := split_seed(model)[0]) in arms}
+    for measure, found in shifts.items():
+        models = [model for model in found if model in accuracies and model != CONTROL]
+        if len(models) < 4:
+            continue
+        x, y = (rankdata([column[m] for m in models]) for column in (found, accuracies))
+        rho, p = _permuted(x, y, permutations)
+
+        def most(role: str, found=found, models=models) -> float | None:
+            return max((abs(found[m]) for m in models if roles.get(m) == role), default=None)
+
+        beside = [most(role) for role in ("treatment", "placebo", "positive-control")]
+        rows.append(ExplainedRow(measure, len(models), rho, p, None, *beside, False))
+    adjusted = holm_of({row.measure: row.p for row in rows})
+    rows = [replace(row, p_holm=adjusted[row.measure]) for row in rows]
+    return [replace(row, explains=_explains(row)) for row in rows]
+
+
+def _permuted(x: np.ndarray, y: np.ndarray, permutations: int) -> tuple[float, float]:
+    """Correlation of ranks, and the share of permutations with one as far from 0, the given order among them."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    if not scale:
+        return 0.0, 1.0
+    generator = np.random.default_rng(0)
+    drawn = np.array([generator.permutation(y) @ x for _ in range(permutations)]) / scale
+    rho = float(x @ y) / scale
+    return rho, float((1 + (np.abs(drawn) >= abs(rho) - 1e-12).sum()) / (permutations + 1))
+
+
+def _explains(row: ExplainedRow) -> bool:
+    others = [value for value in (row.placebo, row.shuffled) if value is not None]
+    return row.p_holm < LEVEL and row.primed is not None and all(row.primed > value for value in others)

@@ -1,0 +1,136 @@
+"""Answers beyond their verdicts: arithmetic that holds, words of a priming, and which kinds of tokens a student has
+not learned."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from primekd.assessment.inside.reasoning import TOKEN_CLASSES, calculations, own_words, token_class, words
+from primekd.assessment.logs import LogRow
+from primekd.config.arm import CONTROL, TEACHER, split_seed
+from primekd.statistics.inference import mcnemar_exact, ratio
+from primekd.statistics.inside import SAMPLES
+
+if TYPE_CHECKING:
+    from primekd.assessment.tokens import TokenLog
+
+ARITHMETIC, WORDS, CLASSES = "arithmetic.csv", "words.csv", "classes.csv"
+
+
+@dataclass(frozen=True)
+class ArithmeticRow:
+    """The calculations in a model's answers that can be worked out: how many of them hold, with a bootstrap interval
+    over answers. `with_error`: answers in which one does not; `first_error`: where the first one stands among the
+    answer's calculations, from 0 to 1, the mean; None where there is none. `right_all_hold`: right answers among those
+    whose calculations all hold."""
+
+    model: str
+    answers: int
+    calculations: int
+    hold: int
+    share: float | None
+    share_low: float | None
+    share_high: float | None
+    with_error: int
+    first_error: float | None
+    all_hold: int
+    right_all_hold: int
+
+
+@dataclass(frozen=True)
+class WordRow:
+    """Answers of a student that hold a word of the priming that its teacher read and that neither questions nor the
+    unprimed teacher's answers hold; how many of the control's answers do, and of the reference's, with McNemar's exact
+    p against the reference. `most`: the words, most frequent first."""
+
+    model: str
+    priming_words: int
+    answers: int
+    with_word: int
+    control_with_word: int
+    reference: str
+    reference_with_word: int
+    p: float
+    most: str
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Tokens of one kind in the teacher's own answers: KL(teacher || model) in nats a token with a bootstrap interval
+    over answers, and the share of all KL that lies there."""
+
+    model: str
+    kind: str
+    tokens: int
+    share_of_tokens: float
+    kl: float
+    kl_low: float
+    kl_high: float
+    share_of_kl: float
+
+
+def arithmetic_rows(logs: Mapping[str, Sequence[LogRow]]) -> list[ArithmeticRow]:
+    """A row a model."""
+    return [_arithmetic(model, rows) for model, rows in logs.items()]
+
+
+def _arithmetic(model: str, rows: Sequence[LogRow]) -> ArithmeticRow:
+    found = [[c.holds for c in calculations(row.response) if c.holds is not None] for row in rows]
+    held, counts = [sum(own) for own in found], [len(own) for own in found]
+    some = [(h, c) for h, c in zip(held, counts, strict=True) if c]
+    share = tuple(ratio(*zip(*some, strict=True), SAMPLES)) if len(some) > 1 else (None, None, None)
+    wrong = [own.index(False) / len(own) for own in found if not all(own)]
+    whole = [row.correct for row, own in zip(rows, found, strict=True) if own and all(own)]
+    first = float(np.mean(wrong)) if wrong else None
+    return ArithmeticRow(
+        model, len(rows), sum(counts), sum(held), *share, len(wrong), first, len(whole), sum(whole)
+    )  # fmt: skip
+
+
+def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str], reference: str) -> list[WordRow]:
+    """A row for each student of a primed arm. `primings`: arm -> the text that its teacher read."""
+    known = [row.question for row in next(iter(logs.values()), ())]
+    known += [row.response for row in logs.get(TEACHER, ())]
+    rows = []
+    for model, log in logs.items():
+        arm = split_seed(model)[0]
+        if arm not in primings or not {CONTROL, reference} <= logs.keys():
+            continue
+        wanted = own_words(primings[arm], known)
+        said = {name: [words(row.response) & wanted for row in logs[name]] for name in (model, CONTROL, reference)}
+        counts = Counter(word for found in said[model] for word in found)
+        test = mcnemar_exact([bool(found) for found in said[model]], [bool(found) for found in said[reference]])
+        with_word = {name: sum(map(bool, found)) for name, found in said.items()}
+        most = ", ".join(f"{word} ({count})" for word, count in counts.most_common(5))
+        rows.append(
+            WordRow(model, len(wanted), len(log), with_word[model], with_word[CONTROL], reference,
+                    with_word[reference], test.p, most)
+        )  # fmt: skip
+    return rows
+
+
+def class_rows(log: "TokenLog", questions: Mapping[str, str]) -> list[ClassRow]:
+    """A row for each model and kind of token; `questions`: item -> its question."""
+    texts = [log.texts[token] for token in log.tensors["ids"].tolist()]
+    asked = [set(questions[item].lower().split()) for item in log.items]
+    answers = np.repeat(np.arange(len(asked)), log.lengths)
+    kinds = [token_class(text, asked[answer]) for text, answer in zip(texts, answers, strict=True)]
+    places = np.array([TOKEN_CLASSES.index(kind) for kind in kinds])
+    rows = []
+    for model in log.models:
+        kl = log.tensors[f"{model}.kl"].double().numpy()
+        for number, kind in enumerate(TOKEN_CLASSES):
+            inside = places == number
+            sums, counts = (np.bincount(answers[inside], w, len(asked)) for w in (kl[inside], None))
+            some = counts > 0
+            if some.sum() > 1:
+                rows.append(
+                    ClassRow(
+                        model, kind, int(inside.sum()), float(inside.mean()), *ratio(sums[some], counts[some], SAMPLES),
+                        float(kl[inside].sum() / kl.sum()),
+                    )
+                )  # fmt: skip
+    return rows

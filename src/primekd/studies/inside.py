@@ -1,0 +1,208 @@
+"""Inside the students: after an assessment, what their heads look at, how sure they are, which steps they go by.
+
+runs/<profile>/inside/ has what needed a model, a folder a part; runs/<profile>/logs/inside/ has the tables.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from primekd.assessment.inside import FOLDER, attribution, confidence, inside_folder
+from primekd.assessment.inside.attention import BETWEEN, MEASURES
+from primekd.assessment.inside.attribution import StepRow
+from primekd.assessment.inside.confidence import SureRow
+from primekd.assessment.inside.parts import (
+    MAPS,
+    Subject,
+    attention_values,
+    read_attention,
+    read_attribution,
+    read_confidence,
+)
+from primekd.assessment.logs import LogRow, grade_answers, read_logs
+from primekd.assessment.tokens import read_tokens
+from primekd.capture.jobs import open_signals, test_job
+from primekd.capture.primings import priming_of
+from primekd.config import Profile
+from primekd.config.arm import CONTROL, PRIMED, TEACHER
+from primekd.config.arms import arms_of, unprimed
+from primekd.foundation.progress import Progress
+from primekd.foundation.provenance import (
+    MANIFEST,
+    hash_file,
+    write_atomically,
+    write_manifest,
+)
+from primekd.foundation.stage_code import stage_code, stands
+from primekd.foundation.tables import read_records, table_text, write_table
+from primekd.models import load_tokenizer
+from primekd.statistics import inside as numbers
+from primekd.statistics import reasoning
+from primekd.studies.primed import asked_arms
+from primekd.studies.responses import stored_answers
+from primekd.tasks.clusters import cluster_of
+from primekd.tasks.load import task_of
+from primekd.tasks.splits import hash_items
+
+
+def teacher_under(arm: str) -> str:
+    """What the teacher is called where it answers under an arm's prompt."""
+    return TEACHER if arm == unprimed().name else f"{TEACHER} under {arm}"
+
+
+def look_at_heads(profile: Profile, force: bool = False) -> Path:
+    """The attention tables alone, in runs/<profile>/logs/inside/, which is returned. Raises UserError as `analyse`."""
+    subject = Subject(profile, force)
+    list(_write_attention(subject, read_attention(subject), inside_folder(profile)))
+    return inside_folder(profile)
+
+
+def analyse(profile: Profile, force: bool = False) -> Path:
+    """Looks into control and students; writes runs/<profile>/logs/inside/ and returns it. What is there with the same
+    inputs is kept, unless `force`. Raises UserError without an assessment, or if a student is not what was assessed."""
+    subject = Subject(profile, force)
+    measured = [read_attention(subject), *confidence_parts(subject), *attribution_parts(subject)]
+    folder, code = inside_folder(profile), stage_code("inside", profile)
+    inputs = {
+        "parts": {path.relative_to(profile.runs).as_posix(): hash_file(path / MANIFEST) for path in measured},
+        "logs": {name: hash_file(profile.logs / f"{name}.csv") for name in subject.logs},
+    }
+    if stands(folder, inputs, code, FOLDER, "its tables are written and their inputs are unchanged."):
+        return folder
+    rows = [row for path in measured[1:] if (path / confidence.FILE).is_file()
+            for row in read_records(path / confidence.FILE, SureRow)]  # fmt: skip
+    steps = [row for path in measured[1:] if (path / attribution.FILE).is_file()
+             for row in read_records(path / attribution.FILE, StepRow)]  # fmt: skip
+    outputs = [*_write_attention(subject, measured[0], folder)]
+    outputs.append(write_table(folder / confidence.FILE, SureRow, rows))
+    outputs.append(write_table(folder / attribution.FILE, StepRow, steps))
+    for name, text in tables(profile, folder).items():
+        with write_atomically(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        outputs.append(folder / name)
+    facts = {"students": subject.names, "items": len(subject.items), "config": profile.resolved()}
+    write_manifest(folder, FOLDER, inputs, outputs, code=code, **facts)
+    return folder
+
+
+def _write_attention(subject: Subject, measured: Path, folder: Path) -> Iterator[Path]:
+    values, found = attention_values(measured)
+    names, groups = subject.names, [cluster_of(item.id) for item in subject.items]
+    rows = numbers.attention_rows(names, MEASURES[:-1], values.mean(3), groups)
+    rows += numbers.attention_rows(names, MEASURES[-1:], found.mean(3), [str(n) for n in range(len(found))])
+    yield write_table(folder / numbers.ATTENTION, numbers.AttentionRow, rows)
+    # One induction score a head, the same for all prompts: it is shown, its interval is that of attention.csv.
+    scores = np.broadcast_to(found.mean(0)[None], (len(values), *found.shape[1:]))
+    every = np.concatenate([values, scores], -1)
+    yield write_table(folder / numbers.HEADS, numbers.HeadRow, numbers.head_rows(names, MEASURES, every, groups))
+    means = every.mean(0)
+    shown = _shown(subject, means)
+    maps = load_file(measured / MAPS)
+    tensors = {name: torch.from_numpy(means[n] - means[0]).half() for n, name in enumerate(["", *names]) if n}
+    kept = {f"maps.{name}": maps["maps"][n].clone() for n, name in enumerate([CONTROL, *names]) if name in shown}
+    texts = [subject.tokenizer.decode([token]) for token in maps["ids"].tolist()]
+    with write_atomically(folder / MAPS) as temporary:
+        save_file(
+            tensors | kept,
+            temporary,
+            metadata={"tokens": json.dumps(texts, ensure_ascii=False), "item": subject.items[0].id},
+        )
+    yield folder / MAPS
+
+
+def _shown(subject: Subject, means: np.ndarray) -> tuple[str, ...]:
+    """Whose maps go into the logs: the control's, and those of the student that moved most."""
+    moved = means[1:, ..., MEASURES.index(BETWEEN[0])].mean((1, 2))
+    return (CONTROL, subject.names[int(moved.argmax())]) if subject.names else (CONTROL,)
+
+
+def confidence_parts(subject: Subject) -> list[Path]:
+    """How sure each model is of its own answers, and the teacher under each prompt of its own."""
+    parts = [read_confidence(subject, model) for model in subject.models]
+    return parts + [part for arm in asked_arms(subject.profile) if (part := _teachers_confidence(subject, arm))]
+
+
+def _teachers_confidence(subject: Subject, arm: str) -> Path | None:
+    """From stored signals; None where its test answers were not captured, or without distributions."""
+    profile, job = subject.profile, test_job(subject.profile, arm)
+    if not (job.folder / MANIFEST).is_file():
+        return None
+    reader, items = open_signals(job), job.items()[: len(subject.items)]
+    if reader.rows(items[0].id, reader.item(items[0].id).response_ids) is None:
+        return None
+
+    def make(folder: Path, progress: Progress) -> list[Path]:
+        answers = stored_answers(profile, items, reader)
+        graded = grade_answers(items, answers, profile.assess.extractor, task_of(profile.data))
+        rows, tokenizer = [], load_tokenizer(profile.teacher)
+        for answer, verdict in zip(answers, graded, strict=True):
+            signals = reader.rows(answer.item_id, answer.ids)
+            rows.append(confidence.stored_row(teacher_under(arm), verdict, answer.ids, signals, tokenizer))
+            progress.advance()
+        return [write_table(folder / confidence.FILE, SureRow, [row for row in rows if row])]
+
+    inputs = {"shards": reader.manifest["shards"], "items": hash_items(items), "extractor": profile.assess.extractor}
+    return subject.part(f"confidence/{TEACHER}-{arm}", inputs, len(items), "answer", make)
+
+
+def attribution_parts(subject: Subject) -> list[Path]:
+    """Which steps the answers of a few models hang on."""
+    chosen = _attributed(subject) if subject.profile.inside.attributed_items else []
+    return [read_attribution(subject, model) for model in subject.models if model.name in chosen]
+
+
+def _attributed(subject: Subject) -> list[str]:
+    """The control, the unprimed arm's student, and that of the first arm that the profile's plan names, or a primed."""
+    planned = [arm for arm, _ in subject.profile.planned.main]
+    primed = [name for name, arm in arms_of(subject.profile).items() if arm.role in PRIMED]
+    return [CONTROL, unprimed().name, *[name for name in (*planned, *primed) if name in subject.names][:1]]
+
+
+def tables(profile: Profile, folder: Path) -> dict[str, str]:
+    """The tables that follow from attention.csv, confidence.csv and the logs beside them: file -> text."""
+    logs, sure = read_logs(profile), read_records(folder / confidence.FILE, SureRow)
+    groups = {row.id: cluster_of(row.id) for log in logs.values() for row in log}
+    calibration = numbers.calibration_rows(sure, groups)
+    found = {
+        numbers.CALIBRATION: table_text(numbers.CalibrationRow, calibration),
+        numbers.RELIABILITY: table_text(numbers.ReliabilityRow, numbers.reliability_rows(sure)),
+        reasoning.ARITHMETIC: table_text(reasoning.ArithmeticRow, reasoning.arithmetic_rows(logs)),
+        reasoning.WORDS: table_text(reasoning.WordRow, _word_rows(profile, logs)),
+    }
+    if log := read_tokens(profile.logs):
+        questions = {row.id: row.question for row in next(iter(logs.values()))}
+        found[reasoning.CLASSES] = table_text(reasoning.ClassRow, reasoning.class_rows(log, questions))
+    attention = read_records(folder / numbers.ATTENTION, numbers.AttentionRow)
+    accuracies = {model: sum(row.correct for row in log) / len(log) for model, log in logs.items() if model != TEACHER}
+    rows = numbers.explained_rows(_shifts(attention, calibration), accuracies)
+    return found | {numbers.EXPLAINED: table_text(numbers.ExplainedRow, rows)}
+
+
+def _word_rows(profile: Profile, logs: Mapping[str, Sequence[LogRow]]) -> list[reasoning.WordRow]:
+    arms = arms_of(profile).items()
+    texts = {n: priming.text for n, arm in arms
+             if arm.role in PRIMED and (priming := priming_of(arm, profile.teacher))}  # fmt: skip
+    return reasoning.word_rows(logs, texts, unprimed().name)
+
+
+def _shifts(
+    attention: Sequence[numbers.AttentionRow], calibration: Sequence[numbers.CalibrationRow]
+) -> dict[str, dict[str, float]]:
+    """Measure -> student -> its shift from the control."""
+    shifts: dict[str, dict[str, float]] = {}
+    for row in attention:
+        if row.layer == numbers.EVERY:
+            shifts.setdefault(row.measure, {})[row.model] = row.difference
+    own = {row.model: row for row in calibration if row.kind == numbers.ANSWER}
+    students = {model for found in shifts.values() for model in found}
+    for measure in ("entropy", "margin"):
+        if CONTROL in own:
+            base = getattr(own[CONTROL], measure)
+            shifts[f"{measure} of own answers"] = {
+                model: getattr(row, measure) - base for model, row in own.items() if model in students
+            }
+    return shifts

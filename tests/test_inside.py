@@ -1,0 +1,248 @@
+"""Confidence, attribution, arithmetic, kinds of tokens, and what is computed from them."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from primekd.assessment.answers import Answer
+from primekd.assessment.inside.attribution import MOST_STEPS, log_prob_of_value, shapley, step_rows, steps_of
+from primekd.assessment.inside.confidence import SureRow, sure_rows, value_places
+from primekd.assessment.inside.reasoning import (
+    DIGITS,
+    MARKS,
+    OPERATORS,
+    QUESTION,
+    STYLE,
+    calculations,
+    own_words,
+    token_class,
+)
+from primekd.assessment.logs import LogRow
+from primekd.models.chat import build_prompt, decode_response, encode_response
+from primekd.statistics.inside import (
+    ANSWER,
+    VALUE,
+    attention_rows,
+    calibration_rows,
+    explained_rows,
+    head_rows,
+    reliability_rows,
+)
+from primekd.statistics.reasoning import arithmetic_rows, word_rows
+from primekd.teachers.transformers_engine import TransformersEngine
+
+TEXT = "She has 2 boxes of 3. That is 2 * 3 = 6.\nThe answer is 6."
+
+
+@pytest.fixture(scope="module")
+def engine(lively):
+    return TransformersEngine(lively, "float32")
+
+
+def verdict(text: str, span: str, correct: bool = True, item: str = "i-1") -> LogRow:
+    return LogRow(item, "How many in 2 boxes of 3?", "6", text, 9, False, "6", "last", span, correct)
+
+
+def test_confidence_is_that_of_a_plain_pass(engine, tokenizer):
+    prompt, ids = build_prompt(tokenizer, "How many?"), encode_response(tokenizer, TEXT)
+    place = TEXT.rindex("6")
+    row = sure_rows(
+        "base-KD", engine, [prompt], [Answer("i-1", ids, False, TEXT)], [verdict(TEXT, f"{place}:{place + 1}")],
+        tokenizer,
+    )[0]  # fmt: skip
+    with torch.inference_mode():
+        logits = engine.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1, : len(tokenizer)]
+    log_p = logits.double().log_softmax(-1)
+    written = log_p.gather(1, torch.tensor(ids)[:, None])[:, 0]
+    best = log_p.topk(2).values
+    assert row.tokens == len(ids)
+    assert row.log_prob == pytest.approx(float(written.sum()), rel=1e-4)
+    assert row.entropy == pytest.approx(float(-(log_p.exp() * log_p).sum()), rel=1e-4)
+    assert row.margin == pytest.approx(float((best[:, 0] - best[:, 1]).sum()), rel=1e-4)
+    places = value_places(tokenizer, ids, verdict(TEXT, f"{place}:{place + 1}"))
+    assert tokenizer.decode([ids[p] for p in places]).strip() == "6" and row.value_tokens == len(places)
+    assert row.value_log_prob == pytest.approx(float(written[places].sum()), rel=1e-4)
+    none = sure_rows("m", engine, [prompt], [Answer("i-1", ids, False, TEXT)], [verdict(TEXT, "")], tokenizer)[0]
+    assert none.value_tokens == 0 and none.value_log_prob is None
+
+
+def test_the_tokens_of_a_value_are_found_behind_letters_of_several_bytes(tokenizer):
+    text = "Dés écus: 1,234 €. Ainsi 1,234"
+    ids, place = encode_response(tokenizer, text), text.rindex("1,234")
+    assert decode_response(tokenizer, ids) == text
+    places = value_places(tokenizer, ids, verdict(text, f"{place}:{place + 5}"))
+    assert tokenizer.decode([ids[p] for p in places]).strip() == "1,234" and places[-1] == len(ids) - 2
+
+
+def test_steps_end_with_a_line_or_a_sentence_and_the_values_own_part_is_none(tokenizer):
+    ids = encode_response(tokenizer, TEXT)
+    value = value_places(tokenizer, ids, verdict(TEXT, f"{TEXT.rindex('6')}:{TEXT.rindex('6') + 1}"))
+    steps = steps_of(tokenizer, ids, value)
+    said = ["".join(tokenizer.decode([ids[p] for p in step])) for step in steps]
+    assert [text.strip() for text in said] == ["She has 2 boxes of 3.", "That is 2 * 3 = 6."]
+    many = " ".join(f"Step {n} is done." for n in range(40)) + " So 6"
+    ids = encode_response(tokenizer, many)
+    value = value_places(tokenizer, ids, verdict(many, f"{len(many) - 1}:{len(many)}"))
+    steps = steps_of(tokenizer, ids, value)
+    assert len(steps) == MOST_STEPS and sorted(sum(steps, [])) == sum(steps, [])  # in order, none twice
+
+
+def test_shapley_values_are_those_of_all_orders():
+    """A game of four players, some of whom need each other, against the definition."""
+    weights = torch.tensor([0.5, -1.0, 2.0, 0.25])
+
+    def worth(masks):
+        m = masks.double()
+        return m @ weights.double() + 3 * m[:, 0] * m[:, 2] - 2 * m[:, 1] * m[:, 2] * m[:, 3]
+
+    def one(kept):
+        return float(worth(torch.tensor([[int(p in kept) for p in range(4)]]))[0])
+
+    exact = [0.0] * 4
+    for order in itertools.permutations(range(4)):
+        for n, player in enumerate(order):
+            exact[player] += (one(set(order[: n + 1])) - one(set(order[:n]))) / math.factorial(4)
+    values, whole, empty = shapley(worth, 4, orders=400, seed=0)
+    assert whole - empty == pytest.approx(sum(exact)) and float(values.sum()) == pytest.approx(whole - empty)
+    assert values.tolist() == pytest.approx(exact, abs=0.1)
+    first, again, *others = (shapley(worth, 4, 1, seed)[0] for seed in (0, 0, 1, 2, 3, 4))
+    assert torch.equal(first, again) and any(not torch.equal(first, other) for other in others)
+
+
+def test_what_is_left_out_is_taken_out_of_the_text_and_only_the_value_is_scored(engine, tokenizer):
+    prompt, ids = build_prompt(tokenizer, "How many?"), encode_response(tokenizer, TEXT)
+    value = value_places(tokenizer, ids, verdict(TEXT, f"{TEXT.rindex('6')}:{TEXT.rindex('6') + 1}"))
+    steps = steps_of(tokenizer, ids, value)
+    masks = torch.tensor([[1, 1], [0, 1], [0, 0]])
+    found = log_prob_of_value(engine, prompt, ids, steps, value, masks)
+    for row, kept in zip(found, masks, strict=True):
+        left = [ids[p] for p in range(value[0]) if not any(p in s for s, k in zip(steps, kept, strict=True) if not k)]
+        sequence = [*prompt, *left, *(ids[p] for p in value)]
+        with torch.inference_mode():
+            log_p = engine.model(torch.tensor([sequence])).logits[0, :, : len(tokenizer)].double().log_softmax(-1)
+        want = sum(float(log_p[len(prompt) + len(left) + n - 1, ids[p]]) for n, p in enumerate(value))
+        assert float(row) == pytest.approx(want, abs=1e-4)
+    rows = step_rows("control", "i-1", engine, tokenizer, prompt, ids, value, orders=2, seed=0)
+    assert sum(row.value for row in rows) == pytest.approx(rows[0].whole - rows[0].empty, abs=1e-3)
+    assert [row.text for row in rows] == [tokenizer.decode([ids[p] for p in step]) for step in steps]
+    assert step_rows("control", "i-1", engine, tokenizer, prompt, ids, [], 2, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("48 / 2 = 24", [True]),
+        ("48/2=<<48/2=24>>24 clips", [True]),
+        ("so $1,200 + $34.50 = $1,234.50.", [True]),
+        ("2 + 3 * 4 = 20", [False]),
+        ("(2 + 3) * 4 = 20", [True]),
+        ("3 × 4 = 12, then 12 ÷ 5 = 2.4, and 10 / 3 = 3.33", [True, True, True]),
+        ("10 / 3 = 3.3 and 10/3 = 3.4", [True, False]),
+        ("20% * 50 = 10", [True]),
+        ("5 / 0 = 1", []),
+        ("x = 5, y = 2x", []),
+        ("9 - 12 = -3", []),  # a negative result is not read: no rule here knows it from a range
+        ("It is 2024-10 = ?", []),
+        ("4 x 5 = 21", [False]),
+    ],
+)
+def test_arithmetic_is_worked_out_anew(text, holds):
+    assert [c.holds for c in calculations(text) if c.holds is not None] == holds
+
+
+def test_words_of_a_priming_are_those_that_nothing_else_says():
+    found = own_words("You are a patient teacher. Explain the boxes.", ["How many boxes?", "The patient waits."])
+    assert found == {"teacher", "explain"}
+
+
+def test_kinds_of_tokens():
+    kinds = [token_class(text, {"boxes", "of"}) for text in (" 12", " *", "box", "Therefore", ".", "\n", " = ")]
+    assert kinds == [DIGITS, OPERATORS, QUESTION, STYLE, MARKS, MARKS, OPERATORS]
+
+
+def sure(model: str, item: str, p: float, right: bool, value: float | None = None) -> SureRow:
+    return SureRow(model, item, right, 4, 4 * math.log(p), 2.0, 8.0, 1, value and math.log(value))
+
+
+def test_calibration_against_numbers_worked_out_by_hand():
+    rows = [sure("m", f"i-{n}", p, right, p) for n, (p, right) in enumerate(
+        [(0.95, True), (0.95, True), (0.95, False), (0.15, False), (0.15, True), (0.55, True)])]  # fmt: skip
+    groups = {row.id: row.id for row in rows}
+    answer, value = calibration_rows(rows, groups)
+    assert (answer.kind, value.kind, answer.n) == (ANSWER, VALUE, 6)
+    gaps = 3 * abs(2 / 3 - 0.95) + 2 * abs(0.5 - 0.15) + 1 * abs(1 - 0.55)
+    assert answer.ece == pytest.approx(gaps / 6) and answer.ece_low <= answer.ece_high
+    assert answer.brier == pytest.approx((2 * 0.05**2 + 0.95**2 + 0.15**2 + 0.85**2 + 0.45**2) / 6)
+    wins = (1 + 0.5) * 2 + (1 + 0) + (0.5 + 0)  # right at .95 twice, at .55, at .15, against wrong at .95 and .15
+    wins = 2 * (0.5 + 1) + (0 + 1) + (0 + 0.5)
+    assert answer.auroc == pytest.approx(wins / 8)
+    assert answer.entropy == pytest.approx(0.5) and answer.margin == pytest.approx(2)
+    bins = [(row.bin, row.n, row.right) for row in reliability_rows(rows) if row.kind == ANSWER]
+    assert bins == [(1, 2, 0.5), (5, 1, 1.0), (9, 3, pytest.approx(2 / 3))]
+    sure_and_right = calibration_rows(
+        [sure("m", f"i-{n}", 1.0, True) for n in range(5)], {f"i-{n}": "" for n in range(5)}
+    )
+    assert [(row.ece, row.brier, row.auroc) for row in sure_and_right] == [(0, 0, None)]
+
+
+def test_attention_is_a_difference_from_the_control_with_its_interval():
+    generator = np.random.default_rng(1)
+    noise = generator.normal(0, 0.01, (40, 1, 2, 3, 2))
+    values = np.repeat(noise, 2, axis=1)
+    values[:, 1, 1, :, 0] += 0.5  # the student's second layer
+    rows = attention_rows(["s"], ["first", "entropy"], values.mean(3), [f"i-{n}" for n in range(40)])
+    found = {(row.layer, row.measure): row for row in rows}
+    assert found["1", "first"].difference == pytest.approx(0.5) and found["1", "first"].low > 0.4
+    assert found["0", "first"].difference == 0 and found["all", "first"].difference == pytest.approx(0.25)
+    assert found["1", "entropy"].difference == pytest.approx(0)
+
+
+def test_the_heads_that_moved_most_come_first():
+    measures = ["total_variation", "entropy", "first", "previous", "induction"]
+    values = np.zeros((5, 2, 2, 3, 5))
+    values[:, 1, 1, 2, 0], values[:, 1, 0, 1, 0], values[:, 1, 1, 2, 1] = 0.9, 0.4, -0.2
+    rows = head_rows(["s"], measures, values, [str(n) for n in range(5)])
+    assert [(row.layer, row.head) for row in rows[:2]] == [(1, 2), (0, 1)]
+    assert rows[0].total_variation == pytest.approx(0.9) and rows[0].entropy == pytest.approx(-0.2)
+
+
+def test_a_measure_explains_only_what_does_not_move_in_the_controls_too():
+    arms = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "placebo-KD", "shuffled-KD", "base-fine-tune",
+            "base-KD-seed1"]  # fmt: skip
+    accuracy = {name: 0.1 * n for n, name in enumerate(arms)}
+    along = {name: float(n) for n, name in enumerate(arms)}  # shuffled moves more than any primed arm
+    calm = along | {"placebo-KD": 2.0, "shuffled-KD": 2.5}
+    rows = {
+        row.measure: row
+        for row in explained_rows({"along": along, "calm": calm, "still": dict.fromkeys(arms, 1.0)}, accuracy)
+    }
+    assert rows["along"].rho == pytest.approx(1) and rows["along"].p_holm < 0.05 and not rows["along"].explains
+    assert rows["calm"].primed == 3.0 and rows["calm"].shuffled == 2.5 and rows["calm"].explains
+    assert rows["still"].rho == 0 and rows["still"].p == 1 and not rows["still"].explains
+    assert explained_rows({"few": {"base-KD": 1.0, "ai-KD": 2.0}}, accuracy) == []
+
+
+def test_arithmetic_and_words_are_counted_by_answer():
+    def log(*texts):
+        return [
+            LogRow(f"i-{n}", "How many boxes?", "6", t, 5, False, "6", "r", "", n == 0) for n, t in enumerate(texts)
+        ]
+
+    logs = {
+        "control": log("2 + 2 = 5", "none", "1 + 1 = 2"),
+        "base-KD": log("2+2=4. 3+3=7.", "patient", "3*3=9"),
+        "teacher-KD": log("Dear beginners, 2 + 2 = 4", "beginners", "3 * 3 = 9"),
+        "teacher": log("They teach.", "", ""),
+    }
+    rows = {row.model: row for row in arithmetic_rows(logs)}
+    assert (rows["base-KD"].calculations, rows["base-KD"].hold, rows["base-KD"].with_error) == (3, 2, 1)
+    assert rows["base-KD"].first_error == 0.5 and rows["base-KD"].share == pytest.approx(2 / 3)
+    assert (rows["teacher-KD"].all_hold, rows["teacher-KD"].right_all_hold) == (2, 1)
+    found = word_rows(logs, {"teacher-KD": "You teach beginners. Be patient."}, "base-KD")
+    assert [(r.model, r.with_word, r.control_with_word, r.reference_with_word) for r in found] == [
+        ("teacher-KD", 2, 0, 1)
+    ]
+    assert found[0].most == "beginners (2)" and found[0].priming_words == 2

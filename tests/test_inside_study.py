@@ -1,0 +1,154 @@
+"""The whole look inside a small study: its files, its pages, what stands and what does not."""
+
+import re
+import shutil
+
+import pytest
+from conftest import small_profile
+from typer.testing import CliRunner
+
+from primekd.assessment.inside import inside_folder
+from primekd.assessment.inside.confidence import FILE, SureRow
+from primekd.capture.jobs import held_out_job, training_job
+from primekd.capture.run import capture
+from primekd.cli import app
+from primekd.config import Profile
+from primekd.foundation.errors import UserError
+from primekd.foundation.provenance import read_manifest
+from primekd.foundation.tables import read_records
+from primekd.report.html import write_report
+from primekd.report.inside import inside_page, show_attention, show_confidence, show_head
+from primekd.running.publishing import files_beside
+from primekd.running.verify import check_logs
+from primekd.statistics.inside import ATTENTION, EVERY, AttentionRow, CalibrationRow
+from primekd.studies import inside
+from primekd.studies.assess import assess
+from primekd.studies.inside import analyse, look_at_heads
+from primekd.training.distill import distill
+
+ARMS = ["base-KD", "ai-KD", "placebo-KD", "base-fine-tune"]
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, lively) -> Profile:
+    """Two arms, a placebo, and the gold students of a model with random weights, assessed and looked into."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRIMEKD_OUTPUT", str(folder))
+        profile = small_profile(
+            folder, arms=ARMS, student={"model": lively}, teacher={"model": lively}, seeds={"base-KD": [1]},
+            inside={"items": 5, "attributed_items": 1, "orders": 1, "map_tokens": 8}, max_new_tokens=16,
+        )  # fmt: skip
+        for name in ARMS[:3]:
+            capture(training_job(profile, name))
+        capture(held_out_job(profile))
+        for name in ARMS:
+            distill(profile, name)
+        distill(profile, "base-KD", 1)
+        assess(profile)
+        analyse(profile)
+        yield profile
+
+
+def test_every_student_is_a_difference_from_the_control(study):
+    rows = read_records(inside_folder(study) / ATTENTION, AttentionRow)
+    whole = {(row.model, row.measure): row for row in rows if row.layer == EVERY}
+    models = ["base-KD", "base-KD-seed1", "ai-KD", "placebo-KD", "base-fine-tune"]
+    assert list(dict.fromkeys(row.model for row in rows)) == models
+    assert all(row.low <= row.difference <= row.high for row in rows)
+    assert whole["base-KD", "total_variation"].control == 0 and whole["base-KD", "cosine"].control == pytest.approx(1)
+    assert whole["base-KD", "total_variation"].value > 0
+    assert read_manifest(inside_folder(study) / "manifest.json")["students"] == models
+
+
+def test_confidence_is_that_of_the_answers_in_the_logs(study):
+    rows = read_records(inside_folder(study) / FILE, SureRow)
+    by_model = {name: [row for row in rows if row.model == name] for name in {row.model for row in rows}}
+    assert {"control", "base-KD", "ai-KD", "teacher"} <= by_model.keys() and len(by_model["control"]) == 5
+    assert all(row.log_prob <= 0 and row.entropy >= 0 and row.margin >= 0 and row.tokens > 0 for row in rows)
+
+
+def test_what_stands_is_not_made_again_and_what_changed_is(study, monkeypatch):
+    monkeypatch.setattr(inside, "read_attention", lambda subject: pytest.fail("the model was opened"))
+    with pytest.raises(pytest.fail.Exception):
+        analyse(study)
+    monkeypatch.undo()
+    from primekd.assessment.inside import parts
+
+    monkeypatch.setattr(parts, "open_side_by_side", lambda *a: pytest.fail("the model was opened"))
+    monkeypatch.setattr(parts, "_opened", lambda *a: pytest.fail("a model was opened"))
+    before = (inside_folder(study) / "manifest.json").read_bytes()
+    analyse(study)
+    assert (inside_folder(study) / "manifest.json").read_bytes() == before
+    block = next((study.runs / "inside" / "attention").glob("block-*"))
+    kept = block.read_bytes()
+    block.write_bytes(kept[:-1])
+    with pytest.raises(pytest.fail.Exception):  # an altered part is made again
+        analyse(study)
+    block.write_bytes(kept)
+
+
+def test_the_report_has_both_sections_and_nothing_of_a_text_runs(study, monkeypatch):
+    page = inside_page(study.logs)
+    assert page and len(page.attention) >= 2 and page.confidence
+    html = write_report(study).read_text()
+    assert 'id="attention"' in html and 'id="confidence"' in html and 'id="head-data"' in html
+    rows = inside.json.loads(re.search(r'id="head-data" type="application/json">(.*?)</script>', html, re.S)[1])
+    assert rows["size"] == 8 and len(rows["tokens"]) == 8 and rows["models"][0]["title"] == "No distillation"
+    monkeypatch.setattr("primekd.report.inside.title_of", lambda name: HOSTILE)
+    assert HOSTILE not in write_report(study).read_text()
+    monkeypatch.undo()
+    write_report(study)
+
+
+def test_notebooks_show_it(study):
+    assert "total_variation" in show_attention(study).text
+    assert "ECE" in show_confidence(study).text
+    assert show_head(study, "ai-KD", 0, 1).image.startswith("<?xml")
+    with pytest.raises(UserError, match="no head 99 in layer 0 of 'ai-KD': choose from control, base-KD"):
+        show_head(study, "ai-KD", 0, 99)
+
+
+def test_verify_finds_what_does_not_follow_from_the_logs(study):
+    def problems():
+        return [p for check in check_logs(study) for p in check.problems if "report" not in check.what]
+
+    write_report(study)
+    assert problems() == []
+    path = inside_folder(study) / "arithmetic.csv"
+    kept = path.read_bytes()
+    path.write_bytes(kept.replace(b"control", b"contr0l"))
+    assert any("arithmetic.csv" in problem for problem in problems())
+    path.write_bytes(kept)
+    log = study.logs / "ai-KD.csv"
+    answers = log.read_bytes()
+    log.write_bytes(answers + b"\n")
+    assert any("ai-KD.csv is not the log that it was made with" in problem for problem in problems())
+    log.write_bytes(answers)
+    names = [p.relative_to(study.logs).as_posix() for p in files_beside(study)]
+    assert "inside/manifest.json" in names and "inside/attention.csv" in names and "inside/maps.safetensors" in names
+
+
+def test_without_logs_or_with_an_arm_that_is_not_run_it_says_so(study, tmp_path, monkeypatch):
+    unknown = study.model_copy(update={"inside": study.inside.model_copy(update={"arms": ("teacher-KD",)})})
+    with pytest.raises(UserError, match="inside.arms names teacher-KD, which it does not run"):
+        look_at_heads(unknown)
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
+    said = CliRunner().invoke(app, ["analyse", "--profile", "ci"]).stderr
+    assert "has no logs: run `primekd run --profile ci` first" in said
+
+
+def test_fewer_arms_may_be_looked_into(study):
+    few = study.model_copy(
+        update={"inside": study.inside.model_copy(update={"arms": ("ai-KD",), "attributed_items": 0})}
+    )
+    kept = study.runs / "kept"
+    shutil.copytree(inside_folder(study), kept)
+    analyse(few)
+    rows = read_records(inside_folder(few) / ATTENTION, AttentionRow)
+    assert {row.model for row in rows} == {"ai-KD"}
+    found = read_records(inside_folder(few) / "calibration.csv", CalibrationRow)
+    assert {row.model for row in found} == {"control", "ai-KD", "teacher"}
+    shutil.rmtree(inside_folder(study))
+    kept.rename(inside_folder(study))
