@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.inside import FOLDER as INSIDE
 from primekd.capture.jobs import training_job
 from primekd.config import Profile
 from primekd.config.profile import ANSWER_SETS
@@ -46,6 +47,7 @@ def check_run(profile: Profile) -> list[Check]:
     """What this machine's logs were made from: students, answers, notebooks, signals, teacher."""
     checks = []
     results = ("students", "answers", *(f"answers-{name}" for name in ANSWER_SETS), "held-out", "forgetting", "served")
+    results += (INSIDE, f"{INSIDE}/confidence", f"{INSIDE}/attribution")
     for pattern in (*(f"{kind}/*/{MANIFEST}" for kind in results), f"priming/{MANIFEST}", f"notebooks/*/*.{MANIFEST}"):
         checks += [checked(relative_name(path), check_outputs, path) for path in _live(profile, pattern)]
     checks += [check_signals(path.parent) for path in _live(profile, f"signals/*/{MANIFEST}")]
@@ -78,6 +80,8 @@ def check_outputs(path: Path) -> Check:
 def _unnamed(folder: Path, named: Collection[str]) -> list[str]:
     """Files of a folder that nothing vouches for; hidden ones are left-overs of a process that was killed."""
     found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    if (folder / INSIDE / MANIFEST).is_file():  # made later than the logs beside it, and checked by itself
+        found = [p for p in found if p.parts[0] != INSIDE]
     return [p.as_posix() for p in found if p.as_posix() not in named and not any(n.startswith(".") for n in p.parts)]
 
 
