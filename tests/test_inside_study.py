@@ -59,7 +59,9 @@ def test_every_student_is_a_difference_from_the_control(study):
     assert all(row.low <= row.difference <= row.high for row in rows)
     assert whole["base-KD", "total_variation"].control == 0 and whole["base-KD", "cosine"].control == pytest.approx(1)
     assert whole["base-KD", "total_variation"].value > 0
-    assert read_manifest(inside_folder(study) / "manifest.json")["students"] == list(dict.fromkeys(row.model for row in rows))
+    assert read_manifest(inside_folder(study) / "manifest.json")["students"] == list(
+        dict.fromkeys(row.model for row in rows)
+    )
 
 
 def test_confidence_is_that_of_the_answers_in_the_logs(study):

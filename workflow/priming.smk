@@ -95,7 +95,7 @@ rule distill:
         LIBRARY,
         SETTINGS,
         lambda w: f"{DONE}/{arm_of(w).store}/inference_gsm8k.ipynb" if arm_of(w).store else [],
-        lambda w: rules.teacher.output if arm_of(w).live else [],
+        lambda w: rules.teacher.output if arm_of(w).live or arm_of(w).by_place else [],
         lambda w: f"{DONE}/assessment/teacher.ipynb" if arm_of(w).keep_right else [],
         notebook=lambda w: ROOT / arm_of(w).folder / "distill.ipynb",
     output:
@@ -127,7 +127,8 @@ rule primed:
         LIBRARY,
         SETTINGS,
         rules.reference.output,
-        [f"{DONE}/{name}/inference_gsm8k.ipynb" for name, arm in ARMS.items() if arm.store == name and arm.text == OWN],
+        [f"{DONE}/{name}/inference_gsm8k.ipynb" for name, arm in ARMS.items() 
+         if arm.store == name and arm.text == OWN and not arm.deviates],
         notebook=ROOT / "assessment" / "teacher.ipynb",
     output:
         notebook=f"{DONE}/assessment/teacher.ipynb",

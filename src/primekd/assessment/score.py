@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from primekd.assessment.students import Student, find_students
 from primekd.capture.jobs import held_out_job, open_signals
 from primekd.capture.run import capture
 from primekd.config import Profile
-from primekd.config.arm import CONTROL, FEW_SHOT
-from primekd.config.arms import arms_of
+from primekd.config.arm import CONTROL, FEW_SHOT, split_seed
+from primekd.config.arms import arms_of, load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
@@ -24,12 +24,13 @@ from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
 from primekd.tasks.load import load_answer_sets, load_items
-from primekd.tasks.protocol import Item, with_examples, with_instruction
+from primekd.tasks.protocol import Item, as_text, with_examples, with_instruction
 from primekd.tasks.splits import refuse_overlap
 
 if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine
 
+ANSWER_ONLY = "Answer with the number alone."
 VLLM_SERVED = {"adapter": BESIDE}  # it adds an adapter's product to each layer's, in the student's precision
 
 
@@ -56,11 +57,20 @@ class Model:
     adapter: Path | None = None
     hashes: dict[str, str] | None = None
     few_shot: int | str = 0
+    bare: bool = False  # it is asked without a chat template, as it was trained
+
+    def limited(self, profile: Profile) -> Profile:
+        """The profile, with the token limit that this model has in it."""
+        return profile.model_copy(update={"max_new_tokens": 50}) if self.few_shot == "answer-only" else profile
 
     def asked(self, profile: Profile, items: list[Item]) -> list[Item]:
         """Items as this model is asked them: behind solved ones of the training items where it is shown any."""
+        if self.bare:
+            return as_text(items)
         if not self.few_shot:
             return items
+        if self.few_shot == "answer-only":
+            return [replace(item, question=f"{item.question} {ANSWER_ONLY}") for item in items]
         if self.few_shot == "instruction":
             return with_instruction(items, profile.teacher.instruction)
         return with_examples(items, load_items(profile, "train")[: self.few_shot])
@@ -108,7 +118,8 @@ def untrained_models(profile: Profile) -> list[Model]:
 
 def models_of(students: Sequence[Student]) -> list[Model]:
     """The models of these students."""
-    return [Model(s.name, s.folder / "adapter", s.weight_hashes) for s in students]
+    bare = {name for name, arm in load_arms().items() if "no-template" in arm.deviates}
+    return [Model(s.name, s.folder / "adapter", s.weight_hashes, bare=split_seed(s.name)[0] in bare) for s in students]
 
 
 def load_reference(profile: Profile) -> tuple[list[Item], SignalReader]:
@@ -145,7 +156,7 @@ Asked = list[tuple[Profile, list[Item]]]  # the profile with its test items, the
 
 def _score_model(asked: Asked, model: Model, reader: SignalReader, control: SignalReader | None, force: bool) -> Scored:
     profile = asked[0][0]
-    asked = [(view, model.asked(profile, items)) for view, items in asked]
+    asked = [(model.limited(view), model.asked(profile, items)) for view, items in asked]
     items = asked[0][1]
     served = choose_serving(profile, model.name, items, model.adapter, model.hashes, force) if model.adapter else None
     with_vllm = profile.assess.engine == "vllm"

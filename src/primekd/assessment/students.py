@@ -12,6 +12,7 @@ from primekd.config.arms import arms_of, get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
 from primekd.tasks.load import load_items
+from primekd.training.deviations import Deviating
 from primekd.training.distill import student_inputs
 
 
@@ -71,16 +72,22 @@ def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[
     """A student trained under another profile than today's must not be scored as if it were this one's."""
     first = folder == profile.student_folder(strategy)
     seed = profile.seed if first else manifest["inputs"].get("seed", profile.seed)
+    arm = get_arm(strategy)
+    profile = arm.view_of(profile)
     wanted = student_inputs(profile, strategy, seed, None)
     was = dict(manifest["inputs"])
-    if (arm := get_arm(strategy)).teacher:
-        wanted["loss"] = arm.loss_of(profile).model_dump(mode="json")
+    if arm.teacher:
+        wanted["loss"] = profile.loss.model_dump(mode="json")
         if arm.signals == NONE:
             wanted["text_alone"] = True
         if arm.treatment:
             wanted["treatment"] = arm.treatment
         items = load_items(profile, "train")
-        if arm.live:
+        if arm.deviates:
+            wanted["deviations"] = sorted(arm.deviates)
+        if arm.by_place:
+            wanted["signals"] = hash_json(Deviating(profile, arm, items, seed).place_spec)
+        elif arm.live:
             wanted["on_policy"] = arm.on_policy_of(profile).model_dump(mode="json")
             wanted["signals"] = LiveTeacher(profile, arm, items).manifest["spec_sha256"]
         else:

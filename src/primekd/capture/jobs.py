@@ -13,12 +13,12 @@ from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, hash_json, project_root
 from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
-from primekd.models.chat import build_prompt
+from primekd.models.chat import TEXT, build_prompt
 from primekd.models.template import turn_end
 from primekd.signals import SignalReader, make_codec
 from primekd.signals.manifest import shards_hash
 from primekd.tasks.load import load_items
-from primekd.tasks.protocol import Item
+from primekd.tasks.protocol import Item, as_text
 from primekd.tasks.splits import hash_items
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Jo
         raise UserError(
             f"The student of {strategy} writes its own text, for a live teacher: there is nothing to capture."
         )
+    if get_arm(strategy).by_place and store is None:
+        raise UserError(f"{strategy} learns from no response: its teacher's rows are made when it is trained.")
     if store is None:
         raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
     seed = profile.seed if seed is None else seed
@@ -156,8 +158,9 @@ def identity_of(teacher: TeacherConfig) -> dict[str, Any]:
 def reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
     """What the teacher reads under an arm's prompt, with every word that is not the question's."""
     priming = priming_of(arm, teacher)
+    asked = [{"role": TEXT, "content": PLACEHOLDER}] if "no-template" in arm.deviates else PLACEHOLDER
     placed = {f"priming_{key}": getattr(priming, key) if priming else None for key in ("placement", "mode")}
-    return placed | {"priming": arm.priming, "prompt": build_prompt(load_tokenizer(teacher), PLACEHOLDER, priming).text}
+    return placed | {"priming": arm.priming, "prompt": build_prompt(load_tokenizer(teacher), asked, priming).text}
 
 
 def _text_of(job: Job) -> dict[str, Any]:
@@ -175,6 +178,7 @@ def _text_of(job: Job) -> dict[str, Any]:
 def prompts_of(arm: Arm, teacher: TeacherConfig, items: list[Item]) -> list[list[int]]:
     """What the teacher reads of items under an arm's priming."""
     tokenizer, priming = load_tokenizer(teacher), priming_of(arm, teacher)
+    items = as_text(items) if "no-template" in arm.deviates else items
     return [build_prompt(tokenizer, item.messages, priming) for item in items]
 
 

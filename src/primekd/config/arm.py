@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from primekd.config.deviations import LORA, LOSS, PUBLISHED, TRAIN, Deviation, settings
 from primekd.config.on_policy import OnPolicyConfig
 from primekd.config.profile import Profile
 from primekd.config.section import Positive, Section
@@ -18,10 +19,12 @@ OWN, GOLD, NONE, SHUFFLED, STUDENT, CORPUS = "own", "gold", "none", "shuffled", 
 WORDS = (OWN, GOLD, NONE, STUDENT, CORPUS)
 Role = Literal[
     "baseline", "treatment", "fine-tuning", "placebo", "rewording", "crossed", "text-alone", "other-loss",
-    "selection", "positive-control", "on-policy", "corpus",
+    "selection", "positive-control", "on-policy", "corpus", "deviation",
 ]  # fmt: skip
 # Roles that say of which arm they are a variant.
-ABOUT_ANOTHER = ("rewording", "crossed", "text-alone", "other-loss", "selection", "positive-control", "on-policy")
+ABOUT_ANOTHER = (
+    "rewording", "crossed", "text-alone", "other-loss", "selection", "positive-control", "on-policy", "deviation",
+)  # fmt: skip
 OF_ONE_STORE = ("other-loss", "selection", "positive-control")  # that arm's text and signals, treated otherwise
 PRIMED = ("treatment", "placebo", "rewording")  # roles whose teacher reads a priming text
 
@@ -56,6 +59,8 @@ class Arm(BaseModel):
     share: float = Field(1.0, gt=0, le=1)
     loss: dict[str, Any] = {}
     on_policy: dict[str, Any] = {}
+    deviations: tuple[Deviation, ...] = ()
+    protocol: Literal["corrected", "published"] = "corrected"
     notebooks: str | None = None
     extra: bool = False
 
@@ -114,6 +119,11 @@ class Arm(BaseModel):
             (changed.get(self.role, True), "other-loss has a loss, a selection keep_right, cut_tokens or share, and "
              "a positive-control rows: shuffled"),
             (self.role == "selection" or not changed["selection"], "keep_right, cut_tokens, share are a selection's"),
+            (bool(self.deviates) == (self.role == "deviation"),
+             "role: deviation has deviations, or protocol: published, and no other role has any"),
+            (self.protocol == "corrected" or not self.deviations, "protocol: published has all deviations: name none"),
+            (self.role != "deviation" or plain or self.text == self.signals,
+             "a deviation has text and signals of its own, or of one arm"),
             (self.role == "positive-control" or not changed["positive-control"],
              "rows: shuffled is a positive-control's"),
             (not self.responses or (self.text == OWN and not alone),
@@ -137,9 +147,19 @@ class Arm(BaseModel):
     def store(self) -> str | None:
         """The arm whose captured store its student reads: its own, or that of the arm that has its text and signals;
         None where there is none to read."""
-        if not self.teacher or self.text in (STUDENT, CORPUS):
+        if not self.teacher or self.text in (STUDENT, CORPUS) or "question-logits" in self.deviates:
             return None
         return self.name if self.text == OWN or self.signals not in (NONE, self.text) else self.text
+
+    @property
+    def deviates(self) -> frozenset[str]:
+        """What it does as the published study's released code did."""
+        return PUBLISHED if self.protocol == "published" else frozenset(self.deviations)
+
+    @property
+    def by_place(self) -> bool:
+        """Whether its teacher's rows are those of places in a whole text, which a teacher is asked for as it trains."""
+        return bool(self.deviates & {"question-logits", "priming-prefix"})
 
     @property
     def crossed(self) -> bool:
@@ -170,7 +190,18 @@ class Arm(BaseModel):
         """The profile's loss with what the arm says itself; of text alone, the cross-entropy on the responses. Raises
         UserError if the two do not go together."""
         own = {"alpha": 1.0, "labels": "response"} if self.signals == NONE else self.loss
+        own = own | settings(LOSS, self.deviates)
         return _built(LossConfig, profile.loss.model_dump() | own, f"{self._place}: its loss in {profile.name}")
+
+    def view_of(self, profile: Profile) -> Profile:
+        """The profile as this arm's student is trained. Raises UserError as `loss_of`."""
+        changes: dict[str, Any] = {"loss": self.loss_of(profile)}
+        if own := settings(TRAIN, self.deviates):
+            changes["train"] = profile.train.model_copy(update=own)
+        if (own := settings(LORA, self.deviates)) and profile.student.lora:
+            lora = profile.student.lora.model_copy(update=own)
+            changes["student"] = profile.student.model_copy(update={"lora": lora})
+        return profile.model_copy(update=changes)
 
     def on_policy_of(self, profile: Profile) -> OnPolicyConfig | None:
         """The profile's section with what the arm says itself; None where the student writes nothing. Raises UserError

@@ -94,7 +94,7 @@ class Profile(Section):
         if self.assess.rescored_items > self.assess.teacher_items:
             raise ValueError("assess.rescored_items is more than assess.teacher_items, of which they are the first")
         for key, most in (("few_shot", self.data.train_items), ("teacher_items", of_test), ("held_out_items", of_test)):
-            if (asked := getattr(self.assess, key)) != "instruction" and asked > most:
+            if isinstance(asked := getattr(self.assess, key), int) and asked > most:
                 raise ValueError(f"assess.{key} {asked} is more than the {most} items that there are")
         if self.assess.dtype and self.student.quantization:
             raise ValueError("assess.dtype is not for 4-bit students: they are scored as they were trained")

@@ -88,9 +88,11 @@ class TrainConfig(Section):
     Less of a batch is padding where its sequences are of about one length: those of `length_window` steps, in the
     order of a random permutation, are dealt to these steps by length. 1 leaves the permutation as it is.
 
-    The learning rate follows a cosine from its peak (after `warmup_ratio` of the steps) to zero at the end of the
-    last epoch. Gradients are clipped to `max_grad_norm`; 0 switches that off. Where `learning_rate` is a list, a
-    student is trained under each rate and the one with the lowest validation loss is kept.
+    The learning rate follows a cosine from its peak (after `warmup_ratio` of the steps) to zero at the end of the last
+    epoch; `schedule: climbing` has the fault of a cosine whose half period is one epoch, so that it climbs in the next.
+    Without `shuffle` every epoch reads the examples in their order. Gradients are clipped to `max_grad_norm`; 0
+    switches that off. Where `learning_rate` is a list, a student is trained under each rate and the one with the lowest
+    validation loss is kept.
     """
 
     optimizer: Literal["sgd", "adamw"]
@@ -108,6 +110,14 @@ class TrainConfig(Section):
     length_window: Positive = 4
     evaluations_per_epoch: Positive = 2
     checkpoints_per_epoch: Positive = 2
+    schedule: Literal["cosine", "climbing"] = "cosine"
+    shuffle: bool = True
+
+    @model_serializer(mode="wrap")
+    def without_deviations(self, handler: Any) -> dict[str, Any]:
+        """Left out where they are as they should be: identities from before them stay what they were."""
+        plain = {"schedule": "cosine", "shuffle": True}
+        return {key: value for key, value in handler(self).items() if key not in plain or value != plain[key]}
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -193,7 +203,8 @@ class AssessConfig(Section):
     as long on a CPU.
 
     `few_shot`: the untrained student also answers behind so many solved training items (`control-few-shot`), or behind
-    the teacher's `instruction`.
+    the teacher's `instruction`; or, as in the published study's control, with 50 new tokens and in front of the words
+    that ask for the answer alone (`answer-only`).
 
     `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
     primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens): those of the
@@ -219,7 +230,7 @@ class AssessConfig(Section):
     rescored_items: int = Field(0, ge=0)
     held_out_items: int = Field(0, ge=0)
     choose_by: Literal["acc", "acc_norm", "acc_token_norm"] = "acc_norm"
-    few_shot: Annotated[int, Field(ge=0)] | Literal["instruction"] = 0
+    few_shot: Annotated[int, Field(ge=0)] | Literal["instruction", "answer-only"] = 0
     extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
     vllm: VllmConfig | None = None
     dtype: Literal["float32"] | None = None

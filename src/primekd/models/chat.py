@@ -11,6 +11,8 @@ from primekd.tasks.protocol import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEXT = "text"  # the role of a message that no template renders
+
 
 @dataclass(frozen=True)
 class StudentSequence:
@@ -21,6 +23,7 @@ class StudentSequence:
 
     input_ids: list[int]
     response_mask: list[bool]
+    labels: list[int] | None = None  # where another token than the one that stands there is to be predicted
 
 
 class Prompt(list[int]):
@@ -74,6 +77,8 @@ def build_prompt(
     Raises UserError if a text contains one of the tokenizer's control tokens and would be read as a tag, or the
     template takes no system message.
     """
+    if is_text(asked):
+        return _bare_prompt(tokenizer, asked, priming)
     messages = conversation(tokenizer, asked, priming)
     for message in messages:
         refuse_control_tokens(tokenizer, message["content"])
@@ -84,6 +89,19 @@ def build_prompt(
     if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
         raise UserError("The chat template starts with two BOS tokens: mend the tokenizer's template.")
     return Prompt(ids, messages, text)
+
+
+def is_text(asked: str | list[Message]) -> bool:
+    """Whether a message is read as it is, without a template."""
+    return not isinstance(asked, str) and len(asked) == 1 and asked[0]["role"] == TEXT
+
+
+def _bare_prompt(tokenizer: "PreTrainedTokenizerBase", asked: list[Message], priming: Priming | str | None) -> Prompt:
+    """Text as the tokenizer alone reads it, a priming in front of it, a blank line between."""
+    primed = priming.text if isinstance(priming, Priming) else priming
+    text = asked[0]["content"] if primed is None else f"{primed}\n\n{asked[0]['content']}"
+    refuse_control_tokens(tokenizer, text)
+    return Prompt(tokenizer(text)["input_ids"], asked, text)
 
 
 def refuse_control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:

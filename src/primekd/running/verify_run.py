@@ -8,6 +8,7 @@ from typing import Any
 from primekd.assessment.inside import FOLDER as INSIDE
 from primekd.capture.jobs import training_job
 from primekd.config import Profile
+from primekd.config.arms import get_arm
 from primekd.config.profile import ANSWER_SETS
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
@@ -21,6 +22,7 @@ from primekd.foundation.provenance import (
 )
 from primekd.signals import SignalReader
 from primekd.signals.manifest import read_store, shards_hash
+from primekd.training.deviations import place_folder
 
 # No outputs: the manifest itself, the page, which is made anew to check it, and the comparison with published logs.
 BESIDE = (MANIFEST, "report.html", "reproduction.json")
@@ -131,6 +133,7 @@ def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
     trained = inputs.get("signals")
     if not trained or not trained["shards"] or not inputs.get("strategy"):  # a live teacher leaves none
         return False
-    folder = training_job(profile, inputs["strategy"], inputs.get("seed")).folder
+    arm, seed = get_arm(inputs["strategy"]), inputs.get("seed")
+    folder = place_folder(profile, arm, seed) if arm.by_place else training_job(profile, arm.name, seed).folder
     here = read_store(folder)["shards"] if (folder / MANIFEST).is_file() else None
     return here is not None and {name: entry["sha256"] for name, entry in here.items()} != trained["shards"]

@@ -38,7 +38,8 @@ UNSURE = 0.9
 
 def asked_arms(profile: Profile) -> list[str]:
     """The arms under whose own prompt the teacher writes, the unprimed one first."""
-    own = [a.name for a in arms_of(profile).values() if a.teacher and a.text == OWN and not a.responses]
+    own = [a.name for a in arms_of(profile).values() 
+           if a.teacher and a.text == OWN and not (a.responses or a.deviates)]  # fmt: skip
     first = unprimed().name
     return [first, *(name for name in own if name != first)] if first in own else own
 

@@ -32,6 +32,13 @@ def explained(solution: str, random: Random) -> str:
     return "\n".join([*lines, answer])
 
 
+def socratic(solution: str, random: Random) -> str:
+    """A question in front of each step, as GSM8K's socratic solutions have one, if the same ones each time."""
+    steps, answer = _parts(solution)
+    asked = ["What has to be found first?", *["What follows from that?"] * len(steps)]
+    return "\n".join([*(f"{question} ** {step}" for question, step in zip(asked, steps, strict=False)), answer])
+
+
 def _worded(step: str, later: bool, random: Random) -> str:
     step = re.sub(r"\s*=\s*", random.choice(EQUALS), step.rstrip(" .;"))
     return random.choice(OPENINGS[later]) + step + random.choice(CLOSINGS)

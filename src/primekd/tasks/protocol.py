@@ -69,6 +69,17 @@ def with_instruction(items: Sequence[Item], text: str) -> list[Item]:
     return _behind([{"role": "system", "content": text}], items)
 
 
+def as_text(items: Sequence[Item | Unlabelled]) -> list[Item | Unlabelled]:
+    """Items whose question is read as it stands, without a chat template."""
+    return [_as_text(item, {"role": "text", "content": item.question}) for item in items]
+
+
+def _as_text(item: Item | Unlabelled, message: Message) -> Item | Unlabelled:
+    if isinstance(item, Unlabelled):
+        return Unlabelled(item.id, item.question, [message])
+    return ShownItem(item.id, item.question, item.solution, item.answer, (), (message,))
+
+
 def _behind(messages: list[Message], items: Sequence[Item]) -> list[Item]:
     return [ShownItem(i.id, i.question, i.solution, i.answer, tuple(messages), tuple(i.messages)) for i in items]
 

@@ -15,7 +15,7 @@ from primekd.foundation.stage_code import forced_since, is_older, stage_code, st
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.models.template import turn_end
 from primekd.tasks.load import load_items, task_of
-from primekd.tasks.protocol import Item, Unlabelled, without_gold
+from primekd.tasks.protocol import Item, Unlabelled, as_text, without_gold
 from primekd.tasks.splits import hash_items
 from primekd.training.processes import is_main_process, join_processes, launch, leave_processes, process_count
 from primekd.training.train_student import Lesson, train_student
@@ -69,11 +69,18 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     if task_of(profile.data).gold_only_judges:
         refuse_gold(profile, arm)
     own = arm.on_policy_of(profile)
-    profile = profile.model_copy(update={"loss": arm.loss_of(profile)})
+    profile = arm.view_of(profile)
     items, signals = taught_items(profile, arm, seed)
+    deviating = None
+    if arm.deviates:
+        from primekd.training.deviations import Deviating
+
+        deviating = Deviating(profile, arm, items, seed)
+        signals = deviating.source
     inputs = student_inputs(profile, strategy, seed, signals)
     inputs |= {"treatment": arm.treatment, "kept": signals.item_ids} if hasattr(signals, "dropped") else {}
     inputs |= {"on_policy": own.model_dump(mode="json")} if own else {}
+    inputs |= {"deviations": sorted(arm.deviates)} if arm.deviates else {}
     folder = profile.student_folder(strategy, seed)
     stage, code = f"distill {folder.name}", stage_code("distill", profile)
     since = forced_since(profile, "distill", force)
@@ -92,11 +99,15 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
         ends = turn_end(tokenizer).stops
         rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, teacher=lambda: signals.engine)
         examples = prompt_examples(tokenizer, items)
+    elif deviating:
+        examples = deviating.examples()
     elif signals:
         examples = teacher_examples(tokenizer, items, signals, profile.loss.labels == "gold")
     else:
         examples = gold_examples(tokenizer, items)
-    lesson = Lesson(examples, gold_examples(tokenizer, load_items(profile, "validation")), signals, rollouts)
+    validation = load_items(profile, "validation")
+    validation = as_text(validation) if "no-template" in arm.deviates else validation
+    lesson = Lesson(examples, gold_examples(tokenizer, validation), signals, rollouts)
 
     def run(folder: Path, stage: str, inputs: dict[str, Any], checkpoints: Path, train: TrainConfig) -> None:
         train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
@@ -119,7 +130,9 @@ def taught_items(profile: Profile, arm: Arm, seed: int) -> tuple[Sequence[Item |
     if not arm.teacher:
         return items, None
     require_same_tokenizer(profile.teacher, profile.student)
-    items = items if profile.loss.labels == "gold" else without_gold(items)
+    items = items if profile.loss.labels == "gold" or arm.deviates else without_gold(items)
+    if arm.deviates:
+        return items, None
     if arm.live:
         from primekd.capture.live import LiveTeacher
 

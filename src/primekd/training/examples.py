@@ -149,10 +149,13 @@ class Collator:
         examples = [e for one in given for e in (one if isinstance(one, list) else [one])]  # a block holds several
         sequences = [e.sequence for e in examples] + [e.gold for e in examples if e.gold]
         rows = [(torch.tensor(s.input_ids), torch.tensor(s.response_mask)) for s in sequences]
+        wanted = [torch.tensor(s.labels or s.input_ids) for s in sequences]
         batch = {
             "input_ids": pad_sequence([ids for ids, _ in rows], True, self.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(ids) for ids, _ in rows], True),
-            "labels": pad_sequence([torch.where(mask, ids, IGNORED) for ids, mask in rows], True, IGNORED),
+            "labels": pad_sequence(
+                [torch.where(mask, own, IGNORED) for own, (_, mask) in zip(wanted, rows, strict=True)], True, IGNORED
+            ),
         }
         return batch | {"item_ids": [e.item_id for e in examples]} | ({"examples": examples} if self.keeps else {})
 

@@ -35,7 +35,7 @@ class DistillTrainer(SafeCheckpoints):
         self._habits: dict[str, float] = {}
         on_disk = hasattr(self.train_dataset, "lengths")  # text, which stays in its order and has no gold solutions
         self.with_gold = not on_disk and any(example.gold for example in self.train_dataset)
-        self._order_seed = None if on_disk else self.args.seed
+        self._order_seed = None if on_disk or not train.shuffle else self.args.seed
         # Our loss is already a mean over the response tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -54,6 +54,15 @@ class DistillTrainer(SafeCheckpoints):
             else:
                 self.optimizer = torch.optim.AdamW(groups, **own)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """A cosine to zero at the end, or the fault `climbing`: its half period is one epoch, and it goes on."""
+        if self.settings.schedule == "cosine" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        period = max(1, num_training_steps // self.settings.epochs)
+        factor = lambda step: 0.5 * (1 + math.cos(math.pi * step / period))  # noqa: E731
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
 
     def _teacher_rows(self, item_ids: list[str], input_ids: Tensor, labels: Tensor) -> SignalRows | None:
         # The response is handed over too: the store refuses it if it is not the one that was captured.

@@ -1,0 +1,178 @@
+"""Sequences and rows of an arm that does some things as the published study's released code did (config.deviations)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from primekd.capture.given_text import store_rows
+from primekd.capture.jobs import build_spec, open_signals, prompts_of, training_job
+from primekd.capture.live import LiveTeacher
+from primekd.config import Profile
+from primekd.config.arm import OWN, Arm
+from primekd.config.arms import get_arm
+from primekd.foundation.provenance import hash_json
+from primekd.models import load_tokenizer
+from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
+from primekd.signals import Asked, SignalReader, SignalRows, concatenate
+from primekd.tasks.forms import socratic
+from primekd.tasks.protocol import Item, as_text
+from primekd.training.examples import Example
+
+TEXTS = 8  # of a batch that the teacher is asked
+
+
+def lexicographic(item_ids: Sequence[str]) -> dict[str, str]:
+    """Item -> whose rows it gets where keys `Question 1`, `Question 2`, … are read back in the order of their text."""
+    keys = {f"Question {number}": item for number, item in enumerate(item_ids, 1)}
+    return dict(zip(item_ids, (keys[key] for key in sorted(keys)), strict=True))
+
+
+class DeviatingRows:
+    """Rows of a store as the released code takes them; a signal source.
+
+    `donors`: item -> whose rows it gets. `offsets`: where the store has the rows of whole texts, by how many places the
+    teacher's row stands behind the student's; None where it has those of responses. Where a text is too short its rows
+    come again from the first.
+    """
+
+    def __init__(
+        self, reader: SignalReader, item_ids: Sequence[str], donors: Mapping[str, str],
+        offsets: Mapping[str, int] | None = None,
+    ):  # fmt: skip
+        self.reader, self.codec, self.manifest = reader, reader.codec, reader.manifest
+        self.item_ids, self._donors, self.offsets = list(item_ids), donors, offsets
+
+    def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
+        """As SignalSource."""
+        parts = [self._rows(*one) for one in asked]
+        return None if not parts or parts[0] is None else concatenate(parts)
+
+    def _rows(self, item_id: str, before: Sequence[int], response: Sequence[int]) -> SignalRows | None:
+        first = 0 if self.offsets is None else len(before) - 1 + self.offsets[item_id]
+        giver = self._donors.get(item_id, item_id)
+        whole = self.reader.item(giver).response_ids
+        rows = self.reader.rows(giver, whole)
+        return None if rows is None else rows.part((torch.arange(len(response)) + first) % len(whole))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Of one item: what the student is asked, what the teacher read, and the response, if there is one."""
+
+    asked: list[int]
+    teacher_prompt: list[int]
+    response: list[int]
+
+    def whole(self, item_id: str) -> Asked:
+        """What a teacher is asked for the rows of all that it read."""
+        ids = [*self.teacher_prompt, *self.response]
+        return Asked(item_id, ids[:1], ids[1:])
+
+
+def place_folder(profile: Profile, arm: Arm, seed: int | None) -> Path:
+    """Where the rows of whole texts lie: a folder a seed, as students of two seeds may be trained at once."""
+    return profile.signals_folder(arm.name, seed)
+
+
+@dataclass(frozen=True)
+class Deviating:
+    """A student's lesson under an arm that deviates. `profile` is the arm's view of one."""
+
+    profile: Profile
+    arm: Arm
+    items: Sequence[Item]
+    seed: int
+
+    def has(self, deviation: str) -> bool:
+        return deviation in self.arm.deviates
+
+    @cached_property
+    def reader(self) -> SignalReader | None:
+        """The store that the responses are from; None where there are none."""
+        if self.has("question-logits"):
+            return None
+        return open_signals(training_job(self.profile, self.arm.name, self.seed))
+
+    @cached_property
+    def texts(self) -> dict[str, Texts]:
+        """By item."""
+        items = as_text(self.items) if self.has("no-template") else self.items
+        tokenizer = load_tokenizer(self.profile.student)
+        asked = {item.id: build_prompt(tokenizer, item.messages) for item in items}
+        if self.reader is not None:
+            stored = {item: self.reader.item(item) for item in asked}
+            return {i: Texts(asked[i], one.prompt_ids, one.response_ids) for i, one in stored.items()}
+        own = {"deviations": self.arm.deviations, "protocol": self.arm.protocol}
+        primed = self.arm if self.arm.text == OWN else get_arm(self.arm.text).model_copy(update=own)
+        prompts = prompts_of(primed, self.profile.teacher, list(self.items))
+        return {i: Texts(asked[i], prompt, []) for i, prompt in zip(asked, prompts, strict=True)}
+
+    @property
+    def _place_inputs(self) -> dict[str, str]:
+        """What the texts are; of responses the store that they stand in, which need not be read to know it."""
+        if self.has("question-logits"):
+            return {"prompts_sha256": hash_json([list(text.teacher_prompt) for text in self.texts.values()])}
+        job = training_job(self.profile, self.arm.name, self.seed)
+        return {"responses_spec_sha256": hash_json(build_spec(job, list(self.items)))}
+
+    @property
+    def place_spec(self) -> dict[str, Any]:
+        """The spec of the store of whole texts, as it would be made today."""
+        named = {"strategy": place_folder(self.profile, self.arm, self.seed).name, "text": self._place_inputs}
+        return LiveTeacher(self.profile, self.arm).manifest["spec"] | named
+
+    @cached_property
+    def source(self) -> DeviatingRows:
+        """Where the rows come from; the teacher is asked now where it has to be. Raises UserError as store_rows."""
+        ids = [item.id for item in self.items]
+        donors = lexicographic(ids) if self.has("lexicographic-rows") else {}
+        if not self.arm.by_place:
+            return DeviatingRows(self.reader, ids, donors)
+        teacher, asked = LiveTeacher(self.profile, self.arm), [text.whole(i) for i, text in self.texts.items()]
+        batches = [asked[first : first + TEXTS] for first in range(0, len(asked), TEXTS)]
+        folder = place_folder(self.profile, self.arm, self.seed)
+        try:
+            placed = store_rows(self.profile, teacher, batches, folder, self._place_inputs)
+        finally:
+            teacher.close()
+        shift = 0 if self.has("priming-prefix") else 1
+        offsets = {i: shift * (len(t.teacher_prompt) - len(t.asked)) for i, t in self.texts.items()}
+        return DeviatingRows(placed, ids, donors, offsets)
+
+    def examples(self) -> list[Example]:
+        """What the student reads. The cross-entropy is taken on the gold solution where the loss says so."""
+        offsets = self.source.offsets or {}
+        return [self._example(item, self.texts[item.id], offsets.get(item.id, 0)) for item in self.items]
+
+    def _example(self, item: Item, texts: Texts, offset: int) -> Example:
+        solution = socratic(item.solution, Random(0)) if self.has("socratic") else item.solution
+        gold = encode_response(load_tokenizer(self.profile.student), solution)
+        shortest = self._shortest(texts, gold) if self.has("cut-to-shortest") else None
+        if self.has("question-logits"):
+            first = max(1, 1 - offset)  # the teacher has no row in front of its first token
+            sequence = join(texts.asked[:first], texts.asked[first:][:shortest])
+        else:
+            sequence = join(texts.asked, texts.response[:shortest])
+        if self.profile.loss.labels != "gold":
+            return Example(item.id, sequence)
+        if self.has("gold-by-position"):
+            return Example(item.id, sequence, by_position(texts.asked, gold[:shortest]))
+        return Example(item.id, sequence, join(texts.asked, gold[:shortest]))
+
+    def _shortest(self, texts: Texts, gold: Sequence[int]) -> int:
+        question = min(len(texts.asked), len(texts.teacher_prompt)) - 1
+        return max(1, min(question if self.has("question-logits") else len(texts.response), len(gold)))
+
+
+def by_position(asked: Sequence[int], gold: Sequence[int]) -> StudentSequence:
+    """The question alone, its logits at token t held against gold token t. The last token is there to be predicted
+    from the one before it; nothing reads it."""
+    count = min(len(asked), len(gold))
+    rest = len(asked) - count
+    mask = [False, *[True] * count, *[False] * rest]
+    return StudentSequence([*asked, asked[-1]], mask, [0, *gold[:count], *[0] * rest])
