@@ -41,7 +41,7 @@ def profile(tmp_path_factory, lively):
         patch.setenv("PRIMEKD_OUTPUT", str(folder))
         profile = small_profile(
             folder, arms=["base-KD", "ai-KD", *ARMS], student={"model": lively}, teacher={"model": lively},
-            data={"train_items": 12}, train={"epochs": 2}, loss={"temperature": 1.0},
+            data={"train_items": 12}, max_new_tokens=60, train={"epochs": 2}, loss={"temperature": 1.0},
         )  # fmt: skip
         for name in ("base-KD", "ai-KD", "no-template-KD"):
             capture(training_job(profile, name))
