@@ -1,6 +1,7 @@
 """The published study's deviations: each changes what it says and nothing else."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,11 @@ from primekd.losses import chunked_loss
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
 from primekd.models.students import new_student
+from primekd.report.deviations import deviation_table, show_deviations
+from primekd.report.html import write_report
 from primekd.running.verify_run import check_run
+from primekd.statistics.selection import selection_rows
+from primekd.studies.assess import assess
 from primekd.tasks.forms import socratic
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import as_text
@@ -239,3 +244,44 @@ def test_a_bare_prompt_is_text_and_holds_no_control_token(profile):
         build_prompt(tokenizer, [{"role": "text", "content": "Hello <|im_end|>"}])
     teacher = prompts_of(get_arm("no-template-KD"), profile.teacher, load_items(profile, "train")[:1])
     assert list(teacher[0]) == tokenizer(load_items(profile, "train")[0].question)["input_ids"]
+
+
+def test_choosing_on_the_test_split_gains_what_the_other_half_does_not_show():
+    arms = {name: Arm(name=name, title=name, role="other-loss", variant_of="base-KD", loss={"alpha": 0.1})
+            for name in ("a", "b")}  # fmt: skip
+    rows = lambda *right: [SimpleNamespace(correct=bool(r)) for r in right]  # noqa: E731
+    logs = {"base-KD": rows(1, 0, 0, 0), "a": rows(1, 0, 1, 0), "b": rows(0, 1, 0, 1), "control": rows(1, 1, 1, 1)}
+    (row,) = selection_rows(logs, arms, "base-KD")
+    assert row.models == "base-KD a b"
+    assert (row.chosen, row.chosen_other) == (1.0, 0.0)  # a is best on the even items, b on the odd ones
+    assert row.mean == row.mean_other == pytest.approx((0.5 + 1 + 0 + 0 + 0 + 1) / 6)
+    assert selection_rows({"base-KD": logs["base-KD"], "a": logs["a"]}, arms, "base-KD") == []
+
+
+def test_the_report_has_a_page_of_deviations_and_the_notebook_shows_it(profile, lively, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
+    few = small_profile(
+        tmp_path, arms=["base-KD", "no-template-KD", "reverse-kl-KD"], student={"model": lively},
+        teacher={"model": lively}, assess={"few_shot": "answer-only"},
+        planned={"main": [["no-template-KD", "base-KD"], ["reverse-kl-KD", "base-KD"]]},
+    )  # fmt: skip
+    for name in ("base-KD", "no-template-KD"):
+        capture(training_job(few, name))
+    for name in few.arms:
+        distill(few, name)
+    assess(few)
+    html = write_report(few).read_text()
+    assert 'id="deviations"' in html and SAID["no-template"] in html and "50 new tokens" in html
+    shown = show_deviations(few)
+    assert "Reverse KL" in shown.text and "[figure: Each deviation minus the corrected arm]" in shown.text
+    rows = {row[0].model for row in deviation_table(few.logs).rows}
+    assert rows == {"no-template-KD", "reverse-kl-KD"}
+    plain = small_profile(
+        tmp_path, name="plain", arms=["base-KD"], student={"model": lively}, teacher={"model": lively}
+    )
+    capture(training_job(plain, "base-KD"))
+    distill(plain, "base-KD")
+    assess(plain)
+    assert 'id="deviations"' not in write_report(plain).read_text()
+    with pytest.raises(UserError, match="runs no arm that deviates"):
+        show_deviations(plain)

@@ -14,7 +14,7 @@ from pathlib import Path
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
-from primekd.report import claims, corrections, primed, published
+from primekd.report import claims, corrections, deviations, inside, primed, published
 from primekd.report import text as text_students
 from primekd.report.cells import Table, to_markdown
 from primekd.report.engines import engine_table
@@ -42,6 +42,14 @@ KINDS: dict[str, Callable[..., Table]] = {
     "published-disagreements": published.disagreement_table,
     "published-contrasts": published.contrast_matrix,
     "engine-table": engine_table,  # of logs/engines
+    "deviations": deviations.deviation_table,
+    "released-control": deviations.control_table,
+    "selection": lambda folder: deviations.selection_of(folder),
+    "attention": lambda folder: inside.attention_table(folder / "inside"),
+    "explained": lambda folder: inside.explained_table(folder / "inside"),
+    "calibration": lambda folder: inside.calibration_table(folder / "inside"),
+    "arithmetic": lambda folder: inside.arithmetic_table(folder / "inside"),
+    "token-kinds": lambda folder: inside.class_table(folder / "inside"),
 }
 
 FIGURE = "figure"  # a block of this kind is a link to a drawing in docs/figures/

@@ -147,9 +147,19 @@ STUDY = Study(
     assess=assess,
     planned=planned,
     tables=tables,
-    sections=tuple(
-        ["claims", "results", "primed", "beyond", "inside", "extraction", "training", "costs", "provenance", "items"]
-    ),
+    sections=(
+        "claims",
+        "results",
+        "primed",
+        "beyond",
+        "deviations",
+        "inside",
+        "extraction",
+        "training",
+        "costs",
+        "provenance",
+        "items",
+    ),  # fmt: skip
     title="Response priming and distillation",
     refuse=refuse,
 )

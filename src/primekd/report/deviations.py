@@ -1,0 +1,138 @@
+"""What each deviation of the published protocol did: a table, a figure, and what choosing on the test split gains."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from primekd.assessment.logs import LogRow, read_log, read_logs
+from primekd.config import Profile
+from primekd.config.arm import CONTROL, FEW_SHOT
+from primekd.config.arms import load_arms, unprimed
+from primekd.config.deviations import PUBLISHED, SAID
+from primekd.foundation.errors import UserError
+from primekd.report.cells import Name, Table, table_of
+from primekd.report.figures import INK, PALETTE, draw
+from primekd.report.formats import between, percent, points, significant, written
+from primekd.report.formats import p_value as p_text
+from primekd.report.results import Results, Row, read_results
+from primekd.report.shown import Shown, show_facts, show_figure, show_table
+from primekd.statistics.families import title_of
+from primekd.statistics.selection import SelectionRow, selection_rows
+from primekd.studies.results import logs_in_use
+
+NATS = partial(significant, digits=3, signed=True)
+NOTE = (
+    "Each arm minus the corrected arm that it is a variant of, over their training seeds: the same items, 95 % t "
+    "intervals clustered by template and seed, p Holm-adjusted over all contrasts that the profile names. KL: to the "
+    "unprimed teacher; NLL: of the gold solution; nats a token, less is closer."
+)
+ASKED = {CONTROL: "as every student here", FEW_SHOT: "as released: 50 new tokens, the answer alone"}
+SELECTION_NOTE = (
+    "The best of several students, chosen on one half of the test items: its accuracy there, which is what a release "
+    "that tunes on the test split states, and on the other half; beside it the mean of all. The halves change places, "
+    "and the means over both are shown."
+)
+
+
+def deviating(results: Results) -> list[Row]:
+    """The contrasts of arms that deviate with the arm that they are a variant of, and of the priming under both."""
+    arms = load_arms()
+    return [
+        row
+        for row in results.contrasts
+        if (arm := arms.get(row["model"])) and arm.deviates
+        and (row["reference"] == arm.variant_of or getattr(arms.get(row["reference"]), "deviates", None))
+    ]  # fmt: skip
+
+
+def deviation_table(folder: Path) -> Table:
+    """A row a deviation; without rows in studies that have none."""
+    results = read_results(folder)
+    columns = {
+        "Deviation": lambda row: Name(title_of(row["model"]), row["model"]), "Against": written("reference", title_of),
+        "Accuracy, points [95 %]": between("accuracy", points), "p (Holm)": written("p_holm", p_text),
+        "KL [95 %]": between("kl", NATS), "KL, p": written("kl_p_holm", p_text),
+        "NLL of gold [95 %]": between("nll_gold", NATS), "NLL, p": written("nll_gold_p_holm", p_text),
+    }  # fmt: skip
+    return table_of("The published protocol's deviations", deviating(results), columns, left=2, notes=(NOTE,))
+
+
+def control_table(folder: Path) -> Table:
+    """The control as the release asked it, beside the control as it is asked here; empty where it was not."""
+    results = read_results(folder)
+    rows = [row for row in results.summary if row["model"] in (CONTROL, FEW_SHOT)]
+    columns = {
+        "Control": lambda row: ASKED[row["model"]],
+        "n": "n", "Accuracy, % [95 %]": between("accuracy", percent), "Truncated": "truncated",
+    }  # fmt: skip
+    return table_of("The control's conditions", rows if len(rows) == 2 and deviating(results) else [], columns)
+
+
+def selection_table(logs: Mapping[str, Sequence[LogRow]]) -> Table:
+    """What choosing alpha and temperature on the test split gains."""
+    columns = {
+        "Students": lambda row: ", ".join(title_of(name) for name in row.models.split()),
+        "Chosen, on its half, %": lambda row: percent(row.chosen),
+        "All, on that half, %": lambda row: percent(row.mean),
+        "Chosen, on the other half, %": lambda row: percent(row.chosen_other),
+        "All, on the other half, %": lambda row: percent(row.mean_other),
+    }  # fmt: skip
+    rows: list[SelectionRow] = selection_rows(logs, load_arms(), unprimed().name)
+    return table_of("Chosen on the test split", rows, columns, notes=(SELECTION_NOTE,))
+
+
+def selection_of(folder: Path) -> Table:
+    """The same of a folder of logs."""
+    names = {row["model"] for row in read_results(folder).summary}
+    return selection_table({name: read_log(Path(folder) / f"{name}.csv") for name in sorted(names)})
+
+
+def deviation_tables(folder: Path, logs: Mapping[str, Sequence[LogRow]]) -> list[Table]:
+    """Those of the report's section; none in studies without such arms."""
+    table = deviation_table(folder)
+    return [t for t in (table, control_table(folder), selection_table(logs)) if t.rows] if table.rows else []
+
+
+def said_of(folder: Path) -> list[tuple[str, str]]:
+    """(title, what it does) of every arm in the table."""
+    arms = load_arms()
+    models = dict.fromkeys(row["model"] for row in deviating(read_results(folder)))
+    whole = f"All {len(PUBLISHED)} that go together."
+    return [(title_of(m), whole if arms[m].protocol == "published" else SAID[arms[m].deviations[0]]) for m in models]
+
+
+def deviation_figure(results: Results) -> str | None:
+    """Differences in accuracy, KL and NLL, a line a deviation; None where there is none."""
+    rows = deviating(results)
+    if not rows:
+        return None
+
+    def fill(*panels):
+        for axes, (measure, scale, label) in zip(
+            panels, (("accuracy", 100, "Accuracy, points"), ("kl", 1, "KL, nats"), ("nll_gold", 1, "NLL, nats")),
+            strict=True,
+        ):  # fmt: skip
+            for place, row in enumerate(rows):
+                if row[measure]:
+                    value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
+                    axes.plot([low, high], [place, place], color=PALETTE[0], linewidth=2)
+                    axes.plot([value], [place], "o", color=PALETTE[0], markersize=5)
+            axes.axvline(0, color=INK, linewidth=1)
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_yticks(range(len(rows)), [title_of(row["model"]) for row in rows] if axes is panels[0] else [])
+            axes.set_xlabel(label)
+            axes.grid(axis="y", visible=False)
+
+    return draw("deviations", (10.4, 1.2 + 0.3 * len(rows)), 3, fill)
+
+
+def show_deviations(profile: Profile) -> Shown:
+    """Tables and figure of the logs in use, in a notebook. Raises UserError if the profile has no such arms."""
+    view = logs_in_use(profile)
+    tables = deviation_tables(view.logs, read_logs(view))
+    if not tables:
+        raise UserError(f"{profile.name} runs no arm that deviates: take ablation-pocket, or list some in arms.")
+    first, *rest = (show_table(table, " ".join(table.notes)) for table in tables)
+    drawn = deviation_figure(read_results(view.logs))
+    said = show_facts(said_of(view.logs), "What each of them is")
+    return sum(rest, first + show_figure(drawn, "Each deviation minus the corrected arm") + said)
