@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.scale import Scale
@@ -25,6 +26,7 @@ from primekd.models.students import lora_model
 from primekd.signals import Codec, SignalReader, concatenate
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.signals.sampled import SampledCodec
+from primekd.statistics.inside import calibration_error
 from primekd.training.examples import Collator, Example
 from primekd.training.trainer import build_trainer
 
@@ -49,9 +51,10 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
     Seeds that would not end within the scale's time are left out, except for the first two.
 
     Returns:
-        {"temperature", "items", "tokens", "held_out_items", "held_out_tokens", "untrained": KL, "codecs": {name:
-        {"bytes": a token, "kl": [one a seed], "kl_mean"}}}; KLs are means over held-out tokens, in nats, at that
-        temperature.
+        {"temperature", "items", "tokens", "held_out_items", "held_out_tokens", "untrained": KL, "untrained_ece", "codecs":
+        {name: {"bytes": a token, "kl": [one a seed], "kl_mean", "ece": [one a seed], "ece_mean"}}}; KLs are means over
+        held-out tokens, in nats, at that temperature. ECE: of the most probable next token at temperature 1 (top-k is
+        known to harm it, arXiv 2503.16870).
     """
     clock, temperature, items = Clock(scale.students_s), TEMPERATURE, scale.student_items
     settings = load_profile(scale.profile)
@@ -72,17 +75,19 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
             found["codecs"][name] = {"bytes": _row_bytes(folder / name, codec) / found["tokens"], "kl": []}
         write_store(folder / "exact", HiddenCodec(), stored[items:], states[items:], head)
         exact = SignalReader(folder / "exact")
-        found["untrained"] = _student_kl(settings, [], None, test, exact, 0, folder)
+        found["untrained"], found["untrained_ece"] = _student(settings, [], None, test, exact, 0, folder)
         taken = 0.0  # by the seed before
         for seed in range(scale.student_seeds):
             if seed >= 2 and clock.left() < taken:
                 break
             began = time.monotonic()
             for name, entry in found["codecs"].items():
-                kl = _student_kl(settings, train, SignalReader(folder / name), test, exact, seed, folder)
-                entry["kl"].append(kl)
-                entry["kl_mean"] = statistics.mean(entry["kl"])
-                say(f"seed {seed}, {name}: {entry['bytes']:.1f} bytes a token, held-out KL {kl:.5f} nats")
+                kl, ece = _student(settings, train, SignalReader(folder / name), test, exact, seed, folder)
+                for key, value in (("kl", kl), ("ece", ece)):
+                    entry.setdefault(key, []).append(value)
+                    entry[f"{key}_mean"] = statistics.mean(entry[key])
+                said = f"held-out KL {kl:.5f} nats, ECE {ece:.4f}"
+                say(f"seed {seed}, {name}: {entry['bytes']:.1f} bytes a token, {said}")
             taken = time.monotonic() - began
     for name, entry in found["codecs"].items():
         kls = entry["kl"]
@@ -99,11 +104,11 @@ def _row_bytes(folder: Path, codec: Codec) -> int:
         return sum(t.numel() * t.element_size() for t in map(handle.get_tensor, names))
 
 
-def _student_kl(
+def _student(
     profile: Profile, train: list[Example], signals: SignalReader | None, test: list[Example], exact: SignalReader,
     seed: int, folder: Path,
-) -> float:  # fmt: skip
-    """Held-out KL of a student trained from `signals`; of the untrained one if there is nothing to train on."""
+) -> tuple[float, float]:  # fmt: skip
+    """Held-out KL and ECE of a student trained from `signals`; of the untrained one if there is nothing to train on."""
     tokenizer = load_tokenizer(profile.student.model)
     student = lora_model(profile.student.model, profile.student.dtype, profile.student.lora, seed)
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
@@ -112,15 +117,15 @@ def _student_kl(
         )
         if train:
             trainer.train()
-    return held_out_kl(trainer.model.eval(), test, exact, Collator(tokenizer.pad_token_id), profile.loss.temperature)
+    return held_out(trainer.model.eval(), test, exact, Collator(tokenizer.pad_token_id), profile.loss.temperature)
 
 
 @torch.inference_mode()
-def held_out_kl(
+def held_out(
     objective, examples: list[Example], exact: SignalReader, collator: Collator, temperature: float
-) -> float:
-    """Mean KL(teacher || student) a response token, in nats."""
-    total, tokens = 0.0, 0
+) -> tuple[float, float]:
+    """Mean KL(teacher || student) a response token, in nats; expected calibration error of the next token."""
+    total, tokens, sure, right = 0.0, 0, [], []
     head, bias = objective.head()
     for start in range(0, len(examples), HELD_OUT_AT_ONCE):
         chosen = examples[start : start + HELD_OUT_AT_ONCE]
@@ -130,4 +135,9 @@ def held_out_kl(
         teacher = concatenate([exact.rows(e.item_id, exact.item(e.item_id).response_ids) for e in chosen]).to_logits()
         total += float(forward_kl(teacher, student, temperature).sum())
         tokens += len(targets)
-    return total / tokens
+        best = student.softmax(-1).max(-1)
+        sure.append(best.values)
+        right.append(best.indices == targets)
+    once = np.ones((1, tokens))
+    columns = (torch.cat(column).double().numpy() for column in (sure, right))
+    return total / tokens, float(calibration_error(*columns, once)[0])

@@ -314,14 +314,23 @@ def _codecs(found: Found) -> str:
 def _codec_students(found: Found) -> str:
     rows = []
     for name, x in found["codecs"].items():
-        kls = [significant(value, 3) for value in (x["kl_mean"], min(x["kl"]), max(x["kl"]))]
-        rows.append([markdown(name), f"{x['bytes']:.1f}", "{} [{}, {}]".format(*kls), str(len(x["kl"]))])
+        kl, ece = (
+            "{} [{}, {}]".format(*(significant(v, 3) for v in (x[f"{key}_mean"], min(x[key]), max(x[key]))))
+            if x.get(key) else "not measured"
+            for key in ("kl", "ece")
+        )  # fmt: skip
+        rows.append([markdown(name), f"{x['bytes']:.1f}", kl, ece, str(len(x["kl"]))])
+    ece = found.get("untrained_ece")
     note = (
         f"{found['items']} items, {found['tokens']} tokens, one epoch, T = {found['temperature']:g}; held out "
         f"{found['held_out_items']} items, {found['held_out_tokens']} tokens. Untrained: "
-        f"{significant(found['untrained'], 3)} nats. Mean, least and greatest over the seeds."
+        f"{significant(found['untrained'], 3)} nats"
+        + (f", ECE {significant(ece, 3)}" if ece else "")
+        + ". Mean, least "
+        "and greatest over the seeds. ECE: of the most probable next token, at temperature 1."
     )
-    return f"{markdown_table(['Codec', 'Bytes a token', 'Held-out KL, nats', 'Seeds'], rows)}\n\n{note}"
+    head = ["Codec", "Bytes a token", "Held-out KL, nats", "ECE of the next token", "Seeds"]
+    return f"{markdown_table(head, rows)}\n\n{note}"
 
 
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
