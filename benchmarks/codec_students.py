@@ -51,8 +51,8 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
     Seeds that would not end within the scale's time are left out, except for the first two.
 
     Returns:
-        {"temperature", "items", "tokens", "held_out_items", "held_out_tokens", "untrained": KL, "untrained_ece", "codecs":
-        {name: {"bytes": a token, "kl": [one a seed], "kl_mean", "ece": [one a seed], "ece_mean"}}}; KLs are means over
+        {"temperature", "items", "tokens", "held_out_items", "held_out_tokens", "untrained": KL, "untrained_ece",
+        "codecs": {name: {"bytes": a token, "kl": [one a seed], "kl_mean", "ece": [one a seed], "ece_mean"}}}; KLs are means over
         held-out tokens, in nats, at that temperature. ECE: of the most probable next token at temperature 1 (top-k is
         known to harm it, arXiv 2503.16870).
     """
