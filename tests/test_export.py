@@ -19,10 +19,10 @@ from primekd.models import load_model, load_tokenizer
 from primekd.models.chat import build_prompt
 from primekd.models.gguf_files import begins_with_bos, refuse_other_tokens, write_f16
 from primekd.models.modelfile import go_template, modelfile, portable
-from primekd.models.served import load_beside, load_merged
+from primekd.models.served import load_beside, load_merged, own_logits
 from primekd.models.students import new_student, save_student
 from primekd.models.template import render
-from primekd.models.whole import ROUNDING, distance, logits_of
+from primekd.models.whole import ROUNDING, distance
 from primekd.running import export as module
 from primekd.running.export import export, trained_student
 from primekd.running.model_card import accuracy_of, plain
@@ -236,7 +236,7 @@ def test_an_adapter_over_4_bits_is_merged_into_the_dequantised_weights(lively, t
         load_merged(lively, "float32", tmp_path / "adapter", quantization="nf4"),
         load_merged(lively, "float32", tmp_path / "adapter"),
     ):
-        rows.append(logits_of(model, [[5, 6, 7]], [[8, 9, 10]], 49152))
+        rows.append(own_logits(model, [[5, 6, 7]], [[8, 9, 10]], 49152))
     assert distance(rows[0], rows[1]).largest < ROUNDING < distance(rows[0], rows[2]).largest
 
 

@@ -112,7 +112,7 @@ def measure_merge(
         in_weights = own_logits(student, prompts, responses, vocabulary)
     del student, layers
     release_gpu_memory()
-    return MergeError(_kl(beside, in_weights), _kl(beside, in_dtype), on_grid, sum(map(len, responses)))
+    return MergeError(mean_kl(beside, in_weights), mean_kl(beside, in_dtype), on_grid, sum(map(len, responses)))
 
 
 def require_same_base(adapter: Path, model: str) -> None:
@@ -185,6 +185,7 @@ def _base_weight(layer) -> Tensor:
     return layer.get_base_layer().weight
 
 
+@torch.inference_mode()
 def own_logits(
     model: nn.Module, prompts: Sequence[list[int]], responses: Sequence[list[int]], vocabulary: int
 ) -> list[Tensor]:
@@ -196,7 +197,7 @@ def own_logits(
     return rows
 
 
-def _kl(first: list[Tensor], second: list[Tensor]) -> float:
+def mean_kl(first: list[Tensor], second: list[Tensor]) -> float:
     """Mean KL(first || second) over all rows, in nats."""
     total = 0.0
     for one, other in zip(first, second, strict=True):

@@ -12,7 +12,7 @@ from primekd.config import StudentConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
 from primekd.models.loading import load_model
-from primekd.models.served import _kl, load_beside, load_merged, own_logits, plain_generation
+from primekd.models.served import load_beside, load_merged, mean_kl, own_logits, plain_generation
 from primekd.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def distance(one: list[Tensor], other: list[Tensor]) -> Distance:
     a, b = torch.cat(one), torch.cat(other)
     span = (a.amax(-1) - a.amin(-1)).clamp_min(1e-30)
     largest = float(((a - b).abs().amax(-1) / span).max())
-    return Distance(_kl(one, other), float((a.argmax(-1) == b.argmax(-1)).double().mean()), largest, len(a))
+    return Distance(mean_kl(one, other), float((a.argmax(-1) == b.argmax(-1)).double().mean()), largest, len(a))
 
 
 def load_whole(student: StudentConfig, folder: Path) -> "PreTrainedModel":
@@ -65,12 +65,6 @@ def load_whole(student: StudentConfig, folder: Path) -> "PreTrainedModel":
 
 
 @torch.inference_mode()
-def logits_of(model: "PreTrainedModel", prompts: Prompts, responses: Prompts, vocabulary: int) -> list[Tensor]:
-    """(T, V) of each response behind its prompt, in host memory and float32."""
-    return own_logits(model, prompts, responses, vocabulary)
-
-
-@torch.inference_mode()
 def answers_of(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, most: int
 ) -> list[list[int]]:
@@ -88,9 +82,9 @@ def check_merge(student: StudentConfig, folder: Path, merged: list[Tensor], prom
     size, adapter = merged[0].shape[-1], folder / "adapter"
     if student.from_scratch:
         scored = load_model(f"path:{folder / 'model'}", student.dtype)
-        return None, distance(logits_of(scored, prompts, responses, size), merged)
+        return None, distance(own_logits(scored, prompts, responses, size), merged)
     beside = load_beside(student.model, "float32", adapter, student.quantization)
-    found = distance(logits_of(beside, prompts, responses, size), merged)
+    found = distance(own_logits(beside, prompts, responses, size), merged)
     if not found.largest <= ROUNDING:  # nor NaN
         raise UserError(
             f"{relative_name(folder)}: its adapter, merged, makes other logits than beside the weights (by "
@@ -98,4 +92,4 @@ def check_merge(student: StudentConfig, folder: Path, merged: list[Tensor], prom
             "with another kind of adapter."
         )
     scored = load_beside(student.model, student.dtype, adapter, student.quantization)
-    return found, distance(logits_of(scored, prompts, responses, size), merged)
+    return found, distance(own_logits(scored, prompts, responses, size), merged)

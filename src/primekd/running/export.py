@@ -30,9 +30,9 @@ from primekd.models.gguf_files import (
     write_f16,
 )
 from primekd.models.modelfile import modelfile, portable
-from primekd.models.served import cast_weights, plain_generation, require_same_base
+from primekd.models.served import cast_weights, own_logits, plain_generation, require_same_base
 from primekd.models.students import written
-from primekd.models.whole import answers_of, check_merge, distance, load_whole, logits_of
+from primekd.models.whole import answers_of, check_merge, distance, load_whole
 from primekd.running.model_card import accuracy_of, model_card
 from primekd.tasks.load import load_items
 
@@ -103,14 +103,14 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
         _require_room(folder, model.num_parameters(), [dtype, "F16", *gguf] if gguf else [dtype])
         prompts = prompts_of(profile, tokenizer, CHECKED)
         responses = answers_of(model, tokenizer, prompts, min(TOKENS, profile.max_new_tokens))
-        logits = logits_of(model, prompts, responses, len(tokenizer))
+        logits = own_logits(model, prompts, responses, len(tokenizer))
         merge, scored = check_merge(profile.student, student.folder, logits, prompts, responses)
         names = {kind: f"{student.name}-{kind}.gguf" for kind in FILE_TYPES if kind in gguf}
         kept = _write_gguf(folder, model, tokenizer, names, prompts, student.name) if names else {}
         model.config._name_or_path, model.generation_config = "", plain_generation(model, tokenizer)
         for part in (cast_weights(model, dtype), tokenizer):
             part.save_pretrained(folder)
-        saved = logits_of(load_model(f"path:{folder}", "float32"), prompts, responses, len(tokenizer))
+        saved = own_logits(load_model(f"path:{folder}", "float32"), prompts, responses, len(tokenizer))
     facts = {
         "merge": merge and asdict(merge),
         "as_scored": asdict(scored) | {"dtype": profile.student.dtype},
