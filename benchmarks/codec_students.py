@@ -52,9 +52,9 @@ def measure(scale: Scale, say=print) -> dict[str, Any]:
 
     Returns:
         {"temperature", "items", "tokens", "held_out_items", "held_out_tokens", "untrained": KL, "untrained_ece",
-        "codecs": {name: {"bytes": a token, "kl": [one a seed], "kl_mean", "ece": [one a seed], "ece_mean"}}};
-        KLs are means over held-out tokens, in nats, at that temperature. ECE: of the most probable next token at temperature 1 (top-k is
-        known to harm it, arXiv 2503.16870).
+        "codecs": {name: {"bytes": a token, "kl": [one a seed], "kl_mean", "ece": [one a seed], "ece_mean"}}}. KLs are
+        means over held-out tokens, in nats, at that temperature. ECE: of the most probable next token at temperature 1
+        (top-k is known to harm it, arXiv 2503.16870).
     """
     clock, temperature, items = Clock(scale.students_s), TEMPERATURE, scale.student_items
     settings = load_profile(scale.profile)
