@@ -333,6 +333,17 @@ def _codec_students(found: Found) -> str:
     return f"{markdown_table(head, rows)}\n\n{note}"
 
 
+def _attention(found: Found) -> str:
+    head = ["Layers", "Maps let go, MiB", "Maps kept, MiB"]
+    columns = zip(found["layers"], found["reduced_mib"], found["kept_mib"], strict=True)
+    rows = [[str(layers), f"{reduced:.0f}", f"{kept:.0f}"] for layers, reduced, kept in columns]
+    note = (
+        f"{found['rows']} rows of {found['tokens']} tokens, {found['heads']} heads, float32: what a pass needs above the "
+        "model and its input, in a process of its own."
+    )
+    return f"{markdown_table(head, rows)}\n\n{note}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "floors": ("floors", _floors),
     "losses": ("losses", _losses),
@@ -342,6 +353,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "reading-growth": ("stores", _reading_growth),
     "codecs": ("codecs", _codecs),
     "codec-students": ("codec_students", _codec_students),
+    "attention": ("attention", _attention),
     "capture-transformers": ("capture_transformers", _capture_transformers),
     "capture-llamacpp": ("capture_llamacpp", _capture_llamacpp),
     "assessment": ("assessment", _assessment),
