@@ -338,8 +338,8 @@ def _attention(found: Found) -> str:
     columns = zip(found["layers"], found["reduced_mib"], found["kept_mib"], strict=True)
     rows = [[str(layers), f"{reduced:.0f}", f"{kept:.0f}"] for layers, reduced, kept in columns]
     note = (
-        f"{found['rows']} rows of {found['tokens']} tokens, {found['heads']} heads, float32: what a pass needs above the "
-        "model and its input, in a process of its own."
+        f"{found['rows']} rows of {found['tokens']} tokens, {found['heads']} heads, float32: what a pass needs above "
+        "the model and its input, in a process of its own."
     )
     return f"{markdown_table(head, rows)}\n\n{note}"
 
