@@ -1,6 +1,8 @@
 """Parts that many tests share: the `ci` profile, its real tokenizer, small real models and small stores."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,6 +14,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from warm_python import start  # noqa: E402
 
 from primekd.config import Profile, load_profile  # noqa: E402
 from primekd.foundation import code_identity  # noqa: E402
@@ -43,6 +46,14 @@ def no_runs_of_the_checkout(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRIMEKD_OUTPUT", str(tmp_path_factory.mktemp("output")))
         yield
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory) -> str:
+    """A Python in whose processes torch and its like are imported already."""
+    folder = Path(tempfile.mkdtemp())  # a socket's path is short
+    yield str(start(folder))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
