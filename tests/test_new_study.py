@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,13 +33,13 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_study_of_the_page_runs_and_its_logs_verify(checkout):
+def test_the_study_of_the_page_runs_and_its_logs_verify(checkout, warm_python):
     environment = os.environ | {
         "PYTHONPATH": str(checkout / "src"), "PRIMEKD_ROOT": str(checkout), "PRIMEKD_OUTPUT": str(checkout),
     }  # fmt: skip
 
     def primekd(*words: str) -> str:
-        command = [sys.executable, "-m", "primekd.cli", *words, "--profile", "untaught"]
+        command = [warm_python, "-m", "primekd.cli", *words, "--profile", "untaught"]
         done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout

@@ -19,14 +19,20 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in ROOT.glob("*/*.ipynb") if p.parent.name not in {"runs", "logs"})
 # The others' cells are the same but for their names, which a test looks at: to run them too takes as long again.
 RUN = ("base-KD", "base-fine-tune")
-STAGES = [p for p in NOTEBOOKS if p.parent.name in (*RUN, "assessment")]
+STAGES = [p for p in NOTEBOOKS if p.parent.name in (*RUN, "assessment") and p.stem != "ablation"]  # it only reads logs
+PYTHON = [sys.executable]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(warm_python):
+    PYTHON.append(warm_python)
 
 
 def primekd(*words: str, output: Path, ok: bool = True) -> str:
     """Runs the command line as a user would in a checkout; returns what it printed."""
     environment = os.environ | {"PRIMEKD_OUTPUT": "", "PRIMEKD_ROOT": str(output)}
     done = subprocess.run(
-        [sys.executable, "-m", "primekd.cli", *words], env=environment, capture_output=True, text=True, timeout=550
+        [PYTHON[-1], "-m", "primekd.cli", *words], env=environment, capture_output=True, text=True, timeout=550
     )
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -68,7 +74,8 @@ def test_every_strategy_has_its_notebooks():
     taught = [f"{s}/inference_gsm8k.ipynb" for s in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD")]
     students = [f"{s}/distill.ipynb" for s in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "base-fine-tune")]
     others = ["assessment/assess.ipynb", "inference/get_models.ipynb", "inference/inspect.ipynb"]
-    others += ["inference/try_student.ipynb", "assessment/teacher.ipynb"]
+    others += ["inference/try_student.ipynb", "assessment/teacher.ipynb", "assessment/ablation.ipynb"]
+    others += ["analysis/attention.ipynb", "analysis/confidence.ipynb"]
     labels = [f"api-KD/{name}.ipynb" for name in ("get_data", "label", "distill", "assess")]
     micro = [f"micro-KD/{name}.ipynb" for name in ("get_text", "pretrain", "distill", "assess")]
     online = [f"distil-llama/{name}.ipynb" for name in ("get_text", "train", "assess", "compare")]
