@@ -29,11 +29,15 @@ from primekd.running.verify import check_logs
 from primekd.running.verify_run import check_run
 from primekd.signals.manifest import read_store
 from primekd.studies.regrade import files_of
+from primekd.studies.study import find_study
 from primekd.tasks.load import NEUTRAL
 
 OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profile's
 # Stage -> what --force-stage calls it, where that differs.
-FORCED_BY = {"answers": "assess", "held-out": "assess", "forgetting": "assess"}
+FORCED_BY = {
+    "answers": "assess", "held-out": "assess", "forgetting": "assess", "pretrain": "distill", "tokenise": "distill",
+    "text-fit": "assess", "choices": "assess", "completions": "assess", "assess-text": "assess",
+}  # fmt: skip
 
 
 def publish(profile: Profile, mixed: bool = False) -> list[str]:
@@ -96,6 +100,9 @@ def exchange(source: Path, target: Path, names: list[str]) -> None:
 
 def results_of(profile: Profile) -> Iterator[Made]:
     """Every result that a whole run has, there or not, and those of students of further seeds."""
+    if own := find_study(profile).made:
+        yield from own(profile)
+        return
     if profile.prepare:
         yield "prepare-teacher", profile, (project_root() / profile.prepare.output).parent
     taught = [name for name, arm in arms_of(profile).items() if arm.store == name]

@@ -6,13 +6,16 @@ Every arm starts from the control's weights and reads the same tokens: without t
 KL, and with the student's own text (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543).
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from primekd.assessment.held_out import HeldOutRow
+from primekd.assessment.answers import answers_folder
+from primekd.assessment.held_out import HeldOutRow, held_out_folder
+from primekd.assessment.score import Made
 from primekd.assessment.students import Student
 from primekd.config import Profile
-from primekd.config.arm import CONTROL, CORPUS
+from primekd.config.arm import CONTROL, CORPUS, TEACHER
 from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
@@ -111,6 +114,19 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
     }
 
 
+def made(profile: Profile, answers: str = "choices") -> Iterator[Made]:
+    """As Study.made says. `answers`: the stage that asks the models (stage_code.STAGES)."""
+    yield "tokenise", profile, text_folder(profile)
+    for name, arm in {CONTROL: None, **arms_of(profile)}.items():
+        for seed in seeds_of(profile) if arm is None else (profile.seed, *profile.seeds.get(name, ())):
+            student = profile.student_folder(name, seed)
+            yield "pretrain", profile, student
+            yield "text-fit", profile, held_out_folder(profile, student.name)
+            yield answers, profile, answers_folder(profile, student.name)
+    yield answers, profile, answers_folder(profile, TEACHER)
+    yield "assess-text", profile, profile.logs
+
+
 def lost(
     profile: Profile, folder: str = "micro-KD", pretrain: str = "pretrain", distill: str = "distill"
 ) -> list[Path]:
@@ -138,4 +154,5 @@ STUDY = Study(
     sections=("results", "text", "training", "costs", "provenance", "items"),
     title="Reverse KL into a tiny student",
     refuse=lambda profile: refuse_text(profile, "choices"),
+    made=made,
 )

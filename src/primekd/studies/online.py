@@ -132,4 +132,5 @@ STUDY = Study(
     sections=("results", "text", "costs", "training", "provenance", "items"),
     title="Online distillation of a small Llama",
     refuse=refuse,
+    made=partial(micro.made, answers="completions"),
 )

@@ -65,7 +65,7 @@ def regrade(profile: Profile) -> Path:
         profile.logs, manifest["kind"], inputs, [*outputs, *(profile.logs / name for name in kept)],
         # The environment of the answers stays; the one of this grading stands beside it.
         **facts, answered=manifest.get("answered", manifest["environment"]), regraded=now(),
-        code=stage_code("assess", profile),
+        code=stage_code("assess-text" if profile.student.from_scratch else "assess", profile),
     )  # fmt: skip
     return profile.logs
 

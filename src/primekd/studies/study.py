@@ -8,6 +8,7 @@ from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
+from primekd.assessment.score import Made
 from primekd.config import Profile
 from primekd.config.arms import arms_of
 from primekd.config.section import is_name
@@ -38,6 +39,8 @@ class Study:
     tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
     sections: tuple[str, ...]  # of the report, in order; templates of primekd.report
     title: str = "Distillation"  # the report's heading
+    # Every result of a whole run, there or not; None where it is that of LoRA students beside a captured teacher.
+    made: Callable[[Profile], Iterable[Made]] | None = None
     parts: tuple[str, ...] = ()  # what `primekd run --only` may stop behind: names of ONLY in its rules
     refuse: Callable[[Profile], None] = lambda profile: None  # UserError if it cannot run it, before anything is spent
 
