@@ -12,6 +12,7 @@ from primekd.models.logits import LogitTransform
 from primekd.models.students import lora_model
 from primekd.signals import Asked, DenseRows, HiddenRows, LiveSource
 from primekd.signals.codecs import FullCodec, HiddenCodec
+from primekd.signals.heads import rebuilding, rebuilding_problem
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.examples import IGNORED, Collator, Example, asked_of, block_example, gold_examples
 from primekd.training.trainer import build_trainer
@@ -219,3 +220,16 @@ def test_a_response_of_another_capture_is_refused_by_the_store_alone(store, engi
     with pytest.raises(UserError, match="captured for another response"):
         store.rows_of(asked)
     assert len(LiveSource(engine, len(tokenizer)).rows_of(asked)) == len(response)
+
+
+def test_what_rounding_does_is_allowed_and_a_change_behind_the_head_is_not():
+    own = 20 * torch.randn(64, 500, generator=torch.Generator().manual_seed(0))
+    rounded = own.bfloat16().float()
+    measured = rebuilding(rounded, own)
+    assert measured["rounding_kl_nats"] > 0 and rebuilding_problem(measured) is None
+    assert rebuilding_problem({"mean_kl_nats": 2.2e-3}) and not rebuilding_problem(
+        {"mean_kl_nats": 2.2e-3, "rounding_kl_nats": 3.3e-4}
+    )
+    capped = rebuilding(30 * (rounded / 30).tanh().bfloat16().float(), own)
+    assert "does something else behind the head" in rebuilding_problem(capped)
+    assert "rounding_kl_nats" not in rebuilding(own, own)  # float32 says what it is

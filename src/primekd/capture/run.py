@@ -30,7 +30,7 @@ from primekd.models.logits import refuse_unknown_architecture
 from primekd.signals import Codec, HiddenRows, SignalWriter, StoredItem, make_codec, shard_name
 from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
-from primekd.signals.heads import rebuilding_problem, save_head
+from primekd.signals.heads import rebuilding, rebuilding_problem, save_head
 from primekd.signals.manifest import read_store
 from primekd.tasks.protocol import Unlabelled, without_gold
 from primekd.teachers import Sampling, TeacherEngine, open_engine
@@ -213,19 +213,11 @@ def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], stat
     """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on the first two
     items, and more until there are MEASURED_TOKENS. `states`: the hidden states that are kept of each item, (T, D).
 
-    Returns tokens, the mean and largest KL(own || rebuilt) in nats, and the share of tokens with the same top-1; and
-    what rounding to bfloat16 does to the rebuilt ones, where that is what the engine's own logits are in.
+    Returns what `rebuilding` gives.
     """
     lengths = itertools.accumulate(len(item.response_ids) for item in stored)
     most = max(2, next((n for n, tokens in enumerate(lengths, 1) if tokens >= MEASURED_TOKENS), len(stored)))
     sample = stored[:most]
     prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
     rows = HiddenRows(torch.cat(states[:most]).cpu(), engine.head().cpu(), engine.transform)
-    logits, product = torch.cat(engine.own_logits(prompts, responses)), rows.to_logits()  # (T, V)
-    own, rebuilt, rounded = (z.double().log_softmax(-1) for z in (logits, product, product.bfloat16()))
-    divergence = (own.exp() * (own - rebuilt)).sum(-1)  # (T,)
-    in_bfloat16 = torch.equal(logits, logits.bfloat16().float())
-    rounding = {"rounding_kl_nats": float((rebuilt.exp() * (rebuilt - rounded)).sum(-1).mean())} if in_bfloat16 else {}
-    distances = {"mean_kl_nats": float(divergence.mean()), "max_kl_nats": float(divergence.max())}
-    agreement = float((own.argmax(-1) == rebuilt.argmax(-1)).double().mean())
-    return rounding | {"tokens": len(own), **distances, "top1_agreement": agreement}
+    return rebuilding(torch.cat(engine.own_logits(prompts, responses)), rows.to_logits())

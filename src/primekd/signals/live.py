@@ -7,10 +7,9 @@ from typing import Any, Protocol
 from primekd.foundation.errors import UserError
 from primekd.models.logits import PLAIN
 from primekd.signals.codecs import Codec, FullCodec, HiddenCodec
-from primekd.signals.heads import rebuilding_problem
+from primekd.signals.heads import rebuilding, rebuilding_problem
 from primekd.signals.rows import Asked, HiddenRows, SignalRows, concatenate
 from primekd.signals.shards import StoredItem
-from primekd.teachers.agreement import compare
 from primekd.teachers.protocol import TeacherEngine
 
 
@@ -68,8 +67,8 @@ class LiveSource:
             rows = replace(rows, transform=self._transform)
         if not self._checked:
             first = rows.part(slice(len(responses[0]))).to("cpu").to_logits()
-            measured = compare(self._engine.own_logits(prompts[:1], responses[:1]), [first])
-            if problem := rebuilding_problem({"mean_kl_nats": measured.mean_kl_nats}):
+            own = self._engine.own_logits(prompts[:1], responses[:1])[0]
+            if problem := rebuilding_problem(rebuilding(own, first)):
                 raise UserError(f"{self._engine.name}: {problem}.")
             self._checked = True
         return rows
