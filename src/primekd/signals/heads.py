@@ -18,8 +18,8 @@ from primekd.models.logits import PLAIN, LogitTransform
 
 # Nats a token. bfloat16's own rounding was 6e-5 at most on pocket's teacher and 1.7e-4 on random models with logits of
 # 25; on those a cap of 30 that is left out costs 5e-3, one of 15 or any scale 0.6 and more. An unsure teacher with
-# logits of 40 is 1.1e-3 from itself; pocket's teacher on plain text, read in two batch shapes, 2.2e-3, where rounding the
-# logits alone makes 3.3e-4. What rounding does is measured, and five times as much is allowed on top.
+# logits of 40 is 1.1e-3 from itself; pocket's teacher on plain text, read in two batch shapes, 2.2e-3, where rounding
+# the logits alone makes 3.3e-4. What rounding does is measured, and five times as much is allowed on top.
 MOST_REBUILDING_KL, ROUNDINGS = 2e-3, 5
 
 
