@@ -35,7 +35,7 @@ from primekd.tasks.load import NEUTRAL
 OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profile's
 # Stage -> what --force-stage calls it, where that differs.
 FORCED_BY = {
-    "answers": "assess", "held-out": "assess", "forgetting": "assess", "pretrain": "distill", "tokenise": "distill",
+    "answers": "assess", "held-out": "assess", "forgetting": "assess", "pretrain": "distill",
     "text-fit": "assess", "choices": "assess", "completions": "assess", "assess-text": "assess",
 }  # fmt: skip
 

@@ -116,7 +116,6 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 
 def made(profile: Profile, answers: str = "choices") -> Iterator[Made]:
     """As Study.made says. `answers`: the stage that asks the models (stage_code.STAGES)."""
-    yield "tokenise", profile, text_folder(profile)
     for name, arm in {CONTROL: None, **arms_of(profile)}.items():
         for seed in seeds_of(profile) if arm is None else (profile.seed, *profile.seeds.get(name, ())):
             student = profile.student_folder(name, seed)
