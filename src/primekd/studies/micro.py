@@ -141,7 +141,7 @@ def lost(
 
 STUDY = Study(
     question="Does reverse KL help a tiny student from scratch, beyond the text that it reads meanwhile?",
-    expected={},  # no profile was run to its end yet
+    expected={"micro-pocket": "no difference is claimed, and every student answers the benchmarks at chance."},
     rules="micro.smk",
     labels={"text": "tokenise", "report": "write the report"},
     forced={"distill": ("pretrain", "distill"), "assess": ("assess",)},
