@@ -38,7 +38,7 @@ def test_every_part_runs_on_the_cpu_and_its_rows_hold(tmp_path):
 
 
 def test_what_is_cut_off_leaves_what_it_has(tmp_path):
-    done = run_check(tmp_path, "--parts", "losses", "study", "alone", "--minutes", "0.3")
+    done = run_check(tmp_path, "--parts", "losses", "study", "alone", "--minutes", "0.6")
     assert done.returncode == 1
     report = Report(tmp_path)
     states = {name: found["state"] for name, found in report.facts["parts"].items()}
