@@ -161,8 +161,8 @@ class TransformersEngine(TeacherEngine):
 
     def _alike(self, found: list[Tensor], plain: list[Tensor]) -> bool:
         """Whether rows (T, D) are those of a plain pass, as far as the precision can tell."""
-        # The median: single states of such odd texts are far off in bfloat16 (0.05 of them with a 0.5B model, 0.10 with an
-        # adapter beside its weights); wrong positions put all of a row off, and one other token in the text is 0.4.
+        # The median: single states of such odd texts are far off in bfloat16 (0.05 of them with a 0.5B model, 0.10 with
+        # an adapter beside its weights); wrong positions put all of a row off, one other token in the text 0.4 of it.
         pairs = ((a.float(), b.float()) for a, b in zip(found, plain, strict=True))
         most = 1e-3 if self.dtype == "float32" else 0.2
         return all(bool(((a - b).norm(dim=-1) / b.norm(dim=-1)).median() <= most) for a, b in pairs)
