@@ -133,7 +133,8 @@ def read_attention(subject: Subject) -> Path:
                 _save(path, {"values": values}, inputs)
             outputs.append(path)
             progress.advance(len(block))
-        vocabulary = [i for i in range(len(subject.tokenizer)) if i not in set(subject.tokenizer.all_special_ids)]
+        special = set(subject.tokenizer.all_special_ids)
+        vocabulary = [i for i in range(len(subject.tokenizer)) if i not in special]
         found = measure_induction(adapters, subject.names, vocabulary, profile.seed)
         maps = crop_maps(adapters, subject.names, texts[0], profile.inside.map_tokens)
         ids = torch.tensor(texts[0][: profile.inside.map_tokens])
@@ -164,7 +165,8 @@ def _is_block(path: Path, inputs: dict[str, Any]) -> bool:
 
 def attention_values(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """((prompts, 1 + students, layers, heads, METRICS + BETWEEN), (texts, 1 + students, layers, heads, 1))."""
-    blocks = [load_file(path)["values"].numpy() for path in sorted(folder.glob("block-*.safetensors"))]
+    named = [name for name in read_manifest(folder / MANIFEST)["outputs"] if name.startswith("block-")]  # no older ones
+    blocks = [load_file(folder / name)["values"].numpy() for name in sorted(named)]
     return np.concatenate(blocks), load_file(folder / INDUCTIONS)["values"].numpy()
 
 
