@@ -119,6 +119,7 @@ def refuse_gold(profile: Profile, arm: Arm) -> None:
     reasons = {
         f"{arm.name} would learn from gold sentences: set loss.labels to response": arm.loss_of(profile).labels == GOLD,
         f"{arm.name} chooses labels by gold sentences: take it out of arms": arm.keep_right,
+        f"{arm.name} cuts labels by gold sentences: take it out of arms": "cut-to-shortest" in arm.deviates,
         "several learning rates are chosen from by gold sentences: name one": len(profile.train.rates) > 1,
     }
     if arm.teacher and (said := [reason for reason, holds in reasons.items() if holds]):
