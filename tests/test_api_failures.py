@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from api_server import KEY, VARIABLE, api_section, good, good_answer, serving
@@ -29,6 +30,7 @@ from primekd.models.chat import build_prompt
 from primekd.studies.priming import STUDY
 from primekd.teachers import Sampling
 from primekd.teachers.api import ApiEngine, client
+from primekd.teachers.api import engine as engine_module
 from primekd.teachers.api.engine import OVERSHOOT
 from primekd.teachers.api.spending import EMPTY, Ledger
 
@@ -295,8 +297,6 @@ def test_the_server_says_how_long_to_wait(ci, tmp_path):
 
 
 def test_waits_without_a_word_from_the_server_double():
-    from types import SimpleNamespace
-
     from tenacity import wait_exponential_jitter
 
     waits = wait_exponential_jitter(initial=1, max=60, jitter=0)
@@ -436,6 +436,17 @@ def test_answers_of_a_call_that_failed_outlast_close_and_the_next_call(ci, tmp_p
         assert len(server.requests) == 3
         engine.generate([first], Sampling(12))
         assert len(server.requests) == 3
+
+
+def test_answers_of_an_own_server_are_not_used_again_for_another_file(ci, tmp_path, monkeypatch):
+    with serving(good(ci.teacher.model)) as server:
+        teacher = type(ci.teacher)(**ci.teacher.model_dump() | {"engine": "api", "api": api_section(server)})
+        own = SimpleNamespace(url=server.url, key=KEY, ensure=lambda: None)
+        for weights, requests in (("a", 1), ("a", 1), ("b", 2)):
+            monkeypatch.setattr(engine_module, "model_hash", lambda model, weights=weights: weights)
+            engine = ApiEngine(teacher, 2, tmp_path / "spending.json", own)
+            engine.generate([build_prompt(engine.tokenizer, "1?")], Sampling(12))
+            assert len(server.requests) == requests
 
 
 # The cap.

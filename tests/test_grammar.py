@@ -139,6 +139,10 @@ def test_verdicts_are_letter_by_letter_after_cleaning():
         ('The sentence is "The children plays in the old garden."', False, "chatty"),
         ("The children play in the old garden. (verb)", False, "chatty"),
         ("**The children play in the old garden.**", False, "chatty"),
+        ('"The children play in the old garden."', False, "chatty"),
+        ('Corrected sentence: "The children play in the old garden."', False, "chatty"),
+        ('"The children play in the old garden."\nI changed a verb.', False, "chatty"),
+        ("Corrected: `The children play in the old garden.`\nExplanation: plural.", False, "chatty"),
         ("Here is a long story of the children who play in the old garden and of what they found there.", False,
          "too long"),
         ("Die Kinder spielen im alten Garten.", False, "another language"),
@@ -229,7 +233,8 @@ def test_a_corpus_has_each_sentence_once_none_of_the_test_side_and_no_tags(tmp_p
     few = {"train_items": 3, "validation_items": 1, "test_items": 2}
     profile = profile_of(source="jsonl", train_file=train, test_file=test, languages=["en", "de"], **few)
     assert [item.question for item in corpus(profile.data, "train")] == ["three", "vier", "a < b | c > d"]
-    assert "7 of 10 sentences are left out" in capsys.readouterr().err
+    said = "3 on the test side, 1 twice, 2 with a tag of a chat template, 1 in another language."
+    assert f"7 of 10 sentences left out: {said}" in capsys.readouterr().err
     assert [item.question for item in load_items(profile, "test")] == ["one", "two"]
 
 

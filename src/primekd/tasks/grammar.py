@@ -71,16 +71,16 @@ class Grammar(Task):
         return Judgement(answer, rule, (start, end), answer == gold, {"similarity": similarity(answer, gold)})
 
     def unfit(self, question: str, response: str, truncated: bool) -> str:
-        """The reasons: cut off, empty, chatty (more than a sentence's line, or MARKS that the sentence has not, as in
-        `The corrected sentence is: "…"`), too long, another language, and another sentence (it has too few of the
-        letters in common: an answer to what the sentence says)."""
-        start, end, rule = clean_answer(response, question)
+        """The reasons: cut off, empty, chatty (more than the sentence, as students learn all of a response: a label,
+        quotes, a further line, MARKS that the sentence has not), too long, another language, and another sentence (it
+        has too few of the letters in common: an answer to what the sentence says)."""
+        start, end, _ = clean_answer(response, question)
         answer, asked = plain(response[start:end]), plain(question)
         more = Counter(MARKS.findall(answer)) - Counter(MARKS.findall(asked))
         reasons = {
             "cut off": truncated,
             "empty": not answer,
-            "chatty": rule in ("first-line", "labelled") or bool(more),
+            "chatty": response.strip() != response[start:end] or bool(more),
             "too long": len(answer) > LONGER * len(asked) + MORE,
             "another language": bool(answer) and speaks_otherwise(asked, answer),
             "another sentence": similarity(answer, asked) < ALIKE,
@@ -103,17 +103,23 @@ def corpus(data: "DataConfig", side: str) -> list[Item]:
     items = _read(data, side)
     others = _read(data, "test") if side == "train" else ()
     tested = {text for item in others for text in (plain(item.question), str(item.answer))}
-    taken, kept = set[str](), []
+    taken, kept, left = set[str](), [], Counter[str]()
     for item in items:
         sentence = plain(item.question)
-        if language_of(item.id) in data.languages and not TAG.search(item.question + item.solution):
-            if sentence not in taken and tested.isdisjoint((sentence, str(item.answer))):
-                kept.append(item)
+        reasons = {
+            "in another language": language_of(item.id) not in data.languages,
+            "with a tag of a chat template": TAG.search(item.question + item.solution),
+            "twice": sentence in taken,
+            "on the test side": not tested.isdisjoint((sentence, str(item.answer))),
+        }
+        if reason := next((reason for reason, holds in reasons.items() if holds), ""):
+            left[reason] += 1
+        else:
+            kept.append(item)
             taken.add(sentence)
-    if len(kept) < len(items):
-        left = len(items) - len(kept)
-        print(f"{data.source}, {side}: {left} of {len(items)} sentences are left out: they stand there twice or on the "
-              "test side, hold a tag of a chat template, or are in another language.", file=sys.stderr)  # fmt: skip
+    if left:
+        said = ", ".join(f"{count} {reason}" for reason, count in left.items())
+        print(f"{data.source}, {side}: {left.total()} of {len(items)} sentences left out: {said}.", file=sys.stderr)
     return kept
 
 

@@ -16,7 +16,7 @@ from primekd.config import TeacherConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean, holds_secret
 from primekd.foundation.provenance import hash_json, read_json, relative_name, write_json
-from primekd.models import load_tokenizer
+from primekd.models import load_tokenizer, model_hash
 from primekd.models.chat import encode_response
 from primekd.models.template import turn_end
 from primekd.teachers.api.client import Endpoint, Stopped
@@ -56,6 +56,7 @@ class ApiEngine(TeacherEngine):
         self.answers = ledger.parent / "answers"
         self._tokens = token_map(config.model)
         self._where = "own" if own else self.api.base_url  # an own server has another port each time
+        self._asked = [self._where, *([model_hash(config.model)] if own else [])]  # whose answers may be used again
         self._own, self._endpoint = own, Endpoint(self.api, Ledger(ledger, self.api), own)
         self._rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Row]] = {}
         self._kept: deque[list[Path]] = deque()  # of each call
@@ -140,7 +141,7 @@ class ApiEngine(TeacherEngine):
     def _ask(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row], Path]:
         bos, end = self.tokenizer.bos_token, self.tokenizer.convert_ids_to_tokens(self.end.token)
         path, body = build_request(self.api, prompt, bos, sampling, place, self.top_k, end)
-        kept = self.answers / f"{hash_json([self._where, path, body])}.json"
+        kept = self.answers / f"{hash_json([*self._asked, path, body])}.json"
         most = self._input_bound(prompt), sampling.max_new_tokens + OVERSHOOT
         if there := kept.is_file():
             try:
@@ -163,7 +164,8 @@ class ApiEngine(TeacherEngine):
             if model and self.served and model not in self.served:
                 raise UserError(
                     f"{self.api.base_url} answered as {model}, and as {min(self.served)} before: name one of them in "
-                    "teacher.api.model; with --force everything is asked anew."
+                    f"teacher.api.model; to have everything asked anew, delete {relative_name(self.answers)} and run "
+                    "with --force-stage capture."
                 )
             self.served.update([model] if model else [])
 
