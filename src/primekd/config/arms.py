@@ -3,6 +3,7 @@
 An arm is one student's treatment: which prompt its text came from, which prompt its signals came from, which loss.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -36,7 +37,17 @@ def load_arms() -> dict[str, Arm]:
     an unknown or missing key, or names an arm that cannot be what it is named for."""
     path = arms_file()
     try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+        arms = _parse(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{relative_name(path)} cannot be read: {error}") from error
+    return {name: _with_text(arm) for name, arm in arms.items()}
+
+
+@lru_cache(maxsize=4)  # every stage asks for its arms many times, and parsing takes a quarter of a second
+def _parse(text: str, path: Path) -> dict[str, Arm]:
+    """The arms of a file's text, without the texts of their priming files."""
+    try:
+        rows = yaml.safe_load(text)
         if odd := [name for name in map(str, rows) if not is_name(name) or _is_taken(name)]:
             raise UserError(
                 f"{relative_name(path)}: {odd[0]!r} cannot name a strategy: take letters, digits, dots, dashes and "
@@ -44,11 +55,10 @@ def load_arms() -> dict[str, Arm]:
                 f"{', '.join(RESERVED)}."
             )
         arms = {name: Arm(name=name, **row) for name, row in rows.items()}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise UserError(f"{relative_name(path)} cannot be read: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UserError(explain_validation_error(error, path)) from error
-    arms = {name: _with_text(arm) for name, arm in arms.items()}
     for arm in arms.values():
         _refuse_references(arm, arms)
     return arms
@@ -144,11 +154,11 @@ def _refuse_references(arm: Arm, arms: dict[str, Arm]) -> None:
 
 def _with_text(arm: Arm) -> Arm:
     """The arm with the text of its priming file, without the white space around it."""
+    if arm.priming_file is None and (arm.priming is not None or not arm.placement):
+        return arm
     place = f"{relative_name(arms_file())}: {arm.name}"
     if arm.priming_file is None:
-        if arm.placement and arm.priming is None:
-            raise UserError(f"{place} has a placement and no priming to place: add priming or priming_file.")
-        return arm
+        raise UserError(f"{place} has a placement and no priming to place: add priming or priming_file.")
     if arm.priming is not None:
         raise UserError(f"{place} has both priming and priming_file: leave one of them out.")
     file = project_root() / arm.priming_file

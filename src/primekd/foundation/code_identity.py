@@ -10,7 +10,7 @@ import ast
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,8 +68,9 @@ def closure(entries: Iterable[str], stop: Collection[str] = (), source: Path = S
         module = reader.read(name)
         found[name] = None if module.passes_on else reader.hash_of(name)
         foreign |= module.foreign
-        taken |= {(name, one.bound, target) for one in module.own for target in reader.targets(one)}
-        waiting += {target for importer, _, target in taken if importer == name}
+        brings = {(name, one.bound, target) for one in module.own for target in reader.targets(one)}
+        taken |= brings
+        waiting += {target for _, _, target in brings}
     modules = {name: digest for name, digest in sorted(found.items()) if digest}
     brought = {f"{found[a]} {bound} {found[b]}" for a, bound, b in taken if found.get(a) and found.get(b)}
     return Closure(modules, frozenset(foreign), frozenset(brought))
@@ -81,8 +82,9 @@ class _Reader:
     def __init__(self, folder: Path):
         self.folder = folder
         self._read: dict[str, Source] = {}
+        self.path = cache(self._path)
 
-    def path(self, name: str) -> Path | None:
+    def _path(self, name: str) -> Path | None:
         """A module's file; None where it is none of the package's."""
         top, *parts = name.split(".")
         base = self.folder.joinpath(*parts)
