@@ -147,6 +147,24 @@ def test_a_chat_models_text_does_not_end_with_the_end_of_a_turn(tokenizer):
         end_of_text(PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(30).backend_tokenizer))
 
 
+def test_a_document_begins_as_a_tokenizer_begins_texts_and_shards_of_the_other_rule_are_refused(
+    make, tokenise, tokenizer, bos_tokenizer
+):
+    folder = tokenise(make(), bos_tokenizer)
+    tokens, lengths = stream(folder)
+    documents = [*np.split(tokens, np.cumsum(lengths)[:-1]), *held_out(folder)]
+    for ids in documents:
+        text = bos_tokenizer.decode(ids[1:-1])
+        assert [*bos_tokenizer(text)["input_ids"], end_of_text(tokenizer)] == ids.tolist() and ids[0] == 1
+    assert tokenizer_hash(tokenizer) == tokenizer_hash(bos_tokenizer), "so the rule has to be said apart"
+    with pytest.raises(UserError, match=r"tokenised with other settings \(begin_of_text\)"):
+        tokenise(make(), tokenizer)
+    shutil.rmtree(folder)
+    tokenise(make(), tokenizer)
+    with pytest.raises(UserError, match=r"tokenised with other settings \(begin_of_text\)"):
+        tokenise(make(), bos_tokenizer)
+
+
 @pytest.mark.parametrize("size, kind", [(2**16, np.uint16), (2**16 + 1, np.uint32)])
 def test_ids_are_kept_in_the_smallest_type_that_holds_the_vocabulary(size, kind, make, tokenise):
     documents = [f"{text} w{size - 3 - len(WORDS)}" for text in DOCUMENTS]  # the vocabulary's last word
