@@ -19,7 +19,7 @@ from primekd.foundation.provenance import now, write_manifest
 from primekd.foundation.stage_code import stage_code
 from primekd.foundation.storage import relative_name, write_text
 from primekd.models import load_model, load_tokenizer, template_hash, tokenizer_hash
-from primekd.models.chat import build_prompt
+from primekd.models.chat import build_prompt, text_prompt
 from primekd.models.gguf_files import (
     FILE_TYPES,
     quantise,
@@ -142,7 +142,7 @@ def prompts_of(profile: Profile, tokenizer: Any, count: int) -> list[list[int]]:
     items = load_items(profile, "test")[:count]
     if tokenizer.chat_template:
         return [list(build_prompt(tokenizer, item.messages)) for item in items]
-    return [tokenizer(item.question)["input_ids"] for item in items]
+    return [list(text_prompt(tokenizer, item.question)) for item in items]
 
 
 def _write_gguf(folder: Path, model: Any, tokenizer: Any, names: dict, prompts: list, name: str) -> dict[str, Any]:
