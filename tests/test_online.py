@@ -36,6 +36,7 @@ from primekd.models.students import new_student
 from primekd.report.compared import compared_rows
 from primekd.report.costs import cost_table
 from primekd.report.html import write_report
+from primekd.running.export import export
 from primekd.running.verify import check_tables
 from primekd.signals import DenseRows
 from primekd.statistics.facts import FactContrastRow, FactRow, fact_contrasts
@@ -188,7 +189,7 @@ def test_any_model_stands_in_the_same_table_and_is_asked_once(assessed, lively, 
     facts, costs = ({row["model"]: row for row in found[name]} for name in ("facts", "costs"))
     teacher, student = costs
     assert list(facts) == [teacher, student, OTHERS, RANDOM] and facts[OTHERS]["accuracy"] is None
-    assert facts[teacher]["kl"] == pytest.approx(0, abs=1e-4) < facts[student]["kl"]
+    assert facts[teacher]["kl"] == pytest.approx(0, abs=1e-4) and facts[student]["kl"] > 0
     logged = {row.model: row for row in read_records(assessed.logs / "facts.csv", FactRow)}["online-KD"]
     for key in ("accuracy", "cosine", "perplexity", "perplexity_high", "kl"):
         assert facts[student][key] == pytest.approx(getattr(logged, key), rel=1e-3), key
@@ -204,6 +205,23 @@ def test_models_are_compared_by_benchmarks_in_the_study_micro(tmp_path, output, 
     assert rows["benchmarks"][0]["model"] == rows["costs"][0]["model"]
     with pytest.raises(UserError, match="asks gsm-symbolic: choose a profile of facts or choices"):
         online.compare(small_profile(tmp_path), [lively])
+
+
+@pytest.mark.parametrize("name", [CONTROL, "online-KD"])
+def test_a_student_of_text_is_exported_as_it_was_assessed(assessed, tmp_path, name):
+    folder = export(assessed, name, to=tmp_path / "x", gguf=["F16"], dtype="float32")
+    engine, items = TransformersEngine(f"path:{folder}", "float32"), load_items(assessed, "test")
+    rows = read_completions(assessed.logs / "completions" / f"{name}.csv")
+    assert [row.response for row in complete(engine, items, 6)] == [row.response for row in rows]
+    manifest, card = read_json(folder / "manifest.json"), (folder / "README.md").read_text()
+    assert manifest["chats"] is False and not (folder / "chat_template.jinja").exists()
+    assert read_json(folder / "generation_config.json")["eos_token_id"] in (0, [0])
+    assert engine.tokenizer.eos_token == "<|endoftext|>" and engine.tokenizer.chat_template is None
+    assert 'ask("A TEXT TO GO ON FROM"' in card and "n = 6, before it was exported" in card
+    assert ("| Teacher |" in card) == (name != CONTROL) and "| Data |" not in card and "| Text |" in card
+    assert "{{ .Prompt }}" in (folder / "Modelfile").read_text()
+    with pytest.raises(UserError, match="micro-text has no student of small: run the notebook of micro-KD/ that"):
+        export(assessed, "micro-text", to=tmp_path / "y")
 
 
 def test_arms_that_go_on_from_a_control_are_not_for_this_study(assessed):
