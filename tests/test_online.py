@@ -23,6 +23,7 @@ from primekd.assessment.completions import (
 )
 from primekd.assessment.costs import IDLE, CostRow
 from primekd.assessment.logs import read_logs
+from primekd.assessment.try_student import Asker, ask
 from primekd.cli import app
 from primekd.config import LossConfig
 from primekd.config.arm import CONTROL, TEACHER
@@ -36,6 +37,7 @@ from primekd.models.students import new_student
 from primekd.report.compared import compared_rows
 from primekd.report.costs import cost_table
 from primekd.report.html import write_report
+from primekd.report.playground import Playground, answers_view
 from primekd.running.export import export
 from primekd.running.verify import check_tables
 from primekd.signals import DenseRows
@@ -222,6 +224,30 @@ def test_a_student_of_text_is_exported_as_it_was_assessed(assessed, tmp_path, na
     assert "{{ .Prompt }}" in (folder / "Modelfile").read_text()
     with pytest.raises(UserError, match="micro-text has no student of small: run the notebook of micro-KD/ that"):
         export(assessed, "micro-text", to=tmp_path / "y")
+
+
+def test_students_from_scratch_are_tried_as_they_were_assessed(assessed, monkeypatch):
+    asker, item = Asker(assessed), load_items(assessed, "test")[0]
+    for name in (CONTROL, "online-KD", TEACHER):
+        row = read_completions(assessed.logs / "completions" / f"{name}.csv")[0]
+        stream = asker.stream(name, item.question)
+        assert list(stream)[-1] == row.response and stream.reply.tokens == row.tokens, name
+    list(stream := asker.stream("online-KD", item.question))
+    assert len(asker.tokens(stream)) == stream.reply.tokens
+    answers = ask(assessed, item.question, asker=asker)
+    shown = answers_view(answers)
+    assert [r.name for r in answers.replies] == [CONTROL, *ARMS] and not any(r.values for r in answers.replies)
+    assert "Tokens a second: control" in shown.html and "Read as" not in shown.html and "tokens/s" in repr(answers)
+    form = Playground(asker, item.question, ["online-KD"])
+    form.thread.join()
+    form.ask()
+    form.thread.join()
+    assert len(form.answers.children) == 2 and "Tokens a second: control" in form.chart.value
+    with pytest.raises(UserError, match="control: the question and max_new_tokens make 307 tokens, more than the"):
+        asker.stream(CONTROL, "word " * 300)
+    untrained = Asker(assessed.model_copy(update={"name": "other"}))
+    with pytest.raises(UserError, match="students/control has no student: run the notebook of distil-llama/ that"):
+        untrained.stream(CONTROL, item.question)
 
 
 def test_arms_that_go_on_from_a_control_are_not_for_this_study(assessed):

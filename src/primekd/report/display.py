@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.assessment.tokens import Token, TokenLog, read_tokens, tokens_of
-from primekd.assessment.try_student import how_to_train
 from primekd.capture.jobs import Job, open_signals, training_job
 from primekd.capture.judged import judged_folder
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
 from primekd.config.arm import TEACHER, WORDS
-from primekd.config.arms import get_arm, unprimed
+from primekd.config.arms import get_arm, how_to_train, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
 from primekd.models import load_tokenizer
@@ -183,7 +182,7 @@ def loss(profile: Profile, strategy: str, seed: int) -> Shown:
     title = f"{get_arm(strategy).title} on {profile.name}"
     path = profile.student_folder(strategy, seed) / "loss_curve.csv"
     if not path.is_file():
-        raise UserError(f"{relative_name(path)} is missing: {how_to_train(strategy)} with the seed {seed}.")
+        raise UserError(f"{relative_name(path)} is missing: {how_to_train(strategy, profile)} with the seed {seed}.")
     said = f"Training and validation loss of {title} over the steps, nats a token"
     return show_figure(loss_curve(path, title), said)
 
