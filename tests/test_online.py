@@ -47,6 +47,7 @@ from primekd.studies import online
 from primekd.studies.regrade import regrade
 from primekd.tasks.facts import Fact
 from primekd.tasks.load import load_items
+from primekd.teachers import open_engine
 from primekd.teachers.transformers_engine import TransformersEngine
 
 LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -222,7 +223,7 @@ def test_a_student_of_text_is_exported_as_it_was_assessed(assessed, tmp_path, na
     assert 'ask("A TEXT TO GO ON FROM"' in card and "n = 6, before it was exported" in card
     assert ("| Teacher |" in card) == (name != CONTROL) and "| Data |" not in card and "| Text |" in card
     assert "{{ .Prompt }}" in (folder / "Modelfile").read_text()
-    with pytest.raises(UserError, match="micro-text has no student of small: run the notebook of micro-KD/ that"):
+    with pytest.raises(UserError, match="micro-text has no student: run the notebook of micro-KD/ that"):
         export(assessed, "micro-text", to=tmp_path / "y")
 
 
@@ -254,6 +255,17 @@ def test_arms_that_go_on_from_a_control_are_not_for_this_study(assessed):
     with pytest.raises(UserError, match="micro-text goes on from the control"):
         half = assessed.pretrain.model_copy(update={"tokens": 192})
         online.STUDY.refuse(assessed.model_copy(update={"arms": ("micro-text",), "pretrain": half}))
+
+
+def test_a_teacher_may_be_asked_in_four_bits(monkeypatch, tmp_path, lively):
+    asked = {}
+    monkeypatch.setattr(TransformersEngine, "__init__", lambda self, *a, **how: asked.update(how))
+    teacher = {"model": lively, "quantization": "nf4"}
+    open_engine(profile := small_profile(tmp_path, teacher=teacher))
+    assert asked["quantization"] == "nf4" and profile.teacher.identity()["quantization"] == "nf4"
+    assert "quantization" not in small_profile(tmp_path).teacher.identity()
+    with pytest.raises(UserError, match="quantization is for the engine transformers"):
+        small_profile(tmp_path, teacher=teacher | {"engine": "llamacpp"})
 
 
 def test_energy_comes_with_emissions_of_a_country():

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from primekd.tasks import text as tokenising
 from primekd.tasks import text_shards
 from primekd.tasks.text import encode, end_of_text, text_folder
 from primekd.tasks.text_shards import Blocks, held_out, shuffled
+from primekd.training.pretrain import part_of, text_examples
 
 BASE = {"block_tokens": 8, "held_out_documents": 2, "train_tokens": 100_000}
 WORDS = ["the", "dog", "cat", "house", "of", "in", "saw", "had", "green", "old", "tree", "ran", "by", "then", "it"]
@@ -209,6 +211,17 @@ def test_empty_documents_are_left_out_and_counted(make, tokenise, tokenizer):
     train, held = texts_of(folder, tokenizer)
     assert sorted(train + held) == sorted(DOCUMENTS)
     assert read_manifest(folder / "manifest.json")["left_out"]["empty"] == 3
+
+
+def test_a_second_epoch_has_every_block_once_more_in_another_order(make, tokenise):
+    folder = tokenise(profile := make(epochs=2))
+    count = len(Blocks(folder, 8, 0))
+    assert (
+        part_of(profile.model_copy(update={"pretrain": SimpleNamespace(tokens=150_000, train=None)}), None)[2] == 18750
+    )
+    read = [[tuple(e.sequence.input_ids) for e in one] for one in text_examples(profile, 0, 10**6)]
+    first, second = read[:count], read[count:]
+    assert len(read) == 2 * count and first != second and sorted(first) == sorted(second)
 
 
 # Held out.

@@ -47,7 +47,7 @@ def trained_student(profile: Profile, arm: str, seed: int | None = None) -> Stud
     folder = profile.student_folder(arm if of_text else get_arm(arm).name, seed)
     path, name = folder / MANIFEST, relative_name(folder)
     if not path.is_file():
-        raise UserError(f"{name} has no student of {profile.name}: {how_to_train(arm, profile)} first.")
+        raise UserError(f"{name} has no student: {how_to_train(arm, profile)} first.")
     manifest = read_manifest(path)
     if altered := altered_outputs(path, manifest):
         raise UserError(f"{name}: {', '.join(altered)} missing or altered: train the student again.")
