@@ -36,6 +36,7 @@ from primekd.losses import chunked_loss, distillation_loss
 from primekd.models.students import new_student
 from primekd.report.compared import compared_rows
 from primekd.report.costs import cost_table
+from primekd.report.formats import percent
 from primekd.report.html import write_report
 from primekd.report.playground import Playground, answers_view
 from primekd.running.export import export
@@ -336,15 +337,17 @@ def test_the_paired_test_of_likeness_is_students_on_the_differences_item_by_item
 def test_costs_of_several_sessions_or_machines_are_told_apart(assessed, monkeypatch, tmp_path):
     manifest = read_json(assessed.logs / "manifest.json")
     assert len(set(manifest["measured"].values())) == 1
-    [note] = cost_table(assessed.logs, {}).notes
+    [note] = cost_table(assessed.logs).notes
     assert "one session" not in note
-    shutil.copy(assessed.logs / "costs.csv", tmp_path)
+    for name in ("costs.csv", "summary.csv"):
+        shutil.copy(assessed.logs / name, tmp_path)
     manifest["measured"]["online-KD"] = "2026-01-01 on abc"
     write_json(tmp_path / "manifest.json", manifest)
-    [note] = cost_table(tmp_path, {CONTROL: "0.5"}).notes
+    [note] = cost_table(tmp_path).notes
     assert "Not all were measured in one session on one machine" in note and "online KD: 2026-01-01 on abc" in note
-    row = next(row for row in cost_table(tmp_path, {CONTROL: "0.5"}).rows if getattr(row[0], "model", "") == CONTROL)
-    assert row[1] == "50.0" and float(row[5]) == pytest.approx(3600 * float(row[4]), rel=0.01)
+    row = next(row for row in cost_table(tmp_path).rows if getattr(row[0], "model", "") == CONTROL)
+    right = sum(r.correct for r in read_logs(assessed)[CONTROL]) / 6
+    assert row[1] == percent(right) and float(row[5]) == pytest.approx(3600 * float(row[4]), rel=0.01)
 
 
 def test_help_has_examples():

@@ -9,7 +9,6 @@ from typing import Any
 from primekd.assessment.costs import FILE as COSTS
 from primekd.assessment.costs import CostRow
 from primekd.foundation.tables import read_records
-from primekd.report.cells import Table
 from primekd.report.costs import cost_table
 from primekd.report.shown import Shown, show_table
 from primekd.report.text import text_tables
@@ -26,12 +25,7 @@ def compared_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {path.stem: [asdict(r) for r in read_records(path, kind)] for path, kind in paths.items() if path.is_file()}
 
 
-def compared_tables(folder: Path) -> list[Table]:
-    """Facts or benchmarks, and what a thousand answers cost."""
-    right = {row["model"]: row["accuracy"] for row in compared_rows(folder).get("facts", [])}
-    return [*text_tables(folder), cost_table(folder, right)]
-
-
 def show_compared(folder: Path) -> Shown:
-    """The same, for a notebook or a terminal."""
-    return reduce(add, [show_table(table, " ".join(table.notes)) for table in compared_tables(folder)])
+    """Facts or benchmarks, and what a thousand answers cost, for a notebook or a terminal."""
+    tables = [*text_tables(folder), cost_table(folder)]
+    return reduce(add, [show_table(table, " ".join(table.notes)) for table in tables])

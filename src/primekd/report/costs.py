@@ -1,6 +1,5 @@
 """What a thousand answers of each model cost, beside how many of them are right."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from primekd.assessment.costs import FILE, IDLE, CostRow
@@ -9,8 +8,9 @@ from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table
 from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import MISSING, known, percent, significant
-from primekd.report.results import Results
+from primekd.report.results import Results, read_optional
 from primekd.statistics.families import title_of
+from primekd.statistics.summary import SummaryRow
 
 LABEL = "What a thousand answers cost"
 
@@ -20,9 +20,10 @@ def _costs(folder: Path) -> list[CostRow]:
     return read_records(path, CostRow) if path.is_file() else []
 
 
-def cost_table(folder: Path, right: Mapping[str, str]) -> Table:
-    """A row a model of a folder of logs: right answers (`right`: model -> their share), tokens, seconds, watt-hours,
-    joules and grams of CO2e of a thousand answers; without rows where none was measured."""
+def cost_table(folder: Path) -> Table:
+    """A row a model of a folder of logs: right answers, tokens, seconds, watt-hours, joules and grams of CO2e of a
+    thousand answers; without rows where none was measured."""
+    right = {row["model"]: row["accuracy"] for row in read_optional(Path(folder) / "summary.csv", SummaryRow)}
     rows, methods = [], dict[str, None]()
     for row in _costs(folder):
         if row.method:

@@ -202,7 +202,7 @@ def contrasts(profile: Profile) -> Shown:
 def costs(profile: Profile) -> Shown:
     """What a thousand answers of each model cost, and the figure of it."""
     found = read_results(profile.logs)
-    table, drawn = cost_table(found.folder, found.shares), cost_figure(found)
+    table, drawn = cost_table(found.folder), cost_figure(found)
     shown = show_table(table, " ".join(table.notes))
     return shown + show_figure(drawn, "Right answers over energy") if drawn else shown
 

@@ -76,11 +76,6 @@ class Results:
         return any(row["kl"] for row in self.summary)
 
     @property
-    def shares(self) -> dict[str, str]:
-        """Model -> accuracy."""
-        return {row["model"]: row["accuracy"] for row in self.summary}
-
-    @property
     def titles(self) -> dict[str, str]:
         """Model -> published title."""
         return {row["model"]: row["title"] for row in self.summary}

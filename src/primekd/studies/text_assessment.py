@@ -29,6 +29,7 @@ from primekd.foundation.stage_code import forced_since, set_aside_if_older, stag
 from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer, model_hash, tokenizer_hash
 from primekd.statistics.choices import BenchmarkRow, benchmark_rows
+from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies.assess import lineage
 from primekd.studies.regrade import rules_hashes
 from primekd.studies.results import BENCHMARKS as BENCHMARK_TABLE
@@ -210,8 +211,8 @@ def _opened(profile: Profile, reference: str) -> Callable[[], Any]:
 
 def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMARKS) -> Path:
     """Any models on the profile's items, what was asked already is read; returns runs/<profile>/compared/logs/ with the
-    probe's table, costs.csv and manifest.json. Models with the students' tokenizer read the held-out documents too,
-    where these are here, beside the teacher. Raises UserError if one cannot be loaded."""
+    probe's table, summary.csv, costs.csv and manifest.json. Models with the students' tokenizer read the held-out
+    documents too, where these are here, beside the teacher. Raises UserError if one cannot be loaded."""
     view, start = profile.model_copy(update={"name": f"{profile.name}/compared"}), now()
     items, text, task = load_items(profile, "test"), text_folder(profile), task_of(profile.data)
     tokens = tokenizer_hash(load_tokenizer(profile.student.speaker)) if (text / MANIFEST).is_file() else None
@@ -219,9 +220,8 @@ def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMAR
     found, logs, fits, inputs = {}, {}, [], {}
     with contextlib.closing(LiveTeacher(profile, unprimed())) as teacher:
         for reference in references:
-            name = (
-                re.sub(r"[^\w.-]+", "-", reference.partition(":")[2])[-40:].strip("-.") + f"-{hash_text(reference)[:6]}"
-            )
+            tail = re.sub(r"[^\w.-]+", "-", reference.partition(":")[2])[-40:]
+            name = f"{tail.strip('-.')}-{hash_text(reference)[:6]}"
             own = inputs[name] = settings | {"reference": reference, "weights": model_hash(reference)}
             opened = _opened(profile, reference)  # of the last one nothing is left in memory
             found[name] = probe_model(view, name, items, opened, probe, own, start)
@@ -230,8 +230,10 @@ def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMAR
                 fit_documents(view, text, {name: opened}, {name: own | _inputs(profile, items, teacher)}, teacher)
                 fits += read_rows(held_out_folder(view, name) / "held-out.csv")
     outputs = _write_beside(view, [], probe, found | probe.beside(profile, items))
-    table = probe.table(view.logs, logs, fits, profile.assess.bootstrap_samples)
+    samples = profile.assess.bootstrap_samples
+    table, sums = probe.table(view.logs, logs, fits, samples), summarise(logs, fits, samples)
     outputs += [write_table(view.logs / probe.table_file, probe.row, table), write_costs(view, logs)]
+    outputs += [write_table(view.logs / "summary.csv", SummaryRow, sums)]
     write_manifest(view.logs, "compared", inputs, outputs, start=start, measured=sessions_of(view, logs))
     return view.logs
 

@@ -51,9 +51,7 @@ def train_on_text(
         )
     train, first, end = part_of(profile, arm)
     if train.epochs != 1:
-        raise UserError(
-            f"{profile.name}: epochs of text are counted in text: set epochs to 1, and text.epochs to them."
-        )
+        raise UserError(f"{profile.name}: set epochs to 1: text.epochs says how often text is read.")
     if arm and arm.signals != NONE:
         from primekd.capture.live import LiveTeacher
 
@@ -92,7 +90,7 @@ def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
     if not cut or cut > end or (cut == end and not as_control):
         raise UserError(
             f"{profile.name}: pretrain.tokens {pretrain.tokens} leaves no block of {text.block_tokens} tokens to the "
-            f"control, or none of text.train_tokens {text.train_tokens} (times text.epochs) to the arms."
+            f"control, or none of text.train_tokens {text.train_tokens} to the arms."
         )
     return (pretrain.train, 0, cut) if as_control else (profile.train, cut, end)
 
