@@ -21,15 +21,7 @@ from primekd.report.findings import findings, how_tested
 from primekd.report.formats import MISSING, duration, percent, significant
 from primekd.report.primed import NOTE, position_figure, primed_sentences, primed_table
 from primekd.report.results import contrast_table, read_results, result_table
-from primekd.report.shown import (
-    Shown,
-    show_facts,
-    show_figure,
-    show_sentences,
-    show_table,
-    show_texts,
-    side_by_side,
-)
+from primekd.report.shown import Shown, show_facts, show_figure, show_sentences, show_table, show_texts, side_by_side
 from primekd.report.token_view import models_view, teachers_view
 from primekd.signals.certainty import moved_probability, read_certainty
 from primekd.signals.manifest import read_store

@@ -9,14 +9,7 @@ from pathlib import Path
 from primekd.assessment.logs import LogRow, grade_row, read_log
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
-    MANIFEST,
-    altered_outputs,
-    now,
-    read_manifest,
-    relative_name,
-    write_manifest,
-)
+from primekd.foundation.provenance import MANIFEST, altered_outputs, now, read_manifest, relative_name, write_manifest
 from primekd.foundation.stage_code import stage_code
 from primekd.studies.results import (
     KEPT,
