@@ -1,5 +1,6 @@
 """Parts that many tests share: the `ci` profile, its real tokenizer, small real models and small stores."""
 
+import copy
 import os
 import shutil
 import tempfile
@@ -72,6 +73,17 @@ def ci() -> Profile:
 def tokenizer(ci):
     """The pocket model's own tokenizer, as the `ci` profile has it."""
     return load_tokenizer(ci.student.model)
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer(tokenizer):
+    """The same as a tokenizer that puts a beginning of text in front of whatever it reads, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    made, start = copy.deepcopy(tokenizer), tokenizer.convert_ids_to_tokens(1)
+    made.bos_token = start
+    made.backend_tokenizer.post_processor = TemplateProcessing(single=f"{start} $A", special_tokens=[(start, 1)])
+    return made
 
 
 @pytest.fixture(scope="session")

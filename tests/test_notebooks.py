@@ -1,5 +1,6 @@
 """Every notebook, unattended, with the `ci` profile; and the rules they keep."""
 
+import ast
 import difflib
 import json
 import os
@@ -115,6 +116,14 @@ def test_notebooks_are_thin_and_stripped(path: Path):
             assert not cell.outputs and cell.execution_count is None
             assert len(cell.source.splitlines()) <= 10
             assert not any(line.lstrip().startswith(("def ", "class ")) for line in cell.source.splitlines())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_what_notebooks_import_is_there(path: Path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    for node in (node for cell in cells for node in ast.walk(ast.parse(cell.source))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), {})
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")

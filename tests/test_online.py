@@ -1,32 +1,54 @@
 """The study online: students from scratch beside a live teacher, the same from a store, facts, costs, other models."""
 
+import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import small_profile
 from safetensors.torch import load_file
+from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
-from primekd.assessment.completions import OTHERS, RANDOM, complete, floors, read_completions
+from primekd.assessment.completions import (
+    OTHERS,
+    RANDOM,
+    CompletionRow,
+    complete,
+    floors,
+    read_completions,
+    write_completions,
+)
 from primekd.assessment.costs import IDLE, CostRow
 from primekd.assessment.logs import read_logs
+from primekd.assessment.try_student import Asker, ask
 from primekd.cli import app
 from primekd.config import LossConfig
 from primekd.config.arm import CONTROL, TEACHER
+from primekd.foundation import energy
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
-from primekd.foundation.tables import read_records
+from primekd.foundation.provenance import read_json, write_json
+from primekd.foundation.tables import read_records, read_table
 from primekd.losses import chunked_loss, distillation_loss
 from primekd.models.students import new_student
+from primekd.report.compared import compared_rows
+from primekd.report.costs import cost_table
+from primekd.report.formats import percent
 from primekd.report.html import write_report
+from primekd.report.playground import Playground, answers_view
+from primekd.running.export import export
 from primekd.running.verify import check_tables
 from primekd.signals import DenseRows
-from primekd.statistics.facts import FactRow
+from primekd.statistics.facts import FactContrastRow, FactRow, fact_contrasts
+from primekd.statistics.sentences import why_not
 from primekd.studies import online
 from primekd.studies.regrade import regrade
+from primekd.tasks.facts import Fact
 from primekd.tasks.load import load_items
+from primekd.teachers import open_engine
 from primekd.teachers.transformers_engine import TransformersEngine
 
 LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -158,10 +180,76 @@ def test_facts_costs_and_documents_stand_in_the_logs_the_report_and_verify(asses
 
 
 def test_any_model_stands_in_the_same_table_and_is_asked_once(assessed, lively, monkeypatch):
-    first = online.compare(assessed, [lively])
-    assert [row.model for row in first][1:] == [OTHERS, RANDOM] and first[0].perplexity is None
+    """By the verb itself, with what it took and how it fits the documents; a student's own folder among them."""
+    own, runner = f"path:{assessed.student_folder('online-KD') / 'model'}", CliRunner()
+    asked = ["compare-models", lively, own, "--profile", str(assessed.runs.parents[1] / "small.yaml")]
+    said = runner.invoke(app, asked)
+    assert said.exit_code == 0, said.output
+    for text in ("Facts", "(published)", "What a thousand answers cost", "Joules", "Perplexity"):
+        assert text in said.output, text
     monkeypatch.setattr(TransformersEngine, "__init__", None)  # nothing is loaded again
-    assert online.compare(assessed, [lively]) == first
+    said = runner.invoke(app, [*asked, "--json"]).output
+    found = json.loads(said[said.index("{\n") :])
+    facts, costs = ({row["model"]: row for row in found[name]} for name in ("facts", "costs"))
+    teacher, student = costs
+    assert list(facts) == [teacher, student, OTHERS, RANDOM] and facts[OTHERS]["accuracy"] is None
+    assert facts[teacher]["kl"] == pytest.approx(0, abs=1e-4) and facts[student]["kl"] > 0
+    logged = {row.model: row for row in read_records(assessed.logs / "facts.csv", FactRow)}["online-KD"]
+    for key in ("accuracy", "cosine", "perplexity", "perplexity_high", "kl"):
+        assert facts[student][key] == pytest.approx(getattr(logged, key), rel=1e-3), key
+    assert all(row["seconds"] > 0 and row["answers"] == 6 for row in costs.values())
+
+
+def test_models_are_compared_by_benchmarks_in_the_study_micro(tmp_path, output, lively):
+    profile = small_profile(
+        tmp_path, study="micro", data={"task": "choices", "source": "own", "benchmarks": ["snli"], "test_items": 3}
+    )
+    rows = compared_rows(online.compare(profile, [lively]))
+    assert [(row["benchmark"], row["n"]) for row in rows["benchmarks"]] == [("snli", 3)]
+    assert rows["benchmarks"][0]["model"] == rows["costs"][0]["model"]
+    with pytest.raises(UserError, match="asks gsm-symbolic: choose a profile of facts or choices"):
+        online.compare(small_profile(tmp_path), [lively])
+
+
+@pytest.mark.parametrize("name", [CONTROL, "online-KD"])
+def test_a_student_of_text_is_exported_as_it_was_assessed(assessed, tmp_path, name):
+    folder = export(assessed, name, to=tmp_path / "x", gguf=["F16"], dtype="float32")
+    engine, items = TransformersEngine(f"path:{folder}", "float32"), load_items(assessed, "test")
+    rows = read_completions(assessed.logs / "completions" / f"{name}.csv")
+    assert [row.response for row in complete(engine, items, 6)] == [row.response for row in rows]
+    manifest, card = read_json(folder / "manifest.json"), (folder / "README.md").read_text()
+    assert manifest["chats"] is False and not (folder / "chat_template.jinja").exists()
+    assert read_json(folder / "generation_config.json")["eos_token_id"] in (0, [0])
+    assert engine.tokenizer.eos_token == "<|endoftext|>" and engine.tokenizer.chat_template is None
+    assert 'ask("A TEXT TO GO ON FROM"' in card and "n = 6, before it was exported" in card
+    assert ("| Teacher |" in card) == (name != CONTROL) and "| Data |" not in card and "| Text |" in card
+    assert "{{ .Prompt }}" in (folder / "Modelfile").read_text()
+    with pytest.raises(UserError, match="micro-text has no student: run the notebook of micro-KD/ that"):
+        export(assessed, "micro-text", to=tmp_path / "y")
+
+
+def test_students_from_scratch_are_tried_as_they_were_assessed(assessed, monkeypatch):
+    asker, item = Asker(assessed), load_items(assessed, "test")[0]
+    for name in (CONTROL, "online-KD", TEACHER):
+        row = read_completions(assessed.logs / "completions" / f"{name}.csv")[0]
+        stream = asker.stream(name, item.question)
+        assert list(stream)[-1] == row.response and stream.reply.tokens == row.tokens, name
+    list(stream := asker.stream("online-KD", item.question))
+    assert len(asker.tokens(stream)) == stream.reply.tokens
+    answers = ask(assessed, item.question, asker=asker)
+    shown = answers_view(answers)
+    assert [r.name for r in answers.replies] == [CONTROL, *ARMS] and not any(r.values for r in answers.replies)
+    assert "Tokens a second: control" in shown.html and "Read as" not in shown.html and "tokens/s" in repr(answers)
+    form = Playground(asker, item.question, ["online-KD"])
+    form.thread.join()
+    form.ask()
+    form.thread.join()
+    assert len(form.answers.children) == 2 and "Tokens a second: control" in form.chart.value
+    with pytest.raises(UserError, match="control: the question and max_new_tokens make 307 tokens, more than the"):
+        asker.stream(CONTROL, "word " * 300)
+    untrained = Asker(assessed.model_copy(update={"name": "other"}))
+    with pytest.raises(UserError, match="students/control has no student: run the notebook of distil-llama/ that"):
+        untrained.stream(CONTROL, item.question)
 
 
 def test_arms_that_go_on_from_a_control_are_not_for_this_study(assessed):
@@ -170,13 +258,96 @@ def test_arms_that_go_on_from_a_control_are_not_for_this_study(assessed):
         online.STUDY.refuse(assessed.model_copy(update={"arms": ("micro-text",), "pretrain": half}))
 
 
-def test_energy_comes_with_emissions_of_a_country_and_says_how_it_was_known():
+def test_a_teacher_may_be_asked_in_four_bits(monkeypatch, tmp_path, lively):
+    asked = {}
+    monkeypatch.setattr(TransformersEngine, "__init__", lambda self, *a, **how: asked.update(how))
+    teacher = {"model": lively, "quantization": "nf4"}
+    open_engine(profile := small_profile(tmp_path, teacher=teacher))
+    assert asked["quantization"] == "nf4" and profile.teacher.identity()["quantization"] == "nf4"
+    assert "quantization" not in small_profile(tmp_path).teacher.identity()
+    with pytest.raises(UserError, match="quantization is for the engine transformers"):
+        small_profile(tmp_path, teacher=teacher | {"engine": "llamacpp"})
+
+
+def test_energy_comes_with_emissions_of_a_country():
     with Meter("FRA") as meter:
         pass
     facts = meter.facts
     assert facts["country"] == "FRA" and facts["co2e_kg"] >= 0 and facts["energy_kwh"] >= 0
-    assert "estimate" in facts["energy_method"] or "measured" in facts["energy_method"]
     assert not math.isnan(facts["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([("RAM", None), ("CPU", "cpu_load")], "an estimate (RAM model, CPU cpu_load)"),
+        (
+            [("RAM", None), ("CPU", "constant"), ("GPU", None)],
+            "partly an estimate (RAM model, CPU constant, GPU sensor)",
+        ),
+        ([("GPU", None), ("CPU", "cpu_load")], "partly an estimate (GPU sensor, CPU cpu_load)"),
+        ([("CPU", "intel_rapl"), ("RAM", None), ("GPU", None)], "measured (CPU intel_rapl, RAM model, GPU sensor)"),
+        ([], "an estimate ()"),
+    ],
+)
+def test_energy_is_called_measured_only_where_all_but_memory_has_a_sensor(parts, said):
+    hardware = [type(kind, (), {"_mode": mode} if mode else {})() for kind, mode in parts]
+    assert energy._method(SimpleNamespace(_hardware=hardware)) == f"codecarbon, whole machine, {said}"
+
+
+def test_a_question_that_does_not_fit_into_the_context_is_refused(lively):
+    item = Fact("geo-1", "word " * 300, "", "Paris")
+    engine = TransformersEngine(lively, "float32")
+    assert len(engine.tokenizer(item.question)["input_ids"]) == 301
+    with pytest.raises(UserError, match="geo-1: the question and max_new_tokens make 514 tokens, more than .* of 512"):
+        complete(engine, [item], 213)
+
+
+def test_a_completion_that_was_cut_is_right_or_wrong_all_the_same(assessed):
+    for name in (CONTROL, "online-KD"):
+        assert any(row.truncated for row in read_completions(assessed.logs / "completions" / f"{name}.csv"))
+        assert not any(row.truncated for row in read_logs(assessed)[name])
+    contrasts = read_table(assessed.logs / "contrasts.csv")
+    assert contrasts and not any(why_not(row, "accuracy") for row in contrasts)
+
+
+def test_likeness_has_intervals_and_paired_tests(assessed):
+    rows = {row.model: row for row in read_records(assessed.logs / "facts.csv", FactRow)}
+    for row in rows.values():
+        for key in ("cosine", "rouge_precision", "rouge_recall"):
+            assert getattr(row, f"{key}_low") <= getattr(row, key) <= getattr(row, f"{key}_high")
+    student = rows["online-KD"]
+    assert student.perplexity_low < student.perplexity < student.perplexity_high and student.kl_low < student.kl
+    tests = read_records(assessed.logs / "fact-contrasts.csv", FactContrastRow)
+    assert {t.measure for t in tests} == {"cosine", "rouge_precision", "rouge_recall"} and tests[0].model in rows
+
+
+def test_the_paired_test_of_likeness_is_students_on_the_differences_item_by_item(tmp_path):
+    values = {"online-KD": [0.2, 0.7, 0.5, 0.9], CONTROL: [0.1, 0.5, 0.6, 0.4]}
+    for name, of_model in values.items():
+        rows = [CompletionRow(str(i), "x", 1, False, value, value / 2, 0.5) for i, value in enumerate(of_model)]
+        write_completions(tmp_path / "completions" / f"{name}.csv", rows)
+    found = fact_contrasts(tmp_path, values, {("online-KD", CONTROL): "main"})
+    cosine, precision, recall = found
+    assert cosine.difference == pytest.approx(0.175) and cosine.difference_low < 0.175 < cosine.difference_high
+    assert cosine.p == pytest.approx(precision.p) == pytest.approx(ttest_rel(*values.values()).pvalue)
+    assert cosine.p_holm == pytest.approx(3 * cosine.p) and (recall.difference, recall.p) == (0, 1)
+
+
+def test_costs_of_several_sessions_or_machines_are_told_apart(assessed, monkeypatch, tmp_path):
+    manifest = read_json(assessed.logs / "manifest.json")
+    assert len(set(manifest["measured"].values())) == 1
+    [note] = cost_table(assessed.logs).notes
+    assert "one session" not in note
+    for name in ("costs.csv", "summary.csv"):
+        shutil.copy(assessed.logs / name, tmp_path)
+    manifest["measured"]["online-KD"] = "2026-01-01 on abc"
+    write_json(tmp_path / "manifest.json", manifest)
+    [note] = cost_table(tmp_path).notes
+    assert "Not all were measured in one session on one machine" in note and "online KD: 2026-01-01 on abc" in note
+    row = next(row for row in cost_table(tmp_path).rows if getattr(row[0], "model", "") == CONTROL)
+    right = sum(r.correct for r in read_logs(assessed)[CONTROL]) / 6
+    assert row[1] == percent(right) and float(row[5]) == pytest.approx(3600 * float(row[4]), rel=0.01)
 
 
 def test_help_has_examples():

@@ -21,7 +21,7 @@ from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
 from primekd.models.students import lora_model, save_adapter
 from primekd.report import playground as form_module
-from primekd.report.playground import NO_PRIMING, OWN, Playground, answers_view, draw
+from primekd.report.playground import NO_PRIMING, OWN, Playground, answers_view, draw_reply
 from primekd.teachers import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -224,8 +224,8 @@ def test_all_trained_are_asked_and_their_answers_are_whole_and_inert(study):
     assert (
         page.count("word ") == text.count("word ") == 400 and "first line\nword" in page and "first line\nword" in text
     )
-    for shown in (page, draw(long.replies[0])):
-        assert "<img" not in shown and "<script" not in shown and "\u202e" not in shown and "&lt;img" in shown
+    for shown in (page, draw_reply(long.replies[0])):
+        assert "<img src=x" not in shown and "<script" not in shown and "\u202e" not in shown and "&lt;img" in shown
         assert "pre-wrap" in shown and "--jp-content-font-color1" in shown
     assert "\u202e" not in text and "30 tokens, 20.0 tokens/s, complete" in page
     assert "cut off at the limit" in reply(truncated=True).facts
@@ -268,7 +268,7 @@ def test_the_form_is_seen_whether_or_not_a_text_box_in_it_is(study):
 
 
 def test_the_value_of_the_profiles_extractor_stands_out():
-    shown = draw(reply(values={"published": "1", "validated": "18"}), "validated")
+    shown = draw_reply(reply(values={"published": "1", "validated": "18"}), "validated")
     assert "published: 1" in shown and "validated: <b>18</b>" in shown
 
 

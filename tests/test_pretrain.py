@@ -148,7 +148,7 @@ def test_documents_of_a_block_are_examples_of_their_own_unless_they_see_each_oth
     "changes, said",
     [
         ({"pretrain": None}, "need the sections text and pretrain"),
-        ({"train": {"epochs": 2}}, "text is read once"),
+        ({"train": {"epochs": 2}}, "text.epochs says how often"),
         ({"pretrain": {"tokens": 20}}, "leaves no block of 32 tokens to the control"),
         ({"pretrain": {"tokens": 640}}, "none of text.train_tokens 640 to the arms"),
     ],

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from primekd.tasks import text as tokenising
 from primekd.tasks import text_shards
 from primekd.tasks.text import encode, end_of_text, text_folder
 from primekd.tasks.text_shards import Blocks, held_out, shuffled
+from primekd.training.pretrain import part_of, text_examples
 
 BASE = {"block_tokens": 8, "held_out_documents": 2, "train_tokens": 100_000}
 WORDS = ["the", "dog", "cat", "house", "of", "in", "saw", "had", "green", "old", "tree", "ran", "by", "then", "it"]
@@ -147,6 +149,24 @@ def test_a_chat_models_text_does_not_end_with_the_end_of_a_turn(tokenizer):
         end_of_text(PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(30).backend_tokenizer))
 
 
+def test_a_document_begins_as_a_tokenizer_begins_texts_and_shards_of_the_other_rule_are_refused(
+    make, tokenise, tokenizer, bos_tokenizer
+):
+    folder = tokenise(make(), bos_tokenizer)
+    tokens, lengths = stream(folder)
+    documents = [*np.split(tokens, np.cumsum(lengths)[:-1]), *held_out(folder)]
+    for ids in documents:
+        text = bos_tokenizer.decode(ids[1:-1])
+        assert [*bos_tokenizer(text)["input_ids"], end_of_text(tokenizer)] == ids.tolist() and ids[0] == 1
+    assert tokenizer_hash(tokenizer) == tokenizer_hash(bos_tokenizer), "so the rule has to be said apart"
+    with pytest.raises(UserError, match=r"tokenised with other settings \(begin_of_text\)"):
+        tokenise(make(), tokenizer)
+    shutil.rmtree(folder)
+    tokenise(make(), tokenizer)
+    with pytest.raises(UserError, match=r"tokenised with other settings \(begin_of_text\)"):
+        tokenise(make(), bos_tokenizer)
+
+
 @pytest.mark.parametrize("size, kind", [(2**16, np.uint16), (2**16 + 1, np.uint32)])
 def test_ids_are_kept_in_the_smallest_type_that_holds_the_vocabulary(size, kind, make, tokenise):
     documents = [f"{text} w{size - 3 - len(WORDS)}" for text in DOCUMENTS]  # the vocabulary's last word
@@ -191,6 +211,17 @@ def test_empty_documents_are_left_out_and_counted(make, tokenise, tokenizer):
     train, held = texts_of(folder, tokenizer)
     assert sorted(train + held) == sorted(DOCUMENTS)
     assert read_manifest(folder / "manifest.json")["left_out"]["empty"] == 3
+
+
+def test_a_second_epoch_has_every_block_once_more_in_another_order(make, tokenise):
+    folder = tokenise(profile := make(epochs=2))
+    count = len(Blocks(folder, 8, 0))
+    assert (
+        part_of(profile.model_copy(update={"pretrain": SimpleNamespace(tokens=150_000, train=None)}), None)[2] == 18750
+    )
+    read = [[tuple(e.sequence.input_ids) for e in one] for one in text_examples(profile, 0, 10**6)]
+    first, second = read[:count], read[count:]
+    assert len(read) == 2 * count and first != second and sorted(first) == sorted(second)
 
 
 # Held out.

@@ -247,13 +247,13 @@ class RecordRates(TrainerCallback):
         self.rates.append(optimizer.param_groups[0]["lr"])
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.25])
-def test_the_cosine_falls_from_its_peak_to_zero_over_all_epochs(warmup, new_trainer, examples):
-    train = SGD.model_copy(update={"epochs": 4, "batch_size": 2, "micro_batch_size": 2, "warmup_ratio": warmup})
+@pytest.mark.parametrize(("warmup", "start"), [({}, 0), ({"warmup_ratio": 0.25}, 4), ({"warmup_steps": 3}, 3)])
+def test_the_cosine_falls_from_its_peak_to_zero_over_all_epochs(warmup, start, new_trainer, examples):
+    train = SGD.model_copy(update={"epochs": 4, "batch_size": 2, "micro_batch_size": 2} | warmup)
     trainer, record = new_trainer(examples, None, train), RecordRates()
     trainer.add_callback(record)
     trainer.train()
-    steps, start = 16, int(16 * warmup)
+    steps = 16
     assert steps_in_all(train, len(examples)) == trainer.state.global_step == steps
     expected = [0.5 * n / start for n in range(start)]
     expected += [0.25 * (1 + np.cos(np.pi * (n - start) / (steps - start))) for n in range(start, steps)]

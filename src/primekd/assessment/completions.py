@@ -11,7 +11,7 @@ from pydantic import Field
 
 from primekd.assessment.similarity import cosines, rouge_l
 from primekd.foundation.tables import Count, Flag, Name, read_records, write_csv
-from primekd.models.chat import decode_response
+from primekd.models.chat import decode_response, text_prompt
 from primekd.tasks.text import end_of_text
 from primekd.teachers.protocol import Sampling
 
@@ -43,9 +43,14 @@ def complete(
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[CompletionRow]:  # fmt: skip
     """Greedy: at most `limit` tokens behind each item's question, up to the end of the text. `advance` is told of each
-    that has ended. Raises UserError if the tokenizer has no end of text, or the embeddings are not installed."""
+    that has ended. Raises UserError if the tokenizer has no end of text, a question and `limit` tokens do not fit into
+    the model's context, or the embeddings are not installed."""
+    from primekd.assessment.fit import refuse_too_long
+
     tokenizer = engine.tokenizer
-    prompts = [tokenizer(item.question, verbose=False)["input_ids"] for item in items]
+    prompts = [text_prompt(tokenizer, item.question) for item in items]
+    lengths = {item.id: len(prompt) + limit for item, prompt in zip(items, prompts, strict=True)}
+    refuse_too_long(engine.model, lengths, "the question and max_new_tokens make", "lower max_new_tokens")
     ends = frozenset({end_of_text(tokenizer)})
     found = engine.generate(prompts, Sampling(limit, ended=lambda: advance(1), ends=ends))
     texts = [decode_response(tokenizer, response.ids) for response in found]

@@ -106,6 +106,7 @@ def score_choices(
     Raises:
         UserError: an item is longer than the model's context, or as `encode_choices`.
     """
+    from primekd.assessment.fit import refuse_too_long
     from primekd.models.logits import evaluating
     from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -115,7 +116,8 @@ def score_choices(
         engine = scorer if served else TransformersEngine.around(model, tokenizer, batch_size)
         asked = [encode_choices(engine.tokenizer, item) for item in items]
         lengths = [len(context) + sum(map(len, choices)) for context, choices in asked]
-        _refuse_too_long(model, items, asked)
+        longest = {x.id: len(c) + max(map(len, own)) for x, (c, own) in zip(items, asked, strict=True)}
+        refuse_too_long(model, longest, "context and choice have", "lower data.shots or leave the item out")
         order = sorted(range(len(items)), key=lambda i: -lengths[i])  # neighbours in length are read together
         for first in range(0, len(order), engine.batch_size):
             block = order[first : first + engine.batch_size]
@@ -123,17 +125,6 @@ def score_choices(
             advance(len(block))
     lengths_of = [(tuple(map(len, asked[i][1])), tuple(map(len, item.choices))) for i, item in enumerate(items)]
     return [ChoiceRow(x.benchmark, x.id, x.label, sums[i], *lengths_of[i]) for i, x in enumerate(items)]
-
-
-def _refuse_too_long(model: "PreTrainedModel", items: Sequence[ChoiceItem], asked: list) -> None:
-    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    for item, (context, choices) in zip(items, asked, strict=True):
-        read = len(context) + max(map(len, choices)) - 1  # the last token is not read
-        if most and read > most:
-            raise UserError(
-                f"{item.id}: context and choice have {read + 1} tokens, more than the model's context of {most} holds: "
-                "lower data.shots or leave the item out."
-            )
 
 
 def _loglikelihoods(

@@ -22,7 +22,7 @@ class Reply:
     Attributes:
         tokens: of the answer, with the one that ends it. seconds: from the prompt's first to the answer's last token.
         truncated: cut off at the profile's limit of new tokens. stopped: by whoever asked.
-        values: extractor -> what it reads, in words.
+        values: extractor -> what it reads, in words; none where answers are no numbers.
     """
 
     name: str
@@ -35,10 +35,15 @@ class Reply:
     ids: tuple[int, ...] = ()
 
     @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @property
     def facts(self) -> str:
         """Length, speed and ending in words."""
         ended = "stopped" if self.stopped else "cut off at the limit" if self.truncated else "complete"
-        return f"{self.tokens} tokens, {self.tokens / max(self.seconds, 1e-9):.1f} tokens/s, {ended}"
+        return f"{self.tokens} tokens, {self.speed:.1f} tokens/s, {ended}"
 
 
 class _Stopped(Exception):
@@ -52,9 +57,12 @@ class Stream:
         reply: once the iteration is over.
     """
 
-    def __init__(self, name: str, question: str, tokenizer, prompt: Prompt, engine, limit: int):
+    def __init__(
+        self, name: str, question: str, tokenizer, prompt: Prompt, engine, sampling: Sampling,
+        extractors: Sequence[str] = EXTRACTORS,
+    ):  # fmt: skip
         self.name, self.question, self._tokenizer = name, question, tokenizer
-        self.prompt, self._engine, self._limit = prompt, engine, limit
+        self.prompt, self._engine, self._sampling, self._extractors = prompt, engine, sampling, extractors
         self._ids: list[int] = []
         self._stop, self._response, self._error, self.reply = False, None, None, None
 
@@ -80,14 +88,14 @@ class Stream:
         seconds, stopped = time.perf_counter() - start, self._response is None
         ids = self._ids if stopped else self._response.ids
         truncated, text = stopped or self._response.truncated, self._text(ids)
-        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in EXTRACTORS}
+        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in self._extractors}
         self.reply = Reply(self.name, text, len(ids), seconds, truncated, stopped, values, tuple(ids))
         yield text
 
     def _generate(self) -> None:
         try:
             with _overheard(self._engine, self._hear):
-                [self._response] = self._engine.generate([self.prompt], Sampling(self._limit))
+                [self._response] = self._engine.generate([self.prompt], self._sampling)
         except _Stopped:
             pass
         except Exception as error:  # raised again by the thread that asked

@@ -1,10 +1,14 @@
-"""Asking control, students and teacher one question: one loaded base whose adapters are switched, answers streamed."""
+"""Asking control, students and teacher one question, answers streamed: one loaded base whose adapters are switched, or
+students from scratch, which go on with plain text as they do in their assessment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from primekd.assessment.decisions.session import readable
+from primekd.assessment.fit import refuse_too_long
+from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.serving import MERGED, serving_folder
 from primekd.assessment.stream import Reply, Stream
 from primekd.assessment.students import require_control
@@ -12,12 +16,16 @@ from primekd.assessment.tokens import Token, tokens_of
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER, Arm
-from primekd.config.arms import arms_of, get_arm
+from primekd.config.arms import arms_of, get_arm, how_to_train
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_json, relative_name
 from primekd.models import is_present, load_tokenizer, require_same_tokenizer
-from primekd.models.chat import Priming, build_prompt
+from primekd.models.chat import TEXT, Priming, Prompt, build_prompt
 from primekd.signals.rows import DenseRows
+from primekd.tasks.load import task_of
+from primekd.tasks.numbers import NumberTask
+from primekd.tasks.text import end_of_text
+from primekd.teachers.protocol import Sampling
 
 STREAMING = ("transformers", "llamacpp")  # engines that run in this process and can be overheard
 
@@ -30,27 +38,41 @@ class Answers:
     replies: list[Reply]
 
     def __repr__(self) -> str:
-        parts = [f"{r.name} ({r.facts}; {read_as(r, ', ')})\n{readable(r.text)}" for r in self.replies]
+        parts = [f"{r.name} ({'; '.join([r.facts, *read_as(r)])})\n{readable(r.text)}" for r in self.replies]
         return "\n\n".join([readable(self.question), *parts])
 
 
-def read_as(reply: Reply, between: str) -> str:
+def read_as(reply: Reply) -> list[str]:
     """What each extractor reads of an answer."""
-    return between.join(f"{extractor}: {value}" for extractor, value in reply.values.items())
+    return [f"{extractor}: {value}" for extractor, value in reply.values.items()]
 
 
 class Asker:
-    """Control, trained students and teacher of a profile. Base and teacher are loaded when first asked, and stay.
-    Raises UserError if students of this profile have no base beside which they could be asked."""
+    """Control, trained students and teacher of a profile. What is asked is loaded when first asked, and stays. Raises
+    UserError if students of this profile have neither a base beside which they could be asked nor read plain text."""
 
     def __init__(self, profile: Profile):
-        require_control(profile)
-        self.profile, self.arms = profile, arms_of(profile)
+        self.of_text = bool(profile.student.from_scratch and profile.pretrain)
+        if not self.of_text:
+            require_control(profile)
+        self.profile, self.arms, self._whole = profile, arms_of(profile), dict[str, Any]()
+        self._extractors = EXTRACTORS if isinstance(task_of(profile.data), NumberTask) else ()
 
     @property
     def trained(self) -> list[str]:
         """The arms that have a student, in their order."""
-        return [name for name in self.arms if (self.profile.student_folder(name) / MANIFEST).is_file()]
+        return [name for name in self.arms if not self.missing(name)]
+
+    def missing(self, name: str) -> str:
+        """What is to be done before a student, or a control, can be asked; empty where it can."""
+        there = name == CONTROL and not self.of_text  # a pretrained base needs no training
+        there = there or (self.profile.student_folder(name) / MANIFEST).is_file()
+        return "" if there else how_to_train(name, self.profile)
+
+    def require(self, name: str) -> None:
+        """Raises UserError if an arm has no trained student, or there is no such arm or trained control."""
+        if todo := self.missing(name):
+            raise UserError(f"{relative_name(self.profile.student_folder(name))} has no student: {todo}.")
 
     @property
     def no_teacher(self) -> str:
@@ -77,8 +99,10 @@ class Asker:
         return Priming(text.strip(), teacher.priming_placement, teacher.priming_mode)
 
     def load(self) -> None:
-        """Loads the base and all adapters, if they are not loaded yet. Raises UserError if one cannot be."""
-        _ = self._base
+        """Loads all that is trained, if it is not loaded yet. Raises UserError if something cannot be."""
+        for name in (CONTROL, *self.trained):
+            if not self.missing(name):
+                self._engine(name)
 
     def stream(self, name: str, question: str, priming: Priming | None = None) -> Stream:
         """The greedy answer of `control`, `teacher` or an arm's student. `priming` is read by the teacher alone.
@@ -90,17 +114,37 @@ class Asker:
             raise UserError("There is no question: type one.")
         if name == TEACHER:
             self._require_teacher()
-            tokenizer = load_tokenizer(self.profile.teacher)
-            prompt, engine = build_prompt(tokenizer, question, priming), self._teacher
         else:
-            if name != CONTROL:
-                require_trained(self.profile, name)
-            tokenizer = load_tokenizer(self.profile.student)
-            prompt, (engine, adapters) = build_prompt(tokenizer, question), self._base
-            # The head is what a student's logits are made with: where an adapter changes it, it is switched as well.
-            engine._output = adapters.wear(None if name == CONTROL else name)
-            engine.__dict__.pop("_head", None)
-        return Stream(name, question, tokenizer, prompt, engine, self.profile.max_new_tokens)
+            self.require(name)
+        tokenizer = load_tokenizer(self.profile.teacher if name == TEACHER else self.profile.student)
+        prompt = self._prompt(tokenizer, question, priming if name == TEACHER else None)
+        engine, limit = self._engine(name), self.profile.max_new_tokens
+        sampling = Sampling(limit)
+        if self.of_text:
+            sampling = Sampling(limit, ends=frozenset({end_of_text(tokenizer)}))
+            lengths = {name: len(prompt) + limit}
+            refuse_too_long(engine.model, lengths, "the question and max_new_tokens make", "ask a shorter one")
+        return Stream(name, question, tokenizer, prompt, engine, sampling, self._extractors)
+
+    def _prompt(self, tokenizer, question: str, priming: Priming | None) -> Prompt:
+        return build_prompt(tokenizer, [{"role": TEXT, "content": question}] if self.of_text else question, priming)
+
+    def _engine(self, name: str):
+        """What answers under a name."""
+        if name == TEACHER:
+            return self._teacher
+        if self.of_text:
+            if name not in self._whole:
+                from primekd.teachers.transformers_engine import TransformersEngine
+
+                folder = self.profile.student_folder(name) / "model"
+                self._whole[name] = _probed(TransformersEngine(f"path:{folder}", self.profile.scoring_dtype, 1))
+            return self._whole[name]
+        engine, adapters = self._base
+        # The head is what a student's logits are made with: where an adapter changes it, it is switched as well.
+        engine._output = adapters.wear(None if name == CONTROL else name)
+        engine.__dict__.pop("_head", None)
+        return engine
 
     def tokens(self, stream: Stream, priming: Priming | None = None) -> list[Token]:
         """A student's own answer, token by token, beside what the teacher would have written there under a priming.
@@ -110,10 +154,10 @@ class Asker:
         """
         self._require_teacher()
         require_same_tokenizer(self.profile.teacher, self.profile.student)
-        engine, tokenizer = self._base[0], load_tokenizer(self.profile.student)
+        engine, tokenizer = self._engine(stream.name), load_tokenizer(self.profile.student)
         ids = stream.reply.ids
         [own] = engine.score([stream.prompt], [ids], "logits")  # (T, V)
-        asked = build_prompt(load_tokenizer(self.profile.teacher), stream.question, priming)
+        asked = self._prompt(load_tokenizer(self.profile.teacher), stream.question, priming)
         [taught] = self._teacher.score([asked], [ids], "logits")
         return tokens_of(tokenizer, ids, DenseRows(taught.float().cpu()), {stream.name: DenseRows(own.float().cpu())})
 
@@ -151,18 +195,6 @@ def _probed(engine):
     return engine
 
 
-def require_trained(profile: Profile, name: str) -> None:
-    """Raises UserError if an arm has no trained student."""
-    folder = profile.student_folder(name)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{relative_name(folder)} has no student: {how_to_train(name)}.")
-
-
-def how_to_train(name: str) -> str:
-    """What makes an arm's student. Raises UserError if there is no such arm."""
-    return f"run {get_arm(name).folder}/distill.ipynb or `primekd distill {name}`"
-
-
 def is_merged(profile: Profile, name: str) -> bool:
     """Whether a student's adapter is merged: as the assessment has chosen, beside the weights where it has not yet."""
     if profile.student.quantization:
@@ -178,10 +210,10 @@ def ask(
     whose models are loaded already. Raises UserError if one is not trained, or the question cannot be asked."""
     asker = asker or Asker(profile)
     names = asker.trained if strategies is None else list(strategies)
-    for name in names:
-        require_trained(profile, name)
     replies = []
-    for name in [CONTROL, *names]:
+    for name in (CONTROL, *names):
+        asker.require(name)
+    for name in (CONTROL, *names):
         stream = asker.stream(name, question)
         for _ in stream:
             pass

@@ -100,17 +100,19 @@ def compare_models(
     profile: ProfileOption = "online-pocket",
     json: JsonOption = False,
 ) -> None:
-    """Asks any models the profile's 200 facts and prints them in one table; what was asked already is read.
+    """Asks any models a profile's facts (or benchmarks, of the study micro), and prints what they know and what that
+    costs; what was asked already is read.
 
     \b
     primekd compare-models hub:timinar/baby-llama-58m path:models/mine
     primekd compare-models path:runs/online-pocket/students/online-KD/model --json
+    primekd compare-models hub:openai-community/gpt2 --profile micro-pocket
     """
-    from primekd.report.cells import to_text
-    from primekd.report.facts import compared_table
+    from primekd.report.compared import compared_rows, show_compared
     from primekd.studies.online import compare as compare_all
 
-    show_result(compare_all(load_profile(profile), references), json, lambda rows: to_text(compared_table(rows)))
+    folder = compare_all(load_profile(profile), references)
+    show_result(compared_rows(folder) if json else show_compared(folder), json)
 
 
 @verb("published-study")

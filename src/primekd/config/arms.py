@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from primekd.config.arm import CONTROL, GOLD, OF_ONE_STORE, OWN, WORDS, Arm, Role, split_seed
+from primekd.config.arm import CONTROL, CORPUS, GOLD, OF_ONE_STORE, OWN, WORDS, Arm, Role, split_seed
 from primekd.config.profile import Profile, explain_validation_error
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
@@ -18,8 +18,8 @@ from primekd.foundation.provenance import project_root, relative_name
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
     "accuracies", "audit", "benchmarks", "choices", "contrasts", "control", "control-few-shot", "copy", "costs",
-    "effects", "errant", "extractors", "facts", "forgetting", "held-out", "labels", "languages", "priming",
-    "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary", "teacher", "tuning",
+    "effects", "errant", "extractors", "fact-contrasts", "facts", "forgetting", "held-out", "labels", "languages",
+    "priming", "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary", "teacher", "tuning",
 )  # fmt: skip
 
 
@@ -110,6 +110,20 @@ def get_arm(name: str) -> Arm:
     if name not in known:
         raise UserError(f"No strategy is called {name!r} in configs/strategies.yaml: choose from {', '.join(known)}.")
     return known[name]
+
+
+def reads_text(name: str) -> bool:
+    """Whether what is trained under this name from scratch learns from blocks of text: the control, or an arm of the
+    corpus. Raises UserError as `get_arm`."""
+    return name == CONTROL or get_arm(name).text == CORPUS
+
+
+def how_to_train(name: str, profile: Profile) -> str:
+    """What makes a student. Raises UserError as `get_arm`."""
+    if not profile.student.from_scratch or not reads_text(name):
+        return f"run {get_arm(name).folder}/distill.ipynb or `primekd distill {name}`"
+    arm = next(iter(arms_of(profile).values())) if name == CONTROL else get_arm(name)
+    return f"run the notebook of {arm.folder}/ that trains it"
 
 
 def of_role(role: Role, arms: dict[str, Arm] | None = None) -> list[str]:

@@ -88,11 +88,11 @@ class TrainConfig(Section):
     Less of a batch is padding where its sequences are of about one length: those of `length_window` steps, in the
     order of a random permutation, are dealt to these steps by length. 1 leaves the permutation as it is.
 
-    The learning rate follows a cosine from its peak (after `warmup_ratio` of the steps) to zero at the end of the last
-    epoch; `schedule: climbing` has the fault of a cosine whose half period is one epoch, so that it climbs in the next.
-    Without `shuffle` every epoch reads the examples in their order. Gradients are clipped to `max_grad_norm`; 0
-    switches that off. Where `learning_rate` is a list, a student is trained under each rate and the one with the lowest
-    validation loss is kept.
+    The learning rate follows a cosine from its peak (after `warmup_steps`, or `warmup_ratio` of all steps) to zero at
+    the end of the last epoch; `schedule: climbing` has the fault of a cosine whose half period is one epoch, so that it
+    climbs in the next. Without `shuffle` every epoch reads the examples in their order. Gradients are clipped to
+    `max_grad_norm`; 0 switches that off. Where `learning_rate` is a list, a student is trained under each rate and the
+    one with the lowest validation loss is kept.
     """
 
     optimizer: Literal["sgd", "adamw"]
@@ -103,6 +103,7 @@ class TrainConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, le=10)
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     epochs: Positive = 2
     batch_size: Positive = 8
@@ -116,7 +117,7 @@ class TrainConfig(Section):
     @model_serializer(mode="wrap")
     def without_deviations(self, handler: Any) -> dict[str, Any]:
         """Left out where they are as they should be: identities from before them stay what they were."""
-        plain = {"schedule": "cosine", "shuffle": True}
+        plain = {"schedule": "cosine", "shuffle": True, "warmup_steps": 0}
         return {key: value for key, value in handler(self).items() if key not in plain or value != plain[key]}
 
     @property
@@ -128,6 +129,8 @@ class TrainConfig(Section):
     def divisible(self) -> "TrainConfig":
         if len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
             raise ValueError("learning_rate names one rate twice")
+        if self.warmup_ratio and self.warmup_steps:
+            raise ValueError("name one of warmup_ratio and warmup_steps")
         if self.batch_size % self.micro_batch_size:
             raise ValueError("batch_size must be a multiple of micro_batch_size")
         return self

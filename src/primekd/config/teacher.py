@@ -148,8 +148,8 @@ class TeacherConfig(Speaker):
     `instruction` is what it reads, there too, under every arm that has no priming: for a task that needs examples.
 
     `model` is what the engine loads; with the engine api only its tokenizer is used, and `api.model` is the name that
-    the server knows. `dtype` belongs to transformers and vllm. `made_from` is the hub's model that a local `model` is
-    converted from by hand.
+    the server knows. `dtype` belongs to transformers and vllm, `quantization` (4 bits, by bitsandbytes) to transformers
+    alone. `made_from` is the hub's model that a local `model` is converted from by hand.
     """
 
     engine: Literal["transformers", "llamacpp", "exllamav2", "vllm", "api"]
@@ -158,6 +158,7 @@ class TeacherConfig(Speaker):
     instruction: str | None = None
     made_from: str | None = Field(None, pattern="^hub:.+")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantization: Literal["nf4"] | None = None
     batch_size: Positive = 32
     sampling_temperature: float = Field(0.0, ge=0, le=100)
     context_tokens: Positive = 2048
@@ -174,6 +175,8 @@ class TeacherConfig(Speaker):
 
     @model_validator(mode="after")
     def complete(self) -> "TeacherConfig":
+        if self.quantization and self.engine != "transformers":
+            raise ValueError(f"quantization is for the engine transformers: {self.engine} loads what model is")
         if self.engine == "api" and self.api is None:
             raise ValueError("engine api needs a part `api` with model, prices and max_spend_usd")
         if self.engine == "api" and self.api.own_server and not self.model.partition("@")[0].endswith(".gguf"):

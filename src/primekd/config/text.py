@@ -17,9 +17,10 @@ class TextConfig(Section):
     files, where a .txt file is one document and a line of a .jsonl file is one, in its field `text`; `package` is one
     that ships text.
 
-    Training text ends behind the document that brings it to `train_tokens`, or with the source. `held_out_documents`
-    are never trained on: a hash of text and seed chooses them, on the hub among the first ten times as many documents.
-    Models are measured on the first `held_out_tokens` tokens of each.
+    Training text ends behind the document that brings it to `train_tokens`, or with the source. It is read `epochs`
+    times, in another order of its blocks each time; `pretrain.tokens` counts what is read over all of them.
+    `held_out_documents` are never trained on: a hash of text and seed chooses them, on the hub among the first ten
+    times as many documents. Models are measured on the first `held_out_tokens` tokens of each.
     Where `documents_apart`, no token attends to another document's in its block.
     """
 
@@ -34,6 +35,7 @@ class TextConfig(Section):
     held_out_documents: int = Field(ge=2)  # an interval over documents needs two of them
     held_out_tokens: int = Field(1024, ge=2)
     train_tokens: Positive
+    epochs: Positive = 1
 
     @model_validator(mode="after")
     def one_source(self) -> "TextConfig":

@@ -5,6 +5,8 @@ import logging
 import time
 from typing import Any
 
+SENSORS = ("intel_rapl", "intel_power_gadget", "windows_emi")  # codecarbon's ways to know a processor that are read
+WITH_SENSORS = ("GPU", "AppleSiliconChip")  # its parts that are always read
 COUNTRY = "USA"  # whose mix of electricity counts where nobody says another
 
 
@@ -12,8 +14,9 @@ class Meter:
     """Measures a `with` block. `facts` is filled in when the block ends, also when it ends badly.
 
     Energy is codecarbon's figure for the whole machine; it needs no network. `energy_method` says what it was read
-    from: sensors (RAPL, nvidia-smi), or an estimate from the processor's rated power and its load. `co2e_kg` is what
-    that much electricity stands for in `country` (ISO 3166, three letters). Both are None where codecarbon fails.
+    from, and is "measured" only where every part but memory has a sensor (RAPL, nvidia-smi); a processor without one is
+    estimated from its rated power and its load. `co2e_kg` is what that much electricity stands for in `country` (ISO
+    3166, three letters). Both are None where codecarbon fails.
     """
 
     def __init__(self, country: str = COUNTRY):
@@ -47,8 +50,9 @@ class Meter:
 
 
 def _method(tracker: Any) -> str:
-    """What codecarbon read, part by part."""
+    """What codecarbon read, part by part. Of memory it knows a model alone, so that decides nothing."""
     kinds = [(type(part).__name__, getattr(part, "_mode", None)) for part in getattr(tracker, "_hardware", [])]
-    parts = [f"{kind} {mode or ('sensor' if kind == 'GPU' else 'model')}" for kind, mode in kinds]
-    measured = any("rapl" in part or "sensor" in part or "emi" in part for part in parts)
-    return f"codecarbon, whole machine, {'measured' if measured else 'an estimate'} ({', '.join(parts)})"
+    parts = [(kind, mode or ("sensor" if kind in WITH_SENSORS else "model")) for kind, mode in kinds]
+    read = [mode in ("sensor", *SENSORS) for kind, mode in parts if kind != "RAM"]
+    said = "measured" if read and all(read) else "partly an estimate" if any(read) else "an estimate"
+    return f"codecarbon, whole machine, {said} ({', '.join(map(' '.join, parts))})"

@@ -71,7 +71,7 @@ def stage_code(stage: str, profile: Profile | None = None) -> dict[str, Any]:
     task = [] if profile is None else [profile.data.task_module]  # imported by its name, which no closure sees
     found = closure([*STAGES[stage], *task], stop)
     wanted = {package for name in found.foreign for package in COMPUTES.get(name, ())}
-    if profile is not None and profile.student.quantization:
+    if profile is not None and (profile.student.quantization or profile.teacher.quantization):
         wanted.add("bitsandbytes")
     versions = package_versions(sorted(wanted))
     return {

@@ -91,6 +91,12 @@ def build_prompt(
     return Prompt(ids, messages, text)
 
 
+def text_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> Prompt:
+    """Token ids of a text that is to be gone on with, as the tokenizer alone reads it. Raises UserError if a control
+    token stands in it."""
+    return build_prompt(tokenizer, [{"role": TEXT, "content": text}])
+
+
 def is_text(asked: str | list[Message]) -> bool:
     """Whether a message is read as it is, without a template."""
     return not isinstance(asked, str) and len(asked) == 1 and asked[0]["role"] == TEXT

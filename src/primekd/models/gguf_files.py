@@ -18,6 +18,7 @@ import torch
 
 from primekd.foundation.errors import UserError
 from primekd.models.template import turn_end
+from primekd.tasks.text import begins_with_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -139,11 +140,6 @@ def _add_tokenizer(writer, tokenizer: "PreTrainedTokenizerBase") -> None:
     writer.add_add_bos_token(begins_with_bos(tokenizer))
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
-
-
-def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a tokenizer of its own accord puts the beginning of text in front of a text."""
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
 def _pre(splitter: dict[str, Any] | None) -> str:

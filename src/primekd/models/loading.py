@@ -73,7 +73,7 @@ def _nf4_config(dtype: str) -> "BitsAndBytesConfig":
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("student.quantization nf4 needs bitsandbytes: `pip install -e '.[bitsandbytes]'`, or drop it.")
+        raise UserError("quantization: nf4 needs bitsandbytes: `pip install -e '.[bitsandbytes]'`, or drop it.")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from primekd.foundation.errors import UserError
-from primekd.models.gguf_files import begins_with_bos
 from primekd.models.template import FIXED_DATE, TEMPLATE_DATE, render, turn_end
+from primekd.tasks.text import begins_with_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from primekd.assessment.costs import FILE, IDLE, CostRow
+from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table
 from primekd.report.figures import PALETTE, draw
-from primekd.report.formats import MISSING, percent, significant
-from primekd.report.results import Results
+from primekd.report.formats import MISSING, known, percent, significant
+from primekd.report.results import Results, read_optional
 from primekd.statistics.families import title_of
+from primekd.statistics.summary import SummaryRow
 
 LABEL = "What a thousand answers cost"
 
@@ -18,30 +20,43 @@ def _costs(folder: Path) -> list[CostRow]:
     return read_records(path, CostRow) if path.is_file() else []
 
 
-def cost_table(results: Results) -> Table:
-    """A row a model: right answers, tokens, seconds, watt-hours and grams of CO2e of a thousand answers; without rows
-    where none was measured."""
-    right = {row["model"]: percent(row["accuracy"]) for row in results.summary}
+def cost_table(folder: Path) -> Table:
+    """A row a model of a folder of logs: right answers, tokens, seconds, watt-hours, joules and grams of CO2e of a
+    thousand answers; without rows where none was measured."""
+    right = {row["model"]: row["accuracy"] for row in read_optional(Path(folder) / "summary.csv", SummaryRow)}
     rows, methods = [], dict[str, None]()
-    for row in _costs(results.folder):
+    for row in _costs(folder):
         if row.method:
             methods[row.method] = None
         idle = row.model == IDLE
         per = 1000 / row.answers if row.answers else None
-        watts = f"{row.energy_wh * 3600 / row.seconds:.1f} W" if idle and row.energy_wh and row.seconds else MISSING
-        amounts = [_amount(value, per) for value in (row.seconds, row.energy_wh, row.co2e_g)]
+        joules = None if row.energy_wh is None else row.energy_wh * 3600
+        watts = f"{joules / row.seconds:.1f} W" if idle and joules and row.seconds else MISSING
+        amounts = [_amount(value, per) for value in (row.seconds, row.energy_wh, joules, row.co2e_g)]
         name = "The machine, idle" if idle else Name(title_of(row.model), row.model)
         tokens = f"{row.tokens / row.answers:.1f}" if row.answers else MISSING
-        rows.append(
-            [name, right.get(row.model, MISSING), tokens, *(amounts if not idle else [MISSING, watts, MISSING])]
-        )
-    head = ["Model", "Right, %", "Tokens an answer", "Seconds", "Wh", "CO2e, g"]
+        amounts = [MISSING, watts, MISSING, MISSING] if idle else amounts
+        rows.append([name, known(right.get(row.model), percent), tokens, *amounts])
+    head = ["Model", "Right, %", "Tokens an answer", "Seconds", "Wh", "Joules", "CO2e, g"]
     said = f"Energy: {'; '.join(methods) or 'not measured'}. " if rows else ""
     note = (
         f"{said}Of the whole machine while the answers were made, other work on it included; the teacher's is that of "
-        "its capture where its answers were captured, with its signals written to disk."
+        f"its capture where its answers were captured, with its signals written to disk.{_apart(folder)}"
     )
     return Table(LABEL, head, rows, notes=(note,))
+
+
+def _apart(folder: Path) -> str:
+    """Which rows were not measured in one session on one machine, in a sentence; nothing where all were."""
+    path, sessions = Path(folder) / MANIFEST, dict[str, list[str]]()
+    for model, session in (read_manifest(path).get("measured") or {} if path.is_file() else {}).items():
+        sessions.setdefault(session, []).append(title_of(model))
+    if len(sessions) < 2:
+        return ""
+    parts = "; ".join(f"{', '.join(models)}: {session}" for session, models in sessions.items())
+    return (
+        f" Not all were measured in one session on one machine, so seconds and energy do not compare between: {parts}."
+    )
 
 
 def _amount(value: float | None, per: float | None) -> str:

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.assessment.tokens import Token, TokenLog, read_tokens, tokens_of
-from primekd.assessment.try_student import how_to_train
 from primekd.capture.jobs import Job, open_signals, training_job
 from primekd.capture.judged import judged_folder
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
 from primekd.config.arm import TEACHER, WORDS
-from primekd.config.arms import get_arm, unprimed
+from primekd.config.arms import get_arm, how_to_train, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, relative_name
 from primekd.models import load_tokenizer
@@ -22,15 +21,7 @@ from primekd.report.findings import findings, how_tested
 from primekd.report.formats import MISSING, duration, percent, significant
 from primekd.report.primed import NOTE, position_figure, primed_sentences, primed_table
 from primekd.report.results import contrast_table, read_results, result_table
-from primekd.report.shown import (
-    Shown,
-    show_facts,
-    show_figure,
-    show_sentences,
-    show_table,
-    show_texts,
-    side_by_side,
-)
+from primekd.report.shown import Shown, show_facts, show_figure, show_sentences, show_table, show_texts, side_by_side
 from primekd.report.token_view import models_view, teachers_view
 from primekd.signals.certainty import moved_probability, read_certainty
 from primekd.signals.manifest import read_store
@@ -183,7 +174,7 @@ def loss(profile: Profile, strategy: str, seed: int) -> Shown:
     title = f"{get_arm(strategy).title} on {profile.name}"
     path = profile.student_folder(strategy, seed) / "loss_curve.csv"
     if not path.is_file():
-        raise UserError(f"{relative_name(path)} is missing: {how_to_train(strategy)} with the seed {seed}.")
+        raise UserError(f"{relative_name(path)} is missing: {how_to_train(strategy, profile)} with the seed {seed}.")
     said = f"Training and validation loss of {title} over the steps, nats a token"
     return show_figure(loss_curve(path, title), said)
 
@@ -203,7 +194,7 @@ def contrasts(profile: Profile) -> Shown:
 def costs(profile: Profile) -> Shown:
     """What a thousand answers of each model cost, and the figure of it."""
     found = read_results(profile.logs)
-    table, drawn = cost_table(found), cost_figure(found)
+    table, drawn = cost_table(found.folder), cost_figure(found)
     shown = show_table(table, " ".join(table.notes))
     return shown + show_figure(drawn, "Right answers over energy") if drawn else shown
 

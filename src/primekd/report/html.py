@@ -106,7 +106,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "primed": primed.primed_table(folder),
         "corrections": corrections.corrections_page(folder, logs),
         "text": text_students.text_tables(folder),
-        "spent": costs.cost_table(found),
+        "spent": costs.cost_table(folder),
         "inside": inside.inside_page(folder),
         "deviations": (deviating := deviations.deviation_tables(folder, logs)),
         "deviations_said": deviations.said_of(folder) if deviating else [],

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from primekd.assessment.decisions.form import is_attended
 from primekd.assessment.decisions.session import readable
 from primekd.assessment.stream import Reply, Stream
-from primekd.assessment.try_student import Answers, Asker, ask, how_to_train, read_as
+from primekd.assessment.try_student import Answers, Asker, ask, read_as
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.models.chat import Priming
-from primekd.report.shown import Shown, show_texts
+from primekd.report.figures import PALETTE, draw
+from primekd.report.shown import Shown, show_figure, show_texts
 from primekd.report.token_view import tokens_view
 
 NO_PRIMING, OWN = "none", "my own"
@@ -39,7 +40,7 @@ class Playground:
         tall = widgets.Layout(width="auto", height="6em")
         self.question = widgets.Textarea(question, placeholder="A question of your own", layout=tall)
         # Every model of the profile, and what to do before it can be asked.
-        known = {CONTROL: ""} | {name: "" if name in asker.trained else how_to_train(name) for name in asker.arms}
+        known = {name: asker.missing(name) for name in (CONTROL, *asker.arms)}
         known[TEACHER] = asker.no_teacher
         self.models = {name: _box(widgets, name, why, name in (CONTROL, *ticked)) for name, why in known.items()}
         self.priming = widgets.Dropdown(options=[NO_PRIMING, *asker.primed, OWN], description="Teacher primed")
@@ -49,7 +50,7 @@ class Playground:
         self.own = widgets.Textarea("", placeholder="A text that the teacher alone reads", layout=wide())
         self.ask_button = widgets.Button(description="Ask", button_style="primary")
         self.stop_button = widgets.Button(description="Stop", disabled=True)
-        self.message, self.text = widgets.HTML(layout=wide()), widgets.HTML(layout=wide())
+        self.message, self.text, self.chart = (widgets.HTML(layout=wide()) for _ in range(3))
         self.answers = widgets.HBox([], layout=widgets.Layout(flex_flow="row wrap", align_items="stretch"))
         self._new_box = lambda: widgets.HTML(layout=widgets.Layout(flex="1 1 20em", margin="4px", min_width="16em"))
         self.ask_button.on_click(lambda _: self.ask())
@@ -59,10 +60,11 @@ class Playground:
         boxes = widgets.HBox([*self.models.values()], layout=row)
         buttons = widgets.HBox([self.ask_button, self.stop_button, self.priming, self.by_token], layout=row)
         self.root = widgets.VBox(
-            [self.question, boxes, buttons, self.own, self.text, self.message, self.answers], layout=wide()
+            [self.question, boxes, buttons, self.own, self.text, self.message, self.answers, self.chart], layout=wide()
         )
         self._show_priming()
-        self._say("" if asker.trained else f"No student of {asker.profile.name} is trained yet: the control answers.")
+        who = "" if asker.missing(CONTROL) else ": the control answers"
+        self._say("" if asker.trained else f"No student of {asker.profile.name} is trained yet{who}.")
         self.thread = self._start(asker.load)
 
     def _start(self, action) -> threading.Thread:
@@ -119,13 +121,15 @@ class Playground:
 
     def _ask(self, names: list[str], question: str, priming: Priming | None) -> None:
         try:
-            self.answers.children = []
+            self.answers.children, self.chart.value, replies = [], "", []
             for name in names:
                 if self._stopped:
                     break
                 self._say(f"{name} …")
                 self._stream = self.asker.stream(name, question, priming)
                 self._show(self._stream, priming)
+                replies.append(self._stream.reply)
+                self.chart.value = speed_chart(replies)._repr_html_()
             self._say("Stopped." if self._stopped else "")
         finally:
             self.ask_button.disabled, self.stop_button.disabled = False, True
@@ -138,7 +142,7 @@ class Playground:
             stream.stop()
         for text in stream:
             box.value = _draw(stream.name, text, "…")
-        box.value = draw(stream.reply, self.asker.profile.assess.extractor)
+        box.value = draw_reply(stream.reply, self.asker.profile.assess.extractor)
         if self.by_token.value and stream.name != TEACHER and not self._stopped:
             self._say(f"{stream.name}, token by token …")
             tokens = self.asker.tokens(stream, priming)
@@ -166,7 +170,7 @@ def _draw(name: str, text: str, below: str) -> str:
     )
 
 
-def draw(reply: Reply, extractor: str = "") -> str:
+def draw_reply(reply: Reply, extractor: str = "") -> str:
     """A whole answer as HTML, with what is known of it; the value that `extractor` reads stands out."""
     values = "".join(
         f"<br>{escape(name)}: " + (f"<b>{escape(value)}</b>" if name == extractor else escape(value))
@@ -191,6 +195,22 @@ def playground(profile: Profile, question: str = "", strategies: Sequence[str] |
 def answers_view(answers: Answers) -> Shown:
     """Answers side by side, whole, with what is known of each."""
     cards = [(f"{r.name}: {r.facts}", readable(r.text)) for r in answers.replies]
-    notes = [f"Read as {read_as(r, ', ')}" for r in answers.replies]
+    notes = [f"Read as {', '.join(read_as(r))}" if r.values else "" for r in answers.replies]
     shown = show_texts([("Question", readable(answers.question))]) + show_texts(cards, notes)
-    return Shown(shown.html, repr(answers))
+    return Shown((shown + speed_chart(answers.replies)).html, repr(answers))
+
+
+def speed_chart(replies: Sequence[Reply]) -> Shown:
+    """Tokens a second of each answer, as bars."""
+    names, speeds = [r.name for r in replies], [r.speed for r in replies]
+
+    def fill(axes):
+        bars = axes.barh(range(len(names)), speeds, color=PALETTE[0], height=0.6)
+        axes.bar_label(bars, fmt="%.1f", padding=4)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("Tokens a second")
+
+    said = ", ".join(f"{name} {speed:.1f}" for name, speed in zip(names, speeds, strict=True))
+    return show_figure(draw("speeds", (7.0, 0.9 + 0.36 * len(names)), 1, fill), f"Tokens a second: {said}")

@@ -13,7 +13,7 @@ from primekd.config.arm import CONTROL, split_seed
 from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table, table_of
-from primekd.report.facts import fact_table
+from primekd.report.facts import fact_contrast_table, fact_table
 from primekd.report.figures import DASHES, PALETTE, draw
 from primekd.report.formats import between, percent, written
 from primekd.report.results import model_of, read_optional
@@ -70,7 +70,8 @@ def _mean(rows: list[HabitRow], key: str) -> float:
 
 def text_tables(folder: Path) -> list[Table]:
     """The tables of the report's section; empty in other studies."""
-    return [table for table in (fact_table(folder), benchmark_table(folder), habit_table(folder)) if table.rows]
+    ways = (fact_table, fact_contrast_table, benchmark_table, habit_table)
+    return [table for table in (way(folder) for way in ways) if table.rows]
 
 
 Lines = dict[str, list[tuple[int, float]]]

@@ -10,8 +10,7 @@ from typing import Any
 
 from primekd.assessment.students import Student, weight_hashes
 from primekd.config import Profile
-from primekd.config.arm import CORPUS
-from primekd.config.arms import get_arm
+from primekd.config.arms import get_arm, how_to_train, reads_text
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import MANIFEST, altered_outputs, is_current, read_manifest
@@ -19,7 +18,7 @@ from primekd.foundation.provenance import now, write_manifest
 from primekd.foundation.stage_code import stage_code
 from primekd.foundation.storage import relative_name, write_text
 from primekd.models import load_model, load_tokenizer, template_hash, tokenizer_hash
-from primekd.models.chat import build_prompt
+from primekd.models.chat import build_prompt, text_prompt
 from primekd.models.gguf_files import (
     FILE_TYPES,
     quantise,
@@ -35,6 +34,7 @@ from primekd.models.students import written
 from primekd.models.whole import answers_of, check_merge, distance, load_whole
 from primekd.running.model_card import accuracy_of, model_card
 from primekd.tasks.load import load_items
+from primekd.tasks.text import end_of_text
 
 CHECKED, TOKENS = 4, 48  # test items whose answers' logits are compared, and tokens of each at most
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "F16": 2, "Q8_0": 1.07, "Q4_K_M": 0.8}  # a weight, about
@@ -43,10 +43,11 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "F16": 2, "Q8_0": 1.07, "Q4_
 def trained_student(profile: Profile, arm: str, seed: int | None = None) -> Student:
     """A trained student of a profile. Raises UserError if there is none, a file of it was altered, or it is not of the
     base, the settings, the tokenizer and the chat template that the profile names."""
-    folder = profile.student_folder(get_arm(arm).name, seed)
+    of_text = bool(profile.student.from_scratch) and reads_text(arm)  # the control too, which is no arm
+    folder = profile.student_folder(arm if of_text else get_arm(arm).name, seed)
     path, name = folder / MANIFEST, relative_name(folder)
     if not path.is_file():
-        raise UserError(f"{name} has no student: run `primekd distill {arm} --profile {profile.name}` first.")
+        raise UserError(f"{name} has no student: {how_to_train(arm, profile)} first.")
     manifest = read_manifest(path)
     if altered := altered_outputs(path, manifest):
         raise UserError(f"{name}: {', '.join(altered)} missing or altered: train the student again.")
@@ -55,7 +56,8 @@ def trained_student(profile: Profile, arm: str, seed: int | None = None) -> Stud
     tokenizer, was = load_tokenizer(profile.student), dict(manifest["inputs"])
     was["student"] = {key: value for key, value in (was.get("student") or {}).items() if key != "model_sha256"}
     wanted = {"student": profile.student.model_dump(mode="json", exclude_none=True)}
-    wanted |= {"tokenizer_sha256": tokenizer_hash(tokenizer), "template_sha256": template_hash(tokenizer)}
+    wanted |= {"tokenizer_sha256": tokenizer_hash(tokenizer)}
+    wanted |= {} if of_text else {"template_sha256": template_hash(tokenizer)}  # text is read without one
     if differ := [key.removesuffix("_sha256") for key in wanted if was.get(key) != wanted[key]]:
         raise UserError(f"{name} has another {' and '.join(differ)} than {profile.name} says: train the student again.")
     return Student(folder.name, folder, manifest)
@@ -96,8 +98,9 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
     start, code = now(), stage_code("export", profile)
     with Meter() as meter:
         model, tokenizer = load_whole(profile.student, student.folder), portable(load_tokenizer(profile.student))
-        if get_arm(student.manifest["inputs"]["strategy"]).text == CORPUS:
-            tokenizer.chat_template = None  # it has read text alone, and no conversation
+        if profile.student.from_scratch and reads_text(student.manifest["inputs"]["strategy"]):
+            tokenizer.chat_template = None  # it has read text alone, and no conversation: its ends are texts' ends
+            tokenizer.eos_token, tokenizer.stop_ids = tokenizer.convert_ids_to_tokens(end_of_text(tokenizer)), ()
         if gguf:
             require_architecture(model)
         _require_room(folder, model.num_parameters(), [dtype, "F16", *gguf] if gguf else [dtype])
@@ -142,7 +145,7 @@ def prompts_of(profile: Profile, tokenizer: Any, count: int) -> list[list[int]]:
     items = load_items(profile, "test")[:count]
     if tokenizer.chat_template:
         return [list(build_prompt(tokenizer, item.messages)) for item in items]
-    return [tokenizer(item.question)["input_ids"] for item in items]
+    return [list(text_prompt(tokenizer, item.question)) for item in items]
 
 
 def _write_gguf(folder: Path, model: Any, tokenizer: Any, names: dict, prompts: list, name: str) -> dict[str, Any]:

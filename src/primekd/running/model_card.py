@@ -9,6 +9,7 @@ import yaml
 
 from primekd.assessment.students import Student, weight_hashes
 from primekd.config import Profile
+from primekd.config.arm import CONTROL, CORPUS, NONE
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import MANIFEST, read_manifest
@@ -105,7 +106,8 @@ print(ask({asked}, max_new_tokens=256))
 
 def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dict[str, str]:
     manifest, inputs, config = student.manifest, student.manifest["inputs"], student.manifest.get("config") or {}
-    arm = get_arm(inputs["strategy"])
+    name = inputs["strategy"]
+    arm = None if name == CONTROL else get_arm(name)  # the control from scratch is no arm, and learns from text alone
     base, teacher, data = profile.student.model, config.get("teacher") or {}, config.get("data") or {}
     if data.get("source") != "hub":  # what a profile would take from there is no data of this student
         data = {key: data[key] for key in data if not re.match("hub_|train_dataset|train_config", key)}
@@ -114,12 +116,12 @@ def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dic
         "Base model": plain(base) if base else f"none, from scratch: {_settings(inputs['student']['from_scratch'])}",
         "Its licence": plain(licence(base) or UNKNOWN) if base else "its weights are its own",
     }
-    if arm.teacher:
+    if arm and arm.teacher and (arm.text, arm.signals) != (CORPUS, NONE):
         found["Teacher"] = f"{plain(served)} ({plain(teacher.get('engine'))})"
         found["The teacher's licence"] = plain(licence(teacher.get("model")) or UNKNOWN)
     found |= {
-        "Arm": f"{plain(arm.name)} ({plain(arm.title)}) of the profile {plain(profile.name)}",
-        "Data": _settings(data),
+        "Arm": f"{plain(name)} ({plain(arm.title if arm else 'no teacher')}) of the profile {plain(profile.name)}",
+        "Data": "" if arm is None or arm.text == CORPUS else _settings(data),  # of text, what it is asked
         "Text": _settings(config.get("text") or {}),
         "Loss": _settings(inputs.get("loss") or {"alpha": 1.0}),
         "Training": _settings(inputs.get("train") or {}),

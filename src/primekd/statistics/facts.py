@@ -1,6 +1,6 @@
-"""What completions of facts add up to, beside what cannot be right."""
+"""What completions of facts add up to, beside what cannot be right, and what may be said of two models' likeness."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +9,20 @@ import numpy as np
 from primekd.assessment.completions import OTHERS, RANDOM, CompletionRow, read_completions
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.statistics.inference import accuracy
+from primekd.statistics.contrasts import by_seed, compared, sides
+from primekd.statistics.families import Planned
+from primekd.statistics.inference import UNKNOWN, accuracy, clustered, holm_of, ratio
+from primekd.tasks.clusters import cluster_of
 
-DRAWS = 2000
+LIKENESS = ("cosine", "rouge_precision", "rouge_recall")
 
 
 @dataclass(frozen=True)
 class FactRow:
-    """A model's completions. accuracy: the share that holds an accepted keyword, Wilson's 95 % interval. cosine: the
-    mean over items, percentile bootstrap; reached: the share that it is of the way from right answers to other
-    questions (0) to the right answer (1). ROUGE-L's means. perplexity of the held-out documents, exp of nats a token,
-    and KL to the teacher, where the vocabulary is its."""
+    """A model's completions. accuracy: the share that holds an accepted keyword, Wilson's 95 % interval. cosine and
+    ROUGE-L: means over items, percentile bootstrap; reached: the share that the cosine is of the way from right answers
+    to other questions (0) to the right answer (1). perplexity of the held-out documents, exp of nats a token, and KL to
+    the teacher, where the vocabulary is its; bootstrap over documents."""
 
     model: str
     n: int
@@ -31,40 +34,76 @@ class FactRow:
     cosine_high: float
     reached: float
     rouge_precision: float
+    rouge_precision_low: float
+    rouge_precision_high: float
     rouge_recall: float
+    rouge_recall_low: float
+    rouge_recall_high: float
     perplexity: float | None
+    perplexity_low: float | None
+    perplexity_high: float | None
     kl: float | None
+    kl_low: float | None
+    kl_high: float | None
 
 
-def fact_rows(folder: Path, logs: Mapping[str, Sequence[LogRow]], held_out: Sequence[HeldOutRow]) -> list[FactRow]:
-    """A row a model, and of what cannot be right, from completions/<model>.csv beside the logs. Raises UserError if one
-    cannot be read."""
-    found = {name: read_completions(folder / "completions" / f"{name}.csv") for name in (*logs, OTHERS, RANDOM)}
+def fact_rows(
+    folder: Path, logs: Mapping[str, Sequence[LogRow]], held_out: Sequence[HeldOutRow], samples: int
+) -> list[FactRow]:
+    """A row a model, and of what cannot be right, from completions/<model>.csv beside the logs. `samples`: of each
+    bootstrap. Raises UserError if a file cannot be read."""
+    found = _read(folder, (*logs, OTHERS, RANDOM))
     floor = float(np.mean([row.cosine for row in found[OTHERS]]))
     rows = []
     for name, completions in found.items():
-        fit = [row for row in held_out if row.model == name]
-        shares = accuracy([row.correct for row in logs[name]]) if name in logs else (None, None, None)
-        rows.append(_row(name, completions, shares, floor, fit))
+        shares = accuracy([row.correct for row in logs[name]]) if name in logs else UNKNOWN
+        ones = np.ones(len(completions))
+        cosine, *rouge = (ratio([getattr(r, key) for r in completions], ones, samples) for key in LIKENESS)
+        fit = _fit([row for row in held_out if row.model == name], samples)
+        reached = (cosine.value - floor) / (1 - floor)
+        rows.append(FactRow(name, len(completions), *shares, *cosine, reached, *rouge[0], *rouge[1], *fit))
     return rows
 
 
-def _row(name: str, rows: Sequence[CompletionRow], shares: tuple, floor: float, fit: Sequence[HeldOutRow]) -> FactRow:
-    values = np.array([row.cosine for row in rows])
-    draws = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    means = [float(np.mean([getattr(row, key) for row in rows])) for key in ("rouge_precision", "rouge_recall")]
-    mean = float(values.mean())
-    return FactRow(
-        name, len(rows), *shares, mean, float(low), float(high), (mean - floor) / (1 - floor), *means, *_fit(fit)
-    )
+def _read(folder: Path, names: Iterable[str]) -> dict[str, list[CompletionRow]]:
+    return {name: read_completions(folder / "completions" / f"{name}.csv") for name in names}
 
 
-def _fit(rows: Sequence[HeldOutRow]) -> tuple[float | None, float | None]:
+def _fit(rows: Sequence[HeldOutRow], samples: int) -> tuple[float | None, ...]:
+    """Perplexity and KL, each with its interval."""
     if not rows:
-        return None, None
-    kl = None if any(row.kl is None for row in rows) else sum(row.kl for row in rows)
-    tokens = sum(row.gold_tokens for row in rows)
-    return float(np.exp(sum(row.nll_gold for row in rows) / tokens)), kl and kl / sum(
-        row.teacher_tokens for row in rows
-    )
+        return UNKNOWN * 2
+    nats = ratio([row.nll_gold for row in rows], [row.gold_tokens for row in rows], samples)
+    if any(row.kl is None for row in rows):
+        return (*np.exp(nats).tolist(), *UNKNOWN)
+    return (*np.exp(nats).tolist(), *ratio([row.kl for row in rows], [row.teacher_tokens for row in rows], samples))
+
+
+@dataclass(frozen=True)
+class FactContrastRow:
+    """A planned contrast in one of LIKENESS: model minus reference, mean over items and trainings, with the interval
+    and p of `clustered`. p_holm: adjusted over all of these tests of its family; accuracy, KL and the loss on documents
+    have a family of their own (contrasts.csv)."""
+
+    model: str
+    reference: str
+    measure: str
+    difference: float
+    difference_low: float
+    difference_high: float
+    p: float
+    p_holm: float
+
+
+def fact_contrasts(folder: Path, models: Iterable[str], planned: Planned) -> list[FactContrastRow]:
+    """The planned contrasts in every likeness, on the same items. Raises UserError as `fact_rows`."""
+    found = _read(folder, models)
+    groups, effects = [cluster_of(row.id) for row in next(iter(found.values()), [])], {}
+    for measure in LIKENESS:
+        values = compared(by_seed({m: np.array([getattr(r, measure) for r in rows]) for m, rows in found.items()}))
+        for pair in planned:
+            effects[pair, measure] = clustered(*sides(values, *pair), np.ones(len(groups)), groups)
+    adjusted = {}
+    for family in dict.fromkeys(planned.values()):
+        adjusted |= holm_of({test: e.p for test, e in effects.items() if planned[test[0]] == family})
+    return [FactContrastRow(*t[0], t[1], *e.estimate, e.p, adjusted[t]) for t, e in effects.items()]

@@ -31,12 +31,7 @@ from primekd.config import Profile
 from primekd.config.arm import CONTROL, PRIMED, TEACHER
 from primekd.config.arms import arms_of, unprimed
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import (
-    MANIFEST,
-    hash_file,
-    write_atomically,
-    write_manifest,
-)
+from primekd.foundation.provenance import MANIFEST, hash_file, write_atomically, write_manifest
 from primekd.foundation.stage_code import stage_code, stands
 from primekd.foundation.tables import read_records, table_text, write_table
 from primekd.models import load_tokenizer

@@ -21,16 +21,16 @@ from primekd.config.arm import CONTROL
 from primekd.config.arms import arms_of
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_text
 from primekd.foundation.tables import table_text
-from primekd.statistics.facts import FactRow, fact_rows
+from primekd.statistics.facts import FactContrastRow, FactRow, fact_contrasts, fact_rows
 from primekd.studies import micro
 from primekd.studies.priming import START, planned
-from primekd.studies.results import FACTS, compute_tables
+from primekd.studies.results import FACT_CONTRASTS, FACTS, compute_tables
 from primekd.studies.study import Logs, Study
-from primekd.studies.text_assessment import Probe, probe_model
+from primekd.studies.text_assessment import BENCHMARKS, Probe
 from primekd.studies.text_assessment import assess as assess_text
-from primekd.tasks.load import load_items
+from primekd.studies.text_assessment import compare as compare_text
+from primekd.tasks.load import task_of
 from primekd.tasks.protocol import Item
 
 IDLE_SECONDS = 10  # that the machine is looked at with nothing to do
@@ -45,7 +45,8 @@ def _asked(profile: Profile, engine, items: Sequence[Item], advance) -> list[Com
 
 
 def _answers(profile: Profile, items: Sequence[Item], rows: list[CompletionRow]) -> list[Answer]:
-    return [Answer(row.id, [0] * row.tokens, row.truncated, row.response) for row in rows]
+    matters = task_of(profile.data).end_matters  # completions.csv says in any case what was cut off
+    return [Answer(row.id, [0] * row.tokens, row.truncated and matters, row.response) for row in rows]
 
 
 def _idle(profile: Profile) -> dict[str, Any]:
@@ -55,8 +56,8 @@ def _idle(profile: Profile) -> dict[str, Any]:
 
 
 PROBE = Probe(
-    "completions", FILE, "completions", _asked, write_completions, read_completions, _answers,
-    inputs=lambda profile: {"max_new_tokens": profile.max_new_tokens},
+    "completions", FILE, "completions", _asked, write_completions, read_completions, _answers, FACTS, FactRow,
+    fact_rows, inputs=lambda profile: {"max_new_tokens": profile.max_new_tokens},
     beside=lambda profile, items: floors(items, profile.max_new_tokens // 2, profile.seed), idle=_idle,
 )  # fmt: skip
 
@@ -75,30 +76,19 @@ def assess(profile: Profile, force: bool = False) -> Path:
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
     """The shared tables, and the facts."""
-    shared = compute_tables(profile, logs, held_out, planned(logs, profile.planned.main))
-    return shared | {FACTS: table_text(FactRow, fact_rows(profile.logs, logs, held_out))}
+    pairs = planned(logs, profile.planned.main)
+    facts = fact_rows(profile.logs, logs, held_out, profile.assess.bootstrap_samples)
+    contrasts = fact_contrasts(profile.logs, logs, pairs)
+    own = {FACTS: table_text(FactRow, facts), FACT_CONTRASTS: table_text(FactContrastRow, contrasts)}
+    return compute_tables(profile, logs, held_out, pairs) | own
 
 
-def compare(profile: Profile, references: Sequence[str]) -> list[FactRow]:
-    """Any models on the profile's facts, a row each and the floors'; what was asked already is read. Their answers lie
-    in runs/<profile>/compared/<model>/. Raises UserError if one cannot be loaded."""
-    from primekd.assessment.logs import grade_answers
-    from primekd.models import model_hash
-    from primekd.tasks.facts import TASK
-    from primekd.teachers.transformers_engine import TransformersEngine
-
-    view = profile.model_copy(update={"name": f"{profile.name}/compared"})
-    items, logs = load_items(profile, "test"), {}
-    for reference in references:
-        name = f"{reference.rsplit('/', 1)[-1].split(':')[-1][:40]}-{hash_text(reference)[:6]}"
-        inputs = {"reference": reference, "weights": model_hash(reference), **PROBE.inputs(profile)}
-        opened = partial(TransformersEngine, reference, profile.scoring_dtype, profile.assess.batch_size)
-        rows = probe_model(view, name, items, opened, PROBE, inputs)
-        write_completions(view.logs / PROBE.folder / f"{name}.csv", rows)
-        logs[name] = grade_answers(items, _answers(profile, items, rows), task=TASK)
-    for name, rows in PROBE.beside(profile, items).items():
-        write_completions(view.logs / PROBE.folder / f"{name}.csv", rows)
-    return fact_rows(view.logs, logs, [])
+def compare(profile: Profile, references: Sequence[str]) -> Path:
+    """Any models on the facts, or on the benchmarks of the study micro; as `text_assessment.compare`."""
+    probes = {"facts": PROBE, "choices": BENCHMARKS}
+    if profile.data.task not in probes:
+        raise UserError(f"{profile.name} asks {profile.data.task}: choose a profile of {' or '.join(probes)}.")
+    return compare_text(profile, references, probes[profile.data.task])
 
 
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:

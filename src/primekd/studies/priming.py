@@ -128,11 +128,8 @@ STUDY = Study(
     },
     rules="priming.smk",
     labels={
-        "teacher": "prepare the teacher",
-        "reference": "capture held-out",
-        "primed": "what priming did to the teacher",
-        "inside": "inside the students",
-        "report": "write the report",
+        "teacher": "prepare the teacher", "reference": "capture held-out", "primed": "what priming did to the teacher",
+        "inside": "inside the students", "report": "write the report",
     },
     parts=("teacher", "inside"),
     forced={  # all arms of a stage, and the held-out capture, are one
@@ -148,18 +145,9 @@ STUDY = Study(
     planned=planned,
     tables=tables,
     sections=(
-        "claims",
-        "results",
-        "primed",
-        "beyond",
-        "deviations",
-        "inside",
-        "extraction",
-        "training",
-        "costs",
-        "provenance",
-        "items",
-    ),  # fmt: skip
+        "claims", "results", "primed", "beyond", "deviations", "inside", "extraction", "training", "costs",
+        "provenance", "items",
+    ),
     title="Response priming and distillation",
     refuse=refuse,
-)
+)  # fmt: skip

@@ -9,14 +9,7 @@ from pathlib import Path
 from primekd.assessment.logs import LogRow, grade_row, read_log
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
-    MANIFEST,
-    altered_outputs,
-    now,
-    read_manifest,
-    relative_name,
-    write_manifest,
-)
+from primekd.foundation.provenance import MANIFEST, altered_outputs, now, read_manifest, relative_name, write_manifest
 from primekd.foundation.stage_code import stage_code
 from primekd.studies.results import (
     KEPT,
@@ -48,7 +41,8 @@ def regrade(profile: Profile) -> Path:
     manifest = read_manifest(path)
     if not manifest.get("answers_sha256"):
         raise UserError(f"{relative_name(path)} has no hashes of the answers: run the assessment again.")
-    from_models = ("loss_curves/", "choices/", "rollouts/", "text_logs/")  # and KEPT: no grading makes them anew
+    # These, and KEPT, no grading makes anew.
+    from_models = ("loss_curves/", "choices/", "completions/", "rollouts/", "text_logs/")
     kept = {n: digest for n, digest in manifest["outputs"].items() if n in KEPT or n.startswith(from_models)}
     _refuse(profile, altered_outputs(path, {"outputs": kept}))
     answers = _read_answers(profile, manifest["answers_sha256"])

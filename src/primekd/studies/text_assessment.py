@@ -1,8 +1,10 @@
 """Students of text on documents that nobody trained on and on the items of a task -> runs/<profile>/logs/."""
 
 import contextlib
+import platform
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,11 +24,15 @@ from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.arms import unprimed
 from primekd.foundation.energy import Meter
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest
+from primekd.foundation.provenance import MANIFEST, hash_text, now, read_manifest, write_manifest
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
-from primekd.models import load_tokenizer, tokenizer_hash
+from primekd.foundation.tables import write_table
+from primekd.models import load_tokenizer, model_hash, tokenizer_hash
+from primekd.statistics.choices import BenchmarkRow, benchmark_rows
+from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies.assess import lineage
 from primekd.studies.regrade import rules_hashes
+from primekd.studies.results import BENCHMARKS as BENCHMARK_TABLE
 from primekd.studies.results import copy_text, decisions_hash, planned_inputs, vouch, write_results
 from primekd.tasks.load import load_items, task_of
 from primekd.tasks.protocol import Item
@@ -47,6 +53,8 @@ class Probe:
         answers: (profile, items, rows) -> what the model is taken to have answered.
         inputs: what the rows depend on besides. settings: of profile.assess, which the logs depend on.
         beside: further rows that stand beside the models' own, by name. idle: a Meter's facts of the idle machine.
+        table: (folder of logs, logs, held-out rows, bootstrap samples) -> the rows of its table, one a model or more;
+        table_file, row: its name, and what a row is.
     """
 
     stage: str
@@ -56,6 +64,9 @@ class Probe:
     write: Callable[[Path, Sequence], None]
     read: Callable[[Path], list]
     answers: Callable[[Profile, Sequence[Item], list], list[Answer]]
+    table_file: str
+    row: type
+    table: Callable[..., list]
     inputs: Callable[[Profile], dict[str, Any]] = lambda profile: {}
     settings: tuple[str, ...] = ("bootstrap_samples",)
     beside: Callable[[Profile, Sequence[Item]], dict[str, list]] = lambda profile, items: {}
@@ -74,7 +85,8 @@ def _chosen(profile: Profile, items: Sequence[Item], rows: list[ChoiceRow]) -> l
 BENCHMARKS = Probe(
     "choices", FILE, "choices",
     lambda profile, engine, items, advance: score_choices(engine, items, advance=advance),
-    write_choices, read_choices, _chosen, settings=("choose_by", "bootstrap_samples"),
+    write_choices, read_choices, _chosen, BENCHMARK_TABLE, BenchmarkRow,
+    lambda folder, logs, held_out, samples: benchmark_rows(folder, logs), settings=("choose_by", "bootstrap_samples"),
 )  # fmt: skip
 
 
@@ -99,7 +111,7 @@ def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMA
         return profile.logs
     start = now()
     with contextlib.closing(teacher):
-        _measure(profile, students, items, teacher, probe, own, since)
+        _measure(profile, students, items, teacher, probe, own, start, since)
     inputs["scored"] = scored_hashes(profile, names)
     found = {name: probe.read(answers_folder(profile, name) / probe.file) for name in (*names, TEACHER)}
     rows = [row for name in names for row in read_rows(held_out_folder(profile, name) / "held-out.csv")]
@@ -113,7 +125,7 @@ def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMA
     write_rows(profile.logs / "held-out.csv", rows)
     of_students = {student.name: lineage(profile, student) for student in students}
     facts = {"models": of_students, "control": makers(profile, CONTROL), "teacher": teacher.manifest}
-    facts |= {"start": start, "end": now()} | scoring_costs(profile, names)
+    facts |= {"start": start, "end": now(), "measured": sessions_of(profile, logs)} | scoring_costs(profile, names)
     return vouch(profile, inputs, [*outputs, profile.logs / "held-out.csv"], logs, code, **facts)
 
 
@@ -131,39 +143,46 @@ def _inputs(profile: Profile, items: Sequence[Item], teacher: LiveTeacher) -> di
 
 def _measure(
     profile: Profile, students: Sequence[Student], items: Sequence[Item], teacher: LiveTeacher, probe: Probe,
-    inputs: dict[str, Any], since: float,
+    inputs: dict[str, Any], session: str, since: float,
 ) -> None:  # fmt: skip
-    """Writes held-out.csv and the probe's file of every model that lacks them; the documents are read once for all."""
-    code, engines = stage_code("text-fit", profile), {s.name: _open(profile, s) for s in students}
+    """Writes held-out.csv and the probe's file of every model that lacks them."""
+    engines = {s.name: _opened(profile, f"path:{s.folder / 'model'}") for s in students}
     own = {student.name: inputs | {"weights": student.weight_hashes} for student in students}
-    missing = [
-        name for name in own
-        if not stands(held_out_folder(profile, name), own[name], code, f"held-out fit {name}", since=since)
-    ]  # fmt: skip
-    if missing:
-        tokenizer, text = load_tokenizer(profile.student.speaker), profile.text
-        documents = held_out(text_folder(profile), tokenizer_hash(tokenizer))
-        with Meter(profile.country) as meter, Progress(profile, "held-out fit", len(documents), "document") as progress:
-            asked = {name: engines[name]() for name in missing}
-            fits = measure_documents(
-                asked, documents, text.block_tokens, text.held_out_tokens, teacher, progress.advance
-            )
-    for name in missing:
-        folder, facts = held_out_folder(profile, name), {"seconds": meter.facts["seconds"] / len(missing)}  # together
-        set_aside_if_older(folder, since)
-        write_rows(folder / "held-out.csv", fits[name])
-        write_manifest(folder, "held-out", own[name], [folder / "held-out.csv"], code=code, **facts)
+    fit_documents(profile, text_folder(profile), engines, own, teacher, since)
     for name, opened in engines.items():
-        probe_model(profile, name, items, opened, probe, own[name], since)
-    probe_model(profile, TEACHER, items, lambda: teacher.engine, probe, inputs, since)
+        probe_model(profile, name, items, opened, probe, own[name], session, since)
+    probe_model(profile, TEACHER, items, lambda: teacher.engine, probe, inputs, session, since)
+
+
+def fit_documents(
+    profile: Profile, folder: Path, engines: Mapping[str, Callable[[], Any]], inputs: Mapping[str, dict[str, Any]],
+    teacher: LiveTeacher, since: float = 0.0,
+) -> None:  # fmt: skip
+    """Writes held-out.csv of every model that lacks it; the documents of a folder of text are read once for all."""
+    code = stage_code("text-fit", profile)
+    missing = [
+        name for name, own in inputs.items()
+        if not stands(held_out_folder(profile, name), own, code, f"held-out fit {name}", since=since)
+    ]  # fmt: skip
+    if not missing:
+        return
+    text, documents = profile.text, held_out(folder, tokenizer_hash(load_tokenizer(profile.student.speaker)))
+    with Meter(profile.country) as meter, Progress(profile, "held-out fit", len(documents), "document") as progress:
+        asked = {name: engines[name]() for name in missing}
+        fits = measure_documents(asked, documents, text.block_tokens, text.held_out_tokens, teacher, progress.advance)
+    for name in missing:
+        place, facts = held_out_folder(profile, name), {"seconds": meter.facts["seconds"] / len(missing)}  # together
+        set_aside_if_older(place, since)
+        write_rows(place / "held-out.csv", fits[name])
+        write_manifest(place, "held-out", inputs[name], [place / "held-out.csv"], code=code, **facts)
 
 
 def probe_model(
     profile: Profile, name: str, items: Sequence[Item], opened: Callable[[], Any], probe: Probe, inputs: dict[str, Any],
-    since: float = 0.0,
+    session: str, since: float = 0.0,
 ) -> list:  # fmt: skip
-    """What a model answers to the probe, asked now if it was not with these inputs before; what that took is kept.
-    `opened` gives its engine."""
+    """What a model answers to the probe, asked now if it was not with these inputs before; what that took is kept, and
+    in which session (since when models were asked one after the other) and on which machine. `opened`: its engine."""
     folder, code, stage = answers_folder(profile, name), stage_code(probe.stage, profile), f"answer {name}"
     if not stands(folder, inputs, code, stage, since=since):
         set_aside_if_older(folder, since)
@@ -171,16 +190,52 @@ def probe_model(
         with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             rows = probe.measure(profile, engine, items, progress.advance)
         probe.write(folder / probe.file, rows)
-        write_manifest(folder, "answers", inputs, [folder / probe.file], code=code, **meter.facts)
+        host = hash_text(platform.node())[:8]  # tells machines apart, and names none
+        facts = meter.facts | {"session": session, "host": host}
+        write_manifest(folder, "answers", inputs, [folder / probe.file], code=code, **facts)
     return probe.read(folder / probe.file)
 
 
-def _open(profile: Profile, student: Student) -> Callable[[], Any]:
-    """Loads a student when it is first asked for."""
+def sessions_of(profile: Profile, models: Iterable[str]) -> dict[str, str]:
+    """Model -> when and on which machine it was asked, the same words for what was measured side by side."""
+    found = {name: read_manifest(answers_folder(profile, name) / MANIFEST) for name in models}
+    return {name: f"{one.get('session', 'not recorded')} on {one.get('host', '?')}" for name, one in found.items()}
+
+
+def _opened(profile: Profile, reference: str) -> Callable[[], Any]:
+    """Loads a model when it is first asked for."""
     from primekd.teachers.transformers_engine import TransformersEngine
 
-    path, size = f"path:{student.folder / 'model'}", profile.assess.batch_size
-    return cache(lambda: TransformersEngine(path, profile.scoring_dtype, size))
+    return cache(lambda: TransformersEngine(reference, profile.scoring_dtype, profile.assess.batch_size))
+
+
+def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMARKS) -> Path:
+    """Any models on the profile's items, what was asked already is read; returns runs/<profile>/compared/logs/ with the
+    probe's table, summary.csv, costs.csv and manifest.json. Models with the students' tokenizer read the held-out
+    documents too, where these are here, beside the teacher. Raises UserError if one cannot be loaded."""
+    view, start = profile.model_copy(update={"name": f"{profile.name}/compared"}), now()
+    items, text, task = load_items(profile, "test"), text_folder(profile), task_of(profile.data)
+    tokens = tokenizer_hash(load_tokenizer(profile.student.speaker)) if (text / MANIFEST).is_file() else None
+    settings = {"items_sha256": hash_items(items), "dtype": profile.scoring_dtype} | probe.inputs(profile)
+    found, logs, fits, inputs = {}, {}, [], {}
+    with contextlib.closing(LiveTeacher(profile, unprimed())) as teacher:
+        for reference in references:
+            tail = re.sub(r"[^\w.-]+", "-", reference.partition(":")[2])[-40:]
+            name = f"{tail.strip('-.')}-{hash_text(reference)[:6]}"
+            own = inputs[name] = settings | {"reference": reference, "weights": model_hash(reference)}
+            opened = _opened(profile, reference)  # of the last one nothing is left in memory
+            found[name] = probe_model(view, name, items, opened, probe, own, start)
+            logs[name] = grade_answers(items, probe.answers(profile, items, found[name]), task=task)
+            if tokenizer_hash(load_tokenizer(reference)) == tokens:
+                fit_documents(view, text, {name: opened}, {name: own | _inputs(profile, items, teacher)}, teacher)
+                fits += read_rows(held_out_folder(view, name) / "held-out.csv")
+    outputs = _write_beside(view, [], probe, found | probe.beside(profile, items))
+    samples = profile.assess.bootstrap_samples
+    table, sums = probe.table(view.logs, logs, fits, samples), summarise(logs, fits, samples)
+    outputs += [write_table(view.logs / probe.table_file, probe.row, table), write_costs(view, logs)]
+    outputs += [write_table(view.logs / "summary.csv", SummaryRow, sums)]
+    write_manifest(view.logs, "compared", inputs, outputs, start=start, measured=sessions_of(view, logs))
+    return view.logs
 
 
 def _write_beside(profile: Profile, students: Sequence[Student], probe: Probe, found: dict[str, list]) -> list[Path]:

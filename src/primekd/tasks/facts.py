@@ -56,6 +56,8 @@ def find_keyword(response: str, accepted: Sequence[str]) -> re.Match | None:
 class Facts(Task):
     """Queries with accepted keywords; an item's id begins with its category."""
 
+    end_matters = False  # plain text goes on for ever; a keyword is there or not among so many tokens
+
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
         """The project's own 200, or those of `test_file`, in their order; there is no other side than the test's."""
         if side_of(split) != "test":

@@ -109,6 +109,7 @@ class Judgement:
 class Task(Protocol):
     """One task; `items` and `judge` are its own, what stands here for the rest serves answers that are texts."""
 
+    end_matters = True  # whether of an answer that was cut off nobody knows what it would have been
     gold_only_judges = False  # whether gold may reach no student that learns from a teacher
 
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:

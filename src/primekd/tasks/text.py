@@ -59,15 +59,21 @@ def end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
     return found
 
 
+def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer of its own accord puts the beginning of text in front of a text. Then it stands in front of
+    every document too: whoever is asked to go on with a text has learned to read it there."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], end: int) -> list[np.ndarray]:
-    """The ids of each text, (n,), and `end` behind it. Words in a text that look like control tokens are text. Raises
-    UserError if an id lies outside the vocabulary."""
+    """The ids of each text, (n,), with the beginning of text in front (`begins_with_bos`) and `end` behind. Words in a
+    text that look like control tokens are text. Raises UserError if an id lies outside the vocabulary."""
     how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     rows = tokenizer(list(texts), **how)["input_ids"] if texts else []
-    kind = token_type(len(tokenizer))
+    kind, start = token_type(len(tokenizer)), [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
     if (largest := max([end, *map(max, filter(None, rows))])) >= len(tokenizer):
         raise UserError(f"The tokenizer gave the id {largest}, and has {len(tokenizer)} tokens: name another one.")
-    return [np.array([*row, end], dtype=kind) for row in rows]
+    return [np.array([*start, *row, end], dtype=kind) for row in rows]
 
 
 def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer_sha256: str) -> Path:
@@ -84,6 +90,8 @@ def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer
         "vocabulary": len(tokenizer), "seed": profile.seed, "train_tokens": text.train_tokens,
         "held_out_documents": text.held_out_documents, "shard_tokens": SHARD_TOKENS, "batch": BATCH,
     }  # fmt: skip
+    if begins_with_bos(tokenizer):  # not said where it does not: shards of such tokenizers stay what they were
+        inputs["begin_of_text"] = tokenizer.bos_token_id
     if is_current(folder, inputs):
         return folder
     work = _Work(folder, inputs, source, tokenizer)
@@ -109,7 +117,8 @@ class _Work:
         self.folder, self.inputs, self.source, self.tokenizer = folder, inputs, source, tokenizer
         self.settings = folder / "settings.json"
         found = read_json(self.settings) if self.settings.is_file() else inputs
-        if changed := [key for key in inputs if not isinstance(found, dict) or found.get(key) != inputs[key]]:
+        found = found if isinstance(found, dict) else {}
+        if changed := [key for key in found | inputs if found.get(key) != inputs.get(key)]:
             raise UserError(
                 f"{relative_name(folder)} was tokenised with other settings ({', '.join(changed)}): move it away and "
                 "tokenise the text again."

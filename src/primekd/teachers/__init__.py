@@ -36,4 +36,5 @@ def open_engine(profile: Profile) -> TeacherEngine:
         return ApiEngine(config, top_k=profile.signals.top_k, ledger=profile.ledger, own=own)
     from primekd.teachers.transformers_engine import TransformersEngine
 
-    return TransformersEngine(config.model, config.dtype, config.batch_size, tokenizer=load_tokenizer(config))
+    of, how = config.quantization, load_tokenizer(config)
+    return TransformersEngine(config.model, config.dtype, config.batch_size, quantization=of, tokenizer=how)

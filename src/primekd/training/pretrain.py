@@ -51,7 +51,7 @@ def train_on_text(
         )
     train, first, end = part_of(profile, arm)
     if train.epochs != 1:
-        raise UserError(f"{profile.name}: text is read once: set epochs to 1, and raise text.train_tokens for more.")
+        raise UserError(f"{profile.name}: set epochs to 1: text.epochs says how often text is read.")
     if arm and arm.signals != NONE:
         from primekd.capture.live import LiveTeacher
 
@@ -85,7 +85,7 @@ def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
     text, pretrain = profile.text, profile.pretrain
     if text is None or pretrain is None:
         raise UserError(f"{profile.name}: students of text need the sections text and pretrain.")
-    cut, end = pretrain.tokens // text.block_tokens, text.train_tokens // text.block_tokens
+    cut, end = pretrain.tokens // text.block_tokens, text.epochs * text.train_tokens // text.block_tokens
     as_control = arm is None or arm.start != CONTROL
     if not cut or cut > end or (cut == end and not as_control):
         raise UserError(
@@ -101,7 +101,7 @@ def text_examples(profile: Profile, first: int, end: int) -> "TextExamples":
 
     digest = tokenizer_hash(load_tokenizer(profile.student.speaker))
     blocks = Blocks(text_folder(profile), profile.text.block_tokens, profile.seed, digest)
-    return TextExamples(blocks, first, min(end, len(blocks)), profile.text.documents_apart)
+    return TextExamples(blocks, first, min(end, profile.text.epochs * len(blocks)), profile.text.documents_apart)
 
 
 def _stored(

@@ -199,7 +199,7 @@ def build_trainer(
         gradient_accumulation_steps=train.batch_size // (train.micro_batch_size * process_count()),
         max_grad_norm=train.max_grad_norm,
         lr_scheduler_type="cosine",  # half of one over all epochs, to zero: it never climbs again
-        warmup_steps=train.warmup_ratio,
+        warmup_steps=train.warmup_steps or train.warmup_ratio,  # below 1, a share of the steps
         ddp_find_unused_parameters=False,  # every trained weight is used in every pass
         seed=seed,
         logging_steps=1,
