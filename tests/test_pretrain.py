@@ -1,5 +1,6 @@
 """Students of text: a control from scratch, and arms that go on from its weights with the same text behind it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from primekd.tasks.text import text_folder, tokenise
 from primekd.tasks.text_shards import Blocks
 from primekd.training import trainer as of_trainer
 from primekd.training.examples import Collator, TextExamples, document_examples
-from primekd.training.pretrain import part_of, train_on_text
+from primekd.training.pretrain import part_of, text_examples, train_on_text
 
 ARMS = ["micro-text", "micro-forward-KL", "micro-on-policy", "micro-minillm"]
 LLAMA = {
@@ -103,6 +104,11 @@ def test_the_log_has_a_line_a_label_and_step(profile):
     assert {label for _, label, _ in lines} == {"train", "val"}
     losses = [float(value) for _, label, value in lines if label == "train"]
     assert len(losses) == 6 and losses[-1] < losses[0]
+    train_on_text(profile, "micro-minillm")
+    lines = [line.split() for line in (folder.parent / "micro-minillm.log.txt").read_text().splitlines()]
+    of = {name: [float(value) for _, label, value in lines if label == name] for name in ("train", "loss", "kl", "val")}
+    assert all(of.values()) and of["train"] != of["loss"]
+    assert abs(of["train"][-1] - losses[-1]) < 1, "the cross-entropy of the given text, as the control's"
 
 
 @pytest.mark.parametrize("name", [CONTROL, "micro-minillm"])
@@ -159,6 +165,19 @@ def test_what_cannot_be_is_refused(profile, changes, said):
     }
     with pytest.raises(UserError, match=said):
         train_on_text(profile.model_copy(update=update), "micro-text")
+
+
+def test_too_little_text_for_the_arms_is_refused_before_the_control_is_trained(profile):
+    more = profile.model_copy(update={"text": profile.text.model_copy(update={"train_tokens": 320_000})})
+    shutil.rmtree(text_folder(profile))
+    tokenizer = load_tokenizer(profile.student.speaker)
+    tokenise(more, tokenizer, tokenizer_hash(tokenizer))  # the source ends long before
+    with pytest.raises(UserError, match=r"read 10000 blocks of 32 tokens, and the text has \d+: lower pretrain"):
+        train_on_text(more, CONTROL)
+    assert not more.student_folder(CONTROL).exists() and not (more.runs / "checkpoints").exists()
+    _, first, end = part_of(more, get_arm("micro-text"))
+    with pytest.raises(UserError, match="read 10000 blocks"):
+        text_examples(more.model_copy(update={"arms": ()}), first, end)
 
 
 def test_arms_that_learn_from_no_text_are_no_students_of_text(profile):

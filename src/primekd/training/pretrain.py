@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from primekd.config import Profile, TrainConfig
 from primekd.config.arm import CONTROL, CORPUS, NONE, Arm
-from primekd.config.arms import get_arm
+from primekd.config.arms import arms_of, get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
@@ -96,12 +96,20 @@ def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
 
 
 def text_examples(profile: Profile, first: int, end: int) -> "TextExamples":
-    """The blocks of a part of the profile's text. Raises UserError as `Blocks`."""
+    """The blocks of a part of the profile's text. Raises UserError as `Blocks`, or if the text has too few for this
+    part or for that of an arm of the profile: a control is not trained for arms that cannot be."""
     from primekd.training.examples import TextExamples
 
-    digest = tokenizer_hash(load_tokenizer(profile.student.speaker))
-    blocks = Blocks(text_folder(profile), profile.text.block_tokens, profile.seed, digest)
-    return TextExamples(blocks, first, min(end, profile.text.epochs * len(blocks)), profile.text.documents_apart)
+    digest, size = tokenizer_hash(load_tokenizer(profile.student.speaker)), profile.text.block_tokens
+    blocks = Blocks(text_folder(profile), size, profile.seed, digest)
+    needed = max([end, *(part_of(profile, arm)[2] for arm in arms_of(profile).values())])
+    there = profile.text.epochs * len(blocks)
+    if needed - there >= profile.text.epochs:  # fewer are what every epoch leaves of a last block
+        raise UserError(
+            f"{profile.name}: control and arms read {needed} blocks of {size} tokens, and the text has {there}: lower "
+            "pretrain.tokens and text.train_tokens, or name more text."
+        )
+    return TextExamples(blocks, first, min(end, there), profile.text.documents_apart)
 
 
 def _stored(
@@ -164,5 +172,5 @@ def _lesson(
         rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, lambda: teacher.engine)
     validation = document_examples(held_out(text_folder(profile), digest), text.block_tokens)
     speed = Speed(shape_of(scratch_config(profile.student.from_scratch, tokenizer).to_dict()), text.block_tokens)
-    log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"), {"kd": "kl"} if teacher else {})
+    log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"), bool(teacher), not rollouts or rollouts.with_text)
     return Lesson(examples, validation, teacher, rollouts, start, speed, [log, *([watch(log)] if watch else [])])
