@@ -19,6 +19,7 @@ from primekd.teachers import open_engine
 from primekd.training.distill import distill
 
 ARM = "ai-on-policy-KD"
+MINILLM = {"divergence": "reverse_kl", "alpha": 0}
 
 
 @pytest.fixture
@@ -80,8 +81,10 @@ def test_by_roles_its_contrasts_check_the_design_and_the_profile_may_ask_one_of_
         ({"loss": {"divergence": "reverse_kl", "alpha": 0.5}}, "there is none to learn from"),
         (
             {"loss": {"divergence": "forward_kl", "alpha": 0}, "on_policy": {"objective": "minillm"}},
-            "minillm is a reverse",
+            "set the arm's loss.divergence to reverse_kl",
         ),
+        ({"loss": MINILLM | {"temperature": 2.0}, "on_policy": {"objective": "minillm"}}, r"loss\.temperature to 1"),
+        ({"loss": MINILLM | {"divergence_scale": 9}, "on_policy": {"objective": "minillm"}}, r"divergence_scale to 1"),
         ({"on_policy": {"objective": "minillm", "temperature": 0.5}}, "temperature is 1"),
     ],
 )

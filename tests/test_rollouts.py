@@ -1,6 +1,7 @@
 """A student that writes its own text while it learns: what it writes, what it learns from it, and stops in between."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_tokens_are_drawn_from_the_mixture_and_their_probabilities_are_those_of_
     mixed = rollouts(tokenizer, engine, objective="minillm", teacher_share=0.3)
     written, size = mixed.write(student, blocks, step=0, first=0), len(tokenizer)
     found = {name: getattr(written, name).double().split([len(r) for r in written.responses])
-             for name in ("log_q", "log_p", "log_drawn")}  # fmt: skip
+             for name in ("entropy", "log_q", "log_p", "log_drawn")}  # fmt: skip
     for n, example in enumerate(written.examples):
         ids, response = example.sequence.input_ids, written.responses[n]
         rows = slice(len(ids) - len(response) - 1, len(ids) - 1)
@@ -95,6 +96,7 @@ def test_tokens_are_drawn_from_the_mixture_and_their_probabilities_are_those_of_
         for name, values in (("log_q", log_q), ("log_p", log_p), ("log_drawn", drawn)):
             expected = values[torch.arange(len(response)), torch.tensor(response)]
             torch.testing.assert_close(found[name][n], expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found["entropy"][n], -(log_q.exp() * log_q).sum(-1), rtol=1e-3, atol=1e-3)
         draws = np.random.default_rng(np.random.SeedSequence([4, 0, n]).generate_state(1)[0]).random(LIMIT)
         for row, token, draw in zip(drawn.exp().cumsum(-1), response, draws, strict=False):
             assert row[token - 1] - 1e-4 <= draw <= row[token] + 1e-4, "the token that its draw falls on"
@@ -117,12 +119,44 @@ def test_warm_up_and_share_say_which_steps_are_its_own(tokenizer):
 
 
 def test_habits_of_a_student_that_collapses():
-    loop = habits([[5] * 12], [False])
-    assert loop == {"responses": 1, "written_tokens": 12, "ended": 0, "repeated": pytest.approx(8 / 9)}
-    silent = habits([[0], [0]], [True, True])
-    assert silent == {"responses": 2, "written_tokens": 1, "ended": 1, "repeated": 0}
-    both = habits([[1, 2, 3, 4, 5, 6], [7] * 6], [True, False])
-    assert both == {"responses": 2, "written_tokens": 6, "ended": 0.5, "repeated": pytest.approx(2 / 6)}
+    loop = habits([[5] * 12], [False], [0.5] * 12)
+    repeated = pytest.approx(8 / 9)
+    assert loop == {"responses": 1, "written_tokens": 12, "ended": 0, "repeated": repeated, "entropy": 0.5}
+    silent = habits([[0], [0]], [True, True], [1.0, 2.0])
+    assert silent == {"responses": 2, "written_tokens": 1, "ended": 1, "repeated": 0, "entropy": 1.5}
+    both = habits([[1, 2, 3, 4, 5, 6], [7] * 6], [True, False], [0.0] * 12)
+    assert both["written_tokens"] == 6 and both["repeated"] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize(
+    "own", [{"objective": "minillm", "teacher_share": 0.4}, {"temperature": 0.3}], ids=["mixed", "cold"]
+)
+def test_the_entropy_is_the_students_own_whatever_its_tokens_were_drawn_from(
+    new_trainer, tokenizer, engine, blocks, own
+):
+    """Neither that of a mixture with the teacher or of a sharper distribution, nor a cross-entropy with either."""
+    trainer = new_trainer(rollouts(tokenizer, engine, **own), REVERSE, epochs=1)
+    student, [batch, other] = trainer.model, list(trainer.get_train_dataloader())
+    entropies, drawn = [], []
+    for n, part in enumerate((batch, other)):
+        for text in rollouts(tokenizer, engine, **own).write(student, part["examples"], 0, 2 * n).examples:
+            ids = text.sequence.input_ids
+            log_q = log_probs(student.model, ids, len(tokenizer))[2:-1]  # behind a prompt of three tokens
+            entropies += (-(log_q.exp() * log_q).sum(-1)).tolist()
+            drawn += (-log_q[torch.arange(len(ids) - 3), torch.tensor(ids[3:])]).tolist()
+    trainer.train()
+    assert history(trainer, "entropy")[0] == pytest.approx(np.mean(entropies), rel=1e-3)
+    assert history(trainer, "entropy")[0] != pytest.approx(np.mean(drawn), rel=0.02)
+
+
+def test_a_prompt_and_what_is_written_behind_it_have_to_fit_the_context(student, blocks, tokenizer):
+    student.config.max_position_embeddings = 3 + LIMIT - 1  # of the last token nothing is predicted
+    rollouts(tokenizer).write(student, blocks[:1], 0, 0)
+    student.config.max_position_embeddings -= 1
+    with pytest.raises(
+        UserError, match=r"0: the prompt and max_new_tokens make 9 tokens, more than the model's context of 7"
+    ):
+        rollouts(tokenizer).write(student, blocks[:1], 0, 0)
 
 
 # What is learned.
@@ -186,6 +220,15 @@ def test_beside_its_own_text_the_given_one_is_learned_for_the_cross_entropy(new_
     assert len(batch["labels"]) == 2 * len(batch["item_ids"])
     trainer.train()
     assert history(trainer, "ce")[0] != pytest.approx(history(trainer, "entropy")[0], rel=0.05)
+
+
+def test_the_tokens_that_count_for_the_speed_are_those_that_are_trained_on(new_trainer, tokenizer, blocks):
+    own, counted = rollouts(tokenizer, with_text=True), []
+    trainer = new_trainer(own, LossConfig(divergence="reverse_kl", alpha=0.3), epochs=1)
+    trainer.speed = SimpleNamespace(begin=lambda: counted.append("begin"), add=counted.append)
+    batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 2, torch.device("cpu"))
+    written = [3 + len(r) for batch in batches for r in batch["written"].responses]
+    assert counted == ["begin", sum(written) + sum(len(block.sequence.input_ids) for block in blocks)]
 
 
 def test_a_stopped_training_writes_and_learns_the_same(new_trainer, tokenizer, engine):

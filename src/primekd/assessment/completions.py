@@ -12,6 +12,7 @@ from pydantic import Field
 from primekd.assessment.similarity import cosines, rouge_l
 from primekd.foundation.tables import Count, Flag, Name, read_records, write_csv
 from primekd.models.chat import decode_response, text_prompt
+from primekd.models.context import refuse_too_long
 from primekd.tasks.text import end_of_text
 from primekd.teachers.protocol import Sampling
 
@@ -45,8 +46,6 @@ def complete(
     """Greedy: at most `limit` tokens behind each item's question, up to the end of the text. `advance` is told of each
     that has ended. Raises UserError if the tokenizer has no end of text, a question and `limit` tokens do not fit into
     the model's context, or the embeddings are not installed."""
-    from primekd.assessment.fit import refuse_too_long
-
     tokenizer = engine.tokenizer
     prompts = [text_prompt(tokenizer, item.question) for item in items]
     lengths = {item.id: len(prompt) + limit for item, prompt in zip(items, prompts, strict=True)}

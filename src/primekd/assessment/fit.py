@@ -3,7 +3,7 @@
 Apart from tokens.py, which reads logs: what only reads is not another code when a loss changes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,12 +11,9 @@ from torch import Tensor
 
 from primekd.assessment.tokens import TokenFit
 from primekd.config import LossConfig
-from primekd.foundation.errors import UserError
 from primekd.losses import row_losses
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from primekd.signals.rows import SignalRows
     from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -38,11 +35,3 @@ def losses_of(
     by_row = row_losses(hidden, head, engine.bias(), targets, teacher, loss, engine.transform, top)
     ce, *fits = (values.cpu().split(lengths) for values in by_row)
     return [(float(own.double().sum()), TokenFit(*fit)) for own, *fit in zip(ce, *fits, strict=True)]
-
-
-def refuse_too_long(model: "PreTrainedModel", tokens: Mapping[str, int], what: str, fix: str) -> None:
-    """Raises UserError if an item's tokens, of which the last one is not read, do not fit into a model's context."""
-    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    for name, count in tokens.items():
-        if most and count - 1 > most:
-            raise UserError(f"{name}: {what} {count} tokens, more than the model's context of {most} holds: {fix}.")

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 from primekd.assessment.decisions.session import readable
-from primekd.assessment.fit import refuse_too_long
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.serving import MERGED, serving_folder
 from primekd.assessment.stream import Reply, Stream
@@ -21,6 +20,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_json, relative_name
 from primekd.models import is_present, load_tokenizer, require_same_tokenizer
 from primekd.models.chat import TEXT, Priming, Prompt, build_prompt
+from primekd.models.context import refuse_too_long
 from primekd.signals.rows import DenseRows
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NumberTask

@@ -211,9 +211,12 @@ class Arm(BaseModel):
         given = profile.on_policy.model_dump() if profile.on_policy else {}
         place, loss = f"{self._place}: on_policy in {profile.name}", self.loss_of(profile)
         settings = _built(OnPolicyConfig, given | self.on_policy, place)
-        if settings.objective == "minillm" and loss.divergence != "reverse_kl":
+        needed = {"divergence": "reverse_kl", "temperature": 1, "divergence_scale": 1}
+        changed = [name for name, value in needed.items() if getattr(loss, name) != value]
+        if settings.objective == "minillm" and changed:
             raise UserError(
-                f"{place}: the objective minillm is a reverse KL: set the arm's loss.divergence to reverse_kl."
+                f"{place}: the objective minillm is the reverse KL of the models as they are: set the arm's "
+                f"loss.{changed[0]} to {needed[changed[0]]}."
             )
         if self.live and (loss.alpha or settings.share < 1 or settings.warmup_steps):
             raise UserError(

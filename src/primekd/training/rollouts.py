@@ -5,7 +5,7 @@ training that goes on after a stop writes what it would have written.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from primekd.foundation.errors import UserError
 from primekd.losses.on_policy import log_prob_of, minillm_weights
 from primekd.losses.plain import log_mixture
 from primekd.models.chat import join
+from primekd.models.context import refuse_too_long
 from primekd.signals import SignalRows
 from primekd.teachers.cache import SlotCache, has_plain_cache, narrowest_window
 from primekd.teachers.decoding import LastPosition, Row, decode
@@ -29,17 +30,19 @@ if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine
     from primekd.training.objective import StudentObjective
 
+CHUNK = 128  # rows of logits at a time
+
 
 @dataclass(frozen=True)
 class Written:
-    """What a student wrote for a micro-batch: one example an item, and of its N tokens the log-probabilities (N,) that
-    the objective asks for."""
+    """What a student wrote for a micro-batch: one example an item; of its N tokens log-probabilities, (N,) each."""
 
     examples: list[Example]
     ended: list[bool]
-    log_q: Tensor | None = None  # under the student
+    entropy: Tensor  # (N,), nats, of the student's own distribution at each token
+    log_q: Tensor  # under the student
     log_p: Tensor | None = None  # under the teacher, where it took part
-    log_drawn: Tensor | None = None  # under what they were drawn from
+    log_drawn: Tensor | None = None  # under the mixture that they were drawn from, where it did
 
     @property
     def responses(self) -> list[list[int]]:
@@ -82,7 +85,8 @@ class Rollouts:
     number. `ends`: the tokens that end a response. `with_text`: whether the given text stays beside the written one,
     for its cross-entropy. `teacher` gives the engine that takes part in the sampling, where the settings say so.
 
-    Raises UserError if several processes train, or the architecture's cache cannot be decoded from.
+    Raises UserError if several processes train, or where it writes, if the architecture's cache cannot be decoded from
+    or the context is too short.
     """
 
     def __init__(
@@ -105,46 +109,49 @@ class Rollouts:
         if not has_plain_cache(student.config):
             raise UserError(f"A student of the architecture {student.config.model_type} cannot write while it learns.")
         prompts = [prompt_of(example, self.settings.prompt_tokens) for example in examples]
+        share = self.settings.teacher_share
+        mixed = MixedPosition(student, self.teacher(), share) if share and self.teacher else None
+        longest = {e.item_id: len(ids) + self.limit for e, ids in zip(examples, prompts, strict=True)}
+        what, fix = "the prompt and max_new_tokens make", "lower on_policy.max_new_tokens or on_policy.prompt_tokens"
+        for model in (student, *([mixed.teacher.model] if mixed else [])):
+            refuse_too_long(model, longest, what, fix)
         draws = [np.random.SeedSequence([self.seed, step, first + i]) for i in range(len(prompts))]
         seeds = tuple(int(draw.generate_state(1)[0]) for draw in draws)
         sampling = Sampling(self.limit, self.settings.temperature, seeds=seeds)
-        share = self.settings.teacher_share
-        mixed = MixedPosition(student, self.teacher(), share) if share and self.teacher else None
-        weighted, was_training = self.settings.objective == "minillm", student.training
+        was_training = student.training
         student.eval()
         window = narrowest_window(student.config)
         alone = LastPosition(student.last_states, student.logits, student.device, window)
         position = mixed.position() if mixed else alone
-        rows = decode(position, prompts, sampling, self.ends, len(prompts), keep_states=weighted)
+        rows = decode(position, prompts, sampling, self.ends, len(prompts), keep_states=True)
+        measured = _measures(student, mixed, rows)
         student.train(was_training)
         given = [example.sequence if self.with_text else None for example in examples]
         joined = [join(list(prompt), row.ids) for prompt, row in zip(prompts, rows, strict=True)]
         own = [Example(e.item_id, text, also) for e, text, also in zip(examples, joined, given, strict=True)]
-        written = Written(own, [row.ids[-1] in self.ends for row in rows])
-        return replace(written, **_log_probs(student, mixed, rows)) if weighted else written
+        return Written(own, [row.ids[-1] in self.ends for row in rows], *measured)
 
     def weights(self, written: Written, teacher: SignalRows) -> Tensor | None:
         """(N, 2) of the objective, or None where the divergence is all of it; `teacher`: N rows of the written text."""
-        if written.log_q is None:
+        if self.settings.objective == "divergence":
             return None
         responses, s = written.responses, self.settings
         ids = torch.tensor([token for response in responses for token in response], device=written.log_q.device)
         log_p = log_prob_of(teacher, ids) if written.log_p is None else written.log_p
-        lengths = list(map(len, responses))
-        return minillm_weights(written.log_q, log_p, written.log_drawn, lengths, s.clip, s.length_normalised)
+        drawn = written.log_q if written.log_drawn is None else written.log_drawn
+        return minillm_weights(written.log_q, log_p, drawn, list(map(len, responses)), s.clip, s.length_normalised)
 
 
 @torch.no_grad()
-def _log_probs(student: "StudentObjective", mixed: MixedPosition | None, rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Of every written token, (N,) float32, response by response, so that no more than one's logits are there."""
-    names, found = ("log_q", "log_p", "log_drawn") if mixed else ("log_q",), []
-    for row in rows:
-        states = row.states().clone()  # what was made for inference alone cannot be part of a training step
-        ids = torch.tensor(row.ids, device=states.device)[:, None]
-        whole = mixed.log_probs(states) if mixed else (student.logits(states).float().log_softmax(-1),)  # (T, V) each
-        found.append([values.gather(1, ids)[:, 0] for values in whole])
-    parts = {name: torch.cat(values) for name, values in zip(names, zip(*found, strict=True), strict=True)}
-    return parts if mixed else parts | {"log_drawn": parts["log_q"]}
+def _measures(student: "StudentObjective", mixed: MixedPosition | None, rows: Sequence[Row]) -> list[Tensor]:
+    """What `Written` has of every token, (N,) float32 each; in chunks, so that few rows of logits are there at once."""
+    states, ids = torch.cat([row.states() for row in rows]), [token for row in rows for token in row.ids]
+    found = []
+    for own, tokens in zip(states.split(CHUNK), torch.tensor(ids, device=states.device).split(CHUNK), strict=True):
+        whole = mixed.log_probs(own) if mixed else (student.logits(own).float().log_softmax(-1),)  # (C, V) each
+        entropy = -(whole[0].exp() * whole[0]).sum(-1)
+        found.append([entropy, *(values.gather(1, tokens[:, None])[:, 0] for values in whole)])
+    return [torch.cat(values) for values in zip(*found, strict=True)]
 
 
 def prompt_of(example: Example, block_tokens: int) -> list[int]:
