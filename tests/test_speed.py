@@ -43,15 +43,19 @@ def test_a_cpus_peak_is_measured_and_a_gpus_is_looked_up(monkeypatch):
     assert peak_flops()[0] == 0 and Speed(SHAPE, 40).utilisation is None
 
 
-def test_utilisation_is_the_models_arithmetic_over_the_peak(monkeypatch):
-    clock = iter([0.0, 2.0, 2.0, 2.0, 2.0])
+def test_the_clock_runs_in_steps_alone_and_utilisation_is_the_models_arithmetic_over_the_peak(monkeypatch):
+    clock = iter([5.0, 7.0, 100.0, 101.0])
     monkeypatch.setattr(of_speed, "peak_flops", lambda: (1e12, "here"))
     monkeypatch.setattr(of_speed.time, "perf_counter", lambda: next(clock))
     speed = Speed(SHAPE, 40)
-    speed.add(3000)
-    assert speed.tokens_per_second == 1500
-    assert speed.utilisation == pytest.approx(1500 * flops_per_token(SHAPE, 40) / 1e12)
-    assert str(speed) == f"1,500 tokens/s, {100 * 1500 * flops_per_token(SHAPE, 40) / 1e12:.1f} % of peak"
+    for tokens in (3000, 600):  # 2 s and 1 s; between them nobody trains for 93 s
+        speed.begin()
+        speed.add(tokens)
+        speed.on_step_end(None, None, None)
+    assert speed.tokens_per_second == 1200
+    assert speed.utilisation == pytest.approx(1200 * flops_per_token(SHAPE, 40) / 1e12)
+    assert str(speed) == f"1,200 tokens/s, {100 * 1200 * flops_per_token(SHAPE, 40) / 1e12:.1f} % of peak"
+    assert speed.facts["tokens_per_second"] == 1200
 
 
 def at(step: int) -> SimpleNamespace:
@@ -60,15 +64,18 @@ def at(step: int) -> SimpleNamespace:
 
 def test_the_text_log_has_one_label_and_value_a_line_and_forgets_what_is_made_again(tmp_path):
     path = tmp_path / "own" / "log.txt"
-    log = TextLog(path, {"kd": "kl"})
+    log = TextLog(path, taught=True)
     log.on_train_begin(None, at(0), None)
-    log.on_log(None, at(1), None, {"loss": 2.5, "kd": 0.25, "grad_norm": 1.0})
-    log.on_log(None, at(2), None, {"loss": 2.25, "kd": 0.125})
+    log.on_log(None, at(1), None, {"loss": -2.5, "ce": 3.5, "kd": 0.25, "grad_norm": 1.0})
+    log.on_log(None, at(2), None, {"loss": 2.25, "ce": 3.25, "kd": 0.125})
     log.add(2, {"hella": 0.3})
     log.on_log(None, at(2), None, {"eval_loss": 3})
-    assert path.read_text() == "1 train 2.5\n1 kl 0.25\n2 train 2.25\n2 kl 0.125\n2 hella 0.3\n2 val 3\n"
+    first = "1 train 3.5\n1 loss -2.5\n1 kl 0.25\n"
+    assert path.read_text() == f"{first}2 train 3.25\n2 loss 2.25\n2 kl 0.125\n2 hella 0.3\n2 val 3\n"
     with open(path, "a") as file:
         file.write("3 tra")  # a stop in the middle of a line
-    assert len(read_lines(path)) == 6
+    assert len(read_lines(path)) == 8
     TextLog(path).on_train_begin(None, at(1), None)
-    assert path.read_text() == "1 train 2.5\n1 kl 0.25\n"
+    assert path.read_text() == first
+    assert "train" not in TextLog(path, taught=True, given=False).labels.values()
+    assert TextLog(path).labels["loss"] == "train"

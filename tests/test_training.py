@@ -715,8 +715,10 @@ def test_a_step_that_is_not_finite_stops_the_training_and_the_last_good_checkpoi
     train = SGD.model_copy(update={"checkpoints_per_epoch": 2})  # after every step
     trainer = new_trainer(examples, signals, train=train)
     trainer.add_callback(Spoil(2, "on_step_begin"))
-    with pytest.raises(UserError, match=r"diverged at step 3 \(loss nan.*last good checkpoint stays"):
+    with pytest.raises(UserError, match=r"diverged at step 3.*last good checkpoint stays") as raised:
         trainer.train()
+    assert f"step 3, which read {trainer._read[0]} to {trainer._read[-1]} (loss nan" in str(raised.value)
+    assert set(trainer._read) <= {example.item_id for example in examples} and len(trainer._read) == SGD.batch_size
     assert newest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-2"
     assert 0.0 not in column(trainer, "loss")
 

@@ -173,7 +173,7 @@ def lineage(profile: Profile, student: Student) -> dict[str, Any]:
     """From a log back to what it was computed from; kept beside the log, because runs/ is not in git. The signals are
     those that the student was trained on, whatever the store holds today."""
     keys = ("inputs", "outputs", "start", "end", "seconds", "energy_kwh", "steps", "response_tokens", "resumed")
-    keys += ("mixed", "tuning", "dropped")
+    keys += ("mixed", "tuning", "dropped", "tokens_per_second", "flops_utilisation", "peak_source")
     facts = {key: student.manifest.get(key) for key in keys if student.manifest.get(key) is not None}
     facts |= {"git": student.manifest["environment"].get("git"), "code": brief(student.manifest.get("code"))}
     facts["manifest_sha256"] = hash_file(student.folder / MANIFEST)

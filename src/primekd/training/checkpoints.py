@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -148,10 +148,12 @@ class SafeCheckpoints(Trainer):
             torch.cuda.random.set_rng_state(states[_of_process("cuda", process)])
 
 
-def require_finite_step(logs: Mapping[str, float], step: int) -> None:
-    """Raises Diverged if a loss or the gradient norm of a step is no finite number."""
+def require_finite_step(logs: Mapping[str, float], step: int, items: Sequence[str]) -> None:
+    """Raises Diverged, which names the batch, if a loss or the gradient norm of a step is no finite number. `items`: of
+    the step's batch, in order."""
     if found := [f"{name} {logs[name]}" for name in WATCHED if name in logs and not math.isfinite(logs[name])]:
-        raise Diverged(f"at step {step} ({', '.join(found)})")
+        read = f", which read {items[0]} to {items[-1]}" if items and "eval_loss" not in logs else ""
+        raise Diverged(f"at step {step}{read} ({', '.join(found)})")
 
 
 class Diverged(UserError):

@@ -45,7 +45,7 @@ class StudentObjective(nn.Module):
         self._parts = (base.get_decoder(), base.get_output_embeddings())
         own = base.get_input_embeddings().weight.dtype
         self._bfloat16 = (own if dtype is None else getattr(torch, dtype)) == torch.bfloat16
-        self._rounds = self._bfloat16 and own == torch.float32  # hidden states, as a model in bfloat16 does
+        self.rounds = self._bfloat16 and own == torch.float32  # hidden states, as a model in bfloat16 does
         with self._precision(base.get_input_embeddings().weight):
             self.transform = require_transform(find_transform(base, vocab_size), type(base).__name__)
         self.pack = pack and self._packs_alike()
@@ -62,7 +62,7 @@ class StudentObjective(nn.Module):
             else:
                 found = self._parts[0](input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
                 hidden = found.last_hidden_state[:, : kept.shape[1]][kept]  # (B, S - 1, D) -> (N, D)
-        return hidden.bfloat16() if self._rounds else hidden, targets[kept]
+        return hidden.bfloat16() if self.rounds else hidden, targets[kept]
 
     def _packed(self, input_ids: Tensor, real: Tensor, kept: Tensor) -> Tensor:
         """Ids, and whether one is no padding and its state is wanted, (B, S) each -> the wanted states (N, D)."""
@@ -118,18 +118,21 @@ class StudentObjective(nn.Module):
         divergence_alone = self.loss.model_copy(update={"alpha": 0.0})
         kd, of_kd = self._loss_of(hidden[:first], targets[:first], teacher, divergence_alone, tokens[0], weights)
         ce, of_ce = self._loss_of(hidden[first:], targets[first:], None, self.loss, tokens[1])
-        parts = {"ce": of_ce["ce"], "kd": of_kd["kd"], "own_ce": of_kd["ce"]}
-        return self.loss.alpha * ce + (1 - self.loss.alpha) * kd, parts
+        return self.loss.alpha * ce + (1 - self.loss.alpha) * kd, {"ce": of_ce["ce"], "kd": of_kd["kd"]}
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    def last_states(self, **inputs) -> Tensor:
-        """What `decode` asks for, while the student learns: hidden states (B, D) of the last position."""
+    def states(self, **inputs) -> Tensor:
+        """Hidden states (B, S, D) of all positions, as the loss has them."""
         with self._precision(inputs["input_ids"]):
-            hidden = self._parts[0](**inputs, use_cache=True).last_hidden_state[:, -1].clone()
-        return hidden.bfloat16() if self._rounds else hidden
+            hidden = self._parts[0](**inputs).last_hidden_state
+        return hidden.bfloat16() if self.rounds else hidden
+
+    def last_states(self, **inputs) -> Tensor:
+        """What `decode` asks for, while the student learns: those of the last position, (B, D)."""
+        return self.states(**inputs, use_cache=True)[:, -1].clone()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (N, D) -> the student's logits (N, V), padded columns cut."""

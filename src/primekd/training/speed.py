@@ -37,20 +37,30 @@ def peak_flops() -> tuple[float, str]:
     return 2 * PROBE**3 / best, f"a bfloat16 product of {PROBE} x {PROBE} measured here"
 
 
-class Speed:
-    """Tokens a second since training began, and the model's FLOPs utilisation (MFU)."""
+class Speed(TrainerCallback):
+    """Tokens a second of the steps, and the model's FLOPs utilisation (MFU). A step is all from reading its batch, or
+    writing it, to the new weights; validation, benchmarks and checkpoints between two steps are not counted."""
 
     def __init__(self, shape: Shape, context: int):
         self._flops, (self._peak, self.source) = flops_per_token(shape, context), peak_flops()
-        self._tokens, self._start = 0, time.perf_counter()
+        self._tokens, self._seconds, self._start = 0, 0.0, 0.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._start = time.perf_counter()
 
     def add(self, tokens: int) -> None:
-        """Counts tokens that went through the student."""
+        """Counts tokens that the step trains on: all that the student's forward and backward pass reads."""
         self._tokens += tokens
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if torch.cuda.is_available():  # the step's loss is waited for anyway, to be logged
+            torch.cuda.synchronize()
+        self._seconds += time.perf_counter() - self._start
 
     @property
     def tokens_per_second(self) -> float:
-        return self._tokens / max(time.perf_counter() - self._start, 1e-9)
+        return self._tokens / max(self._seconds, 1e-9)
 
     @property
     def utilisation(self) -> float | None:
@@ -71,12 +81,16 @@ class Speed:
 
 class TextLog(TrainerCallback):
     """Plain text, one `step label value` a line, whole after every line, so that it can be read while training runs.
-    What lies behind the step that a training goes on from is taken out: it is made again."""
+    What lies behind the step that a training goes on from is taken out: it is made again.
 
-    LABELS: Mapping[str, str] = {"loss": "train", "eval_loss": "val"}
+    `train` is the cross-entropy of the given text, nats a token, and `val` that of held-out documents. Where a teacher
+    is asked, `kl` is the divergence to it and `loss` the objective, a surrogate of either sign under MiniLLM; without
+    `given`, where a student's own text has no given one beside it, there is no `train`.
+    """
 
-    def __init__(self, path: Path, labels: Mapping[str, str] | None = None):
-        self.path, self.labels = path, {**self.LABELS, **(labels or {})}
+    def __init__(self, path: Path, taught: bool = False, given: bool = True):
+        labels = {"eval_loss": "val", "loss": "loss", "kd": "kl"} if taught else {"eval_loss": "val", "loss": "train"}
+        self.path, self.labels = path, ({"ce": "train"} if taught and given else {}) | labels
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         kept = [line for line in read_lines(self.path) if int(line.split()[0]) <= state.global_step]

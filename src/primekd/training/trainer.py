@@ -33,6 +33,7 @@ class DistillTrainer(SafeCheckpoints):
         super().__init__(**rest)
         self.signals, self.settings, self.rollouts, self.speed = signals, train, rollouts, speed
         self._habits: dict[str, float] = {}
+        self._read: list[str] = []  # ids of the step's items, or numbers of its blocks
         on_disk = hasattr(self.train_dataset, "lengths")  # text, which stays in its order and has no gold solutions
         self.with_gold = not on_disk and any(example.gold for example in self.train_dataset)
         self._order_seed = None if on_disk or not train.shuffle else self.args.seed
@@ -77,22 +78,28 @@ class DistillTrainer(SafeCheckpoints):
         """The micro-batches of a step; of what the student writes itself where that is due."""
         if self.rollouts:  # given text has no gold solution beside it
             self.with_gold, self._habits = False, {}
+        if self.speed:
+            self.speed.begin()
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._read = [item for batch in batches for item in batch["item_ids"] if item]  # a filler has no name
+        if self.rollouts and batches and self.rollouts.due(self.state.global_step):
+            batches = self._written(batches)
+            tokens = self._get_num_items_in_batch(batches, device)
         if self.speed:
             self.speed.add(sum(int(batch["attention_mask"].sum()) for batch in batches))
-        if self.rollouts is None or not batches:
-            return batches, tokens
+        return batches, tokens
+
+    def _written(self, batches: list) -> list:
+        """What the student writes in the place of the micro-batches of this step."""
         step, student = self.state.global_step, self.accelerator.unwrap_model(self.model)
-        if not self.rollouts.due(step):
-            return batches, tokens
         own, first = [], 0
         for batch in batches:
             own.append(self.rollouts.write(student, batch["examples"], step, first))
             first += len(batch["examples"])
         self.with_gold = any(example.gold for written in own for example in written.examples)
-        self._habits = habits([r for written in own for r in written.responses], [e for w in own for e in w.ended])
-        batches = [self.data_collator(written.examples) | {"written": written} for written in own]
-        return batches, self._get_num_items_in_batch(batches, device)
+        texts, ended = [r for written in own for r in written.responses], [e for w in own for e in w.ended]
+        self._habits = habits(texts, ended, torch.cat([written.entropy for written in own]).tolist())
+        return [self.data_collator(written.examples) | {"written": written} for written in own]
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Response tokens of the global batch, over which means are taken; with gold solutions (2,), theirs second."""
@@ -129,11 +136,9 @@ class DistillTrainer(SafeCheckpoints):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # every step is logged, so the parts are one step's
             ce, kd = self._over_processes(float(self._parts["ce"]), float(self._parts["kd"]))
-            # What the student wrote it drew from itself, so the mean of -log q is an estimate of its entropy.
-            own = {"entropy": float(self._parts.get("own_ce", ce))} if self._habits else {}
-            logs = logs | {"ce": ce, "kd": kd} | self._habits | own
+            logs = logs | {"ce": ce, "kd": kd} | self._habits
             self._parts.clear()
-        require_finite_step(logs, self.state.global_step)
+        require_finite_step(logs, self.state.global_step, self._read)
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -225,7 +230,7 @@ def build_trainer(
         data_collator=Collator(tokenizer.pad_token_id, keeps=rollouts is not None),
         rollouts=rollouts,
         speed=speed,
-        callbacks=[*([ProgressCallback(progress, speed)] if progress else []), *callbacks],
+        callbacks=[*([speed] if speed else []), *([ProgressCallback(progress, speed)] if progress else []), *callbacks],
     )
     if trainer.args.process_index:  # the first process keeps the seed's own numbers; no other may repeat its dropout
         torch.manual_seed(seed + trainer.args.process_index)
