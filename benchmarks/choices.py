@@ -14,6 +14,7 @@ from primekd.assessment.likelihood import score_choices
 from primekd.config import DataConfig, load_profile
 from primekd.models import load_model, load_tokenizer
 from primekd.tasks.choices import OWN, OWN_SHOWN, SHOTS_SEED, TASK, ChoiceItem
+from primekd.teachers.transformers_engine import TransformersEngine
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -79,7 +80,7 @@ def measure(
             said["theirs"] = [value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)]
 
         def ours(asked=asked, said=said) -> None:
-            rows = score_choices(model, asked, tokenizer, BATCH)
+            rows = score_choices(TransformersEngine.around(model, tokenizer, BATCH), asked)
             said["ours"] = [value for row in rows for value in row.loglikelihoods]
 
         times = alternate({"lm-evaluation-harness": theirs, "primekd": ours}, rounds, budget_s / len(SETS))

@@ -93,7 +93,7 @@ def compare(rows: list[ChoiceRow], items: list[ChoiceItem], samples: list[dict],
 def test_every_item_is_as_likely_as_to_the_harness(shots, plain_model, tokenizer, harness_tasks):
     samples = harness_samples(plain_model, tokenizer, ITEMS, shots, *harness_tasks)
     items = items_of(*BENCHMARKS, shots=shots)
-    rows = score_choices(plain_model, items, tokenizer, batch_size=7)
+    rows = scored(plain_model, items, tokenizer, batch_size=7)
     for place, benchmark in enumerate(BENCHMARKS):
         own = slice(place * ITEMS, (place + 1) * ITEMS)
         assert {item.benchmark for item in items[own]} == {benchmark}
@@ -101,6 +101,11 @@ def test_every_item_is_as_likely_as_to_the_harness(shots, plain_model, tokenizer
 
 
 # What is scored, and how.
+
+
+def scored(model, items, tokenizer, batch_size=32) -> list[ChoiceRow]:
+    """Of a model as it is, such as one in training."""
+    return score_choices(TransformersEngine.around(model, tokenizer, batch_size), items)
 
 
 def by_hand(model, tokenizer, item: ChoiceItem) -> list[float]:
@@ -125,7 +130,7 @@ def test_padded_columns_have_no_share_and_an_engine_scores_as_its_model_does(liv
     for row, item in zip(rows, items, strict=True):
         assert row.loglikelihoods == pytest.approx(by_hand(engine.model, tokenizer, item), abs=2e-3)
         assert row.characters == tuple(map(len, item.choices))
-    assert all(score_choices(engine.model, items, tokenizer)[0].loglikelihoods[i] == pytest.approx(value, abs=2e-3)
+    assert all(scored(engine.model, items, tokenizer)[0].loglikelihoods[i] == pytest.approx(value, abs=2e-3)
                for i, value in enumerate(rows[0].loglikelihoods))  # fmt: skip
 
 
@@ -135,7 +140,7 @@ def test_a_context_is_read_once_whatever_the_number_of_its_choices(plain_model, 
         lambda module, ids, out: read.append(ids[0].numel())
     )
     try:
-        score_choices(plain_model, [item], tokenizer)
+        scored(plain_model, [item], tokenizer)
     finally:
         hook.remove()
     context, choices = encode_choices(tokenizer, item)
@@ -145,13 +150,13 @@ def test_a_context_is_read_once_whatever_the_number_of_its_choices(plain_model, 
 
 def test_a_model_in_training_goes_on_as_it_was(plain_model, tokenizer):
     items, config = items_of("sst2", test_items=2), plain_model.generation_config
-    expected = score_choices(plain_model, items, tokenizer)
+    expected = scored(plain_model, items, tokenizer)
     plain_model.train()
     attentions = [layer.self_attn for layer in plain_model.get_decoder().layers]
     for attention in attentions:
         attention.attention_dropout = 0.5
     try:
-        assert score_choices(plain_model, items, tokenizer) == expected
+        assert scored(plain_model, items, tokenizer) == expected
         assert plain_model.training and plain_model.generation_config is config
         assert all(parameter.requires_grad and parameter.grad is None for parameter in plain_model.parameters())
     finally:
@@ -173,12 +178,12 @@ def test_spaces_at_the_end_of_a_context_go_to_the_choices(tokenizer):
 
 def test_what_is_longer_than_the_models_context_is_refused(plain_model, tokenizer):
     fits = made(" ".join(["cat"] * 510), "yes yes", "no")  # 512 tokens, of which the last is not read
-    assert len(score_choices(plain_model, [fits], tokenizer)) == 1
+    assert len(scored(plain_model, [fits], tokenizer)) == 1
     too_long = made(" ".join(["cat"] * 600), "yes", "no")
     with pytest.raises(
         UserError, match="made: context and choice have 601 tokens, more than the model's context of 512"
     ):
-        score_choices(plain_model, [too_long], tokenizer)
+        scored(plain_model, [too_long], tokenizer)
 
 
 def row_of(values, tokens, characters, label=0, benchmark="hellaswag", name="a") -> ChoiceRow:
@@ -192,7 +197,7 @@ def test_the_three_measures_are_told_apart():
 
 
 def test_rows_are_kept_to_the_last_digit_and_damaged_ones_refused(tmp_path, plain_model, tokenizer):
-    rows = score_choices(plain_model, items_of("hellaswag", "snli", test_items=2), tokenizer)
+    rows = scored(plain_model, items_of("hellaswag", "snli", test_items=2), tokenizer)
     write_choices(tmp_path / "choices.csv", rows)
     assert read_choices(tmp_path / "choices.csv") == rows
     head, line = (tmp_path / "choices.csv").read_text().splitlines()[:2]
@@ -354,7 +359,7 @@ def test_the_benchmark_compares_both_on_the_same_items():
 
 def test_smollm2_agrees_with_the_harness_on_hellaswag(tokenizer):
     model, items = load_model(POCKET, "float32"), items_of("hellaswag", test_items=5)
-    rows = score_choices(model, items, tokenizer)
+    rows = scored(model, items, tokenizer)
     samples = harness_samples(model, tokenizer, 5, 0, harness_task("hellaswag", 5))
     compare(rows, items, samples["hellaswag"], 2e-3)
     assert sum(row.right("acc_norm") for row in rows) >= 3  # absurd endings are easy

@@ -15,14 +15,16 @@ from pydantic import BeforeValidator
 
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import Count, Name, read_records, write_csv
+from primekd.models.context import refuse_too_long
 from primekd.tasks.choices import BEHIND, ChoiceItem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from primekd.teachers.transformers_engine import TransformersEngine
 
 MEASURES = ("acc", "acc_norm", "acc_token_norm")  # by the sum, by the sum a character, by the sum a token
+RAW = "hella_token"  # HellaSwag as build-nanogpt asks it, and GPT-2's published numbers: a mean a token, no clean-up
 FILE = "choices.csv"
 
 
@@ -93,31 +95,20 @@ def encode_choices(tokenizer: "PreTrainedTokenizerBase", item: ChoiceItem) -> tu
 
 
 def score_choices(
-    scorer: "TransformersEngine | PreTrainedModel", items: Sequence[ChoiceItem],
-    tokenizer: "PreTrainedTokenizerBase | None" = None, batch_size: int = 32,
+    engine: "TransformersEngine", items: Sequence[ChoiceItem],
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[ChoiceRow]:  # fmt: skip
     """A row an item, in order. The context is read once and shared by its choices, and by what these begin with alike.
-
-    Args:
-        scorer: an engine; or a model as it is, such as one in training, with its `tokenizer` and a `batch_size`.
-        advance: is told of how many items were scored.
-
-    Raises:
-        UserError: an item is longer than the model's context, or as `encode_choices`.
-    """
-    from primekd.assessment.fit import refuse_too_long
+    `advance` is told of how many items were scored. Raises UserError if an item is longer than the model's context, or
+    as `encode_choices`."""
     from primekd.models.logits import evaluating
-    from primekd.teachers.transformers_engine import TransformersEngine
 
-    served = isinstance(scorer, TransformersEngine)
-    model, sums = scorer.model if served else scorer, {}
-    with evaluating(model):
-        engine = scorer if served else TransformersEngine.around(model, tokenizer, batch_size)
+    sums = {}
+    with evaluating(engine.model):
         asked = [encode_choices(engine.tokenizer, item) for item in items]
         lengths = [len(context) + sum(map(len, choices)) for context, choices in asked]
         longest = {x.id: len(c) + max(map(len, own)) for x, (c, own) in zip(items, asked, strict=True)}
-        refuse_too_long(model, longest, "context and choice have", "lower data.shots or leave the item out")
+        refuse_too_long(engine.model, longest, "context and choice have", "lower data.shots or leave the item out")
         order = sorted(range(len(items)), key=lambda i: -lengths[i])  # neighbours in length are read together
         for first in range(0, len(order), engine.batch_size):
             block = order[first : first + engine.batch_size]

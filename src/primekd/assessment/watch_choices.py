@@ -1,8 +1,11 @@
 """Benchmarks of choices while a student learns: one line a benchmark in its text log, whenever it is validated."""
 
+from dataclasses import replace
+
 from transformers import TrainerCallback
 
-from primekd.assessment.likelihood import score_choices
+from primekd.assessment.as_trained import AsTrained
+from primekd.assessment.likelihood import RAW, score_choices
 from primekd.config import Profile
 from primekd.models import load_tokenizer
 from primekd.tasks.load import load_items
@@ -12,16 +15,19 @@ SHORT = {"hellaswag": "hella"}  # the name that published logs have
 
 
 class ChoicesCallback(TrainerCallback):
-    """Scores the first `pretrain.choices` items of each benchmark of a profile, and writes shares of right choices."""
+    """Scores the first `pretrain.choices` items of each benchmark of a profile, and writes shares of right choices: by
+    `assess.choose_by`, and of HellaSwag by RAW's measure too."""
 
     def __init__(self, profile: Profile, log: TextLog):
-        self._items, self._measure = load_items(profile, "test", profile.pretrain.choices), profile.assess.choose_by
-        self._log, self._batch = log, profile.assess.batch_size
+        items, self._log = load_items(profile, "test", profile.pretrain.choices), log
+        raw = [replace(x, benchmark=RAW, question=x.raw[0], choices=x.raw[1:]) for x in items if x.raw]
+        self._items, self._measure, self._batch = items + raw, profile.assess.choose_by, profile.assess.batch_size
         self._tokenizer = load_tokenizer(profile.student.speaker)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs) -> None:
-        rows = score_choices(model.model, self._items, self._tokenizer, self._batch)  # inside the objective
+        rows = score_choices(AsTrained.inside(model, self._tokenizer, self._batch), self._items)
         right: dict[str, list[bool]] = {}
         for row in rows:
-            right.setdefault(SHORT.get(row.benchmark, row.benchmark), []).append(row.right(self._measure))
+            measure = "acc_token_norm" if row.benchmark == RAW else self._measure
+            right.setdefault(SHORT.get(row.benchmark, row.benchmark), []).append(row.right(measure))
         self._log.add(state.global_step, {name: sum(values) / len(values) for name, values in right.items()})

@@ -146,7 +146,7 @@ def _measure(
     inputs: dict[str, Any], session: str, since: float,
 ) -> None:  # fmt: skip
     """Writes held-out.csv and the probe's file of every model that lacks them."""
-    engines = {s.name: _opened(profile, f"path:{s.folder / 'model'}") for s in students}
+    engines = {student.name: _trained(profile, student) for student in students}
     own = {student.name: inputs | {"weights": student.weight_hashes} for student in students}
     fit_documents(profile, text_folder(profile), engines, own, teacher, since)
     for name, opened in engines.items():
@@ -207,6 +207,13 @@ def _opened(profile: Profile, reference: str) -> Callable[[], Any]:
     from primekd.teachers.transformers_engine import TransformersEngine
 
     return cache(lambda: TransformersEngine(reference, profile.scoring_dtype, profile.assess.batch_size))
+
+
+def _trained(profile: Profile, student: Student) -> Callable[[], Any]:
+    """The same of a student, which computes as it did in training."""
+    from primekd.assessment.as_trained import AsTrained
+
+    return cache(lambda: AsTrained.load(student.folder / "model", profile.scoring_dtype, profile.assess.batch_size))
 
 
 def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMARKS) -> Path:

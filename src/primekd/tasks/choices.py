@@ -34,11 +34,13 @@ BETWEEN, BEHIND = "\n\n", " "  # two worked examples; a context and its choice
 
 @dataclass(frozen=True)
 class ChoiceItem(Item):
-    """A context and what may follow it, behind a space; `question` is the context, `answer` the right choice."""
+    """A context and what may follow it, behind a space; `question` is the context, `answer` the right choice. `raw`:
+    HellaSwag's context and endings as its rows have them, which build-nanogpt reads."""
 
     benchmark: str = ""
     choices: tuple[str, ...] = ()
     label: int = 0
+    raw: tuple[str, ...] = ()
 
     @property
     def context(self) -> str:
@@ -125,7 +127,8 @@ def item_of_row(benchmark: str, row: dict, where: str, default_id: str) -> Choic
     if label == NO_GOLD or not all(choices):
         return None
     context, name = kind.context(row), f"{benchmark}:{default_id}"
-    return ChoiceItem(name, context, choices[label], choices[label], benchmark, choices, label)
+    raw = (row["ctx"], *row["endings"]) if kind.choices is None and isinstance(row.get("ctx"), str) else ()
+    return ChoiceItem(name, context, choices[label], choices[label], benchmark, choices, label, raw)
 
 
 def _endings(value: object, where: str) -> tuple[str, ...]:
