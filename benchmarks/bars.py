@@ -57,7 +57,16 @@ def _bars() -> list[Bar]:
         Bar("assessment: batches against one by one, the slower model", "assessment", False, 6, _slowest),
         Bar("assessment: share of equal answers in float32", "assessment", False, 1, _equal_answers, ""),
         Bar("choices: against lm-evaluation-harness, the slowest set", "choices", False, 1.5, _slowest_set),
-        Bar("on-policy: a step against what its parts cost alone", "on_policy", True, 1.15, lambda x: x["ratio"]),
+        *(
+            Bar(
+                f"on-policy, {name}: a step against what its parts cost alone",
+                "on_policy",
+                True,
+                1.15,
+                partial(_of_objective, name),
+            )
+            for name in ("divergence", "minillm")
+        ),
     ]
 
 
@@ -76,6 +85,10 @@ def _slowest(found: dict[str, Any]) -> Measured:
 
 def _slowest_set(found: dict[str, Any]) -> Measured:
     return min((one["ratio"] for one in found["sets"].values()), key=itemgetter("median"))
+
+
+def _of_objective(name: str, found: dict[str, Any]) -> Measured:
+    return found["objectives"][name]["ratio"]
 
 
 def _equal_answers(found: dict[str, Any]) -> float:

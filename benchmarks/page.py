@@ -270,12 +270,14 @@ def _assessment(found: Found) -> str:
 
 def _on_policy(found: Found) -> str:
     names = {"sampling": "Sampling", "scoring": "Teacher's scoring", "student": "Student's step", "whole": "All of it"}
-    rows = [[name, _with_spread(found["seconds"][key])] for key, name in names.items()]
-    note = (
-        f"{found['responses']} responses, {found['written_tokens']} tokens, models of `{found['profile']}`. All of it "
-        f"takes {_with_spread(found['ratio'])} times what its parts take alone."
-    )
-    return f"{markdown_table(['Part', 'Seconds'], rows)}\n\n{note}"
+    rows = [
+        [name, str(x["written_tokens"]), *(_with_spread(x["seconds"][key]) for key in names), _with_spread(x["ratio"])]
+        for name, x in found["objectives"].items()
+    ]
+    head = ["Objective", "Tokens", *(f"{name}, s" for name in names.values()), "All of it over its parts alone"]
+    drawn = "minillm draws from a mixture with the teacher"
+    note = f"{found['responses']} responses, models of `{found['profile']}`; {drawn}."
+    return f"{markdown_table(head, rows)}\n\n{note}"
 
 
 def _choices(found: Found) -> str:

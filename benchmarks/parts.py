@@ -45,7 +45,7 @@ PARTS = {
     "capture_llamacpp": Part("capture with llama.cpp", 140, _by_items("capture_llamacpp")),
     "assessment": Part("generating the answers of an assessment", 110, _by_items("assessment")),
     "choices": Part("scoring choices by likelihood", 90, _by_items("choices"), extra=True),
-    "on_policy": Part("a step on the student's own text", 90, _own("on_policy"), extra=True),
+    "on_policy": Part("a step on the student's own text", 180, _own("on_policy"), extra=True),
     "attention": Part("memory of the attention pass", 30, _own("attention"), extra=True),
     "codec_students": Part("students trained from each codec", 480, _own("codec_students"), extra=True),
 }
