@@ -1,25 +1,40 @@
 """The study micro: a control and an arm of text measured on documents and benchmarks, their logs, tables and report."""
 
+import copy
+import json
 import shutil
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
-from conftest import small_profile
+from conftest import ROOT, small_profile
 
+from primekd.assessment.as_trained import AsTrained
+from primekd.assessment.likelihood import encode_choices, score_choices
 from primekd.assessment.logs import read_logs
+from primekd.assessment.students import Student
 from primekd.assessment.text_fit import measure_documents, pieces_of
 from primekd.assessment.watch_choices import ChoicesCallback
-from primekd.config import LossConfig
+from primekd.config import Architecture, LossConfig
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
+from primekd.foundation.provenance import read_json, read_manifest
 from primekd.models import load_model, load_tokenizer, tokenizer_hash
+from primekd.models.students import scratch_model
+from primekd.report import text as of_text
+from primekd.report.cells import to_markdown
+from primekd.report.findings import results_page
 from primekd.report.html import write_report
+from primekd.report.lineage import costs, model_facts, settings
 from primekd.report.text import benchmark_table, habit_table, read_text_log, text_curves
 from primekd.running.verify import check_tables
 from primekd.signals import LiveSource
 from primekd.studies import micro
 from primekd.studies.regrade import regrade
+from primekd.studies.text_assessment import _trained
+from primekd.tasks.choices import OWN, OWN_SHOWN
+from primekd.tasks.load import load_items
 from primekd.tasks.text import text_folder
 from primekd.tasks.text_shards import held_out
 from primekd.teachers.transformers_engine import TransformersEngine
@@ -101,8 +116,10 @@ def test_every_model_is_measured_and_its_choices_are_a_log(assessed):
         assert {f"{folder}/{name}.{kind}" for name in names} <= set(manifest["outputs"])
     assert "rollouts/micro-minillm.csv" in manifest["outputs"]
     assert manifest["models"]["micro-minillm"]["inputs"]["on_policy"]["teacher_share"] == 0.2
+    speed = manifest["models"][CONTROL]["tokens_per_second"]
+    assert speed > 0 and dict(model_facts(manifest, CONTROL))["Tokens a second in training"] == f"{speed:,.0f}"
     lines = read_text_log(assessed.logs / "text_logs" / "control.txt")
-    assert {"train", "val", "hella", "sst2"} == set(lines) and lines["hella"][-1][1] in (0.0, 0.5, 1.0)
+    assert {"train", "val", "hella", "hella_token", "sst2"} == set(lines) and lines["hella"][-1][1] in (0.0, 0.5, 1.0)
 
 
 def test_what_is_measured_is_not_measured_again(assessed, monkeypatch, capsys):
@@ -125,13 +142,111 @@ def test_tables_follow_from_the_logs_and_the_report_shows_them(assessed):
     assert 'id="text"' in page and "GPT-2 124M (published)" in page
 
 
+def test_what_is_said_of_students_of_text_is_of_text():
+    """Of the published logs: no answers, no gold solutions, nothing captured, and accuracies of few items."""
+    folder = ROOT / "logs" / "micro-pocket"
+    page, manifest = (
+        to_markdown(results_page(folder)) + "".join(results_page(folder).notes),
+        read_manifest(folder / "manifest.json"),
+    )
+    assert "held-out documents more likely: no difference" in page and "token by token on held-out documents" in page
+    assert "own answers" not in page and "gold" not in page and "bootstrap over documents" in page
+    assert "fewer than 100 items shows that the machinery runs" in page
+    said = {name: dict(model_facts(manifest, name)) for name in (CONTROL, "micro-text", "micro-minillm", TEACHER)}
+    assert said[CONTROL]["Signals"] == said["micro-text"]["Signals"] == "none, trained on the text alone"
+    assert said["micro-minillm"]["Signals"] == said[TEACHER]["Signals"] == "of the live teacher, none of them stored"
+    assert {row[0] for row in costs(manifest, {})} == {"Training", "Assessment", "All"}
+    settled = dict(settings(manifest))
+    assert settled["Items"] == "choices: 16 test" and settled["Student"].startswith("from scratch")
+
+
+def curves(folder, monkeypatch, **logs) -> list[dict]:
+    """What is plotted of text logs: an entry a line, with the panel that it is on and its points."""
+    (folder / "text_logs").mkdir()
+    for name, text in logs.items():
+        (folder / "text_logs" / f"{name.replace('_', '-')}.txt").write_text(text)
+    seen: list[dict] = []
+
+    def drawn(name, size, panels, fill):
+        axes = [MagicMock() for _ in range(panels)]
+        fill(*axes)
+        for panel, one in enumerate(axes):
+            seen.extend({"panel": panel, "points": call.args, **call.kwargs} for call in one.plot.call_args_list)
+        return "<svg/>"
+
+    monkeypatch.setattr(of_text, "draw", drawn)
+    assert of_text.text_curves(folder) == "<svg/>"
+    return seen
+
+
+def test_arms_stand_where_they_start_and_a_surrogate_is_not_drawn_as_a_loss(tmp_path, monkeypatch):
+    seen = curves(
+        tmp_path, monkeypatch, control="5 train 10\n5 val 10\n5 hella 0.25\n5 hella_token 0.3\n",
+        micro_minillm="2 train 100\n2 loss -7\n2 kl 2\n2 val 10\n", online_KD="3 train 10\n3 loss 4\n3 kl 1\n",
+        micro_reverse_KL="2 train -0.9\n2 kl 2\n2 val 10\n3 train 0.7\n3 kl 2\n",
+    )  # fmt: skip
+    at = {line["label"]: line["points"] for line in seen if "label" in line and line["points"][0]}
+    assert at["MiniLLM, training"] == ((7,), (2.0,)), "behind the control"
+    assert at["online KD, training"] == ((3,), (1.0,)), "from scratch, beside it"
+    assert "reverse KL, validation" in at and "reverse KL, training" not in at, "an older log's objective"
+    assert [line["points"] for line in seen if line["panel"] == 1][:2] == [((5,), (0.3,)), ((5,), (0.25,))]
+
+
+def test_without_hellaswag_there_is_no_panel_for_it(tmp_path, monkeypatch):
+    assert {line["panel"] for line in curves(tmp_path, monkeypatch, control="5 train 10\n5 val 10\n")} == {0}
+
+
 def test_benchmarks_are_looked_at_without_changing_the_training(trained, lively, tokenizer, tmp_path):
     model = StudentObjective(load_model(lively, "float32"), LossConfig(), len(tokenizer)).train()
     log = TextLog(tmp_path / "log.txt")
     before = torch.random.get_rng_state()
     ChoicesCallback(trained, log).on_evaluate(None, type("S", (), {"global_step": 7}), None, model=model)
     assert model.training and torch.equal(before, torch.random.get_rng_state())
-    assert [line.split()[:2] for line in log.path.read_text().splitlines()] == [["7", "hella"], ["7", "sst2"]]
+    labels = [line.split()[:2] for line in log.path.read_text().splitlines()]
+    assert labels == [["7", "hella"], ["7", "sst2"], ["7", "hella_token"]]
+
+
+def test_hellaswag_is_asked_as_gpt2s_number_was_too(trained, lively, tokenizer, tmp_path, monkeypatch):
+    """build-nanogpt: the row's own context and endings, an ending's mean loss a token, the lowest one chosen."""
+    callback = ChoicesCallback(trained, TextLog(tmp_path / "log.txt"))
+    (item,) = [item for item in callback._items if item.benchmark == "hella_token"][:1]
+    row = json.loads((OWN / "hellaswag.jsonl").read_text().splitlines()[OWN_SHOWN])
+    assert (item.context, *item.choices) == (row["ctx"], *row["endings"]) and item.label == int(row["label"])
+    model, means = load_model(lively, "float32"), []
+    for ending in row["endings"]:
+        first, behind = (tokenizer(text)["input_ids"] for text in (row["ctx"], f" {ending}"))
+        with torch.no_grad():
+            logits = model(torch.tensor([first + behind])).logits[0, len(first) - 1 : -1, : len(tokenizer)]
+        means.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(behind))))
+    [found] = score_choices(TransformersEngine.around(model, tokenizer), [item])
+    assert [-a / n for a, n in zip(found.loglikelihoods, found.tokens, strict=True)] == pytest.approx(means, abs=1e-3)
+
+
+def test_what_is_scored_is_what_was_trained(trained, tokenizer, tmp_path):
+    """Float32 weights, products in bfloat16, as in the steps and in validation: not weights that are rounded first."""
+    sharp = {**LLAMA, "hidden_size": 64, "initializer_range": 0.3}
+    model = scratch_model(Architecture(**sharp), tokenizer, 1)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    profile = trained.model_copy(update={"student": trained.student.model_copy(update={"dtype": "bfloat16"})})
+    engine = _trained(profile, Student("x", tmp_path, {}))()
+    objective = StudentObjective(model, LossConfig(), len(tokenizer), dtype="bfloat16")
+    items = [item for item in load_items(profile, "test") if item.benchmark == "hellaswag"]
+    found = np.array([row.loglikelihoods for row in score_choices(engine, items)])
+    during = np.array([row.loglikelihoods for row in score_choices(AsTrained.inside(objective, tokenizer, 8), items)])
+    np.testing.assert_array_equal(found, during)
+    as_validated, rounded = [], copy.deepcopy(model).bfloat16()
+    for item in items:
+        context, choices = encode_choices(tokenizer, item)
+        ids = [torch.tensor([context + choice]) for choice in choices]
+        labels = [x.clone().index_fill_(1, torch.arange(len(context)), -100) for x in ids]
+        with torch.no_grad():
+            as_validated.append(
+                [-float(objective(x, torch.ones_like(x), y)[0]) for x, y in zip(ids, labels, strict=True)]
+            )
+    other = [row.loglikelihoods for row in score_choices(TransformersEngine.around(rounded, tokenizer), items)]
+    gap, of_rounded = (np.abs(found - np.array(x)).mean() for x in (as_validated, other))
+    assert gap < 0.1 * of_rounded
 
 
 @pytest.mark.parametrize(

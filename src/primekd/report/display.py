@@ -181,8 +181,9 @@ def loss(profile: Profile, strategy: str, seed: int) -> Shown:
 
 def results(profile: Profile) -> Shown:
     """The results of this machine's logs."""
-    note = "Accuracy: Wilson interval. KL to the unprimed teacher, NLL of the gold solution: nats a token, bootstrap."
-    return show_table(result_table(read_results(profile.logs)), note)
+    found = read_results(profile.logs)
+    note = f"Accuracy: Wilson interval. KL to the unprimed teacher, NLL of {found.fit.nll}: nats a token, bootstrap."
+    return show_table(result_table(found), note)
 
 
 def contrasts(profile: Profile) -> Shown:

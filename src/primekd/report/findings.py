@@ -13,6 +13,7 @@ from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
 from primekd.report.effects import effect_tables
 from primekd.report.formats import markdown, percent, percent_range
 from primekd.report.results import (
+    ON_ANSWERS,
     ONLY_ONE,
     RESPONSES_NOTE,
     UNADJUSTED,
@@ -23,6 +24,7 @@ from primekd.report.results import (
     response_table,
     result_table,
 )
+from primekd.report.text import few_items
 from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
 from primekd.statistics.sentences import claims, control_sentences, effect_sentences, subset_sentences
 
@@ -32,8 +34,9 @@ NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with
 def findings(results: Results) -> list[str]:
     """What the numbers can and cannot show, in sentences."""
     effects = [*effect_sentences(results.effects), *subset_sentences(results.subsets)]
-    controls = control_sentences(results.contrasts, results.effects)
-    return [*claims(results.contrasts, numbers=True), *effects, *controls, *_limits(results)]
+    controls, said = control_sentences(results.contrasts, results.effects), claims(results.contrasts, numbers=True)
+    claimed = [sentence.replace(ON_ANSWERS.nll, results.fit.nll) for sentence in said]
+    return [*claimed, *effects, *controls, *_limits(results)]
 
 
 def _limits(results: Results) -> list[str]:
@@ -42,7 +45,8 @@ def _limits(results: Results) -> list[str]:
     width = max(Decimal(row["accuracy_high"]) - Decimal(row["accuracy_low"]) for row in results.summary)
     said = [
         f"With n = {items} items, the 95 % interval of an accuracy is up to {percent(width)} points wide (half-width "
-        f"{percent(width / 2)}), so accuracy alone cannot rank the strategies."
+        f"{percent(width / 2)}), so accuracy alone cannot rank the strategies.",
+        *few_items(results.folder),
     ]
     if results.contrasts:
         said.append(how_tested(results))
@@ -53,11 +57,7 @@ def _limits(results: Results) -> list[str]:
             "smaller ones would mostly be missed."
         )
     if results.with_kl:
-        said.append(
-            "KL is measured from the unprimed teacher, token by token on the teacher's own answers to the test items: "
-            "it says how close a student is to that teacher, not whether its answers are right. The unprimed teacher "
-            "is the reference for every strategy, whatever prompt its signals were captured with."
-        )
+        said.append(results.fit.said)
     elif results.fitted:
         said.append("The teacher's text alone was kept, so no student's distance to its distribution can be measured.")
     seeds = "One training seed a student: neither they nor the claims cover what another one would change."
@@ -86,7 +86,8 @@ def how_tested(results: Results) -> str:
         test += "; with several seeds a t test clustered by seed"
     fits = ""
     if results.fitted:
-        fits = f" p of KL and NLL: t test over {'templates' if templates else 'items'}{' and seeds' if seeds else ''}."
+        over = "templates" if templates else results.fit.over
+        fits = f" p of KL and NLL: t test over {over}{' and seeds' if seeds else ''}."
     together = f"one family of {families.total()} tests"
     if len(families) > 1:
         own, checks = families[MAIN], families[CHECKS]
@@ -116,7 +117,7 @@ def results_page(logs_folder: Path) -> Table:
     units = "Accuracy: Wilson interval. p: Holm-adjusted, as below."
     between = "Paired differences on the same items, model minus reference; accuracy in points"
     if results.fitted:
-        units += " KL, NLL: nats a token, bootstrap over items."
+        units += f" KL, NLL: nats a token, bootstrap over {results.fit.over}."
         between += ", KL and NLL in nats a token"
     between += ". Detectable: the smallest true difference in accuracy that would be found in 80 % of repetitions."
     said = "\n".join(f"- {markdown(sentence)}" for sentence in findings(results))

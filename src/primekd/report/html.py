@@ -71,6 +71,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "header": [*lineage.header(manifest), ("Test items", found.summary[0]["n"]), ("Logs", relative_name(folder))],
         "altered": altered_outputs(folder / MANIFEST, manifest),
         "fitted": found.fitted,
+        "over": found.fit.over,
         "decided": found.decided,
         "nothing_decided": findings.NOTHING_DECIDED,
         "results": results.result_table(found),

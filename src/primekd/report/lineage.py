@@ -34,15 +34,17 @@ def settings(manifest: dict[str, Any]) -> Facts:
     config = manifest.get("config", {})
     teacher, student, data = (config.get(part, {}) for part in ("teacher", "student", "data"))
     codec = ((manifest.get("teacher") or {}).get("spec") or {}).get("codec") or {}
+    counts = [f"{n} {side}" for side in ("train", "validation", "test") if (n := data.get(f"{side}_items"))]
+    fresh = {"from_scratch": "from scratch"} if student.get("from_scratch") else {}
     rows = [
         ("Teacher", _joined(teacher, "model", "engine", "dtype")),
-        ("Student", _joined(student, "model", "dtype")),
-        ("Items", f"{data.get('task') or data.get('source')}: {data.get('train_items')} train, "
-                  f"{data.get('validation_items')} validation, {data.get('test_items')} test"),
+        ("Student", _joined(student | fresh, "from_scratch", "model", "dtype")),
+        ("Text", _named(config.get("text") or {}, "source", "train_tokens", "held_out_documents", "block_tokens")),
+        ("Items", f"{data.get('task') or data.get('source')}: {', '.join(counts)}"),
         ("Signals", _plain(codec.get("name", config.get("signals", {}).get("codec")))),
         *training(config),
         ("New tokens at most", _plain(config.get("max_new_tokens"))),
-        ("Decoding", "greedy, the same limit for every model"),
+        ("Decoding", "" if data.get("task") == "choices" else "greedy, the same limit for every model"),
         ("Seed", _plain(config.get("seed"))),
     ]  # fmt: skip
     return [(name, value) for name, value in rows if value not in ("", "None")]
@@ -82,6 +84,7 @@ def _of_student(facts: dict[str, Any], loss: dict[str, Any]) -> Facts:
     student = (inputs.get("student") or {}).get("model_sha256")
     served = (facts.get("served") or {}).get("held_out") or {}
     merging = _named(served, "kl_merging", "kl_noise", "on_grid")  # what that was measured to cost, nats a token
+    speed, used = facts.get("tokens_per_second"), facts.get("flops_utilisation")
     own = {key: value for key, value in inputs.get("loss", {}).items() if value != loss.get(key)}
     rows = [
         ("Seed", _plain(inputs.get("seed"))),
@@ -94,12 +97,14 @@ def _of_student(facts: dict[str, Any], loss: dict[str, Any]) -> Facts:
         ("Trained", _date(facts.get("end")) + (", resumed" if facts.get("resumed") else "")),
         ("Trained by different code", _several(facts)),
         ("Left out of the store before training", _named(facts.get("dropped") or {}, "items", "tokens")),
+        ("Tokens a second in training", f"{speed:,.0f}" if speed else ""),
+        ("Share of the machine's peak", f"{100 * used:.1f} % ({facts.get('peak_source')})" if used else ""),
         ("Adapter in scoring", _plain(served.get("adapter")) + (f" ({merging})" if merging else "")),
         *_scored(facts),
     ]
     signals = facts.get("signals")
     if signals is None:
-        return [*rows, ("Signals", "none, trained on the gold solutions")]
+        return [*rows, ("Signals", f"none, trained on the {'text' if 'text' in inputs else 'gold solutions'} alone")]
     alone = bool(inputs.get("text_alone"))
     rows.append(("Trained on", "the responses of this store alone, and none of its signals" if alone else ""))
     return rows + _of_signals(signals, (inputs.get("signals") or {}).get("spec_sha256"), alone)
@@ -137,7 +142,8 @@ def _of_signals(signals: dict[str, Any], spec_sha256: str | None, alone: bool = 
         ("Priming text", _plain(spec.get("priming")) or "none"),
         ("What the teacher reads", _plain(spec.get("prompt"))),
         ("Signals spec sha256", spec_sha256 or (hash_json(spec) if spec else "")),
-        ("Signals", f"{signals.get('items')} items, {signals.get('tokens')} tokens{_size(signals.get('bytes'))}"),
+        ("Signals", f"{signals['items']} items, {signals.get('tokens')} tokens{_size(signals.get('bytes'))}"
+                    if "items" in signals else "of the live teacher, none of them stored"),
         ("Shards with these responses" if alone else "Shards trained on", _shards(signals.get("shards") or {})),
         ("Signal codec", _plain((spec.get("codec") or {}).get("name"))),
         ("Codec against the engine's logits", _named(rebuilt, "mean_kl_nats", "max_kl_nats", "top1_agreement")),
@@ -148,11 +154,11 @@ def _of_signals(signals: dict[str, Any], spec_sha256: str | None, alone: bool = 
 
 def captures(manifest: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Hash of all that a store's bytes depend on -> (its first student or `teacher`, facts): every store that the
-    results come from, once, however many arms read it."""
+    results come from, once, however many arms read it; a live teacher has none."""
     used = [(name, facts.get("signals")) for name, facts in manifest.get("models", {}).items()]
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, store in [*used, ("teacher", manifest.get("teacher"))]:
-        if store:
+        if store and "items" in store:
             found.setdefault(hash_json(store.get("spec") or store.get("spec_sha256") or name), (name, store))
     return found
 
@@ -167,7 +173,7 @@ def costs(manifest: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
             stages.append(("Capture", title, *_sessions(signals), None, signals.get("tokens")))
         work = (facts.get("seconds"), facts.get("energy_kwh"), facts.get("steps"), facts.get("response_tokens"))
         stages.append(("Training", title, *work))
-    if teacher := manifest.get("teacher"):
+    if "items" in (teacher := manifest.get("teacher") or {}):
         stages.append(("Capture, test items", "Teacher, unprimed", *_sessions(teacher), None, teacher.get("tokens")))
     stages.append(("Assessment", "all", manifest.get("seconds"), manifest.get("energy_kwh"), None, None))
     rows = [[a, b, duration(s), energy(e), _plain(n) or MISSING, _plain(t) or MISSING] for a, b, s, e, n, t in stages]

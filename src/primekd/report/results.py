@@ -1,8 +1,9 @@
 """The CSV files of one logs folder, read as rows of text, and as tables that are ready to be shown."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from primekd.config.arm import CONTROL, NO_STUDENTS
 from primekd.foundation.errors import UserError
@@ -36,6 +37,28 @@ RESPONSES_NOTE = (
 )
 
 
+class Fit(NamedTuple):
+    """What held-out fit is measured on, in words: of KL, of NLL, NLL's column, what intervals are over."""
+
+    said: str
+    nll: str
+    column: str
+    over: str
+
+
+ON_ANSWERS = Fit(
+    "KL is measured from the unprimed teacher, token by token on the teacher's own answers to the test items: it says "
+    "how close a student is to that teacher, not whether its answers are right. The unprimed teacher is the reference "
+    "for every strategy, whatever prompt its signals were captured with.",
+    "gold solutions", "NLL of gold", "items",
+)  # fmt: skip
+ON_TEXT = Fit(
+    "KL is measured from the teacher, token by token on held-out documents, and NLL is of their own text: they say how "
+    "close a student is to the teacher, and how well it predicts text, not whether its answers are right.",
+    "held-out documents", "NLL of text", "documents",
+)  # fmt: skip
+
+
 def read_optional(path: Path, kind: type) -> list[Row]:
     """Rows of a CSV file, which fit the dataclass `kind`; none where there is no such file."""
     return read_table(path, kind) if path.is_file() else []
@@ -44,7 +67,8 @@ def read_optional(path: Path, kind: type) -> list[Row]:
 @dataclass(frozen=True)
 class Results:
     """The rows of the files, as text; `summary` has one row a model, in the order of the study. `named`: the main
-    family where the profile names one; `named_after`: the students that were trained before it did."""
+    family where the profile names one; `named_after`: the students that were trained before it did. `fit`: what
+    held-out fit is measured on."""
 
     folder: Path
     summary: list[Row]
@@ -54,6 +78,7 @@ class Results:
     subsets: list[Row] = field(default_factory=list)
     named: tuple[Pair, ...] = ()
     named_after: tuple[str, ...] = ()
+    fit: Fit = ON_ANSWERS
 
     @property
     def decided(self) -> bool:
@@ -90,11 +115,12 @@ def read_results(folder: Path) -> Results:
         raise UserError(f"{relative_name(folder / 'summary.csv')} names no model: run the assessment again.")
     kinds = {"seeds.csv": SeedRow, EFFECTS: EffectRow, SUBSETS: SubsetRow}
     tables = (read_optional(folder / name, kind) for name, kind in kinds.items())
-    return Results(folder, summary, contrasts, *tables, *_named(folder))
-
-
-def _named(folder: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
     manifest = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    fit = ON_TEXT if "text" in manifest.get("inputs", {}) else ON_ANSWERS
+    return Results(folder, summary, contrasts, *tables, *_named(manifest), fit)
+
+
+def _named(manifest: dict[str, Any]) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
     named = manifest.get("inputs", {}).get("planned", [])
     late = [model for model, facts in manifest.get("models", {}).items() if facts.get("planned", []) != named]
     return tuple((model, reference) for model, reference in named), tuple(late)
@@ -134,7 +160,8 @@ def contrast_table(results: Results, digits: int = 3) -> Table:
 
 
 def _needed(results: Results, table: Table) -> Table:
-    """Without columns that could only repeat another one, or have nothing to show."""
+    """Without columns that could only repeat another one, or have nothing to show; NLL is called by what it is of."""
+    table = replace(table, head=[title.replace(ON_ANSWERS.column, results.fit.column) for title in table.head])
     gone = [] if results.decided else [ADJUDICATED, P_ADJUDICATED, POINTS_ADJUDICATED]
     return table.without(*gone, *([] if results.fitted else fit_columns(table)))
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
 
-from primekd.assessment.likelihood import MEASURES
+from primekd.assessment.likelihood import MEASURES, RAW
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, split_seed
+from primekd.config.arms import load_arms
 from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table, table_of
@@ -27,13 +27,22 @@ from primekd.training.habits import HabitRow
 NOTE = (
     "The share of items whose right choice a model finds most likely: by the sum over its tokens (acc), a character "
     "(acc_norm), a token (acc_token_norm); Wilson intervals. Majority: always the most frequent label. Published rows "
-    "are others' measurements on the whole benchmark, not on these items."
+    "are others' measurements on the whole benchmark, not on these items; GPT-2's are a mean a token on texts that "
+    "were not cleaned up."
 )
+FEW = 100  # items of a benchmark; with fewer an interval is 19 points wide, or more
+TOO_FEW = f"A benchmark of fewer than {FEW} items shows that the machinery runs: its accuracies mean nothing."
 HABITS_NOTE = (
     "What a student wrote while it learned, mean over the first and the last tenth of its steps on own text: tokens a "
-    "response, the share that ended by itself, the share of its 4-grams that stood in it before, entropy in nats."
+    "response, the share that ended by itself, the share of its 4-grams that stood in it before, and the entropy of "
+    "its distributions in nats."
 )
-RANDOM, GPT2 = 0.25, 0.2955  # HellaSwag: four endings; GPT-2 124M as published
+GREY = "#777777"
+LOSSES = {"train": ("training", {"linestyle": DASHES[2], "linewidth": 1}),
+          "val": ("validation", {"linestyle": DASHES[0], "marker": "."})}  # fmt: skip
+HELLASWAG = {RAW: {"linestyle": DASHES[0], "marker": "o"}, "hella": {"linestyle": DASHES[2], "marker": "."}}
+MEASURED = {RAW: "a token, raw text", "hella": "by assess.choose_by"}
+RANDOM, GPT2 = 0.25, 0.2955  # HellaSwag: four endings; GPT-2 124M as published, a mean a token on raw text
 
 
 def benchmark_table(folder: Path) -> Table:
@@ -42,10 +51,17 @@ def benchmark_table(folder: Path) -> Table:
     columns |= {f"{measure}, % [95 %]": between(measure, percent) for measure in MEASURES}
     columns |= {"Majority, %": written("majority", percent), "Chance, %": written("chance", percent)}
     found = read_optional(Path(folder) / BENCHMARKS, BenchmarkRow)
-    table, shown = table_of("Benchmarks", found, columns, left=2, notes=(NOTE,)), {row["benchmark"] for row in found}
+    table = table_of("Benchmarks", found, columns, left=2, notes=(NOTE, *few_items(folder)))
+    shown = {row["benchmark"] for row in found}
     published = [[p.benchmark, f"{p.model} (published)", "", "", percent(p.accuracy), "", "", ""]
                  for p in PUBLISHED if p.benchmark in shown]  # fmt: skip
     return replace(table, rows=table.rows + published)
+
+
+def few_items(folder: Path) -> list[str]:
+    """That accuracies mean nothing, where a benchmark has too few items for that; else nothing."""
+    found = read_optional(Path(folder) / BENCHMARKS, BenchmarkRow)
+    return [TOO_FEW] if any(int(row["n"]) < FEW for row in found) else []
 
 
 def habit_table(folder: Path) -> Table:
@@ -90,39 +106,44 @@ def read_text_log(path: Path) -> Lines:
 
 
 def text_curves(folder: Path) -> str | None:
-    """log10 of training and validation loss, and right choices of HellaSwag, over the steps from the control's first
-    on: arms go on where it ended. None where there are no logs."""
+    """log10 of training and validation loss on text over the steps and, where they were looked at, right choices of
+    HellaSwag. Arms that go on from the control stand behind it. None where there is no log of the control."""
     logs = {path.stem: read_text_log(path) for path in sorted(Path(folder, "text_logs").glob("*.txt"))}
-    logs = {name: lines for name, lines in logs.items() if not split_seed(name)[1] and lines.get("train")}
-    if CONTROL not in logs:
+    logs = {name: lines for name, lines in logs.items() if not split_seed(name)[1]}
+    if not logs.get(CONTROL, {}).get("train"):
         return None
-    names = [CONTROL, *(name for name in logs if name != CONTROL)]
-    end = logs[CONTROL]["train"][-1][0]
+    names, end = [CONTROL, *(name for name in logs if name != CONTROL)], logs[CONTROL]["train"][-1][0]
+    fresh = {CONTROL, *(name for name, arm in load_arms().items() if arm.start != CONTROL)}
+    asked = [label for label in HELLASWAG if any(label in lines for lines in logs.values())]
 
-    def fill(losses, choices):
+    def fill(losses, choices=None):
         for place, name in enumerate(names):
-            start = 0 if name == CONTROL else end
-            line: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)]}
-            for label, dash in (("train", DASHES[2]), ("val", DASHES[0])):
-                points = [(start + step, math.log10(value)) for step, value in logs[name].get(label, []) if value > 0]
-                if points and (label == "val" or name == CONTROL):
-                    title = f"{title_of(name)}, {'validation' if label == 'val' else 'training'}"
-                    losses.plot(*zip(*points, strict=True), linestyle=dash, marker=".", label=title, **line)
-            if points := [(start + step, value) for step, value in logs[name].get("hella", [])]:
-                choices.plot(*zip(*points, strict=True), marker="o", **line)
+            lines, start, color = logs[name], 0 if name in fresh else end, PALETTE[place % len(PALETTE)]
+            if "kl" in lines and "loss" not in lines:  # of older code: the objective stands under `train`
+                lines.pop("train", None)
+            for label, (of, style) in LOSSES.items():
+                if points := [(start + step, math.log10(value)) for step, value in lines.get(label, []) if value > 0]:
+                    losses.plot(*zip(*points, strict=True), color=color, label=f"{title_of(name)}, {of}", **style)
+            for label in asked:
+                if points := [(start + step, value) for step, value in lines.get(label, [])]:
+                    choices.plot(*zip(*points, strict=True), color=color, **HELLASWAG[label])
         losses.set(title="Loss on text", xlabel="Step", ylabel="log10 of nats a token")
-        choices.axhline(RANDOM, color="#777777", linestyle=":", label="random (0.25)")
-        choices.axhline(GPT2, color="#777777", linestyle="--", label="GPT-2 124M, published (0.2955)")
-        choices.set(title="HellaSwag, right choices", xlabel="Step", ylabel="Share")
+        if choices:
+            for label in asked:
+                choices.plot([], [], color=GREY, label=f"HellaSwag: {MEASURED[label]}", **HELLASWAG[label])
+            choices.axhline(RANDOM, color=GREY, linestyle=DASHES[3], label="random (0.25)")
+            published = f"GPT-2 124M, published (0.2955): {MEASURED[RAW]}"
+            choices.axhline(GPT2, color=GREY, linestyle=DASHES[1], label=published)
+            choices.set(title="HellaSwag, right choices", xlabel="Step", ylabel="Share")
         losses.figure.legend(loc="outside lower center", ncols=3)
 
-    return draw("text", (10.4, 4.6), 2, fill)
+    return draw("text", (10.4 if asked else 7.5, 4.6), 2 if asked else 1, fill)
 
 
 def show_text(profile: Profile) -> Shown:
     """Curves and tables of this machine's logs."""
     drawn = text_curves(profile.logs)
-    parts = [show_figure(drawn, "Loss on text and HellaSwag over the steps")] if drawn else []
+    parts = [show_figure(drawn, "Loss on text, and HellaSwag where it was asked, over the steps")] if drawn else []
     return reduce(add, parts + [show_table(table, " ".join(table.notes)) for table in text_tables(profile.logs)])
 
 

@@ -134,7 +134,7 @@ def verdict_text(found: dict[str, Any]) -> str:
         lines += _table(found["models"])
         said = [
             f"{name} {significant(one['difference'], digits=2, signed=True)} ({one['model']})"
-            for name, key in (("KL", "kl"), ("NLL of gold", "nll_gold"))
+            for name, key in (("KL", "kl"), ("NLL", "nll_gold"))
             if (one := found["largest"][key])
         ]
         lines += [f"  Largest difference, nats a token: {', '.join(said)}."] if said else []
