@@ -12,8 +12,9 @@ from primekd.assessment.score import ANSWER_ONLY, Model, models_of, untrained_mo
 from primekd.assessment.students import find_students
 from primekd.capture.jobs import prompts_of, training_job
 from primekd.capture.run import capture
+from primekd.config import load_profile
 from primekd.config.arm import Arm
-from primekd.config.arms import get_arm, load_arms
+from primekd.config.arms import arms_of, get_arm, load_arms
 from primekd.config.deviations import DEVIATIONS, OF_ONE_ARM, PUBLISHED, SAID
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_manifest
@@ -95,6 +96,21 @@ def test_every_deviation_has_an_arm_a_sentence_and_a_place_in_the_protocol():
 def test_an_arm_that_cannot_be_is_refused(values, said):
     with pytest.raises(ValidationError, match=said):
         Arm(name="x", title="X", variant_of="base-KD", **values)
+
+
+@pytest.mark.parametrize("name", ["ablation-pocket", "ablation-laptop"])
+def test_each_effect_is_that_of_one_deviation(name):
+    """Its reference reads the same labels, and the profile plans that contrast and runs both sides."""
+    profile = load_profile(name)
+    known = arms_of(profile)
+    run = {name: arm for name, arm in known.items() if arm.deviates}
+    for arm in run.values():
+        reference = known[arm.variant_of]
+        labels = [one.loss_of(profile).labels for one in (arm, reference)]
+        alone = arm.deviations != ("gold-labels",) and arm.protocol == "corrected"
+        assert not alone or labels[0] == labels[1], arm.name
+        assert (arm.name, arm.variant_of) in profile.planned.main or arm.name == "published-ai-KD"
+    assert {arm.variant_of for arm in run.values()} == {"base-KD", "ai-KD", "gold-labels-KD"}
 
 
 def test_keys_read_back_as_text_stand_in_another_order():
@@ -233,8 +249,8 @@ def test_every_deviation_trains_a_student_of_its_own_which_stands(profile):
     assert Model("x", bare=True).asked(profile, items)[0].messages == [{"role": "text", "content": items[0].question}]
     problems = [p for check in check_run(profile) if check.what != "lineage" for p in check.problems]
     assert problems == []
-    again = read_manifest(distill(profile, "published-ai-KD") / "manifest.json")
-    assert again["start"] == read_manifest(profile.student_folder("published-ai-KD") / "manifest.json")["start"]
+    before = (profile.student_folder("published-ai-KD") / "manifest.json").read_bytes()
+    assert (distill(profile, "published-ai-KD") / "manifest.json").read_bytes() == before
 
 
 def test_a_bare_prompt_is_text_and_holds_no_control_token(profile):
