@@ -1,8 +1,11 @@
 """The published study's deviations: each changes what it says and nothing else."""
 
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import torch
 from conftest import small_profile
@@ -22,7 +25,7 @@ from primekd.losses import chunked_loss
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
 from primekd.models.students import new_student
-from primekd.report.deviations import deviation_table, show_deviations
+from primekd.report.deviations import control_table, deviating, deviation_table, show_deviations
 from primekd.report.html import write_report
 from primekd.running.verify_run import check_run
 from primekd.statistics.selection import selection_rows
@@ -274,6 +277,20 @@ def test_choosing_on_the_test_split_gains_what_the_other_half_does_not_show():
     assert selection_rows({"base-KD": logs["base-KD"], "a": logs["a"]}, arms, "base-KD") == []
 
 
+def test_the_priming_stands_in_the_table_under_both_protocols():
+    pairs = [("published-ai-KD", "published-base-KD"), ("published-ai-KD", "ai-KD"), ("published-base-KD", "base-KD"),
+             ("ai-KD", "base-KD"), ("socratic-KD", "gold-labels-KD")]  # fmt: skip
+    others = [("ai-KD", "control"), ("published-ai-KD", "base-KD"), ("socratic-KD", "base-KD"), ("ai-KD", "teacher-KD"),
+              ("teacher-KD", "base-KD"), ("published-ai-KD", "control")]  # fmt: skip
+
+    def shown(*found):
+        rows = [{"model": model, "reference": reference} for model, reference in found]
+        return [(row["model"], row["reference"]) for row in deviating(SimpleNamespace(contrasts=rows))]
+
+    assert shown(*others[:2], *pairs, *others[2:]) == pairs
+    assert shown(("ai-KD", "base-KD"), ("ai-KD", "control")) == []  # a study where nothing deviates
+
+
 def test_the_report_has_a_page_of_deviations_and_the_notebook_shows_it(profile, lively, tmp_path, monkeypatch):
     monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
     few = small_profile(
@@ -287,9 +304,16 @@ def test_the_report_has_a_page_of_deviations_and_the_notebook_shows_it(profile, 
         distill(few, name)
     assess(few)
     html = write_report(few).read_text()
+    control, asked = control_table(few.logs).rows
+    assert control[4:] == ["–", "–"] and re.fullmatch(r"[-+\d.]+ \[[-+\d., ]+\]", asked[4])
     assert 'id="deviations"' in html and SAID["no-template"] in html and "50 new tokens" in html
     shown = show_deviations(few)
-    assert "Reverse KL" in shown.text and "[figure: Each deviation minus the corrected arm]" in shown.text
+    assert "Reverse KL" in shown.text and "[figure: Each deviation minus its reference]" in shown.text
+    cells = nbformat.read(Path(__file__).parents[1] / "assessment" / "ablation.ipynb", 4).cells
+    monkeypatch.setattr("primekd.config.load_profile", lambda name: few)  # the notebook runs on these logs
+    exec("\n".join(cell.source for cell in cells if cell.cell_type == "code"), {})
+    monkeypatch.undo()
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
     rows = {row[0].model for row in deviation_table(few.logs).rows}
     assert rows == {"no-template-KD", "reverse-kl-KD"}
     plain = small_profile(
