@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from primekd.assessment.inside.reasoning import (
     STYLE,
     calculations,
     own_words,
-    token_class,
+    token_classes,
 )
 from primekd.assessment.logs import LogRow
 from primekd.models.chat import build_prompt, decode_response, encode_response
@@ -31,7 +33,7 @@ from primekd.statistics.inside import (
     head_rows,
     reliability_rows,
 )
-from primekd.statistics.reasoning import arithmetic_rows, word_rows
+from primekd.statistics.reasoning import arithmetic_rows, class_rows, word_rows
 from primekd.teachers.transformers_engine import TransformersEngine
 
 TEXT = "She has 2 boxes of 3. That is 2 * 3 = 6.\nThe answer is 6."
@@ -144,7 +146,23 @@ def test_what_is_left_out_is_taken_out_of_the_text_and_only_the_value_is_scored(
         ("20% * 50 = 10", [True]),
         ("5 / 0 = 1", []),
         ("x = 5, y = 2x", []),
-        ("9 - 12 = -3", []),  # a negative result is not read: no rule here knows it from a range
+        ("9 - 12 = -3", [True]),
+        ("9 - 12 = 3", [False]),
+        ("12 + 12 = 24 + 1 = 25", [True]),  # of a chain the last part alone
+        ("12 + 12 = 24 + 1 = 26", [False]),
+        ("48/2 = 24 * 3 = 72", [True]),
+        ("3*4 =12*2=24", [True]),
+        ("6 * 7 = 42 - (2 + 3)", []),
+        ("10 / 4 = 2.5 x 2 = 5", [True]),
+        ("-5 + 3 = 2", [False]),
+        ("-5 + 3 = -2, and 4 * -2 = −8", [True, True]),
+        ("12-5 + 3 = 10", [True]),
+        ("- 5 + 3 = 8\n* 2 * 3 = 6\n**4 + 4 = 8**\nSo **1 + 1 = 2**", [True] * 4),  # lists, and bold letters
+        ("x - 5 + 3 = 8 and 2 boxes * 3 + 4 = 10, x-5 + 3 = 8", []),  # what is in front is no number
+        ("20% * 50 = 1000", [False]),
+        ("5 * 20 = 100%", []),
+        ("5 * 20 = 90%", [False]),
+        ("10 / 40 = 25%, 20% + 30% = 50%, 1 / 3 = 33.3% and 50 / 20% = 250", [True] * 4),
         ("It is 2024-10 = ?", []),
         ("4 x 5 = 21", [False]),
     ],
@@ -153,14 +171,46 @@ def test_arithmetic_is_worked_out_anew(text, holds):
     assert [c.holds for c in calculations(text) if c.holds is not None] == holds
 
 
+def test_a_sum_without_an_end_takes_no_time():
+    start = time.monotonic()
+    for text in ("1 + " * 300, "2 - 1 " * 300, "(1 + (" * 300, "- " * 900, "1" * 900):
+        assert calculations(text) == []
+    assert time.monotonic() - start < 2
+
+
 def test_words_of_a_priming_are_those_that_nothing_else_says():
     found = own_words("You are a patient teacher. Explain the boxes.", ["How many boxes?", "The patient waits."])
     assert found == {"teacher", "explain"}
 
 
 def test_kinds_of_tokens():
-    kinds = [token_class(text, {"boxes", "of"}) for text in (" 12", " *", "box", "Therefore", ".", "\n", " = ")]
-    assert kinds == [DIGITS, OPERATORS, QUESTION, STYLE, MARKS, MARKS, OPERATORS]
+    def kinds(*texts):
+        return token_classes(texts, "How many in her 2 boxes of thin apples, another one?")
+
+    assert kinds(" 12", " *", " box", " Therefore", ".", "\n", " = ") == [
+        DIGITS, OPERATORS, QUESTION, STYLE, MARKS, MARKS, OPERATORS,
+    ]  # fmt: skip
+    assert kinds("So", " an", " a", " the", " man", " app") == [STYLE] * 6  # parts of words of the question are none
+    assert kinds(" app", "le", ",", " th", "us", " in", " Her", "e", " HER") == [
+        QUESTION, QUESTION, MARKS, STYLE, STYLE, QUESTION, STYLE, STYLE, QUESTION,
+    ]  # fmt: skip
+    assert kinds("İ", "n", " in") == [STYLE, STYLE, QUESTION]  # small letters may be more than the large ones
+
+
+def test_kl_is_shared_out_over_kinds_of_tokens_and_its_interval_is_of_templates():
+    words = {0: "So", 1: " box", 2: "es", 3: " =", 4: " 7"}
+    ids = [[0, 1, 2, 3, 4], [0, 4], [1, 2, 3, 4, 0], [4, 4]]
+    kl = [[1.0, 2, 4, 0, 1], [3.0, 1], [1.0, 1, 0, 2, 5], [0.5, 0.5]]
+    items = ["gsm-symbolic-1-0", "gsm-symbolic-1-1", "gsm-symbolic-2-0", "gsm-symbolic-2-1"]
+    log = SimpleNamespace(
+        texts=words, items=items, lengths=[*map(len, ids)], models=["m"],
+        tensors={"ids": torch.tensor(sum(ids, [])), "m.kl": torch.tensor(sum(kl, []))},
+    )  # fmt: skip
+    rows = {row.kind: row for row in class_rows(log, dict.fromkeys(items, "How many boxes?"))}
+    assert (rows[STYLE].tokens, rows[STYLE].kl) == (3, 3.0) and (rows[QUESTION].tokens, rows[QUESTION].kl) == (4, 2.0)
+    assert rows[STYLE].share_of_tokens == pytest.approx(3 / 14) and rows[STYLE].share_of_kl == pytest.approx(9 / 22)
+    assert (rows[STYLE].kl_low, rows[STYLE].kl_high) == (2.0, 5.0)  # either template alone, or both
+    assert MARKS not in rows and rows[DIGITS].kl == pytest.approx(5 / 5)
 
 
 def sure(model: str, item: str, p: float, right: bool, value: float | None = None) -> SureRow:
@@ -246,3 +296,18 @@ def test_arithmetic_and_words_are_counted_by_answer():
         ("teacher-KD", 2, 0, 1)
     ]
     assert found[0].most == "beginners (2)" and found[0].priming_words == 2
+
+
+def test_items_of_one_template_are_no_independent_draws():
+    """Four templates, of which two say a word, or hold, in every answer: half of forty, and nothing that is sure."""
+
+    def log(text, other, ids):
+        return [LogRow(i, "?", "6", (text, other)[n % 4 < 2], 5, False, "6", "r", "", True) for n, i in enumerate(ids)]
+
+    for ids, narrow in (([f"gsm-symbolic-{n % 4}-{n}" for n in range(40)], False), ([f"i-{n}" for n in range(40)], True)):
+        logs = {"ai-KD": log("beginners 1 + 1 = 3", "1 + 1 = 2", ids)}
+        logs |= dict.fromkeys(("control", "base-KD"), log("1 + 1 = 2", "1 + 1 = 2", ids))
+        (row,) = [row for row in arithmetic_rows(logs) if row.model == "ai-KD"]
+        assert row.share == 0.5 and (row.share_high - row.share_low < 0.35) == narrow
+        (found,) = word_rows(logs, {"ai-KD": "You teach beginners."}, "base-KD")
+        assert found.with_word == 20 and (found.p < 0.05) == narrow
