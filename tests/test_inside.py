@@ -29,6 +29,8 @@ from primekd.statistics.inside import (
     VALUE,
     attention_rows,
     calibration_rows,
+    drawn_weights,
+    error_within,
     explained_rows,
     head_rows,
     reliability_rows,
@@ -224,7 +226,7 @@ def test_calibration_against_numbers_worked_out_by_hand():
     answer, value = calibration_rows(rows, groups)
     assert (answer.kind, value.kind, answer.n) == (ANSWER, VALUE, 6)
     gaps = 3 * abs(2 / 3 - 0.95) + 2 * abs(0.5 - 0.15) + 1 * abs(1 - 0.55)
-    assert answer.ece == pytest.approx(gaps / 6) and answer.ece_low <= answer.ece_high
+    assert answer.ece == pytest.approx(gaps / 6) and answer.ece_low <= answer.ece <= answer.ece_high
     assert answer.brier == pytest.approx((2 * 0.05**2 + 0.95**2 + 0.15**2 + 0.85**2 + 0.45**2) / 6)
     wins = (1 + 0.5) * 2 + (1 + 0) + (0.5 + 0)  # right at .95 twice, at .55, at .15, against wrong at .95 and .15
     wins = 2 * (0.5 + 1) + (0 + 1) + (0 + 0.5)
@@ -236,6 +238,20 @@ def test_calibration_against_numbers_worked_out_by_hand():
         [sure("m", f"i-{n}", 1.0, True) for n in range(5)], {f"i-{n}": "" for n in range(5)}
     )
     assert [(row.ece, row.brier, row.auroc) for row in sure_and_right] == [(0, 0, None)]
+
+
+@pytest.mark.parametrize(("scale", "truth"), [(1.0, 0.0), (0.6, 0.2)])  # as often right as sure, or less often
+def test_the_interval_of_the_calibration_error_holds_the_true_one(scale, truth):
+    generator, held, expected = np.random.default_rng(5), 0, []
+    weights = drawn_weights([str(n) for n in range(80)])
+    for _ in range(60):
+        sure = generator.choice([0.05, 0.25, 0.45, 0.55, 0.65, 0.85, 0.95, 0.25], 80)
+        error, low, high, by_chance = error_within(sure, (generator.random(80) < scale * sure).astype(float), weights)
+        held += low <= truth <= high
+        expected.append((error, by_chance))
+    assert held >= 54, "95 % of 60, less what chance takes"
+    found, calibrated = np.mean(expected, axis=0)
+    assert (abs(found - calibrated) < 0.01) == (truth == 0) and calibrated > 0.05
 
 
 def test_attention_is_a_difference_from_the_control_with_its_interval():

@@ -63,8 +63,9 @@ EXPLAINED_NOTE = (
 CALIBRATION_NOTE = (
     "Confidence: of an answer the geometric mean of its tokens' probabilities; of a value the probability of its "
     "tokens behind the model's own reasoning, where a value was read. "
-    f"ECE over {BINS} bins of equal width; AUROC: that a right answer is surer than a wrong one; bootstrap intervals "
-    "over items. Entropy and margin (between the two most probable tokens): nats a token. Logits themselves cannot be "
+    f"ECE over {BINS} bins of equal width, which chance makes larger than 0: beside it what a calibrated model shows on so "
+    "many answers, and the interval allows for it. AUROC: that a right answer is surer than a wrong one. Bootstrap "
+    "intervals over items, or over what these share. Entropy and margin (between the two most probable tokens): nats a token. Logits themselves cannot be "
     "compared between models."
 )
 ARITHMETIC_NOTE = (
@@ -155,6 +156,7 @@ def calibration_table(folder: Path) -> Table:
     columns = {
         "Model": model_of, "Confidence of": "kind", "n": "n", "Right, %": written("right", percent),
         "Confidence, %": written("confidence", percent), "ECE [95 %]": between("ece", NATS),
+        "If calibrated": written("ece_expected", NATS),
         "Brier [95 %]": between("brier", NATS), "AUROC [95 %]": between("auroc", NATS),
         "Entropy": written("entropy", NATS), "Margin": written("margin", NATS),
     }  # fmt: skip

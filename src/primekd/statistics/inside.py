@@ -58,7 +58,8 @@ class CalibrationRow:
     """Whether a model is as often right as it is sure. `kind`: of the whole answer the mean probability of a token
     (geometric), or of the value alone the product over its tokens, of answers in which one was read.
 
-    `ece`: expected calibration error over BINS bins of equal width; `brier`: mean squared distance of confidence and
+    `ece`: expected calibration error over BINS bins of equal width, `ece_expected`: that of a calibrated model on so
+    many answers (see `error_within`); `brier`: mean squared distance of confidence and
     verdict; `auroc`: the chance that a right answer is surer than a wrong one, None where all are right or wrong.
     `entropy`, `margin`: nats a token of the answer.
     """
@@ -71,6 +72,7 @@ class CalibrationRow:
     ece: float
     ece_low: float
     ece_high: float
+    ece_expected: float
     brier: float
     brier_low: float
     brier_high: float
@@ -179,11 +181,35 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
     return np.minimum((confidence * BINS).astype(int), BINS - 1)
 
 
+def bin_gaps(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(I,), (I,) or (samples, I), (samples, I) -> (samples, BINS): the share of right less the mean confidence of each
+    bin, times its share of the answers."""
+    moved, places = weights * (right - confidence), bins_of(confidence)
+    return np.stack([moved[:, places == b].sum(1) for b in range(BINS)], 1) / weights.sum(1, keepdims=True)
+
+
 def calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(I,), (I,), (samples, I) -> (samples,): the mean over answers of |share of right - mean confidence| of the bin
-    that each lies in (Naeini et al. 2015)."""
-    gap, places = right - confidence, bins_of(confidence)
-    return sum(np.abs(weights[:, places == b] @ gap[places == b]) for b in range(BINS)) / weights.sum(1)
+    """The same -> (samples,): the mean over answers of |share of right - mean confidence| of the bin that each lies in
+    (Naeini et al. 2015)."""
+    return np.abs(bin_gaps(confidence, right, weights)).sum(1)
+
+
+def error_within(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> tuple[float, float, float, float]:
+    """Calibration error, the ends of its interval, and what a model that is calibrated would show on so many answers.
+
+    A sum of sizes is too large by what chance adds to each, so that its percentiles leave out the 0 of a model that is
+    calibrated. It lies no further from the true one than the sizes of all bins' own errors add up to: the lower end is
+    so far below, by what bootstrap samples show and by what verdicts drawn from the confidences do (where all answers
+    are right there is nothing to draw). The upper end is the percentile, which is rather too high.
+    """
+    once = np.ones((1, len(right)))
+    gaps, drawn = bin_gaps(confidence, right, once), bin_gaps(confidence, right, weights)
+    chance = np.random.default_rng(0).random((SAMPLES, len(right))) < confidence
+    calibrated = calibration_error(confidence, chance, np.broadcast_to(once, chance.shape))
+    error = float(np.abs(gaps).sum())
+    below = max(np.quantile(sizes, 1 - LEVEL) for sizes in (np.abs(drawn - gaps).sum(1), calibrated))
+    high = float(limits(np.abs(drawn).sum(1))[1])
+    return error, max(0.0, error - float(below)), max(error, high), float(calibrated.mean())
 
 
 def ranking(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -207,13 +233,13 @@ def calibration_rows(rows: Sequence[SureRow], groups: Mapping[str, str]) -> list
             sure, right = np.array([c for _, c in known]), np.array([row.correct for row, _ in known], float)
             weights = drawn_weights([groups[row.id] for row, _ in known])
             once = np.ones((1, len(known)))
-            ece = calibration_error(sure, right, once)[0], *limits(calibration_error(sure, right, weights))
+            error = error_within(sure, right, weights)
             squares = (sure - right) ** 2
             mean, ends = mean_of(squares[:, None], weights)
             tokens = sum(row.tokens for row, _ in known)
             found.append(
                 CalibrationRow(
-                    model, kind, len(known), float(right.mean()), float(sure.mean()), *map(float, ece),
+                    model, kind, len(known), float(right.mean()), float(sure.mean()), *error,
                     float(mean[0]), float(ends[0, 0]), float(ends[1, 0]), *_ranked(sure, right, once, weights),
                     sum(row.entropy for row, _ in known) / tokens, sum(row.margin for row, _ in known) / tokens,
                 )
