@@ -26,6 +26,9 @@ from primekd.assessment.logs import LogRow
 from primekd.models.chat import build_prompt, decode_response, encode_response
 from primekd.statistics.inside import (
     ANSWER,
+    NO,
+    PERHAPS,
+    UNKNOWN,
     VALUE,
     attention_rows,
     calibration_rows,
@@ -276,19 +279,40 @@ def test_the_heads_that_moved_most_come_first():
 
 
 def test_a_measure_explains_only_what_does_not_move_in_the_controls_too():
-    arms = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "placebo-KD", "shuffled-KD", "base-fine-tune",
-            "base-KD-seed1"]  # fmt: skip
+    arms = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "placebo-KD", "shuffled-KD", "base-fine-tune"]
     accuracy = {name: 0.1 * n for n, name in enumerate(arms)}
-    along = {name: float(n) for n, name in enumerate(arms)}  # shuffled moves more than any primed arm
-    calm = along | {"placebo-KD": 2.0, "shuffled-KD": 2.5}
-    rows = {
-        row.measure: row
-        for row in explained_rows({"along": along, "calm": calm, "still": dict.fromkeys(arms, 1.0)}, accuracy)
-    }
-    assert rows["along"].rho == pytest.approx(1) and rows["along"].p_holm < 0.05 and not rows["along"].explains
-    assert rows["calm"].primed == 3.0 and rows["calm"].shuffled == 2.5 and rows["calm"].explains
-    assert rows["still"].rho == 0 and rows["still"].p == 1 and not rows["still"].explains
+    along = {name: float(n) for n, name in enumerate(arms)}  # placebo and shuffled move more than any primed arm
+    calm = along | {"placebo-KD": 0.1, "shuffled-KD": 0.2}
+
+    def explained(shifts, left_out=()):
+        kept = {measure: {m: v for m, v in own.items() if m not in left_out} for measure, own in shifts.items()}
+        return {row.measure: row for row in explained_rows(kept, {m: accuracy.get(m, 0.1) for m in arms})}
+
+    rows = explained({"along": along, "still": dict.fromkeys(arms, 1.0)})
+    assert rows["along"].rho == pytest.approx(1) and rows["along"].p_holm < 0.05 and rows["along"].explains == NO
+    assert rows["still"].rho == 0 and rows["still"].p == 1 and rows["still"].explains == NO
+    accuracy |= {"placebo-KD": -0.3, "shuffled-KD": -0.2}  # so that calm shifts go along with accuracy
+    (row,) = explained({"calm": calm}).values()
+    assert row.p_holm < 0.05 and (row.primed, row.placebo, row.shuffled) == (2.0, 0.1, 0.2) and row.explains == PERHAPS
+    (row,) = explained({"calm": calm | {"placebo-KD": -2.5}}).values()
+    assert row.primed == 2.0 and row.placebo == 2.5 and row.explains == NO
+    for left_out in ("placebo-KD", "shuffled-KD"):  # what was not run is no proof
+        assert explained({"calm": calm}, [left_out])["calm"].explains == UNKNOWN
+    assert explained({"still": dict.fromkeys(arms, 1.0)}, ["placebo-KD"])["still"].explains == NO
+    for placebo, said in ((4.5, NO), (3.9, PERHAPS)):  # the mean of the primed arms counts, not the largest shift
+        most = along | {"reverseKL-KD": 9.0, "placebo-KD": placebo, "shuffled-KD": 0.2}
+        (row,) = explained_rows({"most": most}, most)
+        assert row.primed == pytest.approx(4) and row.p_holm < 0.05 and row.explains == said
     assert explained_rows({"few": {"base-KD": 1.0, "ai-KD": 2.0}}, accuracy) == []
+
+
+def test_seeds_of_an_arm_are_no_points_of_their_own():
+    arms = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD"]
+    students = [f"{arm}{seed}" for arm in arms for seed in ("", "-seed1", "-seed2", "-seed3")]
+    along = {name: float(n) for n, name in enumerate(students)}
+    (row,) = explained_rows({"along": along}, along)
+    assert row.arms == 4 and row.rho == pytest.approx(1) and 0.05 < row.p < 0.12  # 2 of 24 orders of four arms
+    assert explained_rows({"few": {name: along[name] for name in students[:12]}}, along) == []
 
 
 def test_arithmetic_and_words_are_counted_by_answer():
@@ -320,7 +344,10 @@ def test_items_of_one_template_are_no_independent_draws():
     def log(text, other, ids):
         return [LogRow(i, "?", "6", (text, other)[n % 4 < 2], 5, False, "6", "r", "", True) for n, i in enumerate(ids)]
 
-    for ids, narrow in (([f"gsm-symbolic-{n % 4}-{n}" for n in range(40)], False), ([f"i-{n}" for n in range(40)], True)):
+    for ids, narrow in (
+        ([f"gsm-symbolic-{n % 4}-{n}" for n in range(40)], False),
+        ([f"i-{n}" for n in range(40)], True),
+    ):
         logs = {"ai-KD": log("beginners 1 + 1 = 3", "1 + 1 = 2", ids)}
         logs |= dict.fromkeys(("control", "base-KD"), log("1 + 1 = 2", "1 + 1 = 2", ids))
         (row,) = [row for row in arithmetic_rows(logs) if row.model == "ai-KD"]

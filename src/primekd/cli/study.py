@@ -34,8 +34,8 @@ def run(
     only: Annotated[
         str | None,
         typer.Option(
-            help="A part alone: teacher (what priming did to it, no student is trained), inside (the students), ablation "
-            "(the published protocol's deviations, where a profile has any)."
+            help="A part alone: teacher (what priming did to it, no student is trained), inside (the students), "
+            "ablation (the published protocol's deviations, where a profile has any)."
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run or submitted.")] = False,

@@ -139,8 +139,8 @@ def unprimed() -> Arm:
 
 
 def refuse_gold(profile: Profile, arm: Arm) -> None:
-    """Raises UserError if gold could reach a student that learns from a teacher: trained on, or chosen by it. An arm that
-    deviates has its items with gold, and its labels unfiltered, as the released code has."""
+    """Raises UserError if gold could reach a student that learns from a teacher: trained on, or chosen by it. An arm
+    that deviates has its items with gold, and its labels unfiltered, as the released code has."""
     reasons = {
         f"{arm.name} would learn from gold sentences: set loss.labels to response": arm.loss_of(profile).labels == GOLD,
         f"{arm.name} chooses labels by gold sentences: take it out of arms": arm.keep_right,

@@ -12,13 +12,15 @@ from primekd.config.arm import CONTROL, split_seed
 from primekd.config.arms import load_arms
 from primekd.statistics.inference import LEVEL, holm_of, places_of
 
-ATTENTION, HEADS, EXPLAINED = "attention.csv", "heads.csv", "explained.csv"
+ATTENTION, HEADS, PAIRS, EXPLAINED = "attention.csv", "heads.csv", "pairs.csv", "explained.csv"
 CALIBRATION, RELIABILITY = "calibration.csv", "reliability.csv"
 SAMPLES = 1000
 BINS = 10
 SHOWN_HEADS = 10
 EVERY = "all"  # layers
 ANSWER, VALUE = "answer", "value"  # what a confidence is of
+NO, PERHAPS, UNKNOWN = "no", "perhaps", "unknown"
+BESIDE = ("treatment", "placebo", "positive-control")  # roles whose shifts are held against each other
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,21 @@ class HeadRow:
     first: float
     previous: float
     induction: float
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Two students' maps of the same heads, of all heads (EVERY) or of one of those that lie furthest apart: total
+    variation with its interval, and cosine."""
+
+    model: str
+    reference: str
+    layer: str
+    head: str
+    total_variation: float
+    low: float
+    high: float
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -97,20 +114,21 @@ class ReliabilityRow:
 
 @dataclass(frozen=True)
 class ExplainedRow:
-    """Whether a measure's shift from the control goes along with accuracy over `models` (arms and seeds): Spearman's
-    rank correlation, its p over permutations, Holm-adjusted over all measures. `primed`: the largest shift among the
-    primed arms, `placebo`, `shuffled` those of the controls, None where there are none. A measure that shifts as much
-    there explains nothing."""
+    """Whether a measure's shift from the control goes along with accuracy over `arms`, each the mean of its seeds:
+    Spearman's rank correlation, its p over permutations of arms, Holm-adjusted over all measures. `primed`: the mean
+    size of the shift in the primed arms, `placebo`, `shuffled` that in the controls, None where there are none. A
+    measure that shifts as much there explains nothing. `explains`: NO, PERHAPS or, where it correlates and an arm that
+    it has to be held against was not run, UNKNOWN."""
 
     measure: str
-    models: int
+    arms: int
     rho: float
     p: float
     p_holm: float | None
     primed: float | None
     placebo: float | None
     shuffled: float | None
-    explains: bool
+    explains: str
 
 
 def drawn_weights(groups: Sequence[str], samples: int = SAMPLES) -> np.ndarray:
@@ -160,13 +178,36 @@ def head_rows(
     means = values.mean(0)
     shift = means - means[:1]
     for place, name in enumerate(names, 1):
-        moved = means[place, ..., at["total_variation"]]  # (layers, heads)
-        order = np.argsort(-moved, axis=None, kind="stable")[:SHOWN_HEADS]
-        for layer, head in zip(*np.unravel_index(order, moved.shape), strict=True):
-            _, (low, high) = mean_of(values[:, place, layer, head, at["total_variation"]][:, None], weights)
+        for layer, head in _furthest(means[place, ..., at["total_variation"]]):
             others = [float(shift[place, layer, head, at[m]]) for m in ("entropy", "first", "previous", "induction")]
-            found = float(moved[layer, head]), float(low[0]), float(high[0])
-            rows.append(HeadRow(name, int(layer), int(head), *found, *others))
+            found = _with_ends(values[:, place, layer, head, at["total_variation"]], weights)
+            rows.append(HeadRow(name, layer, head, *found, *others))
+    return rows
+
+
+def _furthest(moved: np.ndarray) -> list[tuple[int, int]]:
+    """(layers, heads) -> the (layer, head) of the SHOWN_HEADS largest, the largest first."""
+    order = np.argsort(-moved, axis=None, kind="stable")[:SHOWN_HEADS]
+    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, moved.shape), strict=True)]
+
+
+def _with_ends(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
+    """(I,) -> its mean and the interval's ends."""
+    mean, ends = mean_of(values[:, None], weights)
+    return float(mean[0]), float(ends[0, 0]), float(ends[1, 0])
+
+
+def pair_rows(pairs: Sequence[tuple[str, str]], values: np.ndarray, groups: Sequence[str]) -> list[PairRow]:
+    """values (I, pairs, layers, heads, total variation and cosine) -> of each pair a row of all heads, then its
+    SHOWN_HEADS."""
+    weights, rows = drawn_weights(groups), []
+    for place, pair in enumerate(pairs):
+        own, cosines = values[:, place, ..., 0], values[:, place, ..., 1].mean(0)
+        found = _with_ends(own.mean((1, 2)), weights)
+        rows.append(PairRow(*pair, EVERY, EVERY, *found, float(cosines.mean())))
+        for layer, head in _furthest(own.mean(0)):
+            found = _with_ends(own[:, layer, head], weights)
+            rows.append(PairRow(*pair, str(layer), str(head), *found, float(cosines[layer, head])))
     return rows
 
 
@@ -234,13 +275,12 @@ def calibration_rows(rows: Sequence[SureRow], groups: Mapping[str, str]) -> list
             weights = drawn_weights([groups[row.id] for row, _ in known])
             once = np.ones((1, len(known)))
             error = error_within(sure, right, weights)
-            squares = (sure - right) ** 2
-            mean, ends = mean_of(squares[:, None], weights)
+            brier = _with_ends((sure - right) ** 2, weights)
             tokens = sum(row.tokens for row, _ in known)
             found.append(
                 CalibrationRow(
                     model, kind, len(known), float(right.mean()), float(sure.mean()), *error,
-                    float(mean[0]), float(ends[0, 0]), float(ends[1, 0]), *_ranked(sure, right, once, weights),
+                    *brier, *_ranked(sure, right, once, weights),
                     sum(row.entropy for row, _ in known) / tokens, sum(row.margin for row, _ in known) / tokens,
                 )
             )  # fmt: skip
@@ -278,24 +318,31 @@ def _by_model(rows: Sequence[SureRow]) -> dict[str, list[SureRow]]:
 def explained_rows(
     shifts: Mapping[str, Mapping[str, float]], accuracies: Mapping[str, float], permutations: int = 10_000
 ) -> list[ExplainedRow]:
-    """shifts: measure -> student -> shift from the control. A measure with fewer than four students is left out."""
-    arms, rows = load_arms(), []
-    roles = {model: arms[arm].role for model in accuracies if (arm := split_seed(model)[0]) in arms}
+    """shifts: measure -> student -> shift from the control. A measure with fewer than four arms is left out. Seeds of an
+    arm are no points of their own: they share what was done to them."""
+    known, rows = load_arms(), []
     for measure, found in shifts.items():
-        models = [model for model in found if model in accuracies and model != CONTROL]
-        if len(models) < 4:
+        students = [model for model in found if model in accuracies and model != CONTROL]
+        x, y = (_by_arm(column, students) for column in (found, accuracies))
+        if len(x) < 4:
             continue
-        x, y = (rankdata([column[m] for m in models]) for column in (found, accuracies))
-        rho, p = _permuted(x, y, permutations)
-
-        def most(role: str, found=found, models=models) -> float | None:
-            return max((abs(found[m]) for m in models if roles.get(m) == role), default=None)
-
-        beside = [most(role) for role in ("treatment", "placebo", "positive-control")]
-        rows.append(ExplainedRow(measure, len(models), rho, p, None, *beside, False))
+        rho, p = _permuted(rankdata([*x.values()]), rankdata([*y.values()]), permutations)
+        sizes: dict[str, list[float]] = {}  # role -> those of its arms
+        for arm, shift in x.items():
+            sizes.setdefault(known[arm].role if arm in known else "", []).append(abs(shift))
+        beside = [float(np.mean(sizes[role])) if role in sizes else None for role in BESIDE]
+        rows.append(ExplainedRow(measure, len(x), rho, p, None, *beside, NO))
     adjusted = holm_of({row.measure: row.p for row in rows})
     rows = [replace(row, p_holm=adjusted[row.measure]) for row in rows]
     return [replace(row, explains=_explains(row)) for row in rows]
+
+
+def _by_arm(values: Mapping[str, float], students: Sequence[str]) -> dict[str, float]:
+    """Arm -> the mean of its seeds."""
+    found: dict[str, list[float]] = {}
+    for student in students:
+        found.setdefault(split_seed(student)[0], []).append(values[student])
+    return {arm: float(np.mean(own)) for arm, own in found.items()}
 
 
 def _permuted(x: np.ndarray, y: np.ndarray, permutations: int) -> tuple[float, float]:
@@ -310,6 +357,9 @@ def _permuted(x: np.ndarray, y: np.ndarray, permutations: int) -> tuple[float, f
     return rho, float((1 + (np.abs(drawn) >= abs(rho) - 1e-12).sum()) / (permutations + 1))
 
 
-def _explains(row: ExplainedRow) -> bool:
-    others = [value for value in (row.placebo, row.shuffled) if value is not None]
-    return row.p_holm < LEVEL and row.primed is not None and all(row.primed > value for value in others)
+def _explains(row: ExplainedRow) -> str:
+    if row.p_holm >= LEVEL:
+        return NO
+    if None in (row.primed, row.placebo, row.shuffled):
+        return UNKNOWN
+    return PERHAPS if row.primed > max(row.placebo, row.shuffled) else NO

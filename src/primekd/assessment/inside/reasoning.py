@@ -11,9 +11,9 @@ from itertools import accumulate, pairwise
 SIGNS = {"×": "*", "·": "*", "x": "*", "X": "*", "÷": "/", "−": "-", "–": "-"}
 NUMBER = r"[-−–]?\$?\d++(?:,\d{3}(?!\d))*+(?:\.\d+)?+%?+"
 OPERATOR, GAP = r"[-+*/×·xX÷−–]", r"[ \t]*"
-# Two or more numbers with signs between them, perhaps in brackets, then = and a number, in one line. Gold solutions write
-# <<48/2=24>>24, whose second number is no part of it. Of a chain, 12 + 12 = 24 + 1 = 25, the last part is read. All is
-# possessive: no number is taken in part, and a long sum without an end takes no time.
+# Two or more numbers with signs between them, perhaps in brackets, then = and a number, in one line. Gold solutions
+# write <<48/2=24>>24, whose second number is no part of it. Of a chain, 12 + 12 = 24 + 1 = 25, the last part is read.
+# All is possessive: no number is taken in part, and a long sum without an end takes no time.
 CALCULATION = re.compile(
     rf"(?<![\w.])(\(?{GAP}{NUMBER}(?:{GAP}{OPERATOR}{GAP}\(?{GAP}{NUMBER}(?:{GAP}\))?)++){GAP}={GAP}({NUMBER})"
     rf"(?!{GAP}{OPERATOR}{GAP}\(?{GAP}[-−–$]?\d)"
@@ -41,8 +41,8 @@ def calculations(text: str) -> list[Calculation]:
 
 
 def _goes_on(text: str, start: int) -> bool:
-    """Whether an operator stands in front, so that the calculation began further left, with what is no number; a mark of
-    a list, or stars that make letters bold, are none."""
+    """Whether an operator stands in front, so that the calculation began further left, with what is no number. A mark
+    of a list is none, nor are stars that make letters bold."""
     before = text[text.rfind("\n", 0, start) + 1 : start].strip()
     return len(before) > 1 and before[-1] in "-+*/×·÷−–" and not before.endswith("**")
 
