@@ -65,8 +65,8 @@ PAIR_NOTE = (
 EXPLAINED_NOTE = (
     "Spearman's rank correlation of a measure's shift from the control and accuracy, over arms, each the mean of its "
     "seeds: so few points carry little. p over permutations of arms, Holm-adjusted over all measures. A measure that "
-    "shifts as much in the placebo's student, or in that of shuffled rows, explains nothing; unknown: it correlates, and "
-    "one of these was not run."
+    "shifts as much in the placebo's student, or in that of shuffled rows, explains nothing; unknown: it correlates, "
+    "and one of these was not run."
 )
 CALIBRATION_NOTE = (
     "Confidence: of an answer the geometric mean of its tokens' probabilities; of a value the probability of its "
@@ -86,9 +86,9 @@ WORD_NOTE = (
     "against the unprimed arm's student, by template where items share some, not adjusted."
 )
 CLASS_NOTE = (
-    "KL(teacher || model) on the teacher's own answers, by the kind of token; bootstrap intervals over answers, or over "
-    "what these share. Share: of all KL. A part of a word counts as the word. Other words are those that the question "
-    "does not hold: the answer's style."
+    "KL(teacher || model) on the teacher's own answers, by the kind of token; bootstrap intervals over answers, or "
+    "over what these share. Share: of all KL. A part of a word counts as the word. Other words are those that the "
+    "question does not hold: the answer's style."
 )
 STEP_NOTE = (
     "Shapley values of log p(value | the steps that are left), in nats, of steps of the model's own answer: green "

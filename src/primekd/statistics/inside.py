@@ -318,8 +318,8 @@ def _by_model(rows: Sequence[SureRow]) -> dict[str, list[SureRow]]:
 def explained_rows(
     shifts: Mapping[str, Mapping[str, float]], accuracies: Mapping[str, float], permutations: int = 10_000
 ) -> list[ExplainedRow]:
-    """shifts: measure -> student -> shift from the control. A measure with fewer than four arms is left out. Seeds of an
-    arm are no points of their own: they share what was done to them."""
+    """shifts: measure -> student -> shift from the control. A measure with fewer than four arms is left out. Seeds of
+    an arm are no points of their own: they share what was done to them."""
     known, rows = load_arms(), []
     for measure, found in shifts.items():
         students = [model for model in found if model in accuracies and model != CONTROL]

@@ -25,9 +25,9 @@ ARITHMETIC, WORDS, CLASSES = "arithmetic.csv", "words.csv", "classes.csv"
 @dataclass(frozen=True)
 class ArithmeticRow:
     """The calculations in a model's answers that can be worked out: how many of them hold, with a bootstrap interval
-    over answers, or over what these share. `with_error`: answers in which one does not; `first_error`: where the first one stands among the
-    answer's calculations, from 0 to 1, the mean; None where there is none. `right_all_hold`: right answers among those
-    whose calculations all hold."""
+    over answers, or over what these share. `with_error`: answers in which one does not; `first_error`: where the first
+    one stands among the answer's calculations, from 0 to 1, the mean; None where there is none. `right_all_hold`: right
+    answers among those whose calculations all hold."""
 
     model: str
     answers: int
@@ -80,8 +80,8 @@ def arithmetic_rows(logs: Mapping[str, Sequence[LogRow]]) -> list[ArithmeticRow]
 
 
 def share_of(totals: Sequence[float], counts: Sequence[float], ids: Sequence[str]) -> Estimate | tuple[None, ...]:
-    """Sum of totals over sum of counts, of items that have any, with a bootstrap interval over what these share; UNKNOWN
-    of fewer than two."""
+    """Sum of totals over sum of counts, of items that have any, with a bootstrap interval over what these share;
+    UNKNOWN of fewer than two."""
     some = np.asarray(counts) > 0
     if some.sum() < 2:
         return UNKNOWN
