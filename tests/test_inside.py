@@ -264,7 +264,7 @@ def test_attention_is_a_difference_from_the_control_with_its_interval():
     values[:, 1, 1, :, 0] += 0.5  # the student's second layer
     rows = attention_rows(["s"], ["first", "entropy"], values.mean(3), [f"i-{n}" for n in range(40)])
     found = {(row.layer, row.measure): row for row in rows}
-    assert found["1", "first"].difference == pytest.approx(0.5) and found["1", "first"].low > 0.4
+    assert found["1", "first"].difference == pytest.approx(0.5) and found["1", "first"].difference_low > 0.4
     assert found["0", "first"].difference == 0 and found["all", "first"].difference == pytest.approx(0.25)
     assert found["1", "entropy"].difference == pytest.approx(0)
 

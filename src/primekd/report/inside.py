@@ -45,6 +45,7 @@ from primekd.statistics.reasoning import ARITHMETIC, CLASSES, WORDS, ArithmeticR
 
 NATS = partial(significant, digits=3)
 SIGNED = partial(significant, digits=3, signed=True)
+APART, MOVED = between("total_variation", NATS), between("difference", SIGNED)
 HEADS_A_MODEL = 3
 ATTENTION_NOTE = (
     "Student minus control, on the same prompts with their gold solutions, means over all heads with bootstrap "
@@ -126,14 +127,8 @@ def attention_table(folder: Path) -> Table:
     for row in rows:
         by_model.setdefault(row["model"], {})[row["measure"]] = row
     columns = {"Student": lambda found: model_of(next(iter(found.values())))}
-    columns |= {measure: partial(_shift, measure=measure) for measure in MEASURES}
+    columns |= {measure: lambda found, m=measure: MOVED(found[m]) for measure in MEASURES}
     return table_of("Attention: student minus control", by_model.values(), columns, notes=(ATTENTION_NOTE,))
-
-
-def _shift(found: dict[str, dict], measure: str) -> str:
-    row = found[measure]
-    value, low, high = (SIGNED(row[key]) for key in ("difference", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def head_table(folder: Path) -> Table:
@@ -144,7 +139,7 @@ def head_table(folder: Path) -> Table:
         rows += [row] if seen[row["model"]] <= HEADS_A_MODEL else []
     columns = {
         "Student": model_of, "Layer": "layer", "Head": "head",
-        "Total variation [95 %]": _moved,
+        "Total variation [95 %]": APART,
     } | {name: written(name, SIGNED) for name in ("entropy", "first", "previous", "induction")}  # fmt: skip
     return table_of("The heads that moved most", rows, columns, notes=(HEAD_NOTE,))
 
@@ -156,18 +151,14 @@ def pair_table(folder: Path) -> Table:
         by_pair.setdefault((row["model"], row["reference"]), []).append(row)
 
     def heads(rows: list[dict]) -> str:
-        return "; ".join(f"{row['layer']}.{row['head']}: {_moved(row)}" for row in rows[1 : 1 + HEADS_A_MODEL])
+        return "; ".join(f"{row['layer']}.{row['head']}: {APART(row)}" for row in rows[1 : 1 + HEADS_A_MODEL])
 
     columns = {
         "Student": lambda rows: model_of(rows[0]), "Against": lambda rows: title_of(rows[0]["reference"]),
-        "Total variation [95 %]": lambda rows: _moved(rows[0]), "Cosine": lambda rows: NATS(rows[0]["cosine"]),
+        "Total variation [95 %]": lambda rows: APART(rows[0]), "Cosine": lambda rows: NATS(rows[0]["cosine"]),
         "Heads that differ most": heads,
     }  # fmt: skip
     return table_of("Students against each other", by_pair.values(), columns, left=2, notes=(PAIR_NOTE,))
-
-
-def _moved(row: dict) -> str:
-    return f"{NATS(row['total_variation'])} [{NATS(row['low'])}, {NATS(row['high'])}]"
 
 
 def explained_table(folder: Path) -> Table:

@@ -64,7 +64,7 @@ def layer_figure(folder: Path) -> str | None:
                 style = {"color": PALETTE[number % len(PALETTE)]}
                 places = [int(row.layer) for row in own]
                 band = {"alpha": 0.15, "linewidth": 0} | style
-                axes.fill_between(places, [r.low for r in own], [r.high for r in own], **band)
+                axes.fill_between(places, [r.difference_low for r in own], [r.difference_high for r in own], **band)
                 axes.plot(
                     places, [r.difference for r in own], linestyle=DASHES[number // len(PALETTE) % len(DASHES)],
                     label=title_of(model), **style,

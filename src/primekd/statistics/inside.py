@@ -8,8 +8,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from primekd.assessment.inside.confidence import SureRow
-from primekd.config.arm import CONTROL, split_seed
+from primekd.config.arm import CONTROL
 from primekd.config.arms import load_arms
+from primekd.statistics.contrasts import by_seed
 from primekd.statistics.inference import LEVEL, holm_of, places_of
 
 ATTENTION, HEADS, PAIRS, EXPLAINED = "attention.csv", "heads.csv", "pairs.csv", "explained.csv"
@@ -34,8 +35,8 @@ class AttentionRow:
     control: float
     value: float
     difference: float
-    low: float
-    high: float
+    difference_low: float
+    difference_high: float
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class HeadRow:
     layer: int
     head: int
     total_variation: float
-    low: float
-    high: float
+    total_variation_low: float
+    total_variation_high: float
     entropy: float
     first: float
     previous: float
@@ -65,8 +66,8 @@ class PairRow:
     layer: str
     head: str
     total_variation: float
-    low: float
-    high: float
+    total_variation_low: float
+    total_variation_high: float
     cosine: float
 
 
@@ -76,9 +77,9 @@ class CalibrationRow:
     (geometric), or of the value alone the product over its tokens, of answers in which one was read.
 
     `ece`: expected calibration error over BINS bins of equal width, `ece_expected`: that of a calibrated model on so
-    many answers (see `error_within`); `brier`: mean squared distance of confidence and
-    verdict; `auroc`: the chance that a right answer is surer than a wrong one, None where all are right or wrong.
-    `entropy`, `margin`: nats a token of the answer.
+    many answers (see `error_within`); `brier`: mean squared distance of confidence and verdict; `auroc`: the chance
+    that a right answer is surer than a wrong one, None where all are right or wrong. `entropy`, `margin`: nats a
+    token of the answer.
     """
 
     model: str
@@ -323,26 +324,17 @@ def explained_rows(
     known, rows = load_arms(), []
     for measure, found in shifts.items():
         students = [model for model in found if model in accuracies and model != CONTROL]
-        x, y = (_by_arm(column, students) for column in (found, accuracies))
+        sides = (by_seed({m: column[m] for m in students}) for column in (found, accuracies))
+        x, y = ({arm: float(np.mean([*seeds.values()])) for arm, seeds in side.items()} for side in sides)
         if len(x) < 4:
             continue
         rho, p = _permuted(rankdata([*x.values()]), rankdata([*y.values()]), permutations)
-        sizes: dict[str, list[float]] = {}  # role -> those of its arms
-        for arm, shift in x.items():
-            sizes.setdefault(known[arm].role if arm in known else "", []).append(abs(shift))
-        beside = [float(np.mean(sizes[role])) if role in sizes else None for role in BESIDE]
+        sizes = [[abs(x[arm]) for arm in x if arm in known and known[arm].role == role] for role in BESIDE]
+        beside = [float(np.mean(own)) if own else None for own in sizes]
         rows.append(ExplainedRow(measure, len(x), rho, p, None, *beside, NO))
     adjusted = holm_of({row.measure: row.p for row in rows})
     rows = [replace(row, p_holm=adjusted[row.measure]) for row in rows]
     return [replace(row, explains=_explains(row)) for row in rows]
-
-
-def _by_arm(values: Mapping[str, float], students: Sequence[str]) -> dict[str, float]:
-    """Arm -> the mean of its seeds."""
-    found: dict[str, list[float]] = {}
-    for student in students:
-        found.setdefault(split_seed(student)[0], []).append(values[student])
-    return {arm: float(np.mean(own)) for arm, own in found.items()}
 
 
 def _permuted(x: np.ndarray, y: np.ndarray, permutations: int) -> tuple[float, float]:

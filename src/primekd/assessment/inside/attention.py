@@ -145,14 +145,10 @@ def measure_heads(adapters: "SwitchedAdapters", names: Sequence[str], ids: Seque
 
 
 def measure_pairs(adapters: "SwitchedAdapters", pairs: Sequence[tuple[str, str]], ids: Sequence[int]) -> Tensor:
-    """(pairs, layers, H, BETWEEN) float32 of one text: two students' maps of the same heads, both in one batch."""
-    parts = []
-    for first in range(0, len(pairs), TOGETHER // 2):
-        block = pairs[first : first + TOGETHER // 2]
-        rows = list(dict.fromkeys(name for pair in block for name in pair))
-        places = [[rows.index(name) for name in pair] for pair in block]
-        parts.append(_read(adapters, rows, ids, partial(compare_rows, places=places)))
-    return torch.cat(parts)
+    """(pairs, layers, H, BETWEEN) float32 of one text: two students' maps of the same heads, all in one batch."""
+    rows = list(dict.fromkeys(name for pair in pairs for name in pair))
+    places = [[rows.index(name) for name in pair] for pair in pairs]
+    return _read(adapters, rows, ids, partial(compare_rows, places=places))
 
 
 def measure_induction(

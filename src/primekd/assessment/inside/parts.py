@@ -14,14 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from primekd.assessment.answers import AnswerRow, answers_folder, read_block
-from primekd.assessment.inside import FOLDER, attribution, confidence
-from primekd.assessment.inside.attention import (
-    crop_maps,
-    measure_heads,
-    measure_induction,
-    measure_pairs,
-    open_side_by_side,
-)
+from primekd.assessment.inside import FOLDER, attention, attribution, confidence
+from primekd.assessment.inside.attention import open_side_by_side
 from primekd.assessment.inside.attribution import StepRow
 from primekd.assessment.inside.confidence import SureRow, value_places
 from primekd.assessment.logs import LogRow, read_logs
@@ -137,16 +131,18 @@ def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> P
         for first in range(0, len(texts), BLOCK):
             path, block = folder / f"block-{first // BLOCK:05d}.safetensors", texts[first : first + BLOCK]
             if not _is_block(path, inputs):
-                found = {"values": torch.stack([measure_heads(adapters, subject.names, ids) for ids in block])}
+                found = {
+                    "values": torch.stack([attention.measure_heads(adapters, subject.names, ids) for ids in block])
+                }
                 if pairs:
-                    found["pairs"] = torch.stack([measure_pairs(adapters, pairs, ids) for ids in block])
+                    found["pairs"] = torch.stack([attention.measure_pairs(adapters, pairs, ids) for ids in block])
                 _save(path, found, inputs)
             outputs.append(path)
             progress.advance(len(block))
         special = set(subject.tokenizer.all_special_ids)
         vocabulary = [i for i in range(len(subject.tokenizer)) if i not in special]
-        found = measure_induction(adapters, subject.names, vocabulary, profile.seed)
-        maps = crop_maps(adapters, subject.names, texts[0], profile.inside.map_tokens)
+        found = attention.measure_induction(adapters, subject.names, vocabulary, profile.seed)
+        maps = attention.crop_maps(adapters, subject.names, texts[0], profile.inside.map_tokens)
         ids = torch.tensor(texts[0][: profile.inside.map_tokens])
         _save(folder / MAPS, {"maps": maps, "ids": ids}, inputs, names=json.dumps([CONTROL, *subject.names]))
         _save(folder / INDUCTIONS, {"values": found.contiguous()}, inputs)
