@@ -3,6 +3,7 @@
 import gc
 import math
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from primekd.assessment.inside.attention import (
     METRICS,
     SHARP,
     compare_heads,
+    compare_rows,
     crop_maps,
     head_metrics,
     induction,
     measure_heads,
     measure_induction,
+    measure_pairs,
     open_side_by_side,
     read_heads,
     read_maps,
@@ -148,6 +151,22 @@ def test_more_students_than_share_a_batch_give_the_same(base, students, monkeypa
     assert torch.allclose(measure_heads(alone, [], IDS), whole[:1], atol=1e-6)
 
 
+def test_two_students_are_held_against_each_other_whatever_the_control_is(base, students):
+    together, names = open_side_by_side(base, "float32", students), list(students)
+    pairs = [(names[0], names[1]), (names[2], names[1]), (names[1], names[1])]
+    found = measure_pairs(together, pairs, IDS)
+    for place, pair in enumerate(pairs):
+        maps = []
+        for name in pair:
+            model = load_beside(base, "float32", students[name])
+            model.set_attn_implementation("eager")
+            with torch.inference_mode():
+                maps.append(model(torch.tensor([IDS]), output_attentions=True).attentions)
+        for layer, (one, other) in enumerate(zip(*maps, strict=True)):
+            assert torch.allclose(found[place, layer], compare_heads(one[0], other[0]), atol=2e-5)
+    assert (found[:2, ..., 0] > 1e-3).all() and found[2, ..., 0].abs().max() < 1e-6
+
+
 def test_random_texts_are_the_same_for_all_and_twice(base, students):
     together, names = open_side_by_side(base, "float32", students), list(students)
     first, again = (measure_induction(together, names, range(10, 60), seed) for seed in (1, 1))
@@ -157,15 +176,16 @@ def test_random_texts_are_the_same_for_all_and_twice(base, students):
     assert maps.dtype == torch.uint8 and maps.shape[-2:] == (5, 5) and maps[..., 0, 0].min() == 255
 
 
-def test_at_no_time_do_the_maps_of_two_layers_live(base):
+@pytest.mark.parametrize("reduces", [read_maps, partial(compare_rows, places=[[0, 1], [1, 0]])])
+def test_at_no_time_do_the_maps_of_two_layers_live(base, students, reduces):
     """So memory does not grow with the layers: what a layer leaves behind are numbers."""
-    alone, seen, live = open_side_by_side(base, "float32", {}), [], []
+    together, seen, live = open_side_by_side(base, "float32", students), [], []
 
     def reduce(weights):
         gc.collect()
         live.append(sum(ref() is not None for ref in seen))
         seen.append(weakref.ref(weights))
-        return read_maps(weights)
+        return reduces(weights)
 
-    read_heads(alone, [], IDS, reduce)
+    read_heads(together, list(students)[:1], IDS, reduce)
     assert len(seen) > 1 and live == [0] * len(seen)

@@ -1,8 +1,11 @@
 """The published study's deviations: each changes what it says and nothing else."""
 
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import torch
 from conftest import small_profile
@@ -12,8 +15,9 @@ from primekd.assessment.score import ANSWER_ONLY, Model, models_of, untrained_mo
 from primekd.assessment.students import find_students
 from primekd.capture.jobs import prompts_of, training_job
 from primekd.capture.run import capture
+from primekd.config import load_profile
 from primekd.config.arm import Arm
-from primekd.config.arms import get_arm, load_arms
+from primekd.config.arms import arms_of, get_arm, load_arms
 from primekd.config.deviations import DEVIATIONS, OF_ONE_ARM, PUBLISHED, SAID
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_manifest
@@ -21,7 +25,7 @@ from primekd.losses import chunked_loss
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
 from primekd.models.students import new_student
-from primekd.report.deviations import deviation_table, show_deviations
+from primekd.report.deviations import control_table, deviating, deviation_table, show_deviations
 from primekd.report.html import write_report
 from primekd.running.verify_run import check_run
 from primekd.statistics.selection import selection_rows
@@ -95,6 +99,21 @@ def test_every_deviation_has_an_arm_a_sentence_and_a_place_in_the_protocol():
 def test_an_arm_that_cannot_be_is_refused(values, said):
     with pytest.raises(ValidationError, match=said):
         Arm(name="x", title="X", variant_of="base-KD", **values)
+
+
+@pytest.mark.parametrize("name", ["ablation-pocket", "ablation-laptop"])
+def test_each_effect_is_that_of_one_deviation(name):
+    """Its reference reads the same labels, and the profile plans that contrast and runs both sides."""
+    profile = load_profile(name)
+    known = arms_of(profile)
+    run = {name: arm for name, arm in known.items() if arm.deviates}
+    for arm in run.values():
+        reference = known[arm.variant_of]
+        labels = [one.loss_of(profile).labels for one in (arm, reference)]
+        alone = arm.deviations != ("gold-labels",) and arm.protocol == "corrected"
+        assert not alone or labels[0] == labels[1], arm.name
+        assert (arm.name, arm.variant_of) in profile.planned.main or arm.name == "published-ai-KD"
+    assert {arm.variant_of for arm in run.values()} == {"base-KD", "ai-KD", "gold-labels-KD"}
 
 
 def test_keys_read_back_as_text_stand_in_another_order():
@@ -233,8 +252,8 @@ def test_every_deviation_trains_a_student_of_its_own_which_stands(profile):
     assert Model("x", bare=True).asked(profile, items)[0].messages == [{"role": "text", "content": items[0].question}]
     problems = [p for check in check_run(profile) if check.what != "lineage" for p in check.problems]
     assert problems == []
-    again = read_manifest(distill(profile, "published-ai-KD") / "manifest.json")
-    assert again["start"] == read_manifest(profile.student_folder("published-ai-KD") / "manifest.json")["start"]
+    before = (profile.student_folder("published-ai-KD") / "manifest.json").read_bytes()
+    assert (distill(profile, "published-ai-KD") / "manifest.json").read_bytes() == before
 
 
 def test_a_bare_prompt_is_text_and_holds_no_control_token(profile):
@@ -258,6 +277,20 @@ def test_choosing_on_the_test_split_gains_what_the_other_half_does_not_show():
     assert selection_rows({"base-KD": logs["base-KD"], "a": logs["a"]}, arms, "base-KD") == []
 
 
+def test_the_priming_stands_in_the_table_under_both_protocols():
+    pairs = [("published-ai-KD", "published-base-KD"), ("published-ai-KD", "ai-KD"), ("published-base-KD", "base-KD"),
+             ("ai-KD", "base-KD"), ("socratic-KD", "gold-labels-KD")]  # fmt: skip
+    others = [("ai-KD", "control"), ("published-ai-KD", "base-KD"), ("socratic-KD", "base-KD"), ("ai-KD", "teacher-KD"),
+              ("teacher-KD", "base-KD"), ("published-ai-KD", "control")]  # fmt: skip
+
+    def shown(*found):
+        rows = [{"model": model, "reference": reference} for model, reference in found]
+        return [(row["model"], row["reference"]) for row in deviating(SimpleNamespace(contrasts=rows))]
+
+    assert shown(*others[:2], *pairs, *others[2:]) == pairs
+    assert shown(("ai-KD", "base-KD"), ("ai-KD", "control")) == []  # a study where nothing deviates
+
+
 def test_the_report_has_a_page_of_deviations_and_the_notebook_shows_it(profile, lively, tmp_path, monkeypatch):
     monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
     few = small_profile(
@@ -271,9 +304,16 @@ def test_the_report_has_a_page_of_deviations_and_the_notebook_shows_it(profile, 
         distill(few, name)
     assess(few)
     html = write_report(few).read_text()
+    control, asked = control_table(few.logs).rows
+    assert control[4:] == ["–", "–"] and re.fullmatch(r"[-+\d.]+ \[[-+\d., ]+\]", asked[4])
     assert 'id="deviations"' in html and SAID["no-template"] in html and "50 new tokens" in html
     shown = show_deviations(few)
-    assert "Reverse KL" in shown.text and "[figure: Each deviation minus the corrected arm]" in shown.text
+    assert "Reverse KL" in shown.text and "[figure: Each deviation minus its reference]" in shown.text
+    cells = nbformat.read(Path(__file__).parents[1] / "assessment" / "ablation.ipynb", 4).cells
+    monkeypatch.setattr("primekd.config.load_profile", lambda name: few)  # the notebook runs on these logs
+    exec("\n".join(cell.source for cell in cells if cell.cell_type == "code"), {})
+    monkeypatch.undo()
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
     rows = {row[0].model for row in deviation_table(few.logs).rows}
     assert rows == {"no-template-KD", "reverse-kl-KD"}
     plain = small_profile(

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,20 +20,25 @@ from primekd.assessment.inside.reasoning import (
     STYLE,
     calculations,
     own_words,
-    token_class,
+    token_classes,
 )
 from primekd.assessment.logs import LogRow
 from primekd.models.chat import build_prompt, decode_response, encode_response
 from primekd.statistics.inside import (
     ANSWER,
+    NO,
+    PERHAPS,
+    UNKNOWN,
     VALUE,
     attention_rows,
     calibration_rows,
+    drawn_weights,
+    error_within,
     explained_rows,
     head_rows,
     reliability_rows,
 )
-from primekd.statistics.reasoning import arithmetic_rows, word_rows
+from primekd.statistics.reasoning import arithmetic_rows, class_rows, word_rows
 from primekd.teachers.transformers_engine import TransformersEngine
 
 TEXT = "She has 2 boxes of 3. That is 2 * 3 = 6.\nThe answer is 6."
@@ -144,7 +151,23 @@ def test_what_is_left_out_is_taken_out_of_the_text_and_only_the_value_is_scored(
         ("20% * 50 = 10", [True]),
         ("5 / 0 = 1", []),
         ("x = 5, y = 2x", []),
-        ("9 - 12 = -3", []),  # a negative result is not read: no rule here knows it from a range
+        ("9 - 12 = -3", [True]),
+        ("9 - 12 = 3", [False]),
+        ("12 + 12 = 24 + 1 = 25", [True]),  # of a chain the last part alone
+        ("12 + 12 = 24 + 1 = 26", [False]),
+        ("48/2 = 24 * 3 = 72", [True]),
+        ("3*4 =12*2=24", [True]),
+        ("6 * 7 = 42 - (2 + 3)", []),
+        ("10 / 4 = 2.5 x 2 = 5", [True]),
+        ("-5 + 3 = 2", [False]),
+        ("-5 + 3 = -2, and 4 * -2 = −8", [True, True]),
+        ("12-5 + 3 = 10", [True]),
+        ("- 5 + 3 = 8\n* 2 * 3 = 6\n**4 + 4 = 8**\nSo **1 + 1 = 2**", [True] * 4),  # lists, and bold letters
+        ("x - 5 + 3 = 8 and 2 boxes * 3 + 4 = 10, x-5 + 3 = 8", []),  # what is in front is no number
+        ("20% * 50 = 1000", [False]),
+        ("5 * 20 = 100%", []),
+        ("5 * 20 = 90%", [False]),
+        ("10 / 40 = 25%, 20% + 30% = 50%, 1 / 3 = 33.3% and 50 / 20% = 250", [True] * 4),
         ("It is 2024-10 = ?", []),
         ("4 x 5 = 21", [False]),
     ],
@@ -153,14 +176,46 @@ def test_arithmetic_is_worked_out_anew(text, holds):
     assert [c.holds for c in calculations(text) if c.holds is not None] == holds
 
 
+def test_a_sum_without_an_end_takes_no_time():
+    start = time.monotonic()
+    for text in ("1 + " * 300, "2 - 1 " * 300, "(1 + (" * 300, "- " * 900, "1" * 900):
+        assert calculations(text) == []
+    assert time.monotonic() - start < 2
+
+
 def test_words_of_a_priming_are_those_that_nothing_else_says():
     found = own_words("You are a patient teacher. Explain the boxes.", ["How many boxes?", "The patient waits."])
     assert found == {"teacher", "explain"}
 
 
 def test_kinds_of_tokens():
-    kinds = [token_class(text, {"boxes", "of"}) for text in (" 12", " *", "box", "Therefore", ".", "\n", " = ")]
-    assert kinds == [DIGITS, OPERATORS, QUESTION, STYLE, MARKS, MARKS, OPERATORS]
+    def kinds(*texts):
+        return token_classes(texts, "How many in her 2 boxes of thin apples, another one?")
+
+    assert kinds(" 12", " *", " box", " Therefore", ".", "\n", " = ") == [
+        DIGITS, OPERATORS, QUESTION, STYLE, MARKS, MARKS, OPERATORS,
+    ]  # fmt: skip
+    assert kinds("So", " an", " a", " the", " man", " app") == [STYLE] * 6  # parts of words of the question are none
+    assert kinds(" app", "le", ",", " th", "us", " in", " Her", "e", " HER") == [
+        QUESTION, QUESTION, MARKS, STYLE, STYLE, QUESTION, STYLE, STYLE, QUESTION,
+    ]  # fmt: skip
+    assert kinds("İ", "n", " in") == [STYLE, STYLE, QUESTION]  # small letters may be more than the large ones
+
+
+def test_kl_is_shared_out_over_kinds_of_tokens_and_its_interval_is_of_templates():
+    words = {0: "So", 1: " box", 2: "es", 3: " =", 4: " 7"}
+    ids = [[0, 1, 2, 3, 4], [0, 4], [1, 2, 3, 4, 0], [4, 4]]
+    kl = [[1.0, 2, 4, 0, 1], [3.0, 1], [1.0, 1, 0, 2, 5], [0.5, 0.5]]
+    items = ["gsm-symbolic-1-0", "gsm-symbolic-1-1", "gsm-symbolic-2-0", "gsm-symbolic-2-1"]
+    log = SimpleNamespace(
+        texts=words, items=items, lengths=[*map(len, ids)], models=["m"],
+        tensors={"ids": torch.tensor(sum(ids, [])), "m.kl": torch.tensor(sum(kl, []))},
+    )  # fmt: skip
+    rows = {row.kind: row for row in class_rows(log, dict.fromkeys(items, "How many boxes?"))}
+    assert (rows[STYLE].tokens, rows[STYLE].kl) == (3, 3.0) and (rows[QUESTION].tokens, rows[QUESTION].kl) == (4, 2.0)
+    assert rows[STYLE].share_of_tokens == pytest.approx(3 / 14) and rows[STYLE].share_of_kl == pytest.approx(9 / 22)
+    assert (rows[STYLE].kl_low, rows[STYLE].kl_high) == (2.0, 5.0)  # either template alone, or both
+    assert MARKS not in rows and rows[DIGITS].kl == pytest.approx(5 / 5)
 
 
 def sure(model: str, item: str, p: float, right: bool, value: float | None = None) -> SureRow:
@@ -174,7 +229,7 @@ def test_calibration_against_numbers_worked_out_by_hand():
     answer, value = calibration_rows(rows, groups)
     assert (answer.kind, value.kind, answer.n) == (ANSWER, VALUE, 6)
     gaps = 3 * abs(2 / 3 - 0.95) + 2 * abs(0.5 - 0.15) + 1 * abs(1 - 0.55)
-    assert answer.ece == pytest.approx(gaps / 6) and answer.ece_low <= answer.ece_high
+    assert answer.ece == pytest.approx(gaps / 6) and answer.ece_low <= answer.ece <= answer.ece_high
     assert answer.brier == pytest.approx((2 * 0.05**2 + 0.95**2 + 0.15**2 + 0.85**2 + 0.45**2) / 6)
     wins = (1 + 0.5) * 2 + (1 + 0) + (0.5 + 0)  # right at .95 twice, at .55, at .15, against wrong at .95 and .15
     wins = 2 * (0.5 + 1) + (0 + 1) + (0 + 0.5)
@@ -188,6 +243,20 @@ def test_calibration_against_numbers_worked_out_by_hand():
     assert [(row.ece, row.brier, row.auroc) for row in sure_and_right] == [(0, 0, None)]
 
 
+@pytest.mark.parametrize(("scale", "truth"), [(1.0, 0.0), (0.6, 0.2)])  # as often right as sure, or less often
+def test_the_interval_of_the_calibration_error_holds_the_true_one(scale, truth):
+    generator, held, expected = np.random.default_rng(5), 0, []
+    weights = drawn_weights([str(n) for n in range(80)])
+    for _ in range(60):
+        sure = generator.choice([0.05, 0.25, 0.45, 0.55, 0.65, 0.85, 0.95, 0.25], 80)
+        error, low, high, by_chance = error_within(sure, (generator.random(80) < scale * sure).astype(float), weights)
+        held += low <= truth <= high
+        expected.append((error, by_chance))
+    assert held >= 54, "95 % of 60, less what chance takes"
+    found, calibrated = np.mean(expected, axis=0)
+    assert (abs(found - calibrated) < 0.01) == (truth == 0) and calibrated > 0.05
+
+
 def test_attention_is_a_difference_from_the_control_with_its_interval():
     generator = np.random.default_rng(1)
     noise = generator.normal(0, 0.01, (40, 1, 2, 3, 2))
@@ -195,7 +264,7 @@ def test_attention_is_a_difference_from_the_control_with_its_interval():
     values[:, 1, 1, :, 0] += 0.5  # the student's second layer
     rows = attention_rows(["s"], ["first", "entropy"], values.mean(3), [f"i-{n}" for n in range(40)])
     found = {(row.layer, row.measure): row for row in rows}
-    assert found["1", "first"].difference == pytest.approx(0.5) and found["1", "first"].low > 0.4
+    assert found["1", "first"].difference == pytest.approx(0.5) and found["1", "first"].difference_low > 0.4
     assert found["0", "first"].difference == 0 and found["all", "first"].difference == pytest.approx(0.25)
     assert found["1", "entropy"].difference == pytest.approx(0)
 
@@ -210,19 +279,40 @@ def test_the_heads_that_moved_most_come_first():
 
 
 def test_a_measure_explains_only_what_does_not_move_in_the_controls_too():
-    arms = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "placebo-KD", "shuffled-KD", "base-fine-tune",
-            "base-KD-seed1"]  # fmt: skip
+    arms = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "placebo-KD", "shuffled-KD", "base-fine-tune"]
     accuracy = {name: 0.1 * n for n, name in enumerate(arms)}
-    along = {name: float(n) for n, name in enumerate(arms)}  # shuffled moves more than any primed arm
-    calm = along | {"placebo-KD": 2.0, "shuffled-KD": 2.5}
-    rows = {
-        row.measure: row
-        for row in explained_rows({"along": along, "calm": calm, "still": dict.fromkeys(arms, 1.0)}, accuracy)
-    }
-    assert rows["along"].rho == pytest.approx(1) and rows["along"].p_holm < 0.05 and not rows["along"].explains
-    assert rows["calm"].primed == 3.0 and rows["calm"].shuffled == 2.5 and rows["calm"].explains
-    assert rows["still"].rho == 0 and rows["still"].p == 1 and not rows["still"].explains
+    along = {name: float(n) for n, name in enumerate(arms)}  # placebo and shuffled move more than any primed arm
+    calm = along | {"placebo-KD": 0.1, "shuffled-KD": 0.2}
+
+    def explained(shifts, left_out=()):
+        kept = {measure: {m: v for m, v in own.items() if m not in left_out} for measure, own in shifts.items()}
+        return {row.measure: row for row in explained_rows(kept, {m: accuracy.get(m, 0.1) for m in arms})}
+
+    rows = explained({"along": along, "still": dict.fromkeys(arms, 1.0)})
+    assert rows["along"].rho == pytest.approx(1) and rows["along"].p_holm < 0.05 and rows["along"].explains == NO
+    assert rows["still"].rho == 0 and rows["still"].p == 1 and rows["still"].explains == NO
+    accuracy |= {"placebo-KD": -0.3, "shuffled-KD": -0.2}  # so that calm shifts go along with accuracy
+    (row,) = explained({"calm": calm}).values()
+    assert row.p_holm < 0.05 and (row.primed, row.placebo, row.shuffled) == (2.0, 0.1, 0.2) and row.explains == PERHAPS
+    (row,) = explained({"calm": calm | {"placebo-KD": -2.5}}).values()
+    assert row.primed == 2.0 and row.placebo == 2.5 and row.explains == NO
+    for left_out in ("placebo-KD", "shuffled-KD"):  # what was not run is no proof
+        assert explained({"calm": calm}, [left_out])["calm"].explains == UNKNOWN
+    assert explained({"still": dict.fromkeys(arms, 1.0)}, ["placebo-KD"])["still"].explains == NO
+    for placebo, said in ((4.5, NO), (3.9, PERHAPS)):  # the mean of the primed arms counts, not the largest shift
+        most = along | {"reverseKL-KD": 9.0, "placebo-KD": placebo, "shuffled-KD": 0.2}
+        (row,) = explained_rows({"most": most}, most)
+        assert row.primed == pytest.approx(4) and row.p_holm < 0.05 and row.explains == said
     assert explained_rows({"few": {"base-KD": 1.0, "ai-KD": 2.0}}, accuracy) == []
+
+
+def test_seeds_of_an_arm_are_no_points_of_their_own():
+    arms = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD"]
+    students = [f"{arm}{seed}" for arm in arms for seed in ("", "-seed1", "-seed2", "-seed3")]
+    along = {name: float(n) for n, name in enumerate(students)}
+    (row,) = explained_rows({"along": along}, along)
+    assert row.arms == 4 and row.rho == pytest.approx(1) and 0.05 < row.p < 0.12  # 2 of 24 orders of four arms
+    assert explained_rows({"few": {name: along[name] for name in students[:12]}}, along) == []
 
 
 def test_arithmetic_and_words_are_counted_by_answer():
@@ -246,3 +336,21 @@ def test_arithmetic_and_words_are_counted_by_answer():
         ("teacher-KD", 2, 0, 1)
     ]
     assert found[0].most == "beginners (2)" and found[0].priming_words == 2
+
+
+def test_items_of_one_template_are_no_independent_draws():
+    """Four templates, of which two say a word, or hold, in every answer: half of forty, and nothing that is sure."""
+
+    def log(text, other, ids):
+        return [LogRow(i, "?", "6", (text, other)[n % 4 < 2], 5, False, "6", "r", "", True) for n, i in enumerate(ids)]
+
+    for ids, narrow in (
+        ([f"gsm-symbolic-{n % 4}-{n}" for n in range(40)], False),
+        ([f"i-{n}" for n in range(40)], True),
+    ):
+        logs = {"ai-KD": log("beginners 1 + 1 = 3", "1 + 1 = 2", ids)}
+        logs |= dict.fromkeys(("control", "base-KD"), log("1 + 1 = 2", "1 + 1 = 2", ids))
+        (row,) = [row for row in arithmetic_rows(logs) if row.model == "ai-KD"]
+        assert row.share == 0.5 and (row.share_high - row.share_low < 0.35) == narrow
+        (found,) = word_rows(logs, {"ai-KD": "You teach beginners."}, "base-KD")
+        assert found.with_word == 20 and (found.p < 0.05) == narrow

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from primekd.assessment.inside import inside_folder
 from primekd.assessment.inside.confidence import FILE, SureRow
-from primekd.capture.jobs import held_out_job, training_job
+from primekd.capture.jobs import test_job as teacher_job
+from primekd.capture.jobs import training_job
 from primekd.capture.run import capture
 from primekd.cli import app
 from primekd.config import Profile
@@ -17,10 +18,11 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.html import write_report
-from primekd.report.inside import inside_page, show_attention, show_confidence, show_head
+from primekd.report.inside import inside_page, pair_table, show_attention, show_confidence, show_head
+from primekd.report.inside_figures import map_figure
 from primekd.running.publishing import files_beside
 from primekd.running.verify import check_logs
-from primekd.statistics.inside import ATTENTION, EVERY, AttentionRow, CalibrationRow
+from primekd.statistics.inside import ATTENTION, EVERY, PAIRS, AttentionRow, CalibrationRow, PairRow
 from primekd.studies import inside
 from primekd.studies.assess import assess
 from primekd.studies.inside import analyse, look_at_heads
@@ -39,10 +41,12 @@ def study(tmp_path_factory, lively) -> Profile:
         profile = small_profile(
             folder, arms=ARMS, student={"model": lively}, teacher={"model": lively}, seeds={"base-KD": [1]},
             inside={"items": 5, "attributed_items": 1, "orders": 1, "map_tokens": 8}, max_new_tokens=16,
+            assess={"teacher_items": 3},
         )  # fmt: skip
         for name in ARMS[:3]:
             capture(training_job(profile, name))
-        capture(held_out_job(profile))
+        for name in ARMS[:3]:
+            capture(teacher_job(profile, name))
         for name in ARMS:
             distill(profile, name)
         distill(profile, "base-KD", 1)
@@ -56,7 +60,7 @@ def test_every_student_is_a_difference_from_the_control(study):
     whole = {(row.model, row.measure): row for row in rows if row.layer == EVERY}
     models = ["base-KD", "base-KD-seed1", "ai-KD", "placebo-KD", "base-fine-tune"]
     assert {row.model for row in rows} == set(models)
-    assert all(row.low <= row.difference <= row.high for row in rows)
+    assert all(row.difference_low <= row.difference <= row.difference_high for row in rows)
     assert whole["base-KD", "total_variation"].control == 0 and whole["base-KD", "cosine"].control == pytest.approx(1)
     assert whole["base-KD", "total_variation"].value > 0
     assert read_manifest(inside_folder(study) / "manifest.json")["students"] == list(
@@ -64,15 +68,30 @@ def test_every_student_is_a_difference_from_the_control(study):
     )
 
 
+def test_students_are_held_against_each_other_and_against_a_second_seed(study):
+    rows = read_records(inside_folder(study) / PAIRS, PairRow)
+    pairs = list(dict.fromkeys((row.model, row.reference) for row in rows))
+    assert pairs[0] == ("base-KD-seed1", "base-KD") and ("ai-KD", "base-KD") in pairs
+    whole = {(row.model, row.reference): row for row in rows if row.layer == EVERY}
+    for pair in pairs:
+        heads = [row.total_variation for row in rows if (row.model, row.reference) == pair][1:]
+        assert len(heads) == 4 and heads == sorted(heads, reverse=True)  # two layers of two heads
+        assert whole[pair].total_variation_low <= whole[pair].total_variation == pytest.approx(sum(heads) / 4, rel=1e-4)
+    table = pair_table(inside_folder(study))
+    assert [row[1] for row in table.rows][:1] == ["base-KD"] and table.rows[0][4].count("; ") == 2
+
+
 def test_confidence_is_that_of_the_answers_in_the_logs(study):
     rows = read_records(inside_folder(study) / FILE, SureRow)
     by_model = {name: [row for row in rows if row.model == name] for name in {row.model for row in rows}}
     assert {"control", "base-KD", "ai-KD", "teacher"} <= by_model.keys() and len(by_model["control"]) == 5
+    shared = [row.id for row in by_model["control"]][:3]  # the teacher is compared with itself on the same items
+    assert [[row.id for row in by_model[name]] for name in ("teacher", "teacher under ai-KD")] == [shared] * 2
     assert all(row.log_prob <= 0 and row.entropy >= 0 and row.margin >= 0 and row.tokens > 0 for row in rows)
 
 
 def test_what_stands_is_not_made_again_and_what_changed_is(study, monkeypatch):
-    monkeypatch.setattr(inside, "read_attention", lambda subject: pytest.fail("the model was opened"))
+    monkeypatch.setattr(inside, "read_attention", lambda subject, pairs: pytest.fail("the model was opened"))
     with pytest.raises(pytest.fail.Exception):
         analyse(study)
     monkeypatch.undo()
@@ -105,7 +124,9 @@ def test_the_report_has_both_sections_and_nothing_of_a_text_runs(study, monkeypa
 
 
 def test_notebooks_show_it(study):
-    assert "total_variation" in show_attention(study).text
+    said = show_attention(study)
+    assert "total_variation" in said.text and "Students against each other" in said.text
+    assert all(label in map_figure(inside_folder(study)) for label in ("Total variation", "Entropy, difference"))
     assert "ECE" in show_confidence(study).text
     assert show_head(study, "ai-KD", 0, 1).image.startswith("<?xml")
     with pytest.raises(UserError, match="no head 99 in layer 0 of 'ai-KD': choose from control, base-KD"):
@@ -151,6 +172,12 @@ def test_fewer_arms_may_be_looked_into(study):
     rows = read_records(inside_folder(few) / ATTENTION, AttentionRow)
     assert {row.model for row in rows} == {"ai-KD"}
     found = read_records(inside_folder(few) / "calibration.csv", CalibrationRow)
-    assert {row.model for row in found} == {"control", "ai-KD", "teacher"}
+    assert {row.model for row in found} == {
+        "control",
+        "ai-KD",
+        "teacher",
+        "teacher under ai-KD",
+        "teacher under placebo-KD",
+    }
     shutil.rmtree(inside_folder(study))
     kept.rename(inside_folder(study))

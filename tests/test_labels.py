@@ -107,7 +107,8 @@ def test_whatever_would_bring_gold_into_a_student_is_refused(output, changes, sa
     [
         ("base-KD", {"loss": {"labels": "gold"}}, "base-KD would learn from gold sentences"),
         ("base-right-KD", {}, "base-right-KD chooses labels by gold sentences"),
-        ("cut-to-shortest-KD", {}, "cut-to-shortest-KD cuts labels by gold sentences"),
+        ("cut-to-shortest-KD", {}, "cut-to-shortest-KD reads gold sentences, or labels that are unfit"),
+        ("no-shuffle-KD", {}, "no-shuffle-KD reads gold sentences, or labels that are unfit"),
         ("base-KD", {"train": {"learning_rate": [0.001, 0.01]}}, "are chosen from by gold sentences"),
         ("base-KD", {"loss": {"labels": "gold"}, "study": "priming"}, "base-KD would learn from gold sentences"),
     ],

@@ -454,3 +454,17 @@ def test_a_run_that_stops_behind_the_teacher_trains_nothing(output):
     path = write_profile(output)
     rules = [job.rule for job in planned_jobs(load_profile(str(path)), str(path), 2, False, None, only="teacher")]
     assert "primed" in rules and "capture" in rules and not {"distill", "score", "assess", "report"} & {*rules}
+
+
+def test_the_deviations_are_a_part_of_their_own_where_there_are_any(output):
+    path = write_profile(output, arms=["base-KD", "reverse-kl-KD"])
+    profile = load_profile(str(path))
+    ablation = profile.runs / "notebooks/assessment/ablation.ipynb"
+    jobs = {only: planned_jobs(profile, str(path), 2, False, None, only=only) for only in ("ablation", None)}
+    rules = {only: {job.rule for job in found} for only, found in jobs.items()}
+    assert rules["ablation"] >= {"distill", "assess", "ablation"} and "report" not in rules["ablation"]
+    assert rules[None] == rules["ablation"] | {"report"}, "a whole run executes the notebook"
+    assert ablation in list(STUDY.lost(profile)) and STUDY.parts(profile)[-1] == "ablation"
+    plain = write_profile(output, "plain", arms=["base-KD"])
+    said = CliRunner().invoke(app, ["run", "--profile", str(plain), "--only", "ablation"]).stderr
+    assert "plain has no such part; choose teacher or inside, or leave it out." in said

@@ -172,10 +172,23 @@ rule assess:
         NOTEBOOK
 
 
+rule ablation:
+    input:
+        rules.assess.output,
+        notebook=ROOT / "assessment" / "ablation.ipynb",
+    output:
+        notebook=f"{DONE}/assessment/ablation.ipynb",
+        html=f"{DONE}/assessment/ablation.html",
+    threads: HALF
+    shell:
+        NOTEBOOK
+
+
 rule report:
     localrule: True
     input:
         rules.assess.output,
+        rules.ablation.output if any(arm.deviates for arm in ARMS.values()) else [],
     output:
         touch(f"{DONE}/report.done"),
     shell:
@@ -185,4 +198,8 @@ rule report:
 include: "analysis.smk"
 
 
-ONLY = {"teacher": rules.primed.output.notebook, "inside": rules.inside.output}  # what `primekd run --only` asks for
+ONLY = {  # what `primekd run --only` asks for
+    "teacher": rules.primed.output.notebook,
+    "inside": rules.inside.output,
+    "ablation": rules.ablation.output.notebook,
+}

@@ -34,7 +34,8 @@ def run(
     only: Annotated[
         str | None,
         typer.Option(
-            help="A part alone: teacher (what priming did to it, no student is trained), inside (the students)."
+            help="A part alone: teacher (what priming did to it, no student is trained), inside (the students), "
+            "ablation (the published protocol's deviations, where a profile has any)."
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run or submitted.")] = False,
@@ -46,6 +47,7 @@ def run(
     primekd run --profile ci --cores 2
     primekd run --only teacher
     primekd run --only inside
+    primekd run --only ablation --profile ablation-pocket
     primekd run --force-stage distill
     primekd run --profile paper --slurm --dry-run
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
@@ -64,9 +66,9 @@ def run(
         cluster = open_cluster(slurm_profile or project_root() / "configs" / "slurm", capture_workers)
     loaded = load_profile(profile)
     asked = loaded, profile, cores, force, cluster, force_stage or (), only
-    if only is not None and only not in (parts := find_study(loaded).parts):
+    if only is not None and only not in (parts := find_study(loaded).parts(loaded)):
         choice = f"choose {' or '.join(parts)}, or leave" if parts else "leave"
-        raise UserError(f"--only {only}: there is no such part of this study; {choice} it out.")
+        raise UserError(f"--only {only}: {loaded.name} has no such part; {choice} it out.")
     print(f"primekd run: {loaded.name} — {loaded.description}", flush=True)
     if dry_run:
         return show_plan(planned_jobs(*asked), cluster is not None)
@@ -74,6 +76,8 @@ def run(
         print("primekd run: nothing to be done, everything is up to date.")
     if only == "teacher":
         return show_teacher(loaded)
+    if only == "ablation":
+        return print(f"Notebook: {relative_name(loaded.runs / 'notebooks/assessment/ablation.html')}")
     if only:
         return print(f"Report: {relative_name(loaded.logs / 'report.html')}")
     from primekd.running.publishing import other_code_text

@@ -139,11 +139,12 @@ def unprimed() -> Arm:
 
 
 def refuse_gold(profile: Profile, arm: Arm) -> None:
-    """Raises UserError if gold could reach a student that learns from a teacher: trained on, or chosen by it."""
+    """Raises UserError if gold could reach a student that learns from a teacher: trained on, or chosen by it. An arm
+    that deviates has its items with gold, and its labels unfiltered, as the released code has."""
     reasons = {
         f"{arm.name} would learn from gold sentences: set loss.labels to response": arm.loss_of(profile).labels == GOLD,
         f"{arm.name} chooses labels by gold sentences: take it out of arms": arm.keep_right,
-        f"{arm.name} cuts labels by gold sentences: take it out of arms": "cut-to-shortest" in arm.deviates,
+        f"{arm.name} reads gold sentences, or labels that are unfit: take it out of arms": bool(arm.deviates),
         "several learning rates are chosen from by gold sentences: name one": len(profile.train.rates) > 1,
     }
     if arm.teacher and (said := [reason for reason, holds in reasons.items() if holds]):

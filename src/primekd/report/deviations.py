@@ -6,13 +6,13 @@ from pathlib import Path
 
 from primekd.assessment.logs import LogRow, read_log, read_logs
 from primekd.config import Profile
-from primekd.config.arm import CONTROL, FEW_SHOT
+from primekd.config.arm import CONTROL, FEW_SHOT, PRIMED
 from primekd.config.arms import load_arms, unprimed
 from primekd.config.deviations import PUBLISHED, SAID
 from primekd.foundation.errors import UserError
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import INK, PALETTE, draw
-from primekd.report.formats import between, percent, points, significant, written
+from primekd.report.formats import between, known, percent, points, significant, written
 from primekd.report.formats import p_value as p_text
 from primekd.report.results import Results, Row, read_results
 from primekd.report.shown import Shown, show_facts, show_figure, show_table
@@ -22,9 +22,11 @@ from primekd.studies.results import logs_in_use
 
 NATS = partial(significant, digits=3, signed=True)
 NOTE = (
-    "Each arm minus the corrected arm that it is a variant of, over their training seeds: the same items, 95 % t "
-    "intervals clustered by template and seed, p Holm-adjusted over all contrasts that the profile names. KL: to the "
-    "unprimed teacher; NLL: of the gold solution; nats a token, less is closer."
+    "Each arm minus the one that it is a variant of: the corrected arm, or gold labels where it learns those too; and "
+    "the primed student minus the unprimed one, under the corrected and under the published protocol. Over their "
+    "training seeds, on the same items: 95 % t intervals clustered by template and seed, p Holm-adjusted over all "
+    "contrasts that the profile names (over all others for one that it does not). KL: to the unprimed teacher; NLL: of "
+    "the gold solution; nats a token, less is closer."
 )
 ASKED = {CONTROL: "as every student here", FEW_SHOT: "as released: 50 new tokens, the answer alone"}
 SELECTION_NOTE = (
@@ -35,14 +37,14 @@ SELECTION_NOTE = (
 
 
 def deviating(results: Results) -> list[Row]:
-    """The contrasts of arms that deviate with the arm that they are a variant of, and of the priming under both."""
-    arms = load_arms()
-    return [
-        row
-        for row in results.contrasts
-        if (arm := arms.get(row["model"])) and arm.deviates
-        and (row["reference"] == arm.variant_of or getattr(arms.get(row["reference"]), "deviates", None))
-    ]  # fmt: skip
+    """The contrasts of arms that deviate with the arm that they are a variant of, and of the priming under both: of two
+    arms that deviate, and of the corrected arms that they are variants of."""
+    arms, pairs = load_arms(), [(row["model"], row["reference"]) for row in results.contrasts]
+    deviate = {name for pair in pairs for name in pair if name in arms and arms[name].deviates}
+    wanted = {(name, arms[name].variant_of) for name in deviate}
+    wanted |= {pair for pair in pairs if deviate.issuperset(pair)}
+    wanted |= {(of, unprimed().name) for name, of in wanted if arms[of].role in PRIMED}
+    return [row for row, pair in zip(results.contrasts, pairs, strict=True) if pair in wanted]
 
 
 def deviation_table(folder: Path) -> Table:
@@ -61,9 +63,12 @@ def control_table(folder: Path) -> Table:
     """The control as the release asked it, beside the control as it is asked here; empty where it was not."""
     results = read_results(folder)
     rows = [row for row in results.summary if row["model"] in (CONTROL, FEW_SHOT)]
+    paired = {r["model"]: r for r in results.contrasts if (r["model"], r["reference"]) == (FEW_SHOT, CONTROL)}
     columns = {
         "Control": lambda row: ASKED[row["model"]],
         "n": "n", "Accuracy, % [95 %]": between("accuracy", percent), "Truncated": "truncated",
+        "Difference, points [95 %]": lambda row: known(paired.get(row["model"]), between("accuracy", points)),
+        "p (Holm)": lambda row: known(paired.get(row["model"]), written("p_holm", p_text)),
     }  # fmt: skip
     return table_of("The control's conditions", rows if len(rows) == 2 and deviating(results) else [], columns)
 
@@ -96,13 +101,13 @@ def deviation_tables(folder: Path, logs: Mapping[str, Sequence[LogRow]]) -> list
 def said_of(folder: Path) -> list[tuple[str, str]]:
     """(title, what it does) of every arm in the table."""
     arms = load_arms()
-    models = dict.fromkeys(row["model"] for row in deviating(read_results(folder)))
+    models = dict.fromkeys(row["model"] for row in deviating(read_results(folder)) if arms[row["model"]].deviates)
     whole = f"All {len(PUBLISHED)} that go together."
     return [(title_of(m), whole if arms[m].protocol == "published" else SAID[arms[m].deviations[0]]) for m in models]
 
 
 def deviation_figure(results: Results) -> str | None:
-    """Differences in accuracy, KL and NLL, a line a deviation; None where there is none."""
+    """Differences in accuracy, KL and NLL, a line a contrast; None where there is none."""
     rows = deviating(results)
     if not rows:
         return None
@@ -119,11 +124,12 @@ def deviation_figure(results: Results) -> str | None:
                     axes.plot([value], [place], "o", color=PALETTE[0], markersize=5)
             axes.axvline(0, color=INK, linewidth=1)
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_yticks(range(len(rows)), [title_of(row["model"]) for row in rows] if axes is panels[0] else [])
+            names = ["\nminus ".join(title_of(row[key]) for key in ("model", "reference")) for row in rows]
+            axes.set_yticks(range(len(rows)), names if axes is panels[0] else [], fontsize=9)
             axes.set_xlabel(label)
             axes.grid(axis="y", visible=False)
 
-    return draw("deviations", (10.4, 1.2 + 0.3 * len(rows)), 3, fill)
+    return draw("deviations", (10.4, 1.2 + 0.42 * len(rows)), 3, fill)
 
 
 def show_deviations(profile: Profile) -> Shown:
@@ -135,4 +141,4 @@ def show_deviations(profile: Profile) -> Shown:
     first, *rest = (show_table(table, " ".join(table.notes)) for table in tables)
     drawn = deviation_figure(read_results(view.logs))
     said = show_facts(said_of(view.logs), "What each of them is")
-    return sum(rest, first + show_figure(drawn, "Each deviation minus the corrected arm") + said)
+    return sum(rest, first + show_figure(drawn, "Each deviation minus its reference") + said)

@@ -47,8 +47,9 @@ STYLE = {
 }
 
 
-def draw(name: str, size: tuple[float, float], panels: int, fill) -> str:
-    """Calls `fill(*axes)` on a new figure and returns its SVG, the same bytes for the same data."""
+def draw(name: str, size: tuple[float, float], panels: int, fill, lines: int = 1) -> str:
+    """Calls `fill(*axes)` on a new figure of `lines` times `panels` axes, line by line, and returns its SVG, the same
+    bytes for the same data."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def draw(name: str, size: tuple[float, float], panels: int, fill) -> str:
         figure = Figure(figsize=size, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
         FigureCanvasSVG(figure)
-        fill(*figure.subplots(1, panels, squeeze=False)[0])
+        fill(*figure.subplots(lines, panels, squeeze=False).flat)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()

@@ -34,15 +34,18 @@ from primekd.statistics.inside import (
     EVERY,
     EXPLAINED,
     HEADS,
+    PAIRS,
     AttentionRow,
     CalibrationRow,
     ExplainedRow,
     HeadRow,
+    PairRow,
 )
 from primekd.statistics.reasoning import ARITHMETIC, CLASSES, WORDS, ArithmeticRow, ClassRow, WordRow
 
 NATS = partial(significant, digits=3)
 SIGNED = partial(significant, digits=3, signed=True)
+APART, MOVED = between("total_variation", NATS), between("difference", SIGNED)
 HEADS_A_MODEL = 3
 ATTENTION_NOTE = (
     "Student minus control, on the same prompts with their gold solutions, means over all heads with bootstrap "
@@ -55,29 +58,38 @@ HEAD_NOTE = (
     f"The {HEADS_A_MODEL} heads of each student whose maps lie furthest from the control's; picked for that, so their "
     "distances are too large by some."
 )
+PAIR_NOTE = (
+    "Two students' maps of the same heads on the same text: total variation (the share of a query's weight that lies "
+    f"elsewhere) and cosine, means over heads and prompts; then the {HEADS_A_MODEL} heads that differ most "
+    "(layer.head), picked for that. An arm against its own second seed says how far chance moves heads."
+)
 EXPLAINED_NOTE = (
-    "Spearman's rank correlation of a measure's shift from the control and accuracy, over students (arms and seeds): "
-    "so few points carry little. p over permutations, Holm-adjusted over all measures. A measure that shifts as much "
-    "in the placebo's student, or in that of shuffled rows, explains nothing."
+    "Spearman's rank correlation of a measure's shift from the control and accuracy, over arms, each the mean of its "
+    "seeds: so few points carry little. p over permutations of arms, Holm-adjusted over all measures. A measure that "
+    "shifts as much in the placebo's student, or in that of shuffled rows, explains nothing; unknown: it correlates, "
+    "and one of these was not run."
 )
 CALIBRATION_NOTE = (
     "Confidence: of an answer the geometric mean of its tokens' probabilities; of a value the probability of its "
-    "tokens behind the model's own reasoning, where a value was read. "
-    f"ECE over {BINS} bins of equal width; AUROC: that a right answer is surer than a wrong one; bootstrap intervals "
-    "over items. Entropy and margin (between the two most probable tokens): nats a token. Logits themselves cannot be "
-    "compared between models."
+    "tokens behind the model's own reasoning, where a value was read. The teacher: on the items that it answered under "
+    f"all prompts. ECE over {BINS} bins of equal width, which chance makes larger than 0: beside it what a calibrated "
+    "model shows on so many answers, and the interval allows for it. AUROC: that a right answer is surer than a wrong "
+    "one. Bootstrap intervals over items, or over what these share. Entropy and margin (between the two most probable "
+    "tokens): nats a token. Logits themselves cannot be compared between models."
 )
 ARITHMETIC_NOTE = (
     "Calculations such as 48 / 2 = 24 that stand in the answers, worked out anew and rounded as they are written. "
-    "First error: its place among an answer's calculations, 0 the first, the mean. Intervals: bootstrap over answers."
+    "First error: its place among an answer's calculations, 0 the first, the mean. Intervals: bootstrap over answers, "
+    "or over what these share. Of a chain of = the last part is read."
 )
 WORD_NOTE = (
-    "Answers with a word of the priming that neither questions nor the unprimed teacher's answers hold; p: McNemar's "
-    "exact test against the unprimed arm's student, not adjusted."
+    "Answers with a word of the priming that neither questions nor the unprimed teacher's answers hold; p: paired, "
+    "against the unprimed arm's student, by template where items share some, not adjusted."
 )
 CLASS_NOTE = (
-    "KL(teacher || model) on the teacher's own answers, by the kind of token; bootstrap intervals over answers. Share: "
-    "of all KL. Other words are those that the question does not hold: the answer's style."
+    "KL(teacher || model) on the teacher's own answers, by the kind of token; bootstrap intervals over answers, or "
+    "over what these share. Share: of all KL. A part of a word counts as the word. Other words are those that the "
+    "question does not hold: the answer's style."
 )
 STEP_NOTE = (
     "Shapley values of log p(value | the steps that are left), in nats, of steps of the model's own answer: green "
@@ -102,7 +114,7 @@ def inside_page(logs: Path) -> Page | None:
     folder = Path(logs) / FOLDER
     if not (folder / MANIFEST).is_file():
         return None
-    attention = [attention_table(folder), head_table(folder), explained_table(folder)]
+    attention = [attention_table(folder), head_table(folder), pair_table(folder), explained_table(folder)]
     confidence = [calibration_table(folder), arithmetic_table(folder), class_table(folder), word_table(folder)]
     kept = ([table for table in tables if table.rows] for tables in (attention, confidence))
     return Page(*kept, step_texts(folder), script_json(viewer_data(folder)))
@@ -115,14 +127,8 @@ def attention_table(folder: Path) -> Table:
     for row in rows:
         by_model.setdefault(row["model"], {})[row["measure"]] = row
     columns = {"Student": lambda found: model_of(next(iter(found.values())))}
-    columns |= {measure: partial(_shift, measure=measure) for measure in MEASURES}
+    columns |= {measure: lambda found, m=measure: MOVED(found[m]) for measure in MEASURES}
     return table_of("Attention: student minus control", by_model.values(), columns, notes=(ATTENTION_NOTE,))
-
-
-def _shift(found: dict[str, dict], measure: str) -> str:
-    row = found[measure]
-    value, low, high = (SIGNED(row[key]) for key in ("difference", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def head_table(folder: Path) -> Table:
@@ -133,18 +139,35 @@ def head_table(folder: Path) -> Table:
         rows += [row] if seen[row["model"]] <= HEADS_A_MODEL else []
     columns = {
         "Student": model_of, "Layer": "layer", "Head": "head",
-        "Total variation [95 %]": lambda r: f"{NATS(r['total_variation'])} [{NATS(r['low'])}, {NATS(r['high'])}]",
+        "Total variation [95 %]": APART,
     } | {name: written(name, SIGNED) for name in ("entropy", "first", "previous", "induction")}  # fmt: skip
     return table_of("The heads that moved most", rows, columns, notes=(HEAD_NOTE,))
+
+
+def pair_table(folder: Path) -> Table:
+    """A row a pair of students."""
+    by_pair: dict[tuple[str, str], list[dict]] = {}
+    for row in read_optional(folder / PAIRS, PairRow):
+        by_pair.setdefault((row["model"], row["reference"]), []).append(row)
+
+    def heads(rows: list[dict]) -> str:
+        return "; ".join(f"{row['layer']}.{row['head']}: {APART(row)}" for row in rows[1 : 1 + HEADS_A_MODEL])
+
+    columns = {
+        "Student": lambda rows: model_of(rows[0]), "Against": lambda rows: title_of(rows[0]["reference"]),
+        "Total variation [95 %]": lambda rows: APART(rows[0]), "Cosine": lambda rows: NATS(rows[0]["cosine"]),
+        "Heads that differ most": heads,
+    }  # fmt: skip
+    return table_of("Students against each other", by_pair.values(), columns, left=2, notes=(PAIR_NOTE,))
 
 
 def explained_table(folder: Path) -> Table:
     """Whether a measure goes along with accuracy."""
     columns = {
-        "Measure": "measure", "Students": "models", "Rank correlation": written("rho", SIGNED), "p": written("p", NATS),
-        "p (Holm)": written("p_holm", NATS), "Largest shift, primed": written("primed", NATS),
+        "Measure": "measure", "Arms": "arms", "Rank correlation": written("rho", SIGNED), "p": written("p", NATS),
+        "p (Holm)": written("p_holm", NATS), "Mean shift, primed": written("primed", NATS),
         "Placebo": written("placebo", NATS), "Shuffled": written("shuffled", NATS),
-        "Explains": lambda row: "perhaps" if row["explains"] == "1" else "no",
+        "Explains": "explains",
     }  # fmt: skip
     rows = read_optional(folder / EXPLAINED, ExplainedRow)
     return table_of("Does it go along with accuracy?", rows, columns, notes=(EXPLAINED_NOTE,))
@@ -155,6 +178,7 @@ def calibration_table(folder: Path) -> Table:
     columns = {
         "Model": model_of, "Confidence of": "kind", "n": "n", "Right, %": written("right", percent),
         "Confidence, %": written("confidence", percent), "ECE [95 %]": between("ece", NATS),
+        "If calibrated": written("ece_expected", NATS),
         "Brier [95 %]": between("brier", NATS), "AUROC [95 %]": between("auroc", NATS),
         "Entropy": written("entropy", NATS), "Margin": written("margin", NATS),
     }  # fmt: skip
@@ -226,9 +250,10 @@ def show_attention(profile: Profile) -> Shown:
     folder = inside_folder(profile)
     drawn = [
         (layer_figure(folder), "Student minus control along the layers, with 95 % bands"),
-        (map_figure(folder), "How far each head's map lies from the control's, layer by head"),
+        (map_figure(folder), "Student minus control, layer by head"),
     ]
-    tables = [show_table(t, " ".join(t.notes)) for t in (attention_table(folder), head_table(folder)) if t.rows]
+    found = attention_table(folder), head_table(folder), pair_table(folder)
+    tables = [show_table(t, " ".join(t.notes)) for t in found if t.rows]
     return sum([show_figure(svg, said) for svg, said in drawn if svg], sum(tables[1:], tables[0]))
 
 

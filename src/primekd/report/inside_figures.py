@@ -18,31 +18,36 @@ from primekd.report.results import read_optional
 from primekd.statistics.families import title_of
 from primekd.statistics.inside import ATTENTION, EVERY, RELIABILITY, VALUE, AttentionRow, ReliabilityRow
 
-CURVES = (BETWEEN[0], "entropy", "first")
+SAID = {BETWEEN[0]: "Total variation", "entropy": "Entropy, difference", "first": "First token, difference"}
+CURVES = tuple(SAID)
 
 
 def map_figure(folder: Path, most: int = 4) -> str | None:
-    """Layer by head: how far each head's map lies from the control's, of the first `most` planned students."""
-    at = MEASURES.index(BETWEEN[0])
+    """Layer by head, a line of panels for each of CURVES, of the first `most` planned students: how far each head's map
+    lies from the control's, and by how much its entropy and its weight on the first token rose (red) or fell (blue)."""
     with safe_open(folder / MAPS, framework="np") as handle:
         names = [name for name in handle.keys() if not name.startswith("maps.")]  # noqa: SIM118 - no mapping
         order = [row["model"] for row in read_optional(folder / ATTENTION, AttentionRow)]
         names = sorted(names, key=order.index)[:most]
-        moved = {name: handle.get_tensor(name)[..., at].astype(float) for name in names}
-    if not moved:
+        shifts = [handle.get_tensor(name).astype(float) for name in names]  # (layers, heads, measures)
+    if not names:
         return None
-    top = max(values.max() for values in moved.values())
 
     def fill(*panels):
-        for axes, (name, values) in zip(panels, moved.items(), strict=True):
-            image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=top, origin="lower")
-            axes.set_title(title_of(name), fontsize=10)
-            axes.set_xlabel("Head")
-            axes.grid(visible=False)
-        panels[0].set_ylabel("Layer")
-        panels[0].figure.colorbar(image, ax=list(panels), label="Total variation", shrink=0.8)
+        for line, measure in enumerate(CURVES):
+            own = panels[line * len(names) : (line + 1) * len(names)]
+            values = [shift[..., MEASURES.index(measure)] for shift in shifts]
+            top, signed = max(abs(value).max() for value in values) or 1.0, measure not in BETWEEN
+            colours = {"cmap": "RdBu_r" if signed else "viridis", "vmin": -top if signed else 0, "vmax": top}
+            for axes, value, name in zip(own, values, names, strict=True):
+                image = axes.imshow(value, aspect="auto", origin="lower", **colours)
+                axes.set_title(title_of(name) if not line else "", fontsize=10)
+                axes.set_xlabel("Head" if measure == CURVES[-1] else "")
+                axes.grid(visible=False)
+            own[0].set_ylabel("Layer")
+            own[0].figure.colorbar(image, ax=list(own), label=SAID[measure], shrink=0.9)
 
-    return draw("head maps", (2.4 * len(moved) + 1.2, 3.8), len(moved), fill)
+    return draw("head maps", (2.4 * len(names) + 1.2, 3.1 * len(CURVES)), len(names), fill, len(CURVES))
 
 
 def layer_figure(folder: Path) -> str | None:
@@ -59,7 +64,7 @@ def layer_figure(folder: Path) -> str | None:
                 style = {"color": PALETTE[number % len(PALETTE)]}
                 places = [int(row.layer) for row in own]
                 band = {"alpha": 0.15, "linewidth": 0} | style
-                axes.fill_between(places, [r.low for r in own], [r.high for r in own], **band)
+                axes.fill_between(places, [r.difference_low for r in own], [r.difference_high for r in own], **band)
                 axes.plot(
                     places, [r.difference for r in own], linestyle=DASHES[number // len(PALETTE) % len(DASHES)],
                     label=title_of(model), **style,

@@ -8,17 +8,20 @@ import numpy as np
 from scipy.stats import rankdata
 
 from primekd.assessment.inside.confidence import SureRow
-from primekd.config.arm import CONTROL, split_seed
+from primekd.config.arm import CONTROL
 from primekd.config.arms import load_arms
+from primekd.statistics.contrasts import by_seed
 from primekd.statistics.inference import LEVEL, holm_of, places_of
 
-ATTENTION, HEADS, EXPLAINED = "attention.csv", "heads.csv", "explained.csv"
+ATTENTION, HEADS, PAIRS, EXPLAINED = "attention.csv", "heads.csv", "pairs.csv", "explained.csv"
 CALIBRATION, RELIABILITY = "calibration.csv", "reliability.csv"
 SAMPLES = 1000
 BINS = 10
 SHOWN_HEADS = 10
 EVERY = "all"  # layers
 ANSWER, VALUE = "answer", "value"  # what a confidence is of
+NO, PERHAPS, UNKNOWN = "no", "perhaps", "unknown"
+BESIDE = ("treatment", "placebo", "positive-control")  # roles whose shifts are held against each other
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class AttentionRow:
     control: float
     value: float
     difference: float
-    low: float
-    high: float
+    difference_low: float
+    difference_high: float
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class HeadRow:
     layer: int
     head: int
     total_variation: float
-    low: float
-    high: float
+    total_variation_low: float
+    total_variation_high: float
     entropy: float
     first: float
     previous: float
@@ -54,13 +57,29 @@ class HeadRow:
 
 
 @dataclass(frozen=True)
+class PairRow:
+    """Two students' maps of the same heads, of all heads (EVERY) or of one of those that lie furthest apart: total
+    variation with its interval, and cosine."""
+
+    model: str
+    reference: str
+    layer: str
+    head: str
+    total_variation: float
+    total_variation_low: float
+    total_variation_high: float
+    cosine: float
+
+
+@dataclass(frozen=True)
 class CalibrationRow:
     """Whether a model is as often right as it is sure. `kind`: of the whole answer the mean probability of a token
     (geometric), or of the value alone the product over its tokens, of answers in which one was read.
 
-    `ece`: expected calibration error over BINS bins of equal width; `brier`: mean squared distance of confidence and
-    verdict; `auroc`: the chance that a right answer is surer than a wrong one, None where all are right or wrong.
-    `entropy`, `margin`: nats a token of the answer.
+    `ece`: expected calibration error over BINS bins of equal width, `ece_expected`: that of a calibrated model on so
+    many answers (see `error_within`); `brier`: mean squared distance of confidence and verdict; `auroc`: the chance
+    that a right answer is surer than a wrong one, None where all are right or wrong. `entropy`, `margin`: nats a
+    token of the answer.
     """
 
     model: str
@@ -71,6 +90,7 @@ class CalibrationRow:
     ece: float
     ece_low: float
     ece_high: float
+    ece_expected: float
     brier: float
     brier_low: float
     brier_high: float
@@ -95,20 +115,21 @@ class ReliabilityRow:
 
 @dataclass(frozen=True)
 class ExplainedRow:
-    """Whether a measure's shift from the control goes along with accuracy over `models` (arms and seeds): Spearman's
-    rank correlation, its p over permutations, Holm-adjusted over all measures. `primed`: the largest shift among the
-    primed arms, `placebo`, `shuffled` those of the controls, None where there are none. A measure that shifts as much
-    there explains nothing."""
+    """Whether a measure's shift from the control goes along with accuracy over `arms`, each the mean of its seeds:
+    Spearman's rank correlation, its p over permutations of arms, Holm-adjusted over all measures. `primed`: the mean
+    size of the shift in the primed arms, `placebo`, `shuffled` that in the controls, None where there are none. A
+    measure that shifts as much there explains nothing. `explains`: NO, PERHAPS or, where it correlates and an arm that
+    it has to be held against was not run, UNKNOWN."""
 
     measure: str
-    models: int
+    arms: int
     rho: float
     p: float
     p_holm: float | None
     primed: float | None
     placebo: float | None
     shuffled: float | None
-    explains: bool
+    explains: str
 
 
 def drawn_weights(groups: Sequence[str], samples: int = SAMPLES) -> np.ndarray:
@@ -158,13 +179,36 @@ def head_rows(
     means = values.mean(0)
     shift = means - means[:1]
     for place, name in enumerate(names, 1):
-        moved = means[place, ..., at["total_variation"]]  # (layers, heads)
-        order = np.argsort(-moved, axis=None, kind="stable")[:SHOWN_HEADS]
-        for layer, head in zip(*np.unravel_index(order, moved.shape), strict=True):
-            _, (low, high) = mean_of(values[:, place, layer, head, at["total_variation"]][:, None], weights)
+        for layer, head in _furthest(means[place, ..., at["total_variation"]]):
             others = [float(shift[place, layer, head, at[m]]) for m in ("entropy", "first", "previous", "induction")]
-            found = float(moved[layer, head]), float(low[0]), float(high[0])
-            rows.append(HeadRow(name, int(layer), int(head), *found, *others))
+            found = _with_ends(values[:, place, layer, head, at["total_variation"]], weights)
+            rows.append(HeadRow(name, layer, head, *found, *others))
+    return rows
+
+
+def _furthest(moved: np.ndarray) -> list[tuple[int, int]]:
+    """(layers, heads) -> the (layer, head) of the SHOWN_HEADS largest, the largest first."""
+    order = np.argsort(-moved, axis=None, kind="stable")[:SHOWN_HEADS]
+    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, moved.shape), strict=True)]
+
+
+def _with_ends(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
+    """(I,) -> its mean and the interval's ends."""
+    mean, ends = mean_of(values[:, None], weights)
+    return float(mean[0]), float(ends[0, 0]), float(ends[1, 0])
+
+
+def pair_rows(pairs: Sequence[tuple[str, str]], values: np.ndarray, groups: Sequence[str]) -> list[PairRow]:
+    """values (I, pairs, layers, heads, total variation and cosine) -> of each pair a row of all heads, then its
+    SHOWN_HEADS."""
+    weights, rows = drawn_weights(groups), []
+    for place, pair in enumerate(pairs):
+        own, cosines = values[:, place, ..., 0], values[:, place, ..., 1].mean(0)
+        found = _with_ends(own.mean((1, 2)), weights)
+        rows.append(PairRow(*pair, EVERY, EVERY, *found, float(cosines.mean())))
+        for layer, head in _furthest(own.mean(0)):
+            found = _with_ends(own[:, layer, head], weights)
+            rows.append(PairRow(*pair, str(layer), str(head), *found, float(cosines[layer, head])))
     return rows
 
 
@@ -179,11 +223,35 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
     return np.minimum((confidence * BINS).astype(int), BINS - 1)
 
 
+def bin_gaps(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(I,), (I,) or (samples, I), (samples, I) -> (samples, BINS): the share of right less the mean confidence of each
+    bin, times its share of the answers."""
+    moved, places = weights * (right - confidence), bins_of(confidence)
+    return np.stack([moved[:, places == b].sum(1) for b in range(BINS)], 1) / weights.sum(1, keepdims=True)
+
+
 def calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(I,), (I,), (samples, I) -> (samples,): the mean over answers of |share of right - mean confidence| of the bin
-    that each lies in (Naeini et al. 2015)."""
-    gap, places = right - confidence, bins_of(confidence)
-    return sum(np.abs(weights[:, places == b] @ gap[places == b]) for b in range(BINS)) / weights.sum(1)
+    """The same -> (samples,): the mean over answers of |share of right - mean confidence| of the bin that each lies in
+    (Naeini et al. 2015)."""
+    return np.abs(bin_gaps(confidence, right, weights)).sum(1)
+
+
+def error_within(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> tuple[float, float, float, float]:
+    """Calibration error, the ends of its interval, and what a model that is calibrated would show on so many answers.
+
+    A sum of sizes is too large by what chance adds to each, so that its percentiles leave out the 0 of a model that is
+    calibrated. It lies no further from the true one than the sizes of all bins' own errors add up to: the lower end is
+    so far below, by what bootstrap samples show and by what verdicts drawn from the confidences do (where all answers
+    are right there is nothing to draw). The upper end is the percentile, which is rather too high.
+    """
+    once = np.ones((1, len(right)))
+    gaps, drawn = bin_gaps(confidence, right, once), bin_gaps(confidence, right, weights)
+    chance = np.random.default_rng(0).random((SAMPLES, len(right))) < confidence
+    calibrated = calibration_error(confidence, chance, np.broadcast_to(once, chance.shape))
+    error = float(np.abs(gaps).sum())
+    below = max(np.quantile(sizes, 1 - LEVEL) for sizes in (np.abs(drawn - gaps).sum(1), calibrated))
+    high = float(limits(np.abs(drawn).sum(1))[1])
+    return error, max(0.0, error - float(below)), max(error, high), float(calibrated.mean())
 
 
 def ranking(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -207,14 +275,13 @@ def calibration_rows(rows: Sequence[SureRow], groups: Mapping[str, str]) -> list
             sure, right = np.array([c for _, c in known]), np.array([row.correct for row, _ in known], float)
             weights = drawn_weights([groups[row.id] for row, _ in known])
             once = np.ones((1, len(known)))
-            ece = calibration_error(sure, right, once)[0], *limits(calibration_error(sure, right, weights))
-            squares = (sure - right) ** 2
-            mean, ends = mean_of(squares[:, None], weights)
+            error = error_within(sure, right, weights)
+            brier = _with_ends((sure - right) ** 2, weights)
             tokens = sum(row.tokens for row, _ in known)
             found.append(
                 CalibrationRow(
-                    model, kind, len(known), float(right.mean()), float(sure.mean()), *map(float, ece),
-                    float(mean[0]), float(ends[0, 0]), float(ends[1, 0]), *_ranked(sure, right, once, weights),
+                    model, kind, len(known), float(right.mean()), float(sure.mean()), *error,
+                    *brier, *_ranked(sure, right, once, weights),
                     sum(row.entropy for row, _ in known) / tokens, sum(row.margin for row, _ in known) / tokens,
                 )
             )  # fmt: skip
@@ -252,21 +319,19 @@ def _by_model(rows: Sequence[SureRow]) -> dict[str, list[SureRow]]:
 def explained_rows(
     shifts: Mapping[str, Mapping[str, float]], accuracies: Mapping[str, float], permutations: int = 10_000
 ) -> list[ExplainedRow]:
-    """shifts: measure -> student -> shift from the control. A measure with fewer than four students is left out."""
-    arms, rows = load_arms(), []
-    roles = {model: arms[arm].role for model in accuracies if (arm := split_seed(model)[0]) in arms}
+    """shifts: measure -> student -> shift from the control. A measure with fewer than four arms is left out. Seeds of
+    an arm are no points of their own: they share what was done to them."""
+    known, rows = load_arms(), []
     for measure, found in shifts.items():
-        models = [model for model in found if model in accuracies and model != CONTROL]
-        if len(models) < 4:
+        students = [model for model in found if model in accuracies and model != CONTROL]
+        sides = (by_seed({m: column[m] for m in students}) for column in (found, accuracies))
+        x, y = ({arm: float(np.mean([*seeds.values()])) for arm, seeds in side.items()} for side in sides)
+        if len(x) < 4:
             continue
-        x, y = (rankdata([column[m] for m in models]) for column in (found, accuracies))
-        rho, p = _permuted(x, y, permutations)
-
-        def most(role: str, found=found, models=models) -> float | None:
-            return max((abs(found[m]) for m in models if roles.get(m) == role), default=None)
-
-        beside = [most(role) for role in ("treatment", "placebo", "positive-control")]
-        rows.append(ExplainedRow(measure, len(models), rho, p, None, *beside, False))
+        rho, p = _permuted(rankdata([*x.values()]), rankdata([*y.values()]), permutations)
+        sizes = [[abs(x[arm]) for arm in x if arm in known and known[arm].role == role] for role in BESIDE]
+        beside = [float(np.mean(own)) if own else None for own in sizes]
+        rows.append(ExplainedRow(measure, len(x), rho, p, None, *beside, NO))
     adjusted = holm_of({row.measure: row.p for row in rows})
     rows = [replace(row, p_holm=adjusted[row.measure]) for row in rows]
     return [replace(row, explains=_explains(row)) for row in rows]
@@ -284,6 +349,9 @@ def _permuted(x: np.ndarray, y: np.ndarray, permutations: int) -> tuple[float, f
     return rho, float((1 + (np.abs(drawn) >= abs(rho) - 1e-12).sum()) / (permutations + 1))
 
 
-def _explains(row: ExplainedRow) -> bool:
-    others = [value for value in (row.placebo, row.shuffled) if value is not None]
-    return row.p_holm < LEVEL and row.primed is not None and all(row.primed > value for value in others)
+def _explains(row: ExplainedRow) -> str:
+    if row.p_holm >= LEVEL:
+        return NO
+    if None in (row.primed, row.placebo, row.shuffled):
+        return UNKNOWN
+    return PERHAPS if row.primed > max(row.placebo, row.shuffled) else NO

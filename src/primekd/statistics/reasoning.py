@@ -4,15 +4,17 @@ not learned."""
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from primekd.assessment.inside.reasoning import TOKEN_CLASSES, calculations, own_words, token_class, words
+from primekd.assessment.inside.reasoning import TOKEN_CLASSES, calculations, own_words, token_classes, words
 from primekd.assessment.logs import LogRow
 from primekd.config.arm import CONTROL, TEACHER, split_seed
-from primekd.statistics.inference import mcnemar_exact, ratio
-from primekd.statistics.inside import SAMPLES
+from primekd.statistics.inference import UNKNOWN, Estimate, compare_verdicts
+from primekd.statistics.inside import drawn_weights, limits
+from primekd.tasks.clusters import cluster_of
 
 if TYPE_CHECKING:
     from primekd.assessment.tokens import TokenLog
@@ -23,9 +25,9 @@ ARITHMETIC, WORDS, CLASSES = "arithmetic.csv", "words.csv", "classes.csv"
 @dataclass(frozen=True)
 class ArithmeticRow:
     """The calculations in a model's answers that can be worked out: how many of them hold, with a bootstrap interval
-    over answers. `with_error`: answers in which one does not; `first_error`: where the first one stands among the
-    answer's calculations, from 0 to 1, the mean; None where there is none. `right_all_hold`: right answers among those
-    whose calculations all hold."""
+    over answers, or over what these share. `with_error`: answers in which one does not; `first_error`: where the first
+    one stands among the answer's calculations, from 0 to 1, the mean; None where there is none. `right_all_hold`: right
+    answers among those whose calculations all hold."""
 
     model: str
     answers: int
@@ -43,8 +45,8 @@ class ArithmeticRow:
 @dataclass(frozen=True)
 class WordRow:
     """Answers of a student that hold a word of the priming that its teacher read and that neither questions nor the
-    unprimed teacher's answers hold; how many of the control's answers do, and of the reference's, with McNemar's exact
-    p against the reference. `most`: the words, most frequent first."""
+    unprimed teacher's answers hold; how many of the control's answers do, and of the reference's, with the paired p of
+    `compare_verdicts` against the reference. `most`: the words, most frequent first."""
 
     model: str
     priming_words: int
@@ -60,7 +62,7 @@ class WordRow:
 @dataclass(frozen=True)
 class ClassRow:
     """Tokens of one kind in the teacher's own answers: KL(teacher || model) in nats a token with a bootstrap interval
-    over answers, and the share of all KL that lies there."""
+    over answers, or over what these share, and the share of all KL that lies there."""
 
     model: str
     kind: str
@@ -77,11 +79,21 @@ def arithmetic_rows(logs: Mapping[str, Sequence[LogRow]]) -> list[ArithmeticRow]
     return [_arithmetic(model, rows) for model, rows in logs.items()]
 
 
+def share_of(totals: Sequence[float], counts: Sequence[float], ids: Sequence[str]) -> Estimate | tuple[None, ...]:
+    """Sum of totals over sum of counts, of items that have any, with a bootstrap interval over what these share;
+    UNKNOWN of fewer than two."""
+    some = np.asarray(counts) > 0
+    if some.sum() < 2:
+        return UNKNOWN
+    totals, counts = (np.asarray(column, float)[some] for column in (totals, counts))
+    weights = drawn_weights([cluster_of(item) for item, has in zip(ids, some, strict=True) if has])
+    return Estimate(float(totals.sum() / counts.sum()), *map(float, limits((weights @ totals) / (weights @ counts))))
+
+
 def _arithmetic(model: str, rows: Sequence[LogRow]) -> ArithmeticRow:
     found = [[c.holds for c in calculations(row.response) if c.holds is not None] for row in rows]
     held, counts = [sum(own) for own in found], [len(own) for own in found]
-    some = [(h, c) for h, c in zip(held, counts, strict=True) if c]
-    share = tuple(ratio(*zip(*some, strict=True), SAMPLES)) if len(some) > 1 else (None, None, None)
+    share = share_of(held, counts, [row.id for row in rows])
     wrong = [own.index(False) / len(own) for own in found if not all(own)]
     whole = [row.correct for row, own in zip(rows, found, strict=True) if own and all(own)]
     first = float(np.mean(wrong)) if wrong else None
@@ -102,7 +114,8 @@ def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str],
         wanted = own_words(primings[arm], known)
         said = {name: [words(row.response) & wanted for row in logs[name]] for name in (model, CONTROL, reference)}
         counts = Counter(word for found in said[model] for word in found)
-        test = mcnemar_exact([bool(found) for found in said[model]], [bool(found) for found in said[reference]])
+        both = ({"": np.array([*map(bool, said[name])], float)} for name in (model, reference))
+        test = compare_verdicts(*both, [cluster_of(row.id) for row in log])
         with_word = {name: sum(map(bool, found)) for name, found in said.items()}
         most = ", ".join(f"{word} ({count})" for word, count in counts.most_common(5))
         rows.append(
@@ -114,23 +127,18 @@ def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str],
 
 def class_rows(log: "TokenLog", questions: Mapping[str, str]) -> list[ClassRow]:
     """A row for each model and kind of token; `questions`: item -> its question."""
-    texts = [log.texts[token] for token in log.tensors["ids"].tolist()]
-    asked = [set(questions[item].lower().split()) for item in log.items]
-    answers = np.repeat(np.arange(len(asked)), log.lengths)
-    kinds = [token_class(text, asked[answer]) for text, answer in zip(texts, answers, strict=True)]
-    places = np.array([TOKEN_CLASSES.index(kind) for kind in kinds])
+    texts = iter([log.texts[token] for token in log.tensors["ids"].tolist()])
+    found = [token_classes(list(islice(texts, n)), questions[item])
+             for item, n in zip(log.items, log.lengths, strict=True)]  # fmt: skip
+    places = np.array([TOKEN_CLASSES.index(kind) for own in found for kind in own])
+    answers = np.repeat(np.arange(len(found)), log.lengths)
     rows = []
     for model in log.models:
         kl = log.tensors[f"{model}.kl"].double().numpy()
         for number, kind in enumerate(TOKEN_CLASSES):
             inside = places == number
-            sums, counts = (np.bincount(answers[inside], w, len(asked)) for w in (kl[inside], None))
-            some = counts > 0
-            if some.sum() > 1:
-                rows.append(
-                    ClassRow(
-                        model, kind, int(inside.sum()), float(inside.mean()), *ratio(sums[some], counts[some], SAMPLES),
-                        float(kl[inside].sum() / kl.sum()),
-                    )
-                )  # fmt: skip
+            sums, counts = (np.bincount(answers[inside], w, len(found)) for w in (kl[inside], None))
+            if (share := share_of(sums, counts, log.items)) != UNKNOWN:
+                own = int(inside.sum()), float(inside.mean()), *share, float(kl[inside].sum() / kl.sum())
+                rows.append(ClassRow(model, kind, *own))
     return rows

@@ -25,11 +25,11 @@ from primekd.assessment.inside.parts import (
 )
 from primekd.assessment.logs import LogRow, grade_answers, read_logs
 from primekd.assessment.tokens import read_tokens
-from primekd.capture.jobs import open_signals, test_job
+from primekd.capture.jobs import Job, open_signals, test_job
 from primekd.capture.primings import priming_of
 from primekd.config import Profile
-from primekd.config.arm import CONTROL, PRIMED, TEACHER
-from primekd.config.arms import arms_of, unprimed
+from primekd.config.arm import CONTROL, PRIMED, TEACHER, split_seed
+from primekd.config.arms import arms_of, load_arms, unprimed
 from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import MANIFEST, hash_file, write_atomically, write_manifest
 from primekd.foundation.stage_code import stage_code, stands
@@ -37,11 +37,15 @@ from primekd.foundation.tables import read_records, table_text, write_table
 from primekd.models import load_tokenizer
 from primekd.statistics import inside as numbers
 from primekd.statistics import reasoning
+from primekd.statistics.families import MAIN, Pair, plan_of
 from primekd.studies.primed import asked_arms
 from primekd.studies.responses import stored_answers
 from primekd.tasks.clusters import cluster_of
 from primekd.tasks.load import task_of
+from primekd.tasks.protocol import Item
 from primekd.tasks.splits import hash_items
+
+MOST_PAIRS = 8  # of students whose heads are held against each other
 
 
 def teacher_under(arm: str) -> str:
@@ -52,7 +56,7 @@ def teacher_under(arm: str) -> str:
 def look_at_heads(profile: Profile, force: bool = False) -> Path:
     """The attention tables alone, in runs/<profile>/logs/inside/, which is returned. Raises UserError as `analyse`."""
     subject = Subject(profile, force)
-    list(_write_attention(subject, read_attention(subject), inside_folder(profile)))
+    list(_write_attention(subject, read_attention(subject, pairs_of(subject)), inside_folder(profile)))
     return inside_folder(profile)
 
 
@@ -60,7 +64,7 @@ def analyse(profile: Profile, force: bool = False) -> Path:
     """Looks into control and students; writes runs/<profile>/logs/inside/ and returns it. What is there with the same
     inputs is kept, unless `force`. Raises UserError without an assessment, or if a student is not what was assessed."""
     subject = Subject(profile, force)
-    measured = [read_attention(subject), *confidence_parts(subject), *attribution_parts(subject)]
+    measured = [read_attention(subject, pairs_of(subject)), *confidence_parts(subject), *attribution_parts(subject)]
     folder, code = inside_folder(profile), stage_code("inside", profile)
     inputs = {
         "parts": {path.relative_to(profile.runs).as_posix(): hash_file(path / MANIFEST) for path in measured},
@@ -84,12 +88,24 @@ def analyse(profile: Profile, force: bool = False) -> Path:
     return folder
 
 
+def pairs_of(subject: Subject) -> list[Pair]:
+    """Students whose heads are held against each other: the unprimed arm under a second seed, which says how far chance
+    moves them, and what the study plans; MOST_PAIRS at most."""
+    here, base = subject.names, unprimed().name
+    again = [(name, base) for name in here if split_seed(name)[0] == base != name][:1]
+    planned = plan_of(here, load_arms(), subject.profile.planned.main).items()
+    pairs = [*again, *(pair for pair, family in planned if family == MAIN)]
+    return [pair for pair in pairs if set(pair) <= set(here)][:MOST_PAIRS]
+
+
 def _write_attention(subject: Subject, measured: Path, folder: Path) -> Iterator[Path]:
-    values, found = attention_values(measured)
+    values, between, found = attention_values(measured)
     names, groups = subject.names, [cluster_of(item.id) for item in subject.items]
     rows = numbers.attention_rows(names, MEASURES[:-1], values.mean(3), groups)
     rows += numbers.attention_rows(names, MEASURES[-1:], found.mean(3), [str(n) for n in range(len(found))])
     yield write_table(folder / numbers.ATTENTION, numbers.AttentionRow, rows)
+    pairs = [] if between is None else numbers.pair_rows(pairs_of(subject), between, groups)
+    yield write_table(folder / numbers.PAIRS, numbers.PairRow, pairs)
     # One induction score a head, the same for all prompts: it is shown, its interval is that of attention.csv.
     scores = np.broadcast_to(found.mean(0)[None], (len(values), *found.shape[1:]))
     every = np.concatenate([values, scores], -1)
@@ -116,17 +132,18 @@ def _shown(subject: Subject, means: np.ndarray) -> tuple[str, ...]:
 
 
 def confidence_parts(subject: Subject) -> list[Path]:
-    """How sure each model is of its own answers, and the teacher under each prompt of its own."""
+    """How sure each model is of its own answers, and the teacher under each prompt of its own, there on the items that
+    it answered under all of them."""
     parts = [read_confidence(subject, model) for model in subject.models]
-    return parts + [part for arm in asked_arms(subject.profile) if (part := _teachers_confidence(subject, arm))]
+    jobs = {arm: test_job(subject.profile, arm) for arm in asked_arms(subject.profile)}
+    jobs = {arm: job for arm, job in jobs.items() if (job.folder / MANIFEST).is_file() and job.items()}
+    shared = subject.items[: min((len(job.items()) for job in jobs.values()), default=0)]  # all begin with the first
+    return parts + [part for arm, job in jobs.items() if (part := _teachers_confidence(subject, arm, job, shared))]
 
 
-def _teachers_confidence(subject: Subject, arm: str) -> Path | None:
-    """From stored signals; None where its test answers were not captured, or without distributions."""
-    profile, job = subject.profile, test_job(subject.profile, arm)
-    if not (job.folder / MANIFEST).is_file():
-        return None
-    reader, items = open_signals(job), job.items()[: len(subject.items)]
+def _teachers_confidence(subject: Subject, arm: str, job: Job, items: list[Item]) -> Path | None:
+    """From stored signals; None where there are no distributions."""
+    profile, reader = subject.profile, open_signals(job)
     if reader.rows(items[0].id, reader.item(items[0].id).response_ids) is None:
         return None
 

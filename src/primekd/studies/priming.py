@@ -68,6 +68,12 @@ def assess(profile: Profile, force: bool = False) -> Path:
     return assess(profile, force)
 
 
+def parts(profile: Profile) -> tuple[str, ...]:
+    """As Study.parts says; the published protocol's deviations where any arm has some."""
+    deviating = any(arm.deviates for arm in arms_of(profile).values())
+    return ("teacher", "inside", "ablation") if deviating else ("teacher", "inside")
+
+
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
     """Models are shared out among the scoring jobs; where only some are scored again, the others count too."""
     data = profile.data
@@ -85,6 +91,7 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
         "attention": START + INSIDE_ITEM * profile.inside.items * len(models(profile)),
         "confidence": START + INSIDE_ITEM * profile.inside.items * len(models(profile)),
         "inside": START,
+        "ablation": START,
         "report": START / 3,
     }
 
@@ -101,6 +108,7 @@ def lost(profile: Profile) -> list[Path]:
             own += [done / name / "distill.ipynb", *scored_with(done, name)]
             results.append(("capture", profile.signals_folder(name) / MANIFEST, own))
     found = lost_copies(profile, results, done / "assessment" / "assess.ipynb")
+    found += [done / "assessment" / "ablation.ipynb"] if done / "assessment" / "assess.ipynb" in found else []
     if is_lost(profile, "inside", inside_folder(profile) / MANIFEST):  # nothing waits for it
         found += [done / "analysis" / "attention.ipynb", done / "analysis" / "confidence.ipynb", done / "inside.done"]
     return found
@@ -129,9 +137,9 @@ STUDY = Study(
     rules="priming.smk",
     labels={
         "teacher": "prepare the teacher", "reference": "capture held-out", "primed": "what priming did to the teacher",
-        "inside": "inside the students", "report": "write the report",
+        "inside": "inside the students", "ablation": "the published protocol", "report": "write the report",
     },
-    parts=("teacher", "inside"),
+    parts=parts,
     forced={  # all arms of a stage, and the held-out capture, are one
         "prepare-teacher": ("teacher",),
         "capture": ("capture", "reference", "primed"),

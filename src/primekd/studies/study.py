@@ -41,7 +41,8 @@ class Study:
     title: str = "Distillation"  # the report's heading
     # Every result of a whole run, there or not; None where it is that of LoRA students beside a captured teacher.
     made: Callable[[Profile], Iterable[Made]] | None = None
-    parts: tuple[str, ...] = ()  # what `primekd run --only` may stop behind: names of ONLY in its rules
+    # What `primekd run --only` may stop behind in a profile: names of ONLY in its rules.
+    parts: Callable[[Profile], tuple[str, ...]] = lambda profile: ()
     refuse: Callable[[Profile], None] = lambda profile: None  # UserError if it cannot run it, before anything is spent
 
 

@@ -7,6 +7,7 @@ from them and lets them go: memory holds the maps of one layer, however many lay
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 SHARP = 0.1  # a weight above it is a place that a head looks at
 METRICS = ("entropy", "entropy_rest", "first", "diagonal", "previous", "distance", "sharp")
-BETWEEN = ("total_variation", "cosine")  # of a student's map and the control's, of the same head on the same text
+BETWEEN = ("total_variation", "cosine")  # of two models' maps of the same head on the same text
 INDUCTION = "induction"
 MEASURES = (*METRICS, *BETWEEN, INDUCTION)
 TOGETHER = 8  # students that share a batch with the control
@@ -63,6 +64,11 @@ def read_maps(weights_B_H_T_T: Tensor) -> Tensor:
     """(B, H, METRICS + BETWEEN) of one layer: each row by itself, and against row 0."""
     rows = [torch.cat([head_metrics(row), compare_heads(row, weights_B_H_T_T[0])], -1) for row in weights_B_H_T_T]
     return torch.stack(rows)
+
+
+def compare_rows(weights_B_H_T_T: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
+    """(pairs, H, BETWEEN) of one layer: pairs of its rows, by their places."""
+    return torch.stack([compare_heads(weights_B_H_T_T[one], weights_B_H_T_T[other]) for one, other in places])
 
 
 def induction(weights_B_H_T_T: Tensor) -> Tensor:
@@ -111,16 +117,24 @@ def reading(model: nn.Module, reader: HeadReader) -> Iterator[None]:
 
 
 @torch.inference_mode()
+def _read(
+    adapters: "SwitchedAdapters", rows: Sequence[str | None], ids: Sequence[int], reduce: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What `reduce` gives of each layer, (n, …), of one text read by these students and, where None, the control in one
+    batch: (n, layers, …)."""
+    reader = HeadReader(reduce)
+    with reading(adapters.base, reader):
+        adapters.read_together(rows, torch.tensor([list(ids)] * len(rows), device=adapters.base.device))
+    return torch.stack(reader.taken, 1)
+
+
 def read_heads(
     adapters: "SwitchedAdapters", names: Sequence[str], ids: Sequence[int], reduce: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """What `reduce` gives of the control and of students of these names on one text: (1 + students, layers, …)."""
     parts: list[Tensor] = []
     for first in range(0, max(1, len(names)), TOGETHER):
-        reader, rows = HeadReader(reduce), [None, *names[first : first + TOGETHER]]
-        with reading(adapters.base, reader):
-            adapters.read_together(rows, torch.tensor([list(ids)] * len(rows), device=adapters.base.device))
-        found = torch.stack(reader.taken, 1)  # (rows, layers, …)
+        found = _read(adapters, [None, *names[first : first + TOGETHER]], ids, reduce)
         parts.append(found[1:] if parts else found)
     return torch.cat(parts)
 
@@ -128,6 +142,13 @@ def read_heads(
 def measure_heads(adapters: "SwitchedAdapters", names: Sequence[str], ids: Sequence[int]) -> Tensor:
     """(1 + students, layers, H, METRICS + BETWEEN) float32 of one text."""
     return read_heads(adapters, names, ids, read_maps)
+
+
+def measure_pairs(adapters: "SwitchedAdapters", pairs: Sequence[tuple[str, str]], ids: Sequence[int]) -> Tensor:
+    """(pairs, layers, H, BETWEEN) float32 of one text: two students' maps of the same heads, all in one batch."""
+    rows = list(dict.fromkeys(name for pair in pairs for name in pair))
+    places = [[rows.index(name) for name in pair] for pair in pairs]
+    return _read(adapters, rows, ids, partial(compare_rows, places=places))
 
 
 def measure_induction(

@@ -2,7 +2,7 @@
 runs/<profile>/inside/, each made once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from primekd.assessment.answers import AnswerRow, answers_folder, read_block
-from primekd.assessment.inside import FOLDER, attribution, confidence
-from primekd.assessment.inside.attention import crop_maps, measure_heads, measure_induction, open_side_by_side
+from primekd.assessment.inside import FOLDER, attention, attribution, confidence
+from primekd.assessment.inside.attention import open_side_by_side
 from primekd.assessment.inside.attribution import StepRow
 from primekd.assessment.inside.confidence import SureRow, value_places
 from primekd.assessment.logs import LogRow, read_logs
@@ -111,12 +111,14 @@ class Subject:
 # Attention: all models in one pass a prompt, so that maps of the same head can be compared while both are there.
 
 
-def read_attention(subject: Subject) -> Path:
-    """blocks of (prompts, 1 + students, layers, heads, measures), induction.safetensors, maps.safetensors."""
+def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> Path:
+    """blocks of (prompts, 1 + students, layers, heads, measures) and, between students, (prompts, pairs, layers, heads,
+    BETWEEN); induction.safetensors, maps.safetensors."""
     profile, items = subject.profile, subject.items
     inputs = model_inputs(profile, items, None) | {
         "students": {model.name: model.hashes for model in subject.models[1:]},
         "dtype": profile.scoring_dtype, "map_tokens": profile.inside.map_tokens, "seed": profile.seed,
+        "pairs": [list(pair) for pair in pairs],
     }  # fmt: skip
     students = {model.name: model.adapter for model in subject.models[1:]}
 
@@ -129,14 +131,18 @@ def read_attention(subject: Subject) -> Path:
         for first in range(0, len(texts), BLOCK):
             path, block = folder / f"block-{first // BLOCK:05d}.safetensors", texts[first : first + BLOCK]
             if not _is_block(path, inputs):
-                values = torch.stack([measure_heads(adapters, subject.names, ids) for ids in block])
-                _save(path, {"values": values}, inputs)
+                found = {
+                    "values": torch.stack([attention.measure_heads(adapters, subject.names, ids) for ids in block])
+                }
+                if pairs:
+                    found["pairs"] = torch.stack([attention.measure_pairs(adapters, pairs, ids) for ids in block])
+                _save(path, found, inputs)
             outputs.append(path)
             progress.advance(len(block))
         special = set(subject.tokenizer.all_special_ids)
         vocabulary = [i for i in range(len(subject.tokenizer)) if i not in special]
-        found = measure_induction(adapters, subject.names, vocabulary, profile.seed)
-        maps = crop_maps(adapters, subject.names, texts[0], profile.inside.map_tokens)
+        found = attention.measure_induction(adapters, subject.names, vocabulary, profile.seed)
+        maps = attention.crop_maps(adapters, subject.names, texts[0], profile.inside.map_tokens)
         ids = torch.tensor(texts[0][: profile.inside.map_tokens])
         _save(folder / MAPS, {"maps": maps, "ids": ids}, inputs, names=json.dumps([CONTROL, *subject.names]))
         _save(folder / INDUCTIONS, {"values": found.contiguous()}, inputs)
@@ -163,11 +169,14 @@ def _is_block(path: Path, inputs: dict[str, Any]) -> bool:
         return False
 
 
-def attention_values(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """((prompts, 1 + students, layers, heads, METRICS + BETWEEN), (texts, 1 + students, layers, heads, 1))."""
+def attention_values(folder: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """((prompts, 1 + students, layers, heads, METRICS + BETWEEN), (prompts, pairs, layers, heads, BETWEEN) or None
+    without pairs, (texts, 1 + students, layers, heads, 1))."""
     named = [name for name in read_manifest(folder / MANIFEST)["outputs"] if name.startswith("block-")]  # no older ones
-    blocks = [load_file(folder / name)["values"].numpy() for name in sorted(named)]
-    return np.concatenate(blocks), load_file(folder / INDUCTIONS)["values"].numpy()
+    blocks = [load_file(folder / name) for name in sorted(named)]
+    values, pairs = ([block[key].numpy() for block in blocks if key in block] for key in ("values", "pairs"))
+    found = load_file(folder / INDUCTIONS)["values"].numpy()
+    return np.concatenate(values), np.concatenate(pairs) if pairs else None, found
 
 
 # Confidence and attribution: a model at a time, as it was served in the assessment.

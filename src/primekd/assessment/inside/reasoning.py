@@ -3,20 +3,25 @@
 import ast
 import operator
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate, pairwise
 
-NUMBER = r"\$?\d[\d,]*(?:\.\d+)?%?"
 SIGNS = {"×": "*", "·": "*", "x": "*", "X": "*", "÷": "/", "−": "-", "–": "-"}
-# Two or more numbers with signs between them, perhaps in brackets, then = and a number. Gold solutions write
-# <<48/2=24>>24, whose second number is no part of it.
+NUMBER = r"[-−–]?\$?\d++(?:,\d{3}(?!\d))*+(?:\.\d+)?+%?+"
+OPERATOR, GAP = r"[-+*/×·xX÷−–]", r"[ \t]*"
+# Two or more numbers with signs between them, perhaps in brackets, then = and a number, in one line. Gold solutions
+# write <<48/2=24>>24, whose second number is no part of it. Of a chain, 12 + 12 = 24 + 1 = 25, the last part is read.
+# All is possessive: no number is taken in part, and a long sum without an end takes no time.
 CALCULATION = re.compile(
-    rf"(?<![\w.])(\(?\s*{NUMBER}(?:\s*[-+*/×·xX÷−–]\s*\(?\s*{NUMBER}\s*\)?)+)\s*=\s*({NUMBER})(?!\s*[-+*/×·÷−–]\s*\d)"
+    rf"(?<![\w.])(\(?{GAP}{NUMBER}(?:{GAP}{OPERATOR}{GAP}\(?{GAP}{NUMBER}(?:{GAP}\))?)++){GAP}={GAP}({NUMBER})"
+    rf"(?!{GAP}{OPERATOR}{GAP}\(?{GAP}[-−–$]?\d)"
 )
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 DIGITS, OPERATORS, MARKS, QUESTION, STYLE = "digits", "operators", "marks", "words of the question", "other words"
 TOKEN_CLASSES = (DIGITS, OPERATORS, QUESTION, STYLE, MARKS)
+WORD = re.compile(r"[^\W\d_]+")
 LONG_WORD = 4  # letters; shorter ones say nothing
 
 
@@ -31,21 +36,33 @@ class Calculation:
 
 def calculations(text: str) -> list[Calculation]:
     """All of a text, in order."""
-    return [Calculation(m[0].strip(), _holds(m[1], m[2])) for m in CALCULATION.finditer(text)]
+    found = CALCULATION.finditer(text)
+    return [Calculation(m[0].strip(), None if _goes_on(text, m.start()) else _holds(m[1], m[2])) for m in found]
+
+
+def _goes_on(text: str, start: int) -> bool:
+    """Whether an operator stands in front, so that the calculation began further left, with what is no number. A mark
+    of a list is none, nor are stars that make letters bold."""
+    before = text[text.rfind("\n", 0, start) + 1 : start].strip()
+    return len(before) > 1 and before[-1] in "-+*/×·÷−–" and not before.endswith("**")
 
 
 def _holds(left: str, right: str) -> bool | None:
+    """Percent are hundredths. None also where % stands on the right alone and would have to mean nothing: 80 / 4 * 5 =
+    100% may be a way to write 100, or wrong."""
     try:
-        value = _value(ast.parse(_plain(left).replace("%", ""), mode="eval").body)
+        value = _value(ast.parse(re.sub(r"([\d.]+)%", r"(\1/100)", _plain(left)), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
         return None
     shown = _plain(right)
-    said = Fraction(shown.rstrip("%"))
-    decimals = len(shown.partition(".")[2].rstrip("%"))
-    scales = (1, Fraction(1, 100)) if "%" in left + right else (1,)  # 20% of something, with or without its sign
-    return any(
-        abs(value * scale - said * other) * 2 <= Fraction(1, 10**decimals) for scale in scales for other in scales
-    )
+    said, decimals = Fraction(shown.rstrip("%")), len(shown.partition(".")[2].rstrip("%"))
+
+    def near(found: Fraction) -> bool:
+        return abs(found - said) * 2 <= Fraction(1, 10**decimals)
+
+    if "%" not in right:
+        return near(value)
+    return near(100 * value) or (None if near(value) and "%" not in left else False)
 
 
 def _plain(text: str) -> str:
@@ -66,7 +83,7 @@ def _value(node: ast.AST) -> Fraction:
 
 def words(text: str) -> set[str]:
     """Its words, in small letters, that are LONG_WORD letters long at least."""
-    return {word for word in re.findall(r"[^\W\d_]+", text.lower()) if len(word) >= LONG_WORD}
+    return {word for word in WORD.findall(text.lower()) if len(word) >= LONG_WORD}
 
 
 def own_words(priming: str, known: Iterable[str]) -> set[str]:
@@ -74,13 +91,26 @@ def own_words(priming: str, known: Iterable[str]) -> set[str]:
     return words(priming).difference(*map(words, known))
 
 
-def token_class(text: str, question: Collection[str]) -> str:
-    """The kind of a token; `question`: the words of its question, of which a token is often a part alone."""
+def question_words(question: str) -> set[str]:
+    """Its words in small letters, of three letters or more also with and without an s or es at their end."""
+    found = set(WORD.findall(question.lower()))
+    long = {form for word in found for form in (word, word.removesuffix("s"), word.removesuffix("es")) if len(form) > 2}
+    return found | long | {form + end for form in long for end in ("s", "es")}
+
+
+def token_classes(texts: Sequence[str], question: str) -> list[str]:
+    """The kind of each token of an answer. A part of a word is of the kind of the whole word, which is one of the
+    question's or not."""
+    asked, ends = question_words(question), accumulate(map(len, texts), initial=0)
+    of_letter = {n: w[0].lower() in asked for w in WORD.finditer("".join(texts)) for n in range(*w.span())}
+    return [_token_class(text, [of_letter[n] for n in range(*at) if n in of_letter])
+            for text, at in zip(texts, pairwise(ends), strict=True)]  # fmt: skip
+
+
+def _token_class(text: str, letters: Sequence[bool]) -> str:
     bare = text.strip()
     if any(c.isdigit() for c in bare):
         return DIGITS
     if bare and all(c in "+-*/=×÷<>%$^" for c in bare):
         return OPERATORS
-    if not any(c.isalpha() for c in bare):
-        return MARKS
-    return QUESTION if any(bare.lower() in word for word in question) else STYLE
+    return MARKS if not letters else QUESTION if any(letters) else STYLE
