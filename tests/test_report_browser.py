@@ -442,8 +442,9 @@ def test_in_the_playground_the_token_view_follows_its_answer(driver, tmp_path):
     write_some_tokens(tmp_path, "item-0")
     tokens = read_tokens(tmp_path).tokens("item-0")
     asker = SimpleNamespace(
-        profile=load_profile("ci"), arms={}, trained=[], primed={}, no_teacher="", load=list, tokens=lambda *_: tokens
-    )
+        profile=load_profile("ci"), arms={}, trained=[], primed={}, no_teacher="", load=list, tokens=lambda *_: tokens,
+        missing=lambda name: "",
+    )  # fmt: skip
     form = Playground(asker, "1 + 1 = ?")
     form.by_token.value = True
     for name, text in (("control", "two"), ("ai-KD", "line\n" * 40)):

@@ -216,10 +216,10 @@ def test_empty_documents_are_left_out_and_counted(make, tokenise, tokenizer):
 def test_a_second_epoch_has_every_block_once_more_in_another_order(make, tokenise):
     folder = tokenise(profile := make(epochs=2))
     count = len(Blocks(folder, 8, 0))
-    assert (
-        part_of(profile.model_copy(update={"pretrain": SimpleNamespace(tokens=150_000, train=None)}), None)[2] == 18750
-    )
-    read = [[tuple(e.sequence.input_ids) for e in one] for one in text_examples(profile, 0, 10**6)]
+    whole, text = {"tokens": 2 * 8 * count, "train": None}, profile.text.model_copy(update={"train_tokens": 8 * count})
+    profile = profile.model_copy(update={"pretrain": SimpleNamespace(**whole), "text": text, "arms": ()})
+    assert part_of(profile, None)[1:] == (0, 2 * count)
+    read = [[tuple(e.sequence.input_ids) for e in one] for one in text_examples(profile, 0, 2 * count)]
     first, second = read[:count], read[count:]
     assert len(read) == 2 * count and first != second and sorted(first) == sorted(second)
 
