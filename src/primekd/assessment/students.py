@@ -12,8 +12,6 @@ from primekd.config.arms import arms_of, get_arm
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
 from primekd.tasks.load import load_items
-from primekd.training.deviations import Deviating
-from primekd.training.distill import student_inputs
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,9 @@ def find_students(profile: Profile, only: str | None = None) -> list[Student]:
 
 def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[str, Any]) -> None:
     """A student trained under another profile than today's must not be scored as if it were this one's."""
+    from primekd.training.deviations import Deviating  # as long to import as peft and transformers' trainer together
+    from primekd.training.distill import student_inputs
+
     first = folder == profile.student_folder(strategy)
     seed = profile.seed if first else manifest["inputs"].get("seed", profile.seed)
     arm = get_arm(strategy)

@@ -22,7 +22,6 @@ from primekd.foundation.provenance import (
 )
 from primekd.signals import SignalReader
 from primekd.signals.manifest import read_store, shards_hash
-from primekd.training.deviations import place_folder
 
 # No outputs: the manifest itself, the page, which is made anew to check it, and the comparison with published logs.
 BESIDE = (MANIFEST, "report.html", "reproduction.json")
@@ -133,6 +132,8 @@ def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
     trained = inputs.get("signals")
     if not trained or not trained["shards"] or not inputs.get("strategy"):  # a live teacher leaves none
         return False
+    from primekd.training.deviations import place_folder
+
     arm, seed = get_arm(inputs["strategy"]), inputs.get("seed")
     folder = place_folder(profile, arm, seed) if arm.by_place else training_job(profile, arm.name, seed).folder
     here = read_store(folder)["shards"] if (folder / MANIFEST).is_file() else None
