@@ -135,6 +135,11 @@ def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
     from primekd.training.deviations import place_folder
 
     arm, seed = get_arm(inputs["strategy"]), inputs.get("seed")
-    folder = place_folder(profile, arm, seed) if arm.by_place else training_job(profile, arm.name, seed).folder
+    if arm.by_place:
+        folder = place_folder(profile, arm, seed)
+    elif arm.stored:  # rows of blocks of text
+        folder = profile.signals_folder(arm.name)
+    else:
+        folder = training_job(profile, arm.name, seed).folder
     here = read_store(folder)["shards"] if (folder / MANIFEST).is_file() else None
     return here is not None and {name: entry["sha256"] for name, entry in here.items()} != trained["shards"]
