@@ -41,6 +41,7 @@ from primekd.report.html import write_report
 from primekd.report.playground import Playground, answers_view
 from primekd.running.export import export
 from primekd.running.verify import check_tables
+from primekd.running.verify_run import check_lineage
 from primekd.signals import DenseRows
 from primekd.statistics.facts import FactContrastRow, FactRow, fact_contrasts
 from primekd.statistics.sentences import why_not
@@ -104,6 +105,7 @@ def test_stored_rows_give_the_live_teachers_student_to_the_bit(assessed):
     assert store["complete"] and store["bytes"] > 0 and store["reconstruction"]["tokens"] > 0
     manifest = read_json(assessed.student_folder("stored-KD") / "manifest.json")
     assert len(manifest["inputs"]["signals"]["shards"]) == 6 and "start" not in manifest["inputs"]
+    assert check_lineage(assessed).problems == []
     others = weights(assessed, CONTROL), weights(assessed, "online-KD-sum")
     assert all(any(not torch.equal(live[name], other[name]) for name in live) for other in others)
 
