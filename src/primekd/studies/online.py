@@ -110,7 +110,7 @@ def lost(profile: Profile) -> list[Path]:
 
 STUDY = Study(
     question="What does a teacher that is asked at every step teach a small student, in facts, time and emissions?",
-    expected={"online-pocket": "no student knows a fact, and the summed loss takes it further from the teacher."},
+    expected={"online-pocket": "no student knows a fact: each repeats one token."},
     rules="online.smk",
     labels={"text": "tokenise", "pretrain": "train the control", "report": "write the report"},
     forced={"distill": ("pretrain", "distill"), "assess": ("assess",)},
