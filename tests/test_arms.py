@@ -173,6 +173,8 @@ def test_roles_say_what_is_compared_and_in_which_family():
     assert {pair for pair in pairs if pair[0] == "ai-signals-KD"} == {
         ("ai-signals-KD", ref) for ref in ("control", "base-KD", "base-fine-tune", "ai-KD")
     }
+    chosen = planned_contrasts(["base-KD", "ai-KD", "base-cut-KD", "ai-cut-KD", "ai-right-KD"], arms)
+    assert ("ai-cut-KD", "base-cut-KD") in chosen and ("ai-right-KD", "base-cut-KD") not in chosen
     families = plan_of(models, arms)
     assert families["ai-KD", "base-KD"] == families["base-KD", "control"] == MAIN
     assert families["placebo-KD", "base-KD"] == families["base-text-KD", "control"] == CHECKS

@@ -18,6 +18,7 @@ from primekd.config.profile import PlannedContrasts
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_json, write_manifest, write_text
 from primekd.foundation.tables import read_table, table_text
+from primekd.report.claims import claim_table
 from primekd.report.effects import effect_tables
 from primekd.report.findings import findings, how_tested, results_page, results_text
 from primekd.report.html import render
@@ -37,7 +38,7 @@ from primekd.statistics.effects import (
 )
 from primekd.statistics.families import CHECKS, MAIN, plan_of
 from primekd.statistics.inference import holm, mcnemar_exact, sign_flips_exact
-from primekd.statistics.sentences import control_sentences, effect_sentences, subset_sentences
+from primekd.statistics.sentences import control_sentences, effect_sentences, is_claimed, subset_sentences, why_not
 from primekd.statistics.subsets import ALL_RIGHT, SAME_LENGTH, SubsetRow, read_taught, subset_rows
 from primekd.studies.regrade import regrade
 from primekd.studies.results import answers_hash, compute_tables, planned_inputs, write_results
@@ -401,7 +402,7 @@ def test_subsets_are_of_the_right_items_and_few_items_are_not_tested(checkout):
     assert [r.p_holm for r in rows] == pytest.approx(holm([r.p for r in rows]))
     few = {arm: {i: (right and int(i[5:]) < 45, n) for i, (right, n) in own.items()} for arm, own in taught.items()}
     one = {(r.subset, r.model, r.reference): r for r in subset_rows(logs, few, planned)}[ALL_RIGHT, "ai-KD", "base-KD"]
-    assert one.n == 25 and one.accuracy is not None and one.p is one.p_holm is None
+    assert one.n == 25 and one.accuracy is not None and one.p is one.p_holm is one.accuracy_low is None
     none = {arm: {i: (False, n) for i, (_, n) in own.items()} for arm, own in taught.items()}
     one = {(r.subset, r.model, r.reference): r for r in subset_rows(logs, none, planned)}[ALL_RIGHT, "ai-KD", "base-KD"]
     assert (one.n, one.accuracy, one.p) == (0, None, None) and subset_rows(logs, {}, planned) == []
@@ -465,7 +466,8 @@ def test_controls_say_whether_the_study_can_see_a_broken_training_and_what_a_see
     positive, negative = said_of_controls(control_logs(0.2, 0.5), tmp_path)
     assert "Broken, whose training was broken on purpose, came out as worse than base-KD, as it must: fewer" in positive
     assert negative.startswith(
-        "Negative control: base-KD (seed 1) against base-KD, which differ in the seed alone, show no"
+        "Negative control: base-KD (seed 1) against base-KD, which differ in the seed alone: no "
+        "difference can be claimed (accuracy "
     )
     positive, negative = said_of_controls(control_logs(0.5, 0.25), tmp_path)
     assert positive.endswith(
@@ -524,6 +526,28 @@ def test_tables_of_effects_and_subsets_come_and_go_with_what_they_are_of(checkou
     written = {path.name for path in write_results(profile, fewer, [r for r in held_out if r.model in fewer])}
     assert not {"effects.csv", "subsets.csv"} & written
     assert not (profile.logs / "effects.csv").exists() and not (profile.logs / "subsets.csv").exists()
+
+
+def test_a_second_seed_of_the_baseline_is_the_measure_of_single_trainings_and_in_no_comparison(checkout):
+    profile, logs, held_out = study(checkout, ("base-KD", "base-KD-seed1", "ai-KD", "teacher-KD"))
+    apart = {"control": 9, "base-KD": 1.0, "base-KD-seed1": 1.5, "ai-KD": 1.3, "teacher-KD": 3.0}  # nats a token
+    held_out = [replace(r, kl=10 * apart[r.model] + 0.1 * (i % 7) * apart[r.model]) for i, r in enumerate(held_out)]
+    held_out = [row for row in held_out if int(row.id.split("-")[-1]) < 20]
+    write_results(profile, logs, held_out)
+    write_rows(profile.logs / "held-out.csv", held_out)
+    results = read_results(profile.logs)
+    rows = {(row["model"], row["reference"]): row for row in results.contrasts}
+    assert float(rows["ai-KD", "base-KD"]["kl_p_holm"]) < 0.05
+    assert "another seed alone made as much" in why_not(rows["ai-KD", "base-KD"], "kl")
+    assert is_claimed(rows["teacher-KD", "base-KD"], "kl") and not is_claimed(rows["ai-KD", "base-KD"], "kl")
+    said = findings(results)
+    assert any("Negative control" in one and "differ (KL" in one for one in said)
+    assert any("are of the first 20 test items alone" in one for one in said)
+    assert any("what another one changes is known of base-KD alone" in one for one in said)
+    assert "t test over the first 20 items" in how_tested(results)
+    table = claim_table(results)
+    (base,) = [dict(zip(table.head, row, strict=True)) for row in table.rows if row[0].model == "base-KD"]
+    assert base["Seeds"] == "1" and base["Log"].names == ("logs/ci/base-KD.csv",)
 
 
 def test_a_study_without_the_new_arms_has_the_tables_of_before(checkout):

@@ -191,7 +191,8 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
         "Ground truth-KD can be expected to differ: its text is 20% shorter, and it moves the teacher by 0.200"
         in said[0]
     )
-    assert "Placebo-KD can hardly be expected to differ" in said[1] and "20 of 20 responses" in said[1]
+    assert said[1].startswith("What any such text does, Placebo-KD's, which is about nothing, shows: neither its text")
+    assert "20 of 20 responses" in said[1]
     with pytest.raises(ValueError, match="different items"):
         primed_rows([*base, *shorter[:5]], "base-KD")
 
@@ -199,7 +200,7 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
 def test_one_of_many_prompts_that_is_a_little_longer_is_nothing_that_can_be_expected():
     base = judged("base-KD", [40] * 8, [True] * 8)
     longer = judged("ai-KD", [45, 44, 46, 41, 40, 43, 39, 44], [True] * 8)
-    trifle = judged("placebo-KD", [41] * 8, [True] * 8)
+    trifle = judged("teacher-KD", [41] * 8, [True] * 8)
     others = [judged(f"other{n}", [40 + (-1) ** i for i in range(8)], [True] * 8) for n in range(12)]
     alone, among = (
         {row.arm: row for row in primed_rows([*base, *longer, *(r for arm in more for r in arm)], "base-KD")}["ai-KD"]
@@ -244,7 +245,7 @@ def file_job(profile, path):
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_responses_of_somebody_else_are_scored_as_they_stand(profile, tmp_path, suffix):
     items, path = load_items(profile, "train"), tmp_path / f"human{suffix}"
-    rows = [{"id": item.id, "response": f"It is {n}, I think.\nYes: {n}"} for n, item in enumerate(items)]
+    rows = [{"id": item.id, "response": f"It is {n},\u2028I think.\nYes: {n}"} for n, item in enumerate(items)]
     if suffix == ".csv":
         with path.open("w", newline="") as sink:
             writer = csv.DictWriter(sink, ["response", "id"])

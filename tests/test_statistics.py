@@ -8,6 +8,7 @@ from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student_t
 from statsmodels.regression.linear_model import WLS
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from primekd.statistics.inference import (
     Effect,
@@ -192,7 +193,8 @@ def test_comparing_the_other_way_round_mirrors_every_number(groups):
 def test_a_model_differs_in_nothing_from_itself():
     same = verdicts(1, 0.5)
     found = compare_verdicts(same, same, alone(60))
-    assert (found.p, *bounds(found.effect)) == (1, 0, 0, 0)
+    none_of_60 = proportion_confint(0, 60, method="wilson")[1]  # that no item differs does not mean that none would
+    assert (found.p, *bounds(found.effect)) == (1, 0, -none_of_60, none_of_60)
     assert found.detectable(0.05) > 0, "that nothing was seen does not mean that everything would have been"
 
 
@@ -386,3 +388,6 @@ def test_all_seeds_of_both_sides_are_used_and_those_of_one_name_are_paired():
 def test_a_mean_of_verdicts_ends_where_shares_do():
     found = mean_verdicts({"": np.array([1.0, 1, 1, 0]), "1": np.array([1.0, 1, 0, 0])}, alone(4))
     assert 0 <= found.estimate.low < found.estimate.value < found.estimate.high <= 1
+    for share in (0.0, 1.0):
+        alike = mean_verdicts({"": np.full(30, share), "1": np.full(30, share)}, alone(30)).estimate
+        assert alike == pytest.approx((share, *proportion_confint(30 * share, 30, method="wilson")))

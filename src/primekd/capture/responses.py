@@ -1,6 +1,7 @@
 """Responses that are scored and were not written for it: those of another arm's store, or of a file."""
 
 import csv
+import io
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +65,8 @@ def read_responses(job: Job) -> dict[str, str]:
         if lacking := [key for key in ("id", "response") if key not in row]:
             raise UserError(f"{where}: there is no field {lacking[0]!r}, but {clean(', '.join(map(str, row)), 60)!r}.")
         item, text = (str(row.get(key) or "").strip() for key in ("id", "response"))
+        if not isinstance(row["response"], str | None):
+            raise UserError(f"{where}: the response is no text: put it in quotes.")
         if item not in wanted:
             raise UserError(f"{where}: {clean(item, 60)!r} is no item of {job.split}: take the row out.")
         if item in found:
@@ -87,7 +90,7 @@ def _rows(path: Path, name: str) -> list[tuple[str, dict]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            return [(f"{name} row {n}", row) for n, row in enumerate(csv.DictReader(text.splitlines(True)), 2)]
+            return [(f"{name} row {n}", row) for n, row in enumerate(csv.DictReader(io.StringIO(text, "")), 2)]
         lines = [(f"{name} line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         rows = [(where, json.loads(line)) for where, line in lines]
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:

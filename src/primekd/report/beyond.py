@@ -17,7 +17,8 @@ from primekd.statistics.families import title_of
 from primekd.statistics.inference import clustered
 
 PAIRED = (
-    "Paired differences on them, model minus reference, in points; p: as above, Holm-adjusted over this table alone."
+    "Paired differences on them, model minus reference, in points; p: as above, Holm-adjusted over the tests of this "
+    "set alone, by family."
 )
 
 
@@ -35,6 +36,11 @@ def _transfer(folder: Path) -> list[Table]:
         f"Control and students on {data.get('test_items')} items of {data.get('task')} ({source}), which nobody "
         "trained on and none of which is a training, validation or test item: the same prompt, decoding and limit."
     )
+    if data.get("task") == "gsm-symbolic":
+        note += (
+            " Its templates were made of GSM8K's own test questions, and several items share one: differences are "
+            "clustered by template, the Wilson interval of an accuracy is not."
+        )
     return _tables(folder, "A second set of items", note)
 
 

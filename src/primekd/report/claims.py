@@ -24,23 +24,23 @@ from primekd.report.formats import (
     significant,
 )
 from primekd.report.lineage import job_seconds
-from primekd.report.primed import primed_sentences
+from primekd.report.primed import kl_items, primed_sentences
 from primekd.report.results import ADJUDICATED, Results, Row, read_optional, read_results
 from primekd.statistics.families import title_of
 from primekd.statistics.primed import PrimedRow
-from primekd.statistics.sentences import MEASURES, is_claimed
+from primekd.statistics.sentences import MEASURES, control_sentences, is_claimed
 from primekd.studies.published import StatedRow, published_folder
 
 HEADLINE_NOTE = (
     "Teacher: its answers to the training items under the arm's prompt, from which the student learned. Length: mean "
-    "tokens of an answer. KL: KL(primed || unprimed) of its probabilities for the first of them, nats a token. Right: "
-    "of the test items. Differences: paired, on the same items; p is Holm-adjusted over the contrast's family. Seeds: "
-    "trainings, whose mean a row is."
+    "tokens of an answer. KL: KL(primed || unprimed) of its probabilities for the first {kl_items} of them, nats a "
+    "token. Right: of the test items. Differences: paired, on the same items; p is Holm-adjusted over the contrast's "
+    "family. Seeds: trainings, whose mean a row is."
 )
 EXPECTED_NOTE = (
     "n: test items. KL to the unprimed teacher, nats a token. Differences claimed: of all planned tests, after "
-    "adjustment, by measure. Its jobs took: captures, trainings and answers, added up; some run side by side, so "
-    "a whole run is shorter."
+    "adjustment, by measure. Its jobs took: captures of what students learned from, trainings and answers, added up, "
+    "without what was asked to see what priming did to the teacher; some run side by side."
 )
 
 
@@ -60,6 +60,7 @@ def claim_table(results: Results) -> Table:
         here = [row for row in results.summary if split_seed(row["model"])[0] == model]  # of all its seeds
         if not here and model not in stated and model == TEACHER:
             continue
+        here = here if any(row["model"] == model for row in results.seeds) else here[:1]  # as in `headline_table`
         said = stated.get(model, {})
         title = here[0]["title"] if here else said.get("title") or title_of(model)
         rows.append([
@@ -170,10 +171,9 @@ def headline_table(folder: Path) -> Table:
             Files(tuple(f"logs/{results.folder.name}/{row['model']}.csv" for row in models)),
             "; ".join(dict.fromkeys(row_commit(manifest, row["model"]) for row in models)),
         ])  # fmt: skip
-    said = " ".join(primed_sentences(folder))
-    note = markdown(
-        f"{said} {HEADLINE_NOTE} n = {results.summary[0]['n']} test items.{planted(manifest.get('config', {}))}"
-    )
+    said = " ".join([*primed_sentences(folder), *control_sentences(results.contrasts, results.effects)])
+    columns = HEADLINE_NOTE.format(kl_items=kl_items(folder))
+    note = markdown(f"{said} {columns} n = {results.summary[0]['n']} test items.{planted(manifest.get('config', {}))}")
     return Table("What priming did", head, rows, notes=(note,))
 
 

@@ -25,6 +25,7 @@ from primekd.report.results import (
     result_table,
 )
 from primekd.report.text import few_items
+from primekd.statistics.effects import ANOTHER_SEED
 from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
 from primekd.statistics.sentences import claims, control_sentences, effect_sentences, subset_sentences
 
@@ -60,14 +61,21 @@ def _limits(results: Results) -> list[str]:
         said.append(results.fit.said)
     elif results.fitted:
         said.append("The teacher's text alone was kept, so no student's distance to its distribution can be measured.")
-    seeds = "One training seed a student: neither they nor the claims cover what another one would change."
-    if results.seeds:
-        seeds = "Where several training seeds were trained, the claims cover what another one would change."
     said.append(
-        f"All intervals of single models are over test items. {seeds} Claims are of this machine's run: another "
-        "processor rounds otherwise and changes single answers."
+        f"All intervals of single models are over test items. {seeds_said(results)} Claims are of this machine's run: "
+        "another processor rounds otherwise and changes single answers."
     )
     return said if results.decided else [*said, NOTHING_DECIDED]
+
+
+def seeds_said(results: Results) -> str:
+    """What is known of other training seeds, as a sentence."""
+    if results.seeds:
+        return "Where several training seeds were trained, the claims cover what another one would change."
+    if again := [row for row in results.effects if row["effect"] == ANOTHER_SEED]:
+        one = title_of(again[0]["reference"])
+        return f"One training seed an arm in all comparisons: what another one changes is known of {one} alone, below."
+    return "One training seed a student: neither they nor the claims cover what another one would change."
 
 
 def how_tested(results: Results) -> str:

@@ -47,8 +47,8 @@ def written(key: str, write):
 
 def interval(row: dict[str, str], measure: str, write=significant) -> str:
     """`value [low, high]` of a measure of a summary or contrast row; – where the file has none."""
-    if not row[measure]:
-        return MISSING
+    if not row[measure] or not row[f"{measure}_low"]:
+        return known(row[measure], write)
     value, low, high = (write(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
     return f"{value} [{low}, {high}]"
 

@@ -81,6 +81,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "claim_note": claims.claim_note(folder),
         "contrasts": results.contrast_table(found),
         "how_tested": findings.how_tested(found),
+        "seeds_said": findings.seeds_said(found),
         "effects": effect_tables(found),
         "sentences": [sentence(row) for row in found.contrasts],
         "extractor": extractor,

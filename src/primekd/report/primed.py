@@ -3,12 +3,12 @@
 from functools import partial
 from pathlib import Path
 
-from primekd.capture.judged import ARMS, POSITIONS, PositionRow
+from primekd.capture.judged import ARMS, JUDGED, POSITIONS, JudgedRow, PositionRow
 from primekd.config.arms import unprimed
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import DASHES, PALETTE, draw
-from primekd.report.formats import between, percent, points, significant, written
+from primekd.report.formats import between, markdown, percent, points, significant, written
 from primekd.report.results import Results, read_optional
 from primekd.statistics.families import title_of
 from primekd.statistics.primed import PrimedRow, expectation
@@ -37,7 +37,12 @@ def primed_table(folder: Path) -> Table:
         "Unsure, %": written("unsure", percent), "KL to unprimed [95 %]": between("kl", nats),
     }  # fmt: skip
     rows = read_optional(Path(folder) / ARMS, PrimedRow)
-    return table_of("What priming did to the teacher", rows, columns, left=2)
+    return table_of("What priming did to the teacher", rows, columns, left=2, notes=(markdown(NOTE),))
+
+
+def kl_items(folder: Path) -> int:
+    """Of how many training items KL(primed || unprimed) was measured."""
+    return len({r["id"] for r in read_optional(Path(folder) / JUDGED, JudgedRow) if r["split"] == "train" and r["kl"]})
 
 
 def primed_sentences(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from primekd.assessment.held_out import HeldOutRow
 from primekd.config.arm import CONTROL, NO_STUDENTS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
@@ -15,6 +16,7 @@ from primekd.report.formats import MISSING, between, interval, known, p_value, p
 from primekd.statistics.contrasts import ContrastRow, SeedRow
 from primekd.statistics.effects import EffectRow
 from primekd.statistics.families import Pair, title_of
+from primekd.statistics.sentences import beside_control
 from primekd.statistics.subsets import SubsetRow
 from primekd.statistics.summary import SummaryRow
 from primekd.studies.responses import RESPONSES, ResponseRow
@@ -44,6 +46,11 @@ class Fit(NamedTuple):
     nll: str
     column: str
     over: str
+
+    def of_first(self, items: int) -> "Fit":
+        """The same, measured on the first test items alone."""
+        said = f"{self.said} KL and NLL are of the first {items} test items alone."
+        return self._replace(said=said, over=f"the first {items} items")
 
 
 ON_ANSWERS = Fit(
@@ -114,10 +121,14 @@ def read_results(folder: Path) -> Results:
     if not summary:
         raise UserError(f"{relative_name(folder / 'summary.csv')} names no model: run the assessment again.")
     kinds = {"seeds.csv": SeedRow, EFFECTS: EffectRow, SUBSETS: SubsetRow}
-    tables = (read_optional(folder / name, kind) for name, kind in kinds.items())
+    seeds, effects, subsets = (read_optional(folder / name, kind) for name, kind in kinds.items())
+    contrasts, effects, subsets = (beside_control(rows, effects) for rows in (contrasts, effects, subsets))
     manifest = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    fit = ON_TEXT if "text" in manifest.get("inputs", {}) else ON_ANSWERS
-    return Results(folder, summary, contrasts, *tables, *_named(manifest), fit)
+    fit, measured = ON_TEXT, len({row["id"] for row in read_optional(folder / "held-out.csv", HeldOutRow)})
+    if "text" not in manifest.get("inputs", {}):
+        some = 0 < measured < int(summary[0]["n"])
+        fit = ON_ANSWERS.of_first(measured) if some else ON_ANSWERS
+    return Results(folder, summary, contrasts, seeds, effects, subsets, *_named(manifest), fit)
 
 
 def _named(manifest: dict[str, Any]) -> tuple[tuple[Pair, ...], tuple[str, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 from primekd.assessment.forgetting import as_teacher
 from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import Made, made_of
+from primekd.capture.judged import judged_folder
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, UNTRAINED
 from primekd.config.arms import arms_of
@@ -35,7 +36,7 @@ from primekd.tasks.load import NEUTRAL
 OTHERS = ("engines", "plan", "published")  # folders of logs/ that are no profile's
 # Stage -> what --force-stage calls it, where that differs.
 FORCED_BY = {
-    "answers": "assess", "held-out": "assess", "forgetting": "assess", "pretrain": "distill",
+    "answers": "assess", "held-out": "assess", "forgetting": "assess", "priming": "assess", "pretrain": "distill",
     "text-fit": "assess", "choices": "assess", "completions": "assess", "assess-text": "assess",
 }  # fmt: skip
 
@@ -107,6 +108,11 @@ def results_of(profile: Profile) -> Iterator[Made]:
         yield "prepare-teacher", profile, (project_root() / profile.prepare.output).parent
     taught = [name for name, arm in arms_of(profile).items() if arm.store == name]
     yield from (("capture", profile, profile.signals_folder(name)) for name in (*taught, "held-out"))
+    if (judged := judged_folder(profile) / MANIFEST).is_file():  # what priming did to the teacher
+        yield "priming", profile, judged.parent
+        asked = read_manifest(judged).get("inputs", {}).get("stores", {})
+        more = [name for name in asked if name not in (*taught, "held-out")]
+        yield from (("capture", profile, profile.signals_folder(name)) for name in more)
     if profile.assess.forgetting_items:
         yield "capture", as_teacher(profile), profile.signals_folder(NEUTRAL)
     students = dict.fromkeys(arms_of(profile))

@@ -53,7 +53,7 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
     trained = manifest.get("models", {}).get(model, {}).get("inputs")
     return [
         *parts,
-        Part("What the model read", _prompt(profile, found)),
+        Part("What the model read", _prompt(profile, found, model)),
         Part("Answer", _answer(profile, model, row_of[model][found])),
         *_furthest(profile, model, found),
         *([Part("Trained with", lineage.training(trained))] if trained else []),
@@ -84,16 +84,19 @@ def _verdict(row: LogRow) -> str:
     return f"{'right' if row.correct else 'wrong'}, {said}{', truncated' if row.truncated else ''}{by_hand}"
 
 
-def _prompt(profile: Profile, item: str) -> Rows:
+def _prompt(profile: Profile, item: str, model: str) -> Rows:
     if not can_speak(profile):
         return [("Prompt", "not in this checkout: the tokenizer is not here")]
+    from primekd.assessment.score import untrained_models
     from primekd.models import load_tokenizer
     from primekd.models.chat import build_prompt
 
-    asked = next((i for i in load_items(profile, "test") if i.id == item), None)
-    if asked is None:
+    found = [i for i in load_items(profile, "test") if i.id == item]
+    for known in untrained_models(profile):  # one of them is shown solved items first
+        found = known.asked(profile, found) if known.name == model else found
+    if not found:
         return [("Prompt", "not known: the profile has other test items than these logs")]
-    return [("Prompt", build_prompt(load_tokenizer(profile.student), asked.messages).text)]
+    return [("Prompt", build_prompt(load_tokenizer(profile.student), found[0].messages).text)]
 
 
 def _answer(profile: Profile, model: str, row: LogRow) -> Rows:

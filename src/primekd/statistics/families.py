@@ -18,8 +18,8 @@ def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pa
     """Every comparison that the roles ask for, as far as both sides are among `models`.
 
     Every student meets the control; every taught one the baseline and the fine-tuned one; a treatment meets each
-    placebo; an arm meets the one that it varies, and those that it has its text and its signals from. Further seeds of
-    an arm add no contrast: they are in the arm's.
+    placebo; an arm meets the one that it varies, and those that it has its text and its signals from; a selection
+    meets that of the baseline by the same rule. Further seeds of an arm add no contrast: they are in the arm's.
     """
     here = list(dict.fromkeys(split_seed(model)[0] for model in models))
     students = [name for name in here if name not in NO_STUDENTS]
@@ -33,6 +33,9 @@ def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pa
     for name in taught:
         arm = arms[name]
         pairs += [(name, ref) for ref in (arm.variant_of, arm.text, arm.signals) if ref not in WORDS]
+        if arm.role == "selection":  # what is left of a priming where both texts are chosen alike
+            alike = [other for other in taught if arms[other].treatment == arm.treatment and other != name]
+            pairs += [(name, ref) for ref in alike if arms[ref].variant_of in of_role("baseline", arms)]
     return [(name, ref) for name, ref in dict.fromkeys(pairs) if ref in here]
 
 

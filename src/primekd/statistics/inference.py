@@ -257,23 +257,29 @@ def compare_verdicts(first: Seeds, second: Seeds, groups: Sequence[str]) -> Comp
     effect = clustered(first, second, np.ones(len(groups)), groups)
     one_each = len(first) == len(second) == 1
     test = mcnemar_exact(*(next(iter(side.values())) for side in (first, second))) if one_each else None
-    return Comparison(test, _as_share(effect, -1.0), len(groups), places_of(groups)[1])
+    clusters = places_of(groups)[1]
+    return Comparison(test, _as_share(effect, clusters, -1.0), len(groups), clusters)
 
 
 def compare_sums(differences: Seeds, groups: Sequence[str], most: float) -> Comparison:
     """Differences between sums of several models' verdicts, at most `most` an item, with the exact test of signs, whose
     counts are of items with a difference above and below 0. Raises ValueError as `clustered`."""
-    effect = _as_share(clustered(differences, {}, np.ones(len(groups)), groups), -most, most)
+    clusters = places_of(groups)[1]
+    effect = _as_share(clustered(differences, {}, np.ones(len(groups)), groups), clusters, -most, most)
     test = sign_flips_exact(next(iter(differences.values()))) if len(differences) == 1 else None
-    return Comparison(test, effect, len(groups), places_of(groups)[1])
+    return Comparison(test, effect, len(groups), clusters)
 
 
-def _as_share(effect: Effect, lowest: float, highest: float = 1.0) -> Effect:
-    """The same with an interval that ends where shares do: t with few degrees of freedom reaches beyond."""
+def _as_share(effect: Effect, clusters: int, lowest: float, highest: float = 1.0) -> Effect:
+    """The same with an interval that ends where shares do: t with few degrees of freedom reaches beyond. Where all
+    items say the same, so that none says how they vary, it goes as far as Wilson's of none of so many."""
     e = effect.estimate
+    if not effect.error:
+        far = highest * float(proportion_confint(0, clusters, alpha=LEVEL, method="wilson")[1])
+        e = Estimate(e.value, e.value - far, e.value + far)
     return replace(effect, estimate=Estimate(e.value, max(e.low, lowest), min(e.high, highest)))
 
 
 def mean_verdicts(seeds: Seeds, groups: Sequence[str]) -> Effect:
     """Mean accuracy over several trainings. Raises ValueError as `clustered` does."""
-    return _as_share(clustered(seeds, {}, np.ones(len(groups)), groups), 0.0)
+    return _as_share(clustered(seeds, {}, np.ones(len(groups)), groups), places_of(groups)[1], 0.0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from primekd.capture.judged import JudgedRow
+from primekd.config.arms import of_role
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL, UNKNOWN, accuracy, clustered, compare_verdicts, holm_of
 from primekd.tasks.clusters import cluster_of
@@ -23,8 +24,9 @@ class PrimedRow:
     `accuracy` by the profile's reading, with Wilson's interval; differences of `clustered`, `accuracy_p` of
     `Comparison`. `tokens`, `tokens_difference`: means of a response. `kl_p`: that the KL is SMALL_KL. The columns
     `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions with the
-    unprimed token; `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token),
-    `unsure` (share of tokens written with p below 0.9) and `kl`, KL(primed || unprimed), nats a primed token.
+    unprimed token; `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token) and
+    `unsure` (share of tokens written with p below 0.9); of those that were scored again, `kl`, KL(primed || unprimed),
+    nats a primed token.
     """
 
     split: str
@@ -126,6 +128,9 @@ def _sentence(row: PrimedRow) -> str:
     if row.kl_p_holm is not None and row.kl_p_holm < LEVEL and row.kl > SMALL_KL:
         said.append(f"it moves the teacher by {row.kl:.3f} nats a token")
     same = f"{row.same_whole} of {row.n} responses are the unprimed ones, word for word"
+    if row.arm in of_role("placebo"):
+        what = ", and ".join(said) or "neither its text nor its accuracy nor the teacher's distribution moved enough"
+        return f"What any such text does, {title}'s, which is about nothing, shows: {what} ({same})."
     if said:
         return f"{title} can be expected to differ: {', and '.join(said)} ({same})."
     return (

@@ -11,6 +11,7 @@ from primekd.statistics.inference import LEVEL
 from primekd.statistics.subsets import ALL_RIGHT, FEWEST
 
 Row = dict[str, str]
+OF_SEED = "another seed: "  # before a measure, the key of what it made; rows of `beside_control` have it
 MOSTLY = 0.5  # of a model that was cut off more often nobody knows what it would have answered
 
 # Measure -> (the column of its adjusted p, the direction in which more is better, words for better, for worse).
@@ -20,6 +21,20 @@ MEASURES = {
     "nll_gold": ("nll_gold_p_holm", -1, "gold solutions more likely", "gold solutions less likely"),
 }
 NAMES = {"accuracy": "accuracy", "kl": "KL to the unprimed teacher", "nll_gold": "NLL of the gold solutions"}
+
+
+def beside_control(rows: list[Row], effects: list[Row]) -> list[Row]:
+    """The rows, each with what another seed alone made in the measures in which that made a difference."""
+    again = [row for row in effects if row["effect"] == ANOTHER_SEED]
+    made = {OF_SEED + m: str(abs(float(r[m]))) for r in again for m in _seen(r)}
+    return [row if row.get("effect") == ANOTHER_SEED else row | made for row in rows]
+
+
+def _seen(row: Row) -> dict[str, str]:
+    """Measure -> p, where it is below LEVEL: not adjusted, as a control must not pass because other tests are counted
+    with it."""
+    tested = {m: row[p] for m, p in (("accuracy", "p"), ("kl", "kl_p"), ("nll_gold", "nll_gold_p")) if row[m]}
+    return {m: p for m, p in tested.items() if float(p) < LEVEL}
 
 
 def sentence(row: Row) -> str:
@@ -81,6 +96,8 @@ def is_claimed(row: Row, measure: str, p_column: str = "") -> bool:
 def why_not(row: Row, measure: str) -> str:
     """Why a contrast cannot be claimed whatever its p is; empty where it can. Held-out fit is measured on given texts:
     where a model's own answers end does not matter there."""
+    if row["seeds"] == "1" and abs(float(row[measure] or 0)) <= float(row.get(OF_SEED + measure, -1)):
+        return "another seed alone made as much (negative control)"
     if measure != "accuracy":
         return ""
     cut = [
@@ -227,14 +244,13 @@ def _positive(row: Row) -> str:
 
 
 def _negative(row: Row) -> str:
-    """By p that are not adjusted: a control must not pass because other tests are counted with it."""
+    """By the p of `_seen`."""
     start = f"Negative control: {title_of(row['model'])} against {title_of(row['reference'])}, which differ in the seed"
-    p_of_measure = {m: row[p] for m, p in (("accuracy", "p"), ("kl", "kl_p"), ("nll_gold", "nll_gold_p")) if row[m]}
-    differ = [m for m, p in p_of_measure.items() if Decimal(p) < Decimal(str(LEVEL))]
+    measured, differ = [m for m in MEASURES if row[m]], _seen(row)
     if not differ:
-        least = p_of(min(p_of_measure.values(), key=Decimal))
-        return f"{start} alone, show no difference in {_listed(list(p_of_measure))} (smallest p: {least})."
-    sizes = "; ".join(f"{NAMES[m]} {_span(row, m)}, {p_of(p_of_measure[m])}" for m in differ)
+        sizes = "; ".join(f"{NAMES[m]} {_span(row, m)}" for m in measured)
+        return f"{start} alone: no difference can be claimed ({sizes})."
+    sizes = "; ".join(f"{NAMES[m]} {_span(row, m)}, {p_of(p)}" for m, p in differ.items())
     return (
         f"{start} alone, differ ({sizes}): another seed makes that much, so that a difference of this size between "
         "single trainings is no effect of a prompt."

@@ -25,8 +25,8 @@ class SubsetRow:
     as in contrasts.csv; p is adjusted over the table.
 
     `subset`: all right, what the teacher answered rightly under every prompt; same length, where its answers under the
-    two arms' prompts are within 10 % of the shorter one's tokens. With fewer than FEWEST items nothing is tested (p is
-    empty), with fewer than two nothing is known.
+    two arms' prompts are within 10 % of the shorter one's tokens. With fewer than FEWEST items nothing is tested (p and
+    interval are empty), with fewer than two nothing is known.
     """
 
     subset: str
@@ -90,4 +90,4 @@ def _row(logs: dict[str, list[LogRow]], subset: str, asked: int, pair: Pair, ids
         return SubsetRow(subset, n, asked, *pair)
     (found,) = contrast(kept, [], {pair: MAIN})
     row = SubsetRow(subset, n, asked, *pair, **{name: getattr(found, name) for name in FROM_CONTRASTS})
-    return row if n >= FEWEST else replace(row, p=None)
+    return row if n >= FEWEST else replace(row, p=None, accuracy_low=None, accuracy_high=None)
