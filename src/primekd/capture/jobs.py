@@ -93,6 +93,13 @@ def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Jo
     return Job(profile, get_arm(store), "train", profile.signals_folder(store, seed if drawn else None), seed)
 
 
+def store_folder(profile: Profile, arm: Arm, seed: int | None) -> Path:
+    """Where the rows lie that an arm's student of a seed learns from; UserError as `training_job`."""
+    if arm.by_place:  # of whole texts: a folder a seed, as students of two seeds may be trained at once
+        return profile.signals_folder(arm.name, seed)
+    return profile.signals_folder(arm.name) if arm.stored else training_job(profile, arm.name, seed).folder
+
+
 def held_out_job(profile: Profile) -> Job:
     """The unprimed teacher on the test items: its answers (teacher.csv) and the signals for held-out KL."""
     return Job(profile, unprimed(), "test", profile.runs / "signals" / HELD_OUT, profile.seed)

@@ -5,18 +5,8 @@ profile.py holds the whole of a profile; arms.py says which arms it runs and wha
 A field's meaning stands beside it; configs/*.yaml show complete examples.
 """
 
-from primekd.config.data import DataConfig, TransferConfig
-from primekd.config.hardware import HardwareConfig
-from primekd.config.profile import Profile, explain_validation_error, load_profile, profile_files, profile_names
-from primekd.config.student import (
-    Architecture,
-    AssessConfig,
-    LaunchConfig,
-    LoraSettings,
-    LossConfig,
-    PrepareConfig,
-    StudentConfig,
-    TrainConfig,
-)
-from primekd.config.teacher import ApiConfig, ExLlamaConfig, SignalsConfig, TeacherConfig, VllmConfig
+from primekd.config.data import DataConfig
+from primekd.config.profile import Profile, load_profile, profile_files, profile_names
+from primekd.config.student import Architecture, LoraSettings, LossConfig, PrepareConfig, StudentConfig, TrainConfig
+from primekd.config.teacher import ApiConfig, SignalsConfig, TeacherConfig
 from primekd.config.text import TextConfig

@@ -19,15 +19,7 @@ from tqdm import tqdm
 
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.progress import open_bar
-from primekd.foundation.provenance import (
-    disk_errors,
-    hash_file,
-    now,
-    project_root,
-    relative_name,
-    write_json,
-    write_text,
-)
+from primekd.foundation.storage import disk_errors, hash_file, now, project_root, relative_name, write_json, write_text
 from primekd.models.hub import HubFile, HubModel, explain, local_snapshot, storage_folder
 from primekd.models.reference import ModelReference
 

@@ -15,15 +15,9 @@ from primekd.config import Profile
 from primekd.config.arm import CONTROL, UNTRAINED
 from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
-    MANIFEST,
-    project_root,
-    read_manifest,
-    relative_name,
-    sync_folder,
-    write_atomically,
-)
+from primekd.foundation.manifests import MANIFEST, read_manifest
 from primekd.foundation.stage_code import other_code, stage_code
+from primekd.foundation.storage import project_root, relative_name, sync_folder, write_atomically
 from primekd.report.html import write_report
 from primekd.running.run import only_one
 from primekd.running.verify import check_logs

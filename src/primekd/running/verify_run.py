@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.inside import FOLDER as INSIDE
-from primekd.capture.jobs import training_job
+from primekd.capture.jobs import store_folder
 from primekd.config import Profile
 from primekd.config.arms import get_arm
 from primekd.config.profile import ANSWER_SETS
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
-    MANIFEST,
-    altered_outputs,
-    hash_json,
-    project_root,
-    read_manifest,
-    relative_name,
-)
+from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
+from primekd.foundation.storage import hash_json, project_root, relative_name
 from primekd.signals import SignalReader
 from primekd.signals.manifest import read_store, shards_hash
 
@@ -132,14 +126,6 @@ def _trained_elsewhere(profile: Profile, student: dict[str, Any]) -> bool:
     trained = inputs.get("signals")
     if not trained or not trained["shards"] or not inputs.get("strategy"):  # a live teacher leaves none
         return False
-    from primekd.training.deviations import place_folder
-
-    arm, seed = get_arm(inputs["strategy"]), inputs.get("seed")
-    if arm.by_place:
-        folder = place_folder(profile, arm, seed)
-    elif arm.stored:  # rows of blocks of text
-        folder = profile.signals_folder(arm.name)
-    else:
-        folder = training_job(profile, arm.name, seed).folder
+    folder = store_folder(profile, get_arm(inputs["strategy"]), inputs.get("seed"))
     here = read_store(folder)["shards"] if (folder / MANIFEST).is_file() else None
     return here is not None and {name: entry["sha256"] for name, entry in here.items()} != trained["shards"]

@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 
 from primekd.capture.given_text import store_rows
-from primekd.capture.jobs import build_spec, open_signals, prompts_of, training_job
+from primekd.capture.jobs import build_spec, open_signals, prompts_of, store_folder, training_job
 from primekd.capture.live import LiveTeacher
 from primekd.config import Profile
 from primekd.config.arm import OWN, Arm
@@ -74,11 +73,6 @@ class Texts:
         return Asked(item_id, ids[:1], ids[1:])
 
 
-def place_folder(profile: Profile, arm: Arm, seed: int | None) -> Path:
-    """Where the rows of whole texts lie: a folder a seed, as students of two seeds may be trained at once."""
-    return profile.signals_folder(arm.name, seed)
-
-
 @dataclass(frozen=True)
 class Deviating:
     """A student's lesson under an arm that deviates. `profile` is the arm's view of one."""
@@ -123,7 +117,7 @@ class Deviating:
     @property
     def place_spec(self) -> dict[str, Any]:
         """The spec of the store of whole texts, as it would be made today."""
-        named = {"strategy": place_folder(self.profile, self.arm, self.seed).name, "text": self._place_inputs}
+        named = {"strategy": store_folder(self.profile, self.arm, self.seed).name, "text": self._place_inputs}
         return LiveTeacher(self.profile, self.arm).manifest["spec"] | named
 
     @cached_property
@@ -135,7 +129,7 @@ class Deviating:
             return DeviatingRows(self.reader, ids, donors)
         teacher, asked = LiveTeacher(self.profile, self.arm), [text.whole(i) for i, text in self.texts.items()]
         batches = [asked[first : first + TEXTS] for first in range(0, len(asked), TEXTS)]
-        folder = place_folder(self.profile, self.arm, self.seed)
+        folder = store_folder(self.profile, self.arm, self.seed)
         try:
             placed = store_rows(self.profile, teacher, batches, folder, self._place_inputs)
         finally:

@@ -27,17 +27,12 @@ from primekd.config.arm import CONTROL, split_seed
 from primekd.config.arms import arms_of
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import MANIFEST, read_manifest
 from primekd.foundation.memory import gpu_memory, release_gpu_memory
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import (
-    MANIFEST,
-    hash_json,
-    read_manifest,
-    relative_name,
-    write_atomically,
-    write_manifest,
-)
+from primekd.foundation.provenance import write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.foundation.storage import hash_json, relative_name, write_atomically
 from primekd.foundation.tables import write_table
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
