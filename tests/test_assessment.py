@@ -22,6 +22,7 @@ from primekd.assessment.decisions.decisions import Decision, add_decision, answe
 from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
 from primekd.assessment.logs import COLUMNS, LogRow, grade_answer, grade_answers, read_log, write_log
 from primekd.assessment.score import Model, score_models, score_some
+from primekd.assessment.tokens import TokenLog
 from primekd.capture.jobs import held_out_job, open_signals, training_job
 from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
@@ -49,7 +50,7 @@ from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies import assess as assessing
 from primekd.studies import regrade as regrading
 from primekd.studies import responses
-from primekd.studies.assess import assess, find_students
+from primekd.studies.assess import _write_tokens, assess, find_students
 from primekd.studies.regrade import regrade
 from primekd.studies.results import answers_hash
 from primekd.tasks.load import load_items
@@ -1056,13 +1057,16 @@ def test_held_out_rows_are_of_these_bytes_of_the_reference_and_no_others(profile
     assert opened == [1]
 
 
-def test_held_out_fit_is_measured_on_as_many_items_as_the_profile_says(profile, reference):
+def test_held_out_fit_and_tokens_are_of_as_many_items_as_the_profile_says(profile, reference):
     items = load_items(profile, "test")
     first = profile.model_copy(update={"assess": profile.assess.model_copy(update={"held_out_items": 2})})
     for view, measured in ((profile, items), (first, items[:2])):
         scored = score_models(view, items, [Model("control")], reference)["control"]
         assert [row.id for row in scored.held_out] == [item.id for item in measured]
         assert len(scored.answers) == len(items)
+        _write_tokens(view, items, reference, ["control"])
+        kept = TokenLog(view.logs / "tokens.safetensors")
+        assert (kept.items, kept.models) == ([item.id for item in measured], ["control"])
 
 
 def test_a_fixed_loss_is_said_and_measured_anew_when_asked(study, edited, monkeypatch, capsys):

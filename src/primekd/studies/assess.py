@@ -85,6 +85,8 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
     beside: dict[str, Any] = {view.answer_set: answer_inputs(view, i, None) for view, i in load_answer_sets(profile)}
     if profile.assess.forgetting_items:
         beside[NEUTRAL] = hash_items(load_items(profile, NEUTRAL))
+    if profile.assess.held_out_items:
+        beside["held-out"] = profile.assess.held_out_items
     return ({"beside": beside} if beside else {}) | {
         "answers": answer_inputs(profile, items, None),
         "assess": profile.assess.model_dump(mode="json", exclude=NO_GRADING),  # of the answers alone
@@ -161,7 +163,7 @@ def _write_labels(profile: Profile, students: list[Student], logs: dict[str, lis
 
 
 def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, names: list[str]) -> list[Path]:
-    ids = [item.id for item in items]
+    ids = [item.id for item in items[: profile.assess.held_out_items or None]]
     models = {name: held_out_folder(profile, name) / tokens.FILE for name in names}
     answers, certainty = {i: reader.item(i).response_ids for i in ids}, read_certainty(reader, ids, tokens.MOST)
     tokenizer = load_tokenizer(profile.student)
