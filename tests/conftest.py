@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def warm_python(tmp_path_factory) -> str:
     folder = Path(tempfile.mkdtemp())  # a socket's path is short
     yield str(start(folder))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def warm(warm_python):
+    """What a test starts with `sys.executable` is that Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_python)
+        yield
 
 
 @pytest.fixture

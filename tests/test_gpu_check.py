@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import zipfile
@@ -21,12 +22,14 @@ from check.sizes import SMALL  # noqa: E402
 RUN = ROOT / "tests" / "gpu" / "run.sh"
 
 
-def run_check(out: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([RUN, "--tiny", "--out", out, *words], capture_output=True, text=True, timeout=400)
+def run_check(out: Path, *words: str, python: str = "") -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHON": python}
+    command = [RUN, "--tiny", "--out", out, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
-def test_every_part_runs_on_the_cpu_and_its_rows_hold(tmp_path):
-    done = run_check(tmp_path)
+def test_every_part_runs_on_the_cpu_and_its_rows_hold(tmp_path, warm_python):
+    done = run_check(tmp_path, python=warm_python)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     report = Report(tmp_path)
     assert {name: found["state"] for name, found in report.facts["parts"].items()} == dict.fromkeys(PARTS, DONE)

@@ -34,6 +34,8 @@ from primekd.studies.priming import costs as stage_costs
 BEHIND, TEACHER = {"assessment/assess.ipynb", "report.done"}, "assessment/teacher.ipynb"
 OF_CONTROL, OF_AI = SCORED = ["control+base-fine-tune+base-KD", "teacher-KD+ai-KD+reverseKL-KD"]  # as on two cores
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 # As Snakemake 9.27 with snakemake-executor-plugin-slurm 2.8.0 wrote it, inputs and paths shortened.
 LOG = """\
 Job stats:
