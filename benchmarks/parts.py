@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.scale import Scale
 
-LIMIT = 3  # times what is expected: a shared machine may be slow
+LIMIT = 3  # times what is expected: a busy machine is slow
 
 
 @dataclass(frozen=True)

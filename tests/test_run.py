@@ -4,11 +4,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -409,6 +412,26 @@ def test_bars_that_come_through_a_file_of_their_own_hide_no_job(output: Path, ci
         f"done: distill arm{job} ({job} of 3 steps)" for job in (1, 2, 3)
     ]
     assert "x" * 150 in (ci.runs / "snakemake.log").read_text(), "nothing of it is lost"
+
+
+def test_a_plain_kill_ends_a_run_with_all_that_it_started_as_ctrl_c_does(output: Path, ci, monkeypatch):
+    started = []
+
+    def popen(*words, **settings):
+        started.append(subprocess.Popen(*words, **settings))
+        return started[-1]
+
+    monkeypatch.setattr("primekd.running.run.snakemake_command", lambda *words: ["sleep", "60"])
+    monkeypatch.setattr("primekd.running.run.subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": popen}))
+    before, timer = signal.getsignal(signal.SIGTERM), Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_study(ci, "ci", 1)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
+    assert started[0].poll() == -signal.SIGINT
 
 
 def test_a_killed_stage_is_lost(ci, output: Path):

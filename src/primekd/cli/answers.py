@@ -22,7 +22,7 @@ def check_engine(
 ) -> None:
     """Compares a profile's teacher engine with transformers on the same tokens; writes a file in logs/engines/.
 
-    The README's table of engines is made from these files. Where the engine's format is its own (EXL2), name the
+    The table in docs/engines.md is made from these files. Where the engine's format is its own (EXL2), name the
     model that it was converted from with --reference.
 
     \b

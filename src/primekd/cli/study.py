@@ -29,7 +29,10 @@ def run(
     ] = 1,
     force_stage: Annotated[
         list[str] | None,
-        typer.Option(help="Make all results of prepare-teacher, capture, distill or assess anew; may be repeated."),
+        typer.Option(
+            help="Make all results of a stage anew: prepare-teacher, capture, distill, assess or inside, as far as the "
+            "study has it; may be repeated."
+        ),
     ] = None,
     only: Annotated[
         str | None,

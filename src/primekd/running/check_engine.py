@@ -1,4 +1,4 @@
-"""One engine against the transformers reference, on a profile's own questions: what the README's engine table says."""
+"""One engine against the transformers reference, on a profile's questions: the table in docs/engines.md."""
 
 import dataclasses
 import time

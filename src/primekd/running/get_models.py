@@ -50,7 +50,7 @@ def survey(profile: Profile) -> list[Wanted]:
     wanted = [_look_up("teacher", teacher, profile.teacher.engine != "api", profile)]
     if source := wanted[0].made_from:
         wanted.append(_look_up("teacher's source", source, True, profile))
-    return [*wanted, _look_up("student", student, True, profile)]
+    return [*wanted, *([_look_up("student", student, True, profile)] if student else [])]  # some begin from scratch
 
 
 def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:

@@ -54,6 +54,7 @@ def run_study(
             lock.truncate(0)
             lock.write(str(process.pid))
             lock.flush()
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops it as Ctrl-C does
             try:
                 watch(process, lines, profile, state, cluster.capture_workers if cluster else 1, start)
             except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from check.machine import ROOT
 
 PAGE, KEPT = ROOT / "docs" / "gpu.md", ROOT / "benchmarks" / "results" / JSON
 BLOCK = re.compile(r"(<!-- gpu:begin -->\n).*?(<!-- gpu:end -->)", re.S)
-NOT_RUN = "**Not run.** No GPU was at hand yet; nothing on this page was measured."
+NOT_RUN = "**Not run.** Nothing on this page was measured."
 
 
 def main() -> int:

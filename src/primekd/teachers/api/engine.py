@@ -164,8 +164,8 @@ class ApiEngine(TeacherEngine):
             if model and self.served and model not in self.served:
                 raise UserError(
                     f"{self.api.base_url} answered as {model}, and as {min(self.served)} before: name one of them in "
-                    f"teacher.api.model; to have everything asked anew, delete {relative_name(self.answers)} and run "
-                    "with --force-stage capture."
+                    f"teacher.api.model; to have everything asked anew, delete {relative_name(self.answers)}/*.json "
+                    "and run with --force-stage capture."
                 )
             self.served.update([model] if model else [])
 
