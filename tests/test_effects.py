@@ -528,6 +528,23 @@ def test_tables_of_effects_and_subsets_come_and_go_with_what_they_are_of(checkou
     assert not (profile.logs / "effects.csv").exists() and not (profile.logs / "subsets.csv").exists()
 
 
+def test_a_control_that_is_trained_under_each_seed_is_paired_with_the_arms_of_that_seed(tmp_path):
+    rng = np.random.default_rng(2)
+    shift, noise = {"": 0.0, "1": 3.0}, rng.random(40)  # the control of seed 1 is far worse, and so is what began there
+    models = {
+        f"{arm}{s and '-seed'}{s}": shift[s] - gain for s in shift for arm, gain in (("control", 0), ("online-KD", 0.2))
+    }
+    logs = {model: log_of(np.zeros(40)) for model in models}
+    rows = [
+        HeldOutRow(m, f"item-{i}", 10, 10 * (5 + models[m] + noise[i]), 10, 30.0) for m in models for i in range(40)
+    ]
+    (row,) = contrast(logs, rows, {("online-KD", "control"): MAIN})
+    assert row.kl == pytest.approx(-0.2) and row.kl_high == pytest.approx(-0.2) and row.reference_seeds == 2
+    alone = {model: log for model, log in logs.items() if model != "control-seed1"}
+    (row,) = contrast(alone, [r for r in rows if r.model in alone], {("online-KD", "control"): MAIN})
+    assert row.reference_seeds is None and row.kl == pytest.approx(1.3)
+
+
 def test_a_second_seed_of_the_baseline_is_the_measure_of_single_trainings_and_in_no_comparison(checkout):
     profile, logs, held_out = study(checkout, ("base-KD", "base-KD-seed1", "ai-KD", "teacher-KD"))
     apart = {"control": 9, "base-KD": 1.0, "base-KD-seed1": 1.5, "ai-KD": 1.3, "teacher-KD": 3.0}  # nats a token

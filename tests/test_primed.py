@@ -18,10 +18,10 @@ from primekd.foundation.tables import read_records, write_table
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response, encode_response
 from primekd.signals import Asked
-from primekd.signals.certainty import certainty_of
+from primekd.signals.certainty import Certainty, certainty_of
 from primekd.signals.rows import DenseRows
 from primekd.statistics.primed import expectation, primed_rows
-from primekd.studies.primed import ask, asked_arms, jobs_of, measure
+from primekd.studies.primed import _unsure, ask, asked_arms, jobs_of, measure
 from primekd.tasks.load import load_items
 from primekd.training.distill import distill
 from primekd.training.treatment import TreatedSource
@@ -195,6 +195,11 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
     assert "20 of 20 responses" in said[1]
     with pytest.raises(ValueError, match="different items"):
         primed_rows([*base, *shorter[:5]], "base-KD")
+
+
+def test_a_token_that_its_row_does_not_keep_is_unsure_and_of_an_empty_row_nobody_knows():
+    written, probs = torch.tensor([0.95, 0.5, torch.nan, torch.nan]), torch.tensor([[0.95], [0.5], [0.9], [0.0]])
+    assert _unsure(Certainty(torch.zeros(4), written, torch.zeros(4, 1), probs)) == 2
 
 
 def test_one_of_many_prompts_that_is_a_little_longer_is_nothing_that_can_be_expected():

@@ -388,6 +388,9 @@ def test_all_seeds_of_both_sides_are_used_and_those_of_one_name_are_paired():
 def test_a_mean_of_verdicts_ends_where_shares_do():
     found = mean_verdicts({"": np.array([1.0, 1, 1, 0]), "1": np.array([1.0, 1, 0, 0])}, alone(4))
     assert 0 <= found.estimate.low < found.estimate.value < found.estimate.high <= 1
+    none = np.zeros(200)
+    nothing = compare_verdicts({"": none, "1": none}, {"": none, "1": none}, alone(200))
+    assert nothing.detectable(0.05) == compare_verdicts({"": none}, {"": none}, alone(200)).detectable(0.05) > 0
     for share in (0.0, 1.0):
         alike = mean_verdicts({"": np.full(30, share), "1": np.full(30, share)}, alone(30)).estimate
         assert alike == pytest.approx((share, *proportion_confint(30 * share, 30, method="wilson")))

@@ -38,13 +38,14 @@ Nats = Annotated[float, Field(ge=-0.01)]  # a sum of float32 may end a little be
 class HeldOutRow:
     """One item under one model. Sums in nats over the tokens of the teacher's answer and of the gold solution.
 
-    `kl` is None where the teacher's text alone was kept: there is no distribution to measure from.
+    `kl` is None where the teacher's text alone was kept: there is no distribution to measure from. Of a sample of the
+    teacher's distribution it is an estimate, which may be below 0.
     """
 
     model: Name
     id: Name
     teacher_tokens: Tokens
-    kl: Nats | None
+    kl: Annotated[float, Field(allow_inf_nan=False)] | None
     gold_tokens: Tokens
     nll_gold: Nats
 

@@ -186,7 +186,7 @@ def _answer_with_vllm(asked: Asked, models: Sequence[Model], force: bool) -> Non
     engine = cache(lambda: open_students(profile, everything, [m.adapter for m in models if m.adapter]))
     try:
         for model, (view, items) in itertools.product(models, asked):
-            items = model.asked(profile, items)
+            view, items = model.limited(view), model.asked(profile, items)
             inputs = answer_inputs(view, items, model.hashes)
             served = VLLM_SERVED if model.adapter else None
             worn = lambda model=model: engine().wearing(model.adapter)  # noqa: E731

@@ -32,11 +32,13 @@ def measure_documents(
         advance: is told of each document that is done.
     """
     rows: dict[str, list[HeldOutRow]] = {name: [] for name in engines}
+    device = next(iter(engines.values())).head().device  # an engine hands its states over in host memory
     for number, document in enumerate(documents):
         pieces = pieces_of(document, block_tokens, most)
         name, prompts, responses = f"document-{number}", [p[:1] for p in pieces], [p[1:] for p in pieces]
         asked = [Asked(name, prompt, own) for prompt, own in zip(prompts, responses, strict=True)]
-        taught = DenseRows(teacher.rows_of(asked).to_logits())  # once for all models: a product as wide as the teacher
+        # Once for all models: a product as wide as the teacher.
+        taught = DenseRows(teacher.rows_of(asked).to(device).to_logits())
         for model, engine in engines.items():
             fits = losses_of(engine, engine.score(prompts, responses, "hidden"), responses, taught)
             tokens, kl = sum(map(len, responses)), sum(float(fit.kl.double().sum()) for _, fit in fits)

@@ -39,7 +39,7 @@ def certainty_of(
 ) -> Certainty:
     """Of rows and the tokens that they predict; `other` rows of the same tokens are what they are compared with. Raises
     ValueError if rows that are compared do not keep whole distributions, or are not as many."""
-    ids = torch.tensor(targets)
+    ids = torch.tensor(targets, device=rows.device)
     if other is not None:
         _require_whole(rows, other)
     parts = [_certainty(rows.part(chunk), ids[chunk], top, other and other.part(chunk)) for chunk in _chunks(len(rows))]

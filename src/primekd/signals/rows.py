@@ -32,6 +32,11 @@ class _Rows:
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return getattr(self, fields(self)[0].name).device
+
     def to(self, device: torch.device) -> Self:
         """The same rows on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}

@@ -37,10 +37,10 @@ class ContrastRow:
     columns `p_holm` are adjusted over one family: its planned contrasts in all measures. `mde` is the smallest true
     difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's thresholds.
 
-    `seeds`, `reference_seeds`: trainings on each side (see `compared`), the latter empty for the control. `clusters`:
-    templates, or items. `only_model`, `only_reference`: items that one side alone has right, empty with several seeds.
-    `truncated`, `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and nll_gold are
-    empty; with a teacher's text alone, kl is.
+    `seeds`, `reference_seeds`: trainings on each side (see `compared`), the latter empty for an untrained control.
+    `clusters`: templates, or items. `only_model`, `only_reference`: items that one side alone has right, empty with
+    several seeds. `truncated`, `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and
+    nll_gold are empty; with a teacher's text alone, kl is.
     """
 
     model: str
@@ -102,9 +102,14 @@ def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dic
 def sides(
     of_strategies: Mapping[str, Mapping[str, T]], model: str, reference: str
 ) -> tuple[dict[str, T], dict[str, T]]:
-    """Both strategies' trainings by seed. The control, which is not trained, is the same under every seed."""
+    """Both strategies' trainings by seed. A control that is not trained is the same under every seed."""
     first, second = dict(of_strategies[model]), dict(of_strategies[reference])
-    return first, dict.fromkeys(first, next(iter(second.values()))) if reference in UNTRAINED else second
+    return first, dict.fromkeys(first, next(iter(second.values()))) if _is_untrained(second, reference) else second
+
+
+def _is_untrained(by_seed: Mapping[str, T], reference: str) -> bool:
+    """Students from scratch have a control of each seed: that one was trained."""
+    return reference in UNTRAINED and len(by_seed) == 1
 
 
 def compare_accuracies(
@@ -140,7 +145,7 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
         two = decided[pair]
         rows.append(
             ContrastRow(
-                *pair, len(first), None if pair[1] in UNTRAINED else len(second), one.clusters,
+                *pair, len(first), None if _is_untrained(truncated[pair[1]], pair[1]) else len(second), one.clusters,
                 *(one.test or UNKNOWN),
                 one.p, adjusted[pair, "accuracy"], *one.effect.estimate,
                 float(np.mean(list(first.values()))), float(np.mean(list(second.values()))),

@@ -247,6 +247,8 @@ class Comparison:
     def detectable(self, level: float) -> float:
         """The smallest true difference that the test behind `p` finds at `level` with POWER, at most 1; of two tests
         that both have to reject, the larger of what each finds."""
+        if self.test is None and not self.effect.error:  # all items said the same, which is not that no other would
+            return detectable_difference(McNemar(0, 0, 1.0), self.clusters, level)
         exact = detectable_difference(self.test, self.items, level) if self.test else 0.0
         needs_t = self.grouped or self.test is None
         return min(1.0, max(exact, self.effect.detectable(level))) if needs_t else exact

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
-from primekd.config.arm import UNTRAINED
 from primekd.config.arms import load_arms, of_role
 from primekd.statistics.effects import AND, ANOTHER_SEED, ANY_WORDING, INTERACTION, SUBJECTS
 from primekd.statistics.families import title_of
@@ -119,7 +118,7 @@ def seeds_of(rows: list[Row]) -> str:
     counts = sorted({int(row["seeds"]) for row in rows})
     said = trainings(counts)
     of_reference = rows[0]["reference_seeds"]
-    if rows[0]["reference"] in UNTRAINED or [int(of_reference)] == counts:
+    if not of_reference or [int(of_reference)] == counts:
         return said
     return f"{said}, {of_reference if of_reference != '1' else 'one'} of {title_of(rows[0]['reference'])}"
 

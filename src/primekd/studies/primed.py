@@ -138,12 +138,18 @@ def _judge(
         rows.append(
             JudgedRow(
                 split, arm, answer.item_id, verdict.correct, len(answer.ids), answer.truncated, same,
-                own and float(own.entropy.double().sum()), own and int((own.written < UNSURE).sum()),
+                own and float(own.entropy.double().sum()), own and _unsure(own),
                 float(own.kl.double().sum()) if isinstance(own, Compared) else None,
             )
         )  # fmt: skip
         progress.advance()
     return rows, list(_binned(split, arm, measured))
+
+
+def _unsure(found: Certainty) -> int:
+    """Tokens written with p below UNSURE. One that its row does not keep is less probable than those that it keeps; of
+    a row that keeps nothing nobody knows."""
+    return int((~(found.written >= UNSURE) & (found.top_probs.amax(-1) > 0)).sum())
 
 
 def _certainty(reader: SignalReader, without: SignalReader | None, item_id: str) -> Certainty | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from primekd.tasks.text_shards import Blocks
 
 IGNORED = -100
+APART = 1_000_003  # between the draws of two seeds, which add the epoch: else one's second were the other's first
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class ProcessBatches(Sampler[list[int]]):
     ):  # fmt: skip
         self.lengths, self.items, self.batch_size = lengths, len(lengths), size
         self.process, self.processes, self.step, self.window = process, processes, step, window
-        self._shuffled = None if seed is None else SeedableRandomSampler(range(self.items), data_seed=seed)
+        self._shuffled = None if seed is None else SeedableRandomSampler(range(self.items), data_seed=APART * seed)
 
     def __len__(self) -> int:
         return math.ceil(self.items / (self.batch_size * self.processes))

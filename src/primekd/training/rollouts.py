@@ -41,8 +41,7 @@ class Written:
     ended: list[bool]
     entropy: Tensor  # (N,), nats, of the student's own distribution at each token
     log_q: Tensor  # under the student
-    log_p: Tensor | None = None  # under the teacher, where it took part
-    log_drawn: Tensor | None = None  # under the mixture that they were drawn from, where it did
+    log_drawn: Tensor | None = None  # under the mixture that they were drawn from, where the teacher took part
 
     @property
     def responses(self) -> list[list[int]]:
@@ -63,13 +62,13 @@ class MixedPosition:
     def position(self) -> LastPosition:
         """As `decode` takes it: the logits are those of the mixture."""
         window = min(narrowest_window(model.config) for model in (self.student, self.teacher.model))
-        return LastPosition(self._states, lambda states: self.log_probs(states)[2], self.student.device, window)
+        return LastPosition(self._states, lambda states: self.log_probs(states)[1], self.student.device, window)
 
-    def log_probs(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States (B, D + D) -> log-probabilities (B, V) float32 of the student, the teacher and their mixture."""
+    def log_probs(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """States (B, D + D) -> log-probabilities (B, V) float32 of the student, and of its mixture with the teacher."""
         own, other = states[:, : self.width], states[:, self.width :]
         log_q, log_p = (z.float().log_softmax(-1) for z in (self.student.logits(own), self.teacher.last_logits(other)))
-        return log_q, log_p, log_mixture(log_p, log_q, self.share)
+        return log_q, log_mixture(log_p, log_q, self.share)
 
     def _states(self, past_key_values: SlotCache, **inputs) -> Tensor:
         both = self.layers + self.teacher.model.config.num_hidden_layers
@@ -137,7 +136,8 @@ class Rollouts:
             return None
         responses, s = written.responses, self.settings
         ids = torch.tensor([token for response in responses for token in response], device=written.log_q.device)
-        log_p = log_prob_of(teacher, ids) if written.log_p is None else written.log_p
+        # Of the rows that the divergence is taken of: they may be a primed teacher's, the mixture's never are.
+        log_p = log_prob_of(teacher, ids)
         drawn = written.log_q if written.log_drawn is None else written.log_drawn
         return minillm_weights(written.log_q, log_p, drawn, list(map(len, responses)), s.clip, s.length_normalised)
 

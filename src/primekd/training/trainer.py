@@ -220,6 +220,7 @@ def build_trainer(
         report_to="none",
         logging_nan_inf_filter=False,  # it would log a diverged step as a loss of 0
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one: Trainer would split each step among all it sees
     trainer = DistillTrainer(
         signals=signals,
         train=train,

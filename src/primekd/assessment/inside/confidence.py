@@ -10,7 +10,7 @@ from primekd.assessment.logs import LogRow
 from primekd.foundation.tables import Count, Flag, Name
 from primekd.models.chat import decode_response
 from primekd.signals.certainty import Certainty, certainty_of
-from primekd.signals.rows import HiddenRows, SignalRows
+from primekd.signals.rows import HiddenRows, SampledRows, SignalRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,6 +82,8 @@ def sure_rows(
 def stored_row(
     model: str, verdict: LogRow, ids: Sequence[int], rows: SignalRows, tokenizer: "PreTrainedTokenizerBase"
 ) -> SureRow | None:
-    """The same of a teacher's stored answer; None where its rows do not say how probable each written token was."""
+    """The same of a teacher's stored answer; None where its rows do not say how probable each written token was, or the
+    second one may be missing."""
     found = certainty_of(rows, ids, top=2)
-    return None if found.written.isnan().any() else sure_row(model, verdict, ids, found, tokenizer)
+    unknown = isinstance(rows, SampledRows) or found.written.isnan().any()
+    return None if unknown else sure_row(model, verdict, ids, found, tokenizer)

@@ -186,7 +186,8 @@ def _answers(profile: Profile, name: str) -> dict[str, AnswerRow]:
 
 def _opened(subject: Subject, model: Model):
     profile = subject.profile
-    served = choose_serving(profile, model.name, subject.items, model.adapter, model.hashes) if model.adapter else None
+    items = model.asked(profile, subject.items)
+    served = choose_serving(profile, model.name, items, model.adapter, model.hashes) if model.adapter else None
     return model.open(profile, served)
 
 
@@ -200,7 +201,8 @@ def _answer_inputs(subject: Subject, model: Model) -> dict[str, Any]:
 def read_confidence(subject: Subject, model: Model) -> Path:
     def make(folder: Path, progress: Progress) -> list[Path]:
         answers, verdicts = _answers(subject.profile, model.name), subject.verdicts(model.name)
-        prompts = [build_prompt(subject.tokenizer, item.messages) for item in subject.items]
+        asked = model.asked(subject.profile, subject.items)
+        prompts = [build_prompt(subject.tokenizer, item.messages) for item in asked]
         engine = _opened(subject, model)
         try:
             rows = confidence.sure_rows(
@@ -222,7 +224,8 @@ def read_attribution(subject: Subject, model: Model) -> Path:
         answers, rows, done = _answers(subject.profile, model.name), [], 0
         engine = _opened(subject, model)
         try:
-            for item, verdict in zip(subject.items, subject.verdicts(model.name), strict=True):
+            asked = model.asked(subject.profile, subject.items)
+            for item, verdict in zip(asked, subject.verdicts(model.name), strict=True):
                 ids, prompt = answers[item.id].ids, build_prompt(subject.tokenizer, item.messages)
                 value = value_places(subject.tokenizer, ids, verdict)
                 found = attribution.step_rows(
