@@ -39,8 +39,8 @@ class ContrastRow:
 
     `seeds`, `reference_seeds`: trainings on each side (see `compared`), the latter empty for an untrained control.
     `clusters`: templates, or items. `only_model`, `only_reference`: items that one side alone has right, empty with
-    several seeds. `truncated`, `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl and
-    nll_gold are empty; with a teacher's text alone, kl is.
+    several seeds. `truncated`, `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl
+    and nll_gold are empty; with a teacher's text alone, kl is.
     """
 
     model: str
