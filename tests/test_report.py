@@ -176,7 +176,9 @@ def test_report_has_every_extractor_contrast_and_sentence(profile, published):
     contrasts = _section(page, "contrasts")
     assert contrasts.count("no difference can be claimed") == len(read_results(profile.logs).contrasts)
     assert "Detectable" in contrasts
-    assert "nothing is known" in _section(page, "seeds") and NOTHING_DECIDED in _section(page, "adjudication")
+    assert "One training seed a student" in _section(page, "seeds") and NOTHING_DECIDED in _section(
+        page, "adjudication"
+    )
     validation = _section(page, "validation")
     assert "98.6 [93.0, 99.8]" in validation and "blind to the gold answers" in validation
     assert validation.index("set validation") < validation.index("Set development")

@@ -26,6 +26,7 @@ from primekd.report.formats import (
 from primekd.report.lineage import job_seconds
 from primekd.report.primed import kl_items, primed_sentences
 from primekd.report.results import ADJUDICATED, Results, Row, read_optional, read_results
+from primekd.statistics.effects import ANOTHER_SEED
 from primekd.statistics.families import title_of
 from primekd.statistics.primed import PrimedRow
 from primekd.statistics.sentences import MEASURES, control_sentences, is_claimed
@@ -56,11 +57,13 @@ def claim_table(results: Results) -> Table:
         ADJUDICATED, "n", "Seeds", "Log", "Commit",
     ]  # fmt: skip
     rows: list[list[Cell]] = []
+    lonely = {row["reference"] for row in results.effects if row["effect"] == ANOTHER_SEED}
+    lonely -= {row["model"] for row in results.seeds}
     for model in models:
         here = [row for row in results.summary if split_seed(row["model"])[0] == model]  # of all its seeds
         if not here and model not in stated and model == TEACHER:
             continue
-        here = here if any(row["model"] == model for row in results.seeds) else here[:1]  # as in `headline_table`
+        here = here[:1] if model in lonely else here  # the other one is the negative control
         said = stated.get(model, {})
         title = here[0]["title"] if here else said.get("title") or title_of(model)
         rows.append([
