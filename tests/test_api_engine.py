@@ -35,7 +35,6 @@ needs_server = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDED),
     reason=f"llama-cpp-python's server needs {', '.join(NEEDED)}: make setup-llamacpp",
 )
-pytestmark = pytest.mark.usefixtures("warm")
 TOP_K = 6
 QUESTIONS = ["A kid has 8 pencils and his brother has 5. How many have they?", "Say hello 🤖 in Chinese."]
 # The server's own defaults (a penalty of 1.1, and cut-offs that matter for samples) off.

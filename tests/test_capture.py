@@ -31,7 +31,6 @@ from primekd.signals import shards as shard_files
 from primekd.tasks.load import load_items
 from primekd.teachers.transformers_engine import TransformersEngine
 
-pytestmark = pytest.mark.usefixtures("warm")
 FOUR_SHARDS = {"data": {"train_items": 8, "test_items": 2}, "signals": {"codec": "hidden", "items_per_shard": 2}}
 
 

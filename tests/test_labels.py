@@ -35,7 +35,6 @@ from primekd.teachers.api.own_server import OwnServer
 from primekd.training.distill import distill
 from primekd.training.treatment import treated, unfit_responses
 
-pytestmark = pytest.mark.usefixtures("warm")
 ARMS = ["base-KD", "base-fine-tune", "api-KD", "api-KD-half"]
 DATA = {"task": "grammar", "source": "sentences", "train_items": 8, "validation_items": 2, "test_items": 4}
 

@@ -25,7 +25,6 @@ from primekd.training.distill import distill, student_inputs
 from primekd.training.examples import ProcessBatches
 from primekd.training.processes import _config_file, _reason
 
-pytestmark = pytest.mark.usefixtures("warm")
 TRAIN = {
     "optimizer": "sgd", "learning_rate": 0.5, "epochs": 2, "batch_size": 4, "micro_batch_size": 1,
     "evaluations_per_epoch": 1, "checkpoints_per_epoch": 2,
