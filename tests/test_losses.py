@@ -6,7 +6,7 @@ import torch
 from conftest import stored
 
 from primekd.config import LossConfig
-from primekd.losses import (
+from primekd.losses.plain import (
     distillation_loss,
     divergence,
     forward_kl,

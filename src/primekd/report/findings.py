@@ -72,9 +72,10 @@ def seeds_said(results: Results) -> str:
     """What is known of other training seeds, as a sentence."""
     if results.seeds:
         return "Where several training seeds were trained, the claims cover what another one would change."
-    if again := [row for row in results.effects if row["effect"] == ANOTHER_SEED]:
-        one = title_of(again[0]["reference"])
-        return f"One training seed an arm in all comparisons: what another one changes is known of {one} alone, below."
+    if of := [title_of(row["reference"]) for row in results.effects if row["effect"] == ANOTHER_SEED]:
+        return (
+            f"One training seed an arm in all comparisons: what another one changes is known of {of[0]} alone, below."
+        )
     return "One training seed a student: neither they nor the claims cover what another one would change."
 
 

@@ -104,8 +104,7 @@ def results_of(profile: Profile) -> Iterator[Made]:
     yield from (("capture", profile, profile.signals_folder(name)) for name in (*taught, "held-out"))
     if (judged := judged_folder(profile) / MANIFEST).is_file():  # what priming did to the teacher
         yield "priming", profile, judged.parent
-        asked = read_manifest(judged).get("inputs", {}).get("stores", {})
-        more = [name for name in asked if name not in (*taught, "held-out")]
+        more = [name for name in read_manifest(judged)["inputs"]["stores"] if name not in (*taught, "held-out")]
         yield from (("capture", profile, profile.signals_folder(name)) for name in more)
     if profile.assess.forgetting_items:
         yield "capture", as_teacher(profile), profile.signals_folder(NEUTRAL)

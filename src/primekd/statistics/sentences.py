@@ -30,8 +30,7 @@ def beside_control(rows: list[Row], effects: list[Row]) -> list[Row]:
 
 
 def _seen(row: Row) -> dict[str, str]:
-    """Measure -> p, where it is below LEVEL: not adjusted, as a control must not pass because other tests are counted
-    with it."""
+    """Measure -> p, where it is below LEVEL; not adjusted: a control must not pass because of other tests."""
     tested = {m: row[p] for m, p in (("accuracy", "p"), ("kl", "kl_p"), ("nll_gold", "nll_gold_p")) if row[m]}
     return {m: p for m, p in tested.items() if float(p) < LEVEL}
 

@@ -147,8 +147,7 @@ def _judge(
 
 
 def _unsure(found: Certainty) -> int:
-    """Tokens written with p below UNSURE. One that its row does not keep is less probable than those that it keeps; of
-    a row that keeps nothing nobody knows."""
+    """Tokens written with p below UNSURE, also those that their row does not keep, if it keeps any."""
     return int((~(found.written >= UNSURE) & (found.top_probs.amax(-1) > 0)).sum())
 
 

@@ -63,12 +63,13 @@ def _text_of(row: str | dict[str, Any], where: str) -> str:
 
 
 class HubText:
-    """The documents of a data set's training side, streamed. Attributes: as of FileText; `state` is what the library
-    `datasets` goes on from, without reading again what lies before."""
+    """The documents of a data set's training side, or of several by turns, streamed. Attributes: as of FileText;
+    `state` is what the library `datasets` goes on from, without reading again what lies before."""
 
     def __init__(self, text: "TextConfig"):
-        self.facts = {"hub": text.hub_dataset, "config": text.hub_config, "revision": text.revision}
-        self._place = (text.hub_dataset, text.hub_config), text.revision
+        self._sets = [(one.hub_dataset, one.hub_config, one.revision) for one in (text, *text.also)]
+        self.facts, *more = (dict(zip(("hub", "config", "revision"), one, strict=True)) for one in self._sets)
+        self.facts |= {"also": more} if more else {}
         self.pool = 10 * text.held_out_documents
         self._rows: Any = None
 
@@ -79,14 +80,17 @@ class HubText:
     def documents(self, skip: int = 0, state: dict[str, Any] | None = None) -> Iterator[str]:
         """All documents but the first `skip`, behind which `state` was taken. Raises UserError if the data set is not
         to be had, or a row holds no text."""
-        from datasets import load_dataset
+        from datasets import interleave_datasets, load_dataset
         from huggingface_hub import get_token
 
         hide(get_token() or "")
-        (name, config), revision = self._place
-        number = skip
+        name, number = " and ".join(repr(name) for name, *_ in self._sets), skip
         try:
-            self._rows = load_dataset(name, config, split="train", streaming=True, revision=revision)
+            sets = [load_dataset(n, c, split="train", streaming=True, revision=r) for n, c, r in self._sets]
+            self._rows = sets[0]
+            if len(sets) > 1:
+                apart = [one.select_columns("text") for one in sets]  # their other columns differ
+                self._rows = interleave_datasets(apart, stopping_strategy="all_exhausted_without_replacement")
             if state:
                 self._rows.load_state_dict(state)
             for number, row in enumerate(self._rows, start=skip):
@@ -95,9 +99,9 @@ class HubText:
             raise
         except Exception as error:  # the hub's client raises many kinds; each means: not to be had
             raise UserError(
-                f"The text of {name!r} ({config}, {revision[:7]}) could not be read behind row {number} "
-                f"({type(error).__name__}: {clean(error)}): go online and run the same command again, which goes on "
-                "with the first shard that is missing; or set text.source: files in the profile."
+                f"The text of {name} could not be read behind row {number} ({type(error).__name__}: {clean(error)}): "
+                "go online and run the same command again, which goes on with the first shard that is missing; or set "
+                "text.source: files in the profile."
             ) from error
 
 
