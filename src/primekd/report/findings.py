@@ -73,9 +73,7 @@ def seeds_said(results: Results) -> str:
     if results.seeds:
         return "Where several training seeds were trained, the claims cover what another one would change."
     if of := [title_of(row["reference"]) for row in results.effects if row["effect"] == ANOTHER_SEED]:
-        return (
-            f"One training seed an arm in all comparisons: what another one changes is known of {of[0]} alone, below."
-        )
+        return f"One training seed an arm in all comparisons: what another one changes is known of {of[0]} alone."
     return "One training seed a student: neither they nor the claims cover what another one would change."
 
 
