@@ -1143,7 +1143,7 @@ def test_a_student_trained_on_other_shards_than_lie_here_is_found(study):
 
 def committed(study: Profile) -> None:
     """Pretends that every result of the study was made by one clean commit."""
-    for path in [*study.runs.glob("*/*/manifest.json"), study.logs / "manifest.json"]:
+    for path in [*study.runs.rglob("manifest.json"), study.logs / "manifest.json"]:
         manifest = read_json(path)
         manifest["environment"]["git"] = {"commit": "c" * 40, "dirty": False}
         write_json(path, manifest)
