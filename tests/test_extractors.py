@@ -382,7 +382,7 @@ def guarded(seconds: int = 60):
         signal.signal(signal.SIGVTALRM, before)
 
 
-LONG = 20_000
+LONG, PUMPED_TO = 20_000, 8_000
 PUMPED = [
     r"\boxed{", r"\boxed{1} ", r"\boxed{1", "the answer is ", "the answer is 1 ", "The answer is 1. ", "Answer: A ",
     "final correct best ", "1" * 9 + " ", "1,", "1,000", "1. ", "0.", "-", "$", "\n", r"\frac{", r"\frac{1}{", "1/",
@@ -395,7 +395,7 @@ PUMPED = [
 def test_texts_of_one_piece_over_and_over_are_read_in_the_end(extractor):
     with guarded():
         for piece in PUMPED:
-            text = (piece * (LONG // len(piece) + 1))[:LONG]
+            text = (piece * (PUMPED_TO // len(piece) + 1))[:PUMPED_TO]
             found = extract(text, extractor, None, QUESTION)
             assert found.rule in RULES[extractor], piece
 
