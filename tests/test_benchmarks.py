@@ -22,6 +22,7 @@ from benchmarks import (  # noqa: E402
     losses,
     memory,
     objectives,
+    older_trl,
     on_policy,
     page,
     stores,
@@ -477,6 +478,22 @@ def test_results_name_no_machine_and_say_what_made_them(tmp_path):
     assert socket.gethostname() not in text and str(ROOT) not in text and str(tmp_path) not in text
     assert '"seconds": 1.3' in text and '"cpu"' in text and '"commit"' in text
     assert read_part(tmp_path, "stores") == {"tokens": 3} and read_part(tmp_path, "losses") is None
+
+
+def test_minillms_terms_are_those_of_a_trl_that_still_has_them():
+    """Its divergence is ours, and its weight of the next token ours of this one: the paper's reward comes after it."""
+    try:
+        trainer, _ = older_trl.older_trainer()
+    except UserError as error:
+        assert "see the top of benchmarks/older_trl.py" in str(error)
+        pytest.skip(str(error))
+    found = older_trl.single_step(trainer)
+    assert max(found["difference"], found["gradient_difference"]) < 1e-5
+    for normalised in (True, False):
+        later = older_trl.long_term(trainer, normalised)
+        assert later["of_the_next"] < 1e-5 < 0.1 < later["as_it_is"]
+    gradient = older_trl.whole_gradient(trainer)
+    assert gradient["primekd"] < 1e-5 < 0.1 < gradient["trl, gamma 1"]
 
 
 def test_the_page_in_docs_shows_the_results_that_are_kept():
