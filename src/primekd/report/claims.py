@@ -35,7 +35,7 @@ from primekd.studies.published import StatedRow, published_folder
 HEADLINE_NOTE = (
     "Teacher: its answers to the training items under the arm's prompt, from which the student learned. Length: mean "
     "tokens of an answer. KL: KL(primed || unprimed) of its probabilities for the first {kl_items} of them, nats a "
-    "token. Right: of the test items. Differences: paired, on the same items; p is Holm-adjusted over the contrast's "
+    "token. Right: of {n} test items. Differences: paired, on the same items; p is Holm-adjusted over the contrast's "
     "family. Seeds: trainings, whose mean a row is."
 )
 EXPECTED_NOTE = (
@@ -174,10 +174,11 @@ def headline_table(folder: Path) -> Table:
             Files(tuple(f"logs/{results.folder.name}/{row['model']}.csv" for row in models)),
             "; ".join(dict.fromkeys(row_commit(manifest, row["model"]) for row in models)),
         ])  # fmt: skip
-    said = " ".join([*primed_sentences(folder), *control_sentences(results.contrasts, results.effects)])
-    columns = HEADLINE_NOTE.format(kl_items=kl_items(folder))
-    note = markdown(f"{said} {columns} n = {results.summary[0]['n']} test items.{planted(manifest.get('config', {}))}")
-    return Table("What priming did", head, rows, notes=(note,))
+    said = [*primed_sentences(folder), *control_sentences(results.contrasts, results.effects)]
+    said += [planted(manifest.get("config", {}))]
+    columns = HEADLINE_NOTE.format(kl_items=kl_items(folder), n=results.summary[0]["n"])
+    listed = "\n".join(f"- {markdown(sentence.strip())}" for sentence in said if sentence)
+    return Table("What priming did", head, rows, notes=(listed, markdown(columns)))
 
 
 def _teacher(row: Row | None) -> tuple[str, str, str]:
