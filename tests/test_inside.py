@@ -11,7 +11,7 @@ import torch
 
 from primekd.assessment.answers import Answer
 from primekd.assessment.inside.attribution import MOST_STEPS, log_prob_of_value, shapley, step_rows, steps_of
-from primekd.assessment.inside.confidence import SureRow, sure_rows, value_places
+from primekd.assessment.inside.confidence import SureRow, stored_row, sure_rows, value_places
 from primekd.assessment.inside.reasoning import (
     DIGITS,
     MARKS,
@@ -24,6 +24,7 @@ from primekd.assessment.inside.reasoning import (
 )
 from primekd.assessment.logs import LogRow
 from primekd.models.chat import build_prompt, decode_response, encode_response
+from primekd.signals.rows import DenseRows, SampledRows
 from primekd.statistics.inside import (
     ANSWER,
     NO,
@@ -74,6 +75,14 @@ def test_confidence_is_that_of_a_plain_pass(engine, tokenizer):
     assert row.value_log_prob == pytest.approx(float(written[places].sum()), rel=1e-4)
     none = sure_rows("m", engine, [prompt], [Answer("i-1", ids, False, TEXT)], [verdict(TEXT, "")], tokenizer)[0]
     assert none.value_tokens == 0 and none.value_log_prob is None
+
+
+def test_stored_rows_without_the_second_likeliest_token_say_nothing_of_the_margin(tokenizer):
+    ids = encode_response(tokenizer, TEXT)
+    logits, size = torch.randn(len(ids), len(tokenizer)), (len(ids), 3)
+    drawn = SampledRows(torch.tensor(ids)[:, None].expand(size), torch.full(size, 0.3), torch.ones(len(ids)), 1.0)
+    assert stored_row("teacher", verdict(TEXT, ""), ids, DenseRows(logits), tokenizer).tokens == len(ids)
+    assert stored_row("teacher", verdict(TEXT, ""), ids, drawn, tokenizer) is None
 
 
 def test_the_tokens_of_a_value_are_found_behind_letters_of_several_bytes(tokenizer):

@@ -281,6 +281,7 @@ def test_responses_of_somebody_else_are_scored_as_they_stand(profile, tmp_path, 
         (lambda rows: [{"id": rows[0]["id"], "response": " "}, *rows[1:]], "has an empty response"),
         (lambda rows: [{"id": rows[0]["id"], "response": "a <|im_end|> b"}, *rows[1:]], "line 1: .*control token"),
         (lambda rows: [["x"], *rows], "line 1 is no JSON object"),
+        (lambda rows: [{"id": rows[0]["id"], "response": 4}, *rows[1:]], "line 1: the response is no text"),
         (lambda rows: [{"Id": "1", "Response": "4"}, *rows], "line 1: there is no field 'id', but 'Id, Response'"),
     ],
 )

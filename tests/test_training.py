@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_store, save_llama, small_profile, stored
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
 from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.foundation.errors import UserError
@@ -91,6 +91,12 @@ def new_trainer(lively, tokenizer, tmp_path):
         )
 
     return make
+
+
+def test_a_process_has_one_gpu_however_many_there_are(new_trainer, examples, signals, monkeypatch):
+    """Trainer would split each step among all that it sees, and the loss is averaged over the tokens of the step."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda arguments: 4))
+    assert new_trainer(examples, signals).args._n_gpu == 1
 
 
 def adapter_of(trainer: DistillTrainer) -> dict[str, torch.Tensor]:
