@@ -97,8 +97,8 @@ def test_only_what_is_there_can_be_taken_from_the_package():
         _ = primekd.nothing
 
 
-def test_readmes_example_runs(lively, tmp_path, capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Use a student")[2]
+def test_the_example_of_the_docs_runs(lively, tmp_path, capsys):
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8").partition("## From Python")[2]
     code = re.search(r"```python\n(import primekd.*?)```", text, re.DOTALL)[1]
     folder = taught(tmp_path / "ai-KD", lively, weight=0.5)
     exec(code.replace("runs/pocket/students/ai-KD", str(folder)).replace("=128", "=4"), {})  # noqa: S102
