@@ -18,8 +18,8 @@ from primekd.config.profile import PlannedContrasts
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_json, write_manifest, write_text
 from primekd.foundation.tables import read_table, table_text
+from primekd.report.beyond import effect_tables
 from primekd.report.claims import claim_table
-from primekd.report.effects import effect_tables
 from primekd.report.findings import findings, how_tested, results_page, results_text
 from primekd.report.html import render
 from primekd.report.results import read_results

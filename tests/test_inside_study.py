@@ -112,7 +112,7 @@ def test_what_stands_is_not_made_again_and_what_changed_is(study, monkeypatch):
 
 def test_the_report_has_both_sections_and_nothing_of_a_text_runs(study, monkeypatch):
     page = inside_page(study.logs)
-    assert page and len(page.attention) >= 2 and page.confidence
+    assert page and len(page["attention"]) >= 2 and page["confidence"]
     html = write_report(study).read_text()
     assert 'id="attention"' in html and 'id="confidence"' in html and 'id="head-data"' in html
     rows = inside.json.loads(re.search(r'id="head-data" type="application/json">(.*?)</script>', html, re.S)[1])

@@ -34,11 +34,11 @@ from primekd.foundation.provenance import read_json, write_json
 from primekd.foundation.tables import read_records, read_table
 from primekd.losses import chunked_loss, distillation_loss
 from primekd.models.students import new_student
-from primekd.report.compared import compared_rows
 from primekd.report.costs import cost_table
 from primekd.report.formats import percent
 from primekd.report.html import write_report
 from primekd.report.playground import Playground, answers_view
+from primekd.report.text import compared_rows
 from primekd.running.export import export
 from primekd.running.verify import check_tables
 from primekd.running.verify_run import check_lineage

@@ -108,7 +108,7 @@ def compare_models(
     primekd compare-models path:runs/online-pocket/students/online-KD/model --json
     primekd compare-models hub:openai-community/gpt2 --profile micro-pocket
     """
-    from primekd.report.compared import compared_rows, show_compared
+    from primekd.report.text import compared_rows, show_compared
     from primekd.studies.online import compare as compare_all
 
     folder = compare_all(load_profile(profile), references)

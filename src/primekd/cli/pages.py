@@ -1,13 +1,51 @@
-"""Verbs on what is shown, checked and published: report, readme, verify, publish."""
+"""Verbs on what is shown, checked, taken along and published: export, report, show, readme, verify, publish."""
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from primekd.cli.common import JsonOption, ProfileOption, PublishedOption, show_result, verb
-from primekd.cli.taken import DryRunOption, HubOption, LogsOption, SignalsOption, StudentOption, to_hub
+from primekd.cli.common import (
+    JsonOption,
+    ProfileOption,
+    PublishedOption,
+    SeedOption,
+    StrategyArgument,
+    show_result,
+    verb,
+)
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
+
+
+class Dtype(StrEnum):
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+@verb()
+def export(
+    strategy: StrategyArgument,
+    profile: ProfileOption = "pocket",
+    seed: SeedOption = None,
+    to: Annotated[
+        Path | None, typer.Option(help="A folder that is not there yet, in place of runs/…/exports/.")
+    ] = None,
+    gguf: Annotated[list[str] | None, typer.Option(help="F16, Q8_0 or Q4_K_M; may be repeated.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the safetensors.")] = Dtype.bfloat16,
+) -> None:
+    """Writes a trained student for others: merged, for transformers, and with --gguf for llama.cpp and Ollama.
+
+    \b
+    primekd export ai-KD
+    primekd export ai-KD --gguf F16 --gguf Q8_0 --gguf Q4_K_M
+    primekd export ai-KD --seed 1 --to /elsewhere/ai-KD --dtype float32
+    """
+    from primekd.running.export import export as run_export
+
+    print(run_export(load_profile(profile), strategy, seed, to, gguf or [], dtype.value))
 
 
 @verb()
@@ -107,11 +145,13 @@ def publish(
     mixed: Annotated[
         bool, typer.Option("--mixed", help="Also what several commits made: its manifests name them.")
     ] = False,
-    hub: HubOption = None,
-    student: StudentOption = None,
-    signals: SignalsOption = None,
-    logs: LogsOption = False,
-    dry_run: DryRunOption = False,
+    hub: Annotated[
+        str | None, typer.Option("--hub", help="A repository, owner/name; what to send is named below.")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="An exported student: its folder, or its name.")] = None,
+    signals: Annotated[list[str] | None, typer.Option(help="The arm whose signals go; may be repeated.")] = None,
+    logs: Annotated[bool, typer.Option("--logs", help="The profile's logs go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, with sizes, and ask nobody.")] = False,
 ) -> None:
     """Puts this machine's logs in the place of the published ones, logs/<profile>/, and writes README's tables anew.
 
@@ -125,7 +165,13 @@ def publish(
     primekd publish --hub owner/name --student ai-KD --signals ai-KD --logs
     """
     if hub is not None:
-        return to_hub(load_profile(profile), hub, student, signals or [], logs, dry_run)
+        from primekd.running.upload import gather, say, send
+
+        for upload in gather(load_profile(profile), hub, student, signals or [], logs):
+            print(say(upload))
+            if not dry_run:
+                print(send(upload))
+        return
     if student or signals or logs or dry_run:
         raise UserError("--student, --signals, --logs and --dry-run belong to --hub: name a repository with it.")
     from primekd.report.readme import update_pages

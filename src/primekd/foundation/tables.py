@@ -83,9 +83,12 @@ def read_table(path: Path, kind: type | None = None) -> list[Cells]:
     return [cells for _, cells in read_cells(path, [f.name for f in fields(kind)] if kind else ())]
 
 
-def read_records(path: Path, kind: type[T], context: Any = None) -> list[T]:
+def read_records(path: Path, kind: type[T], context: Any = None, needed: bool = True) -> list[T]:
     """Rows of a file as instances of a dataclass, whose validators get `context`; ints are counts, floats finite.
-    Raises UserError if it is absent or no CSV, lacks columns (which are named), or has a row that does not fit."""
+    Raises UserError if it is absent (not `needed`: there are none then) or no CSV, lacks columns (which are named), or
+    has a row that does not fit."""
+    if not needed and not path.is_file():
+        return []
     adapter, optional = _schema(kind)
     found = []
     for place, cells in read_cells(path, [f.name for f in fields(kind)]):

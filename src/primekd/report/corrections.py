@@ -79,7 +79,7 @@ def label_table(folder: Path) -> Table:
         "USD for 1,000": written("usd", partial(significant, digits=3)),
     }  # fmt: skip
     rows = []
-    for row in _records(folder, LABELS, LabelRow):
+    for row in read_records(Path(folder) / LABELS, LabelRow, needed=False):
         tokens = None if row.input_tokens is None else f"{row.input_tokens:.0f}, {row.output_tokens:.0f}"
         right = None if row.right is None else row.right / row.asked
         counts = {"asked": str(row.asked), "unfit": str(row.unfit), "trained_on": str(row.trained_on)}
@@ -99,11 +99,6 @@ def errant_table(folder: Path) -> Table:
     return table_of("ERRANT on the English sentences", rows, columns, notes=notes)
 
 
-def _records(folder: Path, name: str, kind: type) -> list:
-    path = Path(folder) / name
-    return read_records(path, kind) if path.is_file() else []
-
-
 def example_table(logs: Mapping[str, list[LogRow]]) -> Table:
     """The sentence, the gold one, and what the base, a student and the teacher made of it, side by side."""
     models = [model for model in (CONTROL, "api-KD", TEACHER) if model in logs]
@@ -120,8 +115,10 @@ def example_table(logs: Mapping[str, list[LogRow]]) -> Table:
 
 def learning_figure(folder: Path) -> str | None:
     """Exact match against the number of labels; None where no student had a part of them."""
-    found = {row.model: row for row in _records(folder, FILE, LanguageRow) if row.language == ALL}
-    counts = {row.model: row.trained_on for row in _records(folder, LABELS, LabelRow) if found}
+    languages = read_records(Path(folder) / FILE, LanguageRow, needed=False)
+    found = {row.model: row for row in languages if row.language == ALL}
+    labels = read_records(Path(folder) / LABELS, LabelRow, needed=False)
+    counts = {row.model: row.trained_on for row in labels if found}
     students = sorted((m for m in counts if m == "api-KD" or m.startswith("api-KD-")), key=counts.__getitem__)
     if len(students) < 2:
         return None
@@ -186,7 +183,5 @@ def show_labels(job: Job) -> Shown:
 
 def show_corrections(profile: Profile) -> Shown:
     """The tables of this machine's logs, and what more labels buy."""
-    tables = corrections_page(profile.logs, read_logs(profile))
-    shown = sum((show_table(table, " ".join(table.notes)) for table in tables[1:]), show_table(tables[0], NOTE))
-    drawn = learning_figure(profile.logs)
-    return shown + show_figure(drawn, "Exact match against the number of labels") if drawn else shown
+    shown = sum(map(show_table, corrections_page(profile.logs, read_logs(profile))))
+    return shown + show_figure(learning_figure(profile.logs), "Exact match against the number of labels")

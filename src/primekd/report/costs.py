@@ -15,24 +15,22 @@ from primekd.statistics.summary import SummaryRow
 LABEL = "What a thousand answers cost"
 
 
-def _costs(folder: Path) -> list[CostRow]:
-    path = Path(folder) / FILE
-    return read_records(path, CostRow) if path.is_file() else []
-
-
 def cost_table(folder: Path) -> Table:
     """A row a model of a folder of logs: right answers, tokens, seconds, watt-hours, joules and grams of CO2e of a
     thousand answers; without rows where none was measured."""
     right = {row["model"]: row["accuracy"] for row in read_optional(Path(folder) / "summary.csv", SummaryRow)}
     rows, methods = [], dict[str, None]()
-    for row in _costs(folder):
+    for row in read_records(Path(folder) / FILE, CostRow, needed=False):
         if row.method:
             methods[row.method] = None
         idle = row.model == IDLE
         per = 1000 / row.answers if row.answers else None
         joules = None if row.energy_wh is None else row.energy_wh * 3600
         watts = f"{joules / row.seconds:.1f} W" if idle and joules and row.seconds else MISSING
-        amounts = [_amount(value, per) for value in (row.seconds, row.energy_wh, joules, row.co2e_g)]
+        amounts = [
+            MISSING if None in (value, per) else significant(value * per, 3)
+            for value in (row.seconds, row.energy_wh, joules, row.co2e_g)
+        ]
         name = "The machine, idle" if idle else Name(title_of(row.model), row.model)
         tokens = f"{row.tokens / row.answers:.1f}" if row.answers else MISSING
         amounts = [MISSING, watts, MISSING, MISSING] if idle else amounts
@@ -59,16 +57,13 @@ def _apart(folder: Path) -> str:
     )
 
 
-def _amount(value: float | None, per: float | None) -> str:
-    return MISSING if value is None or per is None else significant(value * per, 3)
-
-
 def cost_figure(results: Results) -> str | None:
     """Right answers over the energy of a thousand answers; None where that is known of fewer than two models."""
     right = {row["model"]: 100 * float(row["accuracy"]) for row in results.summary}
     points = [
         (1000 * row.energy_wh / row.answers, right[row.model], row.model)
-        for row in _costs(results.folder) if row.model in right and row.answers and row.energy_wh
+        for row in read_records(results.folder / FILE, CostRow, needed=False)
+        if row.model in right and row.answers and row.energy_wh
     ]  # fmt: skip
     if len(points) < 2:
         return None

@@ -138,7 +138,7 @@ def show_deviations(profile: Profile) -> Shown:
     tables = deviation_tables(view.logs, read_logs(view))
     if not tables:
         raise UserError(f"{profile.name} runs no arm that deviates: take ablation-pocket, or list some in arms.")
-    first, *rest = (show_table(table, " ".join(table.notes)) for table in tables)
+    first, *rest = map(show_table, tables)
     drawn = deviation_figure(read_results(view.logs))
     said = show_facts(said_of(view.logs), "What each of them is")
     return sum(rest, first + show_figure(drawn, "Each deviation minus its reference") + said)

@@ -163,10 +163,8 @@ def _moved_tokens(reader, other, ids: Sequence[str], most: int = 2_000):
 def primed(profile: Profile) -> Shown:
     """What priming did to the teacher, as this machine measured it."""
     folder = judged_folder(profile)
-    shown = show_sentences(primed_sentences(folder)) + show_table(primed_table(folder), NOTE)
-    if drawn := position_figure(folder):
-        shown += show_figure(drawn, "KL between the primed and the unprimed teacher along its answers")
-    return shown
+    drawn = show_figure(position_figure(folder), "KL between the primed and the unprimed teacher along its answers")
+    return show_sentences(primed_sentences(folder)) + show_table(primed_table(folder), NOTE) + drawn
 
 
 def loss(profile: Profile, strategy: str, seed: int) -> Shown:
@@ -195,9 +193,7 @@ def contrasts(profile: Profile) -> Shown:
 def costs(profile: Profile) -> Shown:
     """What a thousand answers of each model cost, and the figure of it."""
     found = read_results(profile.logs)
-    table, drawn = cost_table(found.folder), cost_figure(found)
-    shown = show_table(table, " ".join(table.notes))
-    return shown + show_figure(drawn, "Right answers over energy") if drawn else shown
+    return show_table(cost_table(found.folder)) + show_figure(cost_figure(found), "Right answers over energy")
 
 
 def claims(profile: Profile) -> Shown:

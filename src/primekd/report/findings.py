@@ -8,9 +8,8 @@ from decimal import Decimal
 from pathlib import Path
 
 from primekd.config.arms import load_arms
-from primekd.report.beyond import beyond_tables
+from primekd.report.beyond import beyond_tables, effect_tables
 from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
-from primekd.report.effects import effect_tables
 from primekd.report.formats import markdown, percent, percent_range
 from primekd.report.results import (
     ON_ANSWERS,

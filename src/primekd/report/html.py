@@ -24,8 +24,7 @@ from primekd.report import (
     results,
 )
 from primekd.report import text as text_students
-from primekd.report.beyond import beyond_tables
-from primekd.report.effects import effect_tables
+from primekd.report.beyond import beyond_tables, effect_tables
 from primekd.report.shown import source, svg_address, templates
 from primekd.statistics.sentences import sentence
 from primekd.statistics.validation import ValidationRow

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,25 +98,17 @@ STEP_NOTE = (
 STEP = '<span class="step {}" style="--weight:{:.2f}" title="{:+.3f} nats">{}<sub>{:+.2f}</sub></span>'
 
 
-@dataclass(frozen=True)
-class Page:
-    """What the report's sections show; `viewer` is JSON for the script."""
-
-    attention: list[Table]
-    confidence: list[Table]
-    steps: list[tuple[str, Markup]]
-    viewer: str
-
-
-def inside_page(logs: Path) -> Page | None:
-    """Of a folder of logs; None where nobody has looked inside."""
+def inside_page(logs: Path) -> dict[str, Any] | None:
+    """What the report's sections show of a folder of logs: tables of attention and of confidence, steps, and `viewer`,
+    JSON for the script; None where nobody has looked inside."""
     folder = Path(logs) / FOLDER
     if not (folder / MANIFEST).is_file():
         return None
     attention = [attention_table(folder), head_table(folder), pair_table(folder), explained_table(folder)]
     confidence = [calibration_table(folder), arithmetic_table(folder), class_table(folder), word_table(folder)]
-    kept = ([table for table in tables if table.rows] for tables in (attention, confidence))
-    return Page(*kept, step_texts(folder), script_json(viewer_data(folder)))
+    tables = {"attention": attention, "confidence": confidence}
+    page: dict[str, Any] = {name: [table for table in found if table.rows] for name, found in tables.items()}
+    return page | {"steps": step_texts(folder), "viewer": script_json(viewer_data(folder))}
 
 
 def attention_table(folder: Path) -> Table:
@@ -226,8 +217,8 @@ def class_table(folder: Path) -> Table:
 
 def step_texts(folder: Path) -> list[tuple[str, Markup]]:
     """(whose answer to which item, its steps coloured by their values)."""
-    path, answers = folder / STEPS, {}
-    for row in read_records(path, StepRow) if path.is_file() else []:
+    answers: dict[tuple[str, str], list[StepRow]] = {}
+    for row in read_records(folder / STEPS, StepRow, needed=False):
         answers.setdefault((row.model, row.id), []).append(row)
     found = []
     for (model, item), steps in answers.items():
@@ -248,13 +239,10 @@ def step_texts(folder: Path) -> list[tuple[str, Markup]]:
 def show_attention(profile: Profile) -> Shown:
     """Attention of this machine's students: tables and figures."""
     folder = inside_folder(profile)
-    drawn = [
-        (layer_figure(folder), "Student minus control along the layers, with 95 % bands"),
-        (map_figure(folder), "Student minus control, layer by head"),
-    ]
     found = attention_table(folder), head_table(folder), pair_table(folder)
-    tables = [show_table(t, " ".join(t.notes)) for t in found if t.rows]
-    return sum([show_figure(svg, said) for svg, said in drawn if svg], sum(tables[1:], tables[0]))
+    layers = show_figure(layer_figure(folder), "Student minus control along the layers, with 95 % bands")
+    heads = show_figure(map_figure(folder), "Student minus control, layer by head")
+    return sum(show_table(table) for table in found if table.rows) + layers + heads
 
 
 def show_head(profile: Profile, model: str, layer: int, head: int) -> Shown:
@@ -277,10 +265,9 @@ def show_confidence(profile: Profile) -> Shown:
     """Confidence, reasoning and attribution of this machine's students."""
     folder = inside_folder(profile)
     tables = calibration_table(folder), arithmetic_table(folder), class_table(folder), word_table(folder)
-    first, *rest = (show_table(t, " ".join(t.notes)) for t in (*tables, explained_table(folder)) if t.rows)
-    drawn = reliability_figure(folder)
-    said = "Share of right answers against the probability of the value"
-    return sum([*([show_figure(drawn, said)] if drawn else []), *rest, show_steps(folder)], first)
+    first, *rest = (show_table(t) for t in (*tables, explained_table(folder)) if t.rows)
+    drawn = show_figure(reliability_figure(folder), "Share of right answers against the probability of the value")
+    return sum([drawn, *rest, show_steps(folder)], first)
 
 
 def show_steps(folder: Path) -> Shown:

@@ -47,14 +47,13 @@ def kl_items(folder: Path) -> int:
 
 def primed_sentences(folder: Path) -> list[str]:
     """Whether students can be expected to differ at all."""
-    path = Path(folder) / ARMS
-    return expectation(read_records(path, PrimedRow)) if path.is_file() else []
+    return expectation(read_records(Path(folder) / ARMS, PrimedRow, needed=False))
 
 
 def position_figure(folder: Path) -> str | None:
     """KL(primed || unprimed) along the answers to the training items; None where it was not measured."""
-    path = Path(folder) / POSITIONS
-    rows = [row for row in read_records(path, PositionRow) if row.split == "train"] if path.is_file() else []
+    found = read_records(Path(folder) / POSITIONS, PositionRow, needed=False)
+    rows = [row for row in found if row.split == "train"]
     if not rows:
         return None
     arms, bins = (list(dict.fromkeys(keys)) for keys in ((r.arm for r in rows), ((r.start, r.end) for r in rows)))

@@ -14,7 +14,7 @@ from pathlib import Path
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
-from primekd.report import claims, corrections, costs, deviations, facts, inside, primed, published
+from primekd.report import claims, corrections, costs, deviations, inside, primed, published
 from primekd.report import text as text_students
 from primekd.report.cells import Table, to_markdown
 from primekd.report.engines import engine_table
@@ -34,7 +34,7 @@ KINDS: dict[str, Callable[..., Table]] = {
     "label-costs": corrections.label_table,
     "benchmarks": text_students.benchmark_table,
     "habits": text_students.habit_table,
-    "facts": facts.fact_table,
+    "facts": text_students.fact_table,
     "costs": costs.cost_table,
     "expected": claims.expected_table,  # of several folders
     "labels": published.label_table,  # from here on: of logs/published

@@ -40,7 +40,10 @@ class Shown:
         self.html, self.text, self.image = html, text, image
 
     def __add__(self, other: "Shown") -> "Shown":
-        return Shown(self.html + other.html, f"{self.text}\n{other.text}")
+        return Shown(self.html + other.html, "\n".join(filter(None, (self.text, other.text))))
+
+    def __radd__(self, nothing: int) -> "Shown":  # what sum() begins with
+        return self
 
     def __repr__(self) -> str:
         return self.text
@@ -58,7 +61,8 @@ def _macro(name: str, *arguments, **options) -> str:
 
 
 def show_table(table: Table, note: str = "") -> Shown:
-    """A table as the report has it, with a note below it."""
+    """A table as the report has it, with a note below it: its own, unless one is given."""
+    note = note or " ".join(table.notes)
     below = f'<p class="note">{escape(note)}</p>' if note else ""
     return Shown(_macro("table", table) + below, "\n".join([table.label, "", to_text(table), note]))
 
@@ -81,8 +85,10 @@ def show_texts(texts: list[tuple[str, str]], notes: Sequence[str] = ()) -> Shown
     return Shown(f'<div class="side">{cards}</div>', "\n\n".join(f"{title}:\n{text}" for title, text in texts))
 
 
-def show_figure(svg: str, alt: str) -> Shown:
-    """A figure; `alt` says what it shows to whoever does not see it."""
+def show_figure(svg: str | None, alt: str) -> Shown:
+    """A figure, if there is one; `alt` says what it shows to whoever does not see it."""
+    if svg is None:
+        return Shown("", "")
     return Shown(_macro("figure", svg_address(svg), alt, alt), f"[figure: {alt}]", svg)
 
 

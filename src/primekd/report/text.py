@@ -1,26 +1,31 @@
-"""Students of text as they are shown: benchmarks beside chance and published models, curves, habits of own text."""
+"""Students of text as they are shown: benchmarks and facts beside what cannot be right and what was published, curves,
+habits of own text; and models that were asked beside a study's own (`primekd compare-models`)."""
 
 import math
-from dataclasses import replace
-from functools import reduce
-from operator import add
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from primekd.assessment.completions import OTHERS, RANDOM
+from primekd.assessment.costs import FILE as COSTS
+from primekd.assessment.costs import CostRow
 from primekd.assessment.likelihood import MEASURES, RAW
+from primekd.assessment.similarity import EMBEDDER
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, split_seed
 from primekd.config.arms import load_arms
 from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table, table_of
-from primekd.report.facts import fact_contrast_table, fact_table
+from primekd.report.costs import cost_table
 from primekd.report.figures import DASHES, PALETTE, draw
-from primekd.report.formats import between, percent, written
+from primekd.report.formats import between, p_value, percent, written
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.choices import PUBLISHED, BenchmarkRow
+from primekd.statistics.facts import FactContrastRow, FactRow
 from primekd.statistics.families import title_of
-from primekd.studies.results import BENCHMARKS
+from primekd.studies.results import BENCHMARKS, FACT_CONTRASTS, FACTS
 from primekd.tasks.text import text_folder
 from primekd.training.habits import HabitRow
 
@@ -42,7 +47,24 @@ LOSSES = {"train": ("training", {"linestyle": DASHES[2], "linewidth": 1}),
           "val": ("validation", {"linestyle": DASHES[0], "marker": "."})}  # fmt: skip
 HELLASWAG = {RAW: {"linestyle": DASHES[0], "marker": "o"}, "hella": {"linestyle": DASHES[2], "marker": "."}}
 MEASURED = {RAW: "a token, raw text", "hella": "by assess.choose_by"}
-RANDOM, GPT2 = 0.25, 0.2955  # HellaSwag: four endings; GPT-2 124M as published, a mean a token on raw text
+BY_CHANCE, GPT2 = 0.25, 0.2955  # HellaSwag: four endings; GPT-2 124M as published, a mean a token on raw text
+
+FLOORS = {OTHERS: "Right answers to other questions", RANDOM: "Words of the questions at random"}
+# DistilLlama's own table (ROUGE-L: which of precision and recall, and against what, is not said).
+PUBLISHED_FACTS = (("Llama-2-7B", 0.715, 0.7257, 0.0821), ("DistilLlama 80M", 0.02, 0.6623, 0.0115),
+             ("baby-llama-58m", 0.025, 0.6556, 0.0097))  # fmt: skip
+FACTS_NOTE = (
+    "Right: an accepted keyword stands in the completion, as a whole word. Cosine: of the whole sentence with the "
+    f"right one, embeddings of {EMBEDDER}; it hardly tells good from bad, so beside it stands what share it reaches of "
+    "the way from right answers to other questions (0) to the right answer (100). ROUGE-L: of the completion against "
+    "the keyword. Perplexity of held-out documents and KL to the teacher, nats a token. Intervals: Wilson's, else "
+    "bootstrap over sentences or documents. Published rows: other queries, other hardware, for orientation."
+)
+FACTS_TESTED = (
+    "Model minus reference on the same sentences; p is adjusted over all of these tests of its family. Right answers, "
+    "KL and the loss on documents are tested among the planned contrasts."
+)
+LIKENESS = {"cosine": "Cosine", "rouge_precision": "ROUGE-L precision", "rouge_recall": "ROUGE-L recall"}
 
 
 def benchmark_table(folder: Path) -> Table:
@@ -62,6 +84,40 @@ def few_items(folder: Path) -> list[str]:
     """That accuracies mean nothing, where a benchmark has too few items for that; else nothing."""
     found = read_optional(Path(folder) / BENCHMARKS, BenchmarkRow)
     return [TOO_FEW] if any(int(row["n"]) < FEW for row in found) else []
+
+
+def fact_table(folder: Path) -> Table:
+    """A row a model, then the floors, then what was published; no rows in other studies."""
+    found = read_optional(Path(folder) / FACTS, FactRow)
+    columns = {
+        "Model": lambda row: FLOORS.get(row["model"]) or Name(title_of(row["model"]), row["model"]),
+        "Right, % [95 %]": between("accuracy", percent), "Cosine [95 %]": between("cosine", _three),
+        "Reached, %": written("reached", percent),
+        **{f"{LIKENESS[key]} [95 %]": between(key, _three) for key in ("rouge_precision", "rouge_recall")},
+        "Perplexity [95 %]": between("perplexity"), "KL [95 %]": between("kl"),
+    }  # fmt: skip
+    published = [
+        [f"{name} (published)", percent(right), _three(cosine), "", _three(rouge), "", "", ""]
+        for name, right, cosine, rouge in PUBLISHED_FACTS
+    ]
+    table = table_of("Facts", found, columns, notes=(FACTS_NOTE,))
+    return replace(table, rows=table.rows + published) if found else table
+
+
+def fact_contrast_table(folder: Path) -> Table:
+    """The planned contrasts in likeness to the right sentences; no rows in other studies."""
+    columns = {
+        "Model": written("model", title_of), "Against": written("reference", title_of),
+        "Measure": written("measure", LIKENESS.get),
+        "Difference [95 %]": between("difference", lambda value: f"{float(value):+.3f}"),
+        "p": written("p", p_value), "p (Holm)": written("p_holm", p_value),
+    }  # fmt: skip
+    found = read_optional(Path(folder) / FACT_CONTRASTS, FactContrastRow)
+    return table_of("Likeness to the right sentences", found, columns, left=3, notes=(FACTS_TESTED,))
+
+
+def _three(value: str | float) -> str:
+    return f"{float(value):.3f}"
 
 
 def habit_table(folder: Path) -> Table:
@@ -131,7 +187,7 @@ def text_curves(folder: Path) -> str | None:
         if choices:
             for label in asked:
                 choices.plot([], [], color=GREY, label=f"HellaSwag: {MEASURED[label]}", **HELLASWAG[label])
-            choices.axhline(RANDOM, color=GREY, linestyle=DASHES[3], label="random (0.25)")
+            choices.axhline(BY_CHANCE, color=GREY, linestyle=DASHES[3], label="random (0.25)")
             published = f"GPT-2 124M, published (0.2955): {MEASURED[RAW]}"
             choices.axhline(GPT2, color=GREY, linestyle=DASHES[1], label=published)
             choices.set(title="HellaSwag, right choices", xlabel="Step", ylabel="Share")
@@ -142,9 +198,8 @@ def text_curves(folder: Path) -> str | None:
 
 def show_text(profile: Profile) -> Shown:
     """Curves and tables of this machine's logs."""
-    drawn = text_curves(profile.logs)
-    parts = [show_figure(drawn, "Loss on text, and HellaSwag where it was asked, over the steps")] if drawn else []
-    return reduce(add, parts + [show_table(table, " ".join(table.notes)) for table in text_tables(profile.logs)])
+    said = "Loss on text, and HellaSwag where it was asked, over the steps"
+    return show_figure(text_curves(profile.logs), said) + sum(map(show_table, text_tables(profile.logs)))
 
 
 def show_training(profile: Profile, name: str, seed: int) -> Shown:
@@ -171,3 +226,15 @@ def show_shards(profile: Profile) -> Shown:
         *([f"left out: {reason.replace('_', ' ')}", str(count), ""] for reason, count in left.items()),
     ]
     return show_table(Table("Text", ["Part", "Documents", "Tokens"], rows))
+
+
+def compared_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What was measured: the rows of every table, by the table's name."""
+    kinds = {FACTS: FactRow, BENCHMARKS: BenchmarkRow, COSTS: CostRow}
+    found = {Path(name).stem: read_records(Path(folder) / name, kind, needed=False) for name, kind in kinds.items()}
+    return {name: [asdict(row) for row in rows] for name, rows in found.items() if rows}
+
+
+def show_compared(folder: Path) -> Shown:
+    """Facts or benchmarks, and what a thousand answers cost, for a notebook or a terminal."""
+    return sum(map(show_table, (*text_tables(folder), cost_table(folder))))
