@@ -31,8 +31,7 @@ def check_engine(
     """
     from primekd.running import check_engine as engines
 
-    result = engines.check_engine(load_profile(profile), items, strategy, reference)
-    show_result(result, json, engines.say_check)
+    show_result(engines.check_engine(load_profile(profile), items, strategy, reference), json, engines.say_check)
 
 
 @verb()

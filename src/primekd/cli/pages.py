@@ -1,8 +1,7 @@
 """Verbs on what is shown, checked, taken along and published: export, report, show, readme, verify, publish."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,12 +18,6 @@ from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
-class Dtype(StrEnum):
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
 @verb()
 def export(
     strategy: StrategyArgument,
@@ -34,7 +27,7 @@ def export(
         Path | None, typer.Option(help="A folder that is not there yet, in place of runs/…/exports/.")
     ] = None,
     gguf: Annotated[list[str] | None, typer.Option(help="F16, Q8_0 or Q4_K_M; may be repeated.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of the safetensors.")] = Dtype.bfloat16,
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the safetensors.")] = "bfloat16",
 ) -> None:
     """Writes a trained student for others: merged, for transformers, and with --gguf for llama.cpp and Ollama.
 
@@ -45,7 +38,7 @@ def export(
     """
     from primekd.running.export import export as run_export
 
-    print(run_export(load_profile(profile), strategy, seed, to, gguf or [], dtype.value))
+    print(run_export(load_profile(profile), strategy, seed, to, gguf or [], dtype))
 
 
 @verb()

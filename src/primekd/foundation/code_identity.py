@@ -29,8 +29,6 @@ class Import(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What one module's text says."""
-
     sha256: str  # of its syntax tree, without imports of the package's own modules
     own: tuple[Import, ...]  # names from the package itself, imported when it runs
     foreign: frozenset[str]  # the top-level packages of all else
@@ -52,7 +50,6 @@ class Closure:
 
 
 def read_source(path: Path) -> str:
-    """A module's text."""
     return path.read_text(encoding="utf-8")
 
 
@@ -104,7 +101,6 @@ class _Reader:
         return self._read[name]
 
     def targets(self, one: Import) -> Iterator[str]:
-        """The modules that a name comes from."""
         if one.name and self.path(f"{one.module}.{one.name}"):
             yield f"{one.module}.{one.name}"
         elif self.path(one.module):

@@ -50,8 +50,6 @@ class Hardware(Part):
 
 
 class Environment(Part):
-    """The checkout, the packages and the machine."""
-
     git: Git | None = None
     packages: dict[str, str | None] = {}
     hardware: Hardware = Hardware()
@@ -93,8 +91,6 @@ class Measured(Part):
 
 
 class Made(Measured):
-    """What a stage took, and who made its result."""
-
     git: Git | None = None
     code: Code | None = None
     mixed: list[Maker] | None = None

@@ -23,11 +23,14 @@ Units = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 Word = Annotated[str, AfterValidator(clean)]
 
 
-class HasRuns(Protocol):
-    """What a profile is here: a place for its runs."""
+class Profile(Protocol):
+    """What a profile is here: a place for its runs, and which task, engines and students its stages use."""
 
-    @property
-    def runs(self) -> Path: ...
+    runs: Any
+    data: Any
+    teacher: Any
+    assess: Any
+    student: Any
 
 
 class StageState(BaseModel):
@@ -55,13 +58,12 @@ def read_state(path: Path) -> StageState | None:
         raise UserError(f"{relative_name(path)} says nothing of a stage ({said}): delete it.") from error
 
 
-def progress_folder(profile: HasRuns) -> Path:
+def progress_folder(profile: Profile) -> Path:
     """runs/<profile>/progress/, one JSON file a stage."""
     return profile.runs / "progress"
 
 
-def progress_path(profile: HasRuns, stage: str) -> Path:
-    """The file of one stage."""
+def progress_path(profile: Profile, stage: str) -> Path:
     return progress_folder(profile) / f"{stage.replace('/', '-')}.json"
 
 
@@ -124,19 +126,19 @@ def bar_text(state: Mapping[str, Any], ended: bool) -> str:
     n, total, elapsed = state["n"], state["total"], state["elapsed"]
     size = tqdm.format_sizeof if state["unit_scale"] else str
     unit = state["unit"] if state["unit_scale"] else f" {state['unit']}s"
-    text = f"{state['prefix']}: {size(n)}{f' of {size(total)}' if total else ''}{unit}, {_clock(elapsed)}"
+    text = f"{state['prefix']}: {size(n)}{f' of {size(total)}' if total else ''}{unit}, {clock(elapsed)}"
     rate = (n - state["initial"]) / elapsed if elapsed else 0
-    return text if ended or not total or not rate else f"{text}, about {_clock(max(0, total - n) / rate)} left"
+    return text if ended or not total or not rate else f"{text}, about {clock(max(0, total - n) / rate)} left"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     return tqdm.format_interval(seconds).removeprefix("0")
 
 
 class Progress:
     """Counts `total` units of one stage. Use as a context manager and call `advance`."""
 
-    def __init__(self, profile: HasRuns, stage: str, total: int, unit: str):
+    def __init__(self, profile: Profile, stage: str, total: int, unit: str):
         self.path = progress_path(profile, stage)
         self.state = {"stage": stage, "done": 0, "total": total, "unit": unit, "started": now(), "state": "running"}
         self.state |= {"host": socket.gethostname(), "pid": os.getpid()}  # a stage that is killed cannot say so itself
@@ -148,7 +150,6 @@ class Progress:
         return self
 
     def advance(self, count: int = 1) -> None:
-        """Marks `count` more units as done."""
         self.state["done"] += count
         self._bar.update(count)
         if time.monotonic() - self._written > 1:

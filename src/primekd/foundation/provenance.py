@@ -49,8 +49,7 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    written = ("logs", "models", "README.md", "benchmarks/results", "docs")
-    places = ("--", ".", *(f":!{name}" for name in written))
+    places = ("--", ".", *(f":!{name}" for name in ("logs", "models", "README.md", "benchmarks/results", "docs")))
     # Not `git status`: it counts a notebook as changed whose size changed, whatever the filter makes of it.
     changed = git("diff", "--name-only", "HEAD", *places), git("ls-files", "--others", "--exclude-standard", *places)
     return {"commit": commit, "dirty": None if commit is None or None in changed else any(changed)}
@@ -63,8 +62,7 @@ def requirement_pins() -> dict[str, str]:
     """
     names = ["requirements.txt", "requirements-no-deps.txt"]
     names += ["requirements-llamacpp.txt"] if importlib.util.find_spec("llama_cpp") else []
-    paths = [project_root() / name for name in names]
-    text = "\n".join(path.read_text() for path in paths if path.is_file())
+    text = "\n".join(path.read_text() for name in names if (path := project_root() / name).is_file())
     return dict(re.findall(r"^([A-Za-z0-9_.\-]+)(?:\[[^\]]*\])?==([^\s;#]+)", text, re.M))
 
 

@@ -8,23 +8,14 @@ import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from primekd.foundation.code_identity import closure
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import MANIFEST, is_current, read_manifest
-from primekd.foundation.progress import HasRuns
+from primekd.foundation.progress import Profile
 from primekd.foundation.provenance import git_state, package_versions, set_aside
 from primekd.foundation.storage import hash_json, read_json, relative_name, write_json, write_text
-
-
-class Profile(HasRuns, Protocol):
-    """What a profile is here: a place for its runs, and which task and engines its stages use."""
-
-    data: Any
-    teacher: Any
-    assess: Any
-
 
 Record = dict[str, Any]  # a manifest, or what else has `code` and `environment`
 
@@ -73,10 +64,9 @@ def stage_code(stage: str, profile: Profile | None = None) -> dict[str, Any]:
     wanted = {package for name in found.foreign for package in COMPUTES.get(name, ())}
     if profile is not None and (profile.student.quantization or profile.teacher.quantization):
         wanted.add("bitsandbytes")
-    versions = package_versions(sorted(wanted))
     return {
         "sha256": found.sha256,
-        "packages": {name: version for name, version in versions.items() if version},
+        "packages": {name: version for name, version in package_versions(sorted(wanted)).items() if version},
         "modules": {name: digest[:12] for name, digest in found.modules.items()},
     }
 
@@ -107,7 +97,6 @@ def other_code(record: Record, code: dict[str, Any]) -> str:
 
 
 def short_commit(git: dict[str, Any] | None) -> str:
-    """A commit in a sentence."""
     if not git or not git.get("commit"):
         return "commit unknown"
     return f"commit {git['commit'][:7]}" + (" with uncommitted changes" if git.get("dirty") else "")

@@ -50,17 +50,14 @@ def canonical_json(value: Any) -> str:
 
 
 def hash_json(value: Any) -> str:
-    """sha256 of the canonical JSON of `value`, as hex."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def hash_text(text: str) -> str:
-    """sha256 of a text's UTF-8 bytes, as hex."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes, as hex."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

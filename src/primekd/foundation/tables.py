@@ -60,7 +60,6 @@ def _csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]], quoting: in
 
 
 def write_table(path: Path, kind: type, rows: Iterable[Any]) -> Path:
-    """Writes a table; returns its path."""
     write_text(path, table_text(kind, rows))
     return path
 

@@ -32,8 +32,6 @@ class CodecCost:
 
 @dataclass(frozen=True)
 class Storage:
-    """One thing on disk, in bytes."""
-
     what: str
     bytes: float
     note: str
@@ -100,7 +98,6 @@ def _state_bytes(profile: Profile) -> int:
 
 
 def storage(profile: Profile, teacher: Model | None, student: Model, costs: list[CodecCost]) -> list[Storage]:
-    """What models, signals, checkpoints and adapters take."""
     adapter, students = student.shape.lora_weights(profile.student.lora) * 4, len(arms_of(profile))
     checkpoint = optimiser_bytes(student.shape, profile.student.lora, profile.train) - adapter  # no gradient in it
     parts = []

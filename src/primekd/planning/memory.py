@@ -222,8 +222,7 @@ def vllm_phases(own: VllmConfig, model: Model, sequences: int, context: int, roo
     }
     # One sequence's cache on one GPU, in half precision. Heads are copied where there are fewer than GPUs.
     one = shape.layers / stages * max(1, shape.kv_heads / across) * shape.head_dim * 2 * 2 * context
-    left = room * own.gpu_memory_utilization - sum(parts.values())
-    parts["KV cache"] = max(one, min(one * sequences, left))
+    parts["KV cache"] = max(one, min(one * sequences, room * own.gpu_memory_utilization - sum(parts.values())))
     return [(f"GPU {index}", Phase("generate, score", parts)) for index in range(across * stages)]
 
 

@@ -206,7 +206,6 @@ def _model_text(profile: Profile, model: Model | None) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    """All tables of a plan and what it found."""
     parts = [f"Plan for {plan.profile}: {plan.description}", f"Machine: {plan.machine_text}"]
     parts += [f"{role}: {text}" for role, text in plan.models.items()]
     found = [f"{MARKS[f.level]}: {f.text}" for f in plan.findings] or ["Everything fits."]
@@ -236,9 +235,8 @@ def _memory(plan: Plan) -> list[str]:
         sizes = map(_gib, (*kinds, other, need.total, need.asked, need.capacity))
         rows.append([need.stage, need.phase, place, *sizes, "fits" if need.fits else "TOO LARGE"])
     batch = f"For prompts of {plan.lengths.longest_prompt} tokens and responses of {plan.lengths.most}, the longest."
-    title = f"Memory at its peak, GiB. {batch} {plan.margin_text}"
     other = "  other: heads in float32, rows of a shard, files being read, imports, CUDA's context and kernels."
-    return [title, *_table(rows, left=(0, 1, 2)), other]
+    return [f"Memory at its peak, GiB. {batch} {plan.margin_text}", *_table(rows, left=(0, 1, 2)), other]
 
 
 def _disk(plan: Plan) -> list[str]:

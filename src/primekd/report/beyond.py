@@ -73,8 +73,8 @@ def _effect_table(results: Results) -> Table:
         "KL [95 %]": between("kl", nats), "KL, p (Holm)": written("kl_p_holm", p_value),
         "NLL of gold [95 %]": between("nll_gold", nats), "NLL, p (Holm)": written("nll_gold_p_holm", p_value),
     }  # fmt: skip
-    notes = (EFFECTS_NOTE,)
-    table = table_of("Text, logits and their interaction", results.effects, columns, left=3, notes=notes)
+    title = "Text, logits and their interaction"
+    table = table_of(title, results.effects, columns, left=3, notes=(EFFECTS_NOTE,))
     return table if results.fitted else table.without(*fit_columns(table))
 
 
@@ -123,9 +123,8 @@ def _samples(folder: Path) -> list[Table]:
 
 def _tables(folder: Path, label: str, note: str) -> list[Table]:
     results = read_results(folder)
-    tables = [replace(result_table(results), label=label, notes=(note,))]
     contrasts = replace(contrast_table(results), label=f"{label}: planned contrasts", notes=(PAIRED,))
-    return tables + ([contrasts] if contrasts.rows else [])
+    return [replace(result_table(results), label=label, notes=(note,)), *([contrasts] if contrasts.rows else [])]
 
 
 def _forgetting(path: Path) -> Table:

@@ -94,8 +94,7 @@ def cut(text: str, span: str) -> list[str]:
 
 def script_json(value: Any) -> Markup:
     """JSON to stand in <script type="application/json">; nothing in it can leave the element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return Markup(text.translate(_UNSAFE))
+    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_UNSAFE))
 
 
 def token_data(log: TokenLog | None) -> dict[str, Any] | None:

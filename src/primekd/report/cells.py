@@ -43,7 +43,6 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def without(self, *titles: str) -> "Table":
-        """The same table without some of its columns."""
         kept = [place for place, title in enumerate(self.head) if title not in titles]
         left = sum(place < self.left for place in kept)
         head, *rows = ([row[place] for place in kept] for row in [self.head, *self.rows])
@@ -58,7 +57,6 @@ def table_of(label: str, rows: Iterable, columns: Mapping[str, str | Callable], 
 
 
 def to_markdown(table: Table) -> str:
-    """The table as Markdown."""
     rows = [[_markdown(cell) for cell in row] for row in table.rows]
     head = [_markdown(title).replace("\\[95 %\\]", "[95 %]") for title in table.head]  # makes no link there
     rule = ["---" if column < table.left else "--:" for column in range(len(head))]
@@ -69,15 +67,10 @@ def _markdown(cell: Cell) -> str:
     if isinstance(cell, Name):
         same = cell.title == cell.model
         return markdown_code(cell.model) if same else f"{markdown(cell.title)} ({markdown_code(cell.model)})"
-    if isinstance(cell, Files):
-        return ", ".join(map(_link, cell.names)) or MISSING
+    if isinstance(cell, Files):  # a name that is not shown as code is not safe as a link's target either
+        codes = {name: markdown_code(name) for name in cell.names}
+        return ", ".join(f"[{c}]({n})" if c.startswith("`") else c for n, c in codes.items()) or MISSING
     return html.escape(cell, quote=False) if _NUMBERS.fullmatch(cell) else markdown(cell)
-
-
-def _link(name: str) -> str:
-    """A link to a file of the checkout; a name that is not shown as code is not safe as a link's target either."""
-    code = markdown_code(name)
-    return f"[{code}]({name})" if code.startswith("`") else code
 
 
 def to_text(table: Table) -> str:

@@ -73,8 +73,7 @@ def claim_table(results: Results) -> Table:
             Files(tuple(relative_name(results.folder / f"{row['model']}.csv") for row in here)),
             "; ".join(dict.fromkeys(row_commit(manifest, row["model"]) for row in here)) or MISSING,
         ])  # fmt: skip
-    note = markdown(claim_note(results.folder))
-    table = Table("Published and measured accuracies", head, rows, notes=(note,))
+    table = Table("Published and measured accuracies", head, rows, notes=(markdown(claim_note(results.folder)),))
     return table if results.decided else table.without(ADJUDICATED)
 
 
@@ -202,8 +201,7 @@ def expected_table(*folders: Path) -> Table:
         "Profile", "n", "Control, %", "Students, %", "Teacher, %", "KL of the control", "KL of the students",
         "Differences claimed", "Its jobs took", "Processor", "Commit",
     ]  # fmt: skip
-    rows = [_given(read_results(folder)) for folder in folders]
-    return Table("Expected results", head, rows, notes=(EXPECTED_NOTE,))
+    return Table("Expected results", head, [_given(read_results(f)) for f in folders], notes=(EXPECTED_NOTE,))
 
 
 def _given(results: Results) -> list[Cell]:

@@ -117,8 +117,8 @@ def learning_figure(folder: Path) -> str | None:
     """Exact match against the number of labels; None where no student had a part of them."""
     languages = read_records(Path(folder) / FILE, LanguageRow, needed=False)
     found = {row.model: row for row in languages if row.language == ALL}
-    labels = read_records(Path(folder) / LABELS, LabelRow, needed=False)
-    counts = {row.model: row.trained_on for row in labels if found}
+    labels = read_records(Path(folder) / LABELS, LabelRow, needed=False) if found else []
+    counts = {row.model: row.trained_on for row in labels}
     students = sorted((m for m in counts if m == "api-KD" or m.startswith("api-KD-")), key=counts.__getitem__)
     if len(students) < 2:
         return None

@@ -87,7 +87,6 @@ def selection_table(logs: Mapping[str, Sequence[LogRow]]) -> Table:
 
 
 def selection_of(folder: Path) -> Table:
-    """The same of a folder of logs."""
     names = {row["model"] for row in read_results(folder).summary}
     return selection_table({name: read_log(Path(folder) / f"{name}.csv") for name in sorted(names)})
 

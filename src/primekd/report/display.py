@@ -110,14 +110,13 @@ def certainty(job: Job) -> Shown:
     known = written[~written.isnan()]
     below = lambda p: f"{percent(float((known < p).float().mean()))} %" if len(known) else MISSING  # noqa: E731
     lengths = torch.tensor([len(reader.item(item).response_ids) for item in ids], dtype=torch.float32)
-    cut = sum(reader.item(item).truncated for item in ids)
     rows = [
         ["Entropy a token, mean", f"{significant(float(entropy.mean()), 3)} nats"],
         ["Entropy a token, median", f"{significant(float(entropy.median()), 3)} nats"],
         ["Tokens that it wrote with p below 0.9", below(0.9)],
         ["Tokens that it wrote with p below 0.5", below(0.5)],
         ["Length of a response, mean, longest", f"{float(lengths.mean()):.1f}, {int(lengths.max())} tokens"],
-        ["Cut off at the token limit", f"{cut} of {len(ids)}"],
+        ["Cut off at the token limit", f"{sum(reader.item(item).truncated for item in ids)} of {len(ids)}"],
         *_moved(job, reader, ids),
     ]  # fmt: skip
     note = (
@@ -173,8 +172,7 @@ def loss(profile: Profile, strategy: str, seed: int) -> Shown:
     path = profile.student_folder(strategy, seed) / "loss_curve.csv"
     if not path.is_file():
         raise UserError(f"{relative_name(path)} is missing: {how_to_train(strategy, profile)} with the seed {seed}.")
-    said = f"Training and validation loss of {title} over the steps, nats a token"
-    return show_figure(loss_curve(path, title), said)
+    return show_figure(loss_curve(path, title), f"Training and validation loss of {title} over the steps, nats a token")
 
 
 def results(profile: Profile) -> Shown:
@@ -185,19 +183,16 @@ def results(profile: Profile) -> Shown:
 
 
 def contrasts(profile: Profile) -> Shown:
-    """The planned contrasts of this machine's logs."""
     found = read_results(profile.logs)
     return show_table(contrast_table(found), how_tested(found)) if found.contrasts else show_sentences(["None."])
 
 
 def costs(profile: Profile) -> Shown:
-    """What a thousand answers of each model cost, and the figure of it."""
     found = read_results(profile.logs)
     return show_table(cost_table(found.folder)) + show_figure(cost_figure(found), "Right answers over energy")
 
 
 def claims(profile: Profile) -> Shown:
-    """What the numbers can and cannot show."""
     return show_sentences(findings(read_results(profile.logs)))
 
 
@@ -235,9 +230,8 @@ def primings(profile: Profile, item: str | None, strategies: Sequence[str], seed
     item = item or asked[0].id
     if item not in question:
         raise UserError(f"There is no training item {item!r}: choose one like {', '.join(list(question)[:3])}.")
-    jobs = [(strategy, training_job(profile, strategy, seed)) for strategy in strategies]
     answers, missing = {}, []
-    for strategy, job in jobs:
+    for strategy, job in [(strategy, training_job(profile, strategy, seed)) for strategy in strategies]:
         try:
             answers[job.arm.title] = _taught(job, item)
         except UserError as error:

@@ -79,7 +79,10 @@ def loss_curves(logs_folder: Path) -> str:
     def fill(training, validation):
         for place, (name, (train, valid)) in enumerate(curves.items()):
             line = {"color": PALETTE[place % (len(PALETTE) - 1)], "linestyle": DASHES[place % len(DASHES)]}
-            training.plot(*zip(*_smooth(train), strict=True), **line, linewidth=1.8, label=title_of(name))
+            size = max(1, len(train) // 40)  # steps a point, their mean: single batches jump too much to be read
+            blocks = [train[start : start + size] for start in range(0, len(train), size)]
+            smooth = [(block[-1][0], sum(loss for _, loss in block) / len(block)) for block in blocks]
+            training.plot(*zip(*smooth, strict=True), **line, linewidth=1.8, label=title_of(name))
             if valid:
                 validation.plot(*zip(*valid, strict=True), **line, linewidth=1.8, marker="o", markersize=3.5)
         training.set(title="Training loss (each student's own objective)", xlabel="Step", ylabel="Loss")
@@ -117,13 +120,6 @@ def _read_curve(path: Path) -> tuple[list[tuple[float, float]], list[tuple[float
     if not train:
         raise UserError(f"{relative_name(path)} has no training step: run the assessment again.")
     return train, valid
-
-
-def _smooth(points: list[tuple[float, float]], shown: int = 40) -> list[tuple[float, float]]:
-    """Means over blocks of steps, about `shown` of them: single batches jump too much to be read."""
-    size = max(1, len(points) // shown)
-    blocks = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(block[-1][0], sum(loss for _, loss in block) / len(block)) for block in blocks]
 
 
 INK, SOFT, BAND = "#333333", "#999999", "#ececec"
@@ -172,12 +168,10 @@ def _forest(name: str, rows: list[Row], measures: list[str], scale: float, label
         if rows and rows[0]["model"] == CONTROL:
             axes.axvline(scale * float(rows[0][measures[0]]), color=SOFT, linewidth=1, linestyle=":")
 
-    height = 0.34 if len(measures) == 1 else 0.46
-    return draw(name, (7.6, 1.0 + height * len(rows)), panels, fill)
+    return draw(name, (7.6, 1.0 + (0.34 if len(measures) == 1 else 0.46) * len(rows)), panels, fill)
 
 
 def _estimate(axes, row: Row, measure: str, scale: float, y: float, *, color: str, marker="o", zorder=None, **dot):
-    """A measure of a row as a dot on its interval."""
     value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
     axes.plot([low, high], [y, y], color=color, linewidth=2, solid_capstyle="butt", zorder=zorder)
     axes.plot([value], [y], marker, color=color, markersize=6, zorder=3, **dot)
@@ -215,8 +209,7 @@ def contrast_forest(results: Results) -> str:
                 face = colour if claimed else "#ffffff"
                 _estimate(axes, row, measure, 100, y, color=colour, marker=marker, zorder=2, markerfacecolor=face)
             _write_beside(axes, place, interval(row, "accuracy", points))
-        names = [f"against {title_of(row)}" if isinstance(row, str) else title_of(row["model"]) for row in lines]
-        _rows(axes, names)
+        _rows(axes, [f"against {title_of(r)}" if isinstance(r, str) else title_of(r["model"]) for r in lines])
         for row, label in zip(lines, axes.get_yticklabels(), strict=True):
             label.set_fontweight("bold" if isinstance(row, str) else "normal")
         axes.axvline(0, color=INK, linewidth=1.2, zorder=1)

@@ -17,7 +17,6 @@ def percent(share: str | float, signed: bool = False) -> str:
 
 
 def points(share: str | float) -> str:
-    """A difference of shares, in percent and with its sign."""
     return percent(share, signed=True)
 
 
@@ -59,7 +58,6 @@ def known(value, write=str) -> str:
 
 
 def p_equals(p: str) -> str:
-    """`p = 0.012`, or `p < 0.001`."""
     return f"p = {p_value(p)}".replace("= <", "< ")
 
 

@@ -112,10 +112,8 @@ def inside_page(logs: Path) -> dict[str, Any] | None:
 
 
 def attention_table(folder: Path) -> Table:
-    """A row a student, a column a measure, over all layers."""
-    rows = [row for row in read_optional(folder / ATTENTION, AttentionRow) if row["layer"] == EVERY]
     by_model: dict[str, dict] = {}
-    for row in rows:
+    for row in [row for row in read_optional(folder / ATTENTION, AttentionRow) if row["layer"] == EVERY]:
         by_model.setdefault(row["model"], {})[row["measure"]] = row
     columns = {"Student": lambda found: model_of(next(iter(found.values())))}
     columns |= {measure: lambda found, m=measure: MOVED(found[m]) for measure in MEASURES}
@@ -123,7 +121,6 @@ def attention_table(folder: Path) -> Table:
 
 
 def head_table(folder: Path) -> Table:
-    """The heads that moved most."""
     rows, seen = [], {}
     for row in read_optional(folder / HEADS, HeadRow):
         seen[row["model"]] = seen.get(row["model"], 0) + 1
@@ -136,7 +133,6 @@ def head_table(folder: Path) -> Table:
 
 
 def pair_table(folder: Path) -> Table:
-    """A row a pair of students."""
     by_pair: dict[tuple[str, str], list[dict]] = {}
     for row in read_optional(folder / PAIRS, PairRow):
         by_pair.setdefault((row["model"], row["reference"]), []).append(row)
@@ -153,7 +149,6 @@ def pair_table(folder: Path) -> Table:
 
 
 def explained_table(folder: Path) -> Table:
-    """Whether a measure goes along with accuracy."""
     columns = {
         "Measure": "measure", "Arms": "arms", "Rank correlation": written("rho", SIGNED), "p": written("p", NATS),
         "p (Holm)": written("p_holm", NATS), "Mean shift, primed": written("primed", NATS),
@@ -165,7 +160,6 @@ def explained_table(folder: Path) -> Table:
 
 
 def calibration_table(folder: Path) -> Table:
-    """Two rows a model."""
     columns = {
         "Model": model_of, "Confidence of": "kind", "n": "n", "Right, %": written("right", percent),
         "Confidence, %": written("confidence", percent), "ECE [95 %]": between("ece", NATS),
@@ -178,7 +172,6 @@ def calibration_table(folder: Path) -> Table:
 
 
 def arithmetic_table(folder: Path) -> Table:
-    """A row a model."""
     columns = {
         "Model": model_of, "Answers": "answers", "Calculations": "calculations",
         "That hold, % [95 %]": between("share", percent), "Answers with an error": "with_error",
@@ -190,7 +183,6 @@ def arithmetic_table(folder: Path) -> Table:
 
 
 def word_table(folder: Path) -> Table:
-    """A row for each student of a primed arm."""
     columns = {
         "Student": model_of, "Words": "priming_words", "Answers": "answers", "With one": "with_word",
         "Control": "control_with_word",
@@ -201,7 +193,6 @@ def word_table(folder: Path) -> Table:
 
 
 def class_table(folder: Path) -> Table:
-    """A row a model, two columns a kind of token."""
     by_model: dict[str, dict] = {}
     for row in read_optional(folder / CLASSES, ClassRow):
         by_model.setdefault(row["model"], {})[row["kind"]] = row
@@ -237,7 +228,6 @@ def step_texts(folder: Path) -> list[tuple[str, Markup]]:
 
 
 def show_attention(profile: Profile) -> Shown:
-    """Attention of this machine's students: tables and figures."""
     folder = inside_folder(profile)
     found = attention_table(folder), head_table(folder), pair_table(folder)
     layers = show_figure(layer_figure(folder), "Student minus control along the layers, with 95 % bands")
@@ -271,7 +261,6 @@ def show_confidence(profile: Profile) -> Shown:
 
 
 def show_steps(folder: Path) -> Shown:
-    """Which steps an answer hangs on."""
     texts = step_texts(Path(folder))
     html = Markup("").join(
         Markup('<figure class="text"><figcaption>{}</figcaption><p class="steps">{}</p></figure>').format(said, steps)

@@ -73,8 +73,7 @@ def layer_figure(folder: Path) -> str | None:
             axes.set(title=measure, xlabel="Layer")
             axes.title.set_fontsize(10)
         panels[0].set_ylabel("Student minus control")
-        lines = panels[0].get_legend_handles_labels()
-        panels[0].figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=9)
+        panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 
     return draw("layers", (10.4, 4.2), len(CURVES), fill)
 
@@ -120,7 +119,6 @@ def head_figure(maps_L_H_T_T: np.ndarray, tokens: Sequence[str], layer: int, hea
 
 
 def inside_figures(logs: Path) -> dict[str, str | None]:
-    """Figures of the report's sections."""
     folder = Path(logs) / FOLDER
     if not (folder / MANIFEST).is_file():
         return {}

@@ -81,14 +81,13 @@ def model_facts(manifest: dict[str, Any], name: str) -> Facts:
 
 def _of_student(facts: dict[str, Any], loss: dict[str, Any]) -> Facts:
     inputs, adapters = facts.get("inputs", {}), weight_hashes(facts)
-    student = (inputs.get("student") or {}).get("model_sha256")
     served = (facts.get("served") or {}).get("held_out") or {}
     merging = _named(served, "kl_merging", "kl_noise", "on_grid")  # what that was measured to cost, nats a token
     speed, used = facts.get("tokens_per_second"), facts.get("flops_utilisation")
     own = {key: value for key, value in inputs.get("loss", {}).items() if value != loss.get(key)}
     rows = [
         ("Seed", _plain(inputs.get("seed"))),
-        ("Base model sha256", _plain(student)),
+        ("Base model sha256", _plain((inputs.get("student") or {}).get("model_sha256"))),
         ("Loss, where it is not the profile's", _named(own, *own)),
         *((f"{Path(name).name} sha256", digest) for name, digest in adapters.items()),
         ("Training items sha256", _plain(inputs.get("items_sha256"))),
@@ -125,15 +124,11 @@ def _several(facts: dict[str, Any], before: str = "") -> str:
     return before + " and ".join(commits) if commits else ""
 
 
-def _shards(shards: dict[str, Any]) -> str:
-    """Which shards were trained on: up to three by their hashes, more by one hash of them all."""
-    if len(shards) > 3:
-        return f"{len(shards)}, sha256 of their list {hash_json(shards)[:16]}"
-    return ", ".join(f"{Path(name).stem} {str(digest)[:16]}" for name, digest in shards.items())
-
-
 def _of_signals(signals: dict[str, Any], spec_sha256: str | None, alone: bool = False) -> Facts:
     spec, rebuilt = signals.get("spec") or {}, signals.get("reconstruction") or {}
+    shards = signals.get("shards") or {}
+    named = ", ".join(f"{Path(name).stem} {str(digest)[:16]}" for name, digest in shards.items())
+    named = f"{len(shards)}, sha256 of their list {hash_json(shards)[:16]}" if len(shards) > 3 else named
     text = spec.get("text") or {}  # of a crossed arm: its responses were written under another prompt than scored under
     return [
         ("Priming text of the responses", (_plain(text.get("priming")) or "none") if text else ""),
@@ -144,7 +139,7 @@ def _of_signals(signals: dict[str, Any], spec_sha256: str | None, alone: bool = 
         ("Signals spec sha256", spec_sha256 or (hash_json(spec) if spec else "")),
         ("Signals", f"{signals['items']} items, {signals.get('tokens')} tokens{_size(signals.get('bytes'))}"
                     if "items" in signals else "of the live teacher, none of them stored"),
-        ("Shards with these responses" if alone else "Shards trained on", _shards(signals.get("shards") or {})),
+        ("Shards with these responses" if alone else "Shards trained on", named),
         ("Signal codec", _plain((spec.get("codec") or {}).get("name"))),
         ("Codec against the engine's logits", _named(rebuilt, "mean_kl_nats", "max_kl_nats", "top1_agreement")),
         ("Commit of capture", _commit(signals.get("git")) if signals.get("git") else ""),

@@ -63,9 +63,8 @@ def _output(output: Any) -> Markup:
     if "text/html" in data:
         return _clean(re.sub(r"(?is)<(style|script)\b.*?(</\1\s*>|\Z)", "", data["text/html"]))
     if kind := next((kind for kind in IMAGES if kind in data), None):
-        svg = kind == "image/svg+xml"
-        address = svg_address(data[kind]) if svg else f"data:{kind};base64,{data[kind].strip()}"
-        return Markup('<img src="{}" alt="">').format(address)
+        plain = f"data:{kind};base64,{data[kind].strip()}"
+        return Markup('<img src="{}" alt="">').format(svg_address(data[kind]) if "svg" in kind else plain)
     if "text/markdown" in data:
         return _markdown(data["text/markdown"])
     return _plain(data.get("text/plain", ""))

@@ -86,7 +86,6 @@ class Playground:
 
     @property
     def chosen(self) -> list[str]:
-        """The ticked models, in their order."""
         return [name for name, box in self.models.items() if box.value and not box.disabled]
 
     def _priming(self) -> Priming | None:
@@ -102,7 +101,6 @@ class Playground:
         self.text.value = f'<pre style="{BOX}">{escape(priming.text)}</pre>' if priming else ""
 
     def ask(self) -> None:
-        """Asks the ticked models, in a thread."""
         if not self.chosen:
             return self._say("No model is ticked: tick one.")
         try:
@@ -145,8 +143,7 @@ class Playground:
         box.value = draw_reply(stream.reply, self.asker.profile.assess.extractor)
         if self.by_token.value and stream.name != TEACHER and not self._stopped:
             self._say(f"{stream.name}, token by token …")
-            tokens = self.asker.tokens(stream, priming)
-            box.value += tokens_view({stream.name: tokens})._repr_html_()
+            box.value += tokens_view({stream.name: self.asker.tokens(stream, priming)})._repr_html_()
 
     def _say(self, text: str) -> None:
         self.message.value = f'<div role="status" aria-live="polite" style="{BOX}">{escape(text)}</div>'
@@ -201,7 +198,6 @@ def answers_view(answers: Answers) -> Shown:
 
 
 def speed_chart(replies: Sequence[Reply]) -> Shown:
-    """Tokens a second of each answer, as bars."""
     names, speeds = [r.name for r in replies], [r.speed for r in replies]
 
     def fill(axes):

@@ -52,8 +52,7 @@ def primed_sentences(folder: Path) -> list[str]:
 
 def position_figure(folder: Path) -> str | None:
     """KL(primed || unprimed) along the answers to the training items; None where it was not measured."""
-    found = read_records(Path(folder) / POSITIONS, PositionRow, needed=False)
-    rows = [row for row in found if row.split == "train"]
+    rows = [r for r in read_records(Path(folder) / POSITIONS, PositionRow, needed=False) if r.split == "train"]
     if not rows:
         return None
     arms, bins = (list(dict.fromkeys(keys)) for keys in ((r.arm for r in rows), ((r.start, r.end) for r in rows)))

@@ -1,7 +1,6 @@
 """The published study's own logs, as graded here: tables for a Markdown page, from logs/published/."""
 
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 
 from primekd.assessment.decisions.labels import LabelCounts
@@ -11,7 +10,7 @@ from primekd.foundation.tables import read_table
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.claims import recounted
 from primekd.report.extraction import LABELS, MEASURES, read_accuracies, validation_table
-from primekd.report.formats import MISSING, interval, known, p_value, percent, percent_range
+from primekd.report.formats import MISSING, interval, known, p_value, percent, percent_range, points
 from primekd.report.results import Row, model_of
 from primekd.statistics.families import title_of
 from primekd.statistics.validation import ValidationRow
@@ -70,7 +69,7 @@ def _contrast(row: Row | None) -> str:
     if row is None:
         return MISSING
     p = p_value(row["p_holm"])
-    return f"{interval(row, 'accuracy', partial(percent, signed=True))}; p {p if p.startswith('<') else f'= {p}'}"
+    return f"{interval(row, 'accuracy', points)}; p {p if p.startswith('<') else f'= {p}'}"
 
 
 def disagreement_table(folder: Path) -> Table:
@@ -107,5 +106,4 @@ def validation_strata(folder: Path, main: bool = False) -> Table:
 
 
 def _ordered(values) -> list:
-    """Each value once, in the order of the first."""
     return list(dict.fromkeys(values))

@@ -47,11 +47,6 @@ class Fit(NamedTuple):
     column: str
     over: str
 
-    def of_first(self, items: int) -> "Fit":
-        """The same, measured on the first test items alone."""
-        said = f"{self.said} KL and NLL are of the first {items} test items alone."
-        return self._replace(said=said, over=f"the first {items} items")
-
 
 ON_ANSWERS = Fit(
     "KL is measured from the unprimed teacher, token by token on the teacher's own answers to the test items: it says "
@@ -94,7 +89,6 @@ class Results:
 
     @property
     def students(self) -> list[str]:
-        """The models that were trained."""
         return [row["model"] for row in self.summary if row["model"] not in NO_STUDENTS]
 
     @property
@@ -109,12 +103,10 @@ class Results:
 
     @property
     def titles(self) -> dict[str, str]:
-        """Model -> published title."""
         return {row["model"]: row["title"] for row in self.summary}
 
 
 def read_results(folder: Path) -> Results:
-    """Reads a logs folder."""
     folder = Path(folder)
     summary = read_table(folder / "summary.csv", SummaryRow)
     contrasts = read_table(folder / "contrasts.csv", ContrastRow)
@@ -126,8 +118,10 @@ def read_results(folder: Path) -> Results:
     manifest = read_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     fit, measured = ON_TEXT, len({row["id"] for row in read_optional(folder / "held-out.csv", HeldOutRow)})
     if "text" not in manifest.get("inputs", {}):
-        some = 0 < measured < int(summary[0]["n"])
-        fit = ON_ANSWERS.of_first(measured) if some else ON_ANSWERS
+        fit = ON_ANSWERS
+        if 0 < measured < int(summary[0]["n"]):
+            said = f"{fit.said} KL and NLL are of the first {measured} test items alone."
+            fit = fit._replace(said=said, over=f"the first {measured} items")
     return Results(folder, summary, contrasts, seeds, effects, subsets, *_named(manifest), fit)
 
 
@@ -138,7 +132,6 @@ def _named(manifest: dict[str, Any]) -> tuple[tuple[Pair, ...], tuple[str, ...]]
 
 
 def model_of(row: Row) -> Name:
-    """The cell of a row's model, or arm."""
     model = row["model"]
     return Name(row.get("title") or title_of(model), model)
 
@@ -178,7 +171,6 @@ def _needed(results: Results, table: Table) -> Table:
 
 
 def fit_columns(table: Table) -> list[str]:
-    """The titles of a table's columns of held-out fit."""
     return [title for title in table.head if title.startswith(("KL", "NLL"))]
 
 

@@ -18,7 +18,6 @@ COMMIT = re.compile(r"\b([0-9a-f]{40})\b")  # split by it, every second part is 
 
 @cache
 def source(name: str) -> str:
-    """A file of this package, templates/… or assets/…."""
     return files("primekd.report").joinpath(*name.split("/")).read_text(encoding="utf-8")
 
 
@@ -104,6 +103,5 @@ def side_by_side(parts: list[Shown]) -> Shown:
 
 
 def show_sentences(sentences: list[str]) -> Shown:
-    """Sentences, one a line of a list."""
     items = Markup("").join(Markup("<li>{}</li>").format(sentence) for sentence in sentences)
     return Shown(f"<ul>{items}</ul>", "\n".join(f"- {sentence}" for sentence in sentences))

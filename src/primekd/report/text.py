@@ -141,7 +141,6 @@ def _mean(rows: list[HabitRow], key: str) -> float:
 
 
 def text_tables(folder: Path) -> list[Table]:
-    """The tables of the report's section; empty in other studies."""
     ways = (fact_table, fact_contrast_table, benchmark_table, habit_table)
     return [table for table in (way(folder) for way in ways) if table.rows]
 

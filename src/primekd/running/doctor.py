@@ -30,7 +30,6 @@ class Finding:
 
 
 def check_python() -> Finding:
-    """Python's version."""
     version, oldest = platform.python_version(), ".".join(map(str, OLDEST_PYTHON))
     if sys.version_info < OLDEST_PYTHON:
         return Finding("Python", "error", f"{version}: primekd needs {oldest} or newer")
@@ -38,7 +37,6 @@ def check_python() -> Finding:
 
 
 def check_packages() -> list[Finding]:
-    """Installed packages against requirements.txt."""
     pins, installed = requirement_pins(), package_versions()
     if not pins:
         return [Finding("packages", "warning", "requirements.txt is missing: nothing to compare with")]
@@ -50,7 +48,6 @@ def check_packages() -> list[Finding]:
 
 
 def check_machine() -> list[Finding]:
-    """Processor, memory, GPUs and disk."""
     facts, root = hardware(), next(p for p in (output_root(), *output_root().parents) if p.exists())
     gpus, memory, free = facts.get("gpus"), facts["memory_gib"], shutil.disk_usage(root).free / 2**30
     level = {True: "ok", False: "warning"}

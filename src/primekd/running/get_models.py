@@ -33,7 +33,6 @@ class Wanted:
 
     @property
     def size(self) -> int:
-        """Bytes of all files that are needed."""
         return sum(f.size for f in self.files)
 
     @property

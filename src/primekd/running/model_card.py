@@ -73,7 +73,6 @@ def model_card(
     if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", known := licence(base) or ""):
         head["license"] = known
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(profile, student, export).items() if value)
-    changes = "\n".join(_changes(facts))
     asked = '[{"role": "user", "content": "QUESTION"}]' if facts["chats"] else '"A TEXT TO GO ON FROM"'
     how = "".join(f"\n    llama-cli -m {file} --temp 0\n    ollama create {student.name.lower()}\n" for file in last)
     seconds, watt_hours = duration(manifest.get("seconds")), energy(manifest.get("energy_kwh"))
@@ -91,7 +90,7 @@ A student of knowledge distillation{", its adapter merged" if base else ""}. man
 
 ## What exporting changed
 
-{changes}
+{_changes(facts)}
 
 ## How to run it
 
@@ -141,7 +140,7 @@ def _settings(section: Mapping[str, Any]) -> str:
     return ", ".join(f"{plain(key)} {plain(value)}" for key, value in told.items() if value not in ("", {}))
 
 
-def _changes(facts: Mapping[str, Any]) -> list[str]:
+def _changes(facts: Mapping[str, Any]) -> str:
     def said(what: str, found: Mapping[str, Any]) -> str:
         return (
             f"- {what}: KL {significant(found['kl'], 2)} nats a token, the most probable token is the same at "
@@ -157,4 +156,4 @@ def _changes(facts: Mapping[str, Any]) -> list[str]:
         types = ", ".join(f"{percent(share)} % {name}" for name, share in sorted(kept["types"].items()))
         other = percent(kept["of_other_types"])
         lines += [f"- GGUF {kind}: {types} of the weights; {other} % are of another type than {kind} means."]
-    return lines
+    return "\n".join(lines)

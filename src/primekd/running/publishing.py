@@ -113,8 +113,7 @@ def results_of(profile: Profile) -> Iterator[Made]:
         more = sorted((profile.runs / "students").glob(f"{name}-seed*/{MANIFEST}"))
         students |= dict.fromkeys(path.parent.name for path in more if ".old-" not in path.parent.name)
     yield from (("distill", profile, profile.runs / "students" / name) for name in students)
-    untrained = UNTRAINED if profile.assess.few_shot else (CONTROL,)
-    for name in (*untrained, *students):
+    for name in (*(UNTRAINED if profile.assess.few_shot else (CONTROL,)), *students):
         yield from made_of(profile, name).values()
     served = [profile.runs / "served" / name for name in students]  # not measured in float32 or 4 bits
     yield from (("answers", profile, folder) for folder in served if (folder / MANIFEST).is_file())
@@ -161,8 +160,7 @@ def refuse_unpublishable(profile: Profile, mixed: bool = False) -> None:
     again = f"run `primekd run --profile {profile.name}"
     if missing := [folder for *_, folder in results_of(profile) if not (folder / MANIFEST).is_file()]:
         raise UserError(f"{relative_name(missing[0])} has no manifest: {again}` first.")
-    found = itertools.chain(() if mixed else differences(profile), _untraceable(profile))
-    for stage, folder, said in found:
+    for stage, folder, said in itertools.chain(() if mixed else differences(profile), _untraceable(profile)):
         anew = f"{again} --force-stage {FORCED_BY.get(stage, stage)}`"
         fix = f"commit what is changed, and {anew}" + ("" if mixed else ", or publish it as it is with --mixed")
         raise UserError(f"{relative_name(folder)} {said}, so it is not published: {fix}.")

@@ -17,7 +17,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import output_root, project_root, relative_name
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.running.run_progress import Job, RunState, describe, job_progress
-from primekd.running.slurm import Cluster, cancel_leftovers, explain_job, refuse_leftovers
+from primekd.running.slurm import Cluster, ask, explain_job, queued_jobs
 from primekd.studies.study import Study, find_study
 
 
@@ -39,8 +39,9 @@ def run_study(
     """
     study = open_study(profile, force_stages)
     with only_one(profile) as lock:
-        if cluster:
-            refuse_leftovers(profile)
+        if cluster and (jobs := queued_jobs(profile)):  # two jobs would write the same files
+            fix = f"wait for them or `scancel {' '.join(jobs)}`"
+            raise UserError(f"Jobs of an earlier run are still queued or running: {fix}.")
         ask_anew(profile, force_stages)
         forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
@@ -59,12 +60,11 @@ def run_study(
                 watch(process, lines, profile, state, cluster.capture_workers if cluster else 1, start)
             except KeyboardInterrupt:
                 stop(process, patience=90 if cluster else 10)
-                if cluster:
-                    cancel_leftovers(profile)
+                if cluster and (jobs := queued_jobs(profile)):  # whose numbers Snakemake had not read yet
+                    ask(["scancel", *jobs])
                 raise
         if process.returncode:
-            text = log.read_text(encoding="utf-8", errors="replace")
-            raise UserError(explain_failure(text, log, state.failed))
+            raise UserError(explain_failure(log.read_text(encoding="utf-8", errors="replace"), log, state.failed))
         forget_wishes(profile)
         return not state.idle
 
@@ -180,8 +180,7 @@ def watch(process, lines, profile: Profile, state: RunState, capture_workers: in
             costs = costs or find_study(profile).costs(profile, capture_workers, state.planned.get("score", 1))
             progress = {number: job_progress(profile, job) for number, job in state.running.items()}
             text = describe(state, costs, progress, time.monotonic() - start)
-            due = 1 if interactive else 30
-            if text != said and time.monotonic() - last > due:
+            if text != said and time.monotonic() - last > (1 if interactive else 30):
                 say(text, interactive, moving=True)
                 said, last = text, time.monotonic()
         if ended:

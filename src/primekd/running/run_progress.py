@@ -16,7 +16,7 @@ import psutil
 from primekd.config import Profile
 from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
-from primekd.foundation.progress import StageState, progress_folder, progress_path, read_state
+from primekd.foundation.progress import StageState, clock, progress_folder, progress_path, read_state
 from primekd.foundation.provenance import now
 
 SILENCE = 30 * 60  # seconds without a word after which a stage on another machine counts as lost
@@ -164,13 +164,6 @@ def describe(state: RunState, costs: dict[str, float], progress: dict[int, tuple
     )
     shown = list(details)[:3] + ([f"{len(details) - 3} more"] if len(details) > 3 else [])
     return f"  {', '.join(shown)} | {share:4.0%} | {clock(elapsed)} so far, {left}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def stage_states(profile: Profile) -> list[dict[str, Any]]:

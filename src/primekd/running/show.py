@@ -26,8 +26,6 @@ Rows = list[tuple[str, str]]
 
 
 class Part(NamedTuple):
-    """A titled part of what is shown: names and values."""
-
     title: str
     rows: Rows
 
@@ -125,8 +123,7 @@ def _token(tokens: list[Token], place: int, model: str) -> tuple[str, str]:
 
 
 def _files(profile: Profile, model: str, manifest: dict[str, Any], item: str) -> Rows:
-    strategy = manifest.get("models", {}).get(model, {})
-    spec = (strategy.get("signals") or {}).get("spec") or {}
+    spec = (manifest.get("models", {}).get(model, {}).get("signals") or {}).get("spec") or {}
     line = next((n for n, row in enumerate(read_logs(profile)[model], 1) if row.id == item), 0)
     rows, runs = [("Log", f"{relative_name(profile.logs / f'{model}.csv')}, row {line}")], profile.runs
     wanted = {"Answers": answers_folder(profile, model)}

@@ -26,7 +26,6 @@ class Cluster:
     capture_workers: int = 1
 
     def arguments(self, profile: Profile) -> list[str]:
-        """Snakemake's arguments for running on it."""
         arguments = ["--profile", str(self.folder.resolve()), "--slurm-jobname-prefix", job_prefix(profile)]
         # Left to itself the executor asks sacct wherever it is installed. Where accounting is off, that answers nothing
         # but errors, and the run would wait for ever.
@@ -122,23 +121,8 @@ def queued_jobs(profile: Profile) -> list[str]:
     if not well:
         raise UserError(f"Slurm does not answer: {said}")
     rows = [line.split("|", 2) for line in said.splitlines()]
-    here = str(output_root().resolve())
     ours = re.compile(re.escape(job_prefix(profile)) + "_[0-9a-f-]{36}")  # the executor adds a UUID of the run
-    return [number for number, name, folder in rows if ours.fullmatch(name) and folder == here]
-
-
-def refuse_leftovers(profile: Profile) -> None:
-    """Raises UserError if jobs of an earlier run are still there: two jobs would write the same files."""
-    if jobs := queued_jobs(profile):
-        raise UserError(
-            f"Jobs of an earlier run are still queued or running: wait for them or `scancel {' '.join(jobs)}`."
-        )
-
-
-def cancel_leftovers(profile: Profile) -> None:
-    """Cancels what is left of a run that was stopped: jobs whose numbers Snakemake had not read yet."""
-    if jobs := queued_jobs(profile):
-        ask(["scancel", *jobs])
+    return [number for number, name, folder in rows if ours.fullmatch(name) and folder == str(output_root().resolve())]
 
 
 ENDS = {
@@ -159,6 +143,5 @@ def explain_job(job: Job) -> str:
     if said := re.findall(r"^primekd: (.+)$", text, re.M):
         return f"{job.label}: {said[-1]} (Slurm job {job.slurm}.)"
     status = re.search(r"SLURM status is: '(\w+)", job.problem)
-    what = ENDS.get(status[1] if status else "", "failed.")
     where = f" Its log is {relative_name(job.log)}." if text else ""
-    return f"{job.label}: Slurm job {job.slurm} {what}{where}"
+    return f"{job.label}: Slurm job {job.slurm} {ENDS.get(status[1] if status else '', 'failed.')}{where}"

@@ -86,16 +86,14 @@ def _named_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def _data_card(profile: Profile, names: Sequence[str]) -> str:
-    """README.md of a data set."""
     teacher, data = profile.teacher, profile.data
-    places = sorted({"/".join(name.split("/")[:-1]) for name in names})
     facts = {
         "Profile": profile.name,
         "Teacher": f"{(teacher.api and teacher.api.model) or teacher.model} ({teacher.engine})",
         "The teacher's licence": licence(teacher.model) or UNKNOWN,
         "Student": profile.student.model or "from scratch",
         "Items": f"{data.task}, from {data.source}; their licence is their source's",
-        "Holds": ", ".join(places),
+        "Holds": ", ".join(sorted({name.rpartition("/")[0] for name in names})),
     }
     head = yaml.safe_dump({"tags": ["knowledge-distillation"], "pretty_name": f"{profile.name}: signals and logs"})
     rows = "\n".join(f"| {name} | {plain(value)} |" for name, value in facts.items())

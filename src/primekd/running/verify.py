@@ -36,7 +36,6 @@ def verify(profile: Profile) -> list[Check]:
 
 
 def _fix(profile: Profile, what: str) -> str:
-    """What to do where a check found something."""
     logs, option = relative_name(profile.logs), f"--profile {profile.name}"
     ends = (logs, *(f"{logs}/{name}" for name in ANSWER_SETS))
     if what.endswith(relative_name(published_folder())):
@@ -65,7 +64,6 @@ def checks_text(checks: list[Check]) -> str:
 
 
 def summary(checks: list[Check]) -> str:
-    """One line: what was checked, and whether all is well."""
     if failed := sum(bool(check.problems) for check in checks):
         return f"FAIL {failed} of {len(checks)} checks: do what stands behind each arrow, then run this again."
     what = "files against their hashes, models, verdicts, decisions, tables, report and what of the run lies here"
@@ -145,11 +143,10 @@ def check_decisions(profile: Profile) -> Check:
     """The logs' adjudicated values against assessment/adjudications.csv: no decision left out, none made up."""
     decisions, problems = read_decisions(), []
     for model, rows in read_logs(profile).items():
-        applied = apply_decisions(profile.name, model, rows, decisions)
         problems += [
             f"{model}: {row.id} is logged as adjudicated {row.adjudicated or 'by nobody'}, the decisions say "
             f"{now.adjudicated or 'nobody'}"
-            for row, now in zip(rows, applied, strict=True)
+            for row, now in zip(rows, apply_decisions(profile.name, model, rows, decisions), strict=True)
             if row.adjudicated != now.adjudicated
         ]
     return Check(f"decisions in {relative_name(profile.logs)}", problems)
