@@ -19,7 +19,7 @@ def findings_text(error: "ValidationError", most: int = 3) -> str:
     """What pydantic found, in one line: the place and what is wrong there, of the first few findings."""
     found = []
     for detail in error.errors(include_url=False, include_input=False)[:most]:
-        key = clean(".".join(str(part) for part in detail["loc"]), 80)
+        key = clean(".".join(str(part) for part in detail["loc"] if part != "[key]"), 80)
         if detail["type"] == "extra_forbidden":
             found.append(f"unknown key '{key}'")
         elif detail["type"] == "missing":

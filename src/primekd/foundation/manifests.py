@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from primekd.foundation.errors import UserError
+from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.storage import hash_file, hash_json, read_json, relative_name
 
 MANIFEST = "manifest.json"
@@ -194,23 +194,13 @@ def checked(path: Path, schema: type[BaseModel], fix: str) -> dict[str, Any]:
     try:
         schema.model_validate(value)
     except ValidationError as error:
-        raise UserError(f"{relative_name(path)} is damaged: {_place(error)}. {fix}") from error
+        raise UserError(f"{relative_name(path)} is damaged: {findings_text(error, most=1)}. {fix}") from error
     return value
 
 
 def _is_deep(value: Any, left: int = 40) -> bool:
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return left == 0 or any(_is_deep(part, left - 1) for part in parts)
-
-
-def _place(error: ValidationError) -> str:
-    """Where and what the first thing is that does not fit."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "[key]")[:80]
-    message = first["msg"].removeprefix("Value error, ")
-    if not place:
-        return "it is no mapping of names to values"
-    return f"{place} is missing" if first["type"] == "missing" else f"{place}: {message}"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

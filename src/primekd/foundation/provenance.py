@@ -107,15 +107,10 @@ def environment() -> dict[str, Any]:
 def write_manifest(
     folder: Path, kind: str, inputs: dict[str, Any], outputs: Iterable[Path], name: str = MANIFEST, **facts: Any
 ) -> None:
-    """Writes a stage's manifest beside its outputs; it is written last, so its presence means a finished stage. Raises
-    ValueError if there are no outputs, so that it would vouch for nothing.
-
-    Args:
-        inputs: everything that the outputs depend on; its hash decides whether the stage has to run again.
-        outputs: files inside `folder`.
-        name: the manifest's own file name, where a folder holds the outputs of several stages.
-        facts: what else is worth knowing; `environment` where it is not that of this process.
-    """
+    """Writes a stage's manifest beside its outputs, which are files inside `folder`; it is written last, so its
+    presence means a finished stage. `inputs`: everything that the outputs depend on; its hash decides whether the stage
+    has to run again. `name`: of the manifest's file, where several stages have outputs in the folder. `facts`: what
+    else is worth knowing; `environment` where it is not that of this process. Raises ValueError without outputs."""
     names = {Path(p).relative_to(folder).as_posix(): hash_file(p) for p in outputs}
     if not names:
         raise ValueError(f"a manifest of {kind} without outputs")

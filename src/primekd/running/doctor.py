@@ -29,13 +29,6 @@ class Finding:
     text: str
 
 
-def check_python() -> Finding:
-    version, oldest = platform.python_version(), ".".join(map(str, OLDEST_PYTHON))
-    if sys.version_info < OLDEST_PYTHON:
-        return Finding("Python", "error", f"{version}: primekd needs {oldest} or newer")
-    return Finding("Python", "ok", version)
-
-
 def check_packages() -> list[Finding]:
     pins, installed = requirement_pins(), package_versions()
     if not pins:
@@ -79,14 +72,14 @@ def check_profile_engines(profile: Profile) -> list[Finding]:
     """Whether the engine that a profile names, and the package behind a 4-bit student, can run here."""
     findings = []
     for engine in [profile.teacher.engine] + (["bitsandbytes"] if profile.student.quantization else []):
-        package, problem = PACKAGES[engine], None
+        package, level, said = PACKAGES[engine], "warning", "is here"
         if not is_installed(engine):
-            problem = f"is not installed: {package.fix}"
+            said = f"is not installed: {package.fix}"
         elif package.cuda and (reason := missing_cuda()):
-            problem = f"cannot run here: {reason}"
-        findings.append(
-            Finding(profile.name, "warning" if problem else "ok", f"engine {engine} {problem or 'is here'}")
-        )
+            said = f"cannot run here: {reason}"
+        else:
+            level = "ok"
+        findings.append(Finding(profile.name, level, f"engine {engine} {said}"))
     return findings
 
 
@@ -129,7 +122,11 @@ def check_templates(profile: Profile) -> list[Finding]:
 
 def examine(profile: str | None = None) -> list[Finding]:
     """All findings; models of one profile, or of every profile that can be read."""
-    findings = [check_python(), *check_packages(), *check_machine(), *map(check_engine, PACKAGES)]
+    python = Finding("Python", "ok", platform.python_version())
+    if sys.version_info < OLDEST_PYTHON:
+        needed = f"primekd needs {'.'.join(map(str, OLDEST_PYTHON))} or newer"
+        python = Finding("Python", "error", f"{python.text}: {needed}")
+    findings = [python, *check_packages(), *check_machine(), *map(check_engine, PACKAGES)]
     for name in [profile] if profile else profile_names():
         try:
             findings += check_profile(load_profile(name))

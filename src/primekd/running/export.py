@@ -67,14 +67,10 @@ def export(
     profile: Profile, arm: str, seed: int | None = None, to: Path | None = None, gguf: Sequence[str] = (),
     dtype: str = "bfloat16",
 ) -> Path:  # fmt: skip
-    """Writes a student's folder, whole or not at all; returns it: `to`, or runs/<profile>/exports/<arm>.
-
-    Safetensors in `dtype`, configuration, tokenizer, card, manifest; with `gguf`, files of those types and a Modelfile.
-
-    Raises:
-        UserError: there is no such student, it cannot be written so, merging changed what it says, the folder is
-            there and is no export of the same, or the disk is full.
-    """
+    """Writes a student's folder, whole or not at all; returns it: `to`, or runs/<profile>/exports/<arm>. In it:
+    safetensors in `dtype`, configuration, tokenizer, card, manifest; with `gguf`, files of those types and a Modelfile.
+    Raises UserError if there is no such student, it cannot be written so, merging changed what it says, the folder is
+    there and is no export of the same, or the disk is full."""
     require_types(gguf)
     student = trained_student(profile, arm, seed)
     target = Path(to).resolve() if to else profile.runs / "exports" / student.name

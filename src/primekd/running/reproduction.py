@@ -59,17 +59,16 @@ def _compare(own: Profile, other: Profile) -> dict[str, Any]:
     rows, rows_2 = ({row["model"]: row for row in r.summary} for r in (results, results_2))
     models = [_pair(rows[m], rows_2[m], logs[m], logs_2[m]) for m in logs]
     here, there = claims(results.contrasts), claims(results_2.contrasts)
-    same, only_here, only_published = ([s for s in here if s in there], [s for s in here if s not in there],
-                                       [s for s in there if s not in here])  # fmt: skip
+    alone = {"only_here": [s for s in here if s not in there], "only_published": [s for s in there if s not in here]}
     reasons = [f"{m['model']} has another accuracy" for m in models if not (m["inside"] and m["published_inside"])]
-    if said := len(only_here) + len(only_published):
+    if said := sum(map(len, alone.values())):
         reasons.append(f"{said} sentence{'s differ' if said > 1 else ' differs'}")
     return published | {
         "verdict": NOT_REPRODUCED if reasons else REPRODUCED,
         "reasons": reasons,
         "models": models,
         "largest": {measure: _largest(models, measure) for measure in ("kl", "nll_gold")},
-        "sentences": {"same": same, "only_here": only_here, "only_published": only_published},
+        "sentences": {"same": [s for s in here if s in there]} | alone,
     }
 
 

@@ -22,14 +22,9 @@ from primekd.studies.study import Study, find_study
 
 
 def run_study(
-    profile: Profile,
-    profile_argument: str,
-    cores: int | None = None,
-    force: bool = False,
-    cluster: Cluster | None = None,
-    force_stages: Collection[str] = (),
-    only: str | None = None,
-) -> bool:
+    profile: Profile, profile_argument: str, cores: int | None = None, force: bool = False,
+    cluster: Cluster | None = None, force_stages: Collection[str] = (), only: str | None = None,
+) -> bool:  # fmt: skip
     """Runs every stage that has to be run; returns False if nothing was to be done. Raises UserError if there is no
     such stage, the study cannot run the profile, another run of it is under way, or a notebook failed, with its own
     sentence.

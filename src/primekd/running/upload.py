@@ -39,16 +39,9 @@ class Upload:
 def gather(
     profile: Profile, repository: str, student: str | None, signals: Sequence[str] = (), logs: bool = False
 ) -> list[Upload]:
-    """What would go, checked against its manifests.
-
-    Args:
-        repository: owner/name, of the model and of the data set.
-        student: an export's folder, or its name in runs/<profile>/exports/.
-        signals: arms whose stores go.
-
-    Raises:
-        UserError: nothing is named, or something is missing, unfinished or altered.
-    """
+    """What would go, checked against its manifests. `repository`: owner/name, of the model and of the data set;
+    `student`: an export's folder, or its name in runs/<profile>/exports/; `signals`: arms whose stores go. Raises
+    UserError if nothing is named, or something is missing, unfinished or altered."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository, re.ASCII):
         raise UserError(f"{clean(repository, 100)!r} names no repository of the hub: write owner/name.")
     if not (student or signals or logs):
@@ -154,16 +147,15 @@ def _explain(error: Any, repository: str) -> UserError:
 
     status = error.response.status_code if getattr(error, "response", None) is not None else None
     name, tokens = clean(repository, 100), "huggingface.co/settings/tokens"
+    answers = {
+        401: f"the hub does not accept the token (401), it is mistyped, expired or revoked: make one at {tokens}",
+        403: f"the token may not write there (403): give it the right to write for this owner at {tokens}",
+        404: "the hub shows this account no such owner or repository (404): mend its name",
+    }
     if isinstance(error, OfflineModeIsEnabled):
         text = "the hub may not be asked: unset HF_HUB_OFFLINE"
-    elif status == 401:
-        text = f"the hub does not accept the token (401), it is mistyped, expired or revoked: make one at {tokens}"
-    elif status == 403:
-        text = f"the token may not write there (403): give it the right to write for this owner at {tokens}"
-    elif status == 404:
-        text = "the hub shows this account no such owner or repository (404): mend its name"
     elif status is not None:
-        text = f"the hub answered {status}: run this again later"
+        text = answers.get(status, f"the hub answered {status}: run this again later")
     elif isinstance(error, ValueError):
         text = f"{clean(error)}; mend that and run this again"
     else:
