@@ -11,13 +11,11 @@ COUNTRY = "USA"  # whose mix of electricity counts where nobody says another
 
 
 class Meter:
-    """Measures a `with` block. `facts` is filled in when the block ends, also when it ends badly.
-
-    Energy is codecarbon's figure for the whole machine; it needs no network. `energy_method` says what it was read
-    from, and is "measured" only where every part but memory has a sensor (RAPL, nvidia-smi); a processor without one is
-    estimated from its rated power and its load. `co2e_kg` is what that much electricity stands for in `country` (ISO
-    3166, three letters). Both are None where codecarbon fails.
-    """
+    """Measures a `with` block. `facts` is filled in when the block ends, also when it ends badly. Energy is
+    codecarbon's figure for the whole machine; it needs no network. `energy_method` says what it was read from, and is
+    "measured" only where every part but memory has a sensor (RAPL, nvidia-smi); a processor without one is estimated
+    from its rated power and its load. `co2e_kg` is what that much electricity stands for in `country` (ISO 3166, three
+    letters). Both are None where codecarbon fails."""
 
     def __init__(self, country: str = COUNTRY):
         self.country, self.facts = country, dict[str, Any]()

@@ -1,7 +1,5 @@
 """Manifests as they are read: one schema, so that whoever opens one finds what it names, in the types it should have.
-
-Keys that the schema does not name may be there; they are kept as they are.
-"""
+Keys that the schema does not name may be there; they are kept as they are."""
 
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any

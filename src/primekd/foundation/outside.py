@@ -25,9 +25,7 @@ def holds_secret(text: str) -> bool:
 
 def clean(text: object, most: int = 200) -> str:
     """A foreign text as one line of at most `most` characters: no secret, no control sequence, no invisible character.
-
-    Secrets go wherever they stand, written for a URL or for JSON too, in part, and behind the word Bearer.
-    """
+    Secrets go wherever they stand, written for a URL or for JSON too, in part, and behind the word Bearer."""
     shown = "".join(map(_visible, _SEQUENCE.sub("", str(text)[: 100 * most])))
     for secret in sorted(_secrets, key=len, reverse=True):
         for form in _forms(secret):

@@ -33,11 +33,9 @@ from primekd.foundation.storage import (  # noqa: F401 - passed on: callers need
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout; both None where there is no git.
-
-    Results that are written into tracked places (logs/, models/, benchmarks/results/, tables in README and docs/) do
-    not make it dirty: the flag says whether the code and the configuration are those of the commit.
-    """
+    """Commit and dirty flag of the checkout; both None where there is no git. Results that are written into tracked
+    places (logs/, models/, benchmarks/results/, tables in README and docs/) do not make it dirty: the flag says whether
+    the code and the configuration are those of the commit."""
 
     def git(*words: str) -> str | None:
         try:
@@ -56,10 +54,8 @@ def git_state() -> dict[str, Any]:
 
 
 def requirement_pins() -> dict[str, str]:
-    """Package name -> version for every `name==version` line of what `make setup` installs; {} without those files.
-
-    The pins of the engine llamacpp count where it is installed.
-    """
+    """Package name -> version for every `name==version` line of what `make setup` installs; {} without those files. The
+    pins of the engine llamacpp count where it is installed."""
     names = ["requirements.txt", "requirements-no-deps.txt"]
     names += ["requirements-llamacpp.txt"] if importlib.util.find_spec("llama_cpp") else []
     text = "\n".join(path.read_text() for name in names if (path := project_root() / name).is_file())

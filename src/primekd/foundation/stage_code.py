@@ -1,8 +1,6 @@
 """Which code makes a stage's result, and what becomes of a result that other code made: it is kept, and that is said.
-
 The code stands in manifests as `code`: sha256 (of all of it), packages (those that compute, with versions) and modules
-(name -> short hash, to say what changed). It is apart from `inputs`, which decide whether a stage has to run.
-"""
+(name -> short hash, to say what changed). It is apart from `inputs`, which decide whether a stage has to run."""
 
 import math
 import shutil

@@ -1,8 +1,5 @@
-"""Files and their names: hashes, JSON, and writes that are whole or absent.
-
-Every other module writes its files through `write_atomically`, so a killed process or a full disk leaves
-either the old file or the new one, never half of one.
-"""
+"""Files and their names: hashes, JSON, and writes that are whole or absent. Every other module writes its files through
+`write_atomically`, so a killed process or a full disk leaves either the old file or the new one, never half of one."""
 
 import contextlib
 import datetime

@@ -1,8 +1,6 @@
-"""CSV files of rows: written from dataclasses, and read into them, or refused in one sentence.
-
-A file may have been through a spreadsheet or pandas: a byte order mark, semicolons or tabs, other line ends, another
-order of the columns and further ones change nothing of what it says, nor do True for 1 and 50.0 for 50.
-"""
+"""CSV files of rows: written from dataclasses, and read into them, or refused in one sentence. A file may have been
+through a spreadsheet or pandas: a byte order mark, semicolons or tabs, other line ends, another order of the columns
+and further ones change nothing of what it says, nor do True for 1 and 50.0 for 50."""
 
 import csv
 import functools

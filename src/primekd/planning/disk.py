@@ -74,11 +74,9 @@ def _refusal(profile: Profile, codec: Codec) -> str | None:
 
 
 def row_bytes(profile: Profile, codec: str) -> float:
-    """Bytes of one response token's signal; of a sampled one about, as that depends on how sure the teacher is.
-
-    Above temperature 1 every point falls on a token of its own (at 5.94: 64 points in 110 bytes); at 1 a row has about
-    the square root of its points (at an entropy of 1.3 bits: 64 points in 11 bytes, 128 in 16).
-    """
+    """Bytes of one response token's signal; of a sampled one about, as that depends on how sure the teacher is. Above
+    temperature 1 every point falls on a token of its own (at 5.94: 64 points in 110 bytes); at 1 a row has about the
+    square root of its points (at an entropy of 1.3 bits: 64 points in 11 bytes, 128 in 16)."""
     signals = profile.signals
     if codec in ("hidden", "full"):
         shape = find_shape(profile, profile.teacher.model)

@@ -1,8 +1,6 @@
 """Peak memory of passes: the tensors that live at a phase's peak. docs/plan.md holds the formulas against measurements.
-
 ExLlamaV2's numbers were read from the source of release 0.3.2, vLLM's from that of 0.32.0; neither was measured. Those
-of transformers and llama.cpp were, on a CPU (logs/plan/).
-"""
+of transformers and llama.cpp were, on a CPU (logs/plan/)."""
 
 from dataclasses import dataclass, field
 

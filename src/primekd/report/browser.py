@@ -39,12 +39,10 @@ def browser_data(
     profile: Profile, results: Results, logs: dict[str, list[LogRow]], readings: Readings
 ) -> dict[str, Any]:
     """What the page's script needs: a command's words for these logs, models, extractors, and items with one answer a
-    model in the same order. Raises UserError if extractors.csv has no row for an answer.
-
-    An answer's `text` is [before, marked, after], or [all] where no number was found, cut here because spans count code
-    points and JavaScript UTF-16 units. `read`: the extractors' values in their order, left out where all gave `found`.
-    `kl` is in nats a token of the teacher's answer.
-    """
+    model in the same order. Raises UserError if extractors.csv has no row for an answer. An answer's `text` is [before,
+    marked, after], or [all] where no number was found, cut here because spans count code points and JavaScript UTF-16
+    units. `read`: the extractors' values in their order, left out where all gave `found`. `kl` is in nats a token of
+    the teacher's answer."""
     titles, path = results.titles, results.folder / "held-out.csv"
     # In nats a token, four digits, so that the page stays small.
     kl = {(r.model, r.id): {"kl": float(f"{r.kl / r.teacher_tokens:.4g}")}
@@ -98,10 +96,9 @@ def script_json(value: Any) -> Markup:
 
 
 def token_data(log: TokenLog | None) -> dict[str, Any] | None:
-    """{"models", "texts", "items": id -> base64}; None where there are no tokens, or too many different ones.
-
-    An item is a row of bytes in base64, little-endian, and so for each token of the teacher's answer: its text (u16),
-    the teacher's entropy in millinats (u16), the probability that it gave the token (u16; 65535: not known), and its
+    """{"models", "texts", "items": id -> base64}; None where there are no tokens, or too many different ones. An item
+    is a row of bytes in base64, little-endian, and so for each token of the teacher's answer: its text (u16), the
+    teacher's entropy in millinats (u16), the probability that it gave the token (u16; 65535: not known), and its
     distribution; then for each model KL in millinats (u16) and its distribution. A distribution is a count (u8) and so
     many pairs of text (u16) and probability (u16). Texts are places in one list. Probabilities are in tenths of a
     percent, as they are shown wherever tokens are; what would be shown as 0.0 % is left out."""

@@ -1,8 +1,6 @@
-"""An executed notebook as one HTML page: no network, no script, light and dark, and foreign text inert.
-
-Pygments and nbconvert make HTML of code and text. That, and the HTML of outputs, keeps the tags of texts, tables
-and images; all else is shown as the characters that it is. The page's own policy lets no script run and loads nothing.
-"""
+"""An executed notebook as one HTML page: no network, no script, light and dark, and foreign text inert. Pygments and
+nbconvert make HTML of code and text. That, and the HTML of outputs, keeps the tags of texts, tables and images; all
+else is shown as the characters that it is. The page's own policy lets no script run and loads nothing."""
 
 import re
 from pathlib import Path

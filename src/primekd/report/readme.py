@@ -62,11 +62,9 @@ _NAME = re.compile(r"(\S+)((?:\s+[\w-]+)+)")  # a kind and a folder of logs/, or
 
 def update_readme(readme: Path, check: bool, only: str | None = None) -> list[str]:
     """Writes every generated block of a Markdown file anew, from logs/<name>/ of the checkout; links start at its own
-    folder. Returns the names of the blocks (`results pocket`) that were not what the logs say.
-
-    `check`: write nothing, only look. `only`: leave blocks of other profiles (or of logs/published) as they are. Raises
-    UserError if the file is missing, a marker is unknown or has no partner, or a profile's logs are missing.
-    """
+    folder. Returns the names of the blocks (`results pocket`) that were not what the logs say. `check`: write nothing,
+    only look. `only`: leave blocks of other profiles (or of logs/published) as they are. Raises UserError if the file
+    is missing, a marker is unknown or has no partner, or a profile's logs are missing."""
     readme = Path(readme)
     if not readme.is_file():
         raise UserError(f"{relative_name(readme)} is missing.")

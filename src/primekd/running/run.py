@@ -27,11 +27,9 @@ def run_study(
 ) -> bool:  # fmt: skip
     """Runs every stage that has to be run; returns False if nothing was to be done. Raises UserError if there is no
     such stage, the study cannot run the profile, another run of it is under way, or a notebook failed, with its own
-    sentence.
-
-    `only` stops behind a part of the study (`teacher`: what priming did to it). With `cluster` every stage is a Slurm
-    job. All results of `force_stages` are made anew; a run that is killed meanwhile goes on with those still missing.
-    """
+    sentence. `only` stops behind a part of the study (`teacher`: what priming did to it). With `cluster` every stage is
+    a Slurm job. All results of `force_stages` are made anew; a run that is killed meanwhile goes on with those still
+    missing."""
     study = open_study(profile, force_stages)
     with only_one(profile) as lock:
         if cluster and (jobs := queued_jobs(profile)):  # two jobs would write the same files
@@ -100,10 +98,8 @@ def environment() -> dict[str, str]:
 
 def forget_lost_stages(profile: Profile) -> None:
     """Removes the executed copy of every stage whose result is gone or wanted anew, and of the stages behind it.
-
     Snakemake knows the copies alone (it would delete signals and adapters before a rerun if they were its outputs), and
-    it makes no missing file anew on which nothing missing depends.
-    """
+    it makes no missing file anew on which nothing missing depends."""
     for copy in find_study(profile).lost(profile):
         copy.unlink(missing_ok=True)
 

@@ -1,7 +1,5 @@
-"""What goes to the hub: exported students as a model, signals and logs as a data set, each with its card.
-
-One commit a repository, so that a stopped upload leaves what was there; a repository that is new is private.
-"""
+"""What goes to the hub: exported students as a model, signals and logs as a data set, each with its card. One commit a
+repository, so that a stopped upload leaves what was there; a repository that is new is private."""
 
 import re
 from collections.abc import Sequence
