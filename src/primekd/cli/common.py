@@ -49,7 +49,7 @@ SeedOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force-stage", help="Make it anew though nothing of it changed; the old one is set aside.")
 ]
-StrategyArgument = Annotated[str, typer.Argument(help="A strategy in configs/strategies.yaml, for example base-KD.")]
+ArmArgument = Annotated[str, typer.Argument(help="A strategy in configs/strategies.yaml, for example base-KD.")]
 ExtractorOption = Annotated[
     str, typer.Option(help="published, validated, strict-match, flexible-extract or math-verify.")
 ]

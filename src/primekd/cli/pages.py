@@ -5,22 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from primekd.cli.common import (
-    JsonOption,
-    ProfileOption,
-    PublishedOption,
-    SeedOption,
-    StrategyArgument,
-    show_result,
-    verb,
-)
+from primekd.cli.common import ArmArgument, JsonOption, ProfileOption, PublishedOption, SeedOption, show_result, verb
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
 @verb()
 def export(
-    strategy: StrategyArgument,
+    strategy: ArmArgument,
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
     to: Annotated[

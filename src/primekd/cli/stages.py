@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import ForceOption, ProfileOption, SeedOption, StrategyArgument, verb
+from primekd.cli.common import ArmArgument, ForceOption, ProfileOption, SeedOption, verb
 from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
@@ -82,7 +82,7 @@ def capture(
 
 @verb()
 def distill(
-    strategy: StrategyArgument,
+    strategy: ArmArgument,
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes, one a GPU; else the profile's.")] = None,

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
 from tqdm import tqdm
@@ -21,16 +21,7 @@ _TIME = TypeAdapter(AwareDatetime)
 Time = Annotated[str, AfterValidator(lambda text: text if _TIME.validate_python(text) else "")]
 Units = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 Word = Annotated[str, AfterValidator(clean)]
-
-
-class Profile(Protocol):
-    """What a profile is here: a place for its runs, and which task, engines and students its stages use."""
-
-    runs: Any
-    data: Any
-    teacher: Any
-    assess: Any
-    student: Any
+Profile = Any  # of config, which nothing here may import: what has runs, data, teacher, assess and student
 
 
 class StageState(BaseModel):

@@ -132,15 +132,11 @@ def stands(
 # Making anew, as a person asked.
 
 
-def _wish(profile: Profile, stage: str) -> Path:
-    return profile.runs / "forced" / stage
-
-
 def ask_anew(profile: Profile, stages: Iterable[str]) -> None:
     """Notes that all results of these stages are to be made anew. It holds until `forget_wishes`, so that a run that
     was killed goes on with those that are still missing."""
     for stage in stages:
-        write_text(_wish(profile, stage), "")
+        write_text(profile.runs / "forced" / stage, "")
 
 
 def forget_wishes(profile: Profile) -> None:
@@ -150,7 +146,7 @@ def forget_wishes(profile: Profile) -> None:
 
 def forced_since(profile: Profile, stage: str, force: bool = False) -> float:
     """The file system's time before which a stage's results are to be made anew: 0 for none, inf by `force`."""
-    path = _wish(profile, stage)
+    path = profile.runs / "forced" / stage
     return math.inf if force else path.stat().st_mtime if path.is_file() else 0.0
 
 

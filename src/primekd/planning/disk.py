@@ -55,6 +55,7 @@ def codec_costs(profile: Profile, lengths: Lengths, captures: list[Stage]) -> li
 def _cost(profile: Profile, name: str, lengths: Lengths, captures: list[Stage]) -> CodecCost:
     chosen, _ = find_codec(profile)
     codec, missing = find_codec(profile, profile.signals.model_copy(update={"codec": name}))
+    reading = [arm for arm in arms_of(profile).values() if arm.store and arm.signals != NONE]
     row, head = row_bytes(profile, name), head_bytes(profile) if name == "hidden" else 0
     token, longest = (row + ID_BYTES * (1 + lengths.prompt / length) for length in (lengths.response, lengths.most))
     return CodecCost(
@@ -64,13 +65,8 @@ def _cost(profile: Profile, name: str, lengths: Lengths, captures: list[Stage]) 
         strategy=captures[0].response_tokens / captures[0].runs * token,
         total=sum(stage.response_tokens for stage in captures) * token + head,
         most=sum(stage.most for stage in captures) * longest + head,
-        refusal=missing or _refusal(profile, codec),
+        refusal=missing or next(filter(None, (codec.refusal(arm.loss_of(profile)) for arm in reading)), None),
     )
-
-
-def _refusal(profile: Profile, codec: Codec) -> str | None:
-    reading = [arm for arm in arms_of(profile).values() if arm.store and arm.signals != NONE]
-    return next(filter(None, (codec.refusal(arm.loss_of(profile)) for arm in reading)), None)
 
 
 def row_bytes(profile: Profile, codec: str) -> float:

@@ -183,19 +183,12 @@ def make_plan(profile: Profile) -> Plan:
         memory = f"{machine.gpu_memory_gib:.1f} GiB a GPU, {memory}"
         margin = f"{GPU_MARGIN:.0%} of all but weights and cache (checked on a CPU, docs/plan.md; not on a GPU)."
     return Plan(
-        profile=profile.name,
-        description=profile.description,
-        machine_text=f"{machine_name(machine)}, {memory} ({known})",
-        margin_text=f"Margin: {margin}",
+        profile=profile.name, description=profile.description, lengths=lengths, needs=needs, codecs=costs, storage=disk,
+        machine_text=f"{machine_name(machine)}, {memory} ({known})", margin_text=f"Margin: {margin}", stages=parts,
         models={"Teacher": _model_text(profile, teacher), "Student": _model_text(profile, student)},
-        lengths=lengths,
-        needs=needs,
-        codecs=costs,
-        storage=disk,
         disk_bytes=machine.disk_gib * GIB if machine.disk_gib else None,
-        stages=parts,
         findings=sorted(findings, key=lambda finding: list(MARKS).index(finding.level)),
-    )
+    )  # fmt: skip
 
 
 def _model_text(profile: Profile, model: Model | None) -> str:

@@ -10,19 +10,9 @@ from primekd.capture.judged import ARMS
 from primekd.config.arm import CONTROL, NO_STUDENTS, TEACHER, split_seed
 from primekd.config.arms import default_arms, load_arms, of_role
 from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.report import formats
 from primekd.report.cells import Cell, Files, Name, Table
-from primekd.report.formats import (
-    MISSING,
-    duration,
-    interval,
-    known,
-    markdown,
-    p_equals,
-    percent,
-    percent_range,
-    points,
-    significant,
-)
+from primekd.report.formats import MISSING, interval, known, markdown, percent, points, significant
 from primekd.report.lineage import job_seconds
 from primekd.report.primed import kl_items, primed_sentences
 from primekd.report.results import ADJUDICATED, Results, Row, read_optional, read_results
@@ -192,7 +182,7 @@ def _minus(results: Results, arm: str, reference: str) -> str:
     if row is None:
         return MISSING
     said = interval(row, "accuracy", points)
-    return f"{said}, {p_equals(row['p_holm'])}" if row["p_holm"] else said
+    return f"{said}, {formats.p_equals(row['p_holm'])}" if row["p_holm"] else said
 
 
 def expected_table(*folders: Path) -> Table:
@@ -213,11 +203,11 @@ def _given(results: Results) -> list[Cell]:
     kls = [significant(kl, 3) for kl in sorted((row["kl"] for row in students if row["kl"]), key=float)]
     return [
         results.folder.name, results.summary[0]["n"], control,
-        percent_range([row["accuracy"] for row in students]) if students else MISSING, teacher,
+        formats.percent_range([row["accuracy"] for row in students]) if students else MISSING, teacher,
         known(by_model.get(CONTROL, {}).get("kl"), partial(significant, digits=3)),
         " to ".join(dict.fromkeys((kls[0], kls[-1]))) if kls else MISSING,
-        _claimed(results), duration(job_seconds(manifest)), environment.get("hardware", {}).get("cpu") or MISSING,
-        short_commit(manifest),
+        _claimed(results), formats.duration(job_seconds(manifest)),
+        environment.get("hardware", {}).get("cpu") or MISSING, short_commit(manifest),
     ]  # fmt: skip
 
 

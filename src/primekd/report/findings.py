@@ -8,21 +8,11 @@ from decimal import Decimal
 from pathlib import Path
 
 from primekd.config.arms import load_arms
+from primekd.report import results as of_logs
 from primekd.report.beyond import beyond_tables, effect_tables
 from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
 from primekd.report.formats import markdown, percent, percent_range
-from primekd.report.results import (
-    ON_ANSWERS,
-    ONLY_ONE,
-    RESPONSES_NOTE,
-    UNADJUSTED,
-    Results,
-    contrast_table,
-    fit_columns,
-    read_results,
-    response_table,
-    result_table,
-)
+from primekd.report.results import Results, contrast_table, fit_columns, read_results, response_table, result_table
 from primekd.report.text import few_items
 from primekd.statistics.effects import ANOTHER_SEED
 from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
@@ -35,7 +25,7 @@ def findings(results: Results) -> list[str]:
     """What the numbers can and cannot show, in sentences."""
     effects = [*effect_sentences(results.effects), *subset_sentences(results.subsets)]
     controls, said = control_sentences(results.contrasts, results.effects), claims(results.contrasts, numbers=True)
-    claimed = [sentence.replace(ON_ANSWERS.nll, results.fit.nll) for sentence in said]
+    claimed = [sentence.replace(of_logs.ON_ANSWERS.nll, results.fit.nll) for sentence in said]
     return [*claimed, *effects, *controls, *_limits(results)]
 
 
@@ -131,14 +121,14 @@ def results_page(logs_folder: Path) -> Table:
     for table in effect_tables(results):
         notes += [_introduced(table), _narrow(table)]
     if (responses := response_table(logs_folder)).rows:
-        notes += [markdown(RESPONSES_NOTE), _narrow(responses)]
+        notes += [markdown(responses.notes[0]), _narrow(responses)]
     for table in beyond_tables(logs_folder):
         notes += [_introduced(table), _narrow(table)]
     return replace(result_table(results), notes=(*notes, said))
 
 
 def _narrow(table: Table) -> str:
-    return to_markdown(table.without(ONLY_ONE, UNADJUSTED))
+    return to_markdown(table.without(of_logs.ONLY_ONE, of_logs.UNADJUSTED))
 
 
 def _introduced(table: Table) -> str:
@@ -148,7 +138,7 @@ def _introduced(table: Table) -> str:
 def results_text(logs_folder: Path) -> str:
     """The same results for a terminal: plain tables, at most 120 columns wide, and the sentences."""
     results = read_results(logs_folder)
-    paired = contrast_table(results, digits=2).without(ONLY_ONE, UNADJUSTED)
+    paired = contrast_table(results, digits=2).without(of_logs.ONLY_ONE, of_logs.UNADJUSTED)
     parts = _halves(result_table(results), "", "Held-out fit, nats a token", 1)
     title = "Paired differences in accuracy, model minus reference, points"
     parts += _halves(paired, title, "Paired differences in held-out fit, nats a token", 2)
@@ -157,7 +147,7 @@ def results_text(logs_folder: Path) -> str:
     if (responses := response_table(logs_folder)).rows:
         parts += ["The teacher's responses to the training items:", "", to_text(responses)]
     for table in beyond_tables(logs_folder):
-        parts += [f"{table.label}:", "", to_text(table.without(ONLY_ONE, UNADJUSTED))]
+        parts += [f"{table.label}:", "", to_text(table.without(of_logs.ONLY_ONE, of_logs.UNADJUSTED))]
     wrapper = textwrap.TextWrapper(
         TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
     )  # fmt: skip

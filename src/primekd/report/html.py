@@ -8,23 +8,13 @@ from typing import Any
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name, write_text
-from primekd.report import (
-    browser,
-    claims,
-    corrections,
-    costs,
-    deviations,
-    extraction,
-    figures,
-    findings,
-    inside,
-    inside_figures,
-    lineage,
-    primed,
-    results,
-)
+from primekd.report import corrections, deviations, extraction, figures, findings, inside, lineage, primed, results
 from primekd.report import text as text_students
 from primekd.report.beyond import beyond_tables, effect_tables
+from primekd.report.browser import browser_data, refuse_other_items, script_json
+from primekd.report.claims import claim_note, claim_table
+from primekd.report.costs import cost_figure, cost_table
+from primekd.report.inside_figures import inside_figures
 from primekd.report.shown import source, svg_address, templates
 from primekd.statistics.sentences import sentence
 from primekd.statistics.validation import ValidationRow
@@ -58,7 +48,7 @@ def _page(profile: Profile) -> dict[str, Any]:
     folder, study = profile.logs, find_study(profile)
     found, manifest = results.read_results(folder), read_manifest(folder / MANIFEST)
     logs, titles = read_logs(profile), found.titles
-    browser.refuse_other_items(folder, logs)
+    refuse_other_items(folder, logs)
     accuracies, readings = extraction.read_accuracies(folder), extraction.read_readings(folder)
     extractor = extractor_of(manifest)
     validation = results.read_optional(published_folder() / "validation.csv", ValidationRow)
@@ -76,8 +66,8 @@ def _page(profile: Profile) -> dict[str, Any]:
         "results": results.result_table(found),
         "findings": findings.findings(found),
         "automatic": results.AUTOMATIC,
-        "claims": claims.claim_table(found),
-        "claim_note": claims.claim_note(folder),
+        "claims": claim_table(found),
+        "claim_note": claim_note(folder),
         "contrasts": results.contrast_table(found),
         "how_tested": findings.how_tested(found),
         "seeds_said": findings.seeds_said(found),
@@ -103,11 +93,10 @@ def _page(profile: Profile) -> dict[str, Any]:
         "students": found.students,
         "beyond": beyond_tables(folder),
         "responses": results.response_table(folder),
-        "responses_note": results.RESPONSES_NOTE,
         "primed": primed.primed_table(folder),
         "corrections": corrections.corrections_page(folder, logs),
         "text": text_students.text_tables(folder),
-        "spent": costs.cost_table(folder),
+        "spent": cost_table(folder),
         "inside": inside.inside_page(folder),
         "deviations": (deviating := deviations.deviation_tables(folder, logs)),
         "deviations_said": deviations.said_of(folder) if deviating else [],
@@ -121,7 +110,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "costs": lineage.costs(manifest, titles),
         "lineage": {title: lineage.model_facts(manifest, name) for name, title in titles.items()},
         "config": json.dumps(manifest.get("config", {}), indent=2, ensure_ascii=False),
-        "items": browser.script_json(browser.browser_data(profile, found, logs, readings)),
+        "items": script_json(browser_data(profile, found, logs, readings)),
         "models": [(name, "") for name in titles],
         "pairs": [(row["model"], row["reference"]) for row in found.contrasts],
         "curves": [path.stem for path in (folder / "loss_curves").glob("*.csv")],
@@ -140,8 +129,8 @@ def _figures(found: results.Results, accuracies: dict) -> dict[str, str]:
         "deviations": deviations.deviation_figure(found),
         "learning": corrections.learning_figure(found.folder),
         "text": text_students.text_curves(found.folder),
-        "costs": costs.cost_figure(found),
-        **inside_figures.inside_figures(found.folder),
+        "costs": cost_figure(found),
+        **inside_figures(found.folder),
         "extractors": figures.extractor_dots(found, accuracies) if accuracies else None,
     }
     return {name: svg_address(svg) for name, svg in drawn.items() if svg}

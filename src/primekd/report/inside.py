@@ -25,21 +25,8 @@ from primekd.report.formats import between, percent, significant, written
 from primekd.report.inside_figures import head_figure, layer_figure, map_figure, reliability_figure
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
+from primekd.statistics import inside as inner
 from primekd.statistics.families import title_of
-from primekd.statistics.inside import (
-    ATTENTION,
-    BINS,
-    CALIBRATION,
-    EVERY,
-    EXPLAINED,
-    HEADS,
-    PAIRS,
-    AttentionRow,
-    CalibrationRow,
-    ExplainedRow,
-    HeadRow,
-    PairRow,
-)
 from primekd.statistics.reasoning import ARITHMETIC, CLASSES, WORDS, ArithmeticRow, ClassRow, WordRow
 
 NATS = partial(significant, digits=3)
@@ -70,11 +57,11 @@ EXPLAINED_NOTE = (
 )
 CALIBRATION_NOTE = (
     "Confidence: of an answer the geometric mean of its tokens' probabilities; of a value the probability of its "
-    "tokens behind the model's own reasoning, where a value was read. The teacher: on the items that it answered under "
-    f"all prompts. ECE over {BINS} bins of equal width, which chance makes larger than 0: beside it what a calibrated "
-    "model shows on so many answers, and the interval allows for it. AUROC: that a right answer is surer than a wrong "
-    "one. Bootstrap intervals over items, or over what these share. Entropy and margin (between the two most probable "
-    "tokens): nats a token. Logits themselves cannot be compared between models."
+    "tokens behind the model's own reasoning, where a value was read. The teacher: on the items that it answered "
+    f"under all prompts. ECE over {inner.BINS} bins of equal width, which chance makes larger than 0: beside it what a "
+    "calibrated model shows on so many answers, and the interval allows for it. AUROC: that a right answer is surer "
+    "than a wrong one. Bootstrap intervals over items, or over what these share. Entropy and margin (between the two "
+    "most probable tokens): nats a token. Logits themselves cannot be compared between models."
 )
 ARITHMETIC_NOTE = (
     "Calculations such as 48 / 2 = 24 that stand in the answers, worked out anew and rounded as they are written. "
@@ -113,8 +100,9 @@ def inside_page(logs: Path) -> dict[str, Any] | None:
 
 def attention_table(folder: Path) -> Table:
     by_model: dict[str, dict] = {}
-    for row in [row for row in read_optional(folder / ATTENTION, AttentionRow) if row["layer"] == EVERY]:
-        by_model.setdefault(row["model"], {})[row["measure"]] = row
+    for row in read_optional(folder / inner.ATTENTION, inner.AttentionRow):
+        if row["layer"] == inner.EVERY:
+            by_model.setdefault(row["model"], {})[row["measure"]] = row
     columns = {"Student": lambda found: model_of(next(iter(found.values())))}
     columns |= {measure: lambda found, m=measure: MOVED(found[m]) for measure in MEASURES}
     return table_of("Attention: student minus control", by_model.values(), columns, notes=(ATTENTION_NOTE,))
@@ -122,7 +110,7 @@ def attention_table(folder: Path) -> Table:
 
 def head_table(folder: Path) -> Table:
     rows, seen = [], {}
-    for row in read_optional(folder / HEADS, HeadRow):
+    for row in read_optional(folder / inner.HEADS, inner.HeadRow):
         seen[row["model"]] = seen.get(row["model"], 0) + 1
         rows += [row] if seen[row["model"]] <= HEADS_A_MODEL else []
     columns = {
@@ -134,7 +122,7 @@ def head_table(folder: Path) -> Table:
 
 def pair_table(folder: Path) -> Table:
     by_pair: dict[tuple[str, str], list[dict]] = {}
-    for row in read_optional(folder / PAIRS, PairRow):
+    for row in read_optional(folder / inner.PAIRS, inner.PairRow):
         by_pair.setdefault((row["model"], row["reference"]), []).append(row)
 
     def heads(rows: list[dict]) -> str:
@@ -155,7 +143,7 @@ def explained_table(folder: Path) -> Table:
         "Placebo": written("placebo", NATS), "Shuffled": written("shuffled", NATS),
         "Explains": "explains",
     }  # fmt: skip
-    rows = read_optional(folder / EXPLAINED, ExplainedRow)
+    rows = read_optional(folder / inner.EXPLAINED, inner.ExplainedRow)
     return table_of("Does it go along with accuracy?", rows, columns, notes=(EXPLAINED_NOTE,))
 
 
@@ -167,7 +155,7 @@ def calibration_table(folder: Path) -> Table:
         "Brier [95 %]": between("brier", NATS), "AUROC [95 %]": between("auroc", NATS),
         "Entropy": written("entropy", NATS), "Margin": written("margin", NATS),
     }  # fmt: skip
-    rows = read_optional(folder / CALIBRATION, CalibrationRow)
+    rows = read_optional(folder / inner.CALIBRATION, inner.CalibrationRow)
     return table_of("Is a model as often right as it is sure?", rows, columns, left=2, notes=(CALIBRATION_NOTE,))
 
 

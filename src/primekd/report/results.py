@@ -197,7 +197,7 @@ def response_table(folder: Path) -> Table:
         "Same tokens, %": written("same_share", percent), "Same response": "same_whole",
     }  # fmt: skip
     rows = read_optional(Path(folder) / RESPONSES, ResponseRow)
-    return table_of("The teacher's responses to the training items", rows, columns)
+    return table_of("The teacher's responses to the training items", rows, columns, notes=(RESPONSES_NOTE,))
 
 
 def tuning_table(folder: Path) -> Table:

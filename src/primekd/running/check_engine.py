@@ -51,23 +51,15 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
         expected = plain.generate(prompts, sampling)
     tokens = sum(len(r.ids) for r in responses)
     result = {
-        "engine": engine.name,
-        "profile": profile.name,
-        "strategy": strategy,
-        "items": len(questions),
+        "engine": engine.name, "profile": profile.name, "strategy": strategy, "items": len(questions),
         "codec": make_codec(profile.signals, engine.offers).describe()["name"],
         "agreement": dataclasses.asdict(agreement),
         "equal_answers": sum(a.ids == b.ids for a, b in zip(responses, expected, strict=True)),
-        "generated_tokens": tokens,
-        "generated_tokens_per_second": round(tokens / seconds, 1),
-        "batch_size": profile.teacher.batch_size,
-        "identity": identity,
+        "generated_tokens": tokens, "generated_tokens_per_second": round(tokens / seconds, 1),
+        "batch_size": profile.teacher.batch_size, "identity": identity,
         "reference": {"engine": plain.name, "model": model, "dtype": "float32", "model_sha256": model_hash(model)},
-        "start": start,
-        "end": now(),
-        **meter.facts,
-        "environment": environment(),
-    }
+        "start": start, "end": now(), **meter.facts, "environment": environment(),
+    }  # fmt: skip
     write_json(output_root() / "logs" / "engines" / f"{engine.name}-{profile.name}.json", result)
     return result
 

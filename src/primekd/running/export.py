@@ -17,17 +17,8 @@ from primekd.foundation.manifests import MANIFEST, altered_outputs, is_current, 
 from primekd.foundation.provenance import now, write_manifest
 from primekd.foundation.stage_code import stage_code
 from primekd.foundation.storage import relative_name, write_text
-from primekd.models import load_model, load_tokenizer, template_hash, tokenizer_hash
+from primekd.models import gguf_files, load_model, load_tokenizer, template_hash, tokenizer_hash
 from primekd.models.chat import build_prompt, text_prompt
-from primekd.models.gguf_files import (
-    FILE_TYPES,
-    quantise,
-    refuse_other_tokens,
-    require_architecture,
-    require_types,
-    types_of,
-    write_f16,
-)
 from primekd.models.modelfile import modelfile, portable
 from primekd.models.served import cast_weights, own_logits, plain_generation, require_same_base
 from primekd.models.students import written
@@ -71,7 +62,7 @@ def export(
     safetensors in `dtype`, configuration, tokenizer, card, manifest; with `gguf`, files of those types and a Modelfile.
     Raises UserError if there is no such student, it cannot be written so, merging changed what it says, the folder is
     there and is no export of the same, or the disk is full."""
-    require_types(gguf)
+    gguf_files.require_types(gguf)
     student = trained_student(profile, arm, seed)
     target = Path(to).resolve() if to else profile.runs / "exports" / student.name
     inputs = {
@@ -98,13 +89,13 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
             tokenizer.chat_template = None  # it has read text alone, and no conversation: its ends are texts' ends
             tokenizer.eos_token, tokenizer.stop_ids = tokenizer.convert_ids_to_tokens(end_of_text(tokenizer)), ()
         if gguf:
-            require_architecture(model)
+            gguf_files.require_architecture(model)
         _require_room(folder, model.num_parameters(), [dtype, "F16", *gguf] if gguf else [dtype])
         prompts = prompts_of(profile, tokenizer, CHECKED)
         responses = answers_of(model, tokenizer, prompts, min(TOKENS, profile.max_new_tokens))
         logits = own_logits(model, prompts, responses, len(tokenizer))
         merge, scored = check_merge(profile.student, student.folder, logits, prompts, responses)
-        names = {kind: f"{student.name}-{kind}.gguf" for kind in FILE_TYPES if kind in gguf}
+        names = {kind: f"{student.name}-{kind}.gguf" for kind in gguf_files.FILE_TYPES if kind in gguf}
         kept = _write_gguf(folder, model, tokenizer, names, prompts, student.name) if names else {}
         model.config._name_or_path, model.generation_config = "", plain_generation(model, tokenizer)
         for part in (cast_weights(model, dtype), tokenizer):
@@ -147,12 +138,13 @@ def prompts_of(profile: Profile, tokenizer: Any, count: int) -> list[list[int]]:
 def _write_gguf(folder: Path, model: Any, tokenizer: Any, names: dict, prompts: list, name: str) -> dict[str, Any]:
     """The GGUF files; what each keeps its weights as."""
     source = folder / names.get("F16", ".F16.gguf")
-    write_f16(model, tokenizer, source, name)
+    gguf_files.write_f16(model, tokenizer, source, name)
     texts = [tokenizer.decode(ids) for ids in prompts]
-    refuse_other_tokens(source, texts, [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    gguf_files.refuse_other_tokens(source, texts, tokens)
     for kind in names.keys() - {"F16"}:
-        quantise(source, folder / names[kind], kind)
-    found = {kind: types_of(folder / file, kind) for kind, file in names.items()}
+        gguf_files.quantise(source, folder / names[kind], kind)
+    found = {kind: gguf_files.types_of(folder / file, kind) for kind, file in names.items()}
     if "F16" not in names:
         source.unlink()
     return found

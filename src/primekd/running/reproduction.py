@@ -60,6 +60,10 @@ def _compare(own: Profile, other: Profile) -> dict[str, Any]:
     models = [_pair(rows[m], rows_2[m], logs[m], logs_2[m]) for m in logs]
     here, there = claims(results.contrasts), claims(results_2.contrasts)
     alone = {"only_here": [s for s in here if s not in there], "only_published": [s for s in there if s not in here]}
+    largest = {}
+    for measure in ("kl", "nll_gold"):
+        found = [{"model": m["model"], "difference": m[measure]} for m in models if m[measure] is not None]
+        largest[measure] = max(found, key=lambda m: abs(m["difference"]), default=None)
     reasons = [f"{m['model']} has another accuracy" for m in models if not (m["inside"] and m["published_inside"])]
     if said := sum(map(len, alone.values())):
         reasons.append(f"{said} sentence{'s differ' if said > 1 else ' differs'}")
@@ -67,7 +71,7 @@ def _compare(own: Profile, other: Profile) -> dict[str, Any]:
         "verdict": NOT_REPRODUCED if reasons else REPRODUCED,
         "reasons": reasons,
         "models": models,
-        "largest": {measure: _largest(models, measure) for measure in ("kl", "nll_gold")},
+        "largest": largest,
         "sentences": {"same": [s for s in here if s in there]} | alone,
     }
 
@@ -115,11 +119,6 @@ def _pair(row: Row, row_2: Row, log: list[LogRow], log_2: list[LogRow]) -> dict[
         "same_texts": sum(a.response == b.response for a, b in pairs) / len(pairs),
         **{m: float(row[m]) - float(row_2[m]) if row[m] and row_2[m] else None for m in ("kl", "nll_gold")},
     }
-
-
-def _largest(models: list[dict[str, Any]], measure: str) -> dict[str, Any] | None:
-    found = [{"model": m["model"], "difference": m[measure]} for m in models if m[measure] is not None]
-    return max(found, key=lambda m: abs(m["difference"]), default=None)
 
 
 def verdict_text(found: dict[str, Any]) -> str:
