@@ -39,9 +39,7 @@ def grade(
     file: Annotated[Path, typer.Argument(help="A CSV file of answers.")],
     response_column: Annotated[str, typer.Option(help="Column that holds the answers.")],
     gold_column: Annotated[str, typer.Option(help="Column of gold values: a number, or a solution ending in #### 18.")],
-    question_column: Annotated[
-        str | None, typer.Option(help="Column of questions; `question` is used if it is there.")
-    ] = None,
+    question_column: Annotated[str | None, typer.Option(help="Column of questions; `question` if it is there.")] = None,
     extractor: ExtractorOption = "published",
     out: Annotated[Path | None, typer.Option(help="Write the per-item log here.")] = None,
     json: JsonOption = False,
@@ -68,9 +66,7 @@ def compare(
     gold_column: Annotated[str | None, typer.Option(help="Of files that are no per-item logs.")] = None,
     question_column: Annotated[str | None, typer.Option(help="Of files that are no per-item logs.")] = None,
     extractor: ExtractorOption = "published",
-    adjudicated: Annotated[
-        bool, typer.Option("--adjudicated", help="By people's decisions where there are any.")
-    ] = False,
+    adjudicated: Annotated[bool, typer.Option("--adjudicated", help="By people's decisions, if any.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Compares two files of answers to the same questions: paired difference, exact McNemar test, what may be claimed.

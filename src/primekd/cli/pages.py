@@ -15,9 +15,7 @@ def export(
     strategy: ArmArgument,
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
-    to: Annotated[
-        Path | None, typer.Option(help="A folder that is not there yet, in place of runs/…/exports/.")
-    ] = None,
+    to: Annotated[Path | None, typer.Option(help="A folder that is not there yet, not runs/…/exports/.")] = None,
     gguf: Annotated[list[str] | None, typer.Option(help="F16, Q8_0 or Q4_K_M; may be repeated.")] = None,
     dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the safetensors.")] = "bfloat16",
 ) -> None:
@@ -72,9 +70,7 @@ def show(
 
 
 @verb()
-def readme(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a number drifted.")] = False,
-) -> None:
+def readme(check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if one drifted.")] = False) -> None:
     """Writes the tables of README.md and docs/ from the published logs; with --check, fails if one differs.
 
     \b
@@ -127,12 +123,8 @@ def verify(
 @verb()
 def publish(
     profile: ProfileOption = "pocket",
-    mixed: Annotated[
-        bool, typer.Option("--mixed", help="Also what several commits made: its manifests name them.")
-    ] = False,
-    hub: Annotated[
-        str | None, typer.Option("--hub", help="A repository, owner/name; what to send is named below.")
-    ] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Also what several commits made; manifests name it.")] = False,
+    hub: Annotated[str | None, typer.Option("--hub", help="A repository, owner/name; name below what to send.")] = None,
     student: Annotated[str | None, typer.Option(help="An exported student: its folder, or its name.")] = None,
     signals: Annotated[list[str] | None, typer.Option(help="The arm whose signals go; may be repeated.")] = None,
     logs: Annotated[bool, typer.Option("--logs", help="The profile's logs go.")] = False,

@@ -35,19 +35,14 @@ def prepare_teacher(
 
 @verb()
 def capture(
-    strategies: Annotated[
-        list[str] | None, typer.Argument(help="Strategies with a teacher, which is loaded once for all of them.")
-    ] = None,
+    strategies: Annotated[list[str] | None, typer.Argument(help="Strategies with a teacher, loaded once.")] = None,
     profile: ProfileOption = "pocket",
     seed: SeedOption = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="The unprimed teacher on the test items.")] = False,
     responses: Annotated[
-        str | None,
-        typer.Option(help="Score the responses of this file (id and response a row), instead of writing any."),
+        str | None, typer.Option(help="Score the responses of this file (id and response a row), and write none.")
     ] = None,
-    worker: Annotated[
-        str | None, typer.Option(help="Take a fixed share, for example 2/4, instead of what no other has taken.")
-    ] = None,
+    worker: Annotated[str | None, typer.Option(help="A fixed share, such as 2/4, and not what is left.")] = None,
     force: ForceOption = False,
 ) -> None:
     """Asks the teacher, primed, and keeps its responses and signals; goes on where it stopped.
@@ -111,9 +106,7 @@ def assess(
     profile: ProfileOption = "pocket",
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Make answers and held-out fit of this model (control, or a strategy) and no other; may be repeated."
-        ),
+        typer.Option(help="Only answers and held-out fit of this model (or control); may be repeated."),
     ] = None,
     force: ForceOption = False,
 ) -> None:

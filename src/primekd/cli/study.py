@@ -17,16 +17,12 @@ from primekd.foundation.errors import UserError
 def run(
     profile: ProfileOption = "pocket",
     cores: Annotated[int | None, typer.Option(help="Cores to use; all of them if left out.")] = None,
-    force: Annotated[
-        bool, typer.Option(help="Execute every notebook again (stages with unchanged inputs stay).")
-    ] = False,
+    force: Annotated[bool, typer.Option(help="Execute every notebook again (unchanged stages stay).")] = False,
     slurm: Annotated[bool, typer.Option("--slurm", help="Every stage is a Slurm job, strategies in parallel.")] = False,
     slurm_profile: Annotated[
         Path | None, typer.Option(help="Folder with the Snakemake profile for --slurm; configs/slurm if left out.")
     ] = None,
-    capture_workers: Annotated[
-        int, typer.Option(min=1, help="With --slurm: so many jobs capture one strategy together.")
-    ] = 1,
+    capture_workers: Annotated[int, typer.Option(min=1, help="With --slurm: so many jobs share a capture.")] = 1,
     force_stage: Annotated[
         list[str] | None,
         typer.Option(

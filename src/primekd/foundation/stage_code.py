@@ -118,9 +118,7 @@ def say_kept(stage: str, record: Record, code: dict[str, Any], done: str = "") -
         print(f"{stage}: nothing to do, {done}")
 
 
-def stands(
-    folder: Path, inputs: dict[str, Any], code: dict[str, Any], stage: str, done: str = "", since: float = 0.0
-) -> bool:
+def stands(folder: Path, inputs: dict, code: dict, stage: str, done: str = "", since: float = 0.0) -> bool:
     """Whether a stage's result is kept: it is whole, its inputs are unchanged and nobody wants it anew (`since`: from
     `forced_since`). Says so; `done` is what is said where today's code made it, nothing if empty."""
     if is_older(folder / MANIFEST, since) or not is_current(folder, inputs):

@@ -43,9 +43,7 @@ Count = Annotated[int, BeforeValidator(as_count)]
 Name = Annotated[str, Field(min_length=1)]
 
 
-def write_csv(
-    path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]], quoting: int = csv.QUOTE_MINIMAL
-) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable], quoting: int = csv.QUOTE_MINIMAL) -> None:
     """Writes rows of cells under a header; None is an empty cell, and floats have all their digits."""
     write_text(path, _csv_text(columns, rows, quoting))
 

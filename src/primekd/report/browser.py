@@ -35,9 +35,7 @@ def refuse_other_items(folder: Path, logs: dict[str, list[LogRow]]) -> None:
             raise UserError(f"{path} has other items than the other logs: run the assessment again.")
 
 
-def browser_data(
-    profile: Profile, results: Results, logs: dict[str, list[LogRow]], readings: Readings
-) -> dict[str, Any]:
+def browser_data(profile: Profile, results: Results, logs: dict[str, list[LogRow]], readings: Readings) -> dict:
     """What the page's script needs: a command's words for these logs, models, extractors, and items with one answer a
     model in the same order. Raises UserError if extractors.csv has no row for an answer. An answer's `text` is [before,
     marked, after], or [all] where no number was found, cut here because spans count code points and JavaScript UTF-16

@@ -103,12 +103,10 @@ def example_table(logs: Mapping[str, list[LogRow]]) -> Table:
     """The sentence, the gold one, and what the base, a student and the teacher made of it, side by side."""
     models = [model for model in (CONTROL, "api-KD", TEACHER) if model in logs]
     rows = []
-    for answers in zip(*(logs[model] for model in models), strict=True):
-        if len({row.extracted for row in answers}) > 1 and len(rows) < SHOWN:
-            said = [
-                f"{'✓' if r.correct else '✗'} {r.extracted if r.extracted != '-1' else 'no answer'}" for r in answers
-            ]
-            rows.append([answers[0].id, answers[0].question, answers[0].gold, *said])
+    for given in zip(*(logs[model] for model in models), strict=True):
+        if len({row.extracted for row in given}) > 1 and len(rows) < SHOWN:
+            said = [f"{'✓' if r.correct else '✗'} {r.extracted if r.extracted != '-1' else 'no answer'}" for r in given]
+            rows.append([given[0].id, given[0].question, given[0].gold, *said])
     head = ["Sentence", "As asked", "Gold", *models]
     return Table("Examples", head, rows, left=len(head), notes=(EXAMPLES_NOTE,))
 
@@ -124,20 +122,18 @@ def learning_figure(folder: Path) -> str | None:
         return None
 
     def fill(axes):
-        places = [counts[model] for model in students]
-        values = [100 * found[model].exact for model in students]
+        xs = [counts[model] for model in students]
+        ys = [100 * found[model].exact for model in students]
         below, above = ([100 * abs(getattr(found[m], f"exact_{end}") - found[m].exact) for m in students]
                         for end in ("low", "high"))  # fmt: skip
-        axes.errorbar(
-            places, values, [below, above], marker="o", color=PALETTE[0], capsize=3, label="students of the labels"
-        )
+        axes.errorbar(xs, ys, [below, above], marker="o", color=PALETTE[0], capsize=3, label="students of the labels")
         lines = {TEACHER: "teacher", "base-fine-tune": "ceiling: trained on gold", FEW_SHOT: "base, instructed",
                  CONTROL: "base", COPY: "copied"}  # fmt: skip
         for number, (model, label) in enumerate((m, label) for m, label in lines.items() if m in found):
             style = {"color": PALETTE[number + 1], "linestyle": "--", "linewidth": 1.4}
             axes.axhline(100 * found[model].exact, label=label, **style)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(places, [str(place) for place in places])
+        axes.set_xticks(xs, map(str, xs))
         axes.set_ylim(bottom=0)
         axes.set(xlabel="Labels trained on", ylabel="Exact match, % (95 % interval)")
         axes.figure.legend(loc="outside lower center", ncols=3)
@@ -175,10 +171,8 @@ def show_labels(job: Job) -> Shown:
     table = Table("Answers", ["What it is", "Answers"], [[name, str(n)] for name, n in counts.most_common()])
     texts = [[item.id, item.question, decode_response(tokenizer, reader.item(item.id).response_ids),
               unfit.get(item.id, "label")] for item in items]  # fmt: skip
-    shown = [next(row for row in texts if row[3] == name) for name in counts] + texts[:SHOWN]
-    return show_table(table) + show_table(
-        Table("Some of them", ["Sentence", "As asked", "Answer", "Is"], shown, left=4)
-    )
+    some = [next(row for row in texts if row[3] == name) for name in counts] + texts[:SHOWN]
+    return show_table(table) + show_table(Table("Some of them", ["Sentence", "As asked", "Answer", "Is"], some, left=4))
 
 
 def show_corrections(profile: Profile) -> Shown:

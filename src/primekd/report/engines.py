@@ -33,11 +33,9 @@ def engine_table(logs_folder: Path) -> Table:
     head = ["Engine", "Model format", "Codecs", "Batches", "Checked on", "Versions", "Signals",
             "Same first token, %", "KL, nats a token", "Equal answers", "Check", "Whole study"]  # fmt: skip
     rows = []
-    for known, packages in ENGINES.items():
-        files = sorted(logs_folder.glob(f"{known[0]}-*.json"))
-        rows += [[*known, *_check(path, packages)] for path in files] or [
-            [*known, NOT_RUN, *["–"] * 5, Files(()), Files(())]
-        ]
+    for own, named in ENGINES.items():
+        files = sorted(logs_folder.glob(f"{own[0]}-*.json"))
+        rows += [[*own, *_check(path, named)] for path in files] or [[*own, NOT_RUN, *["–"] * 5, Files(()), Files(())]]
     return Table("Teacher engines", head, rows, left=7, notes=(NOTE,))
 
 

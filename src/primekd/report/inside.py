@@ -201,16 +201,12 @@ def step_texts(folder: Path) -> list[tuple[str, Markup]]:
         answers.setdefault((row.model, row.id), []).append(row)
     found = []
     for (model, item), steps in answers.items():
-        first, most = steps[0], max(abs(step.value) for step in steps) or 1.0
-        said = (
-            f"{title_of(model)}, {item}: log p(value) {first.whole:.2f} with all steps, {first.empty:.2f} without any"
-        )
+        one, most = steps[0], max(abs(step.value) for step in steps) or 1.0
+        said = f"{title_of(model)}, {item}: log p(value) {one.whole:.2f} with all steps, {one.empty:.2f} without any"
         spans = [
-            Markup(STEP).format(
-                "more" if step.value >= 0 else "less", abs(step.value) / most, step.value, step.text, step.value
-            )
-            for step in steps
-        ]  # fmt: skip
+            Markup(STEP).format("more" if s.value >= 0 else "less", abs(s.value) / most, s.value, s.text, s.value)
+            for s in steps
+        ]
         found.append((said, Markup(" ").join(spans)))
     return found
 

@@ -11,10 +11,8 @@ from primekd.report.shown import Shown
 from primekd.statistics.families import title_of
 
 LEVELS = (0.05, 0.25, 0.7, 1.5)  # nats, from which on the ground is deeper
-SWATCHES = Markup(" ").join(Markup('<span class="k{}">{}</span>').format(n, edge) for n, edge in enumerate(LEVELS, 1))
-SCALE = Markup("from {} nats on. Point at a token, or Tab to it, for its distributions from 0.05 % on.").format(
-    SWATCHES
-)
+SAMPLES = Markup(" ").join(Markup('<span class="k{}">{}</span>').format(n, edge) for n, edge in enumerate(LEVELS, 1))
+SCALE = Markup("from {} nats on. Point at a token, or Tab to it, for its distributions from 0.05 % on.").format(SAMPLES)
 
 
 def level(nats: float) -> int:

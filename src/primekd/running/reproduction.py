@@ -173,10 +173,8 @@ def logs_lines(profile: Profile) -> list[str]:
     return [*lines, f"Not compared yet: `primekd verify --against-published --profile {profile.name}`"]
 
 
-def _described(what: str, manifest: Path) -> str:
-    if not manifest.is_file():
-        return f"{what}: none in {relative_name(manifest.parent)}"
-    facts = read_manifest(manifest)
-    return (
-        f"{what}: {relative_name(manifest.parent)}, of {facts.get('end', 'unknown date')}, commit {short_commit(facts)}"
-    )
+def _described(what: str, path: Path) -> str:
+    if not path.is_file():
+        return f"{what}: none in {relative_name(path.parent)}"
+    made = read_manifest(path)
+    return f"{what}: {relative_name(path.parent)}, of {made.get('end', 'unknown date')}, commit {short_commit(made)}"
