@@ -13,7 +13,7 @@ from benchmarks.scale import Scale
 from benchmarks.timing import time_once
 from primekd.config import load_profile
 from primekd.models.shapes import Shape, find_shape
-from primekd.planning.tokens import Lengths, find_lengths
+from primekd.planning.amounts import Lengths, find_lengths
 
 ROUNDS = 7
 COPIED = 2**26  # float32 numbers, 256 MiB: more than any cache

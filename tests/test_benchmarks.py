@@ -39,7 +39,7 @@ from primekd.foundation.provenance import write_json  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
 from primekd.models.shapes import Shape  # noqa: E402
 from primekd.models.students import lora_model  # noqa: E402
-from primekd.planning.tokens import Lengths  # noqa: E402
+from primekd.planning.amounts import Lengths  # noqa: E402
 from primekd.teachers import Response  # noqa: E402
 from primekd.training.trainer import build_trainer  # noqa: E402
 

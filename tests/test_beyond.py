@@ -23,7 +23,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.foundation.tables import read_records, read_table
 from primekd.models.chat import build_prompt
-from primekd.planning.tokens import Lengths, stages
+from primekd.planning.amounts import Lengths, stages
 from primekd.report.beyond import beyond_tables
 from primekd.report.findings import results_page, results_text
 from primekd.report.html import render, write_report

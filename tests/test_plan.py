@@ -13,10 +13,10 @@ from primekd.config.hardware import HardwareConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import write_json, write_manifest, write_text
 from primekd.models.shapes import GIB, KNOWN, find_shape, known_shape, student_model, teacher_model
+from primekd.planning.amounts import Lengths, find_lengths, find_rates
 from primekd.planning.memory import EXL2_CACHE, VLLM_LISTED_BYTES
 from primekd.planning.plan import make_plan, memory_errors
 from primekd.planning.stages import CPU_MARGIN, IMPORTS, Need, machine_name, memory_needs, on_machine
-from primekd.planning.tokens import Lengths, find_lengths, find_rates
 
 BIG = KNOWN["llama-3.1-405b"]
 CPU = HardwareConfig(memory_gib=64)

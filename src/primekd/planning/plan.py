@@ -13,10 +13,9 @@ from primekd.config import Profile
 from primekd.config.teacher import ExLlamaConfig, VllmConfig
 from primekd.foundation.errors import UserError
 from primekd.models.shapes import GIB, Model, student_model, teacher_model
-from primekd.planning.disk import CodecCost, Storage, codec_costs, storage
+from primekd.planning.amounts import CodecCost, Lengths, Stage, Storage, codec_costs, find_lengths, stages, storage
 from primekd.planning.memory import EXL2_CACHE
 from primekd.planning.stages import CPU_MARGIN, GPU_MARGIN, Need, machine_name, memory_needs, on_machine
-from primekd.planning.tokens import Lengths, Stage, find_lengths, stages
 from primekd.training.movement import movement_warning
 
 BATCHES = {"capture": "teacher.batch_size", "distill": "train.micro_batch_size", "assess": "assess.batch_size"}

@@ -12,9 +12,8 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hardware, output_root
 from primekd.models.shapes import BYTES, GIB, Model, student_model, teacher_model
 from primekd.planning import memory
-from primekd.planning.disk import find_codec, head_bytes
+from primekd.planning.amounts import Lengths, find_codec, head_bytes
 from primekd.planning.memory import Batch, Loaded, Phase
-from primekd.planning.tokens import Lengths
 
 # Resident before a model is loaded (measured, logs/plan/): Python with torch and transformers; peft and the trainer.
 IMPORTS = {"capture": 0.42e9, "distill": 0.61e9, "assess": 0.61e9}

@@ -14,7 +14,7 @@ from pathlib import Path
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name, write_text
-from primekd.report import claims, corrections, costs, deviations, inside, primed, published
+from primekd.report import claims, corrections, costs, deviations, extraction, inside, primed
 from primekd.report import text as text_students
 from primekd.report.cells import Table, to_markdown
 from primekd.report.engines import engine_table
@@ -37,12 +37,12 @@ KINDS: dict[str, Callable[..., Table]] = {
     "facts": text_students.fact_table,
     "costs": costs.cost_table,
     "expected": claims.expected_table,  # of several folders
-    "labels": published.label_table,  # from here on: of logs/published
-    "validation": published.validation_short,
-    "validation-strata": published.validation_strata,
-    "published-study": published.study_table,
-    "published-disagreements": published.disagreement_table,
-    "published-contrasts": published.contrast_matrix,
+    "labels": extraction.label_table,  # from here on: of logs/published
+    "validation": extraction.validation_short,
+    "validation-strata": extraction.validation_strata,
+    "published-study": extraction.study_table,
+    "published-disagreements": extraction.disagreement_table,
+    "published-contrasts": extraction.contrast_matrix,
     "engine-table": engine_table,  # of logs/engines
     "deviations": deviations.deviation_table,
     "released-control": deviations.control_table,
