@@ -15,9 +15,7 @@ def check_engine(
     profile: ProfileOption = "pocket",
     items: Annotated[int, typer.Option(min=1, help="How many test questions are asked.")] = 16,
     strategy: Annotated[str, typer.Option(help="Whose priming text the teacher sees.")] = "base-KD",
-    reference: Annotated[
-        str | None, typer.Option(help="Model that transformers loads in float32; the teacher's own if left out.")
-    ] = None,
+    reference: Annotated[str | None, typer.Option(help="For transformers, in float32; else the teacher's own.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Compares a profile's teacher engine with transformers on the same tokens; writes a file in logs/engines/.
@@ -134,9 +132,7 @@ def adjudicate(
     profile: ProfileOption = "pocket",
     model: Annotated[list[str] | None, typer.Option(help="This model's answers alone; may be given again.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many answers.")] = None,
-    audit: Annotated[
-        int | None, typer.Option(min=1, help="A blind second look at this many answers, drawn at random from all.")
-    ] = None,
+    audit: Annotated[int | None, typer.Option(min=1, help="A blind second look at so many random answers.")] = None,
     who: Annotated[str | None, typer.Option(help="Who decides; git's user.name, else $USER, if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order and of the sample.")] = 0,
     list_only: Annotated[bool, typer.Option("--list", help="List the open answers, and ask nothing.")] = False,

@@ -44,9 +44,7 @@ def main(
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A profile in configs/, or a path of a YAML file.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Student's seed; else the profile's own.")]
-ForceOption = Annotated[
-    bool, typer.Option("--force-stage", help="Make it anew though nothing of it changed; the old one is set aside.")
-]
+ForceOption = Annotated[bool, typer.Option("--force-stage", help="Make it anew all the same; set the old one aside.")]
 ArmArgument = Annotated[str, typer.Argument(help="A strategy in configs/strategies.yaml, for example base-KD.")]
 ExtractorOption = Annotated[str, typer.Option(help="published, validated, strict-match, flexible-extract, math-verify")]
 PublishedOption = Annotated[bool, typer.Option("--published", help="logs/<profile>/, not this machine's logs.")]

@@ -42,7 +42,7 @@ def capture(
     responses: Annotated[
         str | None, typer.Option(help="Score the responses of this file (id and response a row), and write none.")
     ] = None,
-    worker: Annotated[str | None, typer.Option(help="A fixed share, such as 2/4, and not what is left.")] = None,
+    worker: Annotated[str | None, typer.Option(help="A fixed share, such as 2/4, not what others leave.")] = None,
     force: ForceOption = False,
 ) -> None:
     """Asks the teacher, primed, and keeps its responses and signals; goes on where it stopped.

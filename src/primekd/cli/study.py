@@ -19,9 +19,7 @@ def run(
     cores: Annotated[int | None, typer.Option(help="Cores to use; all of them if left out.")] = None,
     force: Annotated[bool, typer.Option(help="Execute every notebook again (unchanged stages stay).")] = False,
     slurm: Annotated[bool, typer.Option("--slurm", help="Every stage is a Slurm job, strategies in parallel.")] = False,
-    slurm_profile: Annotated[
-        Path | None, typer.Option(help="Folder with the Snakemake profile for --slurm; configs/slurm if left out.")
-    ] = None,
+    slurm_profile: Annotated[Path | None, typer.Option(help="Snakemake profile's folder; else configs/slurm.")] = None,
     capture_workers: Annotated[int, typer.Option(min=1, help="With --slurm: so many jobs share a capture.")] = 1,
     force_stage: Annotated[
         list[str] | None,

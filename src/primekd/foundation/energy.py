@@ -39,11 +39,9 @@ class Meter:
                 self._tracker.stop()
                 data = self._tracker.final_emissions_data
                 found = {
-                    "energy_kwh": round(float(data.energy_consumed), 9),
-                    "energy_method": _method(self._tracker),
-                    "co2e_kg": round(float(data.emissions), 9),
-                    "country": self.country,
-                }
+                    "energy_kwh": round(float(data.energy_consumed), 9), "energy_method": _method(self._tracker),
+                    "co2e_kg": round(float(data.emissions), 9), "country": self.country,
+                }  # fmt: skip
         self.facts = {"seconds": round(time.monotonic() - self._start, 2), **found}
 
 

@@ -201,14 +201,12 @@ def _cost(profile: Profile, name: str, lengths: Lengths, captures: list[Stage]) 
     row, head = row_bytes(profile, name), head_bytes(profile) if name == "hidden" else 0
     token, longest = (row + ID_BYTES * (1 + lengths.prompt / length) for length in (lengths.response, lengths.most))
     return CodecCost(
-        name=name,
-        chosen=chosen is not None and name == chosen.name,
-        token=token,
+        name=name, chosen=chosen is not None and name == chosen.name, token=token,
         strategy=captures[0].response_tokens / captures[0].runs * token,
         total=sum(stage.response_tokens for stage in captures) * token + head,
         most=sum(stage.most for stage in captures) * longest + head,
         refusal=missing or next(filter(None, (codec.refusal(arm.loss_of(profile)) for arm in reading)), None),
-    )
+    )  # fmt: skip
 
 
 def row_bytes(profile: Profile, codec: str) -> float:

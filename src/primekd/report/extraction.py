@@ -209,8 +209,8 @@ def contrast_matrix(folder: Path) -> Table:
     )
     if detectable:
         note += (
-            f" True differences of {formats.percent_range(detectable)} points, depending on the comparison, would be found in "
-            "80 % of repetitions at the first threshold of Holm's adjustment."
+            f" True differences of {formats.percent_range(detectable)} points, depending on the comparison, would be "
+            "found in 80 % of repetitions at the first threshold of Holm's adjustment."
         )
     return Table("The published contrasts", ["Model", "Against", *extractors], rows, left=2, notes=(note,))
 

@@ -31,20 +31,12 @@ class CurvePoint:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 DASHES = ("-", "--", "-.", ":")
 STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
-    "font.size": 10.5,
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"], "font.size": 10.5,
     "svg.fonttype": "none",  # letters stay letters: small files, and text that can be searched
     "text.parse_math": False,  # a dollar sign in a title is a dollar sign
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#777777",
-    "axes.grid": True,
-    "grid.color": "#e3e3e3",
-    "axes.axisbelow": True,
-    "figure.facecolor": "#ffffff",
-    "legend.frameon": False,
-}
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#777777", "axes.grid": True,
+    "grid.color": "#e3e3e3", "axes.axisbelow": True, "figure.facecolor": "#ffffff", "legend.frameon": False,
+}  # fmt: skip
 
 
 def draw(name: str, size: tuple[float, float], panels: int, fill, lines: int = 1) -> str:

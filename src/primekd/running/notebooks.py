@@ -52,18 +52,11 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
         copy = Path(folder) / output.name
         try:
             papermill.execute_notebook(
-                str(source),
-                str(copy),
-                parameters=parameters,
-                cwd=str(source.parent),
-                kernel_name="python3",
-                progress_bar=False,
-                start_timeout=START_TIMEOUT,
-                stderr_file=sys.stderr,
-                stdout_file=sys.stdout,
+                str(source), str(copy), parameters=parameters, cwd=str(source.parent), kernel_name="python3",
+                progress_bar=False, start_timeout=START_TIMEOUT, stderr_file=sys.stderr, stdout_file=sys.stdout,
                 extra_arguments=["--log-level=CRITICAL"],  # not what a kernel that is stopped says of its sockets
                 config=Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/k.json"}}),
-            )
+            )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             write_text(failed, without_machine(copy))
             reason = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
