@@ -1,8 +1,7 @@
 """Which of a package's own code a module runs, found from the imports, and a hash of it that only code changes. A
 module's hash is over its syntax tree: comments, docstrings and formatting are not in it. Nor is where its imports of
-the package's own modules are from or stand, only which names they bring: so a module that is moved or renamed, and
-those that import it, keep their hashes. A package's __init__ that only passes names on is looked through and is no code
-itself. Nothing is imported or run."""
+the package's own modules are from or stand, only which names they bring: a module that is moved or renamed, and those
+that import it, keep their hashes. An __init__ that only passes names on is looked through. Nothing is imported."""
 
 import ast
 import hashlib

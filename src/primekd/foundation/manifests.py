@@ -72,8 +72,8 @@ class Maker(Part):
     parts: list[str] | None = None
 
 
-class Measured(Part):
-    """What a stage took."""
+class Made(Part):
+    """What a stage took, and who made its result."""
 
     start: str | None = None
     end: str | None = None
@@ -86,9 +86,6 @@ class Measured(Part):
     bytes: Count | None = None
     response_tokens: Count | None = None
     resumed: bool | None = None
-
-
-class Made(Measured):
     git: Git | None = None
     code: Code | None = None
     mixed: list[Maker] | None = None
@@ -113,7 +110,7 @@ class Store(Made):
     spec_sha256: Digest | None = None
     engine: Facts | None = None
     reconstruction: dict[str, float] | None = None
-    sessions: list[Measured] | None = None
+    sessions: list[Made] | None = None
     shards: Facts | None = None
 
 
@@ -207,8 +204,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def is_current(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether `folder` was made from exactly these inputs and still has the bytes that its manifest names. Raises
-    UserError if its manifest is damaged."""
+    """Whether `folder` was made from these inputs and has its manifest's bytes. Raises UserError if that is damaged."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         return False

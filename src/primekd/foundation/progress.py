@@ -76,8 +76,7 @@ def open_bar(**how: Any) -> tqdm:
 
 class NotebookBar(tqdm):
     """A bar as a notebook's output, of which a saved copy holds the last state alone (tqdm.notebook's is saved as 0 %).
-    Where a notebook runs unattended, the environment's PRIMEKD_STDERR is a path to stderr of who runs it, which shows
-    the bar too."""
+    Where it runs unattended, PRIMEKD_STDERR is a path to stderr of who runs it, which shows the bar too."""
 
     monitor_interval = 0  # no thread that draws
 

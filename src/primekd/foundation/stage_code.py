@@ -51,8 +51,7 @@ COMPUTES = {name: (name,) for name in ALONE} | {
 
 
 def stage_code(stage: str, profile: Profile | None = None) -> dict[str, Any]:
-    """The code that one of STAGES would run today. `profile` names the task, and the engine of captures and answers;
-    the others' code is left out."""
+    """The code that one of STAGES would run today, of the tasks and engines that there are that of `profile` alone."""
     engine = {} if profile is None else {"capture": profile.teacher.engine, "answers": profile.assess.engine}
     unused = [name for name in ENGINES if name != engine.get(stage)]
     stop = {module for modules in STAGES.values() for module in modules} - set(STAGES[stage])

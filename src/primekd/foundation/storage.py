@@ -121,8 +121,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, finite: bool = False) -> Any:
-    """Reads a JSON file; `finite` refuses NaN and numbers that are infinite or too large to be one. Raises UserError
-    if the file is absent or is not JSON."""
+    """Reads JSON; `finite` refuses NaN and infinite or too large numbers. Raises UserError if it is absent or none."""
     rules: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), **rules)

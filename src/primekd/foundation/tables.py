@@ -80,8 +80,7 @@ def read_table(path: Path, kind: type | None = None) -> list[Cells]:
 
 def read_records(path: Path, kind: type[T], context: Any = None, needed: bool = True) -> list[T]:
     """Rows of a file as instances of a dataclass, whose validators get `context`; ints are counts, floats finite.
-    Raises UserError if it is absent (not `needed`: there are none then) or no CSV, lacks columns (which are named), or
-    has a row that does not fit."""
+    Raises UserError if it is absent (unless not `needed`), no CSV, lacks columns (named), or a row does not fit."""
     if not needed and not path.is_file():
         return []
     adapter, optional = _schema(kind)

@@ -1,5 +1,4 @@
-"""A plan: what a profile's run needs, put together, as text for people too; what will not fit, with the one change that
-would make it fit."""
+"""A plan: what a profile's run needs, as text too; what will not fit, with the one change that would make it fit."""
 
 import math
 from collections.abc import Iterator, Sequence

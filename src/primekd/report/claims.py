@@ -1,5 +1,4 @@
-"""The tables that a reader meets first: what the paper states beside what was measured here, what priming did, and what
-each profile is known to give."""
+"""What a reader meets first: the paper beside what was measured here, what priming did, what each profile gives."""
 
 from decimal import ROUND_HALF_UP, Decimal
 from functools import partial

@@ -35,8 +35,7 @@ REBUILT = (
 
 
 def settings(profile: Profile, *first: str) -> Shown:
-    """Every setting of a profile, section by section; those named first are open, the others fold out. Raises UserError
-    if a profile has no section of that name."""
+    """Every setting of a profile by section, those named first open. Raises UserError if there is no such section."""
     resolved = profile.resolved()
     sections = {name: values for name, values in resolved.items() if isinstance(values, dict)}
     if unknown := [name for name in first if name not in sections]:

@@ -40,8 +40,7 @@ STYLE = {
 
 
 def draw(name: str, size: tuple[float, float], panels: int, fill, lines: int = 1) -> str:
-    """Calls `fill(*axes)` on a new figure of `lines` times `panels` axes, line by line, and returns its SVG, the same
-    bytes for the same data."""
+    """Calls `fill(*axes)` on a figure of `lines` x `panels` axes; returns its SVG, the same bytes for the same data."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ decimals, half away from zero: no binary fraction can turn a 6.25 in the file in
 import html
 import re
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cache
+from functools import cache, partial
 
 MISSING = "–"  # the teacher has no distance to itself, the control no comparison with itself
 
@@ -16,8 +16,7 @@ def percent(share: str | float, signed: bool = False) -> str:
     return f"{points:+}" if signed and points else str(points)
 
 
-def points(share: str | float) -> str:
-    return percent(share, signed=True)
+points = partial(percent, signed=True)  # of a difference of shares
 
 
 def p_value(p: str) -> str:

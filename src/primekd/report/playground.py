@@ -26,8 +26,7 @@ FRAME = f"{COLOURS};border:1px solid var(--jp-border-color1,gray);padding:.6em;b
 
 class Playground:
     """The widgets around one `Asker`; `root` is what a notebook shows. The boxes of `strategies` are ticked at first;
-    None ticks all that are trained. Models are loaded, from when the form opens on, and asked in a thread: the kernel
-    hears the button Stop meanwhile."""
+    None ticks all that are trained. Models are loaded and asked in a thread: the kernel hears Stop meanwhile."""
 
     def __init__(self, asker: Asker, question: str = "", strategies: Sequence[str] | None = None):
         import ipywidgets as widgets

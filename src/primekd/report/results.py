@@ -69,8 +69,7 @@ def read_optional(path: Path, kind: type) -> list[Row]:
 @dataclass(frozen=True)
 class Results:
     """The rows of the files, as text; `summary` has one row a model, in the order of the study. `named`: the main
-    family where the profile names one; `named_after`: the students that were trained before it did. `fit`: what
-    held-out fit is measured on."""
+    family where the profile names one; `named_after`: students trained before. `fit`: what held-out fit is of."""
 
     folder: Path
     summary: list[Row]

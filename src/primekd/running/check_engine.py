@@ -25,9 +25,8 @@ from primekd.teachers.protocol import generate_then_score
 def check_engine(profile: Profile, items: int, strategy: str, reference: str | None = None) -> dict[str, Any]:
     """Lets the profile's engine answer `items` test questions, primed as `strategy` says, and holds the rows that its
     codec keeps (hidden states times the head, logits, or top log-probs) against those of `reference`, a model that
-    transformers loads in float32 (None: the teacher's own file). Returns what is written to
-    logs/engines/<engine>-<profile>.json. Raises UserError if the engine cannot run here or gives text alone, or the
-    reference is another model."""
+    transformers loads in float32 (None: the teacher's own file). Returns what is written to logs/engines/. Raises
+    UserError if the engine cannot run here or gives text alone, or the reference is another model."""
     from primekd.teachers.transformers_engine import TransformersEngine
 
     if profile.teacher.sampling_temperature != 0:

@@ -91,8 +91,7 @@ def without_machine(path: Path) -> str:
 def normal_form(text: str) -> str:
     """A notebook as it stands in git, so that a diff shows what a person changed: nothing that running it leaves, and
     tags as the only metadata. Cells keep their ids: numbered anew, all behind an inserted one would change. Without
-    nbformat, whose import takes a second: git asks for it at every notebook that was touched. Raises ValueError if the
-    text is no notebook of format 4."""
+    nbformat, whose import takes a second for each notebook that git asks for. Raises ValueError for another format."""
     notebook = json.loads(text)
     if not isinstance(notebook, dict) or notebook.get("nbformat") != 4 or "cells" not in notebook:
         raise ValueError("this is no notebook of format 4")

@@ -104,8 +104,7 @@ def _unlike_items(logs: dict[str, list[LogRow]], logs_2: dict[str, list[LogRow]]
 
 def _pair(row: Row, row_2: Row, log: list[LogRow], log_2: list[LogRow]) -> dict[str, Any]:
     """One model in both runs. Accuracies (value, low, high of the 95 % interval) and shares are of its n items; kl and
-    nll_gold are here minus published, nats a token. `inside`: the accuracy here lies in the published interval;
-    `published_inside`: and the reverse."""
+    nll_gold are here minus published, nats a token. `inside`: in the published interval; and the reverse."""
     pairs = list(zip(log, log_2, strict=True))
     here, there = (tuple(float(r[f"accuracy{end}"]) for end in ("", "_low", "_high")) for r in (row, row_2))
     return {

@@ -25,11 +25,10 @@ def run_study(
     profile: Profile, profile_argument: str, cores: int | None = None, force: bool = False,
     cluster: Cluster | None = None, force_stages: Collection[str] = (), only: str | None = None,
 ) -> bool:  # fmt: skip
-    """Runs every stage that has to be run; returns False if nothing was to be done. Raises UserError if there is no
-    such stage, the study cannot run the profile, another run of it is under way, or a notebook failed, with its own
-    sentence. `only` stops behind a part of the study (`teacher`: what priming did to it). With `cluster` every stage is
-    a Slurm job. All results of `force_stages` are made anew; a run that is killed meanwhile goes on with those still
-    missing."""
+    """Runs every stage that has to be run; returns False if nothing was to be done. `only` stops behind a part of the
+    study. With `cluster` every stage is a Slurm job. All results of `force_stages` are made anew; a run that is killed
+    meanwhile goes on with those still missing. Raises UserError if there is no such stage, the study cannot run the
+    profile, another run of it is under way, or a notebook failed, with its own sentence."""
     study = open_study(profile, force_stages)
     with only_one(profile) as lock:
         if cluster and (jobs := queued_jobs(profile)):  # two jobs would write the same files
@@ -133,8 +132,7 @@ def snakemake_command(
 @contextlib.contextmanager
 def only_one(profile: Profile):
     """Holds a lock on the profile's runs folder and yields its file. The kernel frees it when every process that holds
-    the file has ended. Snakemake is handed the file too: should this process be killed alone, a second run is refused
-    while the first one's jobs go on."""
+    the file has ended, Snakemake too: should this process be killed alone, its jobs go on, and no second run."""
     profile.runs.mkdir(parents=True, exist_ok=True)
     with open(profile.runs / "run.lock", "a+") as handle:
         try:

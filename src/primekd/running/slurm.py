@@ -115,8 +115,7 @@ def ask(command: list[str]) -> tuple[bool, str]:
 
 
 def queued_jobs(profile: Profile) -> list[str]:
-    """Numbers of the jobs of this profile and output folder that Slurm still has in its queue or running. Raises
-    UserError if Slurm does not answer."""
+    """Numbers of the jobs of this profile and output folder that Slurm still has. Raises UserError if it is silent."""
     well, said = ask(["squeue", "--me", "--noheader", "--format=%i|%j|%Z"])
     if not well:
         raise UserError(f"Slurm does not answer: {said}")
