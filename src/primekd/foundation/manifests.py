@@ -72,8 +72,8 @@ class Maker(Part):
     parts: list[str] | None = None
 
 
-class Made(Part):
-    """What a stage took, and who made its result."""
+class Measured(Part):
+    """What a stage took."""
 
     start: str | None = None
     end: str | None = None
@@ -86,6 +86,9 @@ class Made(Part):
     bytes: Count | None = None
     response_tokens: Count | None = None
     resumed: bool | None = None
+
+
+class Made(Measured):
     git: Git | None = None
     code: Code | None = None
     mixed: list[Maker] | None = None
@@ -110,7 +113,7 @@ class Store(Made):
     spec_sha256: Digest | None = None
     engine: Facts | None = None
     reconstruction: dict[str, float] | None = None
-    sessions: list[Made] | None = None
+    sessions: list[Measured] | None = None
     shards: Facts | None = None
 
 
