@@ -69,14 +69,11 @@ def disk_errors(path: Path):
         # safetensors reports the operating system's error as text only
         told = not isinstance(error, OSError) and "No space left on device" in str(error)
         if told or code in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"The disk is full: {relative_name(path)} could not be written. "
-                "Free some space and run the same command again; finished parts are kept."
-            ) from error
+            fix = "Free some space and run the same command again; finished parts are kept."
+            raise UserError(f"The disk is full: {relative_name(path)} could not be written. {fix}") from error
         if code in (errno.EACCES, errno.EROFS):
-            raise UserError(
-                f"{relative_name(path)} may not be written: {error.strerror}. Check the folder's owner."
-            ) from error
+            said = f"{error.strerror}. Check the folder's owner."
+            raise UserError(f"{relative_name(path)} may not be written: {said}") from error
         if code in (errno.EISDIR, errno.ENOTDIR, errno.ENOENT):
             raise UserError(f"{relative_name(path)} cannot be written: {error.strerror}. Name a file.") from error
         raise
@@ -128,9 +125,8 @@ def read_json(path: Path, finite: bool = False) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{relative_name(path)} is missing: run the stage that writes it.") from error
     except (ValueError, RecursionError) as error:  # a ValueError also for text that is no UTF-8, or far too many digits
-        raise UserError(
-            f"{relative_name(path)} is not valid JSON ({error}): delete it and run its stage again."
-        ) from error
+        fix = "delete it and run its stage again"
+        raise UserError(f"{relative_name(path)} is not valid JSON ({error}): {fix}.") from error
 
 
 def _no_number(text: str) -> float:

@@ -89,10 +89,9 @@ def find_lengths(profile: Profile) -> Lengths:
     expected, limit = profile.hardware.expected if profile.hardware else None, profile.max_new_tokens
     prompt = _count_prompts(profile)
     if prompt is None and expected is None:
-        raise UserError(
-            "The plan needs the lengths of prompts, and the items or the tokenizer are not here: write "
-            "hardware.expected (source, prompt_tokens, longest_prompt_tokens, response_tokens) in the profile."
-        )
+        keys = "hardware.expected (source, prompt_tokens, longest_prompt_tokens, response_tokens)"
+        what = "The plan needs the lengths of prompts, and the items or the tokenizer are not here"
+        raise UserError(f"{what}: write {keys} in the profile.")
     prompt = prompt or (expected.prompt_tokens, expected.longest_prompt_tokens, "stated")
     stores, where = known_manifests(profile, [*captured_arms(profile), HELD_OUT])
     response, source = limit, "the limit: nothing was measured or stated"

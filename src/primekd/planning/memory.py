@@ -208,10 +208,8 @@ def vllm_phases(own: VllmConfig, model: Model, sequences: int, context: int, roo
     sequences can use of it, at least one. Raises UserError if the heads cannot be split that way."""
     shape, across, stages = model.shape, own.tensor_parallel, own.pipeline_parallel
     if shape.heads % across:
-        raise UserError(
-            f"{model.reference} has {shape.heads} attention heads, which cannot be split over {across} GPUs: set "
-            "teacher.vllm.tensor_parallel to a divisor."
-        )
+        fix = f"which cannot be split over {across} GPUs: set teacher.vllm.tensor_parallel to a divisor"
+        raise UserError(f"{model.reference} has {shape.heads} attention heads, {fix}.")
     parts = {  # the embedding lies with the first stage, the head with the last
         "weights": (shape.layers / stages * model.layer + model.rest / min(stages, 2)) / across,
         "activations": VLLM_STEP_TOKENS * (2 * shape.intermediate / across + 4 * shape.hidden) * 2,

@@ -159,10 +159,8 @@ def make_plan(profile: Profile) -> Plan:
     """Plans a profile's run. Raises UserError if a model's shape, its bits or the lengths of prompts are not known, the
     teacher's chat template has no place for a priming text, or the student is made from scratch; says what to do."""
     if profile.student.from_scratch:
-        raise UserError(
-            f"{profile.name}: plans know students that learn an adapter from stored signals alone. Of a student from "
-            "scratch `primekd run` says how fast it learns and how much time is left."
-        )
+        other = "Of a student from scratch `primekd run` says how fast it learns and how much time is left."
+        raise UserError(f"{profile.name}: plans know students that learn an adapter from stored signals alone. {other}")
     if can_speak(profile):
         require_placeable(profile)
     known, profile = "this machine" if profile.hardware is None else "stated in the profile", on_machine(profile)

@@ -104,10 +104,9 @@ def _split_capture(profile: Profile, model: Model, batch: Batch, needs: str | No
     """A teacher that its engine spreads over GPUs."""
     teacher, machine = profile.teacher, profile.hardware
     if not machine.gpus_per_node:
-        raise UserError(
-            f"The engine {teacher.engine} is planned for GPUs, and this plan is for {machine_name(machine)}: state the "
-            "GPUs under hardware in the profile, or set teacher.engine to transformers or llamacpp."
-        )
+        fix = "state the GPUs under hardware in the profile, or set teacher.engine to transformers or llamacpp"
+        here = f"is planned for GPUs, and this plan is for {machine_name(machine)}"
+        raise UserError(f"The engine {teacher.engine} {here}: {fix}.")
     room, host = machine.gpu_memory_gib * GIB, memory.split_host(teacher.engine, model, batch, needs)
     if teacher.engine == "exllamav2":
         placed = memory.exl2_phases(profile, model)

@@ -27,10 +27,8 @@ def cost_table(folder: Path) -> Table:
         per = 1000 / row.answers if row.answers else None
         joules = None if row.energy_wh is None else row.energy_wh * 3600
         watts = f"{joules / row.seconds:.1f} W" if idle and joules and row.seconds else MISSING
-        amounts = [
-            MISSING if None in (value, per) else significant(value * per, 3)
-            for value in (row.seconds, row.energy_wh, joules, row.co2e_g)
-        ]
+        taken = row.seconds, row.energy_wh, joules, row.co2e_g
+        amounts = [MISSING if None in (value, per) else significant(value * per, 3) for value in taken]
         name = "The machine, idle" if idle else Name(title_of(row.model), row.model)
         tokens = f"{row.tokens / row.answers:.1f}" if row.answers else MISSING
         amounts = [MISSING, watts, MISSING, MISSING] if idle else amounts

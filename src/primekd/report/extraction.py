@@ -118,9 +118,8 @@ def by_extractor(results: Results, accuracies: dict[str, dict[str, Row]], label:
     counted, columns = measure == "found", {"Model": model_of}
     write = (lambda row: f"{row['found']} of {row['n']}") if counted else between(measure, percent)
     for name in EXTRACTORS:
-        columns[name if counted else f"{name}, % [95 %]"] = lambda row, name=name: known(
-            accuracies.get(row["model"], {}).get(name), write
-        )
+        cell = lambda row, name=name: known(accuracies.get(row["model"], {}).get(name), write)  # noqa: E731
+        columns[name if counted else f"{name}, % [95 %]"] = cell
     return table_of(label, results.summary, columns)
 
 

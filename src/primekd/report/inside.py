@@ -188,9 +188,8 @@ def class_table(folder: Path) -> Table:
     columns = {"Model": lambda found: model_of(next(iter(found.values())))}
     for kind in kinds:
         columns[f"{kind}: KL [95 %]"] = lambda found, k=kind: between("kl", NATS)(found[k]) if k in found else "–"
-        columns["Share, %" + " " * kinds.index(kind)] = lambda found, k=kind: (
-            percent(found[k]["share_of_kl"]) if k in found else "–"
-        )
+        share = lambda found, k=kind: percent(found[k]["share_of_kl"]) if k in found else "–"  # noqa: E731
+        columns["Share, %" + " " * kinds.index(kind)] = share
     return table_of("Where a student is far from its teacher", by_model.values(), columns, notes=(CLASS_NOTE,))
 
 
@@ -227,10 +226,8 @@ def show_head(profile: Profile, model: str, layer: int, head: int) -> Shown:
         tokens = json.loads(handle.metadata()["tokens"])
     layers, heads = maps.shape[1:3]
     if model not in names or not (0 <= layer < layers and 0 <= head < heads):
-        raise UserError(
-            f"There is no head {head} in layer {layer} of {model!r}: choose from {', '.join(names)}, layers 0 to "
-            f"{layers - 1}, heads 0 to {heads - 1}."
-        )
+        choice = f"{', '.join(names)}, layers 0 to {layers - 1}, heads 0 to {heads - 1}"
+        raise UserError(f"There is no head {head} in layer {layer} of {model!r}: choose from {choice}.")
     title = f"{title_of(model)}, layer {layer}, head {head}"
     return show_figure(head_figure(maps[names.index(model)], tokens, layer, head, title), f"Attention of {title}")
 

@@ -70,10 +70,8 @@ def refuse_another_model(profile: Profile, reference: str) -> None:
         return  # what is behind it is not known
     own, other = (find_shape(profile, model) for model in (profile.teacher.model, reference))
     if (own.layers, own.hidden) != (other.layers, other.hidden):
-        raise UserError(
-            f"{reference} has {other.layers} layers of width {other.hidden} and the teacher {own.layers} of "
-            f"{own.hidden}: name the model that the teacher's file was made from."
-        )
+        shapes = f"{other.layers} layers of width {other.hidden} and the teacher {own.layers} of {own.hidden}"
+        raise UserError(f"{reference} has {shapes}: name the model that the teacher's file was made from.")
 
 
 def answer(

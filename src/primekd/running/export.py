@@ -73,10 +73,8 @@ def export(
         if is_current(target, inputs):
             print(f"export: nothing to do, {relative_name(target)} is an export of this student.")
             return target
-        raise UserError(
-            f"{relative_name(target)} is there, and is no export of this student in these types: name another folder "
-            "with --to, or delete it."
-        )
+        what = "is there, and is no export of this student in these types"
+        raise UserError(f"{relative_name(target)} {what}: name another folder with --to, or delete it.")
     written(target, lambda folder: _fill(folder, profile, student, inputs, gguf, dtype))
     return target
 
@@ -121,10 +119,11 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
 def _require_room(folder: Path, weights: int, types: Sequence[str]) -> None:
     needed, free = weights * sum(BYTES[kind] for kind in types), shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(
-            f"The export takes about {math.ceil(needed / 1e6)} MB, and {free // 10**6} MB are free: free some space, "
-            "or name a folder on another disk with --to."
+        sizes, fix = (
+            f"{math.ceil(needed / 1e6)} MB, and {free // 10**6} MB are free",
+            "free some space, or name a folder",
         )
+        raise UserError(f"The export takes about {sizes}: {fix} on another disk with --to.")
 
 
 def prompts_of(profile: Profile, tokenizer: Any, count: int) -> list[list[int]]:

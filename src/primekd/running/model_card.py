@@ -142,10 +142,8 @@ def _settings(section: Mapping[str, Any]) -> str:
 
 def _changes(facts: Mapping[str, Any]) -> str:
     def said(what: str, found: Mapping[str, Any]) -> str:
-        return (
-            f"- {what}: KL {significant(found['kl'], 2)} nats a token, the most probable token is the same at "
-            f"{percent(found['equal_top'])} % of {found['tokens']} places."
-        )
+        same = f"the most probable token is the same at {percent(found['equal_top'])} % of {found['tokens']} places"
+        return f"- {what}: KL {significant(found['kl'], 2)} nats a token, {same}."
 
     merged, scored, rounding = facts["merge"], facts["as_scored"], facts["rounding"]
     lines = [said("Merging the adapter, in float32", merged)] if merged else []

@@ -60,15 +60,12 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
         except papermill.PapermillExecutionError as error:
             write_text(failed, without_machine(copy))
             reason = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
-            raise UserError(
-                f"{relative_name(source)} stopped in cell {error.exec_count}: {reason} The copy is "
-                f"{relative_name(failed)}."
-            ) from error
+            where = f"{relative_name(source)} stopped in cell {error.exec_count}"
+            raise UserError(f"{where}: {reason} The copy is {relative_name(failed)}.") from error
         except DeadKernelError as error:
-            raise UserError(
-                f"{relative_name(source)}: its kernel was killed, most often for want of memory: free some and run the "
-                "same command again; it goes on where it stopped."
-            ) from error
+            fix = "free some and run the same command again; it goes on where it stopped"
+            what = f"{relative_name(source)}: its kernel was killed, most often for want of memory"
+            raise UserError(f"{what}: {fix}.") from error
         write_text(output, without_machine(copy))
     failed.unlink(missing_ok=True)
     page = output.with_suffix(".html")

@@ -140,9 +140,8 @@ def only_one(profile: Profile):
         except OSError as error:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
-            raise UserError(
-                f"Another run of the profile {profile.name} is under way (process {owner}): wait for it or stop it."
-            ) from error
+            under_way = f"is under way (process {owner}): wait for it or stop it"
+            raise UserError(f"Another run of the profile {profile.name} {under_way}.") from error
         yield handle
 
 

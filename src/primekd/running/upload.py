@@ -117,10 +117,8 @@ def send(upload: Upload) -> str:
     from huggingface_hub.errors import HTTPError
 
     if not has_token():
-        raise UserError(
-            "No token of the hub is set up here: make one that may write at huggingface.co/settings/tokens, run `hf "
-            "auth login` or set HF_TOKEN, then this again. Nothing was sent."
-        )
+        fix = "make one that may write at huggingface.co/settings/tokens, run `hf auth login` or set HF_TOKEN"
+        raise UserError(f"No token of the hub is set up here: {fix}, then this again. Nothing was sent.")
     for name, file in upload.files.items():
         start = file[:READ] if isinstance(file, bytes) else _beginning(file)
         if holds_secret(start.decode("utf-8", "replace")):

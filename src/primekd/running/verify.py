@@ -27,9 +27,8 @@ from primekd.tasks.protocol import Task
 def verify(profile: Profile) -> list[Check]:
     """Checks a profile's logs and, of this machine's own, what they were made from. Raises UserError without logs."""
     if not (profile.logs / MANIFEST).is_file():
-        raise UserError(
-            f"{relative_name(profile.logs)} has no manifest: run `primekd run --profile {profile.name}` first."
-        )
+        fix = f"run `primekd run --profile {profile.name}` first"
+        raise UserError(f"{relative_name(profile.logs)} has no manifest: {fix}.")
     checks = check_logs(profile) + check_published()
     checks += [] if profile.logs == profile.published else check_run(profile)
     return [replace(c, fix=_fix(profile, c.what)) if c.problems else c for c in checks]
@@ -75,11 +74,8 @@ def check_logs(profile: Profile) -> list[Check]:
     checks = [check for view in (profile, *kept_sets(profile)) for check in _check_answers(view)]
     if (inside_folder(profile) / MANIFEST).is_file():
         checks.append(checked(relative_name(inside_folder(profile)), check_inside, profile))
-    return [
-        *checks,
-        checked(f"tokens in {relative_name(profile.logs)}", check_tokens, profile.logs),
-        checked(relative_name(profile.logs / "report.html"), check_report, profile),
-    ]
+    checks.append(checked(f"tokens in {relative_name(profile.logs)}", check_tokens, profile.logs))
+    return [*checks, checked(relative_name(profile.logs / "report.html"), check_report, profile)]
 
 
 def _check_answers(profile: Profile) -> list[Check]:
