@@ -184,8 +184,7 @@ class Manifest(Made):
 
 
 def checked(path: Path, schema: type[BaseModel], fix: str) -> dict[str, Any]:
-    """A JSON file that fits a schema, as it stands in the file. Raises UserError if it is absent, no JSON, or does
-    not fit; that names the file, the place in it and the `fix`."""
+    """A JSON file that fits a schema. Raises UserError, with place and `fix`, if it is absent or does not fit."""
     value = read_json(path, finite=True)
     if _is_deep(value):
         raise UserError(f"{relative_name(path)} is damaged: it is nested too deeply. {fix}")

@@ -1,5 +1,4 @@
-"""What a run is made of: tokens, how long they take, and how one knows (measured, stated, or at the limit); bytes on
-disk, of signals under every codec, students, models."""
+"""What a run is made of: tokens, how long they take, and how one knows; signals, students and models on disk."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

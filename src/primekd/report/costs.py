@@ -16,8 +16,7 @@ LABEL = "What a thousand answers cost"
 
 
 def cost_table(folder: Path) -> Table:
-    """A row a model of a folder of logs: right answers, tokens, seconds, watt-hours, joules and grams of CO2e of a
-    thousand answers; without rows where none was measured."""
+    """A row a model: right answers, and what a thousand of its answers took; without rows where none was measured."""
     right = {row["model"]: row["accuracy"] for row in read_optional(Path(folder) / "summary.csv", SummaryRow)}
     rows, methods = [], dict[str, None]()
     for row in read_records(Path(folder) / FILE, CostRow, needed=False):

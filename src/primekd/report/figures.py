@@ -57,8 +57,7 @@ def draw(name: str, size: tuple[float, float], panels: int, fill, lines: int = 1
 
 
 def loss_curves(logs_folder: Path) -> str:
-    """Training and validation loss over the steps, one line a student, in the order of the study. Raises UserError if
-    there is no loss curve, or one of them has other columns."""
+    """Losses over the steps, one line a student. Raises UserError if there is none, or one has other columns."""
     summary = read_optional(Path(logs_folder, "summary.csv"), SummaryRow)
     order = {row["model"]: place for place, row in enumerate(summary)}
     paths = sorted(Path(logs_folder, "loss_curves").glob("*.csv"))

@@ -1,5 +1,4 @@
-"""What the numbers of one logs folder can and cannot show: in sentences, how they were tested, and with their tables as
-Markdown for the README and docs/ or as text for a terminal."""
+"""What the numbers of a logs folder can and cannot show, in sentences; with their tables, as Markdown or plain text."""
 
 import textwrap
 from collections import Counter

@@ -1,5 +1,4 @@
-"""The report: one HTML file that needs no network, made from one logs folder and logs/published/. The same logs give
-the same bytes: dates come from the manifest, never from the clock."""
+"""The report: one HTML file that needs no network, of logs and logs/published/; the same from the same logs."""
 
 import json
 from pathlib import Path

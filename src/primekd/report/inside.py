@@ -86,8 +86,7 @@ STEP = '<span class="step {}" style="--weight:{:.2f}" title="{:+.3f} nats">{}<su
 
 
 def inside_page(logs: Path) -> dict[str, Any] | None:
-    """What the report's sections show of a folder of logs: tables of attention and of confidence, steps, and `viewer`,
-    JSON for the script; None where nobody has looked inside."""
+    """What the report shows: tables, steps, and `viewer`, JSON for its script; None where nobody has looked inside."""
     folder = Path(logs) / FOLDER
     if not (folder / MANIFEST).is_file():
         return None

@@ -75,8 +75,7 @@ def position_figure(folder: Path) -> str | None:
 
 
 def gain_figure(results: Results) -> str | None:
-    """What a prompt changed in the teacher (its right answers, its distribution; on the training items) against what
-    its student gained. None where one of them is not known."""
+    """What a prompt changed in the teacher, on the training items, against what its student gained; None if unknown."""
     base = unprimed().name
     taught = {r["arm"]: r for r in read_optional(results.folder / ARMS, PrimedRow) if r["split"] == "train" and r["kl"]}
     gained = [row for row in results.contrasts if row["reference"] == base and row["model"] in taught]

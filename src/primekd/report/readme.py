@@ -136,8 +136,7 @@ def update_pages(check: bool, only: str | None = None) -> list[str]:
 
 
 def write_anew(profile: Profile) -> list[str]:
-    """Writes the report and, where the logs are the published ones, the README's tables; a line on each. Raises
-    UserError if a log, a table or the README cannot be read."""
+    """Writes the report and, of published logs, tables; a line on each. Raises UserError if a file cannot be read."""
     lines = [f"Report: {relative_name(write_report(profile))}"]
     if profile.logs == profile.published:
         lines += [f"{name} written anew" for name in update_pages(check=False, only=profile.name)]

@@ -119,11 +119,8 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
 def _require_room(folder: Path, weights: int, types: Sequence[str]) -> None:
     needed, free = weights * sum(BYTES[kind] for kind in types), shutil.disk_usage(folder).free
     if needed > free:
-        sizes, fix = (
-            f"{math.ceil(needed / 1e6)} MB, and {free // 10**6} MB are free",
-            "free some space, or name a folder",
-        )
-        raise UserError(f"The export takes about {sizes}: {fix} on another disk with --to.")
+        sizes = f"{math.ceil(needed / 1e6)} MB, and {free // 10**6} MB are free"
+        raise UserError(f"The export takes about {sizes}: free some space, or name a folder on another disk with --to.")
 
 
 def prompts_of(profile: Profile, tokenizer: Any, count: int) -> list[list[int]]:

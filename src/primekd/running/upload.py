@@ -111,8 +111,7 @@ def say(upload: Upload) -> str:
 
 
 def send(upload: Upload) -> str:
-    """Uploads in one commit; returns its address. Raises UserError if there is no token, a text holds it, or the hub
-    refuses or cannot be reached; nothing is changed there then."""
+    """Uploads in one commit, or nothing. Raises UserError if there is no token, a text holds it, or the hub refuses."""
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HTTPError
 
