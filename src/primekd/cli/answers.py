@@ -98,7 +98,6 @@ def compare_models(
 
     \b
     primekd compare-models hub:timinar/baby-llama-58m path:models/mine
-    primekd compare-models path:runs/online-pocket/students/online-KD/model --json
     primekd compare-models hub:openai-community/gpt2 --profile micro-pocket
     """
     from primekd.report.text import compared_rows, show_compared

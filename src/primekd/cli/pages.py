@@ -59,7 +59,6 @@ def show(
 
     \b
     primekd show gsm-symbolic-72-135388963064383
-    primekd show gsm-symbolic-72-1353 --model base-KD
     primekd show gsm-symbolic-72-1353 --model base-KD --json
     """
     from primekd.running import show as way_back

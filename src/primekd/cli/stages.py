@@ -91,7 +91,6 @@ def distill(
     \b
     primekd distill ai-KD
     primekd distill base-fine-tune --seed 1
-    primekd distill ai-KD --force-stage
     primekd distill ai-KD --processes 8 --accelerate-config configs/accelerate/fsdp.yaml
     """
     from primekd.training.distill import distill as run_distill
@@ -117,7 +116,6 @@ def assess(
 
     \b
     primekd assess
-    primekd assess --profile ci
     primekd assess --model control --model ai-KD
     """
     loaded = load_profile(profile)
@@ -138,7 +136,6 @@ def analyse(profile: ProfileOption = "pocket", force: ForceOption = False) -> No
 
     \b
     primekd analyse
-    primekd analyse --profile laptop
     """
     from primekd.studies.inside import analyse as look
 

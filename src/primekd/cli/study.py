@@ -43,10 +43,8 @@ def run(
     primekd run
     primekd run --profile ci --cores 2
     primekd run --only teacher
-    primekd run --only inside
     primekd run --only ablation --profile ablation-pocket
     primekd run --force-stage distill
-    primekd run --profile paper --slurm --dry-run
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
     from primekd.foundation.provenance import project_root, relative_name

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no network, of logs and logs/published/; the same from the same logs."""
+"""The report: one HTML file that needs no network, of logs and logs/published/; its dates are those of manifests."""
 
 import json
 from pathlib import Path

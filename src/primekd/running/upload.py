@@ -12,9 +12,8 @@ import yaml
 from primekd.config import Profile
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
-from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
 from primekd.foundation.outside import clean, holds_secret
-from primekd.foundation.storage import relative_name
+from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
 from primekd.models.download import gigabytes
 from primekd.models.hub import has_token
 from primekd.running.model_card import UNKNOWN, licence, plain
