@@ -198,7 +198,7 @@ def text_curves(folder: Path) -> str | None:
 def show_text(profile: Profile) -> Shown:
     """Curves and tables of this machine's logs."""
     said = "Loss on text, and HellaSwag where it was asked, over the steps"
-    return show_figure(text_curves(profile.logs), said) + sum(map(show_table, text_tables(profile.logs)))
+    return sum(map(show_table, text_tables(profile.logs)), show_figure(text_curves(profile.logs), said))
 
 
 def show_training(profile: Profile, name: str, seed: int) -> Shown:
