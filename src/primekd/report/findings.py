@@ -147,9 +147,7 @@ def results_text(logs_folder: Path) -> str:
         parts += ["The teacher's responses to the training items:", "", to_text(responses)]
     for table in beyond_tables(logs_folder):
         parts += [f"{table.label}:", "", to_text(table.without(of_logs.ONLY_ONE, of_logs.UNADJUSTED))]
-    wrapper = textwrap.TextWrapper(
-        TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
-    )  # fmt: skip
+    wrapper = textwrap.TextWrapper(TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(parts + [wrapper.fill(sentence) for sentence in findings(results)]) + "\n"
 
 

@@ -105,14 +105,6 @@ def normal_form(text: str) -> str:
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
-def clean_stdin() -> None:
-    """Git's clean filter: a notebook's normal form, or what is none (a merge with conflicts) as it is."""
-    text = sys.stdin.buffer.read()
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-        text = normal_form(text.decode()).encode()
-    sys.stdout.buffer.write(text)
-
-
 def note_in_git(os_path: str, **_: object) -> None:
     """Jupyter's hook behind each save: `git status` judges by size before it asks the filter, so git is told that a
     notebook whose normal form did not change is unchanged. Nothing is staged."""
@@ -124,7 +116,10 @@ def note_in_git(os_path: str, **_: object) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["clean"]:  # set up in git by `make setup`
-        clean_stdin()
+        given = sys.stdin.buffer.read()
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # what is none stays as it is
+            given = normal_form(given.decode()).encode()
+        sys.stdout.buffer.write(given)
     elif sys.argv[1:]:  # a filter that says nothing and ends well would make git keep an empty notebook
         raise SystemExit(f"{sys.argv[1]} is no command: leave it out, or say clean.")
     else:  # `make notebooks`

@@ -35,8 +35,9 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
     from. `item`: its id, or the start of it that no other has; of an answer set too, where the test items have none.
     Raises UserError if there is no such item or model, or the logs cannot be read."""
     manifest = read_manifest(profile.logs / MANIFEST)
-    profile = next((view for view in (profile, *kept_sets(profile)) if _has(view, item)), profile)
-    logs = read_logs(profile)
+    views = ((view, read_logs(view)) for view in (profile, *kept_sets(profile)))
+    known = (pair for pair in views if any(row.id.startswith(item) for row in next(iter(pair[1].values()), ())))
+    profile, logs = next(known, None) or (profile, read_logs(profile))
     row_of = {name: {row.id: row for row in rows} for name, rows in logs.items()}
     any_log = next(iter(row_of.values()))
     found = _find(item, list(any_log))
@@ -58,10 +59,6 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
         Part("Made from", lineage.model_facts(manifest, model)),
         Part("Files", _files(profile, model, manifest, found)),
     ]
-
-
-def _has(view: Profile, item: str) -> bool:
-    return any(row.id.startswith(item) for row in next(iter(read_logs(view).values()), ()))
 
 
 def _find(item: str, known: Sequence[str]) -> str:
