@@ -126,9 +126,6 @@ def stands(folder: Path, inputs: dict, code: dict, stage: str, done: str = "", s
     return True
 
 
-# Making anew, as a person asked.
-
-
 def ask_anew(profile: Profile, stages: Iterable[str]) -> None:
     """Notes that all results of these stages are to be made anew. It holds until `forget_wishes`, so that a run that
     was killed goes on with those that are still missing."""
@@ -157,9 +154,6 @@ def set_aside_if_older(folder: Path, since: float) -> None:
     times = [path.stat().st_mtime for path in folder.iterdir()] if folder.is_dir() else []
     if times and max(times) < since:
         print(f"{relative_name(folder)} is to be made anew: set aside as {set_aside(folder).name}.")
-
-
-# Work that several sessions, perhaps of different code, have done in parts.
 
 
 def mixed(makers: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

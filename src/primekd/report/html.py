@@ -94,13 +94,12 @@ def _page(profile: Profile) -> dict[str, Any]:
 def _figures(found: results.Results, accuracies: dict) -> dict[str, str]:
     """Figures as data addresses: inside <img> their ids and styles cannot meet those of the page or of each other."""
     drawn = {
-        "accuracy": figures.accuracy_forest(found),
+        "accuracy": figures.accuracy_forest(found), "positions": primed.position_figure(found.folder),
         "loss": figures.loss_curves(found.folder) if found.students else None,
         "contrasts": figures.contrast_forest(found) if found.contrasts else None,
-        "kl": figures.kl_forest(found) if found.with_kl else None, "positions": primed.position_figure(found.folder),
-        "gains": primed.gain_figure(found), "deviations": deviations.deviation_figure(found),
-        "learning": corrections.learning_figure(found.folder), "text": text_students.text_curves(found.folder),
-        "costs": cost_figure(found), **inside_figures(found.folder),
+        "kl": figures.kl_forest(found) if found.with_kl else None, "gains": primed.gain_figure(found),
+        "deviations": deviations.deviation_figure(found), "learning": corrections.learning_figure(found.folder),
+        "text": text_students.text_curves(found.folder), "costs": cost_figure(found), **inside_figures(found.folder),
         "extractors": figures.extractor_dots(found, accuracies) if accuracies else None,
     }  # fmt: skip
     return {name: svg_address(svg) for name, svg in drawn.items() if svg}
