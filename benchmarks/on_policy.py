@@ -14,7 +14,7 @@ import torch
 from benchmarks.scale import Scale
 from benchmarks.timing import alternate, shown, spread
 from primekd.config import LossConfig, Profile, load_profile
-from primekd.config.on_policy import OnPolicyConfig
+from primekd.config.student import OnPolicyConfig
 from primekd.models import load_tokenizer
 from primekd.models.students import new_student
 from primekd.signals import Asked, LiveSource, SignalRows

@@ -17,9 +17,9 @@ from primekd.foundation.errors import UserError
 from primekd.statistics.corrections import edit_counts, f_score
 from primekd.tasks import grammar
 from primekd.tasks.corruption import KINDS, clean_sentence, corrupt, language
+from primekd.tasks.gec_corpora import read_m2
 from primekd.tasks.grammar import TASK, clean_answer, corpus, generate, item_of_row, language_of, plain, similarity
 from primekd.tasks.load import load_items
-from primekd.tasks.m2 import read_m2
 from primekd.tasks.splits import SPLITS, refuse_overlap
 
 LANGUAGES = ("en", "de", "fr", "es")

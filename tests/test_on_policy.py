@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from primekd.config import LossConfig
-from primekd.config.on_policy import OnPolicyConfig
+from primekd.config.student import OnPolicyConfig
 from primekd.losses import chunked_loss, distillation_loss
 from primekd.losses.on_policy import log_prob_of, minillm_weights
 from primekd.models.logits import LogitTransform

@@ -9,7 +9,7 @@ from primekd.capture.jobs import prompts_of, training_job
 from primekd.capture.live import LiveTeacher
 from primekd.config import ApiConfig
 from primekd.config.arms import arms_file, arms_of, get_arm, load_arms
-from primekd.config.on_policy import OnPolicyConfig
+from primekd.config.student import OnPolicyConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
 from primekd.signals import Asked

@@ -9,7 +9,7 @@ import torch
 from conftest import POCKET, save_llama
 
 from primekd.config import Architecture, LossConfig, StudentConfig, TrainConfig
-from primekd.config.on_policy import OnPolicyConfig
+from primekd.config.student import OnPolicyConfig
 from primekd.foundation.errors import UserError
 from primekd.losses.plain import log_mixture
 from primekd.models.chat import join

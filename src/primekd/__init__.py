@@ -16,5 +16,5 @@ if "ipykernel" in sys.modules:  # a notebook: what comes from here, bars too, is
 
 def __getattr__(name: str) -> Any:
     if name == "load_student":  # when it is asked for: it imports torch's world, and no stage's code depends on it
-        return import_module("primekd.models.trained").load_student
+        return import_module("primekd.models.whole").load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,10 +6,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from primekd.config.deviations import LORA, LOSS, PUBLISHED, TRAIN, Deviation, settings
-from primekd.config.on_policy import OnPolicyConfig
 from primekd.config.profile import Profile
 from primekd.config.section import Positive, Section
-from primekd.config.student import LossConfig
+from primekd.config.student import LossConfig, OnPolicyConfig
 from primekd.foundation.errors import UserError, findings_text
 
 # What else is assessed: the student's base as it is, the same with examples, the unprimed teacher.
@@ -130,6 +129,8 @@ class Arm(BaseModel):
              "with responses from a file, text stays own, and somebody scores them"),
             (self.crossed == (self.role == "crossed"),
              "role: crossed and taking text and signals from two prompts, or text from a file, belong together"),
+            (primed or not self.placement, "a placement and no priming to place: add priming or priming_file"),
+            (self.priming is None or not self.priming_file, "both priming and priming_file: leave one of them out"),
             (not unknown, f"loss or on_policy has no {''.join(unknown[:1])}"),
         ]  # fmt: skip
 

@@ -169,13 +169,9 @@ def _refuse_references(arm: Arm, arms: dict[str, Arm]) -> None:
 
 def _with_text(arm: Arm) -> Arm:
     """The arm with the text of its priming file, without the white space around it."""
-    if arm.priming_file is None and (arm.priming is not None or not arm.placement):
+    if arm.priming_file is None:
         return arm
     place = f"{relative_name(arms_file())}: {arm.name}"
-    if arm.priming_file is None:
-        raise UserError(f"{place} has a placement and no priming to place: add priming or priming_file.")
-    if arm.priming is not None:
-        raise UserError(f"{place} has both priming and priming_file: leave one of them out.")
     file = project_root() / arm.priming_file
     try:
         text = file.read_text(encoding="utf-8-sig").strip()

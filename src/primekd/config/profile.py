@@ -7,15 +7,14 @@ from typing import Any
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from primekd.config.assess import AssessConfig, InsideConfig
 from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
-from primekd.config.inside import InsideConfig
-from primekd.config.on_policy import OnPolicyConfig
 from primekd.config.section import Positive, Section, Seed, is_name
 from primekd.config.student import (
-    AssessConfig,
     LaunchConfig,
     LossConfig,
+    OnPolicyConfig,
     PrepareConfig,
     PretrainConfig,
     StudentConfig,

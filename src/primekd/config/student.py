@@ -1,13 +1,11 @@
-"""The sections that make and score a student: `student`, `train`, `launch`, `pretrain`, `loss`, `assess`; `prepare` for
-a taught teacher."""
+"""The sections that make a student: `student`, `train`, `launch`, `pretrain`, `loss`, `on_policy`; `prepare` makes a
+teacher."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_serializer, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_serializer, model_validator
 
-from primekd.config.data import TransferConfig
 from primekd.config.section import Positive, Section, Speaker
-from primekd.config.teacher import VllmConfig
 
 
 class LoraSettings(Section):
@@ -196,72 +194,40 @@ class LossConfig(Section):
         return self
 
 
-class AssessConfig(Section):
-    """Greedy decoding of the test items. The token limit is the profile's, the same for every model.
+class OnPolicyConfig(Section):
+    """Text that the student writes with its weights of the moment, and the teacher scores; nothing flows back through
+    the sampling.
 
-    `engine` generates the answers of control and students; held-out fit is measured by transformers in any case.
-    `vllm` is how the engine vllm is started for them: GPUs and memory, no quantisation. `extractor` reads the
-    value that decides in every table; the others are reported beside it. `dtype: float32` computes in float32 with the
-    student's weights, as they were trained: answers then hardly depend on batch shapes and kernels, and take 2.4 times
-    as long on a CPU.
+    A batch is the student's own with probability `share` (lambda of GKD, arXiv 2306.13649), and the given text
+    otherwise; the first `warmup_steps` steps are on given text alone, since a cold student collapses. On the student's
+    text the loss is alpha * CE(given text) + (1 - alpha) * its objective on the written text.
 
-    `few_shot`: the untrained student also answers behind so many solved training items (`control-few-shot`), or behind
-    the teacher's `instruction`; or, as in the published study's control, with 50 new tokens and in front of the words
-    that ask for the answer alone (`answer-only`).
+    `objective`: divergence is the profile's divergence a token (GKD). minillm is the gradient of the reverse KL of
+    whole responses (arXiv 2306.08543): the exact term of each step, and what a token does to all later ones, with
+    `length_normalised` to their mean. Tokens may be drawn from a mixture with `teacher_share` of the teacher; they then
+    have importance weights of single steps, and those further than `clip` from 1 count no more, as in PPO.
 
-    `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
-    primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens): those of the
-    first `rescored_items` alone where that is not 0. A value a token needs few items, and a response takes as long to
-    score as to write.
-
-    `choose_by`: of the task choices, which choice a model is taken to choose (assessment.likelihood).
-
-    `held_out_items`: held-out fit is measured on so many test items, the first ones; on all of them if 0. A value a
-    token needs fewer items than an accuracy does, and takes as long as an answer.
-
-    All that follows is off unless a profile says more. `transfer` names a second set of items (as `data` does, without
-    training items), which control and students answer under the same prompt, decoding and limit. `samples` answers to
-    each test item are drawn at `sampling_temperature` beside the greedy one, each from a seed of its own.
-    `forgetting_items` of the project's neutral prompts are answered by the control, and students are measured on that
-    text: KL(student || control), and the text's loss.
+    `prompt_tokens`: of a block of text, how many of its first tokens are given; the student writes the rest.
+    `max_new_tokens`: the profile's, if left out.
     """
 
-    engine: Literal["transformers", "vllm"] = "transformers"
-    batch_size: Positive = 64
-    bootstrap_samples: Positive = 2000
-    teacher_items: int = Field(0, ge=0)
-    rescored_items: int = Field(0, ge=0)
-    held_out_items: int = Field(0, ge=0)
-    choose_by: Literal["acc", "acc_norm", "acc_token_norm"] = "acc_norm"
-    few_shot: Annotated[int, Field(ge=0)] | Literal["instruction", "answer-only"] = 0
-    extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
-    vllm: VllmConfig | None = None
-    dtype: Literal["float32"] | None = None
-    transfer: TransferConfig | None = None
-    samples: int = Field(0, ge=0, le=1000)
-    sampling_temperature: float = Field(0.7, ge=0.01, le=2)
-    forgetting_items: int = Field(0, ge=0)
-
-    @field_validator("forgetting_items", "held_out_items")
-    @classmethod
-    def enough(cls, value: int, info: ValidationInfo) -> int:
-        if value == 1:
-            zero, of = ("off", "prompts") if info.field_name == "forgetting_items" else ("all", "items")
-            raise ValueError(f"must be 0 ({zero}), or at least 2: an interval over {of} needs two of them")
-        return value
+    objective: Literal["divergence", "minillm"] = "divergence"
+    share: float = Field(1.0, gt=0, le=1)
+    warmup_steps: int = Field(0, ge=0)
+    temperature: float = Field(1.0, ge=0.01, le=2)
+    max_new_tokens: Positive | None = None
+    prompt_tokens: Positive = 16
+    teacher_share: float = Field(0.0, ge=0, lt=1)
+    length_normalised: bool = True
+    clip: float = Field(0.2, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def precision(self) -> "AssessConfig":
-        if self.dtype and self.engine == "vllm":
-            raise ValueError("dtype is for the engine transformers: vLLM serves students in their own precision")
+    def known(self) -> "OnPolicyConfig":
+        if self.objective == "divergence" and self.teacher_share:
+            raise ValueError("teacher_share belongs to the objective minillm, whose weights correct for it")
+        if self.objective == "minillm" and self.temperature != 1:
+            raise ValueError("temperature is 1 for the objective minillm: it is an expectation over the student's text")
         return self
-
-    @field_validator("vllm")
-    @classmethod
-    def as_trained(cls, value: VllmConfig | None) -> VllmConfig | None:
-        if value and (value.quantization or value.full_logprobs):
-            raise ValueError("takes no quantization and no full_logprobs: students answer as they were trained")
-        return value
 
 
 class PrepareConfig(Section):

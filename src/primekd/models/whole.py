@@ -1,22 +1,22 @@
-"""A trained student as one model of its own: the adapter merged, and what that and rounding change."""
+"""A trained student outside a study, by the folder that it is kept in: as it was trained, or as one model of its own
+with the adapter merged, and what that and rounding change."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.config import StudentConfig
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
+from primekd.foundation.errors import UserError, findings_text
+from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
 from primekd.models.loading import load_model
 from primekd.models.served import load_beside, load_merged, mean_kl, own_logits, plain_generation
 from primekd.models.tokenizers import load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROUNDING = 1e-3  # of the span of a row's logits; sums in another order differ by a thousandth of it in float32
 Prompts = Sequence[list[int]]
@@ -47,7 +47,7 @@ def distance(one: list[Tensor], other: list[Tensor]) -> Distance:
     return Distance(mean_kl(one, other), float((a.argmax(-1) == b.argmax(-1)).double().mean()), largest, len(a))
 
 
-def load_whole(student: StudentConfig, folder: Path) -> "PreTrainedModel":
+def load_whole(student: StudentConfig, folder: Path) -> PreTrainedModel:
     """A student's folder as one model in float32, with as many rows of embedding and head as its tokenizer has ids.
 
     An adapter is merged in float32 into its base's weights in float32; those of a base in 4 bits are dequantised.
@@ -66,7 +66,7 @@ def load_whole(student: StudentConfig, folder: Path) -> "PreTrainedModel":
 
 @torch.inference_mode()
 def answers_of(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Prompts, most: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, most: int
 ) -> list[list[int]]:
     """What a model writes greedily behind each prompt, at most so many tokens."""
     settings = plain_generation(model, tokenizer, max_new_tokens=most)
@@ -79,17 +79,52 @@ def check_merge(student: StudentConfig, folder: Path, merged: list[Tensor], prom
     """What merging changed in float32, and how far the merged model is from the student in the precision that it was
     trained and scored in; (None, Distance) of a student from scratch. Raises UserError if merging changed more than
     rounding does."""
-    size, adapter = merged[0].shape[-1], folder / "adapter"
+
+    def to_merged(dtype: str) -> Distance:
+        return distance(
+            own_logits(_as_trained(student, folder, dtype), prompts, responses, merged[0].shape[-1]), merged
+        )
+
     if student.from_scratch:
-        scored = load_model(f"path:{folder / 'model'}", student.dtype)
-        return None, distance(own_logits(scored, prompts, responses, size), merged)
-    beside = load_beside(student.model, "float32", adapter, student.quantization)
-    found = distance(own_logits(beside, prompts, responses, size), merged)
+        return None, to_merged(student.dtype)
+    found = to_merged("float32")
     if not found.largest <= ROUNDING:  # nor NaN
         raise UserError(
             f"{relative_name(folder)}: its adapter, merged, makes other logits than beside the weights (by "
             f"{found.largest:.1e} of their span, {found.kl:.1e} nats a token), so it is not exported: train it again, "
             "with another kind of adapter."
         )
-    scored = load_beside(student.model, student.dtype, adapter, student.quantization)
-    return found, distance(own_logits(scored, prompts, responses, size), merged)
+    return found, to_merged(student.dtype)
+
+
+def _as_trained(student: StudentConfig, folder: Path, dtype: str | None = None) -> PreTrainedModel:
+    """In the precision of the training, unless another is named; an adapter stays beside the weights."""
+    if student.from_scratch:
+        return load_model(f"path:{folder / 'model'}", dtype or student.dtype)
+    return load_beside(student.model, dtype or student.dtype, folder / "adapter", student.quantization)
+
+
+def load_student(folder: str | os.PathLike) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained student and its tokenizer, on the best device here. `folder`: `runs/<profile>/students/<name>`.
+
+    The adapter lies beside the weights that it was trained with, in the precision of the training. `generate()` answers
+    greedily, as in an assessment, and stops where a turn ends; its usual arguments change that. Raises UserError if
+    there is no student, a file was altered, or its base is not here or has other weights.
+    """
+    folder = Path(folder).resolve()
+    folder = folder.parent if folder.name in ("adapter", "model") else folder
+    path, name = folder / MANIFEST, relative_name(folder)
+    if not path.is_file():
+        raise UserError(f"{name} has no {MANIFEST}, so no student: an adapter alone is loaded with peft (see README).")
+    manifest = read_manifest(path)
+    if altered := altered_outputs(path, manifest):
+        raise UserError(f"{name}: {', '.join(altered)} missing or altered: train or copy the student again.")
+    settings = manifest["inputs"].get("student") or {}
+    try:
+        student = StudentConfig(**{key: value for key, value in settings.items() if key != "model_sha256"})
+    except ValidationError as error:
+        raise UserError(f"{name}/{MANIFEST} is of no student ({findings_text(error)}): train it again.") from error
+    tokenizer = load_tokenizer(student)
+    model = _as_trained(student, folder)
+    model.generation_config = plain_generation(model, tokenizer)
+    return model, tokenizer

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from primekd.signals.reader import SignalReader
 from primekd.signals.rows import DenseRows, HiddenRows, SampledRows, SignalRows
-
-if TYPE_CHECKING:
-    from primekd.signals.reader import SignalReader
 
 TOP = 5  # tokens that are shown of a distribution
 ROWS = 128  # whose logits are held at a time
@@ -47,7 +44,7 @@ def certainty_of(
     return Certainty(*columns) if other is None else Compared(*columns)
 
 
-def read_certainty(reader: "SignalReader", item_ids: Sequence[str], most: int = MOST) -> dict[str, Certainty]:
+def read_certainty(reader: SignalReader, item_ids: Sequence[str], most: int = MOST) -> dict[str, Certainty]:
     """Item -> certainty, of the first of these items that have `most` tokens together; none where no rows were kept."""
     found: dict[str, Certainty] = {}
     for item_id in item_ids:

@@ -14,16 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
+from primekd.config import DataConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root
 from primekd.tasks.protocol import Item, Judgement, Reader, Task
 from primekd.tasks.rows import load_hub, read_jsonl
 from primekd.tasks.splits import side_of, start_of
-
-if TYPE_CHECKING:
-    from primekd.config import DataConfig
 
 OWN = Path(__file__).parent / "choice_items"  # written for this project, in each benchmark's own format
 OWN_SHOWN = 4  # of them the first so many are its training side
@@ -149,7 +146,7 @@ def _label(value: object, choices: int, where: str, none: bool) -> int:
     return label
 
 
-def rows_of_side(data: "DataConfig", benchmark: str, side: str) -> list[ChoiceItem]:
+def rows_of_side(data: DataConfig, benchmark: str, side: str) -> list[ChoiceItem]:
     """All items of a benchmark's side, train or test. Raises UserError as `read_jsonl` and `load_hub`."""
     read = partial(item_of_row, benchmark)
     if data.source == "own":
@@ -192,7 +189,7 @@ def _shown(random: Random, item: ChoiceItem, pool: Sequence[ChoiceItem], shots: 
 class Choices(Task):
     """Items of several benchmarks, to be scored by `assessment.likelihood`."""
 
-    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[ChoiceItem]:
+    def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[ChoiceItem]:
         """At most `count` items of each benchmark, in their order; the test items behind `data.shots` others.
 
         Nothing is drawn by `seed`: the same examples are shown as by lm-evaluation-harness.

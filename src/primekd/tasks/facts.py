@@ -9,16 +9,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from primekd.config import DataConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root
 from primekd.tasks.protocol import Item, Judgement, Reader, Task
 from primekd.tasks.rows import read_jsonl, require_fields, text_of
 from primekd.tasks.splits import side_of, take
-
-if TYPE_CHECKING:
-    from primekd.config import DataConfig
 
 OWN = Path(__file__).with_name("facts.jsonl")  # written for this project, each looked up
 BETWEEN = " | "  # of the keywords in an item's answer
@@ -58,7 +55,7 @@ class Facts(Task):
 
     end_matters = False  # plain text goes on for ever; a keyword is there or not among so many tokens
 
-    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
+    def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[Item]:
         """The project's own 200, or those of `test_file`, in their order; there is no other side than the test's."""
         if side_of(split) != "test":
             return []

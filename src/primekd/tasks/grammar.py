@@ -13,22 +13,18 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
 from random import Random
-from typing import TYPE_CHECKING
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from rapidfuzz.distance import Levenshtein
 
+from primekd.config import DataConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root
 from primekd.tasks.corruption import clean_sentence, corrupt
-from primekd.tasks.m2 import read_m2
+from primekd.tasks.gec_corpora import read_m2, read_ua_gec
 from primekd.tasks.protocol import Item, Judgement, Message, Reader, Task
 from primekd.tasks.rows import require_fields, rows_of_data, text_of
 from primekd.tasks.splits import BUCKETS, bucket_of, side_of, take
-from primekd.tasks.ua_gec import read_ua_gec
-
-if TYPE_CHECKING:
-    from primekd.config import DataConfig
 
 PREFIX = "fix grammar: "  # what the hub's set writes before every sentence
 ASKED = "Correct the errors in this sentence. Answer with the corrected sentence alone."
@@ -55,7 +51,7 @@ class Grammar(Task):
 
     gold_only_judges = True
 
-    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
+    def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[Item]:
         """Of the source that the profile names; the project's own sentences are drawn from `seed`."""
         if data.source == "sentences":
             return generate(data.languages, split, count, seed)
@@ -96,7 +92,7 @@ class Grammar(Task):
         return plain(super().parse(text))
 
 
-def corpus(data: "DataConfig", side: str) -> list[Item]:
+def corpus(data: DataConfig, side: str) -> list[Item]:
     """The usable sentences of one side of a corpus, in order: in the languages that the profile names, each once,
     without a chat template's tags, and on the training side none that stands on the test side, with errors or without
     (one clean sentence may have been given other errors there); the rest is counted."""
@@ -124,7 +120,7 @@ def corpus(data: "DataConfig", side: str) -> list[Item]:
 
 
 @cache
-def _read(data: "DataConfig", side: str) -> tuple[Item, ...]:
+def _read(data: DataConfig, side: str) -> tuple[Item, ...]:
     if data.source == "m2":
         pairs = read_m2(project_root() / getattr(data, f"{side}_file"))
         rows = [(f"{data.languages[0]}-{side}-{n}", *pair) for n, pair in enumerate(pairs)]

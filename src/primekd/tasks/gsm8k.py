@@ -6,15 +6,12 @@ Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 21
 import contextlib
 import re
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
+from primekd.config import DataConfig
 from primekd.foundation.errors import UserError
 from primekd.tasks.numbers import NumberTask, parse_answer
 from primekd.tasks.protocol import Item
 from primekd.tasks.rows import items_of_data, require_fields, text_of
-
-if TYPE_CHECKING:
-    from primekd.config import DataConfig
 
 FIELDS = ("id", "instance", "question", "answer", "answer_number", "solution")
 
@@ -22,7 +19,7 @@ FIELDS = ("id", "instance", "question", "answer", "answer_number", "solution")
 class GSM8K(NumberTask):
     """Grade-school problems. A solution has no calculator marks and ends in its `#### answer` line."""
 
-    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
+    def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[Item]:
         """Rows of the set in their order; none is drawn, so that `seed` changes nothing."""
         return items_of_data(data, split, count, item_of_row)
 

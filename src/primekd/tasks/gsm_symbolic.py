@@ -12,22 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from random import Random
 from types import ModuleType
-from typing import TYPE_CHECKING
 
+from primekd.config import DataConfig
 from primekd.foundation.errors import UserError
 from primekd.tasks.gsm8k import GSM8K
 from primekd.tasks.numbers import parse_answer
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import BUCKETS, bucket_of
 
-if TYPE_CHECKING:
-    from primekd.config import DataConfig
-
 
 class GSMSymbolic(GSM8K):
     """Items generated from the templates that the profile names."""
 
-    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
+    def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[Item]:
         """As `generate_gsm_symbolic`."""
         return generate_gsm_symbolic(data.templates, split, count, seed, data.difficulty)
 

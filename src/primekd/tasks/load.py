@@ -3,26 +3,23 @@
 from dataclasses import replace
 from importlib import import_module
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
+from primekd.config import DataConfig, Profile
 from primekd.config.profile import SAMPLES, TRANSFER
 from primekd.foundation.errors import UserError
 from primekd.tasks.clusters import sample_id, transfer_id
 from primekd.tasks.protocol import Item, Task
 from primekd.tasks.splits import SPLITS, refuse_duplicates, refuse_overlap
 
-if TYPE_CHECKING:
-    from primekd.config import DataConfig, Profile
-
 NEUTRAL = "neutral"  # a split of everyday questions and requests that have nothing to do with any task (neutral.txt)
 
 
-def task_of(data: "DataConfig") -> Task:
+def task_of(data: DataConfig) -> Task:
     """The task that the section `data` of a profile names."""
     return import_module(data.task_module).TASK
 
 
-def load_items(profile: "Profile", split: str, count: int | None = None) -> list[Item]:
+def load_items(profile: Profile, split: str, count: int | None = None) -> list[Item]:
     """The profile's items of one split: train, validation, test, teacher (for `prepare-teacher` alone), or neutral.
 
     Of an answer set they have ids of their own: the second set's, or as many of an item as it has samples. Raises
@@ -44,7 +41,7 @@ def load_items(profile: "Profile", split: str, count: int | None = None) -> list
     return items
 
 
-def load_answer_sets(profile: "Profile") -> list[tuple["Profile", list[Item]]]:
+def load_answer_sets(profile: Profile) -> list[tuple[Profile, list[Item]]]:
     """What models answer beside the test items: a view of the profile for each set, and its items. Raises UserError if
     a question of the second set stands in the training, validation or test items too."""
     sets = [(view, load_items(view, "test")) for view in profile.answer_sets()]

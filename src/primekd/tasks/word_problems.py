@@ -5,15 +5,12 @@ Miao et al., "A Diverse Corpus for Evaluating and Developing English Math Word P
 """
 
 import re
-from typing import TYPE_CHECKING
 
+from primekd.config import DataConfig
 from primekd.tasks import gsm8k
 from primekd.tasks.numbers import NumberTask, format_value, parse_answer
 from primekd.tasks.protocol import Item
 from primekd.tasks.rows import items_of_data, require_fields, text_of
-
-if TYPE_CHECKING:
-    from primekd.config import DataConfig
 
 WHOLE = re.compile(r"(?<![0-9.])([0-9]+)\.0+(?![0-9])")  # SVAMP writes 8.0 for 8
 WITH_UNIT = re.compile(r"(?P<number>[^()]+?)\s*(?:\([^()]*\))?")  # ASDiv writes 9 (apples)
@@ -22,7 +19,7 @@ WITH_UNIT = re.compile(r"(?P<number>[^()]+?)\s*(?:\([^()]*\))?")  # ASDiv writes
 class WordProblems(NumberTask):
     """Rows with a body and a question; rows of GSM8K too, so that students learn from one set and answer another."""
 
-    def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
+    def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[Item]:
         """Rows of the files in their order; none is drawn, so that `seed` changes nothing."""
         return items_of_data(data, split, count, item_of_row)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from primekd.config.on_policy import OnPolicyConfig
+from primekd.config.student import OnPolicyConfig
 from primekd.foundation.errors import UserError
 from primekd.losses.on_policy import log_prob_of, minillm_weights
 from primekd.losses.plain import log_mixture

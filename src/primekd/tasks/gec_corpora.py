@@ -1,9 +1,12 @@
-"""M2 files, as the field of grammatical error correction exchanges them: sentences and the edits that correct them.
+"""Corpora of grammatical error correction as they are published: M2 files, and the package `ua-gec`.
 
-Source: Dahlmeier and Ng, "Better Evaluation for Grammatical Error Correction", NAACL 2012.
+Sources: Dahlmeier and Ng, "Better Evaluation for Grammatical Error Correction", NAACL 2012 (M2: sentences and the edits
+that correct them); Syvokon and Nahorna, "UA-GEC: Grammatical Error Correction and Fluency Corpus for the Ukrainian
+Language", arXiv 2103.16997 (CC-BY-4.0).
 """
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from primekd.foundation.errors import UserError
@@ -50,3 +53,24 @@ def _edited(words: list[str], lines: list[str], where: str) -> list[str]:
     for start, end, new in reversed(sorted(edits, key=lambda edit: edit[:2])):
         words = [*words[:start], *new, *words[end:]]
     return words
+
+
+def read_ua_gec(side: str) -> list[tuple[str, str, str]]:
+    """(id, sentence, the first annotator's correction) of the part `gec-only`; an id begins with its document. Raises
+    UserError if the package is not installed, or a document has not as many corrected sentences as sentences."""
+    spec = find_spec("ua_gec")  # nothing of it is run
+    if spec is None:
+        raise UserError("The source ua-gec is a package: pip install ua-gec==2.1.3.")
+    folder = Path(spec.origin).parent / "data" / "gec-only" / side
+    found = []
+    for corrected in sorted((folder / "target-sentences").glob("*.a1.txt")):
+        document = corrected.name.split(".")[0]
+        sides = [folder / "source-sentences" / f"{document}.src.txt", corrected]
+        asked, golds = (path.read_text(encoding="utf-8").split("\n") for path in sides)
+        if len(asked) != len(golds):
+            raise UserError(f"ua-gec: the document {document} has {len(asked)} sentences and {len(golds)} gold ones.")
+        for number, pair in enumerate(zip(asked, golds, strict=True)):
+            wrong, gold = (" ".join(text.split()) for text in pair)
+            if wrong and gold:
+                found.append((f"{document}-{number}", wrong, gold))
+    return found
