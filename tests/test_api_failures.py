@@ -510,7 +510,7 @@ def test_a_thread_that_waits_for_room_under_the_cap_does_not_send_after_the_stop
             assert asked.wait(10)
             time.sleep(0.3)  # the two others have come to wait by now
             if cause == "an interrupt":
-                engine._endpoint.stop()
+                engine._endpoint.stopping.set()
             go_on.set()
             with pytest.raises(UserError if cause == "a refusal" else client.Stopped):
                 call.result()

@@ -47,7 +47,6 @@ class Job:
     lent: bool = False
 
     def items(self) -> list[Item]:
-        """Those that are asked."""
         return load_items(self.profile, self.split)[: self.count]
 
     def responses_file(self) -> Path:

@@ -52,7 +52,6 @@ class PositionRow:
 
 
 def judged_folder(profile: Profile) -> Path:
-    """Where the rows are kept."""
     return profile.runs / "priming"
 
 

@@ -52,7 +52,6 @@ class LiveTeacher:
         return LiveSource(self.engine, vocabulary, prompts)
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """As SignalSource."""
         return self._source.rows_of(asked)
 
     def close(self) -> None:

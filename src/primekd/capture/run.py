@@ -203,7 +203,6 @@ def ask_teacher(
 def write_shard(
     store: SharedStore, codec: Codec, index: int, stored: list[StoredItem], states: list, facts: dict[str, Any]
 ) -> None:
-    """Encodes and writes one shard, and then lets go of it."""
     columns = [codec.encode(rows, item) for item, rows in zip(stored, states, strict=True)]
     store.writer.write_shard(index, stored, columns, **facts)
     store.release(index)

@@ -97,7 +97,6 @@ class SharedStore:
                     leftover.unlink(missing_ok=True)
 
     def missing(self) -> list[int]:
-        """The shards that are still to be made, by anyone."""
         return self.writer.missing()
 
     def count_ended(self, index: int, progress: Progress) -> None:

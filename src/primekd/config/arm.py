@@ -180,7 +180,6 @@ class Arm(BaseModel):
 
     @property
     def folder(self) -> str:
-        """Of its notebooks."""
         return self.notebooks or self.name
 
     @property

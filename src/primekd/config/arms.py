@@ -28,7 +28,6 @@ def _is_taken(name: str) -> bool:
 
 
 def arms_file() -> Path:
-    """configs/strategies.yaml of this checkout."""
     return project_root() / "configs" / "strategies.yaml"
 
 

@@ -97,7 +97,6 @@ class DataConfig(Section):
 
     @property
     def task_module(self) -> str:
-        """The module that the task is."""
         return f"primekd.tasks.{self.task.replace('-', '_')}"
 
     def hub_side(self, side: str) -> tuple[str, str, str | None]:

@@ -169,11 +169,10 @@ class Profile(Section):
         return self._seen({}, _published=False)
 
     def signals_folder(self, strategy: str, seed: int | None = None) -> Path:
-        """Where the teacher's signals on the training items under one strategy lie."""
+        """The teacher's rows of the training items; `student_folder`: adapter, loss curve and manifest."""
         return self.runs / "signals" / self._seeded(strategy, seed)
 
     def student_folder(self, strategy: str, seed: int | None = None) -> Path:
-        """Where one student's adapter, loss curve and manifest lie."""
         return self.runs / "students" / self._seeded(strategy, seed)
 
     def _seeded(self, name: str, seed: int | None) -> str:
@@ -202,7 +201,6 @@ def explain_validation_error(error: ValidationError, path: Path) -> str:
 
 
 def profile_names() -> list[str]:
-    """The profiles that this checkout has."""
     return sorted(p.stem for p in (project_root() / "configs").glob("*.yaml") if p.stem != "strategies")
 
 

@@ -120,7 +120,6 @@ class TrainConfig(Section):
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """All learning rates."""
         return self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
 
     @model_validator(mode="after")

@@ -11,8 +11,6 @@ FINEWEB_EDU_COMMIT = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"
 
 
 class HubSet(Section):
-    """A data set of the hub at a commit."""
-
     hub_dataset: str
     hub_config: str | None = None
     revision: str = Field(pattern="^[0-9a-f]{40}$")

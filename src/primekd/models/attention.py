@@ -26,7 +26,6 @@ def choose_attention(model: nn.Module, tokens: int) -> None:
 
 @contextmanager
 def chosen_attention(model: nn.Module, tokens: int) -> Iterator[None]:
-    """`choose_attention` for what runs inside."""
     before = model.config._attn_implementation
     choose_attention(model, tokens)
     try:

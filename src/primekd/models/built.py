@@ -72,12 +72,9 @@ def dequantised_folder(file: Path, digest: str) -> Path:
         tokenizer = gguf_tokenizer_folder(file, digest)
         shutil.copytree(tokenizer, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("source.json"))
         with _gguf_errors(file), _no_bar():
+            how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
             model = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
-                trust_remote_code=False,
+                file.parent, gguf_file=file.name, trust_remote_code=False, **how
             )
         model.config._name_or_path = file.name
         if hasattr(model.config, "quantization_config"):
@@ -140,19 +137,12 @@ def random_folder(source: str, tokenizer: "PreTrainedTokenizerBase") -> Path:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
+        ends = {f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("bos", "eos", "pad")}
         config = LlamaConfig(
-            vocab_size=len(tokenizer) + RANDOM_PADDING,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+            vocab_size=len(tokenizer) + RANDOM_PADDING, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+            **ends,
+        )  # fmt: skip
         with torch.random.fork_rng():
             torch.manual_seed(0)
             LlamaForCausalLM(config).save_pretrained(target)

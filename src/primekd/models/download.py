@@ -78,15 +78,8 @@ def download(model: HubModel, weights: bool = True) -> Path:
             "the hub's cache lies: free some space, or move the cache with HF_HUB_CACHE."
         )
     parts = [part_of(storage / "blobs" / f.digest) for f in files]
-    bar = open_bar(
-        total=total,
-        initial=sum(p.stat().st_size for p in parts if p.is_file()),
-        desc=f"{model.repository}: fetched and verified",
-        unit="B",
-        unit_scale=True,
-        disable=not weights,
-    )
-    with bar:
+    initial, said = sum(p.stat().st_size for p in parts if p.is_file()), f"{model.repository}: fetched and verified"
+    with open_bar(total=total, initial=initial, desc=said, unit="B", unit_scale=True, disable=not weights) as bar:
         places = _bring_all(model, files, storage, FileMeter(bar))
     snapshot = storage / "snapshots" / model.commit
     with disk_errors(snapshot):
@@ -200,7 +193,6 @@ def _link(pointer: Path, place: Path) -> None:
 
 
 def gigabytes(count: int) -> str:
-    """Bytes in a form for people."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
 
 
@@ -228,8 +220,6 @@ class FileFacts(BaseModel):
 
 
 class Record(BaseModel):
-    """What `_record` writes."""
-
     repository: str
     revision: str
     commit: str = Field(pattern=r"^[0-9a-f]{40}$")

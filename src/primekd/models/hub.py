@@ -38,7 +38,6 @@ class HubModel:
 
 
 def has_token() -> bool:
-    """Whether a token for the hub is set up here."""
     from huggingface_hub import get_token
 
     token = get_token()

@@ -36,20 +36,14 @@ def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTr
             f"{text} is quantised as {method.upper()}, which transformers cannot read: set teacher.engine to "
             "exllamav2, or name the unquantised model (a student is always trained from that)."
         )
-    device, options = best_device(), {}
+    device = best_device()
+    options = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
     if quantization == "nf4":
         if _is_sharded():
             raise UserError("4-bit students are not sharded: launch them with configs/accelerate/multi-gpu.yaml.")
-        options = {"quantization_config": _nf4_config(dtype), "device_map": {"": device}}
+        options |= {"quantization_config": _nf4_config(dtype), "device_map": {"": device}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            **options,
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
     except (SafetensorError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The model {text} cannot be read ({reason}): fetch or make it again.") from error
@@ -74,16 +68,11 @@ def _nf4_config(dtype: str) -> "BitsAndBytesConfig":
 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("quantization: nf4 needs bitsandbytes: `pip install -e '.[bitsandbytes]'`, or drop it.")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )
+    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=getattr(torch, dtype), **how)
 
 
 def best_device() -> str:
-    """The device that a model is put on."""
     import torch
 
     # What FSDP is going to shard may be too large for one card; it moves the shards itself.

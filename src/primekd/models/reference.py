@@ -21,8 +21,6 @@ SCHEMES = ("hub", "path", "package", "random")
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A parsed reference; `text` is how the profile writes it."""
-
     scheme: str
     target: str
 

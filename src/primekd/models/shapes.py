@@ -48,7 +48,6 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of one layer's linear maps."""
         return sum(a * b for a, b in self.linears.values())
 
     @property
@@ -72,7 +71,6 @@ class Shape:
         return set(self.linears) & set(self.linears if lora.target_modules == "all-linear" else lora.target_modules)
 
     def lora_weights(self, lora: LoraSettings) -> int:
-        """Trainable numbers of a LoRA adapter."""
         return self.layers * lora.rank * sum(sum(self.linears[name]) for name in self.adapted(lora))
 
 
@@ -199,7 +197,6 @@ def teacher_model(profile: Profile) -> Model | None:
 
 
 def student_model(profile: Profile) -> Model:
-    """The student as training loads it."""
     student = profile.student
     shape, bits = find_shape(profile, student.model), NF4_BITS if student.quantization == "nf4" else None
     return _plain(student.model, shape, BYTES[student.dtype], "nf4" if bits else student.dtype, bits)

@@ -100,7 +100,6 @@ def scratch_config(architecture: Architecture, tokenizer: "PreTrainedTokenizerBa
 
 @contextlib.contextmanager
 def _explained(architecture: Architecture) -> Iterator[None]:
-    """Errors of transformers in one sentence."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

@@ -41,7 +41,6 @@ class TurnEnd:
     written: bool = True  # False where it writes no control token there: then `token` is the tokenizer's end of text
 
     def describe(self) -> dict[str, Any]:
-        """As specs and manifests keep it."""
         return asdict(self) | {"stops": sorted(self.stops)}
 
 
@@ -68,13 +67,8 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Messages, generate: b
     arguments = {"date_string": TEMPLATE_DATE} | getattr(tokenizer, "template_arguments", {})
     try:
         template = tokenizer.get_chat_template()
-        return tokenizer.apply_chat_template(
-            messages,
-            chat_template=FIXED_DATE + template if "strftime_now" in template else template,
-            tokenize=False,
-            add_generation_prompt=generate,
-            **arguments,
-        )
+        arguments["chat_template"] = FIXED_DATE + template if "strftime_now" in template else template
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **arguments)
     except Exception as error:  # a program of somebody else's may raise anything
         roles = " and ".join(message["role"] for message in messages)
         raise UserError(

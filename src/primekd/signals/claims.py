@@ -167,7 +167,6 @@ def _remove(path: Path, seen: os.stat_result) -> None:
 
 
 def this_process() -> Owner:
-    """This process as the owner of a claim."""
     found = _stat_of(os.getpid())
     return Owner(socket.gethostname(), os.getpid(), _this_machine(), found and found[1])
 

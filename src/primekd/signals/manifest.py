@@ -38,8 +38,6 @@ class StoreSpec(Part):
 
 
 class Made(Part):
-    """How shards were made."""
-
     head: Head | None = None
     engine: dict[str, Any] | None = None
     environment: manifests.Environment | None = None
@@ -48,8 +46,6 @@ class Made(Part):
 
 
 class Vouch(Entry, Made):
-    """What vouches for one shard."""
-
     spec_sha256: Digest
 
 

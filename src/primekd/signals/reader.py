@@ -69,7 +69,6 @@ class SignalReader:
 
     @property
     def item_ids(self) -> list[str]:
-        """Every item of the store, in the order of capture."""
         return list(self._number)
 
     def _index(self, shard: int, entry: dict[str, Any]) -> None:

@@ -34,17 +34,14 @@ class _Rows:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
         return getattr(self, fields(self)[0].name).device
 
     def to(self, device: torch.device) -> Self:
-        """The same rows on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
         there = {name: _kept_on(t, device) if name in SHARED else t.to(device) for name, t in tensors.items()}
         return replace(self, **there)
 
     def part(self, rows: slice) -> Self:
-        """Some of the rows."""
         columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in SHARED}
         return replace(self, **columns)
 

@@ -32,7 +32,6 @@ class StoredItem:
 
 
 def shard_name(index: int) -> str:
-    """File name of the shard with this number."""
     return f"shard-{index:05d}.safetensors"
 
 

@@ -88,7 +88,6 @@ class SignalWriter:
         write_json(path.with_suffix(".json"), own | entry | self.facts | facts)
 
     def add_session(self, session: dict[str, Any]) -> None:
-        """Keeps the time and energy of one session of this worker."""
         write_json(self.folder / f"session-{secrets.token_hex(8)}.json", session)
 
     def complete(self) -> bool:

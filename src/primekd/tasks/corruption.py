@@ -52,7 +52,6 @@ def language(code: str) -> Language:
 
 
 def clean_sentence(code: str, random: Random) -> str:
-    """One correct sentence."""
     words = language(code)
     past = random.randrange(2)
     subject, plural = random.choice(words.subjects)

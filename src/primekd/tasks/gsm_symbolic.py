@@ -25,7 +25,6 @@ class GSMSymbolic(GSM8K):
     """Items generated from the templates that the profile names."""
 
     def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[Item]:
-        """As `generate_gsm_symbolic`."""
         return generate_gsm_symbolic(data.templates, split, count, seed, data.difficulty)
 
     def cluster(self, item_id: str) -> str:

@@ -15,7 +15,6 @@ NEUTRAL = "neutral"  # a split of everyday questions and requests that have noth
 
 
 def task_of(data: DataConfig) -> Task:
-    """The task that the section `data` of a profile names."""
     return import_module(data.task_module).TASK
 
 

@@ -46,11 +46,9 @@ class NumberTask(Task):
         return Judgement(found.value, found.rule, found.span, found.value == item.answer)
 
     def parse(self, text: str) -> Fraction:
-        """A number in any writing that `parse_answer` reads."""
         return parse_answer(text)
 
     def write(self, value: Fraction) -> str:
-        """An exact decimal where there is one, else a fraction."""
         return format_value(Fraction(value))
 
 

@@ -48,14 +48,13 @@ def without_gold(items: Sequence[Item]) -> list[Unlabelled]:
 
 @dataclass(frozen=True)
 class ShownItem(Item):
-    """An item with worked examples in front of its question."""
+    """An item that is asked in other words than its question's, or behind others."""
 
-    examples: tuple[Message, ...] = ()
-    asked: tuple[Message, ...] = ()
+    shown: tuple[Message, ...] = ()
 
     @property
     def messages(self) -> list[Message]:
-        return [*self.examples, *self.asked]
+        return list(self.shown)
 
 
 def with_examples(items: Sequence[Item], shown: Sequence[Item]) -> list[Item]:
@@ -65,7 +64,6 @@ def with_examples(items: Sequence[Item], shown: Sequence[Item]) -> list[Item]:
 
 
 def with_instruction(items: Sequence[Item], text: str) -> list[Item]:
-    """Items behind a system message."""
     return _behind([{"role": "system", "content": text}], items)
 
 
@@ -77,11 +75,11 @@ def as_text(items: Sequence[Item | Unlabelled]) -> list[Item | Unlabelled]:
 def _as_text(item: Item | Unlabelled, message: Message) -> Item | Unlabelled:
     if isinstance(item, Unlabelled):
         return Unlabelled(item.id, item.question, [message])
-    return ShownItem(item.id, item.question, item.solution, item.answer, (), (message,))
+    return ShownItem(item.id, item.question, item.solution, item.answer, (message,))
 
 
 def _behind(messages: list[Message], items: Sequence[Item]) -> list[Item]:
-    return [ShownItem(i.id, i.question, i.solution, i.answer, tuple(messages), tuple(i.messages)) for i in items]
+    return [ShownItem(i.id, i.question, i.solution, i.answer, (*messages, *i.messages)) for i in items]
 
 
 class Found(Protocol):
@@ -97,8 +95,6 @@ Reader = Callable[[str, str], Found]  # a response and the question that it answ
 
 @dataclass(frozen=True)
 class Judgement:
-    """A response as it was judged."""
-
     value: Value | None  # what it answers; None where no answer was found
     rule: str  # the rule that found the value, for the log
     span: tuple[int, int] | None  # the characters [start, end) of the response that the value was read from

@@ -46,7 +46,6 @@ class Vouch(Part):
 
 
 def text_folder(profile: "Profile") -> Path:
-    """runs/<profile>/text/: shards and their manifest."""
     return profile.runs / "text"
 
 

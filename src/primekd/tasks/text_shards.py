@@ -24,7 +24,6 @@ HELD_OUT = "held-out.safetensors"
 
 
 def token_type(vocabulary: int) -> type[np.unsignedinteger]:
-    """What ids below `vocabulary` are kept in."""
     return np.uint16 if vocabulary <= 2**16 else np.uint32
 
 

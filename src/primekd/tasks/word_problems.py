@@ -20,7 +20,6 @@ class WordProblems(NumberTask):
     """Rows with a body and a question; rows of GSM8K too, so that students learn from one set and answer another."""
 
     def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[Item]:
-        """Rows of the files in their order; none is drawn, so that `seed` changes nothing."""
         return items_of_data(data, split, count, item_of_row)
 
 

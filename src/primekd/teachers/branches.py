@@ -91,13 +91,9 @@ def read_branches(
             cache = SlotCache(len(batch), first + ids.shape[1], model.device)
             cache.restart(first)
             cache.place(prefix, len(batch), 0)
-        states = states_of(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            position_ids=positions.to(model.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        asked = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        there = {name: tensor.to(model.device) for name, tensor in asked.items()}
+        states = states_of(**there, past_key_values=cache, use_cache=cache is not None)
         for row, i in enumerate(batch):
             found[i] = [states[row, places.to(states.device)] for places in sequences[i].predictors]
     return found

@@ -78,7 +78,6 @@ class SlotCache(Cache):
                 layer.values[own, :, start : self.length] = source.values[taken, :, : other.length]
 
     def move(self, source: int, target: int) -> None:
-        """Puts a row in another's place."""
         self.mask[target] = self.mask[source]
         for layer in self._filled():
             layer.keys[target, :, : self.length] = layer.keys[source, :, : self.length]

@@ -123,12 +123,13 @@ def _forward(model: LastPosition, cache: SlotCache, pieces: Ids, first: int) -> 
         ids[row, begin:] = torch.tensor(piece)
         positions[row, begin:] = torch.arange(first, first + len(piece))
         tokens[row, begin:] = True
-    return model.states(
-        input_ids=ids.to(model.device),
-        attention_mask=cache.extend(tokens.to(model.device)),
-        position_ids=positions.to(model.device),
-        past_key_values=cache,
-    )
+    return _run(model, cache, ids.to(model.device), tokens.to(model.device), positions.to(model.device))
+
+
+def _run(model: LastPosition, cache: SlotCache, ids: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    """One pass of (rows, new) each; `tokens`: whether there is one."""
+    mask = cache.extend(tokens)
+    return model.states(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
 
 
 def _admit(
@@ -153,12 +154,8 @@ def _step(model: LastPosition, cache: SlotCache, running: list[Row]) -> Tensor:
     if cache.length == cache.slots:
         cache.make_room(len(running))
     newest = torch.tensor([[row.ids[-1], row.position()] for row in running], device=model.device)  # (rows, 2)
-    return model.states(
-        input_ids=newest[:, :1],
-        attention_mask=cache.extend(torch.ones_like(newest[:, :1], dtype=torch.bool)),
-        position_ids=newest[:, 1:],
-        past_key_values=cache,
-    )
+    ids, positions = newest.split(1, -1)
+    return _run(model, cache, ids, torch.ones_like(ids, dtype=torch.bool), positions)
 
 
 def _choose(logits: Tensor, running: list[Row], temperature: float) -> list[int]:

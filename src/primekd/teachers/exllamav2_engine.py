@@ -56,12 +56,10 @@ class ExLlamaV2Engine(TeacherEngine):
         if not self.paged:
             print("ExLlamaV2 has no flash-attn 2.5.7 or newer here: responses are generated one at a time, slowly.")
         self.generator = self.package.generator.ExLlamaV2DynamicGenerator(
-            model=self.model,
-            cache=cache,
-            tokenizer=self.package.ExLlamaV2Tokenizer(self.model.config),
+            model=self.model, cache=cache, tokenizer=self.package.ExLlamaV2Tokenizer(self.model.config),
             max_batch_size=min(config.batch_size, self.input_tokens // GENERATOR_QUEUE) if self.paged else 1,
             paged=self.paged,
-        )
+        )  # fmt: skip
         # Added to the logits, so that no column beyond the tokenizer's is drawn: the sampler itself cuts at the largest
         # id in tokenizer.json, which need not be transformers' size.
         columns = self.generator.padded_vocab_size
@@ -72,16 +70,11 @@ class ExLlamaV2Engine(TeacherEngine):
 
     def identity(self) -> dict[str, Any]:
         return {
-            "engine": self.name,
-            "model": self.reference,
-            "model_sha256": model_hash(self.reference),
-            "bits_per_weight": self.quantization.get("bits"),
-            "head_bits": self.quantization.get("head_bits"),
-            "cache_type": (self.config.exllamav2 or ExLlamaConfig()).cache_type,
-            "exllamav2": self.package.__version__,
-            "flash_attn": package_versions(["flash-attn"])["flash-attn"] or "none",
-            "torch": torch.__version__,
-        }
+            "engine": self.name, "model": self.reference, "model_sha256": model_hash(self.reference),
+            "bits_per_weight": self.quantization.get("bits"), "head_bits": self.quantization.get("head_bits"),
+            "cache_type": (self.config.exllamav2 or ExLlamaConfig()).cache_type, "exllamav2": self.package.__version__,
+            "flash_attn": package_versions(["flash-attn"])["flash-attn"] or "none", "torch": torch.__version__,
+        }  # fmt: skip
 
     def _settings(self, sampling: Sampling):
         """Settings that sample from the raw model: the package's defaults carry penalties and truncation.
@@ -107,16 +100,11 @@ class ExLlamaV2Engine(TeacherEngine):
         ends = turn_end(self.tokenizer).stops
         seeds = np.random.SeedSequence(sampling.seed).generate_state(len(prompts))
         for index, (prompt, seed) in enumerate(zip(prompts, seeds.tolist(), strict=True)):
-            self.generator.enqueue(
-                self.package.generator.ExLlamaV2DynamicJob(
-                    input_ids=torch.tensor([prompt]),
-                    max_new_tokens=sampling.max_new_tokens,
-                    gen_settings=self._settings(sampling),
-                    seed=seed,
-                    stop_conditions=sorted(ends),
-                    identifier=index,
-                )
-            )
+            job = self.package.generator.ExLlamaV2DynamicJob(
+                input_ids=torch.tensor([prompt]), max_new_tokens=sampling.max_new_tokens, seed=seed, identifier=index,
+                gen_settings=self._settings(sampling), stop_conditions=sorted(ends),
+            )  # fmt: skip
+            self.generator.enqueue(job)
         ids: Ids = [[] for _ in prompts]
         with gpu_memory(self.config):
             while self.generator.num_remaining_jobs():

@@ -106,7 +106,6 @@ class Context:
         llama_cpp.llama_free(self.pointer)
 
     def clear(self) -> None:
-        """Forgets all sequences."""
         llama_cpp.llama_memory_clear(self.memory, False)
 
     def cut(self, sequence: int, length: int) -> None:
@@ -115,7 +114,6 @@ class Context:
             raise UserError("llama.cpp cannot cut this model's sequences: set teacher.engine to transformers.")
 
     def copy(self, source: int, target: int) -> None:
-        """Makes the sequence `target` equal to `source`."""
         llama_cpp.llama_memory_seq_rm(self.memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self.memory, source, target, -1, -1)
 

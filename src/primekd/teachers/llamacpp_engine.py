@@ -77,11 +77,9 @@ class LlamaCppEngine(TeacherEngine):
 
     def identity(self) -> dict[str, Any]:
         return {
-            "engine": self.name,
-            "model": self.reference,
-            "model_sha256": model_hash(self.reference),
+            "engine": self.name, "model": self.reference, "model_sha256": model_hash(self.reference),
             "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
-        }
+        }  # fmt: skip
 
     def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
         return [response for response, _ in self._generate(prompts, sampling, None)]

@@ -85,17 +85,11 @@ class TransformersEngine(TeacherEngine):
         self.offers = frozenset({"hidden", "logits"} if hidden_is_enough else {"logits"})
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "engine": self.name,
-            "model": self.reference,
-            "model_sha256": model_hash(self.reference),
-            "dtype": self.dtype,
-            "transformers": importlib.metadata.version("transformers"),
-            "torch": importlib.metadata.version("torch"),
-        }
+        versions = {name: importlib.metadata.version(name) for name in ("transformers", "torch")}
+        own = {"engine": self.name, "model": self.reference, "model_sha256": model_hash(self.reference)}
+        return own | {"dtype": self.dtype} | versions
 
     def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Batches of what is read, not generated."""
         most = CPU_PASS_TOKENS if self.model.device.type == "cpu" else float("inf")
         return longest_first(lengths, self.batch_size, most)
 

@@ -73,25 +73,17 @@ class VllmEngine(TeacherEngine):
             raise UserError(f"vLLM's {config.model} has no head that can be cut: set another teacher.engine.")
 
     def close(self) -> None:
-        """Ends vLLM's processes and frees the GPUs."""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         release_gpu_memory()
 
     def identity(self) -> dict[str, Any]:
         return {
-            "engine": self.name,
-            "model": self.reference,
-            "model_sha256": model_hash(self.reference),
-            "dtype": self.config.dtype,
-            "head_dtype": head_dtype(self.config),
-            "quantization": self.settings.quantization,
-            "tensor_parallel": self.settings.tensor_parallel,
-            "pipeline_parallel": self.settings.pipeline_parallel,
-            "device": self.device,
-            "vllm": self.package.__version__,
-            "torch": torch.__version__,
-        }
+            "engine": self.name, "model": self.reference, "model_sha256": model_hash(self.reference),
+            "dtype": self.config.dtype, "head_dtype": head_dtype(self.config),
+            **self.settings.model_dump(include={"quantization", "tensor_parallel", "pipeline_parallel"}),
+            "device": self.device, "vllm": self.package.__version__, "torch": torch.__version__,
+        }  # fmt: skip
 
     def generate(self, prompts: Ids, sampling: Sampling, adapter: Path | None = None) -> list[Response]:
         """As the protocol has it; `adapter` is one of `adapters`, or None for the model itself."""
@@ -224,5 +216,4 @@ def by_column(rows: TopLogprobs) -> Tensor:
 
 
 def first_line(error: Exception) -> str:
-    """The message that an error begins with, for a sentence of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

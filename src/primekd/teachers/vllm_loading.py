@@ -172,15 +172,10 @@ def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
     tokenizer = load_tokenizer(student)
     longest = max(len(build_prompt(tokenizer, item.messages)) for item in items)
     return TeacherConfig(
-        engine="vllm",
-        model=student.model,
-        template_of=student.template_of,
-        template_arguments=student.template_arguments,
-        dtype=student.dtype,
-        batch_size=profile.assess.batch_size,
-        context_tokens=longest + profile.max_new_tokens,
-        vllm=profile.assess.vllm,
-    )
+        engine="vllm", model=student.model, dtype=student.dtype, vllm=profile.assess.vllm,
+        template_of=student.template_of, template_arguments=student.template_arguments,
+        batch_size=profile.assess.batch_size, context_tokens=longest + profile.max_new_tokens,
+    )  # fmt: skip
 
 
 def head_dtype(config: TeacherConfig) -> str:

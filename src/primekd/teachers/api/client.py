@@ -60,16 +60,8 @@ class Endpoint:
         self._http = httpx.Client(
             base_url=config.base_url, headers=headers, timeout=config.timeout_seconds, trust_env=not here
         )
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()  # set, it wakes every thread that waits; none of them sends another request
         self._pace, self._next = threading.Lock(), 0.0
-
-    def start(self) -> None:
-        """Lets requests through (again)."""
-        self._stopping.clear()
-
-    def stop(self) -> None:
-        """Wakes every thread that waits; none of them sends another request."""
-        self._stopping.set()
 
     def ask(
         self, path: str, body: dict[str, Any], most: tuple[int, int], count: Callable[[dict[str, Any]], tuple[int, int]]
@@ -78,15 +70,10 @@ class Endpoint:
         it can cost at most; `count`: those of an answer, which are booked in the end.
 
         Raises UserError if it cannot be answered, is not answered after `retries` more attempts, or may cost too much;
-        Stopped if `stop` was called.
+        Stopped if `stopping` was set.
         """
-        attempts = Retrying(
-            stop=stop_after_attempt(self.config.retries + 1),
-            wait=_wait,
-            retry=retry_if_exception_type(Temporary),
-            sleep=self._stopping.wait,
-            reraise=True,
-        )
+        last, again = stop_after_attempt(self.config.retries + 1), retry_if_exception_type(Temporary)
+        attempts = Retrying(stop=last, wait=_wait, retry=again, sleep=self.stopping.wait, reraise=True)
         try:
             return attempts(self._attempt, path, body, self.ledger.price(*most), count)
         except Temporary as failure:
@@ -98,7 +85,7 @@ class Endpoint:
         if self._own:
             self._own.ensure()
         self.ledger.book(most)
-        if self._stopping.is_set():  # while this thread waited for room under the cap
+        if self.stopping.is_set():  # while this thread waited for room under the cap
             self.ledger.cancel(most)
             raise Stopped
         try:
@@ -118,7 +105,7 @@ class Endpoint:
         if not reply.is_success:
             refusal = self._refusal(reply)
             if isinstance(refusal, UserError):
-                self.stop()  # before the booking is freed: who waits for the room must not send
+                self.stopping.set()  # before the booking is freed: who waits for the room must not send
             self.ledger.cancel(most) if reply.status_code in NOT_BILLED else self.ledger.lose()
             raise refusal
         try:
@@ -136,8 +123,8 @@ class Endpoint:
             with self._pace:
                 turn = max(time.monotonic(), self._next)
                 self._next = turn + 60 / self.config.requests_per_minute
-            self._stopping.wait(turn - time.monotonic())
-        if self._stopping.is_set():
+            self.stopping.wait(turn - time.monotonic())
+        if self.stopping.is_set():
             raise Stopped
 
     def _refusal(self, reply: httpx.Response) -> UserError | Temporary:
@@ -177,7 +164,6 @@ class Endpoint:
 
 
 def _wait(state: RetryCallState) -> float:
-    """Seconds until the next attempt."""
     asked = state.outcome.exception().wait
     return BACK_OFF(state) if asked is None else asked
 

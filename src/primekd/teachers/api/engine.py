@@ -66,22 +66,17 @@ class ApiEngine(TeacherEngine):
     def identity(self) -> dict[str, Any]:
         """What is known of a teacher that cannot be looked at; `served` is what the server calls the model."""
         return {
-            "engine": self.name,
-            "tokenizer": self.config.model,
-            "base_url": self._where,
-            "model": self.api.model,
-            "served": sorted(self.served),
-            "prompt": self.api.prompt,
-            "request": self.api.request,
+            "engine": self.name, "tokenizer": self.config.model, "base_url": self._where, "model": self.api.model,
+            "served": sorted(self.served), "prompt": self.api.prompt, "request": self.api.request,
             "top_k": self.top_k if self.api.logprobs else None,
-        }
+        }  # fmt: skip
 
     def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
         """One response a prompt, in order. Raises UserError if the server refuses, fails or does something else than
         was asked, or the cap is reached."""
         self._forget(UNWRITTEN)
         self._rows.clear()
-        self._endpoint.start()
+        self._endpoint.stopping.clear()
         with ThreadPoolExecutor(self.api.concurrency) as pool:
             futures = [pool.submit(self._respond, prompt, sampling, n) for n, prompt in enumerate(prompts)]
             try:
@@ -89,7 +84,7 @@ class ApiEngine(TeacherEngine):
                     if future.exception() is None:
                         sampling.ended()
             except BaseException:  # Ctrl-C: answers in flight are still waited for, they are paid
-                self._endpoint.stop()
+                self._endpoint.stopping.set()
                 raise
         failures = [future.exception() for future in futures if future.exception() is not None]
         for failure in sorted(failures, key=lambda failure: isinstance(failure, Stopped)):
@@ -135,7 +130,7 @@ class ApiEngine(TeacherEngine):
         try:
             return self._ask(prompt, sampling, place)
         except BaseException:
-            self._endpoint.stop()
+            self._endpoint.stopping.set()
             raise
 
     def _ask(self, prompt: list[int], sampling: Sampling, place: int) -> tuple[Response, list[Row], Path]:

@@ -75,8 +75,6 @@ Tokens = Annotated[int, BeforeValidator(_number), Field(ge=0, le=10**9)]
 
 
 class Usage(BaseModel):
-    """What a server counts."""
-
     prompt_tokens: Tokens
     completion_tokens: Tokens
 
@@ -95,8 +93,6 @@ class _Reply(BaseModel, Generic[Choice]):
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer."""
-
     text: str
     finish_reason: str | None
     rows: list[tuple[Shown, list[Shown]]] | None  # each shown token and the most probable ones; None without log-probs

@@ -104,7 +104,6 @@ class OwnServer:
         raise UserError(f"The server for {name} did not answer within {STARTS_WITHIN} s: run the same command again.")
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
         self._process.terminate()
         try:
             self._process.wait(timeout=10)

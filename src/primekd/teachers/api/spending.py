@@ -22,8 +22,6 @@ Count = Annotated[int, Field(strict=True, ge=0)]
 
 
 class Spent(BaseModel):
-    """What the file holds."""
-
     spent_usd: USD  # on attempts that were answered
     unsettled_usd: USD  # on those in flight or cut off, at the most that they can cost
     answers: Count

@@ -109,7 +109,6 @@ class TokenMap:
 
 @lru_cache(maxsize=2)  # it takes a second to make
 def token_map(model: str) -> TokenMap:
-    """The map of a model's tokenizer."""
     return TokenMap(load_tokenizer(model))
 
 
