@@ -19,9 +19,8 @@ from primekd.teachers import TeacherEngine, open_engine
 
 
 class LiveTeacher:
-    """A signal source whose teacher is loaded when its rows are first asked for. It reads the items under the prompt
-    that the arm's signals come from; text without items as the student reads it. Raises UserError if it shows neither
-    hidden states nor all logits."""
+    """A signal source whose teacher is loaded when it is first asked. It reads items under the prompt that the arm's
+    signals come from, text as the student does. Raises UserError if it shows neither hidden states nor all logits."""
 
     def __init__(self, profile: Profile, arm: Arm, items: Sequence[Item | Unlabelled] | None = None):
         teacher = profile.teacher

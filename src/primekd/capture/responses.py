@@ -56,8 +56,7 @@ def refuse_text(job: Job) -> None:
 
 def read_responses(job: Job) -> dict[str, str]:
     """Item -> response, of a job's file: CSV with a head, or one JSON object a line; the fields are id and response.
-    Raises UserError if it cannot be read, an id stands twice or is no item's, an item has none, or a response is empty
-    or holds a control token."""
+    Raises UserError if it cannot be read, an id stands twice or is no item's, or a response is absent or no such."""
     path = job.responses_file()
     name, wanted = relative_name(path), {item.id for item in job.items()}
     tokenizer, found = load_tokenizer(job.profile.teacher), dict[str, str]()

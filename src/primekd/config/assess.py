@@ -14,9 +14,8 @@ class AssessConfig(Section):
 
     `engine` generates the answers of control and students; held-out fit is measured by transformers in any case.
     `vllm` is how the engine vllm is started for them: GPUs and memory, no quantisation. `extractor` reads the
-    value that decides in every table; the others are reported beside it. `dtype: float32` computes in float32 with the
-    student's weights, as they were trained: answers then hardly depend on batch shapes and kernels, and take 2.4 times
-    as long on a CPU.
+    value that decides in every table, beside the others. `dtype: float32` computes in float32 with the student's
+    weights, as they were trained: answers hardly depend on batch shapes and kernels, and take a CPU 2.4 times as long.
 
     `few_shot`: the untrained student also answers behind so many solved training items (`control-few-shot`), or behind
     the teacher's `instruction`; or, as in the published study's control, with 50 new tokens and in front of the words
@@ -24,13 +23,11 @@ class AssessConfig(Section):
 
     `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
     primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens): those of the
-    first `rescored_items` alone where that is not 0. A value a token needs few items, and a response takes as long to
-    score as to write.
+    first `rescored_items` alone where that is not 0, as a value a token needs few items and takes as long as an answer.
 
     `choose_by`: of the task choices, which choice a model is taken to choose (assessment.likelihood).
 
-    `held_out_items`: held-out fit is measured on so many test items, the first ones; on all of them if 0. A value a
-    token needs fewer items than an accuracy does, and takes as long as an answer.
+    `held_out_items`: held-out fit is measured on so many test items, the first ones; on all of them if 0.
 
     All that follows is off unless a profile says more. `transfer` names a second set of items (as `data` does, without
     training items), which control and students answer under the same prompt, decoding and limit. `samples` answers to

@@ -30,8 +30,7 @@ class ExpectedConfig(Section):
 class RatesConfig(Section):
     """Response tokens a second of a whole stage, loading and scoring included; `source` says where they are from.
 
-    `capture` and `assess` count the tokens that the teacher, or a student, writes; `train` those that are trained on
-    (each epoch anew).
+    `capture` and `assess` count tokens that the teacher, or a student, writes; `train` what is trained on, each epoch.
     """
 
     source: str

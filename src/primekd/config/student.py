@@ -1,5 +1,5 @@
-"""The sections that make a student: `student`, `train`, `launch`, `pretrain`, `loss`, `on_policy`; `prepare` makes a
-teacher."""
+"""The sections that make a student (`student`, `train`, `launch`, `pretrain`, `loss`, `on_policy`) or teach a teacher
+(`prepare`)."""
 
 from typing import Annotated, Any, Literal
 
@@ -194,8 +194,7 @@ class LossConfig(Section):
 
 
 class OnPolicyConfig(Section):
-    """Text that the student writes with its weights of the moment, and the teacher scores; nothing flows back through
-    the sampling.
+    """Text that the student writes as it is now, and the teacher scores; nothing flows back through the sampling.
 
     A batch is the student's own with probability `share` (lambda of GKD, arXiv 2306.13649), and the given text
     otherwise; the first `warmup_steps` steps are on given text alone, since a cold student collapses. On the student's
@@ -237,8 +236,7 @@ class PrepareConfig(Section):
     adapter is merged and written as a GGUF file of type `quantization`.
 
     `solutions` plants an effect: arm -> the form of the gold solution (tasks/forms.py) that is taught under its prompt.
-    Arms that it does not name are taught what the baseline is, or the solution itself; it brings in the primings of the
-    extra arms that it names.
+    Other arms are taught what the baseline is, or the solution itself; it brings in the primings of extra arms.
     """
 
     base: str

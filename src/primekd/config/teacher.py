@@ -142,8 +142,7 @@ class TeacherConfig(Speaker):
 
     `priming_placement`: a priming text is the `system` message, or stands in front of the question (`user`), with a
     blank line between: for templates without a system role. A strategy's own `placement` goes before it.
-    `priming_mode`: as the system message it takes the place of the model's default one (`replace`), or stands behind
-    it (`add`).
+    `priming_mode`: as the system message it replaces the model's default one, or stands behind it (`add`).
 
     `instruction` is what it reads, there too, under every arm that has no priming: for a task that needs examples.
 

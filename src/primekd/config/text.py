@@ -20,9 +20,8 @@ class TextConfig(Section):
     """Documents, and the blocks of `block_tokens` tokens (a student's context) that they are trained on in.
 
     The source `hub` streams a data set's training side, pinned by the commit `revision`, and those of `also` by turns
-    with it, a document each, until all have ended; `files` is a pattern of local
-    files, where a .txt file is one document and a line of a .jsonl file is one, in its field `text`; `package` is one
-    that ships text.
+    with it, a document each, until all have ended; `files` is a pattern of local files, where a .txt file is one
+    document and a line of a .jsonl file is one, in its field `text`; `package` is one that ships text.
 
     Training text ends behind the document that brings it to `train_tokens`, or with the source. It is read `epochs`
     times, in another order of its blocks each time; `pretrain.tokens` counts what is read over all of them.

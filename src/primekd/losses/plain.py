@@ -38,8 +38,7 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0
 
 
 def skewed_forward_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float, beta: float) -> Tensor:
-    """KL(p || beta * p + (1 - beta) * q) a row in nats, never above -log(beta) (DistiLLM, arXiv 2402.03898, 3.1).
-    (N, V) x2 -> (N,)."""
+    """KL(p || beta * p + (1 - beta) * q) a row, at most -log(beta) nats (DistiLLM, arXiv 2402.03898, 3.1)."""
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
     log_q = (student_logits.float() / temperature).log_softmax(-1)
     return (log_p.exp() * (log_p - log_mixture(log_p, log_q, beta))).sum(-1)

@@ -43,8 +43,7 @@ def packed_attention(
 
     query (1, H, S, d), key and value (1, G, S, d) -> (1, S, H, d), and no weights; H / G heads look at the same keys.
     `shared`: tokens that every row begins with, which stand once in front of all; `lengths`: those of each row behind
-    them; S = shared + sum(lengths). Raises NotImplementedError if the architecture does more to its scores than to
-    scale and to mask them.
+    them; S = shared + sum(lengths). Raises NotImplementedError if scores are more than scaled and masked.
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("scores with a soft cap or sinks")

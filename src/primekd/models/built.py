@@ -1,7 +1,6 @@
 """Folders that are built from something else, once, in `models/cache/<hash>/`.
 
-Transformers works on folders, so a GGUF file is dequantised (float32, exact) and used from there; llama.cpp reads the
-GGUF file itself.
+Transformers works on folders, so a GGUF file is dequantised (float32, exact) for it; llama.cpp reads the file itself.
 """
 
 import contextlib

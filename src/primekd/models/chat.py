@@ -92,8 +92,7 @@ def build_prompt(
 
 
 def text_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> Prompt:
-    """Token ids of a text that is to be gone on with, as the tokenizer alone reads it. Raises UserError if a control
-    token stands in it."""
+    """Token ids of a text to go on with, as the tokenizer alone reads it. UserError if a control token stands in it."""
     return build_prompt(tokenizer, [{"role": TEXT, "content": text}])
 
 

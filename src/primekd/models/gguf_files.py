@@ -154,8 +154,7 @@ def _pre(splitter: dict[str, Any] | None) -> str:
 
 
 def refuse_other_tokens(file: Path, texts: Sequence[str], ids: Sequence[list[int]]) -> None:
-    """Raises UserError if llama.cpp reads texts with a file's vocabulary as other tokens than these. Without llama.cpp
-    nothing is asked."""
+    """Raises UserError if llama.cpp, where it is here, reads texts as other tokens than these by a file."""
     if importlib.util.find_spec("llama_cpp") is None:
         return
     import llama_cpp
@@ -176,8 +175,7 @@ def refuse_other_tokens(file: Path, texts: Sequence[str], ids: Sequence[list[int
 
 
 def quantise(source: Path, target: Path, kind: str) -> None:
-    """Writes an F16 file's weights as another type (`llama_model_quantize`). Raises UserError or OSError if it could
-    not."""
+    """Writes an F16 file's weights as another type (`llama_model_quantize`), or raises UserError or OSError."""
     import llama_cpp
 
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
@@ -190,8 +188,7 @@ def quantise(source: Path, target: Path, kind: str) -> None:
 
 
 def types_of(file: Path, kind: str) -> dict[str, Any]:
-    """What a file's weights are kept as, vectors not counted: type -> their share, and the share that is of another
-    type than the file's name says."""
+    """The types of a file's weights, vectors not counted: type -> share, and the share of others than its name says."""
     import gguf
 
     sizes: dict[str, int] = {}

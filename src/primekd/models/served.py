@@ -79,8 +79,7 @@ def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
 
 
 def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> GenerationConfig:
-    """A configuration of our own, greedy unless `settings` say more: a checkpoint's may carry penalties, top-k, a
-    temperature or other ends."""
+    """One of our own, greedy unless `settings` say more: a checkpoint's may carry penalties, temperature, other ends."""
     columns = model.get_output_embeddings().weight.shape[0]
     return GenerationConfig(
         eos_token_id=sorted(turn_end(tokenizer).stops),

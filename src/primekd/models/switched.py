@@ -68,8 +68,7 @@ class SwitchedAdapters:
 
     @torch.no_grad()
     def read_together(self, names: Sequence[str | None], input_ids: Tensor) -> None:
-        """One pass of rows (B, T), each through the adapter of its student, or through the base where that is None; no
-        adapter may be merged."""
+        """One pass of rows (B, T), each through its student's adapter, or the base alone for None; none is merged."""
         self.wear(None)
         if self._student is None:
             self.base.get_decoder()(input_ids=input_ids, use_cache=False)

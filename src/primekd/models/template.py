@@ -56,8 +56,7 @@ FIXED_DATE = "{% macro strftime_now(format) %}{{ format" + _FILTERS + ' | replac
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Messages, generate: bool = True) -> str:
     """The text that the template makes of messages; with `generate`, up to where the answer starts.
 
-    It gets the tokenizer's `template_arguments` (a profile's) and one fixed date. Raises UserError if there is none, or
-    it refuses these messages.
+    It gets the tokenizer's `template_arguments` and one fixed date. Raises UserError if there is none, or it refuses.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
@@ -84,8 +83,7 @@ def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> TurnEnd:
     """Where responses of a model end, from its chat template, its tokenizer and its generation_config.
 
-    Without a chat template, or where that writes no control token behind an assistant's message, the tokenizer's end
-    of text ends a turn.
+    Where that has none, or writes no control token behind an assistant's message, the end of text ends a turn.
     """
     stops = frozenset({tokenizer.eos_token_id, *getattr(tokenizer, "stop_ids", ())})
     if not getattr(tokenizer, "chat_template", None):

@@ -76,9 +76,8 @@ def answers_of(
 
 
 def check_merge(student: StudentConfig, folder: Path, merged: list[Tensor], prompts: Prompts, responses: Prompts):
-    """What merging changed in float32, and how far the merged model is from the student in the precision that it was
-    trained and scored in; (None, Distance) of a student from scratch. Raises UserError if merging changed more than
-    rounding does."""
+    """What merging changed in float32 (None of one from scratch), and how far the merged model is from the student as
+    it was trained and scored. Raises UserError if merging changed more than rounding does."""
 
     def to_merged(dtype: str) -> Distance:
         return distance(

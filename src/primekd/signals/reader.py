@@ -38,9 +38,8 @@ class Place(NamedTuple):
 
 
 class SignalReader:
-    """Reads a complete store, item by item. Every shard's hash is checked here, once; an item's own here and each time
-    that it is read. `expected` are values that the spec must have. Raises UserError if one differs, or a file is
-    absent, incomplete or altered."""
+    """Reads a complete store, item by item. Every shard's hash is checked once, an item's own here and at each read.
+    `expected`: values of the spec. Raises UserError if one differs, or a file is absent, incomplete or altered."""
 
     def __init__(self, folder: Path, **expected: Any):
         self.folder = Path(folder)
@@ -131,8 +130,7 @@ class SignalReader:
         return None if not parts or parts[0] is None else concatenate(parts)
 
     def rows(self, item_id: str, response_ids: Sequence[int]) -> SignalRows | None:
-        """An item's signal rows, one a token; None where responses alone were kept. Raises UserError if its stored
-        response is not `response_ids`."""
+        """An item's rows, one a token; None where responses alone were kept. UserError if its response is another."""
         item = self.item(item_id)
         if list(response_ids) != item.response_ids:
             raise UserError(f"{self.name}: item {item_id!r} was captured for another response than is trained on.")

@@ -59,8 +59,7 @@ class DenseRows(_Rows):
 
 @dataclass(frozen=True)
 class HiddenRows(_Rows):
-    """Final hidden states, (N, D), the teacher's output head, (V, D), and what it does to its logits behind the head:
-    exact at every temperature."""
+    """Final hidden states, (N, D), the teacher's head, (V, D), and what follows it: exact at every temperature."""
 
     hidden: Tensor
     head: Tensor

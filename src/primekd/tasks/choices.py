@@ -1,7 +1,6 @@
 """Benchmarks of choices: a model is asked how likely it finds each of a few completions, and writes nothing.
 
-Texts are those of lm-evaluation-harness 0.4.13, character by character. It has no SNLI; that has MNLI's labels, and is
-asked as MNLI is.
+Texts are those of lm-evaluation-harness 0.4.13, character by character; SNLI, which it has not, is asked as MNLI is.
 
 Sources: Zellers et al., "HellaSwag: Can a Machine Really Finish Your Sentence?", arXiv 1905.07830; Bowman et al., "A
 large annotated corpus for learning natural language inference", arXiv 1508.05326 (SNLI); Wang et al., "GLUE: A

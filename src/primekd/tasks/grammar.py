@@ -139,8 +139,7 @@ def plain(text: str) -> str:
 def clean_answer(response: str, sentence: str) -> tuple[int, int, str]:
     """Where in a response the corrected sentence stands: (start, end, rule); start == end where there is none.
 
-    The first line that is not empty. A label before it (`Corrected:`) and quotes around it count only if the sentence
-    that was asked has them too.
+    The first line that is not empty; a label before it (`Corrected:`) or quotes count only if the sentence has them.
     """
     start = len(response) - len(response.lstrip())
     end = start + len(response[start:].split("\n")[0].rstrip())

@@ -34,8 +34,7 @@ def start_of(data: "DataConfig", split: str) -> int:
 
 
 def take(rows: Sequence[Item], data: "DataConfig", split: str, count: int) -> list[Item]:
-    """`count` of a side's rows: validation items follow the training items, a teacher's follow those. Raises UserError
-    if there are too few."""
+    """`count` of a side's rows: validation items follow training items, a teacher's those. UserError if too few."""
     start = start_of(data, split)
     if start + count > len(rows):
         raise UserError(

@@ -163,8 +163,7 @@ class _Work:
         return self._write(self.folder / HELD_OUT, documents, held_out=sorted(chosen))
 
     def shards(self, most: int, held: frozenset[str], progress: Progress) -> list[Vouch]:
-        """What vouches for each training shard, of `most` tokens in all or up to one document more; those that are
-        missing or damaged are made."""
+        """What vouches for each training shard, of `most` tokens or up to one document more; made where it is not."""
         done, tokens, stream = [Vouch(sha256="0" * 64, tokens=0, documents=0)], 0, None  # nothing is read yet
         while tokens < most and not done[-1].ended:
             if found := self.whole(self.path(len(done) - 1)):

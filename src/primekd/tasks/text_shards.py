@@ -28,8 +28,7 @@ def token_type(vocabulary: int) -> type[np.unsignedinteger]:
 
 
 def save_documents(path: Path, documents: Sequence[np.ndarray], kind: type[np.unsignedinteger]) -> str:
-    """Writes documents' ids (n,) as one shard, whole or not at all; returns its sha256. Raises UserError if the disk is
-    full."""
+    """Writes documents' ids (n,) as one shard, whole or not at all; its sha256. Raises UserError for a full disk."""
     lengths = np.array([len(ids) for ids in documents], dtype=np.uint32)
     tokens = np.concatenate([np.empty(0, kind), *documents]).astype(kind)
     with write_atomically(path) as temporary:

@@ -1,5 +1,4 @@
-"""Documents for pretraining, one after the other: from the hub, from files, from a package. Nothing is read whole but
-one document."""
+"""Documents for pretraining, of which one is held at a time: from the hub, from files, from a package."""
 
 import json
 from collections.abc import Iterator

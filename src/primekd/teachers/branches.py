@@ -49,8 +49,7 @@ def branch(prompt: list[int], responses: Sequence[list[int]], first: int) -> Bra
 def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Sequences of several prompts, padded on the right, behind `first` tokens in a cache that every token sees.
 
-    Returns ids and positions (B, S) int64, and what is added to attention scores, (B, 1, S, first + S) in `dtype`: 0
-    where a token sees another one.
+    Returns ids and positions (B, S) int64, and what is added to scores, (B, 1, S, first + S): 0 where a token sees one.
     """
     longest = max(len(b.ids) for b in branches)
     ids, positions = torch.zeros(2, len(branches), longest, dtype=torch.int64).unbind()

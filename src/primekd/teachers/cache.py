@@ -41,8 +41,7 @@ class SlotLayer(DynamicLayer):
 
 
 class SlotCache(Cache):
-    """Room for `rows` sequences of `slots` tokens. All rows end at the same slot, where the next token of each is
-    written."""
+    """Room for `rows` sequences of `slots` tokens. All end at the same slot, where the next token is written."""
 
     def __init__(self, rows: int, slots: int, device: torch.device):
         super().__init__(layer_class_to_replicate=partial(SlotLayer, rows, slots))

@@ -39,9 +39,8 @@ class ExLlamaV2Engine(TeacherEngine):
     """An EXL2 model served by ExLlamaV2.
 
     Without flash-attn there is no paged cache: responses are then generated one after the other. Scoring runs in
-    batches of up to `batch_size` sequences with `context_tokens` tokens in all, and no cache, so the cache type
-    touches what is generated and not what is scored. Tensor-parallel models offer logits alone: their head lies in
-    parts on several GPUs.
+    batches of up to `batch_size` sequences with `context_tokens` tokens in all, and no cache, so the cache type touches
+    nothing that is scored. Tensor-parallel models offer logits alone: their head lies in parts on several GPUs.
     """
 
     name = "exllamav2"
@@ -79,8 +78,7 @@ class ExLlamaV2Engine(TeacherEngine):
     def _settings(self, sampling: Sampling):
         """Settings that sample from the raw model: the package's defaults carry penalties and truncation.
 
-        Above temperature 0 its sampler draws from 0.9998 of the mass, the largest ids being cut: its guard against
-        rounding.
+        Above temperature 0 its sampler draws from 0.9998 of the mass: the largest ids are cut, against rounding.
         """
         greedy = sampling.temperature == 0
         off = {"token_frequency_penalty", "token_presence_penalty", "top_p", "top_a", "min_p", "tfs", "typical"}

@@ -90,9 +90,7 @@ class TeacherEngine(Protocol):
         Row t of an item is what predicts response token t: position len(prompt) + t - 1. The raw model: no sampling
         temperature, penalty or truncation.
 
-        Returns:
-            One tensor an item: "logits" (T, V) float32; "hidden" (T, D) in the engine's own precision; for "top" one
-            `TopLogprobs` of T rows an item.
+        One tensor an item: "logits" (T, V) float32; "hidden" (T, D) in the engine's own precision; "top" `TopLogprobs`.
         """
         ...
 

@@ -161,8 +161,7 @@ def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -
     """Arguments of `vllm.SamplingParams`, one a prompt: the raw distribution, ended by `ends` alone.
 
     What vLLM itself takes for an end is shut out by `ignore_eos`, so that all engines end alike. Each prompt has a seed
-    of its own, or equal prompts would give equal responses. Raises UserError for a temperature that vLLM refuses, or
-    would change in silence.
+    of its own, or equal ones would get equal responses. Raises UserError for a temperature that vLLM would not take.
     """
     heat = sampling.temperature
     if heat != 0 and not 0.01 <= heat <= 2:

@@ -69,8 +69,7 @@ class Endpoint:
         """Posts a request until it is answered; returns the answer's JSON object. `most`: input and output tokens that
         it can cost at most; `count`: those of an answer, which are booked in the end.
 
-        Raises UserError if it cannot be answered, is not answered after `retries` more attempts, or may cost too much;
-        Stopped if `stopping` was set.
+        Raises UserError if it is not answered after `retries` more attempts, or may cost too much; Stopped if told to.
         """
         last, again = stop_after_attempt(self.config.retries + 1), retry_if_exception_type(Temporary)
         attempts = Retrying(stop=last, wait=_wait, retry=again, sleep=self.stopping.wait, reraise=True)

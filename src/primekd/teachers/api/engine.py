@@ -41,8 +41,7 @@ class ApiEngine(TeacherEngine):
     The log-probs of a response come with it, so `score` gives those of what `generate` has just returned, and nothing
     else. A server that ends a response without showing the end of turn says nothing of that place: its row is empty.
     Finished answers lie beside the ledger until the call after the next one or `close`, so that those of a shard that
-    was never written are not paid for twice. `own` is the server that this process has started for it, if it has; the
-    engine's to close.
+    was never written are not paid for twice. `own`: a server that this process has started, the engine's to close.
     """
 
     name, transform = "api", None
