@@ -76,8 +76,7 @@ class Job:
 
 
 def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Job:
-    """The capture that an arm's students are trained on, its own or that of the arm whose text and signals it has.
-    Raises UserError if the arm has no teacher."""
+    """The capture that an arm's students are trained on. Raises UserError if there is none."""
     store = get_arm(strategy).store
     if get_arm(strategy).live:
         raise UserError(
@@ -113,8 +112,7 @@ def test_job(profile: Profile, strategy: str) -> Job:
 
 
 def unprimed_job(profile: Profile, strategy: str, split: str) -> Job:
-    """What the teacher wrote under an arm's prompt, scored without its priming: of a split `assess.rescored_items`, or
-    `assess.teacher_items` where that is 0."""
+    """What the teacher wrote under an arm's prompt, scored without its priming."""
     base = unprimed().name
     name = f"{strategy}-under-{base}"
     arm = Arm(name=name, title=name, role="crossed", variant_of=strategy, text=strategy, signals=base)
@@ -170,8 +168,7 @@ def reads(arm: Arm, teacher: TeacherConfig) -> dict[str, Any]:
 
 
 def _text_of(job: Job) -> dict[str, Any]:
-    """What the responses of a crossed arm depend on beyond what its signals do. Raises UserError if the store or the
-    file that they are taken from is not there, or not whole."""
+    """What a crossed arm's responses depend on beyond its signals. UserError if their store or file is not whole."""
     if job.arm.responses:
         file = job.responses_file()
         return {"file": file.name, "file_sha256": hash_file(file)}

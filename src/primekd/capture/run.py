@@ -182,8 +182,7 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
 def ask_teacher(
     engine: TeacherEngine, codec: Codec, job: Job, items: list[Unlabelled], ended: Callable[[], None], index: int
 ) -> tuple[list[StoredItem], list]:
-    """The responses to the items of one shard and their rows as the engine gives them; depends on nothing else.
-    `ended` is called for each response that has ended."""
+    """One shard's responses and rows as the engine gives them; `ended` is called for each response that has ended."""
     prompts = prompts_of(job.scored_under, job.profile.teacher, items)
     seed = int(hash_json([job.seed, job.arm.name, job.split, shard_name(index)])[:8], 16)
     sampling = Sampling(job.profile.max_new_tokens, job.profile.teacher.sampling_temperature, seed, ended)

@@ -146,8 +146,7 @@ class Arm(BaseModel):
 
     @property
     def store(self) -> str | None:
-        """The arm whose captured store its student reads: its own, or that of the arm that has its text and signals;
-        None where there is none to read."""
+        """The arm whose store its student reads: itself, or the one that has its text and signals; None without any."""
         if not self.teacher or self.text in (STUDENT, CORPUS) or "question-logits" in self.deviates:
             return None
         return self.name if self.text == OWN or self.signals not in (NONE, self.text) else self.text
@@ -187,8 +186,7 @@ class Arm(BaseModel):
         return f"{self.name} in configs/strategies.yaml"
 
     def loss_of(self, profile: Profile) -> LossConfig:
-        """The profile's loss with what the arm says itself; of text alone, the cross-entropy on the responses. Raises
-        UserError if the two do not go together."""
+        """The profile's loss with what the arm says itself; of text alone cross-entropy. UserError if they clash."""
         own = {"alpha": 1.0, "labels": "response"} if self.signals == NONE else self.loss
         own = own | settings(LOSS, self.deviates)
         return _built(LossConfig, profile.loss.model_dump() | own, f"{self._place}: its loss in {profile.name}")
@@ -204,8 +202,7 @@ class Arm(BaseModel):
         return profile.model_copy(update=changes)
 
     def on_policy_of(self, profile: Profile) -> OnPolicyConfig | None:
-        """The profile's section with what the arm says itself; None where the student writes nothing. Raises UserError
-        if that does not go together with the arm's loss."""
+        """As `loss_of`, of the section `on_policy`; None where the student writes nothing."""
         if not (self.live or self.on_policy):
             return None
         given = profile.on_policy.model_dump() if profile.on_policy else {}

@@ -112,8 +112,7 @@ def get_arm(name: str) -> Arm:
 
 
 def reads_text(name: str) -> bool:
-    """Whether what is trained under this name from scratch learns from blocks of text: the control, or an arm of the
-    corpus. Raises UserError as `get_arm`."""
+    """Whether what is trained under this name from scratch learns from blocks of text. UserError as `get_arm`."""
     return name == CONTROL or get_arm(name).text == CORPUS
 
 

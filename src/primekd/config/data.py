@@ -48,8 +48,7 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def named(cls, values: Any) -> Any:
-        """A task without a source has its first one. Before there were tasks, a source told which of two was meant; a
-        profile that extends another may still say it so."""
+        """A task without a source has its first one; a source alone may tell which of two tasks is meant."""
         if not isinstance(values, dict):
             return values
         task, source = values.get("task"), values.get("source")

@@ -134,8 +134,7 @@ class TrainConfig(Section):
 
 
 class LaunchConfig(Section):
-    """`processes` in all, one a GPU, on which a student is trained; above 1 they are started by `accelerate launch`. No
-    adapter's identity depends on it.
+    """`processes` in all, one a GPU, that train a student, above 1 by `accelerate launch`; no identity depends on it.
 
     `accelerate` is its configuration file, relative to the checkout; left out, configs/accelerate/multi-gpu.yaml where
     there is a GPU, else cpu.yaml. `train.batch_size` stays the number of sequences a step, over all processes.
@@ -205,8 +204,7 @@ class OnPolicyConfig(Section):
     `length_normalised` to their mean. Tokens may be drawn from a mixture with `teacher_share` of the teacher; they then
     have importance weights of single steps, and those further than `clip` from 1 count no more, as in PPO.
 
-    `prompt_tokens`: of a block of text, how many of its first tokens are given; the student writes the rest.
-    `max_new_tokens`: the profile's, if left out.
+    `prompt_tokens`: so many of a block's first tokens are given. `max_new_tokens`: the profile's, if left out.
     """
 
     objective: Literal["divergence", "minillm"] = "divergence"

@@ -188,8 +188,7 @@ class TeacherConfig(Speaker):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The settings that a response or a signal depends on; where a model is put and what it costs are none. What
-        is said to it stands in the prompt."""
+        """The settings that a response or a signal depends on: not where a model is put, nor what the prompt says."""
         parts = {
             "exllamav2": {"cache_type"},
             "vllm": {"quantization", "full_logprobs"},

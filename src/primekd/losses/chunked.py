@@ -146,8 +146,7 @@ def _in_chunks(
 def _chunk(
     buffers: Buffers, z: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Student's logits (C, V), which are overwritten, targets (C, 1) and weights (C, 2, 1) -> CE (C,) and D (C,);
-    dL/dlogits is left in the buffer of slopes."""
+    """Logits (C, V), overwritten, targets (C, 1), weights (C, 2, 1) -> CE, D (C,); dL/dlogits is left as slopes."""
     of_ce, of_kd = weights.unbind(1)  # (C, 1) both
     slopes = torch.softmax(z, -1, out=buffers["slopes"])
     ce = log_normaliser(z, slopes) - z.gather(1, targets)[:, 0]

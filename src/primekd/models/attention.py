@@ -16,8 +16,7 @@ PACKED_PLAIN_TOKENS = 1024  # plain products in rows of up to so many: three tim
 def choose_attention(model: nn.Module, tokens: int) -> None:
     """Plain products instead of fused attention where those are faster: bfloat16 on a CPU, at most so many `tokens`.
 
-    torch's fused attention takes twice as long there in training, and up to a fifth longer in reading. What plain
-    attention keeps grows with the square of the length.
+    Fused attention takes twice as long there in training, a fifth longer in reading; plain keeps length^2 numbers.
     """
     short = model.device.type == "cpu" and model.dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_TOKENS
     if short and model.config._attn_implementation == "sdpa":

@@ -61,8 +61,7 @@ def _cache_folder(key: str) -> Path:
 
 
 def dequantised_folder(file: Path, digest: str) -> Path:
-    """A GGUF file as a folder in Hugging Face's layout, in float32. `digest`: the file's sha256. Raises UserError if
-    the file is no GGUF model that transformers can read."""
+    """A GGUF file as a folder in Hugging Face's layout, in float32; otherwise as `gguf_tokenizer_folder`."""
 
     def build(target: Path) -> dict:
         import torch

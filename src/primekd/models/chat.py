@@ -29,8 +29,7 @@ class StudentSequence:
 class Prompt(list[int]):
     """Token ids of a conversation up to where the answer starts, with what they were made from.
 
-    Engines take the ids. A server that renders conversations itself needs `messages`, one that tokenizes needs `text`:
-    neither can be had back from ids without loss.
+    Engines take the ids. A server that renders needs `messages`, one that tokenizes `text`, which ids do not give back.
     """
 
     def __init__(self, ids: Iterable[int], messages: list[Message], text: str):
@@ -52,8 +51,7 @@ def conversation(
 ) -> list[Message]:
     """The messages that a model is sent: those of an item, or a question alone, and the priming text with them.
 
-    A system message of the item's own stands in the place of the model's default. A priming text alone is a system
-    message. Raises UserError if the template takes none.
+    An item's own system message replaces the model's default. A text alone is one; UserError if the template has none.
     """
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     primed = Priming(priming) if isinstance(priming, str) else priming

@@ -22,8 +22,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTrainedModel":
     """A causal language model in evaluation mode on the best device here.
 
-    Computes in `dtype`, float32 or bfloat16; quantization nf4 keeps the linear layers in 4 bits. Raises UserError if
-    the model cannot be read, or bitsandbytes is missing.
+    Computes in `dtype`; quantization nf4 keeps linear layers in 4 bits. UserError if it, or bitsandbytes, is not there.
     """
     import torch
     from safetensors import SafetensorError

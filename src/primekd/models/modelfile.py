@@ -70,8 +70,7 @@ def _said(role: str, content: str) -> dict[str, str]:
 
 
 def _between(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], marks: tuple[str, ...]) -> list[str]:
-    """What a template writes in front of, between and behind marked messages, without a beginning of text that is put
-    there anyway. Raises ValueError if it leaves one out."""
+    """What a template writes around marked messages, without a beginning of text. ValueError if it leaves one out."""
     text, parts = render(tokenizer, messages), []
     if begins_with_bos(tokenizer):
         text = text.removeprefix(tokenizer.bos_token)

@@ -79,7 +79,7 @@ def cast_weights(model: nn.Module, dtype: str) -> nn.Module:
 
 
 def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> GenerationConfig:
-    """One of our own, greedy unless `settings` say more: a checkpoint's may carry penalties, temperature, other ends."""
+    """Our own, greedy unless `settings` say more: a checkpoint's may carry penalties, temperature, other ends."""
     columns = model.get_output_embeddings().weight.shape[0]
     return GenerationConfig(
         eos_token_id=sorted(turn_end(tokenizer).stops),
@@ -95,8 +95,7 @@ def measure_merge(
 ) -> MergeError:
     """Compares the forms of one student on a few teacher-forced responses, from one load of its base.
 
-    At most the float32 weights are on the device at a time, and in host memory the merged ones in `dtype`. Columns
-    beyond `vocabulary`, the tokenizer's size, are padding.
+    On the device are the float32 weights, in host memory the merged ones. Columns beyond `vocabulary` are padding.
     """
     student = _with_adapter(load_model(model, "float32"), model, adapter)
     _untie(student)
@@ -117,8 +116,7 @@ def measure_merge(
 def require_same_base(adapter: Path, model: str) -> None:
     """Refuses an adapter (a folder in peft's format) that was trained over another model than `model` refers to.
 
-    Its own adapter_config.json names the model; a student's manifest beside it knows the model's hash too. Raises
-    UserError, also if the folder holds no adapter.
+    Its adapter_config.json names the model, a student's manifest beside it has its hash too. Raises UserError.
     """
     config, name = adapter / "adapter_config.json", relative_name(adapter)
     if not config.is_file():

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 
 def new_student(student: StudentConfig, seed: int, start: Path | None = None):
-    """A peft model with a fresh adapter, or a model with fresh weights; `seed` draws them. `start`: a folder with the
-    weights that a student from scratch goes on from instead."""
+    """A peft model with a fresh adapter, or fresh weights, drawn by `seed`; or the weights of the folder `start`."""
     if start is not None:
         return load_model(f"path:{start}", "float32")
     if student.from_scratch:

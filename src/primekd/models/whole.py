@@ -1,5 +1,4 @@
-"""A trained student outside a study, by the folder that it is kept in: as it was trained, or as one model of its own
-with the adapter merged, and what that and rounding change."""
+"""A trained student outside a study: as it was trained, or one model with the adapter merged, and what that changes."""
 
 import os
 from collections.abc import Sequence
@@ -24,19 +23,12 @@ Prompts = Sequence[list[int]]
 
 @dataclass(frozen=True)
 class Distance:
-    """How far one model's next tokens are from another's, at the same places.
+    """How far one model's next tokens are from another's, at the same places."""
 
-    Attributes:
-        kl: mean KL(one || other), in nats a token.
-        equal_top: share of places with the same most probable token.
-        largest: of all differences of logits, as a share of the span of their row.
-        tokens: places that were compared.
-    """
-
-    kl: float
-    equal_top: float
-    largest: float
-    tokens: int
+    kl: float  # mean KL(one || other), in nats a token
+    equal_top: float  # share of places with the same most probable token
+    largest: float  # of all differences of logits, as a share of the span of their row
+    tokens: int  # places that were compared
 
 
 def distance(one: list[Tensor], other: list[Tensor]) -> Distance:
@@ -50,8 +42,7 @@ def distance(one: list[Tensor], other: list[Tensor]) -> Distance:
 def load_whole(student: StudentConfig, folder: Path) -> PreTrainedModel:
     """A student's folder as one model in float32, with as many rows of embedding and head as its tokenizer has ids.
 
-    An adapter is merged in float32 into its base's weights in float32; those of a base in 4 bits are dequantised.
-    Raises UserError if the adapter does not fit the base.
+    An adapter is merged in float32; a base in 4 bits is dequantised. Raises UserError if the adapter does not fit.
     """
     if student.from_scratch:
         model = load_model(f"path:{folder / 'model'}", "float32")

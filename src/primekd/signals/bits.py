@@ -33,8 +33,7 @@ def gamma(values: np.ndarray) -> np.ndarray:
 
 
 class BitReader:
-    """Reads back what `np.packbits` made of such bits, call by call: `count` values, or one a width. Raises ValueError
-    if it ends too early or (`finish`) late."""
+    """Reads back what `np.packbits` made, call by call: `count` values, or one a width. ValueError for a wrong end."""
 
     def __init__(self, stream: np.ndarray):
         self._bits = np.unpackbits(stream)

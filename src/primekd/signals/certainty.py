@@ -58,8 +58,7 @@ def read_certainty(reader: SignalReader, item_ids: Sequence[str], most: int = MO
 
 
 def moved_probability(rows: SignalRows, other: SignalRows) -> Tensor:
-    """Total variation (T,) between the distributions of two sets of T rows: the share of probability that moved. Raises
-    ValueError if one of them does not keep whole distributions."""
+    """Total variation (T,) between two sets of T rows. Raises ValueError if one has no whole distributions."""
     _require_whole(rows, other)
     pairs = ((each.part(chunk).to_logits().softmax(-1) for each in (rows, other)) for chunk in _chunks(len(rows)))
     return torch.cat([0.5 * (p - q).abs().sum(-1) for p, q in pairs])

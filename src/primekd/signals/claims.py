@@ -105,8 +105,7 @@ class Claims:
             return None
 
     def release(self, path: Path) -> None:
-        """Gives a claim up, if it is still held: a thread may do so while all are given up at the end. One that another
-        process has taken over meanwhile stays that process's."""
+        """Gives a claim up, if it is still held, from any thread; one that another process took over stays its own."""
         with self._lock:
             if (descriptor := self._held.pop(path, None)) is None:
                 return

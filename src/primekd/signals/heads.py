@@ -48,8 +48,7 @@ def rebuilding_problem(measured: dict[str, Any] | None) -> str | None:
 
 
 def save_head(folder: Path, head: Tensor, transform: LogitTransform = PLAIN) -> dict[str, str]:
-    """Stores the output head, and what the teacher does to its logits behind it, beside the store `folder`, once;
-    returns the file's name, which is of both, and sha256."""
+    """Stores head and transform beside the store `folder`, once; the file's name, which is of both, and sha256."""
     tensor = head.detach().cpu().contiguous()
     behind = {} if transform == PLAIN else {"transform": json.dumps(asdict(transform))}
     values = hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()

@@ -20,8 +20,8 @@ class SignalSource(Protocol):
     manifest: dict[str, Any]  # `spec`, `spec_sha256`, `shards`: what the rows depend on; a stage asks for it
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """The rows of all response tokens of a micro-batch, in order; None if there are none, or of text alone. Raises
-        UserError if the source has no rows for such tokens."""
+        """The rows of a micro-batch's response tokens, in order; None of no tokens, or of text alone. Raises UserError
+        if the source has none."""
         ...
 
 

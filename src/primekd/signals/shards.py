@@ -1,5 +1,4 @@
-"""One shard of a signal store: which items it has, and the file that it is. It holds no times and no machine facts: who
-captures it, when and in what order changes no byte."""
+"""One shard of a signal store, without times and machine facts: who captures, when, in what order changes no byte."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

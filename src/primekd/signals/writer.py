@@ -6,8 +6,7 @@
     <folder>/manifest.json             what was asked (spec); at the end all of the above, marked as complete
     <folder>/../head-<hash>.safetensors  the teacher's output head, shared by the stores of one teacher
 
-Each file is written whole, by one worker, and the last of them is assembled from the others: a worker may die at any
-time, and two that do the same thing at once do no harm.
+Each is written whole, by one worker, the last one from the others: a worker may die, and two may do the same thing.
 """
 
 import os
@@ -80,8 +79,7 @@ class SignalWriter:
     def write_shard(
         self, index: int, items: Sequence[StoredItem], columns: Sequence[dict[str, Tensor]], **facts: Any
     ) -> None:
-        """Writes one shard and then the file that vouches for it. `columns`: for each item the codec's, (T, …) each;
-        `facts`: what is known of this shard alone (any of FACTS)."""
+        """Writes a shard, then what vouches for it. `columns`: an item's, (T, …); `facts`: of this shard alone."""
         path = self.folder / shard_name(index)
         own = {"kind": "shard", "format": FORMAT, "spec_sha256": self.spec_hash}
         entry = save_shard(path, items, columns, self.spec_hash)

@@ -163,8 +163,7 @@ def rows_of_side(data: DataConfig, benchmark: str, side: str) -> list[ChoiceItem
 def with_shots(items: Sequence[ChoiceItem], pool: Sequence[ChoiceItem], shots: int) -> list[ChoiceItem]:
     """Items behind worked examples, drawn for each in turn as lm-evaluation-harness draws them by default.
 
-    One that is the item itself is never shown; the harness looks at further fields of a row, such as its number.
-    Raises UserError if there are too few others.
+    None is the item itself; the harness looks at further fields of a row. Raises UserError if there are too few.
     """
     random, found = Random(SHOTS_SEED), []
     for item in items:

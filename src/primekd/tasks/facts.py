@@ -1,7 +1,6 @@
 """Sentences that are to be completed with a fact: "The capital of France is" -> "Paris".
 
-A completion is right if it holds one of the accepted keywords, whole words, wherever: the measure of DistilLlama's
-"exact match". Nothing is trained on these sentences.
+A completion is right if it holds an accepted keyword as whole words, wherever: DistilLlama's "exact match".
 """
 
 import re

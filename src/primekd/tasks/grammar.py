@@ -176,8 +176,7 @@ def language_of(item_id: str) -> str:
 
 
 def generate(languages: Sequence[str], split: str, count: int, seed: int) -> list[Item]:
-    """`count` items of a split in turn of the languages, all of different clean sentences. Raises UserError if a
-    language is unknown, or holds too few sentences."""
+    """`count` items in turn of the languages, of different sentences. UserError if one is unknown, or holds too few."""
     found: dict[str, Item] = {}
     draws = {code: _drawn(code, split, seed) for code in languages}
     while len(found) < count:

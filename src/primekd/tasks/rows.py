@@ -23,8 +23,7 @@ RowReader = Callable[[dict, str, str], Item | None]
 
 
 def items_of_data(data: "DataConfig", split: str, count: int, item_of: RowReader) -> list[Item]:
-    """`count` items of a split from the files or the hub's data set that a profile names. Raises UserError as
-    `read_jsonl` and `take`, or if the hub is not to be reached."""
+    """`count` items of a split. Raises UserError as `read_jsonl` and `take`, or if the hub is not to be reached."""
     return take(rows_of_data(data, side_of(split), item_of), data, split, count)
 
 
@@ -72,8 +71,7 @@ def _parse_line(line: str, where: str) -> object:
 
 
 def load_hub(data: "DataConfig", side: str, item_of: RowReader) -> list[Item]:
-    """One side of the hub's data set, or of the one that the profile names for training. Raises UserError if it is not
-    to be had, or `item_of` refuses a row."""
+    """One side of the hub's data set. Raises UserError if it is not to be had, or `item_of` refuses a row."""
     from datasets import load_dataset
     from huggingface_hub import get_token
 

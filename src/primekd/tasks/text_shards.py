@@ -92,8 +92,7 @@ class Blocks:
         return (self[position] for position in range(len(self)))
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, list[int]]:
-        """Ids (T,) int64 at a position, and the tokens of each document in them, whose sum is T. The first one's
-        beginning, and the last one's end, may lie outside."""
+        """Ids (T,) int64, and the tokens of each document in them, T in all; the outer ones may be cut."""
         if position < 0:
             raise IndexError(position)
         epoch, place = divmod(int(position), len(self))

@@ -77,8 +77,7 @@ class HubText:
         return self._rows.state_dict()
 
     def documents(self, skip: int = 0, state: dict[str, Any] | None = None) -> Iterator[str]:
-        """All documents but the first `skip`, behind which `state` was taken. Raises UserError if the data set is not
-        to be had, or a row holds no text."""
+        """As FileText's; `state` was taken behind the first `skip`. Raises UserError if the set is not to be had."""
         from datasets import interleave_datasets, load_dataset
         from huggingface_hub import get_token
 

@@ -74,8 +74,7 @@ def read_branches(
     batches: Callable[[Sequence[int]], Iterable[list[int]]],
     model: nn.Module,
 ) -> list[list[Tensor]]:
-    """What a model says of the tokens of all responses to each prompt: for each prompt one tensor a response, (T, D) or
-    (T, V), whose row t predicts token t.
+    """For each prompt one tensor a response, (T, D) or (T, V), whose row t predicts token t.
 
     `states_of`: the model's forward call -> (B, S, D), or (B, S, V). `prefix`: the cache of what all prompts begin
     with, if it is run once. `batches`: lengths -> indices of what is run together.

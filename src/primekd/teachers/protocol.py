@@ -87,8 +87,7 @@ class TeacherEngine(Protocol):
     def score(self, prompts: Ids, responses: Ids, want: Want) -> Rows:
         """Teacher-forced prefill over prompt + response.
 
-        Row t of an item is what predicts response token t: position len(prompt) + t - 1. The raw model: no sampling
-        temperature, penalty or truncation.
+        Row t predicts response token t: position len(prompt) + t - 1. The raw model: no temperature, penalty, top-k.
 
         One tensor an item: "logits" (T, V) float32; "hidden" (T, D) in the engine's own precision; "top" `TopLogprobs`.
         """

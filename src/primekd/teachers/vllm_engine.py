@@ -192,8 +192,7 @@ def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -
     """The rows of a response, `shown` tokens each, out of vLLM's flat log-probs of prompt + response.
 
     Entry i is what predicts token i, so response token t is entry prompt_length + t. Each entry begins with the token
-    that stands there, likely or not, followed by the `shown` likeliest ones, best first: the former is dropped. Raises
-    UserError if there are other entries than were asked for.
+    that stands there, which is dropped, and the `shown` likeliest, best first. Raises UserError for other entries.
     """
     flat, shape = output.prompt_logprobs, (len(sequence) - prompt_length, shown + 1)
     if flat is not None and len(flat) == len(sequence):

@@ -42,11 +42,9 @@ class Stopped(Exception):
 
 
 class Endpoint:
-    """One server. Its methods may be called from several threads. `own`: the one that this process has started, if it
-    is that; it is started anew if it has ended.
+    """One server, for several threads. `own`: the one that this process has started, and starts anew if it has ended.
 
-    The key goes into the request header and nowhere else; whatever a server says is cleared of it. Raises UserError if
-    the environment variable holds something that is no key.
+    The key goes into the header alone; what a server says is cleared of it. Raises UserError if it is no key.
     """
 
     def __init__(self, config: ApiConfig, ledger: Ledger, own: OwnServer | None = None):

@@ -71,8 +71,7 @@ class ApiEngine(TeacherEngine):
         }  # fmt: skip
 
     def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
-        """One response a prompt, in order. Raises UserError if the server refuses, fails or does something else than
-        was asked, or the cap is reached."""
+        """As the protocol has it. UserError if the server refuses or does something else, or the cap is reached."""
         self._forget(UNWRITTEN)
         self._rows.clear()
         self._endpoint.stopping.clear()
@@ -95,8 +94,7 @@ class ApiEngine(TeacherEngine):
         return [response for response, _, _ in answered]
 
     def score(self, prompts: Ids, responses: Ids, want: Want) -> list[TopLogprobs]:
-        """The log-probs that came with the last responses, at temperature 1, best first. Raises UserError for another
-        kind of signal, or other responses."""
+        """The log-probs that came with the last responses. UserError for another signal, or other responses."""
         if want not in self.offers:
             raise UserError(f"This API gives no {want}: set signals.codec to {'topk' if self.offers else 'text'}.")
         keys = [(tuple(p), tuple(r)) for p, r in zip(prompts, responses, strict=True)]
@@ -107,8 +105,7 @@ class ApiEngine(TeacherEngine):
     def close(self) -> None:
         """Deletes the last calls' answers: left behind, they would be used again for signals that were moved away.
 
-        Not while an exception passes (in `finally`, or as a context manager leaves): then the last shards may not have
-        been written, and the next session needs their answers.
+        Not while an exception passes: the last shards may not be written, and the next session needs their answers.
         """
         if self._own:
             self._own.close()
@@ -164,8 +161,7 @@ class ApiEngine(TeacherEngine):
             self.served.update([model] if model else [])
 
     def _input_bound(self, prompt: list[int]) -> int:
-        """The most tokens that a prompt can be for the server: its own template and tokenizer may need more than ours,
-        but every token has a byte at least."""
+        """The most tokens that a prompt can be by the server's own template and tokenizer: each has a byte at least."""
         if self.api.prompt != "messages":
             return len(prompt) + 1
         return TEMPLATE_TOKENS + sum(len(message["content"].encode()) for message in prompt.messages)

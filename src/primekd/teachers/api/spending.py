@@ -45,8 +45,7 @@ class Ledger:
         return (input_tokens * config.usd_per_million_input + output_tokens * config.usd_per_million_output) / 1e6
 
     def book(self, most: float) -> None:
-        """Books an attempt of up to `most` US dollars, if need be after others of this process have settled. Raises
-        UserError if it does not fit under the cap."""
+        """Books up to `most` US dollars, once others of this process have settled. UserError if it is above the cap."""
         with self._changed:
             while not self._booked(most):
                 if self._in_flight == 0:

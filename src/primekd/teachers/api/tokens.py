@@ -87,8 +87,7 @@ class TokenMap:
         return list(encoded) if agreed else None
 
     def _ways(self, tokens: Sequence[Shown], data: bytes) -> list[list[int]]:
-        """Ids of the tokens by cutting the bytes of their text into them, where parts of characters are shown as
-        nothing: every way, or two of them where there are more."""
+        """Ids by cutting the text's bytes, where parts of characters are shown as nothing: all ways, or two of many."""
         ways: list[tuple[int, list[int]]] = [(0, [])]  # how many bytes are told, and the ids of these tokens
         for token in tokens:
             shown, known = token.text.replace("\ufffd", ""), self.id_of(token)
