@@ -9,28 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from primekd.capture.live import LiveTeacher
-from primekd.capture.run import measure_reconstruction
+from primekd.capture.run import measure_reconstruction, note_maker
 from primekd.config import Profile
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import environment, now, relative_name
+from primekd.foundation.provenance import now, relative_name
 from primekd.foundation.stage_code import stage_code
 from primekd.signals import Asked, SignalReader, SignalWriter, StoredItem
-from primekd.signals.heads import rebuilding_problem, save_head
 
 
 def store_rows(
     profile: Profile, teacher: LiveTeacher, batches: Sequence[Sequence[Asked]], folder: Path, inputs: dict[str, Any]
 ) -> SignalReader:
-    """The store `folder` with a shard a batch; what is there is kept, and a stopped call goes on behind it.
-
-    Args:
-        batches: read when they are asked for. inputs: everything that they depend on.
-
-    Raises:
-        UserError: the folder holds another store, hidden states are not the teacher's logits, or the disk is full.
-    """
+    """The store `folder` with a shard a batch; what is there is kept, and a stopped call goes on behind it. `batches`
+    are read when they are asked for, and depend on `inputs`. Raises UserError if the folder holds another store, hidden
+    states are not the teacher's logits, or the disk is full."""
     spec = teacher.manifest["spec"] | {"strategy": folder.name, "text": inputs}
     writer = SignalWriter(folder, spec, len(batches))
     if writer.missing() or not writer.complete():
@@ -49,18 +43,15 @@ def _write(
     progress: Progress,
 ) -> None:  # fmt: skip
     engine, codec, missing = teacher.engine, teacher.codec, writer.missing()
-    writer.facts = {"engine": engine.identity(), "environment": environment(), "code": code}
-    if codec.needs == "hidden":
-        writer.facts["head"] = save_head(writer.folder, engine.head(), engine.transform)
+    note_maker(writer, engine, codec, code)
     progress.advance(len(batches) - len(missing))
     for index in missing:
         items = [StoredItem(a.item_id, a.before_ids, a.response_ids, truncated=False) for a in batches[index]]
         states = engine.score([i.prompt_ids for i in items], [i.response_ids for i in items], codec.needs)
         facts = {}
         if index == 0 and codec.needs == "hidden":
-            facts["reconstruction"] = measure_reconstruction(engine, items, states)
-            if problem := rebuilding_problem(facts["reconstruction"]):
-                raise UserError(f"capture {writer.folder.name}: {problem}.")
+            stage = f"capture {writer.folder.name}"
+            facts["reconstruction"] = measure_reconstruction(engine, items, states, stage)
         columns = [codec.encode(rows, item) for rows, item in zip(states, items, strict=True)]
         writer.write_shard(index, items, columns, **facts)
         progress.advance()

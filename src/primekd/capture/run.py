@@ -136,9 +136,7 @@ def make_shards(
                 stored, states = ask_teacher(engine, codec, job, chunks[index], ended, index)
                 facts = {"engine": engine.identity()} if hasattr(engine, "served") else {}  # now it is known
                 if codec.needs == "hidden" and index in (0, first):  # a worker's first one, before it makes more
-                    measured = measure_reconstruction(engine, stored, states)
-                    if problem := rebuilding_problem(measured):
-                        raise UserError(f"{job.stage}: {problem}.")
+                    measured = measure_reconstruction(engine, stored, states, job.stage)
                     facts |= {"reconstruction": measured} if index == 0 else {}  # always of the same one
                 if written is not None:
                     written.result()
@@ -157,8 +155,7 @@ def make_shards(
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:
-    """Loads the teacher, which `opened` closes, stores its head where the codec needs one, and notes how shards will be
-    made. Raises UserError if the model is not there or does not offer what the codec needs."""
+    """Loads the teacher, which `opened` closes. Raises UserError if it is not there or lacks what the codec needs."""
     profile = job.profile
     engine = job.opens() if job.opens else open_engine(profile)
     if not job.lent:
@@ -172,11 +169,16 @@ def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -
     vouches = writer.vouched().values()
     if hasattr(engine, "served"):  # a server may become another model between two sessions
         engine.served.update(*(vouch.get("engine", {}).get("served", []) for vouch in vouches))
-    writer.facts = {"engine": engine.identity(), "environment": environment(), "code": code}
+    note_maker(writer, engine, codec, code)
     say_mixed(job.stage, vouches, code, writer.facts["engine"])
-    if codec.needs == "hidden":
-        writer.facts["head"] = save_head(job.folder, engine.head(), engine.transform)
     return engine, codec
+
+
+def note_maker(writer: SignalWriter, engine: TeacherEngine, codec: Codec, code: dict[str, Any]) -> None:
+    """Notes how shards will be made, and stores the teacher's head where the codec needs it."""
+    writer.facts = {"engine": engine.identity(), "environment": environment(), "code": code}
+    if codec.needs == "hidden":
+        writer.facts["head"] = save_head(writer.folder, engine.head(), engine.transform)
 
 
 def ask_teacher(
@@ -207,15 +209,18 @@ def write_shard(
     store.release(index)
 
 
-def measure_reconstruction(engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor]) -> dict[str, Any]:
+def measure_reconstruction(
+    engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor], stage: str = "capture"
+) -> dict[str, Any]:
     """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on the first two
-    items, and more until there are MEASURED_TOKENS. `states`: the hidden states that are kept of each item, (T, D).
-
-    Returns what `rebuilding` gives.
-    """
+    items, and more until there are MEASURED_TOKENS, as `rebuilding` gives it. `states`: the hidden states of each item,
+    (T, D). Raises UserError if it is too far."""
     lengths = itertools.accumulate(len(item.response_ids) for item in stored)
     most = max(2, next((n for n, tokens in enumerate(lengths, 1) if tokens >= MEASURED_TOKENS), len(stored)))
     sample = stored[:most]
     prompts, responses = [s.prompt_ids for s in sample], [s.response_ids for s in sample]
     rows = HiddenRows(torch.cat(states[:most]).cpu(), engine.head().cpu(), engine.transform)
-    return rebuilding(torch.cat(engine.own_logits(prompts, responses)), rows.to_logits())
+    measured = rebuilding(torch.cat(engine.own_logits(prompts, responses)), rows.to_logits())
+    if problem := rebuilding_problem(measured):
+        raise UserError(f"{stage}: {problem}.")
+    return measured

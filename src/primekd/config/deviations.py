@@ -35,10 +35,8 @@ SAID: dict[Deviation, str] = {
 }
 LOSS: dict[Deviation, dict[str, Any]] = {
     "reverse-kl": {"divergence": "reverse_kl"},
-    "gold-labels": {"labels": "gold"},
-    "question-logits": {"labels": "gold"},  # there is no response
-    "gold-by-position": {"labels": "gold"},
-    "socratic": {"labels": "gold"},
+    # Of question-logits there is no response.
+    **dict.fromkeys(("gold-labels", "question-logits", "gold-by-position", "socratic"), {"labels": "gold"}),
 }
 TRAIN: dict[Deviation, dict[str, Any]] = {
     "single-examples": {"batch_size": 1, "micro_batch_size": 1, "max_grad_norm": 0.0},

@@ -92,14 +92,10 @@ class Context:
         self._counts, self._outputs = np.ones(size, np.int32), np.zeros(size, np.int8)
         integer, first = ctypes.POINTER(ctypes.c_int32), self._sequences.ctypes.data
         self._places = (integer * size)(*(ctypes.cast(first + 4 * i, integer) for i in range(size)))
+        token, pos, n_seq_id = (a.ctypes.data_as(integer) for a in (self._ids, self._positions, self._counts))
+        logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         self._batch = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=self._ids.ctypes.data_as(integer),
-            embd=None,
-            pos=self._positions.ctypes.data_as(integer),
-            n_seq_id=self._counts.ctypes.data_as(integer),
-            seq_id=self._places,
-            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            n_tokens=0, token=token, embd=None, pos=pos, n_seq_id=n_seq_id, seq_id=self._places, logits=logits
         )
 
     def close(self) -> None:
