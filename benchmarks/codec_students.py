@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.plain_losses import forward_kl
 from benchmarks.scale import Scale
 from benchmarks.stored_signals import as_needed, examples_of, score, write_store
 from benchmarks.timing import Clock
 from primekd.config import LossConfig, Profile, load_profile
-from primekd.losses.plain import forward_kl
 from primekd.models import load_tokenizer
 from primekd.models.students import lora_model
 from primekd.signals import Codec, SignalReader, concatenate

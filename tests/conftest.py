@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # for `benchmarks`
 os.environ.setdefault("PRIMEKD_ROOT", str(ROOT))
 os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
 os.environ.update(TOKENIZERS_PARALLELISM="false")
@@ -165,7 +166,7 @@ def stored(item_id: str, response_ids: list[int], prompt_ids: list[int] | None =
 
 @pytest.fixture
 def edited(monkeypatch: pytest.MonkeyPatch):
-    """edited("losses/plain") pretends that a module of the project has other code than when this process began."""
+    """edited("losses/slopes") pretends that a module of the project has other code than when this process began."""
 
     def pretend(name: str) -> None:
         plain = code_identity.read_source

@@ -1073,10 +1073,10 @@ def test_held_out_fit_and_tokens_are_of_as_many_items_as_the_profile_says(profil
 
 def test_a_fixed_loss_is_said_and_measured_anew_when_asked(study, edited, monkeypatch, capsys):
     before = read_json(study.logs / "manifest.json")
-    edited("losses/plain")
+    edited("losses/slopes")
     assess(study)
     said = capsys.readouterr().out
-    assert "held-out fit control: made by other code (commit unknown; changed since: losses.plain): kept" in said
+    assert "held-out fit control: made by other code (commit unknown; changed since: losses.slopes): kept" in said
     assert "assess: nothing to do" in said and "answer control" not in said
     assert "distill base-KD" not in said and read_json(study.logs / "manifest.json") == before
     distill(study, "base-fine-tune")

@@ -121,7 +121,7 @@ def test_a_capture_of_other_code_is_kept_and_made_anew_when_asked(profile, edite
 
 @pytest.mark.parametrize("codec", ["full", "hidden", "topk"])
 def test_every_codec_serves_the_same_forward_kl_up_to_its_stated_error(codec, output, lively):
-    from primekd.losses.plain import divergence
+    from benchmarks.plain_losses import divergence
 
     signals = {"codec": codec, "top_k": 200, "topk_temperature": 2.0}
     profile = small_profile(output, teacher={"model": lively}, data={"train_items": 2}, signals=signals)

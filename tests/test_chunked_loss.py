@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import stored
 
+from benchmarks.plain_losses import distillation_loss
 from primekd.config import LossConfig
-from primekd.losses import chunked, distillation_loss, products
+from primekd.losses import chunked, products
 from primekd.losses.chunked import chunked_loss, row_losses
 from primekd.losses.products import gradient_of, logits_of
 from primekd.models.logits import PLAIN, LogitTransform
@@ -226,6 +227,7 @@ def test_every_row_may_have_weights_of_its_own(hidden, head, targets, kind, dive
     value64, ce64, kd64, gradient64 = loss64(hidden, head, None, targets, teacher, loss, weights=weights)
     for value, parts in (
         chunked_loss(hidden, head, None, targets, teacher, loss, TOKENS, weights=weights),
+        chunked_loss(hidden @ head.T, None, None, targets, teacher, loss, TOKENS, weights=weights),
         distillation_loss(hidden @ head.T, targets, teacher, loss, TOKENS, weights),
     ):
         for found, expected in ((value, value64), (parts["ce"], ce64), (parts["kd"], kd64)):

@@ -160,10 +160,10 @@ def test_what_differs_is_said_with_commit_modules_and_versions(ci, edited):
     was = stage_code("distill", ci)
     was["packages"] = was["packages"] | {"torch": "2.12"}
     record = {"environment": {"git": {"commit": "abc1234" + "0" * 33, "dirty": False}}, "code": was}
-    edited("losses/plain")
+    edited("losses/slopes")
     today = stage_code("distill", ci)
     said = other_code(record, today)
-    assert said == f"commit abc1234; changed since: losses.plain; torch 2.12 -> {today['packages']['torch']}"
+    assert said == f"commit abc1234; changed since: losses.slopes; torch 2.12 -> {today['packages']['torch']}"
     assert other_code(record | {"code": today}, today) == ""
     assert "not recorded" in other_code({"environment": {}}, today)
 
@@ -175,10 +175,10 @@ def test_a_result_of_other_code_is_kept_and_said_and_made_anew_when_asked(output
     write_manifest(folder, "thing", {"x": 1}, [folder / "a.txt"], code=code)
     assert stands(folder, {"x": 1}, code, "stage", "all is there.")
     assert capsys.readouterr().out == "stage: nothing to do, all is there.\n"
-    edited("losses/plain")
+    edited("losses/slopes")
     assert stands(folder, {"x": 1}, stage_code("distill", ci), "stage", "all is there.")
     said = capsys.readouterr().out
-    assert "made by other code (commit" in said and "changed since: losses.plain): kept" in said
+    assert "made by other code (commit" in said and "changed since: losses.slopes): kept" in said
     assert not stands(folder, {"x": 1}, code, "stage", since=float("inf"))
     assert not stands(folder, {"x": 2}, code, "stage")
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 from conftest import stored
 
-from primekd.config import LossConfig
-from primekd.losses.plain import (
+from benchmarks.plain_losses import (
     distillation_loss,
     divergence,
     forward_kl,
@@ -14,6 +13,7 @@ from primekd.losses.plain import (
     jsd,
     reverse_kl,
 )
+from primekd.config import LossConfig
 from primekd.signals import DenseRows, HiddenRows
 from primekd.signals.codecs import TopKCodec
 

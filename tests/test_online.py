@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
+from benchmarks.plain_losses import distillation_loss
 from primekd.assessment.completions import (
     OTHERS,
     RANDOM,
@@ -32,7 +33,7 @@ from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_json
 from primekd.foundation.tables import read_records, read_table
-from primekd.losses import chunked_loss, distillation_loss
+from primekd.losses import chunked_loss
 from primekd.models.students import new_student
 from primekd.report.costs import cost_table
 from primekd.report.formats import percent

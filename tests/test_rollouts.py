@@ -11,7 +11,7 @@ from conftest import POCKET, save_llama
 from primekd.config import Architecture, LossConfig, StudentConfig, TrainConfig
 from primekd.config.student import OnPolicyConfig
 from primekd.foundation.errors import UserError
-from primekd.losses.plain import log_mixture
+from primekd.losses.slopes import log_mixture
 from primekd.models.chat import join
 from primekd.models.students import new_student
 from primekd.signals import LiveSource

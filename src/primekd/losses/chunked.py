@@ -24,8 +24,8 @@ CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**26}  # of the logits at a time, i
 
 
 def chunked_loss(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
-    tokens: Tensor | float, transform: LogitTransform = PLAIN, weights: Tensor | None = None,
+    hidden: Tensor, head: Tensor | None, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None,
+    loss: LossConfig, tokens: Tensor | float, transform: LogitTransform = PLAIN, weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The whole objective over the response rows of one micro-batch. Nothing flows to the teacher.
 
@@ -35,7 +35,8 @@ def chunked_loss(
 
     Args:
         hidden: (N, D), row t predicting targets[t], (N,) token ids.
-        head, bias: the output head, (V, D) and (V,) or None. They get a gradient where they ask for one.
+        head, bias: the output head, (V, D) and (V,) or None. They get a gradient where they ask for one. Without a head
+            `hidden` are the logits themselves, (N, V).
         teacher: N signal rows, or None for plain fine-tuning (alpha is then taken as 1).
         tokens: response tokens in the global batch, over which the mean is taken.
         transform: what the student's architecture does behind its head. The teacher's rows have their own.
@@ -96,9 +97,11 @@ class _ChunkedLoss(torch.autograd.Function):
                 if transform.soft_cap is not None:
                     slopes.mul_(buffers["bend"])
                 of_hidden, of_head, of_bias = gradients
-                half = head.dtype == hidden.dtype != torch.float32
+                half = head is not None and head.dtype == hidden.dtype != torch.float32
                 rounded = buffers.get("rounded", head.dtype) if half else None
-                if of_hidden is not None:
+                if head is None:
+                    of_hidden[rows] = slopes
+                elif of_hidden is not None:
                     gradient_of(slopes, head, of_hidden[rows], rounded)
                 if of_head is not None and half:
                     of_head += rounded.copy_(slopes).T @ hidden[rows]
@@ -126,18 +129,20 @@ def chunk_rows(vocabulary: int, device: str) -> int:
 
 
 def _in_chunks(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,
-    transform: LogitTransform, weights: Tensor,
+    hidden: Tensor, head: Tensor | None, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None,
+    loss: LossConfig, transform: LogitTransform, weights: Tensor,
 ) -> Iterator[tuple[slice, Tensor, Tensor, Buffers]]:  # fmt: skip
     """Some rows after the others: which ones, CE (C,), D (C,), and buffers, (C, V): "slopes" is dL/dlogits, and under a
     soft cap "bend" what it has still to be multiplied by."""
-    size = max(1, min(len(hidden), chunk_rows(len(head), hidden.device.type)))
-    buffers = Buffers(size, len(head), hidden)
+    columns = hidden.shape[1] if head is None else len(head)
+    size = max(1, min(len(hidden), chunk_rows(columns, hidden.device.type)))
+    buffers = Buffers(size, columns, hidden)
     for start in range(0, len(hidden), size):
         rows = slice(start, min(start + size, len(hidden)))
         part = None if teacher is None else teacher.part(rows)
         buffers.rows = rows.stop - rows.start
-        z = transform.apply_(logits_of(hidden[rows], head, bias, out=buffers["z"]))
+        z, own = buffers["z"], hidden[rows]
+        z = transform.apply_(z.copy_(own) if head is None else logits_of(own, head, bias, out=z))
         if transform.soft_cap is not None:
             transform.bend(z, out=buffers["bend"])
         yield rows, *_chunk(buffers, z, targets[rows, None], part, loss, weights[rows, :, None]), buffers

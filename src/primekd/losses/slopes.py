@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from primekd.config import LossConfig
-from primekd.losses.plain import log_mixture
 from primekd.signals.rows import SampledRows, TopKRows
 
 
@@ -36,6 +35,16 @@ class Buffers:
 def log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
     """log sum exp of each row, (C, V) -> (C,), from its softmax: the largest one's logit minus its log-probability."""
     return logits.amax(-1) - probabilities.amax(-1).log()
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """log(beta * p + (1 - beta) * q), (N, V) x2 -> (N, V)."""
+    # From the larger of the two, so that equal distributions give exactly 0 (logaddexp rounds).
+    gap = log_q - log_p
+    above, below = torch.where(gap > 0, gap, 0.0), torch.where(gap > 0, 0.0, gap)
+    return torch.where(
+        gap > 0, log_q + (beta * torch.expm1(-above)).log1p(), log_p + ((1 - beta) * torch.expm1(below)).log1p()
+    )
 
 
 # Each of these returns D a row, (C,), and turns q, which it is given as the softmax of z, into the slope of D.
@@ -101,7 +110,8 @@ DENSE |= {"skewed_forward_kl": _skewed_forward_kl, "skewed_reverse_kl": _skewed_
 
 
 def topk(z: Tensor, q: Tensor, teacher: TopKRows) -> Tensor:
-    """As `plain.forward_kl_topk`: the kept tokens one by one, all others as one."""
+    """KL(p || q) over the K kept tokens and one bucket for all others, none renormalised. By the log-sum inequality a
+    lower bound of the full KL, tight as the bucket's mass goes to zero."""
     log_p, tail_p = teacher.log_probs.float(), teacher.tail_mass.float()
     p = log_p.exp()
     kept_q = q.gather(1, teacher.ids)  # (C, K)
@@ -118,7 +128,8 @@ def topk(z: Tensor, q: Tensor, teacher: TopKRows) -> Tensor:
 
 
 def sampled(z: Tensor, q: Tensor, teacher: SampledRows) -> Tensor:
-    """As `plain.forward_kl_sampled`: the kept tokens with their weights."""
+    """KL(p || q) with the sample's weights for p: linear in them, so its expectation over the draws is the full KL, and
+    its gradient's the full gradient. A single row can be below 0."""
     weights = teacher.weights.float()
     whole = weights.sum(-1)
     log_q = z.gather(1, teacher.ids) - log_normaliser(z, q)[:, None]  # (C, K)

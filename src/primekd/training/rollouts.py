@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from primekd.config.student import OnPolicyConfig
 from primekd.foundation.errors import UserError
 from primekd.losses.on_policy import log_prob_of, minillm_weights
-from primekd.losses.plain import log_mixture
+from primekd.losses.slopes import log_mixture
 from primekd.models.chat import join
 from primekd.models.context import refuse_too_long
 from primekd.signals import SignalRows

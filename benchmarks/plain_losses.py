@@ -1,4 +1,5 @@
-"""The distillation objectives, as plain functions of the logits of the N response rows, in float32.
+"""The distillation objectives as plain functions of whole logits of N rows, in float32: what the chunked loss is held
+against, by tests and in benchmarks.
 
     L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T)
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from primekd.config import LossConfig
+from primekd.losses.slopes import log_mixture
 from primekd.signals.rows import SampledRows, SignalRows, TopKRows
 
 
@@ -47,16 +49,6 @@ def skewed_forward_kl(teacher_logits: Tensor, student_logits: Tensor, temperatur
 def skewed_reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float, beta: float) -> Tensor:
     """KL(q || beta * q + (1 - beta) * p) a row in nats: as above with the roles exchanged. (N, V) x2 -> (N,)."""
     return skewed_forward_kl(student_logits, teacher_logits, temperature, beta)
-
-
-def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    """log(beta * p + (1 - beta) * q), (N, V) x2 -> (N, V)."""
-    # From the larger of the two, so that equal distributions give exactly 0 (logaddexp rounds).
-    gap = log_q - log_p
-    above, below = torch.where(gap > 0, gap, 0.0), torch.where(gap > 0, 0.0, gap)
-    return torch.where(
-        gap > 0, log_q + (beta * torch.expm1(-above)).log1p(), log_p + ((1 - beta) * torch.expm1(below)).log1p()
-    )
 
 
 def forward_kl_topk(teacher: TopKRows, student_logits: Tensor) -> Tensor:
