@@ -10,6 +10,7 @@ from primekd.config import Profile, load_profile
 from primekd.config.arms import get_arm
 from primekd.models import load_model, load_tokenizer
 from primekd.models.chat import build_prompt
+from primekd.models.served import plain_generation
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.teachers import Sampling
@@ -99,13 +100,13 @@ def generate_with_logits(model, engine: TransformersEngine, prompts: list[list[i
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
     mask = torch.stack([torch.arange(longest) >= longest - len(prompt) for prompt in prompts]).long()
-    config = engine._plain_generation_config(sampling)
+    config = plain_generation(model, engine.tokenizer, max_new_tokens=sampling.max_new_tokens)
     config.output_logits, config.return_dict_in_generate = True, True
     output = model.generate(
         input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
     )
     torch.stack(output.logits, dim=1)  # (B, T, V), to be kept
-    return [engine._cut(row[longest:].tolist()).ids for row in output.sequences]
+    return [engine._cut(row[longest:].tolist(), sampling).ids for row in output.sequences]
 
 
 def compare_rows(engine: TransformersEngine, prompts: list[list[int]], sampling: Sampling) -> dict[str, float]:

@@ -142,7 +142,7 @@ def test_an_exl2_model_is_one_sentence(tmp_path, tokenizer):
 
 def test_a_missing_vllm_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UserError, match=r"not installed \(vllm\).*pip install -e '\.\[vllm\]'"):
+    with pytest.raises(UserError, match=r"vllm is not installed: pip install -e '\.\[vllm\]'"):
         import_vllm()
 
 

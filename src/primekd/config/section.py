@@ -1,9 +1,9 @@
 """What all sections of a profile share: frozen, unknown keys refused, numbers finite."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_serializer, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
@@ -33,6 +33,18 @@ class Section(BaseModel):
         if isinstance(value, bool) and not {"bool", "Any"} & wanted:
             raise ValueError("is true or false, which is no value for it")
         return value
+
+
+class Younger(Section):
+    """One some of whose keys are younger than identities that were made of it: these stay what they were, as such a key
+    is left out where it has its default."""
+
+    younger: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def without_defaults(self, handler: Any) -> dict[str, Any]:
+        plain = {key: type(self).model_fields[key].default for key in self.younger}
+        return {key: value for key, value in handler(self).items() if key not in plain or value != plain[key]}
 
 
 class Speaker(Section):

@@ -1,11 +1,11 @@
 """The sections that make a student (`student`, `train`, `launch`, `pretrain`, `loss`, `on_policy`) or teach a teacher
 (`prepare`)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_serializer, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from primekd.config.section import Positive, Section, Speaker
+from primekd.config.section import Positive, Section, Speaker, Younger
 
 
 class LoraSettings(Section):
@@ -35,7 +35,7 @@ class Architecture(Section):
     initializer_range: float | None = Field(None, gt=0, le=1)
 
 
-class StudentConfig(Speaker):
+class StudentConfig(Speaker, Younger):
     """The student before training: a pretrained `model` that learns a `lora` adapter, or an architecture all of whose
     weights are trained `from_scratch`, with the tokenizer and chat template of another model.
 
@@ -44,6 +44,7 @@ class StudentConfig(Speaker):
     from scratch begins with weights of that model: embeddings, head, norm, and layers spread evenly over its own.
     """
 
+    younger = ("model", "lora", "from_scratch", "tokenizer", "layers_of")  # of one kind, and not of the other
     model: str | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantization: Literal["nf4"] | None = None
@@ -69,18 +70,12 @@ class StudentConfig(Speaker):
     def speaker(self) -> str:
         return self.tokenizer or self.model
 
-    @model_serializer(mode="wrap")
-    def without_other_kind(self, handler: Any) -> dict[str, Any]:
-        """Keys of the other kind are left out: identities from before there were two stay what they were."""
-        kinds = ("model", "lora", "from_scratch", "tokenizer", "layers_of")
-        return {key: value for key, value in handler(self).items() if value is not None or key not in kinds}
-
 
 Rate = Annotated[float, Field(ge=1e-12, le=10)]
 Rates = Annotated[tuple[Rate, ...], Field(min_length=2)]
 
 
-class TrainConfig(Section):
+class TrainConfig(Younger):
     """Optimisation. `batch_size` sequences a step of the optimiser, in micro-batches of `micro_batch_size`.
 
     Less of a batch is padding where its sequences are of about one length: those of `length_window` steps, in the
@@ -93,6 +88,7 @@ class TrainConfig(Section):
     one with the lowest validation loss is kept.
     """
 
+    younger = ("schedule", "shuffle", "warmup_steps")
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Annotated[
         Annotated[Rate, Tag("number")] | Annotated[Rates, Tag("list")],
@@ -111,12 +107,6 @@ class TrainConfig(Section):
     checkpoints_per_epoch: Positive = 2
     schedule: Literal["cosine", "climbing"] = "cosine"
     shuffle: bool = True
-
-    @model_serializer(mode="wrap")
-    def without_deviations(self, handler: Any) -> dict[str, Any]:
-        """Left out where they are as they should be: identities from before them stay what they were."""
-        plain = {"schedule": "cosine", "shuffle": True, "warmup_steps": 0}
-        return {key: value for key, value in handler(self).items() if key not in plain or value != plain[key]}
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -162,7 +152,7 @@ class PretrainConfig(Section):
     choices: int = Field(0, ge=0)
 
 
-class LossConfig(Section):
+class LossConfig(Younger):
     """L = alpha * CE + (1 - alpha) * T^2 * D(teacher_T, student_T); `beta` is the JSD's, and of the skewed KLs
     the share of the first distribution in the second.
 
@@ -173,17 +163,13 @@ class LossConfig(Section):
     sequence of its own beside the response: then each term is a mean over its own tokens.
     """
 
+    younger = ("divergence_scale",)
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl"] = "forward_kl"
     temperature: float = Field(1.0, ge=0.01, le=100)
     alpha: float = Field(0.5, ge=0, le=1)
     beta: float = Field(0.5, gt=0, lt=1)
     labels: Literal["response", "gold"] = "response"
     divergence_scale: float = Field(1.0, gt=0, le=1e5)
-
-    @model_serializer(mode="wrap")
-    def without_scale(self, handler: Any) -> dict[str, Any]:
-        """Where nothing is scaled the key is left out: identities from before it stay what they were."""
-        return {key: value for key, value in handler(self).items() if key != "divergence_scale" or value != 1}
 
     @model_validator(mode="after")
     def both_terms(self) -> "LossConfig":
@@ -226,7 +212,7 @@ class OnPolicyConfig(Section):
         return self
 
 
-class PrepareConfig(Section):
+class PrepareConfig(Younger):
     """How `primekd prepare-teacher` makes the profile's teacher out of a base model.
 
     A LoRA adapter is trained on `items` gold solutions (its own, shared with no student and no test), half
@@ -237,6 +223,7 @@ class PrepareConfig(Section):
     Other arms are taught what the baseline is, or the solution itself; it brings in the primings of extra arms.
     """
 
+    younger = ("solutions",)
     base: str
     adapter: str
     output: str
@@ -253,8 +240,3 @@ class PrepareConfig(Section):
         if len(value.rates) > 1:
             raise ValueError("learning_rate is one number here: a teacher is not tuned")
         return value
-
-    @model_serializer(mode="wrap")
-    def without_plan(self, handler: Any) -> dict[str, Any]:
-        """Where nothing is planted the key is left out: identities from before it stay what they were."""
-        return {key: value for key, value in handler(self).items() if key != "solutions" or value}

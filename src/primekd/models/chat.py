@@ -75,7 +75,7 @@ def build_prompt(
     Raises UserError if a text contains one of the tokenizer's control tokens and would be read as a tag, or the
     template takes no system message.
     """
-    if is_text(asked):
+    if not isinstance(asked, str) and [message["role"] for message in asked] == [TEXT]:
         return _bare_prompt(tokenizer, asked, priming)
     messages = conversation(tokenizer, asked, priming)
     for message in messages:
@@ -92,11 +92,6 @@ def build_prompt(
 def text_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> Prompt:
     """Token ids of a text to go on with, as the tokenizer alone reads it. UserError if a control token stands in it."""
     return build_prompt(tokenizer, [{"role": TEXT, "content": text}])
-
-
-def is_text(asked: str | list[Message]) -> bool:
-    """Whether a message is read as it is, without a template."""
-    return not isinstance(asked, str) and len(asked) == 1 and asked[0]["role"] == TEXT
 
 
 def _bare_prompt(tokenizer: "PreTrainedTokenizerBase", asked: list[Message], priming: Priming | str | None) -> Prompt:

@@ -26,7 +26,7 @@ from primekd.foundation.provenance import package_versions, read_json
 from primekd.models import load_tokenizer, model_folder, model_hash, parse_reference
 from primekd.models.logits import PROBE, LogitTransform, best_transform, config_numbers
 from primekd.models.template import turn_end
-from primekd.teachers.packages import explain_import_failure, missing_cuda
+from primekd.teachers.packages import explained, missing_cuda
 from primekd.teachers.protocol import Ids, Response, Sampling, TeacherEngine, Want, longest_first, require_fit
 
 PROBE_ERROR = 0.03  # of the logits' norm, which half precision explains; what is finer, `reconstruction` finds
@@ -210,12 +210,10 @@ def import_exllamav2() -> ModuleType:
     """The package with its generator and attention modules. Raises UserError if they do not import, and says why."""
     if reason := missing_cuda():
         raise UserError(f"The engine exllamav2 runs on NVIDIA GPUs alone, and {reason}.")
-    try:
+    with explained("exllamav2"):
         package = importlib.import_module("exllamav2")
         importlib.import_module("exllamav2.generator")
         importlib.import_module("exllamav2.attn")
-    except Exception as error:  # the extension is compiled on import, which may raise anything
-        raise UserError(explain_import_failure("exllamav2", error)) from error
     # Earlier versions lack Llama 3.1's rope scaling, and compute something else without a word.
     if tuple(int(part) for part in re.findall(r"\d+", package.__version__)[:3]) < (0, 1, 8):
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash
@@ -161,16 +161,13 @@ class TransformersEngine(TeacherEngine):
         most = 1e-3 if self.dtype == "float32" else 0.2
         return all(bool(((a - b).norm(dim=-1) / b.norm(dim=-1)).median() <= most) for a, b in pairs)
 
-    def _plain_generation_config(self, sampling: Sampling) -> GenerationConfig:
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-        settings = drawn if sampling.temperature > 0 else {}
-        return plain_generation(self.model, self.tokenizer, max_new_tokens=sampling.max_new_tokens, **settings)
-
     @torch.inference_mode()
     def _generate_with_library(self, prompts: Ids, sampling: Sampling) -> list[Response]:
+        settings = {"max_new_tokens": sampling.max_new_tokens}
         if sampling.temperature > 0:
             torch.manual_seed(sampling.seed)
-        config = self._plain_generation_config(sampling)
+            settings |= {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+        config = plain_generation(self.model, self.tokenizer, **settings)
         config.eos_token_id = sorted(self._ends(sampling))
         responses: list[Response | None] = [None] * len(prompts)
         for batch in longest_first([len(p) for p in prompts], self.batch_size):

@@ -20,6 +20,7 @@ from primekd.models.chat import build_prompt
 from primekd.models.folders import quantisation
 from primekd.models.shapes import BYTES
 from primekd.tasks.protocol import Item
+from primekd.teachers.packages import explained
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM has adapter memory for
 CPU_CACHE_BYTES = 2 << 30
@@ -30,15 +31,9 @@ def import_vllm():
     # Its log names every folder that it reads, and executed notebooks keep what is printed.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report model and hardware to its makers
-    install = "run `pip install -e '.[vllm]'` in an environment of its own, since vLLM pins another torch"
-    try:
+    with explained("vllm"):
         import vllm
         from vllm import LLM, SamplingParams  # noqa: F401  a broken build shows here, not at `import vllm`
-    except ModuleNotFoundError as error:
-        raise UserError(f"The engine vllm needs a package that is not installed ({error.name}): {install}.") from error
-    except Exception as error:  # builds for another torch or another GPU raise many kinds
-        reason = " ".join(str(error).split())
-        raise UserError(f"vLLM is installed but does not import ({reason}): {install}.") from error
     if not hasattr(SamplingParams, "flat_logprobs"):
         raise UserError(f"vLLM {vllm.__version__} is too old, it has no flat log-probs: install 0.32.0 or newer.")
     return vllm
