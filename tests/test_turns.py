@@ -32,8 +32,7 @@ from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling
 from primekd.teachers.api import ApiEngine
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.teachers.vllm_engine import generation_settings
-from primekd.teachers.vllm_loading import students_config
+from primekd.teachers.vllm_engine import generation_settings, students_config
 
 QUESTION = "How many are 3 and 4?"
 LORA = {"lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj"]}, "dtype": "float32"}

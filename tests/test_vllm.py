@@ -27,6 +27,7 @@ from primekd.teachers.vllm_engine import (
     generation_settings,
     response_rows,
     scoring_settings,
+    students_config,
 )
 from primekd.teachers.vllm_loading import (
     import_vllm,
@@ -34,7 +35,6 @@ from primekd.teachers.vllm_loading import (
     require_gpus,
     require_servable,
     start_options,
-    students_config,
     text_config,
 )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from primekd.teachers.cache import SlotCache
 from primekd.teachers.protocol import Ids
@@ -51,13 +52,12 @@ def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple
 
     Returns ids and positions (B, S) int64, and what is added to scores, (B, 1, S, first + S): 0 where a token sees one.
     """
-    longest = max(len(b.ids) for b in branches)
-    ids, positions = torch.zeros(2, len(branches), longest, dtype=torch.int64).unbind()
+    columns = [b.ids for b in branches], [b.positions for b in branches]
+    ids, positions = (pad_sequence([torch.tensor(row) for row in rows], True) for rows in columns)
+    longest = ids.shape[1]
     # (B, S, S), whether the token of a row sees the one of a column; padding sees itself, or it would be nan.
     sees = torch.eye(longest, dtype=torch.bool).repeat(len(branches), 1, 1)
     for row, one in enumerate(branches):
-        length = len(one.ids)
-        ids[row, :length], positions[row, :length] = torch.tensor([one.ids, one.positions])
         for place, parent in enumerate(one.parents):
             if parent >= 0:
                 sees[row, place] |= sees[row, parent]

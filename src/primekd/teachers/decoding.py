@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from primekd.teachers.cache import SlotCache
 from primekd.teachers.protocol import Ids, Sampling
@@ -115,15 +116,9 @@ def shared_prefix(model: LastPosition, prompts: Ids, new_tokens: int) -> SlotCac
 
 def _forward(model: LastPosition, cache: SlotCache, pieces: Ids, first: int) -> Tensor:
     """Runs pieces of rows whose earlier positions are in the cache: padded on the left, positions from `first`."""
-    longest = max(map(len, pieces))
-    ids, positions = torch.zeros(2, len(pieces), longest, dtype=torch.long).unbind()
-    tokens = torch.zeros(len(pieces), longest, dtype=torch.bool)
-    for row, piece in enumerate(pieces):
-        begin = longest - len(piece)
-        ids[row, begin:] = torch.tensor(piece)
-        positions[row, begin:] = torch.arange(first, first + len(piece))
-        tokens[row, begin:] = True
-    return _run(model, cache, ids.to(model.device), tokens.to(model.device), positions.to(model.device))
+    asked = pieces, [[True] * len(piece) for piece in pieces], [range(first, first + len(piece)) for piece in pieces]
+    columns = ([torch.tensor(row) for row in rows] for rows in asked)
+    return _run(model, cache, *(pad_sequence(rows, True, 0, "left").to(model.device) for rows in columns))
 
 
 def _run(model: LastPosition, cache: SlotCache, ids: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:

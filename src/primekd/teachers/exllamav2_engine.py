@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from primekd.config import TeacherConfig
 from primekd.config.teacher import ExLlamaConfig
@@ -122,9 +123,7 @@ class ExLlamaV2Engine(TeacherEngine):
 
     def _forward(self, sequences: Ids) -> tuple[Tensor, Tensor]:
         """Logits (B, S, columns) and the states before the final norm (B, S, D); right of a sequence is padding."""
-        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)  # causal: padding is never seen
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
+        ids = pad_sequence([torch.tensor(sequence) for sequence in sequences], True)  # causal: padding is never seen
         with gpu_memory(self.config):
             return self.model.forward(ids, cache=None, last_id_only=False, return_last_state=True)
 

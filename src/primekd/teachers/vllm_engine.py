@@ -20,17 +20,11 @@ from primekd.config.teacher import VllmConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_tokenizer, model_hash
+from primekd.models.chat import build_prompt
 from primekd.models.template import turn_end
 from primekd.tasks.protocol import Item
 from primekd.teachers.protocol import Ids, Response, Rows, Sampling, TeacherEngine, TopLogprobs, Want, require_fit
-from primekd.teachers.vllm_loading import (
-    head_dtype,
-    import_vllm,
-    require_gpus,
-    require_servable,
-    start_options,
-    students_config,
-)
+from primekd.teachers.vllm_loading import head_dtype, import_vllm, require_gpus, require_servable, start_options
 
 
 class VllmEngine(TeacherEngine):
@@ -132,6 +126,23 @@ class VllmEngine(TeacherEngine):
             if list(output.prompt_token_ids) != prompt:
                 raise UserError("vLLM answered another prompt than it was asked: this version cannot be used.")
         return outputs
+
+
+def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
+    """The students' base in a teacher's place, with room for the longest question. Raises UserError for 4-bit ones."""
+    student = profile.student
+    if student.quantization is not None:
+        raise UserError(
+            f"assess.engine vllm serves students in {student.dtype}, and these were trained on a base in "
+            f"{student.quantization}: set assess.engine to transformers."
+        )
+    tokenizer = load_tokenizer(student)
+    longest = max(len(build_prompt(tokenizer, item.messages)) for item in items)
+    return TeacherConfig(
+        engine="vllm", model=student.model, dtype=student.dtype, vllm=profile.assess.vllm,
+        template_of=student.template_of, template_arguments=student.template_arguments,
+        batch_size=profile.assess.batch_size, context_tokens=longest + profile.max_new_tokens,
+    )  # fmt: skip
 
 
 def open_students(profile: Profile, items: Sequence[Item], adapters: Sequence[Path]) -> VllmEngine:

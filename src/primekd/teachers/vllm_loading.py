@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 
-from primekd.config import Profile, TeacherConfig
+from primekd.config import TeacherConfig
 from primekd.config.teacher import VllmConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import release_gpu_memory
 from primekd.foundation.provenance import read_json
-from primekd.models import load_tokenizer, model_folder
-from primekd.models.chat import build_prompt
+from primekd.models import model_folder
 from primekd.models.folders import quantisation
 from primekd.models.shapes import BYTES
-from primekd.tasks.protocol import Item
 from primekd.teachers.packages import explained
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM has adapter memory for
@@ -154,23 +152,6 @@ def start_options(config: TeacherConfig, max_logprobs: int, adapters: Sequence[P
         wanted = max(sequence, min(sequence * config.batch_size, CPU_CACHE_BYTES))
         options |= {"enforce_eager": True, "kv_cache_memory_bytes": wanted}
     return options
-
-
-def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
-    """The students' base in a teacher's place, with room for the longest question. Raises UserError for 4-bit ones."""
-    student = profile.student
-    if student.quantization is not None:
-        raise UserError(
-            f"assess.engine vllm serves students in {student.dtype}, and these were trained on a base in "
-            f"{student.quantization}: set assess.engine to transformers."
-        )
-    tokenizer = load_tokenizer(student)
-    longest = max(len(build_prompt(tokenizer, item.messages)) for item in items)
-    return TeacherConfig(
-        engine="vllm", model=student.model, dtype=student.dtype, vllm=profile.assess.vllm,
-        template_of=student.template_of, template_arguments=student.template_arguments,
-        batch_size=profile.assess.batch_size, context_tokens=longest + profile.max_new_tokens,
-    )  # fmt: skip
 
 
 def head_dtype(config: TeacherConfig) -> str:
