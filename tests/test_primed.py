@@ -298,5 +298,5 @@ def test_a_file_that_is_not_there_or_not_text_is_one_sentence(profile, tmp_path)
     with pytest.raises(UserError, match="is not there: mend the path"):
         capture(file_job(profile, tmp_path / "none.csv"))
     (tmp_path / "odd.jsonl").write_bytes(b"\xff\xfe{")
-    with pytest.raises(UserError, match="is no file of responses"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         capture(file_job(profile, tmp_path / "odd.jsonl"))

@@ -1,8 +1,5 @@
 """Responses that are scored and were not written for it: those of another arm's store, or of a file."""
 
-import csv
-import io
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,11 +7,13 @@ from primekd.capture.jobs import Job, open_signals, prompts_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
 from primekd.foundation.provenance import MANIFEST, relative_name
+from primekd.foundation.tables import read_cells
 from primekd.models import load_tokenizer
 from primekd.models.chat import encode_response, refuse_control_tokens
 from primekd.signals import SignalReader
 from primekd.signals.manifest import shards_hash
 from primekd.tasks.protocol import Item
+from primekd.tasks.rows import json_lines
 from primekd.teachers import Response, Sampling, TeacherEngine
 
 
@@ -86,16 +85,9 @@ def read_responses(job: Job) -> dict[str, str]:
 
 def _rows(path: Path, name: str) -> list[tuple[str, dict]]:
     """(where it stands, fields) of every row of a file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            return [(f"{name} row {n}", row) for n, row in enumerate(csv.DictReader(io.StringIO(text, "")), 2)]
-        lines = [(f"{name} line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-        rows = [(where, json.loads(line)) for where, line in lines]
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{name} is no file of responses ({clean(error, 100)}): CSV, or a JSON object a line."
-        ) from error
+    if path.suffix == ".csv":
+        return [(f"{name} {place}", cells) for place, cells in read_cells(path, ("id", "response"))]
+    rows = [(where, row) for where, _, row in json_lines(path)]
     if odd := [where for where, row in rows if not isinstance(row, dict)]:
         raise UserError(f"{odd[0]} is no JSON object with the fields id and response: mend it.")
     return rows

@@ -10,22 +10,15 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError
-
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, hash_text, project_root, relative_name, sync_folder, write_json
+from primekd.foundation.storage import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # 64 columns more than the tokenizer has ids, as many published checkpoints have: they must never reach a softmax.
 RANDOM_PADDING = 64
-
-
-class Source(BaseModel):
-    """source.json, as far as it is read: the size of every file."""
-
-    bytes: dict[str, int]
 
 
 def build_once(folder: Path, build) -> Path:
@@ -50,10 +43,10 @@ def build_once(folder: Path, build) -> Path:
 
 def _is_built(folder: Path) -> bool:
     try:
-        sizes = Source.model_validate_json((folder / "source.json").read_bytes()).bytes
-    except (OSError, ValidationError):  # a damaged one is built anew
+        sizes = read_json(folder / "source.json")["bytes"].items()
+    except (UserError, AttributeError, LookupError, TypeError):  # a damaged one is built anew
         return False
-    return bool(sizes) and all((folder / n).is_file() and (folder / n).stat().st_size == b for n, b in sizes.items())
+    return bool(sizes) and all((folder / n).is_file() and (folder / n).stat().st_size == b for n, b in sizes)
 
 
 def _cache_folder(key: str) -> Path:

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,24 +50,25 @@ def read_jsonl(path: Path, prefix: str, item_of: RowReader) -> list[Item]:
             f"{path} is not there: check data.train_file and data.test_file in the profile (YAML wants quotes around "
             "a path with # or : in it)."
         )
-    # Split on newlines alone: str.splitlines would also break at separators inside a question.
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    rows = (
-        (f"{name} line {number}", f"{prefix}-{number - 1}", _parse_line(line, f"{name} line {number}"))
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    )
+    rows = ((where, f"{prefix}-{number - 1}", row) for where, number, row in json_lines(path))
     return _items_of_rows(name, rows, item_of)
 
 
-def _parse_line(line: str, where: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, or brackets without end, too
-        raise UserError(f"{where} is not valid JSON ({getattr(error, 'msg', error)}). Mend the line.") from error
+def json_lines(path: Path) -> Iterator[tuple[str, int, object]]:
+    """(where it stands, its number from 1 on, what it says) of every line that is not blank. Raises UserError if one is
+    no JSON, or the file no UTF-8."""
+    name = relative_name(path)
+    try:  # split on newlines alone: str.splitlines would also break at separators inside a question
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    for number, line in ((number, line) for number, line in enumerate(lines, start=1) if line.strip()):
+        where = f"{name} line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits, or brackets without end, too
+            raise UserError(f"{where} is not valid JSON ({getattr(error, 'msg', error)}). Mend the line.") from error
+        yield where, number, value
 
 
 def load_hub(data: "DataConfig", side: str, item_of: RowReader) -> list[Item]:
