@@ -212,9 +212,8 @@ def write_shard(
 def measure_reconstruction(
     engine: TeacherEngine, stored: list[StoredItem], states: list[Tensor], stage: str = "capture"
 ) -> dict[str, Any]:
-    """How far hidden @ head.T, scaled and capped as it should be, is from the engine's own logits on the first two
-    items, and more until there are MEASURED_TOKENS, as `rebuilding` gives it. `states`: the hidden states of each item,
-    (T, D). Raises UserError if it is too far."""
+    """How far hidden @ head.T, scaled and capped, is from the engine's own logits on two items, or MEASURED_TOKENS, as
+    `rebuilding` says. `states`: the hidden states of each item, (T, D). Raises UserError if it is too far."""
     lengths = itertools.accumulate(len(item.response_ids) for item in stored)
     most = max(2, next((n for n, tokens in enumerate(lengths, 1) if tokens >= MEASURED_TOKENS), len(stored)))
     sample = stored[:most]

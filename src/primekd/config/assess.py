@@ -17,9 +17,8 @@ class AssessConfig(Section):
     value that decides in every table, beside the others. `dtype: float32` computes in float32 with the student's
     weights, as they were trained: answers hardly depend on batch shapes and kernels, and take a CPU 2.4 times as long.
 
-    `few_shot`: the untrained student also answers behind so many solved training items (`control-few-shot`), or behind
-    the teacher's `instruction`; or, as in the published study's control, with 50 new tokens and in front of the words
-    that ask for the answer alone (`answer-only`).
+    `few_shot`: the untrained student also answers behind so many solved training items (`control-few-shot`), behind the
+    teacher's `instruction`, or as the published study's control: 50 tokens, asked for the answer alone (`answer-only`).
 
     `teacher_items`: so many test items are answered by the teacher under every priming too, and of each split so many
     primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens): those of the
@@ -31,9 +30,8 @@ class AssessConfig(Section):
 
     All that follows is off unless a profile says more. `transfer` names a second set of items (as `data` does, without
     training items), which control and students answer under the same prompt, decoding and limit. `samples` answers to
-    each test item are drawn at `sampling_temperature` beside the greedy one, each from a seed of its own.
-    `forgetting_items` of the project's neutral prompts are answered by the control, and students are measured on that
-    text: KL(student || control), and the text's loss.
+    each test item are drawn at `sampling_temperature` beside the greedy one, each from a seed of its own. The control
+    answers `forgetting_items` neutral prompts, and students are measured on that text: KL(student || control), loss.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"

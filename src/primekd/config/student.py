@@ -84,8 +84,7 @@ class TrainConfig(Younger):
     The learning rate follows a cosine from its peak (after `warmup_steps`, or `warmup_ratio` of all steps) to zero at
     the end of the last epoch; `schedule: climbing` has the fault of a cosine whose half period is one epoch, so that it
     climbs in the next. Without `shuffle` every epoch reads the examples in their order. Gradients are clipped to
-    `max_grad_norm`; 0 switches that off. Where `learning_rate` is a list, a student is trained under each rate and the
-    one with the lowest validation loss is kept.
+    `max_grad_norm`, if that is not 0. Of a list of rates the student with the lowest validation loss is kept.
     """
 
     younger = ("schedule", "shuffle", "warmup_steps")

@@ -132,8 +132,7 @@ def _in_chunks(
     hidden: Tensor, head: Tensor | None, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None,
     loss: LossConfig, transform: LogitTransform, weights: Tensor,
 ) -> Iterator[tuple[slice, Tensor, Tensor, Buffers]]:  # fmt: skip
-    """Some rows after the others: which ones, CE (C,), D (C,), and buffers, (C, V): "slopes" is dL/dlogits, and under a
-    soft cap "bend" what it has still to be multiplied by."""
+    """Some rows after others: which ones, CE, D (C,), and buffers (C, V): "slopes", dL/dlogits, and a cap's "bend"."""
     columns = hidden.shape[1] if head is None else len(head)
     size = max(1, min(len(hidden), chunk_rows(columns, hidden.device.type)))
     buffers = Buffers(size, columns, hidden)

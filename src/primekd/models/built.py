@@ -7,8 +7,9 @@ import contextlib
 import os
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import disk_errors, hash_text, project_root, relative_name, sync_folder, write_json
@@ -21,23 +22,35 @@ if TYPE_CHECKING:
 RANDOM_PADDING = 64
 
 
-def build_once(folder: Path, build) -> Path:
-    """Runs `build(temporary_folder)` unless `folder` is already whole: source.json, written last, names every file."""
-    if _is_built(folder):
-        return folder
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with disk_errors(folder):
+def written(target: Path, write: Callable[[Path], Any], made: Callable[[Path], bool] | None = None) -> list[Path]:
+    """A folder as `write` fills it, whole or not at all; its files. Where several processes may be at it, the one that
+    was faster, whose folder is `made`, is let stand."""
+    temporary = target.with_name(f".{target.name}{f'.{os.getpid()}' if made else ''}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(target):
         temporary.mkdir(parents=True)
         try:
-            source = build(temporary)
-            source["bytes"] = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
-            write_json(temporary / "source.json", source)
-            if not _is_built(folder):  # another process may have been faster
-                shutil.rmtree(folder, ignore_errors=True)
-                temporary.rename(folder)
-                sync_folder(folder.parent)
+            write(temporary)
+            if made is None or not made(target):
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(temporary, target)
+                sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    return sorted(p for p in target.iterdir() if p.is_file())
+
+
+def build_once(folder: Path, build: Callable[[Path], dict]) -> Path:
+    """Runs `build(temporary_folder)` unless `folder` is already whole: source.json, written last, names every file."""
+
+    def write(target: Path) -> None:
+        source = build(target)
+        write_json(
+            target / "source.json", source | {"bytes": {p.name: p.stat().st_size for p in sorted(target.iterdir())}}
+        )
+
+    if not _is_built(folder):
+        written(folder, write, _is_built)
     return folder
 
 

@@ -72,8 +72,7 @@ def build_prompt(
 ) -> Prompt:
     """Token ids of a conversation, or of a question alone, up to where the answer starts. Students have no priming.
 
-    Raises UserError if a text contains one of the tokenizer's control tokens and would be read as a tag, or the
-    template takes no system message.
+    Raises UserError if a text has one of the tokenizer's control tokens, or the template takes no system message.
     """
     if not isinstance(asked, str) and [message["role"] for message in asked] == [TEXT]:
         return _bare_prompt(tokenizer, asked, priming)

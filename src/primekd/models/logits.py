@@ -54,9 +54,8 @@ PLAIN = LogitTransform()
 
 
 def best_transform(products: Tensor, own: Tensor, numbers: Sequence[float], largest: float) -> LogitTransform | None:
-    """What turns the products into the model's own logits, (T, V) both; None where none of these does. `numbers`: that
-    the model's configuration names, each of them a scale, a divisor or a soft cap; `largest`: the error that precision
-    explains, relative to a row's norm."""
+    """What turns products into the model's own logits, (T, V) both, or None. `numbers`: of the model's configuration,
+    a scale, a divisor or a soft cap; `largest`: the error that precision explains, relative to a row's norm."""
     products, own = products.float(), own.float()
     above = [x for x in numbers if x > 0]
     scales, caps = [1.0, *above, *(1 / x for x in above)], [None, *above]

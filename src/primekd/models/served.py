@@ -53,9 +53,8 @@ def load_beside(model: str, dtype: str, adapter: Path, quantization: str | None 
 def load_merged(
     model: str, dtype: str, adapter: Path, weights: str | None = None, quantization: str | None = None
 ) -> nn.Module:
-    """A model with a LoRA adapter merged into its weights in float32, then in `dtype`. `weights`: the precision that
-    base and adapter were trained in, where `dtype` is finer: they are rounded to it. Weights in 4 bits are what
-    `quantization` makes of them, dequantised."""
+    """A model with a LoRA adapter merged into its weights in float32, then in `dtype`. `weights`: the precision of
+    training, where `dtype` is finer: they are rounded to it. Weights in 4 bits (`quantization`) are dequantised."""
     precision = weights or "float32"
     base = load_model(model, precision, quantization)
     student = _cast_adapter(_with_adapter(base.dequantize() if quantization else base, model, adapter), precision)

@@ -1,15 +1,13 @@
 """Students before and after training: what is trained, and the folder that it is kept in."""
 
 import contextlib
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from primekd.config import Architecture, LoraSettings, StudentConfig
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import disk_errors, sync_folder
+from primekd.models.built import written
 from primekd.models.loading import best_device, load_model
 from primekd.models.reference import base_name
 from primekd.models.tokenizers import load_tokenizer
@@ -143,19 +141,3 @@ def save_adapter(student, folder: Path, model: str, weights: "dict[str, Tensor] 
         (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
     return written(folder / "adapter", write)
-
-
-def written(target: Path, write: Callable[[Path], None]) -> list[Path]:
-    """A folder as `write` fills it, whole or not at all; its files."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with disk_errors(target):
-        temporary.mkdir(parents=True)
-        try:
-            write(temporary)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(temporary, target)
-            sync_folder(target.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return sorted(p for p in target.iterdir() if p.is_file())

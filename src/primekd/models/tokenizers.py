@@ -46,9 +46,8 @@ def tokenizer_folder(text: str) -> Path:
 def load_tokenizer(of: str | Speaker) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model reference, or of a profile's teacher or student with its settings of the chat template.
 
-    It carries what its conversations need beside it: `reference`, `stop_ids` (further ids that end a response, from
-    generation_config) and `template_arguments`. Raises UserError if it cannot be had or read, or has no end-of-turn
-    token; or the template does not fit the settings.
+    It carries what its conversations need: `reference`, `stop_ids` (further ids that end a response) and
+    `template_arguments`. Raises UserError if it cannot be read, has no end of turn, or its template does not fit.
     """
     if isinstance(of, str):
         return _read_tokenizer(of)
@@ -129,8 +128,7 @@ def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 def require_same_tokenizer(teacher: str | Speaker, student: str | Speaker) -> None:
     """Raises UserError if two models number tokens differently, or end a turn with different tokens.
 
-    Logits cannot be compared then, or a student would be trained on an end that it never writes. The end of text may
-    differ, as between a base model and the chat model made of it.
+    Logits cannot be compared then, or a student would learn an end that it never writes. The end of text may differ.
     """
     first, second = load_tokenizer(teacher), load_tokenizer(student)
     for of, tokenizer in ((teacher, first), (student, second)):

@@ -24,9 +24,8 @@ MOST_REBUILDING_KL, ROUNDINGS = 2e-3, 5
 
 
 def rebuilding(own: Tensor, rebuilt: Tensor) -> dict[str, Any]:
-    """How far rebuilt logits are from an engine's own, (T, V) each: tokens, the mean and largest KL(own || rebuilt) in
-    nats, the share of tokens with the same top-1; and what rounding to bfloat16 does to the rebuilt ones, where that is
-    what the engine's own logits are in."""
+    """How far rebuilt logits are from an engine's own, (T, V) each: tokens, mean and largest KL(own || rebuilt) in nats
+    and the share with the same top-1; where the engine's own are in bfloat16, what such rounding does to the other."""
     log_p, log_q, rounded = (z.double().log_softmax(-1) for z in (own, rebuilt, rebuilt.bfloat16()))
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)  # (T,)
     in_bfloat16 = torch.equal(own, own.bfloat16().float())

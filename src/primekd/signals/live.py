@@ -20,8 +20,7 @@ class SignalSource(Protocol):
     manifest: dict[str, Any]  # `spec`, `spec_sha256`, `shards`: what the rows depend on; a stage asks for it
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """The rows of a micro-batch's response tokens, in order; None of no tokens, or of text alone. Raises UserError
-        if the source has none."""
+        """The rows of a micro-batch's response tokens, in order; None of no tokens, or of text alone."""
         ...
 
 
@@ -34,9 +33,8 @@ class LiveSource:
     """A teacher that is asked while a student learns: one `score` a micro-batch, no gradient, nothing kept.
 
     Its rows go through a codec as those of a store do, so both are the same to a loss: hidden states or, where the
-    engine offers none, all logits. `prompts`: what the teacher reads before an item's response, by item id (a primed
-    prompt, say); None if it reads what the student does. Raises UserError if the engine offers neither, or has another
-    vocabulary than the V = `vocab_size` of the student.
+    engine offers none, all logits. `prompts`: what the teacher reads before an item's response, by id; None if what the
+    student does. Raises UserError if the engine offers neither, or has not the student's V = `vocab_size` tokens.
     """
 
     def __init__(self, engine: TeacherEngine, vocab_size: int, prompts: Mapping[str, list[int]] | None = None):

@@ -31,8 +31,7 @@ FACTS = ("head", "reconstruction", "engine", "environment", "code")  # what it s
 class SignalWriter:
     """One worker's view of a store of `count` shards: which are vouched for, by whomever, and writing more of them.
 
-    `spec`: everything that the rows depend on; a store with another one is refused. `facts` (any of FACTS): how this
-    worker makes shards, written beside each of them.
+    `spec`: all that the rows depend on; another one is refused. `facts` (of FACTS): how shards are made.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any], count: int):
@@ -89,9 +88,8 @@ class SignalWriter:
         write_json(self.folder / f"session-{secrets.token_hex(8)}.json", session)
 
     def complete(self) -> bool:
-        """Checks every shard and, if all are whole, writes the manifest. One worker at a time may call it. False if
-        something has to be made first: what `missing` names now, or the head. Raises UserError if all is made, but with
-        different heads; nothing is removed."""
+        """Checks every shard and, if all are whole, writes the manifest; for one worker at a time. False if something
+        is to be made first: what `missing` names now, or the head. Raises UserError if shards have different heads."""
         vouches = self.vouched()
         manifest = self._assemble(vouches)
         found = read_store(self.folder)

@@ -109,8 +109,7 @@ class Task(Protocol):
     gold_only_judges = False  # whether gold may reach no student that learns from a teacher
 
     def items(self, data: "DataConfig", split: str, count: int, seed: int) -> list[Item]:
-        """`count` items of a split: train, validation, test or teacher. No item stands in two splits. Raises UserError
-        if they are not to be had, too few, or cannot be read."""
+        """`count` items of a split (train, validation, test, teacher), none in two. UserError if they cannot be had."""
         raise NotImplementedError
 
     def judge(self, item: Item, response: str, read: Reader) -> Judgement:

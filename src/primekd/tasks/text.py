@@ -76,8 +76,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], end: int)
 
 
 def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer_sha256: str) -> Path:
-    """Writes the shards of a profile's text that are not there yet; returns their folder. `tokenizer_sha256`:
-    `models.tokenizers.tokenizer_hash` of it.
+    """Writes the shards of a profile's text that are not there yet; returns their folder.
 
     Raises UserError if text cannot be read or is too little, the folder holds text that was tokenised with other
     settings, or the disk is full. Finished shards stay, and the same call goes on behind them.

@@ -51,9 +51,8 @@ def start(teacher: TeacherConfig) -> "OwnServer":
 
 
 class OwnServer:
-    """A running server of a GGUF file that requests call `alias`; `url` and `key` (drawn at random if left out) are
-    what a client needs. `logprobs`: whether it keeps the logits of all tokens, which takes memory. Raises UserError if
-    a package is missing, or the server does not answer in time."""
+    """A running server of a GGUF file called `alias`; `url` and `key` (random if left out) are what a client needs.
+    `logprobs`: keeps all tokens' logits, in memory. UserError if a package is missing, or it does not answer."""
 
     def __init__(self, model: Path, alias: str, context_tokens: int, logprobs: bool, threads: int, key: str = ""):
         if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:

@@ -68,9 +68,8 @@ class TokenMap:
     def response_ids(self, tokens: Sequence[Shown], text: str) -> list[int] | None:
         """The ids of a whole response from its shown tokens and its text; None where they cannot be told for certain.
 
-        A token that could be several is taken as the one whose text is shown in full; the whole must then give `text`.
-        Else they are told from the only way to cut `text` into them, or from our own encoding of it, if that agrees
-        with the server's tokens one by one.
+        A token that could be several is the one whose text is shown in full, if the whole gives `text`; else the only
+        way to cut `text` tells, or our own encoding of it, if that agrees with the server's tokens one by one.
         """
         ids = [self.id_of(token) for token in tokens]
         if None in ids:
