@@ -12,7 +12,7 @@ from pydantic import Field
 from primekd.assessment.similarity import cosines, rouge_l
 from primekd.foundation.tables import Count, Flag, Name, read_records, write_csv
 from primekd.models.chat import decode_response, text_prompt
-from primekd.models.context import refuse_too_long
+from primekd.models.loading import refuse_too_long
 from primekd.tasks.text import end_of_text
 from primekd.teachers.protocol import Sampling
 

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import Count, Name, read_records, write_csv
-from primekd.models.context import refuse_too_long
+from primekd.models.loading import refuse_too_long
 from primekd.tasks.choices import BEHIND, ChoiceItem
 
 if TYPE_CHECKING:

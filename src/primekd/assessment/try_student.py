@@ -20,7 +20,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_json, relative_name
 from primekd.models import is_present, load_tokenizer, require_same_tokenizer
 from primekd.models.chat import TEXT, Priming, Prompt, build_prompt
-from primekd.models.context import refuse_too_long
+from primekd.models.loading import refuse_too_long
 from primekd.signals.rows import DenseRows
 from primekd.tasks.load import task_of
 from primekd.tasks.numbers import NumberTask

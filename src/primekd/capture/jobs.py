@@ -77,15 +77,11 @@ class Job:
 
 def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Job:
     """The capture that an arm's students are trained on. Raises UserError if there is none."""
-    store = get_arm(strategy).store
-    if get_arm(strategy).live:
-        raise UserError(
-            f"The student of {strategy} writes its own text, for a live teacher: there is nothing to capture."
-        )
-    if get_arm(strategy).by_place and store is None:
-        raise UserError(f"{strategy} learns from no response: its teacher's rows are made when it is trained.")
-    if store is None:
-        raise UserError(f"{strategy} is trained on gold solutions and has no teacher: there is nothing to capture.")
+    arm = get_arm(strategy)
+    if (store := arm.store) is None:
+        given = "its teacher's rows are made when it is trained" if arm.by_place else "it is trained on gold solutions"
+        why = "its student writes its own text" if arm.live else given
+        raise UserError(f"{strategy}: {why}, so there is nothing to capture.")
     seed = profile.seed if seed is None else seed
     drawn = profile.teacher.sampling_temperature > 0  # else students of every seed learn from one capture
     return Job(profile, get_arm(store), "train", profile.signals_folder(store, seed if drawn else None), seed)

@@ -45,9 +45,8 @@ def build_once(folder: Path, build: Callable[[Path], dict]) -> Path:
 
     def write(target: Path) -> None:
         source = build(target)
-        write_json(
-            target / "source.json", source | {"bytes": {p.name: p.stat().st_size for p in sorted(target.iterdir())}}
-        )
+        source["bytes"] = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
+        write_json(target / "source.json", source)
 
     if not _is_built(folder):
         written(folder, write, _is_built)

@@ -18,7 +18,7 @@ from primekd.foundation.errors import UserError
 from primekd.losses.on_policy import log_prob_of, minillm_weights
 from primekd.losses.slopes import log_mixture
 from primekd.models.chat import join
-from primekd.models.context import refuse_too_long
+from primekd.models.loading import refuse_too_long
 from primekd.signals import SignalRows
 from primekd.teachers.cache import SlotCache, has_plain_cache, narrowest_window
 from primekd.teachers.decoding import LastPosition, Row, decode
