@@ -15,7 +15,7 @@ from primekd.tasks.gsm8k import item_of_row, strip_calculator_marks
 from primekd.tasks.gsm_symbolic import generate_gsm_symbolic
 from primekd.tasks.load import load_items
 from primekd.tasks.numbers import parse_answer
-from primekd.tasks.rows import load_hub, read_jsonl
+from primekd.tasks.rows import load_hub, read_jsonl, rows_of_data
 from primekd.tasks.splits import BUCKETS, SPLITS, bucket_of, hash_items
 
 TEMPLATES = (26, 43, 58)
@@ -147,7 +147,7 @@ def test_rows_of_every_set_like_gsm8k_become_items_from_jsonl_and_from_the_hub_a
     (item,) = read_jsonl(write_jsonl(output, row), "x", item_of_row)
     assert (item.id, item.solution, item.answer) == wanted and parse_answer(item.solution) == item.answer
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [row])
-    (same,) = load_hub(DataConfig(source="hub", train_items=1, validation_items=1, test_items=2), "x", item_of_row)
+    (same,) = load_hub("openai/gsm8k", "main", None, "x", item_of_row)
     assert same == item
 
 
@@ -174,10 +174,10 @@ def test_a_set_without_a_training_side_takes_it_from_another(monkeypatch):
     data = {"source": "hub", "hub_dataset": "madrylab/gsm8k-platinum", "revision": "r"}
     data |= {"train_items": 4, "validation_items": 2, "test_items": 2}
     with pytest.raises(UserError, match=r"Unknown split 'train'\. Should.*data\.train_dataset"):
-        load_hub(DataConfig(**data), "train", item_of_row)
+        rows_of_data(DataConfig(**data), "train", item_of_row)
     both = DataConfig(**data, train_dataset="openai/gsm8k")
-    assert load_hub(both, "train", item_of_row)[0].question == "openai/gsm8k main None train 0"
-    assert load_hub(both, "test", item_of_row)[0].question == "madrylab/gsm8k-platinum main r test 0"
+    assert rows_of_data(both, "train", item_of_row)[0].question == "openai/gsm8k main None train 0"
+    assert rows_of_data(both, "test", item_of_row)[0].question == "madrylab/gsm8k-platinum main r test 0"
 
 
 def test_an_id_that_occurs_twice_is_refused_by_name(output):

@@ -34,8 +34,7 @@ class Distance:
 def distance(one: list[Tensor], other: list[Tensor]) -> Distance:
     """Compares logits, (T, V) a response, of two models on the same texts."""
     a, b = torch.cat(one), torch.cat(other)
-    span = (a.amax(-1) - a.amin(-1)).clamp_min(1e-30)
-    largest = float(((a - b).abs().amax(-1) / span).max())
+    largest = float(((a - b).abs().amax(-1) / (a.amax(-1) - a.amin(-1)).clamp_min(1e-30)).max())
     return Distance(mean_kl(one, other), float((a.argmax(-1) == b.argmax(-1)).double().mean()), largest, len(a))
 
 

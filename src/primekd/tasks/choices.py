@@ -155,9 +155,7 @@ def rows_of_side(data: DataConfig, benchmark: str, side: str) -> list[ChoiceItem
         name = getattr(data, f"{side}_file").replace("{benchmark}", benchmark)
         return read_jsonl(project_root() / name, side, read)
     name, config, *sides = BENCHMARKS[benchmark].hub
-    of_hub = data.model_copy(update={"hub_dataset": name, "hub_config": config, "train_dataset": name,
-                                     "train_config": config, "train_revision": data.revision})  # fmt: skip
-    return load_hub(of_hub, sides[side == "test"], read)
+    return load_hub(name, config, data.revision, sides[side == "test"], read)
 
 
 def with_shots(items: Sequence[ChoiceItem], pool: Sequence[ChoiceItem], shots: int) -> list[ChoiceItem]:

@@ -30,8 +30,7 @@ def read_m2(path: Path) -> list[tuple[str, str]]:
         if not first.startswith("S "):
             raise UserError(f"{name}: a sentence begins with 'S ', not with {first[:30]!r}. Mend the file.")
         words = first[2:].split()
-        gold = _edited(words, edits, f"{name}: {first[:60]!r}")
-        pairs.append((" ".join(words), " ".join(gold)))
+        pairs.append((" ".join(words), " ".join(_edited(words, edits, f"{name}: {first[:60]!r}"))))
     return pairs
 
 

@@ -30,7 +30,7 @@ def items_of_data(data: "DataConfig", split: str, count: int, item_of: RowReader
 def rows_of_data(data: "DataConfig", side: str, item_of: RowReader) -> list[Item]:
     """All items of a side. Raises UserError as `items_of_data`."""
     if on_hub(data, side):
-        return load_hub(data, side, item_of)
+        return load_hub(*data.hub_side(side), side, item_of)
     return read_jsonl(project_root() / getattr(data, f"{side}_file"), side, item_of)
 
 
@@ -71,13 +71,12 @@ def json_lines(path: Path) -> Iterator[tuple[str, int, object]]:
         yield where, number, value
 
 
-def load_hub(data: "DataConfig", side: str, item_of: RowReader) -> list[Item]:
+def load_hub(name: str, config: str | None, revision: str | None, side: str, item_of: RowReader) -> list[Item]:
     """One side of the hub's data set. Raises UserError if it is not to be had, or `item_of` refuses a row."""
     from datasets import load_dataset
     from huggingface_hub import get_token
 
     hide(get_token() or "")
-    name, config, revision = data.hub_side(side)
     try:
         rows = load_dataset(name, config, split=side, revision=revision)
     except Exception as error:  # the hub's client raises many kinds; each means: not to be had

@@ -194,5 +194,4 @@ class _Work:
                     size += len(ids)
                     progress.advance(len(ids))
         left_out = {name: counts[name] for name in ("empty", "held_out")}
-        facts = {"read": counts["read"], "ended": ended, "state": self.source.state, "left_out": left_out}
-        return documents, facts
+        return documents, {"read": counts["read"], "ended": ended, "state": self.source.state, "left_out": left_out}

@@ -54,7 +54,6 @@ def _compare_top(reference: Tensor, engine: TopLogprobs) -> tuple[Tensor, Tensor
     filled = ids >= 0
     kept = log_p.gather(-1, ids.clamp(min=0))  # (T, K)
     parts = torch.where(filled, kept.exp() * (kept - log_q.masked_fill(~filled, 0)), 0.0).sum(-1)
-    smallest = torch.finfo(torch.float64).tiny
-    rest_p = (1 - torch.where(filled, kept.exp(), 0.0).sum(-1)).clamp(min=smallest)
+    rest_p = (1 - torch.where(filled, kept.exp(), 0.0).sum(-1)).clamp(min=torch.finfo(torch.float64).tiny)
     rest_q = (1 - torch.where(filled, log_q.exp(), 0.0).sum(-1)).clamp(min=1e-9)  # float32 log-probs: no finer
     return log_p.argmax(-1) == ids[:, 0], parts + rest_p * (rest_p.log() - rest_q.log())

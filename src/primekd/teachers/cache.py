@@ -106,8 +106,8 @@ def has_plain_cache(config) -> bool:
 
     Recurrent layers keep a state that padding and other rows' lengths would enter.
     """
-    layers = DynamicCache(config=config).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def narrowest_window(config) -> float:

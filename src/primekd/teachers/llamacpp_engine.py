@@ -68,8 +68,7 @@ class LlamaCppEngine(TeacherEngine):
 
     def _find_transform(self) -> LogitTransform | None:
         """What makes llama.cpp's logits of its hidden states; None where nothing does that the file names."""
-        context = self._open(1, len(PROBE))
-        logits, hidden = context.predict(PROBE, range(len(PROBE)), 0, hidden=True)
+        logits, hidden = self._open(1, len(PROBE)).predict(PROBE, range(len(PROBE)), 0, hidden=True)
         head = self._head_rows(PROBED_COLUMNS)
         products, own = torch.from_numpy(hidden.copy()) @ head.T, torch.from_numpy(logits[:, : len(head)].copy())
         self._close_context()

@@ -119,8 +119,8 @@ class TransformersEngine(TeacherEngine):
         return decode(self._last_position(), prompts, sampling, ends, self.batch_size, keep_states)
 
     def _last_position(self) -> LastPosition:
-        window = narrowest_window(self.model.config)
-        return LastPosition(self.last_states, self.last_logits, self.model.device, window)
+        model = self.model
+        return LastPosition(self.last_states, self.last_logits, model.device, narrowest_window(model.config))
 
     def last_states(self, **inputs) -> Tensor:
         """What is kept of the last position: (B, D) hidden states, or (B, V) logits where those are all there is."""
