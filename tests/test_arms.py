@@ -53,7 +53,7 @@ def test_a_profile_runs_the_arms_that_it_lists_and_those_alone(profile):
     assert list(arms_of(profile)) == [name for name in load_arms() if name in ALL]
     assert get_arm("base-text-KD").store == "base-KD" and get_arm("ai-signals-KD").store == "ai-signals-KD"
     assert get_arm("ai-signals-KD").crossed and not get_arm("base-text-KD").crossed
-    with pytest.raises(UserError, match="base-text-KD takes its text or signals from base-KD: list that too"):
+    with pytest.raises(UserError, match="base-text-KD takes text or signals from base-KD: list that too"):
         arms_of(profile.model_copy(update={"arms": ("base-text-KD",)}))
     with pytest.raises(UserError, match="No strategy is called 'nobody'"):
         arms_of(profile.model_copy(update={"arms": ("nobody",)}))

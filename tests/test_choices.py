@@ -281,7 +281,7 @@ PAIR = {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0}
         ("rte", PAIR | {"label": -1}, "the label is -1, out of range"),
         ("rte", PAIR | {"label": True}, "the label is missing or no whole number"),
         ("rte", PAIR | {"label": None}, "the label is missing or no whole number"),
-        ("rte", PAIR | {"sentence2": 3}, "'sentence2' is missing or empty. A row of rte needs it as text"),
+        ("rte", PAIR | {"sentence2": 3}, "'sentence2' is missing or empty. rte needs it as text"),
         ("rte", "{'sentence1': 1}", "not valid JSON"),
         ("rte", "[1]", "no JSON object"),
     ],

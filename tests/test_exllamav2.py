@@ -284,7 +284,7 @@ def test_a_gguf_file_is_refused_before_it_is_unpacked(package):
 
 def test_no_gpu_no_package_and_an_old_one(folder, monkeypatch, package):
     fake.install(monkeypatch, version="0.1.7")
-    with pytest.raises(UserError, match=r"0\.1\.7 computes Llama 3\.1's positions wrongly: install 0\.1\.8 or newer"):
+    with pytest.raises(UserError, match=r"0\.1\.7 has wrong positions of Llama 3\.1: install 0\.1\.8 or newer"):
         make(folder)
     fake.install(monkeypatch, version="0.1.8+cu121.torch2.4.0")
     assert make(folder).paged

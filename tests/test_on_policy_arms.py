@@ -103,5 +103,5 @@ def test_there_is_nothing_to_capture_and_a_teacher_of_few_tokens_does_not_do(pro
         training_job(profile, ARM)
     api = ApiConfig(model="m", usd_per_million_input=0, usd_per_million_output=0, max_spend_usd=0)
     teacher = profile.teacher.model_copy(update={"engine": "api", "api": api})
-    with pytest.raises(UserError, match="the engine api shows no whole distribution"):
+    with pytest.raises(UserError, match="api shows no whole distribution"):
         LiveTeacher(profile.model_copy(update={"teacher": teacher}), get_arm(ARM))

@@ -250,7 +250,7 @@ def test_which_are_held_out_depends_on_text_and_seed_alone(make, tokenise, token
 
 
 def test_too_few_documents_to_hold_out_are_refused(make, tokenise):
-    with pytest.raises(UserError, match=r"text\.held_out_documents is 2, and the source has 1 documents"):
+    with pytest.raises(UserError, match=r"text\.held_out_documents is 2; the source has 1 documents"):
         tokenise(make(["a b", "a  b\n", ""]))
 
 

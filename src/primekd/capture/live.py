@@ -25,9 +25,7 @@ class LiveTeacher:
     def __init__(self, profile: Profile, arm: Arm, items: Sequence[Item | Unlabelled] | None = None):
         teacher = profile.teacher
         if not {"hidden", "logits"} & teacher.offers:
-            raise UserError(
-                f"{arm.name}: the engine {teacher.engine} shows no whole distribution, which a live teacher needs."
-            )
+            raise UserError(f"{arm.name}: {teacher.engine} shows no whole distribution, which a live teacher needs.")
         self._profile, self._items = profile, items
         self._scored = arm if arm.signals == OWN else get_arm(arm.signals)
         self.codec: Codec = dense_codec(teacher.offers)

@@ -89,9 +89,8 @@ class Arm(BaseModel):
         unknown += sorted(set(self.on_policy) - set(OnPolicyConfig.model_fields))
         named = (self.role in ABOUT_ANOTHER) == (self.variant_of is not None)
         return [
-            (self.text != NONE and self.signals != GOLD,
+            (self.text != NONE and self.signals not in (GOLD, STUDENT, CORPUS),
              "text is own, gold or an arm; signals are own, none or an arm"),
-            (self.signals not in (STUDENT, CORPUS), "signals are own, none or an arm"),
             (self.live == (self.role == "on-policy"), "text: student and role: on-policy belong together"),
             ((self.text == CORPUS) == (self.role == "corpus"), "text: corpus and role: corpus belong together"),
             (self.role != "corpus" or self.signals in (OWN, NONE) and not primed,

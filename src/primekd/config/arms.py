@@ -80,9 +80,7 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
         arm.loss_of(profile)
         arm.on_policy_of(profile)
         if missing := [other for other in (arm.text, arm.signals) if other not in (*WORDS, *chosen)]:
-            raise UserError(
-                f"{profile.name}: the arm {name} takes its text or signals from {missing[0]}: list that too."
-            )
+            raise UserError(f"{profile.name}: the arm {name} takes text or signals from {missing[0]}: list that too.")
         if arm.keep_right and profile.teacher.sampling_temperature and profile.seeds.get(name):
             raise UserError(
                 f"{profile.name}: {name} keeps right answers, which are judged under one seed, and a teacher that "

@@ -70,9 +70,8 @@ def check_merge(student: StudentConfig, folder: Path, merged: list[Tensor], prom
     it was trained and scored. Raises UserError if merging changed more than rounding does."""
 
     def to_merged(dtype: str) -> Distance:
-        return distance(
-            own_logits(_as_trained(student, folder, dtype), prompts, responses, merged[0].shape[-1]), merged
-        )
+        model = _as_trained(student, folder, dtype)
+        return distance(own_logits(model, prompts, responses, merged[0].shape[-1]), merged)
 
     if student.from_scratch:
         return None, to_merged(student.dtype)

@@ -43,9 +43,8 @@ class SignalWriter:
             write_json(self.folder / MANIFEST, self._base | {"complete": False, "shards": {}})
         found = read_store(self.folder)
         if found["spec_sha256"] != self.spec_hash:
-            raise UserError(
-                f"{relative_name(self.folder)} was captured with other settings: move it away and capture again."
-            )
+            name = relative_name(self.folder)
+            raise UserError(f"{name} was captured with other settings: move it away and capture again.")
         self._was_complete = bool(found.get("complete"))
 
     def _vouch(self, index: int) -> dict[str, Any] | None:

@@ -111,9 +111,7 @@ def item_of_row(benchmark: str, row: dict, where: str, default_id: str) -> Choic
     kind = BENCHMARKS[benchmark]
     texts = {name: row.get(name) for name in kind.texts}
     if missing := [name for name, text in texts.items() if not isinstance(text, str) or not text.strip()]:
-        raise UserError(
-            f"{where}: the field '{missing[0]}' is missing or empty. A row of {benchmark} needs it as text."
-        )
+        raise UserError(f"{where}: the field '{missing[0]}' is missing or empty. {benchmark} needs it as text.")
     choices = kind.choices
     if choices is None:
         if not isinstance(row.get("ctx_b"), str):  # where a context ends with a sentence it is empty

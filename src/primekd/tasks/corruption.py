@@ -45,9 +45,7 @@ def language(code: str) -> Language:
     folder = files("primekd.tasks") / "sentences"
     known = sorted(path.name.removesuffix(".json") for path in folder.iterdir() if path.name.endswith(".json"))
     if code not in known:
-        raise UserError(
-            f"There are no sentences in the language {code!r}: take data.languages from {', '.join(known)}."
-        )
+        raise UserError(f"There are no sentences in language {code!r}: take data.languages from {', '.join(known)}.")
     return Language(**json.loads((folder / f"{code}.json").read_text(encoding="utf-8")))
 
 

@@ -52,9 +52,7 @@ def hash_items(items: Iterable[Item]) -> str:
 def refuse_duplicates(items: Sequence[Item], where: str) -> None:
     """Raises UserError if an item id stands twice."""
     if twice := [name for name, times in Counter(item.id for item in items).items() if times > 1]:
-        raise UserError(
-            f"{where}: the item id {twice[0]!r} occurs twice. Give every item an id of its own, or leave ids out."
-        )
+        raise UserError(f"{where}: the item id {twice[0]!r} occurs twice. Give each item its own, or leave ids out.")
 
 
 def refuse_overlap(items: Sequence[Item], name: str, others: dict[str, list[Item]]) -> None:

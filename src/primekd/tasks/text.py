@@ -155,9 +155,7 @@ class _Work:
             if len(chosen) > count:
                 del chosen[max(chosen)]
         if len(chosen) < count:
-            raise UserError(
-                f"text.held_out_documents is {count}, and the source has {len(chosen)} documents: lower it."
-            )
+            raise UserError(f"text.held_out_documents is {count}; the source has {len(chosen)} documents: lower it.")
         documents = encode(self.tokenizer, [chosen[digest] for digest in sorted(chosen)], self.inputs["end_of_text"])
         return self._write(self.folder / HELD_OUT, documents, held_out=sorted(chosen))
 

@@ -215,9 +215,7 @@ def import_exllamav2() -> ModuleType:
         importlib.import_module("exllamav2.attn")
     # Earlier versions lack Llama 3.1's rope scaling, and compute something else without a word.
     if tuple(int(part) for part in re.findall(r"\d+", package.__version__)[:3]) < (0, 1, 8):
-        raise UserError(
-            f"exllamav2 {package.__version__} computes Llama 3.1's positions wrongly: install 0.1.8 or newer."
-        )
+        raise UserError(f"exllamav2 {package.__version__} has wrong positions of Llama 3.1: install 0.1.8 or newer.")
     return package
 
 
