@@ -42,9 +42,8 @@ def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
     # From the larger of the two, so that equal distributions give exactly 0 (logaddexp rounds).
     gap = log_q - log_p
     above, below = torch.where(gap > 0, gap, 0.0), torch.where(gap > 0, 0.0, gap)
-    return torch.where(
-        gap > 0, log_q + (beta * torch.expm1(-above)).log1p(), log_p + ((1 - beta) * torch.expm1(below)).log1p()
-    )
+    from_q, from_p = (beta * torch.expm1(-above)).log1p(), ((1 - beta) * torch.expm1(below)).log1p()
+    return torch.where(gap > 0, log_q + from_q, log_p + from_p)
 
 
 # Each of these returns D a row, (C,), and turns q, which it is given as the softmax of z, into the slope of D.

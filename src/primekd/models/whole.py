@@ -18,7 +18,7 @@ from primekd.models.served import load_beside, load_merged, mean_kl, own_logits,
 from primekd.models.tokenizers import load_tokenizer
 
 ROUNDING = 1e-3  # of the span of a row's logits; sums in another order differ by a thousandth of it in float32
-Prompts = Sequence[list[int]]
+Prompts, Ids = Sequence[list[int]], list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ def load_whole(student: StudentConfig, folder: Path) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def answers_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, most: int
-) -> list[list[int]]:
+def answers_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, most: int) -> Ids:
     """What a model writes greedily behind each prompt, at most so many tokens."""
     settings = plain_generation(model, tokenizer, max_new_tokens=most)
     asked = [torch.tensor([prompt], device=model.device) for prompt in prompts]

@@ -22,9 +22,8 @@ class SlotLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         # Zeros: a masked slot has weight 0, and 0 times what was in this memory before may be nan.
-        self.keys, self.values = (
-            x.new_zeros(self.rows, x.shape[1], self.slots, x.shape[3]) for x in (key_states, value_states)
-        )
+        both = (key_states, value_states)
+        self.keys, self.values = (x.new_zeros(self.rows, x.shape[1], self.slots, x.shape[3]) for x in both)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:

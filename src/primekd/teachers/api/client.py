@@ -55,9 +55,8 @@ class Endpoint:
         hide(self._key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         here = urlsplit(config.base_url).hostname in LOOPBACK
-        self._http = httpx.Client(
-            base_url=config.base_url, headers=headers, timeout=config.timeout_seconds, trust_env=not here
-        )
+        how = {"timeout": config.timeout_seconds, "trust_env": not here}
+        self._http = httpx.Client(base_url=config.base_url, headers=headers, **how)
         self.stopping = threading.Event()  # set, it wakes every thread that waits; none of them sends another request
         self._pace, self._next = threading.Lock(), 0.0
 

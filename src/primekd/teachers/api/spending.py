@@ -56,9 +56,8 @@ class Ledger:
     def settle(self, most: float, input_tokens: int, output_tokens: int) -> None:
         """An attempt that was booked at `most` was answered."""
         spent = self.price(input_tokens, output_tokens)
-        self._close(
-            unsettled_usd=-most, spent_usd=spent, answers=1, input_tokens=input_tokens, output_tokens=output_tokens
-        )
+        tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+        self._close(unsettled_usd=-most, spent_usd=spent, answers=1, **tokens)
 
     def cancel(self, most: float) -> None:
         """An attempt cannot have been billed: it was never sent, or refused before a token was made."""
