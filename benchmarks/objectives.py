@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.plain_losses import distillation_loss
 from benchmarks.stored_signals import codec_at
 from primekd.config import LossConfig
+from primekd.losses import distillation_loss
 from primekd.losses.chunked import chunk_rows
 from primekd.losses.products import logits_of
 from primekd.signals import HiddenRows, SignalRows, StoredItem, TopKRows, concatenate

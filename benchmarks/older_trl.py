@@ -16,11 +16,11 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.plain_losses import distillation_loss
 from benchmarks.tables import markdown_table
 from primekd.config import LossConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import environment, write_json
+from primekd.losses import distillation_loss
 from primekd.losses.on_policy import minillm_weights
 from primekd.signals.rows import DenseRows
 

@@ -15,11 +15,12 @@ from conftest import POCKET, ROOT, small_profile, stored, write_profile
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from benchmarks.plain_losses import distillation_loss, forward_kl_topk
+from benchmarks.plain_losses import forward_kl_topk
 from primekd.cli import app
 from primekd.config import LossConfig, TeacherConfig, load_profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
+from primekd.losses import distillation_loss
 from primekd.models import parse_reference, require_local
 from primekd.models.chat import Prompt, build_prompt
 from primekd.signals import SignalReader

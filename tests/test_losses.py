@@ -6,7 +6,6 @@ import torch
 from conftest import stored
 
 from benchmarks.plain_losses import (
-    distillation_loss,
     divergence,
     forward_kl,
     forward_kl_topk,
@@ -14,6 +13,7 @@ from benchmarks.plain_losses import (
     reverse_kl,
 )
 from primekd.config import LossConfig
+from primekd.losses import distillation_loss
 from primekd.signals import DenseRows, HiddenRows
 from primekd.signals.codecs import TopKCodec
 

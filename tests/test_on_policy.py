@@ -6,10 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from benchmarks.plain_losses import distillation_loss
 from primekd.config import LossConfig
 from primekd.config.student import OnPolicyConfig
-from primekd.losses import chunked_loss
+from primekd.losses import chunked_loss, distillation_loss
 from primekd.losses.on_policy import log_prob_of, minillm_weights
 from primekd.models.logits import LogitTransform
 from primekd.signals.rows import DenseRows, HiddenRows

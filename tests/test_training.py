@@ -11,10 +11,10 @@ import torch
 from conftest import make_store, save_llama, small_profile, stored
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
-from benchmarks.plain_losses import distillation_loss
 from primekd.config import LoraSettings, LossConfig, TrainConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
+from primekd.losses import distillation_loss
 from primekd.losses.products import logits_of
 from primekd.models import load_model
 from primekd.models.attention import choose_attention, chosen_attention

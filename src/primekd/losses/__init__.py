@@ -3,4 +3,4 @@
 `chunked` takes hidden states or logits in chunks, `slopes` has divergences, `products` head products. No model is read.
 """
 
-from primekd.losses.chunked import chunked_loss, row_losses
+from primekd.losses.chunked import chunked_loss, distillation_loss, row_losses

@@ -56,6 +56,14 @@ def chunked_loss(
     return value, {"ce": ce, "kd": kd}
 
 
+def distillation_loss(
+    logits: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """`chunked_loss` of whole student logits (N, V), row t predicting targets[t]."""
+    return chunked_loss(logits, None, None, targets, teacher, loss, tokens, weights=weights)
+
+
 @torch.no_grad()
 def row_losses(
     hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, teacher: SignalRows | None, loss: LossConfig,

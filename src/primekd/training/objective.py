@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from primekd.config import LossConfig
-from primekd.losses import chunked_loss
+from primekd.losses import chunked_loss, distillation_loss
 from primekd.models.attention import packed
 from primekd.models.logits import find_transform, require_transform
 from primekd.signals import SignalRows
@@ -150,7 +150,7 @@ class StudentObjective(nn.Module):
         """From hidden states; from logits where the head has an adapter."""
         output = self._parts[1]
         if isinstance(output, BaseTunerLayer):
-            return chunked_loss(self.logits(hidden), None, None, targets, teacher, loss, tokens, weights=weights)
+            return distillation_loss(self.logits(hidden), targets, teacher, loss, tokens, weights)
         return chunked_loss(hidden, *self.head(), targets, teacher, loss, tokens, self.transform, weights)
 
 
