@@ -5,6 +5,8 @@ profile.py holds the whole of a profile; arms.py says which arms it runs and wha
 A field's meaning stands beside it; configs/*.yaml show complete examples.
 """
 
+from primekd.config.arm import CONTROL, CORPUS, NONE, OWN, PRIMED, TEACHER, Arm, split_seed
+from primekd.config.arms import arms_of, get_arm, how_to_train, load_arms, of_role, refuse_gold, unprimed
 from primekd.config.data import DataConfig
 from primekd.config.profile import Profile, load_profile, profile_files, profile_names
 from primekd.config.student import Architecture, LoraSettings, LossConfig, PrepareConfig, StudentConfig, TrainConfig

@@ -7,9 +7,9 @@ import functools
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -41,6 +41,20 @@ def as_count(text: object) -> int:
 Flag = Annotated[bool, BeforeValidator(as_flag)]
 Count = Annotated[int, BeforeValidator(as_count)]
 Name = Annotated[str, Field(min_length=1)]
+_ENDS = "with its interval"
+Estimated = Annotated[float, _ENDS]  # of a `table_row`: a value and, in two more columns, the ends of its interval
+MaybeEstimated = Annotated[float | None, _ENDS]
+
+
+@dataclass_transform(frozen_default=True)
+def table_row(kind: type[T]) -> type[T]:
+    """A frozen dataclass of a table's columns; behind an estimated `x` stand `x_low` and `x_high`."""
+    columns: dict[str, Any] = {}
+    for name, hint in kind.__annotations__.items():
+        estimated = _ENDS in getattr(hint, "__metadata__", ())
+        columns |= dict.fromkeys((name, f"{name}_low", f"{name}_high") if estimated else (name,), hint)
+    kind.__annotations__ = columns
+    return dataclass(frozen=True)(kind)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable], quoting: int = csv.QUOTE_MINIMAL) -> None:
@@ -53,6 +67,12 @@ def _csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]], quoting: in
     text.write(",".join(columns) + "\n")
     csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
     return text.getvalue()
+
+
+def write_records(path: Path, kind: type, rows: Iterable[Any]) -> None:
+    """Writes rows of a dataclass as `read_records` reads them, all digits of floats; a tuple fills one cell."""
+    cells = ([" ".join(map(repr, cell)) if isinstance(cell, tuple) else cell for cell in astuple(row)] for row in rows)
+    write_csv(path, [f.name for f in fields(kind)], cells)
 
 
 def write_table(path: Path, kind: type, rows: Iterable[Any]) -> Path:
@@ -78,9 +98,10 @@ def read_table(path: Path, kind: type | None = None) -> list[Cells]:
     return [cells for _, cells in read_cells(path, [f.name for f in fields(kind)] if kind else ())]
 
 
-def read_records(path: Path, kind: type[T], context: Any = None, needed: bool = True) -> list[T]:
+def read_records(path: Path, kind: type[T], context: Any = None, needed: bool = True, fix: str = AGAIN) -> list[T]:
     """Rows of a file as instances of a dataclass, whose validators get `context`; ints are counts, floats finite.
-    Raises UserError if it is absent (unless not `needed`), no CSV, lacks columns (named), or a row does not fit."""
+    Raises UserError if it is absent (unless not `needed`), no CSV, lacks columns (named), or a row does not fit (and
+    says `fix`)."""
     if not needed and not path.is_file():
         return []
     adapter, optional = _schema(kind)
@@ -91,11 +112,11 @@ def read_records(path: Path, kind: type[T], context: Any = None, needed: bool = 
             given |= {name: None for name in optional if given[name] == ""}
             found.append(adapter.validate_python(given, context=context))
         except ValidationError as error:
-            raise UserError(f"{relative_name(path)} {place}: {findings_text(error)}: {AGAIN}.") from error
+            raise UserError(f"{relative_name(path)} {place}: {findings_text(error)}: {fix}.") from error
         for name, value in vars(found[-1]).items():
             low = 0 if isinstance(value, int) else -MOST
             if isinstance(value, int | float) and not low <= value <= MOST:  # nor is NaN
-                raise UserError(f"{relative_name(path)} {place}: {name} is {value}, out of range: {AGAIN}.")
+                raise UserError(f"{relative_name(path)} {place}: {name} is {value}, out of range: {fix}.")
     return found
 
 
