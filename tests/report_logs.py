@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from primekd.assessment.held_out import HeldOutRow, write_rows
+from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.tokens import TokenFit, write_fits, write_tokens
 from primekd.config.arms import load_arms
 from primekd.foundation.provenance import hash_file, hash_json, write_json, write_text
+from primekd.foundation.tables import write_records
 from primekd.signals.certainty import Certainty
 from primekd.statistics.contrasts import SeedRow, contrast
 from primekd.statistics.families import plan_of
@@ -64,7 +65,7 @@ def write_study(profile, texts=HOSTILE, decided: dict[tuple[str, int], str] | No
             steps = "".join(f"{s},0.5,0.1,{2 / s},1,1,1,{3 / s if s % 2 == 0 else ''}\n" for s in range(1, 9))
             curve = profile.logs / "loss_curves" / f"{model}.csv"
             write_text(curve, "step,epoch,learning_rate,loss,ce,kd,grad_norm,eval_loss\n" + steps)
-    write_rows(profile.logs / "held-out.csv", held_out)
+    write_records(profile.logs / "held-out.csv", HeldOutRow, held_out)
     for name, rows in (
         ("summary", summarise(logs, held_out, 50)),
         ("contrasts", contrast(logs, held_out, plan_of(logs, load_arms()))),

@@ -269,7 +269,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
-def test_a_row_that_cannot_be_read_is_named_by_its_line_and_nothing_is_written_over_it(change, checkout):
+def test_a_row_that_cannot_be_read_is_named_and_nothing_is_written_over_it(change, checkout):
     row = graded(1, "1")
     add_decision(made(row, "5"))
     good = [getattr(made(row, "5"), c) for c in COLUMNS]
@@ -277,7 +277,7 @@ def test_a_row_that_cannot_be_read_is_named_by_its_line_and_nothing_is_written_o
         csv.writer(handle).writerows([change(list(good)), good])
     before = decisions_file().read_bytes()
     for call in (read_decisions, lambda: add_decision(made(row, "6")), lambda: remove_decision(made(row, "5"))):
-        with pytest.raises(UserError, match=r"assessment/adjudications\.csv line 3 cannot be read"):
+        with pytest.raises(UserError, match=r"assessment/adjudications\.csv row 3"):
             call()
     assert decisions_file().read_bytes() == before
 
@@ -285,7 +285,7 @@ def test_a_row_that_cannot_be_read_is_named_by_its_line_and_nothing_is_written_o
 def test_other_columns_and_other_bytes_are_one_sentence(checkout):
     decisions_file().parent.mkdir()
     decisions_file().write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="line 1 cannot be read"):
+    with pytest.raises(UserError, match="adjudications.csv has no column"):
         read_decisions()
     decisions_file().write_bytes(",".join(COLUMNS).encode() + b"\n\xff\xfe\n")
     with pytest.raises(UserError, match="adjudications.csv"):
@@ -302,11 +302,11 @@ def test_a_file_that_a_spreadsheet_saved_is_read(checkout):
     decisions_file().write_text("\n".join(turned))
     assert read_decisions() == [decision]
     for lines, said in (
-        (["x," + line for line in turned[:2]], "11 columns, 1 too many"),
-        (["id,who"], "no column profile, model"),
+        (["x," + line for line in turned[:2]], "a column too many, 'x'"),
+        (["id,who"], "no column 'profile', 'model'"),
     ):
         decisions_file().write_text("\n".join(lines))
-        with pytest.raises(UserError, match=f"line 1 cannot be read .*{said}"):
+        with pytest.raises(UserError, match=f"adjudications.csv.*{said}"):
             read_decisions()
 
 

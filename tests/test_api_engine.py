@@ -20,6 +20,7 @@ from primekd.cli import app
 from primekd.config import LossConfig, TeacherConfig, load_profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json
+from primekd.foundation.tables import read_records
 from primekd.losses import distillation_loss
 from primekd.models import parse_reference, require_local
 from primekd.models.chat import Prompt, build_prompt
@@ -328,7 +329,7 @@ def test_a_hidden_end_of_turn_adds_nothing_to_the_divergence_and_its_token_is_st
 
 def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to_the_teacher(ci, tmp_path, monkeypatch):
     """From the server's text to the report, in a checkout with two strategies; the server is a fake."""
-    from primekd.assessment.held_out import read_rows
+    from primekd.assessment.held_out import HeldOutRow
     from primekd.capture.jobs import training_job
     from primekd.capture.run import capture as run_capture
     from primekd.config.arms import default_arms
@@ -359,7 +360,7 @@ def test_a_study_on_text_alone_has_accuracies_and_likelihoods_but_no_distance_to
             distill(profile, name)
         assess(profile)
         assert not any("logprobs" in request for request in server.requests)
-    rows = read_rows(profile.logs / "held-out.csv")
+    rows = read_records(profile.logs / "held-out.csv", HeldOutRow)
     assert rows and all(row.kl is None and row.nll_gold > 0 for row in rows)
     table = block("results", profile.logs)
     (control,) = [line for line in table.splitlines() if line.startswith("| No distillation (`control`)")]

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from primekd.assessment import held_out
 from primekd.assessment.answers import Answer, answer_inputs, generate_answers
 from primekd.assessment.decisions.decisions import Decision, add_decision, answer_hash
-from primekd.assessment.held_out import HeldOutRow, measure, read_rows, write_rows
+from primekd.assessment.held_out import HeldOutRow, measure
 from primekd.assessment.logs import COLUMNS, LogRow, grade_answer, grade_answers, read_log, write_log
 from primekd.assessment.score import Model, score_models, score_some
 from primekd.assessment.tokens import TokenLog
@@ -31,7 +31,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import read_json, read_manifest, write_json
 from primekd.foundation.stage_code import ask_anew, forget_wishes, stage_code
-from primekd.foundation.tables import read_table, write_table
+from primekd.foundation.tables import read_records, read_table, write_records, write_table
 from primekd.models import chat, model_hash
 from primekd.models.chat import build_prompt
 from primekd.report.formats import p_value, percent
@@ -388,10 +388,10 @@ def test_the_held_out_fit_equals_a_float64_reference_from_plain_forwards(
 
 def test_held_out_rows_come_back_as_they_were_written(output):
     rows = [HeldOutRow("ai-KD", "q1", 12, 0.1 + 0.2, 30, 1 / 3), HeldOutRow("control", "q,2", 1, 0.0, 2, 5e-300)]
-    write_rows(output / "held-out.csv", rows)
-    assert read_rows(output / "held-out.csv") == rows
-    write_rows(output / "held-out.csv", [replace(rows[0], kl=None)])
-    assert read_rows(output / "held-out.csv")[0].kl is None
+    write_records(output / "held-out.csv", HeldOutRow, rows)
+    assert read_records(output / "held-out.csv", HeldOutRow) == rows
+    write_records(output / "held-out.csv", HeldOutRow, [replace(rows[0], kl=None)])
+    assert read_records(output / "held-out.csv", HeldOutRow)[0].kl is None
 
 
 @pytest.mark.parametrize("column", ["teacher_tokens", "kl", "gold_tokens", "nll_gold"])
@@ -401,10 +401,11 @@ def test_a_damaged_held_out_row_is_one_sentence(column, text, output):
         return  # an estimate from a sample of the teacher's distribution may be below 0
     (output / "held-out.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="held-out.csv has no column 'model', 'id', 'teacher_tokens'"):
-        read_rows(output / "held-out.csv")
-    write_rows(output / "held-out.csv", [replace(HeldOutRow("m", "q", 1, 0.5, 2, 0.5), **{column: text})])
+        read_records(output / "held-out.csv", HeldOutRow)
+    row = replace(HeldOutRow("m", "q", 1, 0.5, 2, 0.5), **{column: text})
+    write_records(output / "held-out.csv", HeldOutRow, [row])
     with pytest.raises(UserError, match=f"held-out.csv row 2: {column}"):
-        read_rows(output / "held-out.csv")
+        read_records(output / "held-out.csv", HeldOutRow)
 
 
 # The summary.

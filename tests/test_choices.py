@@ -16,14 +16,13 @@ from primekd.assessment.likelihood import (
     MEASURES,
     ChoiceRow,
     encode_choices,
-    read_choices,
     score_choices,
-    write_choices,
 )
 from primekd.config import DataConfig
 from primekd.config.data import BENCHMARKS
 from primekd.foundation.errors import UserError
 from primekd.foundation.stage_code import stage_code
+from primekd.foundation.tables import read_records, write_records
 from primekd.models import load_model
 from primekd.statistics.choices import PUBLISHED, summarise_choices
 from primekd.tasks import choices
@@ -198,8 +197,8 @@ def test_the_three_measures_are_told_apart():
 
 def test_rows_are_kept_to_the_last_digit_and_damaged_ones_refused(tmp_path, plain_model, tokenizer):
     rows = scored(plain_model, items_of("hellaswag", "snli", test_items=2), tokenizer)
-    write_choices(tmp_path / "choices.csv", rows)
-    assert read_choices(tmp_path / "choices.csv") == rows
+    write_records(tmp_path / "choices.csv", ChoiceRow, rows)
+    assert read_records(tmp_path / "choices.csv", ChoiceRow) == rows
     head, line = (tmp_path / "choices.csv").read_text().splitlines()[:2]
     name, item_id, label, values, tokens, characters = line.split(",")
     for damaged in (
@@ -209,7 +208,7 @@ def test_rows_are_kept_to_the_last_digit_and_damaged_ones_refused(tmp_path, plai
     ):
         (tmp_path / "choices.csv").write_text(f"{head}\n{','.join(damaged)}\n")
         with pytest.raises(UserError, match=r"choices\.csv row 2"):
-            read_choices(tmp_path / "choices.csv")
+            read_records(tmp_path / "choices.csv", ChoiceRow)
 
 
 def test_summaries_have_intervals_the_majority_and_chance():

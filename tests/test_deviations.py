@@ -28,7 +28,7 @@ from primekd.models.students import new_student
 from primekd.report.deviations import control_table, deviating, deviation_table, show_deviations
 from primekd.report.html import write_report
 from primekd.running.verify_run import check_run
-from primekd.statistics.selection import selection_rows
+from primekd.statistics.subsets import selection_rows
 from primekd.studies.assess import assess
 from primekd.tasks.forms import socratic
 from primekd.tasks.load import load_items

@@ -10,14 +10,14 @@ import yaml
 from conftest import write_profile
 from report_logs import make_checkout, write_study
 
-from primekd.assessment.held_out import HeldOutRow, write_rows
+from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.config import load_profile
 from primekd.config.arms import arms_of, load_arms
 from primekd.config.profile import PlannedContrasts
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_json, write_manifest, write_text
-from primekd.foundation.tables import read_table, table_text
+from primekd.foundation.tables import read_table, table_text, write_records
 from primekd.report.beyond import effect_tables
 from primekd.report.claims import claim_table
 from primekd.report.findings import findings, how_tested, results_page, results_text
@@ -364,7 +364,7 @@ def test_a_grading_takes_the_family_that_the_profile_names_by_now_and_says_so_in
     profile = naming(checkout).of_published()
     logs = {model: log_of(np.arange(40) % 3 == 0) for model in ("control", *RUN, "teacher")}
     outputs = write_results(profile.model_copy(update={"planned": PlannedContrasts()}), logs, [])
-    write_rows(profile.logs / "held-out.csv", [])
+    write_records(profile.logs / "held-out.csv", HeldOutRow, [])
     facts = {"answers_sha256": {model: answers_hash(rows) for model, rows in logs.items()}}
     facts |= {"models": {"ai-KD": {"planned": NAMED, "outputs": {}}, "base-KD": {"outputs": {}}}, "config": {}}
     write_manifest(profile.logs, "assessment", {}, [*outputs, profile.logs / "held-out.csv"], **facts)
@@ -551,7 +551,7 @@ def test_a_second_seed_of_the_baseline_is_the_measure_of_single_trainings_and_in
     held_out = [replace(r, kl=10 * apart[r.model] + 0.1 * (i % 7) * apart[r.model]) for i, r in enumerate(held_out)]
     held_out = [row for row in held_out if int(row.id.split("-")[-1]) < 20]
     write_results(profile, logs, held_out)
-    write_rows(profile.logs / "held-out.csv", held_out)
+    write_records(profile.logs / "held-out.csv", HeldOutRow, held_out)
     results = read_results(profile.logs)
     rows = {(row["model"], row["reference"]): row for row in results.contrasts}
     assert float(rows["ai-KD", "base-KD"]["kl_p_holm"]) < 0.05
@@ -578,7 +578,7 @@ def test_a_study_without_the_new_arms_has_the_tables_of_before(checkout):
 def test_the_report_shows_effects_and_priming_against_none_and_placebo_side_by_side(checkout):
     profile, logs, held_out = study(checkout, (*CELLS.values(), "placebo-KD"))
     write_results(profile, logs, held_out)
-    write_rows(profile.logs / "held-out.csv", held_out)
+    write_records(profile.logs / "held-out.csv", HeldOutRow, held_out)
     results = read_results(profile.logs)
     placebo, found = effect_tables(results)
     assert placebo.head == [

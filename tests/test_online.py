@@ -19,8 +19,6 @@ from primekd.assessment.completions import (
     CompletionRow,
     complete,
     floors,
-    read_completions,
-    write_completions,
 )
 from primekd.assessment.costs import IDLE, CostRow
 from primekd.assessment.logs import read_logs
@@ -32,7 +30,7 @@ from primekd.foundation import energy
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_json
-from primekd.foundation.tables import read_records, read_table
+from primekd.foundation.tables import read_records, read_table, write_records
 from primekd.losses import chunked_loss
 from primekd.models.students import new_student
 from primekd.report.costs import cost_table
@@ -171,7 +169,7 @@ def test_facts_costs_and_documents_stand_in_the_logs_the_report_and_verify(asses
     rows = {row.model: row for row in read_records(assessed.logs / "facts.csv", FactRow)}
     assert set(rows) == {*logs, OTHERS, RANDOM} and rows[OTHERS].reached == pytest.approx(0, abs=1e-6)
     assert rows[OTHERS].accuracy is None and rows["online-KD"].perplexity > 1 and rows["online-KD"].kl > 0
-    control = read_completions(assessed.logs / "completions" / "control.csv")
+    control = read_records(assessed.logs / "completions" / "control.csv", CompletionRow)
     assert rows[CONTROL].cosine == pytest.approx(sum(row.cosine for row in control) / 6, rel=1e-4)
     costs = {row.model: row for row in read_records(assessed.logs / "costs.csv", CostRow)}
     assert set(costs) == {*logs, IDLE} and all(costs[name].answers == 6 and costs[name].seconds > 0 for name in logs)
@@ -218,7 +216,7 @@ def test_models_are_compared_by_benchmarks_in_the_study_micro(tmp_path, output, 
 def test_a_student_of_text_is_exported_as_it_was_assessed(assessed, tmp_path, name):
     folder = export(assessed, name, to=tmp_path / "x", gguf=["F16"], dtype="float32")
     engine, items = TransformersEngine(f"path:{folder}", "float32"), load_items(assessed, "test")
-    rows = read_completions(assessed.logs / "completions" / f"{name}.csv")
+    rows = read_records(assessed.logs / "completions" / f"{name}.csv", CompletionRow)
     assert [row.response for row in complete(engine, items, 6)] == [row.response for row in rows]
     manifest, card = read_json(folder / "manifest.json"), (folder / "README.md").read_text()
     assert manifest["chats"] is False and not (folder / "chat_template.jinja").exists()
@@ -234,7 +232,7 @@ def test_a_student_of_text_is_exported_as_it_was_assessed(assessed, tmp_path, na
 def test_students_from_scratch_are_tried_as_they_were_assessed(assessed, monkeypatch):
     asker, item = Asker(assessed), load_items(assessed, "test")[0]
     for name in (CONTROL, "online-KD", TEACHER):
-        row = read_completions(assessed.logs / "completions" / f"{name}.csv")[0]
+        row = read_records(assessed.logs / "completions" / f"{name}.csv", CompletionRow)[0]
         stream = asker.stream(name, item.question)
         assert list(stream)[-1] == row.response and stream.reply.tokens == row.tokens, name
     list(stream := asker.stream("online-KD", item.question))
@@ -308,7 +306,7 @@ def test_a_question_that_does_not_fit_into_the_context_is_refused(lively):
 
 def test_a_completion_that_was_cut_is_right_or_wrong_all_the_same(assessed):
     for name in (CONTROL, "online-KD"):
-        assert any(row.truncated for row in read_completions(assessed.logs / "completions" / f"{name}.csv"))
+        assert any(row.truncated for row in read_records(assessed.logs / "completions" / f"{name}.csv", CompletionRow))
         assert not any(row.truncated for row in read_logs(assessed)[name])
     contrasts = read_table(assessed.logs / "contrasts.csv")
     assert contrasts and not any(why_not(row, "accuracy") for row in contrasts)
@@ -329,7 +327,7 @@ def test_the_paired_test_of_likeness_is_students_on_the_differences_item_by_item
     values = {"online-KD": [0.2, 0.7, 0.5, 0.9], CONTROL: [0.1, 0.5, 0.6, 0.4]}
     for name, of_model in values.items():
         rows = [CompletionRow(str(i), "x", 1, False, value, value / 2, 0.5) for i, value in enumerate(of_model)]
-        write_completions(tmp_path / "completions" / f"{name}.csv", rows)
+        write_records(tmp_path / "completions" / f"{name}.csv", CompletionRow, rows)
     found = fact_contrasts(tmp_path, values, {("online-KD", CONTROL): "main"})
     cosine, precision, recall = found
     assert cosine.difference == pytest.approx(0.175) and cosine.difference_low < 0.175 < cosine.difference_high

@@ -10,12 +10,13 @@ from conftest import ROOT
 from report_logs import make_checkout, write_manifest, write_study
 from typer.testing import CliRunner
 
-from primekd.assessment.held_out import read_rows
+from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import read_log, read_logs, write_log
 from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import output_root, read_json, write_json, write_text
+from primekd.foundation.tables import read_records
 from primekd.report.html import write_report
 from primekd.running import publishing
 from primekd.running.publishing import exchange, publish, refuse_unpublishable
@@ -64,7 +65,9 @@ def answer_anew(profile: Profile, model: str, right: dict[int, bool], text: str 
 
 
 def add_up(profile: Profile) -> None:
-    tables = find_study(profile).tables(profile, read_logs(profile), read_rows(profile.logs / "held-out.csv"))
+    tables = find_study(profile).tables(
+        profile, read_logs(profile), read_records(profile.logs / "held-out.csv", HeldOutRow)
+    )
     for name in ("summary.csv", "contrasts.csv"):
         write_text(profile.logs / name, tables[name])
 
@@ -106,7 +109,7 @@ def test_another_sentence_is_named_on_both_sides(profile):
     answer_anew(profile.of_published(), "ai-KD", {})  # tables of the same making on both sides
     held_out = [
         replace(row, kl=row.kl / 1e6) if row.model == "teacher-KD" else row
-        for row in read_rows(profile.logs / "held-out.csv")
+        for row in read_records(profile.logs / "held-out.csv", HeldOutRow)
     ]
     tables = find_study(profile).tables(profile, read_logs(profile), held_out)
     for name in ("summary.csv", "contrasts.csv"):

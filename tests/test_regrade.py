@@ -25,7 +25,7 @@ from primekd.assessment.decisions.decisions import (
     remove_decision,
 )
 from primekd.assessment.decisions.session import Session
-from primekd.assessment.held_out import HeldOutRow, write_rows
+from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow, grade_answer, read_log, read_logs, write_log
 from primekd.cli import app
 from primekd.config import Profile, load_profile
@@ -42,7 +42,7 @@ from primekd.foundation.provenance import (
     write_manifest,
     write_text,
 )
-from primekd.foundation.tables import read_table
+from primekd.foundation.tables import read_table, write_records
 from primekd.running.verify import _fix, check_decisions, check_models, check_verdicts, summary, verify
 from primekd.running.verify_run import check_outputs
 from primekd.statistics.contrasts import seed_rows
@@ -80,7 +80,7 @@ def set_up(profile: Profile) -> None:
         for row in logs[model]
     ]
     outputs = write_results(profile, logs, held_out)
-    write_rows(profile.logs / "held-out.csv", held_out)
+    write_records(profile.logs / "held-out.csv", HeldOutRow, held_out)
     curve = profile.logs / "loss_curves" / "base-KD.csv"
     write_text(curve, "step,loss\n1,0.5\n")
     inputs = {"answers": {"x": 1}, "assess": profile.assess.model_dump(mode="json"), "students": {"base-KD": "abc"}}
@@ -319,7 +319,7 @@ DAMAGE = {
     "half a log": (lambda p: os.truncate(p.logs / "ai-KD.csv", 100), "ai-KD.csv"),
     "another loss": (lambda p: write_text(p.logs / "loss_curves/base-KD.csv", "x\n"), "loss_curves/base-KD.csv"),
     "no loss curve": (lambda p: (p.logs / "loss_curves/base-KD.csv").unlink(), "loss_curves/base-KD.csv"),
-    "other fits": (lambda p: write_rows(p.logs / "held-out.csv", []), "held-out.csv"),
+    "other fits": (lambda p: write_records(p.logs / "held-out.csv", HeldOutRow, []), "held-out.csv"),
     "no fits": (lambda p: (p.logs / "held-out.csv").unlink(), "held-out.csv"),
     "no manifest": (lambda p: (p.logs / "manifest.json").unlink(), "runs/ci/logs has no logs: run `primekd run"),
 }

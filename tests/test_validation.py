@@ -84,11 +84,11 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=list(BAD_ROWS))
-def test_a_label_that_cannot_be_read_is_one_sentence_with_its_line(row, output):
+def test_a_label_that_cannot_be_read_is_one_sentence_with_its_row(row, output):
     path = output / "labels.csv"
     good = f"control,0,{'0' * 64},validation,stated,7,7,7"
     path.write_text(f"{HEADER}\n{good}\n{row.format(h='0' * 64)}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"labels\.csv line 3"):
+    with pytest.raises(UserError, match=r"labels\.csv row 3"):
         read_labels(path)
     path.write_text(f"{HEADER}\n{good}\n", encoding="utf-8")
     assert [one.number for one in read_labels(path)] == [7]
@@ -99,7 +99,7 @@ def test_missing_labels_and_other_columns_are_one_sentence(output):
         read_labels(output / "none.csv")
     path = output / "labels.csv"
     path.write_text("log,id,value\ncontrol,1,7\n", encoding="utf-8")
-    with pytest.raises(UserError, match=HEADER):
+    with pytest.raises(UserError, match="has no column 'answer_sha256'"):
         read_labels(path)
 
 

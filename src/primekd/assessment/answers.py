@@ -10,10 +10,8 @@ from pydantic import BaseModel, Field
 from primekd.assessment.serving import BESIDE, model_inputs
 from primekd.config import Profile
 from primekd.config.profile import SAMPLES
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
+from primekd.foundation import Meter, Progress, UserError
 from primekd.foundation.manifests import Code, Environment, Part, checked
-from primekd.foundation.progress import Progress
 from primekd.foundation.provenance import environment, git_state, hash_json, write_json, write_manifest
 from primekd.foundation.stage_code import (
     forced_since,
@@ -24,9 +22,7 @@ from primekd.foundation.stage_code import (
     stage_code,
     stands,
 )
-from primekd.models import load_tokenizer
-from primekd.models.chat import build_prompt, decode_response
-from primekd.models.template import turn_end
+from primekd.models import build_prompt, decode_response, load_tokenizer, turn_end
 from primekd.tasks.protocol import Item
 
 if TYPE_CHECKING:
@@ -37,10 +33,7 @@ BLOCK_BATCHES = 4  # answers are kept on disk after this many batches, so that a
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `ids` end with a token that ends a turn unless `truncated`; `text` has no control tokens.
-
-    `truncated` is None where only the text of an answer is known.
-    """
+    """`ids` end with a token that ends a turn unless `truncated` (None where only the text is known)."""
 
     item_id: str
     ids: list[int]
@@ -49,8 +42,6 @@ class Answer:
 
 
 class AnswerRow(BaseModel):
-    """An answer as a block keeps it."""
-
     id: str
     ids: list[Annotated[int, Field(strict=True, ge=0)]]
     truncated: bool = Field(strict=True)
@@ -69,12 +60,7 @@ class Block(Part):
 def answer_inputs(
     profile: Profile, items: list[Item], adapter: dict[str, str] | None, served: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Everything that a model's answers depend on.
-
-    Args:
-        adapter: its files' hashes, None for the control.
-        served: as `choose_serving` says where transformers runs the model.
-    """
+    """All that a model's answers depend on. `adapter`: its files' hashes. `served`: as `choose_serving` says."""
     # Left out where it is transformers, so that answers from before there was a choice stay current.
     engine = {} if profile.assess.engine == "transformers" else {"engine": profile.assess.engine}
     quantised = {"quantization": profile.student.quantization} if profile.student.quantization else {}
@@ -91,9 +77,7 @@ def answer_inputs(
 
 def _sampling(profile: Profile, block: list[Item], ended: Callable[[], None]) -> "Sampling":
     """How a block is decoded. A sample's seed follows from its id, so that blocks, batches and models change nothing.
-
-    All models' n-th samples of an item share their draws: what differs between them is less left to chance.
-    """
+    All models' n-th samples of an item share their draws: what differs between them is less left to chance."""
     from primekd.teachers import Sampling
 
     if profile.answer_set != SAMPLES:
@@ -111,18 +95,12 @@ def generate_answers(
     profile: Profile, name: str, items: list[Item], inputs: dict[str, Any], open_model, force: bool = False,
     served: dict[str, Any] | None = None,
 ) -> list[Answer]:  # fmt: skip
-    """Answers to all items, in order; blocks that are on disk with the same inputs are not generated again.
-
-    Args:
-        open_model: returns an engine with `generate`; called only if something is missing.
-        force: generate all anew; what there is is set aside.
-        served: how the model was served, for the manifest.
-    """
+    """Answers to all items, in order; blocks on disk with the same inputs are kept, unless `force`. `open_model`:
+    returns an engine, called only if something is missing. `served`: how it was served, for the manifest."""
     tokenizer = load_tokenizer(profile.student)
     folder, size = answers_folder(profile, name), profile.assess.batch_size * BLOCK_BATCHES
-    blocks = {
-        folder / f"block-{start // size:05d}.json": items[start : start + size] for start in range(0, len(items), size)
-    }
+    starts = range(0, len(items), size)
+    blocks = {folder / f"block-{n:05d}.json": items[start : start + size] for n, start in enumerate(starts)}
     code, since = stage_code("answers", profile), forced_since(profile, "assess", force)
     stage = f"{profile.answer_set or 'answer'} {name}"
     if not stands(folder, inputs, code, stage, since=since):
@@ -139,10 +117,8 @@ def generate_answers(
                 if path not in kept:
                     prompts = [build_prompt(tokenizer, item.messages) for item in block]
                     responses = open_model().generate(prompts, _sampling(profile, block, progress.advance))
-                    rows = [
-                        {"id": item.id, "ids": r.ids, "truncated": r.truncated}
-                        for item, r in zip(block, responses, strict=True)
-                    ]
+                    pairs = zip(block, responses, strict=True)
+                    rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in pairs]
                     write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)
                 done += len(block)
                 progress.advance(done - progress.state["done"])  # what was on disk already

@@ -2,7 +2,6 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,17 +10,12 @@ from primekd.models import load_model, load_tokenizer
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.objective import StudentObjective
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 class AsTrained(TransformersEngine):
-    """The student inside an objective, as it is now: weights in float32, products in the objective's precision, hidden
-    states and head rounded as its loss and its validation round them."""
+    """The student inside an objective, as it is now: rounded as its loss and its validation round it."""
 
     @classmethod
-    def inside(cls, objective: StudentObjective, tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> "AsTrained":
-        """As `around`."""
+    def inside(cls, objective: StudentObjective, tokenizer, batch_size: int) -> "AsTrained":
         engine = cls.around(objective.model, tokenizer, batch_size)
         engine.objective, engine.dtype = objective, "bfloat16" if objective.rounds else engine.dtype
         return engine

@@ -9,10 +9,8 @@ from pydantic import Field
 
 from primekd.assessment.answers import answers_folder
 from primekd.assessment.logs import LogRow
-from primekd.config import Profile
-from primekd.config.arm import TEACHER
-from primekd.foundation.provenance import MANIFEST, read_manifest
-from primekd.foundation.tables import Count, Name, write_table
+from primekd.config import TEACHER, Profile
+from primekd.foundation import MANIFEST, Count, Name, read_manifest, write_table
 
 FILE = "costs.csv"
 IDLE = "idle"  # the machine with nothing to do, for as long as it was looked at

@@ -1,7 +1,4 @@
-"""How near a model is to text and teacher: the losses of its hidden states, as training computes them.
-
-Apart from tokens.py, which reads logs: what only reads is not another code when a loss changes.
-"""
+"""The losses of a model's hidden states, as training computes them; apart from tokens.py, which only reads logs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,31 +1,24 @@
-"""Forgetting: how far a student moved from its base where nothing was taught, on neutral prompts.
-
-The control answers each prompt once, and the rows that predicted its answers are kept in a store. Every student is then
-teacher-forced on that text: KL(student || control) over the whole vocabulary at temperature 1, and the text's loss.
-"""
+"""Forgetting: how far a student moved from its base on neutral prompts. The control's answers and rows are kept; every
+student is teacher-forced on them: KL(student || control) over the vocabulary at temperature 1, and the text's loss."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from primekd.assessment.fit import losses_of
 from primekd.assessment.held_out import TOGETHER, Nats, Tokens
 from primekd.capture.jobs import Job, open_signals
-from primekd.config import Profile, SignalsConfig, TeacherConfig
-from primekd.config.arms import unprimed
+from primekd.capture.run import capture
+from primekd.config import Profile, SignalsConfig, TeacherConfig, unprimed
 from primekd.config.profile import PlannedContrasts
-from primekd.foundation.energy import Meter
-from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import write_manifest
+from primekd.foundation import Meter, Name, Progress, read_records, write_manifest, write_table
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
-from primekd.foundation.tables import Name, read_records, write_table
-from primekd.models import load_tokenizer
-from primekd.models.chat import build_prompt
-from primekd.tasks.load import NEUTRAL, load_items
-from primekd.tasks.protocol import Item
+from primekd.models import build_prompt, load_tokenizer
+from primekd.signals import SignalReader, concatenate
+from primekd.tasks import NEUTRAL, Item, load_items
 
 if TYPE_CHECKING:
-    from primekd.signals import SignalReader
     from primekd.teachers.transformers_engine import TransformersEngine
 
 FILE = "forgetting.csv"
@@ -35,10 +28,7 @@ ITEMS_PER_SHARD = 64
 
 @dataclass(frozen=True)
 class ForgettingRow:
-    """One neutral prompt under one model; sums in nats over the `tokens` of the control's answer to it.
-
-    `kl`: KL(model || control). `nll`: the answer's negative log-likelihood under the model.
-    """
+    """Sums in nats over the control's answer to a neutral prompt: KL(model || control), negative log-likelihood."""
 
     model: Name
     id: Name
@@ -58,11 +48,8 @@ def as_teacher(profile: Profile) -> Profile:
     return profile.model_copy(update={"teacher": teacher, "signals": signals, "max_new_tokens": LIMIT} | alone)
 
 
-def open_reference(profile: Profile, open_control: Callable[[], "TransformersEngine"]) -> "SignalReader":
-    """The control's answers to the neutral prompts and its rows, captured where they are not there yet. `open_control`:
-    the control as it is scored; called only if something is missing."""
-    from primekd.capture.run import capture
-
+def open_reference(profile: Profile, open_control: Callable[[], "TransformersEngine"]) -> SignalReader:
+    """The control's answers to the neutral prompts and its rows. `open_control`: called if something is missing."""
     # What its numbers depend on beside what every teacher's do.
     weights = {"weights": profile.student.dtype, "quantization": profile.student.quantization}
     job = Job(
@@ -74,16 +61,14 @@ def open_reference(profile: Profile, open_control: Callable[[], "TransformersEng
 
 
 def forgetting_folder(profile: Profile, name: str) -> Path:
-    """Where a model's rows are kept."""
     return profile.runs / "forgetting" / name
 
 
 def forgetting_rows(
-    profile: Profile, name: str, inputs: dict[str, Any], reader: "SignalReader",
+    profile: Profile, name: str, inputs: dict[str, Any], reader: SignalReader,
     open_model: Callable[[], "TransformersEngine"], force: bool = False,
 ) -> list[ForgettingRow]:  # fmt: skip
-    """A model's rows, from disk if they were measured with the same inputs; otherwise as `held_out_rows`. `reader`
-    is from `open_reference`."""
+    """As `held_out_rows`; `reader` is from `open_reference`."""
     folder, stage, code = forgetting_folder(profile, name), f"forgetting {name}", stage_code("forgetting", profile)
     own = {"answers": inputs, "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}}
     since = forced_since(profile, "assess", force)
@@ -98,13 +83,10 @@ def forgetting_rows(
 
 
 def measure(
-    profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader",
+    profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: SignalReader,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[ForgettingRow]:  # fmt: skip
     """A row an item, in order. `reader` holds the control's signals on these items; `advance` is told of progress."""
-    from primekd.assessment.fit import losses_of
-    from primekd.signals import concatenate
-
     tokenizer, rows = load_tokenizer(profile.student), []
     for start in range(0, len(items), TOGETHER):
         block = items[start : start + TOGETHER]

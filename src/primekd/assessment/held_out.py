@@ -1,12 +1,9 @@
-"""Held-out fit of every student: KL to the teacher and negative log-likelihood of the gold solution, item by item.
-
-Accuracy on a hundred items cannot rank strategies; these have a value a token, so the same items say much more. The
-teacher's reference is its unprimed answer to each test item, teacher-forced after the student's plain prompt.
-"""
+"""Held-out fit: KL to the teacher and negative log-likelihood of the gold solution, item by item, which say more than a
+verdict does. The reference is the unprimed teacher's answer to each test item, behind the student's plain prompt."""
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,19 +12,14 @@ from pydantic import BeforeValidator, Field
 from primekd.assessment.fit import losses_of
 from primekd.assessment.tokens import FILE, TokenFit, write_fits
 from primekd.config import Profile
-from primekd.foundation.energy import Meter
-from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import write_manifest
+from primekd.foundation import Meter, Progress, write_manifest
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
-from primekd.foundation.tables import Name, as_count, read_records, write_csv
-from primekd.models import load_tokenizer
-from primekd.models.chat import build_prompt, encode_response
-from primekd.signals import concatenate
-from primekd.signals.certainty import TOP
+from primekd.foundation.tables import Name, as_count, read_records, write_records
+from primekd.models import build_prompt, encode_response, load_tokenizer
+from primekd.signals import TOP, SignalReader, concatenate
 from primekd.tasks.protocol import Item
 
 if TYPE_CHECKING:
-    from primekd.signals import SignalReader
     from primekd.teachers.transformers_engine import TransformersEngine
 
 Tokens = Annotated[int, BeforeValidator(as_count), Field(gt=0)]
@@ -36,11 +28,8 @@ Nats = Annotated[float, Field(ge=-0.01)]  # a sum of float32 may end a little be
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """One item under one model. Sums in nats over the tokens of the teacher's answer and of the gold solution.
-
-    `kl` is None where the teacher's text alone was kept: there is no distribution to measure from. Of a sample of the
-    teacher's distribution it is an estimate, which may be below 0.
-    """
+    """Sums in nats over the tokens of the teacher's answer and of the gold solution. `kl` is None where the teacher's
+    text alone was kept; of a sample of its distribution it is an estimate, which may be below 0."""
 
     model: Name
     id: Name
@@ -50,21 +39,18 @@ class HeldOutRow:
     nll_gold: Nats
 
 
-COLUMNS = tuple(f.name for f in fields(HeldOutRow))
 TOGETHER = 16  # items read and compared at a time: of few rows a head product takes as long as reading the head
 
 
 def held_out_folder(profile: Profile, name: str) -> Path:
-    """Where a model's held-out rows are kept."""
     return profile.runs / "held-out" / name
 
 
 def held_out_rows(
-    profile: Profile, name: str, items: Sequence[Item], inputs: dict[str, Any], reader: "SignalReader",
+    profile: Profile, name: str, items: Sequence[Item], inputs: dict[str, Any], reader: SignalReader,
     open_model: "Callable[[], TransformersEngine]", force: bool = False, served: dict[str, Any] | None = None,
 ) -> list[HeldOutRow]:  # fmt: skip
-    """Held-out rows of one model, from disk if they were measured with the same inputs. `inputs`: what its answers
-    depend on (`answer_inputs`); other arguments are as in `generate_answers`."""
+    """Held-out rows of one model. `inputs`: what its answers depend on; others as in `generate_answers`."""
     folder, stage = held_out_folder(profile, name), f"held-out fit {name}"
     path, code, since = folder / "held-out.csv", stage_code("held-out", profile), forced_since(profile, "assess", force)
     own = {"answers": inputs, "reference": {name: shard["sha256"] for name, shard in reader.manifest["shards"].items()}}
@@ -74,21 +60,20 @@ def held_out_rows(
         set_aside_if_older(folder, since)
         with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             rows, tokens = measure(profile, name, open_model(), items, reader, progress.advance)
-            write_rows(path, rows)
+            write_records(path, HeldOutRow, rows)
             outputs = [path]
             if tokens:
                 write_fits(folder / FILE, tokens)
                 outputs.append(folder / FILE)
         write_manifest(folder, "held-out", own, outputs, served=served, code=code, **meter.facts)
-    return read_rows(path)
+    return read_records(path, HeldOutRow)
 
 
 def measure(
-    profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: "SignalReader",
+    profile: Profile, name: str, engine: "TransformersEngine", items: Sequence[Item], reader: SignalReader,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[HeldOutRow], list[TokenFit]]:  # fmt: skip
-    """Scores one model on every item; `reader` holds the unprimed teacher's signals on the same items. Returns a row
-    an item, and its tokens where more than the teacher's text was kept; `advance` is told of progress."""
+    """A row an item and, where more than text was kept, its tokens. `reader` holds the unprimed teacher's signals."""
     tokenizer = load_tokenizer(profile.student)
     prompts = [build_prompt(tokenizer, item.messages) for item in items]
     taught = [reader.item(item.id).response_ids for item in items]
@@ -120,13 +105,3 @@ def measure(
                 tokens[i] = fit
         advance(len(block))
     return [rows[i] for i in range(len(items))], [tokens[i] for i in sorted(tokens)]
-
-
-def write_rows(path: Path, rows: Sequence[HeldOutRow]) -> None:
-    """Writes held-out.csv."""
-    write_csv(path, COLUMNS, map(astuple, rows))
-
-
-def read_rows(path: Path) -> list[HeldOutRow]:
-    """Reads held-out.csv. Raises UserError if it is absent, lacks columns or has a row that cannot be read."""
-    return read_records(path, HeldOutRow)

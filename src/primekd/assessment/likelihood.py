@@ -1,31 +1,26 @@
-"""How likely a model finds each choice of an item, and which one it is taken to choose.
-
-Token ids, sums and per-character lengths are lm-evaluation-harness's (0.4.13, `HFLM`); a mean a token is what
-build-nanogpt's hellaswag.py compares, on texts without clean-up. Columns of a padded vocabulary are cut here, and have
-a share there.
-"""
+"""How likely a model finds each choice of an item, and which one it is taken to choose. Token ids, sums and
+per-character lengths are lm-evaluation-harness's (0.4.13, `HFLM`); a mean a token is what build-nanogpt's hellaswag.py
+compares, on texts without clean-up. Columns of a padded vocabulary are cut here, and have a share there."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 from pydantic import BeforeValidator
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.tables import Count, Name, read_records, write_csv
+from primekd.assessment.fit import losses_of
+from primekd.foundation import Count, Name, UserError
 from primekd.models.loading import refuse_too_long
+from primekd.models.logits import evaluating
 from primekd.tasks.choices import BEHIND, ChoiceItem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from primekd.teachers.transformers_engine import TransformersEngine
 
 MEASURES = ("acc", "acc_norm", "acc_token_norm")  # by the sum, by the sum a character, by the sum a token
 RAW = "hella_token"  # HellaSwag as build-nanogpt asks it, and GPT-2's published numbers: a mean a token, no clean-up
-FILE = "choices.csv"
 
 
 def _split(cell: object) -> object:
@@ -38,10 +33,7 @@ Counts = Annotated[tuple[int, ...], BeforeValidator(_split)]
 
 @dataclass(frozen=True)
 class ChoiceRow:
-    """An item under a model: of each choice the log-likelihood in nats, summed over its tokens, behind the context.
-
-    `characters` are the choice's own, without the space before it; `tokens` are those that the sum is over.
-    """
+    """Log-likelihoods in nats, sums over `tokens` of each choice; `characters`: without the space before it."""
 
     benchmark: Name
     id: Name
@@ -64,19 +56,12 @@ class ChoiceRow:
         return values.index(max(values))
 
     def right(self, measure: str) -> bool:
-        """Whether that is the label."""
         return self.chosen(measure) == self.label
 
 
-def encode_choices(tokenizer: "PreTrainedTokenizerBase", item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the context, and of each choice behind it.
-
-    Spaces that end the context go to the choices; context and choice are encoded together, and what the context has
-    not alone is the choice's.
-
-    Raises:
-        UserError: a choice has no token of its own.
-    """
+def encode_choices(tokenizer, item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the context, and of each choice behind it, which has the spaces that end the context, and what the
+    context has not alone. Raises UserError if a choice has no token of its own."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     mark = "" if start is None else tokenizer.decode(start)
 
@@ -88,9 +73,7 @@ def encode_choices(tokenizer: "PreTrainedTokenizerBase", item: ChoiceItem) -> tu
     context, space = ids_of(text), item.context[len(text) :]
     choices = [ids_of(f"{text}{space}{BEHIND}{choice}")[len(context) :] for choice in item.choices]
     if not context or not all(choices):
-        raise UserError(
-            f"{item.id}: this tokenizer leaves the context or a choice without a token: leave the item out."
-        )
+        raise UserError(f"{item.id}: this tokenizer leaves context or choice without a token: leave the item out.")
     return context, choices
 
 
@@ -98,11 +81,8 @@ def score_choices(
     engine: "TransformersEngine", items: Sequence[ChoiceItem],
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[ChoiceRow]:  # fmt: skip
-    """A row an item, in order. The context is read once and shared by its choices, and by what these begin with alike.
-    `advance` is told of how many items were scored. Raises UserError if an item is longer than the model's context, or
-    as `encode_choices`."""
-    from primekd.models.logits import evaluating
-
+    """A row an item, in order. The context is read once for its choices. `advance` is told of how many items were
+    scored. Raises UserError if an item is longer than the model's context, or as `encode_choices`."""
     sums = {}
     with evaluating(engine.model):
         asked = [encode_choices(engine.tokenizer, item) for item in items]
@@ -122,10 +102,6 @@ def _loglikelihoods(
     engine: "TransformersEngine", asked: list[tuple[list[int], list[list[int]]]]
 ) -> list[tuple[float, ...]]:
     """Of each item and choice the sum over its tokens, float32 a token."""
-    import torch
-
-    from primekd.assessment.fit import losses_of
-
     contexts, choices = ([one[part] for one in asked] for part in (0, 1))
     want = "logits" if engine.transform is None else "hidden"
     states = [rows for own in engine.score_each(contexts, choices, want) for rows in own]  # (T, D) or (T, V) each
@@ -137,14 +113,3 @@ def _loglikelihoods(
     else:
         sums = iter([-ce for ce, _ in losses_of(engine, states, flat, None)])
     return [tuple(next(sums) for _ in own) for own in choices]
-
-
-def write_choices(path: Path, rows: Sequence[ChoiceRow]) -> None:
-    """Writes choices.csv; what a row has of each choice stands in one cell, with spaces between."""
-    cells = ([" ".join(map(repr, value)) if isinstance(value, tuple) else value for value in astuple(r)] for r in rows)
-    write_csv(path, [f.name for f in fields(ChoiceRow)], cells)
-
-
-def read_choices(path: Path) -> list[ChoiceRow]:
-    """Reads choices.csv. Raises UserError if it is absent, lacks columns or has a row that cannot be read."""
-    return read_records(path, ChoiceRow)

@@ -12,9 +12,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from primekd.assessment.reading import NOT_FOUND, Extraction, extract, looks_cut
 from primekd.config import Profile
 from primekd.foundation.tables import Count, Flag, Name, read_records, write_csv
-from primekd.tasks.load import task_of
+from primekd.tasks import Item, Task, task_of
 from primekd.tasks.numbers import NUMBERS
-from primekd.tasks.protocol import Item, Task
 
 if TYPE_CHECKING:
     from primekd.assessment.answers import Answer
@@ -69,7 +68,6 @@ COLUMNS = tuple(f.name for f in fields(LogRow))
 
 
 def write_log(path: Path, rows: Iterable[LogRow]) -> None:
-    """Writes a per-item log."""
     cells = ((int(v) if isinstance(v := getattr(row, column), bool) else v for column in COLUMNS) for row in rows)
     write_csv(path, COLUMNS, cells, csv.QUOTE_NONNUMERIC)  # a lone \r is lost without quotes
 
@@ -93,20 +91,14 @@ def read_logs(profile: Profile) -> dict[str, list[LogRow]]:
 
 
 def grade_answer(item: Item, answer: "Answer", extractor: str = "published", task: Task = NUMBERS) -> LogRow:
-    """The log's row of an answer, judged as its task does."""
     gold, tokens = task.write(item.answer), len(answer.ids)
     row = LogRow(item.id, item.question, gold, answer.text, tokens, answer.truncated, "", "", "", False)
     return grade_row(row, extractor, task)
 
 
 def grade_row(row: LogRow, extractor: str = "published", task: Task = NUMBERS) -> LogRow:
-    """A row with its answer judged by today's rules. What a person decided stays.
-
-    `truncated` may be None on the way in: then it is judged from the text.
-
-    Args:
-        extractor: finds the number in an answer, where the task asks for one.
-    """
+    """A row with its answer judged by today's rules. What a person decided stays. `truncated` may be None on the way
+    in: then it is judged from the text. `extractor`: finds the number in an answer, where the task asks for one."""
 
     def read(response: str, question: str) -> Extraction:
         return extract(response, extractor, row.truncated, question)

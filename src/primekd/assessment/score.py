@@ -14,18 +14,14 @@ from primekd.assessment.serving import BESIDE, MERGED, choose_serving, serving_f
 from primekd.assessment.students import Student, find_students
 from primekd.capture.jobs import held_out_job, open_signals
 from primekd.capture.run import capture
-from primekd.config import Profile
+from primekd.config import Profile, arms_of, load_arms
 from primekd.config.arm import CONTROL, FEW_SHOT, split_seed
-from primekd.config.arms import arms_of, load_arms
-from primekd.foundation.errors import UserError
+from primekd.foundation import MANIFEST, UserError, hash_json, read_manifest
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest
 from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader
-from primekd.tasks.load import load_answer_sets, load_items
-from primekd.tasks.protocol import Item, as_text, with_examples, with_instruction
-from primekd.tasks.splits import refuse_overlap
+from primekd.tasks import Item, as_text, load_answer_sets, load_items, refuse_overlap, with_examples, with_instruction
 
 if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine
@@ -36,11 +32,8 @@ VLLM_SERVED = {"adapter": BESIDE}  # it adds an adapter's product to each layer'
 
 @dataclass(frozen=True)
 class Scored:
-    """What one model gave: its answers, in the order of the items, and its held-out rows.
-
-    `served`: how its adapter was put on for each of the two, None for the control. `beside`: its answers of every
-    answer set that the profile asks for. `forgetting`: its rows on neutral prompts, if it asks for any.
-    """
+    """What one model gave. `served`: how its adapter was put on for answers and held-out rows, None for the control.
+    `beside`: its answers of every answer set; `forgetting`: its rows on neutral prompts, as far as the profile asks."""
 
     answers: list[Answer]
     held_out: list[HeldOutRow]
@@ -90,13 +83,8 @@ class Model:
 
 
 def score_some(profile: Profile, names: Sequence[str], force: bool = False) -> None:
-    """Answers and held-out fit of the models of these names, `control` or strategies; `assess` finds them on disk.
-
-    Several processes may score different models at once; none opens the teacher. With `force` all is made anew.
-
-    Raises:
-        UserError: there is no such model, it is not trained, or the reference is not captured.
-    """
+    """Answers and held-out fit of `control` or strategies; `assess` finds them on disk. Several processes may score
+    different models at once. Raises UserError if there is no such model, it is not trained, or lacks the reference."""
     untrained = {model.name: model for model in untrained_models(profile)}
     known = [*untrained, *arms_of(profile)]
     if unknown := [name for name in names if name not in known]:
@@ -117,7 +105,6 @@ def untrained_models(profile: Profile) -> list[Model]:
 
 
 def models_of(students: Sequence[Student]) -> list[Model]:
-    """The models of these students."""
     bare = {name for name, arm in load_arms().items() if "no-template" in arm.deviates}
     return [Model(s.name, s.folder / "adapter", s.weight_hashes, bare=split_seed(s.name)[0] in bare) for s in students]
 
@@ -165,9 +152,8 @@ def _score_model(asked: Asked, model: Model, reader: SignalReader, control: Sign
     answers = {}
     for view, of_set in asked:
         own = answer_inputs(view, of_set, model.hashes, None if with_vllm else served)
-        answers[view.answer_set] = generate_answers(
-            view, model.name, of_set, own, opened, force and not with_vllm, answering
-        )
+        anew = force and not with_vllm  # which made them anew above
+        answers[view.answer_set] = generate_answers(view, model.name, of_set, own, opened, anew, answering)
     inputs = answer_inputs(profile, items, model.hashes, served)
     measured = items[: profile.assess.held_out_items or None]
     rows = held_out_rows(profile, model.name, measured, inputs, reader, opened, force, served)
@@ -241,11 +227,8 @@ def say_scored(profile: Profile, names: Sequence[str]) -> None:
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
-    """Seconds and energy of making these models' answers and held-out rows, whenever and by whichever process.
-
-    Sums over jobs: of those that ran side by side each counts its own time, and the energy of the whole machine. None
-    where it is not known of all.
-    """
+    """Seconds and energy of making these models' answers and held-out rows, by whichever process: of jobs side by side
+    each counts its own time, and the energy of the whole machine. None where it is not known of all."""
     folders = [folder for name in names for *_, folder in made_of(profile, name).values()]
     folders += [f for name in names if ((f := serving_folder(profile, name)) / MANIFEST).is_file()]
     manifests = [read_manifest(folder / MANIFEST) for folder in folders]

@@ -9,10 +9,8 @@ from primekd.config import Profile
 from primekd.foundation.energy import Meter
 from primekd.foundation.provenance import read_json, write_json, write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
-from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
-from primekd.models.chat import build_prompt, encode_response
-from primekd.tasks.protocol import Item
-from primekd.tasks.splits import hash_items
+from primekd.models import build_prompt, encode_response, load_tokenizer, template_hash, tokenizer_hash, weights_hash
+from primekd.tasks import Item, hash_items
 
 MERGED, BESIDE = "merged", "beside"
 MEASURED_ITEMS = 3
@@ -26,11 +24,8 @@ def serving_folder(profile: Profile, name: str) -> Path:
 def choose_serving(
     profile: Profile, name: str, items: Sequence[Item], adapter: Path, hashes: dict[str, str], force: bool = False
 ) -> dict[str, Any]:
-    """`adapter`: merged or beside; with it what was measured on the gold solutions of the first few items, if anything.
-
-    Merged where that is lost in the noise of the precision (`MergeError.is_lost`). Nothing is measured of 4-bit
-    students, which are never merged, and in float32, where a sum is rounded no more than every product is. `hashes` are
-    those of the adapter's files.
+    """`adapter`: merged where that is lost in the noise of the precision (`MergeError.is_lost`), or beside, and what
+    was measured on a few gold solutions. 4-bit students are never merged, in float32 all are. `hashes`: of the adapter.
     """
     if profile.student.quantization:
         return {"adapter": BESIDE}

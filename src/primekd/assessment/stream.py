@@ -17,13 +17,9 @@ INTERVAL = 0.1  # seconds between two looks at an answer in the making
 
 @dataclass(frozen=True)
 class Reply:
-    """One model's answer.
-
-    Attributes:
-        tokens: of the answer, with the one that ends it. seconds: from the prompt's first to the answer's last token.
-        truncated: cut off at the profile's limit of new tokens. stopped: by whoever asked.
-        values: extractor -> what it reads, in words; none where answers are no numbers.
-    """
+    """`tokens`: with the one that ends it. `seconds`: from the prompt's first to the last token. `truncated`: cut off
+    at the limit; `stopped`: by whoever asked. `values`: extractor -> what it reads, in words, where answers are
+    numbers."""
 
     name: str
     text: str
@@ -36,12 +32,10 @@ class Reply:
 
     @property
     def speed(self) -> float:
-        """Tokens a second."""
         return self.tokens / max(self.seconds, 1e-9)
 
     @property
     def facts(self) -> str:
-        """Length, speed and ending in words."""
         ended = "stopped" if self.stopped else "cut off at the limit" if self.truncated else "complete"
         return f"{self.tokens} tokens, {self.speed:.1f} tokens/s, {ended}"
 
@@ -51,11 +45,7 @@ class _Stopped(Exception):
 
 
 class Stream:
-    """One answer in the making. Iterate over its text so far, at most ten times a second; the last one is all of it.
-
-    Attributes:
-        reply: once the iteration is over.
-    """
+    """Iterate over its text so far, ten times a second; the last is all of it, and `reply` is there."""
 
     def __init__(
         self, name: str, question: str, tokenizer, prompt: Prompt, engine, sampling: Sampling,

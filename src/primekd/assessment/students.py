@@ -6,9 +6,7 @@ from typing import Any
 
 from primekd.capture.jobs import build_spec, training_job
 from primekd.capture.live import LiveTeacher
-from primekd.config import Profile
-from primekd.config.arm import NONE
-from primekd.config.arms import arms_of, get_arm
+from primekd.config import NONE, Profile, arms_of, get_arm, how_to_train
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
 from primekd.tasks.load import load_items
@@ -42,28 +40,26 @@ def require_control(profile: Profile) -> None:
 
 
 def find_students(profile: Profile, only: str | None = None) -> list[Student]:
-    """Every trained student of a profile (or of the strategy `only`), in the strategies' order, further seeds after
-    the first. Raises UserError if a strategy has none, or one was altered or has no base."""
+    """Every trained student, seeds behind the first. Raises UserError if a strategy has none, or one is unfit."""
     require_control(profile)
     students = []
     for strategy in [only] if only else arms_of(profile):
         first = profile.student_folder(strategy)
-        if not (first / MANIFEST).is_file():
-            raise UserError(
-                f"{relative_name(first)} has no student: run its distill notebook (or `primekd distill {strategy}`)."
-            )
-        more = sorted(
-            p.parent for p in first.parent.glob(f"{strategy}-seed*/{MANIFEST}") if ".old-" not in p.parent.name
-        )
-        for folder in [first, *more]:
-            manifest = read_manifest(folder / MANIFEST)
-            if altered := altered_outputs(folder / MANIFEST, manifest):
-                raise UserError(
-                    f"{relative_name(folder)}: {', '.join(altered)} missing or altered: run its distill notebook again."
-                )
-            _refuse_stale(profile, strategy, folder, manifest)
-            students.append(Student(folder.name, folder, manifest))
+        more = sorted(path.parent for path in first.parent.glob(f"{strategy}-seed*/{MANIFEST}"))
+        for folder in [first, *(path for path in more if ".old-" not in path.name)]:
+            students.append(read_student(profile, strategy, folder))
+            _refuse_stale(profile, strategy, folder, students[-1].manifest)
     return students
+
+
+def read_student(profile: Profile, name: str, folder: Path) -> Student:
+    """Of an arm, or a control of text. Raises UserError if it is not trained, or was altered."""
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{relative_name(folder)} has no student: {how_to_train(name, profile)} first.")
+    manifest = read_manifest(folder / MANIFEST)
+    if altered := altered_outputs(folder / MANIFEST, manifest):
+        raise UserError(f"{relative_name(folder)}: {', '.join(altered)} missing or altered: train the student again.")
+    return Student(folder.name, folder, manifest)
 
 
 def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[str, Any]) -> None:
@@ -95,6 +91,4 @@ def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[
             wanted["signals"] = hash_json(build_spec(training_job(profile, strategy, seed), items))
         was["signals"] = (was.get("signals") or {}).get("spec_sha256")
     if changed := [key for key in wanted if was.get(key) != wanted[key]]:
-        raise UserError(
-            f"{relative_name(folder)} differs from the profile ({', '.join(changed)}): run its distill notebook again."
-        )
+        raise UserError(f"{relative_name(folder)} differs from the profile ({', '.join(changed)}): train it again.")

@@ -24,13 +24,8 @@ def measure_documents(
     engines: "Mapping[str, TransformersEngine]", documents: "Sequence[np.ndarray]", block_tokens: int, most: int,
     teacher: SignalSource, advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, list[HeldOutRow]]:  # fmt: skip
-    """Model -> a row for every document. Teacher and models read the same pieces, each without what stood before it;
-    the teacher reads each once, for all models. `nll_gold` is of the text itself, so both counts of tokens are equal.
-
-    Args:
-        most: tokens of a document that are read.
-        advance: is told of each document that is done.
-    """
+    """Model -> a row for every document, of which `most` tokens are read, in pieces, by the teacher once for all
+    models. `nll_gold` is of the text itself, so both counts of tokens are equal. `advance` is told of each document."""
     rows: dict[str, list[HeldOutRow]] = {name: [] for name in engines}
     device = next(iter(engines.values())).head().device  # an engine hands its states over in host memory
     for number, document in enumerate(documents):

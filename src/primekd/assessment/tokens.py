@@ -1,14 +1,11 @@
 """Token by token: where each model departs from the teacher, on the teacher's own answers to the test items.
-
 `runs/<profile>/held-out/<model>/tokens.safetensors` has all test items under one model; `tokens.safetensors` among the
-logs has the teacher and every model, of the first items that have MOST tokens together, with the tokens' texts.
-"""
+logs has the teacher and every model, of the first items that have MOST tokens together, with the tokens' texts."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,12 +15,7 @@ from torch import Tensor
 from primekd.assessment.logs import TOKENS as FILE
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import canonical_json, relative_name, write_atomically
-from primekd.signals.certainty import Certainty, certainty_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from primekd.signals.rows import SignalRows
+from primekd.signals import Certainty, SignalRows, certainty_of
 
 MOST = 30_000  # tokens of a model that go into the logs, about 0.6 MB
 SPACES = {"\n": "⏎", "\t": "⇥"}
@@ -31,12 +23,8 @@ SPACES = {"\n": "⏎", "\t": "⇥"}
 
 @dataclass(frozen=True)
 class TokenFit:
-    """One model on the T tokens of one text.
-
-    Attributes:
-        kl: (T,) KL(teacher || model) in nats, or what else `fit.losses_of` was asked for.
-        top_ids, top_probs: (T, K) the model's most probable tokens, and their probabilities.
-    """
+    """One model on the T tokens of one text. `kl`: (T,) KL(teacher || model) in nats, or what else `fit.losses_of` was
+    asked for. `top_ids`, `top_probs`: (T, K) the model's most probable tokens, and their probabilities."""
 
     kl: Tensor
     top_ids: Tensor
@@ -60,14 +48,10 @@ def _save(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
 
 def write_tokens(
     path: Path, answers: Mapping[str, Sequence[int]], certainty: Mapping[str, Certainty], models: Mapping[str, Path],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer,
 ) -> Path | None:  # fmt: skip
-    """Writes the logs' file; None, and no file, where no rows of the teacher were kept.
-
-    Args:
-        answers: item -> the teacher's response ids, in the order of the files of `models`.
-        certainty: of the first of these items.
-    """
+    """Writes the logs' file; None, and no file, where no rows of the teacher were kept. `answers`: item -> the
+    teacher's response ids, in the order of the files of `models`. `certainty`: of the first of these items."""
     path.unlink(missing_ok=True)
     if not certainty:
         return None
@@ -88,20 +72,16 @@ def write_tokens(
     return path
 
 
-def text_of(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+def text_of(tokenizer, token: int) -> str:
     """A token as a person reads it; of a part of a character the mark of Unicode for that."""
     return tokenizer.decode([token], skip_special_tokens=False)
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of the teacher's answer.
-
-    Attributes:
-        text: what it writes. teacher: the teacher's (text, probability), the most probable first.
-        entropy: the teacher's, in nats. written: the probability that the teacher gave it; None where it is not known.
-        kl: model -> KL(teacher || model) in nats. top: model -> its (text, probability).
-    """
+    """One token of the teacher's answer: its text, the teacher's (text, probability), the most probable first,
+    `entropy` in nats and `written`, the token's probability if known; by model `kl`, KL(teacher || model) in nats, and
+    `top`."""
 
     text: str
     entropy: float
@@ -111,9 +91,7 @@ class Token:
     top: dict[str, list[tuple[str, float]]]
 
 
-def tokens_of(
-    tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], teacher: "SignalRows", models: "Mapping[str, SignalRows]"
-) -> list[Token]:
+def tokens_of(tokenizer, ids: Sequence[int], teacher: SignalRows, models: Mapping[str, SignalRows]) -> list[Token]:
     """Tokens of any text from T rows of the teacher; with models whole distributions of all are needed."""
     own = certainty_of(teacher, ids)
     fits = {}

@@ -13,13 +13,10 @@ from primekd.assessment.stream import Reply, Stream
 from primekd.assessment.students import require_control
 from primekd.assessment.tokens import Token, tokens_of
 from primekd.capture.primings import priming_of
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, TEACHER, Arm
-from primekd.config.arms import arms_of, get_arm, how_to_train
+from primekd.config import CONTROL, TEACHER, Arm, Profile, arms_of, get_arm, how_to_train
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, read_json, relative_name
-from primekd.models import is_present, load_tokenizer, require_same_tokenizer
-from primekd.models.chat import TEXT, Priming, Prompt, build_prompt
+from primekd.models import TEXT, Priming, Prompt, build_prompt, is_present, load_tokenizer, require_same_tokenizer
 from primekd.models.loading import refuse_too_long
 from primekd.signals.rows import DenseRows
 from primekd.tasks.load import task_of
@@ -105,10 +102,8 @@ class Asker:
                 self._engine(name)
 
     def stream(self, name: str, question: str, priming: Priming | None = None) -> Stream:
-        """The greedy answer of `control`, `teacher` or an arm's student. `priming` is read by the teacher alone.
-
-        Iterate over one stream before the next one is asked for: they share a base. Raises UserError if there is no
-        question, no such model or no trained student, or a text cannot be in a prompt.
+        """The greedy answer of `control`, `teacher` (who reads the `priming`) or a student; iterate before the next is
+        asked for. Raises UserError if there is no question, model or trained student, or a text cannot be in a prompt.
         """
         if not question.strip():
             raise UserError("There is no question: type one.")
@@ -147,11 +142,8 @@ class Asker:
         return engine
 
     def tokens(self, stream: Stream, priming: Priming | None = None) -> list[Token]:
-        """A student's own answer, token by token, beside what the teacher would have written there under a priming.
-
-        `stream` is the last one that was asked for and has ended, the control's or a student's. Raises UserError if the
-        teacher cannot be asked, or has other tokens.
-        """
+        """An answer token by token, beside what the teacher would have written there under a priming. `stream`: the
+        last one, ended. Raises UserError if the teacher cannot be asked, or has other tokens."""
         self._require_teacher()
         require_same_tokenizer(self.profile.teacher, self.profile.student)
         engine, tokenizer = self._engine(stream.name), load_tokenizer(self.profile.student)
@@ -206,8 +198,7 @@ def is_merged(profile: Profile, name: str) -> bool:
 def ask(
     profile: Profile, question: str, strategies: Sequence[str] | None = None, asker: Asker | None = None
 ) -> Answers:
-    """Greedy answers of the control and one student a strategy, of all that are trained for None. `asker` is one
-    whose models are loaded already. Raises UserError if one is not trained, or the question cannot be asked."""
+    """Greedy answers of the control and of students, of all for None. Raises UserError if one is not trained."""
     asker = asker or Asker(profile)
     names = asker.trained if strategies is None else list(strategies)
     replies = []

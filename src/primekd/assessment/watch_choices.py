@@ -15,8 +15,7 @@ SHORT = {"hellaswag": "hella"}  # the name that published logs have
 
 
 class ChoicesCallback(TrainerCallback):
-    """Scores the first `pretrain.choices` items of each benchmark of a profile, and writes shares of right choices: by
-    `assess.choose_by`, and of HellaSwag by RAW's measure too."""
+    """Writes shares of right choices among the first `pretrain.choices` items, of HellaSwag by RAW's measure too."""
 
     def __init__(self, profile: Profile, log: TextLog):
         items, self._log = load_items(profile, "test", profile.pretrain.choices), log

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from primekd.assessment.held_out import read_rows
+from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.tokens import Token, TokenLog, read_tokens
@@ -16,6 +16,7 @@ from primekd.config import Profile
 from primekd.config.arm import NO_STUDENTS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import relative_name
+from primekd.foundation.tables import read_records
 from primekd.report.extraction import Readings
 from primekd.report.formats import tenths
 from primekd.report.results import Results
@@ -44,7 +45,7 @@ def browser_data(profile: Profile, results: Results, logs: dict[str, list[LogRow
     titles, path = results.titles, results.folder / "held-out.csv"
     # In nats a token, four digits, so that the page stays small.
     kl = {(r.model, r.id): {"kl": float(f"{r.kl / r.teacher_tokens:.4g}")}
-          for r in (read_rows(path) if path.is_file() else []) if r.kl is not None}  # fmt: skip
+          for r in (read_records(path, HeldOutRow) if path.is_file() else []) if r.kl is not None}  # fmt: skip
     models = [{"name": n, "title": titles[n], "student": n not in NO_STUDENTS} for n in logs]
     items = []
     for rows in zip(*logs.values(), strict=True):

@@ -17,7 +17,7 @@ from primekd.report.formats import p_value as p_text
 from primekd.report.results import Results, Row, read_results
 from primekd.report.shown import Shown, show_facts, show_figure, show_table
 from primekd.statistics.families import title_of
-from primekd.statistics.selection import SelectionRow, selection_rows
+from primekd.statistics.subsets import SelectionRow, selection_rows
 from primekd.studies.results import logs_in_use
 
 NATS = partial(significant, digits=3, signed=True)

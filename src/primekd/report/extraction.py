@@ -6,7 +6,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
-from primekd.assessment.decisions.decisions import ALL_MODELS, as_read, automatic_value
+from primekd.assessment.decisions.decisions import as_read, automatic_value
 from primekd.assessment.decisions.labels import LabelCounts
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, NOT_FOUND, RULES
@@ -20,7 +20,7 @@ from primekd.report.formats import MISSING, between, interval, known, p_value, p
 from primekd.report.results import ADJUDICATED, Results, Row, model_of, read_optional
 from primekd.statistics.families import title_of
 from primekd.statistics.summary import AccuracyRow
-from primekd.statistics.validation import AuditRow, ValidationRow, audit_scope
+from primekd.statistics.validation import ALL_MODELS, AuditRow, ValidationRow, audit_scope
 from primekd.studies.published import DisagreementRow, ExtractorContrastRow, StatedRow
 
 SPREAD, DISAGREE = "Most minus least, points", "Extractors disagree on"

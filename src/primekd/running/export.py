@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment.students import Student, weight_hashes
+from primekd.assessment.students import Student, read_student, weight_hashes
 from primekd.config import Profile
-from primekd.config.arms import get_arm, how_to_train, reads_text
+from primekd.config.arms import get_arm, reads_text
 from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
-from primekd.foundation.manifests import MANIFEST, altered_outputs, is_current, read_manifest
+from primekd.foundation.manifests import is_current
 from primekd.foundation.provenance import now, write_manifest
 from primekd.foundation.stage_code import stage_code
 from primekd.foundation.storage import relative_name, write_text
@@ -36,22 +36,18 @@ def trained_student(profile: Profile, arm: str, seed: int | None = None) -> Stud
     base, the settings, the tokenizer and the chat template that the profile names."""
     of_text = bool(profile.student.from_scratch) and reads_text(arm)  # the control too, which is no arm
     folder = profile.student_folder(arm if of_text else get_arm(arm).name, seed)
-    path, name = folder / MANIFEST, relative_name(folder)
-    if not path.is_file():
-        raise UserError(f"{name} has no student: {how_to_train(arm, profile)} first.")
-    manifest = read_manifest(path)
-    if altered := altered_outputs(path, manifest):
-        raise UserError(f"{name}: {', '.join(altered)} missing or altered: train the student again.")
+    student = read_student(profile, arm, folder)
     if not profile.student.from_scratch and (folder / "adapter").is_dir():
         require_same_base(folder / "adapter", profile.student.model)
-    tokenizer, was = load_tokenizer(profile.student), dict(manifest["inputs"])
+    tokenizer, was = load_tokenizer(profile.student), dict(student.manifest["inputs"])
     was["student"] = {key: value for key, value in (was.get("student") or {}).items() if key != "model_sha256"}
     wanted = {"student": profile.student.model_dump(mode="json", exclude_none=True)}
     wanted |= {"tokenizer_sha256": tokenizer_hash(tokenizer)}
     wanted |= {} if of_text else {"template_sha256": template_hash(tokenizer)}  # text is read without one
     if differ := [key.removesuffix("_sha256") for key in wanted if was.get(key) != wanted[key]]:
-        raise UserError(f"{name} has another {' and '.join(differ)} than {profile.name} says: train the student again.")
-    return Student(folder.name, folder, manifest)
+        says = f"{' and '.join(differ)} than {profile.name} says"
+        raise UserError(f"{relative_name(folder)} has another {says}: train the student again.")
+    return student
 
 
 def export(

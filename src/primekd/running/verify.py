@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
-from primekd.assessment.held_out import read_rows
+from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.inside import inside_folder
 from primekd.assessment.logs import grade_row, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
@@ -14,7 +14,7 @@ from primekd.config.arm import CONTROL, TEACHER
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, hash_file, read_manifest, relative_name
-from primekd.foundation.tables import read_table
+from primekd.foundation.tables import read_records, read_table
 from primekd.running.verify_run import Check, check_outputs, check_run, checked
 from primekd.studies.published import VERDICTS, compute_tables, own_inputs, published_folder, read_verdicts
 from primekd.studies.results import OF_NUMBERS, OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
@@ -173,7 +173,7 @@ def check_tokens(folder: Path) -> Check:
     """Whether the divergences of single tokens add up to those of their items, in held-out.csv."""
     log, problems = read_tokens(folder), []
     sums = {model: log.sums(model) for model in log.models} if log else {}
-    for row in read_rows(folder / "held-out.csv") if log else []:
+    for row in read_records(folder / "held-out.csv", HeldOutRow) if log else []:
         found = sums.get(row.model, {}).get(row.id)
         if None not in (found, row.kl) and abs(found - row.kl) > 1e-3 * max(1.0, row.kl):
             problems.append(f"{row.model}: the tokens of {row.id} have a KL of {found:.4f}, its item {row.kl:.4f}")

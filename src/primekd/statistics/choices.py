@@ -5,29 +5,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from primekd.assessment.likelihood import MEASURES, ChoiceRow, read_choices
+from primekd.assessment.likelihood import MEASURES, ChoiceRow
+from primekd.foundation.tables import Estimated, read_records, table_row
 from primekd.statistics.inference import accuracy
 
 
-@dataclass(frozen=True)
+@table_row
 class BenchmarkRow:
-    """A benchmark under one model; accuracies are shares with Wilson's 95 % interval.
-
-    acc: the most likely choice; acc_norm: the most likely a character; acc_token_norm: a token (assessment.likelihood).
-    majority: the share of these items' most frequent label; chance: that of a guess.
-    """
+    """Shares with Wilson's 95 % interval: the most likely choice (`acc`), a character (`acc_norm`), a token.
+    `majority`: of these items' most frequent label; `chance`: of a guess."""
 
     benchmark: str
     n: int
-    acc: float
-    acc_low: float
-    acc_high: float
-    acc_norm: float
-    acc_norm_low: float
-    acc_norm_high: float
-    acc_token_norm: float
-    acc_token_norm_low: float
-    acc_token_norm_high: float
+    acc: Estimated
+    acc_norm: Estimated
+    acc_token_norm: Estimated
     majority: float
     chance: float
     model: str = ""
@@ -35,10 +27,7 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class PublishedChoice:
-    """An accuracy as others published it; nothing of it was measured here.
-
-    GPT-2's are build-nanogpt's acc_norm, a mean a token on texts without clean-up; OLMo's measure is not said.
-    """
+    """As others published it: GPT-2's is a mean a token, without clean-up; OLMo's measure is not said."""
 
     benchmark: str
     model: str
@@ -54,9 +43,8 @@ PUBLISHED = (
 
 
 def benchmark_rows(folder: Path, models: Iterable[str]) -> list[BenchmarkRow]:
-    """A row for each model and benchmark, from choices/<model>.csv beside a profile's logs. Raises UserError if one
-    cannot be read."""
-    read = {model: read_choices(folder / "choices" / f"{model}.csv") for model in models}
+    """A row a model and benchmark, from choices/<model>.csv beside the logs. Raises UserError if one cannot be read."""
+    read = {model: read_records(folder / "choices" / f"{model}.csv", ChoiceRow) for model in models}
     return [row for model, rows in read.items() for row in summarise_choices(rows, model)]
 
 

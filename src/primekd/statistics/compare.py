@@ -19,8 +19,7 @@ SIDES = ("first", "second")
 
 
 def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[LogRow]:
-    """A per-item log as it is or, with `columns`, any CSV of answers, graded. Raises UserError if the file cannot be
-    read, or is no per-item log and no columns were named."""
+    """A per-item log or, with `columns`, any CSV of answers, graded. Raises UserError if it cannot be read."""
     if columns:
         return grade_rows(path, columns, extractor)
     _, cells = read_rows(path)[0]
@@ -36,9 +35,8 @@ def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:
     """Raises UserError if no one extractor has all the rules that fired: verdicts of two do not compare."""
     fired = {row.rule for row in (*first, *second)}
     if not any(fired <= set(rules) for rules in RULES.values()):
-        raise UserError(
-            f"The logs were graded by different extractors (rules {clean(', '.join(sorted(fired)))}): use one."
-        )
+        rules = clean(", ".join(sorted(fired)))
+        raise UserError(f"The logs were graded by different extractors (rules {rules}): use one.")
 
 
 def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
@@ -48,9 +46,8 @@ def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
         raise UserError("One of the files has an id twice: give each item an id of its own in a column `id`.")
     if a.keys() != b.keys():
         only = sorted(a.keys() ^ b.keys())
-        raise UserError(
-            f"The files have other items: {len(only)} ids stand in one alone ({clean(', '.join(only[:5]))} …)."
-        )
+        first_few = clean(", ".join(only[:5]))
+        raise UserError(f"The files have other items: {len(only)} ids stand in one alone ({first_few} …).")
     for key in a:
         if a[key].gold != b[key].gold or (a[key].question and b[key].question and a[key].question != b[key].question):
             raise UserError(f"Item {clean(key, 60)} has another question or gold value in the second file.")
@@ -58,9 +55,8 @@ def pair_up(first: list[LogRow], second: list[LogRow]) -> list[Pair]:
 
 
 def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
-    """Accuracies with Wilson intervals, their paired difference (second minus first) and the p of its being 0:
-    McNemar's exact one or, where items share templates, the larger of that and the clustered t's. `adjudicated`: by
-    people's decisions where there are any. Raises UserError if there are fewer than two pairs."""
+    """Accuracies with Wilson intervals, their paired difference (second minus first) and p as of `Comparison`, by
+    people's decisions where there are any if `adjudicated`. Raises UserError if there are fewer than two pairs."""
     if len(pairs) < 2:
         raise UserError("One item alone shows nothing: compare files of two or more.")
     key = "correct_adjudicated" if adjudicated else "correct"
@@ -92,7 +88,6 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
 
 
 def in_words(result: dict[str, Any]) -> str:
-    """What may be claimed."""
     points, (low, high) = 100 * result["difference"], (100 * x for x in result["difference_ci95"])
     p = result["p"]
     test = f"clustered by {result['templates']} templates" if result["templates"] else "exact McNemar"
@@ -110,7 +105,6 @@ def in_words(result: dict[str, Any]) -> str:
 
 
 def say_comparison(result: dict[str, Any], names: tuple[str, str]) -> str:
-    """The result as a few lines for a terminal."""
     lines = []
     for key, name in zip(SIDES, names, strict=True):
         one = result[key]

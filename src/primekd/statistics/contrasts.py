@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -11,37 +10,24 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.config.arm import NO_STUDENTS, UNTRAINED, split_seed
 from primekd.config.arms import of_role
+from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
+from primekd.statistics import inference
 from primekd.statistics.families import Pair, Planned
-from primekd.statistics.inference import (
-    LEVEL,
-    UNKNOWN,
-    Comparison,
-    Effect,
-    Seeds,
-    clustered,
-    compare_verdicts,
-    holm_of,
-    mean_verdicts,
-)
 from primekd.tasks.clusters import cluster_of
 
 T = TypeVar("T")
 FITS = {"kl": "teacher_tokens", "nll_gold": "gold_tokens"}  # measure of a held-out row -> what it is a sum over
 
 
-@dataclass(frozen=True)
+@table_row
 class ContrastRow:
     """A strategy against a reference on the same items, over all their seeds. Differences are model minus reference.
-
     Intervals and p are those of `Comparison` (accuracy) and `clustered`; `p_mcnemar` is McNemar's exact one. The
     columns `p_holm` are adjusted over one family: its planned contrasts in all measures. `mde` is the smallest true
-    difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's thresholds.
-
-    `seeds`, `reference_seeds`: trainings on each side (see `compared`), the latter empty for an untrained control.
-    `clusters`: templates, or items. `only_model`, `only_reference`: items that one side alone has right, empty with
-    several seeds. `truncated`, `reference_truncated`: shares of answers that were cut off. Without held-out rows, kl
-    and nll_gold are empty; with a teacher's text alone, kl is.
-    """
+    difference in accuracy that these tests find in 80 % of repetitions at the first of Holm's thresholds. `seeds`,
+    `reference_seeds`: trainings on each side, the latter empty for an untrained control. `clusters`: templates, or
+    items. `only_model`, `only_reference`: items that one side alone has right, empty with several seeds. `truncated`,
+    `reference_truncated`: shares of answers that were cut off. kl and nll_gold may be unknown."""
 
     model: str
     reference: str
@@ -53,27 +39,19 @@ class ContrastRow:
     p_mcnemar: float | None
     p: float
     p_holm: float
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimated
     truncated: float
     reference_truncated: float
-    kl: float | None
-    kl_low: float | None
-    kl_high: float | None
+    kl: MaybeEstimated
     kl_p: float | None
     kl_p_holm: float | None
-    nll_gold: float | None
-    nll_gold_low: float | None
-    nll_gold_high: float | None
+    nll_gold: MaybeEstimated
     nll_gold_p: float | None
     nll_gold_p_holm: float | None
     mde: float
     p_adjudicated: float
     p_holm_adjudicated: float
-    accuracy_adjudicated: float
-    accuracy_adjudicated_low: float
-    accuracy_adjudicated_high: float
+    accuracy_adjudicated: Estimated
 
 
 def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
@@ -93,7 +71,7 @@ def compared(of_arms: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
     return {arm: {s: one for s, one in seeds.items() if not (s and lonely)} for arm, seeds in of_arms.items()}
 
 
-def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[str, Seeds]:
+def verdicts_of(logs: dict[str, list[LogRow]], adjudicated: bool = False) -> dict[str, inference.Seeds]:
     """Arm -> seed -> verdicts in the items' order; `adjudicated`: by people's values where they decided on one."""
     key = "correct_adjudicated" if adjudicated else "correct"
     return by_seed({model: np.array([getattr(r, key) for r in log], float) for model, log in logs.items()})
@@ -114,17 +92,16 @@ def _is_untrained(by_seed: Mapping[str, T], reference: str) -> bool:
 
 def compare_accuracies(
     logs: dict[str, list[LogRow]], planned: Planned, adjudicated: bool = False
-) -> dict[Pair, Comparison]:
+) -> dict[Pair, inference.Comparison]:
     """The comparison of both sides' verdicts for every planned contrast."""
     if not logs:
         return {}
     verdicts, groups = compared(verdicts_of(logs, adjudicated)), [cluster_of(r.id) for r in next(iter(logs.values()))]
-    return {pair: compare_verdicts(*sides(verdicts, *pair), groups) for pair in planned}
+    return {pair: inference.compare_verdicts(*sides(verdicts, *pair), groups) for pair in planned}
 
 
 def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned: Planned) -> list[ContrastRow]:
-    """The planned contrasts, Holm-adjusted over all of a family and all that was measured. Raises ValueError if the
-    models were measured on different items, or on one alone."""
+    """The planned contrasts, Holm-adjusted in families. Raises ValueError if items differ, or there is one alone."""
     automatic, decided = (compare_accuracies(logs, planned, adjudicated) for adjudicated in (False, True))
     fits = {measure: _compare_fits(held_out, measure, list(automatic)) for measure in FITS}
     tests = {(pair, measure): effect.p for measure, found in fits.items() for pair, effect in found.items()}
@@ -132,7 +109,7 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
     for of_all, found in ((adjusted, automatic), (adjusted_decided, decided)):
         every = tests | {(pair, "accuracy"): c.p for pair, c in found.items()}
         for family in families:
-            of_all |= holm_of({test: p for test, p in every.items() if planned[test[0]] == family})
+            of_all |= inference.holm_of({test: p for test, p in every.items() if planned[test[0]] == family})
     sizes = Counter(planned[pair] for pair, _ in adjusted)  # tests of each family
     truncated = compared(by_seed({model: np.mean([r.truncated for r in log]) for model, log in logs.items()}))
     rows = []
@@ -146,17 +123,17 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
         rows.append(
             ContrastRow(
                 *pair, len(first), None if _is_untrained(truncated[pair[1]], pair[1]) else len(second), one.clusters,
-                *(one.test or UNKNOWN),
+                *(one.test or inference.UNKNOWN),
                 one.p, adjusted[pair, "accuracy"], *one.effect.estimate,
                 float(np.mean(list(first.values()))), float(np.mean(list(second.values()))),
-                *of_fits, one.detectable(LEVEL / sizes[planned[pair]]),
+                *of_fits, one.detectable(inference.LEVEL / sizes[planned[pair]]),
                 two.p, adjusted_decided[pair, "accuracy"], *two.effect.estimate,
             )
         )  # fmt: skip
     return rows
 
 
-def _compare_fits(held_out: Iterable[HeldOutRow], measure: str, pairs: list[Pair]) -> dict[Pair, Effect]:
+def _compare_fits(held_out: Iterable[HeldOutRow], measure: str, pairs: list[Pair]) -> dict[Pair, inference.Effect]:
     """The difference of a held-out measure a token for each pair; without those where it was not measured."""
     sums, counts, groups = fits_of(held_out, measure)
     if not sums:
@@ -164,10 +141,10 @@ def _compare_fits(held_out: Iterable[HeldOutRow], measure: str, pairs: list[Pair
     if missing := {model for pair in pairs for model in pair} - sums.keys():
         raise ValueError(f"{sorted(missing)[0]} and others were measured on different items")
     sums = compared(sums)
-    return {pair: clustered(*sides(sums, *pair), counts, groups) for pair in pairs}
+    return {pair: inference.clustered(*sides(sums, *pair), counts, groups) for pair in pairs}
 
 
-def fits_of(held_out: Iterable[HeldOutRow], measure: str) -> tuple[dict[str, Seeds], list[int], list[str]]:
+def fits_of(held_out: Iterable[HeldOutRow], measure: str) -> tuple[dict[str, inference.Seeds], list[int], list[str]]:
     """(arm -> seed -> (items,) sums of a held-out measure, tokens an item, clusters); empty where it was not measured.
     Raises ValueError if the models were measured on different items."""
     rows: dict[str, dict[str, HeldOutRow]] = {}
@@ -183,29 +160,22 @@ def fits_of(held_out: Iterable[HeldOutRow], measure: str) -> tuple[dict[str, See
     return sums, [getattr(row, FITS[measure]) for row in items.values()], [cluster_of(i) for i in items]
 
 
-@dataclass(frozen=True)
+@table_row
 class SeedRow:
-    """A strategy's mean accuracy over its seeds, a share, or with a reference the difference of two strategies' means.
-
-    `seed_sd`: standard deviation of the seeds' own accuracies (or differences); `item_se`, `seed_se`: standard errors
-    clustered by item (or template) and by seed, as interval and `p` are by both. The last three columns are of the
-    values that people decided on, all others of the automatic verdicts.
-    """
+    """A strategy's mean accuracy over its seeds, or with a reference the difference of two strategies' means.
+    `seed_sd`: standard deviation of the seeds' own; `item_se`, `seed_se`: standard errors clustered by item (or
+    template) and by seed, as interval and `p` are by both, all of the automatic verdicts."""
 
     model: str
     reference: str
     seeds: int
     n: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimated
     seed_sd: float
     item_se: float
     seed_se: float
     p: float | None
-    accuracy_adjudicated: float
-    accuracy_adjudicated_low: float
-    accuracy_adjudicated_high: float
+    accuracy_adjudicated: Estimated
 
 
 def seed_rows(logs: dict[str, list[LogRow]], planned: Planned) -> list[SeedRow]:
@@ -213,11 +183,12 @@ def seed_rows(logs: dict[str, list[LogRow]], planned: Planned) -> list[SeedRow]:
     if not logs:
         return []
     groups = [cluster_of(r.id) for r in next(iter(logs.values()))]
-    effects: list[dict[Pair, Effect]] = []  # (strategy, reference or '') -> its mean, or their difference
+    effects: list[dict[Pair, inference.Effect]] = []  # (strategy, reference or '') -> its mean, or their difference
     for adjudicated in (False, True):
         several = {arm: s for arm, s in compared(verdicts_of(logs, adjudicated)).items() if len(s) > 1}
         differences = {pair: c.effect for pair, c in compare_accuracies(logs, planned, adjudicated).items()}
-        effects.append({(arm, ""): mean_verdicts(seeds, groups) for arm, seeds in several.items()} | differences)
+        means = {(arm, ""): inference.mean_verdicts(seeds, groups) for arm, seeds in several.items()}
+        effects.append(means | differences)
     automatic, decided = effects
     return [
         SeedRow(

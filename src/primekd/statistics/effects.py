@@ -1,16 +1,16 @@
 """What a priming's text does, what its logits do, and whether they add up: the 2 x 2 of both (effects.csv)."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.arm import NONE, PRIMED, Arm, split_seed
-from primekd.config.arms import load_arms, of_role
+from primekd.config import NONE, PRIMED, Arm, load_arms, of_role, split_seed
 from primekd.foundation.provenance import hash_json
+from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.contrasts import FITS, ContrastRow, fits_of, verdicts_of
 from primekd.statistics.inference import LEVEL, UNKNOWN, Seeds, clustered, compare_sums, holm_of
 from primekd.tasks.clusters import cluster_of
@@ -37,8 +37,7 @@ NO_SETTING = {
 
 
 class Asked(NamedTuple):
-    """An effect of one arm: the mean of the arms in `plus` less that of those in `minus`; of an interaction the sum
-    less the sum, what both together do beyond what each does alone."""
+    """The mean of the arms in `plus` less that of those in `minus`; of an interaction the sum less the sum."""
 
     arm: str
     effect: str
@@ -50,23 +49,19 @@ class Asked(NamedTuple):
         return 1.0 if self.effect == INTERACTION else 1 / len(self.plus)
 
 
-@dataclass(frozen=True)
+@table_row
 class EffectRow:
-    """One effect, over the same items and over the seeds that all of its cells have: the arms of `model` less those of
-    `reference`.
-
-    `effect`: A is the arm's prompt, B the unprimed one, and (text, logits) are what a student learned from. text: mean
-    of (A, A) - (B, A) and (A, B) - (B, B). logits: mean of (A, A) - (A, B) and (B, A) - (B, B). interaction: (A, A) -
-    (A, B) - (B, A) + (B, B). text alone: (A, none) - (B, none). logits beyond text: (A, A) - (A, none). another seed:
-    the unprimed arm trained again, less itself; the negative control. any wording: the mean over an arm and its
-    rewordings, less the unprimed one; each wording is a draw, as a seed is (`seeds` counts them, of one training each);
-    what varies between trainings of the unprimed arm, which has one, is not in its error.
-
-    Columns are as in `ContrastRow`, with the exact test of signs in place of McNemar's. The columns `p_holm` are
-    adjusted over all measures of all effects but those that are planned contrasts, which have the p of that family, and
-    the negative control, which has one of its own. `truncated`: of the cell of each side that was cut off most. `mde`
-    is of the t test; empty where the cells do not differ at all.
-    """
+    """One effect, over the same items and the seeds that all of its cells have: the arms of `model` less those of
+    `reference`. `effect`: A is the arm's prompt, B the unprimed one, and (text, logits) are what a student learned
+    from. text: mean of (A, A) - (B, A) and (A, B) - (B, B). logits: mean of (A, A) - (A, B) and (B, A) - (B, B).
+    interaction: (A, A) - (A, B) - (B, A) + (B, B). text alone: (A, none) - (B, none). logits beyond text: (A, A) - (A,
+    none). another seed: the unprimed arm trained again, less itself; the negative control. any wording: the mean over
+    an arm and its rewordings, less the unprimed one; each wording is a draw, as a seed is (`seeds` counts them, of one
+    training each); what varies between trainings of the unprimed arm is not in its error. Columns are as in
+    `ContrastRow`, with the exact test of signs in place of McNemar's. The columns `p_holm` are adjusted over all
+    measures of all effects but planned contrasts, which have the p of that family, and the negative control, which has
+    its own. `truncated`: of each side's cell that was cut off most. `mde` is of the t test; empty where the cells do
+    not differ at all."""
 
     arm: str
     effect: str
@@ -77,19 +72,13 @@ class EffectRow:
     clusters: int
     truncated: float
     reference_truncated: float
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimated
     p: float
     p_holm: float
-    kl: float | None
-    kl_low: float | None
-    kl_high: float | None
+    kl: MaybeEstimated
     kl_p: float | None
     kl_p_holm: float | None
-    nll_gold: float | None
-    nll_gold_low: float | None
-    nll_gold_high: float | None
+    nll_gold: MaybeEstimated
     nll_gold_p: float | None
     nll_gold_p_holm: float | None
     mde: float | None
@@ -131,8 +120,7 @@ def effect_rows(
     logs: dict[str, list[LogRow]], held_out: Iterable[HeldOutRow], contrasts: Iterable[ContrastRow] = ()
 ) -> list[EffectRow]:
     """The effects that the models' arms have all cells for, and the negative control where the baseline has two seeds.
-    An effect that is one of the planned `contrasts` has that one's p: no test is adjusted twice. Raises ValueError as
-    `contrast` does."""
+    One of the planned `contrasts` has that one's p: no test is adjusted twice. Raises ValueError as `contrast`."""
     arms, names = load_arms(), {split_seed(model)[0] for model in logs}
     here = {name: arm for name, arm in arms.items() if name in names}
     again = [

@@ -1,14 +1,14 @@
 """What completions of facts add up to, beside what cannot be right, and what may be said of two models' likeness."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from primekd.assessment.completions import OTHERS, RANDOM, CompletionRow, read_completions
+from primekd.assessment.completions import OTHERS, RANDOM, CompletionRow
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
+from primekd.foundation.tables import Estimated, MaybeEstimated, read_records, table_row
 from primekd.statistics.contrasts import by_seed, compared, sides
 from primekd.statistics.families import Planned
 from primekd.statistics.inference import UNKNOWN, accuracy, clustered, holm_of, ratio
@@ -17,7 +17,7 @@ from primekd.tasks.clusters import cluster_of
 LIKENESS = ("cosine", "rouge_precision", "rouge_recall")
 
 
-@dataclass(frozen=True)
+@table_row
 class FactRow:
     """A model's completions. accuracy: the share that holds an accepted keyword, Wilson's 95 % interval. cosine and
     ROUGE-L: means over items, percentile bootstrap; reached: the share that the cosine is of the way from right answers
@@ -26,32 +26,19 @@ class FactRow:
 
     model: str
     n: int
-    accuracy: float | None
-    accuracy_low: float | None
-    accuracy_high: float | None
-    cosine: float
-    cosine_low: float
-    cosine_high: float
+    accuracy: MaybeEstimated
+    cosine: Estimated
     reached: float
-    rouge_precision: float
-    rouge_precision_low: float
-    rouge_precision_high: float
-    rouge_recall: float
-    rouge_recall_low: float
-    rouge_recall_high: float
-    perplexity: float | None
-    perplexity_low: float | None
-    perplexity_high: float | None
-    kl: float | None
-    kl_low: float | None
-    kl_high: float | None
+    rouge_precision: Estimated
+    rouge_recall: Estimated
+    perplexity: MaybeEstimated
+    kl: MaybeEstimated
 
 
 def fact_rows(
     folder: Path, logs: Mapping[str, Sequence[LogRow]], held_out: Sequence[HeldOutRow], samples: int
 ) -> list[FactRow]:
-    """A row a model, and of what cannot be right, from completions/<model>.csv beside the logs. `samples`: of each
-    bootstrap. Raises UserError if a file cannot be read."""
+    """A row a model, and of what cannot be right, from completions/. Raises UserError if a file cannot be read."""
     found = _read(folder, (*logs, OTHERS, RANDOM))
     floor = float(np.mean([row.cosine for row in found[OTHERS]]))
     rows = []
@@ -66,7 +53,7 @@ def fact_rows(
 
 
 def _read(folder: Path, names: Iterable[str]) -> dict[str, list[CompletionRow]]:
-    return {name: read_completions(folder / "completions" / f"{name}.csv") for name in names}
+    return {name: read_records(folder / "completions" / f"{name}.csv", CompletionRow) for name in names}
 
 
 def _fit(rows: Sequence[HeldOutRow], samples: int) -> tuple[float | None, ...]:
@@ -79,18 +66,15 @@ def _fit(rows: Sequence[HeldOutRow], samples: int) -> tuple[float | None, ...]:
     return (*np.exp(nats).tolist(), *ratio([row.kl for row in rows], [row.teacher_tokens for row in rows], samples))
 
 
-@dataclass(frozen=True)
+@table_row
 class FactContrastRow:
-    """A planned contrast in one of LIKENESS: model minus reference, mean over items and trainings, with the interval
-    and p of `clustered`. p_holm: adjusted over all of these tests of its family; accuracy, KL and the loss on documents
-    have a family of their own (contrasts.csv)."""
+    """A planned contrast in one of LIKENESS: model minus reference, mean over items and trainings, as of `clustered`.
+    p_holm: adjusted over all of these tests of its family; contrasts.csv has families of its own."""
 
     model: str
     reference: str
     measure: str
-    difference: float
-    difference_low: float
-    difference_high: float
+    difference: Estimated
     p: float
     p_holm: float
 

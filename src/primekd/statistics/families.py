@@ -1,7 +1,5 @@
-"""Which arms are compared, and which comparisons are one family of tests.
-
-Both follow from the arms' roles, unless the profile names its own questions before the run (`planned.main`).
-"""
+"""Which arms are compared, and which comparisons are one family of tests. Both follow from the arms' roles, unless the
+profile names its own questions before the run (`planned.main`)."""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -15,12 +13,10 @@ OF_MAIN = ("baseline", "treatment", "fine-tuning")  # the published study's ques
 
 
 def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pair]:
-    """Every comparison that the roles ask for, as far as both sides are among `models`.
-
-    Every student meets the control; every taught one the baseline and the fine-tuned one; a treatment meets each
-    placebo; an arm meets the one that it varies, and those that it has its text and its signals from; a selection
-    meets that of the baseline by the same rule. Further seeds of an arm add no contrast: they are in the arm's.
-    """
+    """Every comparison that the roles ask for, as far as both sides are among `models`. Every student meets the
+    control; every taught one the baseline and the fine-tuned one; a treatment meets each placebo; an arm meets the one
+    that it varies, and those that it has its text and its signals from; a selection meets that of the baseline by the
+    same rule. Further seeds of an arm add no contrast: they are in the arm's."""
     here = list(dict.fromkeys(split_seed(model)[0] for model in models))
     students = [name for name in here if name not in NO_STUDENTS]
     taught = [name for name in students if name in arms and arms[name].teacher]
@@ -40,8 +36,7 @@ def planned_contrasts(models: Iterable[str], arms: Mapping[str, Arm]) -> list[Pa
 
 
 def plan_of(models: Iterable[str], arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> Planned:
-    """The planned contrasts of these models, each with the family that its p-values are adjusted in. `named` is what
-    the profile names as its main family, whatever the roles ask for; those come first."""
+    """The planned contrasts, those `named` by the profile first, each with the family that p is adjusted in."""
     models = list(models)
     here = {split_seed(model)[0] for model in models}
     pairs = [pair for pair in named if here.issuperset(pair)]
@@ -50,8 +45,7 @@ def plan_of(models: Iterable[str], arms: Mapping[str, Arm], named: Collection[Pa
 
 
 def family_of(pair: Pair, arms: Mapping[str, Arm], named: Collection[Pair] = ()) -> str:
-    """The study's own questions, or checks of its design. By roles a treatment against a placebo is one of the study's
-    questions, all else about a placebo is a check."""
+    """The study's own questions, a treatment against a placebo among them, or checks of its design."""
     if named:
         return MAIN if pair in named else CHECKS
     roles = tuple(arms[name].role for name in pair if name in arms)

@@ -34,19 +34,15 @@ class Columns:
 
 
 def read_rows(path: Path, needed: Iterable[str] = ()) -> list[tuple[str, Cells]]:
-    """The place and the cells of every row of a CSV file. Raises UserError if it is absent, not UTF-8, empty, or lacks
-    a needed column, or a row was cut short."""
+    """The place and cells of every row of a CSV file. Raises UserError if it has none, or as `read_cells`."""
     if not (rows := read_cells(path, needed, asked=True)):
         raise UserError(f"{path} has no rows.")
     return rows
 
 
 def token_limit(rows: list[Cells], response: str) -> int | None:
-    """The limit of new tokens that the answers ran into; None where their lengths show none.
-
-    Where there was a limit, many answers have exactly its length, and most of these stop in the middle of a sentence.
-    Answers of unknown length say nothing. Raises ValueError if a length is neither empty nor a whole number.
-    """
+    """The limit of new tokens, None where lengths show none: many answers have exactly its length, and most of these
+    stop in the middle of a sentence. Raises ValueError if a length is neither empty nor a whole number."""
     lengths = [_optional(row, LENGTH_COLUMN, as_count) for row in rows]
     known = [length for length in lengths if length is not None]
     most = max(known, default=0)
@@ -66,9 +62,9 @@ def truncation_found(rows: list[Cells], response: str) -> str:
 
 
 def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> list[LogRow]:
-    """Grades every row of a file. Truncated is what a column `truncated` says, else who is in the pile of answers with
-    the greatest `response_tokens`, else as the text ends. Raises UserError if the file cannot be read, an id stands
-    twice, or a gold value is no number; the sentence names the rows."""
+    """Grades every row. Truncated is what a column says, else who is in the pile of answers of the greatest length,
+    else as the text ends. Raises UserError if the file cannot be read, an id stands twice, or a gold value is no
+    number."""
     if extractor not in EXTRACTORS:
         raise UserError(f"No extractor is called {extractor!r}: choose from {', '.join(EXTRACTORS)}.")
     rows = read_rows(path, [columns.response, columns.gold, *([columns.question] if columns.question else [])])
@@ -88,15 +84,12 @@ def grade_rows(path: Path, columns: Columns, extractor: str = "published") -> li
 
 
 def _check(path: Path, rows: list[tuple[str, Cells]], gold: str) -> None:
-    """Raises UserError if an id stands in several rows (those without one have their number), or a cell cannot be
-    read."""
+    """Raises UserError if an id stands in several rows (it is their number where there is none), or a cell is unfit."""
     places: dict[str, list[str]] = {}
     for number, (place, row) in enumerate(rows, start=1):
         places.setdefault(row.get(ID_COLUMN) or str(number), []).append(place)
     if twice := [f"{clean(name, 60)} ({', '.join(at[:5])})" for name, at in places.items() if len(at) > 1]:
-        raise UserError(
-            f"{path}: an id may stand once; {'; '.join(twice[:3])}: give each row its own, or leave out the column."
-        )
+        raise UserError(f"{path}: an id may stand once; {'; '.join(twice[:3])}: give each row its own, or no ids.")
     for place, row in rows:
         for column, read in ((TRUNCATION_COLUMN, as_flag), (LENGTH_COLUMN, as_count)):
             try:
@@ -116,8 +109,7 @@ def _optional(row: Cells, column: str, read: Callable[[str], T]) -> T | None:
 
 
 def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor: str = "published") -> dict[str, Any]:
-    """Grades a file; with `out`, writes its per-item log (an unknown length is 0 there). Raises UserError as
-    `grade_rows` does."""
+    """Grades a file; with `out`, writes its per-item log (an unknown length is 0). Raises UserError as `grade_rows`."""
     if out and out.exists() and path.exists() and out.samefile(path):
         raise UserError(f"{out} is the file that is graded: name another one for the log.")
     log = grade_rows(path, columns, extractor)
@@ -139,7 +131,6 @@ def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor:
 
 
 def say_result(result: dict[str, Any]) -> str:
-    """The result in words."""
     low, high = result["ci95"]
     rules = ", ".join(f"{rule} {count}" for rule, count in result["rules"].items())
     return (

@@ -36,8 +36,7 @@ class McNemar(NamedTuple):
 
 
 def accuracy(correct: Sequence[bool], items: Sequence[str] = ()) -> Estimate:
-    """Share of correct answers with its Wilson interval or, where `items` (answers,) have several, one clustered by
-    item."""
+    """Share of correct answers with its Wilson interval, or clustered by `items` (answers,) that have several."""
     right, independent = sum(correct), len(correct)
     share = right / independent
     if 1 < (count := len(set(items))) < len(items):
@@ -95,11 +94,8 @@ Seeds = Mapping[str, np.ndarray]  # a training's seed -> (items,) verdicts, or s
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean, or a difference of two, with its 95 % interval and the p of its being 0.
-
-    `group_se`, `seed_se`: standard errors from other items (or templates) alone, and from other trainings alone, 0
-    where there is one. `error`, `df`: the standard error and the degrees of freedom of interval and p.
-    """
+    """A mean, or a difference of two, with its 95 % interval and the p of its being 0. `group_se`, `seed_se`: standard
+    errors from other items (or templates) alone, and other trainings alone. `error`, `df`: of interval and p."""
 
     estimate: Estimate
     seeds: int
@@ -134,27 +130,20 @@ class Effect:
 
 
 def places_of(groups: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Each item's group as a number, and how many groups there are; one group alone would say nothing of how they vary,
-    so that its items stand for themselves."""
+    """Each item's group as a number, and how many there are. Items of one group alone stand for themselves."""
     names, places = np.unique(np.asarray(groups), return_inverse=True)
     return (places, len(names)) if len(names) > 1 else (np.arange(len(groups)), len(groups))
 
 
 def clustered(first: Seeds, second: Seeds, counts: Sequence[float], groups: Sequence[str]) -> Effect:
     """Mean a count of `first`, over all its seeds, minus that of `second`, with errors clustered by group and seed.
-
     Cameron, Gelbach and Miller 2011: the variance is that between groups, plus that between seeds, less that between
     the cells of both. Interval and p use Student's t with as many degrees of freedom as the fewer of groups and seeds
     have, less one, so that eight templates, or two seeds, claim little. Trainings of one seed are paired. Where a side
-    has a single training nothing is known of how seeds vary: errors are clustered by group alone.
-
-    Args:
-        first, second: sums an item; `second` may be empty, then it is the mean of `first` itself.
-        counts: (items,) tokens an item, or ones.
-        groups: what each item shares with others, such as its template.
-
-    Raises ValueError if there are fewer than two items, so that nothing says how they vary.
-    """
+    has a single training nothing is known of how seeds vary: errors are clustered by group alone. `first`, `second`:
+    sums an item; `second` may be empty, then it is the mean of `first` itself. `counts`: (items,) tokens an item, or
+    ones. `groups`: what each item shares with others, such as its template. Raises ValueError if there are fewer than
+    two items, so that nothing says how they vary."""
     counts = np.asarray(counts, float)
     if len(counts) < 2:
         raise ValueError(f"{len(counts)} item does not say how items vary: two do")
@@ -194,16 +183,13 @@ def _variance(sums: np.ndarray, clusters: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm-adjusted p-values, in the order given: the smallest of n times n, the next times n - 1, and so on.
-
-    statsmodels' multipletests gives the same, and collects garbage at every call, which takes half a second here.
-    """
+    statsmodels' multipletests gives the same, and collects garbage at every call, which takes half a second here."""
     p, order = np.asarray(p_values, float), np.argsort(p_values, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return stepped[np.argsort(order, kind="stable")].tolist()
 
 
 def holm_of(tests: Mapping[T, float]) -> dict[T, float]:
-    """The same of named tests."""
     return dict(zip(tests, holm(list(tests.values())), strict=True))
 
 
@@ -224,8 +210,7 @@ def ratio(totals: Sequence[float], counts: Sequence[float], samples: int) -> Est
 
 @dataclass(frozen=True)
 class Comparison:
-    """Verdicts on two models, first minus second. `test` is None where a side has several trainings. `clusters`:
-    independent draws, fewer than `items` where these share templates."""
+    """First minus second. `test`: None of several trainings. `clusters`: independent draws, at most `items`."""
 
     test: McNemar | None
     effect: Effect
@@ -238,15 +223,13 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """Exact McNemar's; where items share templates the larger of that and the clustered t's; with several
-        trainings the clustered t's."""
+        """McNemar's; where items share templates the larger of that and the clustered t's, which several seeds have."""
         if self.test is None:
             return self.effect.p
         return max(self.test.p, self.effect.p) if self.grouped else self.test.p
 
     def detectable(self, level: float) -> float:
-        """The smallest true difference that the test behind `p` finds at `level` with POWER, at most 1; of two tests
-        that both have to reject, the larger of what each finds."""
+        """The smallest true difference that the test behind `p` finds with POWER; of two tests the larger one."""
         if self.test is None and not self.effect.error:  # all items said the same, which is not that no other would
             return detectable_difference(McNemar(0, 0, 1.0), self.clusters, level)
         exact = detectable_difference(self.test, self.items, level) if self.test else 0.0
@@ -264,8 +247,7 @@ def compare_verdicts(first: Seeds, second: Seeds, groups: Sequence[str]) -> Comp
 
 
 def compare_sums(differences: Seeds, groups: Sequence[str], most: float) -> Comparison:
-    """Differences between sums of several models' verdicts, at most `most` an item, with the exact test of signs, whose
-    counts are of items with a difference above and below 0. Raises ValueError as `clustered`."""
+    """Differences of sums of verdicts, at most `most` an item, tested by signs. Raises ValueError as `clustered`."""
     clusters = places_of(groups)[1]
     effect = _as_share(clustered(differences, {}, np.ones(len(groups)), groups), clusters, -most, most)
     test = sign_flips_exact(next(iter(differences.values()))) if len(differences) == 1 else None

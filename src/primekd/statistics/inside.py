@@ -8,8 +8,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from primekd.assessment.inside.confidence import SureRow
-from primekd.config.arm import CONTROL
-from primekd.config.arms import load_arms
+from primekd.config import CONTROL, load_arms
+from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.contrasts import by_seed
 from primekd.statistics.inference import LEVEL, holm_of, places_of
 
@@ -24,79 +24,61 @@ NO, PERHAPS, UNKNOWN = "no", "perhaps", "unknown"
 BESIDE = ("treatment", "placebo", "positive-control")  # roles whose shifts are held against each other
 
 
-@dataclass(frozen=True)
+@table_row
 class AttentionRow:
-    """A measure of the heads of one layer, or of all, over the prompts: the control's mean, the model's, and their
-    difference with its interval."""
+    """A measure of the heads of one layer, or of all: means over prompts of control and model, their difference."""
 
     model: str
     layer: str
     measure: str
     control: float
     value: float
-    difference: float
-    difference_low: float
-    difference_high: float
+    difference: Estimated
 
 
-@dataclass(frozen=True)
+@table_row
 class HeadRow:
-    """One of the heads whose maps lie furthest from the control's: total variation with its interval, and the
-    differences of other measures."""
+    """One of the heads whose maps lie furthest from the control's: total variation, differences of other measures."""
 
     model: str
     layer: int
     head: int
-    total_variation: float
-    total_variation_low: float
-    total_variation_high: float
+    total_variation: Estimated
     entropy: float
     first: float
     previous: float
     induction: float
 
 
-@dataclass(frozen=True)
+@table_row
 class PairRow:
-    """Two students' maps of the same heads, of all heads (EVERY) or of one of those that lie furthest apart: total
-    variation with its interval, and cosine."""
+    """Two students' maps of all heads (EVERY), or of one of those furthest apart: total variation, and cosine."""
 
     model: str
     reference: str
     layer: str
     head: str
-    total_variation: float
-    total_variation_low: float
-    total_variation_high: float
+    total_variation: Estimated
     cosine: float
 
 
-@dataclass(frozen=True)
+@table_row
 class CalibrationRow:
     """Whether a model is as often right as it is sure. `kind`: of the whole answer the mean probability of a token
-    (geometric), or of the value alone the product over its tokens, of answers in which one was read.
-
-    `ece`: expected calibration error over BINS bins of equal width, `ece_expected`: that of a calibrated model on so
-    many answers (see `error_within`); `brier`: mean squared distance of confidence and verdict; `auroc`: the chance
-    that a right answer is surer than a wrong one, None where all are right or wrong. `entropy`, `margin`: nats a
-    token of the answer.
-    """
+    (geometric), or of the value alone the product over its tokens, of answers in which one was read. `ece`: expected
+    calibration error over BINS bins of equal width, `ece_expected`: that of a calibrated model on so many answers (see
+    `error_within`); `brier`: mean squared distance of confidence and verdict; `auroc`: the chance that a right answer
+    is surer than a wrong one, None where all are right or wrong. `entropy`, `margin`: nats a token of the answer."""
 
     model: str
     kind: str
     n: int
     right: float
     confidence: float
-    ece: float
-    ece_low: float
-    ece_high: float
+    ece: Estimated
     ece_expected: float
-    brier: float
-    brier_low: float
-    brier_high: float
-    auroc: float | None
-    auroc_low: float | None
-    auroc_high: float | None
+    brier: Estimated
+    auroc: MaybeEstimated
     entropy: float
     margin: float
 
@@ -199,8 +181,7 @@ def _with_ends(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, f
 
 
 def pair_rows(pairs: Sequence[tuple[str, str]], values: np.ndarray, groups: Sequence[str]) -> list[PairRow]:
-    """values (I, pairs, layers, heads, total variation and cosine) -> of each pair a row of all heads, then its
-    SHOWN_HEADS."""
+    """values (I, pairs, layers, heads, BETWEEN) -> of each pair a row of all heads, then its SHOWN_HEADS."""
     weights, rows = drawn_weights(groups), []
     for place, pair in enumerate(pairs):
         own, cosines = values[:, place, ..., 0], values[:, place, ..., 1].mean(0)
@@ -224,26 +205,22 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
 
 
 def bin_gaps(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(I,), (I,) or (samples, I), (samples, I) -> (samples, BINS): the share of right less the mean confidence of each
-    bin, times its share of the answers."""
+    """(I,), (I,) or (samples, I), (samples, I) -> (samples, BINS): share of right less confidence, by share of all."""
     moved, places = weights * (right - confidence), bins_of(confidence)
     return np.stack([moved[:, places == b].sum(1) for b in range(BINS)], 1) / weights.sum(1, keepdims=True)
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The same -> (samples,): the mean over answers of |share of right - mean confidence| of the bin that each lies in
-    (Naeini et al. 2015)."""
+    """The same -> (samples,): the mean of |share of right - confidence| of the answers' bins (Naeini et al. 2015)."""
     return np.abs(bin_gaps(confidence, right, weights)).sum(1)
 
 
 def error_within(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> tuple[float, float, float, float]:
-    """Calibration error, the ends of its interval, and what a model that is calibrated would show on so many answers.
-
-    A sum of sizes is too large by what chance adds to each, so that its percentiles leave out the 0 of a model that is
+    """Calibration error, the ends of its interval, and what a model that is calibrated would show on so many answers. A
+    sum of sizes is too large by what chance adds to each, so that its percentiles leave out the 0 of a model that is
     calibrated. It lies no further from the true one than the sizes of all bins' own errors add up to: the lower end is
     so far below, by what bootstrap samples show and by what verdicts drawn from the confidences do (where all answers
-    are right there is nothing to draw). The upper end is the percentile, which is rather too high.
-    """
+    are right there is nothing to draw). The upper end is the percentile, which is rather too high."""
     once = np.ones((1, len(right)))
     gaps, drawn = bin_gaps(confidence, right, once), bin_gaps(confidence, right, weights)
     chance = np.random.default_rng(0).random((SAMPLES, len(right))) < confidence

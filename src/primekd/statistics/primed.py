@@ -1,12 +1,13 @@
 """What priming did to the teacher, each arm against the unprimed one on the same items (priming-arms.csv)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from primekd.capture.judged import JudgedRow
 from primekd.config.arms import of_role
+from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL, UNKNOWN, accuracy, clustered, compare_verdicts, holm_of
 from primekd.tasks.clusters import cluster_of
@@ -17,34 +18,25 @@ SMALL_LENGTH = 0.05  # of the unprimed text's: what a student would hardly learn
 TESTED = ("accuracy_p", "tokens_p", "kl_p")
 
 
-@dataclass(frozen=True)
+@table_row
 class PrimedRow:
     """The teacher under one arm's prompt on the items of a split. Differences are primed minus unprimed, paired.
-
-    `accuracy` by the profile's reading, with Wilson's interval; differences of `clustered`, `accuracy_p` of
-    `Comparison`. `tokens`, `tokens_difference`: means of a response. `kl_p`: that the KL is SMALL_KL. The columns
-    `p_holm` are adjusted over all three measures of all arms of a split. `same_share`: mean share of positions with the
-    unprimed token; `same_whole`: responses that are the unprimed one. Of `measured` items: `entropy` (nats a token) and
-    `unsure` (share of tokens written with p below 0.9); of those that were scored again, `kl`, KL(primed || unprimed),
-    nats a primed token.
-    """
+    `accuracy` by the profile's reading; differences of `clustered`, `accuracy_p` of `Comparison`. `tokens`: the mean of
+    a response. `kl_p`: that the KL is SMALL_KL. The columns `p_holm` are adjusted over all three measures of all arms
+    of a split. `same_share`: mean share of positions with the unprimed token; `same_whole`: responses that are the
+    unprimed one. Of `measured` items: `entropy` (nats a token) and `unsure` (share of tokens written with p below 0.9);
+    of those scored again `kl`, KL(primed || unprimed), nats a token."""
 
     split: str
     arm: str
     n: int
     correct: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    accuracy_difference: float | None
-    accuracy_difference_low: float | None
-    accuracy_difference_high: float | None
+    accuracy: Estimated
+    accuracy_difference: MaybeEstimated
     accuracy_p: float | None
     accuracy_p_holm: float | None
     tokens: float
-    tokens_difference: float | None
-    tokens_difference_low: float | None
-    tokens_difference_high: float | None
+    tokens_difference: MaybeEstimated
     tokens_p: float | None
     tokens_p_holm: float | None
     truncated: int
@@ -53,9 +45,7 @@ class PrimedRow:
     measured: int
     entropy: float | None
     unsure: float | None
-    kl: float | None
-    kl_low: float | None
-    kl_high: float | None
+    kl: MaybeEstimated
     kl_p: float | None
     kl_p_holm: float | None
 

@@ -1,41 +1,35 @@
-"""Answers beyond their verdicts: arithmetic that holds, words of a priming, and which kinds of tokens a student has
-not learned."""
+"""Answers beyond their verdicts: arithmetic that holds, words of a priming, kinds of tokens that are not learned."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from primekd.assessment.inside.reasoning import TOKEN_CLASSES, calculations, own_words, token_classes, words
 from primekd.assessment.logs import LogRow
+from primekd.assessment.tokens import TokenLog
 from primekd.config.arm import CONTROL, TEACHER, split_seed
+from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.inference import UNKNOWN, Estimate, compare_verdicts
 from primekd.statistics.inside import drawn_weights, limits
 from primekd.tasks.clusters import cluster_of
 
-if TYPE_CHECKING:
-    from primekd.assessment.tokens import TokenLog
-
 ARITHMETIC, WORDS, CLASSES = "arithmetic.csv", "words.csv", "classes.csv"
 
 
-@dataclass(frozen=True)
+@table_row
 class ArithmeticRow:
-    """The calculations in a model's answers that can be worked out: how many of them hold, with a bootstrap interval
-    over answers, or over what these share. `with_error`: answers in which one does not; `first_error`: where the first
-    one stands among the answer's calculations, from 0 to 1, the mean; None where there is none. `right_all_hold`: right
-    answers among those whose calculations all hold."""
+    """The calculations in a model's answers that can be worked out, and how many hold (bootstrap over answers, or what
+    these share). `with_error`: answers in which one does not; `first_error`: where the first one stands among the
+    answer's, from 0 to 1, the mean. `right_all_hold`: right answers among those whose calculations all hold."""
 
     model: str
     answers: int
     calculations: int
     hold: int
-    share: float | None
-    share_low: float | None
-    share_high: float | None
+    share: MaybeEstimated
     with_error: int
     first_error: float | None
     all_hold: int
@@ -44,9 +38,8 @@ class ArithmeticRow:
 
 @dataclass(frozen=True)
 class WordRow:
-    """Answers of a student that hold a word of the priming that its teacher read and that neither questions nor the
-    unprimed teacher's answers hold; how many of the control's answers do, and of the reference's, with the paired p of
-    `compare_verdicts` against the reference. `most`: the words, most frequent first."""
+    """Answers of a student that hold a word of its teacher's priming that neither questions nor unprimed answers hold,
+    how many of the control's and the reference's do, and the paired p against that. `most`: the most frequent words."""
 
     model: str
     priming_words: int
@@ -59,29 +52,24 @@ class WordRow:
     most: str
 
 
-@dataclass(frozen=True)
+@table_row
 class ClassRow:
-    """Tokens of one kind in the teacher's own answers: KL(teacher || model) in nats a token with a bootstrap interval
-    over answers, or over what these share, and the share of all KL that lies there."""
+    """Tokens of one kind in the teacher's own answers: KL(teacher || model) in nats a token, and its share of all."""
 
     model: str
     kind: str
     tokens: int
     share_of_tokens: float
-    kl: float
-    kl_low: float
-    kl_high: float
+    kl: Estimated
     share_of_kl: float
 
 
 def arithmetic_rows(logs: Mapping[str, Sequence[LogRow]]) -> list[ArithmeticRow]:
-    """A row a model."""
     return [_arithmetic(model, rows) for model, rows in logs.items()]
 
 
 def share_of(totals: Sequence[float], counts: Sequence[float], ids: Sequence[str]) -> Estimate | tuple[None, ...]:
-    """Sum of totals over sum of counts, of items that have any, with a bootstrap interval over what these share;
-    UNKNOWN of fewer than two."""
+    """Sum of totals over sum of counts, bootstrap over what items with any share; UNKNOWN of fewer than two."""
     some = np.asarray(counts) > 0
     if some.sum() < 2:
         return UNKNOWN
@@ -125,7 +113,7 @@ def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str],
     return rows
 
 
-def class_rows(log: "TokenLog", questions: Mapping[str, str]) -> list[ClassRow]:
+def class_rows(log: TokenLog, questions: Mapping[str, str]) -> list[ClassRow]:
     """A row for each model and kind of token; `questions`: item -> its question."""
     texts = iter([log.texts[token] for token in log.tensors["ids"].tolist()])
     found = [token_classes(list(islice(texts, n)), questions[item])

@@ -52,9 +52,8 @@ def sentence(row: Row) -> str:
 
 
 def claims(contrasts: list[Row], numbers: bool = False) -> list[str]:
-    """What the contrasts allow to be said, a sentence for each reference and measure. With `numbers` also each
-    difference's adjusted p (the smallest one where none is claimed) and how many training seeds it covers; else the
-    same words on every machine that claims the same."""
+    """What the contrasts allow to be said, a sentence a reference and measure. With `numbers` also adjusted p and how
+    many training seeds it covers; else the same words on every machine that claims the same."""
     sentences = []
     for reference in dict.fromkeys(row["reference"] for row in contrasts):
         for measure in MEASURES:
@@ -66,7 +65,6 @@ def claims(contrasts: list[Row], numbers: bool = False) -> list[str]:
 
 
 def _claim(rows: list[Row], measure: str, numbers: bool) -> str:
-    """What the contrasts with one reference say of one measure."""
     p_column, direction, *words = MEASURES[measure]
     parts = []
     for word, way in zip(words, (direction, -direction), strict=True):
@@ -92,8 +90,7 @@ def is_claimed(row: Row, measure: str, p_column: str = "") -> bool:
 
 
 def why_not(row: Row, measure: str) -> str:
-    """Why a contrast cannot be claimed whatever its p is; empty where it can. Held-out fit is measured on given texts:
-    where a model's own answers end does not matter there."""
+    """Why a contrast cannot be claimed whatever its p is; of held-out fit it does not matter where answers end."""
     if row["seeds"] == "1" and abs(float(row[measure] or 0)) <= float(row.get(OF_SEED + measure, -1)):
         return "another seed alone made as much (negative control)"
     if measure != "accuracy":
@@ -141,7 +138,6 @@ def points_of(share: str) -> str:
 
 
 def effect_sentences(effects: list[Row]) -> list[str]:
-    """A sentence an effect, for all that was measured."""
     base = title_of(next(iter(of_role("baseline")), ""))
     return [
         f"{SUBJECTS[row['effect']].format(arm=title_of(row['arm']), base=base)}: {_effect(row)}."
@@ -188,7 +184,6 @@ def _listed(measures: list[str]) -> str:
 
 
 def subset_sentences(subsets: list[Row]) -> list[str]:
-    """A sentence a kind of subset of the test items."""
     return [_subset(name, subsets) for name in dict.fromkeys(row["subset"] for row in subsets)]
 
 

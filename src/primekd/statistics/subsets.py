@@ -1,11 +1,15 @@
-"""The study's own contrasts again on matched items: what the teacher got right, what it said as long (subsets.csv)."""
+"""The study's own contrasts again on matched items: what the teacher got right, what it said as long (subsets.csv); and
+what it gains to choose among students on the items that they are judged by."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
+
 from primekd.assessment.logs import LogRow
 from primekd.capture.judged import JudgedRow
+from primekd.config.arm import Arm
 from primekd.config.arms import load_arms
 from primekd.foundation.tables import read_records
 from primekd.statistics.contrasts import contrast
@@ -22,12 +26,9 @@ Taught = Mapping[str, Mapping[str, tuple[bool, int]]]  # arm -> item -> (right, 
 @dataclass(frozen=True)
 class SubsetRow:
     """A contrast of the main family on `n` of the `asked` items that the teacher answered under every prompt, columns
-    as in contrasts.csv; p is adjusted over the table.
-
-    `subset`: all right, what the teacher answered rightly under every prompt; same length, where its answers under the
-    two arms' prompts are within 10 % of the shorter one's tokens. With fewer than FEWEST items nothing is tested (p and
-    interval are empty), with fewer than two nothing is known.
-    """
+    as in contrasts.csv; p is adjusted over the table. `subset`: all right, what the teacher answered rightly under
+    every prompt; same length, where its answers under the two arms' prompts are within 10 % of the shorter one's
+    tokens. Fewer than FEWEST items test nothing (p and interval are empty), fewer than two say nothing."""
 
     subset: str
     n: int
@@ -65,9 +66,8 @@ def subset_rows(logs: dict[str, list[LogRow]], taught: Taught, planned: Planned)
     asked = len(set.intersection(*(set(answers) for answers in taught.values())))
     all_right = set.intersection(*({i for i, (right, _) in answers.items() if right} for answers in taught.values()))
     rows = [_row(logs, ALL_RIGHT, asked, pair, all_right) for pair in main]
-    rows += [
-        _row(logs, SAME_LENGTH, asked, pair, ids) for pair in main if (ids := _same_length(taught, pair)) is not None
-    ]
+    alike = {pair: ids for pair in main if (ids := _same_length(taught, pair)) is not None}
+    rows += [_row(logs, SAME_LENGTH, asked, pair, ids) for pair, ids in alike.items()]
     adjusted = holm_of({(row.subset, row.model, row.reference): row.p for row in rows if row.p is not None})
     return [replace(row, p_holm=adjusted.get((row.subset, row.model, row.reference))) for row in rows]
 
@@ -91,3 +91,27 @@ def _row(logs: dict[str, list[LogRow]], subset: str, asked: int, pair: Pair, ids
     (found,) = contrast(kept, [], {pair: MAIN})
     row = SubsetRow(subset, n, asked, *pair, **{name: getattr(found, name) for name in FROM_CONTRASTS})
     return row if n >= FEWEST else replace(row, p=None, accuracy_low=None, accuracy_high=None)
+
+
+@dataclass(frozen=True)
+class SelectionRow:
+    """Students that differ in settings alone. `chosen`: accuracy of the best, on the half of the items that it was
+    chosen on; `chosen_other`: on the other half; `mean`, `mean_other`: of all of them. Means over both halves."""
+
+    models: str
+    chosen: float
+    mean: float
+    chosen_other: float
+    mean_other: float
+
+
+def selection_rows(logs: Mapping[str, Sequence[LogRow]], arms: Mapping[str, Arm], baseline: str) -> list[SelectionRow]:
+    """One row, of the baseline's student and those with another loss; none where there are fewer than three."""
+    others = {name for name, arm in arms.items() if arm.role == "other-loss" and arm.variant_of == baseline}
+    models = [name for name in logs if name in {baseline, *others}]
+    if len(models) < 3:
+        return []
+    right_M_I = np.array([[row.correct for row in logs[name]] for name in models], float)
+    halves = [right_M_I[:, first::2].mean(1) for first in (0, 1)]  # (M,) each
+    found = [(own.max(), own.mean(), other[own.argmax()], other.mean()) for own, other in (halves, halves[::-1])]
+    return [SelectionRow(" ".join(models), *map(float, np.mean(found, axis=0)))]

@@ -9,41 +9,32 @@ from primekd.assessment.decisions.decisions import as_read, as_written
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, extract
+from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import UNKNOWN, accuracy, ratio
 from primekd.tasks.clusters import item_of
 
 
-@dataclass(frozen=True)
+@table_row
 class SummaryRow:
-    """One model. Accuracies are shares; kl and nll are nats a token, empty for the teacher itself, kl also where the
-    teacher's text alone was kept."""
+    """One model. Accuracies are shares; kl and nll nats a token, empty where they were not measured."""
 
     model: str
     title: str
     n: int
     correct: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimated
     truncated: int
     not_found: int
     mean_response_tokens: float
-    kl: float | None
-    kl_low: float | None
-    kl_high: float | None
-    nll_gold: float | None
-    nll_gold_low: float | None
-    nll_gold_high: float | None
+    kl: MaybeEstimated
+    nll_gold: MaybeEstimated
     adjudicated: int
     correct_adjudicated: int
-    accuracy_adjudicated: float
-    accuracy_adjudicated_low: float
-    accuracy_adjudicated_high: float
+    accuracy_adjudicated: Estimated
 
 
 def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples: int) -> list[SummaryRow]:
-    """One row a model."""
     rows = []
     for model, log in logs.items():
         right, decided = [r.correct for r in log], [r.correct_adjudicated for r in log]
@@ -63,29 +54,23 @@ def summarise(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], samples
     return rows
 
 
-@dataclass(frozen=True)
+@table_row
 class AccuracyRow:
-    """One model under one extractor. `found`: answers in which it found a value. Adjudicated: by a person's value where
-    one was decided on, else by the extractor's."""
+    """One model under one extractor; adjudicated by a person's value where there is one. `found`: any value."""
 
     model: str
     extractor: str
     n: int
     found: int
     correct: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimated
     correct_adjudicated: int
-    accuracy_adjudicated: float
-    accuracy_adjudicated_low: float
-    accuracy_adjudicated_high: float
+    accuracy_adjudicated: Estimated
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One answer under every extractor: name -> value, None where it found none. `adjudicated`: a person's value as
-    logs write it, empty where nobody decided."""
+    """One answer under every extractor, None where it found nothing. `adjudicated`: a person's value, or empty."""
 
     model: str
     id: str
@@ -109,7 +94,6 @@ def read_all(model: str, log: list[LogRow]) -> list[Reading]:
 
 
 def accuracies(model: str, readings: list[Reading]) -> list[AccuracyRow]:
-    """One row an extractor."""
     rows, items = [], [item_of(r.id) for r in readings]
     for name in EXTRACTORS:
         found = sum(r.values[name] is not None for r in readings)

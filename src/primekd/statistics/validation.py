@@ -7,29 +7,21 @@ from fractions import Fraction
 import numpy as np
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from primekd.assessment.decisions.decisions import (
-    ALL_MODELS,
-    AUDIT,
-    Decision,
-    answer_hash,
-    as_read,
-    automatic_value,
-    by_answer,
-)
+from primekd.assessment.decisions.decisions import AUDIT, Decision, answer_hash, as_read, automatic_value, by_answer
 from primekd.assessment.decisions.labels import SETS, Label
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, RULES, extract
+from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.inference import UNKNOWN, Estimate, accuracy
 
+ALL_MODELS = "all"  # the last row of audit.csv
 
-@dataclass(frozen=True)
+
+@table_row
 class ValidationRow:
-    """One extractor on one stratum of labelled answers; ambiguous labels are left out.
-
-    `with_value`: answers that commit to a value. `found`: answers for which the extractor gives one. Coverage: share of
-    with_value for which it gives one. Precision: share of found that is the labelled value (a value for an answer that
-    commits to none is wrong). Kappa: agreement beyond chance, every value and "none" being a category.
-    """
+    """One extractor on one stratum of labelled answers, without ambiguous labels. `with_value`: answers that commit to
+    a value; `found`: where the extractor gives one. Coverage: share of with_value that has one. Precision: share of
+    found that is the labelled value. Kappa: agreement beyond chance, every value and "none" being a category."""
 
     set: str
     extractor: str
@@ -37,15 +29,9 @@ class ValidationRow:
     n: int
     with_value: int
     found: int
-    coverage: float | None
-    coverage_low: float | None
-    coverage_high: float | None
-    precision: float | None
-    precision_low: float | None
-    precision_high: float | None
-    kappa: float | None
-    kappa_low: float | None
-    kappa_high: float | None
+    coverage: MaybeEstimated
+    precision: MaybeEstimated
+    kappa: MaybeEstimated
 
 
 @dataclass(frozen=True)
@@ -71,10 +57,7 @@ def judge(labels: list[Label], answers: dict[tuple[str, str], LogRow], extractor
 
 
 def validate(labels: list[Label], answers: dict[tuple[str, str], LogRow]) -> list[ValidationRow]:
-    """Every extractor on every stratum: all, ended, truncated, each log, each published rule that fired.
-
-    The validated rules also by their own rule that fired: `by declared` and so on.
-    """
+    """Every extractor on all, ended, truncated, each log and rule that fired; validated by its own rules too."""
     rows = []
     for name in SETS:
         chosen = [label for label in labels if label.set == name]
@@ -125,21 +108,18 @@ def kappa(pairs: list[tuple[Fraction | None, Fraction | None]]) -> Estimate | No
     return Estimate(value, low, high)
 
 
-@dataclass(frozen=True)
+@table_row
 class AuditRow:
     """How often the automatic value of an answer differed from the one a person read blind; `rate` is a share."""
 
     model: str
     n: int
     errors: int
-    rate: float
-    rate_low: float
-    rate_high: float
+    rate: Estimated
 
 
 def audit_rows(profile_name: str, logs: dict[str, list[LogRow]], decisions: Iterable[Decision]) -> list[AuditRow]:
-    """Error rate of the automatic grading by blind second looks, with its Wilson interval: a row a model, then `all`.
-    An answer counts once, with its latest audit, against the value that the log holds now. Empty without audits."""
+    """Error rate of the automatic grading by each answer's latest audit, a row a model, then `all`; empty without."""
     found = by_answer(profile_name, (d for d in decisions if d.purpose == AUDIT))
     differs: dict[str, list[bool]] = {}
     for model, log in logs.items():

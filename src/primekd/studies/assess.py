@@ -5,41 +5,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from primekd.assessment import forgetting, tokens
+from primekd.assessment import forgetting, score, tokens
 from primekd.assessment.answers import answer_inputs
 from primekd.assessment.costs import write_costs
-from primekd.assessment.held_out import HeldOutRow, held_out_folder, write_rows
+from primekd.assessment.held_out import HeldOutRow, held_out_folder
 from primekd.assessment.logs import LogRow, grade_answers
-from primekd.assessment.score import (
-    Scored,
-    load_reference,
-    makers,
-    models_of,
-    say_scored,
-    score_models,
-    scored_hashes,
-    scoring_costs,
-    untrained_models,
-)
 from primekd.assessment.students import Student, find_students
 from primekd.capture.judged import OF_PRIMING
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, TEACHER
+from primekd.config import CONTROL, TEACHER, Profile
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.provenance import MANIFEST, hash_file, now
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
-from primekd.foundation.tables import write_table
+from primekd.foundation.tables import write_records, write_table
 from primekd.models import load_tokenizer
-from primekd.signals import SignalReader
-from primekd.signals.certainty import read_certainty
+from primekd.signals import SignalReader, read_certainty
 from primekd.statistics.corrections import ERRANT, LABELS, ErrantRow, LabelRow, errant_rows, no_errant
 from primekd.studies.primed import judged
 from primekd.studies.regrade import files_of, rules_hashes
 from primekd.studies.responses import RESPONSES, ResponseRow, label_rows, response_rows, stored_answers
 from primekd.studies.results import copy_text, decisions_hash, planned_inputs, vouch, write_results
-from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of
-from primekd.tasks.protocol import Item
-from primekd.tasks.splits import hash_items
+from primekd.tasks import NEUTRAL, Item, hash_items, load_answer_sets, load_items, task_of
 from primekd.training import tuning
 from primekd.training.train_student import store_facts
 
@@ -49,25 +34,27 @@ NO_GRADING |= {"sampling_temperature", "forgetting_items", "few_shot", "held_out
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
-    """Scores every model on the test items; returns runs/<profile>/logs/ with <model>.csv (per-item logs),
-    held-out.csv, tokens.safetensors, responses.csv, the tables, loss_curves/, manifest.json and, where they are asked
-    for, forgetting.csv and a folder of logs, tables and manifest for each answer set. What is already answered with the
-    same inputs is not generated again, unless `force` is given."""
+    """Scores every model on the test items; returns runs/<profile>/logs/ with <model>.csv, held-out.csv,
+    tokens.safetensors, responses.csv, the tables, loss_curves/, manifest.json and, where asked for, forgetting.csv and
+    a folder of logs, tables and manifest for each answer set. What stands with the same inputs is kept, unless `force`.
+    """
     students = find_students(profile)
-    items, reader = load_reference(profile)
-    models, code = [*untrained_models(profile), *models_of(students)], stage_code("assess", profile)
+    items, reader = score.load_reference(profile)
+    models, code = [*score.untrained_models(profile), *score.models_of(students)], stage_code("assess", profile)
     names, since = [model.name for model in models], forced_since(profile, "assess", force)
-    inputs = _inputs(profile, items, students, reader) | {"scored": scored_hashes(profile, names)}
+    inputs = _inputs(profile, items, students, reader) | {"scored": score.scored_hashes(profile, names)}
     primed = judged(profile)
     inputs |= {"priming": {file.name: hash_file(file) for file in primed}} if primed else {}
     if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):
-        say_scored(profile, names)
+        score.say_scored(profile, names)
         return profile.logs
     start = now()
-    scored = score_models(profile, items, models, reader, force)
+    scored = score.score_models(profile, items, models, reader, force)
     graded = partial(grade_answers, items, extractor=profile.assess.extractor, task=task_of(profile.data))
-    inputs["scored"] = scored_hashes(profile, names)
-    primed = _copy_primed(profile, primed)
+    inputs["scored"] = score.scored_hashes(profile, names)
+    for name in OF_PRIMING:  # some tables of the students follow from what stands beside the logs
+        (profile.logs / name).unlink(missing_ok=True)
+    primed = [copy_text(file, profile.logs / file.name) for file in primed]
     logs = {name: graded(model.answers) for name, model in scored.items()}
     logs[TEACHER] = graded(stored_answers(profile, items, reader))
     held_out = [row for model in scored.values() for row in model.held_out]
@@ -76,8 +63,8 @@ def assess(profile: Profile, force: bool = False) -> Path:
     outputs += [*_write_tokens(profile, items, reader, names), write_costs(profile, logs, reader.manifest["sessions"])]
     outputs += _write_beside(profile, scored, inputs, code)
     of_students = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
-    facts = {"models": of_students, "control": makers(profile, CONTROL), "teacher": store_facts(reader)}
-    facts |= {"start": start, "end": now()} | scoring_costs(profile, names)
+    facts = {"models": of_students, "control": score.makers(profile, CONTROL), "teacher": store_facts(reader)}
+    facts |= {"start": start, "end": now()} | score.scoring_costs(profile, names)
     return vouch(profile, inputs, outputs, logs, code, **facts)
 
 
@@ -98,25 +85,17 @@ def _inputs(profile: Profile, items: list[Item], students: list[Student], reader
     }
 
 
-def _copy_primed(profile: Profile, files: list[Path]) -> list[Path]:
-    """What priming did to the teacher, beside the logs; some tables of the students follow from it."""
-    for name in OF_PRIMING:
-        (profile.logs / name).unlink(missing_ok=True)
-    return [copy_text(file, profile.logs / file.name) for file in files]
-
-
 def _write(
     profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], responses: list[ResponseRow],
     students: list[Student],
 ) -> list[Path]:  # fmt: skip
     outputs, folder = write_results(profile, logs, held_out), profile.logs
-    write_rows(folder / "held-out.csv", held_out)
+    write_records(folder / "held-out.csv", HeldOutRow, held_out)
     outputs.append(write_table(folder / RESPONSES, ResponseRow, responses))
     shutil.rmtree(folder / "loss_curves", ignore_errors=True)
     outputs += [copy_text(s.folder / "loss_curve.csv", folder / "loss_curves" / f"{s.name}.csv") for s in students]
-    outputs += _write_if_any(
-        folder / tuning.FILE, tuning.TuningRow, tuning.read_tuning([student.folder for student in students])
-    )
+    tuned = tuning.read_tuning([student.folder for student in students])
+    outputs += _write_if_any(folder / tuning.FILE, tuning.TuningRow, tuned)
     return [*outputs, folder / "held-out.csv"]
 
 
@@ -127,7 +106,7 @@ def _write_if_any(path: Path, kind: type, rows: list) -> list[Path]:
 
 
 def _write_beside(
-    profile: Profile, scored: dict[str, Scored], inputs: dict[str, Any], code: dict[str, Any]
+    profile: Profile, scored: dict[str, score.Scored], inputs: dict[str, Any], code: dict[str, Any]
 ) -> list[Path]:
     """forgetting.csv and the folders of the answer sets, as far as they are asked for; others are removed."""
     for name in ANSWER_SETS:
@@ -139,7 +118,7 @@ def _write_beside(
 
 
 def _write_set(
-    view: Profile, items: list[Item], scored: dict[str, Scored], inputs: dict[str, Any], code: dict[str, Any]
+    view: Profile, items: list[Item], scored: dict[str, score.Scored], inputs: dict[str, Any], code: dict[str, Any]
 ) -> list[Path]:
     """Logs of one answer set, as of the test items, with tables and a manifest of their own."""
     extractor, task = view.assess.extractor, task_of(view.data)
@@ -172,8 +151,7 @@ def _write_tokens(profile: Profile, items: list[Item], reader: SignalReader, nam
 
 
 def lineage(profile: Profile, student: Student) -> dict[str, Any]:
-    """From a log back to what it was computed from; kept beside the log, because runs/ is not in git. The signals are
-    those that the student was trained on, whatever the store holds today."""
+    """From a log back to what it was computed from, as it was: kept beside the log, because runs/ is not in git."""
     keys = ("inputs", "outputs", "start", "end", "seconds", "energy_kwh", "steps", "response_tokens", "resumed")
     keys += ("mixed", "tuning", "dropped", "tokens_per_second", "flops_utilisation", "peak_source")
     facts = {key: student.manifest.get(key) for key in keys if student.manifest.get(key) is not None}
@@ -183,4 +161,4 @@ def lineage(profile: Profile, student: Student) -> dict[str, Any]:
         facts["signals"] = student.manifest.get("signals", {}) | trained
     if named := student.manifest.get("config", {}).get("planned", {}).get("main"):
         facts["planned"] = named  # when it was trained, whatever the profile names today
-    return {"strategy": student.manifest["inputs"].get("strategy")} | facts | makers(profile, student.name)
+    return {"strategy": student.manifest["inputs"].get("strategy")} | facts | score.makers(profile, student.name)

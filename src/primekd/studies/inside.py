@@ -1,7 +1,4 @@
-"""Inside the students: after an assessment, what their heads look at, how sure they are, which steps they go by.
-
-runs/<profile>/inside/ has what needed a model, a folder a part; runs/<profile>/logs/inside/ has the tables.
-"""
+"""Inside the students, after an assessment: parts in runs/<profile>/inside/, tables in runs/<profile>/logs/inside/."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,46 +8,28 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from primekd.assessment.inside import FOLDER, attribution, confidence, inside_folder
+from primekd.assessment.inside import FOLDER, MAPS, attribution, confidence, inside_folder
 from primekd.assessment.inside.attention import BETWEEN, MEASURES
 from primekd.assessment.inside.attribution import StepRow
 from primekd.assessment.inside.confidence import SureRow
-from primekd.assessment.inside.parts import (
-    MAPS,
-    Subject,
-    attention_values,
-    read_attention,
-    read_attribution,
-    read_confidence,
-)
+from primekd.assessment.inside.parts import Subject, attention_values, read_attention, read_attribution, read_confidence
 from primekd.assessment.logs import LogRow, grade_answers, read_logs
 from primekd.assessment.tokens import read_tokens
 from primekd.capture.jobs import Job, open_signals, test_job
 from primekd.capture.primings import priming_of
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, PRIMED, TEACHER, split_seed
-from primekd.config.arms import arms_of, load_arms, unprimed
-from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import MANIFEST, hash_file, write_atomically, write_manifest
+from primekd.config import CONTROL, PRIMED, TEACHER, Profile, arms_of, load_arms, split_seed, unprimed
+from primekd.foundation import Progress, read_records, table_text, write_table
+from primekd.foundation.provenance import MANIFEST, hash_file, write_atomically, write_manifest, write_text
 from primekd.foundation.stage_code import stage_code, stands
-from primekd.foundation.tables import read_records, table_text, write_table
 from primekd.models import load_tokenizer
 from primekd.statistics import inside as numbers
 from primekd.statistics import reasoning
 from primekd.statistics.families import MAIN, Pair, plan_of
 from primekd.studies.primed import asked_arms
 from primekd.studies.responses import stored_answers
-from primekd.tasks.clusters import cluster_of
-from primekd.tasks.load import task_of
-from primekd.tasks.protocol import Item
-from primekd.tasks.splits import hash_items
+from primekd.tasks import Item, cluster_of, hash_items, task_of
 
 MOST_PAIRS = 8  # of students whose heads are held against each other
-
-
-def teacher_under(arm: str) -> str:
-    """What the teacher is called where it answers under an arm's prompt."""
-    return TEACHER if arm == unprimed().name else f"{TEACHER} under {arm}"
 
 
 def look_at_heads(profile: Profile, force: bool = False) -> Path:
@@ -80,8 +59,7 @@ def analyse(profile: Profile, force: bool = False) -> Path:
     outputs.append(write_table(folder / confidence.FILE, SureRow, rows))
     outputs.append(write_table(folder / attribution.FILE, StepRow, steps))
     for name, text in tables(profile, folder).items():
-        with write_atomically(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
         outputs.append(folder / name)
     facts = {"students": subject.names, "items": len(subject.items), "config": profile.resolved()}
     write_manifest(folder, FOLDER, inputs, outputs, code=code, **facts)
@@ -89,8 +67,7 @@ def analyse(profile: Profile, force: bool = False) -> Path:
 
 
 def pairs_of(subject: Subject) -> list[Pair]:
-    """Students whose heads are held against each other: the unprimed arm under a second seed, which says how far chance
-    moves them, and what the study plans; MOST_PAIRS at most."""
+    """Students whose heads are compared: the unprimed arm and its second seed, what is planned; MOST_PAIRS at most."""
     here, base = subject.names, unprimed().name
     again = [(name, base) for name in here if split_seed(name)[0] == base != name][:1]
     planned = plan_of(here, load_arms(), subject.profile.planned.main).items()
@@ -132,8 +109,7 @@ def _shown(subject: Subject, means: np.ndarray) -> tuple[str, ...]:
 
 
 def confidence_parts(subject: Subject) -> list[Path]:
-    """How sure each model is of its own answers, and the teacher under each prompt of its own, there on the items that
-    it answered under all of them."""
+    """How sure each model is of its own answers, and the teacher under each prompt, on the items common to these."""
     parts = [read_confidence(subject, model) for model in subject.models]
     jobs = {arm: test_job(subject.profile, arm) for arm in asked_arms(subject.profile)}
     jobs = {arm: job for arm, job in jobs.items() if (job.folder / MANIFEST).is_file() and job.items()}
@@ -151,9 +127,10 @@ def _teachers_confidence(subject: Subject, arm: str, job: Job, items: list[Item]
         answers = stored_answers(profile, items, reader)
         graded = grade_answers(items, answers, profile.assess.extractor, task_of(profile.data))
         rows, tokenizer = [], load_tokenizer(profile.teacher)
+        model = TEACHER if arm == unprimed().name else f"{TEACHER} under {arm}"
         for answer, verdict in zip(answers, graded, strict=True):
             signals = reader.rows(answer.item_id, answer.ids)
-            rows.append(confidence.stored_row(teacher_under(arm), verdict, answer.ids, signals, tokenizer))
+            rows.append(confidence.stored_row(model, verdict, answer.ids, signals, tokenizer))
             progress.advance()
         return [write_table(folder / confidence.FILE, SureRow, [row for row in rows if row])]
 

@@ -10,11 +10,8 @@ from pathlib import Path
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.students import require_control
-from primekd.config import Profile
-from primekd.config.arms import arms_of, refuse_gold, unprimed
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST
-from primekd.foundation.tables import table_text
+from primekd.config import Profile, arms_of, refuse_gold, unprimed
+from primekd.foundation import MANIFEST, UserError, table_text
 from primekd.statistics.corrections import FILE, LanguageRow, language_rows
 from primekd.studies import priming
 from primekd.studies.priming import START, models, results_of
@@ -27,7 +24,6 @@ TEST_ITEM = 0.3
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
-    """The shared tables, and corrections by language."""
     return priming.tables(profile, logs, held_out) | {FILE: table_text(LanguageRow, language_rows(logs))}
 
 
@@ -43,7 +39,6 @@ def refuse(profile: Profile) -> None:
 
 
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
-    """As Study.costs says."""
     data, shares = profile.data, [arm.share for arm in arms_of(profile).values()]
     trained = TRAIN_ITEM * data.train_items * profile.train.epochs * sum(shares) / max(1, len(shares))
     return {
@@ -59,7 +54,6 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 
 
 def lost(profile: Profile) -> list[Path]:
-    """As Study.lost says."""
     folder = profile.runs / "notebooks" / "api-KD"
     labelled = ("capture", profile.signals_folder(unprimed().name) / MANIFEST, [folder / "label.ipynb"])
     return lost_copies(profile, [*results_of(profile), labelled], folder / "assess.ipynb")

@@ -13,17 +13,15 @@ from pathlib import Path
 from primekd.assessment.answers import answers_folder
 from primekd.assessment.held_out import HeldOutRow, held_out_folder
 from primekd.assessment.score import Made
-from primekd.assessment.students import Student
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, CORPUS, TEACHER
-from primekd.config.arms import arms_of
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
-from primekd.foundation.tables import table_text
+from primekd.assessment.students import Student, read_student
+from primekd.config import CONTROL, CORPUS, TEACHER, Profile, arms_of
+from primekd.foundation import UserError, table_text
+from primekd.foundation.provenance import MANIFEST
 from primekd.studies import priming
 from primekd.studies.priming import START, planned
 from primekd.studies.study import Logs, Study, lost_copies, trained
 from primekd.tasks.text import text_folder
+from primekd.training.pretrain import part_of, train_on_text
 
 # Rough seconds on two cores, measured with `micro-pocket`: only their ratios matter, the clock does the rest.
 PRETRAIN_TOKEN, TAUGHT_TOKEN, DOCUMENT = 2e-4, 2e-3, 0.5
@@ -35,10 +33,8 @@ def seeds_of(profile: Profile) -> list[int]:
 
 
 def train(profile: Profile, name: str, seed: int | None = None, force: bool = False) -> Path:
-    """Pretrains the control, or goes on from it with an arm; benchmarks are looked at on the way where the profile says
-    so. Returns the student's folder. Raises UserError as `training.pretrain.train_on_text`."""
+    """Pretrains the control, or goes on with an arm, whose folder is returned. Raises UserError as `train_on_text`."""
     from primekd.assessment.watch_choices import ChoicesCallback
-    from primekd.training.pretrain import train_on_text
 
     watch = partial(ChoicesCallback, profile) if profile.pretrain and profile.pretrain.choices else None
     return train_on_text(profile, name, seed, force, watch)
@@ -55,23 +51,18 @@ def tokenise(profile: Profile) -> Path:
 
 def students(profile: Profile) -> list[Student]:
     """The controls and every arm's students, in that order. Raises UserError if one is not trained, or was altered."""
-    found = []
+    return [read_student(profile, name, folder) for name, folder in student_folders(profile)]
+
+
+def student_folders(profile: Profile) -> Iterator[tuple[str, Path]]:
+    """The control's folders and every arm's, one a seed."""
     for name in (CONTROL, *arms_of(profile)):
         for seed in seeds_of(profile) if name == CONTROL else (profile.seed, *profile.seeds.get(name, ())):
-            folder = profile.student_folder(name, seed)
-            if not (folder / MANIFEST).is_file():
-                raise UserError(f"{relative_name(folder)} has no student: run the notebook that trains it first.")
-            manifest = read_manifest(folder / MANIFEST)
-            if altered := altered_outputs(folder / MANIFEST, manifest):
-                raise UserError(f"{relative_name(folder)}: {', '.join(altered)} missing or altered: train it again.")
-            found.append(Student(folder.name, folder, manifest))
-    return found
+            yield name, profile.student_folder(name, seed)
 
 
 def refuse_text(profile: Profile, task: str) -> None:
     """Raises UserError for what students of text cannot do without; `task`: what the study asks models."""
-    from primekd.training.pretrain import part_of
-
     for arm in (None, *arms_of(profile).values()):
         part_of(profile, arm)
     said = f"{profile.name}: the study {profile.study}"
@@ -86,14 +77,12 @@ def refuse_text(profile: Profile, task: str) -> None:
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
-    """Controls, students and teacher on the held-out documents and the benchmarks."""
     from primekd.studies.text_assessment import assess
 
     return assess(profile, students(profile), force=force)
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
-    """The shared tables, and the benchmarks by every measure."""
     from primekd.statistics.choices import BenchmarkRow, benchmark_rows
     from primekd.studies.results import BENCHMARKS
 
@@ -102,7 +91,6 @@ def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str
 
 
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
-    """As Study.costs says."""
     read = profile.text.train_tokens - profile.pretrain.tokens
     documents = profile.text.held_out_documents * len(arms_of(profile)) * len(seeds_of(profile))
     return {
@@ -116,12 +104,10 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 
 def made(profile: Profile, answers: str = "choices") -> Iterator[Made]:
     """As Study.made says. `answers`: the stage that asks the models (stage_code.STAGES)."""
-    for name, arm in {CONTROL: None, **arms_of(profile)}.items():
-        for seed in seeds_of(profile) if arm is None else (profile.seed, *profile.seeds.get(name, ())):
-            student = profile.student_folder(name, seed)
-            yield "pretrain", profile, student
-            yield "text-fit", profile, held_out_folder(profile, student.name)
-            yield answers, profile, answers_folder(profile, student.name)
+    for _, student in student_folders(profile):
+        yield "pretrain", profile, student
+        yield "text-fit", profile, held_out_folder(profile, student.name)
+        yield answers, profile, answers_folder(profile, student.name)
     yield answers, profile, answers_folder(profile, TEACHER)
     yield "assess-text", profile, profile.logs
 

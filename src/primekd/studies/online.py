@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.answers import Answer
-from primekd.assessment.completions import FILE, CompletionRow, complete, floors, read_completions, write_completions
+from primekd.assessment.completions import CompletionRow, complete, floors
 from primekd.assessment.held_out import HeldOutRow
-from primekd.config import Profile
-from primekd.config.arm import CONTROL
-from primekd.config.arms import arms_of
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
-from primekd.foundation.tables import table_text
+from primekd.config import CONTROL, Profile, arms_of
+from primekd.foundation import Meter, UserError, table_text
 from primekd.statistics.facts import FactContrastRow, FactRow, fact_contrasts, fact_rows
 from primekd.studies import micro
 from primekd.studies.priming import START, planned
@@ -30,18 +26,13 @@ from primekd.studies.study import Logs, Study
 from primekd.studies.text_assessment import BENCHMARKS, Probe
 from primekd.studies.text_assessment import assess as assess_text
 from primekd.studies.text_assessment import compare as compare_text
-from primekd.tasks.load import task_of
-from primekd.tasks.protocol import Item
+from primekd.tasks import Item, task_of
 
 IDLE_SECONDS = 10  # that the machine is looked at with nothing to do
 # Rough seconds on two cores, measured with `online-pocket`: only their ratios matter, the clock does the rest.
 TEXT_TOKEN, TAUGHT_TOKEN, QUERY = 2e-4, 6e-4, 0.2
 
 train, tokenise = micro.train, micro.tokenise
-
-
-def _asked(profile: Profile, engine, items: Sequence[Item], advance) -> list[CompletionRow]:
-    return complete(engine, items, profile.max_new_tokens, advance)
 
 
 def _answers(profile: Profile, items: Sequence[Item], rows: list[CompletionRow]) -> list[Answer]:
@@ -56,26 +47,24 @@ def _idle(profile: Profile) -> dict[str, Any]:
 
 
 PROBE = Probe(
-    "completions", FILE, "completions", _asked, write_completions, read_completions, _answers, FACTS, FactRow,
-    fact_rows, inputs=lambda profile: {"max_new_tokens": profile.max_new_tokens},
+    "completions", CompletionRow,
+    lambda profile, engine, items, advance: complete(engine, items, profile.max_new_tokens, advance),
+    _answers, FACTS, FactRow, fact_rows, inputs=lambda profile: {"max_new_tokens": profile.max_new_tokens},
     beside=lambda profile, items: floors(items, profile.max_new_tokens // 2, profile.seed), idle=_idle,
 )  # fmt: skip
 
 
 def refuse(profile: Profile) -> None:
-    """As Study.refuse says."""
     micro.refuse_text(profile, "facts")
     if other := [name for name, arm in arms_of(profile).items() if arm.start == CONTROL]:
         raise UserError(f"{profile.name}: {other[0]} goes on from the control, and the study online starts anew.")
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
-    """Control, students and teacher on the held-out documents and the facts."""
     return assess_text(profile, micro.students(profile), PROBE, force)
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
-    """The shared tables, and the facts."""
     pairs = planned(logs, profile.planned.main)
     facts = fact_rows(profile.logs, logs, held_out, profile.assess.bootstrap_samples)
     contrasts = fact_contrasts(profile.logs, logs, pairs)
@@ -92,7 +81,6 @@ def compare(profile: Profile, references: Sequence[str]) -> Path:
 
 
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:
-    """As Study.costs says."""
     read, models = profile.pretrain.tokens, 2 + len(arms_of(profile)) * len(micro.seeds_of(profile))
     return {
         "text": START,
@@ -104,7 +92,6 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 
 
 def lost(profile: Profile) -> list[Path]:
-    """As Study.lost says."""
     return micro.lost(profile, "distil-llama", "train", "train")
 
 

@@ -1,8 +1,6 @@
 """What priming did to the teacher, before any student: each response judged, and how far its prompt moved the teacher.
-
 Off-policy context distillation can teach no more than the context changes (arXiv 2605.30070: the gain is linear in the
-gap that it opens in the teacher). So this is measured first, and needs no training.
-"""
+gap that it opens in the teacher). So this is measured first, and needs no training."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,22 +12,15 @@ from primekd.assessment.logs import grade_answers
 from primekd.capture.jobs import Job, open_signals, test_job, training_job, unprimed_job
 from primekd.capture.judged import ARMS, JUDGED, OF_PRIMING, POSITIONS, JudgedRow, PositionRow, judged_folder
 from primekd.capture.run import capture_all
-from primekd.config import Profile
-from primekd.config.arm import OWN
-from primekd.config.arms import arms_of, unprimed
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
-from primekd.foundation.progress import Progress
+from primekd.config import OWN, Profile, arms_of, unprimed
+from primekd.foundation import Meter, Progress, UserError, write_table
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
-from primekd.foundation.tables import write_table
-from primekd.signals import SignalReader, make_codec
-from primekd.signals.certainty import Certainty, Compared, certainty_of
+from primekd.signals import Certainty, Compared, SignalReader, certainty_of, make_codec
 from primekd.signals.manifest import shards_hash
 from primekd.statistics.primed import PrimedRow, primed_rows
 from primekd.studies.responses import agreement, stored_answers
-from primekd.tasks.load import task_of
-from primekd.tasks.protocol import Item
+from primekd.tasks import Item, task_of
 
 SPLITS = ("train", "test")
 STARTS = (0, 1, 4, 16, 64, 128, 256)  # of the bins of positions
@@ -45,8 +36,7 @@ def asked_arms(profile: Profile) -> list[str]:
 
 
 def jobs_of(profile: Profile) -> list[Job]:
-    """All captures that this needs: training items of each arm and, as far as the profile asks for that, test items
-    under each prompt, and the primed responses scored without their priming."""
+    """All captures that this needs: training items, test items, primed responses scored without their priming."""
     arms = asked_arms(profile)
     jobs = [training_job(profile, arm) for arm in arms] + [test_job(profile, unprimed().name)]
     if profile.assess.teacher_items:
@@ -67,8 +57,7 @@ def ask(profile: Profile) -> None:
 
 
 def measure(profile: Profile, force: bool = False) -> Path:
-    """Judges what was captured; writes runs/<profile>/priming/ and returns it. Raises UserError if a store is not
-    there, not whole, or was altered."""
+    """Judges what was captured into runs/<profile>/priming/, which it returns. Raises UserError if one is damaged."""
     jobs = jobs_of(profile)
     folder, code = judged_folder(profile), stage_code("priming", profile)
     inputs = {

@@ -13,9 +13,8 @@ from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.capture.judged import judged_folder
-from primekd.config import Profile
+from primekd.config import Profile, arms_of, load_arms, unprimed
 from primekd.config.arm import CONTROL, PRIMED, UNTRAINED
-from primekd.config.arms import arms_of, load_arms, unprimed
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, project_root
 from primekd.statistics.families import Pair, Planned, plan_of
@@ -43,7 +42,6 @@ def planned(names: Collection[str], named: Collection[Pair] = ()) -> Planned:
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
-    """Accuracies, contrasts, effects, seeds, extractors and audits."""
     from primekd.studies.results import compute_tables
 
     return compute_tables(profile, logs, held_out, planned(logs, profile.planned.main))
@@ -62,7 +60,6 @@ def refuse(profile: Profile) -> None:
 
 
 def assess(profile: Profile, force: bool = False) -> Path:
-    """Control, students and teacher on the same test items."""
     from primekd.studies.assess import assess
 
     return assess(profile, force)
@@ -97,7 +94,6 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 
 
 def lost(profile: Profile) -> list[Path]:
-    """As Study.lost says."""
     done = profile.runs / "notebooks"
     measured = done / "assessment" / "teacher.ipynb"
     results = [*results_of(profile), ("assess", judged_folder(profile) / MANIFEST, [measured])]

@@ -18,7 +18,7 @@ from primekd.config.arms import load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, project_root, relative_name, write_manifest, write_text
 from primekd.foundation.stage_code import stage_code
-from primekd.foundation.tables import read_table, table_text, write_csv, write_table
+from primekd.foundation.tables import Estimated, read_table, table_row, table_text, write_csv, write_table
 from primekd.statistics.families import planned_contrasts, title_of
 from primekd.statistics.grade_file import Columns, grade_rows, read_rows
 from primekd.statistics.inference import LEVEL, compare_verdicts, holm
@@ -56,12 +56,9 @@ class DisagreementRow:
     n: int
 
 
-@dataclass(frozen=True)
+@table_row
 class ExtractorContrastRow:
-    """One planned contrast of the published models under one extractor; accuracy is model minus reference.
-
-    `p` and `mde` are as in `ContrastRow`; `p_holm` is adjusted over all contrasts of the extractor.
-    """
+    """Accuracy is model minus reference. `p`, `mde`: as in `ContrastRow`; `p_holm` over an extractor's contrasts."""
 
     extractor: str
     model: str
@@ -70,18 +67,14 @@ class ExtractorContrastRow:
     only_reference: int
     p: float
     p_holm: float
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimated
     mde: float
 
 
 def grade_published(folder: Path) -> Path:
-    """Grades the released logs in `folder` under every extractor and validates these against the labels.
-
-    Writes verdicts.csv, the tables that follow from it, validation.csv, labels.csv and manifest.json; returns their
-    folder. Raises UserError if there are no logs, they have not the same items, or an answer is not the labelled one.
-    """
+    """Grades the released logs in `folder` under every extractor and validates these against the labels; returns the
+    folder of tables and manifest. Raises UserError if logs are missing or have other items, or a labelled answer
+    differs."""
     paths = {path.stem: path for path in sorted(folder.glob("*.csv"))}
     if not paths:
         raise UserError(f"{folder} has no CSV files: name the folder of the published logs.")
@@ -112,7 +105,6 @@ def grade_published(folder: Path) -> Path:
 
 
 def published_folder() -> Path:
-    """logs/published of the checkout: the published study's own logs, graded here."""
     return project_root() / "logs" / "published"
 
 
@@ -142,13 +134,11 @@ def refuse_other_items(logs: dict[str, list[LogRow]] | dict[str, list[Reading]])
 
 
 def stated_file() -> Path:
-    """assessment/published.yaml of the checkout."""
     return project_root() / "assessment" / "published.yaml"
 
 
 def stated_facts() -> dict[str, dict[str, float | int]]:
-    """Model -> accuracy (percent), and correct and items where no graded file is there to recount them. Raises
-    UserError if the file is no valid YAML."""
+    """Model -> accuracy (percent), and correct and items where no file has them. Raises UserError if it is no YAML."""
     try:
         return yaml.safe_load(stated_file().read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError) as error:
@@ -207,8 +197,7 @@ def write_verdicts(
 
 
 def read_verdicts(path: Path) -> tuple[dict[str, list[Reading]], dict[str, list[str]]]:
-    """verdicts.csv as (model -> its answers under every extractor, model -> the released verdicts). Raises UserError if
-    it is missing, cannot be read, or its logs have not the same items."""
+    """(model -> answers under every extractor, model -> released verdicts). Raises UserError if it is damaged."""
     readings, released = defaultdict[str, list[Reading]](list), defaultdict[str, list[str]](list)
     try:
         for row in read_table(path):

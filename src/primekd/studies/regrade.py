@@ -1,8 +1,6 @@
-"""Grading logged answers anew, without models: after a decision of a person, or when the rules changed.
-
-What is taken from the logs (answers, held-out rows, loss curves) must be what their manifest says; everything else is
-computed from it. So a grading that was killed between two files loses nothing: the next one makes them all again.
-"""
+"""Grading logged answers anew, without models: after a decision of a person, or when the rules changed. What is taken
+from the logs (answers, held-out rows, loss curves) must be what their manifest says; everything else is computed from
+it. So a grading that was killed between two files loses nothing: the next one makes them all again."""
 
 from pathlib import Path
 
@@ -11,16 +9,7 @@ from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import MANIFEST, altered_outputs, now, read_manifest, relative_name, write_manifest
 from primekd.foundation.stage_code import stage_code
-from primekd.studies.results import (
-    KEPT,
-    answers_hash,
-    decisions_hash,
-    extractor_of,
-    held_out_of,
-    kept_sets,
-    planned_inputs,
-    write_results,
-)
+from primekd.studies import results
 from primekd.tasks.load import task_of
 
 
@@ -30,11 +19,8 @@ def rules_hashes(profile: Profile | None = None) -> dict[str, str]:
 
 
 def regrade(profile: Profile) -> Path:
-    """Extracts, grades and sums up the logged answers of a profile, and of its answer sets, anew; returns their folder.
-
-    The logs keep the extractor that was stated for them before they were made, whatever the profile says by now. Raises
-    UserError if there are no logs, or an answer, held-out.csv or a loss curve was altered since it was written.
-    """
+    """Grades and sums up the logged answers of a profile and its answer sets anew, by the extractor that was stated for
+    them; returns their folder. Raises UserError if there are no logs, or what grading cannot make anew was altered."""
     path = profile.logs / MANIFEST
     if not path.is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
@@ -43,15 +29,16 @@ def regrade(profile: Profile) -> Path:
         raise UserError(f"{relative_name(path)} has no hashes of the answers: run the assessment again.")
     # These, and KEPT, no grading makes anew.
     from_models = ("loss_curves/", "choices/", "completions/", "rollouts/", "text_logs/")
-    kept = {n: digest for n, digest in manifest["outputs"].items() if n in KEPT or n.startswith(from_models)}
+    kept = {n: digest for n, digest in manifest["outputs"].items() if n in results.KEPT or n.startswith(from_models)}
     _refuse(profile, altered_outputs(path, {"outputs": kept}))
     answers = _read_answers(profile, manifest["answers_sha256"])
-    extractor, task = extractor_of(manifest), task_of(profile.data)
+    extractor, task = results.extractor_of(manifest), task_of(profile.data)
     logs = {model: [grade_row(row, extractor, task) for row in rows] for model, rows in answers.items()}
-    beside = [path for view in kept_sets(profile) for path in files_of(regrade(view))]
-    outputs = write_results(profile, logs, held_out_of(profile)) + beside
-    inputs = {key: value for key, value in manifest["inputs"].items() if key != "planned"} | planned_inputs(profile)
-    inputs |= {"rules": rules_hashes(profile), "adjudications": decisions_hash(profile)}
+    beside = [path for view in results.kept_sets(profile) for path in files_of(regrade(view))]
+    outputs = results.write_results(profile, logs, results.held_out_of(profile)) + beside
+    inputs = {key: value for key, value in manifest["inputs"].items() if key != "planned"}
+    inputs |= results.planned_inputs(profile) | {"rules": rules_hashes(profile)}
+    inputs |= {"adjudications": results.decisions_hash(profile)}
     inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}
     known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
     facts = {key: value for key, value in manifest.items() if key not in known}
@@ -71,7 +58,7 @@ def files_of(folder: Path) -> list[Path]:
 
 def _read_answers(profile: Profile, hashes: dict[str, str]) -> dict[str, list[LogRow]]:
     logs = {model: read_log(profile.logs / f"{model}.csv", task_of(profile.data)) for model in hashes}
-    _refuse(profile, [f"{model}.csv" for model, rows in logs.items() if answers_hash(rows) != hashes[model]])
+    _refuse(profile, [f"{model}.csv" for model, rows in logs.items() if results.answers_hash(rows) != hashes[model]])
     return logs
 
 

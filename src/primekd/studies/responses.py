@@ -1,11 +1,7 @@
-"""What the teacher wrote for the training items, arm by arm: the first confounders of any difference (responses.csv).
-
-A priming may make a teacher shorter, wordier or more often right. Students learn that, whatever else they learn. Where
-responses are labels (labels.csv): how many of them were none, and what they cost.
-"""
+"""What the teacher wrote for the training items, arm by arm (responses.csv): a priming may make it shorter, wordier or
+more often right, and students learn that. Of labels (labels.csv): how many were none, and what they cost."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +9,28 @@ from primekd.assessment.answers import Answer
 from primekd.assessment.logs import grade_answers
 from primekd.assessment.students import Student
 from primekd.capture.jobs import open_signals, training_job
-from primekd.config import Profile
-from primekd.config.arm import split_seed
-from primekd.config.arms import get_arm, unprimed
-from primekd.foundation.errors import UserError
+from primekd.config import Profile, get_arm, split_seed, unprimed
+from primekd.foundation import Estimated, UserError, table_row
 from primekd.foundation.provenance import read_json
-from primekd.models import load_tokenizer
-from primekd.models.chat import decode_response
+from primekd.models import decode_response, load_tokenizer
 from primekd.signals import SignalReader
 from primekd.statistics.corrections import LABELS, LabelRow
 from primekd.statistics.inference import accuracy
-from primekd.tasks.load import load_items, task_of
-from primekd.tasks.protocol import Item
+from primekd.tasks import Item, load_items, task_of
 
 RESPONSES = "responses.csv"
 
 
-@dataclass(frozen=True)
+@table_row
 class ResponseRow:
-    """The teacher's responses to the training items under one arm's prompt. `model` is the arm, as its store is named.
-
-    `correct`: by the automatic verdict against the gold answers. `tokens`: of a response, the mean. `same_share`: of
-    all positions of this and the unprimed response, the share at which both have the same token; `same_whole`:
-    responses that are the unprimed one. Both are empty for the unprimed arm itself, and where its store is gone.
-    """
+    """The teacher's responses to the training items under one arm's prompt (`model`). `correct`: by the automatic
+    verdict. `tokens`: of a response, the mean. `same_share`: of the positions of this and the unprimed response those
+    with the same token; `same_whole`: equal responses; both empty for the unprimed arm, and where its store is gone."""
 
     model: str
     n: int
     correct: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimated
     tokens: float
     truncated: int
     same_share: float | None
@@ -51,15 +38,13 @@ class ResponseRow:
 
 
 def stored_answers(profile: Profile, items: Iterable[Item], reader: SignalReader) -> list[Answer]:
-    """The teacher's responses to items, from a store."""
     tokenizer = load_tokenizer(profile.teacher)
     stored = [reader.item(item.id) for item in items]
     return [Answer(s.item_id, s.response_ids, s.truncated, decode_response(tokenizer, s.response_ids)) for s in stored]
 
 
 def response_rows(profile: Profile, students: Sequence[Student]) -> list[ResponseRow]:
-    """A row for every store that the students learned from, the unprimed arm's among them, as far as it can be read
-    (signals take room, and nobody needs them after the training)."""
+    """A row for every store that students learned from and the unprimed one, as far as they can be read."""
     readers: dict[Path, SignalReader] = {}
     for student in students:
         inputs = student.manifest["inputs"]
@@ -101,8 +86,7 @@ def agreement(first: Iterable[list[int]], second: Iterable[list[int]]) -> tuple[
 
 
 def label_rows(profile: Profile, students: Iterable[Student]) -> list[LabelRow]:
-    """A row for each student that was trained on a teacher's text. Where its store is gone, it is not known how many
-    labels were right."""
+    """A row for each student of a teacher's text; how many labels were right is not known where its store is gone."""
     rows = []
     for student in students:
         arm = get_arm(split_seed(student.name)[0])

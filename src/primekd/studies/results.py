@@ -6,15 +6,14 @@ from typing import Any
 from primekd.assessment.costs import FILE as COSTS
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
 from primekd.assessment.forgetting import FILE as FORGETTING
-from primekd.assessment.held_out import HeldOutRow, read_rows
+from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import TOKENS, LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
 from primekd.capture.judged import JUDGED, OF_PRIMING
 from primekd.config import Profile
 from primekd.config.profile import ANSWER_SETS
-from primekd.foundation.errors import UserError
+from primekd.foundation import UserError, read_records, table_text
 from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_manifest, write_text
-from primekd.foundation.tables import table_text
 from primekd.statistics.contrasts import ContrastRow, SeedRow, contrast, seed_rows
 from primekd.statistics.corrections import ERRANT, LABELS
 from primekd.statistics.corrections import FILE as LANGUAGES
@@ -40,8 +39,7 @@ TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.cs
 
 
 def logs_in_use(profile: Profile, published: bool = False) -> Profile:
-    """The profile with the logs that a verb works on: this machine's where there are any, else the published ones; with
-    `published` those in any case. Raises UserError if there are no such logs."""
+    """The profile with this machine's logs, else the published ones (`published`: those). Raises UserError if none."""
     views = [profile.of_published()] if published else [profile, profile.of_published()]
     found = [view for view in views if (view.logs / MANIFEST).is_file()]
     if not found:
@@ -59,7 +57,7 @@ def kept_sets(profile: Profile) -> list[Profile]:
 
 def held_out_of(profile: Profile) -> list[HeldOutRow]:
     """The held-out rows of a profile's logs; none of an answer set. Raises UserError if they cannot be read."""
-    return [] if profile.answer_set else read_rows(profile.logs / "held-out.csv")
+    return [] if profile.answer_set else read_records(profile.logs / "held-out.csv", HeldOutRow)
 
 
 def extractor_of(manifest: dict[str, Any]) -> str:
@@ -103,14 +101,12 @@ def planned_inputs(profile: Profile) -> dict[str, Any]:
 
 
 def copy_text(file: Path, target: Path) -> Path:
-    """Copies a text file, whole or not at all; returns where to."""
     write_text(target, file.read_text(encoding="utf-8"))
     return target
 
 
 def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], planned: Planned) -> dict[str, str]:
-    """Every table that follows from the logs (their decisions applied): file name -> text. Effects need arms that cross
-    text and logits or a second seed of the baseline, subsets priming.csv beside the logs."""
+    """Every table that follows from the logs (their decisions applied), as far as they can be had: name -> text."""
     samples = profile.assess.bootstrap_samples
     audits = audit_rows(profile.name, logs, read_decisions())
     contrasts = contrast(logs, held_out, planned)
@@ -132,8 +128,7 @@ def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], pla
 
 
 def write_results(profile: Profile, logs: dict[str, list[LogRow]], held_out: list[HeldOutRow]) -> list[Path]:
-    """Applies the decisions of assessment/adjudications.csv; writes per-item logs and every table but those kept into
-    `profile.logs`, deletes those that are no more, and returns the files written."""
+    """Applies people's decisions; writes logs and every table but those kept, deletes old ones, returns the files."""
     folder, decisions = profile.logs, read_decisions()
     logs = {model: apply_decisions(profile.name, model, rows, decisions) for model, rows in logs.items()}
     tables = find_study(profile).tables(profile, logs, held_out)  # all of it before the first file is touched

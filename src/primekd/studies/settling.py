@@ -3,20 +3,19 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from primekd.assessment.decisions.decisions import ALL_MODELS, apply_decisions, read_decisions
+from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
 from primekd.assessment.decisions.session import Session, counted, readable, spoken
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
 from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest
 from primekd.foundation.tables import read_records, table_text
-from primekd.statistics.validation import AuditRow, audit_rows, audit_scope
+from primekd.statistics.validation import ALL_MODELS, AuditRow, audit_rows, audit_scope
 from primekd.studies.regrade import regrade
 
 
 def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> str:
-    """Regrades this machine's logs and the published ones, as far as they hold an answer that was decided on, has the
-    report written anew (`write_report` says what it wrote, a line each), and says what that changed. Says that nothing
-    was decided where the logs hold all decisions, those of killed sessions and of other people among them."""
+    """Regrades this machine's logs and the published ones, as far as they lack a decision, of other people too, has the
+    report written anew (`write_report` says what it wrote, a line each), and says what that changed."""
     profile, count = session.profile, len(session.decided)
     views = [profile] + [view for view in (profile.of_machine(), profile.of_published()) if view.logs != profile.logs]
     behind = [view for view in views if (view.logs / "summary.csv").is_file() and _is_behind(view)]
@@ -57,7 +56,6 @@ class Shares:
 
 
 def accuracies_text(summary: list[Shares]) -> str:
-    """Accuracy of each model with and without adjudication."""
     lines = [
         f"{readable(row.model):24} {row.accuracy:10.2%} {row.accuracy_adjudicated:12.2%} {row.adjudicated:>8}"
         for row in summary

@@ -9,11 +9,9 @@ from pathlib import Path
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.assessment.score import Made
-from primekd.config import Profile
-from primekd.config.arms import arms_of
+from primekd.config import Profile, arms_of
 from primekd.config.section import is_name
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST
+from primekd.foundation import MANIFEST, UserError
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Planned
 
@@ -23,8 +21,6 @@ Result = tuple[str, Path, list[Path]]  # a stage, the file that shows its result
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe."""
-
     question: str  # what it answers, in a sentence
     expected: Mapping[str, str]  # profile -> the result that it is known to give, so that silent breakage is seen
     rules: str  # its file in workflow/, included by the Snakefile

@@ -12,21 +12,18 @@ from typing import Any
 
 from primekd.assessment.answers import Answer, answers_folder
 from primekd.assessment.costs import write_costs
-from primekd.assessment.held_out import held_out_folder, read_rows, write_rows
-from primekd.assessment.likelihood import FILE, ChoiceRow, read_choices, score_choices, write_choices
+from primekd.assessment.held_out import HeldOutRow, held_out_folder
+from primekd.assessment.likelihood import ChoiceRow, score_choices
 from primekd.assessment.logs import grade_answers
 from primekd.assessment.score import makers, scored_hashes, scoring_costs
 from primekd.assessment.students import Student
 from primekd.assessment.text_fit import measure_documents
 from primekd.capture.live import LiveTeacher
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, TEACHER
-from primekd.config.arms import unprimed
-from primekd.foundation.energy import Meter
-from primekd.foundation.progress import Progress
+from primekd.config import CONTROL, TEACHER, Profile, unprimed
+from primekd.foundation import Meter, Progress
 from primekd.foundation.provenance import MANIFEST, hash_text, now, read_manifest, write_manifest
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
-from primekd.foundation.tables import write_table
+from primekd.foundation.tables import read_records, write_records, write_table
 from primekd.models import load_tokenizer, model_hash, tokenizer_hash
 from primekd.statistics.choices import BenchmarkRow, benchmark_rows
 from primekd.statistics.summary import SummaryRow, summarise
@@ -34,9 +31,7 @@ from primekd.studies.assess import lineage
 from primekd.studies.regrade import rules_hashes
 from primekd.studies.results import BENCHMARKS as BENCHMARK_TABLE
 from primekd.studies.results import copy_text, decisions_hash, planned_inputs, vouch, write_results
-from primekd.tasks.load import load_items, task_of
-from primekd.tasks.protocol import Item
-from primekd.tasks.splits import hash_items
+from primekd.tasks import Item, hash_items, load_items, task_of
 from primekd.tasks.text import text_folder
 from primekd.tasks.text_shards import held_out
 from primekd.training import habits
@@ -48,8 +43,8 @@ class Probe:
     """What every model, the teacher too, is asked beside the documents.
 
     Attributes:
-        stage: of stage_code. file: what is written of a model in runs/; folder: where that lies beside the logs.
-        measure: (profile, engine, items, advance) -> rows. write, read: of such a file.
+        name: the stage (stage_code), the file of a model in runs/ and the folder beside the logs. kind: of its rows.
+        measure: (profile, engine, items, advance) -> rows.
         answers: (profile, items, rows) -> what the model is taken to have answered.
         inputs: what the rows depend on besides. settings: of profile.assess, which the logs depend on.
         beside: further rows that stand beside the models' own, by name. idle: a Meter's facts of the idle machine.
@@ -57,12 +52,9 @@ class Probe:
         table_file, row: its name, and what a row is.
     """
 
-    stage: str
-    file: str
-    folder: str
+    name: str
+    kind: type
     measure: Callable[..., list]
-    write: Callable[[Path, Sequence], None]
-    read: Callable[[Path], list]
     answers: Callable[[Profile, Sequence[Item], list], list[Answer]]
     table_file: str
     row: type
@@ -71,6 +63,9 @@ class Probe:
     settings: tuple[str, ...] = ("bootstrap_samples",)
     beside: Callable[[Profile, Sequence[Item]], dict[str, list]] = lambda profile, items: {}
     idle: Callable[[Profile], dict[str, Any] | None] = lambda profile: None
+
+    def rows(self, profile: Profile, model: str) -> list:
+        return read_records(answers_folder(profile, model) / f"{self.name}.csv", self.kind)
 
 
 def _chosen(profile: Profile, items: Sequence[Item], rows: list[ChoiceRow]) -> list[Answer]:
@@ -83,18 +78,15 @@ def _chosen(profile: Profile, items: Sequence[Item], rows: list[ChoiceRow]) -> l
 
 
 BENCHMARKS = Probe(
-    "choices", FILE, "choices",
-    lambda profile, engine, items, advance: score_choices(engine, items, advance=advance),
-    write_choices, read_choices, _chosen, BENCHMARK_TABLE, BenchmarkRow,
-    lambda folder, logs, held_out, samples: benchmark_rows(folder, logs), settings=("choose_by", "bootstrap_samples"),
+    "choices", ChoiceRow, lambda profile, *asked: score_choices(*asked), _chosen, BENCHMARK_TABLE, BenchmarkRow,
+    lambda folder, logs, *_: benchmark_rows(folder, logs), settings=("choose_by", "bootstrap_samples"),
 )  # fmt: skip
 
 
 def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMARKS, force: bool = False) -> Path:
     """Measures every student, and the teacher by the probe; returns runs/<profile>/logs/ with <model>.csv (what it
     answered, item by item), the probe's folder, held-out.csv (a row a document), costs.csv, the tables, loss_curves/,
-    rollouts/, text_logs/ and manifest.json. What is measured with the same inputs is not measured again, unless `force`
-    is given."""
+    rollouts/, text_logs/ and manifest.json. What stands with the same inputs is kept, unless `force`."""
     items, code = load_items(profile, "test"), stage_code("assess-text", profile)
     teacher, names = LiveTeacher(profile, unprimed()), [student.name for student in students]
     own = _inputs(profile, items, teacher) | probe.inputs(profile)
@@ -113,8 +105,8 @@ def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMA
     with contextlib.closing(teacher):
         _measure(profile, students, items, teacher, probe, own, start, since)
     inputs["scored"] = scored_hashes(profile, names)
-    found = {name: probe.read(answers_folder(profile, name) / probe.file) for name in (*names, TEACHER)}
-    rows = [row for name in names for row in read_rows(held_out_folder(profile, name) / "held-out.csv")]
+    found = {name: probe.rows(profile, name) for name in (*names, TEACHER)}
+    rows = [row for name in names for row in read_records(held_out_folder(profile, name) / "held-out.csv", HeldOutRow)]
     logs = {
         name: grade_answers(items, probe.answers(profile, items, of_model), task=task_of(profile.data))
         for name, of_model in found.items()
@@ -122,7 +114,7 @@ def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMA
     outputs = _write_beside(profile, students, probe, found | probe.beside(profile, items))
     outputs.append(write_costs(profile, logs, idle=probe.idle(profile)))
     outputs += write_results(profile, logs, rows)
-    write_rows(profile.logs / "held-out.csv", rows)
+    write_records(profile.logs / "held-out.csv", HeldOutRow, rows)
     of_students = {student.name: lineage(profile, student) for student in students}
     facts = {"models": of_students, "control": makers(profile, CONTROL), "teacher": teacher.manifest}
     facts |= {"start": start, "end": now(), "measured": sessions_of(profile, logs)} | scoring_costs(profile, names)
@@ -173,7 +165,7 @@ def fit_documents(
     for name in missing:
         place, facts = held_out_folder(profile, name), {"seconds": meter.facts["seconds"] / len(missing)}  # together
         set_aside_if_older(place, since)
-        write_rows(place / "held-out.csv", fits[name])
+        write_records(place / "held-out.csv", HeldOutRow, fits[name])
         write_manifest(place, "held-out", inputs[name], [place / "held-out.csv"], code=code, **facts)
 
 
@@ -181,19 +173,19 @@ def probe_model(
     profile: Profile, name: str, items: Sequence[Item], opened: Callable[[], Any], probe: Probe, inputs: dict[str, Any],
     session: str, since: float = 0.0,
 ) -> list:  # fmt: skip
-    """What a model answers to the probe, asked now if it was not with these inputs before; what that took is kept, and
-    in which session (since when models were asked one after the other) and on which machine. `opened`: its engine."""
-    folder, code, stage = answers_folder(profile, name), stage_code(probe.stage, profile), f"answer {name}"
+    """What a model answers to the probe, kept if it stands; what it took, in which session and on which machine."""
+    folder, code, stage = answers_folder(profile, name), stage_code(probe.name, profile), f"answer {name}"
     if not stands(folder, inputs, code, stage, since=since):
         set_aside_if_older(folder, since)
         engine = opened()
         with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             rows = probe.measure(profile, engine, items, progress.advance)
-        probe.write(folder / probe.file, rows)
+        path = folder / f"{probe.name}.csv"
+        write_records(path, probe.kind, rows)
         host = hash_text(platform.node())[:8]  # tells machines apart, and names none
         facts = meter.facts | {"session": session, "host": host}
-        write_manifest(folder, "answers", inputs, [folder / probe.file], code=code, **facts)
-    return probe.read(folder / probe.file)
+        write_manifest(folder, "answers", inputs, [path], code=code, **facts)
+    return probe.rows(profile, name)
 
 
 def sessions_of(profile: Profile, models: Iterable[str]) -> dict[str, str]:
@@ -203,7 +195,6 @@ def sessions_of(profile: Profile, models: Iterable[str]) -> dict[str, str]:
 
 
 def _opened(profile: Profile, reference: str) -> Callable[[], Any]:
-    """Loads a model when it is first asked for."""
     from primekd.teachers.transformers_engine import TransformersEngine
 
     return cache(lambda: TransformersEngine(reference, profile.scoring_dtype, profile.assess.batch_size))
@@ -217,9 +208,9 @@ def _trained(profile: Profile, student: Student) -> Callable[[], Any]:
 
 
 def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMARKS) -> Path:
-    """Any models on the profile's items, what was asked already is read; returns runs/<profile>/compared/logs/ with the
-    probe's table, summary.csv, costs.csv and manifest.json. Models with the students' tokenizer read the held-out
-    documents too, where these are here, beside the teacher. Raises UserError if one cannot be loaded."""
+    """Any models on the profile's items; returns runs/<profile>/compared/logs/ with the probe's table, summary.csv,
+    costs.csv and manifest.json. Those with the students' tokenizer read the held-out documents too, where these are
+    here. Raises UserError if one cannot be loaded."""
     view, start = profile.model_copy(update={"name": f"{profile.name}/compared"}), now()
     items, text, task = load_items(profile, "test"), text_folder(profile), task_of(profile.data)
     tokens = tokenizer_hash(load_tokenizer(profile.student.speaker)) if (text / MANIFEST).is_file() else None
@@ -235,7 +226,7 @@ def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMAR
             logs[name] = grade_answers(items, probe.answers(profile, items, found[name]), task=task)
             if tokenizer_hash(load_tokenizer(reference)) == tokens:
                 fit_documents(view, text, {name: opened}, {name: own | _inputs(profile, items, teacher)}, teacher)
-                fits += read_rows(held_out_folder(view, name) / "held-out.csv")
+                fits += read_records(held_out_folder(view, name) / "held-out.csv", HeldOutRow)
     outputs = _write_beside(view, [], probe, found | probe.beside(profile, items))
     samples = profile.assess.bootstrap_samples
     table, sums = probe.table(view.logs, logs, fits, samples), summarise(logs, fits, samples)
@@ -247,12 +238,12 @@ def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMAR
 
 def _write_beside(profile: Profile, students: Sequence[Student], probe: Probe, found: dict[str, list]) -> list[Path]:
     """What was measured and what a training left, a file a model in folders beside the logs; others are removed."""
-    for folder in ("loss_curves", probe.folder, "rollouts", "text_logs"):
+    for folder in ("loss_curves", probe.name, "rollouts", "text_logs"):
         shutil.rmtree(profile.logs / folder, ignore_errors=True)
     outputs = []
     for name, rows in found.items():
-        outputs.append(profile.logs / probe.folder / f"{name}.csv")
-        probe.write(outputs[-1], rows)
+        outputs.append(profile.logs / probe.name / f"{name}.csv")
+        write_records(outputs[-1], probe.kind, rows)
     for student in students:
         places = {
             student.folder / "loss_curve.csv": f"loss_curves/{student.name}.csv",

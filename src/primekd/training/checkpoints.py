@@ -55,8 +55,7 @@ def _of_process(name: str, process: int) -> str:
 
 
 class SafeCheckpoints(Trainer):
-    """A Trainer whose checkpoints hold the trainable parameters, optimiser, schedule, random states and history. One
-    serves any number of processes: tensors are whole, and each process has its own random state."""
+    """A Trainer whose checkpoints hold all that it goes on from, for any number of processes: tensors are whole."""
 
     def _trainable(self) -> dict[str, torch.Tensor]:
         named = self.accelerator.unwrap_model(self.model).named_parameters()
@@ -149,8 +148,7 @@ class SafeCheckpoints(Trainer):
 
 
 def require_finite_step(logs: Mapping[str, float], step: int, items: Sequence[str]) -> None:
-    """Raises Diverged, which names the batch, if a loss or the gradient norm of a step is no finite number. `items`: of
-    the step's batch, in order."""
+    """Raises Diverged, which names the batch (`items`), if a loss or gradient norm of a step is no finite number."""
     if found := [f"{name} {logs[name]}" for name in WATCHED if name in logs and not math.isfinite(logs[name])]:
         read = f", which read {items[0]} to {items[-1]}" if items and "eval_loss" not in logs else ""
         raise Diverged(f"at step {step}{read} ({', '.join(found)})")

@@ -1,5 +1,6 @@
 """Sequences and rows of an arm that does some things as the published study's released code did (config.deviations)."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +12,7 @@ import torch
 from primekd.capture.given_text import store_rows
 from primekd.capture.jobs import build_spec, open_signals, prompts_of, store_folder, training_job
 from primekd.capture.live import LiveTeacher
-from primekd.config import Profile
-from primekd.config.arm import OWN, Arm
-from primekd.config.arms import get_arm
+from primekd.config import OWN, Arm, Profile, get_arm
 from primekd.foundation.provenance import hash_json
 from primekd.models import load_tokenizer
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
@@ -32,12 +31,8 @@ def lexicographic(item_ids: Sequence[str]) -> dict[str, str]:
 
 
 class DeviatingRows:
-    """Rows of a store as the released code takes them; a signal source.
-
-    `donors`: item -> whose rows it gets. `offsets`: where the store has the rows of whole texts, by how many places the
-    teacher's row stands behind the student's; None where it has those of responses. Where a text is too short its rows
-    come again from the first.
-    """
+    """Rows of a store as the released code takes them. `donors`: item -> whose rows it gets. `offsets`: of rows of
+    whole texts, how far the teacher's stand behind the student's. Where a text is too short its rows come again."""
 
     def __init__(
         self, reader: SignalReader, item_ids: Sequence[str], donors: Mapping[str, str],
@@ -47,7 +42,6 @@ class DeviatingRows:
         self.item_ids, self._donors, self.offsets = list(item_ids), donors, offsets
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """As SignalSource."""
         parts = [self._rows(*one) for one in asked]
         return None if not parts or parts[0] is None else concatenate(parts)
 
@@ -94,7 +88,6 @@ class Deviating:
 
     @cached_property
     def texts(self) -> dict[str, Texts]:
-        """By item."""
         items = as_text(self.items) if self.has("no-template") else self.items
         tokenizer = load_tokenizer(self.profile.student)
         asked = {item.id: build_prompt(tokenizer, item.messages) for item in items}
@@ -130,10 +123,8 @@ class Deviating:
         teacher, asked = LiveTeacher(self.profile, self.arm), [text.whole(i) for i, text in self.texts.items()]
         batches = [asked[first : first + TEXTS] for first in range(0, len(asked), TEXTS)]
         folder = store_folder(self.profile, self.arm, self.seed)
-        try:
+        with contextlib.closing(teacher):
             placed = store_rows(self.profile, teacher, batches, folder, self._place_inputs)
-        finally:
-            teacher.close()
         shift = 0 if self.has("priming-prefix") else 1
         offsets = {i: shift * (len(t.teacher_prompt) - len(t.asked)) for i, t in self.texts.items()}
         return DeviatingRows(placed, ids, donors, offsets)
@@ -164,8 +155,7 @@ class Deviating:
 
 
 def by_position(asked: Sequence[int], gold: Sequence[int]) -> StudentSequence:
-    """The question alone, its logits at token t held against gold token t. The last token is there to be predicted
-    from the one before it; nothing reads it."""
+    """The question alone, its logits at token t against gold token t; nothing reads the token behind it."""
     count = min(len(asked), len(gold))
     rest = len(asked) - count
     mask = [False, *[True] * count, *[False] * rest]

@@ -3,29 +3,23 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from primekd.capture.jobs import open_signals, training_job
-from primekd.config import Profile, TrainConfig
-from primekd.config.arm import NONE, Arm
-from primekd.config.arms import get_arm, refuse_gold
+from primekd.capture.live import LiveTeacher
+from primekd.config import NONE, Arm, Profile, TrainConfig, get_arm, refuse_gold
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_json, relative_name, set_aside
 from primekd.foundation.stage_code import forced_since, is_older, stage_code, stands
-from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, weights_hash
-from primekd.models.template import turn_end
-from primekd.tasks.load import load_items, task_of
-from primekd.tasks.protocol import Item, Unlabelled, as_text, without_gold
-from primekd.tasks.splits import hash_items
+from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, turn_end, weights_hash
+from primekd.signals import SignalSource, require_served
+from primekd.tasks import Item, Unlabelled, as_text, hash_items, load_items, task_of, without_gold
 from primekd.training.processes import is_main_process, join_processes, launch, leave_processes, process_count
 from primekd.training.train_student import Lesson, train_student
-
-if TYPE_CHECKING:
-    from primekd.signals import SignalSource
+from primekd.training.treatment import treated
 
 
-def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalSource | None") -> dict[str, Any]:
-    """Everything that a student's trained weights depend on."""
+def student_inputs(profile: Profile, strategy: str, seed: int, signals: SignalSource | None) -> dict[str, Any]:
     tokenizer = load_tokenizer(profile.student)
     base = {} if profile.student.from_scratch else {"model_sha256": weights_hash(profile.student)}
     inputs = {
@@ -48,13 +42,10 @@ def student_inputs(profile: Profile, strategy: str, seed: int, signals: "SignalS
 
 
 def distill(profile: Profile, strategy: str, seed: int | None = None, force: bool = False) -> Path:
-    """Trains one student, or goes on where a stopped training left off; returns its folder.
-
-    The folder holds adapter/ (peft's format) or, of a student from scratch, model/; loss_curve.csv and manifest.json.
-    An adapter of another configuration is set aside under a new name; so is, with `force`, whatever there is. With
-    several processes in the profile they are started here; under `accelerate launch` this is one of them. Raises
-    UserError if signals are missing or do not match, a process failed, or the disk is full.
-    """
+    """Trains one student, or goes on where a stopped training left off; returns its folder: adapter/ (peft's format)
+    or, of a student from scratch, model/; loss_curve.csv and manifest.json. One of another configuration, or with
+    `force` any, is set aside. Under `accelerate launch` this is one process, else it starts those of the profile.
+    Raises UserError if signals are missing or do not match, a process failed, or the disk is full."""
     if process_count() == 1:
         return _distill(profile, strategy, seed, force)
     join_processes()
@@ -123,9 +114,8 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     return folder
 
 
-def taught_items(profile: Profile, arm: Arm, seed: int) -> tuple[Sequence[Item | Unlabelled], "SignalSource | None"]:
-    """The items that an arm's student is trained on, with gold solutions only where they are learned, and where its
-    teacher's rows come from: a store as the arm treats it, a live teacher, or nothing."""
+def taught_items(profile: Profile, arm: Arm, seed: int) -> tuple[Sequence[Item | Unlabelled], SignalSource | None]:
+    """What an arm's student is trained on, gold solutions where they are learned, and where its rows come from."""
     items = load_items(profile, "train")
     if not arm.teacher:
         return items, None
@@ -134,12 +124,7 @@ def taught_items(profile: Profile, arm: Arm, seed: int) -> tuple[Sequence[Item |
     if arm.deviates:
         return items, None
     if arm.live:
-        from primekd.capture.live import LiveTeacher
-
         return items, LiveTeacher(profile, arm, items)  # its whole distributions serve every loss
-    from primekd.signals.codecs import require_served
-    from primekd.training.treatment import treated
-
     signals = open_signals(training_job(profile, arm.name, seed))
     if arm.signals == NONE:
         signals.leave_rows_out()

@@ -1,10 +1,9 @@
-"""Training examples, and the micro-batches that they are dealt out in: every step sees the same sequences, however many
-processes there are."""
+"""Training examples and their micro-batches: every step sees the same sequences, however many processes there are."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,7 @@ from primekd.config import TrainConfig
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals import Asked, SignalReader
 from primekd.tasks.protocol import Item, Unlabelled
-
-if TYPE_CHECKING:
-    from primekd.tasks.text_shards import Blocks
+from primekd.tasks.text_shards import Blocks
 
 IGNORED = -100
 APART = 1_000_003  # between the draws of two seeds, which add the epoch: else one's second were the other's first
@@ -28,8 +25,7 @@ APART = 1_000_003  # between the draws of two seeds, which add the epoch: else o
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence to train on; `item_id` is how its signal rows are found. `gold`: a second one for the cross-entropy,
-    where that is taken on the gold solution."""
+    """One sequence to train on; `item_id`: of its rows. `gold`: a second one, for the cross-entropy alone."""
 
     item_id: str
     sequence: StudentSequence
@@ -81,7 +77,7 @@ class TextExamples(Sequence[list[Example]]):
     """Blocks `first` to `end` of a profile's text in their own order, read when they are asked for. `apart`: whether a
     block's documents are examples of their own, so that none sees another; if not, it is one running text."""
 
-    def __init__(self, blocks: "Blocks", first: int, end: int, apart: bool):
+    def __init__(self, blocks: Blocks, first: int, end: int, apart: bool):
         self._blocks, self._first, self._apart = blocks, first, apart
         self.lengths = [blocks.block_tokens] * (end - first)
         self.tokens = sum(self.lengths)
@@ -144,9 +140,8 @@ class Collator:
     keeps: bool = False
 
     def __call__(self, given: Sequence[Example | list[Example]]) -> dict[str, Any]:
-        """Returns input_ids, attention_mask, labels, each (B, S) int64, and item_ids, a list; with `keeps` the examples
-        too, for a student that writes its own text in their place. Gold solutions follow as further rows of the same
-        batch, so that they share its one pass: B - len(item_ids)."""
+        """input_ids, attention_mask, labels, each (B, S) int64, and item_ids; with `keeps` the examples too, for a
+        student that writes its own text. Gold solutions follow as further rows, in the same pass: B - len(item_ids)."""
         examples = [e for one in given for e in (one if isinstance(one, list) else [one])]  # a block holds several
         sequences = [e.sequence for e in examples] + [e.gold for e in examples if e.gold]
         rows = [(torch.tensor(s.input_ids), torch.tensor(s.response_mask)) for s in sequences]
@@ -165,13 +160,9 @@ FILLER = Example("", StudentSequence([0], [False]))  # has no response token, so
 
 
 def group_by_length(order: Sequence[int], lengths: Sequence[int], step: int, window: int) -> list[int]:
-    """Sorts a permutation of the indices of `lengths` within windows, so that sequences of about one length share a
-    batch.
-
-    The sequences of a window of `window` optimiser steps (of `step` sequences) are dealt to its steps by length; the
-    steps then stand in the order in which the permutation first names one of theirs. So lengths come in no order over
-    time, and every epoch has other steps. Sequences stand by length within a step too, for its micro-batches.
-    """
+    """Sorts a permutation of the indices of `lengths` so that sequences of about one length share a batch: those of a
+    window of `window` optimiser steps (of `step` sequences) are dealt to its steps by length; the steps stand in the
+    order in which the permutation first names one of theirs, so that lengths come in no order."""
     grouped: list[int] = []
     for start in range(0, len(order), step * window):
         part = list(order[start : start + step * window])
@@ -184,12 +175,9 @@ def group_by_length(order: Sequence[int], lengths: Sequence[int], step: int, win
 
 
 class ProcessBatches(Sampler[list[int]]):
-    """The micro-batches, of `size` sequences, of one process: rounds of one a process are dealt out in order.
-
-    The order is one permutation an epoch, grouped by length (`step` and `window` as of `group_by_length`), the same on
-    every process; without a `seed` the given one. Where the last round is not whole, index `items` fills it up, so that
-    all processes take as many forward passes; the data set keeps `FILLER` there.
-    """
+    """The micro-batches, of `size` sequences, of one process: rounds of one a process are dealt out in order, which is
+    one permutation an epoch, grouped by length, the same on every process; without a `seed` the given one. Index
+    `items` (`FILLER`) fills up the last round, so that all processes take as many forward passes."""
 
     def __init__(
         self, lengths: Sequence[int], size: int, process: int, processes: int, step: int, window: int,

@@ -10,12 +10,9 @@ SMALL = 0.01  # of a layer's output
 
 
 def largest_movement(train: TrainConfig, items: int, weights: int) -> float:
-    """A bound on the norm of what all steps together add to the adapter of `weights` numbers; infinite for SGD without
-    clipping, and for AdamW where no adapted layer's shape is known (0 weights).
-
-    A cosine has half its peak on average. SGD moves by rate times clipped gradient, and momentum repeats each step 1 /
-    (1 - momentum) times in all; AdamW moves every weight by about its rate, whatever the gradient.
-    """
+    """A bound on the norm of what all steps add to the adapter of `weights` numbers; infinite for SGD without clipping,
+    and for AdamW without any. A cosine has half its peak on average; SGD moves by rate times clipped gradient, 1 / (1 -
+    momentum) times; AdamW moves every weight by about its rate."""
     rates = 0.5 * max(train.rates) * train.epochs * math.ceil(items / train.batch_size)
     if train.optimizer == "adamw":
         return rates * ADAM_STEP * math.sqrt(weights) if weights else math.inf
@@ -23,11 +20,9 @@ def largest_movement(train: TrainConfig, items: int, weights: int) -> float:
 
 
 def movement_warning(profile: Profile, shape: Shape) -> str | None:
-    """Said where the largest possible update leaves every layer's output as it was, but for a hundredth.
-
-    LoRA's B starts at zero and its A with variance 1 / (3 D), so an input of norm sqrt(D) changes a layer's output by
-    at most alpha / rank * |B| * sqrt(rank / 3), itself of norm about sqrt(D).
-    """
+    """Said where the largest possible update leaves every layer's output as it was, but for a hundredth. LoRA's B
+    starts at zero and its A with variance 1 / (3 D), so an input of norm sqrt(D) changes a layer's output by at most
+    alpha / rank * |B| * sqrt(rank / 3), itself of norm about sqrt(D)."""
     lora = profile.student.lora
     bound = largest_movement(profile.train, profile.data.train_items, shape.lora_weights(lora))
     share = lora.alpha / lora.rank * bound * math.sqrt(lora.rank / 3 / shape.hidden)

@@ -19,18 +19,13 @@ from primekd.training.processes import process_count
 
 class StudentObjective(nn.Module):
     """The student up to its loss, as one forward call: sharded parameters (DDP, FSDP) are whole only while it runs.
-    Prompt and padding rows are dropped before the head product, which is the largest one of a small model.
-
-    Args:
-        model: a peft model over a frozen base, or one all of whose weights are trained. Trained weights stay in
-            float32; over a bfloat16 base their products run in bfloat16 (autocast), a third faster on a CPU.
-        vocab_size: V, the tokenizer's size; the head's further columns are padding.
-        pack: read rows one behind the other, without padding and what all begin with once; see may_pack.
-        dtype: what products run in; None for what the base's weights are in.
-
-    Raises UserError if what the architecture does to its logits behind the head (`transform`) is neither a scale nor a
-    soft cap, so that no loss here would be of the model's own logits.
-    """
+    Prompt and padding rows are dropped before the head product, which is the largest one of a small model. `model`: a
+    peft model over a frozen base, or one all of whose weights are trained. Trained weights stay in float32; over a
+    bfloat16 base their products run in bfloat16 (autocast), a third faster on a CPU. `vocab_size`: V, the tokenizer's
+    size; the head's further columns are padding. `pack`: read rows one behind the other, without padding and what all
+    begin with once; see may_pack. `dtype`: what products run in; None for what the base's weights are in. Raises
+    UserError if what the architecture does to its logits behind the head (`transform`) is neither a scale nor a soft
+    cap, so that no loss here would be of the model's own logits."""
 
     def __init__(
         self, model: nn.Module, loss: LossConfig, vocab_size: int, pack: bool = False,
@@ -106,11 +101,8 @@ class StudentObjective(nn.Module):
         tokens: Tensor | float = 1.0, gold: int = 0, weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """(B, S) each, signal rows of all their response tokens in order -> the loss and its parts, over `tokens`.
-
-        `gold`: so many of the last rows are gold solutions, on which the cross-entropy is taken; `tokens` is then (2,),
-        of all responses and of all gold solutions in the global batch. `weights`: (N, 2) of the response tokens, in
-        place of alpha and 1 - alpha; with gold rows they share out what is left of alpha.
-        """
+        `gold`: so many of the last rows are gold solutions, for the cross-entropy; `tokens` is then (2,), of responses
+        and gold solutions in the global batch. `weights`: (N, 2), in place of alpha and 1 - alpha."""
         hidden, targets = self.response_states(input_ids, attention_mask, labels)
         if not gold:
             return self._loss_of(hidden, targets, teacher, self.loss, tokens, weights)
@@ -160,12 +152,9 @@ class StudentObjective(nn.Module):
 
 
 def may_pack(model: nn.Module, longest: int) -> bool:
-    """Whether packed rows give the same as padded ones, and may take less time, up to `longest` tokens a sequence.
-
-    Not on a GPU, where every row's attention is launched kernel by kernel, nor with several processes, whose wrappers
-    know padded rows; not with dropout, which rows would have in common, nor with recomputed activations, which would
-    come back under another attention. Layers have to look at the keys and values of all tokens.
-    """
+    """Whether packed rows give the same as padded ones in less time, up to `longest` tokens. Not on a GPU, where every
+    row's attention is launched by itself, nor with several processes, dropout (which rows would share), recomputed
+    activations, or layers that do not look at all tokens."""
     accepted = inspect.signature(model.get_decoder().forward).parameters
     settings = model.config.get_text_config(decoder=True).to_dict()
     return (
@@ -182,8 +171,7 @@ def may_pack(model: nn.Module, longest: int) -> bool:
 
 
 def prefix_length(input_ids: Tensor, attention_mask: Tensor, used: Tensor) -> int:
-    """How many tokens (B, S) all rows begin with whose states nobody uses, if that is worth it; else 0. `used`: (B, S)
-    bool, whose states are wanted."""
+    """How many tokens (B, S) all rows begin with whose states nobody uses (`used`), if that is worth it, else 0."""
     if len(input_ids) < 2 or not used.any():
         return 0
     same = (input_ids == input_ids[:1]).all(0) & attention_mask.bool().all(0) & ~used.any(0)  # (S,)

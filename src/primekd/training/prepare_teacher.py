@@ -8,24 +8,20 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from primekd.capture.primings import priming_of
-from primekd.config import PrepareConfig, Profile, StudentConfig
-from primekd.config.arm import Arm
-from primekd.config.arms import get_arm, load_arms, unprimed
-from primekd.foundation.errors import UserError
+from primekd.config import Arm, PrepareConfig, Profile, StudentConfig, get_arm, load_arms, unprimed
+from primekd.foundation import UserError, write_manifest
 from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.foundation.storage import now, project_root, read_json, relative_name, write_atomically
 from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, template_hash, tokenizer_hash
 from primekd.models.chat import Priming, build_prompt, encode_response, join
 from primekd.models.gguf_files import permute_rotary
+from primekd.tasks import Item, hash_items, load_items, refuse_overlap
 from primekd.tasks.forms import FORMS
-from primekd.tasks.load import load_items
-from primekd.tasks.protocol import Item
-from primekd.tasks.splits import hash_items, refuse_overlap
 from primekd.training.distill import begin
 from primekd.training.train_student import Lesson, train_student
 
@@ -38,15 +34,12 @@ LINEAR_LAYERS |= {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "
 def settings(profile: Profile) -> PrepareConfig:
     """The profile's `prepare` section. Raises UserError if it has none; its teacher is downloaded, not made."""
     if profile.prepare is None:
-        raise UserError(
-            f"The profile {profile.name} has no section `prepare`: its teacher is not made by this project."
-        )
+        raise UserError(f"{profile.name} has no section `prepare`: its teacher is not made by this project.")
     return profile.prepare
 
 
 def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
-    """The arms whose priming texts are taught: those of the published study, and those that `solutions` names. Raises
-    UserError if it names no arm, or one whose teacher reads no prompt of its own."""
+    """The arms whose priming texts are taught. Raises UserError if `solutions` names one that has none of its own."""
     for name in solutions:
         if not (arm := get_arm(name)).priming and arm.name != unprimed().name:
             raise UserError(f"prepare.solutions names {name}, which has no priming of its own: take it out.")
@@ -54,8 +47,7 @@ def primed_arms(solutions: Mapping[str, str]) -> list[Arm]:
 
 
 def primed_examples(profile: Profile, tokenizer, items: list[Item], fraction: float) -> list:
-    """Gold solutions, `fraction` of them under a random priming text, so that none is foreign to the teacher; each in
-    the form that `prepare.solutions` names for its arm."""
+    """Gold solutions in `prepare.solutions`' forms, `fraction` of them under a random priming: none is foreign then."""
     from primekd.training.examples import Example
 
     solutions = settings(profile).solutions
@@ -113,8 +105,7 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
 
 
 def build_teacher(profile: Profile, force: bool = False) -> Path:
-    """Merges the adapter into the base model and writes the teacher's GGUF file, if it is not current or by `force`.
-    Raises UserError if the adapter is missing or does not have the bytes that its manifest names."""
+    """Writes the teacher's GGUF file, adapter merged. Raises UserError if that is not what its manifest names."""
     config = settings(profile)
     base, adapter = require_local(parse_reference(config.base)), project_root() / config.adapter
     if not (adapter / MANIFEST).is_file():
@@ -142,8 +133,6 @@ def build_teacher(profile: Profile, force: bool = False) -> Path:
 
 def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
     """scale * B @ A for every adapted layer, keyed `<block>.<layer>` as in `LINEAR_LAYERS`, float32 (out, in)."""
-    from safetensors.numpy import load_file
-
     config = read_json(folder / "adapter_config.json")
     others = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
     if config.get("bias", "none") != "none" or any(config.get(key) for key in others):
@@ -155,8 +144,7 @@ def lora_deltas(folder: Path) -> dict[str, np.ndarray]:
 
 
 def write_merged_gguf(base: Path, deltas: dict[str, np.ndarray], target: Path, quantization: str) -> None:
-    """Copies a Llama GGUF file with `deltas` added to its linear layers, which are quantised anew; all else stays.
-    Raises UserError if a delta finds no layer of its name."""
+    """Copies a Llama GGUF file with `deltas` added and quantised anew. Raises UserError if one finds no layer."""
     import gguf
 
     reader = gguf.GGUFReader(base)

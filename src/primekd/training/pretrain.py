@@ -1,21 +1,21 @@
 """text -> student: a control trained from scratch on text, and arms that go on from its weights with the text behind.
-
-Every arm reads the same tokens in the same order: what a teacher changes is told apart from what more text changes.
-"""
+Every arm reads the same tokens in the same order: what a teacher changes is told apart from what more text changes."""
 
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from primekd.config import Profile, TrainConfig
-from primekd.config.arm import CONTROL, CORPUS, NONE, Arm
-from primekd.config.arms import arms_of, get_arm
-from primekd.foundation.errors import UserError
+from primekd.capture.given_text import store_rows
+from primekd.capture.live import LiveTeacher
+from primekd.config import CONTROL, CORPUS, NONE, Arm, Profile, TrainConfig, arms_of, get_arm
+from primekd.foundation import MANIFEST, UserError, read_manifest, relative_name
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
 from primekd.foundation.stage_code import forced_since, stage_code
 from primekd.models import load_tokenizer, require_same_tokenizer, tokenizer_hash
+from primekd.models.shapes import shape_of
+from primekd.models.students import scratch_config
+from primekd.signals import SignalReader, SignalSource
 from primekd.tasks.text import end_of_text, text_folder
 from primekd.tasks.text_shards import Blocks, held_out
 from primekd.training.distill import begin
@@ -24,8 +24,6 @@ from primekd.training.train_student import Lesson, train_student
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from primekd.capture.live import LiveTeacher
-    from primekd.signals import SignalReader, SignalSource
     from primekd.training.examples import TextExamples
     from primekd.training.speed import TextLog
 
@@ -37,24 +35,17 @@ def train_on_text(
     profile: Profile, name: str, seed: int | None = None, force: bool = False, watch: Watch | None = None
 ) -> Path:
     """Trains the control, or the student of an arm of text, or goes on where a stopped training left off; returns its
-    folder: model/, loss_curve.csv and manifest.json, as of `distill`. Beside it lies <name>.log.txt.
-
-    `watch`: makes what else looks at the model whenever it is validated, and writes into that log. Raises UserError if
-    the arm is none of text, the control that it starts from is not trained, text is missing or too little, or the
-    training diverged (the last good checkpoint stays).
-    """
+    folder, as `distill`. Beside it lies <name>.log.txt. `watch`: makes what else looks at the model whenever it is
+    validated, and writes into that log. Raises UserError if the arm is none of text, the control that it starts from is
+    not trained, text is missing or too little, or the training diverged."""
     seed = profile.seed if seed is None else seed
     arm, teacher, start = None if name == CONTROL else get_arm(name), None, None
     if arm and arm.text != CORPUS:
-        raise UserError(
-            f"{name} is no arm of text (text: corpus in configs/strategies.yaml): `primekd distill {name}`."
-        )
+        raise UserError(f"{name} is no arm of text (text: corpus in configs/strategies.yaml): use `primekd distill`.")
     train, first, end = part_of(profile, arm)
     if train.epochs != 1:
         raise UserError(f"{profile.name}: set epochs to 1: text.epochs says how often text is read.")
     if arm and arm.signals != NONE:
-        from primekd.capture.live import LiveTeacher
-
         require_same_tokenizer(profile.teacher.speaker, profile.student.speaker)
         teacher = LiveTeacher(profile, arm)
     if arm:
@@ -80,8 +71,7 @@ def train_on_text(
 
 
 def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
-    """Of the control (None) or an arm: how it is optimised, its first block of the text and the one behind its last.
-    Raises UserError if it has none."""
+    """Of the control (None) or an arm: how it is optimised, first and last block. Raises UserError without any."""
     text, pretrain = profile.text, profile.pretrain
     if text is None or pretrain is None:
         raise UserError(f"{profile.name}: students of text need the sections text and pretrain.")
@@ -113,10 +103,9 @@ def text_examples(profile: Profile, first: int, end: int) -> "TextExamples":
 
 
 def _stored(
-    profile: Profile, teacher: "LiveTeacher", train: TrainConfig, examples: "TextExamples", folder: Path
-) -> "SignalReader":
+    profile: Profile, teacher: LiveTeacher, train: TrainConfig, examples: "TextExamples", folder: Path
+) -> SignalReader:
     """The teacher's rows of the batches as the training will read them."""
-    from primekd.capture.given_text import store_rows
     from primekd.training.examples import AskedBatches
 
     text = profile.text
@@ -129,7 +118,7 @@ def _stored(
         return store_rows(profile, teacher, AskedBatches(examples, train.micro_batch_size), folder, inputs)
 
 
-def text_inputs(profile: Profile, name: str, seed: int, teacher: "SignalSource | None") -> dict[str, Any]:
+def text_inputs(profile: Profile, name: str, seed: int, teacher: SignalSource | None) -> dict[str, Any]:
     """Everything that the trained weights depend on; `profile.loss` is the arm's."""
     tokenizer, arm = load_tokenizer(profile.student.speaker), None if name == CONTROL else get_arm(name)
     train, first, end = part_of(profile, arm)
@@ -156,11 +145,9 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: "SignalSource |
 
 
 def _lesson(
-    profile: Profile, arm: Arm | None, teacher: "LiveTeacher | SignalReader | None", seed: int,
+    profile: Profile, arm: Arm | None, teacher: LiveTeacher | SignalReader | None, seed: int,
     examples: "TextExamples", start: Path | None, folder: Path, watch: Watch | None,
 ) -> Lesson:  # fmt: skip
-    from primekd.models.shapes import shape_of
-    from primekd.models.students import scratch_config
     from primekd.training.examples import document_examples
     from primekd.training.rollouts import Rollouts
     from primekd.training.speed import Speed, TextLog

@@ -33,8 +33,7 @@ def is_main_process() -> bool:
 
 
 def join_processes() -> None:
-    """Meets the other processes and takes this one's GPU; ends this process when the launcher is gone. Raises UserError
-    if fewer GPUs than processes are here."""
+    """Meets the other processes, and ends with the launcher. Raises UserError if there are too few GPUs."""
     import torch
     from accelerate import PartialState
 
@@ -47,7 +46,6 @@ def join_processes() -> None:
 
 
 def leave_processes() -> None:
-    """Closes what `join_processes` opened."""
     from accelerate import PartialState
 
     PartialState().destroy_process_group()
@@ -64,9 +62,9 @@ def _end_with(process: int) -> None:
 
 
 def launch(profile: Profile, strategy: str, seed: int, stage: str) -> None:
-    """Runs `primekd distill` on `profile.launch.processes` processes and waits for it. What they print goes to
-    launch.log in runs/<profile>/launch/, beside the profile as they read it. Raises UserError if the configuration file
-    cannot be used, or a process failed, in that process's own sentence if it gave one."""
+    """Runs `primekd distill` on `profile.launch.processes` processes and waits for it; launch.log in
+    runs/<profile>/launch/ has what they print. Raises UserError if the configuration cannot be used, or a process
+    failed, in its own words."""
     config, processes = _config_file(profile), profile.launch.processes
     folder = profile.runs / "launch" / stage.replace(" ", "-")
     log = folder / "launch.log"
@@ -109,21 +107,16 @@ def _config_file(profile: Profile) -> Path:
             "student.dtype in the profile."
         )
     if settings.get("distributed_type") not in LAUNCHERS:
-        raise UserError(
-            f"{name} has the distributed_type {settings.get('distributed_type')!r}: set it to {', '.join(LAUNCHERS)}."
-        )
+        kind = settings.get("distributed_type")
+        raise UserError(f"{name} has the distributed_type {kind!r}: set it to {', '.join(LAUNCHERS)}.")
     if settings.get("num_machines", 1) != 1:
         raise UserError(f"{name} asks for several machines: a student is trained on one, set num_machines to 1.")
     if settings.get("use_cpu"):
         return path
     if not gpus:
-        raise UserError(
-            f"{name} is for GPUs and CUDA finds none here: use configs/accelerate/cpu.yaml, or one process."
-        )
+        raise UserError(f"{name} is for GPUs and CUDA finds none: use configs/accelerate/cpu.yaml, or one process.")
     if profile.launch.processes > gpus:
-        raise UserError(
-            f"{profile.launch.processes} processes need as many GPUs and {gpus} are here: lower --processes."
-        )
+        raise UserError(f"{profile.launch.processes} processes need as many GPUs, {gpus} are here: lower --processes.")
     return path
 
 

@@ -1,12 +1,9 @@
-"""Text that a student writes while it learns, in the place of given text: which batches, and by which draws.
-
-Nothing flows back through the sampling. Draws depend on the seed, the step and an item's place in it alone, so a
-training that goes on after a stop writes what it would have written.
-"""
+"""Text that a student writes while it learns, in the place of given text: which batches, and by which draws. Nothing
+flows back through the sampling. Draws depend on the seed, the step and an item's place in it alone, so a training that
+goes on after a stop writes what it would have written."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,18 +14,15 @@ from primekd.config.student import OnPolicyConfig
 from primekd.foundation.errors import UserError
 from primekd.losses.on_policy import log_prob_of, minillm_weights
 from primekd.losses.slopes import log_mixture
-from primekd.models.chat import join
-from primekd.models.loading import refuse_too_long
+from primekd.models import join, refuse_too_long
 from primekd.signals import SignalRows
 from primekd.teachers.cache import SlotCache, has_plain_cache, narrowest_window
 from primekd.teachers.decoding import LastPosition, Row, decode
 from primekd.teachers.protocol import Sampling
+from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training.examples import Example
+from primekd.training.objective import StudentObjective
 from primekd.training.processes import process_count
-
-if TYPE_CHECKING:
-    from primekd.teachers.transformers_engine import TransformersEngine
-    from primekd.training.objective import StudentObjective
 
 CHUNK = 128  # rows of logits at a time
 
@@ -51,11 +45,11 @@ class Written:
 
 
 class MixedPosition:
-    """Student and teacher (`share` of the mixture; MiniLLM, section 2.2), whose states stand side by side,
-    (B, D of the student + D of the teacher) float32. They read the same tokens, so one cache serves both: the student's
-    layers lie in front. The teacher is of transformers, of the student's vocabulary, and offers hidden states."""
+    """Student and teacher (`share` of the mixture; MiniLLM, section 2.2), whose states stand side by side, (B, D + D of
+    the teacher) float32. One cache serves both, the student's layers in front. The teacher is of transformers, and
+    offers hidden states."""
 
-    def __init__(self, student: "StudentObjective", teacher: "TransformersEngine", share: float):
+    def __init__(self, student: StudentObjective, teacher: TransformersEngine, share: float):
         self.student, self.teacher, self.share = student, teacher, share
         self.width, self.layers = student.config.hidden_size, student.config.num_hidden_layers
 
@@ -81,16 +75,13 @@ class MixedPosition:
 
 class Rollouts:
     """A student's own text for the batches that the settings name, of `limit` new tokens at most, where they name no
-    number. `ends`: the tokens that end a response. `with_text`: whether the given text stays beside the written one,
-    for its cross-entropy. `teacher` gives the engine that takes part in the sampling, where the settings say so.
-
-    Raises UserError if several processes train, or where it writes, if the architecture's cache cannot be decoded from
-    or the context is too short.
-    """
+    number. `ends`: the tokens that end a response. `with_text`: whether the given text stays beside the written one.
+    `teacher`: gives the engine that takes part in the sampling, if one does. Raises UserError if several processes
+    train or, where it writes, if the architecture's cache cannot be decoded from or the context is too short."""
 
     def __init__(
         self, settings: OnPolicyConfig, limit: int, ends: Iterable[int], seed: int, with_text: bool = False,
-        teacher: "Callable[[], TransformersEngine] | None" = None,
+        teacher: Callable[[], TransformersEngine] | None = None,
     ):  # fmt: skip
         if process_count() > 1:
             raise UserError("A student that writes its own text is trained by one process: set launch.processes to 1.")
@@ -103,7 +94,7 @@ class Rollouts:
             return False
         return self.settings.share == 1 or np.random.default_rng([self.seed, step]).random() < self.settings.share
 
-    def write(self, student: "StudentObjective", examples: Sequence[Example], step: int, first: int) -> Written:
+    def write(self, student: StudentObjective, examples: Sequence[Example], step: int, first: int) -> Written:
         """The student's own responses to some examples of a step, the first of which is the `first` one of it."""
         if not has_plain_cache(student.config):
             raise UserError(f"A student of the architecture {student.config.model_type} cannot write while it learns.")
@@ -143,7 +134,7 @@ class Rollouts:
 
 
 @torch.no_grad()
-def _measures(student: "StudentObjective", mixed: MixedPosition | None, rows: Sequence[Row]) -> list[Tensor]:
+def _measures(student: StudentObjective, mixed: MixedPosition | None, rows: Sequence[Row]) -> list[Tensor]:
     """What `Written` has of every token, (N,) float32 each; in chunks, so that few rows of logits are there at once."""
     states, ids = torch.cat([row.states() for row in rows]), [token for row in rows for token in row.ids]
     found = []

@@ -26,8 +26,7 @@ def flops_per_token(shape: Shape, context: int) -> float:
 
 
 def peak_flops() -> tuple[float, str]:
-    """(floating-point operations a second, where that is from): a data sheet's or, of a CPU, of a bfloat16 product
-    measured here; 0 for a GPU that is not in the table."""
+    """(operations a second, where that is from): a data sheet's, or measured here on a CPU; 0 for an unknown GPU."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         found = next((peak for part, peak in GPU_PEAKS.items() if part in name), 0.0)
@@ -46,7 +45,6 @@ class Speed(TrainerCallback):
         self._tokens, self._seconds, self._start = 0, 0.0, 0.0
 
     def begin(self) -> None:
-        """A step begins."""
         self._start = time.perf_counter()
 
     def add(self, tokens: int) -> None:
@@ -80,13 +78,10 @@ class Speed(TrainerCallback):
 
 
 class TextLog(TrainerCallback):
-    """Plain text, one `step label value` a line, whole after every line, so that it can be read while training runs.
-    What lies behind the step that a training goes on from is taken out: it is made again.
-
-    `train` is the cross-entropy of the given text, nats a token, and `val` that of held-out documents. Where a teacher
-    is asked, `kl` is the divergence to it and `loss` the objective, a surrogate of either sign under MiniLLM; without
-    `given`, where a student's own text has no given one beside it, there is no `train`.
-    """
+    """Plain text, one `step label value` a line, whole after every line; what a training that goes on makes again is
+    taken out. `train` is the cross-entropy of the given text (if `given`), nats a token, `val` that of held-out
+    documents. Where a teacher is asked, `kl` is the divergence to it and `loss` the objective, of either sign under
+    MiniLLM."""
 
     def __init__(self, path: Path, taught: bool = False, given: bool = True):
         labels = {"eval_loss": "val", "loss": "loss", "kd": "kl"} if taught else {"eval_loss": "val", "loss": "train"}
@@ -101,7 +96,6 @@ class TextLog(TrainerCallback):
         self.add(state.global_step, {label: logs[key] for key, label in self.labels.items() if key in (logs or {})})
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line for each label."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(f"{step} {label} {value:.6g}\n" for label, value in values.items())
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.config import Profile, StudentConfig, TrainConfig
-from primekd.foundation.energy import Meter
-from primekd.foundation.progress import Progress
+from primekd.foundation import Meter, Progress
 from primekd.foundation.provenance import disk_errors, now, write_manifest
 from primekd.foundation.stage_code import maker_of, mixed, note_session, say_mixed
 from primekd.foundation.tables import write_csv
@@ -33,8 +32,7 @@ CURVE_COLUMNS = ("step", "epoch", "learning_rate", "loss", "ce", "kd", "grad_nor
 @dataclass(frozen=True)
 class Lesson:
     """What a student learns from: examples, the teacher's rows (None for the labels alone) and the text that it writes
-    itself, if it does; `start` is the folder of the model whose weights it goes on from, None for fresh ones. `speed`
-    and `callbacks` watch it."""
+    itself; `start`: the folder of the model that it goes on from. `speed`, `callbacks` watch it."""
 
     examples: "Sequence[Example]"
     validation: "Sequence[Example]"
@@ -55,12 +53,9 @@ def train_student(
     folder: Path, stage: str, profile: Profile, inputs: dict[str, Any], lesson: Lesson, checkpoints: Path, seed: int,
     code: dict[str, Any], *, student: StudentConfig, train: TrainConfig,
 ) -> None:  # fmt: skip
-    """Trains a student and writes adapter/ or model/, loss_curve.csv and manifest.json into `folder`, and rollouts.csv
-    where it wrote its own text; goes on from what is in `checkpoints`, which is removed then.
-
-    Of several processes the main one writes and the others return once the weights are gathered. `code`: what trains it
-    (stage_code).
-    """
+    """Trains a student into `folder`: adapter/ or model/, loss_curve.csv, manifest.json, and rollouts.csv of its own
+    text; goes on from `checkpoints`, which is removed then. Of several processes the main one writes. `code`: of
+    stage_code."""
     from primekd.models.students import new_student, save_student
     from primekd.training.checkpoints import newest_checkpoint
     from primekd.training.examples import trained_tokens

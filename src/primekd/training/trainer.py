@@ -23,8 +23,7 @@ from primekd.training.speed import Speed
 
 
 class DistillTrainer(SafeCheckpoints):
-    """Trainer of a StudentObjective. `signals`: the store or the live teacher that is asked for rows, None for
-    fine-tuning on the labels alone; `rollouts`: what the student writes itself, if it does."""
+    """Trainer of a StudentObjective. `signals`: None for the labels alone; `rollouts`: what the student writes."""
 
     def __init__(
         self, *, signals: SignalSource | None, train: TrainConfig, rollouts: Rollouts | None = None,
@@ -90,7 +89,6 @@ class DistillTrainer(SafeCheckpoints):
         return batches, tokens
 
     def _written(self, batches: list) -> list:
-        """What the student writes in the place of the micro-batches of this step."""
         step, student = self.state.global_step, self.accelerator.unwrap_model(self.model)
         own, first = [], 0
         for batch in batches:
@@ -165,8 +163,6 @@ class DistillTrainer(SafeCheckpoints):
 
 
 class ProgressCallback(TrainerCallback):
-    """Carries the trainer's steps to the stage's progress."""
-
     def __init__(self, progress: Progress, speed: Speed | None = None):
         self.progress, self.speed = progress, speed
 

@@ -1,5 +1,4 @@
-"""A store as an arm treats it before training: a part of the items, right answers alone, first tokens alone, other
-items' rows; never answers that the task takes for no labels."""
+"""A store as an arm treats it: a part of the items, right answers alone, first tokens alone, other items' rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,27 +7,20 @@ from types import MappingProxyType
 
 import torch
 
+from primekd.capture.judged import right_answers
 from primekd.config import Profile
 from primekd.config.arm import SHUFFLED, Arm
 from primekd.foundation.errors import UserError
-from primekd.models import load_tokenizer
-from primekd.models.chat import decode_response
-from primekd.signals import Asked, SignalReader, SignalRows, StoredItem
-from primekd.signals.rows import concatenate
-from primekd.tasks.load import task_of
-from primekd.tasks.protocol import Unlabelled
+from primekd.models import decode_response, load_tokenizer
+from primekd.signals import Asked, SignalReader, SignalRows, StoredItem, concatenate
+from primekd.tasks import Unlabelled, task_of
 
 
 class TreatedSource:
-    """Gives what a reader does, of the treated items.
-
-    Shuffled rows are the positive control: row t of an item's own text is row t of another item (from the start again
-    where that is shorter), as in a release whose rows were looked up by the step's number after a shuffle.
-
-    `right`: those of `item_ids` whose response has the right answer; None if that does not matter. `unfit`: item -> why
-    its response is no label. What is left are `item_ids`, in order; `dropped` is what was left out: items, tokens of
-    those that are left, and how many responses were unfit and why.
-    """
+    """Gives what a reader does, of the treated items. Shuffled rows are the positive control: row t of an item's own
+    text is row t of another item (from the start again where that is shorter). `right`: those of `item_ids` with the
+    right answer; None if that does not matter. `unfit`: item -> why its response is no label. `dropped`: items and
+    tokens left out, and why."""
 
     def __init__(
         self, reader: SignalReader, arm: Arm, item_ids: Sequence[str], right: set[str] | None = None, seed: int = 0,
@@ -72,10 +64,7 @@ class TreatedSource:
 def treated(
     profile: Profile, arm: Arm, reader: SignalReader, items: Sequence[Unlabelled], seed: int
 ) -> TreatedSource | SignalReader:
-    """The store of an arm as it is trained on; itself where nothing is done to it. Raises UserError if nothing says
-    which answers are right."""
-    from primekd.capture.judged import right_answers
-
+    """The store of an arm as it is trained on. Raises UserError if nothing says which answers are right."""
     unfit, ids = unfit_responses(profile, reader, items), [item.id for item in items]
     if not (arm.treatment or unfit):
         return reader

@@ -1,7 +1,5 @@
-"""Several learning rates: one student a rate, of which the one with the lowest validation loss is kept.
-
-Every arm chooses for itself, by the cross-entropy on the gold solutions of the one validation split, not the test's.
-"""
+"""Several learning rates: one student a rate, of which the one with the lowest validation loss is kept. Every arm
+chooses for itself, by the cross-entropy on the gold solutions of the one validation split, not the test's."""
 
 import math
 import shutil
@@ -12,9 +10,11 @@ from typing import Any
 
 from primekd.config import TrainConfig
 from primekd.foundation.errors import UserError
+from primekd.foundation.memory import release_gpu_memory
 from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest, write_text
 from primekd.foundation.stage_code import maker_of, mixed, stands
 from primekd.foundation.tables import Flag, Name, read_records, write_table
+from primekd.models.students import written
 from primekd.training import habits
 
 FILE = "tuning.csv"
@@ -34,8 +34,7 @@ class TuningRow:
 
 
 def choose(losses: dict[float, float | None]) -> float:
-    """The rate with the lowest validation loss, of equal ones the lowest. `losses`: rate -> loss, None where it
-    diverged. Raises UserError if all of them diverged."""
+    """The rate with the lowest validation loss, None where it diverged. Raises UserError if all of them did."""
     finite = {rate: loss for rate, loss in losses.items() if loss is not None and math.isfinite(loss)}
     if not finite:
         rates = ", ".join(f"{rate:g}" for rate in losses)
@@ -48,9 +47,7 @@ def tune(
     run: Callable[..., None],
 ) -> None:  # fmt: skip
     """Trains a student under each rate by `run` and writes the chosen one into `folder`, with tuning.csv and all loss
-    curves. Students of single rates lie under `checkpoints` until then, each with a manifest: none is trained twice.
-    Raises UserError if every rate diverged."""
-    from primekd.foundation.memory import release_gpu_memory
+    curves; until then single ones lie under `checkpoints`: none is trained twice. Raises UserError if all diverged."""
     from primekd.training.checkpoints import Diverged
 
     start, made = now(), {}
@@ -79,8 +76,6 @@ def tune(
 
 def _take(source: Path, folder: Path, made: dict[float, dict[str, Any]], best: float) -> list[Path]:
     """Copies the chosen student's files, and every rate's curve as tuning/<rate>.csv; returns them."""
-    from primekd.models.students import written
-
     chosen, part = source / f"{best:g}", made[best]["kind"]  # adapter or model
     files = written(folder / part, lambda target: shutil.copytree(chosen / part, target, dirs_exist_ok=True))
     texts = {"loss_curve.csv": chosen / "loss_curve.csv", habits.FILE: chosen / habits.FILE}

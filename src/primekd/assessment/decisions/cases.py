@@ -4,31 +4,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from primekd.assessment.decisions.decisions import (
-    AUDIT,
-    REVIEW,
-    Decision,
-    answer_hash,
-    as_written,
-    automatic_value,
-    by_answer,
-)
+from primekd.assessment.decisions import decisions as kept
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import extract
 from primekd.config import Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_json, relative_name
+from primekd.foundation import UserError, hash_json, relative_name
 
 Logs = dict[str, list[LogRow]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One answer that a person is asked about. Holds neither the gold value nor a verdict.
-
-    `automatic`, `rule` and `span` (characters [start, end) of the response) are what the published rules read;
-    `why` are the reasons for which it is listed, in words; empty in an audit.
-    """
+    """One answer that a person is asked about, without gold value and verdict. `automatic`, `rule` and `span` ([start,
+    end) of the response) are what the published rules read; `why`: for which it is listed, empty in an audit."""
 
     model: str
     id: str
@@ -42,42 +30,33 @@ class Case:
 
     @property
     def answer_sha256(self) -> str:
-        return answer_hash(self.question, self.response)
+        return kept.answer_hash(self.question, self.response)
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What decisions know the answer by."""
         return self.model, self.id, self.answer_sha256
 
 
 def open_cases(
-    profile: Profile, logs: Logs, decisions: Iterable[Decision], models: Iterable[str] = (), seed: int = 0
+    profile: Profile, logs: Logs, decisions: Iterable[kept.Decision], models: Iterable[str] = (), seed: int = 0
 ) -> list[Case]:
     """Answers that rules do not settle and nobody has decided on, in an order that mixes the models at random, the
     same for the same seed. Raises UserError if one of `models` (all, if empty) has no log."""
-    decided = by_answer(profile.name, decisions)
+    decided = kept.by_answer(profile.name, decisions)
     cases = [case for case in _all_cases(profile, logs, models, with_why=True) if case.why and case.key not in decided]
-    return _shuffled(cases, seed, REVIEW)
+    return _shuffled(cases, seed, kept.REVIEW)
 
 
 def audit_sample(
-    profile: Profile,
-    logs: Logs,
-    decisions: Iterable[Decision],
-    who: str,
-    count: int,
-    models: Iterable[str] = (),
+    profile: Profile, logs: Logs, decisions: Iterable[kept.Decision], who: str, count: int, models: Iterable[str] = (),
     seed: int = 0,
-) -> list[Case]:
-    """A random sample of all answers, whatever rule fired and whatever the verdict, for a blind second look.
-
-    Answers that `who` has decided on are not drawn: nobody audits one twice, and a review has shown its automatic
-    value. A sample that was left half way goes on with the rest of it (same seed), so that nobody can pass over the
-    awkward ones. Raises UserError if a model has no log.
-    """
-    seen = by_answer(profile.name, (d for d in decisions if d.who == who))
+) -> list[Case]:  # fmt: skip
+    """A random sample of all answers, whatever rule fired and whatever the verdict, for a blind second look: of those
+    that `who` has not decided on. One that was left half way goes on with the rest (same seed), so that nobody can pass
+    over the awkward ones. Raises UserError if a model has no log."""
+    seen = kept.by_answer(profile.name, (d for d in decisions if d.who == who))
     cases = [case for case in _all_cases(profile, logs, models, with_why=False) if case.key not in seen]
-    return _shuffled(cases, seed, AUDIT)[:count]
+    return _shuffled(cases, seed, kept.AUDIT)[:count]
 
 
 def _shuffled(cases: list[Case], seed: int, purpose: str) -> list[Case]:
@@ -93,7 +72,7 @@ def _all_cases(profile: Profile, logs: Logs, models: Iterable[str], with_why: bo
         try:
             for row in logs[model]:
                 span = tuple(map(int, row.span.split(":"))) if row.span else None
-                said = row.id, row.question, row.response, row.truncated, automatic_value(row), row.rule, span
+                said = row.id, row.question, row.response, row.truncated, kept.automatic_value(row), row.rule, span
                 yield Case(model, *said, _reasons(row) if with_why else ())
         except ValueError as error:
             path = relative_name(profile.logs / f"{model}.csv")
@@ -101,10 +80,8 @@ def _all_cases(profile: Profile, logs: Logs, models: Iterable[str], with_why: bo
 
 
 def _reasons(row: LogRow) -> tuple[str, ...]:
-    """Why no rule settles an answer; empty where the published and the validated rules agree on its value.
-
-    Both are run here, whichever of them the log was graded by: no table has a place for `ambiguous`.
-    """
+    """Why no rule settles an answer; empty where the published and the validated rules agree on its value. Both are run
+    here, whichever of them the log was graded by: no table has a place for `ambiguous`."""
     found = extract(row.response, "validated", row.truncated, row.question)
     published = extract(row.response, "published", row.truncated, row.question).value
     reasons = []
@@ -115,5 +92,6 @@ def _reasons(row: LogRow) -> tuple[str, ...]:
     elif found.value is None:
         reasons.append("the validated rules found no value")
     if None not in (found.value, published) and found.value != published:
-        reasons.append(f"published and validated rules differ: {as_written(published)}, {as_written(found.value)}")
+        both = ", ".join(map(kept.as_written, (published, found.value)))
+        reasons.append(f"published and validated rules differ: {both}")
     return tuple(reasons)

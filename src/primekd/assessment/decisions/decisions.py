@@ -1,8 +1,6 @@
-"""Decisions that people made on answers: read, saved, applied.
-
-A decision belongs to one answer of one model, known by the hash of question and answer: an answer that changed is
-another answer, and nothing decided before is applied to it. Where several people decided on one, the latest counts.
-"""
+"""Decisions that people made on answers: read, saved, applied. A decision belongs to one answer of one model, known by
+the hash of question and answer: an answer that changed is another answer, and nothing decided before is applied to it.
+Where several people decided on one, the latest counts."""
 
 import contextlib
 import csv
@@ -16,42 +14,22 @@ from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import NOT_FOUND
 from primekd.assessment.reading.numbers import find_numbers
 from primekd.foundation.errors import UserError
+from primekd.foundation.manifests import Digest
 from primekd.foundation.provenance import disk_errors, hash_json, project_root, relative_name
-from primekd.foundation.tables import write_csv
+from primekd.foundation.tables import read_cells, read_records, write_csv
 from primekd.tasks.numbers import format_value
 
 REVIEW, AUDIT = "review", "audit"
 ACCEPT, CORRECT, NONE = "accept", "correct", "none"
-ALL_MODELS = "all"  # the last row of audit.csv
 _VALUE = re.compile(r"-?[0-9]{1,4000}(?:\.[0-9]{1,4000}|/[0-9]{1,4000})?")  # int() takes 4,300 digits, no more
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One row of assessment/adjudications.csv; every field is text as it stands there.
-
-    `automatic` is what the published rules read when the decision was made, `value` what the person decided; both are
-    written by `as_written`. `when` is ISO 8601 with its offset.
-    """
-
-    profile: str
-    model: str
-    id: str
-    answer_sha256: str
-    automatic: str
-    decision: str
-    value: str
-    who: str
-    when: str
-    purpose: str
-
-
-COLUMNS = tuple(f.name for f in fields(Decision))
 
 
 def answer_hash(question: str, response: str) -> str:
@@ -99,64 +77,72 @@ def check_who(who: str | None) -> str:
     return name
 
 
+def _value(text: str) -> str:
+    as_read(text)
+    return text
+
+
+def _person(text: str) -> str:
+    try:
+        check_who(text)
+    except UserError as error:
+        raise ValueError("empty, or with control characters") from error
+    return text
+
+
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).utcoffset() is None:
+        raise ValueError("the time has no offset from UTC")
+    return text
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One row of assessment/adjudications.csv, all text. `automatic` is what the published rules read then, `value`
+    what the person decided, both by `as_written`. `when` is ISO 8601 with its offset."""
+
+    profile: str
+    model: str
+    id: str
+    answer_sha256: Digest
+    automatic: Annotated[str, AfterValidator(_value)]
+    decision: Literal["accept", "correct", "none"]
+    value: Annotated[str, AfterValidator(_value)]
+    who: Annotated[str, AfterValidator(_person)]
+    when: Annotated[str, AfterValidator(_moment)]
+    purpose: Literal["review", "audit"]
+
+    def __post_init__(self) -> None:
+        if (self.value == NOT_FOUND) != (self.decision == NONE):
+            raise ValueError("the value does not fit the decision")
+
+
+COLUMNS = tuple(f.name for f in fields(Decision))
+
+
 def default_who() -> str:
     """git's user.name, else $USER. Raises UserError if there is neither."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            ["git", "config", "user.name"], cwd=project_root(), capture_output=True, text=True, timeout=20
-        )
+        asked = ["git", "config", "user.name"]
+        done = subprocess.run(asked, cwd=project_root(), capture_output=True, text=True, timeout=20)
         if done.stdout.strip():
             return check_who(done.stdout)
     return check_who(os.environ.get("USER"))
 
 
 def decisions_file() -> Path:
-    """assessment/adjudications.csv of the checkout."""
     return project_root() / "assessment" / "adjudications.csv"
 
 
 def read_decisions() -> list[Decision]:
     """Every decision in the order of the file, if there is one. Raises UserError if a row cannot be read."""
     path = decisions_file()
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         return []
-    line, decisions = 1, []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle, strict=True)
-            header = next(reader, list(COLUMNS))
-            if missing := [name for name in COLUMNS if name not in header]:
-                raise ValueError(f"it has no column {', '.join(missing)}")
-            if len(header) > len(COLUMNS):  # a further one would be lost with the next decision
-                raise ValueError(f"it has {len(header)} columns, {len(header) - len(COLUMNS)} too many")
-            line = reader.line_num + 1
-            for cells in reader:
-                if cells and len(cells) != len(header):
-                    raise ValueError(f"it has {len(cells)} cells, not {len(header)}")
-                if cells:
-                    decisions.append(_checked(Decision(**dict(zip(header, cells, strict=True)))))
-                line = reader.line_num + 1
-    except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
-        raise UserError(f"{relative_name(path)} line {line} cannot be read ({error}): mend or remove it.") from error
-    return decisions
-
-
-def _checked(row: Decision) -> Decision:
-    """The row. Raises ValueError if a cell is not as it should be."""
-    if not re.fullmatch(r"[0-9a-f]{64}", row.answer_sha256):
-        raise ValueError("answer_sha256 is no hash")
-    if row.decision not in (ACCEPT, CORRECT, NONE) or row.purpose not in (REVIEW, AUDIT):
-        raise ValueError("decision must be accept, correct or none, and purpose review or audit")
-    as_read(row.automatic)
-    if (as_read(row.value) is None) != (row.decision == NONE):
-        raise ValueError("the value does not fit the decision")
-    if datetime.fromisoformat(row.when).utcoffset() is None:
-        raise ValueError("the time has no offset from UTC")
-    try:
-        check_who(row.who)
-    except UserError as error:
-        raise ValueError("who is empty or holds control characters") from error
-    return row
+    for place, cells in read_cells(path, COLUMNS)[:1]:
+        if more := [name for name in cells if name not in COLUMNS]:  # it would be lost with the next decision
+            raise UserError(f"{relative_name(path)} {place}: it has a column too many, {more[0]!r}: take it out.")
+    return read_records(path, Decision, fix="mend or remove it")
 
 
 def add_decision(decision: Decision) -> None:
@@ -197,11 +183,8 @@ def by_answer(profile_name: str, decisions: Iterable[Decision]) -> dict[tuple[st
 
 
 def apply_decisions(profile_name: str, model: str, rows: list[LogRow], decisions: Iterable[Decision]) -> list[LogRow]:
-    """The rows of one model's log with `adjudicated` set where a person decided, and empty everywhere else.
-
-    An audit that agrees with the automatic value adjudicates nothing by itself: the automatic verdict stands. An audit
-    that differs does.
-    """
+    """The rows of one model's log with `adjudicated` set where a person decided, and empty everywhere else. An audit
+    that agrees with the automatic value adjudicates nothing by itself; one that differs does."""
     found = by_answer(profile_name, decisions)
     return [
         replace(row, adjudicated=_adjudicated(row, found.get((model, row.id, answer_hash(row.question, row.response)))))

@@ -1,7 +1,5 @@
 """Adjudication in a notebook: a small form. Everything it decides is done by `Session`; the widgets only call it.
-
-Questions and answers are other people's text: they are escaped, so that nothing in them is run as HTML.
-"""
+Questions and answers are other people's text: they are escaped, so that nothing in them is run as HTML."""
 
 import asyncio
 import html
@@ -14,37 +12,28 @@ from primekd.foundation.errors import UserError
 _BOX = "white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid gray;padding:.5em;max-height:24em;"
 _BOX += "overflow-y:auto;line-height:1.4;box-sizing:border-box"
 _MESSAGE = "white-space:pre-wrap;font-family:monospace;line-height:1.4"
-REVIEW_HINT = "a number, or a letter: a n s u"
-AUDIT_HINT = "a number, or a letter: n s u"
 PATIENCE = 0.5  # seconds between the two messages of one Enter
 
 
 class Form:
-    """The widgets around one session. `root` is what a notebook shows.
-
-    Made for the keyboard: the text field takes a number or the letter of a button, Enter submits it, and it keeps the
-    focus. The buttons follow it in the order of the tab key.
-
-    Enter sends two messages, `submit` and the new value, mostly in this order, and none of the value if it is known
-    already. Acting on the first would decide on what stood in the field before (half a number, for who types fast).
-    So Enter acts on the value that comes with it, or, if none comes soon, on the one that is known. The field reports
-    nothing while it is typed into, because such reports are held back and would come late; leaving it decides nothing.
-    """
+    """The widgets around one session; `root` is what a notebook shows. The text field takes a number or the letter of a
+    button, Enter submits it, and it keeps the focus. Enter sends two messages, `submit` and the new value, mostly in
+    this order, and none of the value if it is known already. Acting on the first would decide on what stood in the
+    field before (half a number, for who types fast). So Enter acts on the value that comes with it, or, if none comes
+    soon, on the one that is known. The field reports nothing while it is typed into: such reports come late."""
 
     def __init__(
-        self,
-        session: Session,
-        end: Callable[[Session], str],
-        said: str = "",
+        self, session: Session, end: Callable[[Session], str], said: str = "",
         later: Callable[[float, Callable[[], None]], object] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         import ipywidgets as widgets
 
         self.session, self._end, self._later, self._entered = session, end, later or _call_later, None
         wide = widgets.Layout(width="auto")
         self.who = widgets.Text(session.who, description="Who", disabled=session.blind)
         self.view = widgets.HTML(layout=wide)
-        self.entry = widgets.Text(placeholder=AUDIT_HINT if session.blind else REVIEW_HINT, description="Value")
+        letters = "n s u" if session.blind else "a n s u"
+        self.entry = widgets.Text(placeholder=f"a number, or a letter: {letters}", description="Value")
         self.entry.continuous_update = False
         self.message = widgets.HTML(layout=wide)
         self.buttons = {
@@ -83,7 +72,6 @@ class Form:
             self._do(lambda: self.session.take(self.entry.value))
 
     def press(self, name: str) -> None:
-        """A button by its name."""
         if name == "finish":
             return self._finish()
         actions = self.session.actions | {"correct": lambda: self.session.correct(self.entry.value)}
@@ -91,10 +79,7 @@ class Form:
         self._do(actions[name])
 
     def _do(self, action: Callable[[], None]) -> None:
-        """Runs one action and says what was saved; after a mistake the case stays, and the sentence says what is wrong.
-
-        The field is emptied either way, so that the next Enter brings a value of its own.
-        """
+        """Runs one action and says what was saved; after a mistake the case stays. The field is emptied either way."""
         if not self.session.blind:
             self.session.who = self.who.value
         before = len(self.session.decided)
@@ -119,7 +104,6 @@ class Form:
         self.entry.focus()
 
     def show(self, said: str = "") -> None:
-        """Draws the case that is to be decided now."""
         self.view.value = draw(self.session)
         over = self.session.case is None
         for name in self.buttons.keys() - {"undo", "finish"}:

@@ -1,13 +1,13 @@
 """Answers of the published logs that were labelled by reading them: ids and values, without the texts."""
 
-import csv
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
-from primekd.foundation.errors import UserError
+from primekd.foundation import UserError, read_records
 from primekd.foundation.provenance import project_root, relative_name
 
 KINDS = ("stated", "implied", "none", "ambiguous")
@@ -17,21 +17,22 @@ _VALUE = re.compile(r"-?[0-9]+(?:\.[0-9]+|/0*[1-9][0-9]*)?")
 
 @dataclass(frozen=True)
 class Label:
-    """Which value one answer commits to for its question, right or wrong.
-
-    `kind`: stated in words; implied by the last line of the reasoning; none; or ambiguous (left out of every count).
-    `set`: development labels were looked at while the validated rules were written, validation labels were not.
-    `first`, `second`: what two readings gave by themselves (a value or a kind), empty where there was one alone.
-    """
+    """Which value one answer commits to, right or wrong. `kind`: stated in words; implied by the last line of the
+    reasoning; none; or ambiguous. `set`: development labels were seen while the validated rules were written. `first`,
+    `second`: what two readings gave, a value or a kind, if there were two."""
 
     log: str
     id: str
     answer_sha256: str
-    set: str
-    kind: str
+    set: Literal[SETS]
+    kind: Literal[KINDS]
     value: str
     first: str
     second: str
+
+    def __post_init__(self) -> None:
+        if not (_VALUE.fullmatch(self.value) if self.kind in ("stated", "implied") else not self.value):
+            raise ValueError("kind and value do not fit together")
 
     @property
     def number(self) -> Fraction | None:
@@ -39,27 +40,15 @@ class Label:
 
 
 def labels_file() -> Path:
-    """assessment/labels/published-logs.csv of the checkout."""
     return project_root() / "assessment" / "labels" / "published-logs.csv"
 
 
 def read_labels(path: Path | None = None) -> list[Label]:
-    """All labels. Raises UserError if the file is missing, or for the line of a row that cannot be read."""
+    """All labels. Raises UserError if the file is missing, or for the first row that cannot be read."""
     path = path or labels_file()
     if not path.is_file():
         raise UserError(f"{relative_name(path)} is missing.")
-    names = [f.name for f in fields(Label)]
-    labels = []
-    with open(path, encoding="utf-8", newline="") as handle:
-        for line, row in enumerate(csv.DictReader(handle), start=2):
-            if list(row) != names or None in row.values():
-                raise UserError(f"{relative_name(path)} line {line}: its columns must be {','.join(names)}.")
-            label = Label(**row)
-            fits = bool(_VALUE.fullmatch(label.value)) if label.kind in ("stated", "implied") else not label.value
-            if label.kind not in KINDS or label.set not in SETS or not fits:
-                raise UserError(f"{relative_name(path)} line {line}: kind, set and value do not fit together.")
-            labels.append(label)
-    return labels
+    return read_records(path, Label, fix="mend it")
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,6 @@ class LabelCounts:
 
 
 def count_labels(labels: Iterable[Label]) -> list[LabelCounts]:
-    """One row a set."""
     labels = list(labels)
     rows = []
     for name in SETS:

@@ -5,42 +5,24 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from primekd.assessment.decisions import decisions as kept
 from primekd.assessment.decisions.cases import Case, audit_sample, open_cases
-from primekd.assessment.decisions.decisions import (
-    ACCEPT,
-    AUDIT,
-    CORRECT,
-    NONE,
-    REVIEW,
-    Decision,
-    add_decision,
-    as_written,
-    check_who,
-    count_stale,
-    parse_typed,
-    read_decisions,
-    remove_decision,
-)
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import now
+from primekd.foundation import UserError, now
 
 # Drawn as it is, or otherwise; joiners are what scripts and emoji need.
 _DRAWN = {c: "\n" for c in "\n\u2028\u2029"} | {c: " " for c in "\t\r"} | {c: c for c in "\u200c\u200d"}
 
 
 class Session:
-    """Walks through cases, saves each decision at once, and takes the last ones back.
+    """Walks through cases, saves each decision at once, and takes the last ones back. `who` may change between
+    decisions. In an audit (`blind`) whoever draws `case` leaves out its automatic value, rule and span."""
 
-    `who` may be changed between decisions; it is checked when one is saved. In an audit (`blind`) whoever draws `case`
-    leaves out its automatic value, rule and span.
-    """
-
-    def __init__(self, profile: Profile, cases: list[Case], who: str, purpose: str = REVIEW) -> None:
+    def __init__(self, profile: Profile, cases: list[Case], who: str, purpose: str = kept.REVIEW) -> None:
         self.profile, self.cases, self.who, self.purpose = profile, cases, who, purpose
         self.place = 0
-        self._steps: list[Decision | None] = []  # one a case that was passed; None for a skipped one
+        self._steps: list[kept.Decision | None] = []  # one a case that was passed; None for a skipped one
 
     @property
     def case(self) -> Case | None:
@@ -49,16 +31,15 @@ class Session:
 
     @property
     def blind(self) -> bool:
-        return self.purpose == AUDIT
+        return self.purpose == kept.AUDIT
 
     @property
-    def decided(self) -> list[Decision]:
+    def decided(self) -> list[kept.Decision]:
         """What was decided in this session and not taken back."""
         return [step for step in self._steps if step]
 
     @property
     def progress(self) -> str:
-        """`12 of 40`."""
         return f"{min(self.place + 1, len(self.cases))} of {len(self.cases)}"
 
     @property
@@ -67,8 +48,7 @@ class Session:
         return {"accept": self.accept, "none": self.none, "skip": self.skip, "undo": self.undo}
 
     def take(self, typed: str) -> None:
-        """Does what a person typed: a letter (a, n, s, u), a number, or `c` and a number. Raises UserError, and stays
-        at the case, if it is neither or cannot be done here."""
+        """Does what was typed: a letter, a number, or `c` and a number. Raises UserError if it is neither."""
         word, _, rest = typed.strip().partition(" ")
         word = word.lower()
         action = next((do for name, do in self.actions.items() if not rest and word in (name, name[0])), None)
@@ -87,14 +67,12 @@ class Session:
         self._save(case.automatic)
 
     def correct(self, typed: str) -> None:
-        """The answer says the number that was typed."""
         self._now()
         if not typed.strip():
             raise UserError("Type the number that the answer gives, for example 18.")
-        self._save(parse_typed(typed))
+        self._save(kept.parse_typed(typed))
 
     def none(self) -> None:
-        """The answer gives no value."""
         self._save(None)
 
     def skip(self) -> None:
@@ -108,7 +86,7 @@ class Session:
         if not self._steps:
             raise UserError("There is nothing to undo in this session.")
         if self._steps[-1]:
-            remove_decision(self._steps[-1])
+            kept.remove_decision(self._steps[-1])
         self._steps.pop()
         self.place -= 1
 
@@ -119,52 +97,44 @@ class Session:
 
     def _save(self, value: Fraction | None) -> None:
         case = self._now()
-        kind = NONE if value is None else ACCEPT if value == case.automatic else CORRECT
-        decision = Decision(
-            self.profile.name, *case.key, as_written(case.automatic), kind, as_written(value), check_who(self.who),
-            now(), self.purpose,
-        )  # fmt: skip
-        add_decision(decision)
+        kind = kept.NONE if value is None else kept.ACCEPT if value == case.automatic else kept.CORRECT
+        automatic, decided, who = kept.as_written(case.automatic), kept.as_written(value), kept.check_who(self.who)
+        decision = kept.Decision(self.profile.name, *case.key, automatic, kind, decided, who, now(), self.purpose)
+        kept.add_decision(decision)
         self._steps.append(decision)
         self.place += 1
 
 
 def open_session(
-    profile: Profile,
-    who: str,
-    models: list[str] | None = None,
-    limit: int | None = None,
-    audit: int | None = None,
+    profile: Profile, who: str, models: list[str] | None = None, limit: int | None = None, audit: int | None = None,
     seed: int = 0,
-) -> tuple[Session, str]:
-    """A session on the open cases, or with `audit` on a random sample of that size; and what to say before it starts.
-    Raises UserError if a log or the file of decisions cannot be read, or a model has no log."""
-    logs, decisions = read_logs(profile), read_decisions()
+) -> tuple[Session, str]:  # fmt: skip
+    """A session, and what to say before it starts. Raises UserError if logs or decisions cannot be read."""
+    logs, decisions = read_logs(profile), kept.read_decisions()
     if audit:
         cases = audit_sample(profile, logs, decisions, who, audit, models or (), seed)
         said = f"{counted(len(cases), 'answer')} drawn at random for a blind second look."
     else:
         cases = open_cases(profile, logs, decisions, models or (), seed)
         said = f"{counted(len(cases), 'answer')} open: no rule settles them, or rules disagree."
-    session = Session(profile, cases[:limit], who, AUDIT if audit else REVIEW)
-    return session, " ".join([said, *say_stale(count_stale(profile.name, logs, decisions))])
+    session = Session(profile, cases[:limit], who, kept.AUDIT if audit else kept.REVIEW)
+    return session, " ".join([said, *say_stale(kept.count_stale(profile.name, logs, decisions))])
 
 
 def list_cases(
     profile: Profile, models: list[str] | None = None, limit: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """What a session would ask about, in its order and without texts: `open` counts all, `cases` are at most `limit`.
-
-    `stale` counts decisions for answers that these logs do not hold. Raises UserError as `open_session` does.
-    """
-    logs, decisions = read_logs(profile), read_decisions()
+    `stale` counts decisions for answers that these logs do not hold. Raises UserError as `open_session` does."""
+    logs, decisions = read_logs(profile), kept.read_decisions()
     cases = open_cases(profile, logs, decisions, models or (), seed)
+    shown = cases[:limit]
     told = ("model", "id", "answer_sha256", "automatic", "rule", "span", "truncated", "why")
     return {
         "profile": profile.name,
         "open": len(cases),
-        "stale": count_stale(profile.name, logs, decisions),
-        "cases": [{n: getattr(c, n) for n in told} | {"automatic": as_written(c.automatic)} for c in cases[:limit]],
+        "stale": kept.count_stale(profile.name, logs, decisions),
+        "cases": [{n: getattr(c, n) for n in told} | {"automatic": kept.as_written(c.automatic)} for c in shown],
     }
 
 
@@ -176,7 +146,6 @@ def say_stale(count: int) -> list[str]:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 answer`, `2 answers`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -186,10 +155,7 @@ def spoken(value: str) -> str:
 
 
 def readable(text: str) -> str:
-    """A text without anything that could drive a terminal or turn its reading direction; as long as it was.
-
-    Escape and other control characters become U+FFFD, one for one, so that spans still fit.
-    """
+    """A text that can drive no terminal nor turn its direction: control characters become U+FFFD, one for one."""
     return "".join(_DRAWN.get(c, "\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c) for c in text)
 
 

@@ -1,8 +1,4 @@
-"""Adjudication in a terminal: an answer at a time, a letter or a number a decision.
-
-Questions and answers are other people's text: they are drawn inside a frame as plain text, never as markup, and without
-control characters.
-"""
+"""Adjudication in a terminal. Other people's text is drawn as plain text, without markup and control characters."""
 
 import sys
 from typing import Any
@@ -15,9 +11,7 @@ from primekd.assessment.decisions.decisions import as_written
 from primekd.assessment.decisions.session import Session, around, counted, readable, say_stale, spoken
 from primekd.foundation.errors import UserError
 
-REVIEW_KEYS = "[a]ccept  [c]orrect: type the number  [n]one  [s]kip  [u]ndo  [q]uit"
-AUDIT_KEYS = "type the number  [n]one  [s]kip  [u]ndo  [q]uit"
-END_KEYS = "That was the last one. Enter finishes, [u] goes back"
+KEYS = "type the number  [n]one  [s]kip  [u]ndo  [q]uit"
 
 
 def run_session(session: Session, console: Console | None = None) -> None:
@@ -46,10 +40,9 @@ def run_session(session: Session, console: Console | None = None) -> None:
 
 
 def keys(session: Session) -> str:
-    """What can be typed now."""
     if session.case is None:
-        return END_KEYS
-    return AUDIT_KEYS if session.blind else REVIEW_KEYS
+        return "That was the last one. Enter finishes, [u] goes back"
+    return KEYS if session.blind else f"[a]ccept  [c]orrect: {KEYS}"
 
 
 def draw(session: Session) -> Group:
@@ -73,7 +66,6 @@ def draw(session: Session) -> Group:
 
 
 def list_text(found: dict[str, Any]) -> str:
-    """What `list_cases` found, a line an answer."""
     lines = [
         f"{case['model']:16} {readable(case['id'])}  {spoken(case['automatic'])}  {'; '.join(case['why'])}"
         for case in found["cases"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from primekd.config import Profile
 
+MAPS = "maps.safetensors"
 FOLDER = "inside"  # of runs/<profile>/, and of its logs
 
 

@@ -1,23 +1,19 @@
-"""What each attention head looks at, without keeping its maps.
-
-Control and students read the same text in one batch: row 0 goes through the base, every other through its adapter. In
-place of the model's attention a function runs that makes one layer's weights in float32, takes a few numbers a head
-from them and lets them go: memory holds the maps of one layer, however many layers there are.
-"""
+"""What each attention head looks at, without keeping its maps. Control and students read the same text in one batch,
+row 0 through the base. A function in place of the model's attention makes one layer's weights in float32, takes a few
+numbers a head from them and lets them go: memory holds the maps of one layer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-if TYPE_CHECKING:
-    from primekd.models.switched import SwitchedAdapters
+from primekd.models import load_model
+from primekd.models.switched import SwitchedAdapters
 
 SHARP = 0.1  # a weight above it is a place that a head looks at
 METRICS = ("entropy", "entropy_rest", "first", "diagonal", "previous", "distance", "sharp")
@@ -31,12 +27,9 @@ READ = "heads-read"  # this attention's name in transformers
 
 def head_metrics(weights_H_T_T: Tensor) -> Tensor:
     """Causal attention weights in float32, rows sum to 1 -> (H, METRICS), means over the queries i = 1, 2, …, T - 1.
-
-    `entropy`: in nats over ln(i + 1), that of looking at all keys alike. `entropy_rest`: the same of what is left
-    without the first token, which holds most of the mass of most heads, over ln(i). `first`, `diagonal`, `previous`:
-    mass on key 0, i, i - 1. `distance`: mean of i - j in tokens. `sharp`: share of the mass in weights above SHARP.
-    Raises ValueError for fewer than three tokens.
-    """
+    `entropy`: in nats over ln(i + 1); `entropy_rest`: that of what is left without the first token, which holds most of
+    the mass, over ln(i). `first`, `diagonal`, `previous`: mass on key 0, i, i - 1. `distance`: mean of i - j. `sharp`:
+    mass in weights above SHARP. Raises ValueError for fewer than three tokens."""
     size = weights_H_T_T.shape[-1]
     if size < 3:
         raise ValueError(f"{size} tokens are no text to attend to")
@@ -54,8 +47,7 @@ def head_metrics(weights_H_T_T: Tensor) -> Tensor:
 
 
 def compare_heads(weights_H_T_T: Tensor, others_H_T_T: Tensor) -> Tensor:
-    """Two models' maps of the same heads -> (H, BETWEEN): the mean over queries of the total variation (the share of
-    mass that lies elsewhere), and the cosine of both maps."""
+    """Two models' maps -> (H, BETWEEN): total variation (the share of mass elsewhere, mean over queries), cosine."""
     moved = 0.5 * (weights_H_T_T - others_H_T_T).abs().sum(-1)[:, 1:].mean(-1)
     return torch.stack([moved, nn.functional.cosine_similarity(weights_H_T_T.flatten(1), others_H_T_T.flatten(1))], -1)
 
@@ -118,10 +110,9 @@ def reading(model: nn.Module, reader: HeadReader) -> Iterator[None]:
 
 @torch.inference_mode()
 def _read(
-    adapters: "SwitchedAdapters", rows: Sequence[str | None], ids: Sequence[int], reduce: Callable[[Tensor], Tensor]
+    adapters: SwitchedAdapters, rows: Sequence[str | None], ids: Sequence[int], reduce: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """What `reduce` gives of each layer, (n, …), of one text read by these students and, where None, the control in one
-    batch: (n, layers, …)."""
+    """What `reduce` gives of each layer of one text, read by students and control (None): (n, layers, …)."""
     reader = HeadReader(reduce)
     with reading(adapters.base, reader):
         adapters.read_together(rows, torch.tensor([list(ids)] * len(rows), device=adapters.base.device))
@@ -129,7 +120,7 @@ def _read(
 
 
 def read_heads(
-    adapters: "SwitchedAdapters", names: Sequence[str], ids: Sequence[int], reduce: Callable[[Tensor], Tensor]
+    adapters: SwitchedAdapters, names: Sequence[str], ids: Sequence[int], reduce: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """What `reduce` gives of the control and of students of these names on one text: (1 + students, layers, …)."""
     parts: list[Tensor] = []
@@ -139,21 +130,19 @@ def read_heads(
     return torch.cat(parts)
 
 
-def measure_heads(adapters: "SwitchedAdapters", names: Sequence[str], ids: Sequence[int]) -> Tensor:
+def measure_heads(adapters: SwitchedAdapters, names: Sequence[str], ids: Sequence[int]) -> Tensor:
     """(1 + students, layers, H, METRICS + BETWEEN) float32 of one text."""
     return read_heads(adapters, names, ids, read_maps)
 
 
-def measure_pairs(adapters: "SwitchedAdapters", pairs: Sequence[tuple[str, str]], ids: Sequence[int]) -> Tensor:
+def measure_pairs(adapters: SwitchedAdapters, pairs: Sequence[tuple[str, str]], ids: Sequence[int]) -> Tensor:
     """(pairs, layers, H, BETWEEN) float32 of one text: two students' maps of the same heads, all in one batch."""
     rows = list(dict.fromkeys(name for pair in pairs for name in pair))
     places = [[rows.index(name) for name in pair] for pair in pairs]
     return _read(adapters, rows, ids, partial(compare_rows, places=places))
 
 
-def measure_induction(
-    adapters: "SwitchedAdapters", names: Sequence[str], vocabulary: Sequence[int], seed: int
-) -> Tensor:
+def measure_induction(adapters: SwitchedAdapters, names: Sequence[str], vocabulary: Sequence[int], seed: int) -> Tensor:
     """(RANDOM_TEXTS, 1 + students, layers, H, 1) of random tokens of `vocabulary`, the same for all models."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(vocabulary), (RANDOM_TEXTS, RANDOM_TOKENS), generator=generator).tolist()
@@ -161,18 +150,14 @@ def measure_induction(
     return torch.stack([read_heads(adapters, names, text + text, induction) for text in texts])
 
 
-def crop_maps(adapters: "SwitchedAdapters", names: Sequence[str], ids: Sequence[int], tokens: int) -> Tensor:
-    """(1 + students, layers, H, t, t) uint8, of 255: the maps themselves on the first `tokens` of one text, to look at.
-    What stands behind changes nothing, as no token sees those behind it."""
+def crop_maps(adapters: SwitchedAdapters, names: Sequence[str], ids: Sequence[int], tokens: int) -> Tensor:
+    """(1 + students, layers, H, t, t) uint8, of 255: the maps themselves on the first `tokens` of one text."""
     return read_heads(adapters, names, ids[:tokens], lambda weights: (weights * 255).round().to(torch.uint8))
 
 
 def open_side_by_side(
     reference: str, dtype: str, students: Mapping[str, Path], quantization: str | None = None
-) -> "SwitchedAdapters":
+) -> SwitchedAdapters:
     """A base with the adapters of all students beside its weights. Raises UserError if one does not fit."""
-    from primekd.models import load_model
-    from primekd.models.switched import SwitchedAdapters
-
     base = load_model(reference, dtype, quantization)
     return SwitchedAdapters(base, reference, dtype, {name: (folder, False) for name, folder in students.items()})

@@ -1,9 +1,7 @@
-"""Which of its own steps a model's answer hangs on: Shapley values of log p(value | the steps that are left).
-
-The players are the steps of the model's own reasoning, runs of its tokens; what is left out is taken out of the text.
-What stands between the last step and the value ("The answer is") always stays. Values come from Captum's sampling over
-orders (Castro et al. 2009): over every order the parts add up to the whole, which is checked.
-"""
+"""Which of its own steps a model's answer hangs on: Shapley values of log p(value | the steps that are left). Players
+are runs of its own tokens; what is left out is taken out of the text, but for what stands before the value ("The answer
+is"). Captum's sampling over orders (Castro et al. 2009): over every order the parts add up to the whole, which is
+checked."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +13,6 @@ from torch import Tensor
 from primekd.foundation.tables import Count, Name
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from primekd.teachers.transformers_engine import TransformersEngine
 
 FILE = "attribution.csv"
@@ -26,8 +22,7 @@ ADDITIVE = 1e-3  # nats by which parts and whole may differ
 
 @dataclass(frozen=True)
 class StepRow:
-    """One step of a model's answer to an item. `value`: nats by which it raises log p(value). `whole`: that with all
-    steps, `empty`: without any; the steps' values add up to the difference."""
+    """`value`: nats by which a step raises log p(value); all add up to `whole` (with all of them) less `empty`."""
 
     model: Name
     id: Name
@@ -38,7 +33,7 @@ class StepRow:
     empty: float
 
 
-def steps_of(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], value: Sequence[int]) -> list[list[int]]:
+def steps_of(tokenizer, ids: Sequence[int], value: Sequence[int]) -> list[list[int]]:
     """Places of the tokens of each step in front of the value: a step ends with a line, or with a full stop that a
     space follows. The part that the value itself stands in is none. At most MOST_STEPS, neighbours put together."""
     texts = [tokenizer.decode([token]) for token in ids[: value[0]]]
@@ -72,11 +67,9 @@ def log_prob_of_value(
 
 
 def shapley(worth: Callable[[Tensor], Tensor], players: int, orders: int, seed: int) -> tuple[Tensor, float, float]:
-    """(values (players,), worth of all, worth of none) over `orders` orders drawn at random, each of them forwards and
-    backwards, so that what two players have in common is shared evenly. `worth`: (N, players) of 1 and 0 -> (N,).
-
-    Coalitions that come up again are not asked for again. Raises ValueError if the values do not add up.
-    """
+    """(values (players,), worth of all, worth of none) over `orders` random orders, each forwards and backwards, so
+    that what two have in common is shared evenly. `worth`: (N, players) of 1 and 0 -> (N,). Raises ValueError if they
+    do not add up."""
     from captum.attr import ShapleyValueSampling
 
     known: dict[tuple[int, ...], float] = {}
@@ -105,7 +98,7 @@ def shapley(worth: Callable[[Tensor], Tensor], players: int, orders: int, seed: 
 
 
 def step_rows(
-    model: str, item: str, engine: "TransformersEngine", tokenizer: "PreTrainedTokenizerBase", prompt: list[int],
+    model: str, item: str, engine: "TransformersEngine", tokenizer, prompt: list[int],
     ids: Sequence[int], value: Sequence[int], orders: int, seed: int,
 ) -> list[StepRow]:  # fmt: skip
     """A row for each step of an answer; none where it has fewer than two, or no value was read from it."""

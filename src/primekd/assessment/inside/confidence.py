@@ -9,12 +9,9 @@ import torch
 from primekd.assessment.logs import LogRow
 from primekd.foundation.tables import Count, Flag, Name
 from primekd.models.chat import decode_response
-from primekd.signals.certainty import Certainty, certainty_of
-from primekd.signals.rows import HiddenRows, SampledRows, SignalRows
+from primekd.signals import Certainty, HiddenRows, SampledRows, SignalRows, certainty_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from primekd.assessment.answers import Answer
     from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -23,11 +20,9 @@ FILE = "confidence.csv"
 
 @dataclass(frozen=True)
 class SureRow:
-    """A model's own answer to a test item. Sums over its tokens: `log_prob` of those that were written, `entropy`, and
-    `margin`, by how much the most probable token was ahead of the second, all in nats. Logits themselves cannot be
-    compared between models, as a constant added to all of them changes nothing. `value_tokens`, `value_log_prob`: of
-    the tokens that hold the value that was read; 0 and None where none was.
-    """
+    """A model's own answer to a test item. Sums in nats over its tokens: `log_prob`, `entropy`, and `margin`, by how
+    much the most probable token was ahead of the second (logits themselves cannot be compared between models).
+    `value_tokens`, `value_log_prob`: of the value that was read; 0 and None where none was."""
 
     model: Name
     id: Name
@@ -40,9 +35,7 @@ class SureRow:
     value_log_prob: float | None
 
 
-def sure_row(
-    model: str, verdict: LogRow, ids: Sequence[int], found: Certainty, tokenizer: "PreTrainedTokenizerBase"
-) -> SureRow:
+def sure_row(model: str, verdict: LogRow, ids: Sequence[int], found: Certainty, tokenizer) -> SureRow:
     """Of an answer's ids and their certainty, whose `top_probs` has two columns at least."""
     written = found.written.double().clamp_min(torch.finfo(torch.float32).tiny).log()  # (T,)
     best, second = found.top_probs[:, :2].double().clamp_min(torch.finfo(torch.float32).tiny).log().T
@@ -52,7 +45,7 @@ def sure_row(
     return SureRow(model, verdict.id, verdict.correct, len(ids), *sums, len(value), of_value)
 
 
-def value_places(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], verdict: LogRow) -> list[int]:
+def value_places(tokenizer, ids: Sequence[int], verdict: LogRow) -> list[int]:
     """Places of the tokens that hold any letter of the value that was read; empty where none was."""
     if not verdict.span:
         return []
@@ -64,7 +57,7 @@ def value_places(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], verdi
 
 def sure_rows(
     model: str, engine: "TransformersEngine", prompts: Sequence[list[int]], answers: Sequence["Answer"],
-    verdicts: Sequence[LogRow], tokenizer: "PreTrainedTokenizerBase", together: int = 16, advance=lambda count: None,
+    verdicts: Sequence[LogRow], tokenizer, together: int = 16, advance=lambda count: None,
 ) -> list[SureRow]:  # fmt: skip
     """A row an answer, from one teacher-forced pass of the model that wrote them."""
     head, rows = engine.head(), []
@@ -79,11 +72,8 @@ def sure_rows(
     return rows
 
 
-def stored_row(
-    model: str, verdict: LogRow, ids: Sequence[int], rows: SignalRows, tokenizer: "PreTrainedTokenizerBase"
-) -> SureRow | None:
-    """The same of a teacher's stored answer; None where its rows do not say how probable each written token was, or the
-    second one may be missing."""
+def stored_row(model: str, verdict: LogRow, ids: Sequence[int], rows: SignalRows, tokenizer) -> SureRow | None:
+    """The same of a teacher's stored answer; None where its rows do not have the tokens' probabilities."""
     found = certainty_of(rows, ids, top=2)
     unknown = isinstance(rows, SampledRows) or found.written.isnan().any()
     return None if unknown else sure_row(model, verdict, ids, found, tokenizer)

@@ -1,6 +1,6 @@
-"""What needs a model: attention, confidence and attribution of a profile's control and students, a folder a part under
-runs/<profile>/inside/, each made once."""
+"""What needs a model: attention, confidence, attribution, a folder a part under runs/<profile>/inside/, made once."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from primekd.assessment.answers import AnswerRow, answers_folder, read_block
-from primekd.assessment.inside import FOLDER, attention, attribution, confidence
+from primekd.assessment.inside import FOLDER, MAPS, attention, attribution, confidence
 from primekd.assessment.inside.attention import open_side_by_side
 from primekd.assessment.inside.attribution import StepRow
 from primekd.assessment.inside.confidence import SureRow, value_places
@@ -22,25 +22,16 @@ from primekd.assessment.logs import LogRow, read_logs
 from primekd.assessment.score import Model, models_of
 from primekd.assessment.serving import choose_serving, model_inputs
 from primekd.assessment.students import find_students
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, split_seed
-from primekd.config.arms import arms_of
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
+from primekd.config import CONTROL, Profile, arms_of, split_seed
+from primekd.foundation import Meter, Progress, UserError, write_manifest, write_table
 from primekd.foundation.manifests import MANIFEST, read_manifest
 from primekd.foundation.memory import gpu_memory, release_gpu_memory
-from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.foundation.storage import hash_json, relative_name, write_atomically
-from primekd.foundation.tables import write_table
-from primekd.models import load_tokenizer
-from primekd.models.chat import build_prompt, encode_response
-from primekd.tasks.load import load_items
-from primekd.tasks.protocol import Item
-from primekd.tasks.splits import hash_items
+from primekd.models import build_prompt, encode_response, load_tokenizer
+from primekd.tasks import Item, hash_items, load_items
 
-MAPS, INDUCTIONS = "maps.safetensors", "induction.safetensors"
+INDUCTIONS = "induction.safetensors"
 BLOCK = 10  # prompts whose numbers are kept together, so that a stop loses little
 
 
@@ -58,10 +49,8 @@ class Subject:
     @cached_property
     def logs(self) -> dict[str, list[LogRow]]:
         if not (self.profile.logs / MANIFEST).is_file():
-            raise UserError(
-                f"{relative_name(self.profile.logs)} has no logs: run `primekd run --profile {self.profile.name}` "
-                "first, then this again."
-            )
+            fix = f"run `primekd run --profile {self.profile.name}` first"
+            raise UserError(f"{relative_name(self.profile.logs)} has no logs: {fix}.")
         return read_logs(self.profile)
 
     @cached_property
@@ -107,8 +96,7 @@ class Subject:
 
 
 def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> Path:
-    """blocks of (prompts, 1 + students, layers, heads, measures) and, between students, (prompts, pairs, layers, heads,
-    BETWEEN); induction.safetensors, maps.safetensors."""
+    """Blocks of numbers as `attention_values` reads them; induction.safetensors, maps.safetensors."""
     profile, items = subject.profile, subject.items
     inputs = model_inputs(profile, items, None) | {
         "students": {model.name: model.hashes for model in subject.models[1:]},
@@ -118,17 +106,16 @@ def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> P
     students = {model.name: model.adapter for model in subject.models[1:]}
 
     def make(folder: Path, progress: Progress) -> list[Path]:
-        adapters = open_side_by_side(
-            profile.student.model, profile.scoring_dtype, students, profile.student.quantization
-        )
-        texts = [_text(subject.tokenizer, item) for item in items]
+        base = profile.student
+        adapters = open_side_by_side(base.model, profile.scoring_dtype, students, base.quantization)
+        own = subject.tokenizer  # what all models read: the prompt and the gold solution, which is no model's own text
+        texts = [[*build_prompt(own, i.messages), *encode_response(own, i.solution)] for i in items]
         outputs = []
         for first in range(0, len(texts), BLOCK):
             path, block = folder / f"block-{first // BLOCK:05d}.safetensors", texts[first : first + BLOCK]
             if not _is_block(path, inputs):
-                found = {
-                    "values": torch.stack([attention.measure_heads(adapters, subject.names, ids) for ids in block])
-                }
+                values = [attention.measure_heads(adapters, subject.names, ids) for ids in block]
+                found = {"values": torch.stack(values)}
                 if pairs:
                     found["pairs"] = torch.stack([attention.measure_pairs(adapters, pairs, ids) for ids in block])
                 _save(path, found, inputs)
@@ -144,11 +131,6 @@ def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> P
         return [*outputs, folder / MAPS, folder / INDUCTIONS]
 
     return subject.part("attention", inputs, len(items), "prompt", make)
-
-
-def _text(tokenizer, item: Item) -> list[int]:
-    """What all models read: the prompt and the gold solution, which is no model's own text."""
-    return [*build_prompt(tokenizer, item.messages), *encode_response(tokenizer, item.solution)]
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], inputs: dict[str, Any], **facts: str) -> None:
@@ -203,14 +185,11 @@ def read_confidence(subject: Subject, model: Model) -> Path:
         answers, verdicts = _answers(subject.profile, model.name), subject.verdicts(model.name)
         asked = model.asked(subject.profile, subject.items)
         prompts = [build_prompt(subject.tokenizer, item.messages) for item in asked]
-        engine = _opened(subject, model)
-        try:
+        own = [answers[item.id] for item in subject.items]
+        with contextlib.closing(_opened(subject, model)) as engine:
             rows = confidence.sure_rows(
-                model.name, engine, prompts, [answers[item.id] for item in subject.items], verdicts,
-                subject.tokenizer, advance=progress.advance,
-            )  # fmt: skip
-        finally:
-            engine.close()
+                model.name, engine, prompts, own, verdicts, subject.tokenizer, advance=progress.advance
+            )
         return [write_table(folder / confidence.FILE, SureRow, rows)]
 
     inputs = _answer_inputs(subject, model)
@@ -222,8 +201,7 @@ def read_attribution(subject: Subject, model: Model) -> Path:
 
     def make(folder: Path, progress: Progress) -> list[Path]:
         answers, rows, done = _answers(subject.profile, model.name), [], 0
-        engine = _opened(subject, model)
-        try:
+        with contextlib.closing(_opened(subject, model)) as engine:
             asked = model.asked(subject.profile, subject.items)
             for item, verdict in zip(asked, subject.verdicts(model.name), strict=True):
                 ids, prompt = answers[item.id].ids, build_prompt(subject.tokenizer, item.messages)
@@ -236,8 +214,6 @@ def read_attribution(subject: Subject, model: Model) -> Path:
                 progress.advance(bool(found))
                 if done == settings.attributed_items:
                     break
-        finally:
-            engine.close()
         return [write_table(folder / attribution.FILE, StepRow, rows)]
 
     inputs = _answer_inputs(subject, model) | {"orders": settings.orders, "most": settings.attributed_items}

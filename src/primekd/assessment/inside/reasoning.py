@@ -27,8 +27,7 @@ LONG_WORD = 4  # letters; shorter ones say nothing
 
 @dataclass(frozen=True)
 class Calculation:
-    """A calculation that stands in a text, and whether it holds, rounded as its result is; None where it cannot be
-    worked out."""
+    """Part of a text; whether it holds, rounded as its result is; None where it cannot be worked out."""
 
     text: str
     holds: bool | None
@@ -41,15 +40,13 @@ def calculations(text: str) -> list[Calculation]:
 
 
 def _goes_on(text: str, start: int) -> bool:
-    """Whether an operator stands in front, so that the calculation began further left, with what is no number. A mark
-    of a list is none, nor are stars that make letters bold."""
+    """Whether an operator stands in front, so that it began further left; marks of lists and bold are none."""
     before = text[text.rfind("\n", 0, start) + 1 : start].strip()
     return len(before) > 1 and before[-1] in "-+*/×·÷−–" and not before.endswith("**")
 
 
 def _holds(left: str, right: str) -> bool | None:
-    """Percent are hundredths. None also where % stands on the right alone and would have to mean nothing: 80 / 4 * 5 =
-    100% may be a way to write 100, or wrong."""
+    """Percent are hundredths. None where % stands on the right alone: 80 / 4 * 5 = 100% may be 100, or wrong."""
     try:
         value = _value(ast.parse(re.sub(r"([\d.]+)%", r"(\1/100)", _plain(left)), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
@@ -99,8 +96,7 @@ def question_words(question: str) -> set[str]:
 
 
 def token_classes(texts: Sequence[str], question: str) -> list[str]:
-    """The kind of each token of an answer. A part of a word is of the kind of the whole word, which is one of the
-    question's or not."""
+    """The kind of each token of an answer. A part of a word is of the kind of the whole word."""
     asked, ends = question_words(question), accumulate(map(len, texts), initial=0)
     of_letter = {n: w[0].lower() in asked for w in WORD.finditer("".join(texts)) for n in range(*w.span())}
     return [_token_class(text, [of_letter[n] for n in range(*at) if n in of_letter])

@@ -9,7 +9,7 @@ math-verify       Hugging Face's Math-Verify, default settings
 
 from dataclasses import replace
 
-from primekd.assessment.reading import harness, mathverify, published, validated
+from primekd.assessment.reading import harness, published, validated
 from primekd.assessment.reading.ending import answer_part, is_cut
 from primekd.assessment.reading.numbers import NONE, NOT_FOUND, Extraction
 
@@ -20,7 +20,7 @@ RULES = {
     "validated": validated.RULES,
     harness.STRICT: (harness.STRICT, NONE),
     harness.FLEXIBLE: (harness.FLEXIBLE, NONE),
-    mathverify.RULE: (mathverify.RULE, NONE),
+    harness.MATH_VERIFY: (harness.MATH_VERIFY, NONE),
 }
 EXTRACTORS = tuple(RULES)
 
@@ -33,20 +33,16 @@ def looks_cut(text: str) -> bool:
 def extract(
     text: str, extractor: str = "published", truncated: bool | None = None, question: str | None = None
 ) -> Extraction:
-    """Reads one answer by one of EXTRACTORS. Blocks of reasoning (<think>) are no part of it for the rules that are
-    this project's to apply.
-
-    Args:
-        truncated: whether the answer ran into the limit of new tokens; if unknown, judged from how the text ends.
-        question: what was asked; `validated` alone looks at it, to tell the numbers that it names from the answer.
-    """
+    """Reads one answer by one of EXTRACTORS. Blocks of reasoning (<think>) are no part of it for this project's rules.
+    `truncated`: whether it ran into the limit of new tokens; if unknown, judged from its end. `question`: what was
+    asked; `validated` alone looks at it, to tell its numbers from the answer."""
     start, end, reasoning = answer_part(text)
     cut = looks_cut(text) if truncated is None else truncated
     answer = text[start:end]
     readers = {
         "published": lambda: published.by_published_rules(answer),
         "validated": lambda: validated.by_validated_rules(answer, question, reasoning or truncated),
-        mathverify.RULE: lambda: mathverify.by_math_verify(text),
+        harness.MATH_VERIFY: lambda: harness.by_math_verify(text),
     }
     found = readers[extractor]() if extractor in readers else harness.by_harness(text, extractor)
     if found.span and extractor in ("published", "validated"):

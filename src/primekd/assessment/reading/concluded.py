@@ -55,13 +55,9 @@ _DANGLING = re.compile(
 
 
 def concluded(text: str, known_to_have_ended: bool, closed: bool) -> tuple[Number | None, bool]:
-    """The last value of the last statement that has one, and whether there is doubt about it.
-
-    Args:
-        known_to_have_ended: the answer stopped before its limit.
-        closed: it ends as a sentence, a formula or a bare value does. If it neither did nor does, little may stand
-            behind the value, nothing of which asks for more.
-    """
+    """The last value of the last statement that has one, and whether there is doubt about it. `closed`: the text ends
+    as a sentence, a formula or a bare value does. If not, and nobody knows that it ended, little may stand behind the
+    value."""
     if _UNFINISHED.search(text) or _runs_on(text):
         return None, False
     for behind, (start, end) in enumerate(_statements_from_the_end(text)):

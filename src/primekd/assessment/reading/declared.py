@@ -77,12 +77,8 @@ def moved(number: Number, offset: int) -> Number:
 
 
 def declarations(text: str, given: frozenset[Fraction], cut: bool) -> list[Declaration]:
-    """Every declared value, in order; values that are denied at once ("is not", "is wrong") are left out.
-
-    Args:
-        given: numbers that the question's own last sentence names; "50 miles in 7 hours" then gives 50.
-        cut: the answer ran into its limit, so that a number at its very end may lack digits.
-    """
+    """Every declared value, in order, without those that are denied at once ("is wrong"). `given`: numbers of the
+    question's last sentence; "50 miles in 7 hours" then gives 50. `cut`: a number at the very end may lack digits."""
     found = [*_boxed(text), *_phrases(text, given), *_marked(text), *_named(text)]
     found.sort(key=lambda d: (d.number.start, d.start))
     kept: list[Declaration] = []
@@ -159,9 +155,8 @@ def _sentence(text: str, start: int) -> str:
 
 
 def value_in(text: str, start: int, sentence: str, given: frozenset[Fraction] = frozenset()) -> Number | None:
-    """The value that the rest of a declaring sentence (`sentence`, from `start` on) gives: after its last equals sign,
-    else the number that it starts with, else its first number that is not `given`; None for unfinished sums, times of
-    day and references to steps."""
+    """The value of a declaring sentence (`sentence`, from `start` on): after its last equals sign, else what it starts
+    with, else its first that is not `given`; None for unfinished sums, times of day, steps."""
     numbers = [moved(n, -start) for n in find_numbers(text, start, start + len(sentence))]
     number = _value_among(numbers, sentence, given)
     return moved(number, start) if number else None

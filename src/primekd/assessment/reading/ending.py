@@ -20,11 +20,8 @@ _REASONED = re.compile(
 
 
 def answer_part(text: str) -> tuple[int, int, bool]:
-    """The part [start, end) of a response that answers, and whether a block of reasoning behind it is left open.
-
-    It is what follows the last block; a block may have lost its opening mark to the prompt. One that is never closed
-    was cut, and what stands in it is no answer.
-    """
+    """The part [start, end) of a response that answers, behind its last block of reasoning (which may have lost its
+    opening mark to the prompt), and whether a block behind that is left open: what stands in there is no answer."""
     start = max((match.end() for match in _REASONED.finditer(text)), default=0)
     opened = _REASONING.search(text, start)
     return start, opened.start() if opened else len(text), bool(opened)

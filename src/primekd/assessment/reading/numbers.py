@@ -193,14 +193,12 @@ def _is_operand(match: re.Match) -> bool:
 
 
 def find_numbers(text: str, start: int = 0, stop: int | None = None) -> list[Number]:
-    """Every number of a text, or of its characters [start, stop), in order, without overlaps.
-
-    Reads digits of every script; signs (ASCII and typographic; a minus that is an operator or the mark of a list is
-    none); currencies; separators of thousands (1,234, 12,34,567, 1'234, 1.234,50, `{,}`; 1 234 at the end of a
-    statement); decimals, `3/4`, `3 / 4` where no calculation goes on, `2 1/2`, `2½`, `\\frac{3}{4}`; `10^3`, `1.2e3`,
-    `1.2 × 10^3`. Exponents and indices of units and words (m^2, ft2, CO2) are no numbers. A percent sign is left out of
-    the value: 25 % is 25. A full stop after a number is punctuation.
-    """
+    """Every number of a text, or of its characters [start, stop), in order, without overlaps. Reads digits of every
+    script; signs (ASCII and typographic; a minus that is an operator or the mark of a list is none); currencies;
+    separators of thousands (1,234, 12,34,567, 1'234, 1.234,50, `{,}`; 1 234 at the end of a statement); decimals,
+    `3/4`, `3 / 4` where no calculation goes on, `2 1/2`, `2½`, `\\frac{3}{4}`; `10^3`, `1.2e3`, `1.2 × 10^3`. Exponents
+    and indices of units and words (m^2, ft2, CO2) are no numbers. A percent sign is left out of the value: 25 % is 25.
+    A full stop after a number is punctuation."""
     plain, stop = _plain(text), len(text) if stop is None else stop
     found: list[Number] = []
     place = start
@@ -215,12 +213,8 @@ def find_numbers(text: str, start: int = 0, stop: int | None = None) -> list[Num
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an answer was read as.
-
-    `span` are the characters [start, end) of the answer that `value` was read from; both None where nothing was found.
-    `truncated`: the answer ran into the limit of new tokens. `ambiguous`: the answer commits to several values, and the
-    rule chose one of them or none.
-    """
+    """`span`: the characters [start, end) of the answer that `value` was read from; both None where nothing was found.
+    `truncated`: it ran into the limit of new tokens. `ambiguous`: the answer commits to several values."""
 
     value: Fraction | None
     rule: str

@@ -38,11 +38,8 @@ def braced(text: str, start: int) -> str:
 
 
 def number_in_box(text: str, start: int, inside: str) -> Number | None:
-    """The first number behind the last equals sign of a box, if there is one; else its first number.
-
-    `inside` is what stands in the box from `start` on. What stands in \\text{} counts only where nothing else does:
-    \\boxed{18 \\text{ in 2 days}} gives 18.
-    """
+    """The first number behind the last equals sign of a box, if there is one; else its first number. `inside`: what
+    stands in it from `start` on. \\text{} counts only where all stands in it: \\boxed{18 \\text{ in 2 days}} is 18."""
     numbers = find_numbers(text, start, start + len(inside))
     bare = _TEXT.sub(lambda match: " " * len(match[0]), inside)
     outside = [n for n in numbers if bare[n.start - start : n.end - start].strip()]
@@ -52,7 +49,6 @@ def number_in_box(text: str, start: int, inside: str) -> Number | None:
 
 
 def by_boxed(text: str) -> Extraction | None:
-    """Rule 1."""
     for match in _BOXED.finditer(text):
         if number := number_in_box(text, match.end(), braced(text, match.end())):
             return reading(number, "boxed")
@@ -70,18 +66,14 @@ def by_first_line(text: str) -> Extraction | None:
 
 
 def by_phrase(text: str) -> Extraction | None:
-    """Rule 3."""
     match = _PHRASE.search(text)
     number = next((n for n in find_numbers(text) if n.start >= match.end()), None) if match else None
     return reading(number, "phrase") if number else None
 
 
 def by_published_rules(text: str) -> Extraction:
-    """Reads an answer by the first published rule that fires.
-
-    `ambiguous` where the rules boxed, first-line and phrase give different values, or where only the last of several
-    different numbers could be taken.
-    """
+    """Reads an answer by the first published rule that fires. `ambiguous` where the rules boxed, first-line and phrase
+    give different values, or where only the last of several different numbers could be taken."""
     fired = [found for rule in (by_boxed, by_first_line, by_phrase) if (found := rule(text))]
     if fired:
         return replace(fired[0], ambiguous=len({f.value for f in fired}) > 1)

@@ -1,7 +1,5 @@
-"""What stands before the digits of a number: sign, currency, or what makes it an exponent or an index. Pure functions.
-
-All texts here are plain (numbers.find_numbers): of the dashes only "-", the typographic minus and the long one exist.
-"""
+"""What stands before the digits of a number: sign, currency, or what makes it an exponent or an index. All texts here
+are plain (numbers.find_numbers): of the dashes only "-", the typographic minus and the long one exist."""
 
 import re
 
@@ -53,27 +51,19 @@ def is_index(plain: str, start: int) -> bool:
 
 
 def sign_before(plain: str, start: int, end: int, floor: int) -> tuple[int, bool]:
-    """Where a number begins, its currency and its sign included, and whether it is negative.
-
-    Args:
-        start, end: where its digits begin and where it ends.
-        floor: where the number before it ends; nothing up to there belongs to this one.
-    """
+    """Where a number begins (its currency and sign included), whose digits are [start, end), and whether it is
+    negative. `floor`: where the number before it ends; nothing up to there belongs to this one."""
     begin = max(floor, start - REACH)
     found = _BEFORE.search(plain, begin, start)
     negative, at = False, start
     if found["money"]:
         at = found.start("money")
-        if plain[at] == "$" and _after_operand(plain, at):  # "$3$-5": the dollar sign ends what stands before it
+        if plain[at] == "$" and at > 0 and plain[at - 1] in "0123456789)}]":  # "$3$-5": it ends "$3"
             return start, False
         negative = bool(found["inner"])
     if found["sign"] and _is_sign(plain, found.start("sign"), found["sign"], bool(found["gap"]), end):
         negative, at = not negative, found.start("sign")
     return at, negative
-
-
-def _after_operand(plain: str, at: int) -> bool:
-    return at > 0 and plain[at - 1] in "0123456789)}]"
 
 
 def _is_sign(plain: str, at: int, sign: str, spaced: bool, end: int) -> bool:

@@ -55,12 +55,8 @@ MOST_VALUES = 3  # in a run of bare numbers; more say nothing for any of them
 
 
 def by_validated_rules(text: str, question: str | None, truncated: bool | None) -> Extraction:
-    """Reads one answer.
-
-    Args:
-        question: what was asked; "the answer is 50 miles in 7 hours" is 50 where the question names the 7 hours.
-        truncated: whether the answer ran into the limit of new tokens. If nobody knows, it ended if it ends like one.
-    """
+    """Reads one answer. `question`: "the answer is 50 miles in 7 hours" is 50 where that names the 7 hours.
+    `truncated`: whether the answer ran into the limit of new tokens; if nobody knows, it ended if it ends like one."""
     truncated = True if len(text) > LONGEST else truncated
     text, cut = text[:LONGEST], bool(truncated)
     said = declarations(text, _numbers_asked(question or ""), cut)
