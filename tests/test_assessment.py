@@ -639,6 +639,17 @@ def test_an_interval_that_excludes_0_is_no_claim_where_its_adjusted_p_is_above_5
     assert "smallest p = " in claims(rows, numbers=True)[1]
 
 
+def test_the_smallest_p_is_none_of_a_student_whose_training_was_broken(output):
+    """Its answers run on, so that it is in no list of claims; its own sentence says how much worse it came out."""
+    rows = on_disk(output, ContrastRow, contrasts_of(LOGS, FITS))
+    [one] = [row for row in rows if (row["model"], row["reference"]) == ("ai-KD", "base-KD")]
+    broken = one | {"model": "shuffled-KD", "accuracy": "-0.9", "p_holm": "1e-9", "truncated": "1"}
+    assert claims([one, broken], numbers=True)[0] == (
+        "Against base-KD — more correct answers: no difference can be claimed for any student, the positive control "
+        f"apart, smallest p = {float(one['p_holm']):.3f}; one training seed."
+    )
+
+
 def test_a_difference_of_one_template_is_none_of_eight(output):
     """Items of two templates alone are better: by items beyond doubt, by templates two of eight."""
 

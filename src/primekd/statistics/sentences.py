@@ -72,13 +72,15 @@ def _claim(rows: list[Row], measure: str, numbers: bool) -> str:
         names = (f"{title_of(r['model'])} ({p_of(r[p_column])})" if numbers else title_of(r["model"]) for r in found)
         parts += [f"{word}: {', '.join(names)}"] if found else []
     broken = of_role("positive-control")  # whose answers run on is part of what was broken, and has its own sentence
-    reasons = dict.fromkeys(why_not(row, measure) for row in rows if row["model"] not in broken)
+    others = [row for row in rows if row["model"] not in broken]
+    reasons = dict.fromkeys(why_not(row, measure) for row in others)
     if not parts and "" in reasons:
-        least = f", smallest {p_of(min((r[p_column] for r in rows), key=Decimal))}" if numbers else ""
+        least = min((row[p_column] for row in others if not why_not(row, measure)), key=Decimal)
         who = "any student" if len(reasons) == 1 else "any other student"
-        parts = [f"{words[0]}: no difference can be claimed for {who}{least}"]
+        who += ", the positive control apart" if len(others) < len(rows) else ""
+        parts = [f"{words[0]}: no difference can be claimed for {who}{f', smallest {p_of(least)}' if numbers else ''}"]
     for reason in filter(None, reasons):
-        names = [title_of(r["model"]) for r in rows if why_not(r, measure) == reason and r["model"] not in broken]
+        names = [title_of(row["model"]) for row in others if why_not(row, measure) == reason]
         parts.append(f"{words[0]}: nothing is claimed of {', '.join(names)}, as {reason}")
     return "; ".join(parts)
 
