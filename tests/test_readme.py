@@ -1,5 +1,6 @@
 """The README tells the truth: its numbers come from the logs, its commands exist, its files are there."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -26,17 +27,18 @@ def test_every_number_in_a_generated_block_is_what_the_logs_say(page):
 def test_the_first_screen_has_the_question_the_commands_and_a_commit_in_every_row_that_was_measured():
     assert len(README.splitlines()) < 200
     question, commands, table = (
-        README.index(t) for t in ("is *prompted* change", "make reproduce", "begin headline pocket")
+        README.index(t) for t in ("is *prompted* change", "make reproduce", "begin headline laptop")
     )
     assert question < commands < table < 1500
-    block = re.search(r"<!-- primekd:begin headline pocket -->\n(.*?)<!-- primekd:end -->", README, re.S)[1]
+    block = re.search(r"<!-- primekd:begin headline laptop -->\n(.*?)<!-- primekd:end -->", README, re.S)[1]
     rows = [line for line in block.splitlines() if "(`" in line or "| `" in line]
-    models = [row["model"] for row in read_results(ROOT / "logs" / "pocket").summary if "-seed" not in row["model"]]
+    models = [row["model"] for row in read_results(ROOT / "logs" / "laptop").summary if "-seed" not in row["model"]]
     assert len(rows) == len(models) > 7 and all(re.search(r"\| [^|]*[0-9a-f]{7}[^|]* \|$", row) for row in rows)
 
 
 def test_the_results_block_is_filled():
     for page, name in (
+        ("results.md", "laptop"),
         ("results-pocket.md", "pocket"),
         ("results-pocket.md", "pocket-plain"),
     ):
@@ -52,6 +54,12 @@ def test_the_result_to_be_expected_is_the_one_of_the_recipe_and_of_the_logs():
     [found] = [row for row in planted if (row["model"], row["reference"]) == ("ai-KD", "base-KD")]
     assert is_claimed(found, "accuracy") and float(found["accuracy"]) < 0
     assert plain and not any(is_claimed(row, "accuracy") for row in plain)
+    rows = {(row["model"], row["reference"]): row for row in read_results(ROOT / "logs" / "laptop").contrasts}
+    for pair in itertools.product(("teacher-KD", "ai-KD", "reverseKL-KD"), ("base-KD", "placebo-KD")):
+        assert not is_claimed(rows[pair], "accuracy")
+        assert is_claimed(rows[pair], "nll_gold") and float(rows[pair]["nll_gold"]) < 0
+    broken = rows["shuffled-KD", "base-KD"]
+    assert float(broken["p_holm"]) < 0.05 and float(broken["accuracy"]) < -0.2
 
 
 def test_every_profile_with_published_logs_says_what_it_is_known_to_give():

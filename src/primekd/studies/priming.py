@@ -126,6 +126,8 @@ def results_of(profile: Profile) -> Iterator[Result]:
 STUDY = Study(
     question="Does the way a quantised teacher is prompted change what a small student learns from its logits?",
     expected={
+        "laptop": "no student of a primed teacher is claimed to get more or fewer questions right than the unprimed "
+        "teacher's or the placebo's; gold solutions are likelier under each; `shuffled-KD` is far worse.",
         "pocket": "the effect that was planted is found: the student of bare answers (`ai-KD`) gets fewer questions "
         "right than the unprimed teacher's.",
         "pocket-plain": "nothing was planted, and no accuracy is claimed to differ from the unprimed arm's.",
