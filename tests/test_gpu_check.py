@@ -55,17 +55,17 @@ def test_a_loss_without_its_square_of_the_temperature_is_found(monkeypatch):
 
     right, rows = chunked.chunked_loss, []
 
-    def wrong(hidden, head, bias, targets, teacher, loss, tokens):
-        _, parts = right(hidden, head, bias, targets, teacher, loss, tokens)
-        alone = right(hidden, head, bias, targets, teacher, loss.model_copy(update={"alpha": 0.0}), tokens)[0]
+    def wrong(hidden, head, bias, targets, teacher, loss, tokens, **more):
+        _, parts = right(hidden, head, bias, targets, teacher, loss, tokens, **more)
+        alone = right(hidden, head, bias, targets, teacher, loss.model_copy(update={"alpha": 0.0}), tokens, **more)[0]
         return loss.alpha * parts["ce"] + (1 - loss.alpha) * alone / loss.temperature**2, parts
 
     monkeypatch.setattr(chunked, "chunked_loss", wrong)
     exactness.run(SMALL, lambda *found: rows.extend(found), None)
-    frozen = [row for row in rows if row.key.startswith("frozen head")]
-    assert frozen and not any(row.holds for row in frozen)
-    assert all("T 5.94" in row.note for row in frozen if "loss's" in row.what)
-    assert all(row.holds for row in rows if row.key.startswith("whole logits"))
+    for path in ("frozen head", "whole logits"):
+        found = [row for row in rows if row.key.startswith(path)]
+        assert found and not any(row.holds for row in found), path
+        assert all("T 5.94" in row.note for row in found if "loss's" in row.what), path
 
 
 def test_nan_never_holds_and_stays_the_worst_of_several():

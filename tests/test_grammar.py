@@ -79,7 +79,7 @@ def test_no_clean_sentence_stands_in_two_splits_and_languages_take_turns():
 
 def test_a_language_without_sentences_is_refused_and_so_are_more_than_it_has(monkeypatch):
     monkeypatch.setattr(grammar, "TRIES", 3)  # draws without a new one
-    with pytest.raises(UserError, match="no sentences in the language 'xx': take data.languages from de, en, es, fr"):
+    with pytest.raises(UserError, match="no sentences in language 'xx': take data.languages from de, en, es, fr"):
         load_items(profile_of(languages=["en", "xx"]), "train")
     with pytest.raises(UserError, match="The language en holds too few sentences"):
         generate(["en"], "validation", 5000, 0)
