@@ -428,7 +428,7 @@ def test_sentences_of_subsets_claim_what_is_adjusted_and_nothing_of_few_items(tm
     assert "Ground truth-KD against base-KD: more correct answers, +20.0 points [+10.0, +30.0]" in first
     assert "no other difference in accuracy can be claimed (smallest p = 0.080)" in first
     assert "the 12 to which its answers" in second and second.endswith(
-        "nothing is claimed of any contrast, as fewer than 30 items are too few."
+        "nothing is claimed of any contrast, as 30 items are needed for a test."
     )
 
 
@@ -473,7 +473,7 @@ def test_controls_say_whether_the_study_can_see_a_broken_training_and_what_a_see
     assert positive.endswith(
         "did not come out as worse than base-KD in accuracy: this study has no power to see a broken training."
     )
-    assert "differ (accuracy -" in negative and "is no effect of a prompt" in negative
+    assert "differ (accuracy -" in negative and "need not be an effect of a prompt" in negative
     better, _ = said_of_controls(control_logs(0.9, 0.5), tmp_path)
     assert "no power to see a broken training" in better
     # Answers that never end are what a broken training gives; of the baseline's nothing can be said.
@@ -593,7 +593,7 @@ def test_the_report_shows_effects_and_priming_against_none_and_placebo_side_by_s
     for place, reference in ((1, "base-KD"), (3, "placebo-KD")):
         assert cells[place].startswith(f"{100 * float(rows['ai-KD', reference]['accuracy']):+.1f} [")
     assert found.rows[0][2] == (
-        "Ground truth-KD + Ground truth text, base signals less base text, Ground truth signals + base-KD"
+        "mean(Ground truth-KD; Ground truth text, base signals) − mean(base text, Ground truth signals; base-KD)"
     )
     effect = asdict(effect_rows(logs, held_out)[0])
     assert found.rows[0][1] == TEXT and found.rows[0][5].startswith(f"{100 * effect['accuracy']:+.1f} [")

@@ -191,7 +191,7 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
         "Ground truth-KD can be expected to differ: its text is 20% shorter, and it moves the teacher by 0.200"
         in said[0]
     )
-    assert said[1].startswith("What any such text does, Placebo-KD's, which is about nothing, shows: neither its text")
+    assert said[1].startswith("Placebo-KD, whose prompt is about nothing, shows what any such text does: neither")
     assert "20 of 20 responses" in said[1]
     with pytest.raises(ValueError, match="different items"):
         primed_rows([*base, *shorter[:5]], "base-KD")

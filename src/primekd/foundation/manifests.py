@@ -176,6 +176,7 @@ class Manifest(Made):
     config: Config = Config()
     models: dict[str, Student] = {}
     control: Scored | None = None
+    few_shot: Annotated[Scored | None, Field(alias="control-few-shot")] = None
     teacher: Store | None = None
     signals: Store | None = None
     answers_sha256: dict[str, Digest] | None = None

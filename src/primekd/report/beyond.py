@@ -16,6 +16,7 @@ from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.formats import between, known, p_value, percent, points, significant, written
 from primekd.report.results import Results, contrast_table, fit_columns, read_results, result_table
+from primekd.statistics.effects import AND
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import clustered
 from primekd.statistics.sentences import side_title
@@ -67,7 +68,7 @@ def _placebo_table(results: Results) -> Table:
 def _effect_table(results: Results) -> Table:
     columns = {
         "Arm": lambda row: Name(title_of(row["arm"]), row["arm"]), "Effect": "effect",
-        "Of": lambda row: f"{_side(row['model'])} less {_side(row['reference'])}",
+        "Of": lambda row: f"{_side(row['model'])} − {_side(row['reference'])}",
         "Seeds": "seeds", "n": "n", "Accuracy, points [95 %]": between("accuracy", points),
         "p (Holm)": written("p_holm", p_value), "Detectable, points": written("mde", percent),
         "KL [95 %]": between("kl", nats), "KL, p (Holm)": written("kl_p_holm", p_value),
@@ -79,7 +80,8 @@ def _effect_table(results: Results) -> Table:
 
 
 def _side(names: str) -> str:
-    return side_title(names).removeprefix("one of ")
+    sides = side_title(names).removeprefix("one of ").split(AND)
+    return f"mean({'; '.join(sides)})" if len(sides) > 1 else sides[0]
 
 
 def _subset_table(results: Results) -> Table:
@@ -124,7 +126,11 @@ def _samples(folder: Path) -> list[Table]:
 def _tables(folder: Path, label: str, note: str) -> list[Table]:
     results = read_results(folder)
     contrasts = replace(contrast_table(results), label=f"{label}: planned contrasts", notes=(PAIRED,))
-    return [replace(result_table(results), label=label, notes=(note,)), *([contrasts] if contrasts.rows else [])]
+    effects = replace(
+        _effect_table(results), label=f"{label}: text, logits and their interaction", notes=("As above.",)
+    )
+    below = [table for table in (contrasts, effects) if table.rows]
+    return [replace(result_table(results), label=label, notes=(note,)), *below]
 
 
 def _forgetting(path: Path) -> Table:

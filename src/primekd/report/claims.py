@@ -23,9 +23,9 @@ from primekd.studies.published import StatedRow, published_folder
 
 HEADLINE_NOTE = (
     "Teacher: its answers to the training items under the arm's prompt, from which the student learned. Length: mean "
-    "tokens of an answer. KL: KL(primed || unprimed) of its probabilities for the first {kl_items} of them, nats a "
-    "token. Right: of {n} test items. Differences: paired, on the same items; p is Holm-adjusted over the contrast's "
-    "family. Seeds: trainings, whose mean a row is."
+    "tokens of an answer. Teacher moved by: KL(primed || unprimed) of its probabilities for the first {kl_items} of "
+    "them, nats a token. Right: of {n} test items. Differences: paired, on the same items; p is Holm-adjusted over the "
+    "contrast's family. Seeds: trainings, whose mean a row is."
 )
 EXPECTED_NOTE = (
     "n: test items. KL to the unprimed teacher, nats a token. Differences claimed: of all planned tests, after "
@@ -148,7 +148,7 @@ def headline_table(folder: Path) -> Table:
     primed = {row["arm"]: row for row in read_optional(Path(folder) / ARMS, PrimedRow) if row["split"] == "train"}
     references = [name for role in ("baseline", "placebo") for name in of_role(role, load_arms())]
     references = [name for name in references if name in results.students]
-    head = ["Treatment", "Teacher: right, % [95 %]", "Length", "KL [95 %]", "Right, % [95 %]"]
+    head = ["Treatment", "Teacher: right, % [95 %]", "Length", "Teacher moved by [95 %]", "Right, % [95 %]"]
     head += [f"Minus {name}, points [95 %]" for name in references] + ["Seeds", "Log", "Commit"]
     rows: list[list[Cell]] = []
     for arm in dict.fromkeys(split_seed(row["model"])[0] for row in results.summary):

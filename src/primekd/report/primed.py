@@ -20,7 +20,8 @@ NOTE = (
     "probability below 0.9. Entropy and unsure are of the first items alone (`assess.teacher_items`), KL of the first "
     "of those (`assess.rescored_items`, if that is set). "
     "Same tokens: an answer's share of positions with the unprimed token, the mean. Sentences are of the training "
-    "items; what they claim has p < 0.05, Holm-adjusted over accuracy, length and KL (against 0.01) of all."
+    "items; what they claim has p < 0.05 after Holm's adjustment over accuracy, length and KL of all prompts. KL is "
+    "tested against 0.01 nats, not against 0."
 )
 
 

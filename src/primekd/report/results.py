@@ -193,7 +193,7 @@ def response_table(folder: Path) -> Table:
     columns = {
         "Arm": model_of, "n": "n", "Correct": "correct", "Accuracy, % [95 %]": between("accuracy", percent),
         "Tokens, mean": written("tokens", lambda tokens: f"{float(tokens):.1f}"), "Truncated": "truncated",
-        "Same tokens, %": written("same_share", percent), "Same response": "same_whole",
+        "Same tokens, pooled, %": written("same_share", percent), "Same response": "same_whole",
     }  # fmt: skip
     rows = read_optional(Path(folder) / RESPONSES, ResponseRow)
     return table_of("The teacher's responses to the training items", rows, columns, notes=(RESPONSES_NOTE,))

@@ -119,8 +119,8 @@ def _sentence(row: PrimedRow) -> str:
         said.append(f"it moves the teacher by {row.kl:.3f} nats a token")
     same = f"{row.same_whole} of {row.n} responses are the unprimed ones, word for word"
     if row.arm in of_role("placebo"):
-        what = ", and ".join(said) or "neither its text nor its accuracy nor the teacher's distribution moved enough"
-        return f"What any such text does, {title}'s, which is about nothing, shows: {what} ({same})."
+        what = ", and ".join(said) or "neither length nor accuracy nor distribution moved enough"
+        return f"{title}, whose prompt is about nothing, shows what any such text does: {what} ({same})."
     if said:
         return f"{title} can be expected to differ: {', and '.join(said)} ({same})."
     return (

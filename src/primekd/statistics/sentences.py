@@ -200,7 +200,7 @@ def _subset(name: str, subsets: list[Row]) -> str:
     parts, rest, reasons = [], [], {}
     for row in rows:
         pair = f"{title_of(row['model'])} against {title_of(row['reference'])}"
-        if reason := why_not(row, "accuracy") if row["p_holm"] else f"fewer than {FEWEST} items are too few":
+        if reason := why_not(row, "accuracy") if row["p_holm"] else f"{FEWEST} items are needed for a test":
             reasons.setdefault(reason, []).append(pair)
         elif is_claimed(row, "accuracy"):
             parts.append(f"{pair}: {_claimed(row | {'effect': name}, 'accuracy')}")
@@ -247,6 +247,6 @@ def _negative(row: Row) -> str:
         return f"{start} alone: no difference can be claimed ({sizes})."
     sizes = "; ".join(f"{NAMES[m]} {_span(row, m)}, {p_of(p)}" for m, p in differ.items())
     return (
-        f"{start} alone, differ ({sizes}): another seed makes that much, so that a difference of this size between "
-        "single trainings is no effect of a prompt."
+        f"{start} alone, differ ({sizes}, not adjusted): another seed makes that much, so that a difference of this "
+        "size between single trainings need not be an effect of a prompt."
     )

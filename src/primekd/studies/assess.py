@@ -13,6 +13,7 @@ from primekd.assessment.logs import LogRow, grade_answers
 from primekd.assessment.students import Student, find_students
 from primekd.capture.judged import OF_PRIMING
 from primekd.config import CONTROL, TEACHER, Profile
+from primekd.config.arm import FEW_SHOT
 from primekd.config.profile import ANSWER_SETS
 from primekd.foundation.provenance import MANIFEST, hash_file, now
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
@@ -64,6 +65,7 @@ def assess(profile: Profile, force: bool = False) -> Path:
     outputs += _write_beside(profile, scored, inputs, code)
     of_students = {s.name: lineage(profile, s) | {"served": scored[s.name].served} for s in students}
     facts = {"models": of_students, "control": score.makers(profile, CONTROL), "teacher": store_facts(reader)}
+    facts |= {FEW_SHOT: score.makers(profile, FEW_SHOT)} if FEW_SHOT in scored else {}
     facts |= {"start": start, "end": now()} | score.scoring_costs(profile, names)
     return vouch(profile, inputs, outputs, logs, code, **facts)
 
