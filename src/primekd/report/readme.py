@@ -84,6 +84,7 @@ KINDS: dict[str, Callable[..., Table]] = {
     "primed": primed.primed_table,
     "corrections": corrections.correction_table,
     "languages": corrections.language_table,
+    "errant": corrections.errant_table,
     "label-costs": corrections.label_table,
     "benchmarks": text_students.benchmark_table,
     "habits": text_students.habit_table,
