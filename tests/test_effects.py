@@ -1,6 +1,7 @@
 """The 2 x 2 of text and logits, matched items, the family that a profile names, and the study's two controls."""
 
 import itertools
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from primekd.config.profile import PlannedContrasts
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_json, write_json, write_manifest, write_text
 from primekd.foundation.tables import read_table, table_text, write_records
-from primekd.report.beyond import effect_tables
+from primekd.report.beyond import beyond_tables, effect_tables
 from primekd.report.claims import claim_table
 from primekd.report.findings import findings, how_tested, results_page, results_text
 from primekd.report.html import render
@@ -602,6 +603,9 @@ def test_the_report_shows_effects_and_priming_against_none_and_placebo_side_by_s
         assert "Text, logits and their interaction" in shown and "Priming against none and against a placebo" in shown
     assert any(said.startswith("The text of Ground truth-KD") for said in findings(results)) and "The text of" in html
     assert max(map(len, text.splitlines())) <= 120
+    shutil.copytree(profile.logs, profile.logs / "transfer")  # a second set of items has the same table
+    [second] = [table for table in beyond_tables(profile.logs) if table.label.endswith(found.label.lower())]
+    assert second.rows == found.rows
 
 
 def test_arms_of_a_profile_that_names_a_family_are_those_of_before(checkout):
