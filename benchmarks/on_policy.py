@@ -1,5 +1,6 @@
-"""A step on the student's own text against what its parts cost alone: sampling, teacher's scoring, student's step; of
-the divergence alone (GKD), and of MiniLLM with tokens drawn from a mixture with the teacher.
+"""A step on the student's own text against what its parts cost alone: plain sampling of as many tokens (by student and
+teacher, where MiniLLM draws from their mixture), the teacher's scoring of them, and a step on them as given text, with
+no weight and no measure of its own. For the divergence (GKD) and MiniLLM.
 
 All four run by turns in one process, on the models of a profile of the study micro with fresh weights.
 """
@@ -13,6 +14,7 @@ import torch
 
 from benchmarks.scale import Scale
 from benchmarks.timing import alternate, shown, spread
+from primekd.assessment.as_trained import AsTrained
 from primekd.config import LossConfig, Profile, load_profile
 from primekd.config.student import OnPolicyConfig
 from primekd.models import load_tokenizer
@@ -20,9 +22,9 @@ from primekd.models.students import new_student
 from primekd.signals import Asked, LiveSource, SignalRows
 from primekd.tasks.text import encode, end_of_text
 from primekd.teachers import open_engine
-from primekd.teachers.protocol import TeacherEngine
+from primekd.teachers.protocol import Sampling, TeacherEngine
 from primekd.training.examples import block_example
-from primekd.training.rollouts import Rollouts, Written
+from primekd.training.rollouts import Rollouts
 from primekd.training.trainer import DistillTrainer, build_trainer
 
 STORY = "Fellow citizens, the year that has passed was a year of work and of peace, and the next one will need both. "
@@ -38,17 +40,6 @@ class _Fixed:
 
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows:
         return self._rows
-
-
-class _Known(Rollouts):
-    """A student's text that is written already."""
-
-    def __init__(self, own: Rollouts, written: Written):
-        super().__init__(own.settings, own.limit, own.ends, own.seed)
-        self.written = written
-
-    def write(self, *_) -> Written:
-        return self.written
 
 
 def measure(scale: Scale, say=print) -> dict[str, Any]:
@@ -67,15 +58,20 @@ def _objective(settings: Profile, engine: TeacherEngine, chosen: OnPolicyConfig,
     ids = encode(tokenizer, [STORY * 40], end)[0].tolist()
     size, count = settings.text.block_tokens, settings.train.micro_batch_size
     blocks = [block_example(str(n), ids[n : n + size]) for n in range(count)]
-    own = Rollouts(chosen, settings.max_new_tokens, [end], 0, teacher=lambda: engine)
+    # No token ends a response: whoever writes, whole or alone, writes as many.
+    own = Rollouts(chosen, settings.max_new_tokens, [], 0, teacher=lambda: engine)
     with TemporaryDirectory() as folder:
         trainer = _trainer(settings, tokenizer, blocks, source, own, folder)
         written = own.write(trainer.model, blocks, 0, 0)
         asked = [Asked(e.item_id, e.sequence.input_ids[: -len(r)], r)
                  for e, r in zip(written.examples, written.responses, strict=True)]  # fmt: skip
-        given = _trainer(settings, tokenizer, blocks, _Fixed(source.rows_of(asked)), _Known(own, written), folder)
+        given = _trainer(settings, tokenizer, written.examples, _Fixed(source.rows_of(asked)), None, folder)
+        alone = AsTrained.inside(given.model, tokenizer, count)
+        writers, prompts = [alone, engine] if chosen.teacher_share else [alone], [a.before_ids for a in asked]
+        sampling = Sampling(own.limit, 1.0, ends=frozenset({-1}))
         times = alternate({
-            "whole": lambda: _step(trainer), "sampling": lambda: own.write(trainer.model, blocks, 0, 0),
+            "whole": lambda: _step(trainer),
+            "sampling": lambda: [writer.generate(prompts, sampling) for writer in writers],
             "scoring": lambda: source.rows_of(asked), "student": lambda: _step(given),
         }, scale.training_rounds, scale.training_budget_s)  # fmt: skip
     parts = [sum(turn) for turn in zip(times["sampling"], times["scoring"], times["student"], strict=True)]
@@ -84,7 +80,7 @@ def _objective(settings: Profile, engine: TeacherEngine, chosen: OnPolicyConfig,
     return {"written_tokens": sum(map(len, written.responses)), "seconds": seconds, "ratio": ratio}
 
 
-def _trainer(settings, tokenizer, examples, source, rollouts: Rollouts, folder: str) -> DistillTrainer:
+def _trainer(settings, tokenizer, examples, source, rollouts: Rollouts | None, folder: str) -> DistillTrainer:
     train = settings.train.model_copy(update={"batch_size": len(examples), "micro_batch_size": len(examples)})
     trainer = build_trainer(
         new_student(settings.student, 0), tokenizer, examples, [], source, LOSS, train, folder, 0,

@@ -18,13 +18,13 @@ from primekd.assessment.likelihood import (
     encode_choices,
     score_choices,
 )
-from primekd.config import DataConfig
+from primekd.config import CONTROL, DataConfig
 from primekd.config.data import BENCHMARKS
 from primekd.foundation.errors import UserError
 from primekd.foundation.stage_code import stage_code
 from primekd.foundation.tables import read_records, write_records
 from primekd.models import load_model
-from primekd.statistics.choices import PUBLISHED, summarise_choices
+from primekd.statistics.choices import PUBLISHED, benchmark_contrasts, summarise_choices
 from primekd.tasks import choices
 from primekd.tasks.choices import ChoiceItem
 from primekd.tasks.load import load_items, task_of
@@ -222,6 +222,22 @@ def test_summaries_have_intervals_the_majority_and_chance():
     assert first.acc_low == pytest.approx(0.300642, abs=1e-6) and first.acc_high == pytest.approx(0.954413, abs=1e-6)
     assert (second.n, second.acc, second.acc_norm, second.majority, second.chance) == (5, 0.4, 0.4, 0.6, 0.5)
     assert {one.model: one.accuracy for one in PUBLISHED}["GPT-2 124M"] == 0.2955
+
+
+def test_contrasts_on_each_benchmark_go_by_the_measure_that_decides_there():
+    """The long choice has the greatest sum a character, the short one the greatest sum: of all but HellaSwag the latter
+    decides, as in lm-evaluation-harness."""
+    long, short = (-3.0, -2.0), (-1.0, -2.0)  # of choices with 9 characters and 2; right is the first
+
+    def rows(values):
+        return [row_of(values, (1, 1), (9, 2), 0, name, str(n)) for name in ("rte", "hellaswag") for n in range(8)]
+
+    chosen = {"a-KD": rows(long), CONTROL: rows(short)}
+    found = {row.benchmark: row for row in benchmark_contrasts(chosen, {("a-KD", CONTROL): "main"}, "harness")}
+    assert found["rte"].difference == -1 and found["hellaswag"].difference == 0
+    assert found["rte"].p == pytest.approx(2 / 2**8) and found["rte"].p_holm == pytest.approx(4 / 2**8)
+    by_character = benchmark_contrasts(chosen, {("a-KD", CONTROL): "main"}, "acc_norm")
+    assert all(row.difference == 0 for row in by_character)
 
 
 # The project's own items.

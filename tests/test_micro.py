@@ -27,13 +27,13 @@ from primekd.report.cells import to_markdown
 from primekd.report.findings import results_page
 from primekd.report.html import write_report
 from primekd.report.lineage import costs, model_facts, settings
-from primekd.report.text import benchmark_table, habit_table, read_text_log, text_curves
+from primekd.report.text import benchmark_contrast_table, benchmark_table, habit_table, read_text_log, text_curves
 from primekd.running.verify import check_tables
 from primekd.signals import LiveSource
 from primekd.studies import micro
 from primekd.studies.regrade import regrade
 from primekd.studies.text_assessment import _trained
-from primekd.tasks.choices import OWN, OWN_SHOWN
+from primekd.tasks.choices import OWN, OWN_SHOWN, RAW, raw_items
 from primekd.tasks.load import load_items
 from primekd.tasks.text import text_folder
 from primekd.tasks.text_shards import held_out
@@ -134,7 +134,12 @@ def test_tables_follow_from_the_logs_and_the_report_shows_them(assessed):
     regrade(assessed)
     assert not check_tables(assessed).problems
     table = benchmark_table(assessed.logs)
-    assert len(table.rows) == 2 * 6 + 4, "a row a model and benchmark, and four published ones"
+    assert len(table.rows) == 3 * 6 + 4, "a row a model and benchmark, HellaSwag by both measures, four published ones"
+    of_gpt2 = dict(zip(table.head, next(row for row in table.rows if "GPT-2 124M" in str(row[1])), strict=True))
+    assert of_gpt2["Benchmark"] == RAW and of_gpt2["acc_token_norm, % [95 %]"] == "29.6", "as it was measured"
+    assert not of_gpt2["acc_norm, % [95 %]"]
+    against_control = [row for row in benchmark_contrast_table(assessed.logs).rows if "No distillation" in str(row[2])]
+    assert {row[0] for row in against_control} == {"hellaswag", RAW} and len(against_control) == 4
     [habits] = habit_table(assessed.logs).rows
     assert "→" in habits[2]
     assert "<svg" in text_curves(assessed.logs)
@@ -200,16 +205,20 @@ def test_benchmarks_are_looked_at_without_changing_the_training(trained, lively,
     model = StudentObjective(load_model(lively, "float32"), LossConfig(), len(tokenizer)).train()
     log = TextLog(tmp_path / "log.txt")
     before = torch.random.get_rng_state()
-    ChoicesCallback(trained, log).on_evaluate(None, type("S", (), {"global_step": 7}), None, model=model)
+    callback = ChoicesCallback(trained, log)
+    callback.on_train_begin(None, None, None, model=model)
+    callback.on_evaluate(None, type("S", (), {"global_step": 7}), None, model=model)
     assert model.training and torch.equal(before, torch.random.get_rng_state())
     labels = [line.split()[:2] for line in log.path.read_text().splitlines()]
     assert labels == [["7", "hella"], ["7", "sst2"], ["7", "hella_token"]]
+    model.model.config.max_position_embeddings = 9
+    with pytest.raises(UserError, match="hellaswag:.*more than the model's context of 9 holds: lower data.shots"):
+        callback.on_train_begin(None, None, None, model=model)
 
 
 def test_hellaswag_is_asked_as_gpt2s_number_was_too(trained, lively, tokenizer, tmp_path, monkeypatch):
     """build-nanogpt: the row's own context and endings, an ending's mean loss a token, the lowest one chosen."""
-    callback = ChoicesCallback(trained, TextLog(tmp_path / "log.txt"))
-    (item,) = [item for item in callback._items if item.benchmark == "hella_token"][:1]
+    item = raw_items(load_items(trained, "test"))[0]
     row = json.loads((OWN / "hellaswag.jsonl").read_text().splitlines()[OWN_SHOWN])
     assert (item.context, *item.choices) == (row["ctx"], *row["endings"]) and item.label == int(row["label"])
     model, means = load_model(lively, "float32"), []
@@ -256,6 +265,7 @@ def test_what_is_scored_is_what_was_trained(trained, tokenizer, tmp_path):
         ({"teacher": {"engine": "llamacpp"}}, "set teacher.engine: transformers"),
         ({"arms": ("base-KD",), "seeds": {}}, "learns from no text"),
         ({"pretrain": None}, "text and pretrain"),
+        ({"max_new_tokens": 300}, r"write up to 304 tokens, more than their context of 256 holds: lower on_policy"),
     ],
 )
 def test_what_cannot_be_is_refused(trained, changes, said):

@@ -106,9 +106,15 @@ def test_tokens_are_drawn_from_the_mixture_and_their_probabilities_are_those_of_
 
 def test_a_prompt_is_an_items_own_or_the_beginning_of_a_block(blocks):
     item = Example("a", join([5, 6, 7, 8, 9], [1, 2]))
-    assert prompt_of(item, 3) == [5, 6, 7, 8, 9]
-    assert prompt_of(Example("b", join([5, 6, 7, 8], [])), 3) == [5, 6, 7, 8], "nothing was given to learn from"
-    assert prompt_of(blocks[0], 3) == blocks[0].sequence.input_ids[:3]
+    assert prompt_of(item, 3, {7}) == [5, 6, 7, 8, 9]
+    assert prompt_of(Example("b", join([5, 6, 7, 8], [])), 3, {7}) == [5, 6, 7, 8], "nothing was given to learn from"
+    assert prompt_of(blocks[0], 3, {0}) == blocks[0].sequence.input_ids[:3]
+
+
+@pytest.mark.parametrize("piece, prompt", [([7, 0], [7]), ([7, 8, 0, 9, 5], [7, 8]), ([0, 8, 9], [0, 8, 9])])
+def test_nothing_is_written_behind_the_end_of_a_document(piece, prompt):
+    """No label follows an end of text where documents are apart: a student was never taught what stands there."""
+    assert prompt_of(block_example("a", piece), 4, {0}) == prompt
 
 
 def test_warm_up_and_share_say_which_steps_are_its_own(tokenizer):
@@ -261,7 +267,7 @@ def stop_at(step: int):
 def test_a_student_that_writes_nothing_but_the_end_of_text_still_has_a_loss(new_trainer, tokenizer):
     trainer = new_trainer(rollouts(tokenizer), REVERSE, epochs=2)
     end = tokenizer.eos_token_id
-    trainer.model.logits = lambda hidden: torch.nn.functional.one_hot(
+    trainer.model.as_it_is = lambda: lambda hidden: torch.nn.functional.one_hot(
         torch.full((len(hidden),), end), len(tokenizer)
     ).float() * 100  # fmt: skip
     trainer.train()

@@ -14,13 +14,12 @@ from primekd.assessment.fit import losses_of
 from primekd.foundation import Count, Name, UserError
 from primekd.models.loading import refuse_too_long
 from primekd.models.logits import evaluating
-from primekd.tasks.choices import BEHIND, ChoiceItem
+from primekd.tasks.choices import BEHIND, BENCHMARKS, RAW, ChoiceItem, raw_items
 
 if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine
 
 MEASURES = ("acc", "acc_norm", "acc_token_norm")  # by the sum, by the sum a character, by the sum a token
-RAW = "hella_token"  # HellaSwag as build-nanogpt asks it, and GPT-2's published numbers: a mean a token, no clean-up
 
 
 def _split(cell: object) -> object:
@@ -59,6 +58,13 @@ class ChoiceRow:
         return self.chosen(measure) == self.label
 
 
+def deciding(benchmark: str, choose_by: str) -> str:
+    """Which of MEASURES says what a model is taken to choose: RAW's own, the harness's, or the named one."""
+    if benchmark == RAW:
+        return "acc_token_norm"
+    return BENCHMARKS[benchmark].measure if choose_by == "harness" else choose_by
+
+
 def encode_choices(tokenizer, item: ChoiceItem) -> tuple[list[int], list[list[int]]]:
     """Token ids of the context, and of each choice behind it, which has the spaces that end the context, and what the
     context has not alone. Raises UserError if a choice has no token of its own."""
@@ -77,18 +83,31 @@ def encode_choices(tokenizer, item: ChoiceItem) -> tuple[list[int], list[list[in
     return context, choices
 
 
+def encode_all(model, tokenizer, items: Sequence[ChoiceItem]) -> list[tuple[list[int], list[list[int]]]]:
+    """`encode_choices` of every item. Raises UserError also if one is longer than the model's context."""
+    asked = [encode_choices(tokenizer, item) for item in items]
+    longest = {x.id: len(c) + max(map(len, own)) for x, (c, own) in zip(items, asked, strict=True)}
+    refuse_too_long(model, longest, "context and choice have", "lower data.shots or leave the item out")
+    return asked
+
+
+def with_raw(
+    engine: "TransformersEngine", items: Sequence[ChoiceItem], advance: Callable[[int], None]
+) -> list[ChoiceRow]:
+    """`score_choices` of the items, and of `raw_items` behind them."""
+    return score_choices(engine, items, advance) + score_choices(engine, raw_items(items))
+
+
 def score_choices(
     engine: "TransformersEngine", items: Sequence[ChoiceItem],
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[ChoiceRow]:  # fmt: skip
     """A row an item, in order. The context is read once for its choices. `advance` is told of how many items were
-    scored. Raises UserError if an item is longer than the model's context, or as `encode_choices`."""
+    scored. Raises UserError as `encode_all`."""
     sums = {}
     with evaluating(engine.model):
-        asked = [encode_choices(engine.tokenizer, item) for item in items]
+        asked = encode_all(engine.model, engine.tokenizer, items)
         lengths = [len(context) + sum(map(len, choices)) for context, choices in asked]
-        longest = {x.id: len(c) + max(map(len, own)) for x, (c, own) in zip(items, asked, strict=True)}
-        refuse_too_long(engine.model, longest, "context and choice have", "lower data.shots or leave the item out")
         order = sorted(range(len(items)), key=lambda i: -lengths[i])  # neighbours in length are read together
         for first in range(0, len(order), engine.batch_size):
             block = order[first : first + engine.batch_size]

@@ -18,7 +18,8 @@ from primekd.foundation.provenance import project_root, relative_name
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
     "accuracies", "audit", "benchmarks", "choices", "contrasts", "control", "control-few-shot", "copy", "costs",
-    "effects", "errant", "extractors", "fact-contrasts", "facts", "forgetting", "held-out", "labels", "languages",
+    "benchmark-contrasts", "effects", "errant", "extractors", "fact-contrasts", "facts", "forgetting", "held-out",
+    "labels", "languages",
     "priming", "priming-arms", "priming-positions", "responses", "seeds", "subsets", "summary", "teacher", "tuning",
 )  # fmt: skip
 

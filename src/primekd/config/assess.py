@@ -24,7 +24,8 @@ class AssessConfig(Section):
     primed responses are scored again without their priming (KL(primed || unprimed) on the same tokens): those of the
     first `rescored_items` alone where that is not 0, as a value a token needs few items and takes as long as an answer.
 
-    `choose_by`: of the task choices, which choice a model is taken to choose (assessment.likelihood).
+    `choose_by`: of the task choices, which choice a model is taken to choose: by the measure that
+    lm-evaluation-harness goes by in each benchmark, or by a named one (assessment.likelihood).
 
     `held_out_items`: held-out fit is measured on so many test items, the first ones; on all of them if 0.
 
@@ -40,7 +41,7 @@ class AssessConfig(Section):
     teacher_items: int = Field(0, ge=0)
     rescored_items: int = Field(0, ge=0)
     held_out_items: int = Field(0, ge=0)
-    choose_by: Literal["acc", "acc_norm", "acc_token_norm"] = "acc_norm"
+    choose_by: Literal["harness", "acc", "acc_norm", "acc_token_norm"] = "harness"
     few_shot: Annotated[int, Field(ge=0)] | Literal["instruction", "answer-only"] = 0
     extractor: Literal["published", "validated", "strict-match", "flexible-extract", "math-verify"] = "validated"
     vllm: VllmConfig | None = None

@@ -3,13 +3,14 @@ habits of own text; and models that were asked beside a study's own (`primekd co
 
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.completions import OTHERS, RANDOM
 from primekd.assessment.costs import FILE as COSTS
 from primekd.assessment.costs import CostRow
-from primekd.assessment.likelihood import MEASURES, RAW
+from primekd.assessment.likelihood import MEASURES
 from primekd.assessment.similarity import EMBEDDER
 from primekd.config import Profile
 from primekd.config.arm import CONTROL, split_seed
@@ -22,18 +23,23 @@ from primekd.report.figures import DASHES, PALETTE, draw
 from primekd.report.formats import between, p_value, percent, written
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
-from primekd.statistics.choices import PUBLISHED, BenchmarkRow
+from primekd.statistics.choices import PUBLISHED, BenchmarkContrastRow, BenchmarkRow
 from primekd.statistics.facts import FactContrastRow, FactRow
 from primekd.statistics.families import title_of
-from primekd.studies.results import BENCHMARKS, FACT_CONTRASTS, FACTS
+from primekd.studies.results import BENCHMARK_CONTRASTS, BENCHMARKS, FACT_CONTRASTS, FACTS
+from primekd.tasks.choices import RAW
 from primekd.tasks.text import text_folder
 from primekd.training.habits import HabitRow
 
 NOTE = (
     "The share of items whose right choice a model finds most likely: by the sum over its tokens (acc), a character "
     "(acc_norm), a token (acc_token_norm); Wilson intervals. Majority: always the most frequent label. Published rows "
-    "are others' measurements on the whole benchmark, not on these items; GPT-2's are a mean a token on texts that "
-    "were not cleaned up."
+    "are others' measurements on the whole benchmark, not on these items. hella_token is HellaSwag on texts that are "
+    "not cleaned up, as GPT-2's published numbers have it (acc_token_norm); which measure OLMo's are was not said."
+)
+ALONE = (
+    "Model minus reference on HellaSwag's items alone. p is adjusted over the planned contrasts of a family on every "
+    "benchmark; the others' rows are in benchmark-contrasts.csv."
 )
 FEW = 100  # items of a benchmark; with fewer an interval is 19 points wide, or more
 TOO_FEW = f"A benchmark of fewer than {FEW} items shows that the machinery runs: its accuracies mean nothing."
@@ -75,9 +81,23 @@ def benchmark_table(folder: Path) -> Table:
     found = read_optional(Path(folder) / BENCHMARKS, BenchmarkRow)
     table = table_of("Benchmarks", found, columns, left=2, notes=(NOTE, *few_items(folder)))
     shown = {row["benchmark"] for row in found}
-    published = [[p.benchmark, f"{p.model} (published)", "", "", percent(p.accuracy), "", "", ""]
-                 for p in PUBLISHED if p.benchmark in shown]  # fmt: skip
+    published = [
+        [p.benchmark, f"{p.model} (published)", "", *(percent(p.accuracy) * (m == p.measure) for m in MEASURES), "", ""]
+        for p in PUBLISHED if p.benchmark in shown
+    ]  # fmt: skip
     return replace(table, rows=table.rows + published)
+
+
+def benchmark_contrast_table(folder: Path) -> Table:
+    """The planned contrasts on HellaSwag, by both measures. Empty without such a file."""
+    columns = {
+        "Benchmark": "benchmark", "Model": written("model", title_of), "Against": written("reference", title_of),
+        "Difference, points [95 %]": between("difference", partial(percent, signed=True)),
+        "p": written("p", p_value), "p (Holm)": written("p_holm", p_value),
+    }  # fmt: skip
+    found = read_optional(Path(folder) / BENCHMARK_CONTRASTS, BenchmarkContrastRow)
+    found = [row for row in found if row["benchmark"] in ("hellaswag", RAW)]
+    return table_of("HellaSwag, planned contrasts", found, columns, left=3, notes=(ALONE,))
 
 
 def few_items(folder: Path) -> list[str]:
@@ -141,7 +161,7 @@ def _mean(rows: list[HabitRow], key: str) -> float:
 
 
 def text_tables(folder: Path) -> list[Table]:
-    ways = (fact_table, fact_contrast_table, benchmark_table, habit_table)
+    ways = (fact_table, fact_contrast_table, benchmark_table, benchmark_contrast_table, habit_table)
     return [table for table in (way(folder) for way in ways) if table.rows]
 
 

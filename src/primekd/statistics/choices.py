@@ -1,13 +1,18 @@
 """What rows of choices add up to: three accuracies a benchmark, beside what needs no model."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from primekd.assessment.likelihood import MEASURES, ChoiceRow
+import numpy as np
+
+from primekd.assessment.likelihood import MEASURES, ChoiceRow, deciding
 from primekd.foundation.tables import Estimated, read_records, table_row
-from primekd.statistics.inference import accuracy
+from primekd.statistics.contrasts import by_seed, compared, sides
+from primekd.statistics.families import Planned
+from primekd.statistics.inference import accuracy, compare_verdicts, holm_of
+from primekd.tasks.choices import RAW
 
 
 @table_row
@@ -27,25 +32,62 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class PublishedChoice:
-    """As others published it: GPT-2's is a mean a token, without clean-up; OLMo's measure is not said."""
+    """As others published it. Which measure OLMo's is was not said: the harness's is taken."""
 
     benchmark: str
     model: str
     accuracy: float
+    measure: str
 
 
 PUBLISHED = (
-    PublishedChoice("hellaswag", "OLMo-7B", 0.7338),
-    PublishedChoice("hellaswag", "OLMo-1B", 0.6071),
-    PublishedChoice("hellaswag", "GPT-2 1.5B", 0.4893),
-    PublishedChoice("hellaswag", "GPT-2 124M", 0.2955),
+    PublishedChoice("hellaswag", "OLMo-7B", 0.7338, "acc_norm"),
+    PublishedChoice("hellaswag", "OLMo-1B", 0.6071, "acc_norm"),
+    PublishedChoice(RAW, "GPT-2 1.5B", 0.4893, "acc_token_norm"),
+    PublishedChoice(RAW, "GPT-2 124M", 0.2955, "acc_token_norm"),
 )
 
 
-def benchmark_rows(folder: Path, models: Iterable[str]) -> list[BenchmarkRow]:
-    """A row a model and benchmark, from choices/<model>.csv beside the logs. Raises UserError if one cannot be read."""
-    read = {model: read_records(folder / "choices" / f"{model}.csv", ChoiceRow) for model in models}
-    return [row for model, rows in read.items() for row in summarise_choices(rows, model)]
+Chosen = Mapping[str, Sequence[ChoiceRow]]
+
+
+def read_choices(folder: Path, models: Iterable[str]) -> Chosen:
+    """Model -> choices/<model>.csv beside the logs. Raises UserError if one cannot be read."""
+    return {model: read_records(folder / "choices" / f"{model}.csv", ChoiceRow) for model in models}
+
+
+def benchmark_rows(chosen: Chosen) -> list[BenchmarkRow]:
+    """A row a model and benchmark."""
+    return [row for model, rows in chosen.items() for row in summarise_choices(rows, model)]
+
+
+@table_row
+class BenchmarkContrastRow:
+    """A planned contrast on one benchmark alone, by the measure that decides there: model minus reference, as of
+    `Comparison`. p_holm: adjusted over all of these tests of its family; contrasts.csv has families of its own."""
+
+    benchmark: str
+    model: str
+    reference: str
+    difference: Estimated
+    p: float
+    p_holm: float
+
+
+def benchmark_contrasts(chosen: Chosen, planned: Planned, choose_by: str) -> list[BenchmarkContrastRow]:
+    """The planned contrasts on every benchmark, also on HellaSwag as GPT-2's published numbers measure it."""
+    found = {}
+    for benchmark in dict.fromkeys(row.benchmark for rows in chosen.values() for row in rows):
+        measure = deciding(benchmark, choose_by)
+        own = {model: [row for row in rows if row.benchmark == benchmark] for model, rows in chosen.items()}
+        verdicts = compared(by_seed({m: np.array([r.right(measure) for r in rows], float) for m, rows in own.items()}))
+        groups = [row.id for row in next(iter(own.values()))]
+        for pair in planned:
+            found[pair, benchmark] = compare_verdicts(*sides(verdicts, *pair), groups)
+    adjusted = {}
+    for family in dict.fromkeys(planned.values()):
+        adjusted |= holm_of({test: c.p for test, c in found.items() if planned[test[0]] == family})
+    return [BenchmarkContrastRow(t[1], *t[0], *c.effect.estimate, c.p, adjusted[t]) for t, c in found.items()]
 
 
 def summarise_choices(rows: Sequence[ChoiceRow], model: str = "") -> list[BenchmarkRow]:

@@ -72,6 +72,14 @@ def refuse_text(profile: Profile, task: str) -> None:
         raise UserError(f"{said} asks models the task {task}: set data.task to it.")
     if profile.teacher.engine != "transformers":
         raise UserError(f"{profile.name}: the teacher is asked while students learn: set teacher.engine: transformers.")
+    context = profile.student.from_scratch.max_position_embeddings
+    for own in filter(None, (arm.on_policy_of(profile) for arm in arms_of(profile).values())):
+        longest = own.prompt_tokens + (own.max_new_tokens or profile.max_new_tokens)
+        if longest - 1 > context:
+            raise UserError(
+                f"{said} has students write up to {longest} tokens, more than their context of {context} holds: lower "
+                "on_policy.max_new_tokens or on_policy.prompt_tokens."
+            )
     if other := [name for name, arm in arms_of(profile).items() if arm.text != CORPUS]:
         raise UserError(f"{profile.name}: {other[0]} learns from no text of the profile: take it out of arms.")
 
@@ -83,11 +91,14 @@ def assess(profile: Profile, force: bool = False) -> Path:
 
 
 def tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow]) -> dict[str, str]:
-    from primekd.statistics.choices import BenchmarkRow, benchmark_rows
-    from primekd.studies.results import BENCHMARKS
+    from primekd.statistics import choices
+    from primekd.studies.results import BENCHMARK_CONTRASTS, BENCHMARKS
 
-    rows = benchmark_rows(profile.logs, logs)
-    return priming.tables(profile, logs, held_out) | {BENCHMARKS: table_text(BenchmarkRow, rows)}
+    chosen, pairs = choices.read_choices(profile.logs, logs), planned(logs, profile.planned.main)
+    contrasts = choices.benchmark_contrasts(chosen, pairs, profile.assess.choose_by)
+    own = {BENCHMARKS: table_text(choices.BenchmarkRow, choices.benchmark_rows(chosen))}
+    own |= {BENCHMARK_CONTRASTS: table_text(choices.BenchmarkContrastRow, contrasts)}
+    return priming.tables(profile, logs, held_out) | own
 
 
 def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> dict[str, float]:

@@ -28,13 +28,13 @@ from primekd.tasks.numbers import NumberTask
 from primekd.training.tuning import FILE as TUNING
 
 EFFECTS, SUBSETS, BENCHMARKS, FACTS = "effects.csv", "subsets.csv", "benchmarks.csv", "facts.csv"
-FACT_CONTRASTS = "fact-contrasts.csv"
+FACT_CONTRASTS, BENCHMARK_CONTRASTS = "fact-contrasts.csv", "benchmark-contrasts.csv"
 OF_NUMBERS = ("accuracies.csv", "extractors.csv")  # where answers are numbers, which several extractors read
 # What comes from the models: no grading makes it anew.
 KEPT = ("held-out.csv", "responses.csv", *OF_PRIMING, FORGETTING, TOKENS, TUNING, LABELS, ERRANT, COSTS)
 # Not in logs from before there were any, nor where stores are gone, nor where nobody asked.
 OPTIONAL = ("responses.csv", *OF_PRIMING, FORGETTING, EFFECTS, SUBSETS, TUNING, LANGUAGES, LABELS, ERRANT, BENCHMARKS)
-OPTIONAL += (COSTS, FACTS, FACT_CONTRASTS)
+OPTIONAL += (COSTS, FACTS, FACT_CONTRASTS, BENCHMARK_CONTRASTS)
 TABLES = ("summary.csv", "contrasts.csv", "seeds.csv", "audit.csv", "held-out.csv", *OF_NUMBERS, *OPTIONAL)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from primekd.assessment.answers import Answer, answers_folder
 from primekd.assessment.costs import write_costs
 from primekd.assessment.held_out import HeldOutRow, held_out_folder
-from primekd.assessment.likelihood import ChoiceRow, score_choices
+from primekd.assessment.likelihood import ChoiceRow, deciding, with_raw
 from primekd.assessment.logs import grade_answers
 from primekd.assessment.score import makers, scored_hashes, scoring_costs
 from primekd.assessment.students import Student
@@ -25,7 +25,7 @@ from primekd.foundation.provenance import MANIFEST, hash_text, now, read_manifes
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
 from primekd.foundation.tables import read_records, write_records, write_table
 from primekd.models import load_tokenizer, model_hash, tokenizer_hash
-from primekd.statistics.choices import BenchmarkRow, benchmark_rows
+from primekd.statistics.choices import BenchmarkRow, benchmark_rows, read_choices
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies.assess import lineage
 from primekd.studies.regrade import rules_hashes
@@ -70,7 +70,8 @@ class Probe:
 
 def _chosen(profile: Profile, items: Sequence[Item], rows: list[ChoiceRow]) -> list[Answer]:
     """What a model was taken to choose, as if it had written that."""
-    places = [row.chosen(profile.assess.choose_by) for row in rows]
+    rows = rows[: len(items)]  # of HellaSwag others follow
+    places = [row.chosen(deciding(row.benchmark, profile.assess.choose_by)) for row in rows]
     return [
         Answer(item.id, [0] * row.tokens[place], False, item.choices[place])
         for item, row, place in zip(items, rows, places, strict=True)
@@ -78,8 +79,8 @@ def _chosen(profile: Profile, items: Sequence[Item], rows: list[ChoiceRow]) -> l
 
 
 BENCHMARKS = Probe(
-    "choices", ChoiceRow, lambda profile, *asked: score_choices(*asked), _chosen, BENCHMARK_TABLE, BenchmarkRow,
-    lambda folder, logs, *_: benchmark_rows(folder, logs), settings=("choose_by", "bootstrap_samples"),
+    "choices", ChoiceRow, lambda profile, *asked: with_raw(*asked), _chosen, BENCHMARK_TABLE, BenchmarkRow,
+    lambda folder, logs, *_: benchmark_rows(read_choices(folder, logs)), settings=("choose_by", "bootstrap_samples"),
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ OWN = Path(__file__).parent / "choice_items"  # written for this project, in eac
 OWN_SHOWN = 4  # of them the first so many are its training side
 SHOTS_SEED = 1234  # lm-evaluation-harness's
 NO_GOLD = -1  # SNLI's label where its annotators did not agree
+RAW = "hella_token"  # HellaSwag as build-nanogpt asks it, and GPT-2's published numbers: a mean a token, no clean-up
 BETWEEN, BEHIND = "\n\n", " "  # two worked examples; a context and its choice
 
 
@@ -59,6 +60,7 @@ class Benchmark:
     context: Callable[[dict], str]  # of a row's fields -> what is read before the choices
     choices: tuple[str, ...] | None  # by label; None where a row brings its own
     hub: tuple[str, str | None, str, str]  # data set, configuration, sides to train and test on (with public labels)
+    measure: str = "acc"  # of assessment.likelihood's; what lm-evaluation-harness calls its accuracy
 
 
 def clean_hellaswag(text: str) -> str:
@@ -91,7 +93,7 @@ ASKS_SAME = "Question 1: {question1}\nQuestion 2: {question2}\nQuestion: Do both
 NLI = ("premise", "hypothesis"), _entailment, ("True", "Neither", "False")
 BENCHMARKS = {
     "hellaswag": Benchmark(
-        ("activity_label", "ctx_a"), _hellaswag, None, ("Rowan/hellaswag", None, "train", "validation")
+        ("activity_label", "ctx_a"), _hellaswag, None, ("Rowan/hellaswag", None, "train", "validation"), "acc_norm"
     ),
     "snli": Benchmark(*NLI, ("stanfordnlp/snli", None, "train", "test")),
     "mnli": Benchmark(*NLI, ("nyu-mll/glue", "mnli", "train", "validation_matched")),
@@ -141,6 +143,11 @@ def _label(value: object, choices: int, where: str, none: bool) -> int:
     if not 0 <= label < choices and not (none and label == NO_GOLD):
         raise UserError(f"{where}: the label is {label}, out of range. It must be 0 to {choices - 1}.")
     return label
+
+
+def raw_items(items: Sequence[ChoiceItem]) -> list[ChoiceItem]:
+    """HellaSwag's items once more, under the name RAW and without examples, as their rows have them."""
+    return [replace(x, benchmark=RAW, question=x.raw[0], choices=x.raw[1:]) for x in items if x.raw]
 
 
 def rows_of_side(data: DataConfig, benchmark: str, side: str) -> list[ChoiceItem]:

@@ -1,6 +1,7 @@
 """A student and its objective in one module: whatever touches a parameter happens inside one forward call."""
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -128,12 +129,21 @@ class StudentObjective(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (N, D) -> the student's logits (N, V), padded columns cut."""
-        output = self._parts[1]
-        with self._precision(hidden):
-            if isinstance(output, BaseTunerLayer):
-                return self.transform.apply(output(hidden)[:, : self.vocab_size])
-            weight, bias = self.head()
-            return self.transform.apply(nn.functional.linear(hidden.to(weight.dtype), weight, bias))
+        return self.as_it_is()(hidden)
+
+    def as_it_is(self) -> Callable[[Tensor], Tensor]:
+        """`logits` for as long as no weight changes: the head is rounded once, not for every token."""
+        output, rounded = self._parts[1], None
+        if not isinstance(output, BaseTunerLayer):
+            rounded = self.head()
+
+        def logits(hidden: Tensor) -> Tensor:
+            with self._precision(hidden):
+                if rounded is None:
+                    return self.transform.apply(output(hidden)[:, : self.vocab_size])
+                return self.transform.apply(nn.functional.linear(hidden.to(rounded[0].dtype), *rounded))
+
+        return logits
 
     def _loss_of(
         self, hidden: Tensor, targets: Tensor, teacher: SignalRows | None, loss: LossConfig, tokens: Tensor | float,

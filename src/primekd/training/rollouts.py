@@ -2,8 +2,9 @@
 flows back through the sampling. Draws depend on the seed, the step and an item's place in it alone, so a training that
 goes on after a stop writes what it would have written."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class MixedPosition:
     offers hidden states."""
 
     def __init__(self, student: StudentObjective, teacher: TransformersEngine, share: float):
-        self.student, self.teacher, self.share = student, teacher, share
+        self.student, self.teacher, self.share, self.logits = student, teacher, share, student.as_it_is()
         self.width, self.layers = student.config.hidden_size, student.config.num_hidden_layers
 
     def position(self) -> LastPosition:
@@ -61,7 +62,7 @@ class MixedPosition:
     def log_probs(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, D + D) -> log-probabilities (B, V) float32 of the student, and of its mixture with the teacher."""
         own, other = states[:, : self.width], states[:, self.width :]
-        log_q, log_p = (z.float().log_softmax(-1) for z in (self.student.logits(own), self.teacher.last_logits(other)))
+        log_q, log_p = (z.float().log_softmax(-1) for z in (self.logits(own), self.teacher.last_logits(other)))
         return log_q, log_mixture(log_p, log_q, self.share)
 
     def _states(self, past_key_values: SlotCache, **inputs) -> Tensor:
@@ -98,7 +99,7 @@ class Rollouts:
         """The student's own responses to some examples of a step, the first of which is the `first` one of it."""
         if not has_plain_cache(student.config):
             raise UserError(f"A student of the architecture {student.config.model_type} cannot write while it learns.")
-        prompts = [prompt_of(example, self.settings.prompt_tokens) for example in examples]
+        prompts = [prompt_of(example, self.settings.prompt_tokens, self.ends) for example in examples]
         share = self.settings.teacher_share
         mixed = MixedPosition(student, self.teacher(), share) if share and self.teacher else None
         longest = {e.item_id: len(ids) + self.limit for e, ids in zip(examples, prompts, strict=True)}
@@ -111,7 +112,7 @@ class Rollouts:
         was_training = student.training
         student.eval()
         window = narrowest_window(student.config)
-        alone = LastPosition(student.last_states, student.logits, student.device, window)
+        alone = LastPosition(student.last_states, student.as_it_is(), student.device, window)
         position = mixed.position() if mixed else alone
         rows = decode(position, prompts, sampling, self.ends, len(prompts), keep_states=True)
         measured = _measures(student, mixed, rows)
@@ -145,8 +146,11 @@ def _measures(student: StudentObjective, mixed: MixedPosition | None, rows: Sequ
     return [torch.cat(values) for values in zip(*found, strict=True)]
 
 
-def prompt_of(example: Example, block_tokens: int) -> list[int]:
-    """What a student writes behind: an item's prompt or, of a block of text, its first tokens."""
+def prompt_of(example: Example, block_tokens: int, ends: Container[int]) -> list[int]:
+    """What a student writes behind: an item's prompt or, of a piece of text, its first tokens, and of a document that
+    ends among them what stands before its end."""
     ids, mask = example.sequence.input_ids, example.sequence.response_mask
     first = mask.index(True) if True in mask else len(ids)
-    return list(ids[: first if first > 1 else block_tokens])
+    if first > 1:
+        return list(ids[:first])
+    return [ids[0], *takewhile(lambda token: token not in ends, ids[1:block_tokens])]
