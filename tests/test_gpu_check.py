@@ -40,12 +40,12 @@ def test_every_part_runs_on_the_cpu_and_its_rows_hold(tmp_path, warm_python):
     assert report.row("study", "logs").value == 1
 
 
-def test_what_is_cut_off_leaves_what_it_has(tmp_path):
-    done = run_check(tmp_path, "--parts", "losses", "study", "alone", "--minutes", "0.6")
+def test_what_is_cut_off_leaves_what_it_has(tmp_path, warm_python):
+    done = run_check(tmp_path, "--parts", "kernel", "study", "alone", "--minutes", "0.3", python=warm_python)
     assert done.returncode == 1
     report = Report(tmp_path)
     states = {name: found["state"] for name, found in report.facts["parts"].items()}
-    assert states == {"losses": DONE, "study": CUT, "alone": CUT} and len(report.rows("losses")) > 20
+    assert states == {"kernel": DONE, "study": CUT, "alone": CUT} and report.rows("kernel")
     assert "the whole time was over" in report.facts["parts"]["alone"]["why"]
     assert "| study | *the part: cut off* |" in (tmp_path / TABLE).read_text(encoding="utf-8")
 

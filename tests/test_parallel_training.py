@@ -176,7 +176,7 @@ def test_two_processes_resume_with_the_dropout_of_each(trained):
 
 # The whole stage.
 
-LONG = {"epochs": 20, "checkpoints_per_epoch": 1, "evaluations_per_epoch": 1, "micro_batch_size": 1}
+LONG = {"epochs": 9, "checkpoints_per_epoch": 1, "evaluations_per_epoch": 1, "micro_batch_size": 1}
 
 
 def kill_a_worker_at(folder: Path) -> None:
