@@ -11,10 +11,7 @@ from typing import Any
 from primekd.capture.live import LiveTeacher
 from primekd.capture.run import measure_reconstruction, note_maker
 from primekd.config import Profile
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
-from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import now, relative_name
+from primekd.foundation import Meter, Progress, UserError, now, relative_name
 from primekd.foundation.stage_code import stage_code
 from primekd.signals import Asked, SignalReader, SignalWriter, StoredItem
 

@@ -6,20 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.capture.primings import priming_of
-from primekd.config import Profile, TeacherConfig
-from primekd.config.arm import NONE, OWN, Arm
-from primekd.config.arms import get_arm, unprimed
-from primekd.config.section import is_name
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, hash_json, project_root
-from primekd.models import load_tokenizer, template_hash, tokenizer_hash, weights_hash
-from primekd.models.chat import TEXT, build_prompt
-from primekd.models.template import turn_end
-from primekd.signals import SignalReader, make_codec
-from primekd.signals.manifest import shards_hash
-from primekd.tasks.load import load_items
-from primekd.tasks.protocol import Item, as_text
-from primekd.tasks.splits import hash_items
+from primekd.config import NONE, OWN, Arm, Profile, TeacherConfig, get_arm, is_name, unprimed
+from primekd.foundation import UserError, hash_file, hash_json, project_root
+from primekd.models import TEXT, build_prompt, load_tokenizer, template_hash, tokenizer_hash, turn_end, weights_hash
+from primekd.signals import SignalReader, make_codec, shards_hash
+from primekd.tasks import Item, as_text, hash_items, load_items
 
 if TYPE_CHECKING:
     from primekd.teachers import TeacherEngine

@@ -9,9 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from primekd.config import Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
-from primekd.foundation.tables import Count, Flag, Name, read_records
+from primekd.foundation import Count, Flag, Name, UserError, read_records, relative_name
 
 JUDGED, ARMS, POSITIONS = "priming.csv", "priming-arms.csv", "priming-positions.csv"
 OF_PRIMING = (JUDGED, ARMS, POSITIONS)

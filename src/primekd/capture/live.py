@@ -5,14 +5,10 @@ from functools import cached_property
 from typing import Any
 
 from primekd.capture.jobs import identity_of, prompts_of, reads
-from primekd.config import Profile
-from primekd.config.arm import OWN, Arm
-from primekd.config.arms import get_arm
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_json
+from primekd.config import OWN, Arm, Profile, get_arm
+from primekd.foundation import UserError, hash_json
 from primekd.models import load_tokenizer
-from primekd.signals import Asked, LiveSource, SignalRows
-from primekd.signals.codecs import Codec
+from primekd.signals import Asked, Codec, LiveSource, SignalRows
 from primekd.signals.live import dense_codec
 from primekd.tasks.protocol import Item, Unlabelled
 from primekd.teachers import TeacherEngine, open_engine

@@ -1,11 +1,7 @@
 """Where each arm's priming text stands for a profile's teacher, and whether its chat template can take it."""
 
-from primekd.config import Profile, TeacherConfig
-from primekd.config.arm import Arm
-from primekd.config.arms import arms_of
-from primekd.models import is_present, load_tokenizer
-from primekd.models.chat import Priming, build_prompt
-from primekd.models.template import QUESTION
+from primekd.config import Arm, Profile, TeacherConfig, arms_of
+from primekd.models import QUESTION, Priming, build_prompt, is_present, load_tokenizer
 
 
 def priming_of(strategy: Arm, teacher: TeacherConfig) -> Priming | None:

@@ -4,14 +4,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from primekd.capture.jobs import Job, open_signals, prompts_of
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean
-from primekd.foundation.provenance import MANIFEST, relative_name
-from primekd.foundation.tables import read_cells
+from primekd.foundation import MANIFEST, UserError, clean, read_cells, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import encode_response, refuse_control_tokens
-from primekd.signals import SignalReader
-from primekd.signals.manifest import shards_hash
+from primekd.signals import SignalReader, shards_hash
 from primekd.tasks.protocol import Item
 from primekd.tasks.rows import json_lines
 from primekd.teachers import Response, Sampling, TeacherEngine

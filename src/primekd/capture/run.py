@@ -17,21 +17,16 @@ from primekd.capture.jobs import Job, build_spec, prompts_of
 from primekd.capture.primings import require_placeable
 from primekd.capture.responses import refuse_text, written_responses
 from primekd.capture.workers import Part, SharedStore
-from primekd.config.arm import NONE
-from primekd.config.arms import arms_of
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
+from primekd.config import NONE, arms_of
+from primekd.foundation import Meter, Progress, UserError, environment, hash_json, now
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import environment, hash_json, now
 from primekd.foundation.stage_code import forced_since, say_kept, say_mixed, stage_code
 from primekd.models import require_same_tokenizer
 from primekd.models.logits import refuse_unknown_architecture
-from primekd.signals import Codec, HiddenRows, SignalWriter, StoredItem, make_codec, shard_name
+from primekd.signals import Codec, HiddenRows, SignalWriter, StoredItem, make_codec, read_store, shard_name
 from primekd.signals.claims import Claims
 from primekd.signals.codecs import require_served
 from primekd.signals.heads import rebuilding, rebuilding_problem, save_head
-from primekd.signals.manifest import read_store
 from primekd.tasks.protocol import Unlabelled, without_gold
 from primekd.teachers import Sampling, TeacherEngine, open_engine
 

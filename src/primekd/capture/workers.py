@@ -17,13 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import MANIFEST, hash_json, relative_name, set_aside, write_json
-from primekd.foundation.stage_code import is_older
-from primekd.signals import SignalWriter, shard_name
+from primekd.foundation import MANIFEST, Progress, UserError, hash_json, is_older, relative_name, set_aside, write_json
+from primekd.signals import SignalWriter, read_store, shard_name
 from primekd.signals.claims import POLL, Claims, Owner, look
-from primekd.signals.manifest import read_store
 
 TELL = 1.0  # seconds between two times that a worker tells the others how far it is within its shards
 

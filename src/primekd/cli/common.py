@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import primekd
-from primekd.foundation.errors import UserError
-from primekd.foundation.progress import quiet_libraries
+from primekd.foundation import UserError, quiet_libraries
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import disk_errors, hash_text, project_root, relative_name, sync_folder, write_json
+from primekd.foundation import UserError, disk_errors, hash_text, project_root, relative_name, sync_folder, write_json
 from primekd.foundation.storage import read_json
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from tqdm import tqdm
 
-from primekd.foundation.errors import UserError, findings_text
-from primekd.foundation.progress import open_bar
+from primekd.foundation import UserError, findings_text, open_bar
 from primekd.foundation.storage import disk_errors, hash_file, now, project_root, relative_name, write_json, write_text
 from primekd.models.hub import HubFile, HubModel, explain, local_snapshot, storage_folder
 from primekd.models.reference import ModelReference

@@ -5,8 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from primekd.config.section import Speaker
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, hash_json, read_json, relative_name
+from primekd.foundation import UserError, hash_file, hash_json, read_json, relative_name
 from primekd.models.built import dequantised_folder, random_folder
 from primekd.models.download import verified_hashes
 from primekd.models.hub import has_tokenizer, local_snapshot

@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean, hide
+from primekd.foundation import UserError, clean, hide
 from primekd.models.reference import ModelReference
 
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt")

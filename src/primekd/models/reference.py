@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import project_root
+from primekd.foundation import UserError, project_root
 
 SCHEMES = ("hub", "path", "package", "random")
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from primekd.foundation.errors import UserError
+from primekd.foundation import MANIFEST, UserError, read_json, read_manifest, relative_name
 from primekd.foundation.memory import release_gpu_memory
-from primekd.foundation.provenance import MANIFEST, read_json, read_manifest, relative_name
 from primekd.models.folders import model_hash
 from primekd.models.loading import load_model
 from primekd.models.reference import SCHEMES, base_name

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.config import LoraSettings, Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
+from primekd.foundation import UserError, read_json
 from primekd.models.hub import local_snapshot
 from primekd.models.reference import parse_reference
 

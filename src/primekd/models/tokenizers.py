@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from primekd.config.section import Speaker
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, hash_json, hash_text, read_json, relative_name
+from primekd.foundation import UserError, hash_file, hash_json, hash_text, read_json, relative_name
 from primekd.models.built import gguf_tokenizer_folder
 from primekd.models.download import download
 from primekd.models.hub import describe, has_tokenizer, local_snapshot

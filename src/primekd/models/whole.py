@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.config import StudentConfig
-from primekd.foundation.errors import UserError, findings_text
-from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
+from primekd.foundation import MANIFEST, UserError, altered_outputs, findings_text, read_manifest, relative_name
 from primekd.models.loading import load_model
 from primekd.models.served import load_beside, load_merged, mean_kl, own_logits, plain_generation
 from primekd.models.tokenizers import load_tokenizer

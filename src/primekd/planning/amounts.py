@@ -6,17 +6,11 @@ from typing import Any
 
 from primekd.capture.jobs import HELD_OUT
 from primekd.capture.primings import priming_of
-from primekd.config import Profile, SignalsConfig
-from primekd.config.arm import NONE, Arm
-from primekd.config.arms import arms_of
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
-from primekd.models import is_present, load_tokenizer, parse_reference
-from primekd.models.chat import build_prompt
-from primekd.models.shapes import BYTES, Model, find_shape
+from primekd.config import NONE, Arm, Profile, SignalsConfig, arms_of
+from primekd.foundation import MANIFEST, UserError, read_manifest, relative_name
+from primekd.models import BYTES, Model, build_prompt, find_shape, is_present, load_tokenizer, parse_reference
 from primekd.planning.memory import optimiser_bytes
-from primekd.signals import Codec, make_codec
-from primekd.signals.manifest import read_store
+from primekd.signals import Codec, make_codec, read_store
 from primekd.tasks.load import load_items
 from primekd.tasks.rows import on_hub
 

@@ -4,8 +4,7 @@ of transformers and llama.cpp were, on a CPU (logs/plan/)."""
 
 from dataclasses import dataclass, field
 
-from primekd.config import LoraSettings, LossConfig, Profile, TrainConfig
-from primekd.config.teacher import ExLlamaConfig, VllmConfig
+from primekd.config import ExLlamaConfig, LoraSettings, LossConfig, Profile, TrainConfig, VllmConfig
 from primekd.foundation.errors import UserError
 from primekd.losses.chunked import CHUNK_ELEMENTS
 from primekd.losses.products import BLOCK_ELEMENTS

@@ -8,8 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from primekd.capture.primings import can_speak, require_placeable
-from primekd.config import Profile
-from primekd.config.teacher import ExLlamaConfig, VllmConfig
+from primekd.config import ExLlamaConfig, Profile, VllmConfig
 from primekd.foundation.errors import UserError
 from primekd.models.shapes import GIB, Model, student_model, teacher_model
 from primekd.planning.amounts import CodecCost, Lengths, Stage, Storage, codec_costs, find_lengths, stages, storage

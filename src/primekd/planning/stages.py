@@ -5,11 +5,8 @@ import shutil
 from dataclasses import dataclass
 
 from primekd.assessment.held_out import TOGETHER
-from primekd.config import Profile
-from primekd.config.hardware import HardwareConfig
-from primekd.config.teacher import VllmConfig
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hardware, output_root
+from primekd.config import HardwareConfig, Profile, VllmConfig
+from primekd.foundation import UserError, hardware, output_root
 from primekd.models.shapes import BYTES, GIB, Model, student_model, teacher_model
 from primekd.planning import memory
 from primekd.planning.amounts import Lengths, find_codec, head_bytes

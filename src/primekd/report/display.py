@@ -7,13 +7,9 @@ from primekd.assessment.tokens import Token, TokenLog, read_tokens, tokens_of
 from primekd.capture.jobs import Job, open_signals, training_job
 from primekd.capture.judged import judged_folder
 from primekd.capture.primings import priming_of
-from primekd.config import Profile
-from primekd.config.arm import TEACHER, WORDS
-from primekd.config.arms import get_arm, how_to_train, unprimed
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, relative_name
-from primekd.models import load_tokenizer
-from primekd.models.chat import build_prompt, decode_response
+from primekd.config import TEACHER, WORDS, Profile, get_arm, how_to_train, unprimed
+from primekd.foundation import MANIFEST, UserError, relative_name
+from primekd.models import build_prompt, decode_response, load_tokenizer
 from primekd.report.cells import Table
 from primekd.report.costs import cost_figure, cost_table
 from primekd.report.figures import loss_curve

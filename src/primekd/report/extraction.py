@@ -10,9 +10,7 @@ from primekd.assessment.decisions.decisions import as_read, automatic_value
 from primekd.assessment.decisions.labels import LabelCounts
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, NOT_FOUND, RULES
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
-from primekd.foundation.tables import read_cells, read_table
+from primekd.foundation import UserError, read_cells, read_table, relative_name
 from primekd.report import formats
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.claims import recounted

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config.arm import CONTROL, TEACHER
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
-from primekd.foundation.tables import read_records
+from primekd.foundation import UserError, read_records, relative_name
 from primekd.report.formats import interval, percent, points
 from primekd.report.results import Results, Row, read_optional
 from primekd.statistics.families import title_of

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from primekd.config import Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import project_root, read_json, relative_name, write_text
+from primekd.foundation import UserError, project_root, read_json, relative_name, write_text
 from primekd.report import claims, corrections, costs, deviations, extraction, inside, primed
 from primekd.report import text as text_students
 from primekd.report.cells import Cell, Files, Table, to_markdown

@@ -7,14 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from primekd.capture.primings import priming_of
-from primekd.config import Profile
-from primekd.config.arms import get_arm
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import environment, now, output_root, write_json
-from primekd.models import load_tokenizer, model_hash, require_same_tokenizer
-from primekd.models.chat import build_prompt
-from primekd.models.shapes import find_shape
+from primekd.config import Profile, get_arm
+from primekd.foundation import Meter, UserError, environment, now, output_root, write_json
+from primekd.models import build_prompt, find_shape, load_tokenizer, model_hash, require_same_tokenizer
 from primekd.signals import HiddenRows, make_codec
 from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling, TeacherEngine, TopLogprobs, open_engine

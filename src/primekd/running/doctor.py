@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 from primekd.capture.primings import can_speak, require_placeable
 from primekd.config import Profile, load_profile, profile_names
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hardware, output_root, package_versions, requirement_pins
-from primekd.models import is_present, load_tokenizer
-from primekd.models.template import turn_end
+from primekd.foundation import UserError, hardware, output_root, package_versions, requirement_pins
+from primekd.models import is_present, load_tokenizer, turn_end
 from primekd.report.shown import Shown, show_sentences
 from primekd.teachers.packages import PACKAGES, WITHOUT_FLASH_ATTN, explain_import_failure, is_installed, missing_cuda
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
-from primekd.models import is_present, model_folder, parse_reference
+from primekd.models import is_present, model_folder, parse_reference, stated_bits
 from primekd.models.download import bytes_here, download, free_bytes, gigabytes, recorded
 from primekd.models.hub import HubFile, HubModel, describe, has_token
-from primekd.models.shapes import stated_bits
 from primekd.report.cells import table_of
 from primekd.report.formats import MISSING
 from primekd.report.shown import Shown, show_table

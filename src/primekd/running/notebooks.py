@@ -9,9 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.manifests import MANIFEST
-from primekd.foundation.provenance import write_manifest
+from primekd.foundation import MANIFEST, UserError, write_manifest
 from primekd.foundation.storage import hash_file, now, project_root, relative_name, write_text
 
 START_TIMEOUT = 300  # seconds; kernels that start side by side on few cores are slow

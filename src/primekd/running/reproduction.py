@@ -6,8 +6,7 @@ from typing import Any
 
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.config import Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_file, read_json, read_manifest, relative_name, write_json
+from primekd.foundation import MANIFEST, UserError, hash_file, read_json, read_manifest, relative_name, write_json
 from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit
 from primekd.report.formats import percent, significant

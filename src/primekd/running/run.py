@@ -13,9 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from primekd.config import Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import output_root, project_root, relative_name
-from primekd.foundation.stage_code import ask_anew, forget_wishes
+from primekd.foundation import UserError, ask_anew, forget_wishes, output_root, project_root, relative_name
 from primekd.running.run_progress import Job, RunState, describe, job_progress
 from primekd.running.slurm import Cluster, ask, explain_job, queued_jobs
 from primekd.studies.study import Study, find_study

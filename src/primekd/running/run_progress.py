@@ -13,11 +13,8 @@ from typing import Any
 
 import psutil
 
-from primekd.config import Profile
-from primekd.config.arms import arms_of
-from primekd.foundation.errors import UserError
-from primekd.foundation.progress import StageState, clock, progress_folder, progress_path, read_state
-from primekd.foundation.provenance import now
+from primekd.config import Profile, arms_of
+from primekd.foundation import StageState, UserError, clock, now, progress_folder, progress_path, read_state
 
 SILENCE = 30 * 60  # seconds without a word after which a stage on another machine counts as lost
 NO_RULES = ("all", "total")  # what else stands in Snakemake's table of jobs

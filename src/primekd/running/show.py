@@ -9,11 +9,8 @@ from primekd.assessment.answers import answers_folder
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.assessment.tokens import Token, read_tokens, visible
 from primekd.capture.primings import can_speak
-from primekd.config import Profile
-from primekd.config.arm import NO_STUDENTS, TEACHER
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean
-from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.config import NO_STUDENTS, TEACHER, Profile
+from primekd.foundation import MANIFEST, UserError, clean, read_manifest, relative_name
 from primekd.report import lineage
 from primekd.report.browser import words_of
 from primekd.report.extraction import read_readings

@@ -11,8 +11,7 @@ from pathlib import Path
 import yaml
 
 from primekd.config import Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import output_root, relative_name
+from primekd.foundation import UserError, output_root, relative_name
 from primekd.running.run_progress import Job
 
 NTASKS = re.compile(r"(?:^|[\s'\"])(?:--ntasks|-n(?=[\s=\d]))")

@@ -9,13 +9,9 @@ from typing import Any
 
 import yaml
 
-from primekd.config import Profile
-from primekd.config.arms import get_arm
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean, holds_secret
-from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name
-from primekd.models.download import gigabytes
-from primekd.models.hub import has_token
+from primekd.config import Profile, get_arm
+from primekd.foundation import MANIFEST, UserError, altered_outputs, clean, holds_secret, read_manifest, relative_name
+from primekd.models import gigabytes, has_token
 from primekd.running.model_card import UNKNOWN, licence, plain
 from primekd.running.verify_run import check_signals
 from primekd.signals.manifest import read_complete

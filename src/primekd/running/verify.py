@@ -9,19 +9,14 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.inside import inside_folder
 from primekd.assessment.logs import grade_row, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, TEACHER
-from primekd.config.profile import ANSWER_SETS
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_file, read_manifest, relative_name
-from primekd.foundation.tables import read_records, read_table
+from primekd.config import ANSWER_SETS, CONTROL, TEACHER, Profile
+from primekd.foundation import MANIFEST, UserError, hash_file, read_manifest, read_records, read_table, relative_name
 from primekd.running.verify_run import Check, check_outputs, check_run, checked
 from primekd.studies.published import VERDICTS, compute_tables, own_inputs, published_folder, read_verdicts
 from primekd.studies.results import OF_NUMBERS, OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
 from primekd.studies.study import find_study
-from primekd.tasks.load import task_of
+from primekd.tasks import Task, task_of
 from primekd.tasks.numbers import NUMBERS, NumberTask
-from primekd.tasks.protocol import Task
 
 
 def verify(profile: Profile) -> list[Check]:

@@ -7,15 +7,10 @@ from typing import Any
 
 from primekd.assessment.inside import FOLDER as INSIDE
 from primekd.capture.jobs import store_folder
-from primekd.config import Profile
-from primekd.config.arms import get_arm
-from primekd.config.profile import ANSWER_SETS
-from primekd.config.section import is_name
-from primekd.foundation.errors import UserError
+from primekd.config import ANSWER_SETS, Profile, get_arm, is_name
+from primekd.foundation import UserError, hash_json, project_root, relative_name
 from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
-from primekd.foundation.storage import hash_json, project_root, relative_name
-from primekd.signals import SignalReader
-from primekd.signals.manifest import read_store, shards_hash
+from primekd.signals import SignalReader, read_store, shards_hash
 
 # No outputs: the manifest itself, the page, which is made anew to check it, and the comparison with published logs.
 BESIDE = (MANIFEST, "report.html", "reproduction.json")

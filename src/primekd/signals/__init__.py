@@ -4,6 +4,7 @@ their rows, and the live source. writer.py says which files a store has, claims.
 from primekd.signals.certainty import TOP, Certainty, Compared, certainty_of, read_certainty
 from primekd.signals.codecs import Codec, make_codec, require_served
 from primekd.signals.live import LiveSource, SignalSource
+from primekd.signals.manifest import read_store, shards_hash
 from primekd.signals.reader import SignalReader
 from primekd.signals.rows import Asked, DenseRows, HiddenRows, SampledRows, SignalRows, TopKRows, concatenate
 from primekd.signals.shards import StoredItem, shard_name

@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, hash_json, relative_name, write_atomically
+from primekd.foundation import UserError, hash_file, hash_json, relative_name, write_atomically
 from primekd.models.logits import PLAIN, LogitTransform
 
 # Nats a token. bfloat16's own rounding was 6e-5 at most on pocket's teacher and 1.7e-4 on random models with logits of

@@ -5,10 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from primekd.foundation import manifests
-from primekd.foundation.errors import UserError
+from primekd.foundation import UserError, hash_json, manifests, relative_name
 from primekd.foundation.manifests import MANIFEST, Count, Digest, Number, Part, checked
-from primekd.foundation.provenance import hash_json, relative_name
 from primekd.signals.shards import FORMAT
 
 FIX = "Delete it and run the capture again: shards that are whole are kept."

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, relative_name
+from primekd.foundation import UserError, hash_file, relative_name
 from primekd.models.logits import PLAIN, LogitTransform
 from primekd.signals.codecs import TextCodec, codec_of
 from primekd.signals.heads import load_head, rebuilding_problem

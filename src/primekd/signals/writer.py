@@ -17,10 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from primekd.foundation.errors import UserError
+from primekd.foundation import MANIFEST, UserError, hash_file, hash_json, maker_of, mixed, relative_name, write_json
 from primekd.foundation.manifests import checked
-from primekd.foundation.provenance import MANIFEST, hash_file, hash_json, relative_name, write_json
-from primekd.foundation.stage_code import maker_of, mixed
 from primekd.signals.manifest import FIX, Session, Vouch, read_store
 from primekd.signals.shards import FORMAT, StoredItem, save_shard, shard_name
 

@@ -19,14 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from primekd.config import TeacherConfig
-from primekd.config.teacher import ExLlamaConfig
-from primekd.foundation.errors import UserError
+from primekd.config import ExLlamaConfig, TeacherConfig
+from primekd.foundation import UserError, package_versions, read_json
 from primekd.foundation.memory import release_gpu_memory
-from primekd.foundation.provenance import package_versions, read_json
-from primekd.models import load_tokenizer, model_folder, model_hash, parse_reference
+from primekd.models import load_tokenizer, model_folder, model_hash, parse_reference, turn_end
 from primekd.models.logits import PROBE, LogitTransform, best_transform, config_numbers
-from primekd.models.template import turn_end
 from primekd.teachers.packages import explained, missing_cuda
 from primekd.teachers.protocol import Ids, Response, Sampling, TeacherEngine, Want, longest_first, require_fit
 

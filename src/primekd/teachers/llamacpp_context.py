@@ -13,8 +13,7 @@ import llama_cpp
 import numpy as np
 import torch
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
+from primekd.foundation import UserError, relative_name
 
 # Tokens of one sequence in one call. On a CPU llama.cpp's flash attention takes a tiled path from 64 queries on, whose
 # last bits differ: below, a row of a quantised model is the same whatever batch it is computed in.

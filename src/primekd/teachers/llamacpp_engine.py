@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from primekd.foundation.errors import UserError
-from primekd.models import load_tokenizer, model_hash, parse_reference, require_local
+from primekd.models import load_tokenizer, model_hash, parse_reference, require_local, turn_end
 from primekd.models.logits import PROBE, LogitTransform, best_transform
-from primekd.models.template import turn_end
 from primekd.teachers.llamacpp_context import PART_TOKENS, Context, Model
 from primekd.teachers.protocol import Ids, Response, Sampling, TeacherEngine, Want, require_fit
 

@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.foundation.memory import release_gpu_memory
-from primekd.models import load_model, load_tokenizer, model_hash
+from primekd.models import load_model, load_tokenizer, model_hash, turn_end
 from primekd.models.attention import chosen_attention
 from primekd.models.logits import find_transform
 from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged, own_logits, plain_generation
-from primekd.models.template import turn_end
 from primekd.teachers.branches import read_branches
 from primekd.teachers.cache import has_plain_cache, narrowest_window
 from primekd.teachers.decoding import SHORTEST_PREFIX, LastPosition, Row, decode, shared_prefix

@@ -15,13 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from primekd.config import Profile, TeacherConfig
-from primekd.config.teacher import VllmConfig
+from primekd.config import Profile, TeacherConfig, VllmConfig
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import release_gpu_memory
-from primekd.models import load_tokenizer, model_hash
-from primekd.models.chat import build_prompt
-from primekd.models.template import turn_end
+from primekd.models import build_prompt, load_tokenizer, model_hash, turn_end
 from primekd.tasks.protocol import Item
 from primekd.teachers.protocol import Ids, Response, Rows, Sampling, TeacherEngine, TopLogprobs, Want, require_fit
 from primekd.teachers.vllm_loading import head_dtype, import_vllm, require_gpus, require_servable, start_options

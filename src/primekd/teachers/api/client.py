@@ -16,8 +16,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from primekd.config.teacher import ApiConfig
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean, hide
+from primekd.foundation import UserError, clean, hide
 from primekd.teachers.api.own_server import OwnServer
 from primekd.teachers.api.spending import Ledger
 

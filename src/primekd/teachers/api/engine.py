@@ -13,12 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from primekd.config import TeacherConfig
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean, holds_secret
-from primekd.foundation.provenance import hash_json, read_json, relative_name, write_json
-from primekd.models import load_tokenizer, model_hash
-from primekd.models.chat import encode_response
-from primekd.models.template import turn_end
+from primekd.foundation import UserError, clean, hash_json, holds_secret, read_json, relative_name, write_json
+from primekd.models import encode_response, load_tokenizer, model_hash, turn_end
 from primekd.teachers.api.client import Endpoint, Stopped
 from primekd.teachers.api.exchange import Answer, Usage, build_request, read_answer
 from primekd.teachers.api.own_server import OwnServer

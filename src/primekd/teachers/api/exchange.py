@@ -6,8 +6,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from primekd.config.teacher import ApiConfig
-from primekd.foundation.errors import UserError, findings_text
-from primekd.foundation.outside import clean
+from primekd.foundation import UserError, clean, findings_text
 from primekd.models.chat import Prompt
 from primekd.teachers.api.tokens import Shown
 from primekd.teachers.protocol import Sampling

@@ -17,8 +17,7 @@ import httpx
 import torch
 
 from primekd.config import TeacherConfig
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
+from primekd.foundation import UserError, relative_name
 from primekd.models import parse_reference, require_local
 
 NEEDED = ("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")

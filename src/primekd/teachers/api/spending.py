@@ -14,8 +14,7 @@ from filelock import FileLock
 from pydantic import BaseModel, Field, ValidationError
 
 from primekd.config.teacher import ApiConfig
-from primekd.foundation.errors import UserError, findings_text
-from primekd.foundation.provenance import relative_name, write_json
+from primekd.foundation import UserError, findings_text, relative_name, write_json
 
 USD = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=0)]
