@@ -7,7 +7,7 @@ import typer
 
 from primekd.cli.common import ExtractorOption, JsonOption, ProfileOption, PublishedOption, show_result, verb
 from primekd.config import load_profile
-from primekd.foundation.errors import UserError
+from primekd.foundation import UserError, relative_name
 
 
 @verb("check-engine")
@@ -118,7 +118,6 @@ def published_study(
     \b
     primekd published-study path/to/published-logs
     """
-    from primekd.foundation.provenance import relative_name
     from primekd.report.readme import update_pages
     from primekd.studies.published import grade_published
 
@@ -152,7 +151,6 @@ def adjudicate(
     from primekd.assessment.decisions.decisions import check_who, default_who
     from primekd.assessment.decisions.session import list_cases, open_session
     from primekd.assessment.decisions.terminal import list_text, run_session
-    from primekd.foundation.provenance import relative_name
     from primekd.report.readme import write_anew
     from primekd.studies.results import logs_in_use
     from primekd.studies.settling import finish

@@ -11,6 +11,7 @@ import typer
 
 import primekd
 from primekd.foundation import UserError, quiet_libraries
+from primekd.foundation.provenance import git_state
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,8 +25,6 @@ def say_version(asked: bool) -> None:
     """Prints the version and, in a checkout, its commit, and ends."""
     if not asked:
         return
-    from primekd.foundation.provenance import git_state
-
     state = git_state()
     changed = ", changed since" if state["dirty"] else ""
     print(f"primekd {primekd.__version__}" + (f" (commit {state['commit'][:7]}{changed})" if state["commit"] else ""))

@@ -10,7 +10,7 @@ import typer
 
 from primekd.cli.common import JsonOption, ProfileOption, SeedOption, show_result, verb
 from primekd.config import load_profile
-from primekd.foundation.errors import UserError
+from primekd.foundation import UserError, project_root, relative_name
 
 
 @verb()
@@ -47,18 +47,15 @@ def run(
     primekd run --force-stage distill
     primekd run --profile paper --slurm --slurm-profile my-cluster --capture-workers 4
     """
-    from primekd.foundation.provenance import project_root, relative_name
     from primekd.running.run import planned_jobs, run_study
     from primekd.running.slurm import open_cluster
     from primekd.studies.study import find_study
 
     if not slurm and (slurm_profile or capture_workers > 1):
         raise UserError("--slurm-profile and --capture-workers belong to --slurm: add it, or leave them out.")
-    cluster = None
-    if slurm:
-        if cores:
-            raise UserError("--cores is for one machine: on Slurm a job's cores stand in the Slurm profile.")
-        cluster = open_cluster(slurm_profile or project_root() / "configs" / "slurm", capture_workers)
+    if slurm and cores:
+        raise UserError("--cores is for one machine: on Slurm a job's cores stand in the Slurm profile.")
+    cluster = open_cluster(slurm_profile or project_root() / "configs/slurm", capture_workers) if slurm else None
     loaded = load_profile(profile)
     asked = loaded, profile, cores, force, cluster, force_stage or (), only
     if only is not None and only not in (parts := find_study(loaded).parts(loaded)):
@@ -94,7 +91,6 @@ def show_plan(jobs: list, on_slurm: bool) -> None:
 def show_teacher(profile) -> None:
     """Prints what priming did to the teacher, and where the table is."""
     from primekd.capture.judged import judged_folder
-    from primekd.foundation.provenance import relative_name
     from primekd.report.cells import to_text
     from primekd.report.primed import primed_sentences, primed_table
 
@@ -108,7 +104,6 @@ def show_teacher(profile) -> None:
 
 def show_results(profile) -> None:
     """Prints the results table, whether they are the published ones, and where the files are."""
-    from primekd.foundation.provenance import relative_name
     from primekd.report.findings import results_text
     from primekd.running.reproduction import compare_with_published, verdict_text
     from primekd.studies.study import find_study

@@ -170,14 +170,14 @@ def study_table(folder: Path) -> Table:
     accuracies = read_accuracies(folder)
     if not accuracies:
         raise UserError(f"{relative_name(Path(folder) / 'accuracies.csv')} is missing or empty: grade the logs first.")
-    extractors = _ordered(row["extractor"] for found in accuracies.values() for row in found.values())
+    extractors = dict.fromkeys(row["extractor"] for found in accuracies.values() for row in found.values())
     head = ["Model", "Stated, %", "Recounted, %", "Regraded, n", *(f"{name}, % [95 %]" for name in extractors)]
     rows = []
-    for model in _ordered([*named, *accuracies]):
+    for model in dict.fromkeys([*named, *accuracies]):
         said, found = named.get(model, {}), accuracies.get(model, {})
         rows.append([
             Name(said.get("title") or title_of(model), model), known(said.get("stated")), recounted(said),
-            known(" or ".join(_ordered(row["n"] for row in found.values()))),
+            known(" or ".join(dict.fromkeys(row["n"] for row in found.values()))),
             *(interval(found[name], "accuracy", percent) if name in found else MISSING for name in extractors),
         ])  # fmt: skip
     note = (
@@ -190,12 +190,12 @@ def study_table(folder: Path) -> Table:
 def contrast_matrix(folder: Path) -> Table:
     """A row a published contrast, a column an extractor."""
     contrasts = read_table(Path(folder) / "contrasts.csv", ExtractorContrastRow)
-    extractors = _ordered(row["extractor"] for row in contrasts)
+    extractors = dict.fromkeys(row["extractor"] for row in contrasts)
     cells = {(row["model"], row["reference"], row["extractor"]): row for row in contrasts}
     rows = [
         [title_of(model), title_of(reference),
          *(_contrast(cells.get((model, reference, extractor))) for extractor in extractors)]
-        for model, reference in _ordered((row["model"], row["reference"]) for row in contrasts)
+        for model, reference in dict.fromkeys((row["model"], row["reference"]) for row in contrasts)
     ]  # fmt: skip
     # Where no item tells two models apart (an extractor that finds nothing), nothing could be detected either.
     apart = [row for row in contrasts if int(row["only_model"]) + int(row["only_reference"])]
@@ -250,7 +250,3 @@ def validation_strata(folder: Path, main: bool = False) -> Table:
     if not table.rows:
         raise UserError(f"{relative_name(path)} has no row of the set 'validation': validate the extractors first.")
     return table
-
-
-def _ordered(values) -> list:
-    return list(dict.fromkeys(values))

@@ -11,6 +11,7 @@ from primekd.assessment.tokens import Token, read_tokens, visible
 from primekd.capture.primings import can_speak
 from primekd.config import NO_STUDENTS, TEACHER, Profile
 from primekd.foundation import MANIFEST, UserError, clean, read_manifest, relative_name
+from primekd.models import build_prompt, load_tokenizer
 from primekd.report import lineage
 from primekd.report.browser import words_of
 from primekd.report.extraction import read_readings
@@ -80,8 +81,6 @@ def _prompt(profile: Profile, item: str, model: str) -> Rows:
     if not can_speak(profile):
         return [("Prompt", "not in this checkout: the tokenizer is not here")]
     from primekd.assessment.score import untrained_models
-    from primekd.models import load_tokenizer
-    from primekd.models.chat import build_prompt
 
     found = [i for i in load_items(profile, "test") if i.id == item]
     for known in untrained_models(profile):  # one of them is shown solved items first
