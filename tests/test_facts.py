@@ -24,6 +24,14 @@ def test_there_are_two_hundred_facts_of_many_kinds_each_once(tmp_path):
         assert item.accepted and not find_keyword(item.question, item.accepted), f"{item.id} gives its answer away"
         assert TASK.judge(item, f" {item.accepted[0]}.", None).correct, item.id
     assert load_items(facts(tmp_path, test_items=200), "train", 0) == []
+    known = {item.id: item for item in items}
+    for name, wrong, right in (
+        ("authors-18", "Emily Brontë", "Charlotte Bronte"), ("authors-15", "Percy Bysshe Shelley", "Mary Shelley"),
+        ("oceans-06", "red line", "Red Sea"), ("history-01", "Washington, D.C.", "George Washington"),
+        ("inventions-05", "Orville Redenbacher", "Orville and Wilbur Wright"), ("currencies-18", "shill", "shillings"),
+        ("geography-08", "Prussia", "the Russian Federation"), ("mountains-07", "K20", "Mount Godwin Austen"),
+    ):  # fmt: skip
+        assert [TASK.judge(known[name], said, None).correct for said in (wrong, right)] == [False, True], name
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,11 @@ def test_there_are_two_hundred_facts_of_many_kinds_each_once(tmp_path):
         ("van Gogh | Gogh", "Vincent van\nGogh", True),
         ("Brontë", "Charlotte Brontë", True),
         ("six | 6", "sixteen, 66", False),
+        ("12 | twelve", "12.5", False),
+        ("12 | twelve", "2,012", False),
+        ("12 | twelve", "It is 12.", True),
+        ("100", "100,000", False),
+        ("100", "100, or 373 K", True),
         ("Paris", "", False),
     ],
 )

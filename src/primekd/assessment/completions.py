@@ -23,7 +23,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class CompletionRow:
-    """`cosine`: of the whole sentence with the right one; ROUGE-L: of what was written against the first keyword."""
+    """`cosine`: of the whole sentence with a right one; ROUGE-L: of what was written against a keyword; of several
+    accepted keywords with the nearest one."""
 
     id: Name
     response: str
@@ -34,42 +35,39 @@ class CompletionRow:
     rouge_recall: Share
 
 
+Written = tuple[str, int, bool]  # a text, its tokens, whether it was cut off at the limit
+
+
 def complete(
     engine: "TransformersEngine", items: "Sequence[Fact]", limit: int,
     advance: Callable[[int], None] = lambda count: None,
-) -> list[CompletionRow]:  # fmt: skip
+) -> list[Written]:  # fmt: skip
     """Greedy: at most `limit` tokens behind each question, up to the end of the text. Raises UserError if the tokenizer
-    has none, they do not fit into the model's context, or the embeddings are not installed."""
+    has none, or they do not fit into the model's context."""
     tokenizer = engine.tokenizer
     prompts = [text_prompt(tokenizer, item.question) for item in items]
     lengths = {item.id: len(prompt) + limit for item, prompt in zip(items, prompts, strict=True)}
     refuse_too_long(engine.model, lengths, "the question and max_new_tokens make", "lower max_new_tokens")
     ends = frozenset({end_of_text(tokenizer)})
     found = engine.generate(prompts, Sampling(limit, ended=lambda: advance(1), ends=ends))
-    texts = [decode_response(tokenizer, response.ids) for response in found]
-    return rows_of(items, texts, [(len(response.ids), response.truncated) for response in found])
+    return [(decode_response(tokenizer, r.ids), len(r.ids), r.truncated) for r in found]
 
 
-def rows_of(
-    items: "Sequence[Fact]", texts: Sequence[str], written: Sequence[tuple[int, bool]] | None = None
-) -> list[CompletionRow]:
-    """How alike each text behind its question is to the right one. `written`: tokens, and whether it was cut."""
-    alike = cosines(
-        [f"{item.question} {text.strip()}" for item, text in zip(items, texts, strict=True)],
-        [item.reference for item in items],
-    )
-    written = written or [(0, False)] * len(items)
+def rows_of(items: "Sequence[Fact]", written: Sequence[Written]) -> list[CompletionRow]:
+    """How alike each text behind its question is to a right one. Raises UserError if the embeddings are not here."""
+    sentences = [f"{item.question} {text.strip()}" for item, (text, *_) in zip(items, written, strict=True)]
+    alike = cosines(sentences, [item.references for item in items])
     return [
-        CompletionRow(item.id, text, *facts, round(cosine, 6), *(round(x, 6) for x in rouge_l(text, item.accepted[0])))
-        for item, text, facts, cosine in zip(items, texts, written, alike, strict=True)
+        CompletionRow(item.id, *one, round(cosine, 6), *(round(x, 6) for x in rouge_l(one[0], item.accepted)))
+        for item, one, cosine in zip(items, written, alike, strict=True)
     ]
 
 
 def floors(items: "Sequence[Fact]", words: int = 12, seed: int = 0) -> dict[str, list[CompletionRow]]:
     """What no knowledge reaches: each item with the right answer to another one, and with words of the questions."""
     random = Random(seed)
-    answers = [f"{item.accepted[0]}." for item in items]
-    others = [answers[(place + 1 + random.randrange(len(items) - 1)) % len(items)] for place in range(len(items))]
+    answers = [item.accepted[0] for item in items]  # Athens was a host too, and is no wrong capital
+    others = [random.choice([word for word in answers if word not in item.accepted]) for item in items]
     known = sorted({word for item in items for word in item.question.split()})
-    noise = [" ".join(random.choices(known, k=words)) for _ in items]
-    return {OTHERS: rows_of(items, others), RANDOM: rows_of(items, noise)}
+    found = {OTHERS: [f"{word}." for word in others], RANDOM: [" ".join(random.choices(known, k=words)) for _ in items]}
+    return {name: rows_of(items, [(text, 0, False) for text in texts]) for name, texts in found.items()}

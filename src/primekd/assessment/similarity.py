@@ -2,7 +2,7 @@
 one, as sentences of one form are alike: it is shown beside what texts reach that cannot be right."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,16 +43,20 @@ def embed(texts: Sequence[str]) -> Tensor:
     return found
 
 
-def cosines(texts: Sequence[str], others: Sequence[str]) -> list[float]:
-    """Of each text and the one at its place among the others, -1 to 1."""
-    if not texts:
-        return []
-    return (embed(texts) * embed(others)).sum(-1).tolist()
+_embed_once = lru_cache(maxsize=1)(embed)  # what all models are held against
 
 
-def rouge_l(text: str, reference: str) -> tuple[float, float]:
-    """Precision and recall of ROUGE-L (Lin, 2004), without stemming (package rouge-score)."""
+def cosines(texts: Sequence[str], others: Sequence[Sequence[str]]) -> list[float]:
+    """Of each text and the nearest of those at its place among the others, -1 to 1."""
+    known = _embed_once(tuple(other for some in others for other in some)).split([len(some) for some in others])
+    return [float((own @ some.T).max()) for own, some in zip(embed(texts), known, strict=True)]
+
+
+def rouge_l(text: str, references: Sequence[str]) -> tuple[float, float]:
+    """Precision and recall of ROUGE-L (Lin, 2004) against the reference that a text is most like by both, without
+    stemming (package rouge-score)."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    score = RougeScorer(["rougeL"]).score(reference, text)["rougeL"]
-    return score.precision, score.recall
+    scorer = RougeScorer(["rougeL"])
+    best = max((scorer.score(other, text)["rougeL"] for other in references), key=lambda score: score.fmeasure)
+    return best.precision, best.recall

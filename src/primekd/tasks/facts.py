@@ -1,7 +1,5 @@
-"""Sentences that are to be completed with a fact: "The capital of France is" -> "Paris".
-
-A completion is right if it holds an accepted keyword as whole words, wherever: DistilLlama's "exact match".
-"""
+"""Sentences that are to be completed with a fact: "The capital of France is" -> "Paris". A completion is right if it
+holds an accepted keyword as whole words, wherever: DistilLlama's "exact match"."""
 
 import re
 import unicodedata
@@ -31,9 +29,9 @@ class Fact(Item):
         return keywords_of(str(self.answer))
 
     @property
-    def reference(self) -> str:
-        """The whole sentence, by which likeness is measured."""
-        return f"{self.question} {self.accepted[0]}."
+    def references(self) -> tuple[str, ...]:
+        """The whole sentences, by which likeness is measured."""
+        return tuple(f"{self.question} {word}." for word in self.accepted)
 
 
 def keywords_of(answer: str) -> tuple[str, ...]:
@@ -42,11 +40,13 @@ def keywords_of(answer: str) -> tuple[str, ...]:
 
 
 def find_keyword(response: str, accepted: Sequence[str]) -> re.Match | None:
-    """The first accepted keyword in a response, as a whole word or words. Letters of either case are equal but in
-    symbols of one or two letters (Fe, K): those words are too short to be told from others otherwise."""
+    """The first accepted keyword in a response, as a whole word, words or number: 12 is not in 12.5 nor 2,012. Letters
+    of either case are equal but in symbols of one or two letters (Fe, K): those words are too short to be told from
+    others otherwise."""
     longest_first = sorted(accepted, key=len, reverse=True)
     parts = [re.escape(word) if len(word) <= 2 else f"(?i:{re.escape(word)})" for word in longest_first]
-    return re.search(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)", response)
+    before, behind = r"(?<!\w)(?!(?<=\d[.,])\d)", r"(?!\w)(?!(?<=\d)[.,]\d)"
+    return re.search(rf"{before}(?:{'|'.join(parts)}){behind}", response)
 
 
 class Facts(Task):
@@ -70,11 +70,8 @@ class Facts(Task):
 
 
 def item_of_row(row: dict, where: str, default_id: str) -> Fact:
-    """One row: `query` and `accepted`, a list of keywords; an `id` and a `category` if it has them.
-
-    Raises:
-        UserError: the query is empty, there is no keyword, or one is blank; the sentence begins with `where`.
-    """
+    """One row: `query` and `accepted`, a list of keywords; an `id` and a `category` if it has them. Raises UserError if
+    the query is empty, there is no keyword, or one is blank; the sentence begins with `where`."""
     require_fields({"query": text_of(row.get("query"))}, where)
     accepted = row.get("accepted")
     words = [word for word in accepted if isinstance(word, str) and word.strip()] if isinstance(accepted, list) else []
