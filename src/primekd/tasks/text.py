@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from primekd.foundation.energy import Meter
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import Count, Digest, Facts, Part, checked
 from primekd.foundation.progress import Progress
@@ -76,11 +77,9 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], end: int)
 
 
 def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer_sha256: str) -> Path:
-    """Writes the shards of a profile's text that are not there yet; returns their folder.
-
-    Raises UserError if text cannot be read or is too little, the folder holds text that was tokenised with other
-    settings, or the disk is full. Finished shards stay, and the same call goes on behind them.
-    """
+    """Writes the shards of a profile's text that are not there yet; returns their folder. Raises UserError if text
+    cannot be read or is too little, the folder holds text that was tokenised with other settings, or the disk is full.
+    Finished shards stay, and the same call goes on behind them; the manifest's seconds are those of the last call."""
     text, folder, start, code = profile.text, text_folder(profile), now(), stage_code("tokenise")
     source = open_text(text)
     inputs = {
@@ -93,7 +92,7 @@ def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer
     if is_current(folder, inputs):
         return folder
     work = _Work(folder, inputs, source, tokenizer)
-    with Progress(profile, "tokenise", text.train_tokens, "token") as progress:
+    with Meter(profile.country) as meter, Progress(profile, "tokenise", text.train_tokens, "token") as progress:
         held = work.hold_out(text.held_out_documents)
         train = work.shards(text.train_tokens, frozenset(held.held_out), progress)
     tokens, outputs = sum(shard.tokens for shard in train), [work.path(number) for number in range(len(train))]
@@ -103,7 +102,7 @@ def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer
         folder, "text", inputs, [*outputs, folder / HELD_OUT], config=profile.resolved(), code=code, start=start,
         end=now(), tokens=tokens, documents=sum(shard.documents for shard in train),
         left_out={name: sum(shard.left_out[name] for shard in train) for name in ("empty", "held_out")},
-        held_out={"documents": held.documents, "tokens": held.tokens},
+        held_out={"documents": held.documents, "tokens": held.tokens}, **meter.facts,
     )  # fmt: skip
     return folder
 

@@ -1,6 +1,7 @@
 """Documents for pretraining, of which one is held at a time: from the hub, from files, from a package."""
 
 import json
+import re
 from collections.abc import Iterator
 from glob import glob
 from importlib.metadata import version
@@ -16,6 +17,8 @@ from primekd.foundation.tables import read_cells
 from primekd.tasks.rows import refuse_half_pairs
 
 if TYPE_CHECKING:
+    from datasets import IterableDataset
+
     from primekd.config.text import TextConfig
 
 
@@ -66,9 +69,10 @@ class HubText:
     `state` is what the library `datasets` goes on from, without reading again what lies before."""
 
     def __init__(self, text: "TextConfig"):
-        self._sets = [(one.hub_dataset, one.hub_config, one.revision) for one in (text, *text.also)]
-        self.facts, *more = (dict(zip(("hub", "config", "revision"), one, strict=True)) for one in self._sets)
-        self.facts |= {"also": more} if more else {}
+        self._sets = [(one.hub_dataset, one.hub_config, one.revision, one.begins) for one in (text, *text.also)]
+        names = ("hub", "config", "revision", "begins")  # the last is said where it is set alone, as of old
+        told = [dict(zip(names if one[-1] else names[:-1], one, strict=False)) for one in self._sets]
+        self.facts = told[0] | ({"also": told[1:]} if text.also else {})
         self.pool = 10 * text.held_out_documents
         self._rows: Any = None
 
@@ -78,13 +82,17 @@ class HubText:
 
     def documents(self, skip: int = 0, state: dict[str, Any] | None = None) -> Iterator[str]:
         """As FileText's; `state` was taken behind the first `skip`. Raises UserError if the set is not to be had."""
-        from datasets import interleave_datasets, load_dataset
+        from datasets import IterableDataset, interleave_datasets, load_dataset
         from huggingface_hub import get_token
 
         hide(get_token() or "")
         name, number = " and ".join(repr(name) for name, *_ in self._sets), skip
         try:
-            sets = [load_dataset(n, c, split="train", streaming=True, revision=r) for n, c, r in self._sets]
+            sets = []
+            for n, c, r, begins in self._sets:
+                one = load_dataset(n, c, split="train", streaming=True, revision=r)
+                how = {"rows": one, "begins": begins}
+                sets.append(IterableDataset.from_generator(_joined, gen_kwargs=how) if begins else one)
             self._rows = sets[0]
             if len(sets) > 1:
                 apart = [one.select_columns("text") for one in sets]  # their other columns differ
@@ -101,6 +109,18 @@ class HubText:
                 "go online and run the same command again, which goes on with the first shard that is missing; or set "
                 "text.source: files in the profile."
             ) from error
+
+
+def _joined(rows: "IterableDataset", begins: str) -> Iterator[dict[str, str]]:
+    """Rows of lines as documents: each with all up to the next that `begins` one. Gone on with, it reads them anew."""
+    held: list[str] = []
+    for row in rows:
+        if held and re.match(begins, row["text"]):
+            yield {"text": "".join(held)}
+            held = []
+        held.append(row["text"])
+    if held:
+        yield {"text": "".join(held)}
 
 
 def open_text(text: "TextConfig") -> FileText | HubText:
