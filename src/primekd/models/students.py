@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from primekd.config import Architecture, LoraSettings, StudentConfig
 from primekd.foundation.errors import UserError
 from primekd.models.built import written
+from primekd.models.folders import model_folder
 from primekd.models.loading import best_device, load_model
 from primekd.models.reference import base_name
 from primekd.models.tokenizers import load_tokenizer
@@ -22,10 +23,7 @@ def new_student(student: StudentConfig, seed: int, start: Path | None = None):
     if start is not None:
         return load_model(f"path:{start}", "float32")
     if student.from_scratch:
-        model = scratch_model(student.from_scratch, load_tokenizer(student), seed)
-        if student.layers_of:
-            take_layers(model, student.layers_of)
-        return model
+        return scratch_model(student.from_scratch, load_tokenizer(student), seed, student.layers_of)
     return lora_model(student.model, student.dtype, student.lora, seed, student.quantization)
 
 
@@ -41,54 +39,61 @@ def save_student(model, folder: Path, student: StudentConfig, weights: "dict[str
     return written(folder / "model", write)
 
 
-def scratch_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-    """A model with random weights in float32, all of which are trained, on the best device here. Raises UserError if
-    transformers does not know the architecture, it does not know a setting, or sizes do not fit."""
+def scratch_model(
+    architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", seed: int, layers_of: str | None = None
+) -> "PreTrainedModel":
+    """A model with random weights, or with those of `layers_of`, in float32, all of which are trained, on the best
+    device here. Raises UserError if transformers does not know the architecture, it does not know a setting, or sizes
+    do not fit."""
     from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 
     with _explained(architecture):
-        config = scratch_config(architecture, tokenizer)
+        config = scratch_config(architecture, tokenizer, layers_of)
         set_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
+    if layers_of:
+        take_layers(model, layers_of)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=sorted({eos, *tokenizer.stop_ids}))
     return model.float().to(best_device())
 
 
 def take_layers(model: "PreTrainedModel", reference: str) -> None:
-    """Gives a model from scratch the weights of another one of its architecture: embeddings, head and last norm, and of
-    L layers each ceil(L / own) one, from the first on (Distily's half of SmolLM-135M has every second). Columns of a
-    padded vocabulary are cut. Raises UserError if a shape differs."""
+    """Gives a model from scratch the weights of one that is as large but for its layers (`scratch_config`): embeddings,
+    head and last norm, and of L layers each ceil(L / own) one, from the first on (Distily's half of SmolLM-135M has
+    every second). What a vocabulary is padded with is cut off embeddings and head."""
     import torch
 
-    other = load_model(reference, "float32").state_dict()
-    layers = 1 + max(int(name.split(".layers.")[1].split(".")[0]) for name in other if ".layers." in name)
-    step = -(-layers // model.config.num_hidden_layers)
+    source = load_model(reference, "float32")
+    step, other = -(-source.config.num_hidden_layers // model.config.num_hidden_layers), source.state_dict()
     for name, own in model.state_dict().items():
         before, found, behind = name.partition(".layers.")
         number, _, rest = behind.partition(".")
-        source = f"{before}.layers.{int(number) * step}.{rest}" if found else name
-        given = other.get(source)
-        if given is None or given[: len(own)].shape != own.shape:
-            raise UserError(
-                f"student.layers_of: {reference} has no {source} of the shape {list(own.shape)}: give from_scratch the "
-                "sizes of that model, and fewer layers."
-            )
+        given = other[f"{before}.layers.{int(number) * step}.{rest}" if found else name]
         with torch.no_grad():
-            own.copy_(given[: len(own)])
+            own.copy_(given[: len(own)] if len(given) == source.config.vocab_size else given)
 
 
-def scratch_config(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
-    """The configuration of a student from scratch. Raises UserError as `scratch_model`."""
+def scratch_config(
+    architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", layers_of: str | None = None
+) -> "PretrainedConfig":
+    """The configuration of a student from scratch; what is not said is that of the model whose layers it begins with,
+    such as the base of its rotary positions. Raises UserError as `scratch_model`, or if that model differs in more than
+    layers and context."""
     from transformers import AutoConfig
 
+    source = AutoConfig.from_pretrained(model_folder(layers_of)).to_dict() if layers_of else {}
     given = architecture.model_dump(exclude_none=True)
-    kind, bos, eos = given.pop("model_type"), tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     with _explained(architecture):
-        config = AutoConfig.for_model(
-            kind, vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id,
-            **given,
-        )  # fmt: skip
+        for key in given.keys() & source.keys() - {"num_hidden_layers", "max_position_embeddings", "initializer_range"}:
+            if given[key] != source[key]:
+                raise ValueError(f"student.layers_of has {key} {source[key]}, and it {given[key]}")
+        if source and source["vocab_size"] < len(tokenizer):
+            raise ValueError(f"student.layers_of knows {source['vocab_size']} tokens of {len(tokenizer)}")
+        kind = given.pop("model_type")
+        own = {key: value for key, value in source.items() if key not in ("model_type", "dtype")} | given | ids
+        config = AutoConfig.for_model(kind, **own | {"vocab_size": len(tokenizer)})
         known = {*type(config)().to_dict(), *config.attribute_map}
         if unknown := sorted(given.keys() - known):
             raise ValueError(f"it has no {unknown[0]}")

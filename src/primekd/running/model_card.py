@@ -63,7 +63,7 @@ def model_card(
     profile: Profile, student: Student, export: Mapping[str, Any], facts: Mapping[str, Any], gguf: Mapping[str, str]
 ) -> str:
     """The card. `export`: what was asked and the accuracy; `facts`: of the export's manifest; `gguf`: type -> file."""
-    base, manifest, last = profile.student.model, student.manifest, [*gguf.values()][-1:]
+    base, manifest, last = profile.student.model or profile.student.layers_of, student.manifest, [*gguf.values()][-1:]
     has_token()  # which hides it, whatever text it might stand in
     hide(os.environ.get(profile.teacher.api.key_variable or "", "") if profile.teacher.api else "")
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -75,13 +75,14 @@ def model_card(
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(profile, student, export).items() if value)
     asked = '[{"role": "user", "content": "QUESTION"}]' if facts["chats"] else '"A TEXT TO GO ON FROM"'
     how = "".join(f"\n    llama-cli -m {file} --temp 0\n    ollama create {student.name.lower()}\n" for file in last)
+    merged = ", its adapter merged" if profile.student.model else ""
     seconds, watt_hours = duration(manifest.get("seconds")), energy(manifest.get("energy_kwh"))
     method = f" ({plain(manifest['energy_method'])})" if manifest.get("energy_method") else ""
     return f"""---
 {yaml.safe_dump(head, allow_unicode=False)}---
 # {student.name}
 
-A student of knowledge distillation{", its adapter merged" if base else ""}. manifest.json has the hashes of all files.
+A student of knowledge distillation{merged}. manifest.json has the hashes of all files.
 
 | | |
 |---|---|
@@ -107,12 +108,15 @@ def _facts(profile: Profile, student: Student, export: Mapping[str, Any]) -> dic
     manifest, inputs, config = student.manifest, student.manifest["inputs"], student.manifest.get("config") or {}
     name = inputs["strategy"]
     arm = None if name == CONTROL else get_arm(name)  # the control from scratch is no arm, and learns from text alone
-    base, teacher, data = profile.student.model, config.get("teacher") or {}, config.get("data") or {}
+    base, teacher = profile.student.model or profile.student.layers_of, config.get("teacher") or {}
+    data = config.get("data") or {}
     if data.get("source") != "hub":  # what a profile would take from there is no data of this student
         data = {key: data[key] for key in data if not re.match("hub_|train_dataset|train_config", key)}
     served = (teacher.get("api") or {}).get("model") or teacher.get("model")
+    shape = _settings((inputs.get("student") or {}).get("from_scratch") or {})
+    begun = f"{plain(base)}, of which it began with some layers: " if base else "none, from scratch: "
     found = {
-        "Base model": plain(base) if base else f"none, from scratch: {_settings(inputs['student']['from_scratch'])}",
+        "Base model": f"{begun}{shape}" if shape else plain(base),
         "Its licence": plain(licence(base) or UNKNOWN) if base else "its weights are its own",
     }
     if arm and arm.teacher and (arm.text, arm.signals) != (CORPUS, NONE):

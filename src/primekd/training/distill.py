@@ -7,11 +7,12 @@ from typing import Any
 
 from primekd.capture.jobs import open_signals, training_job
 from primekd.capture.live import LiveTeacher
-from primekd.config import NONE, Arm, Profile, TrainConfig, get_arm, refuse_gold
+from primekd.config import NONE, Arm, Profile, StudentConfig, TrainConfig, get_arm, refuse_gold
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_json, relative_name, set_aside
 from primekd.foundation.stage_code import forced_since, is_older, stage_code, stands
-from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, turn_end, weights_hash
+from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, turn_end
+from primekd.models.folders import model_hash, weights_hash
 from primekd.signals import SignalSource, require_served
 from primekd.tasks import Item, Unlabelled, as_text, hash_items, load_items, task_of, without_gold
 from primekd.training.processes import is_main_process, join_processes, launch, leave_processes, process_count
@@ -19,13 +20,18 @@ from primekd.training.train_student import Lesson, train_student
 from primekd.training.treatment import treated
 
 
+def student_settings(student: StudentConfig) -> dict[str, Any]:
+    """A student's settings, with the hash of the weights that it begins with if they are another model's."""
+    base = weights_hash(student) if student.model else student.layers_of and model_hash(student.layers_of)
+    return student.model_dump(mode="json", exclude_none=True) | ({"model_sha256": base} if base else {})
+
+
 def student_inputs(profile: Profile, strategy: str, seed: int, signals: SignalSource | None) -> dict[str, Any]:
     tokenizer = load_tokenizer(profile.student)
-    base = {} if profile.student.from_scratch else {"model_sha256": weights_hash(profile.student)}
     inputs = {
         "strategy": strategy,
         "seed": seed,
-        "student": profile.student.model_dump(mode="json", exclude_none=True) | base,
+        "student": student_settings(profile.student),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
         "train": profile.train.model_dump(mode="json"),
