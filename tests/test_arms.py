@@ -16,6 +16,7 @@ from primekd.config.profile import PlannedContrasts
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_json, read_json, write_json
 from primekd.planning.plan import make_plan
+from primekd.report.formats import MISSING
 from primekd.report.lineage import costs, job_seconds, model_facts
 from primekd.running.verify_run import check_signals
 from primekd.signals import SignalReader
@@ -298,6 +299,9 @@ def test_text_alone_is_trained_on_the_responses_and_on_no_row(profile):
     assert said["base-text-KD"]["Loss, where it is not the profile's"] == "alpha 1.0"
     assert "Loss, where it is not the profile's" not in said["base-KD"]
     assert [row[0] for row in costs(manifest, {})] == ["Capture", "Training", "Training", "Assessment", "All"]
+    assert costs(manifest, {})[-1][3] != MISSING
+    manifest["models"]["base-KD"]["energy_kwh"] = None  # the sum of all is of all, or of none
+    assert costs(manifest, {})[-1][3] == MISSING
     taken = [part["seconds"] for part in (*whole["signals"]["sessions"], *manifest["models"].values())]
     assert job_seconds(manifest) == pytest.approx(sum(taken))
 

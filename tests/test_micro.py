@@ -91,16 +91,20 @@ def test_a_documents_row_is_that_of_plain_float64_passes(lively, tmp_path, token
     teacher = TransformersEngine(lively, "float32")
     documents = [torch.arange(300, 343).numpy(), torch.arange(500, 508).numpy()]
     source = LiveSource(teacher, len(tokenizer))
-    [first, second] = measure_documents({"own": student}, documents, 16, 40, source)["own"]
+    measured = measure_documents({"own": student}, documents, 16, 40, source)
+    first, second = measured["own"]
     assert [len(piece) for piece in pieces_of(documents[0], 16, 40)] == [16, 16, 8]
     assert (first.id, first.teacher_tokens, second.teacher_tokens) == ("document-0", 15 + 15 + 7, 7)
-    kl = nll = 0.0
+    kl = nll = its_own = 0.0
     for piece in pieces_of(documents[0], 16, 40):
         ids = torch.tensor([piece])
         with torch.no_grad():
             p, q = (e.model(ids).logits[0, :-1, : len(tokenizer)].double().log_softmax(-1) for e in (teacher, student))
         kl += float((p.exp() * (p - q)).sum())
-        nll -= float(q[torch.arange(len(piece) - 1), ids[0, 1:]].sum())
+        nll, its_own = (
+            sum_ - float(r[torch.arange(len(piece) - 1), ids[0, 1:]].sum()) for sum_, r in ((nll, q), (its_own, p))
+        )
+    assert measured[TEACHER][0].nll_gold == pytest.approx(its_own, rel=1e-4) and measured[TEACHER][0].kl == 0
     assert first.kl == pytest.approx(kl, rel=1e-4) and first.nll_gold == pytest.approx(nll, rel=1e-4)
 
 
@@ -110,7 +114,7 @@ def test_every_model_is_measured_and_its_choices_are_a_log(assessed):
     assert all(len(rows) == 8 for rows in logs.values()) and logs[CONTROL][0].response
     documents = held_out(text_folder(assessed), tokenizer_hash(load_tokenizer(assessed.student.speaker)))
     rows = (assessed.logs / "held-out.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(names) * len(documents)
+    assert len(rows) == 1 + len([*names, TEACHER]) * len(documents)
     manifest = read_json(assessed.logs / "manifest.json")
     for folder, kind in (("choices", "csv"), ("loss_curves", "csv"), ("text_logs", "txt")):
         assert {f"{folder}/{name}.{kind}" for name in names} <= set(manifest["outputs"])

@@ -227,13 +227,13 @@ def say_scored(profile: Profile, names: Sequence[str]) -> None:
 
 
 def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
-    """Seconds and energy of making these models' answers and held-out rows, by whichever process: of jobs side by side
-    each counts its own time, and the energy of the whole machine. None where it is not known of all."""
+    """Seconds, energy and emissions of making these models' answers and held-out rows, by whichever process: of jobs
+    side by side each counts its own time, and the energy of the whole machine. None where it is not known of all."""
     folders = [folder for name in names for *_, folder in made_of(profile, name).values()]
     folders += [f for name in names if ((f := serving_folder(profile, name)) / MANIFEST).is_file()]
     manifests = [read_manifest(folder / MANIFEST) for folder in folders]
     sums = {}
-    for key in ("seconds", "energy_kwh"):
+    for key in ("seconds", "energy_kwh", "co2e_kg"):
         values = [manifest.get(key) for manifest in manifests]
         sums[key] = None if None in values else round(sum(values), 9)
     return sums

@@ -47,6 +47,11 @@ class LiveTeacher:
     def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
         return self._source.rows_of(asked)
 
+    @property
+    def smaller(self) -> str:
+        """What makes it take less of a GPU's memory, in the words of `gpu_memory`."""
+        return "teacher.batch_size" + (", or set teacher.quantization: nf4," * (not self._profile.teacher.quantization))
+
     def close(self) -> None:
         """Frees the teacher, if it was loaded; asked once more it is loaded again."""
         self.__dict__.pop("_source", None)

@@ -7,6 +7,7 @@ from typing import Any
 
 SENSORS = ("intel_rapl", "intel_power_gadget", "windows_emi")  # codecarbon's ways to know a processor that are read
 WITH_SENSORS = ("GPU", "AppleSiliconChip")  # its parts that are always read
+INTERVAL = 10  # seconds between two readings
 COUNTRY = "USA"  # whose mix of electricity counts where nobody says another
 
 
@@ -27,7 +28,7 @@ class Meter:
             from codecarbon import OfflineEmissionsTracker
 
             quiet = {"save_to_file": False, "log_level": "critical", "allow_multiple_runs": True}
-            tracker = OfflineEmissionsTracker(country_iso_code=self.country, measure_power_secs=10, **quiet)
+            tracker = OfflineEmissionsTracker(country_iso_code=self.country, measure_power_secs=INTERVAL, **quiet)
             tracker.start()
             self._tracker = tracker
         return self

@@ -172,8 +172,9 @@ def costs(manifest: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
         stages.append(("Capture, test items", "Teacher, unprimed", *_sessions(teacher), None, teacher.get("tokens")))
     stages.append(("Assessment", "all", manifest.get("seconds"), manifest.get("energy_kwh"), None, None))
     rows = [[a, b, duration(s), energy(e), _plain(n) or MISSING, _plain(t) or MISSING] for a, b, s, e, n, t in stages]
-    known = [[s[place] for s in stages if s[place] is not None] for place in (2, 3)]
-    return [*rows, ["All", "", duration(sum(known[0])), energy(sum(known[1])) if known[1] else MISSING, "", ""]]
+    timed = [(s, e) for _, _, s, e, *_ in stages if s is not None]  # the energy of them all, or of none
+    kwh = None if None in (e for _, e in timed) else sum(e for _, e in timed)
+    return [*rows, ["All", "", duration(sum(s for s, _ in timed)), energy(kwh), "", ""]]
 
 
 def _sessions(signals: dict[str, Any]) -> tuple[float | None, float | None]:

@@ -56,15 +56,16 @@ MEASURED = {RAW: "a token, raw text", "hella": "by assess.choose_by"}
 BY_CHANCE, GPT2 = 0.25, 0.2955  # HellaSwag: four endings; GPT-2 124M as published, a mean a token on raw text
 
 FLOORS = {OTHERS: "Right answers to other questions", RANDOM: "Words of the questions at random"}
-# DistilLlama's own table (ROUGE-L: which of precision and recall, and against what, is not said).
-PUBLISHED_FACTS = (("Llama-2-7B", 0.715, 0.7257, 0.0821), ("DistilLlama 80M", 0.02, 0.6623, 0.0115),
-             ("baby-llama-58m", 0.025, 0.6556, 0.0097))  # fmt: skip
+# DistilLlama's own table (ROUGE-L: which of precision and recall, and against what, is not said), and its seconds.
+PUBLISHED_FACTS = (("Llama-2-7B", 0.715, 0.7257, 0.0821, 18216), ("DistilLlama 80M", 0.02, 0.6623, 0.0115, 77),
+             ("baby-llama-58m", 0.025, 0.6556, 0.0097, 57))  # fmt: skip
 FACTS_NOTE = (
     "Right: an accepted keyword stands in the completion, as a whole word. Cosine: of the whole sentence with the "
     f"right one, embeddings of {EMBEDDER}; it hardly tells good from bad, so beside it stands what share it reaches of "
     "the way from right answers to other questions (0) to the right answer (100). ROUGE-L: of the completion against "
-    "the keyword. Perplexity of held-out documents and KL to the teacher, nats a token. Intervals: Wilson's, else "
-    "bootstrap over sentences or documents. Published rows: other queries, other hardware, for orientation."
+    "the keyword. Of several accepted keywords both are by the nearest. Perplexity of held-out documents and KL to the "
+    "teacher, nats a token. Intervals: Wilson's, else bootstrap over sentences or documents. Published rows, and their "
+    "seconds in all: other queries, other hardware, for orientation."
 )
 FACTS_TESTED = (
     "Model minus reference on the same sentences; p is adjusted over all of these tests of its family. Right answers, "
@@ -107,8 +108,11 @@ def few_items(folder: Path) -> list[str]:
 
 
 def fact_table(folder: Path) -> Table:
-    """A row a model, then the floors, then what was published; no rows in other studies."""
-    found = read_optional(Path(folder) / FACTS, FactRow)
+    """A row a model, then the floors, what was compared on this machine and what was published; no rows in other
+    studies."""
+    found, compared = read_optional(Path(folder) / FACTS, FactRow), Path(folder).parent / "compared" / "logs" / FACTS
+    asked = [row for row in read_optional(compared, FactRow) if found and row["model"] not in FLOORS]
+    found += [row | {"model": f"{row['model']} (compared)"} for row in asked]
     columns = {
         "Model": lambda row: FLOORS.get(row["model"]) or Name(title_of(row["model"]), row["model"]),
         "Right, % [95 %]": between("accuracy", percent), "Cosine [95 %]": between("cosine", _three),
@@ -117,8 +121,8 @@ def fact_table(folder: Path) -> Table:
         "Perplexity [95 %]": between("perplexity"), "KL [95 %]": between("kl"),
     }  # fmt: skip
     published = [
-        [f"{name} (published)", percent(right), _three(cosine), "", _three(rouge), "", "", ""]
-        for name, right, cosine, rouge in PUBLISHED_FACTS
+        [f"{name} (published; {seconds:,} s)", percent(right), _three(cosine), "", _three(rouge), "", "", ""]
+        for name, right, cosine, rouge, seconds in PUBLISHED_FACTS
     ]
     table = table_of("Facts", found, columns, notes=(FACTS_NOTE,))
     return replace(table, rows=table.rows + published) if found else table

@@ -77,7 +77,7 @@ def export(
 
 def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: Sequence[str], dtype: str) -> None:
     start, code = now(), stage_code("export", profile)
-    with Meter() as meter:
+    with Meter(profile.country) as meter:
         model, tokenizer = load_whole(profile.student, student.folder), portable(load_tokenizer(profile.student))
         if profile.student.from_scratch and reads_text(student.manifest["inputs"]["strategy"]):
             tokenizer.chat_template = None  # it has read text alone, and no conversation: its ends are texts' ends

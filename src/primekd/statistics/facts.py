@@ -14,7 +14,7 @@ from primekd.statistics.families import Planned
 from primekd.statistics.inference import UNKNOWN, accuracy, clustered, holm_of, ratio
 from primekd.tasks.clusters import cluster_of
 
-LIKENESS = ("cosine", "rouge_precision", "rouge_recall")
+LIKENESS = {"cosine": 2.0, "rouge_precision": 1.0, "rouge_recall": 1.0}  # how far two means may lie apart
 
 
 @table_row
@@ -68,8 +68,9 @@ def _fit(rows: Sequence[HeldOutRow], samples: int) -> tuple[float | None, ...]:
 
 @table_row
 class FactContrastRow:
-    """A planned contrast in one of LIKENESS: model minus reference, mean over items and trainings, as of `clustered`.
-    p_holm: adjusted over all of these tests of its family; contrasts.csv has families of its own."""
+    """A planned contrast in one of LIKENESS: model minus reference, mean over items and trainings, as of `clustered`,
+    the interval no wider than such differences are. p_holm: adjusted over all of these tests of its family;
+    contrasts.csv has families of its own."""
 
     model: str
     reference: str
@@ -90,4 +91,5 @@ def fact_contrasts(folder: Path, models: Iterable[str], planned: Planned) -> lis
     adjusted = {}
     for family in dict.fromkeys(planned.values()):
         adjusted |= holm_of({test: e.p for test, e in effects.items() if planned[test[0]] == family})
-    return [FactContrastRow(*t[0], t[1], *e.estimate, e.p, adjusted[t]) for t, e in effects.items()]
+    ends = {test: np.clip(e.estimate, -LIKENESS[test[1]], LIKENESS[test[1]]).tolist() for test, e in effects.items()}
+    return [FactContrastRow(*t[0], t[1], *ends[t], e.p, adjusted[t]) for t, e in effects.items()]

@@ -119,6 +119,7 @@ def made(profile: Profile, answers: str = "choices") -> Iterator[Made]:
         yield "pretrain", profile, student
         yield "text-fit", profile, held_out_folder(profile, student.name)
         yield answers, profile, answers_folder(profile, student.name)
+    yield "text-fit", profile, held_out_folder(profile, TEACHER)
     yield answers, profile, answers_folder(profile, TEACHER)
     yield "assess-text", profile, profile.logs
 

@@ -8,27 +8,31 @@ positions of a sequence.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.answers import Answer
-from primekd.assessment.completions import CompletionRow, complete, floors
+from primekd.assessment.completions import CompletionRow, complete, floors, rows_of
 from primekd.assessment.held_out import HeldOutRow
-from primekd.config import CONTROL, Profile, arms_of
+from primekd.config import CONTROL, Profile, arms_of, load_arms
 from primekd.foundation import Meter, UserError, table_text
+from primekd.foundation.energy import INTERVAL
 from primekd.statistics.facts import FactContrastRow, FactRow, fact_contrasts, fact_rows
-from primekd.studies import micro
-from primekd.studies.priming import START, planned
+from primekd.statistics.families import Pair, Planned
+from primekd.studies import micro, priming
+from primekd.studies.priming import START
 from primekd.studies.results import FACT_CONTRASTS, FACTS, compute_tables
 from primekd.studies.study import Logs, Study
 from primekd.studies.text_assessment import BENCHMARKS, Probe
 from primekd.studies.text_assessment import assess as assess_text
 from primekd.studies.text_assessment import compare as compare_text
-from primekd.tasks import Item, task_of
+from primekd.tasks import Item
 
-IDLE_SECONDS = 10  # that the machine is looked at with nothing to do
+# That the machine is looked at with nothing to do. It ends between two of the Meter's readings: one that is still under
+# way when the last is taken has its stretch counted twice.
+IDLE_SECONDS = 0.7 * INTERVAL
 # Rough seconds on two cores, measured with `online-pocket`: only their ratios matter, the clock does the rest.
 TEXT_TOKEN, TAUGHT_TOKEN, QUERY = 2e-4, 6e-4, 0.2
 
@@ -36,8 +40,7 @@ train, tokenise = micro.train, micro.tokenise
 
 
 def _answers(profile: Profile, items: Sequence[Item], rows: list[CompletionRow]) -> list[Answer]:
-    matters = task_of(profile.data).end_matters  # completions.csv says in any case what was cut off
-    return [Answer(row.id, [0] * row.tokens, row.truncated and matters, row.response) for row in rows]
+    return [Answer(row.id, [0] * row.tokens, row.truncated, row.response) for row in rows]
 
 
 def _idle(profile: Profile) -> dict[str, Any]:
@@ -49,15 +52,27 @@ def _idle(profile: Profile) -> dict[str, Any]:
 PROBE = Probe(
     "completions", CompletionRow,
     lambda profile, engine, items, advance: complete(engine, items, profile.max_new_tokens, advance),
-    _answers, FACTS, FactRow, fact_rows, inputs=lambda profile: {"max_new_tokens": profile.max_new_tokens},
+    _answers, FACTS, FactRow, fact_rows, rows_of, lambda profile: {"max_new_tokens": profile.max_new_tokens},
     beside=lambda profile, items: floors(items, profile.max_new_tokens // 2, profile.seed), idle=_idle,
 )  # fmt: skip
 
 
 def refuse(profile: Profile) -> None:
     micro.refuse_text(profile, "facts")
-    if other := [name for name, arm in arms_of(profile).items() if arm.start == CONTROL]:
-        raise UserError(f"{profile.name}: {other[0]} goes on from the control, and the study online starts anew.")
+    places = 1 if profile.text.documents_apart else profile.text.block_tokens - 1  # that each sequence is scored at
+    for name, arm in arms_of(profile).items():
+        if arm.start == CONTROL:
+            raise UserError(f"{profile.name}: {name} goes on from the control, and the study online starts anew.")
+        if (scale := arm.loss_of(profile).divergence_scale) not in (1, places):
+            said = f"{name} sums over {scale:g} places, and a block of {profile.text.block_tokens} tokens has"
+            raise UserError(f"{profile.name}: {said} one fewer than tokens, if text.documents_apart is false: mend it.")
+
+
+def planned(names: Collection[str], named: Collection[Pair] = ()) -> Planned:
+    """As priming's, without stored rows: their student is the live teacher's to the bit, so that nothing but a seed
+    could make a difference to that one, and every other contrast has been had."""
+    arms, found = load_arms(), priming.planned(names, named).items()
+    return {p: family for p, family in found if p in named or not any(n in arms and arms[n].stored for n in p)}
 
 
 def assess(profile: Profile, force: bool = False) -> Path:

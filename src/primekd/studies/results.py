@@ -1,5 +1,6 @@
 """Everything that is computed from graded answers, written to a profile's logs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,14 @@ def compute_tables(profile: Profile, logs: Logs, held_out: list[HeldOutRow], pla
     """Every table that follows from the logs (their decisions applied), as far as they can be had: name -> text."""
     samples = profile.assess.bootstrap_samples
     audits = audit_rows(profile.name, logs, read_decisions())
-    contrasts = contrast(logs, held_out, planned)
+    task, ended = task_of(profile.data), logs
+    if not task.end_matters:  # then no claim is withheld because answers were cut off
+        ended = {model: [replace(row, truncated=False) for row in rows] for model, rows in logs.items()}
+    contrasts = contrast(ended, held_out, planned)
     subsets = subset_rows(logs, read_taught(profile.logs / JUDGED), planned)
-    some = {EFFECTS: (EffectRow, effect_rows(logs, held_out, contrasts)), SUBSETS: (SubsetRow, subsets)}
+    some = {EFFECTS: (EffectRow, effect_rows(ended, held_out, contrasts)), SUBSETS: (SubsetRow, subsets)}
     tables = {}
-    if isinstance(task_of(profile.data), NumberTask):  # every answer is read by every extractor
+    if isinstance(task, NumberTask):  # every answer is read by every extractor
         readings = {model: read_all(model, rows) for model, rows in logs.items()}
         by_extractor = [row for model, found in readings.items() for row in accuracies(model, found)]
         tables["extractors.csv"] = readings_text([r for found in readings.values() for r in found])

@@ -21,6 +21,7 @@ from primekd.assessment.text_fit import measure_documents
 from primekd.capture.live import LiveTeacher
 from primekd.config import CONTROL, TEACHER, Profile, unprimed
 from primekd.foundation import Meter, Progress
+from primekd.foundation.memory import gpu_memory
 from primekd.foundation.provenance import MANIFEST, hash_text, now, read_manifest, write_manifest
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
 from primekd.foundation.tables import read_records, write_records, write_table
@@ -44,7 +45,8 @@ class Probe:
 
     Attributes:
         name: the stage (stage_code), the file of a model in runs/ and the folder beside the logs. kind: of its rows.
-        measure: (profile, engine, items, advance) -> rows.
+        ask: (profile, engine, items, advance) -> what the model said: what its answers cost is this, and this alone.
+        judge: (items, what it said) -> rows.
         answers: (profile, items, rows) -> what the model is taken to have answered.
         inputs: what the rows depend on besides. settings: of profile.assess, which the logs depend on.
         beside: further rows that stand beside the models' own, by name. idle: a Meter's facts of the idle machine.
@@ -54,11 +56,12 @@ class Probe:
 
     name: str
     kind: type
-    measure: Callable[..., list]
+    ask: Callable[..., list]
     answers: Callable[[Profile, Sequence[Item], list], list[Answer]]
     table_file: str
     row: type
     table: Callable[..., list]
+    judge: Callable[[Sequence[Item], list], list] = lambda items, rows: rows
     inputs: Callable[[Profile], dict[str, Any]] = lambda profile: {}
     settings: tuple[str, ...] = ("bootstrap_samples",)
     beside: Callable[[Profile, Sequence[Item]], dict[str, list]] = lambda profile, items: {}
@@ -89,7 +92,7 @@ def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMA
     answered, item by item), the probe's folder, held-out.csv (a row a document), costs.csv, the tables, loss_curves/,
     rollouts/, text_logs/ and manifest.json. What stands with the same inputs is kept, unless `force`."""
     items, code = load_items(profile, "test"), stage_code("assess-text", profile)
-    teacher, names = LiveTeacher(profile, unprimed()), [student.name for student in students]
+    teacher, names = LiveTeacher(profile, unprimed()), [*(student.name for student in students), TEACHER]
     own = _inputs(profile, items, teacher) | probe.inputs(profile)
     inputs = own | {
         "students": {student.name: student.weight_hashes for student in students},
@@ -103,10 +106,10 @@ def assess(profile: Profile, students: Sequence[Student], probe: Probe = BENCHMA
     if stands(profile.logs, inputs, code, "assess", "the logs are written and their inputs are unchanged.", since):
         return profile.logs
     start = now()
-    with contextlib.closing(teacher):
+    with contextlib.closing(teacher), gpu_memory(f"assess.batch_size or {teacher.smaller}"):
         _measure(profile, students, items, teacher, probe, own, start, since)
     inputs["scored"] = scored_hashes(profile, names)
-    found = {name: probe.rows(profile, name) for name in (*names, TEACHER)}
+    found = {name: probe.rows(profile, name) for name in names}
     rows = [row for name in names for row in read_records(held_out_folder(profile, name) / "held-out.csv", HeldOutRow)]
     logs = {
         name: grade_answers(items, probe.answers(profile, items, of_model), task=task_of(profile.data))
@@ -140,18 +143,18 @@ def _measure(
 ) -> None:  # fmt: skip
     """Writes held-out.csv and the probe's file of every model that lacks them."""
     engines = {student.name: _trained(profile, student) for student in students}
-    own = {student.name: inputs | {"weights": student.weight_hashes} for student in students}
+    own = {student.name: inputs | {"weights": student.weight_hashes} for student in students} | {TEACHER: inputs}
     fit_documents(profile, text_folder(profile), engines, own, teacher, since)
-    for name, opened in engines.items():
+    for name, opened in (engines | {TEACHER: lambda: teacher.engine}).items():
         probe_model(profile, name, items, opened, probe, own[name], session, since)
-    probe_model(profile, TEACHER, items, lambda: teacher.engine, probe, inputs, session, since)
 
 
 def fit_documents(
     profile: Profile, folder: Path, engines: Mapping[str, Callable[[], Any]], inputs: Mapping[str, dict[str, Any]],
     teacher: LiveTeacher, since: float = 0.0,
 ) -> None:  # fmt: skip
-    """Writes held-out.csv of every model that lacks it; the documents of a folder of text are read once for all."""
+    """Writes held-out.csv of every model of `inputs` that lacks it, the teacher's (TEACHER, no engine) by what it says
+    anyway; the documents of a folder of text are read once for all."""
     code = stage_code("text-fit", profile)
     missing = [
         name for name, own in inputs.items()
@@ -161,13 +164,15 @@ def fit_documents(
         return
     text, documents = profile.text, held_out(folder, tokenizer_hash(load_tokenizer(profile.student.speaker)))
     with Meter(profile.country) as meter, Progress(profile, "held-out fit", len(documents), "document") as progress:
-        asked = {name: engines[name]() for name in missing}
+        asked = {name: engines[name]() for name in missing if name != TEACHER}
         fits = measure_documents(asked, documents, text.block_tokens, text.held_out_tokens, teacher, progress.advance)
+    # They were read together, so each has its share of what that took.
+    shares = {key: value / len(missing) if isinstance(value, float) else value for key, value in meter.facts.items()}
     for name in missing:
-        place, facts = held_out_folder(profile, name), {"seconds": meter.facts["seconds"] / len(missing)}  # together
+        place = held_out_folder(profile, name)
         set_aside_if_older(place, since)
         write_records(place / "held-out.csv", HeldOutRow, fits[name])
-        write_manifest(place, "held-out", inputs[name], [place / "held-out.csv"], code=code, **facts)
+        write_manifest(place, "held-out", inputs[name], [place / "held-out.csv"], code=code, **shares)
 
 
 def probe_model(
@@ -180,9 +185,9 @@ def probe_model(
         set_aside_if_older(folder, since)
         engine = opened()
         with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
-            rows = probe.measure(profile, engine, items, progress.advance)
+            said = probe.ask(profile, engine, items, progress.advance)
         path = folder / f"{probe.name}.csv"
-        write_records(path, probe.kind, rows)
+        write_records(path, probe.kind, probe.judge(items, said))
         host = hash_text(platform.node())[:8]  # tells machines apart, and names none
         facts = meter.facts | {"session": session, "host": host}
         write_manifest(folder, "answers", inputs, [path], code=code, **facts)
@@ -217,7 +222,8 @@ def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMAR
     tokens = tokenizer_hash(load_tokenizer(profile.student.speaker)) if (text / MANIFEST).is_file() else None
     settings = {"items_sha256": hash_items(items), "dtype": profile.scoring_dtype} | probe.inputs(profile)
     found, logs, fits, inputs = {}, {}, [], {}
-    with contextlib.closing(LiveTeacher(profile, unprimed())) as teacher:
+    teacher = LiveTeacher(profile, unprimed())
+    with contextlib.closing(teacher), gpu_memory(f"assess.batch_size or {teacher.smaller}"):
         for reference in references:
             tail = re.sub(r"[^\w.-]+", "-", reference.partition(":")[2])[-40:]
             name = f"{tail.strip('-.')}-{hash_text(reference)[:6]}"
@@ -231,7 +237,8 @@ def compare(profile: Profile, references: Sequence[str], probe: Probe = BENCHMAR
     outputs = _write_beside(view, [], probe, found | probe.beside(profile, items))
     samples = profile.assess.bootstrap_samples
     table, sums = probe.table(view.logs, logs, fits, samples), summarise(logs, fits, samples)
-    outputs += [write_table(view.logs / probe.table_file, probe.row, table), write_costs(view, logs)]
+    outputs += [write_table(view.logs / probe.table_file, probe.row, table)]
+    outputs += [write_costs(view, logs, idle=probe.idle(profile))]
     outputs += [write_table(view.logs / "summary.csv", SummaryRow, sums)]
     write_manifest(view.logs, "compared", inputs, outputs, start=start, measured=sessions_of(view, logs))
     return view.logs

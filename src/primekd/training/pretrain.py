@@ -18,7 +18,7 @@ from primekd.models.students import scratch_config
 from primekd.signals import SignalReader, SignalSource
 from primekd.tasks.text import end_of_text, text_folder
 from primekd.tasks.text_shards import Blocks, held_out
-from primekd.training.distill import begin
+from primekd.training.distill import begin, student_settings
 from primekd.training.train_student import Lesson, train_student
 
 if TYPE_CHECKING:
@@ -56,16 +56,16 @@ def train_on_text(
             raise UserError(f"{relative_name(control)} is missing, which arms start from: train the control first.")
         start = control / "model"
     folder, examples = profile.student_folder(name, seed), text_examples(profile, first, end)
-    if arm and arm.stored:
-        teacher = _stored(profile, teacher, train, examples, profile.signals_folder(name))
-    inputs = text_inputs(profile, name, seed, teacher)
-    stage, code = f"{'distill' if arm else 'pretrain'} {folder.name}", stage_code("pretrain", profile)
-    since = forced_since(profile, "distill", force)
-    if (checkpoints := begin(profile, folder, inputs, code, stage, "student", since)) is None:
-        return folder
-    student = profile.student
-    with gpu_memory("train.micro_batch_size"):
-        lesson = _lesson(profile, arm, teacher, seed, examples, start, folder, watch)
+    section = "train" if arm and arm.start == CONTROL else "pretrain.train"
+    with gpu_memory(f"{section}.micro_batch_size{f' or {teacher.smaller}' if teacher else ''}"):
+        if arm and arm.stored:
+            teacher = _stored(profile, teacher, train, examples, profile.signals_folder(name))
+        inputs = text_inputs(profile, name, seed, teacher)
+        stage, code = f"{'distill' if arm else 'pretrain'} {folder.name}", stage_code("pretrain", profile)
+        since = forced_since(profile, "distill", force)
+        if (checkpoints := begin(profile, folder, inputs, code, stage, "student", since)) is None:
+            return folder
+        lesson, student = _lesson(profile, arm, teacher, seed, examples, start, folder, watch), profile.student
         train_student(folder, stage, profile, inputs, lesson, checkpoints, seed, code, student=student, train=train)
     return folder
 
@@ -126,7 +126,7 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: SignalSource | 
     inputs = {
         "strategy": name,
         "seed": seed,
-        "student": profile.student.model_dump(mode="json", exclude_none=True),
+        "student": student_settings(profile.student),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "train": train.model_dump(mode="json"),
         "text": read_manifest(text_folder(profile) / MANIFEST)["outputs"],
@@ -158,6 +158,7 @@ def _lesson(
         ends, with_text = [end_of_text(tokenizer)], profile.loss.alpha > 0
         rollouts = Rollouts(own, profile.max_new_tokens, ends, seed, with_text, lambda: teacher.engine)
     validation = document_examples(held_out(text_folder(profile), digest), text.block_tokens)
-    speed = Speed(shape_of(scratch_config(profile.student.from_scratch, tokenizer).to_dict()), text.block_tokens)
+    config = scratch_config(profile.student.from_scratch, tokenizer, profile.student.layers_of)
+    speed = Speed(shape_of(config.to_dict()), text.block_tokens)
     log = TextLog(folder.with_name(f"{folder.name}.{TEXT_LOG}"), bool(teacher), not rollouts or rollouts.with_text)
     return Lesson(examples, validation, teacher, rollouts, start, speed, [log, *([watch(log)] if watch else [])])
