@@ -214,8 +214,11 @@ def reply(text: str = "18", **changes) -> Reply:
 def test_all_trained_are_asked_and_their_answers_are_whole_and_inert(study):
     profile = study()
     answers = ask(profile, QUESTION)
-    assert [r.name for r in answers.replies] == ["control", *(n for n in Asker(profile).arms if n in STUDENTS)]
+    students = [name for name in Asker(profile).arms if name in STUDENTS]
+    assert [r.name for r in answers.replies] == ["control", *students, "teacher"]
     assert [r.name for r in ask(profile, QUESTION, ["ai-KD"]).replies] == ["control", "ai-KD"]
+    elsewhere = profile.model_copy(update={"teacher": profile.teacher.model_copy(update={"model": "path:none"})})
+    assert [r.name for r in ask(elsewhere, QUESTION).replies] == ["control", *students]
     with pytest.raises(UserError, match="has no student"):
         ask(profile, QUESTION, ["teacher-KD"])
     assert all(set(r.values) == set(EXTRACTORS) for r in answers.replies)
@@ -262,6 +265,7 @@ def test_an_answer_is_shown_token_by_token_beside_the_teacher(study):
 def test_the_form_is_seen_whether_or_not_a_text_box_in_it_is(study):
     form = Playground(Asker(study()), QUESTION)
     form.thread.join()
+    assert form.chosen[-1] == "teacher" and set(form.chosen) == {"control", *STUDENTS, "teacher"}
     assert form.own.layout.display == "none" and form.root.layout.display is None
     form.priming.value = form.priming.options[-1]
     assert form.own.layout.display != "none" and form.root.layout.display is None

@@ -198,13 +198,15 @@ def is_merged(profile: Profile, name: str) -> bool:
 def ask(
     profile: Profile, question: str, strategies: Sequence[str] | None = None, asker: Asker | None = None
 ) -> Answers:
-    """Greedy answers of the control and of students, of all for None. Raises UserError if one is not trained."""
+    """Greedy answers of the control and of students; for None of all, and of the teacher where it can be asked here.
+    Raises UserError if one is not trained."""
     asker = asker or Asker(profile)
     names = asker.trained if strategies is None else list(strategies)
+    teacher = [] if strategies is not None or asker.no_teacher else [TEACHER]
     replies = []
     for name in (CONTROL, *names):
         asker.require(name)
-    for name in (CONTROL, *names):
+    for name in (CONTROL, *names, *teacher):
         stream = asker.stream(name, question)
         for _ in stream:
             pass

@@ -26,14 +26,15 @@ FRAME = f"{COLOURS};border:1px solid var(--jp-border-color1,gray);padding:.6em;b
 
 class Playground:
     """The widgets around one `Asker`; `root` is what a notebook shows. The boxes of `strategies` are ticked at first;
-    None ticks all that are trained. Models are loaded and asked in a thread: the kernel hears Stop meanwhile."""
+    None ticks all that are trained, and the teacher. Models are loaded and asked in a thread: the kernel hears Stop
+    meanwhile."""
 
     def __init__(self, asker: Asker, question: str = "", strategies: Sequence[str] | None = None):
         import ipywidgets as widgets
 
         self.asker, self._stream, self._stopped, self._lock = asker, None, False, threading.Lock()
         wide = lambda: widgets.Layout(width="auto")  # noqa: E731 - one each: what hides one must not hide another
-        ticked = asker.trained if strategies is None else strategies
+        ticked = [*asker.trained, TEACHER] if strategies is None else strategies
         tall = widgets.Layout(width="auto", height="6em")
         self.question = widgets.Textarea(question, placeholder="A question of your own", layout=tall)
         # Every model of the profile, and what to do before it can be asked.
