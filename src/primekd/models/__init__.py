@@ -1,7 +1,6 @@
 """Models: references, folders, tokenizers, chat templates, loading, adapters, and bringing a model here from the hub.
 
-What a model says to a question is asked in `teachers` and `assessment`.
-"""
+What a model says to a question is asked in `teachers` and `assessment`."""
 
 from primekd.models.chat import TEXT, Priming, Prompt, build_prompt, decode_response, encode_response, join, text_prompt
 from primekd.models.download import gigabytes

@@ -16,8 +16,7 @@ PACKED_PLAIN_TOKENS = 1024  # plain products in rows of up to so many: three tim
 def choose_attention(model: nn.Module, tokens: int) -> None:
     """Plain products instead of fused attention where those are faster: bfloat16 on a CPU, at most so many `tokens`.
 
-    Fused attention takes twice as long there in training, a fifth longer in reading; plain keeps length^2 numbers.
-    """
+    Fused attention takes twice as long there in training, a fifth longer in reading; plain keeps length^2 numbers."""
     short = model.device.type == "cpu" and model.dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_TOKENS
     if short and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
@@ -42,8 +41,7 @@ def packed_attention(
 
     query (1, H, S, d), key and value (1, G, S, d) -> (1, S, H, d), and no weights; H / G heads look at the same keys.
     `shared`: tokens that every row begins with, which stand once in front of all; `lengths`: those of each row behind
-    them; S = shared + sum(lengths). Raises NotImplementedError if scores are more than scaled and masked.
-    """
+    them; S = shared + sum(lengths). Raises NotImplementedError if scores are more than scaled and masked."""
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("scores with a soft cap or sinks")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

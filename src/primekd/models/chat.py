@@ -18,8 +18,7 @@ TEXT = "text"  # the role of a message that no template renders
 class StudentSequence:
     """Prompt and response as one training sequence of S ids; the mask is True at response tokens, end of turn included.
 
-    The mask is made from lengths, never from ids: a padding id that doubles as end of turn is not confused with one.
-    """
+    The mask is made from lengths, never from ids: a padding id that doubles as end of turn is not confused with one."""
 
     input_ids: list[int]
     response_mask: list[bool]
@@ -72,8 +71,7 @@ def build_prompt(
 ) -> Prompt:
     """Token ids of a conversation, or of a question alone, up to where the answer starts. Students have no priming.
 
-    Raises UserError if a text has one of the tokenizer's control tokens, or the template takes no system message.
-    """
+    Raises UserError if a text has one of the tokenizer's control tokens, or the template takes no system message."""
     if not isinstance(asked, str) and [message["role"] for message in asked] == [TEXT]:
         return _bare_prompt(tokenizer, asked, priming)
     messages = conversation(tokenizer, asked, priming)

@@ -2,8 +2,7 @@
 
 The layout is the hub client's own (blobs/, snapshots/<commit>/, refs/), so every other tool finds the model there too.
 Its downloader is not used: since huggingface_hub 1.x it begins a file anew after a kill, and leaves the rest lying.
-Here a file is received in pieces that survive a kill, and let into the cache only if its hash is right.
-"""
+Here a file is received in pieces that survive a kill, and let into the cache only if its hash is right."""
 
 import contextlib
 import os
@@ -65,8 +64,7 @@ def download(model: HubModel, weights: bool = True) -> Path:
     """Fetches what is missing, verifies every file, and returns the snapshot's folder. Goes on where it was stopped.
 
     Without `weights` only tokenizer and configuration are fetched, without a bar. Raises UserError for too little
-    space, a broken connection, or a wrong hash twice; what is whole or partly here is kept.
-    """
+    space, a broken connection, or a wrong hash twice; what is whole or partly here is kept."""
     storage = storage_folder(model.repository)
     files = tuple(f for f in model.files if weights or not f.is_weights)
     total = sum(f.size for f in files)

@@ -32,8 +32,7 @@ def is_present(text: str, weights: bool = True) -> bool:
 def model_folder(text: str) -> Path:
     """A folder in Hugging Face's layout (config, safetensors, tokenizer) for any reference. No weights are downloaded.
 
-    Raises UserError if the model is not there, or its folder holds no safetensors, or not all of them.
-    """
+    Raises UserError if the model is not there, or its folder holds no safetensors, or not all of them."""
     reference = parse_reference(text)
     if reference.scheme == "random":
         return random_folder(tokenizer_folder(reference.target).name, load_tokenizer(reference.target))
@@ -82,8 +81,7 @@ def quantisation(folder: Path) -> str | None:
 def model_hash(text: str) -> str:
     """sha256 that stands for a model's weights, config and tokenizer: of the GGUF file, or over the folder's files.
 
-    Files of a hub model that were verified at its download, and not written to since, are not read again.
-    """
+    Files of a hub model that were verified at its download, and not written to since, are not read again."""
     reference = parse_reference(text)
     if reference.is_gguf:
         return hash_file(require_local(reference))

@@ -1,8 +1,7 @@
 """A model in memory as a GGUF file for llama.cpp: F16 written here, coarser types by llama.cpp's own quantiser.
 
 Names and fields: the `gguf` package and llama.cpp's convert_hf_to_gguf.py. What a tokenizer splits text into first has
-a name of llama.cpp's own there; whether it is the right one is asked of llama.cpp (`refuse_other_tokens`).
-"""
+a name of llama.cpp's own there; whether it is the right one is asked of llama.cpp (`refuse_other_tokens`)."""
 
 import errno
 import importlib.util
@@ -49,8 +48,7 @@ def require_architecture(model: "PreTrainedModel") -> None:
 def write_f16(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", target: Path, name: str) -> None:
     """Writes an F16 file; vectors stay float32. `tokenizer` has the chat template that the file is to name.
 
-    Raises UserError if a weight is too large for F16, or llama.cpp has no name for how the tokenizer splits text.
-    """
+    Raises UserError if a weight is too large for F16, or llama.cpp has no name for how the tokenizer splits text."""
     import gguf
 
     config = model.config

@@ -48,8 +48,7 @@ def describe(reference: ModelReference) -> HubModel:
     """Asks the hub for a reference's commit, files, hashes and licence, and whether this account may read it.
 
     Source: `HfApi.model_info` with the files' metadata; for gated models also `HfApi.auth_check`. Raises UserError if
-    the hub is out of reach or refuses, or there is no such model, without safetensors or without the file.
-    """
+    the hub is out of reach or refuses, or there is no such model, without safetensors or without the file."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 

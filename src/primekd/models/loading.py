@@ -1,7 +1,6 @@
 """Loading a causal language model for transformers, plain or in 4 bits.
 
-The 4 bits of QLoRA students are bitsandbytes NF4 with double quantisation (arXiv 2305.14314).
-"""
+The 4 bits of QLoRA students are bitsandbytes NF4 with double quantisation (arXiv 2305.14314)."""
 
 import importlib.util
 import logging
@@ -61,8 +60,7 @@ def _nf4_config(dtype: str) -> "BitsAndBytesConfig":
     """Linear layers in NF4, their scales quantised again, products in `dtype`; embeddings, norms and head stay in it.
 
     No further preparation is needed: norms are computed in float32 by the architectures themselves, peft freezes the
-    base, and without gradient checkpointing inputs need no gradient.
-    """
+    base, and without gradient checkpointing inputs need no gradient."""
     import torch
     from transformers import BitsAndBytesConfig
 

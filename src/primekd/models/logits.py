@@ -84,8 +84,7 @@ def find_transform(model: nn.Module, vocab_size: int) -> LogitTransform | None:
     """What a causal model of transformers does behind its head; None where it is no scale and no soft cap.
 
     Found from the logits of a few tokens, in their first V = `vocab_size` columns; further ones are padding. What comes
-    out of the head is enlarged, token by token more, so that a cap shows that is far above them.
-    """
+    out of the head is enlarged, token by token more, so that a cap shows that is far above them."""
     head = model.get_output_embeddings()
     ids = torch.tensor([PROBE], device=model.device)
     factors: list[Tensor] = []
@@ -136,8 +135,7 @@ def require_transform(transform: LogitTransform | None, name: str) -> LogitTrans
 def refuse_unknown_architecture(text: str) -> None:
     """Raises UserError if a model cannot be a student, as far as its architecture says so without any weights.
 
-    So a capture that such a student could not learn from is not begun. A model that is not here is not looked at.
-    """
+    So a capture that such a student could not learn from is not begun. A model that is not here is not looked at."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_outputs import BaseModelOutputWithPast
 

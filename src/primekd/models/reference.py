@@ -1,11 +1,9 @@
 """Model references: how a profile names a model.
 
-hub:owner/name[@revision]        a Hugging Face repository
-hub:owner/name/file.gguf[@rev.]  one GGUF file of it; where models/file.gguf is there, that is read instead
-path:folder-or-file.gguf         relative to the checkout
-package:module/file.gguf         a GGUF file shipped inside an installed Python package
-random:REFERENCE                 a tiny random Llama with REFERENCE's tokenizer (tests only)
-"""
+hub:owner/name[@revision]        a Hugging Face repository hub:owner/name/file.gguf[@rev.]  one GGUF file of it; where
+models/file.gguf is there, that is read instead path:folder-or-file.gguf         relative to the checkout
+package:module/file.gguf         a GGUF file shipped inside an installed Python package random:REFERENCE
+a tiny random Llama with REFERENCE's tokenizer (tests only)"""
 
 import importlib.util
 import os
@@ -95,8 +93,7 @@ def base_name(model: str) -> tuple[str, str | None]:
     """What adapter_config.json calls a base model, and its revision: names that peft can load, where there are any.
 
     A hub model is `owner/name` and the revision that the reference names. A folder is its path, relative to the
-    checkout where it lies in it. A GGUF file has no name that peft could load: it keeps its reference.
-    """
+    checkout where it lies in it. A GGUF file has no name that peft could load: it keeps its reference."""
     reference = parse_reference(model)
     if reference.scheme == "hub" and not reference.is_gguf:
         return reference.repository, reference.target.partition("@")[2] or None

@@ -23,8 +23,7 @@ class MergeError:
 
     `on_grid`: the share of an adapted layer's weights that the precision holds exactly, in the layer where it is
     largest: a checkpoint may be trained further in some layers alone. Where nearly all are, as in a bfloat16
-    checkpoint, a sum rounds back to the old weight wherever the change is less than half a step.
-    """
+    checkpoint, a sum rounds back to the old weight wherever the change is less than half a step."""
 
     kl_merging: float  # KL(beside || merged), both with products in float32, so that no other rounding hides it
     kl_noise: float  # KL(products in float32 || in the precision), the adapter beside the weights in both
@@ -35,16 +34,14 @@ class MergeError:
     def is_lost(self) -> bool:
         """Whether a merged student is, within the noise of its precision, the one that was trained.
 
-        Never on the grid: nothing but the merge rounds such weights, and what it takes from the adapter is no noise.
-        """
+        Never on the grid: nothing but the merge rounds such weights, and what it takes from the adapter is no noise."""
         return self.on_grid <= 0.5 and self.kl_merging <= self.kl_noise
 
 
 def load_beside(model: str, dtype: str, adapter: Path, quantization: str | None = None) -> nn.Module:
     """A model in `dtype`, or in 4 bits computing in it, with a LoRA adapter beside its weights.
 
-    The adapter is rounded to `dtype`, as autocast does in training at every product.
-    """
+    The adapter is rounded to `dtype`, as autocast does in training at every product."""
     student = _with_adapter(load_model(model, dtype, quantization), model, adapter)
     return _ready(_cast_adapter(student, dtype).get_base_model())
 
@@ -93,8 +90,7 @@ def measure_merge(
 ) -> MergeError:
     """Compares the forms of one student on a few teacher-forced responses, from one load of its base.
 
-    On the device are the float32 weights, in host memory the merged ones. Columns beyond `vocabulary` are padding.
-    """
+    On the device are the float32 weights, in host memory the merged ones. Columns beyond `vocabulary` are padding."""
     student = _with_adapter(load_model(model, "float32"), model, adapter)
     _untie(student)
     layers = _adapted(student)
@@ -114,8 +110,7 @@ def measure_merge(
 def require_same_base(adapter: Path, model: str) -> None:
     """Refuses an adapter (a folder in peft's format) that was trained over another model than `model` refers to.
 
-    Its adapter_config.json names the model, a student's manifest beside it has its hash too. Raises UserError.
-    """
+    Its adapter_config.json names the model, a student's manifest beside it has its hash too. Raises UserError."""
     config, name = adapter / "adapter_config.json", relative_name(adapter)
     if not config.is_file():
         raise UserError(f"{name} holds no adapter_config.json: train or fetch the adapter again.")

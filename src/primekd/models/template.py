@@ -83,8 +83,7 @@ def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> TurnEnd:
     """Where responses of a model end, from its chat template, its tokenizer and its generation_config.
 
-    Where that has none, or writes no control token behind an assistant's message, the end of text ends a turn.
-    """
+    Where that has none, or writes no control token behind an assistant's message, the end of text ends a turn."""
     stops = frozenset({tokenizer.eos_token_id, *getattr(tokenizer, "stop_ids", ())})
     if not getattr(tokenizer, "chat_template", None):
         return TurnEnd(tokenizer.eos_token_id, stops, written=False)

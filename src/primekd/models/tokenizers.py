@@ -25,8 +25,7 @@ _hashes: WeakKeyDictionary = WeakKeyDictionary()
 def tokenizer_folder(text: str) -> Path:
     """A folder with a model's tokenizer and configuration; its weights need not be here.
 
-    Of a hub model these small files are downloaded where they are missing. Raises UserError if they cannot be had.
-    """
+    Of a hub model these small files are downloaded where they are missing. Raises UserError if they cannot be had."""
     reference = parse_reference(text)
     if reference.scheme == "random":
         return tokenizer_folder(reference.target)
@@ -46,8 +45,7 @@ def load_tokenizer(of: str | Speaker) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model reference, or of a profile's teacher or student with its settings of the chat template.
 
     It carries what its conversations need: `reference`, `stop_ids` (further ids that end a response) and
-    `template_arguments`. Raises UserError if it cannot be read, has no end of turn, or its template does not fit.
-    """
+    `template_arguments`. Raises UserError if it cannot be read, has no end of turn, or its template does not fit."""
     if isinstance(of, str):
         return _read_tokenizer(of)
     tokenizer = load_tokenizer(of.speaker)
@@ -127,8 +125,7 @@ def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 def require_same_tokenizer(teacher: str | Speaker, student: str | Speaker) -> None:
     """Raises UserError if two models number tokens differently, or end a turn with different tokens.
 
-    Logits cannot be compared then, or a student would learn an end that it never writes. The end of text may differ.
-    """
+    Logits cannot be compared then, or a student would learn an end that it never writes. The end of text may differ."""
     first, second = load_tokenizer(teacher), load_tokenizer(student)
     for of, tokenizer in ((teacher, first), (student, second)):
         if not isinstance(of, str) and tokenizer.chat_template is None:  # it is to converse, and cannot

@@ -40,8 +40,7 @@ def distance(one: list[Tensor], other: list[Tensor]) -> Distance:
 def load_whole(student: StudentConfig, folder: Path) -> PreTrainedModel:
     """A student's folder as one model in float32, with as many rows of embedding and head as its tokenizer has ids.
 
-    An adapter is merged in float32; a base in 4 bits is dequantised. Raises UserError if the adapter does not fit.
-    """
+    An adapter is merged in float32; a base in 4 bits is dequantised. Raises UserError if the adapter does not fit."""
     if student.from_scratch:
         model = load_model(f"path:{folder / 'model'}", "float32")
     else:
@@ -94,8 +93,7 @@ def load_student(folder: str | os.PathLike) -> tuple[PreTrainedModel, PreTrained
 
     The adapter lies beside the weights that it was trained with, in the precision of the training. `generate()` answers
     greedily, as in an assessment, and stops where a turn ends; its usual arguments change that. Raises UserError if
-    there is no student, a file was altered, or its base is not here or has other weights.
-    """
+    there is no student, a file was altered, or its base is not here or has other weights."""
     folder = Path(folder).resolve()
     folder = folder.parent if folder.name in ("adapter", "model") else folder
     path, name = folder / MANIFEST, relative_name(folder)

@@ -1,8 +1,7 @@
 """Streams of bits: non-negative integers end to end, written and read with numpy, many at a time.
 
 Of a width that the reader knows (`raw`); small ones as so many zeros and a one (`unary`); of unknown size, from 1 on,
-in 2 * floor(log2 n) + 1 bits (`gamma`: Elias 1975, doi 10.1109/TIT.1975.1055349), all widths of a call in front.
-"""
+in 2 * floor(log2 n) + 1 bits (`gamma`: Elias 1975, doi 10.1109/TIT.1975.1055349), all widths of a call in front."""
 
 import numpy as np
 

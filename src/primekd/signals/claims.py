@@ -3,8 +3,7 @@
 A claim is a small file that only one process can create (O_EXCL), so no lock of the file system is needed, which a
 network's may lack. It names its owner, who touches it every BEAT seconds. It counts as left behind when its process is
 gone (on the same machine) or when it has not been touched for STALE_AFTER seconds by the file system's own clock. A
-process that was stopped for longer and wakes up does no harm: whatever is claimed may be done twice.
-"""
+process that was stopped for longer and wakes up does no harm: whatever is claimed may be done twice."""
 
 import contextlib
 import json

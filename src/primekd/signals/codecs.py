@@ -20,8 +20,7 @@ NO_PLACE = -1e4  # log-probability of an unfilled place: its exponential is 0, a
 class Codec(Protocol):
     """Turns the engine's output for one item into named tensors, and back.
 
-    A tensor has one row a response token, but for one by the name shards.PACKED: bytes, any number of them.
-    """
+    A tensor has one row a response token, but for one by the name shards.PACKED: bytes, any number of them."""
 
     name: str
     needs: Want | None  # None: responses alone are kept
@@ -82,8 +81,7 @@ class TopKCodec:
     """The k most probable tokens at one temperature with the mass of the rest: k * 8 + 8 bytes a token.
 
     Made from logits, or (`needs` "top", temperature 1) from the few log-probabilities that an engine shows; then the
-    tail is what they leave of 1, and the log-normaliser is not known (nan).
-    """
+    tail is what they leave of 1, and the log-normaliser is not known (nan)."""
 
     k: int
     temperature: float

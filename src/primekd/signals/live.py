@@ -34,8 +34,7 @@ class LiveSource:
 
     Its rows go through a codec as those of a store do, so both are the same to a loss: hidden states or, where the
     engine offers none, all logits. `prompts`: what the teacher reads before an item's response, by id; None if what the
-    student does. Raises UserError if the engine offers neither, or has not the student's V = `vocab_size` tokens.
-    """
+    student does. Raises UserError if the engine offers neither, or has not the student's V = `vocab_size` tokens."""
 
     def __init__(self, engine: TeacherEngine, vocab_size: int, prompts: Mapping[str, list[int]] | None = None):
         self.codec = dense_codec(engine.offers)

@@ -29,8 +29,7 @@ FACTS = ("head", "reconstruction", "engine", "environment", "code")  # what it s
 class SignalWriter:
     """One worker's view of a store of `count` shards: which are vouched for, by whomever, and writing more of them.
 
-    `spec`: all that the rows depend on; another one is refused. `facts` (of FACTS): how shards are made.
-    """
+    `spec`: all that the rows depend on; another one is refused. `facts` (of FACTS): how shards are made."""
 
     def __init__(self, folder: Path, spec: dict[str, Any], count: int):
         self.folder, self.spec, self.spec_hash, self.count = Path(folder), spec, hash_json(spec), count

@@ -1,7 +1,6 @@
 """Teacher engines: one file an engine, one protocol for all (protocol.py): generate responses, score given ones.
 
-They know token ids, no questions and no files of signals.
-"""
+They know token ids, no questions and no files of signals."""
 
 from primekd.config import Profile
 from primekd.models import load_tokenizer

@@ -77,8 +77,7 @@ def read_branches(
     """For each prompt one tensor a response, (T, D) or (T, V), whose row t predicts token t.
 
     `states_of`: the model's forward call -> (B, S, D), or (B, S, V). `prefix`: the cache of what all prompts begin
-    with, if it is run once. `batches`: lengths -> indices of what is run together.
-    """
+    with, if it is run once. `batches`: lengths -> indices of what is run together."""
     first = prefix.length if prefix else 0
     sequences = [branch(prompt, own, first) for prompt, own in zip(prompts, responses, strict=True)]
     found: list[list[Tensor]] = [[] for _ in prompts]

@@ -2,8 +2,7 @@
 
 transformers' DynamicCache copies all of itself at every step, to make room for one more token. Here a token is written
 into its slot. A row's keys have their positions in them already, so a row may lie in any slots, as long as the
-attention mask shows them; rows that were filled elsewhere are copied in, and a row that has ended makes room.
-"""
+attention mask shows them; rows that were filled elsewhere are copied in, and a row that has ended makes room."""
 
 from functools import partial
 
@@ -103,8 +102,7 @@ class SlotCache(Cache):
 def has_plain_cache(config) -> bool:
     """Whether every layer of an architecture keeps keys and values of single tokens, and nothing else.
 
-    Recurrent layers keep a state that padding and other rows' lengths would enter.
-    """
+    Recurrent layers keep a state that padding and other rows' lengths would enter."""
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 

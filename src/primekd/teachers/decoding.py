@@ -2,8 +2,7 @@
 
 Prompts are taken longest first. What all of them begin with is run once. A row that has ended leaves the batch, and
 rows that wait take the places of those that left. The head is applied to the last position alone, and the states that
-the tokens were chosen from are handed on, so that nobody has to run the response a second time to have them.
-"""
+the tokens were chosen from are handed on, so that nobody has to run the response a second time to have them."""
 
 import os
 from collections import deque
@@ -101,9 +100,8 @@ def _draws(sampling: Sampling, place: int) -> np.ndarray | None:
 def shared_prefix(model: LastPosition, prompts: Ids, new_tokens: int) -> SlotCache | None:
     """The cache of what all prompts begin with, if that is worth it. `new_tokens`: at most, behind each prompt.
 
-    Rows lie with padding between this and the rest of their prompt. A layer with a window counts slots, so it must
-    not come so far that the padding moves something out of its window.
-    """
+    Rows lie with padding between this and the rest of their prompt. A layer with a window counts slots, so it must not
+    come so far that the padding moves something out of its window."""
     # One token is left to each, for a position that predicts.
     length = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
     longest = max(map(len, prompts)) + new_tokens

@@ -3,8 +3,7 @@
 Written from the source of exllamav2 0.3.2; not yet run on a GPU. Responses come from the dynamic generator's jobs, in
 token ids alone: the package's own `encode` would leave out BOS and read chat tags as text. Signals come from plain
 forwards without a cache, never from the generator, whose "pre-sampling" logits its sampler alters in place and whose
-`top_k_probs` are probabilities after penalties and truncation.
-"""
+`top_k_probs` are probabilities after penalties and truncation."""
 
 import importlib
 import re
@@ -38,8 +37,7 @@ class ExLlamaV2Engine(TeacherEngine):
 
     Without flash-attn there is no paged cache: responses are then generated one after the other. Scoring runs in
     batches of up to `batch_size` sequences with `context_tokens` tokens in all, and no cache, so the cache type touches
-    nothing that is scored. Tensor-parallel models offer logits alone: their head lies in parts on several GPUs.
-    """
+    nothing that is scored. Tensor-parallel models offer logits alone: their head lies in parts on several GPUs."""
 
     name = "exllamav2"
 
@@ -76,8 +74,7 @@ class ExLlamaV2Engine(TeacherEngine):
     def _settings(self, sampling: Sampling):
         """Settings that sample from the raw model: the package's defaults carry penalties and truncation.
 
-        Above temperature 0 its sampler draws from 0.9998 of the mass: the largest ids are cut, against rounding.
-        """
+        Above temperature 0 its sampler draws from 0.9998 of the mass: the largest ids are cut, against rounding."""
         greedy = sampling.temperature == 0
         off = {"token_frequency_penalty", "token_presence_penalty", "top_p", "top_a", "min_p", "tfs", "typical"}
         return self.package.generator.ExLlamaV2Sampler.Settings(
@@ -234,8 +231,7 @@ def load_exl2(package: ModuleType, config: TeacherConfig) -> tuple[Any, Any, int
     """Loads weights and cache: over the GPUs one after the other, by a given split, or tensor-parallel.
 
     Returns both, the most tokens of one forward, and whether sequences share the cache (paged). Raises UserError for
-    too little GPU memory, or a model that ExLlamaV2 cannot read or split.
-    """
+    too little GPU memory, or a model that ExLlamaV2 cannot read or split."""
     settings = config.exllamav2 or ExLlamaConfig()
     try:
         # With the model's own maximum, rope tables and buffers would be made for up to 128k tokens.

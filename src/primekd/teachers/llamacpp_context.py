@@ -1,8 +1,7 @@
 """llama.cpp's own calls: a GGUF model, and a context that runs several sequences in one batch.
 
 llama-cpp-python's `Llama` runs one sequence; here the context is opened with `n_seq_max` sequences, and logits and
-final hidden states are read from its own buffers. Written from the source of llama-cpp-python 0.3.36.
-"""
+final hidden states are read from its own buffers. Written from the source of llama-cpp-python 0.3.36."""
 
 import ctypes
 import logging
@@ -63,8 +62,7 @@ class Context:
     against the tokens of all sequences. Flash attention is on: it is quicker on a CPU too, and there it goes row by
     row, so that neither the batch nor the other sequences change a bit (but from 512 cells on the last sequence that is
     left is cut among the threads). As many threads as torch has, for prompts and for single tokens alike. Raises
-    UserError if llama.cpp makes no such context; nearly always the memory does not suffice.
-    """
+    UserError if llama.cpp makes no such context; nearly always the memory does not suffice."""
 
     def __init__(self, model: Model, sequences: int, tokens: int):
         self.model, self.sequences = model, sequences

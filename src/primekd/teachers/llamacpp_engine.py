@@ -1,8 +1,7 @@
 """llama.cpp on a GGUF file: several sequences at a time, and the signal rows of what it generates in the same pass.
 
 `create_completion(logprobs=…)` of llama-cpp-python sorts the vocabulary in Python for every token; here logits and
-final hidden states are read from the context's own buffers instead.
-"""
+final hidden states are read from the context's own buffers instead."""
 
 import importlib.metadata
 import os
@@ -42,8 +41,7 @@ class LlamaCppEngine(TeacherEngine):
     `tokenizer`: `load_tokenizer` of a profile's teacher, where that sets a template; else the model's.
 
     Its final hidden state (embeddings with pooling type NONE) times the dequantised head is not bit-equal to its
-    logits, because llama.cpp also quantises activations; capture measures the difference and the store states it.
-    """
+    logits, because llama.cpp also quantises activations; capture measures the difference and the store states it."""
 
     name = "llamacpp"
     offers = frozenset({"hidden", "logits"})  # of nearly every file; an engine may find less

@@ -19,9 +19,8 @@ class Sampling:
 
     `ended` is called by the thread that asked, once for each response that has ended, while others are in the making.
     `seeds`: one a prompt, 32 bits each, where a response is to depend on its own seed alone, whatever else is asked;
-    transformers' own generation, which serves rare architectures, knows none and goes by `seed`.
-    `ends`: the tokens that end a response, where those are not the chat template's; transformers alone knows it.
-    """
+    transformers' own generation, which serves rare architectures, knows none and goes by `seed`. `ends`: the tokens
+    that end a response, where those are not the chat template's; transformers alone knows it."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -36,8 +35,7 @@ class TopLogprobs:
     """What an engine says that shows only its most probable tokens: T rows of K.
 
     ids (T, K) int64, log_probs (T, K) float32, natural logarithms at temperature 1 over the whole vocabulary, best
-    first. Places that are not filled (an API may show fewer than K, or text that is no token) have id -1 and -inf.
-    """
+    first. Places that are not filled (an API may show fewer than K, or text that is no token) have id -1 and -inf."""
 
     ids: Tensor
     log_probs: Tensor

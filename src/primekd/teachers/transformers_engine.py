@@ -1,7 +1,6 @@
 """The reference engine: any causal language model that transformers can load, on CPU or GPU.
 
-It also generates and scores for students (with an adapter), so that all models share one path.
-"""
+It also generates and scores for students (with an adapter), so that all models share one path."""
 
 import importlib.metadata
 import inspect
@@ -67,8 +66,7 @@ class TransformersEngine(TeacherEngine):
     def around(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32):
         """One that scores with a model which is in memory already, such as one in training, as it is now.
 
-        The caller puts it into evaluation mode. An adapter's product is what it was when it was first asked for.
-        """
+        The caller puts it into evaluation mode. An adapter's product is what it was when it was first asked for."""
         engine = cls.__new__(cls)
         engine.reference, engine.dtype, engine.batch_size = "a model in memory", str(model.dtype)[6:], batch_size
         engine.model, engine.tokenizer, engine.vocab_size = model, tokenizer, len(tokenizer)
@@ -224,8 +222,7 @@ class TransformersEngine(TeacherEngine):
     def branches(self) -> bool:
         """Whether this architecture reads several responses behind one prompt as if each were alone.
 
-        One with windows counts slots, not positions; one without a plain cache keeps a state that runs through all.
-        """
+        One with windows counts slots, not positions; one without a plain cache keeps a state that runs through all."""
         if not self.decodes or narrowest_window(self.model.config) < float("inf"):
             return False
         prompts = [[*PROBED_PREFIX, 6, 7], [*PROBED_PREFIX, 9]]

@@ -1,8 +1,7 @@
 """vLLM: teacher on one GPU or many, and students with their LoRA adapters.
 
 Responses and scores come from vLLM's own scheduler, in token ids alone. A score is vLLM's log-probabilities of a
-prompt, where the prompt is prompt + response: vLLM shows the most probable tokens, and hidden states not at all.
-"""
+prompt, where the prompt is prompt + response: vLLM shows the most probable tokens, and hidden states not at all."""
 
 import io
 from collections.abc import Callable, Collection, Sequence
@@ -29,8 +28,7 @@ class VllmEngine(TeacherEngine):
 
     `config` is the profile's teacher; for students, their model in a teacher's place. `top_k`: how many tokens a row of
     "top" shows. `adapters`: peft folders that `wearing` may name; a server with adapters generates only. Raises
-    UserError if vLLM is missing, or model, GPUs and settings do not fit each other.
-    """
+    UserError if vLLM is missing, or model, GPUs and settings do not fit each other."""
 
     name, transform = "vllm", None
 
@@ -169,8 +167,7 @@ def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -
     """Arguments of `vllm.SamplingParams`, one a prompt: the raw distribution, ended by `ends` alone.
 
     What vLLM itself takes for an end is shut out by `ignore_eos`, so that all engines end alike. Each prompt has a seed
-    of its own, or equal ones would get equal responses. Raises UserError for a temperature that vLLM would not take.
-    """
+    of its own, or equal ones would get equal responses. Raises UserError for a temperature that vLLM would not take."""
     heat = sampling.temperature
     if heat != 0 and not 0.01 <= heat <= 2:
         raise UserError(f"vLLM samples at temperatures from 0.01 to 2, not {heat}: mend teacher.sampling_temperature.")
@@ -200,8 +197,7 @@ def response_rows(output, sequence: list[int], prompt_length: int, shown: int) -
     """The rows of a response, `shown` tokens each, out of vLLM's flat log-probs of prompt + response.
 
     Entry i is what predicts token i, so response token t is entry prompt_length + t. Each entry begins with the token
-    that stands there, which is dropped, and the `shown` likeliest, best first. Raises UserError for other entries.
-    """
+    that stands there, which is dropped, and the `shown` likeliest, best first. Raises UserError for other entries."""
     flat, shape = output.prompt_logprobs, (len(sequence) - prompt_length, shown + 1)
     if flat is not None and len(flat) == len(sequence):
         start, end = flat.start_indices[prompt_length], flat.end_indices[-1]

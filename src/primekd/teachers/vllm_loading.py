@@ -1,7 +1,6 @@
 """Starting vLLM: what a model needs to be served, the options that it is started with, and why it cannot start.
 
-Written from the source of vLLM 0.32.0.
-"""
+Written from the source of vLLM 0.32.0."""
 
 import os
 from collections.abc import Sequence
@@ -154,8 +153,7 @@ def start_options(config: TeacherConfig, max_logprobs: int, adapters: Sequence[P
 def head_dtype(config: TeacherConfig) -> str:
     """The precision of the logits: float32, as in the transformers engine, where vLLM can do it.
 
-    bfloat16 logits are rounded to steps of 1/16 above 8. vLLM refuses a float32 head where the head is quantised.
-    """
+    bfloat16 logits are rounded to steps of 1/16 above 8. vLLM refuses a float32 head where the head is quantised."""
     return config.dtype if is_quantised(config) else "float32"
 
 
@@ -177,14 +175,12 @@ class VocabularyCut:
     """What vLLM adds to its own worker processes (`worker_extension_cls`), to be called by name and without pickle.
 
     vLLM cuts the columns that it pads itself, not those of a checkpoint that has more columns than its tokenizer has
-    tokens: they would be drawn, and would take their share of every softmax.
-    """
+    tokens: they would be drawn, and would take their share of every softmax."""
 
     def cut_vocabulary(self, size: int) -> int:
         """Cuts the logits behind column `size`, before sampling and softmax; returns how many heads were found here.
 
-        Pipeline stages other than the last one have no head.
-        """
+        Pipeline stages other than the last one have no head."""
         from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
         found = [module for module in self.get_model().modules() if isinstance(module, LogitsProcessor)]
