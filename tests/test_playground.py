@@ -351,9 +351,9 @@ def test_stop_ends_the_answer_and_asks_nobody_else(form, monkeypatch):
 
 def test_without_a_student_the_form_says_so_and_the_control_answers(output):
     form = Playground(Asker(small_profile(output)), QUESTION)
-    assert "No student" in form.message.value and form.chosen == ["control"]
+    assert "No student" in form.message.value and form.chosen == ["control", "teacher"]
     form.thread.join()
-    assert len(press_ask(form)) == 1
+    assert len(press_ask(form)) == 2
 
 
 CODE = """
