@@ -27,6 +27,7 @@ from primekd.models.chat import build_prompt, decode_response, encode_response
 from primekd.signals.rows import DenseRows, SampledRows
 from primekd.statistics.inside import (
     ANSWER,
+    MINUS,
     NO,
     PERHAPS,
     UNKNOWN,
@@ -179,6 +180,15 @@ def test_what_is_left_out_is_taken_out_of_the_text_and_only_the_value_is_scored(
         ("10 / 40 = 25%, 20% + 30% = 50%, 1 / 3 = 33.3% and 50 / 20% = 250", [True] * 4),
         ("It is 2024-10 = ?", []),
         ("4 x 5 = 21", [False]),
+        (r"\[ 9 \times 2 = 18 \] and \(\$50 - \$33 = \$17\)", [True, True]),
+        (r"15 \times 256 + 15 = 3755, 15 \cdot 256 + 15 = 3855 and 12 \div 5 = 2.4", [False, True, True]),
+        (r"16 \text{ eggs/day} \times 7 \, \text{days} = 112 \text{ eggs}", [True]),
+        (r"\frac{2}{2} = 1, \frac{2 \text{ bolts}}{2} = 2, \dfrac{30 + 5}{7} = \boxed{5}", [True, False, True]),
+        (r"\left( \frac{4}{20} \right) \times 100 = 20, 25\% \times 4 = 1, \frac{3}{\frac{1}{2}} = 6", [True] * 3),
+        (r"20 \text{ lb} \times \$10.00 \text{ per lb} = \$200.00 + \$4 = \$204", [True]),
+        (r"\text{Total} - 5 + 3 = 8, \sqrt 4 + 3 = 5, 2^3 * 2 = 16, 25% \text{ of } 4 + 3 = 4", []),
+        ("4 + 5 equals 9, 3 times 4 plus 2 is equal to 14, half times 4 + 2 = 4, 50% of 300 = 150", [True] * 3),
+        ("(2 + 3 = 5) and 2 * (3 + 4 = 14", [True]),
     ],
 )
 def test_arithmetic_is_worked_out_anew(text, holds):
@@ -187,7 +197,8 @@ def test_arithmetic_is_worked_out_anew(text, holds):
 
 def test_a_sum_without_an_end_takes_no_time():
     start = time.monotonic()
-    for text in ("1 + " * 300, "2 - 1 " * 300, "(1 + (" * 300, "- " * 900, "1" * 900):
+    nested = r"\frac{" * 300 + "1" + "}{2}" * 300
+    for text in ("1 + " * 300, "2 - 1 " * 300, "(1 + (" * 300, "(" * 900, "- " * 900, "1" * 900, "1 " * 900, nested):
         assert calculations(text) == []
     assert time.monotonic() - start < 2
 
@@ -208,6 +219,7 @@ def test_kinds_of_tokens():
     assert kinds(" app", "le", ",", " th", "us", " in", " Her", "e", " HER") == [
         QUESTION, QUESTION, MARKS, STYLE, STYLE, QUESTION, STYLE, STYLE, QUESTION,
     ]  # fmt: skip
+    assert kinds(" boxes", "<|im_end|>", "</s>", " <") == [QUESTION, MARKS, MARKS, OPERATORS]  # an end is no word
     assert kinds("İ", "n", " in") == [STYLE, STYLE, QUESTION]  # small letters may be more than the large ones
 
 
@@ -220,7 +232,10 @@ def test_kl_is_shared_out_over_kinds_of_tokens_and_its_interval_is_of_templates(
         texts=words, items=items, lengths=[*map(len, ids)], models=["m"],
         tensors={"ids": torch.tensor(sum(ids, [])), "m.kl": torch.tensor(sum(kl, []))},
     )  # fmt: skip
-    rows = {row.kind: row for row in class_rows(log, dict.fromkeys(items, "How many boxes?"))}
+    assert {row.difference for row in class_rows(log, dict.fromkeys(items, "?"))} == {None}
+    log.models, log.tensors["control.kl"] = ["m", "control"], log.tensors["m.kl"] + 1
+    rows = {row.kind: row for row in class_rows(log, dict.fromkeys(items, "How many boxes?")) if row.model == "m"}
+    assert {(row.difference, row.difference_low, row.difference_high) for row in rows.values()} == {(-1, -1, -1)}
     assert (rows[STYLE].tokens, rows[STYLE].kl) == (3, 3.0) and (rows[QUESTION].tokens, rows[QUESTION].kl) == (4, 2.0)
     assert rows[STYLE].share_of_tokens == pytest.approx(3 / 14) and rows[STYLE].share_of_kl == pytest.approx(9 / 22)
     assert (rows[STYLE].kl_low, rows[STYLE].kl_high) == (2.0, 5.0)  # either template alone, or both
@@ -246,6 +261,17 @@ def test_calibration_against_numbers_worked_out_by_hand():
     assert answer.entropy == pytest.approx(0.5) and answer.margin == pytest.approx(2)
     bins = [(row.bin, row.n, row.right) for row in reliability_rows(rows) if row.kind == ANSWER]
     assert bins == [(1, 2, 0.5), (5, 1, 1.0), (9, 3, pytest.approx(2 / 3))]
+    control = [sure("control", f"i-{n}", p, right) for n, (p, right) in enumerate([(0.5, True), (0.9, False)])]
+    control.append(sure("control", "i-9", 0.5, True))
+    found = {(row.model, row.kind): row for row in calibration_rows([*control, *rows], groups | {"i-9": "i-9"})}
+    assert ("control", f"{ANSWER}{MINUS}") not in found and found["m", ANSWER] == answer
+    minus = found["m", f"{ANSWER}{MINUS}"]  # of i-0 and i-1, which both have
+    assert (minus.n, minus.right, minus.ece_expected) == (2, 0.5, None) and minus.confidence == pytest.approx(0.25)
+    assert minus.ece == pytest.approx(0.05 - 0.7) and minus.auroc is None  # of the model all of these are right
+    assert minus.brier == pytest.approx(0.05**2 - (0.5**2 + 0.9**2) / 2)
+    each = [0.05**2 - 0.5**2, 0.05**2 - 0.9**2]  # in a sample of one of them alone
+    assert (minus.brier_low, minus.brier_high) == pytest.approx((min(each), max(each)))
+    assert minus.log_prob == pytest.approx(math.log(0.95) - (math.log(0.5) + math.log(0.9)) / 2) and minus.margin == 0
     sure_and_right = calibration_rows(
         [sure("m", f"i-{n}", 1.0, True) for n in range(5)], {f"i-{n}": "" for n in range(5)}
     )
@@ -340,6 +366,10 @@ def test_arithmetic_and_words_are_counted_by_answer():
     assert (rows["base-KD"].calculations, rows["base-KD"].hold, rows["base-KD"].with_error) == (3, 2, 1)
     assert rows["base-KD"].first_error == 0.5 and rows["base-KD"].share == pytest.approx(2 / 3)
     assert (rows["teacher-KD"].all_hold, rows["teacher-KD"].right_all_hold) == (2, 1)
+    assert rows["teacher-KD"].difference == pytest.approx(1 - 1 / 2) and rows["control"].difference == 0
+    assert rows["base-KD"].difference == pytest.approx(2 / 3 - 1 / 2) and rows["base-KD"].difference_low < 1 / 6
+    (row, *_) = arithmetic_rows({"base-KD": logs["base-KD"]})
+    assert row.share == pytest.approx(2 / 3) and row.difference is None  # nobody asked the control
     found = word_rows(logs, {"teacher-KD": "You teach beginners. Be patient."}, "base-KD")
     assert [(r.model, r.with_word, r.control_with_word, r.reference_with_word) for r in found] == [
         ("teacher-KD", 2, 0, 1)

@@ -4,10 +4,11 @@ import re
 import shutil
 
 import pytest
+import torch
 from conftest import small_profile
 from typer.testing import CliRunner
 
-from primekd.assessment.inside import inside_folder
+from primekd.assessment.inside import inside_folder, parts
 from primekd.assessment.inside.confidence import FILE, SureRow
 from primekd.capture.jobs import test_job as teacher_job
 from primekd.capture.jobs import training_job
@@ -95,8 +96,6 @@ def test_what_stands_is_not_made_again_and_what_changed_is(study, monkeypatch):
     with pytest.raises(pytest.fail.Exception):
         analyse(study)
     monkeypatch.undo()
-    from primekd.assessment.inside import parts
-
     monkeypatch.setattr(parts, "open_side_by_side", lambda *a: pytest.fail("the model was opened"))
     monkeypatch.setattr(parts, "_opened", lambda *a: pytest.fail("a model was opened"))
     before = (inside_folder(study) / "manifest.json").read_bytes()
@@ -108,6 +107,25 @@ def test_what_stands_is_not_made_again_and_what_changed_is(study, monkeypatch):
     with pytest.raises(pytest.fail.Exception):  # an altered part is made again
         analyse(study)
     block.write_bytes(kept)
+
+
+def test_a_forced_part_or_one_of_other_code_takes_nothing_from_what_is_there(study):
+    folder, marks = study.runs / "inside" / "tried", {"inputs_sha256": "a", "code_sha256": "b"}
+    block = folder / "block-00000.safetensors"
+
+    def make(made, progress):
+        assert not parts._is_block(block, marks)  # what a stopped call left behind before it was asked for anew
+        parts._save(block, {"values": torch.ones(1)}, marks)
+        assert parts._is_block(block, marks)
+        assert not parts._is_block(block, marks | {"code_sha256": "c"}) and not parts._is_block(
+            block, {**marks, "x": ""}
+        )
+        return [block]
+
+    for _ in range(2):
+        parts.Subject(study, force=True).part("tried", {}, 1, "prompt", make)
+    for path in folder.parent.glob("tried*"):
+        shutil.rmtree(path)
 
 
 def test_the_report_has_both_sections_and_nothing_of_a_text_runs(study, monkeypatch):

@@ -21,7 +21,7 @@ from primekd.foundation.provenance import MANIFEST
 from primekd.foundation.tables import read_records
 from primekd.report.browser import script_json
 from primekd.report.cells import Table, table_of
-from primekd.report.formats import between, percent, significant, written
+from primekd.report.formats import between, percent, points, significant, written
 from primekd.report.inside_figures import head_figure, layer_figure, map_figure, reliability_figure
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
@@ -60,8 +60,9 @@ CALIBRATION_NOTE = (
     "tokens behind the model's own reasoning, where a value was read. The teacher: on the items that it answered "
     f"under all prompts. ECE over {inner.BINS} bins of equal width, which chance makes larger than 0: beside it what a "
     "calibrated model shows on so many answers, and the interval allows for it. AUROC: that a right answer is surer "
-    "than a wrong one. Bootstrap intervals over items, or over what these share. Entropy and margin (between the two "
-    "most probable tokens): nats a token. Logits themselves cannot be compared between models."
+    "than a wrong one. Bootstrap intervals over items, or over what these share. Log p, entropy and margin (between "
+    "the two most probable tokens): nats a token. Minus control: all of it less the control's, on the items of both "
+    "and in the same samples. Logits themselves cannot be compared between models."
 )
 ARITHMETIC_NOTE = (
     "Calculations such as 48 / 2 = 24 that stand in the answers, worked out anew and rounded as they are written. "
@@ -73,9 +74,9 @@ WORD_NOTE = (
     "against the unprimed arm's student, by template where items share some, not adjusted."
 )
 CLASS_NOTE = (
-    "KL(teacher || model) on the teacher's own answers, by the kind of token; bootstrap intervals over answers, or "
-    "over what these share. Share: of all KL. A part of a word counts as the word. Other words are those that the "
-    "question does not hold: the answer's style."
+    "KL(teacher || model) on the teacher's own answers, by the kind of token, in nats a token, and less the control's; "
+    "bootstrap intervals over answers, or over what these share. Shares: of the tokens, and of the model's KL. A part "
+    "of a word counts as the word. Other words are those that the question does not hold: the answer's style."
 )
 STEP_NOTE = (
     "Shapley values of log p(value | the steps that are left), in nats, of steps of the model's own answer: green "
@@ -152,7 +153,8 @@ def calibration_table(folder: Path) -> Table:
         "Confidence, %": written("confidence", percent), "ECE [95 %]": between("ece", NATS),
         "If calibrated": written("ece_expected", NATS),
         "Brier [95 %]": between("brier", NATS), "AUROC [95 %]": between("auroc", NATS),
-        "Entropy": written("entropy", NATS), "Margin": written("margin", NATS),
+        "Log p [95 %]": between("log_prob", NATS), "Entropy [95 %]": between("entropy", NATS),
+        "Margin [95 %]": between("margin", NATS),
     }  # fmt: skip
     rows = read_optional(folder / inner.CALIBRATION, inner.CalibrationRow)
     return table_of("Is a model as often right as it is sure?", rows, columns, left=2, notes=(CALIBRATION_NOTE,))
@@ -161,7 +163,8 @@ def calibration_table(folder: Path) -> Table:
 def arithmetic_table(folder: Path) -> Table:
     columns = {
         "Model": model_of, "Answers": "answers", "Calculations": "calculations",
-        "That hold, % [95 %]": between("share", percent), "Answers with an error": "with_error",
+        "That hold, % [95 %]": between("share", percent),
+        "Minus control, points [95 %]": between("difference", points), "Answers with an error": "with_error",
         "First error": written("first_error", NATS),
         "Right where all hold": lambda row: f"{row['right_all_hold']} of {row['all_hold']}",
     }  # fmt: skip
@@ -180,16 +183,13 @@ def word_table(folder: Path) -> Table:
 
 
 def class_table(folder: Path) -> Table:
-    by_model: dict[str, dict] = {}
-    for row in read_optional(folder / CLASSES, ClassRow):
-        by_model.setdefault(row["model"], {})[row["kind"]] = row
-    kinds = list(dict.fromkeys(kind for found in by_model.values() for kind in found))
-    columns = {"Model": lambda found: model_of(next(iter(found.values())))}
-    for kind in kinds:
-        columns[f"{kind}: KL [95 %]"] = lambda found, k=kind: between("kl", NATS)(found[k]) if k in found else "–"
-        share = lambda found, k=kind: percent(found[k]["share_of_kl"]) if k in found else "–"  # noqa: E731
-        columns["Share, %" + " " * kinds.index(kind)] = share
-    return table_of("Where a student is far from its teacher", by_model.values(), columns, notes=(CLASS_NOTE,))
+    columns = {
+        "Tokens": "kind", "Model": model_of, "Tokens, %": written("share_of_tokens", percent),
+        "KL [95 %]": between("kl", NATS), "Minus control [95 %]": MOVED,
+        "Share of KL, %": written("share_of_kl", percent),
+    }  # fmt: skip
+    rows = read_optional(folder / CLASSES, ClassRow)
+    return table_of("Where a student is far from its teacher", rows, columns, left=2, notes=(CLASS_NOTE,))
 
 
 def step_texts(folder: Path) -> list[tuple[str, Markup]]:

@@ -1,7 +1,7 @@
 """Inside the students: attention as a difference from the control, calibration, arithmetic, kinds of tokens, and
 whether any of it goes along with accuracy. Intervals are bootstrap percentiles over items, or over what these share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,8 @@ from primekd.assessment.inside.confidence import SureRow
 from primekd.config import CONTROL, load_arms
 from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.contrasts import by_seed
-from primekd.statistics.inference import LEVEL, holm_of, places_of
+from primekd.statistics.inference import LEVEL, Estimate, holm_of, places_of
+from primekd.statistics.inference import UNKNOWN as UNKNOWN_ENDS
 
 ATTENTION, HEADS, PAIRS, EXPLAINED = "attention.csv", "heads.csv", "pairs.csv", "explained.csv"
 CALIBRATION, RELIABILITY = "calibration.csv", "reliability.csv"
@@ -19,7 +20,7 @@ SAMPLES = 1000
 BINS = 10
 SHOWN_HEADS = 10
 EVERY = "all"  # layers
-ANSWER, VALUE = "answer", "value"  # what a confidence is of
+ANSWER, VALUE, MINUS = "answer", "value", " minus control"  # what a confidence is of, and a difference
 NO, PERHAPS, UNKNOWN = "no", "perhaps", "unknown"
 BESIDE = ("treatment", "placebo", "positive-control")  # roles whose shifts are held against each other
 
@@ -68,7 +69,8 @@ class CalibrationRow:
     (geometric), or of the value alone the product over its tokens, of answers in which one was read. `ece`: expected
     calibration error over BINS bins of equal width, `ece_expected`: that of a calibrated model on so many answers (see
     `error_within`); `brier`: mean squared distance of confidence and verdict; `auroc`: the chance that a right answer
-    is surer than a wrong one, None where all are right or wrong. `entropy`, `margin`: nats a token of the answer."""
+    is surer than a wrong one, None where all are right or wrong. `log_prob`: nats a token of the kind; `entropy`,
+    `margin`: of the answer. A kind with MINUS: all of it less the control's, on the `n` items that both have."""
 
     model: str
     kind: str
@@ -76,11 +78,12 @@ class CalibrationRow:
     right: float
     confidence: float
     ece: Estimated
-    ece_expected: float
+    ece_expected: float | None
     brier: Estimated
     auroc: MaybeEstimated
-    entropy: float
-    margin: float
+    log_prob: Estimated
+    entropy: Estimated
+    margin: Estimated
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,10 @@ class ExplainedRow:
 
 
 def drawn_weights(groups: Sequence[str], samples: int = SAMPLES) -> np.ndarray:
-    """(samples, items): how often each item is in each sample of the groups, drawn with replacement."""
+    """(1 + samples, items): each item once; then how often each is in a sample of groups, drawn with replacement."""
     places, count = places_of(groups)
-    return np.random.default_rng(0).multinomial(count, [1 / count] * count, samples)[:, places].astype(float)
+    drawn = np.random.default_rng(0).multinomial(count, [1 / count] * count, samples)[:, places]
+    return np.concatenate([np.ones((1, len(groups))), drawn])
 
 
 def limits(values: np.ndarray) -> np.ndarray:
@@ -125,10 +129,16 @@ def limits(values: np.ndarray) -> np.ndarray:
     return np.percentile(values, [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)], axis=0)
 
 
-def mean_of(values_I_K: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """((K,) means over items, (2, K) their intervals)."""
+def ends_of(drawn: np.ndarray) -> Estimate | tuple[None, ...]:
+    """What the items give once and in samples, (1 + samples,), nan where they give nothing -> with its interval."""
+    known = drawn[~np.isnan(drawn)]
+    return UNKNOWN_ENDS if np.isnan(drawn[0]) else Estimate(float(drawn[0]), *limits(known[1:]).tolist())
+
+
+def mean_of(values_I_K: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(3, K): means over items, and the ends of their intervals."""
     drawn = weights @ values_I_K / weights.sum(1, keepdims=True)
-    return values_I_K.mean(0), limits(drawn)
+    return np.stack([drawn[0], *limits(drawn[1:])])
 
 
 def attention_rows(
@@ -141,13 +151,10 @@ def attention_rows(
     control = with_all[:, 0].mean(0)  # (1 + layers, measures)
     for place, name in enumerate(names, 1):
         difference = (with_all[:, place] - with_all[:, 0]).reshape(len(values), -1)
-        mean, ends = (part.reshape(-1, layers + 1, len(measures)) for part in mean_of(difference, weights))
+        found = mean_of(difference, weights).reshape(3, layers + 1, len(measures))
         own = with_all[:, place].mean(0)
         rows += [
-            AttentionRow(
-                name, label, measure, float(control[n, m]), float(own[n, m]), float(mean[0, n, m]),
-                float(ends[0, n, m]), float(ends[1, n, m]),
-            )
+            AttentionRow(name, label, measure, float(control[n, m]), float(own[n, m]), *found[:, n, m].tolist())
             for n, label in enumerate(labels) for m, measure in enumerate(measures)
         ]  # fmt: skip
     return rows
@@ -163,7 +170,7 @@ def head_rows(
     for place, name in enumerate(names, 1):
         for layer, head in _furthest(means[place, ..., at["total_variation"]]):
             others = [float(shift[place, layer, head, at[m]]) for m in ("entropy", "first", "previous", "induction")]
-            found = _with_ends(values[:, place, layer, head, at["total_variation"]], weights)
+            found = mean_of(values[:, place, layer, head, at["total_variation"]][:, None], weights)[:, 0].tolist()
             rows.append(HeadRow(name, layer, head, *found, *others))
     return rows
 
@@ -174,21 +181,15 @@ def _furthest(moved: np.ndarray) -> list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, moved.shape), strict=True)]
 
 
-def _with_ends(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
-    """(I,) -> its mean and the interval's ends."""
-    mean, ends = mean_of(values[:, None], weights)
-    return float(mean[0]), float(ends[0, 0]), float(ends[1, 0])
-
-
 def pair_rows(pairs: Sequence[tuple[str, str]], values: np.ndarray, groups: Sequence[str]) -> list[PairRow]:
     """values (I, pairs, layers, heads, BETWEEN) -> of each pair a row of all heads, then its SHOWN_HEADS."""
     weights, rows = drawn_weights(groups), []
     for place, pair in enumerate(pairs):
         own, cosines = values[:, place, ..., 0], values[:, place, ..., 1].mean(0)
-        found = _with_ends(own.mean((1, 2)), weights)
+        found = mean_of(own.mean((1, 2))[:, None], weights)[:, 0].tolist()
         rows.append(PairRow(*pair, EVERY, EVERY, *found, float(cosines.mean())))
         for layer, head in _furthest(own.mean(0)):
-            found = _with_ends(own[:, layer, head], weights)
+            found = mean_of(own[:, layer, head, None], weights)[:, 0].tolist()
             rows.append(PairRow(*pair, str(layer), str(head), *found, float(cosines[layer, head])))
     return rows
 
@@ -221,13 +222,12 @@ def error_within(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray)
     calibrated. It lies no further from the true one than the sizes of all bins' own errors add up to: the lower end is
     so far below, by what bootstrap samples show and by what verdicts drawn from the confidences do (where all answers
     are right there is nothing to draw). The upper end is the percentile, which is rather too high."""
-    once = np.ones((1, len(right)))
-    gaps, drawn = bin_gaps(confidence, right, once), bin_gaps(confidence, right, weights)
+    gaps = bin_gaps(confidence, right, weights)
+    errors = np.abs(gaps).sum(1)
     chance = np.random.default_rng(0).random((SAMPLES, len(right))) < confidence
-    calibrated = calibration_error(confidence, chance, np.broadcast_to(once, chance.shape))
-    error = float(np.abs(gaps).sum())
-    below = max(np.quantile(sizes, 1 - LEVEL) for sizes in (np.abs(drawn - gaps).sum(1), calibrated))
-    high = float(limits(np.abs(drawn).sum(1))[1])
+    calibrated = calibration_error(confidence, chance, np.ones(chance.shape))
+    below = max(np.quantile(sizes, 1 - LEVEL) for sizes in (np.abs(gaps[1:] - gaps[0]).sum(1), calibrated))
+    error, high = float(errors[0]), float(limits(errors[1:])[1])
     return error, max(0.0, error - float(below)), max(error, high), float(calibrated.mean())
 
 
@@ -241,55 +241,68 @@ def ranking(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> n
         return ((weights[:, yes] @ wins) * weights[:, no]).sum(1) / pairs
 
 
+def sure_and_right(rows: Iterable[SureRow], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    found = [(confidence_of(row, kind), row.correct) for row in rows]
+    return tuple(np.array(found, float).T)
+
+
+def measured(rows: Sequence[SureRow], kind: str, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures of a CalibrationRow -> (samples,), nan where a sample has no such number; weights (samples, rows)."""
+    (sure, right), value = sure_and_right(rows, kind), "" if kind == ANSWER else "value_"
+    total = lambda name: weights @ np.array([getattr(row, name) for row in rows], float)  # noqa: E731
+    found = {"ece": calibration_error(sure, right, weights), "auroc": ranking(sure, right, weights)}
+    means = {"right": right, "confidence": sure, "brier": (sure - right) ** 2}
+    found |= {name: weights @ column / weights.sum(1) for name, column in means.items()}
+    found |= {name: total(name) / total("tokens") for name in ("entropy", "margin")}
+    return found | {"log_prob": total(f"{value}log_prob") / total(f"{value}tokens")}
+
+
 def calibration_rows(rows: Sequence[SureRow], groups: Mapping[str, str]) -> list[CalibrationRow]:
-    """Two rows a model, of the answer and of the value; `groups`: what each item shares with others."""
+    """Two rows a model, of the answer and of the value, behind each its difference from the control; `groups`: what
+    each item shares with others."""
     found = []
     for kind in (ANSWER, VALUE):
-        for model, own in _by_model(rows).items():
-            known = [(row, c) for row in own if (c := confidence_of(row, kind)) is not None]
-            if len(known) < 2:
-                continue
-            sure, right = np.array([c for _, c in known]), np.array([row.correct for row, _ in known], float)
-            weights = drawn_weights([groups[row.id] for row, _ in known])
-            once = np.ones((1, len(known)))
-            error = error_within(sure, right, weights)
-            brier = _with_ends((sure - right) ** 2, weights)
-            tokens = sum(row.tokens for row, _ in known)
-            found.append(
-                CalibrationRow(
-                    model, kind, len(known), float(right.mean()), float(sure.mean()), *error,
-                    *brier, *_ranked(sure, right, once, weights),
-                    sum(row.entropy for row, _ in known) / tokens, sum(row.margin for row, _ in known) / tokens,
-                )
-            )  # fmt: skip
+        known = _known(rows, kind)
+        for model, own in known.items():
+            control = {} if model == CONTROL else known.get(CONTROL, {})
+            pairs = (own, {}), ({item: own[item] for item in own if item in control}, control)
+            found += [_calibration(kind, one, minus, groups) for one, minus in pairs if len(one) > 1]
     return found
 
 
-def _ranked(sure: np.ndarray, right: np.ndarray, once: np.ndarray, weights: np.ndarray) -> tuple[float | None, ...]:
-    if right.min() == right.max():
-        return None, None, None
-    drawn = ranking(sure, right, weights)
-    return float(ranking(sure, right, once)[0]), *map(float, limits(drawn[~np.isnan(drawn)]))
+def _calibration(
+    kind: str, own: Mapping[str, SureRow], control: Mapping[str, SureRow], groups: Mapping[str, str]
+) -> CalibrationRow:
+    """Of a model's answers; where `control` has any, less its answers to the same items, in the same samples."""
+    rows, weights = [*own.values()], drawn_weights([groups[item] for item in own])
+    found = measured(rows, kind, weights)
+    if control:
+        minus = measured([control[item] for item in own], kind, weights)
+        found = {name: drawn - minus[name] for name, drawn in found.items()}
+    error = (*ends_of(found["ece"]), None) if control else error_within(*sure_and_right(rows, kind), weights)
+    others = [end for name in ("brier", "auroc", "log_prob", "entropy", "margin") for end in ends_of(found[name])]
+    means = float(found["right"][0]), float(found["confidence"][0])
+    return CalibrationRow(rows[0].model, kind + MINUS * bool(control), len(rows), *means, *error, *others)
 
 
 def reliability_rows(rows: Sequence[SureRow]) -> list[ReliabilityRow]:
     """A row for each bin of a model in which an answer lies."""
     found = []
     for kind in (ANSWER, VALUE):
-        for model, own in _by_model(rows).items():
-            known = [(c, row.correct) for row in own if (c := confidence_of(row, kind)) is not None]
-            places = bins_of(np.array([c for c, _ in known]))
-            for b in sorted(set(places.tolist())):
-                inside = [pair for pair, place in zip(known, places, strict=True) if place == b]
-                sure, right = (float(np.mean(column)) for column in zip(*inside, strict=True))
-                found.append(ReliabilityRow(model, kind, b, len(inside), sure, right))
+        for model, own in _known(rows, kind).items():
+            sure, right = sure_and_right(own.values(), kind)
+            for b in np.unique(places := bins_of(sure)).tolist():
+                means = (float(column[places == b].mean()) for column in (sure, right))
+                found.append(ReliabilityRow(model, kind, b, int((places == b).sum()), *means))
     return found
 
 
-def _by_model(rows: Sequence[SureRow]) -> dict[str, list[SureRow]]:
-    found: dict[str, list[SureRow]] = {}
+def _known(rows: Sequence[SureRow], kind: str) -> dict[str, dict[str, SureRow]]:
+    """Model -> item -> its row, where there is a confidence of this kind."""
+    found: dict[str, dict[str, SureRow]] = {}
     for row in rows:
-        found.setdefault(row.model, []).append(row)
+        if confidence_of(row, kind) is not None:
+            found.setdefault(row.model, {})[row.id] = row
     return found
 
 

@@ -13,23 +13,26 @@ from primekd.assessment.tokens import TokenLog
 from primekd.config.arm import CONTROL, TEACHER, split_seed
 from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.inference import UNKNOWN, Estimate, compare_verdicts
-from primekd.statistics.inside import drawn_weights, limits
+from primekd.statistics.inside import drawn_weights, ends_of
 from primekd.tasks.clusters import cluster_of
 
 ARITHMETIC, WORDS, CLASSES = "arithmetic.csv", "words.csv", "classes.csv"
+Side = tuple[Sequence[float], Sequence[float]] | None  # of items: what is summed, and over what; None: not there
 
 
 @table_row
 class ArithmeticRow:
     """The calculations in a model's answers that can be worked out, and how many hold (bootstrap over answers, or what
-    these share). `with_error`: answers in which one does not; `first_error`: where the first one stands among the
-    answer's, from 0 to 1, the mean. `right_all_hold`: right answers among those whose calculations all hold."""
+    these share); `difference`: that share less the control's. `with_error`: answers in which one does not;
+    `first_error`: where the first one stands among the answer's, from 0 to 1, the mean. `right_all_hold`: right answers
+    among those whose calculations all hold."""
 
     model: str
     answers: int
     calculations: int
     hold: int
     share: MaybeEstimated
+    difference: MaybeEstimated
     with_error: int
     first_error: float | None
     all_hold: int
@@ -54,39 +57,48 @@ class WordRow:
 
 @table_row
 class ClassRow:
-    """Tokens of one kind in the teacher's own answers: KL(teacher || model) in nats a token, and its share of all."""
+    """Tokens of one kind in the teacher's own answers: KL(teacher || model) in nats a token, the same less the
+    control's, and its share of all."""
 
     model: str
     kind: str
     tokens: int
     share_of_tokens: float
     kl: Estimated
+    difference: MaybeEstimated
     share_of_kl: float
 
 
 def arithmetic_rows(logs: Mapping[str, Sequence[LogRow]]) -> list[ArithmeticRow]:
-    return [_arithmetic(model, rows) for model, rows in logs.items()]
+    """A row a model; all logs have the same items."""
+    found = {model: [[c.holds for c in calculations(row.response) if c.holds is not None] for row in rows]
+             for model, rows in logs.items()}  # fmt: skip
+    sides = {model: ([sum(own) for own in answers], [len(own) for own in answers]) for model, answers in found.items()}
+    return [_arithmetic(model, rows, found[model], sides[model], sides.get(CONTROL)) for model, rows in logs.items()]
 
 
-def share_of(totals: Sequence[float], counts: Sequence[float], ids: Sequence[str]) -> Estimate | tuple[None, ...]:
-    """Sum of totals over sum of counts, bootstrap over what items with any share; UNKNOWN of fewer than two."""
-    some = np.asarray(counts) > 0
-    if some.sum() < 2:
+def share_of(ids: Sequence[str], *sides: Side) -> Estimate | tuple[None, ...]:
+    """Sum of totals over sum of counts, of two sides the first less the second, bootstrap over what items with any
+    count share; UNKNOWN of fewer than two, and where there is no such side."""
+    some = np.any([np.asarray(side[1]) > 0 for side in sides if side], 0)
+    if None in sides or some.sum() < 2:
         return UNKNOWN
-    totals, counts = (np.asarray(column, float)[some] for column in (totals, counts))
     weights = drawn_weights([cluster_of(item) for item, has in zip(ids, some, strict=True) if has])
-    return Estimate(float(totals.sum() / counts.sum()), *map(float, limits((weights @ totals) / (weights @ counts))))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first, *less = (np.divide(*(weights @ np.asarray(column, float)[some] for column in side)) for side in sides)
+    return ends_of(first - sum(less))
 
 
-def _arithmetic(model: str, rows: Sequence[LogRow]) -> ArithmeticRow:
-    found = [[c.holds for c in calculations(row.response) if c.holds is not None] for row in rows]
-    held, counts = [sum(own) for own in found], [len(own) for own in found]
-    share = share_of(held, counts, [row.id for row in rows])
+def _arithmetic(
+    model: str, rows: Sequence[LogRow], found: Sequence[Sequence[bool]], side: Side, control: Side
+) -> ArithmeticRow:
+    ids, (held, counts) = [row.id for row in rows], side
     wrong = [own.index(False) / len(own) for own in found if not all(own)]
     whole = [row.correct for row, own in zip(rows, found, strict=True) if own and all(own)]
     first = float(np.mean(wrong)) if wrong else None
     return ArithmeticRow(
-        model, len(rows), sum(counts), sum(held), *share, len(wrong), first, len(whole), sum(whole)
+        model, len(rows), sum(counts), sum(held), *share_of(ids, side), *share_of(ids, side, control), len(wrong),
+        first, len(whole), sum(whole),
     )  # fmt: skip
 
 
@@ -114,19 +126,20 @@ def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str],
 
 
 def class_rows(log: TokenLog, questions: Mapping[str, str]) -> list[ClassRow]:
-    """A row for each model and kind of token; `questions`: item -> its question."""
+    """A row for each kind of token and model; `questions`: item -> its question."""
     texts = iter([log.texts[token] for token in log.tensors["ids"].tolist()])
     found = [token_classes(list(islice(texts, n)), questions[item])
              for item, n in zip(log.items, log.lengths, strict=True)]  # fmt: skip
     places = np.array([TOKEN_CLASSES.index(kind) for own in found for kind in own])
     answers = np.repeat(np.arange(len(found)), log.lengths)
-    rows = []
-    for model in log.models:
-        kl = log.tensors[f"{model}.kl"].double().numpy()
-        for number, kind in enumerate(TOKEN_CLASSES):
-            inside = places == number
-            sums, counts = (np.bincount(answers[inside], w, len(found)) for w in (kl[inside], None))
-            if (share := share_of(sums, counts, log.items)) != UNKNOWN:
-                own = int(inside.sum()), float(inside.mean()), *share, float(kl[inside].sum() / kl.sum())
-                rows.append(ClassRow(model, kind, *own))
+    rows, kls = [], {model: log.tensors[f"{model}.kl"].double().numpy() for model in log.models}
+    for number, kind in enumerate(TOKEN_CLASSES):
+        inside = places == number
+        counts = np.bincount(answers[inside], None, len(found))
+        sides = {model: (np.bincount(answers[inside], kl[inside], len(found)), counts) for model, kl in kls.items()}
+        size = int(inside.sum()), float(inside.mean())
+        for model, side in sides.items():
+            if (share := share_of(log.items, side)) != UNKNOWN:
+                ends = *share, *share_of(log.items, side, sides.get(CONTROL))
+                rows.append(ClassRow(model, kind, *size, *ends, float(side[0].sum() / kls[model].sum())))
     return rows

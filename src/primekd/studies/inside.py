@@ -51,13 +51,10 @@ def analyse(profile: Profile, force: bool = False) -> Path:
     }
     if stands(folder, inputs, code, FOLDER, "its tables are written and their inputs are unchanged."):
         return folder
-    rows = [row for path in measured[1:] if (path / confidence.FILE).is_file()
-            for row in read_records(path / confidence.FILE, SureRow)]  # fmt: skip
-    steps = [row for path in measured[1:] if (path / attribution.FILE).is_file()
-             for row in read_records(path / attribution.FILE, StepRow)]  # fmt: skip
     outputs = [*_write_attention(subject, measured[0], folder)]
-    outputs.append(write_table(folder / confidence.FILE, SureRow, rows))
-    outputs.append(write_table(folder / attribution.FILE, StepRow, steps))
+    for file, kind in ((confidence.FILE, SureRow), (attribution.FILE, StepRow)):
+        rows = [row for path in measured[1:] for row in read_records(path / file, kind, needed=False)]
+        outputs.append(write_table(folder / file, kind, rows))
     for name, text in tables(profile, folder).items():
         write_text(folder / name, text)
         outputs.append(folder / name)
@@ -93,12 +90,9 @@ def _write_attention(subject: Subject, measured: Path, folder: Path) -> Iterator
     tensors = {name: torch.from_numpy(means[n] - means[0]).half() for n, name in enumerate(["", *names]) if n}
     kept = {f"maps.{name}": maps["maps"][n].clone() for n, name in enumerate([CONTROL, *names]) if name in shown}
     texts = [subject.tokenizer.decode([token]) for token in maps["ids"].tolist()]
+    facts = {"tokens": json.dumps(texts, ensure_ascii=False), "item": subject.items[0].id}
     with write_atomically(folder / MAPS) as temporary:
-        save_file(
-            tensors | kept,
-            temporary,
-            metadata={"tokens": json.dumps(texts, ensure_ascii=False), "item": subject.items[0].id},
-        )
+        save_file(tensors | kept, temporary, metadata=facts)
     yield folder / MAPS
 
 
@@ -186,12 +180,7 @@ def _shifts(
     for row in attention:
         if row.layer == numbers.EVERY:
             shifts.setdefault(row.measure, {})[row.model] = row.difference
-    own = {row.model: row for row in calibration if row.kind == numbers.ANSWER}
     students = {model for found in shifts.values() for model in found}
-    for measure in ("entropy", "margin"):
-        if CONTROL in own:
-            base = getattr(own[CONTROL], measure)
-            shifts[f"{measure} of own answers"] = {
-                model: getattr(row, measure) - base for model, row in own.items() if model in students
-            }
-    return shifts
+    own = [row for row in calibration if row.kind == numbers.ANSWER + numbers.MINUS and row.model in students]
+    own_answers = {f"{m} of own answers": {row.model: getattr(row, m) for row in own} for m in ("entropy", "margin")}
+    return shifts | (own_answers if own else {})

@@ -26,7 +26,7 @@ from primekd.config import CONTROL, Profile, arms_of, split_seed
 from primekd.foundation import Meter, Progress, UserError, write_manifest, write_table
 from primekd.foundation.manifests import MANIFEST, read_manifest
 from primekd.foundation.memory import gpu_memory, release_gpu_memory
-from primekd.foundation.stage_code import forced_since, stage_code, stands
+from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
 from primekd.foundation.storage import hash_json, relative_name, write_atomically
 from primekd.models import build_prompt, encode_response, load_tokenizer
 from primekd.tasks import Item, hash_items, load_items
@@ -84,6 +84,7 @@ class Subject:
         code, since = stage_code("inside", profile), forced_since(profile, "inside", self.force)
         if stands(folder, inputs, code, f"{FOLDER} {name}", since=since):
             return folder
+        set_aside_if_older(folder, since)
         watched = Meter(profile.country), Progress(profile, f"{FOLDER} {name}", total, unit)
         with watched[0] as meter, watched[1] as progress, gpu_memory("inside.items"):
             outputs = make(folder, progress)
@@ -105,6 +106,8 @@ def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> P
     }  # fmt: skip
     students = {model.name: model.adapter for model in subject.models[1:]}
 
+    marks = {"inputs_sha256": hash_json(inputs), "code_sha256": stage_code("inside", profile)["sha256"]}
+
     def make(folder: Path, progress: Progress) -> list[Path]:
         base = profile.student
         adapters = open_side_by_side(base.model, profile.scoring_dtype, students, base.quantization)
@@ -113,12 +116,12 @@ def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> P
         outputs = []
         for first in range(0, len(texts), BLOCK):
             path, block = folder / f"block-{first // BLOCK:05d}.safetensors", texts[first : first + BLOCK]
-            if not _is_block(path, inputs):
+            if not _is_block(path, marks):
                 values = [attention.measure_heads(adapters, subject.names, ids) for ids in block]
                 found = {"values": torch.stack(values)}
                 if pairs:
                     found["pairs"] = torch.stack([attention.measure_pairs(adapters, pairs, ids) for ids in block])
-                _save(path, found, inputs)
+                _save(path, found, marks)
             outputs.append(path)
             progress.advance(len(block))
         special = set(subject.tokenizer.all_special_ids)
@@ -126,22 +129,23 @@ def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> P
         found = attention.measure_induction(adapters, subject.names, vocabulary, profile.seed)
         maps = attention.crop_maps(adapters, subject.names, texts[0], profile.inside.map_tokens)
         ids = torch.tensor(texts[0][: profile.inside.map_tokens])
-        _save(folder / MAPS, {"maps": maps, "ids": ids}, inputs, names=json.dumps([CONTROL, *subject.names]))
-        _save(folder / INDUCTIONS, {"values": found.contiguous()}, inputs)
+        _save(folder / MAPS, {"maps": maps, "ids": ids}, marks | {"names": json.dumps([CONTROL, *subject.names])})
+        _save(folder / INDUCTIONS, {"values": found.contiguous()}, marks)
         return [*outputs, folder / MAPS, folder / INDUCTIONS]
 
     return subject.part("attention", inputs, len(items), "prompt", make)
 
 
-def _save(path: Path, tensors: dict[str, torch.Tensor], inputs: dict[str, Any], **facts: str) -> None:
+def _save(path: Path, tensors: dict[str, torch.Tensor], marks: dict[str, str]) -> None:
     with write_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={"inputs_sha256": hash_json(inputs)} | facts)
+        save_file(tensors, temporary, metadata=marks)
 
 
-def _is_block(path: Path, inputs: dict[str, Any]) -> bool:
+def _is_block(path: Path, marks: dict[str, str]) -> bool:
+    """Whether a block that a stopped call left is of the same inputs and of today's code."""
     try:
         with safe_open(path, framework="pt") as handle:
-            return (handle.metadata() or {}).get("inputs_sha256") == hash_json(inputs)
+            return marks.items() <= (handle.metadata() or {}).items()
     except (OSError, SafetensorError):
         return False
 

@@ -8,20 +8,30 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
-SIGNS = {"×": "*", "·": "*", "x": "*", "X": "*", "÷": "/", "−": "-", "–": "-"}
+SIGNS = str.maketrans("×·xX÷−–", "****/--", "$, \t")  # and what is left out
 NUMBER = r"[-−–]?\$?\d++(?:,\d{3}(?!\d))*+(?:\.\d+)?+%?+"
 OPERATOR, GAP = r"[-+*/×·xX÷−–]", r"[ \t]*"
+OPEN, CLOSE = rf"(?:\({GAP})*+", rf"(?:{GAP}\))*+"
 # Two or more numbers with signs between them, perhaps in brackets, then = and a number, in one line. Gold solutions
 # write <<48/2=24>>24, whose second number is no part of it. Of a chain, 12 + 12 = 24 + 1 = 25, the last part is read.
 # All is possessive: no number is taken in part, and a long sum without an end takes no time.
 CALCULATION = re.compile(
-    rf"(?<![\w.])(\(?{GAP}{NUMBER}(?:{GAP}{OPERATOR}{GAP}\(?{GAP}{NUMBER}(?:{GAP}\))?)++){GAP}={GAP}({NUMBER})"
-    rf"(?!{GAP}{OPERATOR}{GAP}\(?{GAP}[-−–$]?\d)"
+    rf"(?<![\w.])(?<!\d,)({OPEN}{NUMBER}(?:{GAP}{OPERATOR}{GAP}{OPEN}{NUMBER}{CLOSE})++){GAP}={GAP}({NUMBER})"
+    rf"(?!,\d|{GAP}{OPERATOR}{GAP}{OPEN}[-−–$]?\d)"
 )
+# What LaTeX and words write for signs -> signs. The unit behind a number, \text{ boxes}, is left out, any other is a w.
+FORMS = [(re.compile(pattern), plain) for pattern, plain in (
+    (r"\\(?:(?:left|right|quad)\b|[][(),;:! ])", " "), (r"\\([$%])", r"\1"),
+    (r"(?<=[\d%])\s*\\text\w*\{[^{}]*\}", ""), (r"\\text\w*\{[^{}]*\}", "w"), (r"\\boxed\{([^{}]*)\}", r"\1"),
+    (r"\\times\b|\\cdot\b|\btimes\b|\bmultiplied by\b", "*"), (r"\\div\b|\bdivided by\b", "/"),
+    (r"\bplus\b", "+"), (r"\bminus\b", "-"), (r"(?<=%) of\b", " *"), (r"\b(?:equals|is equal to)\b", "="),
+)]  # fmt: skip
+FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 DIGITS, OPERATORS, MARKS, QUESTION, STYLE = "digits", "operators", "marks", "words of the question", "other words"
 TOKEN_CLASSES = (DIGITS, OPERATORS, QUESTION, STYLE, MARKS)
 WORD = re.compile(r"[^\W\d_]+")
+TAG = re.compile(r"</?\|?[\w-]+\|?>")  # a control token such as <|im_end|> or </s>, which is no word
 LONG_WORD = 4  # letters; shorter ones say nothing
 
 
@@ -34,24 +44,40 @@ class Calculation:
 
 
 def calculations(text: str) -> list[Calculation]:
-    """All of a text, in order."""
+    """All of a text, in order, as `in_signs` writes them."""
+    text = in_signs(text)
     found = CALCULATION.finditer(text)
     return [Calculation(m[0].strip(), None if _goes_on(text, m.start()) else _holds(m[1], m[2])) for m in found]
 
 
+def in_signs(text: str) -> str:
+    """The text with signs where LaTeX or words stand for them: \\frac{2 \\times 3}{4} is ((2 * 3)/4)."""
+    for pattern, plain in FORMS:
+        text = pattern.sub(plain, text)
+    while (plain := FRACTION.sub(lambda found: f"({'/'.join(map(_bracketed, found.groups()))})", text)) != text:
+        text = plain
+    return text
+
+
+def _bracketed(part: str) -> str:
+    return f"({part.strip()})" if re.search(OPERATOR, part.strip()[1:]) else part.strip()
+
+
 def _goes_on(text: str, start: int) -> bool:
-    """Whether an operator stands in front, so that it began further left; marks of lists and bold are none."""
+    """Whether a sign or a command stands in front, so that it began further left; marks of lists and bold are none."""
     before = text[text.rfind("\n", 0, start) + 1 : start].strip()
-    return len(before) > 1 and before[-1] in "-+*/×·÷−–" and not before.endswith("**")
+    return bool(re.search(r"\\[a-zA-Z]+$|.[-+*/×·÷−–^%]$", before)) and not before.endswith("**")
 
 
 def _holds(left: str, right: str) -> bool | None:
     """Percent are hundredths. None where % stands on the right alone: 80 / 4 * 5 = 100% may be 100, or wrong."""
     try:
-        value = _value(ast.parse(re.sub(r"([\d.]+)%", r"(\1/100)", _plain(left)), mode="eval").body)
+        plain = left.translate(SIGNS)
+        plain = plain[max(0, plain.count("(") - plain.count(")")) :]  # of (2 + 3 = 5) the bracket is around all of it
+        value = _value(ast.parse(re.sub(r"([\d.]+)%", r"(\1/100)", plain), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
         return None
-    shown = _plain(right)
+    shown = right.translate(SIGNS)
     said, decimals = Fraction(shown.rstrip("%")), len(shown.partition(".")[2].rstrip("%"))
 
     def near(found: Fraction) -> bool:
@@ -60,12 +86,6 @@ def _holds(left: str, right: str) -> bool | None:
     if "%" not in right:
         return near(value)
     return near(100 * value) or (None if near(value) and "%" not in left else False)
-
-
-def _plain(text: str) -> str:
-    for sign, plain in SIGNS.items():
-        text = text.replace(sign, plain)
-    return re.sub(r"[\s$,]", "", text)
 
 
 def _value(node: ast.AST) -> Fraction:
@@ -105,6 +125,8 @@ def token_classes(texts: Sequence[str], question: str) -> list[str]:
 
 def _token_class(text: str, letters: Sequence[bool]) -> str:
     bare = text.strip()
+    if TAG.fullmatch(bare):
+        return MARKS
     if any(c.isdigit() for c in bare):
         return DIGITS
     if bare and all(c in "+-*/=×÷<>%$^" for c in bare):
