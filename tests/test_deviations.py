@@ -21,12 +21,14 @@ from primekd.config.arms import arms_of, get_arm, load_arms
 from primekd.config.deviations import DEVIATIONS, OF_ONE_ARM, PUBLISHED, SAID
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_manifest
+from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.losses import chunked_loss
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
 from primekd.models.students import new_student
 from primekd.report.deviations import control_table, deviating, deviation_table, show_deviations
 from primekd.report.html import write_report
+from primekd.running.publishing import results_of
 from primekd.running.verify_run import check_run
 from primekd.statistics.subsets import selection_rows
 from primekd.studies.assess import assess
@@ -170,13 +172,19 @@ def test_the_published_protocol_reads_a_bare_question_with_the_priming_in_front(
     before = get_arm("ai-KD").priming
     assert tokenizer.decode(primed.texts[item.id].teacher_prompt).startswith(before)
     assert list(primed.texts[item.id].asked) == bare
-    example = plain.examples()[0]
-    gold = encode_response(tokenizer, socratic(item.solution, None))
-    kept = min(len(bare) - 1, len(gold))
-    assert sum(example.sequence.response_mask) == kept == sum(example.gold.response_mask)
-    assert [label for label, on in zip(example.gold.labels, example.gold.response_mask, strict=True) if on] == gold[
-        :kept
-    ]
+    rows, bare = {}, {item.id: tokenizer(item.question)["input_ids"] for item in plain.items}
+    for item, example in zip(plain.items, plain.examples(), strict=True):  # as short as what its rows are from, too
+        gold = encode_response(tokenizer, socratic(item.solution, None))
+        giver = lexicographic(list(bare))[item.id]
+        kept = min(len(bare[item.id]) - 1, len(bare[giver]) - 1, len(gold))
+        assert sum(example.sequence.response_mask) == kept == sum(example.gold.response_mask)
+        labels = zip(example.gold.labels, example.gold.response_mask, strict=True)
+        assert [label for label, on in labels if on] == gold[:kept]
+        ids = example.sequence.input_ids
+        rows[item.id] = plain.source.rows_of([(item.id, ids[:1], ids[1:])]).to_logits()
+        whole = plain.source.reader.rows(giver, bare[giver][1:]).to_logits()
+        assert torch.equal(rows[item.id], whole[: len(ids) - 1]) and kept <= len(ids) - 1
+    assert any(len(bare[i]) > len(bare[giver]) for i, giver in lexicographic(list(bare)).items())
     view = plain.profile
     assert (view.train.batch_size, view.train.max_grad_norm, view.train.schedule) == (1, 0, "climbing")
     assert (view.loss.divergence, view.loss.labels, view.train.shuffle) == ("reverse_kl", "gold", False)
@@ -207,8 +215,12 @@ def test_a_cosine_of_one_epoch_climbs_in_the_second_and_the_default_does_not(pro
         return found
 
     climbing = rates(profile.train.model_copy(update={"schedule": "climbing"}))
-    assert climbing == pytest.approx([0.5 * (1 + math.cos(math.pi * n / 3)) for n in range(6)])
-    assert climbing[4] > climbing[3] == pytest.approx(0)
+    cosine = [0.5 * (1 + math.cos(math.pi * n / 3)) for n in range(6)]
+    assert climbing == pytest.approx(cosine) and climbing[4] > climbing[3] == pytest.approx(0)
+    warm = profile.train.model_copy(update={"warmup_steps": 2})  # which both have alike
+    assert rates(warm)[:2] == pytest.approx([0, 0.5])
+    warm = warm.model_copy(update={"schedule": "climbing"})
+    assert rates(warm) == pytest.approx([0, 0.5 * cosine[1], *cosine[2:]])
     assert all(a >= b for a, b in zip(rates(profile.train), rates(profile.train)[1:], strict=False))
     assert "schedule" not in profile.train.model_dump() and "shuffle" not in profile.train.model_dump()
 
@@ -254,6 +266,24 @@ def test_every_deviation_trains_a_student_of_its_own_which_stands(profile):
     assert problems == []
     before = (profile.student_folder("published-ai-KD") / "manifest.json").read_bytes()
     assert (distill(profile, "published-ai-KD") / "manifest.json").read_bytes() == before
+    made = {folder.name for stage, _, folder in results_of(profile) if stage == "capture"}
+    assert {"question-logits-KD", "priming-prefix-KD", "published-ai-KD"} <= made
+
+
+def test_a_store_of_whole_texts_is_made_anew_where_the_profile_changed_or_somebody_asks(profile, capsys):
+    def spec(found):
+        return Deviating(found.profile, found.arm, found.items, 0).source.manifest
+
+    found = lesson(profile, "question-logits-KD")
+    first = spec(found)
+    few = Deviating(found.profile, found.arm, found.items[:3], 0)
+    assert spec(few)["items"] == 3 and "is of another configuration: set aside" in capsys.readouterr().out
+    assert spec(few)["items"] == 3 and "set aside" not in capsys.readouterr().out
+    assert spec(found)["spec_sha256"] == first["spec_sha256"]
+    ask_anew(profile, ["capture"])
+    spec(found)
+    assert "is to be made anew: set aside" in capsys.readouterr().out
+    forget_wishes(profile)
 
 
 def test_a_bare_prompt_is_text_and_holds_no_control_token(profile):

@@ -10,9 +10,10 @@ from typing import Any
 
 from primekd.capture.live import LiveTeacher
 from primekd.capture.run import measure_reconstruction, note_maker
+from primekd.capture.workers import set_outdated_aside
 from primekd.config import Profile
 from primekd.foundation import Meter, Progress, UserError, now, relative_name
-from primekd.foundation.stage_code import stage_code
+from primekd.foundation.stage_code import forced_since, stage_code
 from primekd.signals import Asked, SignalReader, SignalWriter, StoredItem
 
 
@@ -20,9 +21,10 @@ def store_rows(
     profile: Profile, teacher: LiveTeacher, batches: Sequence[Sequence[Asked]], folder: Path, inputs: dict[str, Any]
 ) -> SignalReader:
     """The store `folder` with a shard a batch; what is there is kept, and a stopped call goes on behind it. `batches`
-    are read when they are asked for, and depend on `inputs`. Raises UserError if the folder holds another store, hidden
-    states are not the teacher's logits, or the disk is full."""
+    are read when they are asked for, and depend on `inputs`. A store of another configuration, or one that is to
+    be made anew, is set aside. Raises UserError if hidden states are not the teacher's logits, or the disk is full."""
     spec = teacher.manifest["spec"] | {"strategy": folder.name, "text": inputs}
+    set_outdated_aside(folder, spec, forced_since(profile, "capture"))
     writer = SignalWriter(folder, spec, len(batches))
     if writer.missing() or not writer.complete():
         stage, meter = f"capture {folder.name}", Meter(profile.country)

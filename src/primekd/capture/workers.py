@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,20 @@ class Part:
         return f"{self.number}/{self.of}"
 
 
+def set_outdated_aside(
+    folder: Path, spec: dict[str, Any], since: float, others: Callable[[], Sequence[Owner]] = tuple
+) -> None:
+    """Makes room for a store in the place of one of another spec, or older than `since`. Raises UserError if `others`
+    are at work on that."""
+    why = "is to be made anew" if is_older(folder / MANIFEST, since) else ""
+    if not why and (folder / MANIFEST).is_file() and read_store(folder)["spec_sha256"] != hash_json(spec):
+        why = "is of another configuration"
+    if why and (found := others()):
+        raise UserError(f"{relative_name(folder)} {why} and is worked on by {found[0]}: wait for it or stop it.")
+    if why:
+        print(f"{relative_name(folder)} {why}: set aside as {set_aside(folder).name}.")
+
+
 class SharedStore:
     """A store that this process works on, perhaps together with others. Use as a context manager.
 
@@ -67,13 +81,7 @@ class SharedStore:
         self._own = folder / f"worker-{secrets.token_hex(8)}.lock"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            why = "is to be made anew" if is_older(folder / MANIFEST, since) else ""
-            if not why and (folder / MANIFEST).is_file() and read_store(folder)["spec_sha256"] != hash_json(spec):
-                why = "is of another configuration"
-            if why:
-                if others := self._others():
-                    raise UserError(f"{self.name} {why} and is worked on by {others[0]}: wait for it or stop it.")
-                print(f"{self.name} {why}: set aside as {set_aside(folder).name}.")
+            set_outdated_aside(folder, spec, since, self._others)
             self.writer = SignalWriter(folder, spec, count)
             claims.take(self._own)
             self._tidy()

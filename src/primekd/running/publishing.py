@@ -12,7 +12,7 @@ from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import Made, made_of
 from primekd.capture.judged import judged_folder
 from primekd.config import Profile
-from primekd.config.arm import CONTROL, UNTRAINED
+from primekd.config.arm import CONTROL, UNTRAINED, split_seed
 from primekd.config.arms import arms_of
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import MANIFEST, read_manifest
@@ -112,6 +112,8 @@ def results_of(profile: Profile) -> Iterator[Made]:
     for name in arms_of(profile):
         more = sorted((profile.runs / "students").glob(f"{name}-seed*/{MANIFEST}"))
         students |= dict.fromkeys(path.parent.name for path in more if ".old-" not in path.parent.name)
+    placed = [name for name in students if arms_of(profile)[split_seed(name)[0]].by_place]  # a store a student
+    yield from (("capture", profile, profile.signals_folder(name)) for name in placed)
     yield from (("distill", profile, profile.runs / "students" / name) for name in students)
     for name in (*(UNTRAINED if profile.assess.few_shot else (CONTROL,)), *students):
         yield from made_of(profile, name).values()

@@ -45,12 +45,21 @@ class DeviatingRows:
         parts = [self._rows(*one) for one in asked]
         return None if not parts or parts[0] is None else concatenate(parts)
 
-    def _rows(self, item_id: str, before: Sequence[int], response: Sequence[int]) -> SignalRows | None:
-        first = 0 if self.offsets is None else len(before) - 1 + self.offsets[item_id]
+    def _place(self, item_id: str, before: Sequence[int]) -> tuple[str, list[int], int]:
+        """Whose rows an item gets, what they predict, and the number of the first that is asked for."""
         giver = self._donors.get(item_id, item_id)
-        whole = self.reader.item(giver).response_ids
+        first = 0 if self.offsets is None else len(before) - 1 + self.offsets[item_id]
+        return giver, self.reader.item(giver).response_ids, first
+
+    def _rows(self, item_id: str, before: Sequence[int], response: Sequence[int]) -> SignalRows | None:
+        giver, whole, first = self._place(item_id, before)
         rows = self.reader.rows(giver, whole)
         return None if rows is None else rows.part((torch.arange(len(response)) + first) % len(whole))
+
+    def room(self, item_id: str, before: Sequence[int]) -> int:
+        """How many rows there are, behind `before`, before they come again."""
+        _, whole, first = self._place(item_id, before)
+        return len(whole) - first
 
 
 @dataclass(frozen=True)
@@ -137,21 +146,18 @@ class Deviating:
     def _example(self, item: Item, texts: Texts, offset: int) -> Example:
         solution = socratic(item.solution, Random(0)) if self.has("socratic") else item.solution
         gold = encode_response(load_tokenizer(self.profile.student), solution)
-        shortest = self._shortest(texts, gold) if self.has("cut-to-shortest") else None
+        first = max(1, 1 - offset)  # the teacher has no row in front of its first token
+        asked, taught, shortest = texts.asked, texts.response, None
         if self.has("question-logits"):
-            first = max(1, 1 - offset)  # the teacher has no row in front of its first token
-            sequence = join(texts.asked[:first], texts.asked[first:][:shortest])
-        else:
-            sequence = join(texts.asked, texts.response[:shortest])
+            asked, taught = asked[:first], asked[first:]
+        if self.has("cut-to-shortest"):
+            shortest = max(1, min(len(taught), len(gold), self.source.room(item.id, asked)))
+        sequence = join(asked, taught[:shortest])
         if self.profile.loss.labels != "gold":
             return Example(item.id, sequence)
         if self.has("gold-by-position"):
             return Example(item.id, sequence, by_position(texts.asked, gold[:shortest]))
         return Example(item.id, sequence, join(texts.asked, gold[:shortest]))
-
-    def _shortest(self, texts: Texts, gold: Sequence[int]) -> int:
-        question = min(len(texts.asked), len(texts.teacher_prompt)) - 1
-        return max(1, min(question if self.has("question-logits") else len(texts.response), len(gold)))
 
 
 def by_position(asked: Sequence[int], gold: Sequence[int]) -> StudentSequence:

@@ -60,7 +60,9 @@ class DistillTrainer(SafeCheckpoints):
         if self.settings.schedule == "cosine" or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         period = max(1, num_training_steps // self.settings.epochs)
-        factor = lambda step: 0.5 * (1 + math.cos(math.pi * step / period))  # noqa: E731
+        warm = self.args.get_warmup_steps(num_training_steps)  # both warm up alike
+        cosine = lambda step: 0.5 * (1 + math.cos(math.pi * step / period))  # noqa: E731
+        factor = lambda step: cosine(step) * (step / warm if step < warm else 1)  # noqa: E731
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
