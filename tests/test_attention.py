@@ -5,6 +5,7 @@ import math
 import weakref
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,12 @@ from primekd.assessment.inside.attention import (
     BETWEEN,
     METRICS,
     SHARP,
+    HeadReader,
     compare_heads,
     compare_rows,
     crop_maps,
     head_metrics,
     induction,
-    measure_heads,
     measure_induction,
     measure_pairs,
     open_side_by_side,
@@ -27,6 +28,7 @@ from primekd.assessment.inside.attention import (
     read_maps,
 )
 from primekd.config import LoraSettings
+from primekd.foundation.errors import UserError
 from primekd.models.served import load_beside
 from primekd.models.students import lora_model, save_adapter
 
@@ -123,7 +125,7 @@ def test_a_head_that_looks_behind_the_earlier_occurrence_has_an_induction_score_
 def test_students_beside_the_control_read_as_they_do_alone(base, students):
     together = open_side_by_side(base, "float32", students)
     names = list(students)
-    found = measure_heads(together, names, IDS)  # (1 + 3, layers, H, metrics)
+    found = read_heads(together, names, IDS)  # (1 + 3, layers, H, metrics)
     assert found.shape[0] == 4 and found.shape[-1] == len(METRICS) + len(BETWEEN)
     assert found[0, ..., -2].abs().max() == 0 and torch.allclose(found[0, ..., -1], torch.ones(()))
     control = None
@@ -144,11 +146,11 @@ def test_students_beside_the_control_read_as_they_do_alone(base, students):
 
 def test_more_students_than_share_a_batch_give_the_same(base, students, monkeypatch):
     together = open_side_by_side(base, "float32", students)
-    whole = measure_heads(together, list(students), IDS)
+    whole = read_heads(together, list(students), IDS)
     monkeypatch.setattr("primekd.assessment.inside.attention.TOGETHER", 2)
-    assert torch.allclose(measure_heads(together, list(students), IDS), whole, atol=1e-6)
+    assert torch.allclose(read_heads(together, list(students), IDS), whole, atol=1e-6)
     alone = open_side_by_side(base, "float32", {})
-    assert torch.allclose(measure_heads(alone, [], IDS), whole[:1], atol=1e-6)
+    assert torch.allclose(read_heads(alone, [], IDS), whole[:1], atol=1e-6)
 
 
 def test_two_students_are_held_against_each_other_whatever_the_control_is(base, students):
@@ -174,6 +176,12 @@ def test_random_texts_are_the_same_for_all_and_twice(base, students):
     assert not torch.equal(first, measure_induction(together, names, range(10, 60), 2))
     maps = crop_maps(together, names, IDS, 5)
     assert maps.dtype == torch.uint8 and maps.shape[-2:] == (5, 5) and maps[..., 0, 0].min() == 255
+
+
+def test_capped_scores_are_refused_and_the_model_is_named():
+    module = SimpleNamespace(config=SimpleNamespace(name_or_path="gemma"))
+    with pytest.raises(UserError, match="gemma caps its attention scores.*leave `inside` out"):
+        HeadReader(read_maps)(module, *[torch.zeros(1, 2, 3, 4)] * 3, None, softcap=50.0)
 
 
 @pytest.mark.parametrize("reduces", [read_maps, partial(compare_rows, places=[[0, 1], [1, 0]])])

@@ -26,7 +26,15 @@ from primekd.losses import chunked_loss
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, encode_response
 from primekd.models.students import new_student
-from primekd.report.deviations import control_table, deviating, deviation_table, show_deviations
+from primekd.report.deviations import (
+    control_table,
+    deviating,
+    deviation_table,
+    each_seed,
+    items_alone,
+    show_deviations,
+)
+from primekd.report.formats import points
 from primekd.report.html import write_report
 from primekd.running.publishing import results_of
 from primekd.running.verify_run import check_run
@@ -319,6 +327,17 @@ def test_the_priming_stands_in_the_table_under_both_protocols():
 
     assert shown(*others[:2], *pairs, *others[2:]) == pairs
     assert shown(("ai-KD", "base-KD"), ("ai-KD", "control")) == []  # a study where nothing deviates
+
+
+def test_each_seeds_own_difference_stands_behind_the_interval_and_one_over_items_alone_beside_it():
+    accuracies = {"base-KD": "0.5", "base-KD-seed1": "0.52", "socratic-KD": "0.55", "socratic-KD-seed1": "0.5", "x": ""}
+    row = {"model": "socratic-KD", "reference": "base-KD", "clusters": "41", "accuracy": "0.015",
+           "accuracy_low": "-0.4", "accuracy_high": "0.43"}  # fmt: skip
+    seeds = [{"model": "socratic-KD", "reference": "base-KD", "accuracy": "0.015", "item_se": "0.01"}]
+    results = SimpleNamespace(summary=[{"model": m, "accuracy": a} for m, a in accuracies.items()], seeds=seeds)
+    assert each_seed(results, "accuracy", points)(row) == "+1.5 [-40.0, +43.0]; +5.0, -2.0"
+    assert items_alone(results, row) == "[-0.5, +3.5]"  # 2.02 standard errors of 40 degrees of freedom
+    assert items_alone(results, row | {"reference": "x"}) == "–"
 
 
 def test_the_report_has_a_page_of_deviations_and_the_notebook_shows_it(profile, lively, tmp_path, monkeypatch):

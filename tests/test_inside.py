@@ -125,6 +125,8 @@ def test_shapley_values_are_those_of_all_orders():
     values, whole, empty = shapley(worth, 4, orders=400, seed=0)
     assert whole - empty == pytest.approx(sum(exact)) and float(values.sum()) == pytest.approx(whole - empty)
     assert values.tolist() == pytest.approx(exact, abs=0.1)
+    with pytest.raises(ValueError, match="the values add up to"):  # a whole that is another one when asked by itself
+        shapley(lambda masks: worth(masks) * (2 if len(masks) == 1 else 1), 4, 1, 0)
     first, again, *others = (shapley(worth, 4, 1, seed)[0] for seed in (0, 0, 1, 2, 3, 4))
     assert torch.equal(first, again) and any(not torch.equal(first, other) for other in others)
 

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,8 @@ class Part:
         return f"{self.number}/{self.of}"
 
 
-def set_outdated_aside(
-    folder: Path, spec: dict[str, Any], since: float, others: Callable[[], Sequence[Owner]] = tuple
-) -> None:
-    """Makes room for a store in the place of one of another spec, or older than `since`. Raises UserError if `others`
-    are at work on that."""
+def set_outdated_aside(folder: Path, spec: dict[str, Any], since: float, others: Callable = tuple) -> None:
+    """Makes room where a store is of another spec, or older than `since`. Raises UserError if `others` work on it."""
     why = "is to be made anew" if is_older(folder / MANIFEST, since) else ""
     if not why and (folder / MANIFEST).is_file() and read_store(folder)["spec_sha256"] != hash_json(spec):
         why = "is of another configuration"

@@ -20,8 +20,8 @@ SAID: dict[Deviation, str] = {
     "gold-by-position": "The student reads the question alone; its logits at token t are held against the gold "
     "solution's token t, unshifted.",
     "cut-to-shortest": "Response and gold solution are cut to the length of the shorter one.",
-    "priming-prefix": "The teacher's rows are taken by their place in its own text, which the priming lengthens: the "
-    "row of another token, as many places earlier as the priming has tokens.",
+    "priming-prefix": "The teacher's rows are taken by their place in its own text, which the priming makes longer: "
+    "rows of other tokens, as many places earlier as its text is longer than the student's.",
     "lexicographic-rows": "Rows are read in the order of their keys as text (Question 1, 10, 100, …), so most items "
     "get another item's.",
     "no-template": "Teacher and student read the bare question, the priming in front of it, without a chat template.",

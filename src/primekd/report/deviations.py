@@ -1,22 +1,24 @@
 """What each deviation of the published protocol did: a table, a figure, and what choosing on the test split gains."""
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from primekd.assessment.logs import LogRow, read_log, read_logs
+from scipy.stats import t as student_t
+
+from primekd.assessment.logs import read_log
 from primekd.config import Profile
-from primekd.config.arm import CONTROL, FEW_SHOT, PRIMED
+from primekd.config.arm import CONTROL, FEW_SHOT, PRIMED, split_seed
 from primekd.config.arms import load_arms, unprimed
 from primekd.config.deviations import PUBLISHED, SAID
 from primekd.foundation.errors import UserError
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import INK, PALETTE, draw
-from primekd.report.formats import between, known, percent, points, significant, written
+from primekd.report.formats import MISSING, between, known, percent, points, significant, written
 from primekd.report.formats import p_value as p_text
 from primekd.report.results import Results, Row, read_results
 from primekd.report.shown import Shown, show_facts, show_figure, show_table
 from primekd.statistics.families import title_of
+from primekd.statistics.inference import LEVEL
 from primekd.statistics.subsets import SelectionRow, selection_rows
 from primekd.studies.results import logs_in_use
 
@@ -25,8 +27,12 @@ NOTE = (
     "Each arm minus the one that it is a variant of: the corrected arm, or gold labels where it learns those too; and "
     "the primed student minus the unprimed one, under the corrected and under the published protocol. Over their "
     "training seeds, on the same items: 95 % t intervals clustered by template and seed, p Holm-adjusted over all "
-    "contrasts that the profile names (over all others for one that it does not). KL: to the unprimed teacher; NLL: of "
-    "the gold solution; nats a token, less is closer."
+    "contrasts that the profile names (over all others for one that it does not). Two seeds leave one degree of "
+    "freedom: intervals reach 12.7 standard errors to either side and no p stays small, so nothing can be claimed. "
+    "Behind an interval stands each seed's own difference; items alone: an interval that does not cover another "
+    "training. KL: to the unprimed teacher; NLL: of the gold solution; nats a token, less is closer. Arms without a "
+    "template are asked and measured without it. The pocket teacher was taught to write bare answer lines under "
+    "ai-KD's prompt: what priming does there was planted, and priming-prefix is measured near the floor."
 )
 ASKED = {CONTROL: "as every student here", FEW_SHOT: "as released: 50 new tokens, the answer alone"}
 SELECTION_NOTE = (
@@ -47,14 +53,37 @@ def deviating(results: Results) -> list[Row]:
     return [row for row, pair in zip(results.contrasts, pairs, strict=True) if pair in wanted]
 
 
+def each_seed(results: Results, measure: str, write=NATS):
+    """What writes a contrast's `value [low, high]` and, where there are several, each training's own difference."""
+    own = {row["model"]: row[measure] for row in results.summary}
+
+    def cell(row: Row) -> str:
+        pairs = [(name, row["reference"] + name.removeprefix(row["model"])) for name in own
+                 if split_seed(name)[0] == row["model"]]  # fmt: skip
+        found = [float(own[name]) - float(own[ref]) for name, ref in pairs if own[name] and own.get(ref)]
+        return between(measure, write)(row) + (f"; {', '.join(map(write, found))}" if len(found) > 1 else "")
+
+    return cell
+
+
+def items_alone(results: Results, row: Row) -> str:
+    """The difference in accuracy with a 95 % interval over other items (or templates), of these trainings alone."""
+    for seeds in results.seeds:
+        if (seeds["model"], seeds["reference"]) == (row["model"], row["reference"]):
+            half = student_t.isf(LEVEL / 2, int(row["clusters"]) - 1) * float(seeds["item_se"])
+            return "[{}, {}]".format(*(points(float(seeds["accuracy"]) + end) for end in (-half, half)))
+    return MISSING
+
+
 def deviation_table(folder: Path) -> Table:
     """A row a deviation; without rows in studies that have none."""
     results = read_results(folder)
     columns = {
         "Deviation": lambda row: Name(title_of(row["model"]), row["model"]), "Against": written("reference", title_of),
-        "Accuracy, points [95 %]": between("accuracy", points), "p (Holm)": written("p_holm", p_text),
-        "KL [95 %]": between("kl", NATS), "KL, p": written("kl_p_holm", p_text),
-        "NLL of gold [95 %]": between("nll_gold", NATS), "NLL, p": written("nll_gold_p_holm", p_text),
+        "Accuracy, points [95 %]; seeds": each_seed(results, "accuracy", points), "p (Holm)": written("p_holm", p_text),
+        "Items alone [95 %]": partial(items_alone, results),
+        "KL [95 %]; seeds": each_seed(results, "kl"), "KL, p": written("kl_p_holm", p_text),
+        "NLL of gold [95 %]; seeds": each_seed(results, "nll_gold"), "NLL, p": written("nll_gold_p_holm", p_text),
     }  # fmt: skip
     return table_of("The published protocol's deviations", deviating(results), columns, left=2, notes=(NOTE,))
 
@@ -73,7 +102,7 @@ def control_table(folder: Path) -> Table:
     return table_of("The control's conditions", rows if len(rows) == 2 and deviating(results) else [], columns)
 
 
-def selection_table(logs: Mapping[str, Sequence[LogRow]]) -> Table:
+def selection_table(folder: Path) -> Table:
     """What choosing alpha and temperature on the test split gains."""
     columns = {
         "Students": lambda row: ", ".join(title_of(name) for name in row.models.split()),
@@ -82,19 +111,15 @@ def selection_table(logs: Mapping[str, Sequence[LogRow]]) -> Table:
         "Chosen, on the other half, %": lambda row: percent(row.chosen_other),
         "All, on the other half, %": lambda row: percent(row.mean_other),
     }  # fmt: skip
+    logs = {row["model"]: read_log(Path(folder) / f"{row['model']}.csv") for row in read_results(folder).summary}
     rows: list[SelectionRow] = selection_rows(logs, load_arms(), unprimed().name)
     return table_of("Chosen on the test split", rows, columns, notes=(SELECTION_NOTE,))
 
 
-def selection_of(folder: Path) -> Table:
-    names = {row["model"] for row in read_results(folder).summary}
-    return selection_table({name: read_log(Path(folder) / f"{name}.csv") for name in sorted(names)})
-
-
-def deviation_tables(folder: Path, logs: Mapping[str, Sequence[LogRow]]) -> list[Table]:
+def deviation_tables(folder: Path) -> list[Table]:
     """Those of the report's section; none in studies without such arms."""
     table = deviation_table(folder)
-    return [t for t in (table, control_table(folder), selection_table(logs)) if t.rows] if table.rows else []
+    return [t for t in (table, control_table(folder), selection_table(folder)) if t.rows] if table.rows else []
 
 
 def said_of(folder: Path) -> list[tuple[str, str]]:
@@ -134,7 +159,7 @@ def deviation_figure(results: Results) -> str | None:
 def show_deviations(profile: Profile) -> Shown:
     """Tables and figure of the logs in use, in a notebook. Raises UserError if the profile has no such arms."""
     view = logs_in_use(profile)
-    tables = deviation_tables(view.logs, read_logs(view))
+    tables = deviation_tables(view.logs)
     if not tables:
         raise UserError(f"{profile.name} runs no arm that deviates: take ablation-pocket, or list some in arms.")
     first, *rest = map(show_table, tables)

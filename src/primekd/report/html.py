@@ -77,7 +77,7 @@ def _page(profile: Profile) -> dict[str, Any]:
         "beyond": beyond_tables(folder), "responses": results.response_table(folder),
         "primed": primed.primed_table(folder), "corrections": corrections.corrections_page(folder, logs),
         "text": text_students.text_tables(folder), "spent": cost_table(folder), "inside": inside.inside_page(folder),
-        "deviations": (deviating := deviations.deviation_tables(folder, logs)),
+        "deviations": (deviating := deviations.deviation_tables(folder)),
         "deviations_said": deviations.said_of(folder) if deviating else [], "step_note": inside.STEP_NOTE,
         "primed_note": primed.NOTE, "primed_sentences": primed.primed_sentences(folder),
         "figures": _figures(found, accuracies), "settings": lineage.settings(manifest),

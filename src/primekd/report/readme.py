@@ -99,7 +99,7 @@ KINDS: dict[str, Callable[..., Table]] = {
     "engine-table": engine_table,  # of logs/engines
     "deviations": deviations.deviation_table,
     "released-control": deviations.control_table,
-    "selection": lambda folder: deviations.selection_of(folder),
+    "selection": deviations.selection_table,
     "attention": lambda folder: inside.attention_table(folder / "inside"),
     "explained": lambda folder: inside.explained_table(folder / "inside"),
     "calibration": lambda folder: inside.calibration_table(folder / "inside"),

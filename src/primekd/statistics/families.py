@@ -55,8 +55,9 @@ def family_of(pair: Pair, arms: Mapping[str, Arm], named: Collection[Pair] = ())
 def title_of(model: str) -> str:
     """The published title of a model; a further seed is named behind it."""
     arms = load_arms()
-    if model in NO_STUDENTS:
-        return {CONTROL: "No distillation", FEW_SHOT: "No distillation, examples", TEACHER: "Teacher, unprimed"}[model]
+    titles = {CONTROL: "No distillation", FEW_SHOT: "No distillation, other prompt", TEACHER: "Teacher, unprimed"}
+    if model in titles:
+        return titles[model]
     name, seed = split_seed(model)
     if name not in arms:
         return model

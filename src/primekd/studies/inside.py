@@ -1,7 +1,7 @@
 """Inside the students, after an assessment: parts in runs/<profile>/inside/, tables in runs/<profile>/logs/inside/."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from primekd.assessment.inside.attention import BETWEEN, MEASURES
 from primekd.assessment.inside.attribution import StepRow
 from primekd.assessment.inside.confidence import SureRow
 from primekd.assessment.inside.parts import Subject, attention_values, read_attention, read_attribution, read_confidence
-from primekd.assessment.logs import LogRow, grade_answers, read_logs
+from primekd.assessment.logs import grade_answers, read_logs
 from primekd.assessment.tokens import read_tokens
 from primekd.capture.jobs import Job, open_signals, test_job
 from primekd.capture.primings import priming_of
@@ -150,11 +150,13 @@ def tables(profile: Profile, folder: Path) -> dict[str, str]:
     logs, sure = read_logs(profile), read_records(folder / confidence.FILE, SureRow)
     groups = {row.id: cluster_of(row.id) for log in logs.values() for row in log}
     calibration = numbers.calibration_rows(sure, groups)
+    texts = {name: priming.text for name, arm in arms_of(profile).items()
+             if arm.role in PRIMED and (priming := priming_of(arm, profile.teacher))}  # fmt: skip
     found = {
         numbers.CALIBRATION: table_text(numbers.CalibrationRow, calibration),
         numbers.RELIABILITY: table_text(numbers.ReliabilityRow, numbers.reliability_rows(sure)),
         reasoning.ARITHMETIC: table_text(reasoning.ArithmeticRow, reasoning.arithmetic_rows(logs)),
-        reasoning.WORDS: table_text(reasoning.WordRow, _word_rows(profile, logs)),
+        reasoning.WORDS: table_text(reasoning.WordRow, reasoning.word_rows(logs, texts, unprimed().name)),
     }
     if log := read_tokens(profile.logs):
         questions = {row.id: row.question for row in next(iter(logs.values()))}
@@ -163,13 +165,6 @@ def tables(profile: Profile, folder: Path) -> dict[str, str]:
     accuracies = {model: sum(row.correct for row in log) / len(log) for model, log in logs.items() if model != TEACHER}
     rows = numbers.explained_rows(_shifts(attention, calibration), accuracies)
     return found | {numbers.EXPLAINED: table_text(numbers.ExplainedRow, rows)}
-
-
-def _word_rows(profile: Profile, logs: Mapping[str, Sequence[LogRow]]) -> list[reasoning.WordRow]:
-    arms = arms_of(profile).items()
-    texts = {n: priming.text for n, arm in arms
-             if arm.role in PRIMED and (priming := priming_of(arm, profile.teacher))}  # fmt: skip
-    return reasoning.word_rows(logs, texts, unprimed().name)
 
 
 def _shifts(

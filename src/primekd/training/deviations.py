@@ -70,11 +70,6 @@ class Texts:
     teacher_prompt: list[int]
     response: list[int]
 
-    def whole(self, item_id: str) -> Asked:
-        """What a teacher is asked for the rows of all that it read."""
-        ids = [*self.teacher_prompt, *self.response]
-        return Asked(item_id, ids[:1], ids[1:])
-
 
 @dataclass(frozen=True)
 class Deviating:
@@ -129,7 +124,9 @@ class Deviating:
         donors = lexicographic(ids) if self.has("lexicographic-rows") else {}
         if not self.arm.by_place:
             return DeviatingRows(self.reader, ids, donors)
-        teacher, asked = LiveTeacher(self.profile, self.arm), [text.whole(i) for i, text in self.texts.items()]
+        teacher = LiveTeacher(self.profile, self.arm)
+        whole = [(item, [*text.teacher_prompt, *text.response]) for item, text in self.texts.items()]
+        asked = [Asked(item, ids[:1], ids[1:]) for item, ids in whole]
         batches = [asked[first : first + TEXTS] for first in range(0, len(asked), TEXTS)]
         folder = store_folder(self.profile, self.arm, self.seed)
         with contextlib.closing(teacher):

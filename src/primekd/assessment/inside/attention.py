@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from primekd.foundation.errors import UserError
 from primekd.models import load_model
 from primekd.models.switched import SwitchedAdapters
 
@@ -72,7 +73,7 @@ def induction(weights_B_H_T_T: Tensor) -> Tensor:
 
 class HeadReader:
     """Attention for transformers that hands each layer's weights (B, H, T, T) to `reduce`; `taken` has what it gave,
-    a layer after the other. Raises NotImplementedError for scores with a soft cap or sinks."""
+    a layer after the other. Raises UserError for scores with a soft cap or sinks."""
 
     def __init__(self, reduce: Callable[[Tensor], Tensor]):
         self._reduce, self.taken = reduce, []
@@ -83,7 +84,8 @@ class HeadReader:
     ) -> tuple[Tensor, None]:  # fmt: skip
         """query (B, H, T, d), key and value (B, G, T, d), mask (B, 1, T, T) added to the scores -> (B, T, H, d)."""
         if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-            raise NotImplementedError("scores with a soft cap or sinks")
+            what = "caps its attention scores, or has sinks in them, which is not read here: leave `inside` out"
+            raise UserError(f"{module.config.name_or_path} {what} (`primekd run --only inside`, `primekd analyse`).")
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         scores = (query.float() @ key.float().mT) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         if attention_mask is not None:
@@ -120,7 +122,7 @@ def _read(
 
 
 def read_heads(
-    adapters: SwitchedAdapters, names: Sequence[str], ids: Sequence[int], reduce: Callable[[Tensor], Tensor]
+    adapters: SwitchedAdapters, names: Sequence[str], ids: Sequence[int], reduce: Callable[[Tensor], Tensor] = read_maps
 ) -> Tensor:
     """What `reduce` gives of the control and of students of these names on one text: (1 + students, layers, …)."""
     parts: list[Tensor] = []
@@ -128,11 +130,6 @@ def read_heads(
         found = _read(adapters, [None, *names[first : first + TOGETHER]], ids, reduce)
         parts.append(found[1:] if parts else found)
     return torch.cat(parts)
-
-
-def measure_heads(adapters: SwitchedAdapters, names: Sequence[str], ids: Sequence[int]) -> Tensor:
-    """(1 + students, layers, H, METRICS + BETWEEN) float32 of one text."""
-    return read_heads(adapters, names, ids, read_maps)
 
 
 def measure_pairs(adapters: SwitchedAdapters, pairs: Sequence[tuple[str, str]], ids: Sequence[int]) -> Tensor:

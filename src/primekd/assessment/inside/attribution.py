@@ -1,7 +1,7 @@
 """Which of its own steps a model's answer hangs on: Shapley values of log p(value | the steps that are left). Players
 are runs of its own tokens; what is left out is taken out of the text, but for what stands before the value ("The answer
 is"). Captum's sampling over orders (Castro et al. 2009): over every order the parts add up to the whole, which is
-checked."""
+checked against both ends asked for once more, each by itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FILE = "attribution.csv"
 MOST_STEPS = 12  # of one answer; shorter ones are put together
-ADDITIVE = 1e-3  # nats by which parts and whole may differ
+ADDITIVE, ROUNDED = 1e-3, 0.25  # nats by which parts and whole may differ: in float32, and in fewer bits
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def log_prob_of_value(
     return logits.log_softmax(-1).cpu().gather(-1, targets.expand(len(states), -1)[..., None])[..., 0].sum(-1)
 
 
-def shapley(worth: Callable[[Tensor], Tensor], players: int, orders: int, seed: int) -> tuple[Tensor, float, float]:
+def shapley(
+    worth: Callable[[Tensor], Tensor], players: int, orders: int, seed: int, within: float = ADDITIVE
+) -> tuple[Tensor, float, float]:
     """(values (players,), worth of all, worth of none) over `orders` random orders, each forwards and backwards, so
     that what two have in common is shared evenly. `worth`: (N, players) of 1 and 0 -> (N,). Raises ValueError if they
     do not add up."""
@@ -91,8 +93,8 @@ def shapley(worth: Callable[[Tensor], Tensor], players: int, orders: int, seed: 
     sampling.permutation_generator = permutations
     everyone = torch.ones(1, players, dtype=torch.float64)
     values = sampling.attribute(everyone, n_samples=orders, perturbations_per_eval=players)[0].double()
-    whole, empty = asked(torch.stack([everyone[0], torch.zeros(players)])).tolist()
-    if abs(float(values.sum()) - (whole - empty)) > ADDITIVE:
+    whole, empty = (float(worth(kept)) for kept in (everyone, torch.zeros_like(everyone)))  # not as they are known
+    if abs(float(values.sum()) - (whole - empty)) > within:
         raise ValueError(f"the values add up to {float(values.sum()):.6f}, not to {whole - empty:.6f}")
     return values, whole, empty
 
@@ -106,7 +108,8 @@ def step_rows(
     if len(steps) < 2:
         return []
     worth = lambda masks: log_prob_of_value(engine, prompt, ids, steps, value, masks)  # noqa: E731
-    values, whole, empty = shapley(worth, len(steps), orders, seed)
+    within = ADDITIVE if engine.dtype == "float32" else ROUNDED
+    values, whole, empty = shapley(worth, len(steps), orders, seed, within)
     texts = [tokenizer.decode([ids[place] for place in step]) for step in steps]
     return [
         StepRow(model, item, number, text, float(own), whole, empty)

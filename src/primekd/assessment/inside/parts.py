@@ -117,7 +117,7 @@ def read_attention(subject: Subject, pairs: Sequence[tuple[str, str]] = ()) -> P
         for first in range(0, len(texts), BLOCK):
             path, block = folder / f"block-{first // BLOCK:05d}.safetensors", texts[first : first + BLOCK]
             if not _is_block(path, marks):
-                values = [attention.measure_heads(adapters, subject.names, ids) for ids in block]
+                values = [attention.read_heads(adapters, subject.names, ids) for ids in block]
                 found = {"values": torch.stack(values)}
                 if pairs:
                     found["pairs"] = torch.stack([attention.measure_pairs(adapters, pairs, ids) for ids in block])

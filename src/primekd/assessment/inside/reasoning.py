@@ -44,23 +44,18 @@ class Calculation:
 
 
 def calculations(text: str) -> list[Calculation]:
-    """All of a text, in order, as `in_signs` writes them."""
-    text = in_signs(text)
+    """All of a text, in order, with signs for what LaTeX or words write."""
+    for pattern, plain in FORMS:
+        text = pattern.sub(plain, text)
+    while FRACTION.search(text):
+        text = FRACTION.sub(_quotient, text)
     found = CALCULATION.finditer(text)
     return [Calculation(m[0].strip(), None if _goes_on(text, m.start()) else _holds(m[1], m[2])) for m in found]
 
 
-def in_signs(text: str) -> str:
-    """The text with signs where LaTeX or words stand for them: \\frac{2 \\times 3}{4} is ((2 * 3)/4)."""
-    for pattern, plain in FORMS:
-        text = pattern.sub(plain, text)
-    while (plain := FRACTION.sub(lambda found: f"({'/'.join(map(_bracketed, found.groups()))})", text)) != text:
-        text = plain
-    return text
-
-
-def _bracketed(part: str) -> str:
-    return f"({part.strip()})" if re.search(OPERATOR, part.strip()[1:]) else part.strip()
+def _quotient(fraction: re.Match) -> str:
+    parts = map(str.strip, fraction.groups())
+    return f"({'/'.join(f'({part})' if re.search(OPERATOR, part[1:]) else part for part in parts)})"
 
 
 def _goes_on(text: str, start: int) -> bool:
@@ -125,10 +120,8 @@ def token_classes(texts: Sequence[str], question: str) -> list[str]:
 
 def _token_class(text: str, letters: Sequence[bool]) -> str:
     bare = text.strip()
-    if TAG.fullmatch(bare):
-        return MARKS
     if any(c.isdigit() for c in bare):
         return DIGITS
     if bare and all(c in "+-*/=×÷<>%$^" for c in bare):
         return OPERATORS
-    return MARKS if not letters else QUESTION if any(letters) else STYLE
+    return MARKS if not letters or TAG.fullmatch(bare) else QUESTION if any(letters) else STYLE
