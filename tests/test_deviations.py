@@ -335,7 +335,7 @@ def test_each_seeds_own_difference_stands_behind_the_interval_and_one_over_items
            "accuracy_low": "-0.4", "accuracy_high": "0.43"}  # fmt: skip
     seeds = [{"model": "socratic-KD", "reference": "base-KD", "accuracy": "0.015", "item_se": "0.01"}]
     results = SimpleNamespace(summary=[{"model": m, "accuracy": a} for m, a in accuracies.items()], seeds=seeds)
-    assert each_seed(results, "accuracy", points)(row) == "+1.5 [-40.0, +43.0]; +5.0, -2.0"
+    assert each_seed(results, "accuracy", points, row) == "+1.5 [-40.0, +43.0]; +5.0, -2.0"
     assert items_alone(results, row) == "[-0.5, +3.5]"  # 2.02 standard errors of 40 degrees of freedom
     assert items_alone(results, row | {"reference": "x"}) == "–"
 

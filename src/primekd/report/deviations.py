@@ -1,5 +1,6 @@
 """What each deviation of the published protocol did: a table, a figure, and what choosing on the test split gains."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -53,17 +54,13 @@ def deviating(results: Results) -> list[Row]:
     return [row for row, pair in zip(results.contrasts, pairs, strict=True) if pair in wanted]
 
 
-def each_seed(results: Results, measure: str, write=NATS):
-    """What writes a contrast's `value [low, high]` and, where there are several, each training's own difference."""
-    own = {row["model"]: row[measure] for row in results.summary}
-
-    def cell(row: Row) -> str:
-        pairs = [(name, row["reference"] + name.removeprefix(row["model"])) for name in own
-                 if split_seed(name)[0] == row["model"]]  # fmt: skip
-        found = [float(own[name]) - float(own[ref]) for name, ref in pairs if own[name] and own.get(ref)]
-        return between(measure, write)(row) + (f"; {', '.join(map(write, found))}" if len(found) > 1 else "")
-
-    return cell
+def each_seed(results: Results, measure: str, write: Callable, row: Row) -> str:
+    """`value [low, high]` of a contrast and, where there are several, each training's own difference."""
+    own = {one["model"]: one[measure] for one in results.summary}
+    seeds = [name.removeprefix(row["model"]) for name in own if split_seed(name)[0] == row["model"]]
+    pairs = [[own.get(row[side] + seed) for side in ("model", "reference")] for seed in seeds]
+    found = [write(float(one) - float(other)) for one, other in pairs if one and other]
+    return between(measure, write)(row) + (f"; {', '.join(found)}" if len(found) > 1 else "")
 
 
 def items_alone(results: Results, row: Row) -> str:
@@ -80,10 +77,11 @@ def deviation_table(folder: Path) -> Table:
     results = read_results(folder)
     columns = {
         "Deviation": lambda row: Name(title_of(row["model"]), row["model"]), "Against": written("reference", title_of),
-        "Accuracy, points [95 %]; seeds": each_seed(results, "accuracy", points), "p (Holm)": written("p_holm", p_text),
-        "Items alone [95 %]": partial(items_alone, results),
-        "KL [95 %]; seeds": each_seed(results, "kl"), "KL, p": written("kl_p_holm", p_text),
-        "NLL of gold [95 %]; seeds": each_seed(results, "nll_gold"), "NLL, p": written("nll_gold_p_holm", p_text),
+        "Accuracy, points [95 %]; seeds": partial(each_seed, results, "accuracy", points),
+        "p (Holm)": written("p_holm", p_text), "Items alone [95 %]": partial(items_alone, results),
+        "KL [95 %]; seeds": partial(each_seed, results, "kl", NATS), "KL, p": written("kl_p_holm", p_text),
+        "NLL of gold [95 %]; seeds": partial(each_seed, results, "nll_gold", NATS),
+        "NLL, p": written("nll_gold_p_holm", p_text),
     }  # fmt: skip
     return table_of("The published protocol's deviations", deviating(results), columns, left=2, notes=(NOTE,))
 

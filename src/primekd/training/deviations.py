@@ -45,21 +45,16 @@ class DeviatingRows:
         parts = [self._rows(*one) for one in asked]
         return None if not parts or parts[0] is None else concatenate(parts)
 
-    def _place(self, item_id: str, before: Sequence[int]) -> tuple[str, list[int], int]:
+    def place(self, item_id: str, before: Sequence[int]) -> tuple[str, list[int], int]:
         """Whose rows an item gets, what they predict, and the number of the first that is asked for."""
         giver = self._donors.get(item_id, item_id)
         first = 0 if self.offsets is None else len(before) - 1 + self.offsets[item_id]
         return giver, self.reader.item(giver).response_ids, first
 
     def _rows(self, item_id: str, before: Sequence[int], response: Sequence[int]) -> SignalRows | None:
-        giver, whole, first = self._place(item_id, before)
+        giver, whole, first = self.place(item_id, before)
         rows = self.reader.rows(giver, whole)
         return None if rows is None else rows.part((torch.arange(len(response)) + first) % len(whole))
-
-    def room(self, item_id: str, before: Sequence[int]) -> int:
-        """How many rows there are, behind `before`, before they come again."""
-        _, whole, first = self._place(item_id, before)
-        return len(whole) - first
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,8 @@ class Deviating:
         if self.has("question-logits"):
             asked, taught = asked[:first], asked[first:]
         if self.has("cut-to-shortest"):
-            shortest = max(1, min(len(taught), len(gold), self.source.room(item.id, asked)))
+            _, whole, row = self.source.place(item.id, asked)
+            shortest = max(1, min(len(taught), len(gold), len(whole) - row))
         sequence = join(asked, taught[:shortest])
         if self.profile.loss.labels != "gold":
             return Example(item.id, sequence)
