@@ -7,15 +7,13 @@ from pathlib import Path
 from scipy.stats import t as student_t
 
 from primekd.assessment.logs import read_log
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, FEW_SHOT, PRIMED, split_seed
-from primekd.config.arms import load_arms, unprimed
+from primekd.config import CONTROL, PRIMED, Profile, load_arms, split_seed, unprimed
+from primekd.config.arm import FEW_SHOT
 from primekd.config.deviations import PUBLISHED, SAID
 from primekd.foundation.errors import UserError
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import INK, PALETTE, draw
-from primekd.report.formats import MISSING, between, known, percent, points, significant, written
-from primekd.report.formats import p_value as p_text
+from primekd.report.formats import MISSING, between, known, p_value, percent, points, significant, written
 from primekd.report.results import Results, Row, read_results
 from primekd.report.shown import Shown, show_facts, show_figure, show_table
 from primekd.statistics.families import title_of
@@ -78,10 +76,10 @@ def deviation_table(folder: Path) -> Table:
     columns = {
         "Deviation": lambda row: Name(title_of(row["model"]), row["model"]), "Against": written("reference", title_of),
         "Accuracy, points [95 %]; seeds": partial(each_seed, results, "accuracy", points),
-        "p (Holm)": written("p_holm", p_text), "Items alone [95 %]": partial(items_alone, results),
-        "KL [95 %]; seeds": partial(each_seed, results, "kl", NATS), "KL, p": written("kl_p_holm", p_text),
+        "p (Holm)": written("p_holm", p_value), "Items alone [95 %]": partial(items_alone, results),
+        "KL [95 %]; seeds": partial(each_seed, results, "kl", NATS), "KL, p": written("kl_p_holm", p_value),
         "NLL of gold [95 %]; seeds": partial(each_seed, results, "nll_gold", NATS),
-        "NLL, p": written("nll_gold_p_holm", p_text),
+        "NLL, p": written("nll_gold_p_holm", p_value),
     }  # fmt: skip
     return table_of("The published protocol's deviations", deviating(results), columns, left=2, notes=(NOTE,))
 
@@ -95,7 +93,7 @@ def control_table(folder: Path) -> Table:
         "Control": lambda row: ASKED[row["model"]],
         "n": "n", "Accuracy, % [95 %]": between("accuracy", percent), "Truncated": "truncated",
         "Difference, points [95 %]": lambda row: known(paired.get(row["model"]), between("accuracy", points)),
-        "p (Holm)": lambda row: known(paired.get(row["model"]), written("p_holm", p_text)),
+        "p (Holm)": lambda row: known(paired.get(row["model"]), written("p_holm", p_value)),
     }  # fmt: skip
     return table_of("The control's conditions", rows if len(rows) == 2 and deviating(results) else [], columns)
 

@@ -9,16 +9,10 @@ from typing import Any
 from markupsafe import Markup
 from safetensors import safe_open
 
-from primekd.assessment.inside import FOLDER, inside_folder
+from primekd.assessment.inside import FOLDER, MAPS, attribution, inside_folder
 from primekd.assessment.inside.attention import MEASURES
-from primekd.assessment.inside.attribution import FILE as STEPS
-from primekd.assessment.inside.attribution import StepRow
-from primekd.assessment.inside.parts import MAPS
-from primekd.config import Profile
-from primekd.config.arm import CONTROL
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST
-from primekd.foundation.tables import read_records
+from primekd.config import CONTROL, Profile
+from primekd.foundation import MANIFEST, UserError, read_records
 from primekd.report.browser import script_json
 from primekd.report.cells import Table, table_of
 from primekd.report.formats import between, percent, points, significant, written
@@ -93,8 +87,7 @@ def inside_page(logs: Path) -> dict[str, Any] | None:
         return None
     attention = [attention_table(folder), head_table(folder), pair_table(folder), explained_table(folder)]
     confidence = [calibration_table(folder), arithmetic_table(folder), class_table(folder), word_table(folder)]
-    tables = {"attention": attention, "confidence": confidence}
-    page: dict[str, Any] = {name: [table for table in found if table.rows] for name, found in tables.items()}
+    page = {"attention": [t for t in attention if t.rows], "confidence": [t for t in confidence if t.rows]}
     return page | {"steps": step_texts(folder), "viewer": script_json(viewer_data(folder))}
 
 
@@ -194,8 +187,8 @@ def class_table(folder: Path) -> Table:
 
 def step_texts(folder: Path) -> list[tuple[str, Markup]]:
     """(whose answer to which item, its steps coloured by their values)."""
-    answers: dict[tuple[str, str], list[StepRow]] = {}
-    for row in read_records(folder / STEPS, StepRow, needed=False):
+    answers: dict[tuple[str, str], list[attribution.StepRow]] = {}
+    for row in read_records(folder / attribution.FILE, attribution.StepRow, needed=False):
         answers.setdefault((row.model, row.id), []).append(row)
     found = []
     for (model, item), steps in answers.items():

@@ -6,13 +6,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from primekd.assessment.inside import FOLDER
+from primekd.assessment.inside import FOLDER, MAPS
 from primekd.assessment.inside.attention import BETWEEN, MEASURES
-from primekd.assessment.inside.parts import MAPS
-from primekd.config.arm import CONTROL, TEACHER
-from primekd.config.arms import unprimed
-from primekd.foundation.provenance import MANIFEST
-from primekd.foundation.tables import read_records
+from primekd.config import CONTROL, TEACHER, unprimed
+from primekd.foundation import MANIFEST, read_records
 from primekd.report.figures import DASHES, PALETTE, draw
 from primekd.report.results import read_optional
 from primekd.statistics.families import title_of

@@ -11,13 +11,11 @@ from primekd.assessment.forgetting import as_teacher
 from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import Made, made_of
 from primekd.capture.judged import judged_folder
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, UNTRAINED, split_seed
-from primekd.config.arms import arms_of
-from primekd.foundation.errors import UserError
-from primekd.foundation.manifests import MANIFEST, read_manifest
+from primekd.config import CONTROL, Profile, arms_of, split_seed
+from primekd.config.arm import UNTRAINED
+from primekd.foundation import MANIFEST, UserError, project_root, read_manifest, relative_name
 from primekd.foundation.stage_code import other_code, stage_code
-from primekd.foundation.storage import project_root, relative_name, sync_folder, write_atomically
+from primekd.foundation.storage import sync_folder, write_atomically
 from primekd.report.html import write_report
 from primekd.running.run import only_one
 from primekd.running.verify import check_logs

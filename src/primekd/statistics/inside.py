@@ -12,7 +12,6 @@ from primekd.config import CONTROL, load_arms
 from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics.contrasts import by_seed
 from primekd.statistics.inference import LEVEL, Estimate, holm_of, places_of
-from primekd.statistics.inference import UNKNOWN as UNKNOWN_ENDS
 
 ATTENTION, HEADS, PAIRS, EXPLAINED = "attention.csv", "heads.csv", "pairs.csv", "explained.csv"
 CALIBRATION, RELIABILITY = "calibration.csv", "reliability.csv"
@@ -132,7 +131,7 @@ def limits(values: np.ndarray) -> np.ndarray:
 def ends_of(drawn: np.ndarray) -> Estimate | tuple[None, ...]:
     """What the items give once and in samples, (1 + samples,), nan where they give nothing -> with its interval."""
     known = drawn[~np.isnan(drawn)]
-    return UNKNOWN_ENDS if np.isnan(drawn[0]) else Estimate(float(drawn[0]), *limits(known[1:]).tolist())
+    return (None,) * 3 if np.isnan(drawn[0]) else Estimate(float(drawn[0]), *limits(known[1:]).tolist())
 
 
 def mean_of(values_I_K: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -242,8 +241,7 @@ def ranking(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> n
 
 
 def sure_and_right(rows: Iterable[SureRow], kind: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [(confidence_of(row, kind), row.correct) for row in rows]
-    return tuple(np.array(found, float).T)
+    return tuple(np.array([(confidence_of(row, kind), row.correct) for row in rows], float).T)
 
 
 def measured(rows: Sequence[SureRow], kind: str, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -258,8 +256,7 @@ def measured(rows: Sequence[SureRow], kind: str, weights: np.ndarray) -> dict[st
 
 
 def calibration_rows(rows: Sequence[SureRow], groups: Mapping[str, str]) -> list[CalibrationRow]:
-    """Two rows a model, of the answer and of the value, behind each its difference from the control; `groups`: what
-    each item shares with others."""
+    """Two rows a model, of answer and value, behind each its difference from the control; `groups`: what is shared."""
     found = []
     for kind in (ANSWER, VALUE):
         known = _known(rows, kind)

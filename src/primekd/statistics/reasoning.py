@@ -89,15 +89,13 @@ def share_of(ids: Sequence[str], *sides: Side) -> Estimate | tuple[None, ...]:
     return ends_of(first - sum(less))
 
 
-def _arithmetic(
-    model: str, rows: Sequence[LogRow], found: Sequence[Sequence[bool]], side: Side, control: Side
-) -> ArithmeticRow:
+def _arithmetic(model: str, rows: Sequence[LogRow], found: list[list[bool]], side: Side, base: Side) -> ArithmeticRow:
     ids, (held, counts) = [row.id for row in rows], side
     wrong = [own.index(False) / len(own) for own in found if not all(own)]
     whole = [row.correct for row, own in zip(rows, found, strict=True) if own and all(own)]
     first = float(np.mean(wrong)) if wrong else None
     return ArithmeticRow(
-        model, len(rows), sum(counts), sum(held), *share_of(ids, side), *share_of(ids, side, control), len(wrong),
+        model, len(rows), sum(counts), sum(held), *share_of(ids, side), *share_of(ids, side, base), len(wrong),
         first, len(whole), sum(whole),
     )  # fmt: skip
 

@@ -177,5 +177,5 @@ def _shifts(
             shifts.setdefault(row.measure, {})[row.model] = row.difference
     students = {model for found in shifts.values() for model in found}
     own = [row for row in calibration if row.kind == numbers.ANSWER + numbers.MINUS and row.model in students]
-    own_answers = {f"{m} of own answers": {row.model: getattr(row, m) for row in own} for m in ("entropy", "margin")}
-    return shifts | (own_answers if own else {})
+    answers = {f"{m} of own answers": {row.model: getattr(row, m) for row in own} for m in ("entropy", "margin")}
+    return shifts | answers
