@@ -1,4 +1,2 @@
-"""items x prompt x teacher -> signal store: responses and their rows, by any number of workers, resumable.
-
-How a killed capture goes on is in workers.py and run.py; the files themselves are written by `signals`.
-"""
+"""items x prompt x teacher -> signal store: responses and their rows, by any number of workers, resumable. How a killed
+capture goes on is in workers.py and run.py; the files themselves are written by `signals`."""

@@ -1,7 +1,5 @@
-"""The teacher's rows of text that was not written by it, stored before anybody learns from them.
-
-A live teacher would give the same rows, to the bit: each shard is one batch of the training, read as it is read there.
-"""
+"""The teacher's rows of text that was not written by it, stored before anybody learns from them. A live teacher would
+give the same rows, to the bit: each shard is one batch of the training, read as it is read there."""
 
 import contextlib
 from collections.abc import Sequence

@@ -21,11 +21,9 @@ HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference f
 
 @dataclass(frozen=True)
 class Job:
-    """One store to be captured: the `arm`'s own, of the first `count` items of a split or all of them.
-
-    `opens` loads what stands in the teacher's place, if not the teacher; `more` is what its rows depend on besides.
-    `lent`: others go on with what `opens` gives, so it stays open.
-    """
+    """One store to be captured: the `arm`'s own, of the first `count` items of a split or all of them. `opens` loads
+    what stands in the teacher's place, if not the teacher; `more` is what its rows depend on besides. `lent`: others go
+    on with what `opens` gives, so it stays open."""
 
     profile: Profile
     arm: Arm

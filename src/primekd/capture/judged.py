@@ -17,12 +17,10 @@ OF_PRIMING = (JUDGED, ARMS, POSITIONS)
 
 @dataclass(frozen=True)
 class JudgedRow:
-    """A teacher's response to an item of a split under an arm's prompt. Sums in nats over its tokens.
-
-    `same`: of all positions of this and the unprimed response, the share with the same token. `entropy`, `unsure`
-    (tokens written with p below 0.9) and `kl` = KL(primed || unprimed), position by position on these very tokens, are
-    empty where they were not measured, and `kl` of the unprimed teacher itself.
-    """
+    """A teacher's response to an item of a split under an arm's prompt. Sums in nats over its tokens. `same`: of all
+    positions of this and the unprimed response, the share with the same token. `entropy`, `unsure` (tokens written with
+    p below 0.9) and `kl` = KL(primed || unprimed), position by position on these very tokens, are empty where they were
+    not measured, and `kl` of the unprimed teacher itself."""
 
     split: Name
     arm: Name

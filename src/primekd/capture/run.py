@@ -35,13 +35,11 @@ MEASURED_TOKENS = 64  # what hidden states and head give is compared with the en
 
 
 def capture(job: Job, part: Part | None = None, force: bool = False) -> Path:
-    """Captures a store, or the part of it that is missing; returns its folder.
-
-    Several processes may do so at once, on any machines that share the folder: each takes shards that no other has
-    taken, and waits at the end until all are there. With `part` a worker takes its fixed share and does not wait. A
-    store of another configuration, or with `force` any, is set aside under a new name. Raises UserError if teacher,
-    items or codec do not fit, or the disk is full; what was written before stays.
-    """
+    """Captures a store, or the part of it that is missing; returns its folder. Several processes may do so at once, on
+    any machines that share the folder: each takes shards that no other has taken, and waits at the end until all are
+    there. With `part` a worker takes its fixed share and does not wait. A store of another configuration, or with
+    `force` any, is set aside under a new name. Raises UserError if teacher, items or codec do not fit, or the disk is
+    full; what was written before stays."""
     profile = job.profile
     require_same_tokenizer(profile.teacher, profile.student)
     require_placeable(profile)
@@ -110,12 +108,10 @@ def show_done(store: SharedStore, chunks: list[list[Unlabelled]], progress: Prog
 def make_shards(
     job: Job, store: SharedStore, chunks: list[list[Unlabelled]], teacher: Teacher, progress: Progress
 ) -> None:
-    """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped.
-
-    A shard is encoded and written while the teacher is asked for the next one. No more than one waits, so memory does
-    not grow, and where writing fails no later shard is written. What is being written when this is stopped is finished.
-    Engines rely on it that a shard is on disk before the next but one is asked for.
-    """
+    """Makes shards until none is left to take. Time and energy are kept, also of a session that was stopped. A shard is
+    encoded and written while the teacher is asked for the next one. No more than one waits, so memory does not grow,
+    and where writing fails no later shard is written. What is being written when this is stopped is finished. Engines
+    rely on it that a shard is on disk before the next but one is asked for."""
     shards = store.shards()
     first = next(shards, None)
     if first is None:

@@ -1,10 +1,8 @@
-"""Several workers on one signal store: who makes which shard, who waits for whom, and who completes it.
-
-Workers meet in the store's folder alone, so they may run on any machines that share it. Each says that it is there
-(`worker-<…>.lock`), claims the shards that it has in hand (`shard-00000.lock`; two, since one is written while the next
-is made), tells how far it is in them (`worker-<…>.ended`), and holds `.<store>.lock`, beside the store, while it sets
-an outdated store aside, begins one or completes one. See signals/claims.py for what becomes of a dead worker's.
-"""
+"""Several workers on one signal store: who makes which shard, who waits for whom, and who completes it. Workers meet in
+the store's folder alone, so they may run on any machines that share it. Each says that it is there (`worker-<…>.lock`),
+claims the shards that it has in hand (`shard-00000.lock`; two, since one is written while the next is made), tells how
+far it is in them (`worker-<…>.ended`), and holds `.<store>.lock`, beside the store, while it sets an outdated store
+aside, begins one or completes one. See signals/claims.py for what becomes of a dead worker's."""
 
 import contextlib
 import json

@@ -37,9 +37,8 @@ def packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float | None = None,
     *, shared: int, lengths: Sequence[int], **kwargs,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Causal attention of rows that stand one behind the other without padding, all behind one shared beginning.
-
-    query (1, H, S, d), key and value (1, G, S, d) -> (1, S, H, d), and no weights; H / G heads look at the same keys.
+    """Causal attention of rows that stand one behind the other without padding, all behind one shared beginning. query
+    (1, H, S, d), key and value (1, G, S, d) -> (1, S, H, d), and no weights; H / G heads look at the same keys.
     `shared`: tokens that every row begins with, which stand once in front of all; `lengths`: those of each row behind
     them; S = shared + sum(lengths). Raises NotImplementedError if scores are more than scaled and masked."""
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:

@@ -1,7 +1,5 @@
-"""Folders that are built from something else, once, in `models/cache/<hash>/`.
-
-Transformers works on folders, so a GGUF file is dequantised (float32, exact) for it; llama.cpp reads the file itself.
-"""
+"""Folders that are built from something else, once, in `models/cache/<hash>/`. Transformers works on folders, so a GGUF
+file is dequantised (float32, exact) for it; llama.cpp reads the file itself."""
 
 import contextlib
 import os

@@ -26,10 +26,8 @@ class StudentSequence:
 
 
 class Prompt(list[int]):
-    """Token ids of a conversation up to where the answer starts, with what they were made from.
-
-    Engines take the ids. A server that renders needs `messages`, one that tokenizes `text`, which ids do not give back.
-    """
+    """Token ids of a conversation up to where the answer starts, with what they were made from. Engines take the ids. A
+    server that renders needs `messages`, one that tokenizes `text`, which ids do not give back."""
 
     def __init__(self, ids: Iterable[int], messages: list[Message], text: str):
         super().__init__(ids)
@@ -48,10 +46,8 @@ class Priming:
 def conversation(
     tokenizer: "PreTrainedTokenizerBase", asked: str | list[Message], priming: Priming | str | None = None
 ) -> list[Message]:
-    """The messages that a model is sent: those of an item, or a question alone, and the priming text with them.
-
-    An item's own system message replaces the model's default. A text alone is one; UserError if the template has none.
-    """
+    """The messages that a model is sent: those of an item, or a question alone, and the priming text with them. An
+    item's own system message replaces the model's default. A text alone is one; UserError if the template has none."""
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     primed = Priming(priming) if isinstance(priming, str) else priming
     if primed is None:

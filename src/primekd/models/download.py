@@ -62,7 +62,6 @@ def free_bytes() -> int:
 
 def download(model: HubModel, weights: bool = True) -> Path:
     """Fetches what is missing, verifies every file, and returns the snapshot's folder. Goes on where it was stopped.
-
     Without `weights` only tokenizer and configuration are fetched, without a bar. Raises UserError for too little
     space, a broken connection, or a wrong hash twice; what is whole or partly here is kept."""
     storage = storage_folder(model.repository)

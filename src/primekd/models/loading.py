@@ -20,10 +20,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTrainedModel":
-    """A causal language model in evaluation mode on the best device here.
-
-    Computes in `dtype`; quantization nf4 keeps linear layers in 4 bits. UserError if it, or bitsandbytes, is not there.
-    """
+    """A causal language model in evaluation mode on the best device here. Computes in `dtype`; quantization nf4 keeps
+    linear layers in 4 bits. UserError if it, or bitsandbytes, is not there."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -58,7 +56,6 @@ def load_model(text: str, dtype: str, quantization: str | None = None) -> "PreTr
 
 def _nf4_config(dtype: str) -> "BitsAndBytesConfig":
     """Linear layers in NF4, their scales quantised again, products in `dtype`; embeddings, norms and head stay in it.
-
     No further preparation is needed: norms are computed in float32 by the architectures themselves, peft freezes the
     base, and without gradient checkpointing inputs need no gradient."""
     import torch

@@ -11,15 +11,13 @@ from primekd.models.served import _adapted, _base_weight, _cast_adapter, _ready,
 
 
 class SwitchedAdapters:
-    """The adapters of several students on one base; one of them, or none, is worn at a time.
-
-    An adapter beside the weights multiplies in `dtype`. A merged one is added in float32 to the base's weights, which
-    are kept in host memory, and rounded once: the same weights as `load_merged` makes.
+    """The adapters of several students on one base; one of them, or none, is worn at a time. An adapter beside the
+    weights multiplies in `dtype`. A merged one is added in float32 to the base's weights, which are kept in host
+    memory, and rounded once: the same weights as `load_merged` makes.
 
     `base` is as `load_model` gives it: where an adapter is merged, in float32 or, if training rounded it, in `rounded`,
     the precision of weights and adapters in training where `dtype` is a finer one. `adapters`: student -> (folder in
-    peft's format, whether it is merged). Raises UserError if one is not there, or does not fit this base.
-    """
+    peft's format, whether it is merged). Raises UserError if one is not there, or does not fit this base."""
 
     def __init__(
         self, base: nn.Module, reference: str, dtype: str, adapters: Mapping[str, tuple[Path, bool]],

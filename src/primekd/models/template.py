@@ -1,7 +1,6 @@
 """What a model's chat template does with messages: the text it writes, where a turn ends, where a system text goes.
-
-Everything here is found by rendering. A template is a program of somebody else's, so nothing is read out of its source.
-"""
+Everything here is found by rendering. A template is a program of somebody else's, so nothing is read out of its
+source."""
 
 import datetime
 from collections.abc import Sequence
@@ -28,12 +27,10 @@ _ends: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> (what its end of 
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """Where a response ends.
-
-    `token` is the first control token that the template writes behind an assistant's message; a written response (a
-    gold solution) ends with it. `stops` are the ids that end a response when a model generates them: `token`, the end
-    of text, and what the model's generation_config names. The one that was generated stays the response's last token.
-    """
+    """Where a response ends. `token` is the first control token that the template writes behind an assistant's message;
+    a written response (a gold solution) ends with it. `stops` are the ids that end a response when a model generates
+    them: `token`, the end of text, and what the model's generation_config names. The one that was generated stays the
+    response's last token."""
 
     token: int
     stops: frozenset[int]
@@ -54,10 +51,8 @@ FIXED_DATE = "{% macro strftime_now(format) %}{{ format" + _FILTERS + ' | replac
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Messages, generate: bool = True) -> str:
-    """The text that the template makes of messages; with `generate`, up to where the answer starts.
-
-    It gets the tokenizer's `template_arguments` and one fixed date. Raises UserError if there is none, or it refuses.
-    """
+    """The text that the template makes of messages; with `generate`, up to where the answer starts. It gets the
+    tokenizer's `template_arguments` and one fixed date. Raises UserError if there is none, or it refuses."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{_name(tokenizer)} has no chat template: use an instruction-tuned model, or name one of the same "

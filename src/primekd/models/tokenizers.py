@@ -43,7 +43,6 @@ def tokenizer_folder(text: str) -> Path:
 @lru_cache(maxsize=8)
 def load_tokenizer(of: str | Speaker) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model reference, or of a profile's teacher or student with its settings of the chat template.
-
     It carries what its conversations need: `reference`, `stop_ids` (further ids that end a response) and
     `template_arguments`. Raises UserError if it cannot be read, has no end of turn, or its template does not fit."""
     if isinstance(of, str):

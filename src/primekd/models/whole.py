@@ -89,9 +89,8 @@ def _as_trained(student: StudentConfig, folder: Path, dtype: str | None = None) 
 
 
 def load_student(folder: str | os.PathLike) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A trained student and its tokenizer, on the best device here. `folder`: `runs/<profile>/students/<name>`.
-
-    The adapter lies beside the weights that it was trained with, in the precision of the training. `generate()` answers
+    """A trained student and its tokenizer, on the best device here. `folder`: `runs/<profile>/students/<name>`. The
+    adapter lies beside the weights that it was trained with, in the precision of the training. `generate()` answers
     greedily, as in an assessment, and stops where a turn ends; its usual arguments change that. Raises UserError if
     there is no student, a file was altered, or its base is not here or has other weights."""
     folder = Path(folder).resolve()

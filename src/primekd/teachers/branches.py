@@ -49,9 +49,8 @@ def branch(prompt: list[int], responses: Sequence[list[int]], first: int) -> Bra
 
 def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Sequences of several prompts, padded on the right, behind `first` tokens in a cache that every token sees.
-
-    Returns ids and positions (B, S) int64, and what is added to scores, (B, 1, S, first + S): 0 where a token sees one.
-    """
+    Returns ids and positions (B, S) int64, and what is added to scores, (B, 1, S, first + S): 0 where a token sees
+    one."""
     columns = [b.ids for b in branches], [b.positions for b in branches]
     ids, positions = (pad_sequence([torch.tensor(row) for row in rows], True) for rows in columns)
     longest = ids.shape[1]

@@ -1,5 +1,4 @@
 """Decoding with a causal model of transformers: the same tokens as its own `generate`, without what that wastes.
-
 Prompts are taken longest first. What all of them begin with is run once. A row that has ended leaves the batch, and
 rows that wait take the places of those that left. The head is applied to the last position alone, and the states that
 the tokens were chosen from are handed on, so that nobody has to run the response a second time to have them."""
@@ -55,10 +54,8 @@ def decode(
     model: LastPosition, prompts: Ids, sampling: Sampling, ends: Container[int], batch_size: int,
     keep_states: bool,
 ) -> list[Row]:  # fmt: skip
-    """Responses to all prompts, in order; each ends with one of `ends` unless it has `max_new_tokens` tokens.
-
-    Draws depend on a prompt's own seed, or on the seed and its place among the prompts, not on the rest of its batch.
-    """
+    """Responses to all prompts, in order; each ends with one of `ends` unless it has `max_new_tokens` tokens. Draws
+    depend on a prompt's own seed, or on the seed and its place among the prompts, not on the rest of its batch."""
     if not prompts:
         return []
     rows = [Row(prompt, _draws(sampling, place)) for place, prompt in enumerate(prompts)]

@@ -1,5 +1,4 @@
 """llama.cpp on a GGUF file: several sequences at a time, and the signal rows of what it generates in the same pass.
-
 `create_completion(logprobs=…)` of llama-cpp-python sorts the vocabulary in Python for every token; here logits and
 final hidden states are read from the context's own buffers instead."""
 

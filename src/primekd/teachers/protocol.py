@@ -83,12 +83,11 @@ class TeacherEngine(Protocol):
         ...
 
     def score(self, prompts: Ids, responses: Ids, want: Want) -> Rows:
-        """Teacher-forced prefill over prompt + response.
+        """Teacher-forced prefill over prompt + response. Row t predicts response token t: position len(prompt) + t - 1.
+        The raw model: no temperature, penalty, top-k.
 
-        Row t predicts response token t: position len(prompt) + t - 1. The raw model: no temperature, penalty, top-k.
-
-        One tensor an item: "logits" (T, V) float32; "hidden" (T, D) in the engine's own precision; "top" `TopLogprobs`.
-        """
+        One tensor an item: "logits" (T, V) float32; "hidden" (T, D) in the engine's own precision; "top"
+        `TopLogprobs`."""
         ...
 
     generate_scored = generate_then_score  # of an engine that does not see its own states while it generates

@@ -25,7 +25,6 @@ from primekd.teachers.vllm_loading import head_dtype, import_vllm, require_gpus,
 
 class VllmEngine(TeacherEngine):
     """A model served by vLLM; a GGUF file from its exact dequantised copy, as vLLM reads GGUF through a plug-in alone.
-
     `config` is the profile's teacher; for students, their model in a teacher's place. `top_k`: how many tokens a row of
     "top" shows. `adapters`: peft folders that `wearing` may name; a server with adapters generates only. Raises
     UserError if vLLM is missing, or model, GPUs and settings do not fit each other."""
@@ -183,10 +182,8 @@ def generation_settings(sampling: Sampling, ends: Collection[int], count: int) -
 
 
 def scoring_settings(shown: int) -> dict[str, Any]:
-    """Arguments of `vllm.SamplingParams` that return the `shown` likeliest tokens of every place of a prompt.
-
-    One token has to be generated, and is thrown away. Prompts that are scored read no prefix cache, by vLLM's own rule.
-    """
+    """Arguments of `vllm.SamplingParams` that return the `shown` likeliest tokens of every place of a prompt. One token
+    has to be generated, and is thrown away. Prompts that are scored read no prefix cache, by vLLM's own rule."""
     return {
         "temperature": 0.0, "max_tokens": 1, "ignore_eos": True, "detokenize": False, "prompt_logprobs": shown,
         "flat_logprobs": True,

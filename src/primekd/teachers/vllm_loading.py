@@ -173,7 +173,6 @@ def lora_rank(adapters: Sequence[Path]) -> int:
 
 class VocabularyCut:
     """What vLLM adds to its own worker processes (`worker_extension_cls`), to be called by name and without pickle.
-
     vLLM cuts the columns that it pads itself, not those of a checkpoint that has more columns than its tokenizer has
     tokens: they would be drawn, and would take their share of every softmax."""
 

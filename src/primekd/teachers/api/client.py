@@ -1,7 +1,5 @@
-"""Requests to the endpoint: the key, the pace, retries, and a sentence for everything that can go wrong.
-
-The retries are not a client library's own, because each attempt has to be booked under the cap before it is sent.
-"""
+"""Requests to the endpoint: the key, the pace, retries, and a sentence for everything that can go wrong. The retries
+are not a client library's own, because each attempt has to be booked under the cap before it is sent."""
 
 import contextlib
 import email.utils
@@ -42,9 +40,7 @@ class Stopped(Exception):
 
 class Endpoint:
     """One server, for several threads. `own`: the one that this process has started, and starts anew if it has ended.
-
-    The key goes into the header alone; what a server says is cleared of it. Raises UserError if it is no key.
-    """
+    The key goes into the header alone; what a server says is cleared of it. Raises UserError if it is no key."""
 
     def __init__(self, config: ApiConfig, ledger: Ledger, own: OwnServer | None = None):
         self.config, self.ledger, self._own = config, ledger, own
@@ -63,10 +59,8 @@ class Endpoint:
         self, path: str, body: dict[str, Any], most: tuple[int, int], count: Callable[[dict[str, Any]], tuple[int, int]]
     ) -> dict[str, Any]:
         """Posts a request until it is answered; returns the answer's JSON object. `most`: input and output tokens that
-        it can cost at most; `count`: those of an answer, which are booked in the end.
-
-        Raises UserError if it is not answered after `retries` more attempts, or may cost too much; Stopped if told to.
-        """
+        it can cost at most; `count`: those of an answer, which are booked in the end. Raises UserError if it is not
+        answered after `retries` more attempts, or may cost too much; Stopped if told to."""
         last, again = stop_after_attempt(self.config.retries + 1), retry_if_exception_type(Temporary)
         attempts = Retrying(stop=last, wait=_wait, retry=again, sleep=self.stopping.wait, reraise=True)
         try:

@@ -32,13 +32,11 @@ Row = dict[int, float]  # token id -> log-probability
 
 
 class ApiEngine(TeacherEngine):
-    """A teacher behind an HTTP endpoint; `teacher.model` is its tokenizer here.
-
-    The log-probs of a response come with it, so `score` gives those of what `generate` has just returned, and nothing
-    else. A server that ends a response without showing the end of turn says nothing of that place: its row is empty.
-    Finished answers lie beside the ledger until the call after the next one or `close`, so that those of a shard that
-    was never written are not paid for twice. `own`: a server that this process has started, the engine's to close.
-    """
+    """A teacher behind an HTTP endpoint; `teacher.model` is its tokenizer here. The log-probs of a response come with
+    it, so `score` gives those of what `generate` has just returned, and nothing else. A server that ends a response
+    without showing the end of turn says nothing of that place: its row is empty. Finished answers lie beside the ledger
+    until the call after the next one or `close`, so that those of a shard that was never written are not paid for
+    twice. `own`: a server that this process has started, the engine's to close."""
 
     name, transform = "api", None
 
@@ -99,10 +97,8 @@ class ApiEngine(TeacherEngine):
         return [_top(self._rows[key]) for key in keys]
 
     def close(self) -> None:
-        """Deletes the last calls' answers: left behind, they would be used again for signals that were moved away.
-
-        Not while an exception passes: the last shards may not be written, and the next session needs their answers.
-        """
+        """Deletes the last calls' answers: left behind, they would be used again for signals that were moved away. Not
+        while an exception passes: the last shards may not be written, and the next session needs their answers."""
         if self._own:
             self._own.close()
         if sys.exc_info()[0] is None:
@@ -163,10 +159,8 @@ class ApiEngine(TeacherEngine):
         return TEMPLATE_TOKENS + sum(len(message["content"].encode()) for message in prompt.messages)
 
     def _count(self, prompt: list[int], fields: dict[str, Any], most: tuple[int, int]) -> tuple[int, int]:
-        """Tokens that an answer cost: the server's count, or ours where it gives none.
-
-        A count that is no number, 0, or more than the request can cost (`most`) says nothing: then it cost the most.
-        """
+        """Tokens that an answer cost: the server's count, or ours where it gives none. A count that is no number, 0, or
+        more than the request can cost (`most`) says nothing: then it cost the most."""
         if usage := fields.get("usage"):
             try:
                 said = Usage.model_validate(usage)

@@ -110,12 +110,10 @@ def build_request(
     config: ApiConfig, prompt: Prompt | list[int], bos: str | None, sampling: Sampling, place: int, top_k: int,
     end: str | None = None,
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
-    """Path below `base_url` and JSON of the request for one prompt.
-
-    `place` is the prompt's among those asked for together: sampled answers have a seed each. `bos` and `end` (of a
-    turn) are text. A server that renders conversations itself knows the end; one that is sent a rendered prompt may end
-    at the end of text alone, and is told. Raises UserError if text or messages are to be sent of a prompt of ids alone.
-    """
+    """Path below `base_url` and JSON of the request for one prompt. `place` is the prompt's among those asked for
+    together: sampled answers have a seed each. `bos` and `end` (of a turn) are text. A server that renders
+    conversations itself knows the end; one that is sent a rendered prompt may end at the end of text alone, and is
+    told. Raises UserError if text or messages are to be sent of a prompt of ids alone."""
     if config.prompt != "ids" and not isinstance(prompt, Prompt):
         raise UserError("These prompts are token ids without their text: set teacher.api.prompt to ids.")
     body: dict[str, Any] = {"model": config.model, config.limit_field: sampling.max_new_tokens}

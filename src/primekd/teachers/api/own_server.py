@@ -1,7 +1,5 @@
-"""llama-cpp-python's own server on loopback, for as long as a capture lasts.
-
-A process of its own, with a key that nobody else knows, so that no other program of this machine is answered.
-"""
+"""llama-cpp-python's own server on loopback, for as long as a capture lasts. A process of its own, with a key that
+nobody else knows, so that no other program of this machine is answered."""
 
 import importlib.util
 import os

@@ -1,9 +1,7 @@
-"""What was spent at an endpoint, on disk, and a cap that holds through crashes and for several processes at once.
-
-Each attempt is booked at the most that it can cost before it is sent, and settled at its price once its answer is
-there. An attempt that was cut off (a time-out, a dropped connection, a killed process) or failed inside the server
-(status 408, 5xx) may have been billed, so it stays booked: the ledger can be above the bill, never below it.
-"""
+"""What was spent at an endpoint, on disk, and a cap that holds through crashes and for several processes at once. Each
+attempt is booked at the most that it can cost before it is sent, and settled at its price once its answer is there. An
+attempt that was cut off (a time-out, a dropped connection, a killed process) or failed inside the server (status 408,
+5xx) may have been billed, so it stays booked: the ledger can be above the bill, never below it."""
 
 import json
 import threading

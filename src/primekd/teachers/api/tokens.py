@@ -66,11 +66,9 @@ class TokenMap:
         return self._by_text.get(shown.text)
 
     def response_ids(self, tokens: Sequence[Shown], text: str) -> list[int] | None:
-        """The ids of a whole response from its shown tokens and its text; None where they cannot be told for certain.
-
-        A token that could be several is the one whose text is shown in full, if the whole gives `text`; else the only
-        way to cut `text` tells, or our own encoding of it, if that agrees with the server's tokens one by one.
-        """
+        """The ids of a whole response from its shown tokens and its text; None where they cannot be told for certain. A
+        token that could be several is the one whose text is shown in full, if the whole gives `text`; else the only way
+        to cut `text` tells, or our own encoding of it, if that agrees with the server's tokens one by one."""
         ids = [self.id_of(token) for token in tokens]
         if None in ids:
             exact = [self._by_bytes.get(token.text.encode()) for token in tokens]
