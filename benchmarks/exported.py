@@ -3,10 +3,12 @@
     python -m benchmarks.exported ai-KD --profile pocket --out exported.json
 
 The student is exported anew into a temporary folder: float32 safetensors, which transformers reads, and the GGUF files
-of the same weights, which llama.cpp reads. Two answers agree where all of their tokens do.
+of the same weights, which llama.cpp reads. Two answers agree where all of their tokens do. Where they part, `gap` is by
+how much the merged model prefers its own token to the file's, nats: of a tie, rounding alone decides.
 """
 
 import gc
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -35,13 +37,15 @@ def measure(profile: Profile, arm: str, seed: int | None, items: int) -> dict[st
         tokenizer = load_tokenizer(f"path:{folder}")
         prompts = prompts_of(profile, tokenizer, items)
         longest = max(map(len, prompts)) + profile.max_new_tokens
-        wanted, seconds = _timed(TransformersEngine(f"path:{folder}", "float32", 4), prompts, sampling)
+        merged = TransformersEngine(f"path:{folder}", "float32", 4)
+        wanted, seconds = _timed(merged, prompts, sampling)
         found: dict[str, Any] = {"merged, transformers": _agreement(wanted, wanted) | {"seconds": seconds}}
         for kind in FILE_TYPES:
             [file] = folder.glob(f"*-{kind}.gguf")
             made, seconds = _timed(LlamaCppEngine(f"path:{file}", longest, 4, tokenizer), prompts, sampling)
             size = file.stat().st_size
-            found[f"{kind}, llama.cpp"] = _agreement(wanted, made) | {"seconds": seconds, "bytes": size}
+            parted = {"gaps": gaps(merged, prompts, wanted, made), "seconds": seconds, "bytes": size}
+            found[f"{kind}, llama.cpp"] = _agreement(wanted, made) | parted
             gc.collect()
     return {"profile": profile.name, "arm": arm, "seed": seed, "models": found, "environment": environment()}
 
@@ -61,10 +65,33 @@ def _agreement(wanted: list[Response], made: list[Response]) -> dict[str, Any]:
     }
 
 
+def gaps(merged: Any, prompts: list[list[int]], wanted: list[Response], made: list[Response]) -> list[float]:
+    """Nats between the tokens at the first difference of each pair of answers that differ, under the merged model."""
+    found = []
+    for prompt, one, other in zip(prompts, wanted, made, strict=True):
+        place = _same(one.ids, other.ids)
+        if place < min(len(one.ids), len(other.ids)):
+            [logits] = merged.score([prompt], [one.ids[: place + 1]], "logits")  # (place + 1, V)
+            found.append(round(float(logits[-1, one.ids[place]] - logits[-1, other.ids[place]]), 4))
+    return found
+
+
 def _same(one: list[int], other: list[int]) -> int:
     """Tokens in front of the first difference."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def table(found: dict[str, Any]) -> str:
+    """What `measure` found, in Markdown."""
+    rows = []
+    for name, one in found["models"].items():
+        parted = sorted(one.get("gaps", []))
+        median = f"{statistics.median(parted):.3g}" if parted else "–"
+        same = percent(one["same_tokens"] / one["tokens"])
+        rows.append([name, f"{one['agree']} of {one['answers']}", same, median, str(one["seconds"])])
+    head = ["Model", "Answers that agree", "Tokens before a difference, %", "Gap there, nats (median)", "Seconds"]
+    return markdown_table(head, rows)
 
 
 def main(
@@ -76,11 +103,7 @@ def main(
 ) -> None:
     """Exports a student, asks its merged model and its GGUF files the same, prints how often they agree."""
     found = measure(load_profile(profile), arm, seed, items)
-    rows = [
-        [name, f"{one['agree']} of {one['answers']}", percent(one["same_tokens"] / one["tokens"]), str(one["seconds"])]
-        for name, one in found["models"].items()
-    ]
-    print(markdown_table(["Model", "Answers that agree", "Tokens before a difference, %", "Seconds"], rows))
+    print(table(found))
     if out:
         write_json(out, found)
 

@@ -17,6 +17,7 @@ from benchmarks import (  # noqa: E402
     codec_methods,
     codecs,
     distance,
+    exported,
     figures,
     floors,
     losses,
@@ -35,12 +36,13 @@ from benchmarks.scale import QUICK  # noqa: E402
 from benchmarks.stored_signals import as_needed, codec_at, read_store, write_store  # noqa: E402
 from benchmarks.training import OWN, PLAIN  # noqa: E402
 from primekd.foundation.errors import UserError  # noqa: E402
-from primekd.foundation.provenance import write_json  # noqa: E402
+from primekd.foundation.provenance import read_json, write_json  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
 from primekd.models.shapes import Shape  # noqa: E402
 from primekd.models.students import lora_model  # noqa: E402
 from primekd.planning.amounts import Lengths  # noqa: E402
 from primekd.teachers import Response  # noqa: E402
+from primekd.teachers.transformers_engine import TransformersEngine  # noqa: E402
 from primekd.training.trainer import build_trainer  # noqa: E402
 
 MIB = 2**20
@@ -501,3 +503,17 @@ def test_the_page_in_docs_shows_the_results_that_are_kept():
     if not (document.is_file() and kept.is_dir()):
         pytest.skip("no results are kept yet")
     assert page.update_page(document, kept, check=True) == []
+
+
+def test_the_page_has_the_agreement_of_exported_files_that_was_measured():
+    measured = read_json(ROOT / "benchmarks/results/exported.json")
+    assert exported.table(measured) in (ROOT / "docs/export.md").read_text(encoding="utf-8")
+
+
+def test_where_answers_part_it_is_told_how_near_both_tokens_were(lively):
+    engine, prompt = TransformersEngine(lively, "float32"), [5, 6, 7]
+    wanted, other = Response([8, 9, 10], False), Response([8, 11], False)
+    [gap] = exported.gaps(engine, [prompt, prompt], [wanted, wanted], [wanted, other])
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([[*prompt, 8]])).logits[0, -1]
+    assert gap == pytest.approx(float(logits[9] - logits[11]), abs=1e-3)
