@@ -1,6 +1,6 @@
-"""A step on the student's own text against what its parts cost alone: plain sampling of as many tokens (by student and
-teacher, where MiniLLM draws from their mixture), the teacher's scoring of them, and a step on them as given text, with
-no weight and no measure of its own. For the divergence (GKD) and MiniLLM.
+"""A step on a student's own text against what its parts cost alone: plain sampling of as many tokens (for MiniLLM from
+the mixture with the teacher), the teacher's scoring of them, and a step on them as given text, with no weight and no
+measure of what was written. For the divergence (GKD) and MiniLLM.
 
 All four run by turns in one process, on the models of a profile of the study micro with fresh weights.
 """
@@ -22,9 +22,10 @@ from primekd.models.students import new_student
 from primekd.signals import Asked, LiveSource, SignalRows
 from primekd.tasks.text import encode, end_of_text
 from primekd.teachers import open_engine
+from primekd.teachers.decoding import decode
 from primekd.teachers.protocol import Sampling, TeacherEngine
 from primekd.training.examples import block_example
-from primekd.training.rollouts import Rollouts
+from primekd.training.rollouts import MixedPosition, Rollouts
 from primekd.training.trainer import DistillTrainer, build_trainer
 
 STORY = "Fellow citizens, the year that has passed was a year of work and of peace, and the next one will need both. "
@@ -67,12 +68,17 @@ def _objective(settings: Profile, engine: TeacherEngine, chosen: OnPolicyConfig,
                  for e, r in zip(written.examples, written.responses, strict=True)]  # fmt: skip
         given = _trainer(settings, tokenizer, written.examples, _Fixed(source.rows_of(asked)), None, folder)
         alone = AsTrained.inside(given.model, tokenizer, count)
-        writers, prompts = [alone, engine] if chosen.teacher_share else [alone], [a.before_ids for a in asked]
-        sampling = Sampling(own.limit, 1.0, ends=frozenset({-1}))
+        prompts, sampling = [a.before_ids for a in asked], Sampling(own.limit, 1.0, ends=frozenset({-1}))
+        mixed = MixedPosition(given.model, engine, chosen.teacher_share).position()
+
+        def sample():
+            if chosen.teacher_share:
+                return decode(mixed, prompts, sampling, sampling.ends, count, keep_states=False)
+            return alone.generate(prompts, sampling)
+
         times = alternate({
             "whole": lambda: _step(trainer),
-            "sampling": lambda: [writer.generate(prompts, sampling) for writer in writers],
-            "scoring": lambda: source.rows_of(asked), "student": lambda: _step(given),
+            "sampling": sample, "scoring": lambda: source.rows_of(asked), "student": lambda: _step(given),
         }, scale.training_rounds, scale.training_budget_s)  # fmt: skip
     parts = [sum(turn) for turn in zip(times["sampling"], times["scoring"], times["student"], strict=True)]
     ratio = spread([whole / alone for whole, alone in zip(times["whole"], parts, strict=True)])

@@ -55,15 +55,18 @@ class MixedPosition:
         self.width, self.layers = student.config.hidden_size, student.config.num_hidden_layers
 
     def position(self) -> LastPosition:
-        """As `decode` takes it: the logits are those of the mixture."""
+        """As `decode` takes it."""
         window = min(narrowest_window(model.config) for model in (self.student, self.teacher.model))
-        return LastPosition(self._states, lambda states: self.log_probs(states)[1], self.student.device, window)
+        return LastPosition(self._states, self.mixture, self.student.device, window)
 
-    def log_probs(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, D + D) -> log-probabilities (B, V) float32 of the student, and of its mixture with the teacher."""
-        own, other = states[:, : self.width], states[:, self.width :]
-        log_q, log_p = (z.float().log_softmax(-1) for z in (self.logits(own), self.teacher.last_logits(other)))
-        return log_q, log_mixture(log_p, log_q, self.share)
+    def mixture(self, states: Tensor) -> Tensor:
+        """States (B, D + D) -> log-probabilities (B, V) float32 of the mixture."""
+        q, p = (z.float().softmax(-1) for z in self.both(states))
+        return q.lerp_(p, self.share).log_()
+
+    def both(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, V) of the student and of the teacher."""
+        return self.logits(states[:, : self.width]), self.teacher.last_logits(states[:, self.width :])
 
     def _states(self, past_key_values: SlotCache, **inputs) -> Tensor:
         both = self.layers + self.teacher.model.config.num_hidden_layers
@@ -140,9 +143,13 @@ def _measures(student: StudentObjective, mixed: MixedPosition | None, rows: Sequ
     states, ids = torch.cat([row.states() for row in rows]), [token for row in rows for token in row.ids]
     found = []
     for own, tokens in zip(states.split(CHUNK), torch.tensor(ids, device=states.device).split(CHUNK), strict=True):
-        whole = mixed.log_probs(own) if mixed else (student.logits(own).float().log_softmax(-1),)  # (C, V) each
-        entropy = -(whole[0].exp() * whole[0]).sum(-1)
-        found.append([entropy, *(values.gather(1, tokens[:, None])[:, 0] for values in whole)])
+        logits, *taught = mixed.both(own) if mixed else (student.logits(own),)  # (C, V)
+        log_q = logits.float().log_softmax(-1)
+        values = [-(log_q.exp() * log_q).sum(-1), log_q.gather(1, tokens[:, None])[:, 0]]
+        for z in taught:
+            log_p = z.float().gather(1, tokens[:, None])[:, 0] - z.float().logsumexp(-1)
+            values.append(log_mixture(log_p, values[1], mixed.share))
+        found.append(values)
     return [torch.cat(values) for values in zip(*found, strict=True)]
 
 
