@@ -89,8 +89,8 @@ def table(found: dict[str, Any]) -> str:
         parted = sorted(one.get("gaps", []))
         median = f"{statistics.median(parted):.3g}" if parted else "–"
         same = percent(one["same_tokens"] / one["tokens"])
-        rows.append([name, f"{one['agree']} of {one['answers']}", same, median, str(one["seconds"])])
-    head = ["Model", "Answers that agree", "Tokens before a difference, %", "Gap there, nats (median)", "Seconds"]
+        rows.append([name, f"{one['agree']} of {one['answers']}", same, median])
+    head = ["Model", "Answers that agree", "Tokens before a difference, %", "Gap there, nats (median)"]
     return markdown_table(head, rows)
 
 
