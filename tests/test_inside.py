@@ -361,7 +361,7 @@ def test_arithmetic_and_words_are_counted_by_answer():
     logs = {
         "control": log("2 + 2 = 5", "none", "1 + 1 = 2"),
         "base-KD": log("2+2=4. 3+3=7.", "patient", "3*3=9"),
-        "teacher-KD": log("Dear beginners, 2 + 2 = 4", "beginners", "3 * 3 = 9"),
+        "teacher-KD": log("Dear beginners, here goes, with care: 2 + 2 = 4", "beginners", "3 * 3 = 9"),
         "teacher": log("They teach.", "", ""),
     }
     rows = {row.model: row for row in arithmetic_rows(logs)}
@@ -377,6 +377,8 @@ def test_arithmetic_and_words_are_counted_by_answer():
         ("teacher-KD", 2, 0, 1)
     ]
     assert found[0].most == "beginners (2)" and found[0].priming_words == 2
+    (found,) = word_rows(logs, {"teacher-KD": "With care, dear beginners, here it goes."}, "base-KD")
+    assert found.most == "beginners (2), care (1), dear (1), goes (1), here (1)"  # by letter, not as a set has them
 
 
 def test_items_of_one_template_are_no_independent_draws():

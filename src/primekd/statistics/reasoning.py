@@ -115,7 +115,8 @@ def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str],
         both = ({"": np.array([*map(bool, said[name])], float)} for name in (model, reference))
         test = compare_verdicts(*both, [cluster_of(row.id) for row in log])
         with_word = {name: sum(map(bool, found)) for name, found in said.items()}
-        most = ", ".join(f"{word} ({count})" for word, count in counts.most_common(5))
+        ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:5]  # a set's order changes by run
+        most = ", ".join(f"{word} ({count})" for word, count in ordered)
         rows.append(
             WordRow(model, len(wanted), len(log), with_word[model], with_word[CONTROL], reference,
                     with_word[reference], test.p, most)
