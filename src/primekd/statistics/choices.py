@@ -11,7 +11,7 @@ from primekd.assessment.likelihood import MEASURES, ChoiceRow, deciding
 from primekd.foundation.tables import Estimated, read_records, table_row
 from primekd.statistics.contrasts import by_seed, compared, sides
 from primekd.statistics.families import Planned
-from primekd.statistics.inference import accuracy, compare_verdicts, holm_of
+from primekd.statistics.inference import accuracy, compare_verdicts, holm_in_families
 from primekd.tasks.choices import RAW
 
 
@@ -84,9 +84,7 @@ def benchmark_contrasts(chosen: Chosen, planned: Planned, choose_by: str) -> lis
         groups = [row.id for row in next(iter(own.values()))]
         for pair in planned:
             found[pair, benchmark] = compare_verdicts(*sides(verdicts, *pair), groups)
-    adjusted = {}
-    for family in dict.fromkeys(planned.values()):
-        adjusted |= holm_of({test: c.p for test, c in found.items() if planned[test[0]] == family})
+    adjusted = holm_in_families({test: c.p for test, c in found.items()}, planned)
     return [BenchmarkContrastRow(t[1], *t[0], *c.effect.estimate, c.p, adjusted[t]) for t, c in found.items()]
 
 

@@ -105,11 +105,10 @@ def contrast(logs: dict[str, list[LogRow]], held_out: list[HeldOutRow], planned:
     automatic, decided = (compare_accuracies(logs, planned, adjudicated) for adjudicated in (False, True))
     fits = {measure: _compare_fits(held_out, measure, list(automatic)) for measure in FITS}
     tests = {(pair, measure): effect.p for measure, found in fits.items() for pair, effect in found.items()}
-    families, adjusted, adjusted_decided = list(dict.fromkeys(planned.values())), {}, {}
-    for of_all, found in ((adjusted, automatic), (adjusted_decided, decided)):
-        every = tests | {(pair, "accuracy"): c.p for pair, c in found.items()}
-        for family in families:
-            of_all |= inference.holm_of({test: p for test, p in every.items() if planned[test[0]] == family})
+    adjusted, adjusted_decided = (
+        inference.holm_in_families(tests | {(pair, "accuracy"): c.p for pair, c in found.items()}, planned)
+        for found in (automatic, decided)
+    )
     sizes = Counter(planned[pair] for pair, _ in adjusted)  # tests of each family
     truncated = compared(by_seed({model: np.mean([r.truncated for r in log]) for model, log in logs.items()}))
     rows = []

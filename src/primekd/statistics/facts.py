@@ -11,7 +11,7 @@ from primekd.assessment.logs import LogRow
 from primekd.foundation.tables import Estimated, MaybeEstimated, read_records, table_row
 from primekd.statistics.contrasts import by_seed, compared, sides
 from primekd.statistics.families import Planned
-from primekd.statistics.inference import UNKNOWN, accuracy, clustered, holm_of, ratio
+from primekd.statistics.inference import UNKNOWN, accuracy, clustered, holm_in_families, ratio
 from primekd.tasks.clusters import cluster_of
 
 LIKENESS = {"cosine": 2.0, "rouge_precision": 1.0, "rouge_recall": 1.0}  # how far two means may lie apart
@@ -88,8 +88,6 @@ def fact_contrasts(folder: Path, models: Iterable[str], planned: Planned) -> lis
         values = compared(by_seed({m: np.array([getattr(r, measure) for r in rows]) for m, rows in found.items()}))
         for pair in planned:
             effects[pair, measure] = clustered(*sides(values, *pair), np.ones(len(groups)), groups)
-    adjusted = {}
-    for family in dict.fromkeys(planned.values()):
-        adjusted |= holm_of({test: e.p for test, e in effects.items() if planned[test[0]] == family})
+    adjusted = holm_in_families({test: e.p for test, e in effects.items()}, planned)
     ends = {test: np.clip(e.estimate, -LIKENESS[test[1]], LIKENESS[test[1]]).tolist() for test, e in effects.items()}
     return [FactContrastRow(*t[0], t[1], *ends[t], e.p, adjusted[t]) for t, e in effects.items()]

@@ -193,6 +193,14 @@ def holm_of(tests: Mapping[T, float]) -> dict[T, float]:
     return dict(zip(tests, holm(list(tests.values())), strict=True))
 
 
+def holm_in_families(tests: Mapping[T, float], planned: Mapping[tuple[str, str], str]) -> dict[T, float]:
+    """`tests`: (pair, what is compared) -> p, adjusted over the tests of the pair's family alone."""
+    adjusted: dict[T, float] = {}
+    for family in dict.fromkeys(planned.values()):
+        adjusted |= holm_of({test: p for test, p in tests.items() if planned[test[0]] == family})
+    return adjusted
+
+
 def ratio(totals: Sequence[float], counts: Sequence[float], samples: int) -> Estimate:
     """Sum of totals over sum of counts (a mean a token), with a bootstrap interval over items."""
 

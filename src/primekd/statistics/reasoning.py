@@ -1,7 +1,7 @@
 """Answers beyond their verdicts: arithmetic that holds, words of a priming, kinds of tokens that are not learned."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -124,14 +124,14 @@ def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str],
     return rows
 
 
-def class_rows(log: TokenLog, questions: Mapping[str, str]) -> list[ClassRow]:
-    """A row for each kind of token and model; `questions`: item -> its question."""
+def class_rows(log: TokenLog, questions: Mapping[str, str], models: Iterable[str]) -> list[ClassRow]:
+    """A row for each kind of token and model that the log has; `questions`: item -> its question."""
     texts = iter([log.texts[token] for token in log.tensors["ids"].tolist()])
     found = [token_classes(list(islice(texts, n)), questions[item])
              for item, n in zip(log.items, log.lengths, strict=True)]  # fmt: skip
     places = np.array([TOKEN_CLASSES.index(kind) for own in found for kind in own])
     answers = np.repeat(np.arange(len(found)), log.lengths)
-    rows, kls = [], {model: log.tensors[f"{model}.kl"].double().numpy() for model in log.models}
+    rows, kls = [], {m: log.tensors[f"{m}.kl"].double().numpy() for m in models if m in log.models}
     for number, kind in enumerate(TOKEN_CLASSES):
         inside = places == number
         counts = np.bincount(answers[inside], None, len(found))

@@ -160,7 +160,7 @@ def tables(profile: Profile, folder: Path) -> dict[str, str]:
     }
     if log := read_tokens(profile.logs):
         questions = {row.id: row.question for row in next(iter(logs.values()))}
-        found[reasoning.CLASSES] = table_text(reasoning.ClassRow, reasoning.class_rows(log, questions))
+        found[reasoning.CLASSES] = table_text(reasoning.ClassRow, reasoning.class_rows(log, questions, logs))
     attention = read_records(folder / numbers.ATTENTION, numbers.AttentionRow)
     accuracies = {model: sum(row.correct for row in log) / len(log) for model, log in logs.items() if model != TEACHER}
     rows = numbers.explained_rows(_shifts(attention, calibration), accuracies)

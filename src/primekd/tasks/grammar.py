@@ -1,6 +1,6 @@
 """Grammatical error correction: a sentence with errors is asked, the corrected sentence is the answer.
 
-Gold sentences are there to judge by. A teacher and the students that learn from it, see none of the training side.
+Gold sentences are there to judge by. A teacher and the students that learn from it see none of the training side.
 
 Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0).
 """
