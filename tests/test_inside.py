@@ -236,7 +236,9 @@ def test_kl_is_shared_out_over_kinds_of_tokens_and_its_interval_is_of_templates(
     )  # fmt: skip
     assert {row.difference for row in class_rows(log, dict.fromkeys(items, "?"), ["m"])} == {None}
     log.models, log.tensors["control.kl"] = ["m", "control"], log.tensors["m.kl"] + 1
-    rows = {row.kind: row for row in class_rows(log, dict.fromkeys(items, "How many boxes?"), ["m", "x"]) if row.model == "m"}
+    found = class_rows(log, dict.fromkeys(items, "How many boxes?"), ["control", "m", "answered nothing"])
+    rows = {row.kind: row for row in found if row.model == "m"}
+    assert [row.model for row in found] == ["control", "m"] * len(rows)  # in the order that was asked for
     assert {(row.difference, row.difference_low, row.difference_high) for row in rows.values()} == {(-1, -1, -1)}
     assert (rows[STYLE].tokens, rows[STYLE].kl) == (3, 3.0) and (rows[QUESTION].tokens, rows[QUESTION].kl) == (4, 2.0)
     assert rows[STYLE].share_of_tokens == pytest.approx(3 / 14) and rows[STYLE].share_of_kl == pytest.approx(9 / 22)
