@@ -231,10 +231,13 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """McNemar's; where items share templates the larger of that and the clustered t's, which several seeds have."""
+        """McNemar's; where items share templates the larger of that and the clustered t's, which several seeds have.
+        Where all items differ alike, no error is known: then the test of signs, over as many as are independent."""
+        alike = not self.effect.error and self.effect.estimate.value != 0
+        own = 2 * 0.5**self.clusters if alike else self.effect.p
         if self.test is None:
-            return self.effect.p
-        return max(self.test.p, self.effect.p) if self.grouped else self.test.p
+            return own
+        return max(self.test.p, own) if self.grouped else self.test.p
 
     def detectable(self, level: float) -> float:
         """The smallest true difference that the test behind `p` finds with POWER; of two tests the larger one."""

@@ -13,6 +13,7 @@ from primekd.capture.given_text import store_rows
 from primekd.capture.jobs import build_spec, open_signals, prompts_of, store_folder, training_job
 from primekd.capture.live import LiveTeacher
 from primekd.config import OWN, Arm, Profile, get_arm
+from primekd.foundation import UserError, relative_name
 from primekd.foundation.provenance import hash_json
 from primekd.models import load_tokenizer
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
@@ -114,7 +115,8 @@ class Deviating:
 
     @cached_property
     def source(self) -> DeviatingRows:
-        """Where the rows come from; the teacher is asked now where it has to be. Raises UserError as store_rows."""
+        """Where the rows come from; the teacher is asked now where it has to be. Raises UserError as store_rows, and if
+        the rows that stand there are of other texts."""
         ids = [item.id for item in self.items]
         donors = lexicographic(ids) if self.has("lexicographic-rows") else {}
         if not self.arm.by_place:
@@ -126,6 +128,9 @@ class Deviating:
         folder = store_folder(self.profile, self.arm, self.seed)
         with contextlib.closing(teacher):
             placed = store_rows(self.profile, teacher, batches, folder, self._place_inputs)
+        if changed := [item for item, ids in whole if placed.item(item).response_ids != ids[1:]]:
+            fix = f"run `primekd distill {self.arm.name} --force-stage`"
+            raise UserError(f"{relative_name(folder)} has rows of another text of {changed[0]}: {fix}.")
         shift = 0 if self.has("priming-prefix") else 1
         offsets = {i: shift * (len(t.teacher_prompt) - len(t.asked)) for i, t in self.texts.items()}
         return DeviatingRows(placed, ids, donors, offsets)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from primekd.foundation import UserError
 from primekd.foundation.tables import Count, Name
 
 if TYPE_CHECKING:
@@ -103,13 +104,18 @@ def step_rows(
     model: str, item: str, engine: "TransformersEngine", tokenizer, prompt: list[int],
     ids: Sequence[int], value: Sequence[int], orders: int, seed: int,
 ) -> list[StepRow]:  # fmt: skip
-    """A row for each step of an answer; none where it has fewer than two, or no value was read from it."""
+    """A row for each step of an answer; none where it has fewer than two, or no value was read from it.
+    Raises UserError if the values do not add up."""
     steps = steps_of(tokenizer, ids, value) if value else []
     if len(steps) < 2:
         return []
     worth = lambda masks: log_prob_of_value(engine, prompt, ids, steps, value, masks)  # noqa: E731
     within = ADDITIVE if engine.dtype == "float32" else ROUNDED
-    values, whole, empty = shapley(worth, len(steps), orders, seed, within)
+    try:
+        values, whole, empty = shapley(worth, len(steps), orders, seed, within)
+    except ValueError as error:
+        why = f"the steps of {model}'s answer to {item} cannot be attributed: {error}"
+        raise UserError(f"{why}. Set `inside.attributed_items: 0`, or `student.dtype: float32`.") from error
     texts = [tokenizer.decode([ids[place] for place in step]) for step in steps]
     return [
         StepRow(model, item, number, text, float(own), whole, empty)

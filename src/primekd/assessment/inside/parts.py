@@ -27,7 +27,7 @@ from primekd.foundation import Meter, Progress, UserError, hash_json, relative_n
 from primekd.foundation.memory import gpu_memory, release_gpu_memory
 from primekd.foundation.provenance import MANIFEST, read_manifest, write_atomically
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
-from primekd.models import build_prompt, encode_response, load_tokenizer
+from primekd.models import build_prompt, decode_response, encode_response, load_tokenizer
 from primekd.tasks import Item, hash_items, load_items
 
 INDUCTIONS = "induction.safetensors"
@@ -162,11 +162,15 @@ def attention_values(folder: Path) -> tuple[np.ndarray, np.ndarray | None, np.nd
 # Confidence and attribution: a model at a time, as it was served in the assessment.
 
 
-def _answers(profile: Profile, name: str) -> dict[str, AnswerRow]:
-    """A model's answers as its assessment kept them. Raises UserError if they are gone."""
-    folder = answers_folder(profile, name)
+def _answers(subject: Subject, name: str) -> list[AnswerRow]:
+    """A model's answers as its assessment kept them. Raises UserError if they are gone, or not those of the logs."""
+    folder = answers_folder(subject.profile, name)
     blocks = [read_block(folder / file) for file in read_manifest(folder / MANIFEST)["outputs"]]
-    return {row["id"]: AnswerRow(**row) for block in blocks for row in block["rows"]}
+    found = {row["id"]: AnswerRow(**row) for block in blocks for row in block["rows"]}
+    for verdict in subject.verdicts(name):
+        if decode_response(subject.tokenizer, found[verdict.id].ids) != verdict.response:
+            raise UserError(f"{name}'s answer to {verdict.id} is not that of the logs: run `primekd assess` again.")
+    return [found[item.id] for item in subject.items]
 
 
 def _opened(subject: Subject, model: Model):
@@ -179,16 +183,17 @@ def _opened(subject: Subject, model: Model):
 def _answer_inputs(subject: Subject, model: Model) -> dict[str, Any]:
     profile = subject.profile
     answered = read_manifest(answers_folder(profile, model.name) / MANIFEST)
+    if answered["inputs"]["adapter"] != model.hashes:
+        raise UserError(f"{model.name} is not the student that was assessed: run `primekd assess` again.")
     verdicts = [[row.id, row.correct, row.span] for row in subject.verdicts(model.name)]
     return {"answers": answered["outputs"], "items": hash_items(subject.items), "verdicts": verdicts}
 
 
 def read_confidence(subject: Subject, model: Model) -> Path:
     def make(folder: Path, progress: Progress) -> list[Path]:
-        answers, verdicts = _answers(subject.profile, model.name), subject.verdicts(model.name)
+        own, verdicts = _answers(subject, model.name), subject.verdicts(model.name)
         asked = model.asked(subject.profile, subject.items)
         prompts = [build_prompt(subject.tokenizer, item.messages) for item in asked]
-        own = [answers[item.id] for item in subject.items]
         with contextlib.closing(_opened(subject, model)) as engine:
             rows = confidence.sure_rows(
                 model.name, engine, prompts, own, verdicts, subject.tokenizer, advance=progress.advance
@@ -203,14 +208,14 @@ def read_attribution(subject: Subject, model: Model) -> Path:
     settings = subject.profile.inside
 
     def make(folder: Path, progress: Progress) -> list[Path]:
-        answers, rows, done = _answers(subject.profile, model.name), [], 0
+        own, rows, done = _answers(subject, model.name), [], 0
         with contextlib.closing(_opened(subject, model)) as engine:
             asked = model.asked(subject.profile, subject.items)
-            for item, verdict in zip(asked, subject.verdicts(model.name), strict=True):
-                ids, prompt = answers[item.id].ids, build_prompt(subject.tokenizer, item.messages)
-                value = value_places(subject.tokenizer, ids, verdict)
+            for item, answer, verdict in zip(asked, own, subject.verdicts(model.name), strict=True):
+                prompt = build_prompt(subject.tokenizer, item.messages)
+                value = value_places(subject.tokenizer, answer.ids, verdict)
                 found = attribution.step_rows(
-                    model.name, item.id, engine, subject.tokenizer, prompt, ids, value, settings.orders,
+                    model.name, item.id, engine, subject.tokenizer, prompt, answer.ids, value, settings.orders,
                     subject.profile.seed,
                 )  # fmt: skip
                 rows, done = rows + found, done + bool(found)
