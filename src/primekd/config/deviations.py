@@ -25,7 +25,7 @@ SAID: dict[Deviation, str] = {
     "lexicographic-rows": "Rows are read in the order of their keys as text (Question 1, 10, 100, …), so most items "
     "get another item's.",
     "no-template": "Teacher and student read the bare question, the priming in front of it, without a chat template.",
-    "single-examples": "One example a step, and gradients are not clipped.",
+    "single-examples": "One example a step, so a batch becomes several steps, and gradients are not clipped.",
     "climbing-cosine": "The cosine of the learning rate ends with the first epoch, and climbs again in the second.",
     "reverse-kl": "KL(student || teacher) in place of KL(teacher || student).",
     "gold-labels": "The cross-entropy is taken on the gold solution, a sequence of its own.",

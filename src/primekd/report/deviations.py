@@ -37,7 +37,8 @@ ASKED = {CONTROL: "as every student here", FEW_SHOT: "as released: 50 new tokens
 SELECTION_NOTE = (
     "The best of several students, chosen on one half of the test items: its accuracy there, which is what a release "
     "that tunes on the test split states, and on the other half; beside it the mean of all. The halves change places, "
-    "and the means over both are shown."
+    "and the means over both are shown. Templates stand in both halves, so the other one is not wholly new, and a "
+    "share of so few answers can be ten points off: no interval is given, and nothing is claimed."
 )
 
 
@@ -62,9 +63,11 @@ def each_seed(results: Results, measure: str, write: Callable, row: Row) -> str:
 
 
 def items_alone(results: Results, row: Row) -> str:
-    """The difference in accuracy with a 95 % interval over other items (or templates), of these trainings alone."""
+    """A 95 % interval of the difference in accuracy over other items (or templates), of these trainings alone."""
     for seeds in results.seeds:
         if (seeds["model"], seeds["reference"]) == (row["model"], row["reference"]):
+            if not float(seeds["item_se"]):
+                return MISSING  # all items differ alike, which does not say that no other would
             half = student_t.isf(LEVEL / 2, int(row["clusters"]) - 1) * float(seeds["item_se"])
             return "[{}, {}]".format(*(points(float(seeds["accuracy"]) + end) for end in (-half, half)))
     return MISSING

@@ -29,14 +29,15 @@ APART, MOVED = between("total_variation", NATS), between("difference", SIGNED)
 HEADS_A_MODEL = 3
 ATTENTION_NOTE = (
     "Student minus control, on the same prompts with their gold solutions, means over all heads with bootstrap "
-    "intervals over prompts. entropy: of a query's weights over ln(number of keys); entropy_rest: without the first "
-    "token, which most heads lean on; first, diagonal, previous: weight on that key; distance: in tokens; sharp: "
-    "weight in places above 0.1; total_variation, cosine: of the maps of one head in student and control; induction: "
-    "weight behind the earlier occurrence, on random tokens written twice (interval over four such texts)."
+    "intervals over prompts, or over what these share. entropy: of a query's weights over ln(number of keys); "
+    "entropy_rest: without the first token, which most heads lean on; first, diagonal, previous: weight on that key; "
+    "distance: in tokens; sharp: weight in places above 0.1; total_variation, cosine: of the maps of one head in "
+    "student and control, less the 0 and 1 of equal ones; induction: weight behind the earlier occurrence, on random "
+    "tokens written twice (interval over four such texts)."
 )
 HEAD_NOTE = (
     f"The {HEADS_A_MODEL} heads of each student whose maps lie furthest from the control's; picked for that, so their "
-    "distances are too large by some."
+    "distances are too large by some. Entropy and what follows it: student minus control."
 )
 PAIR_NOTE = (
     "Two students' maps of the same heads on the same text: total variation (the share of a query's weight that lies "
@@ -45,9 +46,9 @@ PAIR_NOTE = (
 )
 EXPLAINED_NOTE = (
     "Spearman's rank correlation of a measure's shift from the control and accuracy, over arms, each the mean of its "
-    "seeds: so few points carry little. p over permutations of arms, Holm-adjusted over all measures. A measure that "
-    "shifts as much in the placebo's student, or in that of shuffled rows, explains nothing; unknown: it correlates, "
-    "and one of these was not run."
+    "seeds: so few points carry little. Shifts are of the prompts that were looked at, accuracy of all test items. p "
+    "over permutations of arms, Holm-adjusted over all measures. A measure that shifts as much in the placebo's "
+    "student, or in that of shuffled rows, explains nothing; unknown: it correlates, and one of these was not run."
 )
 CALIBRATION_NOTE = (
     "Confidence: of an answer the geometric mean of its tokens' probabilities; of a value the probability of its "
