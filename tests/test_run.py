@@ -23,6 +23,7 @@ from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.config.arm import CONTROL
 from primekd.config.arms import arms_of, default_arms
+from primekd.config.deviations import DEVIATIONS
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.provenance import project_root
@@ -33,6 +34,7 @@ from primekd.running.run_progress import Job, RunState, describe, job_progress, 
 from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
 from primekd.studies.priming import STUDY
 from primekd.studies.priming import costs as stage_costs
+from primekd.studies.study import trained
 
 BEHIND, TEACHER = {"assessment/assess.ipynb", "report.done"}, "assessment/teacher.ipynb"
 OF_CONTROL, OF_AI = SCORED = ["control+base-fine-tune+base-KD", "teacher-KD+ai-KD+reverseKL-KD"]  # as on two cores
@@ -469,10 +471,25 @@ def test_further_seeds_of_an_arm_are_trained_and_scored_with_it(output):
     assert sorted(job.label for job in jobs if job.rule == "distill") == [
         "distill base-KD", "distill base-KD-seed1", "distill base-KD-seed2", "distill base-fine-tune",
     ]  # fmt: skip
+    with Progress(load_profile(str(path)), "distill base-KD", 8, "step") as progress:
+        progress.advance(8)
+    with Progress(load_profile(str(path)), "distill base-KD-seed2", 8, "step"):
+        shown = job_progress(load_profile(str(path)), Job("distill", "distill base-KD", 0.0, "distill base-KD"))
+        assert shown == ("distill base-KD-seed2: 0/8 steps", 1.0)
     with pytest.raises(UserError, match="seeds names 'ai-KD': it must be one of base-KD, with"):
         arms_of(load_profile(str(write_profile(output, arms=["base-KD"], seeds={"ai-KD": [1]}))))
     with pytest.raises(UserError, match="with seeds that differ from each other and from 0"):
         arms_of(load_profile(str(write_profile(output, arms=["base-KD"], seeds={"base-KD": [0]}))))
+
+
+def test_where_arms_are_many_all_seeds_of_one_are_trained_in_one_notebook(output):
+    many = [*default_arms(), *(f"{name}-KD" for name in DEVIATIONS)][:16]
+    path = write_profile(output, arms=many, seeds={"base-KD": [1, 2]})
+    profile = load_profile(str(path))
+    jobs = [job for job in planned_jobs(profile, str(path), 2, False, None) if job.rule == "distill"]
+    assert sorted(job.label for job in jobs) == sorted(f"distill {name}" for name in many)
+    copies = {copy.parent.name for stage, _, own in trained(profile) if stage == "distill" for copy in own}
+    assert {"base-KD", "base-KD-seed1"} <= copies, "whoever trained a student that is lost does it again"
 
 
 def test_a_run_that_stops_behind_the_teacher_trains_nothing(output):

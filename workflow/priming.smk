@@ -31,13 +31,19 @@ def arm_of(w):
     return ARMS[split_seed(w.student)[0]]
 
 
+# Where arms are many, all seeds of one are trained in one notebook: to start Python and load the libraries takes as long as
+# a small training. Where they are few, side by side is sooner.
+ONE_BY_ONE = SLURM or len(ARMS) < 8 * workflow.cores // HALF
+
+
 def of_student(w):
     name, seed = split_seed(w.student)
-    return f"--strategy {name} --seed {seed or SETTING.seed}"
+    behind = [] if ONE_BY_ONE else [f"--further {other}" for other in SETTING.seeds.get(name, ())]
+    return " ".join([f"--strategy {name} --seed {seed or SETTING.seed}", *behind])
 
 
 def trained(name):
-    return [f"{DONE}/{student}/distill.ipynb" for student in [name, *FURTHER[name]]]
+    return [f"{DONE}/{student}/distill.ipynb" for student in [name, *(FURTHER[name] if ONE_BY_ONE else [])]]
 
 
 def text_of(w):

@@ -175,6 +175,7 @@ def notebook(
     profile: ProfileOption = "pocket",
     strategy: Annotated[str | None, typer.Option(help="Parameter of that name, where the notebook has one.")] = None,
     seed: SeedOption = None,
+    further: Annotated[list[int] | None, typer.Option(help="Another seed, as the one before; may be repeated.")] = None,
 ) -> None:
     """Executes one notebook unattended, as `primekd run` does. SIGTERM, which Slurm sends, stops it as Ctrl-C does.
 
@@ -184,7 +185,7 @@ def notebook(
     from primekd.running.notebooks import execute
 
     signal.signal(signal.SIGTERM, stop_quietly)
-    given = {"profile": profile, "strategy": strategy, "seed": seed}
+    given = {"profile": profile, "strategy": strategy, "seed": seed, "further": further or None}
     execute(source, output, {name: value for name, value in given.items() if value is not None})
 
 

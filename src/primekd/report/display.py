@@ -161,9 +161,13 @@ def primed(profile: Profile) -> Shown:
     return show_sentences(primed_sentences(folder)) + show_table(primed_table(folder), NOTE) + drawn
 
 
-def loss(profile: Profile, strategy: str, seed: int) -> Shown:
-    """Training and validation loss of one student. Raises UserError if it is not trained."""
-    title = f"{get_arm(strategy).title} on {profile.name}"
+def loss(profile: Profile, strategy: str, seed: int, *further: int) -> Shown:
+    """Training and validation loss of an arm's student, of each seed. Raises UserError if one is not trained."""
+    return sum((_loss(profile, strategy, one) for one in further), _loss(profile, strategy, seed))
+
+
+def _loss(profile: Profile, strategy: str, seed: int) -> Shown:
+    title = f"{get_arm(strategy).title} on {profile.name}" + (f", seed {seed}" if seed != profile.seed else "")
     path = profile.student_folder(strategy, seed) / "loss_curve.csv"
     if not path.is_file():
         raise UserError(f"{relative_name(path)} is missing: {how_to_train(strategy, profile)} with the seed {seed}.")

@@ -114,11 +114,19 @@ def job_progress(profile: Profile, job: Job) -> tuple[str, float]:
     if entry is None:
         return "", answered or 0.0
     if entry.state == "done" and entry.done == entry.total and answered is None:
-        return f"{job.stage}: finishing", 1.0
+        return further_progress(profile, job) or f"{job.stage}: finishing", 1.0
     if entry.state != "running" or not entry.total:
         return f"{job.label}: held-out fit" if answered else "", answered or 0.0
     text = f"{entry.stage}: {entry.done}/{entry.total} {entry.unit}s"
     return text, entry.done / entry.total if answered is None else answered
+
+
+def further_progress(profile: Profile, job: Job) -> str:
+    """How far the training of an arm's other seeds is, which one job trains behind the first where arms are many."""
+    seeds = profile.seeds.get(job.stage.removeprefix("distill "), ())
+    found = [since(progress_path(profile, f"{job.stage}-seed{seed}"), job) for seed in seeds]
+    running = [entry for entry in found if entry and entry.state == "running" and entry.total]
+    return "".join(f"{entry.stage}: {entry.done}/{entry.total} {entry.unit}s" for entry in running[:1])
 
 
 def written(path: Path) -> float:

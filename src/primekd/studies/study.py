@@ -73,7 +73,8 @@ def trained(profile: Profile, notebook: str = "distill") -> Iterator[Result]:
     for name in arms_of(profile):
         for seed in (None, *profile.seeds.get(name, ())):
             folder = profile.student_folder(name, seed)
-            yield "distill", folder / MANIFEST, [done / folder.name / f"{notebook}.ipynb", *scored_with(done, name)]
+            copies = {done / own / f"{notebook}.ipynb": None for own in (folder.name, name)}  # its own, or all seeds'
+            yield "distill", folder / MANIFEST, [*copies, *scored_with(done, name)]
 
 
 def scored_with(done: Path, model: str) -> list[Path]:
