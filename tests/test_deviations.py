@@ -294,6 +294,17 @@ def test_a_store_of_whole_texts_is_made_anew_where_the_profile_changed_or_somebo
     forget_wishes(profile)
 
 
+def test_rows_of_another_text_are_refused(profile, monkeypatch):
+    """The same spec and other responses: a capture that was made anew on another processor."""
+    found = lesson(profile, "priming-prefix-KD")
+    item = found.items[1].id
+    found.texts[item].response.append(5)
+    placed = lesson(profile, "priming-prefix-KD").source.reader
+    monkeypatch.setattr("primekd.training.deviations.store_rows", lambda *a: placed)
+    with pytest.raises(UserError, match=f"has rows of another text of {item}: run `primekd distill priming-prefix-KD"):
+        _ = found.source
+
+
 def test_a_bare_prompt_is_text_and_holds_no_control_token(profile):
     tokenizer, (item, *_) = load_tokenizer(profile.student), as_text(load_items(profile, "train"))
     assert build_prompt(tokenizer, item.messages) == tokenizer(item.question)["input_ids"]
@@ -338,6 +349,8 @@ def test_each_seeds_own_difference_stands_behind_the_interval_and_one_over_items
     assert each_seed(results, "accuracy", points, row) == "+1.5 [-40.0, +43.0]; +5.0, -2.0"
     assert items_alone(results, row) == "[-0.5, +3.5]"  # 2.02 standard errors of 40 degrees of freedom
     assert items_alone(results, row | {"reference": "x"}) == "–"
+    seeds[0]["item_se"] = "0"
+    assert items_alone(results, row) == "–"  # all items differ alike: no more is known of other ones
 
 
 def test_the_report_has_a_page_of_deviations_and_the_notebook_shows_it(profile, lively, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,6 +170,19 @@ def test_verify_finds_what_does_not_follow_from_the_logs(study):
     log.write_bytes(answers)
     names = [p.relative_to(study.logs).as_posix() for p in files_beside(study)]
     assert "inside/manifest.json" in names and "inside/attention.csv" in names and "inside/maps.safetensors" in names
+
+
+def test_a_student_or_an_answer_that_is_not_the_assessed_one_is_refused(study):
+    subject = parts.Subject(study)
+    model = next(model for model in subject.models if model.name == "ai-KD")
+    assert parts._answer_inputs(subject, model)["answers"] and len(parts._answers(subject, "ai-KD")) == 5
+    with pytest.raises(UserError, match="ai-KD is not the student that was assessed: run `primekd assess` again"):
+        parts._answer_inputs(subject, replace(model, hashes={"adapter/adapter_model.safetensors": "0"}))
+    first = subject.items[0].id
+    older = [replace(row, response="older") if row.id == first else row for row in subject.logs["ai-KD"]]
+    subject.logs["ai-KD"] = older
+    with pytest.raises(UserError, match=f"ai-KD's answer to {first} is not that of the logs"):
+        parts._answers(subject, "ai-KD")
 
 
 def test_without_logs_or_with_an_arm_that_is_not_run_it_says_so(study, tmp_path, monkeypatch):

@@ -149,6 +149,10 @@ def test_where_templates_agree_by_chance_the_exact_test_still_holds():
     assert found.effect.p == 0 and found.p == found.test.p == 0.125
     # One template alone says nothing of templates, so that its items stand for themselves.
     same = compare_verdicts(one([1, 0] * 4), one([0] * 8), ["t"] * 8)
+    apart = compare_verdicts(one([1] * 8), one([0] * 8), [f"t{n % 4}" for n in range(8)])
+    assert apart.p == 2 * 0.5**4 and apart.test.p == 2 * 0.5**8  # eight items of four templates, all of them alike
+    both = {"": np.ones(8), "1": np.ones(8)}
+    assert compare_verdicts(both, {"": np.zeros(8), "1": np.zeros(8)}, [f"t{n % 4}" for n in range(8)]).p == 2 * 0.5**4
     assert not same.grouped and same.effect == compare_verdicts(one([1, 0] * 4), one([0] * 8), alone(8)).effect
 
 
