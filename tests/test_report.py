@@ -2,16 +2,23 @@
 
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 from report_logs import DECIDED, HOSTILE, MODELS, NOTHING_FOUND, make_checkout, write_csv, write_published, write_study
 
+from primekd.assessment.costs import FILE as COSTS
+from primekd.assessment.costs import CostRow
 from primekd.assessment.logs import read_log, write_log
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config import load_profile
+from primekd.config.deviations import DEVIATIONS
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, read_json, write_json
+from primekd.foundation.tables import write_table
 from primekd.report.browser import cut, script_json
+from primekd.report.costs import cost_figure
 from primekd.report.extraction import read_accuracies
 from primekd.report.figures import accuracy_forest, contrast_forest, extractor_dots, kl_forest, loss_curves
 from primekd.report.findings import NOTHING_DECIDED
@@ -67,6 +74,23 @@ def test_figures_are_the_same_every_time(profile):
         assert svg == draw()
         assert "<text" in svg and "Ground truth-KD" in svg and "dc:date" not in svg
     assert "Teacher, unprimed" not in kl_forest(results)
+
+
+def test_many_students_are_named_once_an_arm_and_numbers_are_plain(profile, tmp_path):
+    """Thirty students of fifteen arms: the legend stays inside the figure, and no axis shows markup."""
+    models = [f"{name}-KD{seed}" for name in DEVIATIONS for seed in ("", "-seed1")]
+    results = SimpleNamespace(summary=[{"model": m, "accuracy": "0.5"} for m in models], folder=tmp_path)
+    costs = [CostRow(m, 10, 100, 1.0, 0.01 * (1 + n), 1.0, "x") for n, m in enumerate(models)]
+    write_table(tmp_path / COSTS, CostRow, costs)
+    for model in models:
+        copy = tmp_path / "loss_curves" / f"{model}.csv"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(profile.logs / "loss_curves" / "ai-KD.csv", copy)
+    for svg in (cost_figure(results), loss_curves(tmp_path)):
+        height = float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1])
+        places = [float(y) for y in re.findall(r'<text[^>]* y="(-?[\d.]+)"', svg)]
+        assert len(places) > 15 and min(places) > 0 and max(places) < height
+        assert svg.count("Climbing cosine") == 1 and "seed" not in svg and "mathdefault" not in svg
 
 
 def test_a_control_far_away_does_not_squash_the_students(profile):

@@ -3,16 +3,18 @@
 from pathlib import Path
 
 from primekd.assessment.costs import FILE, IDLE, CostRow
+from primekd.config.arm import split_seed
 from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table
-from primekd.report.figures import PALETTE, draw
+from primekd.report.figures import MARKERS, PALETTE, draw, first_of_arms
 from primekd.report.formats import MISSING, known, percent, significant
 from primekd.report.results import Results, read_optional
 from primekd.statistics.families import title_of
 from primekd.statistics.summary import SummaryRow
 
 LABEL = "What a thousand answers cost"
+MOST_NAMES = 12  # in a column beside the figure
 
 
 def cost_table(folder: Path) -> Table:
@@ -65,10 +67,21 @@ def cost_figure(results: Results) -> str | None:
     if len(points) < 2:
         return None
 
-    def fill(axes):
-        for place, (energy, share, name) in enumerate(points):
-            axes.plot(energy, share, "o", color=PALETTE[place % len(PALETTE)], markersize=8, label=title_of(name))
-        axes.set(xscale="log", title="Right answers over energy", xlabel="Wh a thousand answers", ylabel="Right, %")
-        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    arms = first_of_arms(name for *_, name in points)
+    columns = -(-len(arms) // MOST_NAMES)
 
-    return draw("costs", (9, 4.2), 1, fill)
+    def fill(axes):
+        from matplotlib.ticker import LogLocator, NullFormatter
+
+        for energy, share, name in points:
+            arm = split_seed(name)[0]
+            place, label = list(arms).index(arm), title_of(arm) if arms[arm] == name else ""
+            look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place // len(PALETTE) % len(MARKERS)]}
+            axes.plot(energy, share, **look, linestyle="", markersize=8, label=label)
+        axes.set(xscale="log", title="Right answers over energy", xlabel="Wh a thousand answers", ylabel="Right, %")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.figure.legend(loc="outside right upper", ncols=columns)
+
+    return draw("costs", (6.4 + 2.6 * columns, 4.2), 1, fill)

@@ -3,12 +3,12 @@ The ground is light, which the page's dark style inverts. Colours are those of O
 can tell apart; curves also differ in their dashes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from primekd.assessment.reading import EXTRACTORS
-from primekd.config.arm import CONTROL, TEACHER
+from primekd.config.arm import CONTROL, TEACHER, split_seed
 from primekd.foundation import UserError, read_records, relative_name
 from primekd.report.formats import interval, percent, points
 from primekd.report.results import Results, Row, read_optional
@@ -63,14 +63,18 @@ def loss_curves(logs_folder: Path) -> str:
     if not paths:
         raise UserError(f"{relative_name(Path(logs_folder, 'loss_curves'))} is empty: run the assessment first.")
     curves = {path.stem: _read_curve(path) for path in paths}
+    arms = first_of_arms(curves)
+    columns = min(len(arms), 3 if max(len(title_of(arm)) for arm in arms) > 20 else 4)
 
     def fill(training, validation):
-        for place, (name, (train, valid)) in enumerate(curves.items()):
+        for name, (train, valid) in curves.items():
+            arm = split_seed(name)[0]
+            place, label = list(arms).index(arm), title_of(arm) if arms[arm] == name else ""
             line = {"color": PALETTE[place % (len(PALETTE) - 1)], "linestyle": DASHES[place % len(DASHES)]}
             size = max(1, len(train) // 40)  # steps a point, their mean: single batches jump too much to be read
             blocks = [train[start : start + size] for start in range(0, len(train), size)]
             smooth = [(block[-1][0], sum(loss for _, loss in block) / len(block)) for block in blocks]
-            training.plot(*zip(*smooth, strict=True), **line, linewidth=1.8, label=title_of(name))
+            training.plot(*zip(*smooth, strict=True), **line, linewidth=1.8, label=label)
             if valid:
                 validation.plot(*zip(*valid, strict=True), **line, linewidth=1.8, marker="o", markersize=3.5)
         training.set(title="Training loss (each student's own objective)", xlabel="Step", ylabel="Loss")
@@ -79,9 +83,17 @@ def loss_curves(logs_folder: Path) -> str:
             axes.title.set_fontsize(10.5)
             axes.ticklabel_format(useOffset=False)
             axes.xaxis.get_major_locator().set_params(integer=True)
-        training.figure.legend(loc="outside lower center", ncols=min(len(curves), 4))
+        training.figure.legend(loc="outside lower center", ncols=columns)
 
-    return draw("loss curves", (9.6, 3.9), 2, fill)
+    return draw("loss curves", (9.6, 3.3 + 0.22 * -(-len(arms) // columns)), 2, fill)
+
+
+def first_of_arms(models: Iterable[str]) -> dict[str, str]:
+    """Arm -> the first of its students: seeds of one arm are drawn alike, and named once."""
+    found: dict[str, str] = {}
+    for name in models:
+        found.setdefault(split_seed(name)[0], name)
+    return found
 
 
 def loss_curve(path: Path, title: str) -> str:
