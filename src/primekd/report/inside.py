@@ -196,10 +196,12 @@ def step_texts(folder: Path) -> list[tuple[str, Markup]]:
         one, most = steps[0], max(abs(step.value) for step in steps) or 1.0
         said = f"{title_of(model)}, {item}: log p(value) {one.whole:.2f} with all steps, {one.empty:.2f} without any"
         spans = [
-            Markup(STEP).format("more" if s.value >= 0 else "less", abs(s.value) / most, s.value, s.text, s.value)
+            Markup(STEP).format(
+                "more" if s.value >= 0 else "less", abs(s.value) / most, s.value, s.text.rstrip("\n"), s.value
+            ) + ("\n" if s.text.endswith("\n") else " ")
             for s in steps
-        ]
-        found.append((said, Markup(" ").join(spans)))
+        ]  # fmt: skip
+        found.append((said, Markup("").join(spans).rstrip()))
     return found
 
 

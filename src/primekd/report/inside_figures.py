@@ -41,6 +41,8 @@ def map_figure(folder: Path, most: int = 4) -> str | None:
                 axes.set_title(title_of(name) if not line else "", fontsize=10)
                 axes.set_xlabel("Head" if measure == CURVES[-1] else "")
                 axes.grid(visible=False)
+                for axis in (axes.xaxis, axes.yaxis):
+                    axis.get_major_locator().set_params(integer=True)
             own[0].set_ylabel("Layer")
             own[0].figure.colorbar(image, ax=list(own), label=SAID[measure], shrink=0.9)
 
