@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from primekd.assessment.costs import FILE, IDLE, CostRow
-from primekd.config.arm import split_seed
 from primekd.foundation.provenance import MANIFEST, read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table
-from primekd.report.figures import MARKERS, PALETTE, draw, first_of_arms
+from primekd.report.figures import MARKERS, PALETTE, arm_looks, draw
 from primekd.report.formats import MISSING, known, percent, significant
 from primekd.report.results import Results, read_optional
 from primekd.statistics.families import title_of
@@ -67,15 +66,14 @@ def cost_figure(results: Results) -> str | None:
     if len(points) < 2:
         return None
 
-    arms = first_of_arms(name for *_, name in points)
-    columns = -(-len(arms) // MOST_NAMES)
+    looks = arm_looks(name for *_, name in points)
+    columns = -(-sum(bool(label) for _, label in looks.values()) // MOST_NAMES)
 
     def fill(axes):
         from matplotlib.ticker import LogLocator, NullFormatter
 
         for energy, share, name in points:
-            arm = split_seed(name)[0]
-            place, label = list(arms).index(arm), title_of(arm) if arms[arm] == name else ""
+            place, label = looks[name]
             look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place // len(PALETTE) % len(MARKERS)]}
             axes.plot(energy, share, **look, linestyle="", markersize=8, label=label)
         axes.set(xscale="log", title="Right answers over energy", xlabel="Wh a thousand answers", ylabel="Right, %")

@@ -63,13 +63,13 @@ def loss_curves(logs_folder: Path) -> str:
     if not paths:
         raise UserError(f"{relative_name(Path(logs_folder, 'loss_curves'))} is empty: run the assessment first.")
     curves = {path.stem: _read_curve(path) for path in paths}
-    arms = first_of_arms(curves)
-    columns = min(len(arms), 3 if max(len(title_of(arm)) for arm in arms) > 20 else 4)
+    looks = arm_looks(curves)
+    named = [label for _, label in looks.values() if label]
+    columns = min(len(named), 3 if max(map(len, named)) > 20 else 4)
 
     def fill(training, validation):
         for name, (train, valid) in curves.items():
-            arm = split_seed(name)[0]
-            place, label = list(arms).index(arm), title_of(arm) if arms[arm] == name else ""
+            place, label = looks[name]
             line = {"color": PALETTE[place % (len(PALETTE) - 1)], "linestyle": DASHES[place % len(DASHES)]}
             size = max(1, len(train) // 40)  # steps a point, their mean: single batches jump too much to be read
             blocks = [train[start : start + size] for start in range(0, len(train), size)]
@@ -85,15 +85,14 @@ def loss_curves(logs_folder: Path) -> str:
             axes.xaxis.get_major_locator().set_params(integer=True)
         training.figure.legend(loc="outside lower center", ncols=columns)
 
-    return draw("loss curves", (9.6, 3.3 + 0.22 * -(-len(arms) // columns)), 2, fill)
+    return draw("loss curves", (9.6, 3.3 + 0.22 * -(-len(named) // columns)), 2, fill)
 
 
-def first_of_arms(models: Iterable[str]) -> dict[str, str]:
-    """Arm -> the first of its students: seeds of one arm are drawn alike, and named once."""
-    found: dict[str, str] = {}
-    for name in models:
-        found.setdefault(split_seed(name)[0], name)
-    return found
+def arm_looks(models: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Student -> its arm's place among all, and its title; "" but for the first, as an arm's seeds are named once."""
+    arms: dict[str, str] = {}  # to its first student
+    first = {name: arms.setdefault(split_seed(name)[0], name) == name for name in models}
+    return {n: (list(arms).index(split_seed(n)[0]), title_of(split_seed(n)[0]) if first[n] else "") for n in first}
 
 
 def loss_curve(path: Path, title: str) -> str:
