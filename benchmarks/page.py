@@ -341,7 +341,7 @@ def _attention(found: Found) -> str:
     rows = [[str(layers), f"{reduced:.0f}", f"{kept:.0f}"] for layers, reduced, kept in columns]
     note = (
         f"{found['rows']} rows of {found['tokens']} tokens, {found['heads']} heads, float32: what a pass needs above "
-        "the model and its input, in a process of its own."
+        "the model and its input, in a process of its own; medians of five."
     )
     return f"{markdown_table(head, rows)}\n\n{note}"
 
