@@ -23,11 +23,12 @@ from primekd.report.html import write_report
 from primekd.report.inside import inside_page, pair_table, show_attention, show_confidence, show_head
 from primekd.report.inside_figures import map_figure
 from primekd.running.publishing import files_beside
-from primekd.running.verify import check_logs
+from primekd.running.verify import check_inside, check_logs
 from primekd.statistics.inside import ATTENTION, EVERY, PAIRS, AttentionRow, CalibrationRow, PairRow
 from primekd.studies import inside
 from primekd.studies.assess import assess
 from primekd.studies.inside import analyse, look_at_heads
+from primekd.studies.regrade import regrade, tell_inside_anew
 from primekd.training.distill import distill
 
 ARMS = ["base-KD", "ai-KD", "placebo-KD", "base-fine-tune"]
@@ -183,6 +184,25 @@ def test_a_student_or_an_answer_that_is_not_the_assessed_one_is_refused(study):
     subject.logs["ai-KD"] = older
     with pytest.raises(UserError, match=f"ai-KD's answer to {first} is not that of the logs"):
         parts._answers(subject, "ai-KD")
+
+
+def test_a_grading_writes_the_tables_anew_that_follow_from_the_logs(study):
+    folder, models = inside_folder(study), study.logs / "ai-KD.csv"
+    words, verdicts, attention = (p.read_bytes() for p in (folder / "words.csv", models, folder / ATTENTION))
+    (folder / "words.csv").write_text("as an older version wrote it\n")
+    regrade(study)
+    assert (folder / "words.csv").read_bytes() == words and check_inside(study).problems == []
+    assert read_manifest(folder / "manifest.json")["regraded"] and models.read_bytes() == verdicts
+    (folder / ATTENTION).write_bytes(attention[:-5])
+    with pytest.raises(UserError, match="attention.csv altered: run `primekd analyse` again"):
+        regrade(study)
+    (folder / ATTENTION).write_bytes(attention)
+    models.write_bytes(verdicts + b"\n")
+    (folder / "words.csv").write_text("of other verdicts\n")
+    tell_inside_anew(study)
+    assert (folder / "words.csv").read_text() == "of other verdicts\n"
+    models.write_bytes(verdicts)
+    regrade(study)
 
 
 def test_without_logs_or_with_an_arm_that_is_not_run_it_says_so(study, tmp_path, monkeypatch):

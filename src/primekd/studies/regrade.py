@@ -3,11 +3,22 @@ from the logs (answers, held-out rows, loss curves) must be what their manifest 
 it. So a grading that was killed between two files loses nothing: the next one makes them all again."""
 
 from pathlib import Path
+from typing import Any
 
+from primekd.assessment.inside import inside_folder
 from primekd.assessment.logs import LogRow, grade_row, read_log
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, altered_outputs, now, read_manifest, relative_name, write_manifest
+from primekd.foundation.provenance import (
+    MANIFEST,
+    altered_outputs,
+    hash_file,
+    now,
+    read_manifest,
+    relative_name,
+    write_manifest,
+    write_text,
+)  # fmt: skip
 from primekd.foundation.stage_code import stage_code
 from primekd.studies import results
 from primekd.tasks.load import task_of
@@ -40,15 +51,38 @@ def regrade(profile: Profile) -> Path:
     inputs |= results.planned_inputs(profile) | {"rules": rules_hashes(profile)}
     inputs |= {"adjudications": results.decisions_hash(profile)}
     inputs["assess"] = inputs.get("assess", {}) | {"bootstrap_samples": profile.assess.bootstrap_samples}
-    known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
-    facts = {key: value for key, value in manifest.items() if key not in known}
     write_manifest(
         profile.logs, manifest["kind"], inputs, [*outputs, *(profile.logs / name for name in kept)],
-        # The environment of the answers stays; the one of this grading stands beside it.
-        **facts, answered=manifest.get("answered", manifest["environment"]), regraded=now(),
-        code=stage_code("assess-text" if profile.student.from_scratch else "assess", profile),
+        **_facts(manifest), code=stage_code("assess-text" if profile.student.from_scratch else "assess", profile),
     )  # fmt: skip
+    if (inside_folder(profile) / MANIFEST).is_file():
+        tell_inside_anew(profile)
     return profile.logs
+
+
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The environment of what was measured stays; the one of this grading stands beside it."""
+    known = ("kind", "inputs", "inputs_sha256", "outputs", "environment", "answered", "regraded", "code")
+    facts = {key: value for key, value in manifest.items() if key not in known}
+    return facts | {"answered": manifest.get("answered", manifest["environment"]), "regraded": now()}
+
+
+def tell_inside_anew(profile: Profile) -> None:
+    """Writes the tables of inside/ anew that follow from the logs, without models. Where a verdict changed nothing is
+    written: that is to be looked at again with them. Raises UserError if a measured file was altered."""
+    from primekd.studies.inside import tables
+
+    folder = inside_folder(profile)
+    manifest, made = read_manifest(folder / MANIFEST), tables(profile, folder)
+    inputs, measured = manifest["inputs"], {n: d for n, d in manifest["outputs"].items() if n not in made}
+    if inputs["logs"] != {name: hash_file(profile.logs / f"{name}.csv") for name in inputs["logs"]}:
+        return
+    if altered := altered_outputs(folder / MANIFEST, {"outputs": measured}):
+        raise UserError(f"{relative_name(folder)}: {', '.join(altered)} altered: run `primekd analyse` again.")
+    for name, text in made.items():
+        write_text(folder / name, text)
+    outputs, code = [folder / name for name in [*measured, *made]], stage_code("inside", profile)
+    write_manifest(folder, manifest["kind"], inputs, outputs, **_facts(manifest), code=code)
 
 
 def files_of(folder: Path) -> list[Path]:
