@@ -301,7 +301,7 @@ def test_rows_of_another_text_are_refused(profile, monkeypatch):
     found.texts[item].response.append(5)
     placed = lesson(profile, "priming-prefix-KD").source.reader
     monkeypatch.setattr("primekd.training.deviations.store_rows", lambda *a: placed)
-    with pytest.raises(UserError, match=f"has rows of another text of {item}: run `primekd distill priming-prefix-KD"):
+    with pytest.raises(UserError, match=f"has rows of another text of {item}: remove that folder, and run"):
         _ = found.source
 
 

@@ -180,7 +180,7 @@ def notebook(
     """Executes one notebook unattended, as `primekd run` does. SIGTERM, which Slurm sends, stops it as Ctrl-C does.
 
     \b
-    primekd notebook base-KD/distill.ipynb /tmp/distill.ipynb --strategy base-KD --seed 0
+    primekd notebook base-KD/distill.ipynb /tmp/distill.ipynb --strategy base-KD --seed 0 --further 1
     """
     from primekd.running.notebooks import execute
 

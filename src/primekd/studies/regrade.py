@@ -18,7 +18,7 @@ from primekd.foundation.provenance import (
     relative_name,
     write_manifest,
     write_text,
-)  # fmt: skip
+)
 from primekd.foundation.stage_code import stage_code
 from primekd.studies import results
 from primekd.tasks.load import task_of

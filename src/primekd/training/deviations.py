@@ -129,7 +129,7 @@ class Deviating:
         with contextlib.closing(teacher):
             placed = store_rows(self.profile, teacher, batches, folder, self._place_inputs)
         if changed := [item for item, ids in whole if placed.item(item).response_ids != ids[1:]]:
-            fix = f"run `primekd distill {self.arm.name} --force-stage`"
+            fix = "remove that folder, and run the same command again"
             raise UserError(f"{relative_name(folder)} has rows of another text of {changed[0]}: {fix}.")
         shift = 0 if self.has("priming-prefix") else 1
         offsets = {i: shift * (len(t.teacher_prompt) - len(t.asked)) for i, t in self.texts.items()}
