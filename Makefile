@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LLAMACPP_STAMP := $(VENV)/.installed-llamacpp
 TEST_STAMP := $(VENV)/.installed-test
 # A profile that names the engine llamacpp, extends one whose name ends so, or has its server started, has it compiled first.
-NEEDED := $(STAMP) $(if $(shell grep -El '(engine|extends): *[a-z0-9-]*llamacpp|own_server: *true|extends: *labels-pocket' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
+NEEDED := $(STAMP) $(if $(shell grep -El '(engine|extends): *[a-z0-9-]*llamacpp|own_server: *true|extends: *(labels-pocket|laptop)' $(PROFILE) configs/$(PROFILE).yaml 2>/dev/null),$(LLAMACPP_STAMP))
 BENCH_STAMP := $(VENV)/.installed-bench
 NOTEBOOK_FILTER := "if test -x '$(abspath $(BIN))/python'; then '$(abspath $(BIN))/python' -m primekd.running.notebooks clean; else cat; fi"
 
