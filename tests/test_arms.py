@@ -131,6 +131,7 @@ def write_arms(folder, monkeypatch, rows):
         ({"responses": "x.csv"}, "or text from a file"),
         ({"role": "crossed", "variant_of": "base-KD", "priming": "x", "signals": "cross-KD"}, "has no signals of its"),
         ({"signals": "gold"}, "signals are own, none or an arm"),
+        ({"role": "deviation", **BASE, "deviations": ["no-template"]}, "no-template is what the teacher reads, too"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "nobody"}, "text names 'nobody', which is no other arm"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "gold-KD"}, "has no text of its own"),
         ({"loss": {"alhpa": 1}}, "loss or on_policy has no alhpa"),

@@ -962,6 +962,20 @@ def test_a_student_trained_with_another_loss_is_not_scored_as_todays(study):
         find_students(changed)
 
 
+def test_an_old_student_of_a_seed_that_the_profile_does_not_list_is_passed_over(study, capsys):
+    """Else a seed that was taken out of the profile would stop every run at scoring: no run trains it again."""
+    old = study.student_folder("base-KD", 9)
+    shutil.copytree(study.student_folder("base-KD"), old)
+    manifest = read_json(old / "manifest.json")
+    write_json(old / "manifest.json", manifest | {"inputs": manifest["inputs"] | {"train": {}}})
+    assert [s.name for s in find_students(study)] == list(default_arms())
+    said = capsys.readouterr().out
+    assert "Passed over, as the profile does not list this seed" in said and "base-KD-seed9 differs" in said
+    listed = study.model_copy(update={"seeds": {"base-KD": (9,)}})
+    with pytest.raises(UserError, match="base-KD-seed9 differs from the profile .train.: train it again"):
+        find_students(listed)
+
+
 def test_the_teachers_responses_stand_beside_the_logs_and_stay_when_these_are_graded_anew(study):
     path = study.logs / "responses.csv"
     rows = read_table(path)

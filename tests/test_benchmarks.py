@@ -97,7 +97,7 @@ def test_memory_is_what_a_call_adds_at_its_highest():
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_is_measured_in_another_process_and_its_failure_is_told(monkeypatch):
-    monkeypatch.setattr(memory, "PRELOAD", ["torch"])
+    monkeypatch.setattr(memory, "PRELOAD", ["torch", "benchmarks.objectives"])
     case = {"tokens": 64, "width": 8, "vocabulary": 16384}
     whole = memory.peak_bytes("benchmarks.objectives:prepare", objectives.WHOLE, **case)
     assert 3 * 64 * 16384 * 4 < whole < 100 * MIB  # logits of both and a gradient at least

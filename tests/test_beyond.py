@@ -224,6 +224,7 @@ def test_a_samples_cluster_is_its_items():
 def assessed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("beyond")
     shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / "models").symlink_to(ROOT / "models")  # the tokenizer that was read from a GGUF file lies there
     sizes = {"data": {"train_items": 2, "validation_items": 1, "test_items": 2}, "train": {"epochs": 1}}
     write_profile(folder, arms=["base-KD", "base-fine-tune"], assess=ALL, **sizes)
     with pytest.MonkeyPatch.context() as patch:
@@ -241,7 +242,7 @@ def assessed(tmp_path_factory) -> Path:
 @pytest.fixture
 def study(assessed, tmp_path, monkeypatch) -> Profile:
     """A copy of it that a test may change. From here on no model may be opened."""
-    shutil.copytree(assessed, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(assessed, tmp_path, dirs_exist_ok=True, symlinks=True)
     monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
     monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
     monkeypatch.setattr(transformers_engine, "TransformersEngine", lambda *_, **__: pytest.fail("a model was opened"))

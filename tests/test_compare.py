@@ -17,7 +17,7 @@ from primekd.assessment.reading import EXTRACTORS, RULES
 from primekd.cli import app
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import read_table
-from primekd.statistics.compare import compare, in_words, pair_up, read_answers
+from primekd.statistics.compare import check_extractors, compare, in_words, pair_up, read_answers
 from primekd.statistics.grade_file import PILE, Columns, grade_file, grade_rows, read_rows, token_limit
 from primekd.statistics.inference import McNemar, detectable_difference
 
@@ -402,7 +402,8 @@ def test_items_of_one_template_are_no_independent_draws():
     assert shared["difference_ci95"][0] < 0 < alone["difference_ci95"][0]
     assert shared["detectable_difference"] > alone["detectable_difference"]
     assert (
-        shared["says"].startswith("No difference can be claimed") and "clustered by 8 templates p = " in shared["says"]
+        shared["says"].startswith("No difference can be claimed")
+        and "clustered by 8 groups of items p = " in shared["says"]
     )
 
 
@@ -557,3 +558,20 @@ def test_two_published_logs_are_compared_as_the_committed_contrasts_say():
     test = McNemar(result["only_second"], result["only_first"], result["mcnemar_p"])
     assert result["detectable_difference"] == pytest.approx(detectable_difference(test, 1319, 0.05))
     assert float(row["mde"]) == pytest.approx(detectable_difference(test, 1319, 0.05 / len(rows)), rel=1e-5)
+
+
+def test_logs_of_other_tasks_are_compared_by_their_own_manifest():
+    """A grammar log's values are sentences, a choice's are texts: read as numbers, the file itself would be blamed."""
+    for pair in (("labels-pocket", "control", "base-KD"), ("online-pocket", "control", "online-KD")):
+        folder, *names = pair
+        rows = [read_answers(ROOT / "logs" / folder / f"{name}.csv", None, "published") for name in names]
+        check_extractors(*rows)
+        assert compare(pair_up(*rows))["n"] == len(rows[0]) > 100
+
+
+def test_samples_of_one_item_are_no_independent_answers():
+    rows = [LogRow(f"q{n // 4}#sample-{n % 4 + 1}", "", "1", "", 1, False, "1", "declared", "", n // 4 % 2 == 0, "")
+            for n in range(80)]  # fmt: skip
+    found = compare([(row, row) for row in rows])
+    low, high = found["first"]["ci95"]
+    assert found["first"]["accuracy"] == 0.5 and high - low > 0.35, "as if each of 20 items had one answer"

@@ -335,6 +335,21 @@ def test_odd_keys_of_a_profile_are_one_sentence(text, said, output):
         load_profile(str(output / "above.yaml"))
 
 
+def test_a_path_in_extends_is_one_from_the_file_that_says_it(tmp_path, monkeypatch):
+    """Notebooks run in their own folders: from the working folder it would be found by `plan` and lost by `run`."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "base.yaml").write_text("extends: ci\nseed: 7\n")
+    (tmp_path / "mine" / "own.yaml").write_text("extends: ../base.yaml\n")
+    monkeypatch.chdir("/")
+    assert load_profile(str(tmp_path / "mine" / "own.yaml")).seed == 7
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: ci\ntrain: {epochs: 1}\nseed: 3\ntrain: {batch_size: 8}\n")
+    with pytest.raises(UserError, match="the key 'train' stands twice"):
+        load_profile(str(tmp_path / "mine.yaml"))
+
+
 def test_profiles_that_extend_each_other_in_a_circle_are_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"extends: {path}\n")

@@ -378,12 +378,3 @@ def test_the_report_has_a_page_of_deviations_and_the_notebook_shows_it(profile, 
     monkeypatch.setenv("PRIMEKD_OUTPUT", str(tmp_path))
     rows = {row[0].model for row in deviation_table(few.logs).rows}
     assert rows == {"no-template-KD", "reverse-kl-KD"}
-    plain = small_profile(
-        tmp_path, name="plain", arms=["base-KD"], student={"model": lively}, teacher={"model": lively}
-    )
-    capture(training_job(plain, "base-KD"))
-    distill(plain, "base-KD")
-    assess(plain)
-    assert 'id="deviations"' not in write_report(plain).read_text()
-    with pytest.raises(UserError, match="runs no arm that deviates"):
-        show_deviations(plain)

@@ -39,7 +39,14 @@ from primekd.statistics.effects import (
 )
 from primekd.statistics.families import CHECKS, MAIN, plan_of
 from primekd.statistics.inference import holm, mcnemar_exact, sign_flips_exact
-from primekd.statistics.sentences import control_sentences, effect_sentences, is_claimed, subset_sentences, why_not
+from primekd.statistics.sentences import (
+    beside_control,
+    control_sentences,
+    effect_sentences,
+    is_claimed,
+    subset_sentences,
+    why_not,
+)
 from primekd.statistics.subsets import ALL_RIGHT, SAME_LENGTH, SubsetRow, read_taught, subset_rows
 from primekd.studies.regrade import regrade
 from primekd.studies.results import answers_hash, compute_tables, planned_inputs, write_results
@@ -257,6 +264,27 @@ def test_an_effect_that_is_a_planned_contrast_has_its_p_and_is_adjusted_in_no_se
     assert beyond.accuracy == pytest.approx(-planned.accuracy) and planned.p_holm > planned.p
     rest = [rows[effect] for effect in (TEXT, LOGITS, INTERACTION)]
     assert [row.p_holm for row in rest] == pytest.approx(holm([row.p for row in rest]))
+
+
+def test_an_effect_over_fewer_seeds_than_its_contrast_keeps_its_own_p():
+    """Else a p of the mean of two trainings would stand beside the difference of one."""
+    verdicts = simulated(np.random.default_rng(7), 200, 0.1, 0.1, 0)
+    verdicts["ai-alone-KD"] = verdicts["ai-KD"] & (np.random.default_rng(8).random(200) < 0.95)
+    for model in ("ai-KD", "base-KD"):
+        verdicts[f"{model}-seed1"] = np.random.default_rng(len(model)).random(200) < 0.8
+    logs = {"control": log_of(np.arange(200) < 9), **{model: log_of(own) for model, own in verdicts.items()}}
+    contrasts = contrast(logs, [], plan_of(logs, load_arms()))
+    [planned] = [row for row in contrasts if (row.model, row.reference) == ("ai-alone-KD", "ai-KD")]
+    [beyond] = [r for r in effect_rows(logs, [], contrasts) if (r.arm, r.effect) == ("ai-KD", BEYOND_TEXT)]
+    assert beyond.seeds == 1 and beyond.accuracy != pytest.approx(-planned.accuracy)
+    assert beyond.p == mcnemar_exact(verdicts["ai-KD"], verdicts["ai-alone-KD"]).p != planned.p
+
+
+def test_the_negative_control_is_the_seed_that_made_most():
+    again = {"effect": ANOTHER_SEED, "accuracy": "0", "p": "1", "kl": "", "kl_p": ""}
+    effects = [again | {"nll_gold": made, "nll_gold_p": "0.01"} for made in ("0.02", "-0.008")]
+    [row] = beside_control([{"model": "ai-KD", "seeds": "1", "nll_gold": "0.015"}], effects)
+    assert why_not(row, "nll_gold") == "another seed alone made as much (negative control)"
 
 
 def test_a_seed_that_one_arm_alone_has_is_its_negative_control_and_widens_nothing():

@@ -99,6 +99,7 @@ def test_tensor_parallel_knows_its_cache_and_offers_logits_alone(package, folder
     assert engine.generator.cache.base is fake.ExLlamaV2Cache_Q4 and engine.offers == {"logits"}
     with pytest.raises(ValueError, match="no hidden"):
         engine.score(PROMPTS, RESPONSES, "hidden")
+    engine.close()  # whose head was never asked for
 
 
 def test_without_flash_attn_one_sequence_at_a_time_and_causal_attention(monkeypatch, package, folder, capsys):

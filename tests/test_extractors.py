@@ -41,6 +41,8 @@ DECLARED = {
     "The answer = 7": 7,
     "The answer would be 7, the answer is 7": 7,
     "The answer is:\n7": 7,
+    "12 - 5 = 7.\n\n**Final Answer**: 7": 7,
+    "**Answer**: 7": 7,
     "The answer is\n\n**7**": 7,
     "The answer is x = 7": 7,
     "The answer is exactly 7": 7,
@@ -215,6 +217,28 @@ def test_numbers_that_the_question_names_itself_are_not_its_answer():
     text = "The answer is that in 7 hours it goes 50 miles."
     assert validated(text, question="A bus runs. How far does it go in 7 hours?").value == 50
     assert validated(text, question="A bus runs. How far does it go?").value == 7
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("The answer is $1.5 million.", 1_500_000),
+        ("Answer: 2 Thousand", 2_000),
+        ("So he sold 3 thousand.", 3_000),
+        ("7 million", 7_000_000),
+        ("The answer is 3 million-dollar houses.", 3),
+        ("The answer is 1.5 million. The answer is 1,500,000.", 1_500_000),
+    ],
+)
+def test_a_word_behind_a_value_multiplies_it_unless_the_question_asks_in_it(text, value):
+    assert validated(text).value == value
+    asked = validated(text, question="How many million people live there?").value
+    assert asked == find_numbers(text)[0].value
+
+
+def test_who_answered_something_is_no_declaration_that_gave_no_value():
+    found = validated("40 - 4 = 36.\nTherefore, Kim answered 36 questions correctly.")
+    assert (found.rule, found.value) == ("concluded", 36)
 
 
 # Answers that ran into their limit.

@@ -74,6 +74,7 @@ def test_a_mistake_of_the_user_is_one_sentence_in_the_copy_and_on_the_terminal(t
     assert "source.ipynb stopped in cell" in said and "There are no <b>signals</b>: capture them. The copy is" in said
     [error] = [o for o in outputs(tmp_path / "out/copy.failed.ipynb") if o.output_type == "error"]
     assert error.traceback == ["primekd: There are no <b>signals</b>: capture them."]
+    assert not (tmp_path / "out/copy.ipynb").exists()
 
 
 def test_in_a_notebook_that_a_person_runs_bars_move_in_one_line_and_libraries_have_none(tmp_path: Path, monkeypatch):

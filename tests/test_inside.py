@@ -191,10 +191,11 @@ def test_what_is_left_out_is_taken_out_of_the_text_and_only_the_value_is_scored(
         (r"\text{Total} - 5 + 3 = 8, \sqrt 4 + 3 = 5, 2^3 * 2 = 16, 25% \text{ of } 4 + 3 = 4", []),
         ("4 + 5 equals 9, 3 times 4 plus 2 is equal to 14, half times 4 + 2 = 4, 50% of 300 = 150", [True] * 3),
         ("(2 + 3 = 5) and 2 * (3 + 4 = 14", [True]),
+        (r"2 1/2 * 4 = 10, 11 / 4 = 2 3/4, 1{,}200 + 300 = 1{,}500 and 1\,200 + 300 = 1\,600", [True, False]),
     ],
 )
 def test_arithmetic_is_worked_out_anew(text, holds):
-    assert [c.holds for c in calculations(text) if c.holds is not None] == holds
+    assert [found for found in calculations(text) if found is not None] == holds
 
 
 def test_a_sum_without_an_end_takes_no_time():

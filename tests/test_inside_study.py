@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from primekd.assessment.inside import inside_folder, parts
 from primekd.assessment.inside.confidence import FILE, SureRow
+from primekd.assessment.logs import read_log, write_log
 from primekd.capture.jobs import test_job as teacher_job
 from primekd.capture.jobs import training_job
 from primekd.capture.run import capture
@@ -19,11 +20,13 @@ from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import read_manifest
 from primekd.foundation.tables import read_records
-from primekd.report.html import write_report
+from primekd.report.deviations import show_deviations
+from primekd.report.html import render, write_report
 from primekd.report.inside import inside_page, pair_table, show_attention, show_confidence, show_head
 from primekd.report.inside_figures import map_figure
 from primekd.running.publishing import files_beside
 from primekd.running.verify import check_inside, check_logs
+from primekd.running.verify_run import Check
 from primekd.statistics.inside import ATTENTION, EVERY, PAIRS, AttentionRow, CalibrationRow, PairRow
 from primekd.studies import inside
 from primekd.studies.assess import assess
@@ -135,12 +138,13 @@ def test_the_report_has_both_sections_and_nothing_of_a_text_runs(study, monkeypa
     assert page and len(page["attention"]) >= 2 and page["confidence"]
     html = write_report(study).read_text()
     assert 'id="attention"' in html and 'id="confidence"' in html and 'id="head-data"' in html
+    assert 'id="deviations"' not in html
+    with pytest.raises(UserError, match="runs no arm that deviates"):
+        show_deviations(study)
     rows = inside.json.loads(re.search(r'id="head-data" type="application/json">(.*?)</script>', html, re.S)[1])
     assert rows["size"] == 8 and len(rows["tokens"]) == 8 and rows["models"][0]["title"] == "No distillation"
     monkeypatch.setattr("primekd.report.inside.title_of", lambda name: HOSTILE)
-    assert HOSTILE not in write_report(study).read_text()
-    monkeypatch.undo()
-    write_report(study)
+    assert HOSTILE not in render(study)
 
 
 def test_notebooks_show_it(study):
@@ -153,11 +157,14 @@ def test_notebooks_show_it(study):
         show_head(study, "ai-KD", 0, 99)
 
 
-def test_verify_finds_what_does_not_follow_from_the_logs(study):
-    def problems():
-        return [p for check in check_logs(study) for p in check.problems if "report" not in check.what]
+def test_verify_finds_what_does_not_follow_from_the_logs(study, monkeypatch):
+    monkeypatch.setattr(
+        "primekd.running.verify.check_report", lambda profile: Check("report", [])
+    )  # it has its own test
 
-    write_report(study)
+    def problems():
+        return [p for check in check_logs(study) for p in check.problems]
+
     assert problems() == []
     path = inside_folder(study) / "arithmetic.csv"
     kept = path.read_bytes()
@@ -166,7 +173,7 @@ def test_verify_finds_what_does_not_follow_from_the_logs(study):
     path.write_bytes(kept)
     log = study.logs / "ai-KD.csv"
     answers = log.read_bytes()
-    log.write_bytes(answers + b"\n")
+    log.write_bytes(answers.replace(b",1,", b",0,", 1))
     assert any("ai-KD.csv is not the log that it was made with" in problem for problem in problems())
     log.write_bytes(answers)
     names = [p.relative_to(study.logs).as_posix() for p in files_beside(study)]
@@ -197,12 +204,23 @@ def test_a_grading_writes_the_tables_anew_that_follow_from_the_logs(study):
     with pytest.raises(UserError, match="attention.csv altered: run `primekd analyse` again"):
         regrade(study)
     (folder / ATTENTION).write_bytes(attention)
-    models.write_bytes(verdicts + b"\n")
-    (folder / "words.csv").write_text("of other verdicts\n")
+    other = [replace(row, response=f"{row.response}?") for row in read_log(models)]
+    write_log(models, other)
+    (folder / "words.csv").write_text("of other answers\n")
     tell_inside_anew(study)
-    assert (folder / "words.csv").read_text() == "of other verdicts\n"
+    assert (folder / "words.csv").read_text() == "of other answers\n"
     models.write_bytes(verdicts)
     regrade(study)
+
+
+def test_a_persons_decision_leaves_what_is_inside_as_it_was(study):
+    """What is measured inside students follows from answers and automatic verdicts; a fresh clone has no students."""
+    log = study.logs / "ai-KD.csv"
+    before = log.read_bytes()
+    rows = read_log(log)
+    write_log(log, [replace(rows[0], adjudicated="7"), *rows[1:]])
+    assert log.read_bytes() != before and check_inside(study).problems == []
+    log.write_bytes(before)
 
 
 def test_without_logs_or_with_an_arm_that_is_not_run_it_says_so(study, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from api_server import KEY, VARIABLE, api_section, good_answer, serving
 from conftest import POCKET, small_profile, write_profile
 from tenacity import wait_none
 
+from primekd.assessment.students import find_students
 from primekd.capture.jobs import open_signals, training_job
 from primekd.capture.run import capture
 from primekd.config import load_profile
@@ -248,6 +249,7 @@ def test_killing_server_and_run_anywhere_ends_in_the_same_labels_and_the_same_ad
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grammar.Grammar, "unfit", lambda self, question, response, truncated: "")
         whole = made()
+        assert find_students(profile, "api-KD"), "a store of texts has no rows that an arm of text alone leaves out"
         shutil.move(profile.runs, tmp_path / "whole")
         process = subprocess.Popen([*command, "--profile", str(path)], stdout=subprocess.DEVNULL)
         for shard in (0, 2):  # the server first, then the run, and with it the server
@@ -262,7 +264,6 @@ def test_killing_server_and_run_anywhere_ends_in_the_same_labels_and_the_same_ad
 
 
 def test_the_table_of_labels_has_what_was_asked_dropped_and_spent(served, ci, monkeypatch):
-    from primekd.assessment.students import find_students
     from primekd.studies.responses import label_rows
 
     with serving(lambda handler, request: handler.reply(good_answer(ci.teacher.model, request))) as server:

@@ -281,6 +281,23 @@ def test_what_cannot_be_is_refused(trained, changes, said):
         micro.STUDY.refuse(trained.model_copy(update=update))
 
 
+@pytest.mark.parametrize(
+    "section, change, said",
+    [
+        ("train", {"learning_rate": 0.5}, r"micro-text differs from the profile \(train\)"),
+        ("text", {"documents_apart": False}, "control differs from the profile .blocks.: train it again"),
+        ("teacher", {"dtype": "bfloat16"}, "micro-minillm differs from the profile .signals."),
+    ],
+)
+def test_a_student_of_another_profile_is_refused(trained, monkeypatch, section, change, said):
+    """Else old and new students would stand in one contrast, logged with today's settings."""
+    monkeypatch.setenv("PRIMEKD_OUTPUT", str(trained.runs.parents[1]))
+    assert len(micro.students(trained)) == 5
+    section_of = getattr(trained, section)
+    with pytest.raises(UserError, match=said):
+        micro.students(trained.model_copy(update={section: section_of.model_copy(update=change)}))
+
+
 def test_a_missing_student_is_named(trained):
     with pytest.raises(UserError, match="micro-forward-KL has no student"):
         micro.students(trained.model_copy(update={"arms": ("micro-forward-KL",), "seeds": {}}))

@@ -261,19 +261,6 @@ def test_verify_names_an_edited_verdict_and_an_altered_shard(study, tmp_path: Pa
     assert "shard-00001.safetensors was altered" in said
 
 
-def test_a_stage_that_fails_says_one_sentence_and_keeps_its_copy(tmp_path: Path):
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    source = ROOT / "base-KD" / "distill.ipynb"
-    said = primekd(
-        "notebook", str(source), str(tmp_path / "nb/distill.ipynb"), "--profile", "ci", "--strategy", "base-KD",
-        output=tmp_path, ok=False,
-    )  # fmt: skip
-    assert "Traceback" not in said
-    assert "has no signals" in said.splitlines()[-1]
-    assert (tmp_path / "nb/distill.failed.ipynb").is_file()
-    assert not (tmp_path / "nb/distill.ipynb").exists()
-
-
 @pytest.mark.parametrize("name", ["get_models", "try_student"])
 def test_the_inference_notebooks_run(study, tmp_path: Path, name: str):
     output, _ = study

@@ -46,8 +46,9 @@ def test_its_stage_trains_it_without_a_capture_and_says_how_its_text_read(profil
     distill(profile, ARM)
     assert "its inputs are unchanged" in capsys.readouterr().out
     other = profile.model_copy(update={"on_policy": OnPolicyConfig(max_new_tokens=3)})
-    with pytest.raises(UserError, match=r"differs from the profile \(on_policy\)"):
-        find_students(other, ARM)
+    for changed in (other, profile.model_copy(update={"max_new_tokens": profile.max_new_tokens - 1})):
+        with pytest.raises(UserError, match=r"differs from the profile \(on_policy\)"):
+            find_students(changed, ARM)
 
 
 def test_the_teacher_reads_the_priming_and_the_student_does_not(profile):

@@ -13,12 +13,13 @@ from primekd.capture.run import capture, capture_all
 from primekd.config.arm import Arm
 from primekd.config.arms import get_arm
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
+from primekd.foundation.provenance import read_json, write_manifest
 from primekd.foundation.tables import read_records, write_table
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response, encode_response
 from primekd.signals import Asked
 from primekd.signals.certainty import Certainty, certainty_of
+from primekd.signals.manifest import shards_hash
 from primekd.signals.rows import DenseRows
 from primekd.statistics.primed import expectation, primed_rows
 from primekd.studies.primed import _unsure, ask, asked_arms, jobs_of, measure
@@ -90,10 +91,19 @@ def test_an_arm_trains_on_right_answers_alone_and_says_what_it_dropped(profile):
         distill(profile, "base-right-KD")
     ids = [item.id for item in load_items(profile, "train")]
     rows = [JudgedRow("train", "base-KD", i, n != 2, 5, False, 1.0, None, None, None) for n, i in enumerate(ids)]
-    write_table(judged_folder(profile) / JUDGED, JudgedRow, rows[:-1])
+
+    def judge(rows, store=None):
+        path = write_table(judged_folder(profile) / JUDGED, JudgedRow, rows)
+        stores = {"base-KD": store or shards_hash(profile.signals_folder("base-KD"))}
+        write_manifest(judged_folder(profile), "priming", {"stores": stores}, [path])
+
+    judge(rows, "0")
+    with pytest.raises(UserError, match="is not of the responses in .*base-KD: delete runs/.*priming, then run"):
+        distill(profile, "base-right-KD")
+    judge(rows[:-1])
     with pytest.raises(UserError, match=f"no row of base-KD and {ids[-1]}"):
         distill(profile, "base-right-KD")
-    write_table(judged_folder(profile) / JUDGED, JudgedRow, rows)
+    judge(rows)
     manifest = read_json(distill(profile, "base-right-KD") / "manifest.json")
     assert manifest["dropped"] == {"items": 1, "tokens": 0}
     assert manifest["inputs"]["treatment"] == {"keep_right": True}

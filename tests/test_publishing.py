@@ -194,6 +194,9 @@ def test_status_says_which_logs_there_are_and_how_they_differ(profile):
     assert ": other, and older\nNot compared yet" in status(), "what was found is of other logs"
     edit_manifest(profile.of_published(), lambda m: m["config"]["train"].update(epochs=99))
     assert "older; they were made with other settings: train.epochs" in status()
+    shutil.copytree(profile.published, profile.logs, dirs_exist_ok=True)
+    edit_manifest(profile, lambda m: m["config"]["train"].update(shuffle=False))
+    assert "they were made with other settings: train.shuffle" in status(), "left out of a profile where it is as usual"
     shutil.rmtree(profile.logs)
     assert "This machine's logs: none in runs/ci/logs\nPublished logs: logs/ci, of" in status()
 

@@ -28,10 +28,11 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.provenance import project_root
 from primekd.foundation.stage_code import ask_anew, forget_wishes
+from primekd.foundation.storage import read_mapping
 from primekd.running import slurm
 from primekd.running.run import explain_failure, forget_lost_stages, planned_jobs, run_study
 from primekd.running.run_progress import Job, RunState, describe, job_progress, stage_states
-from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs, read_settings
+from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs
 from primekd.studies.priming import STUDY
 from primekd.studies.priming import costs as stage_costs
 from primekd.studies.study import trained
@@ -174,7 +175,8 @@ def test_a_job_that_slurm_refuses_is_explained():
 
 
 def test_the_shipped_slurm_profiles_ask_for_what_the_paper_needs():
-    one, two = (read_settings(project_root() / "configs" / name) for name in ("slurm", "slurm/two-nodes"))
+    names = ("slurm", "slurm/two-nodes")
+    one, two = (read_mapping(project_root() / "configs" / name / "config.yaml") for name in names)
     for settings in (one, two):
         assert settings["set-resources"]["distill"] | {"gpu": 1, "nodes": 1} == settings["set-resources"]["distill"]
         for wanted in settings["set-resources"].values():
@@ -188,7 +190,7 @@ def test_the_shipped_slurm_profiles_ask_for_what_the_paper_needs():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (None, "no Snakemake profile"),
+        (None, "not valid YAML"),
         ({"executor": "local"}, "executor: slurm"),
         ({"set-resources": {"capture": {"gpu": 8}, "score": {"gpu": 1}}}, "nothing for the rule reference, which"),
         ({"executor": "slurm", "set-resources": {"capture": {"gpu": 8, "tasks": 8}}}, "leave `tasks` out"),
@@ -321,8 +323,10 @@ def test_what_is_wanted_anew_is_forgotten_until_it_is_made(output: Path, ci):
     for path in ci.runs.rglob("*"):
         os.utime(path, (then, then))
     ask_anew(ci, ["distill"])
+    os.utime(ci.runs / "forced" / "distill", (then + 50, then + 50))
     made = ci.runs / "students" / "base-KD" / "manifest.json"
-    os.utime(made, (time.time() + 5, time.time() + 5))  # made before the run was killed
+    os.utime(made, (then + 60, then + 60))  # made before the run was killed
+    ask_anew(ci, ["distill"])  # the same command again
     forget_lost_stages(ci)
     lost = {name for name in done if not (ci.runs / "notebooks" / name).is_file()}
     students = {f"{name}/distill.ipynb" for name in default_arms() if name != "base-KD"}
@@ -339,13 +343,36 @@ def test_a_dry_run_shows_what_would_be_made_anew(output: Path, ci):
         planned_jobs(ci, "ci", 2, False, None, ["training"])
 
 
+def test_as_many_models_are_scored_by_a_job_as_its_stamp_can_name(output: Path):
+    """On one core, or beside a GPU, a job takes all of them: 22 names joined are more than a file's name may have."""
+    jobs = planned_jobs(load_profile("ablation-pocket"), "ablation-pocket", 1, False, None)
+    scored = [job.label.removeprefix("score ") for job in jobs if job.rule == "score"]
+    assert len(scored) > 1 and all(len(label.replace(" + ", "+")) <= 200 for label in scored)
+
+
+def test_other_items_are_nothing_that_is_up_to_date(output: Path, tmp_path: Path):
+    rows = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(40)]
+    files = {f"{side}_file": str(tmp_path / f"{side}.jsonl") for side in ("train", "test")}
+    for file in files.values():
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_profile(tmp_path, data={"task": "gsm8k", "source": "jsonl", **files})
+    profile = load_profile(str(path))
+    pretend_done(profile, {"teacher.done"})
+    assert planned_jobs(profile, str(path), 2, False, None) == []
+    later = time.time() + 60
+    os.utime(files["test_file"], (later, later))
+    assert "assess" in {job.rule for job in planned_jobs(profile, str(path), 2, False, None)}
+
+
 def test_a_teacher_whose_file_is_lost_is_built_again(output: Path, tmp_path: Path):
     path = write_profile(tmp_path, base="pocket", prepare={"output": "models/teachers/none/none.gguf"})
     profile = load_profile(str(path))
     pretend_done(profile, {"teacher.done"})
-    assert planned_jobs(profile, str(path), None, False, None) == []
+    before = planned_jobs(profile, str(path), None, False, None)
+    assert "prepare the teacher" in [job.label for job in before], "a dry run says what a run would do"
     forget_lost_stages(profile)
-    assert "prepare the teacher" in [job.label for job in planned_jobs(profile, str(path), None, False, None)]
+    after = planned_jobs(profile, str(path), None, False, None)
+    assert sorted(job.label for job in after) == sorted(job.label for job in before)
 
 
 def test_models_are_shared_out_among_as_many_jobs_as_run_at_once(output: Path, ci, monkeypatch):

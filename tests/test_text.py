@@ -420,7 +420,7 @@ def test_several_sets_of_the_hub_take_turns_until_all_have_ended(make, tokenise,
     parts = DOCUMENTS[:10], DOCUMENTS[10:]
     for place, part, other in zip(places, parts, ("url", "title"), strict=True):
         place.mkdir()
-        Dataset.from_dict({"text": part, other: ["x"] * len(part)}).to_parquet(str(place / "train.parquet"))
+        Dataset.from_dict({"text": part, other: ["x"] * len(part)}).to_json(str(place / "train.jsonl"))
     also = [{"hub_dataset": str(places[1]), "revision": "1" * 40}]
     profile = make(source="hub", hub_dataset=str(places[0]), hub_config=None, revision="0" * 40, also=also)
     folder = tokenise(profile)
@@ -434,14 +434,15 @@ def test_several_sets_of_the_hub_take_turns_until_all_have_ended(make, tokenise,
 
 
 def test_rows_that_are_lines_become_the_articles_that_they_are_of(make, tokenise, tokenizer, tmp_path):
-    """As WikiText has them, by the pattern of the shipped profile, beside a set whose rows are documents."""
+    """As WikiText has them, by the pattern of the shipped profile, beside a set whose rows are documents. JSON lines:
+    where Parquet files take turns, datasets sleeps for five seconds at the end."""
     from datasets import Dataset
 
     article = " = {0} = \n", "", " = = Life of {0} = = \n", " {1} = b . \n", ""
     lines = [line.format(f"Title {n}", text) for n, text in enumerate(DOCUMENTS[:14]) for line in article]
     for name, rows in (("first", lines), ("second", DOCUMENTS[20:23])):
         (tmp_path / name).mkdir()
-        Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / name / "train.parquet"))
+        Dataset.from_dict({"text": rows}).to_json(str(tmp_path / name / "train.jsonl"))
     begins = yaml.safe_load((ROOT / "configs/online.yaml").read_text())["text"]["begins"]
     also = [{"hub_dataset": str(tmp_path / "second"), "revision": "1" * 40}]
     hub = {"source": "hub", "hub_dataset": str(tmp_path / "first"), "hub_config": None, "revision": "0" * 40}

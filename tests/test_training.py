@@ -21,8 +21,9 @@ from primekd.models.attention import choose_attention, chosen_attention
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.models.students import lora_model, save_adapter
 from primekd.signals.codecs import HiddenCodec
+from primekd.teachers.protocol import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
-from primekd.training.checkpoints import newest_checkpoint
+from primekd.training.checkpoints import held, newest_checkpoint
 from primekd.training.distill import distill
 from primekd.training.examples import IGNORED, Collator, Example, gold_examples
 from primekd.training.trainer import DistillTrainer, build_trainer, steps_in_all
@@ -774,3 +775,29 @@ def test_the_path_of_a_step_names_six_places_that_are_there():
     steps = [re.findall(r"`(\w+/\w+\.py)`", step) for step in re.findall(r"^\d\. .*", training.__doc__, re.MULTILINE)]
     assert 1 <= len(steps) <= 6 and all(steps)
     assert all((Path(primekd.__file__).parent / name).is_file() for step in steps for name in step)
+
+
+def test_two_trainings_of_one_student_do_not_write_the_same_checkpoints(tmp_path):
+    folder = tmp_path / "checkpoints" / "ai-KD-0"
+    with held(folder), pytest.raises(UserError, match="is being written by another training"), held(folder):
+        pass
+    with held(folder):
+        pass
+    assert not list(folder.parent.iterdir())
+
+
+def test_what_is_longer_than_a_models_context_is_refused(lively, tokenizer, examples, signals, tmp_path):
+    """Positions beyond those of its training would be captured, learned and scored without a word."""
+    model = lora_model(lively, "float32", LORA, 0)
+    model.config.max_position_embeddings = 3
+    with pytest.raises(UserError, match="The longest example: prompt and response have .* context of 3 holds"):
+        build_trainer(model, tokenizer, list(examples), [], signals, LOSS, SGD, tmp_path, 0)
+    engine = TransformersEngine(lively, "float32")
+    engine.model.config.max_position_embeddings = 5
+    assert engine.generate([[5, 6, 7]], Sampling(3)) and engine.score([[5, 6, 7]], [[8, 9, 10]], "logits")
+    for ask in (
+        lambda: engine.generate([[5, 6, 7]], Sampling(4)),
+        lambda: engine.score([[5] * 3], [[8] * 4], "logits"),
+    ):
+        with pytest.raises(UserError, match="7 tokens, more than the model's context of 5 holds: lower max_new_tokens"):
+            ask()

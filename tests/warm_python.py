@@ -8,6 +8,7 @@ modules is imported before. If the caller is killed, what was forked for it is k
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -207,9 +208,13 @@ def run(words: list[str], path: list[str]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
     own = Server(*sys.argv[1:])  # asked from now on; answered when all is imported
     for name in PRELOADED:
         importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
     assert not any(name.partition(".")[0] == "primekd" for name in sys.modules)
+    gc.collect()
+    gc.freeze()  # forks neither walk it nor copy it
+    gc.enable()
     own.serve()

@@ -3,8 +3,7 @@ from primekd.config.arm import split_seed
 from primekd.studies.priming import models
 
 MODELS = models(SETTING)
-TOGETHER = 1 if SLURM else -(-len(MODELS) * HALF // workflow.cores)  # models a job: see priming.smk
-SCORED = ["+".join(MODELS[first : first + TOGETHER]) for first in range(0, len(MODELS), TOGETHER)]
+SCORED = scoring_jobs(MODELS)  # see priming.smk
 FURTHER = {name: [f"{name}-seed{seed}" for seed in SETTING.seeds.get(name, ())] for name in ARMS}  # its other seeds
 OF_LABELS = f"--strategy base-KD --seed {SETTING.seed}"
 

@@ -6,8 +6,7 @@ from primekd.studies.priming import models
 # the libraries takes as long as dozens of answers. The first job has the control, which answers longest and waits for no
 # training, and the student that needs no teacher and is trained first, so it mostly starts first.
 MODELS = models(SETTING)
-TOGETHER = 1 if SLURM else -(-len(MODELS) * HALF // workflow.cores)
-SCORED = ["+".join(MODELS[first : first + TOGETHER]) for first in range(0, len(MODELS), TOGETHER)]
+SCORED = scoring_jobs(MODELS)
 # Where all models are scored already, they stay shared out as they were: on a machine with other cores nothing is redone,
 # unless everything is to be.
 STAMPS = [path.stem for path in Path(DONE, "scored").glob("*.done")]

@@ -40,15 +40,24 @@ def require_control(profile: Profile) -> None:
 
 
 def find_students(profile: Profile, only: str | None = None) -> list[Student]:
-    """Every trained student, seeds behind the first. Raises UserError if a strategy has none, or one is unfit."""
+    """Every trained student, seeds behind the first. Raises UserError if a strategy has none, or one is unfit, but for
+    a seed that the profile does not list: that one is passed over, with a line."""
     require_control(profile)
     students = []
     for strategy in [only] if only else arms_of(profile):
         first = profile.student_folder(strategy)
         more = sorted(path.parent for path in first.parent.glob(f"{strategy}-seed*/{MANIFEST}"))
+        listed = {first, *(profile.student_folder(strategy, seed) for seed in profile.seeds.get(strategy, ()))}
         for folder in [first, *(path for path in more if ".old-" not in path.name)]:
-            students.append(read_student(profile, strategy, folder))
-            _refuse_stale(profile, strategy, folder, students[-1].manifest)
+            try:
+                student = read_student(profile, strategy, folder)
+                _refuse_stale(profile, strategy, folder, student.manifest)
+            except UserError as error:
+                if folder in listed:
+                    raise
+                print(f"Passed over, as the profile does not list this seed: {error}")
+            else:
+                students.append(student)
     return students
 
 
@@ -75,20 +84,21 @@ def _refuse_stale(profile: Profile, strategy: str, folder: Path, manifest: dict[
     was = dict(manifest["inputs"])
     if arm.teacher:
         wanted["loss"] = profile.loss.model_dump(mode="json")
-        if arm.signals == NONE:
-            wanted["text_alone"] = True
         if arm.treatment:
             wanted["treatment"] = arm.treatment
         items = load_items(profile, "train")
         if arm.deviates:
             wanted["deviations"] = sorted(arm.deviates)
         if arm.by_place:
-            wanted["signals"] = hash_json(Deviating(profile, arm, items, seed).place_spec)
+            spec = Deviating(profile, arm, items, seed).place_spec
         elif arm.live:
             wanted["on_policy"] = arm.on_policy_of(profile).model_dump(mode="json")
-            wanted["signals"] = LiveTeacher(profile, arm, items).manifest["spec_sha256"]
+            spec = LiveTeacher(profile, arm, items).manifest["spec"]
         else:
-            wanted["signals"] = hash_json(build_spec(training_job(profile, strategy, seed), items))
+            spec = build_spec(training_job(profile, strategy, seed), items)
+        if arm.signals == NONE and spec["codec"]["name"] != "text":  # else there were no rows to leave out
+            wanted["text_alone"] = True
+        wanted["signals"] = hash_json(spec)
         was["signals"] = (was.get("signals") or {}).get("spec_sha256")
     if changed := [key for key in wanted if was.get(key) != wanted[key]]:
         raise UserError(f"{relative_name(folder)} differs from the profile ({', '.join(changed)}): train it again.")

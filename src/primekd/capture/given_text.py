@@ -11,8 +11,9 @@ from primekd.capture.run import measure_reconstruction, note_maker
 from primekd.capture.workers import set_outdated_aside
 from primekd.config import Profile
 from primekd.foundation import Meter, Progress, UserError, now, relative_name
-from primekd.foundation.stage_code import forced_since, stage_code
+from primekd.foundation.stage_code import forced_since, say_kept, stage_code
 from primekd.signals import Asked, SignalReader, SignalWriter, StoredItem
+from primekd.signals.manifest import read_store
 
 
 def store_rows(
@@ -24,12 +25,15 @@ def store_rows(
     spec = teacher.manifest["spec"] | {"strategy": folder.name, "text": inputs}
     set_outdated_aside(folder, spec, forced_since(profile, "capture"))
     writer = SignalWriter(folder, spec, len(batches))
-    if writer.missing() or not writer.complete():
-        stage, meter = f"capture {folder.name}", Meter(profile.country)
+    stage, code = f"capture {folder.name}", stage_code("capture", profile)
+    if not writer.missing() and writer.complete():
+        say_kept(stage, read_store(folder), code)
+    else:
+        meter = Meter(profile.country)
         with Progress(profile, stage, len(batches), "batch") as progress, contextlib.ExitStack() as last:
             last.callback(lambda: writer.add_session({"end": now(), **meter.facts}))
             with meter:
-                _write(writer, teacher, batches, stage_code("capture", profile), progress)
+                _write(writer, teacher, batches, code, progress)
         if not writer.complete():
             raise UserError(f"{relative_name(folder)} was altered while it was written: run the same command again.")
     return SignalReader(folder)

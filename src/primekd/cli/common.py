@@ -67,7 +67,10 @@ def verb(name: str | None = None):
                 fix = "free space or mend the rights, then run it again"
                 said, code = f"{error.filename or 'a file'}: {error.strerror}: {fix}.", 1
             except KeyboardInterrupt:
-                said, code = "stopped; run the same command again to go on.", 130
+                # A wish of one verb is for its own time alone; `run` keeps a list of wishes until it has ended.
+                forced = options.get("force") is True and "force_stage" not in options
+                again = "without --force-stage " if forced else ""
+                said, code = f"stopped; run the same command again {again}to go on.", 130
             print(f"primekd: {said}", file=sys.stderr)
             raise typer.Exit(code)
 

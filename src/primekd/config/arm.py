@@ -121,6 +121,8 @@ class Arm(BaseModel):
             (self.protocol == "corrected" or not self.deviations, "protocol: published has all deviations: name none"),
             (self.role != "deviation" or plain or self.text == self.signals,
              "a deviation has text and signals of its own, or of one arm"),
+            ("no-template" not in self.deviates or self.text == OWN or "question-logits" in self.deviates,
+             "no-template is what the teacher reads, too: text and signals are its own"),
             (self.role == "positive-control" or not changed["positive-control"],
              "rows: shuffled is a positive-control's"),
             (not self.responses or (self.text == OWN and not alone),
@@ -203,8 +205,9 @@ class Arm(BaseModel):
         """As `loss_of`, of the section `on_policy`; None where the student writes nothing."""
         if not (self.live or self.on_policy):
             return None
-        given = profile.on_policy.model_dump() if profile.on_policy else {}
+        given = profile.on_policy.model_dump(exclude_none=True) if profile.on_policy else {}
         place, loss = f"{self._place}: on_policy in {profile.name}", self.loss_of(profile)
+        given = {"max_new_tokens": profile.max_new_tokens} | given
         settings = _built(OnPolicyConfig, given | self.on_policy, place)
         needed = {"divergence": "reverse_kl", "temperature": 1, "divergence_scale": 1}
         changed = [name for name, value in needed.items() if getattr(loss, name) != value]

@@ -14,6 +14,7 @@ from primekd.config.profile import Profile, explain_validation_error
 from primekd.config.section import is_name
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import project_root, relative_name
+from primekd.foundation.storage import parse_yaml
 
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (
@@ -47,7 +48,7 @@ def load_arms() -> dict[str, Arm]:
 def _parse(text: str, path: Path) -> dict[str, Arm]:
     """The arms of a file's text, without the texts of their priming files."""
     try:
-        rows = yaml.safe_load(text)
+        rows = parse_yaml(text)
         if odd := [name for name in map(str, rows) if not is_name(name) or _is_taken(name)]:
             raise UserError(
                 f"{relative_name(path)}: {odd[0]!r} cannot name a strategy: take letters, digits, dots, dashes and "

@@ -4,7 +4,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from primekd.config.assess import AssessConfig, InsideConfig
@@ -24,6 +23,7 @@ from primekd.config.teacher import SignalsConfig, TeacherConfig
 from primekd.config.text import TextConfig
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.provenance import output_root, project_root, relative_name
+from primekd.foundation.storage import read_mapping
 
 TRANSFER, SAMPLES = "transfer", "samples"
 ANSWER_SETS = (TRANSFER, SAMPLES)  # what models answer beside the test items; each has a folder in logs/<profile>/
@@ -208,8 +208,9 @@ def profile_files(name: str) -> list[Path]:
     """The YAML file of a profile (configs/<name>.yaml, or the file that `name` is a path of) and those it extends.
     Raises UserError if a file is missing or is no profile, or profiles extend each other in a circle."""
     files: list[Path] = []
-    while name:
-        path = Path(name) if name.endswith((".yaml", ".yml")) else project_root() / "configs" / f"{name}.yaml"
+    while name:  # a path in `extends` is one from the file that says it
+        beside = files[-1].parent if files else Path()
+        path = beside / name if name.endswith((".yaml", ".yml")) else project_root() / "configs" / f"{name}.yaml"
         if not path.is_file():
             known = ", ".join(profile_names())
             raise UserError(f"No profile {name!r}: {relative_name(path)} is not there. Known: {known}.")
@@ -248,17 +249,6 @@ def _read_profile(path: Path) -> dict[str, Any]:
         raise UserError(f"{relative_name(path)}: a profile has its file's name: leave the key 'name' out.")
     if not isinstance(values.get("extends") or "", str):
         raise UserError(f"{relative_name(path)}: extends names one profile, as in `extends: pocket`. Mend the file.")
-    return values
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises UserError if it is not valid YAML, or holds something else."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{relative_name(path)} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{relative_name(path)} holds no mapping of keys to values. Mend the file and run again.")
     return values
 
 

@@ -52,8 +52,12 @@ COMPUTES = {name: (name,) for name in ALONE} | {
 
 def stage_code(stage: str, profile: Profile | None = None) -> dict[str, Any]:
     """The code that one of STAGES would run today, of the tasks and engines that there are that of `profile` alone."""
-    engine = {} if profile is None else {"capture": profile.teacher.engine, "answers": profile.assess.engine}
-    unused = [name for name in ENGINES if name != engine.get(stage)]
+    asked = (
+        {}
+        if profile is None
+        else {"answers": profile.assess.engine} | dict.fromkeys(("capture", "distill"), profile.teacher.engine)
+    )  # a training asks a live teacher
+    unused = [name for name in ENGINES if name != asked.get(stage)]
     stop = {module for modules in STAGES.values() for module in modules} - set(STAGES[stage])
     stop |= {f"primekd.teachers.{name}{part}" for name in unused for part in ("", "_engine", "_loading")}
     task = [] if profile is None else [profile.data.task_module]  # imported by its name, which no closure sees
@@ -128,9 +132,12 @@ def stands(folder: Path, inputs: dict, code: dict, stage: str, done: str = "", s
 
 def ask_anew(profile: Profile, stages: Iterable[str]) -> None:
     """Notes that all results of these stages are to be made anew. It holds until `forget_wishes`, so that a run that
-    was killed goes on with those that are still missing."""
+    was killed and asked again goes on with those that are still missing."""
     for stage in stages:
-        write_text(profile.runs / "forced" / stage, "")
+        if (path := profile.runs / "forced" / stage).is_file():
+            print(f"{stage}: what a run that broke off made anew is kept (else delete {relative_name(path)} first).")
+        else:
+            write_text(path, "")
 
 
 def forget_wishes(profile: Profile) -> None:

@@ -12,6 +12,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from primekd.foundation.errors import UserError
 
 
@@ -39,6 +41,33 @@ def relative_name(path: Path) -> str:
         if path.is_relative_to(base):
             return path.relative_to(base).as_posix()
     return path.name
+
+
+class _Strict(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Raises yaml.YAMLError if it is none, or has a key twice."""
+    return yaml.load(text, _Strict)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises UserError if it is absent, not valid YAML, or holds something else."""
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{relative_name(path)} is not valid YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{relative_name(path)} holds no mapping of keys to values. Mend the file and run again.")
+    return values
 
 
 def canonical_json(value: Any) -> str:

@@ -25,14 +25,16 @@ from primekd.training.treatment import unfit_responses
 
 SHOWN = 8  # examples
 NOTE = (
-    "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals. "
+    "Exact: the answer is the gold sentence, letter by letter, after the stated cleaning; Wilson intervals, "
+    "or clustered by document where sentences have one. "
     "Similarity: to the gold sentence by letters (1 less Levenshtein's share). Precision, recall, F0.5: of edits of "
     "words, whatever the language. Over-corrected: of the sentences that had no error, the share that was changed. "
     "`copy` is the sentence as it was asked: it costs nothing; the last column tests the exact ones against it "
-    "(McNemar, Holm-adjusted over all models)."
+    "(McNemar, or clustered alike; Holm-adjusted over all models)."
 )
 LANGUAGE_NOTE = (
-    "p: exact McNemar test against the student's base on the same sentences, Holm-adjusted over all cells of the table."
+    "p: exact McNemar test, or clustered by document where sentences have one, against the student's base on the same "
+    "sentences, Holm-adjusted over all cells of the table."
 )
 NO_ERRANT = "ERRANT's measure of English was not taken: it needs errant and its spaCy model (docs/labels.md)."
 COST_NOTE = (

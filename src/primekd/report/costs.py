@@ -36,8 +36,9 @@ def cost_table(folder: Path) -> Table:
     head = ["Model", "Right, %", "Tokens an answer", "Seconds", "Wh", "Joules", "CO2e, g"]
     said = f"Energy: {'; '.join(methods) or 'not measured'}. " if rows else ""
     note = (
-        f"For 1,000 answers. {said}Of the whole machine while the answers were made, other work on it included; the teacher's is that of "
-        f"its capture where its answers were captured, with its signals written to disk.{_apart(folder)}"
+        f"For 1,000 answers. {said}Of the whole machine while the answers were made, other work on it included; the "
+        "teacher's is that of its capture where its answers were captured, with its signals written to disk."
+        f"{_apart(folder)}"
     )
     return Table(LABEL, head, rows, notes=(note,))
 

@@ -10,8 +10,9 @@ from primekd.assessment.logs import read_log
 from primekd.config import CONTROL, PRIMED, Profile, load_arms, split_seed, unprimed
 from primekd.config.arm import FEW_SHOT
 from primekd.config.deviations import PUBLISHED, SAID
-from primekd.foundation.errors import UserError
+from primekd.foundation import MANIFEST, UserError, read_manifest
 from primekd.report.cells import Name, Table, table_of
+from primekd.report.claims import planted
 from primekd.report.figures import INK, PALETTE, draw
 from primekd.report.formats import MISSING, between, known, p_value, percent, points, significant, written
 from primekd.report.results import Results, Row, read_results
@@ -25,13 +26,15 @@ NATS = partial(significant, digits=3, signed=True)
 NOTE = (
     "Each arm minus the one that it is a variant of: the corrected arm, or gold labels where it learns those too; and "
     "the primed student minus the unprimed one, under the corrected and under the published protocol. Over their "
-    "training seeds, on the same items: 95 % t intervals clustered by template and seed, p Holm-adjusted over all "
-    "contrasts that the profile names (over all others for one that it does not). Two seeds leave one degree of "
-    "freedom: intervals reach 12.7 standard errors to either side and no p stays small, so nothing can be claimed. "
-    "Behind an interval stands each seed's own difference; items alone: an interval that does not cover another "
-    "training. KL: to the unprimed teacher; NLL: of the gold solution; nats a token, less is closer. Arms without a "
-    "template are asked and measured without it. The pocket teacher was taught to write bare answer lines under "
-    "ai-KD's prompt: what priming does there was planted, and priming-prefix is measured near the floor."
+    "training seeds, on the same items: 95 % t intervals clustered by seed, and by template where items have one; p "
+    "Holm-adjusted over all contrasts that the profile names (over all others for one that it does not). Behind an "
+    "interval stands each seed's own difference; items alone: an interval that does not cover another training. KL: to "
+    "the unprimed teacher; NLL: of the gold solution; nats a token, less is closer. Arms without a template are asked "
+    "and measured without it."
+)
+TWO_SEEDS = (
+    " Two seeds leave one degree of freedom: intervals reach 12.7 standard errors to either side, so that hardly any p "
+    "can stay small."
 )
 ASKED = {CONTROL: "as every student here", FEW_SHOT: "as released: 50 new tokens, the answer alone"}
 SELECTION_NOTE = (
@@ -84,7 +87,10 @@ def deviation_table(folder: Path) -> Table:
         "NLL of gold [95 %]; seeds": partial(each_seed, results, "nll_gold", NATS),
         "NLL, p": written("nll_gold_p_holm", p_value),
     }  # fmt: skip
-    return table_of("The published protocol's deviations", deviating(results), columns, left=2, notes=(NOTE,))
+    rows, manifest = deviating(results), Path(folder) / MANIFEST
+    note = NOTE + TWO_SEEDS * ({row["seeds"] for row in rows} == {"2"})
+    note += planted(read_manifest(manifest).get("config") or {}) if rows and manifest.is_file() else ""
+    return table_of("The published protocol's deviations", rows, columns, left=2, notes=(note,))
 
 
 def control_table(folder: Path) -> Table:

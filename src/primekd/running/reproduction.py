@@ -6,6 +6,7 @@ from typing import Any
 
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.config import Profile
+from primekd.config.student import LossConfig, PrepareConfig, TrainConfig
 from primekd.foundation import MANIFEST, UserError, hash_file, read_json, read_manifest, relative_name, write_json
 from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit
@@ -17,6 +18,7 @@ from primekd.studies.results import logs_in_use
 REPRODUCTION = "reproduction.json"
 REPRODUCED, NOT_REPRODUCED, NOT_COMPARED = "reproduced", "not reproduced", "not compared"
 RULE = "same items and settings, every accuracy inside the other run's 95 % interval, both ways, and the same sentences"
+YOUNGER = {"train": TrainConfig, "loss": LossConfig, "prepare": PrepareConfig}  # sections that leave out some defaults
 INCIDENTAL = ("description", "hardware", "launch")  # of a profile: they say nothing of what is measured
 
 
@@ -76,10 +78,32 @@ def _compare(own: Profile, other: Profile) -> dict[str, Any]:
 
 
 def unlike_settings(first: Path, second: Path) -> list[str]:
-    """The profile's keys that two logs folders were made with other values of, in a sentence; none if all are alike."""
-    configs = [read_manifest(folder / MANIFEST).get("config") or {} for folder in (first, second)]
-    keys = [key for key in _unlike(*configs) if key.split(".")[0] not in INCIDENTAL]
-    return [f"they were made with other settings: {', '.join(keys)}"] if keys else []
+    """What two logs folders were made with other values of, a sentence for the profile's keys and one for the arms' own
+    settings; none if all are alike."""
+    manifests = [read_manifest(folder / MANIFEST) for folder in (first, second)]
+    keys = [key for key in _unlike(*map(_settings, manifests)) if key.split(".")[0] not in INCIDENTAL]
+    said = [f"they were made with other settings: {', '.join(keys)}"] if keys else []
+    one, two = ({name: _treated(facts) for name, facts in (m.get("models") or {}).items()} for m in manifests)
+    if arms := _unlike(one, two):
+        said.append(f"their arms are not the same: {', '.join(arms)}")
+    return said
+
+
+def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A profile as it was resolved, with what is left out of it where it has its default."""
+    config = dict(manifest.get("config") or {})
+    for name, kind in YOUNGER.items():
+        if config.get(name):
+            config[name] = {key: kind.model_fields[key].default for key in kind.younger} | config[name]
+    return config
+
+
+def _treated(facts: dict[str, Any]) -> dict[str, Any]:
+    """What an arm does to its student: these are no keys of a profile."""
+    inputs, spec = facts.get("inputs") or {}, (facts.get("signals") or {}).get("spec") or {}
+    own = {key: inputs.get(key) or {} for key in ("treatment", "deviations", "text_alone", "on_policy")}
+    loss = {key: LossConfig.model_fields[key].default for key in LossConfig.younger} | (inputs.get("loss") or {})
+    return own | {"loss": loss} | {key: spec[key] for key in ("priming", "prompt") if key in spec}
 
 
 def _unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def run_study(
     profile, another run of it is under way, or a notebook failed, with its own sentence."""
     study = open_study(profile, force_stages)
     with only_one(profile) as lock:
-        if cluster and (jobs := queued_jobs(profile)):  # two jobs would write the same files
+        if (cluster or shutil.which("squeue")) and (jobs := queued_jobs(profile)):  # two would write the same files
             fix = f"wait for them or `scancel {' '.join(jobs)}`"
             raise UserError(f"Jobs of an earlier run are still queued or running: {fix}.")
         ask_anew(profile, force_stages)
@@ -76,8 +77,14 @@ def planned_jobs(
     Raises UserError if Snakemake cannot plan the run, or the study cannot run the profile."""
     study = open_study(profile, force_stages)
     command = [*snakemake_command(profile, profile_argument, cores, force, cluster, only), "--dry-run"]
-    if rules := [rule for stage in force_stages for rule in study.forced[stage]]:
-        command += ["--forcerun", *rules]
+    wanted = [rule for stage in force_stages for rule in study.forced[stage]]
+    if only is None:  # what is lost; but what is inside the students, which Snakemake would take for asked for, too
+        lost = [
+            copy for copy in study.lost(profile) if copy.is_file() and not {"analysis", "inside.done"} & {*copy.parts}
+        ]
+        wanted += [copy.relative_to(output_root()).as_posix() for copy in lost]
+    if wanted:
+        command += ["--forcerun", *dict.fromkeys(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     text = done.stdout + done.stderr
     if done.returncode:

@@ -8,10 +8,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from primekd.config import Profile
 from primekd.foundation import UserError, output_root, relative_name
+from primekd.foundation.storage import read_mapping
 from primekd.running.run_progress import Job
 
 NTASKS = re.compile(r"(?:^|[\s'\"])(?:--ntasks|-n(?=[\s=\d]))")
@@ -28,7 +27,8 @@ class Cluster:
         arguments = ["--profile", str(self.folder.resolve()), "--slurm-jobname-prefix", job_prefix(profile)]
         # Left to itself the executor asks sacct wherever it is installed. Where accounting is off, that answers nothing
         # but errors, and the run would wait for ever.
-        if "slurm-status-command" not in read_settings(self.folder) and not ask(["sacct", "-X", "--name=none"])[0]:
+        settings = read_mapping(self.folder / "config.yaml")
+        if "slurm-status-command" not in settings and not ask(["sacct", "-X", "--name=none"])[0]:
             arguments += ["--slurm-status-command", "squeue"]
         return arguments
 
@@ -36,7 +36,7 @@ class Cluster:
 def open_cluster(folder: Path, capture_workers: int) -> Cluster:
     """Checks that jobs can be submitted from here with the Snakemake profile in `folder`. Raises UserError if Slurm or
     its executor is missing, or the profile is none or would ask for the wrong thing."""
-    settings, file = read_settings(folder), f"{relative_name(folder)}/config.yaml"
+    settings, file = read_mapping(folder / "config.yaml"), f"{relative_name(folder)}/config.yaml"
     if settings.get("executor") != "slurm":
         raise UserError(f"{file} does not say `executor: slurm`: see configs/slurm.")
     asked = asked_resources(settings, file)
@@ -49,7 +49,7 @@ def open_cluster(folder: Path, capture_workers: int) -> Cluster:
         if NTASKS.search(str(wanted.get("slurm_extra") or "")):
             fix = "which would start its notebook several times: leave --ntasks out"
             raise UserError(f"{file} gives --ntasks in `slurm_extra` beside GPUs for {rule}, {fix}.")
-    if "capture" in asked and (missing := {"reference", "score"} - asked.keys()):
+    if "capture" in asked and (missing := {"reference", "primed", "score"} - asked.keys()):
         fix = "which would get no GPU: copy it from configs/slurm/config.yaml"
         raise UserError(f"{file} asks for nothing for the rule {' and '.join(sorted(missing))}, {fix}.")
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
@@ -57,17 +57,6 @@ def open_cluster(folder: Path, capture_workers: int) -> Cluster:
     if shutil.which("sbatch") is None:
         raise UserError("There is no sbatch here: run this on a machine from which Slurm jobs are submitted.")
     return Cluster(folder, capture_workers)
-
-
-def read_settings(folder: Path) -> dict:
-    """What config.yaml of a Snakemake profile says. Raises UserError if it is not there or is no YAML mapping."""
-    try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{relative_name(folder)}/config.yaml is no Snakemake profile that can be read.")
-    return settings
 
 
 def asked_resources(settings: dict, file: str) -> dict[str, dict]:

@@ -10,10 +10,10 @@ from primekd.assessment.inside import inside_folder
 from primekd.assessment.logs import grade_row, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
 from primekd.config import ANSWER_SETS, CONTROL, TEACHER, Profile
-from primekd.foundation import MANIFEST, UserError, hash_file, read_manifest, read_records, read_table, relative_name
+from primekd.foundation import MANIFEST, UserError, read_manifest, read_records, read_table, relative_name
 from primekd.running.verify_run import Check, check_outputs, check_run, checked
 from primekd.studies.published import VERDICTS, compute_tables, own_inputs, published_folder, read_verdicts
-from primekd.studies.results import OF_NUMBERS, OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor
+from primekd.studies.results import OF_NUMBERS, OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor, verdicts_hash
 from primekd.studies.study import find_study
 from primekd.tasks import Task, task_of
 from primekd.tasks.numbers import NUMBERS, NumberTask
@@ -155,10 +155,11 @@ def check_inside(profile: Profile) -> Check:
 
     folder = inside_folder(profile)
     own, logs = check_outputs(folder / MANIFEST), read_manifest(folder / MANIFEST)["inputs"]["logs"]
+    here = {name: verdicts_hash(rows) for name, rows in read_logs(profile).items()}
     problems = [
         f"{name}.csv is not the log that it was made with: run `primekd analyse` again"
         for name, digest in logs.items()
-        if not (path := profile.logs / f"{name}.csv").is_file() or hash_file(path) != digest
+        if here.get(name) != digest
     ]
     problems += [] if own.problems or problems else _other_tables(folder, tables(profile, folder), "the logs")
     return Check(relative_name(folder), [*own.problems, *problems])

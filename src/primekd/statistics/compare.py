@@ -7,12 +7,16 @@ import numpy as np
 
 from primekd.assessment.logs import COLUMNS, LogRow, read_log
 from primekd.assessment.reading import RULES
-from primekd.foundation.errors import UserError
+from primekd.config import DataConfig
+from primekd.foundation import MANIFEST, UserError, read_manifest
 from primekd.foundation.outside import clean
 from primekd.statistics.grade_file import Columns, grade_rows, read_rows
 from primekd.statistics.inference import LEVEL, accuracy, compare_verdicts
 from primekd.statistics.sentences import MOSTLY
-from primekd.tasks.clusters import cluster_of
+from primekd.tasks import task_of
+from primekd.tasks.clusters import cluster_of, item_of
+from primekd.tasks.numbers import NUMBERS
+from primekd.tasks.protocol import Task
 
 Pair = tuple[LogRow, LogRow]  # the answers of two files to one item
 SIDES = ("first", "second")
@@ -28,12 +32,19 @@ def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[Lo
             f"{path} is no per-item log: name its columns (--response-column, --gold-column), or grade it with "
             f"`primekd grade --out` first (a log has {', '.join(missing)} too)."
         )
-    return read_log(path)
+    return read_log(path, _task_of(path))
+
+
+def _task_of(path: Path) -> Task:
+    """The task of the logs beside a log, by their manifest; numbers where there is none."""
+    manifest = next((folder / MANIFEST for folder in path.resolve().parents[:2] if (folder / MANIFEST).is_file()), None)
+    data = (read_manifest(manifest).get("config") or {}).get("data") if manifest else None
+    return task_of(DataConfig.model_construct(task=data["task"])) if data else NUMBERS
 
 
 def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:
-    """Raises UserError if no one extractor has all the rules that fired: verdicts of two do not compare."""
-    fired = {row.rule for row in (*first, *second)}
+    """Raises UserError if no one extractor has all of its kind of rules that fired: verdicts of two do not compare."""
+    fired = {row.rule for row in (*first, *second)} & set().union(*RULES.values())  # others are of other tasks
     if not any(fired <= set(rules) for rules in RULES.values()):
         rules = clean(", ".join(sorted(fired)))
         raise UserError(f"The logs were graded by different extractors (rules {rules}): use one.")
@@ -66,7 +77,7 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
     difference, *interval = found.effect.estimate
     shares = {}
     for name, side in zip(SIDES, verdicts, strict=True):
-        share, *ends = accuracy(side)
+        share, *ends = accuracy(side, [item_of(row.id) for row, _ in pairs])
         shares[name] = {"correct": sum(side), "accuracy": share, "ci95": ends}
     result = {
         "n": len(pairs),
@@ -90,7 +101,7 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
 def in_words(result: dict[str, Any]) -> str:
     points, (low, high) = 100 * result["difference"], (100 * x for x in result["difference_ci95"])
     p = result["p"]
-    test = f"clustered by {result['templates']} templates" if result["templates"] else "exact McNemar"
+    test = f"clustered by {result['templates']} groups of items" if result["templates"] else "exact McNemar"
     said = f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], {test} {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
     for name, share in zip(SIDES, result["truncated"], strict=True):
         if share > MOSTLY:

@@ -11,7 +11,7 @@ from primekd.assessment.logs import LogRow
 from primekd.config import NONE, PRIMED, Arm, load_arms, of_role, split_seed
 from primekd.foundation.provenance import hash_json
 from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
-from primekd.statistics.contrasts import FITS, ContrastRow, fits_of, verdicts_of
+from primekd.statistics.contrasts import FITS, ContrastRow, compared, fits_of, verdicts_of
 from primekd.statistics.inference import LEVEL, UNKNOWN, Seeds, clustered, compare_sums, holm_of
 from primekd.tasks.clusters import cluster_of
 
@@ -129,7 +129,12 @@ def effect_rows(
     ]  # fmt: skip
     held_out, planned = list(held_out), {frozenset((row.model, row.reference)): row for row in contrasts}
     asked = asked_of(here)
-    of_contrasts = [one for one in asked if frozenset(one.plus + one.minus) in planned]
+    seeds = {arm: own.keys() for arm, own in compared(verdicts_of(logs)).items()}
+    # A contrast is over all seeds of both sides, an effect over those that both have: its p is of another number else.
+    of_contrasts = [
+        one for one in asked
+        if frozenset(one.plus + one.minus) in planned and len({frozenset(seeds[a]) for a in one.plus + one.minus}) == 1
+    ]  # fmt: skip
     found: dict[Asked, dict[str, tuple]] = {}
     for family in ([one for one in asked if one not in of_contrasts], again, of_contrasts):
         found |= _tested(family, logs, held_out)

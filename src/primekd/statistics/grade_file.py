@@ -14,6 +14,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.outside import clean
 from primekd.foundation.tables import Cells, as_count, as_flag, read_cells
 from primekd.statistics.inference import accuracy
+from primekd.tasks.clusters import item_of
 from primekd.tasks.numbers import parse_answer
 from primekd.tasks.protocol import Item
 
@@ -116,7 +117,7 @@ def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor:
     cells = [row for _, row in read_rows(path)]
     if out:
         write_log(out, log)
-    share, *interval = accuracy([r.correct for r in log])
+    share, *interval = accuracy([r.correct for r in log], [item_of(r.id) for r in log])
     fired = Counter(r.rule for r in log)
     return {
         "n": len(log),

@@ -71,7 +71,7 @@ class ClassRow:
 
 def arithmetic_rows(logs: Mapping[str, Sequence[LogRow]]) -> list[ArithmeticRow]:
     """A row a model; all logs have the same items."""
-    found = {model: [[c.holds for c in calculations(row.response) if c.holds is not None] for row in rows]
+    found = {model: [[holds for holds in calculations(row.response) if holds is not None] for row in rows]
              for model, rows in logs.items()}  # fmt: skip
     sides = {model: ([sum(own) for own in answers], [len(own) for own in answers]) for model, answers in found.items()}
     return [_arithmetic(model, rows, found[model], sides[model], sides.get(CONTROL)) for model, rows in logs.items()]

@@ -24,8 +24,11 @@ NAMES = {"accuracy": "accuracy", "kl": "KL to the unprimed teacher", "nll_gold":
 
 def beside_control(rows: list[Row], effects: list[Row]) -> list[Row]:
     """The rows, each with what another seed alone made in the measures in which that made a difference."""
-    again = [row for row in effects if row["effect"] == ANOTHER_SEED]
-    made = {OF_SEED + m: str(abs(float(r[m]))) for r in again for m in _seen(r)}
+    found: dict[str, list[float]] = {}
+    for row in (row for row in effects if row["effect"] == ANOTHER_SEED):
+        for measure in _seen(row):
+            found.setdefault(OF_SEED + measure, []).append(abs(float(row[measure])))
+    made = {measure: str(max(values)) for measure, values in found.items()}
     return [row if row.get("effect") == ANOTHER_SEED else row | made for row in rows]
 
 
@@ -58,8 +61,8 @@ def claims(contrasts: list[Row], numbers: bool = False) -> list[str]:
     for reference in dict.fromkeys(row["reference"] for row in contrasts):
         for measure in MEASURES:
             rows = [r for r in contrasts if r["reference"] == reference and r[measure]]
-            if rows:
-                said, seeds = _claim(rows, measure, numbers), f"; {seeds_of(rows)}" if numbers else ""
+            if rows and (said := _claim(rows, measure, numbers)):
+                seeds = f"; {seeds_of(rows)}" if numbers else ""
                 sentences.append(f"Against {title_of(reference)} — {said}{seeds}.")
     return sentences
 

@@ -27,6 +27,7 @@ from primekd.statistics import reasoning
 from primekd.statistics.families import MAIN, Pair, plan_of
 from primekd.studies.primed import asked_arms
 from primekd.studies.responses import stored_answers
+from primekd.studies.results import verdicts_hash
 from primekd.tasks import Item, cluster_of, hash_items, task_of
 
 MOST_PAIRS = 8  # of students whose heads are held against each other
@@ -47,7 +48,7 @@ def analyse(profile: Profile, force: bool = False) -> Path:
     folder, code = inside_folder(profile), stage_code("inside", profile)
     inputs = {
         "parts": {path.relative_to(profile.runs).as_posix(): hash_file(path / MANIFEST) for path in measured},
-        "logs": {name: hash_file(profile.logs / f"{name}.csv") for name in subject.logs},
+        "logs": {name: verdicts_hash(rows) for name, rows in subject.logs.items()},
     }
     if stands(folder, inputs, code, FOLDER, "its tables are written and their inputs are unchanged."):
         return folder

@@ -14,14 +14,14 @@ from primekd.assessment.answers import answers_folder
 from primekd.assessment.held_out import HeldOutRow, held_out_folder
 from primekd.assessment.score import Made
 from primekd.assessment.students import Student, read_student
-from primekd.config import CONTROL, CORPUS, TEACHER, Profile, arms_of
-from primekd.foundation import UserError, table_text
+from primekd.config import CONTROL, CORPUS, TEACHER, Profile, arms_of, split_seed
+from primekd.foundation import UserError, relative_name, table_text
 from primekd.foundation.provenance import MANIFEST
 from primekd.studies import priming
 from primekd.studies.priming import START, planned
 from primekd.studies.study import Logs, Study, lost_copies, trained
 from primekd.tasks.text import text_folder
-from primekd.training.pretrain import part_of, train_on_text
+from primekd.training.pretrain import differs, part_of, train_on_text
 
 # Rough seconds on two cores, measured with `micro-pocket`: only their ratios matter, the clock does the rest.
 PRETRAIN_TOKEN, TAUGHT_TOKEN, DOCUMENT = 2e-4, 2e-3, 0.5
@@ -50,8 +50,15 @@ def tokenise(profile: Profile) -> Path:
 
 
 def students(profile: Profile) -> list[Student]:
-    """The controls and every arm's students, in that order. Raises UserError if one is not trained, or was altered."""
-    return [read_student(profile, name, folder) for name, folder in student_folders(profile)]
+    """The controls and every arm's students, in that order. Raises UserError if one is not trained, was altered, or was
+    trained under another profile than today's."""
+    found = [(name, read_student(profile, name, folder)) for name, folder in student_folders(profile)]
+    for name, student in found:
+        seed = int(split_seed(student.name)[1] or profile.seed)
+        if changed := differs(profile, name, seed, student.manifest["inputs"]):
+            where = relative_name(student.folder)
+            raise UserError(f"{where} differs from the profile ({', '.join(changed)}): train it again.")
+    return [student for _, student in found]
 
 
 def student_folders(profile: Profile) -> Iterator[tuple[str, Path]]:
@@ -74,7 +81,7 @@ def refuse_text(profile: Profile, task: str) -> None:
         raise UserError(f"{profile.name}: the teacher is asked while students learn: set teacher.engine: transformers.")
     context = profile.student.from_scratch.max_position_embeddings
     for own in filter(None, (arm.on_policy_of(profile) for arm in arms_of(profile).values())):
-        longest = own.prompt_tokens + (own.max_new_tokens or profile.max_new_tokens)
+        longest = own.prompt_tokens + own.max_new_tokens
         if longest - 1 > context:
             raise UserError(
                 f"{said} has students write up to {longest} tokens, more than their context of {context} holds: lower "

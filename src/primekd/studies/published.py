@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from primekd.assessment.decisions.decisions import answer_hash, as_read, as_written
 from primekd.assessment.decisions.labels import LabelCounts, count_labels, labels_file, read_labels
@@ -18,6 +17,7 @@ from primekd.config.arms import load_arms
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import hash_file, project_root, relative_name, write_manifest, write_text
 from primekd.foundation.stage_code import stage_code
+from primekd.foundation.storage import read_mapping
 from primekd.foundation.tables import Estimated, read_table, table_row, table_text, write_csv, write_table
 from primekd.statistics.families import planned_contrasts, title_of
 from primekd.statistics.grade_file import Columns, grade_rows, read_rows
@@ -139,10 +139,7 @@ def stated_file() -> Path:
 
 def stated_facts() -> dict[str, dict[str, float | int]]:
     """Model -> accuracy (percent), and correct and items where no file has them. Raises UserError if it is no YAML."""
-    try:
-        return yaml.safe_load(stated_file().read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError) as error:
-        raise UserError(f"{relative_name(stated_file())} cannot be read: {' '.join(str(error).split())}") from error
+    return read_mapping(stated_file())
 
 
 def stated_rows(facts: dict[str, dict[str, float | int]], released: dict[str, list[str]]) -> list[StatedRow]:

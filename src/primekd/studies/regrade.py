@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.inside import inside_folder
-from primekd.assessment.logs import LogRow, grade_row, read_log
+from primekd.assessment.logs import LogRow, grade_row, read_log, read_logs
 from primekd.config import Profile
 from primekd.foundation.errors import UserError
 from primekd.foundation.provenance import (
     MANIFEST,
     altered_outputs,
-    hash_file,
     now,
     read_manifest,
     relative_name,
@@ -75,7 +74,7 @@ def tell_inside_anew(profile: Profile) -> None:
     folder = inside_folder(profile)
     manifest, made = read_manifest(folder / MANIFEST), tables(profile, folder)
     inputs, measured = manifest["inputs"], {n: d for n, d in manifest["outputs"].items() if n not in made}
-    if inputs["logs"] != {name: hash_file(profile.logs / f"{name}.csv") for name in inputs["logs"]}:
+    if inputs["logs"] != {name: results.verdicts_hash(rows) for name, rows in read_logs(profile).items()}:
         return
     if altered := altered_outputs(folder / MANIFEST, {"outputs": measured}):
         raise UserError(f"{relative_name(folder)}: {', '.join(altered)} altered: run `primekd analyse` again.")

@@ -81,6 +81,11 @@ def answers_hash(rows: list[LogRow]) -> str:
     return hash_json([[r.id, r.question, r.gold, r.response, r.response_tokens, r.truncated] for r in rows])
 
 
+def verdicts_hash(rows: list[LogRow]) -> str:
+    """Hash of answers and automatic verdicts, whatever people decided since."""
+    return hash_json([answers_hash(rows), [[r.id, r.extracted, r.rule, r.span, r.correct] for r in rows]])
+
+
 def vouch(
     profile: Profile, inputs: dict[str, Any], outputs: list[Path], logs: Logs, code: dict[str, Any], **facts: Any
 ) -> Path:

@@ -157,7 +157,8 @@ class ExLlamaV2Engine(TeacherEngine):
         return weight.T[: self.vocab_size].cpu().contiguous()
 
     def close(self) -> None:
-        del self.generator, self.model, self._weight
+        self.__dict__.pop("_weight", None)  # it may never have been asked for
+        del self.generator, self.model
         release_gpu_memory()
 
     @torch.inference_mode()

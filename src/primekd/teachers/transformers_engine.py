@@ -16,6 +16,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash, turn_end
 from primekd.models.attention import chosen_attention
+from primekd.models.loading import refuse_too_long
 from primekd.models.logits import find_transform
 from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged, own_logits, plain_generation
 from primekd.teachers.branches import read_branches
@@ -95,7 +96,14 @@ class TransformersEngine(TeacherEngine):
         how = {"padding_side": side, "return_attention_mask": True, "return_tensors": "pt"}
         return self.tokenizer.pad({"input_ids": sequences}, **how).to(self.model.device)
 
+    def _require_fit(self, prompts: Ids, more: Sequence[int]) -> None:
+        """Raises UserError if a prompt and so many tokens more are longer than what the model was trained on."""
+        longest = max((len(prompt) + count for prompt, count in zip(prompts, more, strict=True)), default=0)
+        said = "a prompt and its response have up to"
+        refuse_too_long(self.model, {self.reference: longest}, said, "lower max_new_tokens, or shorten the prompt")
+
     def generate(self, prompts: Ids, sampling: Sampling) -> list[Response]:
+        self._require_fit(prompts, [sampling.max_new_tokens] * len(prompts))
         if not self.decodes:
             return self._generate_with_library(prompts, sampling)
         return [self._cut(row.ids, sampling) for row in self._decode(prompts, sampling, keep_states=False)]
@@ -105,6 +113,7 @@ class TransformersEngine(TeacherEngine):
         in bfloat16 they differ from it as sums over other batch shapes do."""
         if not self.decodes:
             return super().generate_scored(prompts, sampling, want)
+        self._require_fit(prompts, [sampling.max_new_tokens] * len(prompts))
         made = self._decode(prompts, sampling, keep_states=True)
         return [self._cut(row.ids, sampling) for row in made], [self._finish(row.states(), want).cpu() for row in made]
 
@@ -186,6 +195,7 @@ class TransformersEngine(TeacherEngine):
 
     @torch.inference_mode()
     def score(self, prompts: Ids, responses: Ids, want: Want) -> list[Tensor]:
+        self._require_fit(prompts, [len(response) for response in responses])
         rows: list[Tensor | None] = [None] * len(prompts)
         # The last response token predicts nothing that is kept, so it is not run.
         sequences = [[*p, *r[:-1]] for p, r in zip(prompts, responses, strict=True)]
@@ -208,6 +218,7 @@ class TransformersEngine(TeacherEngine):
 
     @torch.inference_mode()
     def _score_branches(self, prompts: Ids, responses: list[Ids], want: Want) -> list[list[Tensor]]:
+        self._require_fit(prompts, [max(map(len, own), default=0) for own in responses])
         prefix = shared_prefix(self._last_position(), prompts, 0)
         longest = max(len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, responses, strict=True))
         with chosen_attention(self.model, longest):

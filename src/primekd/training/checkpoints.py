@@ -2,11 +2,12 @@
 (optimizer.pt, rng_state.pth, training_args.bin) and written in place, so that a kill can leave half of one."""
 
 import contextlib
+import fcntl
 import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,21 @@ from primekd.models.students import written
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
 WATCHED = ("loss", "ce", "kd", "grad_norm", "eval_loss")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The right to write the checkpoints in a folder, for one process at a time. Raises UserError if another has it."""
+    path = folder.with_name(f"{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            said = f"{relative_name(folder)} is being written by another training of this student"
+            raise UserError(f"{said}: wait for it, or stop it.") from error
+        yield
+        path.unlink(missing_ok=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -137,11 +137,23 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: SignalSource | 
         if arm.start == CONTROL:
             inputs["start"] = read_manifest(profile.student_folder(CONTROL, seed) / MANIFEST)["outputs"]
     if own:
-        inputs |= {"on_policy": own.model_dump(mode="json"), "max_new_tokens": profile.max_new_tokens}
+        inputs["on_policy"] = own.model_dump(mode="json")
     if teacher:
         shards = {name: entry["sha256"] for name, entry in teacher.manifest["shards"].items()}
         inputs["signals"] = {"spec_sha256": teacher.manifest["spec_sha256"], "shards": shards}
     return inputs
+
+
+def differs(profile: Profile, name: str, seed: int, was: dict[str, Any]) -> list[str]:
+    """What a student was trained with (`was`: its inputs) that today's profile has otherwise: names of inputs."""
+    arm = None if name == CONTROL else get_arm(name)
+    view = profile.model_copy(update={"loss": arm.loss_of(profile)}) if arm else profile
+    today, was = text_inputs(view, name, seed, None), dict(was)
+    store = profile.signals_folder(name) / MANIFEST
+    if arm and arm.signals != NONE and (not arm.stored or store.is_file()):  # a store may be deleted after the training
+        teacher = read_manifest(store) if arm.stored else LiveTeacher(profile, arm).manifest
+        today["signals"], was["signals"] = teacher["spec_sha256"], (was.get("signals") or {}).get("spec_sha256")
+    return [key for key in today if was.get(key) != today[key]]
 
 
 def _lesson(

@@ -13,10 +13,10 @@ from pathlib import Path
 import yaml
 
 from primekd.config import Profile
-from primekd.config.profile import read_mapping
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import open_bar, progress_path
 from primekd.foundation.provenance import project_root, read_json, relative_name, write_text
+from primekd.foundation.storage import read_mapping
 
 LAUNCHER = "PRIMEKD_LAUNCHER_PID"
 LAUNCHERS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")  # the distributed_type that training was written for

@@ -57,7 +57,7 @@ def train_student(
     text; goes on from `checkpoints`, which is removed then. Of several processes the main one writes. `code`: of
     stage_code."""
     from primekd.models.students import new_student, save_student
-    from primekd.training.checkpoints import newest_checkpoint
+    from primekd.training.checkpoints import held, newest_checkpoint
     from primekd.training.examples import trained_tokens
     from primekd.training.trainer import build_trainer, steps_in_all
 
@@ -66,6 +66,7 @@ def train_student(
     with contextlib.ExitStack() as stack:
         meter = progress = None
         if is_main_process():
+            stack.enter_context(held(checkpoints))
             meter = stack.enter_context(Meter(profile.country))
             progress = stack.enter_context(Progress(profile, stage, steps_in_all(train, len(examples)), "step"))
         model = new_student(student, seed, lesson.start)

@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from primekd.config import LossConfig, TrainConfig
 from primekd.foundation.progress import Progress
 from primekd.models.attention import choose_attention
+from primekd.models.loading import refuse_too_long
 from primekd.signals import SignalRows, SignalSource
 from primekd.training.checkpoints import SafeCheckpoints, require_finite_step
 from primekd.training.examples import IGNORED, Collator, Example, ProcessLoader, asked_of, longest_sequence
@@ -193,8 +194,9 @@ def build_trainer(
     `dtype` is what the student computes in; None for what its weights are in."""
     per_epoch = math.ceil(len(examples) / train.batch_size)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    longest = max(longest_sequence(examples), longest_sequence(validation)) + (rollouts.limit if rollouts else 0)
-    choose_attention(base, longest)
+    longest = max(longest_sequence(examples), longest_sequence(validation))
+    refuse_too_long(base, {"The longest example": longest}, "prompt and response have", "lower max_new_tokens")
+    choose_attention(base, longest + (rollouts.limit if rollouts else 0))
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,

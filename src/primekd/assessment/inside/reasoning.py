@@ -4,7 +4,6 @@ import ast
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
@@ -17,10 +16,11 @@ OPEN, CLOSE = rf"(?:\({GAP})*+", rf"(?:{GAP}\))*+"
 # All is possessive: no number is taken in part, and a long sum without an end takes no time.
 CALCULATION = re.compile(
     rf"(?<![\w.])(?<!\d,)({OPEN}{NUMBER}(?:{GAP}{OPERATOR}{GAP}{OPEN}{NUMBER}{CLOSE})++){GAP}={GAP}({NUMBER})"
-    rf"(?!,\d|{GAP}{OPERATOR}{GAP}{OPEN}[-−–$]?\d)"
+    rf"(?!,\d|[ \t]+\d+/\d|{GAP}{OPERATOR}{GAP}{OPEN}[-−–$]?\d)"
 )
 # What LaTeX and words write for signs -> signs. The unit behind a number, \text{ boxes}, is left out, any other is a w.
 FORMS = [(re.compile(pattern), plain) for pattern, plain in (
+    (r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))", ","),
     (r"\\(?:(?:left|right|quad)\b|[][(),;:! ])", " "), (r"\\([$%])", r"\1"),
     (r"(?<=[\d%])\s*\\text\w*\{[^{}]*\}", ""), (r"\\text\w*\{[^{}]*\}", "w"), (r"\\boxed\{([^{}]*)\}", r"\1"),
     (r"\\times\b|\\cdot\b|\btimes\b|\bmultiplied by\b", "*"), (r"\\div\b|\bdivided by\b", "/"),
@@ -35,22 +35,14 @@ TAG = re.compile(r"</?\|?[\w-]+\|?>")  # a control token such as <|im_end|> or <
 LONG_WORD = 4  # letters; shorter ones say nothing
 
 
-@dataclass(frozen=True)
-class Calculation:
-    """Part of a text; whether it holds, rounded as its result is; None where it cannot be worked out."""
-
-    text: str
-    holds: bool | None
-
-
-def calculations(text: str) -> list[Calculation]:
-    """All of a text, in order, with signs for what LaTeX or words write."""
+def calculations(text: str) -> list[bool | None]:
+    """Of all in a text, in order, with signs for what LaTeX or words write: whether each holds, rounded as its result
+    is; None where it cannot be worked out."""
     for pattern, plain in FORMS:
         text = pattern.sub(plain, text)
     while FRACTION.search(text):
         text = FRACTION.sub(_quotient, text)
-    found = CALCULATION.finditer(text)
-    return [Calculation(m[0].strip(), None if _goes_on(text, m.start()) else _holds(m[1], m[2])) for m in found]
+    return [None if _goes_on(text, m.start()) else _holds(m[1], m[2]) for m in CALCULATION.finditer(text)]
 
 
 def _quotient(fraction: re.Match) -> str:
@@ -59,9 +51,10 @@ def _quotient(fraction: re.Match) -> str:
 
 
 def _goes_on(text: str, start: int) -> bool:
-    """Whether a sign or a command stands in front, so that it began further left; marks of lists and bold are none."""
+    """Whether a sign, a command or a number (2 1/2) stands in front, so that it began further left; marks of lists and
+    bold are none."""
     before = text[text.rfind("\n", 0, start) + 1 : start].strip()
-    return bool(re.search(r"\\[a-zA-Z]+$|.[-+*/×·÷−–^%]$", before)) and not before.endswith("**")
+    return bool(re.search(r"\\[a-zA-Z]+$|.[-+*/×·÷−–^%]$|\d$", before)) and not before.endswith("**")
 
 
 def _holds(left: str, right: str) -> bool | None:

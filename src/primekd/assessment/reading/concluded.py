@@ -38,7 +38,8 @@ _AFTER_OPERAND = re.compile(
 )
 # What has "answer" in it was looked at by the rules on declarations, and gave no value.
 _NO_CONCLUSION = re.compile(
-    r"\banswer|boxed|\b(?:not|never|wrong|incorrect|cannot|unknown)\b|n't\b|\b(?:less|more|fewer) than\W*\d",
+    r"\banswer(?!ed\b|ing\b)|boxed|\b(?:not|never|wrong|incorrect|cannot|unknown)\b|n't\b"
+    r"|\b(?:less|more|fewer) than\W*\d",
     re.IGNORECASE,
 )
 _CONCLUDES = re.compile(

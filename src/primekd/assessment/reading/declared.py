@@ -19,7 +19,7 @@ _TAG = re.compile(r"<(?:final_)?answer>\s*", re.IGNORECASE)
 _ANSWER = re.compile(
     rf"\b(?:{_QUALITY}\s+)*answer\b"
     r"(?:\s+(?:to|for|of)\s+(?:the|this|that|our)\s+(?:question|problem|exercise))?(?:\s+(?:here|then|therefore|thus))?"
-    r"\s*+(?:,\s*+)?(?:(?:is|was|would be|will be|should be|must be|comes to)\b\s*:?|[=:])",
+    r"[\s*_]*+(?:,\s*+)?(?:(?:is|was|would be|will be|should be|must be|comes to)\b\s*:?|[=:])",
     re.IGNORECASE,
 )
 _PART = re.compile(r"\b(?:parts?|half|step|none|all|numbers?|digits?)\s+of\s+(?:the|our|this)\s*$", re.IGNORECASE)

@@ -51,6 +51,10 @@ _GOES_ON = re.compile(  # a sum, or a sentence in which the number is a part
     r"[$)\s]*[-+*/=\u00d7x\u00f7\\]\s*[\d$(c]|[^.\n]*\b(?:less|more|fewer) than\b|\W{0,3}of\s|[a-z]*\.jpg|%? of "
 )
 _RUN_OF_VALUES = re.compile(r"(?:[$\s(]*[\d,]+(?:\.\d+)?[\s$.,)]*)+")
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"[ \u00a0]+({'|'.join(SCALES)})\b(?!-)", re.IGNORECASE)
+# "How many million people", "in thousands of dollars": there the value is meant without the word.
+_ASKS_SCALED = re.compile(rf"\b(?:how many|how much|in)\s+(?:more\s+)?(?:{'|'.join(SCALES)})s?\b", re.IGNORECASE)
 MOST_VALUES = 3  # in a run of bare numbers; more say nothing for any of them
 
 
@@ -61,8 +65,11 @@ def by_validated_rules(text: str, question: str | None, truncated: bool | None) 
     text, cut = text[:LONGEST], bool(truncated)
     said = declarations(text, _numbers_asked(question or ""), cut)
     opening, rule = _opening(text, said, cut)
+    if not _ASKS_SCALED.search(question or ""):
+        said = [_scaled(text, one) for one in said]
+        opening = opening and _scaled(text, opening)
     if opening is None:
-        return _settle(text, said[0], said, "declared") if said else _conclude(text, truncated)
+        return _settle(text, said[0], said, "declared") if said else _conclude(text, truncated, question or "")
     rest = text[opening.end :]
     work = _WORK.search(rest)
     if not work or _ANOTHER_QUESTION.search(rest[: work.start()]):
@@ -75,12 +82,23 @@ def by_validated_rules(text: str, question: str | None, truncated: bool | None) 
     return reading(opening.number, rule, ambiguous=True)
 
 
-def _conclude(text: str, truncated: bool | None) -> Extraction:
+def _scaled(text: str, said: Declaration) -> Declaration:
+    """A value with the word behind it that multiplies it: 1.5 million."""
+    word = _SCALE.match(text, said.end)
+    if not word:
+        return said
+    number = Number(said.number.value * SCALES[word[1].lower()], said.number.start, word.end())
+    return Declaration(said.start, number)
+
+
+def _conclude(text: str, truncated: bool | None, question: str) -> Extraction:
     """The value in which an answer ends; none where it was cut or went on to another question."""
     own = _RESTATED.match(text).end()  # a question that it repeats first is its own
     if truncated or _ANOTHER_QUESTION.search(text, own):
         return nothing()
     number, doubt = concluded(text, truncated is False, not is_cut(text))
+    if number and not _ASKS_SCALED.search(question):
+        number = _scaled(text, Declaration(number.start, number)).number
     return reading(number, "concluded", ambiguous=doubt) if number else nothing()
 
 
