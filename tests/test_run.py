@@ -192,7 +192,7 @@ def test_the_shipped_slurm_profiles_ask_for_what_the_paper_needs():
     [
         (None, "not valid YAML"),
         ({"executor": "local"}, "executor: slurm"),
-        ({"set-resources": {"capture": {"gpu": 8}, "score": {"gpu": 1}}}, "nothing for the rule reference, which"),
+        ({"set-resources": {"capture": {"gpu": 8}, "score": {"gpu": 1}}}, "nothing for the rule primed and reference, which"),
         ({"executor": "slurm", "set-resources": {"capture": {"gpu": 8, "tasks": 8}}}, "leave `tasks` out"),
         ({"set-resources": ["capture:gpu=8", "capture:tasks=8"]}, "for capture, .*leave `tasks` out"),
         ({"default-resources": {"tasks": 8}, "set-resources": {"distill": {"gpu": 1}}}, "for distill, .*leave `tasks`"),

@@ -792,12 +792,10 @@ def test_what_is_longer_than_a_models_context_is_refused(lively, tokenizer, exam
     model.config.max_position_embeddings = 3
     with pytest.raises(UserError, match="The longest example: prompt and response have .* context of 3 holds"):
         build_trainer(model, tokenizer, list(examples), [], signals, LOSS, SGD, tmp_path, 0)
-    engine = TransformersEngine(lively, "float32")
+    engine, prompt = TransformersEngine(lively, "float32"), [[5, 6, 7]]
+    engine.generate(prompt, Sampling(3))  # what it can do is found out with longer texts
     engine.model.config.max_position_embeddings = 5
-    assert engine.generate([[5, 6, 7]], Sampling(3)) and engine.score([[5, 6, 7]], [[8, 9, 10]], "logits")
-    for ask in (
-        lambda: engine.generate([[5, 6, 7]], Sampling(4)),
-        lambda: engine.score([[5] * 3], [[8] * 4], "logits"),
-    ):
+    assert engine.generate(prompt, Sampling(3)) and engine.score(prompt, [[8, 9, 10]], "logits")
+    for ask in (lambda: engine.generate(prompt, Sampling(4)), lambda: engine.score(prompt, [[8] * 4], "logits")):
         with pytest.raises(UserError, match="7 tokens, more than the model's context of 5 holds: lower max_new_tokens"):
             ask()
