@@ -17,8 +17,8 @@ import typer
 from benchmarks.parts import DEFAULT, LIMIT, PARTS
 from benchmarks.scale import FULL, QUICK
 from primekd.cli.common import quiet_libraries
+from primekd.foundation import now, project_root, write_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import now, project_root, write_json
 from primekd.report.formats import duration
 
 RESULTS = project_root() / "benchmarks" / "results"

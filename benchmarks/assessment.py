@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.timing import alternate, shown, spread
 from primekd.config import Profile, load_profile
-from primekd.foundation.provenance import project_root
+from primekd.foundation import project_root
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt
 from primekd.tasks.load import load_items

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.losses import frozen_name
 from benchmarks.results import WHOLE, read_part
 from benchmarks.training import PLAIN
-from primekd.foundation.provenance import read_json
+from primekd.foundation import read_json
 
 LONGEST_S = 15 * 60
 Measured = float | dict[str, float]  # the latter with median, low and high

@@ -26,7 +26,7 @@ from primekd.models.students import lora_model
 from primekd.signals import Codec, SignalReader, concatenate
 from primekd.signals.codecs import HiddenCodec, TopKCodec
 from primekd.signals.sampled import SampledCodec
-from primekd.statistics.inside import calibration_error
+from primekd.statistics.calibration import calibration_error
 from primekd.training.examples import Collator, Example
 from primekd.training.trainer import build_trainer
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.codec_methods import Kept, Rows, entropy_bound, make_rows, methods
 from benchmarks.stored_signals import examples_of, score
 from primekd.config import Profile, load_profile
-from primekd.foundation.provenance import write_atomically
+from primekd.foundation import write_atomically
 from primekd.report.figures import PALETTE, STYLE
 from primekd.signals import StoredItem
 

@@ -18,7 +18,7 @@ import typer
 
 from benchmarks.tables import markdown_table
 from primekd.config import Profile, load_profile
-from primekd.foundation.provenance import environment, write_json
+from primekd.foundation import environment, write_json
 from primekd.models import load_tokenizer
 from primekd.models.gguf_files import FILE_TYPES
 from primekd.report.formats import percent

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import read_part
-from primekd.foundation.provenance import write_atomically
+from primekd.foundation import write_atomically
 from primekd.report.figures import DASHES, PALETTE, STYLE
 
 MARKERS = "osD^v"

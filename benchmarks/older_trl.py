@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks.tables import markdown_table
 from primekd.config import LossConfig
+from primekd.foundation import environment, write_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import environment, write_json
 from primekd.losses import distillation_loss
 from primekd.losses.on_policy import minillm_weights
 from primekd.signals.rows import DenseRows

@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks import distance
 from benchmarks.results import read_part
 from benchmarks.tables import markdown_table
+from primekd.foundation import read_json, relative_name, write_text
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json, relative_name, write_text
 from primekd.report.formats import MISSING, markdown, significant
 
 _BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)", re.S)

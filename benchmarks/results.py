@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from primekd.foundation.provenance import git_state, hardware, now, package_versions, read_json, write_json
+from primekd.foundation import git_state, hardware, now, package_versions, read_json, write_json
 
 WHOLE = "whole.json"  # how long the last run of all parts took
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "llama_cpp_python", "trl")

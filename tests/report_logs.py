@@ -13,7 +13,7 @@ from primekd.assessment.logs import LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.tokens import TokenFit, write_fits, write_tokens
 from primekd.config.arms import load_arms
-from primekd.foundation.provenance import hash_file, hash_json, write_json, write_text
+from primekd.foundation import hash_file, hash_json, write_json, write_text
 from primekd.foundation.tables import write_records
 from primekd.signals.certainty import Certainty
 from primekd.statistics.contrasts import SeedRow, contrast

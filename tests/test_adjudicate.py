@@ -55,9 +55,10 @@ from primekd.assessment.logs import LogRow, grade_answer, read_logs, write_log
 from primekd.assessment.reading import Extraction
 from primekd.cli import app
 from primekd.config import Profile, load_profile
+from primekd.foundation import write_manifest, write_table
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import write_manifest
 from primekd.report import readme
+from primekd.statistics.summary import SummaryRow
 from primekd.statistics.validation import AuditRow, audit_rows
 from primekd.studies import settling
 from primekd.tasks.protocol import Item
@@ -99,10 +100,8 @@ LOGS = {
 def write_logs(profile: Profile, logs: dict[str, list[LogRow]]) -> None:
     for model, rows in logs.items():
         write_log(profile.logs / f"{model}.csv", rows)
-    lines = [f"{model},0.25,0.5,2" for model in logs]
-    (profile.logs / "summary.csv").write_text(
-        "\n".join(["model,accuracy,accuracy_adjudicated,adjudicated", *lines, ""]), encoding="utf-8"
-    )
+    rows = [SummaryRow(m, m, 4, 1, *[0.25] * 3, 0, 0, 1.0, *[None] * 6, 2, 2, *[0.5] * 3) for m in logs]
+    write_table(profile.logs / "summary.csv", SummaryRow, rows)
     write_manifest(profile.logs, "assessment", {}, [profile.logs / "summary.csv"])
 
 

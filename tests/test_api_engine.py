@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from benchmarks.plain_losses import forward_kl_topk
 from primekd.cli import app
 from primekd.config import LossConfig, TeacherConfig, load_profile
+from primekd.foundation import read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.foundation.tables import read_records
 from primekd.losses import distillation_loss
 from primekd.models import parse_reference, require_local

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 from primekd.capture import run as capture_file
 from primekd.cli import app
 from primekd.config import load_profile
+from primekd.foundation import read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.models.chat import build_prompt
 from primekd.studies.priming import STUDY
 from primekd.teachers import Sampling

@@ -13,8 +13,8 @@ from primekd.capture.run import capture
 from primekd.config.arm import Arm
 from primekd.config.arms import arms_of, default_arms, get_arm, load_arms, unprimed
 from primekd.config.profile import PlannedContrasts
+from primekd.foundation import hash_json, read_json, write_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_json, read_json, write_json
 from primekd.planning.plan import make_plan
 from primekd.report.formats import MISSING
 from primekd.report.lineage import costs, job_seconds, model_facts
@@ -83,8 +83,8 @@ def write_arms(folder, monkeypatch, rows):
         ({"role": "rewording", "priming": "x"}, "name the arm that they are variant_of"),
         ({"role": "baseline", "variant_of": "base-KD"}, "name the arm that they are variant_of"),
         ({"role": "treatment", "text": "gold"}, "belong together"),
-        ({"text": "gold", "signals": "base-KD"}, "have no signals"),
-        ({"text": "gold", "loss": {"alpha": 0.1}}, "leave priming and loss out"),
+        ({"role": "fine-tuning", "text": "gold", "signals": "base-KD"}, "have no signals"),
+        ({"role": "fine-tuning", "text": "gold", "loss": {"alpha": 0.1}}, "leave priming and loss out"),
         ({"text": "gold", "role": "fine-tuning", "priming": "x"}, "leave priming and loss out"),
         ({"role": "baseline", "priming": "x"}, "a baseline has no priming"),
         ({"role": "baseline", "text": "base-KD"}, "a baseline has no priming, and text"),
@@ -128,13 +128,13 @@ def write_arms(folder, monkeypatch, rows):
         ({"role": "selection", "cut_tokens": 9, "rows": "shuffled", **BASE}, "is a positive-control's"),
         ({"role": "selection", "cut_tokens": 0, **BASE}, "cut_tokens"),
         ({"role": "crossed", "responses": "x.csv", **BASE}, "with responses from a file, text stays own"),
-        ({"responses": "x.csv"}, "or text from a file"),
+        ({"role": "baseline", "responses": "x.csv"}, "or text from a file"),
         ({"role": "crossed", "variant_of": "base-KD", "priming": "x", "signals": "cross-KD"}, "has no signals of its"),
-        ({"signals": "gold"}, "signals are own, none or an arm"),
+        ({"role": "baseline", "signals": "gold"}, "signals are own, none or an arm"),
         ({"role": "deviation", **BASE, "deviations": ["no-template"]}, "no-template is what the teacher reads, too"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "nobody"}, "text names 'nobody', which is no other arm"),
         ({"role": "crossed", "variant_of": "base-KD", "text": "gold-KD"}, "has no text of its own"),
-        ({"loss": {"alhpa": 1}}, "loss or on_policy has no alhpa"),
+        ({"role": "baseline", "loss": {"alhpa": 1}}, "loss or on_policy has no alhpa"),
         ({"role": "hero"}, "role"),
     ],
 )
@@ -153,18 +153,6 @@ def test_an_arm_cannot_have_the_name_of_something_else(name, tmp_path, monkeypat
     write_arms(tmp_path, monkeypatch, {name: {"title": "x"}})
     with pytest.raises(UserError, match="cannot name a strategy"):
         load_arms()
-
-
-def test_files_from_before_there_were_roles_are_read_as_they_were_meant():
-    arms = [
-        Arm(name="a", title="A", **row)
-        for row in ({"teacher": True}, {"teacher": True, "priming": "x"}, {"teacher": False})
-    ]
-    assert [(arm.role, arm.teacher) for arm in arms] == [
-        ("baseline", True),
-        ("treatment", True),
-        ("fine-tuning", False),
-    ]
 
 
 def test_roles_say_what_is_compared_and_in_which_family():

@@ -27,9 +27,9 @@ from primekd.capture.jobs import held_out_job, open_signals, training_job
 from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
 from primekd.config.arms import default_arms, load_arms
+from primekd.foundation import read_json, read_manifest, write_json
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import read_json, read_manifest, write_json
 from primekd.foundation.stage_code import ask_anew, forget_wishes, stage_code
 from primekd.foundation.tables import read_records, read_table, write_records, write_table
 from primekd.models import chat, model_hash

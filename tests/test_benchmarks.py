@@ -35,8 +35,8 @@ from benchmarks.results import WHOLE, read_part, write_part  # noqa: E402
 from benchmarks.scale import QUICK  # noqa: E402
 from benchmarks.stored_signals import as_needed, codec_at, read_store, write_store  # noqa: E402
 from benchmarks.training import OWN, PLAIN  # noqa: E402
+from primekd.foundation import read_json, write_json  # noqa: E402
 from primekd.foundation.errors import UserError  # noqa: E402
-from primekd.foundation.provenance import read_json, write_json  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
 from primekd.models.shapes import Shape  # noqa: E402
 from primekd.models.students import lora_model  # noqa: E402

@@ -19,8 +19,8 @@ from primekd.capture.run import capture
 from primekd.config import Profile, load_profile
 from primekd.config.arm import CONTROL
 from primekd.config.arms import arms_of, load_arms
+from primekd.foundation import hash_file, read_json, write_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.foundation.tables import read_records, read_table
 from primekd.models.chat import build_prompt
 from primekd.planning.amounts import Lengths, stages

@@ -23,9 +23,8 @@ from primekd.capture.jobs import held_out_job, open_signals, training_job
 from primekd.capture.run import capture, capture_all
 from primekd.capture.workers import Part
 from primekd.config.arms import get_arm
-from primekd.foundation import provenance
+from primekd.foundation import provenance, read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.models.chat import build_prompt
 from primekd.signals import shards as shard_files
 from primekd.tasks.load import load_items

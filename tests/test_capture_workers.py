@@ -26,9 +26,9 @@ from primekd.capture.jobs import open_signals, training_job
 from primekd.capture.run import capture
 from primekd.capture.workers import Part, SharedStore
 from primekd.cli import app
+from primekd.foundation import hash_json, read_json
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import hash_json, read_json
 from primekd.models.logits import PLAIN
 from primekd.signals import claims as claims_file
 from primekd.signals.claims import Claims, Owner, look

@@ -2,10 +2,10 @@
 
 import pytest
 
+from primekd.foundation import write_manifest
 from primekd.foundation.code_identity import closure
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import read_manifest
-from primekd.foundation.provenance import write_manifest
 from primekd.foundation.stage_code import STAGES, mixed, note_session, other_code, say_kept, stage_code, stands
 
 FILES = {

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from primekd.assessment.logs import LogRow
-from primekd.foundation.provenance import write_text
+from primekd.foundation import write_text
 from primekd.foundation.tables import table_text
 from primekd.report.corrections import correction_table, example_table, label_table, language_table, learning_figure
 from primekd.report.shown import show_table

@@ -12,9 +12,9 @@ from primekd.assessment.answers import read_block
 from primekd.assessment.decisions.decisions import decisions_file
 from primekd.cli import app
 from primekd.config import load_profile
+from primekd.foundation import now, write_json
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_path, read_state
-from primekd.foundation.provenance import now, write_json
 from primekd.models import built
 from primekd.models.download import read_record, record_path
 from primekd.report.figures import _read_curve

@@ -19,8 +19,8 @@ from primekd.config import load_profile
 from primekd.config.arm import Arm
 from primekd.config.arms import arms_of, get_arm, load_arms
 from primekd.config.deviations import DEVIATIONS, OF_ONE_ARM, PUBLISHED, SAID
+from primekd.foundation import read_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_manifest
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.losses import chunked_loss
 from primekd.models import load_tokenizer

@@ -9,8 +9,8 @@ from report_logs import make_checkout, write_some_tokens, write_study
 from primekd.capture.jobs import training_job
 from primekd.capture.run import capture
 from primekd.config import load_profile
+from primekd.foundation import read_json, write_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json, write_json
 from primekd.report import display
 from primekd.report.browser import words_of
 from primekd.report.playground import playground

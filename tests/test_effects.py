@@ -16,8 +16,8 @@ from primekd.assessment.logs import LogRow
 from primekd.config import load_profile
 from primekd.config.arms import arms_of, load_arms
 from primekd.config.profile import PlannedContrasts
+from primekd.foundation import read_json, write_json, write_manifest, write_text
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json, write_json, write_manifest, write_text
 from primekd.foundation.tables import read_table, table_text, write_records
 from primekd.report.beyond import beyond_tables, effect_tables
 from primekd.report.claims import claim_table

@@ -11,9 +11,9 @@ from chat_families import FAMILIES, family_tokenizer
 from conftest import ROOT, save_llama, small_profile
 from jinja2 import Environment
 
+from primekd.foundation import read_json, write_manifest
 from primekd.foundation.errors import UserError
 from primekd.foundation.outside import hide
-from primekd.foundation.provenance import read_json, write_manifest
 from primekd.foundation.tables import write_table
 from primekd.models import load_model, load_tokenizer
 from primekd.models.chat import build_prompt

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from primekd.capture.jobs import training_job
 from primekd.capture.run import capture
 from primekd.config import Architecture, LossConfig, StudentConfig, TrainConfig
+from primekd.foundation import read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.models import load_model, load_tokenizer, parse_reference
 from primekd.models.students import new_student, save_student, scratch_model
 from primekd.signals import LiveSource

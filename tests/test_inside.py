@@ -25,21 +25,16 @@ from primekd.assessment.inside.reasoning import (
 from primekd.assessment.logs import LogRow
 from primekd.models.chat import build_prompt, decode_response, encode_response
 from primekd.signals.rows import DenseRows, SampledRows
-from primekd.statistics.inside import (
+from primekd.statistics.calibration import (
     ANSWER,
     MINUS,
-    NO,
-    PERHAPS,
-    UNKNOWN,
     VALUE,
-    attention_rows,
     calibration_rows,
     drawn_weights,
     error_within,
-    explained_rows,
-    head_rows,
     reliability_rows,
 )
+from primekd.statistics.inside import NO, PERHAPS, UNKNOWN, attention_rows, explained_rows, head_rows
 from primekd.statistics.reasoning import arithmetic_rows, class_rows, word_rows
 from primekd.teachers.transformers_engine import TransformersEngine
 

@@ -17,8 +17,8 @@ from primekd.capture.jobs import training_job
 from primekd.capture.run import capture
 from primekd.cli import app
 from primekd.config import Profile
+from primekd.foundation import read_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_manifest
 from primekd.foundation.tables import read_records
 from primekd.report.deviations import show_deviations
 from primekd.report.html import render, write_report
@@ -27,7 +27,8 @@ from primekd.report.inside_figures import map_figure
 from primekd.running.publishing import files_beside
 from primekd.running.verify import check_inside, check_logs
 from primekd.running.verify_run import Check
-from primekd.statistics.inside import ATTENTION, EVERY, PAIRS, AttentionRow, CalibrationRow, PairRow
+from primekd.statistics.calibration import CalibrationRow
+from primekd.statistics.inside import ATTENTION, EVERY, PAIRS, AttentionRow, PairRow
 from primekd.studies import inside
 from primekd.studies.assess import assess
 from primekd.studies.inside import analyse, look_at_heads

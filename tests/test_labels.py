@@ -22,8 +22,8 @@ from primekd.capture.jobs import open_signals, training_job
 from primekd.capture.run import capture
 from primekd.config import load_profile
 from primekd.config.arms import get_arm
+from primekd.foundation import hash_file, read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, read_json
 from primekd.models import parse_reference, require_local
 from primekd.studies.labels import refuse
 from primekd.studies.study import find_study

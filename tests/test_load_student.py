@@ -8,9 +8,8 @@ from conftest import POCKET, ROOT, save_llama, small_profile
 
 import primekd
 from primekd.config import LoraSettings, StudentConfig
-from primekd.foundation import storage
+from primekd.foundation import read_json, storage, write_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json, write_manifest
 from primekd.models import load_tokenizer, model_hash
 from primekd.models.chat import build_prompt
 from primekd.models.reference import base_name

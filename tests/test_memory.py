@@ -7,9 +7,9 @@ from conftest import small_profile
 from primekd.assessment import score as scoring
 from primekd.capture.jobs import training_job
 from primekd.capture.run import capture
+from primekd.foundation import write_text
 from primekd.foundation.errors import UserError
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import write_text
 from primekd.studies import online, text_assessment
 from primekd.training import distill as distilling
 from primekd.training import pretrain as pretraining

@@ -18,8 +18,8 @@ from primekd.assessment.text_fit import measure_documents, pieces_of
 from primekd.assessment.watch_choices import ChoicesCallback
 from primekd.config import Architecture, LossConfig
 from primekd.config.arm import CONTROL, TEACHER
+from primekd.foundation import read_json, read_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json, read_manifest
 from primekd.models import load_model, load_tokenizer, tokenizer_hash
 from primekd.models.students import scratch_model
 from primekd.report import text as of_text

@@ -10,8 +10,8 @@ from primekd.capture.live import LiveTeacher
 from primekd.config import ApiConfig
 from primekd.config.arms import arms_file, arms_of, get_arm, load_arms
 from primekd.config.student import OnPolicyConfig
+from primekd.foundation import read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.signals import Asked
 from primekd.statistics.families import CHECKS, MAIN, plan_of
 from primekd.tasks.load import load_items

@@ -23,9 +23,8 @@ from primekd.assessment.try_student import Asker, ask
 from primekd.cli import app
 from primekd.config import LossConfig
 from primekd.config.arm import CONTROL, TEACHER
-from primekd.foundation import energy
+from primekd.foundation import energy, read_json, write_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json, write_json
 from primekd.foundation.tables import read_records, read_table, write_records
 from primekd.losses import chunked_loss
 from primekd.models import model_hash
@@ -288,9 +287,9 @@ def test_students_from_scratch_are_tried_as_they_were_assessed(assessed, monkeyp
     list(stream := asker.stream("online-KD", item.question))
     assert len(asker.tokens(stream)) == stream.reply.tokens
     answers = ask(assessed, item.question, asker=asker)
-    shown = answers_view(answers)
-    assert [r.name for r in answers.replies] == [CONTROL, *ARMS, TEACHER] and not any(r.values for r in answers.replies)
-    assert "Tokens a second: control" in shown.html and "Read as" not in shown.html and "tokens/s" in repr(answers)
+    shown = answers_view(item.question, answers)
+    assert [r.name for r in answers] == [CONTROL, *ARMS, TEACHER] and not any(r.values for r in answers)
+    assert "Tokens a second: control" in shown.html and "Read as" not in shown.html and "tokens/s" in shown.text
     form = Playground(asker, item.question, ["online-KD"])
     form.thread.join()
     form.ask()

@@ -10,8 +10,8 @@ from conftest import POCKET, ROOT, small_profile, write_profile
 from primekd.config import Profile, load_profile
 from primekd.config.arms import get_arm
 from primekd.config.hardware import HardwareConfig
+from primekd.foundation import write_json, write_manifest, write_text
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import write_json, write_manifest, write_text
 from primekd.models.shapes import GIB, KNOWN, find_shape, known_shape, student_model, teacher_model
 from primekd.planning.amounts import Lengths, find_lengths, find_rates
 from primekd.planning.memory import EXL2_CACHE, VLLM_LISTED_BYTES

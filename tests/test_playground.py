@@ -13,10 +13,10 @@ from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.score import Model
 from primekd.assessment.serving import serving_folder
 from primekd.assessment.stream import Reply, Stream
-from primekd.assessment.try_student import Answers, Asker, ask
+from primekd.assessment.try_student import Asker, ask
 from primekd.config import LoraSettings
+from primekd.foundation import write_json, write_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import write_json, write_manifest
 from primekd.models import load_tokenizer
 from primekd.models.chat import build_prompt, decode_response
 from primekd.models.students import lora_model, save_adapter
@@ -215,19 +215,20 @@ def test_all_trained_are_asked_and_their_answers_are_whole_and_inert(study):
     profile = study()
     answers = ask(profile, QUESTION)
     students = [name for name in Asker(profile).arms if name in STUDENTS]
-    assert [r.name for r in answers.replies] == ["control", *students, "teacher"]
-    assert [r.name for r in ask(profile, QUESTION, ["ai-KD"]).replies] == ["control", "ai-KD"]
+    assert [r.name for r in answers] == ["control", *students, "teacher"]
+    assert [r.name for r in ask(profile, QUESTION, ["ai-KD"])] == ["control", "ai-KD"]
     elsewhere = profile.model_copy(update={"teacher": profile.teacher.model_copy(update={"model": "path:none"})})
-    assert [r.name for r in ask(elsewhere, QUESTION).replies] == ["control", *students]
+    assert [r.name for r in ask(elsewhere, QUESTION)] == ["control", *students]
     with pytest.raises(UserError, match="has no student"):
         ask(profile, QUESTION, ["teacher-KD"])
-    assert all(set(r.values) == set(EXTRACTORS) for r in answers.replies)
-    long = Answers(HOSTILE, [reply("first line\n" + "word " * 400 + HOSTILE)])
-    page, text = answers_view(long)._repr_html_(), repr(long)
+    assert all(set(r.values) == set(EXTRACTORS) for r in answers)
+    long = reply("first line\n" + "word " * 400 + HOSTILE)
+    view = answers_view(HOSTILE, [long])
+    page, text = view._repr_html_(), view.text
     assert (
         page.count("word ") == text.count("word ") == 400 and "first line\nword" in page and "first line\nword" in text
     )
-    for shown in (page, draw_reply(long.replies[0])):
+    for shown in (page, draw_reply(long)):
         assert "<img src=x" not in shown and "<script" not in shown and "\u202e" not in shown and "&lt;img" in shown
         assert "pre-wrap" in shown and "--jp-content-font-color1" in shown
     assert "\u202e" not in text and "30 tokens, 20.0 tokens/s, complete" in page

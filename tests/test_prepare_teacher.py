@@ -7,8 +7,8 @@ from conftest import POCKET, small_profile
 
 from primekd.config import LoraSettings
 from primekd.config.arms import default_arms, load_arms
+from primekd.foundation import hash_file, write_json, write_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, write_json, write_manifest
 from primekd.models import load_model, parse_reference, require_local
 from primekd.models.students import lora_model, save_adapter
 from primekd.training.prepare_teacher import (
@@ -129,7 +129,7 @@ def test_deltas_are_what_peft_itself_merges(adapter, lively):
 
 @pytest.mark.parametrize("change", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
 def test_an_adapter_that_is_no_plain_lora_is_refused(change, adapter):
-    from primekd.foundation.provenance import read_json
+    from primekd.foundation import read_json
 
     _, folder = adapter
     write_json(folder / "adapter_config.json", read_json(folder / "adapter_config.json") | change)

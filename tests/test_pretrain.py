@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from primekd.config import Profile
 from primekd.config.arm import CONTROL
 from primekd.config.arms import get_arm
+from primekd.foundation import read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.models import load_tokenizer, tokenizer_hash
 from primekd.tasks.text import text_folder, tokenise
 from primekd.tasks.text_shards import Blocks

@@ -12,8 +12,8 @@ from primekd.capture.judged import JUDGED, JudgedRow, judged_folder
 from primekd.capture.run import capture, capture_all
 from primekd.config.arm import Arm
 from primekd.config.arms import get_arm
+from primekd.foundation import read_json, write_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json, write_manifest
 from primekd.foundation.tables import read_records, write_table
 from primekd.models import load_tokenizer
 from primekd.models.chat import decode_response, encode_response

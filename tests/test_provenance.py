@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from primekd.foundation import provenance
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
+from primekd.foundation import (
     altered_outputs,
     canonical_json,
     git_state,
@@ -22,6 +20,7 @@ from primekd.foundation.provenance import (
     is_current,
     package_versions,
     project_root,
+    provenance,
     read_json,
     relative_name,
     set_aside,
@@ -30,6 +29,7 @@ from primekd.foundation.provenance import (
     write_manifest,
     write_text,
 )
+from primekd.foundation.errors import UserError
 
 
 def test_a_written_file_has_its_text_byte_for_byte(output):

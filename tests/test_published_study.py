@@ -10,8 +10,8 @@ from conftest import ROOT
 from primekd.assessment.decisions.decisions import answer_hash
 from primekd.assessment.decisions.labels import Label
 from primekd.config import load_profile, profile_names
+from primekd.foundation import MANIFEST, hash_file, read_json, write_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, hash_file, read_json, write_json
 from primekd.foundation.tables import read_table
 from primekd.running.verify import check_published
 from primekd.studies.published import grade_published, published_folder, read_verdicts, stated_file

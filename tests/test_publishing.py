@@ -14,8 +14,8 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import read_log, read_logs, write_log
 from primekd.cli import app
 from primekd.config import Profile, load_profile
+from primekd.foundation import output_root, read_json, write_json, write_text
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import output_root, read_json, write_json, write_text
 from primekd.foundation.tables import read_records
 from primekd.report.html import write_report
 from primekd.running import publishing

@@ -8,8 +8,8 @@ import torch
 from conftest import save_llama, small_profile
 
 from primekd.config import LoraSettings, LossConfig, TrainConfig
+from primekd.foundation import write_json, write_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import write_json, write_manifest
 from primekd.models import load_model
 from primekd.models.served import require_same_base
 from primekd.models.students import lora_model

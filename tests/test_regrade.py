@@ -30,18 +30,18 @@ from primekd.assessment.logs import LogRow, grade_answer, read_log, read_logs, w
 from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.config.arms import load_arms
-from primekd.foundation import provenance
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
+from primekd.foundation import (
     MANIFEST,
     altered_outputs,
     hash_file,
     is_current,
+    provenance,
     read_json,
     write_json,
     write_manifest,
     write_text,
 )
+from primekd.foundation.errors import UserError
 from primekd.foundation.tables import read_table, write_records
 from primekd.running.verify import _fix, check_decisions, check_models, check_verdicts, summary, verify
 from primekd.running.verify_run import check_outputs

@@ -14,8 +14,8 @@ from primekd.assessment.logs import read_log, write_log
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config import load_profile
 from primekd.config.deviations import DEVIATIONS
+from primekd.foundation import hash_file, read_json, write_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, read_json, write_json
 from primekd.foundation.tables import write_table
 from primekd.report.browser import cut, script_json
 from primekd.report.costs import cost_figure

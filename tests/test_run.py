@@ -24,9 +24,9 @@ from primekd.config import Profile, load_profile
 from primekd.config.arm import CONTROL
 from primekd.config.arms import arms_of, default_arms
 from primekd.config.deviations import DEVIATIONS
+from primekd.foundation import project_root
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_folder
-from primekd.foundation.provenance import project_root
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.foundation.storage import read_mapping
 from primekd.running import slurm
@@ -192,7 +192,10 @@ def test_the_shipped_slurm_profiles_ask_for_what_the_paper_needs():
     [
         (None, "not valid YAML"),
         ({"executor": "local"}, "executor: slurm"),
-        ({"set-resources": {"capture": {"gpu": 8}, "score": {"gpu": 1}}}, "nothing for the rule primed and reference, which"),
+        (
+            {"set-resources": {"capture": {"gpu": 8}, "score": {"gpu": 1}}},
+            "for the rule primed and reference, which",
+        ),
         ({"executor": "slurm", "set-resources": {"capture": {"gpu": 8, "tasks": 8}}}, "leave `tasks` out"),
         ({"set-resources": ["capture:gpu=8", "capture:tasks=8"]}, "for capture, .*leave `tasks` out"),
         ({"default-resources": {"tasks": 8}, "set-resources": {"distill": {"gpu": 1}}}, "for distill, .*leave `tasks`"),

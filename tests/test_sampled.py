@@ -12,8 +12,8 @@ from benchmarks.plain_losses import divergence, forward_kl, forward_kl_sampled
 from primekd.capture.jobs import open_signals, training_job
 from primekd.capture.run import capture
 from primekd.config import LossConfig, SignalsConfig
+from primekd.foundation import hash_file, read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, read_json
 from primekd.losses import distillation_loss
 from primekd.signals import SampledRows, SignalReader, bits, concatenate, make_codec, shard_name
 from primekd.signals.bits import BitReader, floor_log2

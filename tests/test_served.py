@@ -16,8 +16,8 @@ from primekd.assessment.serving import choose_serving
 from primekd.capture.jobs import held_out_job, open_signals
 from primekd.capture.run import capture
 from primekd.config import LoraSettings, LossConfig
+from primekd.foundation import read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.models.attention import choose_attention
 from primekd.models.chat import build_prompt, encode_response
 from primekd.models.served import MergeError, load_merged, measure_merge

@@ -9,8 +9,8 @@ import torch
 from conftest import make_store, stored
 
 from primekd.config import LossConfig, SignalsConfig
+from primekd.foundation import hash_file, read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, read_json
 from primekd.signals import SignalReader, SignalWriter, concatenate, make_codec, shard_name
 from primekd.signals.codecs import FullCodec, HiddenCodec, TextCodec, TopKCodec, require_served
 

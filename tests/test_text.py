@@ -23,10 +23,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from primekd.config import TextConfig
-from primekd.foundation import provenance
+from primekd.foundation import hash_file, hash_text, provenance, read_manifest
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import progress_path, read_state
-from primekd.foundation.provenance import hash_file, hash_text, read_manifest
 from primekd.models.tokenizers import tokenizer_hash
 from primekd.tasks import text as tokenising
 from primekd.tasks import text_shards

@@ -12,8 +12,8 @@ from conftest import make_store, save_llama, small_profile, stored
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
 from primekd.config import LoraSettings, LossConfig, TrainConfig
+from primekd.foundation import read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.losses import distillation_loss
 from primekd.losses.products import logits_of
 from primekd.models import load_model

@@ -8,8 +8,8 @@ from conftest import small_profile
 
 from primekd.assessment.students import find_students
 from primekd.config import load_profile
+from primekd.foundation import read_manifest, write_manifest, write_text
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_manifest, write_manifest, write_text
 from primekd.planning.amounts import find_lengths, stages
 from primekd.report.results import tuning_table
 from primekd.studies.priming import costs

@@ -21,8 +21,8 @@ from primekd.cli import app
 from primekd.config import TeacherConfig, arms, load_profile
 from primekd.config.arm import Arm
 from primekd.config.arms import get_arm, load_arms
+from primekd.foundation import hash_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_json
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash
 from primekd.models.chat import Priming, build_prompt, decode_response, encode_response
 from primekd.models.template import DATE, default_system, render, turn_end
@@ -484,7 +484,7 @@ def written(tmp_path, monkeypatch):
 
     def write(**row) -> Arm:
         path = tmp_path / "strategies.yaml"
-        path.write_text(json.dumps({"ai-KD": {"title": "t", "teacher": True} | row}))
+        path.write_text(json.dumps({"ai-KD": {"title": "t", "role": "treatment"} | row}))
         return load_arms()["ai-KD"]
 
     monkeypatch.setattr(arms, "arms_file", lambda: tmp_path / "strategies.yaml")
@@ -518,7 +518,7 @@ def test_the_files_text_is_what_a_store_is_keyed_on(written, tmp_path, reference
         ({"priming_file": "latin.txt"}, "latin.txt is no readable UTF-8 text"),
         ({"priming_file": "blank.txt"}, "blank.txt is empty"),
         ({"priming_file": "blank.txt", "priming": "x"}, "both priming and priming_file"),
-        ({"placement": "user"}, "a placement and no priming"),
+        ({"role": "baseline", "placement": "user"}, "a placement and no priming"),
         ({"priming": "x", "placement": "assistant"}, "placement"),
     ],
 )

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from primekd.cli import app
 from primekd.config import load_profile
+from primekd.foundation import write_manifest
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import write_manifest
 from primekd.running.upload import gather, send
 
 NAME = "some-lab/ai-KD"

@@ -19,8 +19,8 @@ from primekd.assessment.decisions.labels import KINDS, SETS, Label, count_labels
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, RULES, extract
 from primekd.cli import app
+from primekd.foundation import MANIFEST, read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, read_json
 from primekd.foundation.tables import read_table, write_table
 from primekd.statistics.grade_file import grade_rows
 from primekd.statistics.validation import ValidationRow, judge, kappa, validate

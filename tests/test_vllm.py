@@ -13,8 +13,8 @@ from conftest import POCKET, agree, save_llama, small_profile
 from primekd.assessment import score as scoring
 from primekd.assessment.answers import answer_inputs
 from primekd.config import LoraSettings, TeacherConfig
+from primekd.foundation import read_json
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import read_json
 from primekd.models.chat import build_prompt
 from primekd.studies import assess as assessing
 from primekd.tasks.load import load_answer_sets

@@ -16,7 +16,7 @@ from conftest import POCKET, agree
 from gpu_models import exl2_folder, missing_cuda, prompts, require, used_gib
 
 from primekd.config import TeacherConfig
-from primekd.foundation.provenance import environment, project_root, write_json
+from primekd.foundation import environment, project_root, write_json
 from primekd.teachers import Sampling
 
 pytestmark = pytest.mark.skipif(missing_cuda() is not None, reason=f"no GPU: {missing_cuda()}")

@@ -8,20 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, Field
 
 from primekd.assessment.serving import BESIDE, model_inputs
-from primekd.config import Profile
-from primekd.config.profile import SAMPLES
-from primekd.foundation import Meter, Progress, UserError
+from primekd.config import SAMPLES, Profile
+from primekd.foundation import Meter, Progress, UserError, environment, git_state, maker_of, mixed, write_manifest
 from primekd.foundation.manifests import Code, Environment, Part, checked
-from primekd.foundation.provenance import environment, git_state, hash_json, write_json, write_manifest
-from primekd.foundation.stage_code import (
-    forced_since,
-    maker_of,
-    mixed,
-    say_mixed,
-    set_aside_if_older,
-    stage_code,
-    stands,
-)
+from primekd.foundation.stage_code import forced_since, say_mixed, set_aside_if_older, stage_code, stands
+from primekd.foundation.storage import hash_json, write_json
 from primekd.models import build_prompt, decode_response, load_tokenizer, turn_end
 from primekd.tasks.protocol import Item
 

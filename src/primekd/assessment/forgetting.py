@@ -10,8 +10,7 @@ from primekd.assessment.fit import losses_of
 from primekd.assessment.held_out import TOGETHER, Nats, Tokens
 from primekd.capture.jobs import Job, open_signals
 from primekd.capture.run import capture
-from primekd.config import Profile, SignalsConfig, TeacherConfig, unprimed
-from primekd.config.profile import PlannedContrasts
+from primekd.config import PlannedContrasts, Profile, SignalsConfig, TeacherConfig, unprimed
 from primekd.foundation import Meter, Name, Progress, read_records, write_manifest, write_table
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
 from primekd.models import build_prompt, load_tokenizer

@@ -12,9 +12,8 @@ from pydantic import BeforeValidator, Field
 from primekd.assessment.fit import losses_of
 from primekd.assessment.tokens import FILE, TokenFit, write_fits
 from primekd.config import Profile
-from primekd.foundation import Meter, Progress, write_manifest
+from primekd.foundation import Meter, Name, Progress, as_count, read_records, write_manifest, write_records
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
-from primekd.foundation.tables import Name, as_count, read_records, write_records
 from primekd.models import build_prompt, encode_response, load_tokenizer
 from primekd.signals import TOP, SignalReader, concatenate
 from primekd.tasks.protocol import Item

@@ -12,8 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from primekd.assessment.reading import NOT_FOUND, Extraction, extract, looks_cut
 from primekd.config import Profile
 from primekd.foundation.tables import Count, Flag, Name, read_records, write_csv
-from primekd.tasks import Item, Task, task_of
-from primekd.tasks.numbers import NUMBERS
+from primekd.tasks import NUMBERS, Item, Task, task_of
 
 if TYPE_CHECKING:
     from primekd.assessment.answers import Answer

@@ -14,8 +14,7 @@ from primekd.assessment.serving import BESIDE, MERGED, choose_serving, serving_f
 from primekd.assessment.students import Student, find_students
 from primekd.capture.jobs import held_out_job, open_signals
 from primekd.capture.run import capture
-from primekd.config import Profile, arms_of, load_arms
-from primekd.config.arm import CONTROL, FEW_SHOT, split_seed
+from primekd.config import CONTROL, FEW_SHOT, Profile, arms_of, load_arms, split_seed
 from primekd.foundation import MANIFEST, UserError, hash_json, read_manifest
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.stage_code import maker_of, say_kept, stage_code

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.config import Profile
-from primekd.foundation.energy import Meter
-from primekd.foundation.provenance import read_json, write_json, write_manifest
+from primekd.foundation import Meter, read_json, write_json, write_manifest
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.models import build_prompt, encode_response, load_tokenizer, template_hash, tokenizer_hash, weights_hash
 from primekd.tasks import Item, hash_items

@@ -7,8 +7,7 @@ from typing import Any
 from primekd.capture.jobs import build_spec, training_job
 from primekd.capture.live import LiveTeacher
 from primekd.config import NONE, Profile, arms_of, get_arm, how_to_train
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, altered_outputs, hash_json, read_manifest, relative_name
+from primekd.foundation import MANIFEST, UserError, altered_outputs, hash_json, read_manifest, relative_name
 from primekd.tasks.load import load_items
 
 

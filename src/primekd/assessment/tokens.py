@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from primekd.assessment.logs import TOKENS as FILE
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import canonical_json, relative_name, write_atomically
+from primekd.foundation import UserError, canonical_json, relative_name, write_atomically
 from primekd.signals import Certainty, SignalRows, certainty_of
 
 MOST = 30_000  # tokens of a model that go into the logs, about 0.6 MB

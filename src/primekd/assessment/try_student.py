@@ -2,11 +2,9 @@
 students from scratch, which go on with plain text as they do in their assessment."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from primekd.assessment.decisions.session import readable
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.serving import MERGED, serving_folder
 from primekd.assessment.stream import Reply, Stream
@@ -14,29 +12,15 @@ from primekd.assessment.students import require_control
 from primekd.assessment.tokens import Token, tokens_of
 from primekd.capture.primings import priming_of
 from primekd.config import CONTROL, TEACHER, Arm, Profile, arms_of, get_arm, how_to_train
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, read_json, relative_name
+from primekd.foundation import MANIFEST, UserError, read_json, relative_name
 from primekd.models import TEXT, Priming, Prompt, build_prompt, is_present, load_tokenizer, require_same_tokenizer
 from primekd.models.loading import refuse_too_long
 from primekd.signals.rows import DenseRows
-from primekd.tasks.load import task_of
-from primekd.tasks.numbers import NumberTask
+from primekd.tasks import NumberTask, task_of
 from primekd.tasks.text import end_of_text
 from primekd.teachers.protocol import Sampling
 
 STREAMING = ("transformers", "llamacpp")  # engines that run in this process and can be overheard
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A question and its answers, whole."""
-
-    question: str
-    replies: list[Reply]
-
-    def __repr__(self) -> str:
-        parts = [f"{r.name} ({'; '.join([r.facts, *read_as(r)])})\n{readable(r.text)}" for r in self.replies]
-        return "\n\n".join([readable(self.question), *parts])
 
 
 def read_as(reply: Reply) -> list[str]:
@@ -197,7 +181,7 @@ def is_merged(profile: Profile, name: str) -> bool:
 
 def ask(
     profile: Profile, question: str, strategies: Sequence[str] | None = None, asker: Asker | None = None
-) -> Answers:
+) -> list[Reply]:
     """Greedy answers of the control and of students; for None of all, and of the teacher where it can be asked here.
     Raises UserError if one is not trained."""
     asker = asker or Asker(profile)
@@ -211,4 +195,4 @@ def ask(
         for _ in stream:
             pass
         replies.append(stream.reply)
-    return Answers(question, replies)
+    return replies

@@ -12,8 +12,7 @@ from primekd.capture.workers import set_outdated_aside
 from primekd.config import Profile
 from primekd.foundation import Meter, Progress, UserError, now, relative_name
 from primekd.foundation.stage_code import forced_since, say_kept, stage_code
-from primekd.signals import Asked, SignalReader, SignalWriter, StoredItem
-from primekd.signals.manifest import read_store
+from primekd.signals import Asked, SignalReader, SignalWriter, StoredItem, read_store
 
 
 def store_rows(

@@ -8,8 +8,7 @@ from primekd.capture.jobs import identity_of, prompts_of, reads
 from primekd.config import OWN, Arm, Profile, get_arm
 from primekd.foundation import UserError, hash_json
 from primekd.models import load_tokenizer
-from primekd.signals import Asked, Codec, LiveSource, SignalRows
-from primekd.signals.live import dense_codec
+from primekd.signals import Asked, Codec, LiveSource, SignalRows, dense_codec
 from primekd.tasks.protocol import Item, Unlabelled
 from primekd.teachers import TeacherEngine, open_engine
 

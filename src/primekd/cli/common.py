@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import primekd
-from primekd.foundation import UserError, quiet_libraries
-from primekd.foundation.provenance import git_state
+from primekd.foundation import UserError, git_state, quiet_libraries
 
 app = typer.Typer(
     no_args_is_help=True,

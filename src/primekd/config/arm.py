@@ -62,17 +62,6 @@ class Arm(BaseModel):
     notebooks: str | None = None
     extra: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def older_files(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Files said `teacher: false` for `text: gold`, and no role, before arms had any."""
-        values = dict(values)
-        if not values.pop("teacher", True):
-            values |= {"text": GOLD}
-        primed = values.get("priming") or values.get("priming_file")
-        role = "fine-tuning" if values.get("text") == GOLD else "treatment" if primed else "baseline"
-        return {"role": role} | values
-
     @model_validator(mode="after")
     def consistent(self) -> "Arm":
         if broken := [rule for holds, rule in self._rules() if not holds]:

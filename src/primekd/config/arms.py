@@ -12,9 +12,7 @@ from pydantic import ValidationError
 from primekd.config.arm import CONTROL, CORPUS, GOLD, OF_ONE_STORE, OWN, WORDS, Arm, Role, split_seed
 from primekd.config.profile import Profile, explain_validation_error
 from primekd.config.section import is_name
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import project_root, relative_name
-from primekd.foundation.storage import parse_yaml
+from primekd.foundation import UserError, parse_yaml, project_root, relative_name
 
 # Folders, logs and tables of their own, beside those of arms.
 RESERVED = (

@@ -21,9 +21,7 @@ from primekd.config.student import (
 )
 from primekd.config.teacher import SignalsConfig, TeacherConfig
 from primekd.config.text import TextConfig
-from primekd.foundation.errors import UserError, findings_text
-from primekd.foundation.provenance import output_root, project_root, relative_name
-from primekd.foundation.storage import read_mapping
+from primekd.foundation import UserError, findings_text, output_root, project_root, read_mapping, relative_name
 
 TRANSFER, SAMPLES = "transfer", "samples"
 ANSWER_SETS = (TRANSFER, SAMPLES)  # what models answer beside the test items; each has a folder in logs/<profile>/

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.outside import clean
-from primekd.foundation.provenance import now, relative_name, write_json
+from primekd.foundation.storage import now, relative_name, write_json
 
 _TIME = TypeAdapter(AwareDatetime)
 Time = Annotated[str, AfterValidator(lambda text: text if _TIME.validate_python(text) else "")]

@@ -12,24 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from primekd.foundation.manifests import MANIFEST, altered_outputs, is_current, read_manifest  # noqa: F401
-from primekd.foundation.storage import (  # noqa: F401 - passed on: callers need not know which module has what
-    canonical_json,
-    disk_errors,
-    hash_file,
-    hash_json,
-    hash_text,
-    now,
-    output_root,
-    project_root,
-    read_json,
-    relative_name,
-    set_aside,
-    sync_folder,
-    write_atomically,
-    write_json,
-    write_text,
-)
+from primekd.foundation.manifests import MANIFEST
+from primekd.foundation.storage import hash_file, hash_json, project_root, write_json
 
 
 def git_state() -> dict[str, Any]:

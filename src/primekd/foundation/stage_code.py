@@ -12,8 +12,8 @@ from primekd.foundation.code_identity import closure
 from primekd.foundation.errors import UserError
 from primekd.foundation.manifests import MANIFEST, is_current, read_manifest
 from primekd.foundation.progress import Profile
-from primekd.foundation.provenance import git_state, package_versions, set_aside
-from primekd.foundation.storage import hash_json, read_json, relative_name, write_json, write_text
+from primekd.foundation.provenance import git_state, package_versions
+from primekd.foundation.storage import hash_json, read_json, relative_name, set_aside, write_json, write_text
 
 Record = dict[str, Any]  # a manifest, or what else has `code` and `environment`
 

@@ -15,13 +15,21 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.outside import clean
-from primekd.foundation.provenance import relative_name, write_text
+from primekd.foundation.storage import relative_name, write_text
 
-T = TypeVar("T")
+T, K, L = TypeVar("T"), TypeVar("K"), TypeVar("L")
 Cells = dict[str, str]
 MOST = 1e15  # no count, sum or share here is greater
 AGAIN = "run the assessment again"
 FLAGS = {"1": True, "true": True, "yes": True, "1.0": True, "0": False, "false": False, "no": False, "0.0": False}
+
+
+def nested(cells: Iterable[tuple[K, L, T]]) -> dict[K, dict[L, T]]:
+    """Outer key -> inner key -> value of such triples, in their order; the last of equal keys counts."""
+    found: dict[K, dict[L, T]] = {}
+    for outer, inner, value in cells:
+        found.setdefault(outer, {})[inner] = value
+    return found
 
 
 def as_flag(text: object) -> bool:

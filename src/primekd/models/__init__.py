@@ -3,8 +3,8 @@
 What a model says to a question is asked in `teachers` and `assessment`."""
 
 from primekd.models.chat import TEXT, Priming, Prompt, build_prompt, decode_response, encode_response, join, text_prompt
-from primekd.models.download import gigabytes
-from primekd.models.folders import is_present, model_folder, model_hash, weights_hash
+from primekd.models.download import gigabytes, recorded
+from primekd.models.folders import is_present, model_folder, model_hash, quantisation, weights_hash
 from primekd.models.hub import has_token
 from primekd.models.loading import load_model, refuse_too_long
 from primekd.models.reference import ModelReference, parse_reference, require_local

@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from primekd.assessment.forgetting import FILE, ForgettingRow
-from primekd.config.arms import load_arms, of_role
-from primekd.config.profile import SAMPLES, TRANSFER
-from primekd.foundation.provenance import MANIFEST, read_manifest
-from primekd.foundation.tables import read_records
+from primekd.config import SAMPLES, TRANSFER, load_arms, of_role
+from primekd.foundation import MANIFEST, read_manifest, read_records
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.formats import between, known, p_value, percent, points, significant, written
 from primekd.report.results import Results, contrast_table, fit_columns, read_results, result_table

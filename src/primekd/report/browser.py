@@ -12,11 +12,8 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.assessment.tokens import Token, TokenLog, read_tokens
-from primekd.config import Profile
-from primekd.config.arm import NO_STUDENTS
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
-from primekd.foundation.tables import read_records
+from primekd.config import NO_STUDENTS, Profile
+from primekd.foundation import UserError, read_records, relative_name
 from primekd.report.extraction import Readings
 from primekd.report.formats import tenths
 from primekd.report.results import Results

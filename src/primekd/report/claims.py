@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from primekd.capture.judged import ARMS
-from primekd.config.arm import CONTROL, NO_STUDENTS, TEACHER, split_seed
-from primekd.config.arms import default_arms, load_arms, of_role
-from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.config import CONTROL, NO_STUDENTS, TEACHER, default_arms, load_arms, of_role, split_seed
+from primekd.foundation import MANIFEST, read_manifest, relative_name
 from primekd.report import formats
 from primekd.report.cells import Cell, Files, Name, Table
 from primekd.report.formats import MISSING, interval, known, markdown, percent, points, significant

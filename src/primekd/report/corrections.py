@@ -7,20 +7,17 @@ from pathlib import Path
 
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.capture.jobs import Job, open_signals
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, FEW_SHOT, TEACHER
+from primekd.config import CONTROL, FEW_SHOT, TEACHER, Profile
 from primekd.foundation.tables import read_records
-from primekd.models import load_tokenizer
-from primekd.models.chat import decode_response
+from primekd.models import decode_response, load_tokenizer
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import PALETTE, draw
 from primekd.report.formats import between, interval, p_equals, p_value, percent, significant, written
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.corrections import ALL, COPY, ERRANT, FILE, LABELS, ErrantRow, LabelRow, LanguageRow
+from primekd.tasks import load_items, without_gold
 from primekd.tasks.grammar import language_of, plain
-from primekd.tasks.load import load_items
-from primekd.tasks.protocol import without_gold
 from primekd.training.treatment import unfit_responses
 
 SHOWN = 8  # examples

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from primekd.assessment.costs import FILE, IDLE, CostRow
-from primekd.foundation.provenance import MANIFEST, read_manifest
-from primekd.foundation.tables import read_records
+from primekd.foundation import MANIFEST, read_manifest, read_records
 from primekd.report.cells import Name, Table
 from primekd.report.figures import MARKERS, PALETTE, arm_looks, draw
 from primekd.report.formats import MISSING, known, percent, significant

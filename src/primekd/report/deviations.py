@@ -7,8 +7,7 @@ from pathlib import Path
 from scipy.stats import t as student_t
 
 from primekd.assessment.logs import read_log
-from primekd.config import CONTROL, PRIMED, Profile, load_arms, split_seed, unprimed
-from primekd.config.arm import FEW_SHOT
+from primekd.config import CONTROL, FEW_SHOT, PRIMED, Profile, load_arms, split_seed, unprimed
 from primekd.config.deviations import PUBLISHED, SAID
 from primekd.foundation import MANIFEST, UserError, read_manifest
 from primekd.report.cells import Name, Table, table_of

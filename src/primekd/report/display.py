@@ -19,8 +19,7 @@ from primekd.report.primed import NOTE, position_figure, primed_sentences, prime
 from primekd.report.results import contrast_table, read_results, result_table
 from primekd.report.shown import Shown, show_facts, show_figure, show_sentences, show_table, show_texts, side_by_side
 from primekd.report.token_view import models_view, teachers_view
-from primekd.signals.certainty import moved_probability, read_certainty
-from primekd.signals.manifest import read_store
+from primekd.signals import moved_probability, read_certainty, read_store
 from primekd.studies.results import logs_in_use
 from primekd.tasks.load import load_items
 

@@ -10,7 +10,7 @@ from primekd.assessment.decisions.decisions import as_read, automatic_value
 from primekd.assessment.decisions.labels import LabelCounts
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS, NOT_FOUND, RULES
-from primekd.foundation import UserError, read_cells, read_table, relative_name
+from primekd.foundation import UserError, nested, read_cells, read_table, relative_name
 from primekd.report import formats
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.claims import recounted
@@ -80,19 +80,15 @@ def _right(rows: list[LogRow]) -> str:
 
 def read_accuracies(folder: Path) -> dict[str, dict[str, Row]]:
     """accuracies.csv as model -> extractor -> row; empty if there is no such file."""
-    accuracies: dict[str, dict[str, Row]] = {}
-    for row in read_optional(Path(folder) / "accuracies.csv", AccuracyRow):
-        accuracies.setdefault(row["model"], {})[row["extractor"]] = row
-    return accuracies
+    rows = read_optional(Path(folder) / "accuracies.csv", AccuracyRow)
+    return nested((row["model"], row["extractor"], row) for row in rows)
 
 
 def read_readings(folder: Path) -> Readings:
     """extractors.csv as model -> item id -> row, with a column an extractor; empty if there is no such file."""
-    readings: Readings = {}
     path = Path(folder) / "extractors.csv"
-    for _, row in read_cells(path, ["model", "id", "gold", *EXTRACTORS]) if path.is_file() else []:
-        readings.setdefault(row["model"], {})[row["id"]] = row
-    return readings
+    cells = read_cells(path, ["model", "id", "gold", *EXTRACTORS]) if path.is_file() else []
+    return nested((row["model"], row["id"], row) for _, row in cells)
 
 
 def extractor_table(results: Results, accuracies: dict[str, dict[str, Row]], readings: Readings) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
-from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, relative_name, write_text
+from primekd.foundation import MANIFEST, altered_outputs, read_manifest, relative_name, write_text
 from primekd.report import corrections, deviations, extraction, figures, findings, inside, lineage, primed, results
 from primekd.report import text as text_students
 from primekd.report.beyond import beyond_tables, effect_tables

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from primekd.assessment.inside import FOLDER, MAPS, attribution, inside_folder
 from primekd.assessment.inside.attention import MEASURES
 from primekd.config import CONTROL, Profile
-from primekd.foundation import MANIFEST, UserError, read_records
+from primekd.foundation import MANIFEST, UserError, nested, read_records
 from primekd.report.browser import script_json
 from primekd.report.cells import Table, table_of
 from primekd.report.formats import between, percent, points, significant, written
@@ -20,6 +20,7 @@ from primekd.report.inside_figures import head_figure, layer_figure, map_figure,
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics import inside as inner
+from primekd.statistics.calibration import BINS, CALIBRATION, CalibrationRow
 from primekd.statistics.families import title_of
 from primekd.statistics.reasoning import ARITHMETIC, CLASSES, WORDS, ArithmeticRow, ClassRow, WordRow
 
@@ -53,7 +54,7 @@ EXPLAINED_NOTE = (
 CALIBRATION_NOTE = (
     "Confidence: of an answer the geometric mean of its tokens' probabilities; of a value the probability of its "
     "tokens behind the model's own reasoning, where a value was read. The teacher: on the items that it answered "
-    f"under all prompts. ECE over {inner.BINS} bins of equal width, which chance makes larger than 0: beside it what a "
+    f"under all prompts. ECE over {BINS} bins of equal width, which chance makes larger than 0: beside it what a "
     "calibrated model shows on so many answers, and the interval allows for it. AUROC: that a right answer is surer "
     "than a wrong one. Bootstrap intervals over items, or over what these share. Log p, entropy and margin (between "
     "the two most probable tokens): nats a token. Minus control: all of it less the control's, on the items of both "
@@ -93,10 +94,8 @@ def inside_page(logs: Path) -> dict[str, Any] | None:
 
 
 def attention_table(folder: Path) -> Table:
-    by_model: dict[str, dict] = {}
-    for row in read_optional(folder / inner.ATTENTION, inner.AttentionRow):
-        if row["layer"] == inner.EVERY:
-            by_model.setdefault(row["model"], {})[row["measure"]] = row
+    rows = read_optional(folder / inner.ATTENTION, inner.AttentionRow)
+    by_model = nested((row["model"], row["measure"], row) for row in rows if row["layer"] == inner.EVERY)
     columns = {"Student": lambda found: model_of(next(iter(found.values())))}
     columns |= {measure: lambda found, m=measure: MOVED(found[m]) for measure in MEASURES}
     return table_of("Attention: student minus control", by_model.values(), columns, notes=(ATTENTION_NOTE,))
@@ -150,7 +149,7 @@ def calibration_table(folder: Path) -> Table:
         "Log p [95 %]": between("log_prob", NATS), "Entropy [95 %]": between("entropy", NATS),
         "Margin [95 %]": between("margin", NATS),
     }  # fmt: skip
-    rows = read_optional(folder / inner.CALIBRATION, inner.CalibrationRow)
+    rows = read_optional(folder / CALIBRATION, CalibrationRow)
     return table_of("Is a model as often right as it is sure?", rows, columns, left=2, notes=(CALIBRATION_NOTE,))
 
 

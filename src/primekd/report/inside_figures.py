@@ -12,8 +12,9 @@ from primekd.config import CONTROL, TEACHER, unprimed
 from primekd.foundation import MANIFEST, read_records
 from primekd.report.figures import DASHES, PALETTE, draw
 from primekd.report.results import read_optional
+from primekd.statistics.calibration import RELIABILITY, VALUE, ReliabilityRow
 from primekd.statistics.families import title_of
-from primekd.statistics.inside import ATTENTION, EVERY, RELIABILITY, VALUE, AttentionRow, ReliabilityRow
+from primekd.statistics.inside import ATTENTION, EVERY, AttentionRow
 
 SAID = {BETWEEN[0]: "Total variation", "entropy": "Entropy, difference", "first": "First token, difference"}
 CURVES = tuple(SAID)

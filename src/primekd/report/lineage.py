@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.students import weight_hashes
-from primekd.foundation.provenance import hash_json
+from primekd.foundation import hash_json
 from primekd.report.formats import MISSING, duration, energy
 
 Facts = list[tuple[str, str]]

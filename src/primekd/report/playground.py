@@ -1,16 +1,13 @@
 """The playground: a form in which control, students and teacher are asked a question of one's own, side by side."""
 
-import html
 import threading
 from collections.abc import Sequence
 
-from primekd.assessment.decisions.form import is_attended
+from primekd.assessment.decisions.form import escape, is_attended
 from primekd.assessment.decisions.session import readable
 from primekd.assessment.stream import Reply, Stream
-from primekd.assessment.try_student import Answers, Asker, ask, read_as
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, TEACHER
-from primekd.config.arms import get_arm
+from primekd.assessment.try_student import Asker, ask, read_as
+from primekd.config import CONTROL, TEACHER, Profile, get_arm
 from primekd.foundation.errors import UserError
 from primekd.models.chat import Priming
 from primekd.report.figures import PALETTE, draw
@@ -147,11 +144,6 @@ class Playground:
         self.message.value = f'<div role="status" aria-live="polite" style="{BOX}">{escape(text)}</div>'
 
 
-def escape(text: str) -> str:
-    """Foreign text for HTML: nothing in it is run, or turns the direction of reading."""
-    return html.escape(readable(text))
-
-
 def _box(widgets, name: str, why: str, ticked: bool):
     label = f"{name} ({why})" if why else name
     layout = widgets.Layout(width="auto", margin="0 1em 0 0")
@@ -184,15 +176,16 @@ def playground(profile: Profile, question: str = "", strategies: Sequence[str] |
     if is_attended():
         display(Playground(Asker(profile), question, strategies).root)
     else:
-        display(answers_view(ask(profile, question, strategies)))
+        display(answers_view(question, ask(profile, question, strategies)))
 
 
-def answers_view(answers: Answers) -> Shown:
+def answers_view(question: str, replies: Sequence[Reply]) -> Shown:
     """Answers side by side, whole, with what is known of each."""
-    cards = [(f"{r.name}: {r.facts}", readable(r.text)) for r in answers.replies]
-    notes = [f"Read as {', '.join(read_as(r))}" if r.values else "" for r in answers.replies]
-    shown = show_texts([("Question", readable(answers.question))]) + show_texts(cards, notes)
-    return Shown((shown + speed_chart(answers.replies)).html, repr(answers))
+    cards = [(f"{r.name}: {r.facts}", readable(r.text)) for r in replies]
+    notes = [f"Read as {', '.join(read_as(r))}" if r.values else "" for r in replies]
+    shown = show_texts([("Question", readable(question))]) + show_texts(cards, notes)
+    plain = [f"{r.name} ({'; '.join([r.facts, *read_as(r)])})\n{readable(r.text)}" for r in replies]
+    return Shown((shown + speed_chart(replies)).html, "\n\n".join([readable(question), *plain]))
 
 
 def speed_chart(replies: Sequence[Reply]) -> Shown:

@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.config.arm import CONTROL, NO_STUDENTS
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, read_manifest, relative_name
+from primekd.foundation import MANIFEST, UserError, read_manifest, read_table, relative_name
 from primekd.foundation.tables import Cells as Row
-from primekd.foundation.tables import read_table
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.formats import MISSING, between, interval, known, p_value, percent, points, significant, written
 from primekd.statistics.contrasts import ContrastRow, SeedRow

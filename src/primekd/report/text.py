@@ -12,11 +12,8 @@ from primekd.assessment.costs import FILE as COSTS
 from primekd.assessment.costs import CostRow
 from primekd.assessment.likelihood import MEASURES
 from primekd.assessment.similarity import EMBEDDER
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, split_seed
-from primekd.config.arms import load_arms
-from primekd.foundation.provenance import MANIFEST, read_manifest
-from primekd.foundation.tables import read_records
+from primekd.config import CONTROL, Profile, load_arms, split_seed
+from primekd.foundation import MANIFEST, read_manifest, read_records
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.costs import cost_table
 from primekd.report.figures import DASHES, PALETTE, draw
@@ -83,8 +80,8 @@ def benchmark_table(folder: Path) -> Table:
     table = table_of("Benchmarks", found, columns, left=2, notes=(NOTE, *few_items(folder)))
     shown = {row["benchmark"] for row in found}
     published = [
-        [p.benchmark, f"{p.model} (published)", "", *(percent(p.accuracy) * (m == p.measure) for m in MEASURES), "", ""]
-        for p in PUBLISHED if p.benchmark in shown
+        [benchmark, f"{model} (published)", "", *(percent(share) * (m == measure) for m in MEASURES), "", ""]
+        for benchmark, model, share, measure in PUBLISHED if benchmark in shown
     ]  # fmt: skip
     return replace(table, rows=table.rows + published)
 

@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.students import Student, read_student, weight_hashes
-from primekd.config import Profile
-from primekd.config.arms import get_arm, reads_text
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
-from primekd.foundation.manifests import is_current
-from primekd.foundation.provenance import now, write_manifest
+from primekd.config import Profile, get_arm, reads_text
+from primekd.foundation import Meter, UserError, is_current, now, relative_name, write_manifest, write_text
 from primekd.foundation.stage_code import stage_code
-from primekd.foundation.storage import relative_name, write_text
 from primekd.models import gguf_files, load_model, load_tokenizer, template_hash, tokenizer_hash
 from primekd.models.chat import build_prompt, text_prompt
 from primekd.models.modelfile import modelfile, portable

@@ -8,16 +8,10 @@ from typing import Any
 import yaml
 
 from primekd.assessment.students import Student, weight_hashes
-from primekd.config import Profile
-from primekd.config.arm import CONTROL, CORPUS, NONE
-from primekd.config.arms import get_arm
-from primekd.foundation.errors import UserError
-from primekd.foundation.manifests import MANIFEST, read_manifest
-from primekd.foundation.outside import clean, hide
+from primekd.config import CONTROL, CORPUS, NONE, Profile, get_arm
+from primekd.foundation import MANIFEST, UserError, clean, hide, read_manifest
 from primekd.foundation.stage_code import short_commit
-from primekd.models.download import recorded
-from primekd.models.hub import has_token
-from primekd.models.reference import parse_reference
+from primekd.models import has_token, parse_reference, recorded
 from primekd.report.formats import duration, energy, interval, markdown, percent, significant
 from primekd.report.results import read_optional
 from primekd.statistics.summary import SummaryRow

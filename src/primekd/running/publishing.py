@@ -11,8 +11,7 @@ from primekd.assessment.forgetting import as_teacher
 from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import Made, made_of
 from primekd.capture.judged import judged_folder
-from primekd.config import CONTROL, Profile, arms_of, split_seed
-from primekd.config.arm import UNTRAINED
+from primekd.config import CONTROL, UNTRAINED, Profile, arms_of, split_seed
 from primekd.foundation import MANIFEST, UserError, project_root, read_manifest, relative_name
 from primekd.foundation.stage_code import other_code, stage_code
 from primekd.foundation.storage import sync_folder, write_atomically

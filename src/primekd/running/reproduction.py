@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.logs import LogRow, read_logs
-from primekd.config import Profile
-from primekd.config.student import LossConfig, PrepareConfig, TrainConfig
+from primekd.config import LossConfig, PrepareConfig, Profile, TrainConfig
 from primekd.foundation import MANIFEST, UserError, hash_file, read_json, read_manifest, relative_name, write_json
 from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from primekd.config import Profile
-from primekd.foundation import UserError, output_root, relative_name
-from primekd.foundation.storage import read_mapping
+from primekd.foundation import UserError, output_root, read_mapping, relative_name
 from primekd.running.run_progress import Job
 
 NTASKS = re.compile(r"(?:^|[\s'\"])(?:--ntasks|-n(?=[\s=\d]))")

@@ -15,8 +15,7 @@ from primekd.running.verify_run import Check, check_outputs, check_run, checked
 from primekd.studies.published import VERDICTS, compute_tables, own_inputs, published_folder, read_verdicts
 from primekd.studies.results import OF_NUMBERS, OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor, verdicts_hash
 from primekd.studies.study import find_study
-from primekd.tasks import Task, task_of
-from primekd.tasks.numbers import NUMBERS, NumberTask
+from primekd.tasks import NUMBERS, NumberTask, Task, task_of
 
 
 def verify(profile: Profile) -> list[Check]:

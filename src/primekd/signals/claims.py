@@ -21,7 +21,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from primekd.foundation.provenance import disk_errors
+from primekd.foundation import disk_errors
 
 BEAT, STALE_AFTER, POLL = 15.0, 300.0, 1.0  # seconds
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from primekd.foundation.provenance import canonical_json, hash_file, hash_json, write_atomically
+from primekd.foundation import canonical_json, hash_file, hash_json, write_atomically
 
 FORMAT = 1
 PACKED = "packed"  # the column of a codec that has no fixed size a token: (bytes,) uint8 an item

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +29,12 @@ class BenchmarkRow:
     model: str = ""
 
 
-@dataclass(frozen=True)
-class PublishedChoice:
-    """As others published it. Which measure OLMo's is was not said: the harness's is taken."""
-
-    benchmark: str
-    model: str
-    accuracy: float
-    measure: str
-
-
+# (benchmark, model, accuracy, measure) as others published it; OLMo's measure was not said: the harness's is taken.
 PUBLISHED = (
-    PublishedChoice("hellaswag", "OLMo-7B", 0.7338, "acc_norm"),
-    PublishedChoice("hellaswag", "OLMo-1B", 0.6071, "acc_norm"),
-    PublishedChoice(RAW, "GPT-2 1.5B", 0.4893, "acc_token_norm"),
-    PublishedChoice(RAW, "GPT-2 124M", 0.2955, "acc_token_norm"),
+    ("hellaswag", "OLMo-7B", 0.7338, "acc_norm"),
+    ("hellaswag", "OLMo-1B", 0.6071, "acc_norm"),
+    (RAW, "GPT-2 1.5B", 0.4893, "acc_token_norm"),
+    (RAW, "GPT-2 124M", 0.2955, "acc_token_norm"),
 )
 
 

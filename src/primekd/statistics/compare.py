@@ -8,15 +8,12 @@ import numpy as np
 from primekd.assessment.logs import COLUMNS, LogRow, read_log
 from primekd.assessment.reading import RULES
 from primekd.config import DataConfig
-from primekd.foundation import MANIFEST, UserError, read_manifest
-from primekd.foundation.outside import clean
+from primekd.foundation import MANIFEST, UserError, clean, read_manifest
 from primekd.statistics.grade_file import Columns, grade_rows, read_rows
 from primekd.statistics.inference import LEVEL, accuracy, compare_verdicts
 from primekd.statistics.sentences import MOSTLY
-from primekd.tasks import task_of
+from primekd.tasks import NUMBERS, Task, task_of
 from primekd.tasks.clusters import cluster_of, item_of
-from primekd.tasks.numbers import NUMBERS
-from primekd.tasks.protocol import Task
 
 Pair = tuple[LogRow, LogRow]  # the answers of two files to one item
 SIDES = ("first", "second")

@@ -8,8 +8,8 @@ import numpy as np
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.config.arm import NO_STUDENTS, UNTRAINED, split_seed
-from primekd.config.arms import of_role
+from primekd.config import NO_STUDENTS, UNTRAINED, of_role, split_seed
+from primekd.foundation import nested
 from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
 from primekd.statistics import inference
 from primekd.statistics.families import Pair, Planned
@@ -56,11 +56,7 @@ class ContrastRow:
 
 def by_seed(of_models: Mapping[str, T]) -> dict[str, dict[str, T]]:
     """Arm -> seed -> what each of its models has. The profile's own seed has the name ''."""
-    found: dict[str, dict[str, T]] = {}
-    for model, value in of_models.items():
-        strategy, seed = split_seed(model)
-        found.setdefault(strategy, {})[seed] = value
-    return found
+    return nested((*split_seed(model), value) for model, value in of_models.items())
 
 
 def compared(of_arms: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
@@ -146,9 +142,7 @@ def _compare_fits(held_out: Iterable[HeldOutRow], measure: str, pairs: list[Pair
 def fits_of(held_out: Iterable[HeldOutRow], measure: str) -> tuple[dict[str, inference.Seeds], list[int], list[str]]:
     """(arm -> seed -> (items,) sums of a held-out measure, tokens an item, clusters); empty where it was not measured.
     Raises ValueError if the models were measured on different items."""
-    rows: dict[str, dict[str, HeldOutRow]] = {}
-    for row in held_out:
-        rows.setdefault(row.model, {})[row.id] = row
+    rows = nested((row.model, row.id, row) for row in held_out)
     items = next(iter(rows.values()), {})  # id -> any model's row
     for model, own in rows.items():
         if own.keys() != items.keys():

@@ -9,8 +9,7 @@ import numpy as np
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.config import NONE, PRIMED, Arm, load_arms, of_role, split_seed
-from primekd.foundation.provenance import hash_json
-from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
+from primekd.foundation import Estimated, MaybeEstimated, hash_json, nested, table_row
 from primekd.statistics.contrasts import FITS, ContrastRow, compared, fits_of, verdicts_of
 from primekd.statistics.inference import LEVEL, UNKNOWN, Seeds, clustered, compare_sums, holm_of
 from primekd.tasks.clusters import cluster_of
@@ -160,11 +159,8 @@ def _tested(
         for one in asked:
             if differences := _difference(one, sums):
                 found[one, measure] = clustered(differences, {}, counts, fit_groups)
-    tests: dict[Asked, dict[str, tuple]] = {}
-    for (one, measure), p_holm in holm_of({test: result.p for test, result in found.items()}).items():
-        result = found[one, measure]
-        tests.setdefault(one, {})[measure] = (result, result.p, p_holm, LEVEL / len(found))
-    return tests
+    adjusted = holm_of({test: result.p for test, result in found.items()})
+    return nested((*test, (result, result.p, adjusted[test], LEVEL / len(found))) for test, result in found.items())
 
 
 def _difference(asked: Asked, of_arms: Mapping[str, Seeds]) -> Seeds:

@@ -3,8 +3,7 @@ profile names its own questions before the run (`planned.main`)."""
 
 from collections.abc import Collection, Iterable, Mapping
 
-from primekd.config.arm import CONTROL, FEW_SHOT, NO_STUDENTS, TEACHER, WORDS, Arm, split_seed
-from primekd.config.arms import load_arms, of_role
+from primekd.config import CONTROL, FEW_SHOT, NO_STUDENTS, TEACHER, WORDS, Arm, load_arms, of_role, split_seed
 
 Pair = tuple[str, str]  # (arm, reference)
 Planned = dict[Pair, str]  # a contrast -> its family

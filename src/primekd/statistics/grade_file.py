@@ -10,13 +10,10 @@ from primekd.assessment.answers import Answer
 from primekd.assessment.logs import LogRow, grade_answer, write_log
 from primekd.assessment.reading import EXTRACTORS, RULES
 from primekd.assessment.reading.ending import is_cut
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean
-from primekd.foundation.tables import Cells, as_count, as_flag, read_cells
+from primekd.foundation import Cells, UserError, as_count, as_flag, clean, read_cells
 from primekd.statistics.inference import accuracy
+from primekd.tasks import Item, parse_answer
 from primekd.tasks.clusters import item_of
-from primekd.tasks.numbers import parse_answer
-from primekd.tasks.protocol import Item
 
 TRUNCATION_COLUMN, LENGTH_COLUMN, ID_COLUMN, QUESTION_COLUMN = "truncated", "response_tokens", "id", "question"
 EMPTY = ("", "nan", "na", "n/a", "none", "null")

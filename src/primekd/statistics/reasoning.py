@@ -12,8 +12,8 @@ from primekd.assessment.logs import LogRow
 from primekd.assessment.tokens import TokenLog
 from primekd.config.arm import CONTROL, TEACHER, split_seed
 from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
+from primekd.statistics.calibration import drawn_weights, ends_of
 from primekd.statistics.inference import UNKNOWN, Estimate, compare_verdicts
-from primekd.statistics.inside import drawn_weights, ends_of
 from primekd.tasks.clusters import cluster_of
 
 ARITHMETIC, WORDS, CLASSES = "arithmetic.csv", "words.csv", "classes.csv"

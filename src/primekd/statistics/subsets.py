@@ -9,8 +9,8 @@ import numpy as np
 
 from primekd.assessment.logs import LogRow
 from primekd.capture.judged import JudgedRow
-from primekd.config.arm import Arm
-from primekd.config.arms import load_arms
+from primekd.config import Arm, load_arms
+from primekd.foundation import nested
 from primekd.foundation.tables import read_records
 from primekd.statistics.contrasts import contrast
 from primekd.statistics.families import MAIN, Pair, Planned
@@ -51,11 +51,8 @@ FROM_CONTRASTS = [f.name for f in fields(SubsetRow) if f.name not in ("subset", 
 
 def read_taught(path: Path) -> Taught:
     """The teacher's answers to the test items, if the file is there. Raises UserError if a row cannot be read."""
-    found: dict[str, dict[str, tuple[bool, int]]] = {}
-    for row in read_records(path, JudgedRow) if path.is_file() else []:
-        if row.split == "test":
-            found.setdefault(row.arm, {})[row.id] = (row.correct, row.tokens)
-    return found
+    rows = read_records(path, JudgedRow, needed=False)
+    return nested((row.arm, row.id, (row.correct, row.tokens)) for row in rows if row.split == "test")
 
 
 def subset_rows(logs: dict[str, list[LogRow]], taught: Taught, planned: Planned) -> list[SubsetRow]:

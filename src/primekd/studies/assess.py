@@ -12,12 +12,9 @@ from primekd.assessment.held_out import HeldOutRow, held_out_folder
 from primekd.assessment.logs import LogRow, grade_answers
 from primekd.assessment.students import Student, find_students
 from primekd.capture.judged import OF_PRIMING
-from primekd.config import CONTROL, TEACHER, Profile
-from primekd.config.arm import FEW_SHOT
-from primekd.config.profile import ANSWER_SETS
-from primekd.foundation.provenance import MANIFEST, hash_file, now
+from primekd.config import ANSWER_SETS, CONTROL, FEW_SHOT, TEACHER, Profile
+from primekd.foundation import MANIFEST, hash_file, now, write_records, write_table
 from primekd.foundation.stage_code import brief, forced_since, stage_code, stands
-from primekd.foundation.tables import write_records, write_table
 from primekd.models import load_tokenizer
 from primekd.signals import SignalReader, read_certainty
 from primekd.statistics.corrections import ERRANT, LABELS, ErrantRow, LabelRow, errant_rows, no_errant

@@ -18,12 +18,12 @@ from primekd.assessment.tokens import read_tokens
 from primekd.capture.jobs import Job, open_signals, test_job
 from primekd.capture.primings import priming_of
 from primekd.config import CONTROL, PRIMED, TEACHER, Profile, arms_of, load_arms, split_seed, unprimed
-from primekd.foundation import Progress, read_records, table_text, write_table
-from primekd.foundation.provenance import MANIFEST, hash_file, write_atomically, write_manifest, write_text
+from primekd.foundation import MANIFEST, Progress, nested, read_records, table_text, write_manifest, write_table
 from primekd.foundation.stage_code import stage_code, stands
+from primekd.foundation.storage import hash_file, write_atomically, write_text
 from primekd.models import load_tokenizer
+from primekd.statistics import calibration, reasoning
 from primekd.statistics import inside as numbers
-from primekd.statistics import reasoning
 from primekd.statistics.families import MAIN, Pair, plan_of
 from primekd.studies.primed import asked_arms
 from primekd.studies.responses import stored_answers
@@ -150,12 +150,12 @@ def tables(profile: Profile, folder: Path) -> dict[str, str]:
     """The tables that follow from attention.csv, confidence.csv and the logs beside them: file -> text."""
     logs, sure = read_logs(profile), read_records(folder / confidence.FILE, SureRow)
     groups = {row.id: cluster_of(row.id) for log in logs.values() for row in log}
-    calibration = numbers.calibration_rows(sure, groups)
+    own = calibration.calibration_rows(sure, groups)
     texts = {name: priming.text for name, arm in arms_of(profile).items()
              if arm.role in PRIMED and (priming := priming_of(arm, profile.teacher))}  # fmt: skip
     found = {
-        numbers.CALIBRATION: table_text(numbers.CalibrationRow, calibration),
-        numbers.RELIABILITY: table_text(numbers.ReliabilityRow, numbers.reliability_rows(sure)),
+        calibration.CALIBRATION: table_text(calibration.CalibrationRow, own),
+        calibration.RELIABILITY: table_text(calibration.ReliabilityRow, calibration.reliability_rows(sure)),
         reasoning.ARITHMETIC: table_text(reasoning.ArithmeticRow, reasoning.arithmetic_rows(logs)),
         reasoning.WORDS: table_text(reasoning.WordRow, reasoning.word_rows(logs, texts, unprimed().name)),
     }
@@ -164,19 +164,16 @@ def tables(profile: Profile, folder: Path) -> dict[str, str]:
         found[reasoning.CLASSES] = table_text(reasoning.ClassRow, reasoning.class_rows(log, questions, logs))
     attention = read_records(folder / numbers.ATTENTION, numbers.AttentionRow)
     accuracies = {model: sum(row.correct for row in log) / len(log) for model, log in logs.items() if model != TEACHER}
-    rows = numbers.explained_rows(_shifts(attention, calibration), accuracies)
+    rows = numbers.explained_rows(_shifts(attention, own), accuracies)
     return found | {numbers.EXPLAINED: table_text(numbers.ExplainedRow, rows)}
 
 
 def _shifts(
-    attention: Sequence[numbers.AttentionRow], calibration: Sequence[numbers.CalibrationRow]
+    attention: Sequence[numbers.AttentionRow], sure: Sequence[calibration.CalibrationRow]
 ) -> dict[str, dict[str, float]]:
     """Measure -> student -> its shift from the control."""
-    shifts: dict[str, dict[str, float]] = {}
-    for row in attention:
-        if row.layer == numbers.EVERY:
-            shifts.setdefault(row.measure, {})[row.model] = row.difference
+    shifts = nested((row.measure, row.model, row.difference) for row in attention if row.layer == numbers.EVERY)
     students = {model for found in shifts.values() for model in found}
-    own = [row for row in calibration if row.kind == numbers.ANSWER + numbers.MINUS and row.model in students]
+    own = [row for row in sure if row.kind == calibration.ANSWER + calibration.MINUS and row.model in students]
     answers = {f"{m} of own answers": {row.model: getattr(row, m) for row in own} for m in ("entropy", "margin")}
     return shifts | answers

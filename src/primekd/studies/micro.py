@@ -15,8 +15,7 @@ from primekd.assessment.held_out import HeldOutRow, held_out_folder
 from primekd.assessment.score import Made
 from primekd.assessment.students import Student, read_student
 from primekd.config import CONTROL, CORPUS, TEACHER, Profile, arms_of, split_seed
-from primekd.foundation import UserError, relative_name, table_text
-from primekd.foundation.provenance import MANIFEST
+from primekd.foundation import MANIFEST, UserError, relative_name, table_text
 from primekd.studies import priming
 from primekd.studies.priming import START, planned
 from primekd.studies.study import Logs, Study, lost_copies, trained

@@ -17,8 +17,7 @@ from primekd.assessment.answers import Answer
 from primekd.assessment.completions import CompletionRow, complete, floors, rows_of
 from primekd.assessment.held_out import HeldOutRow
 from primekd.config import CONTROL, Profile, arms_of, load_arms
-from primekd.foundation import Meter, UserError, table_text
-from primekd.foundation.energy import INTERVAL
+from primekd.foundation import INTERVAL, Meter, UserError, table_text
 from primekd.statistics.facts import FactContrastRow, FactRow, fact_contrasts, fact_rows
 from primekd.statistics.families import Pair, Planned
 from primekd.studies import micro, priming

@@ -13,11 +13,10 @@ from primekd.capture.jobs import Job, open_signals, test_job, training_job, unpr
 from primekd.capture.judged import ARMS, JUDGED, OF_PRIMING, POSITIONS, JudgedRow, PositionRow, judged_folder
 from primekd.capture.run import capture_all
 from primekd.config import OWN, Profile, arms_of, unprimed
-from primekd.foundation import Meter, Progress, UserError, write_table
-from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest, write_manifest
+from primekd.foundation import MANIFEST, Meter, Progress, UserError, read_manifest, write_manifest, write_table
+from primekd.foundation.manifests import altered_outputs
 from primekd.foundation.stage_code import forced_since, stage_code, stands
-from primekd.signals import Certainty, Compared, SignalReader, certainty_of, make_codec
-from primekd.signals.manifest import shards_hash
+from primekd.signals import Certainty, Compared, SignalReader, certainty_of, make_codec, shards_hash
 from primekd.statistics.primed import PrimedRow, primed_rows
 from primekd.studies.responses import agreement, stored_answers
 from primekd.tasks import Item, task_of

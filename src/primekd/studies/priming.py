@@ -13,10 +13,8 @@ from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import made_of
 from primekd.assessment.students import require_control
 from primekd.capture.judged import judged_folder
-from primekd.config import Profile, arms_of, load_arms, unprimed
-from primekd.config.arm import CONTROL, PRIMED, UNTRAINED
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import MANIFEST, project_root
+from primekd.config import CONTROL, PRIMED, UNTRAINED, Profile, arms_of, load_arms, unprimed
+from primekd.foundation import MANIFEST, UserError, project_root
 from primekd.statistics.families import Pair, Planned, plan_of
 from primekd.studies.study import Logs, Result, Study, is_lost, lost_copies, scored_with, trained
 from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of

@@ -14,8 +14,7 @@ from primekd.assessment.decisions.labels import LabelCounts, count_labels, label
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import EXTRACTORS
 from primekd.config.arms import load_arms
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, project_root, relative_name, write_manifest, write_text
+from primekd.foundation import UserError, hash_file, project_root, relative_name, write_manifest, write_text
 from primekd.foundation.stage_code import stage_code
 from primekd.foundation.storage import read_mapping
 from primekd.foundation.tables import Estimated, read_table, table_row, table_text, write_csv, write_table

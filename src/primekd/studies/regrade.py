@@ -8,16 +8,8 @@ from typing import Any
 from primekd.assessment.inside import inside_folder
 from primekd.assessment.logs import LogRow, grade_row, read_log, read_logs
 from primekd.config import Profile
+from primekd.foundation import MANIFEST, altered_outputs, now, read_manifest, relative_name, write_manifest, write_text
 from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import (
-    MANIFEST,
-    altered_outputs,
-    now,
-    read_manifest,
-    relative_name,
-    write_manifest,
-    write_text,
-)
 from primekd.foundation.stage_code import stage_code
 from primekd.studies import results
 from primekd.tasks.load import task_of

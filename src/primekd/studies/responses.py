@@ -10,8 +10,7 @@ from primekd.assessment.logs import grade_answers
 from primekd.assessment.students import Student
 from primekd.capture.jobs import open_signals, training_job
 from primekd.config import Profile, get_arm, split_seed, unprimed
-from primekd.foundation import Estimated, UserError, table_row
-from primekd.foundation.provenance import read_json
+from primekd.foundation import Estimated, UserError, read_json, table_row
 from primekd.models import decode_response, load_tokenizer
 from primekd.signals import SignalReader
 from primekd.statistics.corrections import LABELS, LabelRow

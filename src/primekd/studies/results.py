@@ -11,10 +11,9 @@ from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import TOKENS, LogRow, write_log
 from primekd.assessment.reading import EXTRACTORS
 from primekd.capture.judged import JUDGED, OF_PRIMING
-from primekd.config import Profile
-from primekd.config.profile import ANSWER_SETS
-from primekd.foundation import UserError, read_records, table_text
-from primekd.foundation.provenance import MANIFEST, hash_json, read_manifest, relative_name, write_manifest, write_text
+from primekd.config import ANSWER_SETS, Profile
+from primekd.foundation import MANIFEST, UserError, read_manifest, read_records, table_text, write_manifest
+from primekd.foundation.storage import hash_json, relative_name, write_text
 from primekd.statistics.contrasts import ContrastRow, SeedRow, contrast, seed_rows
 from primekd.statistics.corrections import ERRANT, LABELS
 from primekd.statistics.corrections import FILE as LANGUAGES
@@ -24,8 +23,7 @@ from primekd.statistics.subsets import SubsetRow, read_taught, subset_rows
 from primekd.statistics.summary import AccuracyRow, SummaryRow, accuracies, read_all, readings_text, summarise
 from primekd.statistics.validation import AuditRow, audit_rows
 from primekd.studies.study import Logs, find_study
-from primekd.tasks.load import task_of
-from primekd.tasks.numbers import NumberTask
+from primekd.tasks import NumberTask, task_of
 from primekd.training.tuning import FILE as TUNING
 
 EFFECTS, SUBSETS, BENCHMARKS, FACTS = "effects.csv", "subsets.csv", "benchmarks.csv", "facts.csv"

@@ -1,14 +1,13 @@
 """What follows a sitting: logs are regraded with what was decided, and the change is told."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from primekd.assessment.decisions.decisions import apply_decisions, read_decisions
 from primekd.assessment.decisions.session import Session, counted, readable, spoken
 from primekd.assessment.logs import read_logs
 from primekd.config import Profile
-from primekd.foundation.provenance import MANIFEST, altered_outputs, read_manifest
-from primekd.foundation.tables import read_records, table_text
+from primekd.foundation import MANIFEST, altered_outputs, read_manifest, read_records, table_text
+from primekd.statistics.summary import SummaryRow
 from primekd.statistics.validation import ALL_MODELS, AuditRow, audit_rows, audit_scope
 from primekd.studies.regrade import regrade
 
@@ -25,7 +24,7 @@ def finish(session: Session, write_report: Callable[[Profile], list[str]]) -> st
     for view in behind:
         regrade(view)
         lines += write_report(view)
-    lines += ["", accuracies_text(read_records(profile.logs / "summary.csv", Shares))]
+    lines += ["", accuracies_text(read_records(profile.logs / "summary.csv", SummaryRow))]
     if session.blind:
         logs = read_logs(profile)
         lines += ["", audit_text(audit_rows(profile.name, logs, read_decisions()), logs)]
@@ -45,17 +44,7 @@ def _is_behind(profile: Profile) -> bool:
     return text != table_text(AuditRow, audits)
 
 
-@dataclass(frozen=True)
-class Shares:
-    """A row of summary.csv, as far as it is shown after a session."""
-
-    model: str
-    accuracy: float
-    accuracy_adjudicated: float
-    adjudicated: int
-
-
-def accuracies_text(summary: list[Shares]) -> str:
+def accuracies_text(summary: list[SummaryRow]) -> str:
     lines = [
         f"{readable(row.model):24} {row.accuracy:10.2%} {row.accuracy_adjudicated:12.2%} {row.adjudicated:>8}"
         for row in summary

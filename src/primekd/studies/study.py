@@ -9,8 +9,7 @@ from pathlib import Path
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.assessment.score import Made
-from primekd.config import Profile, arms_of
-from primekd.config.section import is_name
+from primekd.config import Profile, arms_of, is_name
 from primekd.foundation import MANIFEST, UserError
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Planned

@@ -20,9 +20,8 @@ from primekd.assessment.students import Student
 from primekd.assessment.text_fit import measure_documents
 from primekd.capture.live import LiveTeacher
 from primekd.config import CONTROL, TEACHER, Profile, unprimed
-from primekd.foundation import Meter, Progress
+from primekd.foundation import MANIFEST, Meter, Progress, hash_text, now, read_manifest, write_manifest
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import MANIFEST, hash_text, now, read_manifest, write_manifest
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
 from primekd.foundation.tables import read_records, write_records, write_table
 from primekd.models import load_tokenizer, model_hash, tokenizer_hash

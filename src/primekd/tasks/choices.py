@@ -15,8 +15,7 @@ from pathlib import Path
 from random import Random
 
 from primekd.config import DataConfig
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import project_root
+from primekd.foundation import UserError, project_root
 from primekd.tasks.protocol import Item, Judgement, Reader, Task
 from primekd.tasks.rows import load_hub, read_jsonl
 from primekd.tasks.splits import side_of, start_of

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from primekd.config import DataConfig
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import project_root
+from primekd.foundation import UserError, project_root
 from primekd.tasks.protocol import Item, Judgement, Reader, Task
 from primekd.tasks.rows import read_jsonl, require_fields, text_of
 from primekd.tasks.splits import side_of, take

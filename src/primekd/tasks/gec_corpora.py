@@ -9,8 +9,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import relative_name
+from primekd.foundation import UserError, relative_name
 
 UNCHANGED = ("noop", "UNK", "Um")  # types of no error, and of one without a correction (ERRANT's word, and NUCLE's)
 

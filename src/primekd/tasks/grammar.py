@@ -18,8 +18,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from rapidfuzz.distance import Levenshtein
 
 from primekd.config import DataConfig
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import project_root
+from primekd.foundation import UserError, project_root
 from primekd.tasks.corruption import clean_sentence, corrupt
 from primekd.tasks.gec_corpora import read_m2, read_ua_gec
 from primekd.tasks.protocol import Item, Judgement, Message, Reader, Task

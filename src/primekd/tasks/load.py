@@ -4,8 +4,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.resources import files
 
-from primekd.config import DataConfig, Profile
-from primekd.config.profile import SAMPLES, TRANSFER
+from primekd.config import SAMPLES, TRANSFER, DataConfig, Profile
 from primekd.foundation.errors import UserError
 from primekd.tasks.clusters import sample_id, transfer_id
 from primekd.tasks.protocol import Item, Task

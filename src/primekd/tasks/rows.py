@@ -8,9 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean, hide
-from primekd.foundation.provenance import project_root, relative_name
+from primekd.foundation import UserError, clean, hide, project_root, relative_name
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import refuse_duplicates, side_of, take
 

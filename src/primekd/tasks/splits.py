@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_json
+from primekd.foundation import UserError, hash_json
 from primekd.tasks.protocol import Item
 
 if TYPE_CHECKING:

@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from primekd.foundation.energy import Meter
-from primekd.foundation.errors import UserError
+from primekd.foundation import Meter, Progress, UserError, is_current, write_manifest
 from primekd.foundation.manifests import Count, Digest, Facts, Part, checked
-from primekd.foundation.progress import Progress
-from primekd.foundation.provenance import hash_file, hash_text, is_current, now, read_json, write_manifest
 from primekd.foundation.stage_code import stage_code
-from primekd.foundation.storage import relative_name, write_json
+from primekd.foundation.storage import hash_file, hash_text, now, read_json, relative_name, write_json
 from primekd.tasks.text_shards import HELD_OUT, save_documents, token_type
 from primekd.tasks.text_sources import FileText, HubText, open_text
 

@@ -16,8 +16,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
+from primekd.foundation import MANIFEST, UserError, altered_outputs, read_manifest
 from primekd.foundation.storage import hash_file, relative_name, write_atomically
 
 HELD_OUT = "held-out.safetensors"

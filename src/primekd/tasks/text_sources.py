@@ -10,10 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.outside import clean, hide
-from primekd.foundation.provenance import hash_file, project_root, relative_name
-from primekd.foundation.tables import read_cells
+from primekd.foundation import UserError, clean, hash_file, hide, project_root, read_cells, relative_name
 from primekd.tasks.rows import refuse_half_pairs
 
 if TYPE_CHECKING:

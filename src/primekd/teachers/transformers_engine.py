@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.foundation.memory import release_gpu_memory
-from primekd.models import load_model, load_tokenizer, model_hash, turn_end
+from primekd.models import load_model, load_tokenizer, model_hash, refuse_too_long, turn_end
 from primekd.models.attention import chosen_attention
-from primekd.models.loading import refuse_too_long
 from primekd.models.logits import find_transform
 from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged, own_logits, plain_generation
 from primekd.teachers.branches import read_branches

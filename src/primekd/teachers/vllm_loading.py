@@ -12,8 +12,7 @@ import torch
 from primekd.config import TeacherConfig, VllmConfig
 from primekd.foundation import UserError, read_json
 from primekd.foundation.memory import release_gpu_memory
-from primekd.models import BYTES, model_folder
-from primekd.models.folders import quantisation
+from primekd.models import BYTES, model_folder, quantisation
 from primekd.teachers.packages import explained
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM has adapter memory for

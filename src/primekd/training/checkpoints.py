@@ -18,8 +18,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from primekd.foundation.errors import UserError
-from primekd.foundation.provenance import hash_file, relative_name, write_json
+from primekd.foundation import UserError, hash_file, relative_name, write_json
 from primekd.models.students import written
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"

@@ -13,8 +13,7 @@ from primekd.capture.given_text import store_rows
 from primekd.capture.jobs import build_spec, open_signals, prompts_of, store_folder, training_job
 from primekd.capture.live import LiveTeacher
 from primekd.config import OWN, Arm, Profile, get_arm
-from primekd.foundation import UserError, relative_name
-from primekd.foundation.provenance import hash_json
+from primekd.foundation import UserError, hash_json, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.signals import Asked, SignalReader, SignalRows, concatenate

@@ -8,8 +8,8 @@ from typing import Any
 from primekd.capture.jobs import open_signals, training_job
 from primekd.capture.live import LiveTeacher
 from primekd.config import NONE, Arm, Profile, StudentConfig, TrainConfig, get_arm, refuse_gold
+from primekd.foundation import MANIFEST, hash_json, relative_name, set_aside
 from primekd.foundation.memory import gpu_memory
-from primekd.foundation.provenance import MANIFEST, hash_json, relative_name, set_aside
 from primekd.foundation.stage_code import forced_since, is_older, stage_code, stands
 from primekd.models import load_tokenizer, require_same_tokenizer, template_hash, tokenizer_hash, turn_end
 from primekd.models.folders import model_hash, weights_hash

@@ -12,8 +12,7 @@ from safetensors.numpy import load_file
 
 from primekd.capture.primings import priming_of
 from primekd.config import Arm, PrepareConfig, Profile, StudentConfig, get_arm, load_arms, unprimed
-from primekd.foundation import UserError, write_manifest
-from primekd.foundation.manifests import MANIFEST, altered_outputs, read_manifest
+from primekd.foundation import MANIFEST, UserError, altered_outputs, read_manifest, write_manifest
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.stage_code import forced_since, stage_code, stands
 from primekd.foundation.storage import now, project_root, read_json, relative_name, write_atomically

@@ -13,9 +13,7 @@ from pathlib import Path
 import yaml
 
 from primekd.config import Profile
-from primekd.foundation.errors import UserError
-from primekd.foundation.progress import open_bar, progress_path
-from primekd.foundation.provenance import project_root, read_json, relative_name, write_text
+from primekd.foundation import UserError, open_bar, progress_path, project_root, read_json, relative_name, write_text
 from primekd.foundation.storage import read_mapping
 
 LAUNCHER = "PRIMEKD_LAUNCHER_PID"

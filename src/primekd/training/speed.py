@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from primekd.foundation.provenance import write_text
+from primekd.foundation import write_text
 from primekd.models.shapes import Shape
 
 # Dense bfloat16 products a second (vendors' data sheets), by a part of the name that torch gives.

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.config import Profile, StudentConfig, TrainConfig
-from primekd.foundation import Meter, Progress
-from primekd.foundation.provenance import disk_errors, now, write_manifest
+from primekd.foundation import Meter, Progress, disk_errors, now, write_csv, write_manifest
 from primekd.foundation.stage_code import maker_of, mixed, note_session, say_mixed
-from primekd.foundation.tables import write_csv
 from primekd.models import load_tokenizer
 from primekd.training import habits
 from primekd.training.processes import is_main_process, process_count

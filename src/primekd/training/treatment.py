@@ -8,11 +8,10 @@ from types import MappingProxyType
 import torch
 
 from primekd.capture.judged import right_answers
-from primekd.config import Profile
-from primekd.config.arm import SHUFFLED, Arm
+from primekd.config import SHUFFLED, Arm, Profile
 from primekd.foundation.errors import UserError
 from primekd.models import decode_response, load_tokenizer
-from primekd.signals import Asked, SignalReader, SignalRows, StoredItem, concatenate
+from primekd.signals import Asked, SignalReader, SignalRows, StoredItem, concatenate, shards_hash
 from primekd.tasks import Unlabelled, task_of
 
 
@@ -68,7 +67,9 @@ def treated(
     unfit, ids = unfit_responses(profile, reader, items), [item.id for item in items]
     if not (arm.treatment or unfit):
         return reader
-    right = right_answers(profile, arm.text, ids) if arm.keep_right else None
+    right = None
+    if arm.keep_right:
+        right = right_answers(profile, arm.text, ids, shards_hash(profile.signals_folder(arm.text)))
     return TreatedSource(reader, arm, ids, right, seed, unfit)
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from primekd.config import TrainConfig
-from primekd.foundation.errors import UserError
+from primekd.foundation import MANIFEST, UserError, now, read_manifest, write_manifest, write_text
 from primekd.foundation.memory import release_gpu_memory
-from primekd.foundation.provenance import MANIFEST, now, read_manifest, write_manifest, write_text
 from primekd.foundation.stage_code import maker_of, mixed, stands
 from primekd.foundation.tables import Flag, Name, read_records, write_table
 from primekd.models.students import written

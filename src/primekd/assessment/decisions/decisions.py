@@ -21,9 +21,8 @@ from pydantic import AfterValidator
 from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import NOT_FOUND
 from primekd.assessment.reading.numbers import find_numbers
-from primekd.foundation.errors import UserError
+from primekd.foundation import UserError, disk_errors, hash_json, project_root, relative_name
 from primekd.foundation.manifests import Digest
-from primekd.foundation.provenance import disk_errors, hash_json, project_root, relative_name
 from primekd.foundation.tables import read_cells, read_records, write_csv
 from primekd.tasks.numbers import format_value
 

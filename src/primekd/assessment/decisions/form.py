@@ -100,7 +100,7 @@ class Form:
             self._say(str(error))
 
     def _say(self, text: str) -> None:
-        self.message.value = f'<div role="status" aria-live="polite" style="{_MESSAGE}">{_escape(text)}</div>'
+        self.message.value = f'<div role="status" aria-live="polite" style="{_MESSAGE}">{escape(text)}</div>'
         self.entry.focus()
 
     def show(self, said: str = "") -> None:
@@ -121,7 +121,8 @@ def _call_later(seconds: float, action: Callable[[], None]) -> None:
         action()
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Foreign text for HTML: nothing in it is run, or turns the direction of reading."""
     return html.escape(readable(text))
 
 
@@ -135,12 +136,12 @@ def draw(session: Session) -> str:
     cut = " (cut off at the token limit)" if case.truncated else ""
     parts = [
         f"<div><b>{session.progress}</b></div>",
-        f'Question<div style="{_BOX}">{_escape(case.question)}</div>',
+        f'Question<div style="{_BOX}">{escape(case.question)}</div>',
         f'Answer{cut}<div style="{_BOX}" tabindex="0">{before}{marked}{behind}</div>',
     ]
     if not session.blind:
-        value = f"Automatic value: <b>{_escape(spoken(as_written(case.automatic)))}</b> (rule {_escape(case.rule)})"
-        parts.append(f"<div>Listed because {_escape('; '.join(case.why))}.<br>{value}</div>")
+        value = f"Automatic value: <b>{escape(spoken(as_written(case.automatic)))}</b> (rule {escape(case.rule)})"
+        parts.append(f"<div>Listed because {escape('; '.join(case.why))}.<br>{value}</div>")
     return "".join(parts)
 
 

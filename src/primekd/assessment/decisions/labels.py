@@ -7,8 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from primekd.foundation import UserError, read_records
-from primekd.foundation.provenance import project_root, relative_name
+from primekd.foundation import UserError, project_root, read_records, relative_name
 
 KINDS = ("stated", "implied", "none", "ambiguous")
 SETS = ("validation", "development")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from primekd.foundation import UserError
-from primekd.foundation.tables import Count, Name
+from primekd.foundation import Count, Name, UserError
 
 if TYPE_CHECKING:
     from primekd.teachers.transformers_engine import TransformersEngine

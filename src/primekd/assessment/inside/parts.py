@@ -23,10 +23,10 @@ from primekd.assessment.score import Model, models_of
 from primekd.assessment.serving import choose_serving, model_inputs
 from primekd.assessment.students import find_students
 from primekd.config import CONTROL, Profile, arms_of, split_seed
-from primekd.foundation import Meter, Progress, UserError, hash_json, relative_name, write_manifest, write_table
+from primekd.foundation import MANIFEST, Meter, Progress, UserError, read_manifest, write_manifest, write_table
 from primekd.foundation.memory import gpu_memory, release_gpu_memory
-from primekd.foundation.provenance import MANIFEST, read_manifest, write_atomically
 from primekd.foundation.stage_code import forced_since, set_aside_if_older, stage_code, stands
+from primekd.foundation.storage import hash_json, relative_name, write_atomically
 from primekd.models import build_prompt, decode_response, encode_response, load_tokenizer
 from primekd.tasks import Item, hash_items, load_items
 
