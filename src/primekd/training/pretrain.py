@@ -15,7 +15,7 @@ from primekd.foundation.stage_code import forced_since, stage_code
 from primekd.models import load_tokenizer, require_same_tokenizer, tokenizer_hash
 from primekd.models.shapes import shape_of
 from primekd.models.students import scratch_config
-from primekd.signals import SignalReader, SignalSource
+from primekd.signals import SignalReader, SignalSource, read_store
 from primekd.tasks.text import end_of_text, text_folder
 from primekd.tasks.text_shards import Blocks, held_out
 from primekd.training.distill import begin, student_settings
@@ -151,7 +151,7 @@ def differs(profile: Profile, name: str, seed: int, was: dict[str, Any]) -> list
     today, was = text_inputs(view, name, seed, None), dict(was)
     store = profile.signals_folder(name) / MANIFEST
     if arm and arm.signals != NONE and (not arm.stored or store.is_file()):  # a store may be deleted after the training
-        teacher = read_manifest(store) if arm.stored else LiveTeacher(profile, arm).manifest
+        teacher = read_store(store.parent) if arm.stored else LiveTeacher(profile, arm).manifest
         today["signals"], was["signals"] = teacher["spec_sha256"], (was.get("signals") or {}).get("spec_sha256")
     return [key for key in today if was.get(key) != today[key]]
 
