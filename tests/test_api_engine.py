@@ -4,7 +4,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
@@ -133,7 +132,7 @@ def test_the_servers_own_penalty_is_noticed(server, tmp_path, tokenizer):
 
 @needs_server
 @pytest.mark.slow
-def test_capture_from_the_server_goes_on_where_it_was_killed(server, tmp_path, monkeypatch):
+def test_capture_from_the_server_goes_on_where_it_was_killed(server, tmp_path, warm_python):
     """A real process, killed after its first shard; its answers are in the store, and none is paid twice."""
     path = write_profile(
         tmp_path,
@@ -145,7 +144,7 @@ def test_capture_from_the_server_goes_on_where_it_was_killed(server, tmp_path, m
     )
     profile = load_profile(str(path))
     folder = profile.signals_folder("base-KD")
-    command = [sys.executable, "-m", "primekd.cli", "capture", "base-KD", "--profile", str(path)]
+    command = [warm_python, "-m", "primekd.cli", "capture", "base-KD", "--profile", str(path)]
     process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (folder / "shard-00000.safetensors").is_file():
         assert process.poll() is None

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -332,7 +331,7 @@ def test_a_full_disk_is_named_also_where_something_else_stops_the_capture(stop, 
 # Killed.
 
 
-def test_a_killed_capture_goes_on_to_the_same_bytes_as_one_that_was_not(output, lively, monkeypatch):
+def test_a_killed_capture_goes_on_to_the_same_bytes_as_one_that_was_not(output, lively, monkeypatch, warm_python):
     """kill -9 of the real command. Responses are sampled, so the random state must be right too."""
     changes = {
         "teacher": {"model": lively, "sampling_temperature": 0.8, "batch_size": 2},
@@ -341,7 +340,7 @@ def test_a_killed_capture_goes_on_to_the_same_bytes_as_one_that_was_not(output, 
     }
     path = write_profile(output, **changes)
     job = training_job(small_profile(output, **changes), "base-KD")
-    command = [sys.executable, "-m", "primekd.cli", "capture", "base-KD", "--profile", str(path)]
+    command = [warm_python, "-m", "primekd.cli", "capture", "base-KD", "--profile", str(path)]
     environment = os.environ | {"PRIMEKD_OUTPUT": str(output), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -113,14 +112,14 @@ def cases(tmp_path_factory, lively, tokenizer) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="session")
-def trained(cases, tmp_path_factory) -> dict[str, dict]:
+def trained(cases, tmp_path_factory, warm_python) -> dict[str, dict]:
     """Histories and weights of all cases; those on two processes come from one `accelerate launch`."""
     from parallel_worker import train
 
     folder = cases["folder"]
     found = {case["name"]: train(case, folder) for case in cases["alone"]}
     (folder / "cases.json").write_text(json.dumps(cases["several"]))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+    launcher = [warm_python, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
     config = ["--config_file", str(ROOT / "configs/accelerate/fsdp.yaml")]
     script = [str(path) for path in (ROOT / "tests/parallel_worker.py", folder / "cases.json", folder / "results.json")]
     threads = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -26,10 +25,10 @@ def tokenizer_folder(tokenizer, tmp_path_factory):
     return folder
 
 
-def read(store, tokenizer_folder) -> list[tuple[str, list[tuple[str, float]]]]:
+def read(store, tokenizer_folder, python: str) -> list[tuple[str, list[tuple[str, float]]]]:
     """What the page's program prints: each response token and its five (token, probability)."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-c", READER, str(store), str(tokenizer_folder)]
+    command = [python, "-c", READER, str(store), str(tokenizer_folder)]
     text = subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=store).stdout
     printed = []
     for line in text.splitlines():
@@ -79,18 +78,18 @@ def store_of(codec: str, output, lively):
 
 
 @pytest.mark.parametrize("codec", ["full", "hidden", "topk"])
-def test_the_reader_prints_what_the_projects_own_reads(codec, output, lively, tokenizer, tokenizer_folder):
+def test_the_reader_prints_what_the_projects_own_reads(codec, output, lively, tokenizer, tokenizer_folder, warm_python):
     job = store_of(codec, output, lively)
-    assert_same(read(job.folder, tokenizer_folder), expected(open_signals(job), tokenizer))
+    assert_same(read(job.folder, tokenizer_folder, warm_python), expected(open_signals(job), tokenizer))
 
 
 @pytest.mark.parametrize("transform", [LogitTransform(0.5), LogitTransform(2.0, 30.0)])
-def test_the_reader_follows_a_scale_and_a_soft_cap(transform, output, tokenizer, tokenizer_folder):
+def test_the_reader_follows_a_scale_and_a_soft_cap(transform, output, tokenizer, tokenizer_folder, warm_python):
     generator = torch.Generator().manual_seed(0)
     head, states = (torch.randn(n, 16, generator=generator) for n in (len(tokenizer), 4))
     reader = make_store(output / "s" / "arm", HiddenCodec(), [[(stored("a", [5, 6, 9, 2]), states)]], head, transform)
     wanted = expected(reader, tokenizer)
-    assert_same(read(reader.folder, tokenizer_folder), wanted)
+    assert_same(read(reader.folder, tokenizer_folder, warm_python), wanted)
     plain = (states @ head.T).softmax(-1).amax(-1)
     assert wanted[0][1][0][1] != pytest.approx(float(plain[0]), abs=1e-3)
 
