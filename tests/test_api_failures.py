@@ -313,9 +313,10 @@ def test_requests_keep_the_pace_that_the_profile_sets(ci, tmp_path):
 
     with serving(behave) as server:
         engine = engine_for(ci, server, tmp_path, requests_per_minute=300, concurrency=4)
-        engine.generate([build_prompt(engine.tokenizer, f"{n}?") for n in range(4)], Sampling(12))
-    gaps = [b - a for a, b in zip(sorted(times), sorted(times)[1:], strict=False)]
-    assert sum(gaps) >= 0.55 and min(gaps) > 0.1  # one every 0.2 s
+        prompts, start = [build_prompt(engine.tokenizer, f"{n}?") for n in range(4)], time.monotonic()
+        engine.generate(prompts, Sampling(12))
+    # One every 0.2 s from the first on. How far apart they arrive depends on what else this machine does.
+    assert len(times) == 4 and max(times) - start >= 0.59
 
 
 def test_so_many_requests_at_once_and_answers_in_order(ci, tmp_path):
