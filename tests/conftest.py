@@ -27,10 +27,10 @@ from primekd.config import Profile, load_profile  # noqa: E402
 from primekd.foundation import code_identity  # noqa: E402
 from primekd.models import load_tokenizer  # noqa: E402
 from primekd.models.logits import PLAIN  # noqa: E402
+from primekd.running.check_engine import Agreement, compare  # noqa: E402
 from primekd.signals import SignalReader, SignalWriter, StoredItem  # noqa: E402
 from primekd.tasks.load import load_items  # noqa: E402
 from primekd.tasks.protocol import Item  # noqa: E402
-from primekd.teachers.agreement import Agreement, compare  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models gain nothing from a second thread and lose much where the cores are shared
 settings.register_profile("primekd", deadline=None, derandomize=True)

@@ -38,7 +38,7 @@ from primekd.report.formats import p_value, percent
 from primekd.report.html import render
 from primekd.report.lineage import model_facts
 from primekd.report.readme import block
-from primekd.running.publishing import other_code_text, refuse_unpublishable
+from primekd.running.publishing import other_code_text, refuse_unpublishable, results_of
 from primekd.running.verify_run import check_lineage
 from primekd.signals import StoredItem
 from primekd.signals.certainty import TOP
@@ -971,6 +971,8 @@ def test_an_old_student_of_a_seed_that_the_profile_does_not_list_is_passed_over(
     assert [s.name for s in find_students(study)] == list(default_arms())
     said = capsys.readouterr().out
     assert "Passed over, as the profile does not list this seed" in said and "base-KD-seed9 differs" in said
+    made = {folder.name for _, _, folder in results_of(study)}
+    assert "base-KD" in made and "base-KD-seed9" not in made, "nor does it stand in the way of publishing"
     listed = study.model_copy(update={"seeds": {"base-KD": (9,)}})
     with pytest.raises(UserError, match="base-KD-seed9 differs from the profile .train.: train it again"):
         find_students(listed)

@@ -569,6 +569,12 @@ def test_logs_of_other_tasks_are_compared_by_their_own_manifest():
         assert compare(pair_up(*rows))["n"] == len(rows[0]) > 100
 
 
+def test_a_foreign_manifest_beside_a_log_says_nothing_of_it(tmp_path):
+    write_log(tmp_path / "a.csv", [LogRow("q1", "", "1", "", 1, False, "1", "declared", "", True, "")])
+    (tmp_path / "manifest.json").write_text('{"name": "a web app", "icons": []}')
+    assert read_answers(tmp_path / "a.csv", None, "published")[0].extracted == "1"
+
+
 def test_samples_of_one_item_are_no_independent_answers():
     rows = [LogRow(f"q{n // 4}#sample-{n % 4 + 1}", "", "1", "", 1, False, "1", "declared", "", n // 4 % 2 == 0, "")
             for n in range(80)]  # fmt: skip

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from primekd.config import load_profile, profile_names
 from primekd.config.arms import default_arms, get_arm, load_arms
-from primekd.foundation.errors import UserError
+from primekd.foundation import UserError, parse_yaml
 from primekd.models import model_folder, parse_reference
 
 
@@ -342,6 +342,18 @@ def test_a_path_in_extends_is_one_from_the_file_that_says_it(tmp_path, monkeypat
     (tmp_path / "mine" / "own.yaml").write_text("extends: ../base.yaml\n")
     monkeypatch.chdir("/")
     assert load_profile(str(tmp_path / "mine" / "own.yaml")).seed == 7
+
+
+def test_a_circle_through_another_folder_is_found(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "base.yaml").write_text("extends: sub/own.yaml\n")
+    (tmp_path / "sub" / "own.yaml").write_text("extends: ../base.yaml\n")
+    with pytest.raises(UserError, match="base.yaml extends itself"):
+        load_profile(str(tmp_path / "base.yaml"))
+
+
+def test_a_merged_key_may_be_said_again():
+    assert parse_yaml("a: &a {k: 1}\nb: &b {<<: *a, k: 2}\nc: {<<: *b}\n")["c"] == {"k": 2}
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):

@@ -178,7 +178,7 @@ def test_a_damaged_record_of_a_download_is_one_sentence(tmp_path, monkeypatch):
     damaged += [whole | {"files": {"x": FILE | change}} for change in ({"size": -1}, {"size": True}, {"sha256": "z"})]
     for value in damaged:
         write_json(path, value)
-        with pytest.raises(UserError, match=rf"a--b@{'c' * 40}\.json is no record of a download"):
+        with pytest.raises(UserError, match=rf"a--b@{'c' * 40}\.json is damaged"):
             read_record("a/b", "c" * 40)
 
 

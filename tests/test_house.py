@@ -14,7 +14,7 @@ ORDER = (
 )  # fmt: skip
 # Lines at most.
 BUDGET = {
-    "": 32_870,
+    "": 32_810,
     "planning": 1_000,
     "studies/priming.py": 300,
     "studies/labels.py": 300,

@@ -20,7 +20,7 @@ from primekd.foundation.tables import read_records
 from primekd.report.html import write_report
 from primekd.running import publishing
 from primekd.running.publishing import exchange, publish, refuse_unpublishable
-from primekd.running.reproduction import compare_with_published, verdict_text
+from primekd.running.reproduction import _treated, _unlike, compare_with_published, verdict_text
 from primekd.running.verify_run import check_outputs
 from primekd.studies.results import logs_in_use
 from primekd.studies.study import find_study
@@ -183,6 +183,22 @@ def status() -> str:
     return done.stdout
 
 
+def test_arms_that_were_treated_otherwise_do_not_compare():
+    """What an arm does to its student is no key of a profile. A key that came later is no difference."""
+
+    def unlike(one: dict, other: dict) -> list[str]:
+        return _unlike(_treated({"inputs": one}), _treated({"inputs": other}))
+
+    cut = {"treatment": {"cut_tokens": 9}}
+    assert unlike(cut, {}) == unlike(cut, {"treatment": {"keep_right": True}}) == ["treatment"]
+    assert unlike({"loss": {"divergence_scale": 0.5}}, {"loss": {}}) == ["loss.divergence_scale"]
+    written = {"on_policy": {"share": 1.0, "max_new_tokens": 24}}
+    assert unlike(written, {}) == ["writes"] and unlike({"deviations": ["no-shuffle"]}, {}) == ["deviations"]
+    assert not unlike(written, {"on_policy": {"share": 1.0, "max_new_tokens": None}, "max_new_tokens": 24})
+    primed = [{"signals": {"spec": {"priming": text}}} for text in ("a", "b")]
+    assert _unlike(*map(_treated, primed)) == ["priming"]
+
+
 def test_status_says_which_logs_there_are_and_how_they_differ(profile):
     said = status()
     assert "This machine's logs: runs/ci/logs, of 2026-01-02T03:10:00+00:00, commit fffffff\n" in said
@@ -197,6 +213,8 @@ def test_status_says_which_logs_there_are_and_how_they_differ(profile):
     shutil.copytree(profile.published, profile.logs, dirs_exist_ok=True)
     edit_manifest(profile, lambda m: m["config"]["train"].update(shuffle=False))
     assert "they were made with other settings: train.shuffle" in status(), "left out of a profile where it is as usual"
+    edit_manifest(profile, lambda m: m["config"]["train"].pop("shuffle"))
+    assert "made with other settings" not in status()
     shutil.rmtree(profile.logs)
     assert "This machine's logs: none in runs/ci/logs\nPublished logs: logs/ci, of" in status()
 

@@ -30,7 +30,7 @@ from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.foundation.storage import read_mapping
 from primekd.running import slurm
-from primekd.running.run import explain_failure, forget_lost_stages, planned_jobs, run_study
+from primekd.running.run import explain_failure, forget_lost_stages, planned_jobs, queued_beside, run_study
 from primekd.running.run_progress import Job, RunState, describe, job_progress, stage_states
 from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs
 from primekd.studies.priming import STUDY
@@ -246,6 +246,14 @@ def test_the_jobs_of_a_study_are_no_other_studys(ci, output: Path, monkeypatch):
     assert [queued_jobs(profile) for profile in profiles] == [[str(i)] for i in range(len(names))]
     monkeypatch.setenv("PRIMEKD_OUTPUT", str(output / "other"))
     assert job_prefix(profiles[0]) != prefixes[0]
+
+
+def test_a_plain_run_is_not_kept_by_a_slurm_that_does_not_answer(ci, monkeypatch):
+    monkeypatch.setattr(slurm, "ask", lambda command: (False, "no socket"))
+    monkeypatch.setattr("primekd.running.run.shutil.which", lambda name: f"/usr/bin/{name}")
+    assert queued_beside(ci, None) == []
+    with pytest.raises(UserError, match="Slurm does not answer"):
+        queued_beside(ci, slurm.Cluster(Path("configs/slurm"), 1))
 
 
 def test_no_slurm_is_one_sentence(monkeypatch):

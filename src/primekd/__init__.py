@@ -1,7 +1,6 @@
 """primekd: does the way a teacher is prompted change how much a student learns from its logits?
 
-`primekd.load_student(folder)` gives the model and the tokenizer of a trained student.
-"""
+`primekd.load_student(folder)` gives the model and the tokenizer of a trained student."""
 
 import sys
 from importlib import import_module

@@ -60,8 +60,7 @@ class SharedStore:
         part: the shards of this worker; None: whatever is neither made nor claimed.
         since: a store that is older is to be made anew (stage_code.forced_since).
 
-    Raises UserError if a living worker is making a store in this folder of another configuration, or an older one.
-    """
+    Raises UserError if a living worker is making a store in this folder of another configuration, or an older one."""
 
     def __init__(
         self, claims: Claims, folder: Path, spec: dict[str, Any], count: int, part: Part | None = None,

@@ -2,8 +2,7 @@
 
 profile.py holds the whole of a profile; arms.py says which arms it runs and what each of them is.
 
-A field's meaning stands beside it; configs/*.yaml show complete examples.
-"""
+A field's meaning stands beside it; configs/*.yaml show complete examples."""
 
 # ruff: noqa: I001 - a name a line would make most of a page
 from primekd.config.arm import CONTROL, CORPUS, FEW_SHOT, NO_STUDENTS, NONE, OWN, PRIMED, SHUFFLED, TEACHER, UNTRAINED

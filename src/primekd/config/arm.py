@@ -34,8 +34,7 @@ class Arm(BaseModel):
     Of text `corpus` a live teacher scores the profile's blocks, or what the student writes behind their beginnings,
     unless signals are none; with `start: control` it goes on from the control's weights with the text behind, with
     `scratch` it reads the control's own text, from the same fresh weights; where it is `stored` its teacher's rows are
-    stored first. `placement` goes before the profile's teacher.priming_placement. `notebooks`: their folder.
-    """
+    stored first. `placement` goes before the profile's teacher.priming_placement. `notebooks`: their folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,7 +1,6 @@
 """The arms of a study: data in configs/strategies.yaml, read here and nowhere else.
 
-An arm is one student's treatment: which prompt its text came from, which prompt its signals came from, which loss.
-"""
+An arm is one student's treatment: which prompt its text came from, which prompt its signals came from, which loss."""
 
 from functools import lru_cache
 from pathlib import Path

@@ -32,8 +32,7 @@ class AssessConfig(Section):
     All that follows is off unless a profile says more. `transfer` names a second set of items (as `data` does, without
     training items), which control and students answer under the same prompt, decoding and limit. `samples` answers to
     each test item are drawn at `sampling_temperature` beside the greedy one, each from a seed of its own. The control
-    answers `forgetting_items` neutral prompts, and students are measured on that text: KL(student || control), loss.
-    """
+    answers `forgetting_items` neutral prompts, and students are measured on that text: KL(student || control), loss."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: Positive = 64
@@ -77,8 +76,7 @@ class InsideConfig(Section):
     """Attention and confidence are measured on the first `items` test items (all of them if there are fewer), of the
     control and of the students of `arms` (all if left out). On the first `attributed_items` with two steps at least
     the control, the unprimed arm's student and the first planned arm's are asked which steps their answer hangs on,
-    over `orders` random orders of them, forwards and backwards. `map_tokens` of one prompt are kept to look at.
-    """
+    over `orders` random orders of them, forwards and backwards. `map_tokens` of one prompt are kept to look at."""
 
     items: int = Field(100, ge=2)
     arms: tuple[str, ...] | None = None

@@ -23,8 +23,7 @@ class DataConfig(Section):
     Where a hub's set has no training side (Platinum), `train_dataset` names another set for it.
     The task `choices` takes at most so many items of each of its `benchmarks`, whose names stand for `{benchmark}` in
     names of files; `shots` solved items of the training side stand in front of each of its test items.
-    Validation items are taken from the training side, after the training items; never from the test side.
-    """
+    Validation items are taken from the training side, after the training items; never from the test side."""
 
     task: str
     source: str

@@ -1,8 +1,7 @@
 """What the published study's released code did otherwise, each difference a switch of its own.
 
 Written from a description of that code. An arm of the role `deviation` has some of them (`deviations`), or all that go
-together (`protocol: published`); docs/deviations.md says what each did.
-"""
+together (`protocol: published`); docs/deviations.md says what each did."""
 
 from typing import Any, Literal, get_args
 

@@ -43,8 +43,7 @@ class HardwareConfig(Section):
     """The machines of a run. Left out, the plan is for the machine that it is made on.
 
     `gpu_memory_gib` is what the driver shows of one GPU, less than the number on its box. `disk_gib` is what is free
-    for runs/ and models/. `bits_per_weight` belongs to a quantised teacher whose name does not say it.
-    """
+    for runs/ and models/. `bits_per_weight` belongs to a quantised teacher whose name does not say it."""
 
     nodes: Positive = 1
     gpus_per_node: int = Field(0, ge=0)

@@ -31,8 +31,7 @@ class PlannedContrasts(Section):
     """Contrasts that are named before the run: `main` is the family of the study's own questions, and all of it.
 
     Each is [arm, reference], where the reference may be `control`. What is not named checks the design. Where `main` is
-    empty, the arms' roles say which contrasts it has (statistics.families).
-    """
+    empty, the arms' roles say which contrasts it has (statistics.families)."""
 
     main: tuple[tuple[str, str], ...] = ()
 
@@ -212,7 +211,7 @@ def profile_files(name: str) -> list[Path]:
         if not path.is_file():
             known = ", ".join(profile_names())
             raise UserError(f"No profile {name!r}: {relative_name(path)} is not there. Known: {known}.")
-        if path in files:
+        if path.resolve() in map(Path.resolve, files):
             raise UserError(f"{relative_name(path)} extends itself. Mend the file and run again.")
         files.append(path)
         name = _read_profile(path).get("extends") or ""
@@ -223,8 +222,7 @@ def load_profile(name: str) -> Profile:
     """Reads configs/<name>.yaml, or the YAML file that `name` is a path of.
 
     `extends: pocket` at its top takes everything from another profile that the file does not say itself, section by
-    section; null takes a value away. Raises UserError if there is none, or a key or value does not fit.
-    """
+    section; null takes a value away. Raises UserError if there is none, or a key or value does not fit."""
     path, *_ = files = profile_files(name)
     values = reduce(_merged, map(_read_profile, reversed(files)), {})
     values.pop("extends", None)

@@ -52,8 +52,7 @@ class Speaker(Section):
 
     `sha256` is what a GGUF file must have, wherever it lies; one on the hub needs it, as a copy in models/ may stand in
     for it. `template_of` names another model of the same vocabulary whose chat template is used instead: for a base
-    model that has none. `template_arguments` are handed to the template, as in `{enable_thinking: false}`.
-    """
+    model that has none. `template_arguments` are handed to the template, as in `{enable_thinking: false}`."""
 
     model: str
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")

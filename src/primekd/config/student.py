@@ -41,8 +41,7 @@ class StudentConfig(Speaker, Younger):
 
     `quantization: nf4` loads frozen weights in 4 bits (QLoRA, arXiv 2305.14314), with bitsandbytes. Whatever is trained
     stays in float32; `dtype` is what a pretrained model is loaded in, and what products run in. `layers_of`: a student
-    from scratch begins with weights of that model: embeddings, head, norm, and layers spread evenly over its own.
-    """
+    from scratch begins with weights of that model: embeddings, head, norm, and layers spread evenly over its own."""
 
     younger = ("model", "lora", "from_scratch", "tokenizer", "layers_of")  # of one kind, and not of the other
     model: str | None = None
@@ -84,8 +83,7 @@ class TrainConfig(Younger):
     The learning rate follows a cosine from its peak (after `warmup_steps`, or `warmup_ratio` of all steps) to zero at
     the end of the last epoch; `schedule: climbing` has the fault of a cosine whose half period is one epoch, so that it
     climbs in the next. Without `shuffle` every epoch reads the examples in their order. Gradients are clipped to
-    `max_grad_norm`, if that is not 0. Of a list of rates the student with the lowest validation loss is kept.
-    """
+    `max_grad_norm`, if that is not 0. Of a list of rates the student with the lowest validation loss is kept."""
 
     younger = ("schedule", "shuffle", "warmup_steps")
     optimizer: Literal["sgd", "adamw"]
@@ -126,8 +124,7 @@ class LaunchConfig(Section):
     """`processes` in all, one a GPU, that train a student, above 1 by `accelerate launch`; no identity depends on it.
 
     `accelerate` is its configuration file, relative to the checkout; left out, configs/accelerate/multi-gpu.yaml where
-    there is a GPU, else cpu.yaml. `train.batch_size` stays the number of sequences a step, over all processes.
-    """
+    there is a GPU, else cpu.yaml. `train.batch_size` stays the number of sequences a step, over all processes."""
 
     processes: Positive = 1
     accelerate: str | None = None
@@ -143,8 +140,7 @@ class PretrainConfig(Section):
     """A student from scratch learns the first `tokens` of the profile's text, optimised as `train` says; this is the
     control. Every arm goes on from its weights with the text behind, optimised as the profile's own `train` says.
 
-    Whenever a training is validated, the first `choices` items of each of the profile's benchmarks are scored too.
-    """
+    Whenever a training is validated, the first `choices` items of each of the profile's benchmarks are scored too."""
 
     tokens: int = Field(ge=2)
     train: TrainConfig
@@ -159,8 +155,7 @@ class LossConfig(Younger):
     alone (`batchmean` of a 3-D tensor), has as many times the stated weight as a sequence has places.
 
     CE is taken on the teacher's response (`labels: response`), or on the item's gold solution (`labels: gold`), a
-    sequence of its own beside the response: then each term is a mean over its own tokens.
-    """
+    sequence of its own beside the response: then each term is a mean over its own tokens."""
 
     younger = ("divergence_scale",)
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl"] = "forward_kl"
@@ -189,8 +184,7 @@ class OnPolicyConfig(Section):
     `length_normalised` to their mean. Tokens may be drawn from a mixture with `teacher_share` of the teacher; they then
     have importance weights of single steps, and those further than `clip` from 1 count no more, as in PPO.
 
-    `prompt_tokens`: so many of a block's first tokens are given. `max_new_tokens`: the profile's, if left out.
-    """
+    `prompt_tokens`: so many of a block's first tokens are given. `max_new_tokens`: the profile's, if left out."""
 
     objective: Literal["divergence", "minillm"] = "divergence"
     share: float = Field(1.0, gt=0, le=1)
@@ -219,8 +213,7 @@ class PrepareConfig(Younger):
     adapter is merged and written as a GGUF file of type `quantization`.
 
     `solutions` plants an effect: arm -> the form of the gold solution (tasks/forms.py) that is taught under its prompt.
-    Other arms are taught what the baseline is, or the solution itself; it brings in the primings of extra arms.
-    """
+    Other arms are taught what the baseline is, or the solution itself; it brings in the primings of extra arms."""
 
     younger = ("solutions",)
     base: str

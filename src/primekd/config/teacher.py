@@ -25,8 +25,7 @@ SECRET_NAME = re.compile(r"key|secret|auth|passw|credential|bearer|cookie|(api|a
 class ExLlamaConfig(Section):
     """ExLlamaV2. Without `gpu_split` (GiB for each GPU) the model fills one GPU after the other (`load_autosplit`).
 
-    `cache_tokens` is the KV cache that all sequences in flight share; left out, it holds a whole batch.
-    """
+    `cache_tokens` is the KV cache that all sequences in flight share; left out, it holds a whole batch."""
 
     cache_type: Literal["FP16", "Q8", "Q6", "Q4"] = "FP16"
     cache_tokens: Positive | None = None
@@ -37,8 +36,7 @@ class ExLlamaConfig(Section):
 class VllmConfig(Section):
     """vLLM. GPUs used: tensor_parallel * pipeline_parallel. `backend` ray reaches over several nodes, mp stays on one.
 
-    `full_logprobs` returns every token's log-probability instead of the top ones: exact, slow and large.
-    """
+    `full_logprobs` returns every token's log-probability instead of the top ones: exact, slow and large."""
 
     tensor_parallel: Positive = 1
     pipeline_parallel: Positive = 1
@@ -66,8 +64,7 @@ class ApiConfig(Section):
     `own_server` starts llama-cpp-python's server on this machine for as long as a capture lasts, with `teacher.model`,
     a GGUF file, and a key of its own; `base_url` and `key_variable` are not read. `stop_at_line_end` asks for the first
     line of an answer alone. `withheld_is_empty`: an answer that the provider's filter withholds (`content_filter`)
-    counts as an empty one, which a task of labels drops and counts; else it ends the capture.
-    """
+    counts as an empty one, which a task of labels drops and counts; else it ends the capture."""
 
     model: str
     own_server: bool = False
@@ -148,8 +145,7 @@ class TeacherConfig(Speaker):
 
     `model` is what the engine loads; with the engine api only its tokenizer is used, and `api.model` is the name that
     the server knows. `dtype` belongs to transformers and vllm, `quantization` (4 bits, by bitsandbytes) to transformers
-    alone. `made_from` is the hub's model that a local `model` is converted from by hand.
-    """
+    alone. `made_from` is the hub's model that a local `model` is converted from by hand."""
 
     engine: Literal["transformers", "llamacpp", "exllamav2", "vllm", "api"]
     priming_placement: Literal["system", "user"] = "system"
@@ -225,8 +221,7 @@ class SignalsConfig(Section):
 
     `top_k` and `topk_temperature` belong to the codec `topk`: it keeps the distribution at that temperature, and can
     serve no other. So does `sampled` with a random sample of it: each row's tokens above a probability of
-    1 / `sampled_points`, and of the others a few by chance. `text` keeps responses alone, to train on pseudo-labels.
-    """
+    1 / `sampled_points`, and of the others a few by chance. `text` keeps responses alone, to train on pseudo-labels."""
 
     codec: Literal["auto", "full", "hidden", "topk", "sampled", "text"] = "auto"
     top_k: Positive = 64

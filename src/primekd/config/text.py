@@ -29,8 +29,7 @@ class TextConfig(Section):
     times, in another order of its blocks each time; `pretrain.tokens` counts what is read over all of them.
     `held_out_documents` are never trained on: a hash of text and seed chooses them, on the hub among the first ten
     times as many documents. Models are measured on the first `held_out_tokens` tokens of each.
-    Where `documents_apart`, no token attends to another document's in its block.
-    """
+    Where `documents_apart`, no token attends to another document's in its block."""
 
     source: Literal["hub", "files", "package"]
     hub_dataset: str = FINEWEB_EDU

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, TypeAdapter
 from tqdm import tqdm
 
-from primekd.foundation.errors import UserError, findings_text
+from primekd.foundation.manifests import checked
 from primekd.foundation.outside import clean
-from primekd.foundation.storage import now, relative_name, write_json
+from primekd.foundation.storage import now, write_json
 
 _TIME = TypeAdapter(AwareDatetime)
 Time = Annotated[str, AfterValidator(lambda text: text if _TIME.validate_python(text) else "")]
@@ -40,13 +40,7 @@ class StageState(BaseModel):
 
 def read_state(path: Path) -> StageState | None:
     """What a stage says of itself; None where there is no such file. Raises UserError if it is damaged."""
-    try:
-        return StageState.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        said = findings_text(error) if isinstance(error, ValidationError) else error.strerror
-        raise UserError(f"{relative_name(path)} says nothing of a stage ({said}): delete it.") from error
+    return StageState(**checked(path, StageState, "Delete it.")) if path.is_file() else None
 
 
 def progress_folder(profile: Profile) -> Path:

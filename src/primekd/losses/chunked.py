@@ -4,8 +4,7 @@
 
 Of each chunk of response rows the loss and its gradient for the hidden states are computed in one pass, so that nothing
 is kept for a backward pass but a tensor of the hidden states' own shape, and one of the head's where the head is
-trained (under LoRA it is frozen). What is left are the head products and some passes over a chunk.
-"""
+trained (under LoRA it is frozen). What is left are the head products and some passes over a chunk."""
 
 from collections.abc import Iterator
 
@@ -43,8 +42,7 @@ def chunked_loss(
         weights: (N, 2), what a row's cross-entropy and divergence count; None for alpha and (1 - alpha) * scale of all.
 
     Returns the scalar loss and its detached parts {"ce", "kd"} (kd with its factor T^2), both means over `tokens`
-    without weights. Raises ValueError if sparse rows are asked for a loss that they cannot serve.
-    """
+    without weights. Raises ValueError if sparse rows are asked for a loss that they cannot serve."""
     sparse = isinstance(teacher, TopKRows | SampledRows)
     if sparse and (loss.divergence != "forward_kl" or loss.temperature != teacher.temperature):
         raise ValueError("sparse rows serve the forward KL at their own temperature only")
@@ -73,8 +71,7 @@ def row_losses(
     the forward KL alone, as others overwrite the logits).
 
     Returns cross-entropy and divergence of each row in nats, (N,) float32 both; the divergence without the factor T^2,
-    and 0 without a teacher. Ids (N, top) and probabilities (N, top) at temperature 1.
-    """
+    and 0 without a teacher. Ids (N, top) and probabilities (N, top) at temperature 1."""
     ce, kd = torch.empty(2, len(hidden), device=hidden.device).unbind()
     weights = torch.ones(len(hidden), 2, device=hidden.device)
     ids, probs = torch.zeros(len(hidden), top, dtype=torch.int64, device=ce.device), ce.new_empty(len(hidden), top)

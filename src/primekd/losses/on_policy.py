@@ -27,8 +27,7 @@ def minillm_weights(
         lengths: tokens of each response; N in all.
         clip: a token whose ratio to what it was drawn from has already moved by more than this share in the direction
             that its reward asks for has no second term (PPO's clipped objective).
-        length_normalised: R_t+1 is the mean of the later tokens' rewards, not their sum (the paper's R^Norm).
-    """
+        length_normalised: R_t+1 is the mean of the later tokens' rewards, not their sum (the paper's R^Norm)."""
     ratio = (log_q - log_drawn).float().exp()
     later = torch.cat([_later(rewards, length_normalised) for rewards in (log_p - log_q).float().split(lengths)])
     spent = ((later > 0) & (ratio > 1 + clip)) | ((later < 0) & (ratio < 1 - clip))

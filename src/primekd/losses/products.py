@@ -2,8 +2,7 @@
 
 A bfloat16 product that is rounded to bfloat16 turns logits of 16 and more into eighths, and two equal models would then
 differ. The factors themselves are exact: bfloat16 times bfloat16 fits into float32, and processors that multiply
-bfloat16 add up in float32. So no precision is lost by multiplying in bfloat16 as long as the sum is not rounded.
-"""
+bfloat16 add up in float32. So no precision is lost by multiplying in bfloat16 as long as the sum is not rounded."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,8 +19,7 @@ def logits_of(
     """states (C, D) @ head (V, D).T + bias (V,) -> (C, V) float32, without rounding in between; into `out` if given.
 
     `rounded`: a CPU may round float32 factors to bfloat16. Of a 1.5B teacher's rows that is 2e-6 nats a token, and
-    processors without its instructions keep float32 and are twice as fast all the same.
-    """
+    processors without its instructions keep float32 and are twice as fast all the same."""
     if out is None:
         out = torch.empty(len(states), len(head), dtype=torch.float32, device=states.device)
     if states.dtype == head.dtype and states.is_cuda and states.dtype.itemsize == 2:

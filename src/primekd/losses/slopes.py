@@ -4,8 +4,7 @@ Below, z are the student's logits divided by T, q their softmax, p the teacher's
 the forward KL it is q - p (Hinton et al. 2015, arXiv 1503.02531, section 2); for the reverse KL q * (log q/p - D); for
 the JSD (GKD, arXiv 2306.13649, equation 1) (1 - beta) * q * (log q/m - KL(q || m)). Of any other divergence it is
 q * (g - sum q * g), g its derivative for q: -(1 - beta) * p/m of the skewed forward KL, log q/m - beta * q/m of the
-skewed reverse KL (DistiLLM, arXiv 2402.03898). A scale or cap behind the head multiplies them by its own slope.
-"""
+skewed reverse KL (DistiLLM, arXiv 2402.03898). A scale or cap behind the head multiplies them by its own slope."""
 
 import torch
 from torch import Tensor

@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field
 from tqdm import tqdm
 
-from primekd.foundation import UserError, findings_text, open_bar
-from primekd.foundation.storage import disk_errors, hash_file, now, project_root, relative_name, write_json, write_text
+from primekd.foundation import UserError, checked, open_bar
+from primekd.foundation.storage import disk_errors, hash_file, now, project_root, write_json, write_text
 from primekd.models.hub import HubFile, HubModel, explain, local_snapshot, storage_folder
 from primekd.models.reference import ModelReference
 
@@ -228,15 +228,8 @@ class Record(BaseModel):
 def read_record(repository: str, commit: str) -> Record | None:
     """The record of one commit; None where there is none. Raises UserError if it is damaged."""
     path = record_path(repository, commit)
-    if not path.is_file():
-        return None
-    try:
-        return Record.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UserError(
-            f"{relative_name(path)} is no record of a download ({findings_text(error)}): delete it and get the model "
-            "again; what is whole is kept."
-        ) from error
+    fix = "Delete it and get the model again: what is whole is kept."
+    return Record(**checked(path, Record, fix)) if path.is_file() else None
 
 
 def recorded(reference: ModelReference) -> HubModel | None:

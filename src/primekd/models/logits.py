@@ -3,8 +3,7 @@
     z = soft_cap * tanh(scale * y / soft_cap),  y = hidden @ head.T + bias
 
 Cohere and Falcon-H1 multiply, Granite divides, MiniCPM divides the hidden states, Gemma 2 caps. A configuration names
-the numbers; what is done with them is found by asking the model, so that one that does something else is noticed.
-"""
+the numbers; what is done with them is found by asking the model, so that one that does something else is noticed."""
 
 import contextlib
 import itertools

@@ -4,8 +4,7 @@ teacher engines, which stands in no other place.
 A block stands between two lines of their own:
 
     <!-- primekd:begin results pocket -->
-    <!-- primekd:end -->
-"""
+    <!-- primekd:end -->"""
 
 import os
 import re

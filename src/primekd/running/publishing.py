@@ -105,10 +105,11 @@ def results_of(profile: Profile) -> Iterator[Made]:
         yield from (("capture", profile, profile.signals_folder(name)) for name in more)
     if profile.assess.forgetting_items:
         yield "capture", as_teacher(profile), profile.signals_folder(NEUTRAL)
-    students = dict.fromkeys(arms_of(profile))
-    for name in arms_of(profile):
-        more = sorted((profile.runs / "students").glob(f"{name}-seed*/{MANIFEST}"))
-        students |= dict.fromkeys(path.parent.name for path in more if ".old-" not in path.parent.name)
+    students, logs = dict.fromkeys(arms_of(profile)), profile.logs / MANIFEST
+    assessed = read_manifest(logs).get("models") or {} if logs.is_file() else {}
+    for name in arms_of(profile):  # one of a seed that the profile does not list may have been passed over
+        listed = [profile.student_folder(name, seed).name for seed in profile.seeds.get(name, ())]
+        students |= dict.fromkeys([*listed, *(model for model in assessed if split_seed(model)[0] == name)])
     placed = [name for name in students if arms_of(profile)[split_seed(name)[0]].by_place]  # a store a student
     yield from (("capture", profile, profile.signals_folder(name)) for name in placed)
     yield from (("distill", profile, profile.runs / "students" / name) for name in students)

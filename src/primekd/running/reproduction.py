@@ -6,7 +6,16 @@ from typing import Any
 
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.config import LossConfig, PrepareConfig, Profile, TrainConfig
-from primekd.foundation import MANIFEST, UserError, hash_file, read_json, read_manifest, relative_name, write_json
+from primekd.foundation import (
+    MANIFEST,
+    UserError,
+    canonical_json,
+    hash_file,
+    read_json,
+    read_manifest,
+    relative_name,
+    write_json,
+)
 from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit
 from primekd.report.formats import percent, significant
@@ -94,13 +103,17 @@ def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
     for name, kind in YOUNGER.items():
         if config.get(name):
             config[name] = {key: kind.model_fields[key].default for key in kind.younger} | config[name]
+    if prepare := config.get("prepare"):  # as a whole: a key that one side lacks is no younger one
+        config["prepare"] = prepare | {"solutions": canonical_json(prepare["solutions"])}
     return config
 
 
 def _treated(facts: dict[str, Any]) -> dict[str, Any]:
     """What an arm does to its student: these are no keys of a profile."""
     inputs, spec = facts.get("inputs") or {}, (facts.get("signals") or {}).get("spec") or {}
-    own = {key: inputs.get(key) or {} for key in ("treatment", "deviations", "text_alone", "on_policy")}
+    own = {key: canonical_json(inputs.get(key) or None) for key in ("treatment", "deviations", "text_alone")}
+    written = {key: value for key, value in (inputs.get("on_policy") or {}).items() if value is not None}
+    own |= {"writes": bool(written), "on_policy": written}
     loss = {key: LossConfig.model_fields[key].default for key in LossConfig.younger} | (inputs.get("loss") or {})
     return own | {"loss": loss} | {key: spec[key] for key in ("priming", "prompt") if key in spec}
 

@@ -30,7 +30,7 @@ def run_study(
     profile, another run of it is under way, or a notebook failed, with its own sentence."""
     study = open_study(profile, force_stages)
     with only_one(profile) as lock:
-        if (cluster or shutil.which("squeue")) and (jobs := queued_jobs(profile)):  # two would write the same files
+        if jobs := queued_beside(profile, cluster):  # two would write the same files
             fix = f"wait for them or `scancel {' '.join(jobs)}`"
             raise UserError(f"Jobs of an earlier run are still queued or running: {fix}.")
         ask_anew(profile, force_stages)
@@ -79,9 +79,7 @@ def planned_jobs(
     command = [*snakemake_command(profile, profile_argument, cores, force, cluster, only), "--dry-run"]
     wanted = [rule for stage in force_stages for rule in study.forced[stage]]
     if only is None:  # what is lost; but what is inside the students, which Snakemake would take for asked for, too
-        lost = [
-            copy for copy in study.lost(profile) if copy.is_file() and not {"analysis", "inside.done"} & {*copy.parts}
-        ]
+        lost = [copy for copy in study.lost(profile) if copy.is_file() and is_planned(copy)]
         wanted += [copy.relative_to(output_root()).as_posix() for copy in lost]
     if wanted:
         command += ["--forcerun", *dict.fromkeys(wanted)]
@@ -93,6 +91,24 @@ def planned_jobs(
     for line in text.splitlines():
         state.read(line)
     return [job for job in state.running.values() if job.rule in state.planned]
+
+
+def is_planned(copy: Path) -> bool:
+    """Whether a run of the whole study makes an executed copy, as it is shared out today."""
+    if copy.name.startswith("captured-") or {"analysis", "inside.done"} & {*copy.parts}:
+        return False
+    stamps = "+".join(stamp.stem for stamp in copy.parent.glob("*.done")).split("+")  # of scoring jobs
+    return copy.parent.name != "scored" or len(stamps) == len(set(stamps))
+
+
+def queued_beside(profile: Profile, cluster: Cluster | None) -> list[str]:
+    """Jobs of an earlier run that Slurm still has, which a run on this machine would be in the way of, too. There it is
+    asked where it is; one that does not answer has none."""
+    if cluster:
+        return queued_jobs(profile)
+    with contextlib.suppress(UserError):
+        return queued_jobs(profile) if shutil.which("squeue") else []
+    return []
 
 
 def environment() -> dict[str, str]:

@@ -13,8 +13,7 @@ each point that fell on it, so that
 How it is written. Token counts are small numbers; the response token's own (nearly always the largest) is what the
 others leave of N, so a row on which the teacher has no doubt takes 2 bits. Ids are sorted and written as differences of
 their magnitudes (a floating-point number with 6 bits after the leading one), then the bits below: tokenizers of the
-BPE kind number tokens in the order in which they were merged, so frequent ones have small ids.
-"""
+BPE kind number tokens in the order in which they were merged, so frequent ones have small ids."""
 
 import hashlib
 from dataclasses import dataclass

@@ -6,8 +6,7 @@
     <folder>/manifest.json             what was asked (spec); at the end all of the above, marked as complete
     <folder>/../head-<hash>.safetensors  the teacher's output head, shared by the stores of one teacher
 
-Each is written whole, by one worker, the last one from the others: a worker may die, and two may do the same thing.
-"""
+Each is written whole, by one worker, the last one from the others: a worker may die, and two may do the same thing."""
 
 import os
 import secrets

@@ -1,5 +1,6 @@
 """Two files of answers to the same questions, compared pair by pair."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[Lo
 
 def _task_of(path: Path) -> Task:
     """The task of the logs beside a log, by their manifest; numbers where there is none."""
-    manifest = next((folder / MANIFEST for folder in path.resolve().parents[:2] if (folder / MANIFEST).is_file()), None)
-    data = (read_manifest(manifest).get("config") or {}).get("data") if manifest else None
-    return task_of(DataConfig.model_construct(task=data["task"])) if data else NUMBERS
+    for file in (folder / MANIFEST for folder in path.resolve().parents[:2]):
+        with contextlib.suppress(UserError):  # a file of that name may be anybody's
+            if data := (read_manifest(file).get("config") or {}).get("data") if file.is_file() else None:
+                return task_of(DataConfig.model_construct(task=data["task"]))
+    return NUMBERS
 
 
 def check_extractors(first: list[LogRow], second: list[LogRow]) -> None:

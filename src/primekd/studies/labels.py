@@ -3,8 +3,7 @@
     prepare the teacher -> label (the API) -> distill -> answers and held-out fit -> logs -> report
 
 A large model corrects sentences, and a small one is trained on its corrections, on a GPU with QLoRA (arXiv 2305.14314).
-No arm but `base-fine-tune`, which is the ceiling, is trained on gold sentences: they judge.
-"""
+No arm but `base-fine-tune`, which is the ceiling, is trained on gold sentences: they judge."""
 
 from pathlib import Path
 

@@ -3,8 +3,7 @@
     tokenise the text -> pretrain the control -> go on with every arm -> documents and benchmarks -> logs -> report
 
 Every arm starts from the control's weights and reads the same tokens: without the teacher, with its forward or reverse
-KL, and with the student's own text (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543).
-"""
+KL, and with the student's own text (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543)."""
 
 from collections.abc import Iterator
 from functools import partial

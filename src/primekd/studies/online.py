@@ -4,8 +4,7 @@ step, and what its answers cost.
     tokenise -> control (text alone), arms (text and teacher, from the same fresh weights) -> documents, facts -> report
 
 Source: DistilLlama, 80M parameters from Llama-2-7B on OpenWebText and WikiText, whose loss sums the divergence over the
-positions of a sequence.
-"""
+positions of a sequence."""
 
 import time
 from collections.abc import Collection, Sequence

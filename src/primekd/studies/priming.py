@@ -2,8 +2,7 @@
 
     prepare the teacher -> capture (an arm's prompt) -> distill -> answers and held-out fit -> logs -> report
 
-Source: "Enhancing Knowledge Distillation for LLMs with Response-Priming Prompting".
-"""
+Source: "Enhancing Knowledge Distillation for LLMs with Response-Priming Prompting"."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path

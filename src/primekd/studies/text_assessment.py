@@ -50,8 +50,7 @@ class Probe:
         inputs: what the rows depend on besides. settings: of profile.assess, which the logs depend on.
         beside: further rows that stand beside the models' own, by name. idle: a Meter's facts of the idle machine.
         table: (folder of logs, logs, held-out rows, bootstrap samples) -> the rows of its table, one a model or more;
-        table_file, row: its name, and what a row is.
-    """
+        table_file, row: its name, and what a row is."""
 
     name: str
     kind: type

@@ -1,7 +1,6 @@
 """What is asked and how an answer is judged: one file a task behind `protocol`, and what tasks share.
 
-Nothing outside this package and `studies` knows what a question is about. No models and no prompts' templates here.
-"""
+Nothing outside this package and `studies` knows what a question is about. No models and no prompts' templates here."""
 
 from primekd.tasks.clusters import cluster_of
 from primekd.tasks.load import NEUTRAL, load_answer_sets, load_items, task_of

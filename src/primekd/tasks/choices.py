@@ -4,8 +4,7 @@ Texts are those of lm-evaluation-harness 0.4.13, character by character; SNLI, w
 
 Sources: Zellers et al., "HellaSwag: Can a Machine Really Finish Your Sentence?", arXiv 1905.07830; Bowman et al., "A
 large annotated corpus for learning natural language inference", arXiv 1508.05326 (SNLI); Wang et al., "GLUE: A
-Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", arXiv 1804.07461.
-"""
+Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", arXiv 1804.07461."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -165,8 +164,7 @@ def rows_of_side(data: DataConfig, benchmark: str, side: str) -> list[ChoiceItem
 def with_shots(items: Sequence[ChoiceItem], pool: Sequence[ChoiceItem], shots: int) -> list[ChoiceItem]:
     """Items behind worked examples, drawn for each in turn as lm-evaluation-harness draws them by default.
 
-    None is the item itself; the harness looks at further fields of a row. Raises UserError if there are too few.
-    """
+    None is the item itself; the harness looks at further fields of a row. Raises UserError if there are too few."""
     random, found = Random(SHOTS_SEED), []
     for item in items:
         before = (f"{one.context}{BEHIND}{one.answer}{BETWEEN}" for one in _shown(random, item, pool, shots))
@@ -192,8 +190,7 @@ class Choices(Task):
     def items(self, data: DataConfig, split: str, count: int, seed: int) -> list[ChoiceItem]:
         """At most `count` items of each benchmark, in their order; the test items behind `data.shots` others.
 
-        Nothing is drawn by `seed`: the same examples are shown as by lm-evaluation-harness.
-        """
+        Nothing is drawn by `seed`: the same examples are shown as by lm-evaluation-harness."""
         start = start_of(data, split)
         found: list[ChoiceItem] = []
         for benchmark in data.benchmarks if count else ():

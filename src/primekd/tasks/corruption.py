@@ -1,8 +1,7 @@
 """Clean sentences of the project's own in several languages, and errors that are put into them.
 
 Both are artificial: sentences are put together from the words in `sentences/<language>.json`, and errors are drawn from
-the kinds that learners make. What a model does here says how well it undoes these errors, and little of human ones.
-"""
+the kinds that learners make. What a model does here says how well it undoes these errors, and little of human ones."""
 
 import json
 import re

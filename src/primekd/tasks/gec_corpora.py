@@ -2,8 +2,7 @@
 
 Sources: Dahlmeier and Ng, "Better Evaluation for Grammatical Error Correction", NAACL 2012 (M2: sentences and the edits
 that correct them); Syvokon and Nahorna, "UA-GEC: Grammatical Error Correction and Fluency Corpus for the Ukrainian
-Language", arXiv 2103.16997 (CC-BY-4.0).
-"""
+Language", arXiv 2103.16997 (CC-BY-4.0)."""
 
 import re
 from importlib.util import find_spec
@@ -18,8 +17,7 @@ def read_m2(path: Path) -> list[tuple[str, str]]:
     """(sentence, the same with the first annotator's edits) of every block; words are joined by single spaces.
 
     A block is `S` with the words, `A` with an edit of them a line, and a blank line. Raises UserError if the file is
-    absent, or a line is neither, or an edit lies outside its sentence.
-    """
+    absent, or a line is neither, or an edit lies outside its sentence."""
     name = relative_name(path)
     if not path.is_file():
         raise UserError(f"{name} is not there: check data.train_file and data.test_file in the profile.")

@@ -2,8 +2,7 @@
 
 Gold sentences are there to judge by. A teacher and the students that learn from it see none of the training side.
 
-Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0).
-"""
+Source of the hub's set: juancavallotti/multilingual-gec (Apache-2.0)."""
 
 import re
 import sys
@@ -138,8 +137,7 @@ def plain(text: str) -> str:
 def clean_answer(response: str, sentence: str) -> tuple[int, int, str]:
     """Where in a response the corrected sentence stands: (start, end, rule); start == end where there is none.
 
-    The first line that is not empty; a label before it (`Corrected:`) or quotes count only if the sentence has them.
-    """
+    The first line that is not empty; a label before it (`Corrected:`) or quotes count only if the sentence has them."""
     start = len(response) - len(response.lstrip())
     end = start + len(response[start:].split("\n")[0].rstrip())
     rule = "whole" if not response[end:].strip() else "first-line"

@@ -1,7 +1,6 @@
 """GSM8K and sets of its form: Platinum, GSM-Plus, MGSM, and the files of GSM-Symbolic.
 
-Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168.
-"""
+Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168."""
 
 import contextlib
 import re
@@ -39,8 +38,7 @@ def item_of_row(row: dict, where: str, default_id: str) -> Item | None:
 
     GSM8K and Platinum: `answer` is a solution that ends in `#### 18`. GSM-Plus: `answer` is a number, which counts, the
     solution stands in `solution`. MGSM: the number is `answer_number`, and `answer` a solution or null. GSM-Symbolic:
-    `id` names a template and `instance` the item. Raises UserError if it has no question or answer that can be read.
-    """
+    `id` names a template and `instance` the item. Raises UserError if it has no question or answer that can be read."""
     row = {name: text_of(row.get(name)) for name in FIELDS}
     gold = row["answer_number"] or row["answer"]
     require_fields({"question": row["question"], "answer": gold}, where)

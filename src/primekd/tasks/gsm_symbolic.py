@@ -1,7 +1,6 @@
 """GSM-Symbolic: grade-school problems drawn from templates. Items of one template are no independent draws.
 
-The files that were published with it are data sets of GSM8K's form, and read by that task.
-"""
+The files that were published with it are data sets of GSM8K's form, and read by that task."""
 
 import contextlib
 import hashlib
@@ -38,8 +37,7 @@ def without_init(package: str, *subpackages: str) -> Iterator[None]:
     """Within it modules of a package are imported without its own __init__ and those of some subpackages.
 
     reasoning-gym's import every data set that it has, and with them a dozen packages that nothing here uses. Nothing is
-    left behind: whoever imports the package afterwards gets all of it. Raises UserError if it is not installed.
-    """
+    left behind: whoever imports the package afterwards gets all of it. Raises UserError if it is not installed."""
     spec = importlib.util.find_spec(package)  # finds it, runs nothing of it
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{package} is not installed: pip install --no-deps -r requirements-no-deps.txt.")
@@ -73,8 +71,7 @@ def generate_gsm_symbolic(templates: Sequence[int], split: str, count: int, seed
     """`count` GSM-Symbolic items from reasoning-gym's templates, in turn, all different, of one split.
 
     Source: Mirzadeh et al., "GSM-Symbolic", arXiv 2410.05229, in reasoning-gym's implementation. Raises UserError if a
-    template does not exist, or the templates hold too few different questions for the split.
-    """
+    template does not exist, or the templates hold too few different questions for the split."""
     generators = _generators()
     if unknown := [t for t in templates if t not in generators]:
         raise UserError(f"reasoning-gym has no GSM-Symbolic template {unknown}: mend data.templates in the profile.")

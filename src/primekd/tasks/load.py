@@ -21,8 +21,7 @@ def load_items(profile: Profile, split: str, count: int | None = None) -> list[I
     """The profile's items of one split: train, validation, test, teacher (for `prepare-teacher` alone), or neutral.
 
     Of an answer set they have ids of their own: the second set's, or as many of an item as it has samples. Raises
-    UserError if the source is not to be had, holds too few items, or holds an item twice.
-    """
+    UserError if the source is not to be had, holds too few items, or holds an item twice."""
     if split == NEUTRAL:
         return neutral_items(profile.assess.forgetting_items)
     if split not in SPLITS:

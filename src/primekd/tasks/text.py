@@ -1,8 +1,7 @@
 """Text becomes token ids, once: `tokenise` reads a profile's documents one after the other and writes shards of them.
 
 Beside each shard a JSON file of its name vouches for it and says how far the source was read, so that a later call goes
-on behind it. What is written depends on text, tokenizer and settings alone, however often the work was broken off.
-"""
+on behind it. What is written depends on text, tokenizer and settings alone, however often the work was broken off."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,7 @@
     <folder>/held-out.safetensors      the same of the documents that nobody trains on
     <folder>/manifest.json             sha256 of each, and what they were made from
 
-The training shards, one behind the other, are one stream of tokens.
-"""
+The training shards, one behind the other, are one stream of tokens."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -65,8 +64,7 @@ class Blocks:
 
     Every epoch has each block once, in an order of its own; a last part shorter than a block is left out. Position i is
     block i of the first epoch, and positions go on into the next epochs: whoever knows i knows what was read, on any
-    machine. No file stays open. Raises UserError as open_folder, or if there is less text than one block.
-    """
+    machine. No file stays open. Raises UserError as open_folder, or if there is less text than one block."""
 
     def __init__(self, folder: Path, block_tokens: int, seed: int, tokenizer_sha256: str | None = None):
         self.block_tokens, self.seed, self._shards = block_tokens, seed, open_folder(Path(folder), tokenizer_sha256)
@@ -114,8 +112,7 @@ def shuffled(index: int, count: int, seed: int, epoch: int) -> int:
     """Where `index` goes in a permutation of range(count), which depends on seed and epoch alone and is nowhere kept.
 
     A Feistel network of four rounds over the smallest even number of bits that holds `count`, repeated until it falls
-    below `count` (cycle walking): Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
-    """
+    below `count` (cycle walking): Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002."""
     bits = (max(count - 1, 1).bit_length() + 1) // 2
     while True:
         left, right = index >> bits, index & ((1 << bits) - 1)

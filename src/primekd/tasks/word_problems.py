@@ -1,8 +1,7 @@
 """Word problems of SVAMP and ASDiv, from JSONL files: whether what was learned on GSM8K carries over.
 
 Sources: Patel et al., "Are NLP Models really able to Solve Simple Math Word Problems?", arXiv 2103.07191 (SVAMP);
-Miao et al., "A Diverse Corpus for Evaluating and Developing English Math Word Problem Solvers", ACL 2020 (ASDiv).
-"""
+Miao et al., "A Diverse Corpus for Evaluating and Developing English Math Word Problem Solvers", ACL 2020 (ASDiv)."""
 
 import re
 
@@ -28,8 +27,7 @@ def item_of_row(row: dict, where: str, default_id: str) -> Item | None:
 
     SVAMP: ID, Body, Question, Equation `( 8.0 - 3.0 )`, Answer `5.0`. ASDiv: ID, Body, Question, Formula `7+2=9`,
     Answer `9 (apples)`. Names count in any case. A row with `question` and no body is one of GSM8K. Raises UserError,
-    which begins with `where`, if body, question or answer is missing or empty.
-    """
+    which begins with `where`, if body, question or answer is missing or empty."""
     if "question" in row and not any(name.lower() == "body" for name in row):
         return gsm8k.item_of_row(row, where, default_id)
     texts = {name.lower().lstrip("@"): text_of(value) for name, value in row.items()}

@@ -5,8 +5,7 @@
            └ The …
 
 Each token sees those on its own path from the root, and has the position that it would have there. To a model that
-takes attention masks of two dimensions a row it is as if each response were read alone behind the prompt.
-"""
+takes attention masks of two dimensions a row it is as if each response were read alone behind the prompt."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

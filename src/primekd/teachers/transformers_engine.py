@@ -38,8 +38,7 @@ class TransformersEngine(TeacherEngine):
         tokenizer: `load_tokenizer` of a profile's teacher or student, where that sets a template; else the model's.
         merged: it is merged in float32 before the weights are rounded to `dtype`, not in 4 bits; generation is then as
             fast as the base model's. What that costs `measure_merge` says.
-        weights: the precision of the weights in training, where `dtype` is a finer one: they are rounded to it.
-    """
+        weights: the precision of the weights in training, where `dtype` is a finer one: they are rounded to it."""
 
     name = "transformers"
 

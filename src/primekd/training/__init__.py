@@ -11,5 +11,4 @@ A step passes through six files, in this order:
 
 Rows travel as the dataclasses of `signals/rows.py`. Around a step: `checkpoints.py` and `processes.py` resume and share
 out the work, `distill.py` is the stage, and what is trained is made and saved by `models/students.py`. The formulas to
-read first are in `losses/slopes.py`, and as plain functions in `benchmarks/plain_losses.py`.
-"""
+read first are in `losses/slopes.py`, and as plain functions in `benchmarks/plain_losses.py`."""

@@ -151,5 +151,8 @@ def begin(
         why = "is to be made anew" if is_older(folder / MANIFEST, since) else "is outdated or was altered"
         print(f"{relative_name(folder)} {why}: set aside as {set_aside(folder).name}.")
     if is_main_process() and is_older(checkpoints, since):
-        shutil.rmtree(checkpoints)
+        from primekd.training.checkpoints import held  # with transformers' trainer
+
+        with held(checkpoints):
+            shutil.rmtree(checkpoints)
     return checkpoints

@@ -196,7 +196,8 @@ def build_trainer(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     longest = max(longest_sequence(examples), longest_sequence(validation))
     refuse_too_long(base, {"The longest example": longest}, "prompt and response have", "lower max_new_tokens")
-    choose_attention(base, longest + (rollouts.limit if rollouts else 0))
+    longest += rollouts.limit if rollouts else 0  # which refuse what does not fit by themselves
+    choose_attention(base, longest)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,

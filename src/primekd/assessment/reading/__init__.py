@@ -4,8 +4,7 @@ published         the study's four rules, in their order (the default)
 validated         run-on-aware rules, measured against labelled answers (docs/extraction.md)
 strict-match      lm-evaluation-harness, task gsm8k
 flexible-extract  lm-evaluation-harness, task gsm8k
-math-verify       Hugging Face's Math-Verify, default settings
-"""
+math-verify       Hugging Face's Math-Verify, default settings"""
 
 from dataclasses import replace
 

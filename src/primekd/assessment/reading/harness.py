@@ -3,8 +3,7 @@
 `strict-match` and `flexible-extract`, the two filters of lm-evaluation-harness's task gsm8k (version 3.0), have its own
 patterns (gsm8k.yaml): the first number after `#### `, and the last thing in the answer that looks like one. What they
 select is then read as a number, where it is one: the harness compares strings, so that to it 29.00 is not 29.
-`math-verify` is Hugging Face's Math-Verify with its default settings.
-"""
+`math-verify` is Hugging Face's Math-Verify with its default settings."""
 
 import logging
 import re

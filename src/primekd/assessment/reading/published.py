@@ -6,8 +6,7 @@ The rules, in this order (the study's own code read a stale variable in rule 3 a
 2. first-line   the first line, if it has numbers and they are all the same number
 3. phrase       the first number after "the [final|correct] answer is"
 4. last-number  the last number in the answer
-5. none         no number at all
-"""
+5. none         no number at all"""
 
 import re
 from dataclasses import replace

@@ -10,8 +10,7 @@ until their limit. In this order:
 5. none        no value for this question; a person may have to look
 
 What a cut answer does not declare is left out: guesses at unannounced results were right half the time
-(docs/extraction.md).
-"""
+(docs/extraction.md)."""
 
 import re
 from fractions import Fraction
