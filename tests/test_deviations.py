@@ -133,12 +133,14 @@ def test_keys_read_back_as_text_stand_in_another_order():
 
 
 def test_gold_by_position_holds_logits_at_t_against_gold_token_t():
-    for asked, gold in (([5, 6, 7, 8], [1, 2]), ([5, 6], [1, 2, 3])):
-        made = by_position(asked, gold)
+    for asked, place, gold in (
+        ([5, 6, 7, 8], range(4), [1, 2]), ([5, 6], range(2), [1, 2, 3]), ([9, 9, 5, 6, 9], range(2, 4), [1, 2, 3]),
+    ):  # fmt: skip
+        made = by_position(asked, place, gold)
         batch = Collator(0)([type("E", (), {"item_id": "i", "sequence": made, "gold": None})()])
         labels = batch["labels"][0]
         predicted = {t: int(labels[t + 1]) for t in range(len(labels) - 1) if labels[t + 1] != IGNORED}
-        assert predicted == dict(enumerate(gold[: len(asked)]))  # logits at t -> gold[t]
+        assert predicted == dict(zip(place, gold, strict=False))  # logits at the question's token t -> gold[t]
         assert made.input_ids[: len(asked)] == asked
 
 
@@ -146,11 +148,23 @@ def test_rows_of_the_question_are_the_students_own_where_nobody_is_primed(profil
     """Teacher and student are the same model and read the same tokens, so nothing is left to learn."""
     found = lesson(profile, "question-logits-KD")
     assert abs(divergence(found)) < 1e-5
+    tokenizer = load_tokenizer(profile.student)
     for item, example in zip(found.items, found.examples(), strict=True):
-        prompt = build_prompt(load_tokenizer(profile.student), item.messages)
-        assert example.sequence.input_ids == prompt and not example.sequence.response_mask[0]
-        gold = encode_response(load_tokenizer(profile.student), item.solution)
-        assert example.gold.input_ids == [*prompt, *gold]
+        prompt, sequence = build_prompt(tokenizer, item.messages), example.sequence
+        kept = [token for token, on in zip(sequence.input_ids, sequence.response_mask, strict=True) if on]
+        assert tokenizer.decode(kept).strip() == item.question  # and not the template's tokens, which all items share
+        assert sequence.input_ids == prompt[: len(sequence.input_ids)]
+        assert example.gold.input_ids == [*prompt, *encode_response(tokenizer, item.solution)]
+
+
+def test_gold_by_position_begins_with_the_question_and_not_with_the_template(profile):
+    found, tokenizer = lesson(profile, "gold-by-position-KD"), load_tokenizer(profile.student)
+    for item, example in zip(found.items, found.examples(), strict=True):
+        on = [place for place, kept in enumerate(example.gold.response_mask) if kept]
+        read = example.gold.input_ids[on[0] - 1 : on[-1]]
+        assert item.question.startswith(tokenizer.decode(read).strip()) and len(read) > 3
+        gold = encode_response(tokenizer, item.solution)
+        assert [example.gold.labels[place] for place in on] == gold[: len(on)]
 
 
 def test_a_priming_in_front_shifts_the_rows_against_the_students(profile):

@@ -16,8 +16,8 @@ PUBLISHED = frozenset(DEVIATIONS) - frozenset(OF_ONE_ARM)
 SAID: dict[Deviation, str] = {
     "question-logits": "The teacher's rows are those of the question's own tokens, and no response is generated; the "
     "cross-entropy is taken on the gold solution.",
-    "gold-by-position": "The student reads the question alone; its logits at token t are held against the gold "
-    "solution's token t, unshifted.",
+    "gold-by-position": "The student reads the prompt alone; its logits at the question's token t are held against the "
+    "gold solution's token t, unshifted.",
     "cut-to-shortest": "Response and gold solution are cut to the length of the shorter one.",
     "priming-prefix": "The teacher's rows are taken by their place in its own text, which the priming makes longer: "
     "rows of other tokens, as many places earlier as its text is longer than the student's.",

@@ -82,6 +82,17 @@ def build_prompt(
     return Prompt(ids, messages, text)
 
 
+def place_of_question(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> range:
+    """Which of a prompt's ids are those of its last message's text, and not of the template; of a bare text, all."""
+    if prompt.messages[-1]["role"] == TEXT:
+        return range(len(prompt))
+    asked = prompt.messages[-1]["content"].strip()
+    first = prompt.text.rindex(asked)
+    spans = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    inside = [place for place, (start, end) in enumerate(spans) if start < first + len(asked) and end > first]
+    return range(inside[0], inside[-1] + 1)
+
+
 def text_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> Prompt:
     """Token ids of a text to go on with, as the tokenizer alone reads it. UserError if a control token stands in it."""
     return build_prompt(tokenizer, [{"role": TEXT, "content": text}])

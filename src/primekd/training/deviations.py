@@ -15,7 +15,7 @@ from primekd.capture.live import LiveTeacher
 from primekd.config import OWN, Arm, Profile, get_arm
 from primekd.foundation import UserError, hash_json, relative_name
 from primekd.models import load_tokenizer
-from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
+from primekd.models.chat import StudentSequence, build_prompt, encode_response, join, place_of_question
 from primekd.signals import Asked, SignalReader, SignalRows, concatenate
 from primekd.tasks.forms import socratic
 from primekd.tasks.protocol import Item, as_text
@@ -59,9 +59,11 @@ class DeviatingRows:
 
 @dataclass(frozen=True)
 class Texts:
-    """Of one item: what the student is asked, what the teacher read, and the response, if there is one."""
+    """Of one item: what the student is asked, and where in it the question stands; what the teacher read, and the
+    response, if there is one."""
 
     asked: list[int]
+    question: range
     teacher_prompt: list[int]
     response: list[int]
 
@@ -89,14 +91,15 @@ class Deviating:
     def texts(self) -> dict[str, Texts]:
         items = as_text(self.items) if self.has("no-template") else self.items
         tokenizer = load_tokenizer(self.profile.student)
-        asked = {item.id: build_prompt(tokenizer, item.messages) for item in items}
+        prompts = {item.id: build_prompt(tokenizer, item.messages) for item in items}
+        asked = {item: (prompt, place_of_question(tokenizer, prompt)) for item, prompt in prompts.items()}
         if self.reader is not None:
             stored = {item: self.reader.item(item) for item in asked}
-            return {i: Texts(asked[i], one.prompt_ids, one.response_ids) for i, one in stored.items()}
+            return {i: Texts(*asked[i], one.prompt_ids, one.response_ids) for i, one in stored.items()}
         own = {"deviations": self.arm.deviations, "protocol": self.arm.protocol}
         primed = self.arm if self.arm.text == OWN else get_arm(self.arm.text).model_copy(update=own)
-        prompts = prompts_of(primed, self.profile.teacher, list(self.items))
-        return {i: Texts(asked[i], prompt, []) for i, prompt in zip(asked, prompts, strict=True)}
+        read = prompts_of(primed, self.profile.teacher, list(self.items))
+        return {i: Texts(*asked[i], prompt, []) for i, prompt in zip(asked, read, strict=True)}
 
     @property
     def _place_inputs(self) -> dict[str, str]:
@@ -142,10 +145,10 @@ class Deviating:
     def _example(self, item: Item, texts: Texts, offset: int) -> Example:
         solution = socratic(item.solution, Random(0)) if self.has("socratic") else item.solution
         gold = encode_response(load_tokenizer(self.profile.student), solution)
-        first = max(1, 1 - offset)  # the teacher has no row in front of its first token
         asked, taught, shortest = texts.asked, texts.response, None
         if self.has("question-logits"):
-            asked, taught = asked[:first], asked[first:]
+            first = max(1, 1 - offset, texts.question.start)  # the teacher has no row in front of its first token
+            asked, taught = asked[:first], asked[first : texts.question.stop]
         if self.has("cut-to-shortest"):
             _, whole, row = self.source.place(item.id, asked)
             shortest = max(1, min(len(taught), len(gold), len(whole) - row))
@@ -153,13 +156,13 @@ class Deviating:
         if self.profile.loss.labels != "gold":
             return Example(item.id, sequence)
         if self.has("gold-by-position"):
-            return Example(item.id, sequence, by_position(texts.asked, gold[:shortest]))
+            return Example(item.id, sequence, by_position(texts.asked, texts.question, gold[:shortest]))
         return Example(item.id, sequence, join(texts.asked, gold[:shortest]))
 
 
-def by_position(asked: Sequence[int], gold: Sequence[int]) -> StudentSequence:
-    """The question alone, its logits at token t against gold token t; nothing reads the token behind it."""
-    count = min(len(asked), len(gold))
-    rest = len(asked) - count
-    mask = [False, *[True] * count, *[False] * rest]
-    return StudentSequence([*asked, asked[-1]], mask, [0, *gold[:count], *[0] * rest])
+def by_position(asked: Sequence[int], question: range, gold: Sequence[int]) -> StudentSequence:
+    """The prompt alone, the logits at the question's token t against gold token t; nothing reads the token behind it."""
+    count = min(len(question), len(gold))
+    before, rest = question.start + 1, len(asked) - question.start - count
+    mask = [False] * before + [True] * count + [False] * rest
+    return StudentSequence([*asked, asked[-1]], mask, [0] * before + list(gold[:count]) + [0] * rest)
