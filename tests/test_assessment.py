@@ -45,7 +45,7 @@ from primekd.signals.certainty import TOP
 from primekd.statistics.contrasts import ContrastRow, contrast, seed_rows, verdicts_of
 from primekd.statistics.families import plan_of, planned_contrasts, title_of
 from primekd.statistics.inference import accuracy, detectable_difference, holm, mcnemar_exact
-from primekd.statistics.sentences import MEASURES, claims, sentence
+from primekd.statistics.sentences import MEASURES, OF_SEED, claims, sentence
 from primekd.statistics.summary import SummaryRow, summarise
 from primekd.studies import assess as assessing
 from primekd.studies import regrade as regrading
@@ -723,8 +723,20 @@ def contrast_row(accuracy: str, p_holm: str, low: str = "-0.1", high: str = "0.1
         (
             contrast_row("0.0125", "1", "-0.0004", "0", seeds="3"),
             "Between Ground truth-KD and No distillation no difference can be claimed: +1.3 points [0.0, 0.0], "
-            "Holm-adjusted p = 1.000, 3 training seeds; so many items show a true difference of 6.3 points or more "
+            "Holm-adjusted p = 1.000, 3 training seeds; a true difference of 6.3 points or more would be shown four "
+            "times in five.",
+        ),
+        (
+            contrast_row("0.0125", "1", "-0.0004", "0", seeds="3") | {"mde": "1"},
+            "Between Ground truth-KD and No distillation no difference can be claimed: +1.3 points [0.0, 0.0], "
+            "Holm-adjusted p = 1.000, 3 training seeds; so few items or seeds would show no difference, however large, "
             "four times in five.",
+        ),
+        (
+            contrast_row("0.0125", "1", "-0.0004", "0") | {"model": "control-few-shot", OF_SEED + "accuracy": "0.1"},
+            "Between No distillation, other prompt and No distillation no difference can be claimed: +1.3 points "
+            "[0.0, 0.0], Holm-adjusted p = 1.000; a true difference of 6.3 points or more would be shown four times in "
+            "five.",
         ),
         (
             contrast_row("0.3", "0.01", seeds="3", reference="base-fine-tune", reference_seeds="1"),
@@ -732,7 +744,7 @@ def contrast_row(accuracy: str, p_holm: str, low: str = "-0.1", high: str = "0.1
             "Holm-adjusted p = 0.010, 3 training seeds, one of Fine-tuning.",
         ),
     ],
-    ids=["more", "fewer", "none", "seeds"],
+    ids=["more", "fewer", "none", "too few", "untrained", "seeds"],
 )  # fmt: skip
 def test_a_contrast_in_words(row, said):
     assert sentence(row) == said

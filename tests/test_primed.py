@@ -201,7 +201,9 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
         "Ground truth-KD can be expected to differ: its text is 20% shorter, and it moves the teacher by 0.200"
         in said[0]
     )
-    assert said[1].startswith("Placebo-KD, whose prompt is about nothing, shows what any such text does: neither")
+    assert said[1].startswith(
+        "Placebo-KD, whose prompt is about nothing, shows what any such text does: its text is as long"
+    )
     assert "20 of 20 responses" in said[1]
     with pytest.raises(ValueError, match="different items"):
         primed_rows([*base, *shorter[:5]], "base-KD")
@@ -215,7 +217,7 @@ def test_a_token_that_its_row_does_not_keep_is_unsure_and_of_an_empty_row_nobody
 def test_one_of_many_prompts_that_is_a_little_longer_is_nothing_that_can_be_expected():
     base = judged("base-KD", [40] * 8, [True] * 8)
     longer = judged("ai-KD", [45, 44, 46, 41, 40, 43, 39, 44], [True] * 8)
-    trifle = judged("teacher-KD", [41] * 8, [True] * 8)
+    trifle = judged("teacher-KD", [41] * 8, [True] * 8, kl=0.001)
     others = [judged(f"other{n}", [40 + (-1) ** i for i in range(8)], [True] * 8) for n in range(12)]
     alone, among = (
         {row.arm: row for row in primed_rows([*base, *longer, *(r for arm in more for r in arm)], "base-KD")}["ai-KD"]
@@ -223,8 +225,13 @@ def test_one_of_many_prompts_that_is_a_little_longer_is_nothing_that_can_be_expe
     )
     assert alone.tokens_p == among.tokens_p < 0.05 / 2
     assert "can be expected to differ" in expectation([alone])[0]
-    assert "can hardly be expected" in expectation([among])[0]
+    assert (
+        "is open: no change of length or accuracy can be claimed, and that of the distribution was not measured"
+        in (expectation([among])[0])
+    )
     assert "can hardly be expected" in expectation(primed_rows([*base, *trifle], "base-KD"))[0], "a fortieth longer"
+    apart = judged("teacher-KD", [30 + 3 * n for n in range(8)], [True] * 8, kl=0.001)
+    assert "can be claimed, nor that there is none" in expectation(primed_rows([*base, *apart], "base-KD"))[0]
 
 
 def file_arm(path, **changed):

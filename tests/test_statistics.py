@@ -259,10 +259,21 @@ def test_two_or_three_items_show_nothing(n):
 
 @pytest.mark.parametrize("df, level", [(1, 0.05), (2, 0.05 / 36), (7, 0.05 / 36), (127, 0.05 / 12)])
 def test_a_t_test_finds_the_detectable_effect_in_four_of_five_simulated_studies(df, level):
-    found = Effect(Estimate(0, 0, 0), 1, 0.02, 0, 0.02, df).detectable(level)
+    found = Effect(Estimate(0, 0, 0), 1, 0.02, 0, 0.02, df).detectable(level, math.inf)
     rng = np.random.default_rng(df)
     t = (rng.normal(found, 0.02, 40_000)) / (0.02 * np.sqrt(rng.chisquare(df, 40_000) / df))
     assert float((2 * student_t.sf(np.abs(t), df) < level).mean()) == pytest.approx(0.80, abs=0.01)
+
+
+def test_a_difference_is_found_beside_the_error_that_it_comes_with():
+    """Of 192 items of 12 templates two differ: the error seen is tiny, that of a difference large enough is not."""
+    second, level = np.zeros(192), 0.05 / 45
+    first = second.copy()
+    first[[0, 50]] = 1
+    found = compare_verdicts({"": first}, {"": second}, [f"t{n // 16}" for n in range(192)]).detectable(level)
+    counts = np.random.default_rng(0).binomial(16, found, (20_000, 12))
+    t = counts.mean(1) / (counts.std(1, ddof=1) / np.sqrt(12))
+    assert float((2 * student_t.sf(t, 11) < level).mean()) == pytest.approx(0.80, abs=0.05) and found > 0.09
 
 
 # Several seeds.
@@ -394,7 +405,8 @@ def test_a_mean_of_verdicts_ends_where_shares_do():
     assert 0 <= found.estimate.low < found.estimate.value < found.estimate.high <= 1
     none = np.zeros(200)
     nothing = compare_verdicts({"": none, "1": none}, {"": none, "1": none}, alone(200))
-    assert nothing.detectable(0.05) == compare_verdicts({"": none}, {"": none}, alone(200)).detectable(0.05) > 0
+    single = compare_verdicts({"": none}, {"": none}, alone(200)).detectable(0.05)
+    assert 0 < single < 0.06 < 0.5 < nothing.detectable(0.05) < 1, "with two seeds the t test has one degree of freedom"
     for share in (0.0, 1.0):
         alike = mean_verdicts({"": np.full(30, share), "1": np.full(30, share)}, alone(30)).estimate
         assert alike == pytest.approx((share, *proportion_confint(30 * share, 30, method="wilson")))

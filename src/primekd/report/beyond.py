@@ -12,7 +12,7 @@ from primekd.assessment.forgetting import FILE, ForgettingRow
 from primekd.config import SAMPLES, TRANSFER, load_arms, of_role
 from primekd.foundation import MANIFEST, read_manifest, read_records
 from primekd.report.cells import Name, Table, table_of
-from primekd.report.formats import between, known, p_value, percent, points, significant, written
+from primekd.report.formats import between, detectable, known, p_value, points, significant, written
 from primekd.report.results import Results, contrast_table, fit_columns, read_results, result_table
 from primekd.statistics.effects import AND
 from primekd.statistics.families import title_of
@@ -68,7 +68,7 @@ def _effect_table(results: Results) -> Table:
         "Arm": lambda row: Name(title_of(row["arm"]), row["arm"]), "Effect": "effect",
         "Of": lambda row: f"{_side(row['model'])} − {_side(row['reference'])}",
         "Seeds": "seeds", "n": "n", "Accuracy, points [95 %]": between("accuracy", points),
-        "p (Holm)": written("p_holm", p_value), "Detectable, points": written("mde", percent),
+        "p (Holm)": written("p_holm", p_value), "Detectable, points": written("mde", detectable),
         "KL [95 %]": between("kl", nats), "KL, p (Holm)": written("kl_p_holm", p_value),
         "NLL of gold [95 %]": between("nll_gold", nats), "NLL, p (Holm)": written("nll_gold_p_holm", p_value),
     }  # fmt: skip

@@ -54,8 +54,9 @@ def draw(name: str, size: tuple[float, float], panels: int, fill, lines: int = 1
     return text.getvalue()
 
 
-def loss_curves(logs_folder: Path) -> str:
-    """Losses over the steps, one line a student. Raises UserError if there is none, or one has other columns."""
+def loss_curves(logs_folder: Path, of: str = "gold solutions") -> str:
+    """Losses over the steps, one line a student, the validation loss `of` what is named. Raises UserError if there is
+    none, or one has other columns."""
     summary = read_optional(Path(logs_folder, "summary.csv"), SummaryRow)
     order = {row["model"]: place for place, row in enumerate(summary)}
     paths = sorted(Path(logs_folder, "loss_curves").glob("*.csv"))
@@ -78,7 +79,7 @@ def loss_curves(logs_folder: Path) -> str:
             if valid:
                 validation.plot(*zip(*valid, strict=True), **line, linewidth=1.8, marker="o", markersize=3.5)
         training.set(title="Training loss (each student's own objective)", xlabel="Step", ylabel="Loss")
-        validation.set(title="Validation loss (gold solutions)", xlabel="Step", ylabel="Cross-entropy, nats a token")
+        validation.set(title=f"Validation loss ({of})", xlabel="Step", ylabel="Cross-entropy, nats a token")
         for axes in (training, validation):
             axes.title.set_fontsize(10.5)
             axes.ticklabel_format(useOffset=False)

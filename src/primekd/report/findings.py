@@ -15,7 +15,7 @@ from primekd.report.results import Results, contrast_table, fit_columns, read_re
 from primekd.report.text import few_items
 from primekd.statistics.effects import ANOTHER_SEED
 from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
-from primekd.statistics.sentences import claims, control_sentences, effect_sentences, subset_sentences
+from primekd.statistics.sentences import claims, control_sentences, effect_sentences, is_claimed, subset_sentences
 
 NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
 
@@ -31,20 +31,16 @@ def findings(results: Results) -> list[str]:
 def _limits(results: Results) -> list[str]:
     counts = sorted({int(row["n"]) for row in results.summary})
     items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    ranked = any(is_claimed(row, "accuracy") for row in results.contrasts)
     width = max(Decimal(row["accuracy_high"]) - Decimal(row["accuracy_low"]) for row in results.summary)
     said = [
         f"With n = {items} items, the 95 % interval of an accuracy is up to {percent(width)} points wide (half-width "
-        f"{percent(width / 2)}), so accuracy alone cannot rank the strategies.",
+        f"{percent(width / 2)}){'' if ranked else ', so accuracy alone cannot rank the strategies'}.",
         *few_items(results.folder),
     ]
     if results.contrasts:
         said.append(how_tested(results))
-        detectable = percent_range([row["mde"] for row in results.contrasts])
-        said.append(
-            "The smallest true difference in accuracy that these tests would find in 80 % of repetitions, at the first "
-            f"threshold of Holm's adjustment, is {detectable} points, depending on the comparison (column Detectable); "
-            "smaller ones would mostly be missed."
-        )
+        said.append(_detectable([row["mde"] for row in results.contrasts]))
     if results.with_kl:
         said.append(results.fit.said)
     elif results.fitted:
@@ -54,6 +50,19 @@ def _limits(results: Results) -> list[str]:
         "another processor rounds otherwise and changes single answers."
     )
     return said if results.decided else [*said, NOTHING_DECIDED]
+
+
+def _detectable(shares: list[str]) -> str:
+    """The smallest true differences that the tests would find, as a sentence; 1 where there is none."""
+    found = [share for share in shares if float(share) < 1]
+    start = "in 80 % of repetitions, at the first threshold of Holm's adjustment"
+    if not found:
+        return f"No true difference in accuracy, however large, would be found {start}: too few items or seeds."
+    none = "" if len(found) == len(shares) else "; in some there is none, however large"
+    return (
+        f"The smallest true difference in accuracy that these tests would find {start}, is {percent_range(found)} "
+        f"points, depending on the comparison (column Detectable){none}; smaller ones are found less often."
+    )
 
 
 def seeds_said(results: Results) -> str:

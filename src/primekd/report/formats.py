@@ -72,6 +72,11 @@ def percent_range(shares: list[str]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
+def detectable(share: str) -> str:
+    """The smallest true difference that a test finds, in percent; `none` where it finds none, which is a share of 1."""
+    return "none" if float(share) >= 1 else percent(share)
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a person reads them: 3.6 s, 12 min 5 s, 3 h 7 min."""
     if seconds is None:

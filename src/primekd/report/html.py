@@ -95,7 +95,7 @@ def _figures(found: results.Results, accuracies: dict) -> dict[str, str]:
     """Figures as data addresses: inside <img> their ids and styles cannot meet those of the page or of each other."""
     drawn = {
         "accuracy": figures.accuracy_forest(found), "positions": primed.position_figure(found.folder),
-        "loss": figures.loss_curves(found.folder) if found.students else None,
+        "loss": figures.loss_curves(found.folder, found.fit.nll) if found.students else None,
         "contrasts": figures.contrast_forest(found) if found.contrasts else None,
         "kl": figures.kl_forest(found) if found.with_kl else None, "gains": primed.gain_figure(found),
         "deviations": deviations.deviation_figure(found), "learning": corrections.learning_figure(found.folder),

@@ -10,7 +10,18 @@ from primekd.config.arm import CONTROL, NO_STUDENTS
 from primekd.foundation import MANIFEST, UserError, read_manifest, read_table, relative_name
 from primekd.foundation.tables import Cells as Row
 from primekd.report.cells import Name, Table, table_of
-from primekd.report.formats import MISSING, between, interval, known, p_value, percent, points, significant, written
+from primekd.report.formats import (
+    MISSING,
+    between,
+    detectable,
+    interval,
+    known,
+    p_value,
+    percent,
+    points,
+    significant,
+    written,
+)
 from primekd.statistics.contrasts import ContrastRow, SeedRow
 from primekd.statistics.effects import EffectRow
 from primekd.statistics.families import Pair, title_of
@@ -153,7 +164,7 @@ def contrast_table(results: Results, digits: int = 3) -> Table:
         ONLY_ONE: lambda row: f"{row['only_model']}, {row['only_reference']}" if row["only_model"] else MISSING,
         UNADJUSTED: written("p", p_value), "p (Holm)": written("p_holm", p_value),
         P_ADJUDICATED: written("p_holm_adjudicated", p_value), "Accuracy, points [95 %]": between("accuracy", points),
-        POINTS_ADJUDICATED: between("accuracy_adjudicated", points), "Detectable, points": written("mde", percent),
+        POINTS_ADJUDICATED: between("accuracy_adjudicated", points), "Detectable, points": written("mde", detectable),
         "KL [95 %]": between("kl", nats), "KL, p (Holm)": written("kl_p_holm", p_value),
         "NLL of gold [95 %]": between("nll_gold", nats), "NLL, p (Holm)": written("nll_gold_p_holm", p_value),
     }  # fmt: skip

@@ -12,7 +12,7 @@ from primekd.config import DataConfig
 from primekd.foundation import MANIFEST, UserError, clean, read_manifest
 from primekd.statistics.grade_file import Columns, grade_rows, read_rows
 from primekd.statistics.inference import LEVEL, accuracy, compare_verdicts
-from primekd.statistics.sentences import MOSTLY
+from primekd.statistics.sentences import MOSTLY, would_show
 from primekd.tasks import NUMBERS, Task, task_of
 from primekd.tasks.clusters import cluster_of, item_of
 
@@ -109,10 +109,7 @@ def in_words(result: dict[str, Any]) -> str:
     if p < LEVEL and points:
         more = "more" if points > 0 else "fewer"
         return f"The second file answers {more} questions correctly than the first: {said}."
-    return (
-        f"No difference can be claimed: {said}; so many items show a true difference of "
-        f"{100 * result['detectable_difference']:.1f} points or more four times in five."
-    )
+    return f"No difference can be claimed: {said}; {would_show(result['detectable_difference'])}."
 
 
 def say_comparison(result: dict[str, Any], names: tuple[str, str]) -> str:

@@ -114,10 +114,10 @@ class Effect:
         value = abs(self.estimate.value)
         return float(2 * student_t.sf(value / self.error, self.df)) if self.error > 0 else float(value == 0)
 
-    def detectable(self, level: float) -> float:
-        """The smallest true value that this error and t test, two-sided at `level`, show in 80 % of repetitions."""
-        if not self.error:
-            return 0.0
+    def detectable(self, level: float, draws: float) -> float:
+        """The smallest true difference in accuracy, as a share, that this t test, two-sided at `level`, finds with
+        POWER; 1 where there is none. The error is the one seen, or the least that a difference d over so many independent
+        `draws` comes with: its variance is d (1 - d) / draws, where all that differ do so in one direction."""
         # The power of a t test, over 4,000 equally probable values of the estimated error: scipy's noncentral t fails
         # at the far limits that one or two degrees of freedom need.
         spread = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, self.df) / self.df)
@@ -126,7 +126,8 @@ class Effect:
         def missing_power(shift: float) -> float:
             return float((norm.sf(limit - shift) + norm.sf(limit + shift)).mean()) - POWER
 
-        return self.error * float(brentq(missing_power, 0, limit.max() + 5))
+        errors = float(brentq(missing_power, 0, limit.max() + 5))  # as many of them as the difference has to be
+        return min(1.0, max(errors * self.error, errors**2 / (draws + errors**2)))
 
 
 def places_of(groups: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -241,11 +242,11 @@ class Comparison:
 
     def detectable(self, level: float) -> float:
         """The smallest true difference that the test behind `p` finds with POWER; of two tests the larger one."""
-        if self.test is None and not self.effect.error:  # all items said the same, which is not that no other would
-            return detectable_difference(McNemar(0, 0, 1.0), self.clusters, level)
         exact = detectable_difference(self.test, self.items, level) if self.test else 0.0
-        needs_t = self.grouped or self.test is None
-        return min(1.0, max(exact, self.effect.detectable(level))) if needs_t else exact
+        if self.test and not self.grouped:
+            return exact
+        # Where no error was seen nothing says that items of one group differ.
+        return max(exact, self.effect.detectable(level, self.items if self.effect.error else self.clusters))
 
 
 def compare_verdicts(first: Seeds, second: Seeds, groups: Sequence[str]) -> Comparison:

@@ -15,6 +15,7 @@ from primekd.tasks.clusters import cluster_of
 Found = dict[str, JudgedRow]  # item -> its row
 SMALL_KL = 0.01  # nats a token: less than a student's own distance from its teacher by an order or more
 SMALL_LENGTH = 0.05  # of the unprimed text's: what a student would hardly learn
+ALIKE = f"its text is as long as the unprimed one to within {SMALL_LENGTH:.0%}, and its distribution hardly another"
 TESTED = ("accuracy_p", "tokens_p", "kl_p")
 
 
@@ -118,11 +119,22 @@ def _sentence(row: PrimedRow) -> str:
     if row.kl_p_holm is not None and row.kl_p_holm < LEVEL and row.kl > SMALL_KL:
         said.append(f"it moves the teacher by {row.kl:.3f} nats a token")
     same = f"{row.same_whole} of {row.n} responses are the unprimed ones, word for word"
+    nothing = _nothing(row)
     if row.arm in of_role("placebo"):
-        what = ", and ".join(said) or "neither length nor accuracy nor distribution moved enough"
+        what = ", and ".join(said) or nothing
         return f"{title}, whose prompt is about nothing, shows what any such text does: {what} ({same})."
     if said:
         return f"{title} can be expected to differ: {', and '.join(said)} ({same})."
-    return (
-        f"{title} can hardly be expected to differ: neither length nor accuracy nor distribution moved enough ({same})."
-    )
+    start = f"{title} can hardly be expected to differ" if nothing == ALIKE else f"Whether {title} differs is open"
+    return f"{start}: {nothing} ({same})."
+
+
+def _nothing(row: PrimedRow) -> str:
+    """What is known where no change can be claimed: that there is hardly any, or too little to say so."""
+    if row.kl is None:
+        return "no change of length or accuracy can be claimed, and that of the distribution was not measured"
+    plain = row.tokens - row.tokens_difference
+    longest = max(abs(row.tokens_difference_low), abs(row.tokens_difference_high))
+    if longest < SMALL_LENGTH * plain and row.kl_high < SMALL_KL:
+        return ALIKE
+    return "no change of length, accuracy or distribution can be claimed, nor that there is none"

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
+from primekd.config import UNTRAINED
 from primekd.config.arms import load_arms, of_role
 from primekd.statistics.effects import AND, ANOTHER_SEED, ANY_WORDING, INTERACTION, SUBJECTS
 from primekd.statistics.families import title_of
@@ -41,17 +42,23 @@ def _seen(row: Row) -> dict[str, str]:
 def sentence(row: Row) -> str:
     """One contrast in words: what may be claimed of the accuracies, and what could have been seen."""
     model, reference = title_of(row["model"]), title_of(row["reference"])
-    points, low, high, mde = (points_of(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high", "mde"))
-    span = f"{points} points [{low}, {high}], Holm-adjusted {p_of(row['p_holm'])}, {seeds_of([row])}"
+    points, low, high = (points_of(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
+    covered = f", {seeds}" if (seeds := seeds_of([row])) else ""
+    span = f"{points} points [{low}, {high}], Holm-adjusted {p_of(row['p_holm'])}{covered}"
     if reason := why_not(row, "accuracy"):
         return f"Between {model} and {reference} nothing is claimed, as {reason}: {span}."
     if is_claimed(row, "accuracy"):
         more = "more" if float(row["accuracy"]) > 0 else "fewer"
         return f"{model} answers {more} questions correctly than {reference}: {span}."
-    return (
-        f"Between {model} and {reference} no difference can be claimed: {span}; so many items show a true difference "
-        f"of {mde.lstrip('+')} points or more four times in five."
-    )
+    return f"Between {model} and {reference} no difference can be claimed: {span}; {would_show(row['mde'])}."
+
+
+def would_show(detectable: str | float) -> str:
+    """What could have been seen, given the smallest true difference that is found in 80 % of repetitions, a share."""
+    if float(detectable) >= 1:
+        return "so few items or seeds would show no difference, however large, four times in five"
+    points = points_of(str(detectable)).lstrip("+")
+    return f"a true difference of {points} points or more would be shown four times in five"
 
 
 def claims(contrasts: list[Row], numbers: bool = False) -> list[str]:
@@ -62,7 +69,7 @@ def claims(contrasts: list[Row], numbers: bool = False) -> list[str]:
         for measure in MEASURES:
             rows = [r for r in contrasts if r["reference"] == reference and r[measure]]
             if rows and (said := _claim(rows, measure, numbers)):
-                seeds = f"; {seeds_of(rows)}" if numbers else ""
+                seeds = f"; {seeds_of(rows)}" if numbers and seeds_of(rows) else ""
                 sentences.append(f"Against {title_of(reference)} — {said}{seeds}.")
     return sentences
 
@@ -96,7 +103,8 @@ def is_claimed(row: Row, measure: str, p_column: str = "") -> bool:
 
 def why_not(row: Row, measure: str) -> str:
     """Why a contrast cannot be claimed whatever its p is; of held-out fit it does not matter where answers end."""
-    if row["seeds"] == "1" and abs(float(row[measure] or 0)) <= float(row.get(OF_SEED + measure, -1)):
+    single = row["seeds"] == "1" and _trained([row])
+    if single and abs(float(row[measure] or 0)) <= float(row.get(OF_SEED + measure, -1)):
         return "another seed alone made as much (negative control)"
     if measure != "accuracy":
         return ""
@@ -114,8 +122,15 @@ def side_title(names: str) -> str:
     return ("one of " if len(several) > 1 else "") + AND.join(map(title_of, several))
 
 
+def _trained(rows: list[Row]) -> list[Row]:
+    """Those of the rows in which anything was trained on either side."""
+    return [row for row in rows if row["model"] not in UNTRAINED or row.get("reference_seeds")]
+
+
 def seeds_of(rows: list[Row]) -> str:
-    """How many trainings contrasts with one reference cover: `one training seed`, `3 training seeds`."""
+    """How many trainings contrasts with one reference cover: `one training seed`, `3 training seeds`; "" of none."""
+    if not (rows := _trained(rows)):
+        return ""
     counts = sorted({int(row["seeds"]) for row in rows})
     said = trainings(counts)
     of_reference = rows[0]["reference_seeds"]
@@ -155,8 +170,9 @@ def _effect(row: Row) -> str:
     """What is claimed of each measure, then where nothing can be, then how many trainings that covers."""
     measured = [measure for measure in MEASURES if row[measure]]
     parts = [_claimed(row, measure) for measure in measured if is_claimed(row, measure)]
-    if reason := why_not(row, "accuracy"):
-        parts.append(f"nothing is claimed of accuracy, as {reason}")
+    for reason in dict.fromkeys(filter(None, (why_not(row, m) for m in measured))):
+        of = _listed([m for m in measured if why_not(row, m) == reason])
+        parts.append(f"nothing is claimed of {of}, as {reason}")
     if open_ones := [m for m in measured if not is_claimed(row, m) and not why_not(row, m)]:
         least = min((row[MEASURES[m][0]] for m in open_ones), key=Decimal)
         parts.append(f"no effect can be claimed on {_listed(open_ones)} (smallest Holm-adjusted {p_of(least)})")

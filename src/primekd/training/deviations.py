@@ -161,7 +161,7 @@ class Deviating:
 
 
 def by_position(asked: Sequence[int], question: range, gold: Sequence[int]) -> StudentSequence:
-    """The prompt alone, the logits at the question's token t against gold token t; nothing reads the token behind it."""
+    """The prompt alone, the logits at the question's token t against gold token t; nothing reads what stands behind."""
     count = min(len(question), len(gold))
     before, rest = question.start + 1, len(asked) - question.start - count
     mask = [False] * before + [True] * count + [False] * rest
