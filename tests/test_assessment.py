@@ -53,6 +53,7 @@ from primekd.studies import responses
 from primekd.studies.assess import _write_tokens, assess, find_students
 from primekd.studies.regrade import regrade
 from primekd.studies.results import answers_hash
+from primekd.studies.study import find_study
 from primekd.tasks.load import load_items
 from primekd.tasks.protocol import Item
 from primekd.tasks.splits import refuse_overlap
@@ -1126,7 +1127,11 @@ def test_a_fixed_loss_is_said_and_measured_anew_when_asked(study, edited, monkey
     monkeypatch.setattr(transformers_engine, "TransformersEngine", TransformersEngine)
     tables = tables_of(study)
     score_some(study, ["control"], force=True)
+    page = study.runs / "notebooks" / "assessment" / "assess.ipynb"
+    assert check_lineage(study).problems == ["control: other answers or held-out fit lie here: assess again"]
+    assert page in find_study(study).lost(study), "so that a run does not call it up to date"
     assess(study)  # the logs follow
+    assert check_lineage(study).problems == [] and page not in find_study(study).lost(study)
     manifest, today = read_json(study.logs / "manifest.json"), stage_code("held-out", study)["sha256"]
     found = tables_of(study)
     found["costs.csv"] = tables["costs.csv"]  # the answers were made once more
@@ -1176,6 +1181,7 @@ def test_a_student_trained_on_other_shards_than_lie_here_is_found(study):
     write_json(path, manifest)
     (study.runs / "answers" / "base-KD" / "manifest.json").unlink()
     assert check_lineage(study).problems == [
+        "base-KD: other answers or held-out fit lie here: assess again",
         "base-KD: answers/base-KD is missing on this machine",
         "ai-KD was trained on other shards than lie on this machine",
     ]

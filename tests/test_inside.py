@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -202,8 +203,11 @@ def test_a_sum_without_an_end_takes_no_time():
 
 
 def test_words_of_a_priming_are_those_that_nothing_else_says():
-    found = own_words("You are a patient teacher. Explain the boxes.", ["How many boxes?", "The patient waits."])
-    assert found == {"teacher", "explain"}
+    priming = "You are a patient teacher. Explain the boxes."
+    questions = ["How many boxes?", "A teacher has ten.", *["And now?"] * 18, *["More boxes"] * 2]
+    answers = ["The patient waits.", "The teacher has ten.", *[""] * 20]
+    assert own_words(priming, questions, answers) == {"teacher", "explain"}
+    assert own_words(priming, questions, []) == {"patient", "teacher", "explain"}
 
 
 def test_kinds_of_tokens():
@@ -317,11 +321,12 @@ def test_a_measure_explains_only_what_does_not_move_in_the_controls_too():
     arms = ["base-KD", "teacher-KD", "ai-KD", "reverseKL-KD", "placebo-KD", "shuffled-KD", "base-fine-tune"]
     accuracy = {name: 0.1 * n for n, name in enumerate(arms)}
     along = {name: float(n) for n, name in enumerate(arms)}  # placebo and shuffled move more than any primed arm
+    along["base-KD-seed1"], accuracy["base-KD-seed1"] = 0.0, 0.0
     calm = along | {"placebo-KD": 0.1, "shuffled-KD": 0.2}
 
     def explained(shifts, left_out=()):
         kept = {measure: {m: v for m, v in own.items() if m not in left_out} for measure, own in shifts.items()}
-        return {row.measure: row for row in explained_rows(kept, {m: accuracy.get(m, 0.1) for m in arms})}
+        return {row.measure: row for row in explained_rows(kept, accuracy)}
 
     rows = explained({"along": along, "still": dict.fromkeys(arms, 1.0)})
     assert rows["along"].rho == pytest.approx(1) and rows["along"].p_holm < 0.05 and rows["along"].explains == NO
@@ -331,6 +336,10 @@ def test_a_measure_explains_only_what_does_not_move_in_the_controls_too():
     assert row.p_holm < 0.05 and (row.primed, row.placebo, row.shuffled) == (2.0, 0.1, 0.2) and row.explains == PERHAPS
     (row,) = explained({"calm": calm | {"placebo-KD": -2.5}}).values()
     assert row.primed == 2.0 and row.placebo == 2.5 and row.explains == NO
+    (row,) = explained({"calm": {m: v for m, v in calm.items() if m != "base-KD-seed1"}}).values()
+    assert row.seeds is None and row.explains == UNKNOWN  # nobody knows what another seed makes
+    (row,) = explained({"calm": calm | {"base-KD-seed1": -4.1}}).values()
+    assert row.apart == pytest.approx(4.05) and row.seeds == pytest.approx(4.1) and row.explains == NO
     for left_out in ("placebo-KD", "shuffled-KD"):  # what was not run is no proof
         assert explained({"calm": calm}, [left_out])["calm"].explains == UNKNOWN
     assert explained({"still": dict.fromkeys(arms, 1.0)}, ["placebo-KD"])["still"].explains == NO
@@ -374,6 +383,11 @@ def test_arithmetic_and_words_are_counted_by_answer():
     assert [(r.model, r.with_word, r.control_with_word, r.reference_with_word) for r in found] == [
         ("teacher-KD", 2, 0, 1)
     ]
+    asked = {name: [replace(row, question=f"{row.question} Beginners?") for row in rows] for name, rows in logs.items()}
+    (of_question,) = word_rows(asked, {"teacher-KD": "You teach beginners. Be patient."}, "base-KD")
+    assert (of_question.priming_words, of_question.with_word) == (1, 0)  # a student may repeat its question
+    (none,) = word_rows(logs, {"teacher-KD": "They teach."}, "base-KD")
+    assert (none.priming_words, none.with_word, none.p) == (0, 0, None)
     assert found[0].most == "beginners (2)" and found[0].priming_words == 2
     (found,) = word_rows(logs, {"teacher-KD": "With care, dear beginners, here it goes."}, "base-KD")
     assert found.most == "beginners (2), care (1), dear (1), goes (1), here (1)"  # by letter, not as a set has them

@@ -28,7 +28,7 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.tables import read_records, read_table, write_records
 from primekd.losses import chunked_loss
 from primekd.models import model_hash
-from primekd.models.students import new_student
+from primekd.models.students import new_student, spread
 from primekd.report.costs import cost_table
 from primekd.report.formats import percent
 from primekd.report.html import write_report
@@ -153,10 +153,14 @@ def test_a_student_may_begin_with_every_second_layer_of_the_teacher(lively, ci, 
     whole = given | {"from_scratch": shape | {"num_hidden_layers": 2}}
     student, ids = new_student(small_profile(tmp_path, student=whole).student, seed=0), torch.arange(40)[None] % 17
     assert torch.equal(student(ids).logits, teacher(ids).logits[..., : len(tokenizer)])  # as that model computes
+    assert (spread(30, 15), spread(30, 7)) == ([*range(0, 30, 2)], [0, 4, 8, 12, 17, 21, 25])
     for key, size in (("intermediate_size", 48), ("num_key_value_heads", 2)):
         wrong = given | {"from_scratch": shape | {key: size}}
         with pytest.raises(UserError, match=f"layers_of has {key} {shape[key]}, and it {size}"):
             new_student(small_profile(tmp_path, name="wrong", student=wrong).student, seed=0)
+    more = given | {"from_scratch": shape | {"num_hidden_layers": 3}}
+    with pytest.raises(UserError, match="layers_of has 2 layers, and it 3"):
+        new_student(small_profile(tmp_path, name="more", student=more).student, seed=0)
     inputs = {"student": student_settings(profile.student), "strategy": "online-KD"}
     assert inputs["student"]["model_sha256"] == model_hash(reference)
     card = model_card._facts(profile, SimpleNamespace(manifest={"inputs": inputs}), {"accuracy": None})

@@ -8,7 +8,7 @@ import torch
 from conftest import small_profile
 
 from primekd.capture.jobs import open_signals, scoring_job, test_job, training_job, unprimed_job
-from primekd.capture.judged import JUDGED, JudgedRow, judged_folder
+from primekd.capture.judged import JUDGED, JudgedRow, judged_folder, right_answers
 from primekd.capture.run import capture, capture_all
 from primekd.config.arm import Arm
 from primekd.config.arms import get_arm
@@ -100,6 +100,10 @@ def test_an_arm_trains_on_right_answers_alone_and_says_what_it_dropped(profile):
     judge(rows, "0")
     with pytest.raises(UserError, match="is not of the responses in .*base-KD: delete runs/.*priming, then run"):
         distill(profile, "base-right-KD")
+    judge(rows)
+    right_answers(profile, "base-KD", ids, profile.signals_folder("base-KD"))
+    with pytest.raises(UserError, match="is not of the responses in .*base-KD-seed1"):  # other text than was judged
+        right_answers(profile, "base-KD", ids, profile.signals_folder("base-KD-seed1"))
     judge(rows[:-1])
     with pytest.raises(UserError, match=f"no row of base-KD and {ids[-1]}"):
         distill(profile, "base-right-KD")

@@ -87,6 +87,14 @@ def test_the_same_logs_are_reproduced_and_the_verdict_is_kept(profile):
     assert all(len(line) <= 120 for line in lines[:-1])
 
 
+def test_what_a_server_or_a_template_was_told_is_a_setting_too(profile):
+    manifest = read_json(profile.logs / "manifest.json")
+    manifest["config"]["student"]["template_arguments"] = {"enable_thinking": False}
+    write_json(profile.logs / "manifest.json", manifest)
+    found = compare_with_published(profile)
+    assert found["verdict"] == "not compared" and "student.template_arguments" in found["reasons"][0]
+
+
 def test_answers_that_change_within_the_intervals_are_counted_and_forgiven(profile):
     rows = read_log(profile.logs / "ai-KD.csv")
     answer_anew(profile, "ai-KD", {0: not rows[0].correct}, "it is 19, not 18")

@@ -1,5 +1,7 @@
 """What `primekd run` reads from Snakemake's log, says of failed jobs and refuses; and what `status` calls lost."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -24,18 +26,26 @@ from primekd.config import Profile, load_profile
 from primekd.config.arm import CONTROL
 from primekd.config.arms import arms_of, default_arms
 from primekd.config.deviations import DEVIATIONS
-from primekd.foundation import project_root
+from primekd.foundation import project_root, write_manifest, write_text
 from primekd.foundation.errors import UserError
 from primekd.foundation.progress import Progress, progress_folder
 from primekd.foundation.stage_code import ask_anew, forget_wishes
 from primekd.foundation.storage import read_mapping
 from primekd.running import slurm
-from primekd.running.run import explain_failure, forget_lost_stages, planned_jobs, queued_beside, run_study
+from primekd.running.run import (
+    explain_failure,
+    forget_lost_stages,
+    not_yet_anew,
+    only_one,
+    planned_jobs,
+    queued_beside,
+    run_study,
+)
 from primekd.running.run_progress import Job, RunState, describe, job_progress, stage_states
 from primekd.running.slurm import asked_resources, explain_job, job_prefix, open_cluster, queued_jobs
 from primekd.studies.priming import STUDY
 from primekd.studies.priming import costs as stage_costs
-from primekd.studies.study import trained
+from primekd.studies.study import find_study, trained
 
 BEHIND, TEACHER = {"assessment/assess.ipynb", "report.done"}, "assessment/teacher.ipynb"
 OF_CONTROL, OF_AI = SCORED = ["control+base-fine-tune+base-KD", "teacher-KD+ai-KD+reverseKL-KD"]  # as on two cores
@@ -154,6 +164,7 @@ def test_parts_of_one_capture_are_named_once(ci):
         "own sentence": ("FAILED", "...\nprimekd: ai-KD is short of items.\nsrun: error", "ai-KD is short of items."),
         "cancelled": ("CANCELLED", "", "Slurm job 3 was cancelled"),
         "time": ("TIMEOUT", "", "ran past its time limit"),
+        "stopped": ("TIMEOUT", "primekd: stopped; run the same command again to go on.", "ran past its time limit"),
         "memory": ("OUT_OF_MEMORY", "", "`mem_mb`"),
         "silent": ("FAILED", "Segmentation fault", "Slurm job 3 failed. Its log is"),
     }.values(),
@@ -352,6 +363,43 @@ def test_a_dry_run_shows_what_would_be_made_anew(output: Path, ci):
     assert rules == {"distill", "score", "assess", "report"}
     with pytest.raises(UserError, match="--force-stage training: there is no such stage; choose one of"):
         planned_jobs(ci, "ci", 2, False, None, ["training"])
+    with pytest.raises(UserError, match="a whole run does not look inside: add --only inside"):
+        planned_jobs(ci, "ci", 2, False, None, ["inside"])
+
+
+def test_a_part_of_a_study_ends_the_wishes_that_it_fulfilled_alone(output: Path, ci):
+    pretend_done(ci)
+    ask_anew(ci, ["capture", "distill"])
+    later = time.time() + 10
+    for store in ci.runs.glob("signals/*/manifest.json"):
+        os.utime(store, (later, later))
+    for stage in ("capture", "distill"):
+        os.utime(ci.runs / "forced" / stage, (later - 5, later - 5))
+    assert not_yet_anew(ci) == {"distill"}
+    forget_wishes(ci, not_yet_anew(ci))
+    assert [path.name for path in ci.runs.glob("forced/*")] == ["distill"]
+
+
+def test_a_file_system_without_locks_is_no_other_run(output: Path, ci, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError, match="has no locks"), only_one(ci):
+        pytest.fail("this is not the one run")
+
+
+def test_a_student_that_was_trained_anew_by_hand_is_scored_anew(output: Path, ci):
+    """Snakemake sees neither: it knows the executed copies alone."""
+    pretend_done(ci)
+    folder = ci.runs / "students" / "ai-KD"
+    write_text(folder / "adapter.txt", "new")
+    write_manifest(folder, "adapter", {}, [folder / "adapter.txt"])
+    write_text(ci.logs / "ai-KD.csv", "")
+    facts = {"ai-KD": {"outputs": {"adapter.txt": "old"}}, "base-KD": {"outputs": {}}}
+    write_manifest(ci.logs, "assess", {}, [ci.logs / "ai-KD.csv"], models=facts)
+    lost = {path.relative_to(ci.runs / "notebooks").as_posix() for path in find_study(ci).lost(ci)}
+    assert {f"scored/{OF_AI}.done", *BEHIND} <= lost and "ai-KD/distill.ipynb" not in lost
 
 
 def test_as_many_models_are_scored_by_a_job_as_its_stamp_can_name(output: Path):
@@ -427,6 +475,8 @@ def pretend_done(profile: Profile, more: set[str] = frozenset(), scored: list[st
     for path in [*files, profile.logs / "report.html", *copies, *pages]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    write_manifest(profile.logs, "assess", {}, [profile.logs / "report.html"])
+    for path in [*files, *copies, *pages]:
         os.utime(path, (now, now))
     return done
 

@@ -207,6 +207,12 @@ def scored_hashes(profile: Profile, names: Sequence[str]) -> dict[str, str]:
     }
 
 
+def measured_anew(profile: Profile, logs: dict[str, Any]) -> list[str]:
+    """Models of which other answers or held-out rows lie here than those that logs, with this manifest, are of."""
+    scored = logs["inputs"].get("scored") or {}
+    return [name for name in scored if _made(profile, name) and scored_hashes(profile, [name])[name] != scored[name]]
+
+
 def makers(profile: Profile, name: str) -> dict[str, Any]:
     """Who made what of a model: {"answers": {"git", "code"}, "held_out": {"git", "code"}, ...}."""
     return {

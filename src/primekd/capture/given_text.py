@@ -43,6 +43,11 @@ def _write(
     progress: Progress,
 ) -> None:  # fmt: skip
     engine, codec, missing = teacher.engine, teacher.codec, writer.missing()
+    if codec.needs not in engine.offers:
+        raise UserError(
+            f"{writer.folder.name}: this teacher's hidden states are not its logits, so its rows cannot be stored: "
+            "choose an arm that asks it while training."
+        )
     note_maker(writer, engine, codec, code)
     progress.advance(len(batches) - len(missing))
     for index in missing:

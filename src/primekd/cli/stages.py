@@ -132,11 +132,15 @@ def assess(
 
 @verb()
 def analyse(profile: ProfileOption = "pocket", force: ForceOption = False) -> None:
-    """Looks inside the students that were assessed: attention, confidence, which steps an answer hangs on.
+    """Looks inside the students that were assessed (attention, confidence, which steps an answer hangs on), and writes
+    the report anew.
 
     \b
     primekd analyse
     """
+    from primekd.report.readme import write_anew
     from primekd.studies.inside import analyse as look
 
-    print(look(load_profile(profile), force))
+    loaded = load_profile(profile)
+    print(look(loaded, force))
+    print("\n".join(write_anew(loaded)))  # with the sections of what was found

@@ -3,8 +3,7 @@ The code stands in manifests as `code`: sha256 (of all of it), packages (those t
 (name -> short hash, to say what changed). It is apart from `inputs`, which decide whether a stage has to run."""
 
 import math
-import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +139,11 @@ def ask_anew(profile: Profile, stages: Iterable[str]) -> None:
             write_text(path, "")
 
 
-def forget_wishes(profile: Profile) -> None:
-    """Ends what `ask_anew` began."""
-    shutil.rmtree(profile.runs / "forced", ignore_errors=True)
+def forget_wishes(profile: Profile, but: Collection[str] = ()) -> None:
+    """Ends what `ask_anew` began, of all stages `but` some."""
+    for path in (profile.runs / "forced").glob("*"):
+        if path.name not in but:
+            path.unlink()
 
 
 def forced_since(profile: Profile, stage: str, force: bool = False) -> float:

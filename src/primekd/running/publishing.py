@@ -159,7 +159,7 @@ def refuse_unpublishable(profile: Profile, mixed: bool = False) -> None:
     checkout with uncommitted changes or no commit; it names the result."""
     again = f"run `primekd run --profile {profile.name}"
     if missing := [folder for *_, folder in results_of(profile) if not (folder / MANIFEST).is_file()]:
-        raise UserError(f"{relative_name(missing[0])} has no manifest: {again}` first.")
+        raise UserError(f"{relative_name(missing[0])} has no manifest: {again}` first, with --force if need be.")
     for stage, folder, said in itertools.chain(() if mixed else differences(profile), _untraceable(profile)):
         anew = f"{again} --force-stage {FORCED_BY.get(stage, stage)}`"
         fix = f"commit what is changed, and {anew}" + ("" if mixed else ", or publish it as it is with --mixed")

@@ -25,8 +25,16 @@ from primekd.studies.results import logs_in_use
 
 REPRODUCTION = "reproduction.json"
 REPRODUCED, NOT_REPRODUCED, NOT_COMPARED = "reproduced", "not reproduced", "not compared"
-RULE = "same items and settings, every accuracy inside the other run's 95 % interval, both ways, and the same sentences"
+RULE = (
+    "same items and settings, every accuracy inside the other run's 95 % interval, both ways, and the same claims of "
+    "planned contrasts"
+)
 YOUNGER = {"train": TrainConfig, "loss": LossConfig, "prepare": PrepareConfig}  # sections that leave out some defaults
+# Mappings whose keys are not the profile's own.
+FREE = (
+    ("prepare", "solutions"), ("teacher", "api", "request"), ("teacher", "template_arguments"),
+    ("student", "template_arguments"),
+)  # fmt: skip
 INCIDENTAL = ("description", "hardware", "launch")  # of a profile: they say nothing of what is measured
 
 
@@ -103,9 +111,18 @@ def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
     for name, kind in YOUNGER.items():
         if config.get(name):
             config[name] = {key: kind.model_fields[key].default for key in kind.younger} | config[name]
-    if prepare := config.get("prepare"):  # as a whole: a key that one side lacks is no younger one
-        config["prepare"] = prepare | {"solutions": canonical_json(prepare["solutions"])}
+    for *sections, key in FREE:
+        _as_whole(config, sections, key)
     return config
+
+
+def _as_whole(values: dict[str, Any], sections: list[str], key: str) -> None:
+    """Puts text in the place of a mapping: a key that one side lacks is no younger one there."""
+    for name in sections:
+        if not values.get(name):
+            return
+        values[name] = values = dict(values[name])
+    values[key] = canonical_json(values.get(key) or None)
 
 
 def _treated(facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """One command over all notebooks: starts Snakemake, says what it is doing and about how long is left."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -13,8 +12,11 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from primekd.assessment.inside import FOLDER as INSIDE
 from primekd.config import Profile
-from primekd.foundation import UserError, ask_anew, forget_wishes, output_root, project_root, relative_name
+from primekd.foundation import MANIFEST, UserError, ask_anew, forget_wishes, output_root, project_root, relative_name
+from primekd.foundation.stage_code import forced_since, is_older
+from primekd.foundation.storage import locked
 from primekd.running.run_progress import Job, RunState, describe, job_progress
 from primekd.running.slurm import Cluster, ask, explain_job, queued_jobs
 from primekd.studies.study import Study, find_study
@@ -28,7 +30,7 @@ def run_study(
     study. With `cluster` every stage is a Slurm job. All results of `force_stages` are made anew; a run that is killed
     meanwhile goes on with those still missing. Raises UserError if there is no such stage, the study cannot run the
     profile, another run of it is under way, or a notebook failed, with its own sentence."""
-    study = open_study(profile, force_stages)
+    study = open_study(profile, force_stages, only)
     with only_one(profile) as lock:
         if jobs := queued_beside(profile, cluster):  # two would write the same files
             fix = f"wait for them or `scancel {' '.join(jobs)}`"
@@ -56,17 +58,28 @@ def run_study(
                 raise
         if process.returncode:
             raise UserError(explain_failure(log.read_text(encoding="utf-8", errors="replace"), log, state.failed))
-        forget_wishes(profile)
+        forget_wishes(profile, not_yet_anew(profile) if only else ())
         return not state.idle
 
 
-def open_study(profile: Profile, force_stages: Collection[str]) -> Study:
-    """A profile's study. Raises UserError if it cannot run the profile, or a stage is none that can be forced."""
+def open_study(profile: Profile, force_stages: Collection[str], only: str | None = None) -> Study:
+    """A profile's study. Raises UserError if it cannot run the profile, or a stage is none that can be forced, or is of
+    a part that is not asked for."""
     study = find_study(profile)
     if unknown := [stage for stage in force_stages if stage not in study.forced]:
         raise UserError(f"--force-stage {unknown[0]}: there is no such stage; choose one of {', '.join(study.forced)}.")
+    if INSIDE in force_stages and only != INSIDE:
+        raise UserError(f"--force-stage {INSIDE}: a whole run does not look inside: add --only {INSIDE}.")
     study.refuse(profile)
     return study
+
+
+def not_yet_anew(profile: Profile) -> set[str]:
+    """The stages that are to be made anew of which a part of the study left results as they were."""
+    from primekd.running.publishing import FORCED_BY, results_of
+
+    named = ((FORCED_BY.get(stage, stage), folder / MANIFEST) for stage, _, folder in results_of(profile))
+    return {stage for stage, path in named if is_older(path, forced_since(profile, stage))}
 
 
 def planned_jobs(
@@ -75,7 +88,7 @@ def planned_jobs(
 ) -> list[Job]:  # fmt: skip
     """The jobs that a run would start now, in an order in which they could be; nothing is run, submitted or changed.
     Raises UserError if Snakemake cannot plan the run, or the study cannot run the profile."""
-    study = open_study(profile, force_stages)
+    study = open_study(profile, force_stages, only)
     command = [*snakemake_command(profile, profile_argument, cores, force, cluster, only), "--dry-run"]
     wanted = [rule for stage in force_stages for rule in study.forced[stage]]
     if only is None:  # what is lost; but what is inside the students, which Snakemake would take for asked for, too
@@ -156,13 +169,11 @@ def only_one(profile: Profile):
     the file has ended, Snakemake too: should this process be killed alone, its jobs go on, and no second run."""
     profile.runs.mkdir(parents=True, exist_ok=True)
     with open(profile.runs / "run.lock", "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not locked(handle):
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
             under_way = f"is under way (process {owner}): wait for it or stop it"
-            raise UserError(f"Another run of the profile {profile.name} {under_way}.") from error
+            raise UserError(f"Another run of the profile {profile.name} {under_way}.")
         yield handle
 
 

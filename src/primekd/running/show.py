@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from primekd.assessment.answers import answers_folder
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.assessment.tokens import Token, read_tokens, visible
-from primekd.capture.primings import can_speak
-from primekd.config import NO_STUDENTS, TEACHER, Profile
+from primekd.capture.primings import can_speak, priming_of
+from primekd.config import NO_STUDENTS, TEACHER, Profile, arms_of, split_seed, unprimed
 from primekd.foundation import MANIFEST, UserError, clean, read_manifest, relative_name
 from primekd.models import build_prompt, load_tokenizer
 from primekd.report import lineage
@@ -18,6 +18,7 @@ from primekd.report.extraction import read_readings
 from primekd.report.formats import percent
 from primekd.studies.results import kept_sets
 from primekd.tasks.load import load_items
+from primekd.tasks.protocol import as_text as bare
 
 FAR = 3  # tokens that are named: those at which the model is furthest from the teacher
 Rows = list[tuple[str, str]]
@@ -82,12 +83,16 @@ def _prompt(profile: Profile, item: str, model: str) -> Rows:
         return [("Prompt", "not in this checkout: the tokenizer is not here")]
     from primekd.assessment.score import untrained_models
 
+    arm, speaker, priming = arms_of(profile).get(split_seed(model)[0]), profile.student, None
+    if model == TEACHER:
+        speaker, priming = profile.teacher, priming_of(unprimed(), profile.teacher)
     found = [i for i in load_items(profile, "test") if i.id == item]
+    found = bare(found) if arm and "no-template" in arm.deviates else found
     for known in untrained_models(profile):  # one of them is shown solved items first
         found = known.asked(profile, found) if known.name == model else found
     if not found:
         return [("Prompt", "not known: the profile has other test items than these logs")]
-    return [("Prompt", build_prompt(load_tokenizer(profile.student), found[0].messages).text)]
+    return [("Prompt", build_prompt(load_tokenizer(speaker), found[0].messages, priming).text)]
 
 
 def _answer(profile: Profile, model: str, row: LogRow) -> Rows:

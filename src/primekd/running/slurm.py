@@ -126,8 +126,10 @@ def explain_job(job: Job) -> str:
     if refused := re.search(r"sbatch: error: ([^']+)", job.problem):
         return f"{job.label}: Slurm refused the job: {refused[1]}."
     text = job.log.read_text(encoding="utf-8", errors="replace") if job.log and job.log.is_file() else ""
-    if said := re.findall(r"^primekd: (.+)$", text, re.M):
-        return f"{job.label}: {said[-1]} (Slurm job {job.slurm}.)"
     status = re.search(r"SLURM status is: '(\w+)", job.problem)
+    ended = status and status[1] in ENDS  # then the job's own last word may be that it was stopped
+    said = [line for line in re.findall(r"^primekd: (.+)$", text, re.M) if not (ended and line.startswith("stopped;"))]
+    if said:
+        return f"{job.label}: {said[-1]} (Slurm job {job.slurm}.)"
     where = f" Its log is {relative_name(job.log)}." if text else ""
     return f"{job.label}: Slurm job {job.slurm} {ENDS.get(status[1] if status else '', 'failed.')}{where}"

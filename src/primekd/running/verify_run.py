@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.inside import FOLDER as INSIDE
+from primekd.assessment.score import measured_anew
 from primekd.capture.jobs import store_folder
 from primekd.config import ANSWER_SETS, Profile, get_arm, is_name
 from primekd.foundation import UserError, hash_json, project_root, relative_name
@@ -97,9 +98,11 @@ def _other_text(folder: Path, text: dict[str, Any]) -> list[str]:
 
 
 def check_lineage(profile: Profile) -> Check:
-    """Whether the students on this machine are those of the logs, with their answers, trained on what lies here."""
-    problems = []
-    for name, facts in read_manifest(profile.logs / MANIFEST).get("models", {}).items():
+    """Whether the students on this machine, trained on what lies here, and their answers are those of the logs."""
+    logs = read_manifest(profile.logs / MANIFEST)
+    other = measured_anew(profile, logs)
+    problems = [f"{name}: other answers or held-out fit lie here: assess again" for name in other]
+    for name, facts in logs.get("models", {}).items():
         path = profile.runs / "students" / name / MANIFEST
         if not path.is_file():
             continue

@@ -116,8 +116,8 @@ class Effect:
 
     def detectable(self, level: float, draws: float) -> float:
         """The smallest true difference in accuracy, as a share, that this t test, two-sided at `level`, finds with
-        POWER; 1 where there is none. The error is the one seen, or the least that a difference d over so many independent
-        `draws` comes with: its variance is d (1 - d) / draws, where all that differ do so in one direction."""
+        POWER; 1 where there is none. The error is the one seen, or the least that a difference d over so many
+        independent `draws` comes with: its variance is d (1 - d) / draws, where all that differ do so one way."""
         # The power of a t test, over 4,000 equally probable values of the estimated error: scipy's noncentral t fails
         # at the far limits that one or two degrees of freedom need.
         spread = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, self.df) / self.df)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import rankdata
 
-from primekd.config import CONTROL, load_arms
+from primekd.config import CONTROL, load_arms, of_role
 from primekd.foundation.tables import Estimated, table_row
 from primekd.statistics.calibration import drawn_weights, limits
 from primekd.statistics.contrasts import by_seed
@@ -62,9 +62,10 @@ class PairRow:
 class ExplainedRow:
     """Whether a measure's shift from the control goes along with accuracy over `arms`, each the mean of its seeds:
     Spearman's rank correlation, its p over permutations of arms, Holm-adjusted over all measures. `primed`: the mean
-    size of the shift in the primed arms, `placebo`, `shuffled` that in the controls, None where there are none. A
-    measure that shifts as much there explains nothing. `explains`: NO, PERHAPS or, where it correlates and an arm that
-    it has to be held against was not run, UNKNOWN."""
+    size of the shift in the primed arms, `placebo`, `shuffled` that in the controls; `apart`: that between a primed arm
+    and the unprimed one, `seeds`: that between two seeds of an arm; None where there are none. A measure that shifts as
+    much in a control, or that another seed moves as far as a priming, explains nothing. `explains`: NO, PERHAPS or,
+    where it correlates and something that it has to be held against was not run, UNKNOWN."""
 
     measure: str
     arms: int
@@ -74,6 +75,8 @@ class ExplainedRow:
     primed: float | None
     placebo: float | None
     shuffled: float | None
+    apart: float | None
+    seeds: float | None
     explains: str
 
 
@@ -144,12 +147,15 @@ def explained_rows(
     known, rows = load_arms(), []
     for measure, found in shifts.items():
         students = [model for model in found if model in accuracies and model != CONTROL]
-        sides = (by_seed({m: column[m] for m in students}) for column in (found, accuracies))
+        sides = [by_seed({m: column[m] for m in students}) for column in (found, accuracies)]
         x, y = ({arm: float(np.mean([*seeds.values()])) for arm, seeds in side.items()} for side in sides)
         if len(x) < 4:
             continue
         rho, p = _permuted(rankdata([*x.values()]), rankdata([*y.values()]), permutations)
         sizes = [[abs(x[arm]) for arm in x if arm in known and known[arm].role == role] for role in BESIDE]
+        primed, unprimed = ([arm for arm in of_role(role, known) if arm in x] for role in (BESIDE[0], "baseline"))
+        sizes.append([abs(x[arm] - x[base]) for base in unprimed[:1] for arm in primed])
+        sizes.append([abs(v - own[""]) for own in sides[0].values() if "" in own for seed, v in own.items() if seed])
         beside = [float(np.mean(own)) if own else None for own in sizes]
         rows.append(ExplainedRow(measure, len(x), rho, p, None, *beside, NO))
     adjusted = holm_of({row.measure: row.p for row in rows})
@@ -170,8 +176,7 @@ def _permuted(x: np.ndarray, y: np.ndarray, permutations: int) -> tuple[float, f
 
 
 def _explains(row: ExplainedRow) -> str:
-    if row.p_holm >= LEVEL:
+    held = ((row.primed, row.placebo), (row.primed, row.shuffled), (row.apart, row.seeds))
+    if row.p_holm >= LEVEL or any(None not in pair and pair[0] <= pair[1] for pair in held):
         return NO
-    if None in (row.primed, row.placebo, row.shuffled):
-        return UNKNOWN
-    return PERHAPS if row.primed > max(row.placebo, row.shuffled) else NO
+    return UNKNOWN if any(None in pair for pair in held) else PERHAPS

@@ -41,8 +41,9 @@ class ArithmeticRow:
 
 @dataclass(frozen=True)
 class WordRow:
-    """Answers of a student that hold a word of its teacher's priming that neither questions nor unprimed answers hold,
-    how many of the control's and the reference's do, and the paired p against that. `most`: the most frequent words."""
+    """Answers of a student that hold one of its teacher's `priming_words`, which `own_words` finds, and which their own
+    question does not hold; how many of the control's and the reference's do, and the paired p against that, None
+    without any word. `most`: the most frequent words."""
 
     model: str
     priming_words: int
@@ -51,7 +52,7 @@ class WordRow:
     control_with_word: int
     reference: str
     reference_with_word: int
-    p: float
+    p: float | None
     most: str
 
 
@@ -102,15 +103,15 @@ def _arithmetic(model: str, rows: Sequence[LogRow], found: list[list[bool]], sid
 
 def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str], reference: str) -> list[WordRow]:
     """A row for each student of a primed arm. `primings`: arm -> the text that its teacher read."""
-    known = [row.question for row in next(iter(logs.values()), ())]
-    known += [row.response for row in logs.get(TEACHER, ())]
-    rows = []
+    rows, questions = [], [row.question for row in next(iter(logs.values()), ())]
+    unprimed = [row.response for row in logs.get(TEACHER, ())]
     for model, log in logs.items():
         arm = split_seed(model)[0]
         if arm not in primings or not {CONTROL, reference} <= logs.keys():
             continue
-        wanted = own_words(primings[arm], known)
-        said = {name: [words(row.response) & wanted for row in logs[name]] for name in (model, CONTROL, reference)}
+        wanted = own_words(primings[arm], questions, unprimed)
+        said = {name: [words(row.response) & wanted - words(row.question) for row in logs[name]]
+                for name in (model, CONTROL, reference)}  # fmt: skip
         counts = Counter(word for found in said[model] for word in found)
         both = ({"": np.array([*map(bool, said[name])], float)} for name in (model, reference))
         test = compare_verdicts(*both, [cluster_of(row.id) for row in log])
@@ -119,7 +120,7 @@ def word_rows(logs: Mapping[str, Sequence[LogRow]], primings: Mapping[str, str],
         most = ", ".join(f"{word} ({count})" for word, count in ordered)
         rows.append(
             WordRow(model, len(wanted), len(log), with_word[model], with_word[CONTROL], reference,
-                    with_word[reference], test.p, most)
+                    with_word[reference], test.p if wanted else None, most)
         )  # fmt: skip
     return rows
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from primekd.assessment.inside import FOLDER, MAPS, attribution, confidence, inside_folder
-from primekd.assessment.inside.attention import BETWEEN, MEASURES
+from primekd.assessment.inside.attention import MEASURES
 from primekd.assessment.inside.attribution import StepRow
 from primekd.assessment.inside.confidence import SureRow
 from primekd.assessment.inside.parts import Subject, attention_values, read_attention, read_attribution, read_confidence
@@ -86,7 +86,7 @@ def _write_attention(subject: Subject, measured: Path, folder: Path) -> Iterator
     every = np.concatenate([values, scores], -1)
     yield write_table(folder / numbers.HEADS, numbers.HeadRow, numbers.head_rows(names, MEASURES, every, groups))
     means = every.mean(0)
-    shown = _shown(subject, means)
+    shown = chosen_models(subject)
     maps = load_file(measured / MAPS)
     tensors = {name: torch.from_numpy(means[n] - means[0]).half() for n, name in enumerate(["", *names]) if n}
     kept = {f"maps.{name}": maps["maps"][n].clone() for n, name in enumerate([CONTROL, *names]) if name in shown}
@@ -95,12 +95,6 @@ def _write_attention(subject: Subject, measured: Path, folder: Path) -> Iterator
     with write_atomically(folder / MAPS) as temporary:
         save_file(tensors | kept, temporary, metadata=facts)
     yield folder / MAPS
-
-
-def _shown(subject: Subject, means: np.ndarray) -> tuple[str, ...]:
-    """Whose maps go into the logs: the control's, and those of the student that moved most."""
-    moved = means[1:, ..., MEASURES.index(BETWEEN[0])].mean((1, 2))
-    return (CONTROL, subject.names[int(moved.argmax())]) if subject.names else (CONTROL,)
 
 
 def confidence_parts(subject: Subject) -> list[Path]:
@@ -135,12 +129,13 @@ def _teachers_confidence(subject: Subject, arm: str, job: Job, items: list[Item]
 
 def attribution_parts(subject: Subject) -> list[Path]:
     """Which steps the answers of a few models hang on."""
-    chosen = _attributed(subject) if subject.profile.inside.attributed_items else []
+    chosen = chosen_models(subject) if subject.profile.inside.attributed_items else []
     return [read_attribution(subject, model) for model in subject.models if model.name in chosen]
 
 
-def _attributed(subject: Subject) -> list[str]:
-    """The control, the unprimed arm's student, and that of the first arm that the profile's plan names, or a primed."""
+def chosen_models(subject: Subject) -> list[str]:
+    """Whose steps are attributed and whose heads can be looked at in the report: the control, the unprimed arm's
+    student, and that of the first arm that the profile's plan names, or a primed one."""
     planned = [arm for arm, _ in subject.profile.planned.main]
     primed = [name for name, arm in arms_of(subject.profile).items() if arm.role in PRIMED]
     return [CONTROL, unprimed().name, *[name for name in (*planned, *primed) if name in subject.names][:1]]
@@ -150,13 +145,13 @@ def tables(profile: Profile, folder: Path) -> dict[str, str]:
     """The tables that follow from attention.csv, confidence.csv and the logs beside them: file -> text."""
     logs, sure = read_logs(profile), read_records(folder / confidence.FILE, SureRow)
     groups = {row.id: cluster_of(row.id) for log in logs.values() for row in log}
-    own = calibration.calibration_rows(sure, groups)
+    own, arithmetic = calibration.calibration_rows(sure, groups), reasoning.arithmetic_rows(logs)
     texts = {name: priming.text for name, arm in arms_of(profile).items()
              if arm.role in PRIMED and (priming := priming_of(arm, profile.teacher))}  # fmt: skip
     found = {
         calibration.CALIBRATION: table_text(calibration.CalibrationRow, own),
         calibration.RELIABILITY: table_text(calibration.ReliabilityRow, calibration.reliability_rows(sure)),
-        reasoning.ARITHMETIC: table_text(reasoning.ArithmeticRow, reasoning.arithmetic_rows(logs)),
+        reasoning.ARITHMETIC: table_text(reasoning.ArithmeticRow, arithmetic),
         reasoning.WORDS: table_text(reasoning.WordRow, reasoning.word_rows(logs, texts, unprimed().name)),
     }
     if log := read_tokens(profile.logs):
@@ -164,16 +159,20 @@ def tables(profile: Profile, folder: Path) -> dict[str, str]:
         found[reasoning.CLASSES] = table_text(reasoning.ClassRow, reasoning.class_rows(log, questions, logs))
     attention = read_records(folder / numbers.ATTENTION, numbers.AttentionRow)
     accuracies = {model: sum(row.correct for row in log) / len(log) for model, log in logs.items() if model != TEACHER}
-    rows = numbers.explained_rows(_shifts(attention, own), accuracies)
+    rows = numbers.explained_rows(_shifts(attention, own, arithmetic), accuracies)
     return found | {numbers.EXPLAINED: table_text(numbers.ExplainedRow, rows)}
 
 
 def _shifts(
-    attention: Sequence[numbers.AttentionRow], sure: Sequence[calibration.CalibrationRow]
-) -> dict[str, dict[str, float]]:
-    """Measure -> student -> its shift from the control."""
+    attention: Sequence[numbers.AttentionRow], sure: Sequence[calibration.CalibrationRow],
+    arithmetic: Sequence[reasoning.ArithmeticRow],
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Measure -> student -> its shift from the control. Not ECE, Brier score or AUROC: they are made of the verdicts,
+    so that they go along with accuracy whatever is inside."""
     shifts = nested((row.measure, row.model, row.difference) for row in attention if row.layer == numbers.EVERY)
     students = {model for found in shifts.values() for model in found}
     own = [row for row in sure if row.kind == calibration.ANSWER + calibration.MINUS and row.model in students]
-    answers = {f"{m} of own answers": {row.model: getattr(row, m) for row in own} for m in ("entropy", "margin")}
-    return shifts | answers
+    sure_of = ("log_prob", "entropy", "margin")
+    answers = {f"{m} of own answers": {row.model: getattr(row, m) for row in own} for m in sure_of}
+    holds = {r.model: r.difference for r in arithmetic if r.model in students and r.difference is not None}
+    return shifts | answers | {"arithmetic that holds": holds}

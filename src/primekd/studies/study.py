@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
-from primekd.assessment.score import Made
+from primekd.assessment.score import Made, measured_anew
 from primekd.config import Profile, arms_of, is_name
-from primekd.foundation import MANIFEST, UserError
+from primekd.foundation import MANIFEST, UserError, read_manifest
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.statistics.families import Planned
 
@@ -54,11 +55,31 @@ def find_study(profile: Profile) -> Study:
 
 
 def lost_copies(profile: Profile, results: Iterable[Result], assessed: Path) -> list[Path]:
-    """The copies of those results that are gone or wanted anew, each with the assessment's and the report's."""
-    behind = [assessed, profile.runs / "notebooks" / "report.done"]
-    results = [*results, ("assess", profile.logs / MANIFEST, [])]
+    """The copies of those results that are gone or wanted anew, each with the assessment's and the report's; these also
+    where the logs are of other students or answers than lie here."""
+    done, logs = profile.runs / "notebooks", profile.logs / MANIFEST
+    behind = [assessed, done / "report.done"]
+    results = [*results, ("assess", logs, [])]
     found = [copy for stage, file, own in results if is_lost(profile, stage, file) for copy in (*own, *behind)]
+    found += _outdated(profile, logs, behind) if logs.is_file() else []
     return found if (profile.logs / "report.html").is_file() else [*found, behind[-1]]
+
+
+def _outdated(profile: Profile, logs: Path, behind: list[Path]) -> list[Path]:
+    """`behind`, and what was scored with the students concerned, where logs are of other students or answers."""
+    try:
+        record = read_manifest(logs)
+    except UserError:
+        return behind
+    other = [name for name, facts in record.get("models", {}).items() if _trained_anew(profile, name, facts)]
+    scored = [copy for name in other for copy in scored_with(profile.runs / "notebooks", name)]
+    return [*scored, *behind] if other or measured_anew(profile, record) else []
+
+
+def _trained_anew(profile: Profile, name: str, facts: dict[str, Any]) -> bool:
+    """Whether another student of this name lies here than the one of the logs."""
+    path = profile.runs / "students" / name / MANIFEST
+    return path.is_file() and read_manifest(path)["outputs"] != facts["outputs"]
 
 
 def is_lost(profile: Profile, stage: str, result: Path) -> bool:

@@ -2,7 +2,6 @@
 (optimizer.pt, rng_state.pth, training_args.bin) and written in place, so that a kill can leave half of one."""
 
 import contextlib
-import fcntl
 import json
 import math
 import random
@@ -19,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from primekd.foundation import UserError, hash_file, relative_name, write_json
+from primekd.foundation.storage import locked
 from primekd.models.students import written
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
@@ -31,11 +31,9 @@ def held(folder: Path) -> Iterator[None]:
     path = folder.with_name(f"{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not locked(handle):
             said = f"{relative_name(folder)} is being written by another training of this student"
-            raise UserError(f"{said}: wait for it, or stop it.") from error
+            raise UserError(f"{said}: wait for it, or stop it.")
         yield
         path.unlink(missing_ok=True)
 

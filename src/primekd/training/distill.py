@@ -1,5 +1,6 @@
 """store -> student: trains the student of one strategy, from teacher signals or from gold solutions."""
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,9 +113,11 @@ def _distill(profile: Profile, strategy: str, seed: int | None, force: bool) -> 
     smaller = "" if student.quantization or student.from_scratch else ", or set student.quantization: nf4,"
     with gpu_memory(f"train.micro_batch_size{smaller}"):
         if len(profile.train.rates) > 1:
+            from primekd.training.checkpoints import held
             from primekd.training.tuning import tune
 
-            tune(folder, stage, profile.train, inputs, checkpoints, code, run)
+            with held(checkpoints) if is_main_process() else contextlib.nullcontext():  # of all its rates
+                tune(folder, stage, profile.train, inputs, checkpoints, code, run)
         else:
             run(folder, stage, inputs, checkpoints, profile.train)
     return folder

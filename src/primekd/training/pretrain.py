@@ -71,7 +71,8 @@ def train_on_text(
 
 
 def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
-    """Of the control (None) or an arm: how it is optimised, first and last block. Raises UserError without any."""
+    """Of the control (None) or an arm: how it is optimised, first and last block. Raises UserError without any, and for
+    what such a training cannot do."""
     text, pretrain = profile.text, profile.pretrain
     if text is None or pretrain is None:
         raise UserError(f"{profile.name}: students of text need the sections text and pretrain.")
@@ -82,6 +83,9 @@ def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
             f"{profile.name}: pretrain.tokens {pretrain.tokens} leaves no block of {text.block_tokens} tokens to the "
             f"control, or none of text.train_tokens {text.train_tokens} to the arms."
         )
+    if profile.launch.processes > 1 or max(len(train.rates) for train in (pretrain.train, profile.train)) > 1:
+        said = "students of text learn in one process, with one learning rate"
+        raise UserError(f"{profile.name}: {said}: set launch.processes to 1, and one rate in train and pretrain.train.")
     return (pretrain.train, 0, cut) if as_control else (profile.train, cut, end)
 
 

@@ -11,7 +11,7 @@ from primekd.capture.judged import right_answers
 from primekd.config import SHUFFLED, Arm, Profile
 from primekd.foundation.errors import UserError
 from primekd.models import decode_response, load_tokenizer
-from primekd.signals import Asked, SignalReader, SignalRows, StoredItem, concatenate, shards_hash
+from primekd.signals import Asked, SignalReader, SignalRows, StoredItem, concatenate
 from primekd.tasks import Unlabelled, task_of
 
 
@@ -69,7 +69,7 @@ def treated(
         return reader
     right = None
     if arm.keep_right:
-        right = right_answers(profile, arm.text, ids, shards_hash(profile.signals_folder(arm.text)))
+        right = right_answers(profile, arm.text, ids, reader.folder)
     return TreatedSource(reader, arm, ids, right, seed, unfit)
 
 

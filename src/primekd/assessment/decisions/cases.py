@@ -9,6 +9,8 @@ from primekd.assessment.logs import LogRow
 from primekd.assessment.reading import extract
 from primekd.config import Profile
 from primekd.foundation import UserError, hash_json, relative_name
+from primekd.tasks import task_of
+from primekd.tasks.numbers import NumberTask
 
 Logs = dict[str, list[LogRow]]
 
@@ -65,6 +67,8 @@ def _shuffled(cases: list[Case], seed: int, purpose: str) -> list[Case]:
 
 
 def _all_cases(profile: Profile, logs: Logs, models: Iterable[str], with_why: bool) -> Iterator[Case]:
+    if not isinstance(task_of(profile.data), NumberTask):
+        raise UserError(f"{profile.name}: people decide on answers that are numbers, which those to this task are not.")
     models = list(models) or list(logs)
     if unknown := [model for model in models if model not in logs]:
         raise UserError(f"{relative_name(profile.logs)} has no model {unknown[0]!r}: it has {', '.join(logs)}.")

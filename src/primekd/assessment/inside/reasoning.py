@@ -3,6 +3,7 @@
 import ast
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -33,6 +34,7 @@ TOKEN_CLASSES = (DIGITS, OPERATORS, QUESTION, STYLE, MARKS)
 WORD = re.compile(r"[^\W\d_]+")
 TAG = re.compile(r"</?\|?[\w-]+\|?>")  # a control token such as <|im_end|> or </s>, which is no word
 LONG_WORD = 4  # letters; shorter ones say nothing
+COMMON = 0.05  # of questions: a word that stands in more is no priming's own
 
 
 def calculations(text: str) -> list[bool | None]:
@@ -91,9 +93,13 @@ def words(text: str) -> set[str]:
     return {word for word in WORD.findall(text.lower()) if len(word) >= LONG_WORD}
 
 
-def own_words(priming: str, known: Iterable[str]) -> set[str]:
-    """The words of a priming that stand in none of the texts `known`."""
-    return words(priming).difference(*map(words, known))
+def own_words(priming: str, questions: Iterable[str], answers: Iterable[str]) -> set[str]:
+    """The words of a priming that no unprimed answer has but one whose question has it, and that are not COMMON in
+    questions. `questions`, `answers`: of the same items."""
+    asked = [*map(words, questions)]
+    said = [words(answer) - own for answer, own in zip(answers, asked, strict=False)]
+    counts = Counter(word for own in asked for word in own)
+    return {word for word in words(priming).difference(*said) if counts[word] <= max(1, COMMON * len(asked))}
 
 
 def question_words(question: str) -> set[str]:

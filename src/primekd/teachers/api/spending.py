@@ -66,11 +66,13 @@ class Ledger:
 
     def _close(self, **change: float) -> None:
         with self._changed:
-            if change:
-                with self._locked():
-                    self._write(self._read(), change)
-            self._in_flight -= 1
-            self._changed.notify_all()
+            try:
+                if change:
+                    with self._locked():
+                        self._write(self._read(), change)
+            finally:  # others wait for it
+                self._in_flight -= 1
+                self._changed.notify_all()
 
     def _booked(self, most: float) -> bool:
         with self._locked():
