@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -102,6 +103,7 @@ def test_an_arm_trains_on_right_answers_alone_and_says_what_it_dropped(profile):
         distill(profile, "base-right-KD")
     judge(rows)
     right_answers(profile, "base-KD", ids, profile.signals_folder("base-KD"))
+    shutil.copytree(profile.signals_folder("base-KD"), profile.signals_folder("base-KD-seed1"))
     with pytest.raises(UserError, match="is not of the responses in .*base-KD-seed1"):  # other text than was judged
         right_answers(profile, "base-KD", ids, profile.signals_folder("base-KD-seed1"))
     judge(rows[:-1])
