@@ -12,7 +12,7 @@ from primekd.config.deviations import PUBLISHED, SAID
 from primekd.foundation import MANIFEST, UserError, read_manifest
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.claims import planted
-from primekd.report.figures import INK, PALETTE, draw
+from primekd.report.figures import BAND, INK, PALETTE, draw
 from primekd.report.formats import MISSING, between, known, p_value, percent, points, significant, written
 from primekd.report.results import Results, Row, read_results
 from primekd.report.shown import Shown, show_facts, show_figure, show_table
@@ -55,24 +55,33 @@ def deviating(results: Results) -> list[Row]:
     return [row for row, pair in zip(results.contrasts, pairs, strict=True) if pair in wanted]
 
 
-def each_seed(results: Results, measure: str, write: Callable, row: Row) -> str:
-    """`value [low, high]` of a contrast and, where there are several, each training's own difference."""
+def seed_differences(results: Results, measure: str, row: Row) -> list[float]:
+    """Each training's own difference in a contrast."""
     own = {one["model"]: one[measure] for one in results.summary}
     seeds = [name.removeprefix(row["model"]) for name in own if split_seed(name)[0] == row["model"]]
     pairs = [[own.get(row[side] + seed) for side in ("model", "reference")] for seed in seeds]
-    found = [write(float(one) - float(other)) for one, other in pairs if one and other]
+    return [float(one) - float(other) for one, other in pairs if one and other]
+
+
+def each_seed(results: Results, measure: str, write: Callable, row: Row) -> str:
+    """`value [low, high]` of a contrast and, where there are several, each training's own difference."""
+    found = [write(value) for value in seed_differences(results, measure, row)]
     return between(measure, write)(row) + (f"; {', '.join(found)}" if len(found) > 1 else "")
 
 
+def item_interval(results: Results, row: Row) -> tuple[float, ...]:
+    """A 95 % interval of the difference in accuracy over other items (or templates), of these trainings alone; empty
+    where all items differ alike, which does not say that no other would."""
+    pair = row["model"], row["reference"]
+    for seeds in (one for one in results.seeds if (one["model"], one["reference"]) == pair):
+        half = student_t.isf(LEVEL / 2, int(row["clusters"]) - 1) * float(seeds["item_se"])
+        return (float(seeds["accuracy"]) - half, float(seeds["accuracy"]) + half) if half else ()
+    return ()
+
+
 def items_alone(results: Results, row: Row) -> str:
-    """A 95 % interval of the difference in accuracy over other items (or templates), of these trainings alone."""
-    for seeds in results.seeds:
-        if (seeds["model"], seeds["reference"]) == (row["model"], row["reference"]):
-            if not float(seeds["item_se"]):
-                return MISSING  # all items differ alike, which does not say that no other would
-            half = student_t.isf(LEVEL / 2, int(row["clusters"]) - 1) * float(seeds["item_se"])
-            return "[{}, {}]".format(*(points(float(seeds["accuracy"]) + end) for end in (-half, half)))
-    return MISSING
+    ends = item_interval(results, row)
+    return "[{}, {}]".format(*map(points, ends)) if ends else MISSING
 
 
 def deviation_table(folder: Path) -> Table:
@@ -135,7 +144,8 @@ def said_of(folder: Path) -> list[tuple[str, str]]:
 
 
 def deviation_figure(results: Results) -> str | None:
-    """Differences in accuracy, KL and NLL, a line a contrast; None where there is none."""
+    """Differences in accuracy, KL and NLL, a line a contrast: each training's own, their mean, its t interval, which
+    may leave the panel, and of accuracy that over items alone. None where there is no such contrast."""
     rows = deviating(results)
     if not rows:
         return None
@@ -145,12 +155,20 @@ def deviation_figure(results: Results) -> str | None:
             panels, (("accuracy", 100, "Accuracy, points"), ("kl", 1, "KL, nats"), ("nll_gold", 1, "NLL, nats")),
             strict=True,
         ):  # fmt: skip
+            seen = [0.0]  # what has to be inside the panel
             for place, row in enumerate(rows):
                 if row[measure]:
                     value, low, high = (scale * float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
-                    axes.plot([low, high], [place, place], color=PALETTE[0], linewidth=2)
-                    axes.plot([value], [place], "o", color=PALETTE[0], markersize=5)
+                    own = [scale * one for one in seed_differences(results, measure, row)]
+                    over = [scale * end for end in item_interval(results, row)] if measure == "accuracy" else []
+                    axes.plot([low, high], [place, place], color=BAND, linewidth=5, solid_capstyle="butt")
+                    axes.plot(over, [place] * len(over), color=PALETTE[0], linewidth=1.5)
+                    axes.plot(own, [place] * len(own), "o", color=PALETTE[0], markersize=5, fillstyle="none")
+                    axes.plot([value], [place], "|", color=INK, markersize=11, markeredgewidth=2)
+                    seen += [value, *own, *over]
             axes.axvline(0, color=INK, linewidth=1)
+            room = 0.08 * (max(seen) - min(seen)) or 1.0
+            axes.set_xlim(min(seen) - room, max(seen) + room)
             axes.set_ylim(len(rows) - 0.5, -0.5)
             names = ["\nminus ".join(title_of(row[key]) for key in ("model", "reference")) for row in rows]
             axes.set_yticks(range(len(rows)), names if axes is panels[0] else [], fontsize=9)
