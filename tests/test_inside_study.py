@@ -4,9 +4,10 @@ import re
 import shutil
 from dataclasses import replace
 
+import nbformat
 import pytest
 import torch
-from conftest import small_profile
+from conftest import ROOT, small_profile
 from typer.testing import CliRunner
 
 from primekd.assessment.inside import inside_folder, parts
@@ -143,17 +144,22 @@ def test_the_report_has_both_sections_and_nothing_of_a_text_runs(study, monkeypa
     with pytest.raises(UserError, match="runs no arm that deviates"):
         show_deviations(study)
     rows = inside.json.loads(re.search(r'id="head-data" type="application/json">(.*?)</script>', html, re.S)[1])
-    assert rows["size"] == 8 and len(rows["tokens"]) == 8 and rows["models"][0]["title"] == "No distillation"
+    assert rows["size"] == 8 and len(rows["tokens"]) == 8
+    assert [one["title"] for one in rows["models"]] == ["No distillation", "Ground truth-KD", "base-KD"]
     monkeypatch.setattr("primekd.report.inside.title_of", lambda name: HOSTILE)
     assert HOSTILE not in render(study)
 
 
-def test_notebooks_show_it(study):
+def test_notebooks_show_it(study, monkeypatch):
     said = show_attention(study)
     assert "total_variation" in said.text and "Students against each other" in said.text
     assert all(label in map_figure(inside_folder(study)) for label in ("Total variation", "Entropy, difference"))
     assert "ECE" in show_confidence(study).text
     assert show_head(study, "ai-KD", 0, 1).image.startswith("<?xml")
+    monkeypatch.setattr("primekd.config.load_profile", lambda name: study)  # the notebooks run on these logs
+    for name in ("attention", "confidence"):
+        cells = nbformat.read(ROOT / "analysis" / f"{name}.ipynb", 4).cells
+        exec("\n".join(cell.source for cell in cells if cell.cell_type == "code"), {})
     with pytest.raises(UserError, match="no head 99 in layer 0 of 'ai-KD': choose from control, base-KD"):
         show_head(study, "ai-KD", 0, 99)
 

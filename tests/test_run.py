@@ -591,10 +591,12 @@ def test_the_deviations_are_a_part_of_their_own_where_there_are_any(output):
     path = write_profile(output, arms=["base-KD", "reverse-kl-KD"])
     profile = load_profile(str(path))
     ablation = profile.runs / "notebooks/assessment/ablation.ipynb"
-    jobs = {only: planned_jobs(profile, str(path), 2, False, None, only=only) for only in ("ablation", None)}
+    parts = "ablation", "inside", None
+    jobs = {only: planned_jobs(profile, str(path), 2, False, None, only=only) for only in parts}
     rules = {only: {job.rule for job in found} for only, found in jobs.items()}
     assert rules["ablation"] >= {"distill", "assess", "ablation"} and "report" not in rules["ablation"]
     assert rules[None] == rules["ablation"] | {"report"}, "a whole run executes the notebook"
+    assert rules["inside"] == rules[None] - {"ablation", "report"} | {"attention", "confidence", "inside"}
     assert ablation in list(STUDY.lost(profile)) and STUDY.parts(profile)[-1] == "ablation"
     plain = write_profile(output, "plain", arms=["base-KD"])
     said = CliRunner().invoke(app, ["run", "--profile", str(plain), "--only", "ablation"]).stderr

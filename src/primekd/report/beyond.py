@@ -3,7 +3,6 @@ second set, sampled answers, and what was forgotten. Tables of one logs folder."
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from primekd.assessment.forgetting import FILE, ForgettingRow
 from primekd.config import SAMPLES, TRANSFER, load_arms, of_role
 from primekd.foundation import MANIFEST, read_manifest, read_records
 from primekd.report.cells import Name, Table, table_of
-from primekd.report.formats import between, detectable, known, p_value, points, significant, written
+from primekd.report.formats import between, detectable, known, p_value, points, signed_nats, significant, written
 from primekd.report.results import Results, contrast_table, fit_columns, read_results, result_table
 from primekd.statistics.effects import AND
 from primekd.statistics.families import title_of
@@ -25,7 +24,6 @@ PAIRED = (
     "set alone, by family."
 )
 
-nats = partial(significant, digits=3, signed=True)
 PLACEBO_NOTE = (
     "A placebo is a priming about nothing: what it changes as well is no effect of what the priming says. Differences "
     "in accuracy, in points, model minus reference; p as in the planned contrasts."
@@ -69,8 +67,8 @@ def _effect_table(results: Results) -> Table:
         "Of": lambda row: f"{_side(row['model'])} − {_side(row['reference'])}",
         "Seeds": "seeds", "n": "n", "Accuracy, points [95 %]": between("accuracy", points),
         "p (Holm)": written("p_holm", p_value), "Detectable, points": written("mde", detectable),
-        "KL [95 %]": between("kl", nats), "KL, p (Holm)": written("kl_p_holm", p_value),
-        "NLL of gold [95 %]": between("nll_gold", nats), "NLL, p (Holm)": written("nll_gold_p_holm", p_value),
+        "KL [95 %]": between("kl", signed_nats), "KL, p (Holm)": written("kl_p_holm", p_value),
+        "NLL of gold [95 %]": between("nll_gold", signed_nats), "NLL, p (Holm)": written("nll_gold_p_holm", p_value),
     }  # fmt: skip
     title = "Text, logits and their interaction"
     table = table_of(title, results.effects, columns, left=3, notes=(EFFECTS_NOTE,))

@@ -180,7 +180,7 @@ def _minus(results: Results, arm: str, reference: str) -> str:
     if row is None:
         return MISSING
     said = interval(row, "accuracy", points)
-    return f"{said}, {formats.p_equals(row['p_holm'])}" if row["p_holm"] else said
+    return f"{said}, {formats.p_of(row['p_holm'])}" if row["p_holm"] else said
 
 
 def expected_table(*folders: Path) -> Table:
@@ -202,7 +202,7 @@ def _given(results: Results) -> list[Cell]:
     return [
         results.folder.name, results.summary[0]["n"], control,
         formats.percent_range([row["accuracy"] for row in students]) if students else MISSING, teacher,
-        known(by_model.get(CONTROL, {}).get("kl"), partial(significant, digits=3)),
+        known(by_model.get(CONTROL, {}).get("kl"), formats.nats),
         " to ".join(dict.fromkeys((kls[0], kls[-1]))) if kls else MISSING,
         _claimed(results), formats.duration(job_seconds(manifest)),
         environment.get("hardware", {}).get("cpu") or MISSING, short_commit(manifest),

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from primekd.assessment.logs import LogRow, read_logs
@@ -12,7 +11,7 @@ from primekd.foundation.tables import read_records
 from primekd.models import decode_response, load_tokenizer
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import PALETTE, draw
-from primekd.report.formats import between, interval, p_equals, p_value, percent, significant, written
+from primekd.report.formats import between, interval, nats, p_of, p_value, percent, written
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.corrections import ALL, COPY, ERRANT, FILE, LABELS, ErrantRow, LabelRow, LanguageRow
@@ -44,7 +43,6 @@ EXAMPLES_NOTE = "The first test sentences on which the models differ."
 
 def correction_table(folder: Path) -> Table:
     """A row a model, over all languages. Empty without such a file."""
-    nats = partial(significant, digits=3)
     columns = {
         "Model": model_of, "Exact, % [95 %]": between("exact", percent), "Similarity": written("similarity", nats),
         "Precision": written("precision", nats), "Recall": written("recall", nats), "F0.5 [95 %]": between("f05", nats),
@@ -61,7 +59,7 @@ def language_table(folder: Path) -> Table:
     rows: list[list] = []
     for model in dict.fromkeys(model for model, _ in found):
         cells = [found[model, language] for language in languages]
-        tested = [f", {p_equals(cell['p_holm'])}" if cell["p_holm"] else "" for cell in cells]
+        tested = [f", {p_of(cell['p_holm'])}" if cell["p_holm"] else "" for cell in cells]
         exact = [interval(cell, "exact", percent) + p for cell, p in zip(cells, tested, strict=True)]
         rows.append([Name(cells[0]["title"], model), *exact])
     head = ["Model", *(f"{language} (n = {found[COPY, language]['n']})" for language in languages)]
@@ -75,7 +73,7 @@ def label_table(folder: Path) -> Table:
         "Student": "model", "Asked": "asked", "No label": "unfit", "Why": "reasons", "Trained on": "trained_on",
         "Right, %": written("right", percent), "Tokens read, written, a label": "tokens",
         "Seconds for 1,000": written("seconds", "{:.0f}".format),
-        "USD for 1,000": written("usd", partial(significant, digits=3)),
+        "USD for 1,000": written("usd", nats),
     }  # fmt: skip
     rows = []
     for row in read_records(Path(folder) / LABELS, LabelRow, needed=False):
@@ -88,7 +86,7 @@ def label_table(folder: Path) -> Table:
 
 def errant_table(folder: Path) -> Table:
     """ERRANT's measure of the English sentences. Empty where it was not taken."""
-    nats, rows = partial(significant, digits=3), read_optional(Path(folder) / ERRANT, ErrantRow)
+    rows = read_optional(Path(folder) / ERRANT, ErrantRow)
     columns = {
         "Model": model_of, "n": "n", "Right": "right", "Wrong": "wrong", "Missing": "missing",
         "Precision": written("precision", nats), "Recall": written("recall", nats), "F0.5": written("f05", nats),

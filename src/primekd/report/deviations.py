@@ -13,7 +13,7 @@ from primekd.foundation import MANIFEST, UserError, read_manifest
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.claims import planted
 from primekd.report.figures import BAND, INK, PALETTE, draw
-from primekd.report.formats import MISSING, between, known, p_value, percent, points, significant, written
+from primekd.report.formats import MISSING, between, known, p_value, percent, points, signed_nats, written
 from primekd.report.results import Results, Row, read_results
 from primekd.report.shown import Shown, show_facts, show_figure, show_table
 from primekd.statistics.families import title_of
@@ -21,7 +21,6 @@ from primekd.statistics.inference import LEVEL
 from primekd.statistics.subsets import SelectionRow, selection_rows
 from primekd.studies.results import logs_in_use
 
-NATS = partial(significant, digits=3, signed=True)
 NOTE = (
     "Each arm minus the one that it is a variant of: the corrected arm, or gold labels where it learns those too; and "
     "the primed student minus the unprimed one, under the corrected and under the published protocol. Over their "
@@ -91,8 +90,8 @@ def deviation_table(folder: Path) -> Table:
         "Deviation": lambda row: Name(title_of(row["model"]), row["model"]), "Against": written("reference", title_of),
         "Accuracy, points [95 %]; seeds": partial(each_seed, results, "accuracy", points),
         "p (Holm)": written("p_holm", p_value), "Items alone [95 %]": partial(items_alone, results),
-        "KL [95 %]; seeds": partial(each_seed, results, "kl", NATS), "KL, p": written("kl_p_holm", p_value),
-        "NLL of gold [95 %]; seeds": partial(each_seed, results, "nll_gold", NATS),
+        "KL [95 %]; seeds": partial(each_seed, results, "kl", signed_nats), "KL, p": written("kl_p_holm", p_value),
+        "NLL of gold [95 %]; seeds": partial(each_seed, results, "nll_gold", signed_nats),
         "NLL, p": written("nll_gold_p_holm", p_value),
     }  # fmt: skip
     rows, manifest = deviating(results), Path(folder) / MANIFEST

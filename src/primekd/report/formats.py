@@ -6,22 +6,9 @@ import re
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache, partial
 
+from primekd.statistics.sentences import p_of, p_value, percent, points  # noqa: F401 - pages take them from here
+
 MISSING = "–"  # the teacher has no distance to itself, the control no comparison with itself
-
-
-def percent(share: str | float, signed: bool = False) -> str:
-    """A share (0.30625) in percent with one decimal (30.6); half is rounded away from zero."""
-    points = (Decimal(str(share)) * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
-    points = abs(points) if points == 0 else points  # no "-0.0"
-    return f"{points:+}" if signed and points else str(points)
-
-
-points = partial(percent, signed=True)  # of a difference of shares
-
-
-def p_value(p: str) -> str:
-    """Three decimals, or <0.001."""
-    return "<0.001" if Decimal(p) < Decimal("0.001") else str(Decimal(p).quantize(Decimal("0.001"), ROUND_HALF_UP))
 
 
 def significant(value: str | float, digits: int = 4, signed: bool = False) -> str:
@@ -31,6 +18,10 @@ def significant(value: str | float, digits: int = 4, signed: bool = False) -> st
         return "0"
     rounded = number.quantize(Decimal(1).scaleb(number.adjusted() - digits + 1), ROUND_HALF_UP)
     return f"{float(rounded):{'+' if signed else ''}#.{digits}g}".rstrip(".")
+
+
+nats = partial(significant, digits=3)
+signed_nats = partial(nats, signed=True)
 
 
 def between(measure: str, write=significant):
@@ -54,10 +45,6 @@ def interval(row: dict[str, str], measure: str, write=significant) -> str:
 def known(value, write=str) -> str:
     """A value as `write` writes it; – where there is none."""
     return MISSING if value in (None, "") else write(value)
-
-
-def p_equals(p: str) -> str:
-    return f"p = {p_value(p)}".replace("= <", "< ")
 
 
 @cache  # of probabilities in half precision there are few

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from primekd.config import CONTROL, Profile
 from primekd.foundation import MANIFEST, UserError, nested, read_records
 from primekd.report.browser import script_json
 from primekd.report.cells import Table, table_of
-from primekd.report.formats import between, percent, points, significant, written
+from primekd.report.formats import between, nats, percent, points, signed_nats, written
 from primekd.report.inside_figures import head_figure, layer_figure, map_figure, reliability_figure
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
@@ -24,9 +23,7 @@ from primekd.statistics.calibration import BINS, CALIBRATION, CalibrationRow
 from primekd.statistics.families import title_of
 from primekd.statistics.reasoning import ARITHMETIC, CLASSES, WORDS, ArithmeticRow, ClassRow, WordRow
 
-NATS = partial(significant, digits=3)
-SIGNED = partial(significant, digits=3, signed=True)
-APART, MOVED = between("total_variation", NATS), between("difference", SIGNED)
+APART, MOVED = between("total_variation", nats), between("difference", signed_nats)
 HEADS_A_MODEL = 3
 ATTENTION_NOTE = (
     "Student minus control, on the same prompts with their gold solutions, means over all heads with bootstrap "
@@ -111,7 +108,7 @@ def head_table(folder: Path) -> Table:
     columns = {
         "Student": model_of, "Layer": "layer", "Head": "head",
         "Total variation [95 %]": APART,
-    } | {name: written(name, SIGNED) for name in ("entropy", "first", "previous", "induction")}  # fmt: skip
+    } | {name: written(name, signed_nats) for name in ("entropy", "first", "previous", "induction")}  # fmt: skip
     return table_of("The heads that moved most", rows, columns, notes=(HEAD_NOTE,))
 
 
@@ -125,7 +122,7 @@ def pair_table(folder: Path) -> Table:
 
     columns = {
         "Student": lambda rows: model_of(rows[0]), "Against": lambda rows: title_of(rows[0]["reference"]),
-        "Total variation [95 %]": lambda rows: APART(rows[0]), "Cosine": lambda rows: NATS(rows[0]["cosine"]),
+        "Total variation [95 %]": lambda rows: APART(rows[0]), "Cosine": lambda rows: nats(rows[0]["cosine"]),
         "Heads that differ most": heads,
     }  # fmt: skip
     return table_of("Students against each other", by_pair.values(), columns, left=2, notes=(PAIR_NOTE,))
@@ -133,10 +130,10 @@ def pair_table(folder: Path) -> Table:
 
 def explained_table(folder: Path) -> Table:
     columns = {
-        "Measure": "measure", "Arms": "arms", "Rank correlation": written("rho", SIGNED), "p": written("p", NATS),
-        "p (Holm)": written("p_holm", NATS), "Mean shift, primed": written("primed", NATS),
-        "Placebo": written("placebo", NATS), "Shuffled": written("shuffled", NATS),
-        "Primed from unprimed": written("apart", NATS), "Between seeds": written("seeds", NATS),
+        "Measure": "measure", "Arms": "arms", "Rank correlation": written("rho", signed_nats), "p": written("p", nats),
+        "p (Holm)": written("p_holm", nats), "Mean shift, primed": written("primed", nats),
+        "Placebo": written("placebo", nats), "Shuffled": written("shuffled", nats),
+        "Primed from unprimed": written("apart", nats), "Between seeds": written("seeds", nats),
         "Explains": "explains",
     }  # fmt: skip
     rows = read_optional(folder / inner.EXPLAINED, inner.ExplainedRow)
@@ -146,11 +143,11 @@ def explained_table(folder: Path) -> Table:
 def calibration_table(folder: Path) -> Table:
     columns = {
         "Model": model_of, "Confidence of": "kind", "n": "n", "Right, %": written("right", percent),
-        "Confidence, %": written("confidence", percent), "ECE [95 %]": between("ece", NATS),
-        "If calibrated": written("ece_expected", NATS),
-        "Brier [95 %]": between("brier", NATS), "AUROC [95 %]": between("auroc", NATS),
-        "Log p [95 %]": between("log_prob", NATS), "Entropy [95 %]": between("entropy", NATS),
-        "Margin [95 %]": between("margin", NATS),
+        "Confidence, %": written("confidence", percent), "ECE [95 %]": between("ece", nats),
+        "If calibrated": written("ece_expected", nats),
+        "Brier [95 %]": between("brier", nats), "AUROC [95 %]": between("auroc", nats),
+        "Log p [95 %]": between("log_prob", nats), "Entropy [95 %]": between("entropy", nats),
+        "Margin [95 %]": between("margin", nats),
     }  # fmt: skip
     rows = read_optional(folder / CALIBRATION, CalibrationRow)
     return table_of("Is a model as often right as it is sure?", rows, columns, left=2, notes=(CALIBRATION_NOTE,))
@@ -161,7 +158,7 @@ def arithmetic_table(folder: Path) -> Table:
         "Model": model_of, "Answers": "answers", "Calculations": "calculations",
         "That hold, % [95 %]": between("share", percent),
         "Minus control, points [95 %]": between("difference", points), "Answers with an error": "with_error",
-        "First error": written("first_error", NATS),
+        "First error": written("first_error", nats),
         "Right where all hold": lambda row: f"{row['right_all_hold']} of {row['all_hold']}",
     }  # fmt: skip
     rows = read_optional(folder / ARITHMETIC, ArithmeticRow)
@@ -172,7 +169,7 @@ def word_table(folder: Path) -> Table:
     columns = {
         "Student": model_of, "Words": "priming_words", "Answers": "answers", "With one": "with_word",
         "Control": "control_with_word",
-        "Unprimed arm": "reference_with_word", "p": written("p", NATS), "Most often": lambda row: row["most"] or "–",
+        "Unprimed arm": "reference_with_word", "p": written("p", nats), "Most often": lambda row: row["most"] or "–",
     }  # fmt: skip
     rows = read_optional(folder / WORDS, WordRow)
     return table_of("Words of the priming in students' answers", rows, columns, notes=(WORD_NOTE,))
@@ -181,7 +178,7 @@ def word_table(folder: Path) -> Table:
 def class_table(folder: Path) -> Table:
     columns = {
         "Tokens": "kind", "Model": model_of, "Tokens, %": written("share_of_tokens", percent),
-        "KL [95 %]": between("kl", NATS), "Minus control [95 %]": MOVED,
+        "KL [95 %]": between("kl", nats), "Minus control [95 %]": MOVED,
         "Share of KL, %": written("share_of_kl", percent),
     }  # fmt: skip
     rows = read_optional(folder / CLASSES, ClassRow)

@@ -1,6 +1,5 @@
 """What priming did to the teacher, as it is shown: a table, sentences, and two figures."""
 
-from functools import partial
 from pathlib import Path
 
 from primekd.capture.judged import ARMS, JUDGED, POSITIONS, JudgedRow, PositionRow
@@ -8,7 +7,7 @@ from primekd.config.arms import unprimed
 from primekd.foundation.tables import read_records
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.figures import DASHES, PALETTE, draw
-from primekd.report.formats import between, markdown, percent, points, significant, written
+from primekd.report.formats import between, markdown, nats, percent, points, written
 from primekd.report.results import Results, read_optional
 from primekd.statistics.families import title_of
 from primekd.statistics.primed import PrimedRow, expectation
@@ -27,7 +26,6 @@ NOTE = (
 
 def primed_table(folder: Path) -> Table:
     """A row for each split and prompt; without rows where nothing was measured."""
-    nats = partial(significant, digits=3)
     columns = {
         "Prompt": lambda row: Name(title_of(row["arm"]), row["arm"]), "Items": "split", "n": "n",
         "Right, % [95 %]": between("accuracy", percent),

@@ -10,18 +10,7 @@ from primekd.config.arm import CONTROL, NO_STUDENTS
 from primekd.foundation import MANIFEST, UserError, read_manifest, read_table, relative_name
 from primekd.foundation.tables import Cells as Row
 from primekd.report.cells import Name, Table, table_of
-from primekd.report.formats import (
-    MISSING,
-    between,
-    detectable,
-    interval,
-    known,
-    p_value,
-    percent,
-    points,
-    significant,
-    written,
-)
+from primekd.report.formats import between, detectable, interval, known, p_value, percent, points, significant, written
 from primekd.statistics.contrasts import ContrastRow, SeedRow
 from primekd.statistics.effects import EffectRow
 from primekd.statistics.families import Pair, title_of
@@ -161,7 +150,7 @@ def contrast_table(results: Results, digits: int = 3) -> Table:
     nats = partial(significant, digits=digits, signed=True)
     columns = {
         "Model": written("model", title_of), "Against": written("reference", title_of),
-        ONLY_ONE: lambda row: f"{row['only_model']}, {row['only_reference']}" if row["only_model"] else MISSING,
+        ONLY_ONE: lambda row: known(row["only_model"] and f"{row['only_model']}, {row['only_reference']}"),
         UNADJUSTED: written("p", p_value), "p (Holm)": written("p_holm", p_value),
         P_ADJUDICATED: written("p_holm_adjudicated", p_value), "Accuracy, points [95 %]": between("accuracy", points),
         POINTS_ADJUDICATED: between("accuracy_adjudicated", points), "Detectable, points": written("mde", detectable),

@@ -3,7 +3,6 @@ habits of own text; and models that were asked beside a study's own (`primekd co
 
 import math
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from primekd.foundation import MANIFEST, read_manifest, read_records
 from primekd.report.cells import Name, Table, table_of
 from primekd.report.costs import cost_table
 from primekd.report.figures import DASHES, PALETTE, draw
-from primekd.report.formats import between, p_value, percent, written
+from primekd.report.formats import between, p_value, percent, points, written
 from primekd.report.results import model_of, read_optional
 from primekd.report.shown import Shown, show_figure, show_table
 from primekd.statistics.choices import PUBLISHED, BenchmarkContrastRow, BenchmarkRow
@@ -90,7 +89,7 @@ def benchmark_contrast_table(folder: Path) -> Table:
     """The planned contrasts on HellaSwag, by both measures. Empty without such a file."""
     columns = {
         "Benchmark": "benchmark", "Model": written("model", title_of), "Against": written("reference", title_of),
-        "Difference, points [95 %]": between("difference", partial(percent, signed=True)),
+        "Difference, points [95 %]": between("difference", points),
         "p": written("p", p_value), "p (Holm)": written("p_holm", p_value),
     }  # fmt: skip
     found = read_optional(Path(folder) / BENCHMARK_CONTRASTS, BenchmarkContrastRow)
@@ -228,8 +227,8 @@ def show_training(profile: Profile, name: str, seed: int) -> Shown:
     lines = read_text_log(path.with_name(f"{path.name}.log.txt"))
 
     def fill(axes):
-        for place, (label, points) in enumerate(line for line in lines.items() if line[0] in ("train", "val", "kl")):
-            axes.plot(*zip(*points, strict=True), color=PALETTE[place], label=label, linewidth=1.6)
+        for place, (label, curve) in enumerate(line for line in lines.items() if line[0] in ("train", "val", "kl")):
+            axes.plot(*zip(*curve, strict=True), color=PALETTE[place], label=label, linewidth=1.6)
         axes.set(title=f"{title_of(path.name)} on {profile.name}", xlabel="Step", ylabel="Nats a token")
         axes.legend()
 

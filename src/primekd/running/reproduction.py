@@ -6,16 +6,8 @@ from typing import Any
 
 from primekd.assessment.logs import LogRow, read_logs
 from primekd.config import LossConfig, PrepareConfig, Profile, TrainConfig
-from primekd.foundation import (
-    MANIFEST,
-    UserError,
-    canonical_json,
-    hash_file,
-    read_json,
-    read_manifest,
-    relative_name,
-    write_json,
-)
+from primekd.foundation import MANIFEST, UserError, canonical_json, hash_file, read_json, read_manifest, relative_name
+from primekd.foundation.storage import write_json
 from primekd.foundation.tables import Cells as Row
 from primekd.report.claims import short_commit
 from primekd.report.formats import percent, significant

@@ -9,8 +9,7 @@ import numpy as np
 from primekd.assessment.held_out import HeldOutRow
 from primekd.assessment.logs import LogRow
 from primekd.config import NO_STUDENTS, UNTRAINED, of_role, split_seed
-from primekd.foundation import nested
-from primekd.foundation.tables import Estimated, MaybeEstimated, table_row
+from primekd.foundation import Estimated, MaybeEstimated, nested, table_row
 from primekd.statistics import inference
 from primekd.statistics.families import Pair, Planned
 from primekd.tasks.clusters import cluster_of

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
+from functools import partial
 
-from primekd.config import UNTRAINED
-from primekd.config.arms import load_arms, of_role
+from primekd.config import UNTRAINED, load_arms, of_role
 from primekd.statistics.effects import AND, ANOTHER_SEED, ANY_WORDING, INTERACTION, SUBJECTS
 from primekd.statistics.families import title_of
 from primekd.statistics.inference import LEVEL
@@ -42,9 +42,9 @@ def _seen(row: Row) -> dict[str, str]:
 def sentence(row: Row) -> str:
     """One contrast in words: what may be claimed of the accuracies, and what could have been seen."""
     model, reference = title_of(row["model"]), title_of(row["reference"])
-    points, low, high = (points_of(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
+    value, low, high = (points(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
     covered = f", {seeds}" if (seeds := seeds_of([row])) else ""
-    span = f"{points} points [{low}, {high}], Holm-adjusted {p_of(row['p_holm'])}{covered}"
+    span = f"{value} points [{low}, {high}], Holm-adjusted {p_of(row['p_holm'])}{covered}"
     if reason := why_not(row, "accuracy"):
         return f"Between {model} and {reference} nothing is claimed, as {reason}: {span}."
     if is_claimed(row, "accuracy"):
@@ -57,8 +57,7 @@ def would_show(detectable: str | float) -> str:
     """What could have been seen, given the smallest true difference that is found in 80 % of repetitions, a share."""
     if float(detectable) >= 1:
         return "so few items or seeds would show no difference, however large, four times in five"
-    points = points_of(str(detectable)).lstrip("+")
-    return f"a true difference of {points} points or more would be shown four times in five"
+    return f"a true difference of {percent(detectable)} points or more would be shown four times in five"
 
 
 def claims(contrasts: list[Row], numbers: bool = False) -> list[str]:
@@ -145,16 +144,24 @@ def trainings(counts: Iterable[int]) -> str:
     return "one training seed" if counts == [1] else f"{' or '.join(map(str, counts))} training seeds"
 
 
+def percent(share: str | float, signed: bool = False) -> str:
+    """A share (0.30625) in percent with one decimal (30.6); half is rounded away from zero."""
+    rounded = (Decimal(str(share)) * 100).quantize(Decimal("0.1"), ROUND_HALF_UP)
+    rounded = abs(rounded) if rounded == 0 else rounded  # no "-0.0"
+    return f"{rounded:+}" if signed and rounded else str(rounded)
+
+
+points = partial(percent, signed=True)  # of a difference of shares
+
+
+def p_value(p: str) -> str:
+    """Three decimals, or <0.001."""
+    return "<0.001" if Decimal(p) < Decimal("0.001") else str(Decimal(p).quantize(Decimal("0.001"), ROUND_HALF_UP))
+
+
 def p_of(p: str) -> str:
     """`p = 0.012`."""
-    value = Decimal(p)
-    return "p < 0.001" if value < Decimal("0.001") else f"p = {value.quantize(Decimal('0.001'), ROUND_HALF_UP)}"
-
-
-def points_of(share: str) -> str:
-    """A share in points, rounded half up as in the tables."""
-    points = (100 * Decimal(share)).quantize(Decimal("0.1"), ROUND_HALF_UP)
-    return f"{points:+}" if points else "0.0"
+    return f"p = {p_value(p)}".replace("= <", "< ")
 
 
 def effect_sentences(effects: list[Row]) -> list[str]:
@@ -195,7 +202,7 @@ def _span(row: Row, measure: str) -> str:
     """A difference with its interval and its unit."""
     unit = "points" if measure == "accuracy" else "nats a token"
     ends = [row[measure + end] for end in ("", "_low", "_high")]
-    value, low, high = (points_of(x) if measure == "accuracy" else f"{float(x):+.3g}" for x in ends)
+    value, low, high = (points(x) if measure == "accuracy" else f"{float(x):+.3g}" for x in ends)
     return f"{value} {unit} [{low}, {high}]"
 
 
