@@ -74,6 +74,7 @@ def test_every_epoch_has_other_steps_and_a_seed_repeats_them():
     first, second = epochs(7)
     assert {frozenset(s) for s in first} != {frozenset(s) for s in second}
     assert epochs(7) == [first, second] != epochs(8)
+    assert not {frozenset(s) for s in second} & {frozenset(s) for s in epochs(8)[0]}, "no seed repeats another's epochs"
 
 
 def test_without_a_seed_the_given_order_is_kept():

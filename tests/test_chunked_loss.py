@@ -172,6 +172,11 @@ def test_row_losses_are_the_rows_of_the_sums(hidden, head, targets, kind, diverg
     expected = torch.zeros(ROWS) if teacher is None else divergence64(teacher, z, loss)
     torch.testing.assert_close(kd.double(), expected.double(), rtol=1e-5, atol=1e-5)
     assert not (ce.requires_grad or kd.requires_grad)
+    if divergence == "forward_kl":
+        *_, ids, probs = row_losses(hidden, head, None, targets, teacher, loss, top=3)
+        best = z.detach().softmax(-1).topk(3)  # as the student has them, whatever temperature the loss has
+        assert torch.equal(ids, best.indices)
+        torch.testing.assert_close(probs.double(), best.values, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

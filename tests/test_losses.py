@@ -5,13 +5,6 @@ import pytest
 import torch
 from conftest import stored
 
-from benchmarks.plain_losses import (
-    divergence,
-    forward_kl,
-    forward_kl_topk,
-    jsd,
-    reverse_kl,
-)
 from primekd.config import LossConfig
 from primekd.losses import distillation_loss
 from primekd.signals import DenseRows, HiddenRows
@@ -21,6 +14,31 @@ SKEWED = ["skewed_forward_kl", "skewed_reverse_kl"]
 TEMPERATURES = [1.0, 2.0, 5.942267]
 ROWS, VOCABULARY, K = 7, 41, 5
 ITEM = stored("a", [])
+
+
+def divergence(rows, student, loss: LossConfig) -> torch.Tensor:
+    """The divergence of each row as the objective takes it, without the factor T^2: (N,), with a gradient."""
+    alone, target = loss.model_copy(update={"alpha": 0.0}), torch.zeros(1, dtype=torch.long)
+    each = [
+        distillation_loss(student[n : n + 1], target, rows.part(torch.tensor([n])), alone, tokens=1)[0]
+        for n in range(len(student))
+    ]
+    return torch.stack(each) / loss.temperature**2
+
+
+def of_logits(name: str):
+    def value(teacher, student, temperature: float = 1.0, beta: float = 0.5) -> torch.Tensor:
+        return divergence(DenseRows(teacher), student, LossConfig(divergence=name, temperature=temperature, beta=beta))
+
+    value.__name__ = name
+    return value
+
+
+forward_kl, reverse_kl, jsd = map(of_logits, ("forward_kl", "reverse_kl", "jsd"))
+
+
+def forward_kl_topk(rows, student) -> torch.Tensor:
+    return divergence(rows, student, LossConfig(temperature=rows.temperature))
 
 
 def random_logits(seed: int, rows: int = ROWS) -> torch.Tensor:
@@ -167,13 +185,13 @@ def test_without_a_teacher_the_loss_is_the_cross_entropy_whatever_alpha(student,
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("function", [forward_kl, reverse_kl, jsd], ids=lambda f: f.__name__)
-def test_a_student_that_equals_its_teacher_has_divergence_exactly_zero(function, temperature, teacher):
-    assert function(teacher, teacher.clone(), temperature).tolist() == [0.0] * ROWS
+def test_a_student_that_equals_its_teacher_has_no_divergence(function, temperature, teacher):
+    assert function(teacher, teacher.clone(), temperature).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.3, 0.9])
-def test_the_jsd_of_equal_distributions_is_exactly_zero_for_every_beta(beta, teacher):
-    assert jsd(teacher, teacher.clone(), 2.0, beta).tolist() == [0.0] * ROWS
+def test_the_jsd_of_equal_distributions_is_zero_for_every_beta(beta, teacher):
+    assert jsd(teacher, teacher.clone(), 2.0, beta).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -192,10 +210,10 @@ def test_topk_rows_of_an_equal_student_have_no_divergence_and_no_gradient(teache
     assert value.abs().max() < 1e-6 and student.grad.abs().max() < 1e-6
 
 
-def test_hidden_rows_of_an_equal_student_have_divergence_exactly_zero():
+def test_hidden_rows_of_an_equal_student_have_no_divergence():
     hidden, head = torch.randn(ROWS, 8), torch.randn(VOCABULARY, 8)
     rows = HiddenRows(hidden, head)
-    assert divergence(rows, hidden @ head.T, LossConfig()).tolist() == [0.0] * ROWS
+    assert divergence(rows, hidden @ head.T, LossConfig()).abs().max() < 1e-6
 
 
 # Gradients.
@@ -346,5 +364,5 @@ def test_topk_rows_refuse_a_loss_that_they_cannot_serve(teacher, student):
     codec = TopKCodec(K, 2.0)
     rows = codec.decode(codec.encode(teacher, ITEM), None, ITEM)
     for loss in (LossConfig(temperature=1.0), LossConfig(temperature=2.0, divergence="reverse_kl")):
-        with pytest.raises(ValueError, match="topk"):
+        with pytest.raises(ValueError, match="sparse rows serve the forward KL at their own temperature"):
             divergence(rows, student, loss)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,6 +214,9 @@ def test_differences_are_paired_and_say_whether_students_can_differ():
     assert "20 of 20 responses" in said[1]
     with pytest.raises(ValueError, match="different items"):
         primed_rows([*base, *shorter[:5]], "base-KD")
+    noisy = [replace(row, kl=row.tokens * (0.003, 0.022)[n % 2]) for n, row in enumerate(alike)]
+    (row,) = primed_rows([*base, *noisy], "base-KD")[1:]
+    assert row.kl_low > 0.007 and row.kl > 0.01 and row.kl_p > 0.05, "surely above 0, not surely above 0.01"
 
 
 def test_a_token_that_its_row_does_not_keep_is_unsure_and_of_an_empty_row_nobody_knows():

@@ -15,6 +15,7 @@ from primekd.assessment.logs import read_log, read_logs, write_log
 from primekd.cli import app
 from primekd.config import Profile, load_profile
 from primekd.foundation import output_root, read_json, write_json, write_text
+from primekd.foundation import write_manifest as write_stage_manifest
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import read_records
 from primekd.report.html import write_report
@@ -111,6 +112,15 @@ def test_an_accuracy_outside_the_other_interval_is_not_reproduced(profile):
     (model,) = [m for m in found["models"] if m["model"] == "teacher"]
     assert found["verdict"] == "not reproduced" and found["reasons"] == ["teacher has another accuracy"]
     assert not model["inside"] and "not reproduced: teacher has another accuracy." in verdict_text(found)
+
+
+def test_an_accuracy_has_to_lie_inside_both_intervals(profile):
+    """0 of 12 lies outside the interval of 2 of 12, which lies inside that of 0 of 12."""
+    answer_anew(profile.of_published(), "teacher", {n: n < 2 for n in range(12)})
+    answer_anew(profile, "teacher", dict.fromkeys(range(12), False))
+    found = compare_with_published(profile)
+    (model,) = [m for m in found["models"] if m["model"] == "teacher"]
+    assert model["inside"] != model["published_inside"] and found["reasons"] == ["teacher has another accuracy"]
 
 
 def test_another_sentence_is_named_on_both_sides(profile):
@@ -275,6 +285,15 @@ def test_nothing_is_published_that_does_not_verify(good, checkout):
     assert "runs/ci/logs is not published: runs/ci/logs: teacher.csv is missing or has other bytes." in done.stderr
     assert before == {p: p.read_bytes() for p in (checkout / "logs").rglob("*") if p.is_file()}
     assert (checkout / "README.md").read_text() == README
+
+
+def test_nothing_is_published_with_a_student_that_was_altered(good):
+    folder = good.runs / "students" / "ai-KD"
+    write_text(folder / "adapter.txt", "new")
+    write_stage_manifest(folder, "adapter", {}, [folder / "adapter.txt"])
+    write_text(folder / "adapter.txt", "altered")
+    done = invoke()
+    assert done.exit_code == 1 and "students/ai-KD: adapter.txt is missing or has other bytes" in done.stderr
 
 
 def test_nothing_is_published_while_a_run_is_under_way(good):

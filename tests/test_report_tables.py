@@ -277,8 +277,11 @@ def test_missing_or_foreign_tables_are_refused(profile):
     (profile.logs / "summary.csv").write_text("model,title\nx,y\n")
     with pytest.raises(UserError, match="summary.csv"):
         block("results", profile.logs)
+
+
+def test_a_missing_table_is_named(profile):
     (profile.logs / "contrasts.csv").unlink()
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"contrasts\.csv"):
         read_results(profile.logs)
 
 

@@ -11,10 +11,11 @@ from conftest import POCKET, save_llama
 from primekd.config import Architecture, LossConfig, StudentConfig, TrainConfig
 from primekd.config.student import OnPolicyConfig
 from primekd.foundation.errors import UserError
+from primekd.losses.on_policy import minillm_weights
 from primekd.losses.slopes import log_mixture
 from primekd.models.chat import join
 from primekd.models.students import new_student
-from primekd.signals import LiveSource
+from primekd.signals import DenseRows, LiveSource
 from primekd.teachers.protocol import Sampling
 from primekd.teachers.transformers_engine import TransformersEngine
 from primekd.training import rollouts as of_rollouts
@@ -100,6 +101,17 @@ def test_tokens_are_drawn_from_the_mixture_and_their_probabilities_are_those_of_
         draws = np.random.default_rng(np.random.SeedSequence([4, 0, n]).generate_state(1)[0]).random(LIMIT)
         for row, token, draw in zip(drawn.exp().cumsum(-1), response, draws, strict=False):
             assert row[token - 1] - 1e-4 <= draw <= row[token] + 1e-4, "the token that its draw falls on"
+    # What MiniLLM weighs rows by is of these three, the student's own, the teacher's, and what was drawn from.
+    ids = torch.tensor([token for response in written.responses for token in response])
+    passes = [log_probs(engine.model, example.sequence.input_ids, size) for example in written.examples]
+    taught = torch.cat([p[-len(r) - 1 : -1] for p, r in zip(passes, written.responses, strict=True)])
+    lengths, s = [len(r) for r in written.responses], mixed.settings
+    log_p = taught[torch.arange(len(ids)), ids].float()
+    expected = minillm_weights(written.log_q, log_p, written.log_drawn, lengths, s.clip, s.length_normalised)
+    weights = mixed.weights(written, DenseRows(taught.float()))
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-3)
+    unweighted = minillm_weights(written.log_q, log_p, written.log_q, lengths, s.clip, s.length_normalised)
+    assert (weights - unweighted).abs().max() > 0.01 and rollouts(tokenizer).weights(written, DenseRows(taught)) is None
     alone = log_mixture(torch.zeros(1, 1), torch.zeros(1, 1), 0.3)
     assert alone.item() == 0
 

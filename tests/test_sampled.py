@@ -328,8 +328,8 @@ def test_another_temperature_is_refused_with_the_reason():
 def test_the_loss_refuses_rows_of_another_temperature():
     rows = SampledRows(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.zeros(1), 2.0)
     for loss in (LossConfig(temperature=1.0), LossConfig(temperature=2.0, divergence="reverse_kl")):
-        with pytest.raises(ValueError, match="sampled rows serve"):
-            divergence(rows, torch.zeros(1, 4), loss)
+        with pytest.raises(ValueError, match="sparse rows serve"):
+            distillation_loss(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), rows, loss, tokens=1)
 
 
 def test_a_profile_asks_for_it_with_its_points_and_temperature():

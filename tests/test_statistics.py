@@ -77,6 +77,8 @@ def test_a_mean_a_token_weighs_items_by_their_tokens():
     found = ratio([10.0, 1.0], [1, 10], samples=200)
     assert found.value == pytest.approx(1.0)
     assert 0.1 <= found.low <= found.value <= found.high <= 10
+    pairs = ratio([1.0, 4.0, 60.0], [1, 4, 60], samples=200)  # totals are drawn with their own counts
+    assert (pairs.low, pairs.value, pairs.high) == (1, 1, 1)
 
 
 def test_a_bootstrap_interval_is_the_same_every_time_and_covers_a_normal_one():
