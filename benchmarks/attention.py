@@ -42,12 +42,16 @@ def _model(layers: int) -> tuple[LlamaForCausalLM, torch.Tensor]:
 
 def reduced(layers: int):
     """The pass of this project."""
-    from primekd.assessment.inside.attention import HeadReader, read_maps, reading
+    from transformers import AttentionInterface
+
+    from primekd.assessment.inside.attention import READ, HeadReader, read_maps
+    from primekd.models.attention import attending
 
     model, ids = _model(layers)
 
     def run():
-        with torch.inference_mode(), reading(model, HeadReader(read_maps)):
+        AttentionInterface.register(READ, HeadReader(read_maps))
+        with torch.inference_mode(), attending(model, READ):
             model.get_decoder()(input_ids=ids, use_cache=False)
 
     return run

@@ -71,10 +71,10 @@ AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
 
 
 @contextmanager
-def packed(model: nn.Module) -> Iterator[None]:
-    """Gives a model of transformers packed_attention; its passes then take `shared` and `lengths`."""
+def attending(model: nn.Module, name: str) -> Iterator[None]:
+    """A model of transformers with the attention of this name; with PACKED its passes take `shared` and `lengths`."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(PACKED)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -1,13 +1,11 @@
 """Sequences and rows of an arm that does some things as the published study's released code did (config.deviations)."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import Any
-
-import torch
 
 from primekd.capture.given_text import store_rows
 from primekd.capture.jobs import build_spec, open_signals, prompts_of, store_folder, training_job
@@ -16,10 +14,11 @@ from primekd.config import OWN, Arm, Profile, get_arm
 from primekd.foundation import UserError, hash_json, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join, place_of_question
-from primekd.signals import Asked, SignalReader, SignalRows, concatenate
+from primekd.signals import Asked, SignalReader
 from primekd.tasks.forms import socratic
 from primekd.tasks.protocol import Item, as_text
 from primekd.training.examples import Example
+from primekd.training.treatment import LentRows
 
 TEXTS = 8  # of a batch that the teacher is asked
 
@@ -28,33 +27,6 @@ def lexicographic(item_ids: Sequence[str]) -> dict[str, str]:
     """Item -> whose rows it gets where keys `Question 1`, `Question 2`, … are read back in the order of their text."""
     keys = {f"Question {number}": item for number, item in enumerate(item_ids, 1)}
     return dict(zip(item_ids, (keys[key] for key in sorted(keys)), strict=True))
-
-
-class DeviatingRows:
-    """Rows of a store as the released code takes them. `donors`: item -> whose rows it gets. `offsets`: of rows of
-    whole texts, how far the teacher's stand behind the student's. Where a text is too short its rows come again."""
-
-    def __init__(
-        self, reader: SignalReader, item_ids: Sequence[str], donors: Mapping[str, str],
-        offsets: Mapping[str, int] | None = None,
-    ):  # fmt: skip
-        self.reader, self.codec, self.manifest = reader, reader.codec, reader.manifest
-        self.item_ids, self._donors, self.offsets = list(item_ids), donors, offsets
-
-    def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        parts = [self._rows(*one) for one in asked]
-        return None if not parts or parts[0] is None else concatenate(parts)
-
-    def place(self, item_id: str, before: Sequence[int]) -> tuple[str, list[int], int]:
-        """Whose rows an item gets, what they predict, and the number of the first that is asked for."""
-        giver = self._donors.get(item_id, item_id)
-        first = 0 if self.offsets is None else len(before) - 1 + self.offsets[item_id]
-        return giver, self.reader.item(giver).response_ids, first
-
-    def _rows(self, item_id: str, before: Sequence[int], response: Sequence[int]) -> SignalRows | None:
-        giver, whole, first = self.place(item_id, before)
-        rows = self.reader.rows(giver, whole)
-        return None if rows is None else rows.part((torch.arange(len(response)) + first) % len(whole))
 
 
 @dataclass(frozen=True)
@@ -116,13 +88,13 @@ class Deviating:
         return LiveTeacher(self.profile, self.arm).manifest["spec"] | named
 
     @cached_property
-    def source(self) -> DeviatingRows:
+    def source(self) -> LentRows:
         """Where the rows come from; the teacher is asked now where it has to be. Raises UserError as store_rows, and if
         the rows that stand there are of other texts."""
         ids = [item.id for item in self.items]
         donors = lexicographic(ids) if self.has("lexicographic-rows") else {}
         if not self.arm.by_place:
-            return DeviatingRows(self.reader, ids, donors)
+            return LentRows(self.reader, ids, donors)
         teacher = LiveTeacher(self.profile, self.arm)
         whole = [(item, [*text.teacher_prompt, *text.response]) for item, text in self.texts.items()]
         asked = [Asked(item, ids[:1], ids[1:]) for item, ids in whole]
@@ -135,7 +107,7 @@ class Deviating:
             raise UserError(f"{relative_name(folder)} has rows of another text of {changed[0]}: {fix}.")
         shift = 0 if self.has("priming-prefix") else 1
         offsets = {i: shift * (len(t.teacher_prompt) - len(t.asked)) for i, t in self.texts.items()}
-        return DeviatingRows(placed, ids, donors, offsets)
+        return LentRows(placed, ids, donors, offsets)
 
     def examples(self) -> list[Example]:
         """What the student reads. The cross-entropy is taken on the gold solution where the loss says so."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from primekd.config import LossConfig
 from primekd.losses import chunked_loss, distillation_loss
-from primekd.models.attention import packed
+from primekd.models.attention import PACKED, attending
 from primekd.models.logits import find_transform, require_transform
 from primekd.signals import SignalRows
 from primekd.teachers.cache import has_plain_cache, narrowest_window
@@ -67,7 +67,7 @@ class StudentObjective(nn.Module):
         places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         ids, positions = (torch.cat([x[0, :first], x[:, first:][behind]])[None] for x in (input_ids, places))
         decoder = self._parts[0]
-        with packed(decoder):
+        with attending(decoder, PACKED):
             hidden = decoder(
                 input_ids=ids, position_ids=positions, use_cache=False, shared=first, lengths=behind.sum(1).tolist()
             ).last_hidden_state[0, first:]  # (sum of lengths, D)

@@ -15,7 +15,34 @@ from primekd.signals import Asked, SignalReader, SignalRows, StoredItem, concate
 from primekd.tasks import Unlabelled, task_of
 
 
-class TreatedSource:
+class LentRows:
+    """Rows of a store that may be another's. `donors`: item -> whose rows it gets. `offsets`: of rows of whole texts,
+    how far the teacher's stand behind the student's. Where a text is too short its rows come again."""
+
+    def __init__(
+        self, reader: SignalReader, item_ids: Sequence[str], donors: Mapping[str, str],
+        offsets: Mapping[str, int] | None = None,
+    ):  # fmt: skip
+        self.reader, self.codec, self.manifest = reader, reader.codec, reader.manifest
+        self.item_ids, self._donors, self.offsets = list(item_ids), donors, offsets
+
+    def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
+        parts = [self._rows(*one) for one in asked]
+        return None if not parts or parts[0] is None else concatenate(parts)
+
+    def place(self, item_id: str, before: Sequence[int]) -> tuple[str, list[int], int]:
+        """Whose rows an item gets, what they predict, and the number of the first that is asked for."""
+        giver = self._donors.get(item_id, item_id)
+        first = 0 if self.offsets is None else len(before) - 1 + self.offsets[item_id]
+        return giver, self.reader.item(giver).response_ids, first
+
+    def _rows(self, item_id: str, before: Sequence[int], response: Sequence[int]) -> SignalRows | None:
+        giver, whole, first = self.place(item_id, before)
+        rows = self.reader.rows(giver, whole)
+        return None if rows is None else rows.part((torch.arange(len(response)) + first) % len(whole))
+
+
+class TreatedSource(LentRows):
     """Gives what a reader does, of the treated items. Shuffled rows are the positive control: row t of an item's own
     text is row t of another item (from the start again where that is shorter). `right`: those of `item_ids` with the
     right answer; None if that does not matter. `unfit`: item -> why its response is no label. `dropped`: items and
@@ -25,17 +52,14 @@ class TreatedSource:
         self, reader: SignalReader, arm: Arm, item_ids: Sequence[str], right: set[str] | None = None, seed: int = 0,
         unfit: Mapping[str, str] = MappingProxyType({}),
     ):  # fmt: skip
-        self.reader, self.codec, self.manifest = reader, reader.codec, reader.manifest
         self._cut = arm.cut_tokens
         asked = item_ids[: round(arm.share * len(item_ids))]
-        self.item_ids = [item for item in asked if (right is None or item in right) and item not in unfit]
-        if len(self.item_ids) < 2:
-            raise UserError(f"{arm.name}: {len(self.item_ids)} responses are left to train on: take more items.")
-        self._donors: dict[str, str] = {}
-        if arm.rows == SHUFFLED:  # a cycle through all of them in random order, so that none is its own
-            order = list(self.item_ids)
-            Random(seed).shuffle(order)
-            self._donors = dict(zip(order, [*order[1:], order[0]], strict=True))
+        kept = [item for item in asked if (right is None or item in right) and item not in unfit]
+        if len(kept) < 2:
+            raise UserError(f"{arm.name}: {len(kept)} responses are left to train on: take more items.")
+        order = list(kept) if arm.rows == SHUFFLED else []  # a cycle in random order, so that none is its own
+        Random(seed).shuffle(order)
+        super().__init__(reader, kept, dict(zip(order, [*order[1:], *order[:1]], strict=True)))
         lost = sum(len(reader.item(i).response_ids) - len(self.item(i).response_ids) for i in self.item_ids)
         self.dropped = {"items": len(item_ids) - len(self.item_ids), "tokens": lost}
         self.dropped |= {"unfit": dict(Counter(unfit[item] for item in asked if item in unfit))} if unfit else {}
@@ -46,18 +70,11 @@ class TreatedSource:
         kept = whole.response_ids[: self._cut]
         return StoredItem(item_id, whole.prompt_ids, kept, whole.truncated or len(kept) < len(whole.response_ids))
 
-    def rows_of(self, asked: Sequence[Asked]) -> SignalRows | None:
-        """As SignalSource. Raises UserError if a response is not the one that was captured."""
-        parts = [self._rows(item_id, response_ids) for item_id, _, response_ids in asked]
-        return None if not parts or parts[0] is None else concatenate(parts)
-
-    def _rows(self, item_id: str, response_ids: Sequence[int]) -> SignalRows | None:
-        if list(response_ids) != self.item(item_id).response_ids:
+    def _rows(self, item_id: str, before: Sequence[int], response: Sequence[int]) -> SignalRows | None:
+        """Raises UserError if a response is not the one that was captured."""
+        if list(response) != self.item(item_id).response_ids:
             raise UserError(f"{self.reader.name}: item {item_id!r} was captured for another response than this.")
-        giver = self._donors.get(item_id, item_id)
-        whole = self.reader.item(giver).response_ids
-        rows = self.reader.rows(giver, whole)
-        return None if rows is None else rows.part(torch.arange(len(response_ids)) % len(whole))
+        return super()._rows(item_id, before, response)
 
 
 def treated(

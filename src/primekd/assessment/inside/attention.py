@@ -2,8 +2,7 @@
 row 0 through the base. A function in place of the model's attention makes one layer's weights in float32, takes a few
 numbers a head from them and lets them go: memory holds the maps of one layer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from transformers.masking_utils import eager_mask
 
 from primekd.foundation.errors import UserError
 from primekd.models import load_model
+from primekd.models.attention import attending
 from primekd.models.switched import SwitchedAdapters
 
 SHARP = 0.1  # a weight above it is a place that a head looks at
@@ -98,25 +98,14 @@ class HeadReader:
 AttentionMaskInterface.register(READ, eager_mask)
 
 
-@contextmanager
-def reading(model: nn.Module, reader: HeadReader) -> Iterator[None]:
-    """A model of transformers with this attention."""
-    before = model.config._attn_implementation
-    AttentionInterface.register(READ, reader)
-    model.set_attn_implementation(READ)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 @torch.inference_mode()
 def _read(
     adapters: SwitchedAdapters, rows: Sequence[str | None], ids: Sequence[int], reduce: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """What `reduce` gives of each layer of one text, read by students and control (None): (n, layers, …)."""
     reader = HeadReader(reduce)
-    with reading(adapters.base, reader):
+    AttentionInterface.register(READ, reader)
+    with attending(adapters.base, READ):
         adapters.read_together(rows, torch.tensor([list(ids)] * len(rows), device=adapters.base.device))
     return torch.stack(reader.taken, 1)
 
