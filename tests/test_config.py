@@ -10,9 +10,9 @@ import yaml
 from conftest import POCKET, ROOT, save_llama, small_profile, write_profile
 from pydantic import ValidationError
 
-from primekd.config import load_profile, profile_names
+from primekd.config import load_profile, profile_names, refuse_namesake
 from primekd.config.arms import default_arms, get_arm, load_arms
-from primekd.foundation import UserError, parse_yaml
+from primekd.foundation import UserError, parse_yaml, project_root
 from primekd.models import model_folder, parse_reference
 
 
@@ -30,6 +30,22 @@ def test_every_shipped_profile_loads(name):
     profile = load_profile(name)
     assert profile.name == name and name in profile_names()
     assert profile.description
+
+
+def test_a_file_that_is_called_as_another_profile_would_share_its_runs(output):
+    path = write_profile(output, "ci")
+    with pytest.raises(UserError, match="is called as configs/ci.yaml is: give it a name of its own"):
+        refuse_namesake(str(path))
+    refuse_namesake(str(write_profile(output, "mine")))
+    refuse_namesake("ci")
+
+
+def test_a_checkout_whose_code_is_not_what_runs_is_refused(tmp_path, monkeypatch):
+    """Its commit would stand in manifests as that which made a result."""
+    (tmp_path / "src" / "primekd").mkdir(parents=True)
+    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    with pytest.raises(UserError, match="has code of its own, and that of .* runs"):
+        project_root()
 
 
 def test_a_profile_by_path_has_the_files_name(output):

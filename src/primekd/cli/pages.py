@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from primekd.cli.common import ArmArgument, JsonOption, ProfileOption, PublishedOption, SeedOption, show_result, verb
-from primekd.config import load_profile
+from primekd.config import load_profile, refuse_namesake
 from primekd.foundation.errors import UserError
 
 
@@ -153,5 +153,6 @@ def publish(
     from primekd.report.readme import update_pages
     from primekd.running.publishing import publish as run_publish
 
+    refuse_namesake(profile)
     print("\n".join(run_publish(load_profile(profile), mixed)))
     print("\n".join(f"{block} written anew" for block in update_pages(check=False)) or "No table changed.")

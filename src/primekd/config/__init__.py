@@ -12,7 +12,7 @@ from primekd.config.arms import refuse_gold, unprimed
 from primekd.config.data import DataConfig
 from primekd.config.hardware import HardwareConfig
 from primekd.config.profile import ANSWER_SETS, SAMPLES, TRANSFER, PlannedContrasts, Profile, load_profile
-from primekd.config.profile import profile_files, profile_names
+from primekd.config.profile import profile_files, profile_names, refuse_namesake
 from primekd.config.section import is_name
 from primekd.config.student import Architecture, LoraSettings, LossConfig, PrepareConfig, StudentConfig, TrainConfig
 from primekd.config.teacher import ApiConfig, ExLlamaConfig, SignalsConfig, TeacherConfig, VllmConfig

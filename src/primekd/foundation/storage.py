@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,14 +21,27 @@ from primekd.foundation.errors import UserError
 
 def project_root() -> Path:
     """The checkout that holds configs/ and the notebooks: $PRIMEKD_ROOT, or found upwards from the working folder.
-    Raises UserError if neither the working folder nor one above it is a primekd checkout."""
+    Raises UserError if neither the working folder nor one above it is a primekd checkout, or it is another one than
+    that of the code which runs."""
     if root := os.environ.get("PRIMEKD_ROOT"):
-        return Path(root).resolve()
+        return _with_this_code(Path(root).resolve())
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
         if (folder / "configs" / "strategies.yaml").is_file():
-            return folder
+            return _with_this_code(folder)
     raise UserError(f"{here} is not inside a primekd checkout: go to one, or name it in PRIMEKD_ROOT.")
+
+
+@cache
+def _with_this_code(root: Path) -> Path:
+    """The checkout, unless it has other code than what runs: its commit would be recorded as what made a result."""
+    code, own = Path(__file__).resolve().parents[1], root / "src" / "primekd"
+    if own.is_dir() and own.resolve() != code:
+        raise UserError(
+            f"{root} has code of its own, and that of {code.parents[1]} runs: use the environment of that checkout "
+            "(`make setup` there), or go to the other one."
+        )
+    return root
 
 
 def output_root() -> Path:
