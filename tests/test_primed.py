@@ -103,10 +103,11 @@ def test_an_arm_trains_on_right_answers_alone_and_says_what_it_dropped(profile):
     with pytest.raises(UserError, match="is not of the responses in .*base-KD: delete runs/.*priming, then run"):
         distill(profile, "base-right-KD")
     judge(rows)
-    right_answers(profile, "base-KD", ids, profile.signals_folder("base-KD"))
-    shutil.copytree(profile.signals_folder("base-KD"), profile.signals_folder("base-KD-seed1"))
+    own, other = (profile.signals_folder(name) for name in ("base-KD", "base-KD-seed1"))
+    right_answers(profile, "base-KD", ids, own, shards_hash(own))
+    shutil.copytree(own, other)
     with pytest.raises(UserError, match="is not of the responses in .*base-KD-seed1"):  # other text than was judged
-        right_answers(profile, "base-KD", ids, profile.signals_folder("base-KD-seed1"))
+        right_answers(profile, "base-KD", ids, other, shards_hash(other))
     judge(rows[:-1])
     with pytest.raises(UserError, match=f"no row of base-KD and {ids[-1]}"):
         distill(profile, "base-right-KD")

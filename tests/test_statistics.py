@@ -275,7 +275,7 @@ def test_a_difference_is_found_beside_the_error_that_it_comes_with():
     found = compare_verdicts({"": first}, {"": second}, [f"t{n // 16}" for n in range(192)]).detectable(level)
     counts = np.random.default_rng(0).binomial(16, found, (20_000, 12))
     t = counts.mean(1) / (counts.std(1, ddof=1) / np.sqrt(12))
-    assert float((2 * student_t.sf(t, 11) < level).mean()) == pytest.approx(0.80, abs=0.05) and found > 0.09
+    assert 0.75 < float((2 * student_t.sf(t, 11) < level).mean()) < 0.9 and found > 0.09
 
 
 # Several seeds.

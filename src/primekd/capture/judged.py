@@ -11,7 +11,6 @@ from pydantic import Field
 from primekd.config import Profile
 from primekd.foundation import MANIFEST, Count, Flag, Name, UserError, altered_outputs, read_manifest, read_records
 from primekd.foundation.storage import relative_name
-from primekd.signals import shards_hash
 
 JUDGED, ARMS, POSITIONS = "priming.csv", "priming-arms.csv", "priming-positions.csv"
 OF_PRIMING = (JUDGED, ARMS, POSITIONS)
@@ -53,15 +52,15 @@ def judged_folder(profile: Profile) -> Path:
     return profile.runs / "priming"
 
 
-def right_answers(profile: Profile, arm: str, item_ids: Iterable[str], store: Path) -> set[str]:
+def right_answers(profile: Profile, arm: str, item_ids: Iterable[str], store: Path, shards: str) -> set[str]:
     """The training items that were answered right under an arm's prompt. Raises UserError if no row says so of one, or
-    other responses were judged than those of the folder `store`, such as those of another seed."""
+    other responses were judged than those of the folder `store` with the hash `shards`, such as another seed's."""
     folder, wanted = judged_folder(profile), set(item_ids)
     path, command = folder / JUDGED, f"`primekd run --only teacher --profile {profile.name}`"
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{relative_name(path)} is not there, which says which answers are right: run {command} first.")
     made = read_manifest(folder / MANIFEST)
-    if made["inputs"]["stores"].get(store.name) != shards_hash(store) or altered_outputs(folder / MANIFEST, made):
+    if made["inputs"]["stores"].get(store.name) != shards or altered_outputs(folder / MANIFEST, made):
         fix = f"delete {relative_name(folder)}, then run {command}"
         raise UserError(f"{relative_name(path)} is not of the responses in {relative_name(store)}: {fix}.")
     rows = {row.id: row.correct for row in read_records(path, JudgedRow) if row.split == "train" and row.arm == arm}

@@ -83,7 +83,8 @@ def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
             f"{profile.name}: pretrain.tokens {pretrain.tokens} leaves no block of {text.block_tokens} tokens to the "
             f"control, or none of text.train_tokens {text.train_tokens} to the arms."
         )
-    if profile.launch.processes > 1 or max(len(train.rates) for train in (pretrain.train, profile.train)) > 1:
+    trains = pretrain.train, profile.train
+    if profile.launch.processes > 1 or any(len(train.rates) > 1 for train in trains if train):
         said = "students of text learn in one process, with one learning rate"
         raise UserError(f"{profile.name}: {said}: set launch.processes to 1, and one rate in train and pretrain.train.")
     return (pretrain.train, 0, cut) if as_control else (profile.train, cut, end)

@@ -11,7 +11,7 @@ from primekd.capture.judged import right_answers
 from primekd.config import SHUFFLED, Arm, Profile
 from primekd.foundation.errors import UserError
 from primekd.models import decode_response, load_tokenizer
-from primekd.signals import Asked, SignalReader, SignalRows, StoredItem, concatenate
+from primekd.signals import Asked, SignalReader, SignalRows, StoredItem, concatenate, shards_hash
 from primekd.tasks import Unlabelled, task_of
 
 
@@ -86,7 +86,7 @@ def treated(
         return reader
     right = None
     if arm.keep_right:
-        right = right_answers(profile, arm.text, ids, reader.folder)
+        right = right_answers(profile, arm.text, ids, reader.folder, shards_hash(reader.folder))
     return TreatedSource(reader, arm, ids, right, seed, unfit)
 
 
