@@ -6,7 +6,7 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
-from primekd.config.arms import load_arms, of_role
+from primekd.config import UNTRAINED, load_arms, of_role
 from primekd.report import results as of_logs
 from primekd.report.beyond import beyond_tables, effect_tables
 from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
@@ -31,8 +31,8 @@ def findings(results: Results) -> list[str]:
 def _limits(results: Results) -> list[str]:
     counts = sorted({int(row["n"]) for row in results.summary})
     items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    broken = of_role("positive-control")  # a broken training tells no strategies apart
-    ranked = any(is_claimed(row, "accuracy") for row in results.contrasts if row["model"] not in broken)
+    none = {*of_role("positive-control"), *UNTRAINED}  # which are no strategies
+    ranked = any(is_claimed(r, "accuracy") for r in results.contrasts if not none & {r["model"], r["reference"]})
     width = max(Decimal(row["accuracy_high"]) - Decimal(row["accuracy_low"]) for row in results.summary)
     said = [
         f"With n = {items} items, the 95 % interval of an accuracy is up to {percent(width)} points wide (half-width "
