@@ -14,7 +14,7 @@ ORDER = (
 )  # fmt: skip
 # Lines at most.
 BUDGET = {
-    "": 33_000,
+    "": 33_040,
     "planning": 1_000,
     "studies/priming.py": 300,
     "studies/labels.py": 300,

@@ -278,6 +278,16 @@ def test_a_difference_is_found_beside_the_error_that_it_comes_with():
     assert 0.75 < float((2 * student_t.sf(t, 11) < level).mean()) < 0.9 and found > 0.09
 
 
+def test_what_few_groups_could_show_is_not_promised_where_all_would_differ_alike():
+    """Of eight groups that say the same the p of signs is 0.008 at best: no difference is found at 0.05 / 36."""
+    none, groups = np.zeros(32), [f"t{n // 4}" for n in range(32)]
+    found = compare_verdicts({"": none}, {"": none}, groups)
+    assert compare_verdicts({"": none + 1}, {"": none}, groups).p == pytest.approx(2 * 0.5**8)
+    assert found.detectable(0.05 / 36) == 1 and found.detectable(0.05) < 1
+    halves = Effect(Estimate(0, 0, 0), 1, 0.0, 0, 1e-9, 31)  # of items that differ by a half or not at all
+    assert halves.detectable(0.05, 32, step=0.5) == pytest.approx(halves.detectable(0.05, 32) / 2)
+
+
 # Several seeds.
 
 

@@ -1,5 +1,6 @@
 """What all verbs share: the app, options, and how mistakes are said."""
 
+import contextlib
 import errno
 import functools
 import json as json_module
@@ -24,7 +25,9 @@ def say_version(asked: bool) -> None:
     """Prints the version and, in a checkout, its commit, and ends."""
     if not asked:
         return
-    state = git_state()
+    state: dict[str, Any] = {"commit": None, "dirty": None}
+    with contextlib.suppress(UserError):  # outside a checkout there is none to name
+        state = git_state()
     changed = ", changed since" if state["dirty"] else ""
     print(f"primekd {primekd.__version__}" + (f" (commit {state['commit'][:7]}{changed})" if state["commit"] else ""))
     raise typer.Exit

@@ -221,7 +221,8 @@ def profile_files(name: str) -> list[Path]:
 def refuse_namesake(name: str) -> None:
     """Raises UserError if `name` is a path of a file that is called as another profile of configs/: both would have the
     same runs and logs, and set each other's results aside."""
-    path, shipped = profile_files(name)[0], project_root() / "configs" / f"{Path(name).stem}.yaml"
+    path = profile_files(name)[0]
+    shipped = project_root() / "configs" / f"{path.stem}.yaml"
     if shipped.is_file() and not shipped.samefile(path):
         raise UserError(f"{relative_name(path)} is called as {relative_name(shipped)} is: give it a name of its own.")
 

@@ -99,8 +99,9 @@ def scratch_config(
         layers, fewer = source.get("num_hidden_layers", 0), given.get("num_hidden_layers", 0)
         if source and fewer > layers:
             raise ValueError(f"student.layers_of has {layers} layers, and it {fewer}")
-        if "layer_types" in source:  # how each of them attends
-            source["layer_types"] = [source["layer_types"][place] for place in spread(layers, fewer)]
+        for key, value in source.items():  # what is said of each layer
+            if isinstance(value, list) and len(value) == layers:
+                source[key] = [value[place] for place in spread(layers, fewer)]
         kind = given.pop("model_type")
         own = {key: value for key, value in source.items() if key not in ("model_type", "dtype")} | given | ids
         config = AutoConfig.for_model(kind, **own | {"vocab_size": len(tokenizer)})

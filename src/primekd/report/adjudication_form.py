@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from primekd.assessment.decisions.cases import decides_on
 from primekd.assessment.decisions.decisions import default_who
 from primekd.assessment.decisions.form import Form, is_attended
 from primekd.assessment.decisions.session import open_session
@@ -22,6 +23,9 @@ def adjudication_form(profile: Profile, who: str | None = None, **chosen: Any) -
             if chosen.get("audit"):
                 raise  # which answers are drawn depends on who has seen which
             who = ""  # asked for in the form
+    if not decides_on(profile):
+        print("People decide on answers that are numbers, which those to this task are not.")
+        return
     session, said = open_session(profile, who, **chosen)
     if not session.cases:
         print(f"There is nothing to adjudicate. {said}")

@@ -15,7 +15,14 @@ from primekd.report.results import Results, contrast_table, fit_columns, read_re
 from primekd.report.text import few_items
 from primekd.statistics.effects import ANOTHER_SEED
 from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
-from primekd.statistics.sentences import claims, control_sentences, effect_sentences, is_claimed, subset_sentences
+from primekd.statistics.sentences import (
+    claims,
+    control_sentences,
+    effect_sentences,
+    is_claimed,
+    is_detectable,
+    subset_sentences,
+)
 
 NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
 
@@ -55,7 +62,7 @@ def _limits(results: Results) -> list[str]:
 
 def _detectable(shares: list[str]) -> str:
     """The smallest true differences that the tests would find, as a sentence; 1 where there is none."""
-    found = [share for share in shares if float(share) < 1]
+    found = [share for share in shares if is_detectable(share)]
     start = "in 80 % of repetitions, at the first threshold of Holm's adjustment"
     if not found:
         return f"No true difference in accuracy, however large, would be found {start}: too few items or seeds."

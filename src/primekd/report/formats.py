@@ -6,7 +6,7 @@ import re
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache, partial
 
-from primekd.statistics.sentences import p_of, p_value, percent, points  # noqa: F401 - pages take them from here
+from primekd.statistics.sentences import is_detectable, p_of, p_value, percent, points  # noqa: F401 - pages take them from here
 
 MISSING = "–"  # the teacher has no distance to itself, the control no comparison with itself
 
@@ -61,7 +61,7 @@ def percent_range(shares: list[str]) -> str:
 
 def detectable(share: str) -> str:
     """The smallest true difference that a test finds, in percent; `none` where it finds none, which is a share of 1."""
-    return "none" if float(share) >= 1 else percent(share)
+    return percent(share) if is_detectable(share) else "none"
 
 
 def duration(seconds: float | None) -> str:

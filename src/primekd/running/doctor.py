@@ -12,6 +12,7 @@ from primekd.config import Profile, load_profile, profile_names
 from primekd.foundation import UserError, hardware, output_root, package_versions, requirement_pins
 from primekd.models import is_present, load_tokenizer, turn_end
 from primekd.report.shown import Shown, show_sentences
+from primekd.teachers.api.own_server import NEEDED
 from primekd.teachers.packages import PACKAGES, WITHOUT_FLASH_ATTN, explain_import_failure, is_installed, missing_cuda
 
 OLDEST_PYTHON = (3, 11)
@@ -73,8 +74,9 @@ def check_profile_engines(profile: Profile) -> list[Finding]:
     more = ["bitsandbytes"] * bool(profile.student.quantization) + ["llamacpp"] * own_server
     for engine in [profile.teacher.engine, *more]:
         package, level, said = PACKAGES[engine], "warning", "is here"
-        if not is_installed(engine):
-            said = f"is not installed: {package.fix}"
+        lacking = own_server and engine == "llamacpp" and not all(map(importlib.util.find_spec, NEEDED))
+        if lacking or not is_installed(engine):
+            said = f"is not installed{', or its server is not' * lacking}: {package.fix}"
         elif package.cuda and (reason := missing_cuda()):
             said = f"cannot run here: {reason}"
         else:

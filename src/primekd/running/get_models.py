@@ -49,7 +49,10 @@ def survey(profile: Profile) -> list[Wanted]:
     if source := wanted[0].made_from:
         wanted.append(_look_up("teacher's source", source, True, profile))
     own = {"student": student, "layers of the student": profile.student.layers_of}  # some begin from scratch
-    return [*wanted, *(_look_up(role, model, True, profile) for role, model in own.items() if model)]
+    wanted += [_look_up(role, model, True, profile) for role, model in own.items() if model]
+    if (speaker := profile.student.tokenizer) and speaker not in (teacher, *own.values()):
+        wanted.append(_look_up("student's tokenizer", speaker, False, profile))
+    return wanted
 
 
 def _look_up(role: str, text: str, weights: bool, profile: Profile) -> Wanted:

@@ -3,11 +3,12 @@ what of a run was made by other code than today's: said at its end, and refused 
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from primekd.assessment.forgetting import as_teacher
+from primekd.assessment.inside import FOLDER as INSIDE
 from primekd.assessment.inside import inside_folder
 from primekd.assessment.score import Made, made_of
 from primekd.capture.judged import judged_folder
@@ -146,11 +147,18 @@ def other_code_text(profile: Profile) -> str:
     if not (found := list(differences(profile))):
         return ""
     stages = dict.fromkeys(FORCED_BY.get(stage, stage) for stage, _, _ in found)
-    words = " ".join(f"--force-stage {stage}" for stage in stages)
     return (
         f"Kept though made by other code: {', '.join(stages)} ({len(found)} in all); {relative_name(found[0][1])} "
-        f"{found[0][2]}. `primekd run --profile {profile.name} {words}` makes them anew."
+        f"{found[0][2]}. To make them anew: {made_anew(profile, stages)}."
     )
+
+
+def made_anew(profile: Profile, stages: Collection[str]) -> str:
+    """The commands that make all results of stages anew."""
+    whole, run = [stage for stage in stages if stage != INSIDE], f"primekd run --profile {profile.name}"
+    commands = [" ".join([run, *(f"--force-stage {stage}" for stage in whole)])] if whole else []
+    commands += [f"{run} --only {INSIDE} --force-stage {INSIDE}"] if INSIDE in stages else []
+    return ", then ".join(f"`{command}`" for command in commands)
 
 
 def refuse_unpublishable(profile: Profile, mixed: bool = False) -> None:
@@ -161,7 +169,7 @@ def refuse_unpublishable(profile: Profile, mixed: bool = False) -> None:
     if missing := [folder for *_, folder in results_of(profile) if not (folder / MANIFEST).is_file()]:
         raise UserError(f"{relative_name(missing[0])} has no manifest: {again}` first, with --force if need be.")
     for stage, folder, said in itertools.chain(() if mixed else differences(profile), _untraceable(profile)):
-        anew = f"{again} --force-stage {FORCED_BY.get(stage, stage)}`"
+        anew = f"run {made_anew(profile, [FORCED_BY.get(stage, stage)])}"
         fix = f"commit what is changed, and {anew}" + ("" if mixed else ", or publish it as it is with --mixed")
         raise UserError(f"{relative_name(folder)} {said}, so it is not published: {fix}.")
 

@@ -58,7 +58,7 @@ def run_study(
                 raise
         if process.returncode:
             raise UserError(explain_failure(log.read_text(encoding="utf-8", errors="replace"), log, state.failed))
-        forget_wishes(profile, not_yet_anew(profile) if only else ())
+        forget_wishes(profile, not_yet_anew(profile) - {*force_stages} if only else ())
         return not state.idle
 
 
@@ -75,7 +75,7 @@ def open_study(profile: Profile, force_stages: Collection[str], only: str | None
 
 
 def not_yet_anew(profile: Profile) -> set[str]:
-    """The stages that are to be made anew of which a part of the study left results as they were."""
+    """The stages that are to be made anew, of a run that broke off, of which a part of the study left results."""
     from primekd.running.publishing import FORCED_BY, results_of
 
     named = ((FORCED_BY.get(stage, stage), folder / MANIFEST) for stage, _, folder in results_of(profile))

@@ -36,7 +36,7 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
     manifest = read_manifest(profile.logs / MANIFEST)
     views = ((view, read_logs(view)) for view in (profile, *kept_sets(profile)))
     known = (pair for pair in views if any(row.id.startswith(item) for row in next(iter(pair[1].values()), ())))
-    profile, logs = next(known, None) or (profile, read_logs(profile))
+    whole, (profile, logs) = profile, next(known, None) or (profile, read_logs(profile))
     row_of = {name: {row.id: row for row in rows} for name, rows in logs.items()}
     any_log = next(iter(row_of.values()))
     found = _find(item, list(any_log))
@@ -51,7 +51,7 @@ def show(profile: Profile, item: str, model: str | None = None) -> list[Part]:
     trained = manifest.get("models", {}).get(model, {}).get("inputs")
     return [
         *parts,
-        Part("What the model read", _prompt(profile, found, model)),
+        Part("What the model read", _prompt(profile, found, model, whole)),
         Part("Answer", _answer(profile, model, row_of[model][found])),
         *_furthest(profile, model, found),
         *([Part("Trained with", lineage.training(trained))] if trained else []),
@@ -78,18 +78,20 @@ def _verdict(row: LogRow) -> str:
     return f"{'right' if row.correct else 'wrong'}, {said}{', truncated' if row.truncated else ''}{by_hand}"
 
 
-def _prompt(profile: Profile, item: str, model: str) -> Rows:
+def _prompt(profile: Profile, item: str, model: str, whole: Profile) -> Rows:
+    """`whole`: the profile that `profile` is the view of an answer set of; solved examples are its."""
     if not can_speak(profile):
         return [("Prompt", "not in this checkout: the tokenizer is not here")]
     from primekd.assessment.score import untrained_models
 
     arm, speaker, priming = arms_of(profile).get(split_seed(model)[0]), profile.student, None
-    if model == TEACHER:
+    if model == TEACHER and not profile.text:
         speaker, priming = profile.teacher, priming_of(unprimed(), profile.teacher)
     found = [i for i in load_items(profile, "test") if i.id == item]
-    found = bare(found) if arm and "no-template" in arm.deviates else found
+    as_it_is = profile.text is not None or (arm and "no-template" in arm.deviates)  # text to go on with
+    found = bare(found) if as_it_is else found
     for known in untrained_models(profile):  # one of them is shown solved items first
-        found = known.asked(profile, found) if known.name == model else found
+        found = known.asked(whole, found) if known.name == model else found
     if not found:
         return [("Prompt", "not known: the profile has other test items than these logs")]
     return [("Prompt", build_prompt(load_tokenizer(speaker), found[0].messages, priming).text)]

@@ -191,5 +191,6 @@ def _row(asked: Asked, logs: dict[str, list[LogRow]], measured: dict[str, tuple]
     return EffectRow(
         asked.arm, asked.effect, AND.join(asked.plus), AND.join(asked.minus), accuracy.effect.seeds, accuracy.items,
         accuracy.clusters, *most_cut, *accuracy.effect.estimate, p, p_holm, *fits,
-        accuracy.effect.detectable(level, accuracy.items) if accuracy.effect.error else None,
+        accuracy.effect.detectable(level, accuracy.items, asked.weight, asked.weight * len(asked.plus))
+        if accuracy.effect.error else None,
     )  # fmt: skip

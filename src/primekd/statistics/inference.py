@@ -114,10 +114,10 @@ class Effect:
         value = abs(self.estimate.value)
         return float(2 * student_t.sf(value / self.error, self.df)) if self.error > 0 else float(value == 0)
 
-    def detectable(self, level: float, draws: float) -> float:
-        """The smallest true difference in accuracy, as a share, that this t test, two-sided at `level`, finds with
-        POWER; 1 where there is none. The error is the one seen, or the least that a difference d over so many
-        independent `draws` comes with: its variance is d (1 - d) / draws, where all that differ do so one way."""
+    def detectable(self, level: float, draws: float, step: float = 1.0, most: float = 1.0) -> float:
+        """The smallest true difference, as a share, that this t test, two-sided at `level`, finds with POWER; `most`
+        where there is none. The error is the one seen, or the least that a difference d over so many independent
+        `draws` comes with: its variance is d (step - d) / draws, where all that differ do so one way, by a `step`."""
         # The power of a t test, over 4,000 equally probable values of the estimated error: scipy's noncentral t fails
         # at the far limits that one or two degrees of freedom need.
         spread = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, self.df) / self.df)
@@ -127,7 +127,7 @@ class Effect:
             return float((norm.sf(limit - shift) + norm.sf(limit + shift)).mean()) - POWER
 
         errors = float(brentq(missing_power, 0, limit.max() + 5))  # as many of them as the difference has to be
-        return min(1.0, max(errors * self.error, errors**2 / (draws + errors**2)))
+        return min(most, max(errors * self.error, step * errors**2 / (draws + errors**2)))
 
 
 def places_of(groups: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -246,7 +246,10 @@ class Comparison:
         if self.test and not self.grouped:
             return exact
         # Where no error was seen nothing says that items of one group differ.
-        return max(exact, self.effect.detectable(level, self.items if self.effect.error else self.clusters))
+        draws = self.items if self.effect.error else self.clusters
+        found = max(exact, self.effect.detectable(level, draws))
+        # So large that all would often differ alike: that shows no error, and `p` is that of signs.
+        return 1.0 if found**draws > 1 - POWER and 2 * 0.5**self.clusters >= level else found
 
 
 def compare_verdicts(first: Seeds, second: Seeds, groups: Sequence[str]) -> Comparison:

@@ -53,9 +53,14 @@ def sentence(row: Row) -> str:
     return f"Between {model} and {reference} no difference can be claimed: {span}; {would_show(row['mde'])}."
 
 
+def is_detectable(share: str | float) -> bool:
+    """Whether a smallest true difference is one: a test that finds none has 1."""
+    return percent(share) != "100.0"
+
+
 def would_show(detectable: str | float) -> str:
     """What could have been seen, given the smallest true difference that is found in 80 % of repetitions, a share."""
-    if float(detectable) >= 1:
+    if not is_detectable(detectable):
         return "so few items or seeds would show no difference, however large, four times in five"
     return f"a true difference of {percent(detectable)} points or more would be shown four times in five"
 

@@ -66,8 +66,13 @@ def _shuffled(cases: list[Case], seed: int, purpose: str) -> list[Case]:
     return sorted(cases, key=lambda case: hash_json([seed, purpose, *case.key]))
 
 
+def decides_on(profile: Profile) -> bool:
+    """Whether a person's decision can be on the answers of a profile's task, which it is on numbers alone."""
+    return isinstance(task_of(profile.data), NumberTask)
+
+
 def _all_cases(profile: Profile, logs: Logs, models: Iterable[str], with_why: bool) -> Iterator[Case]:
-    if not isinstance(task_of(profile.data), NumberTask):
+    if not decides_on(profile):
         raise UserError(f"{profile.name}: people decide on answers that are numbers, which those to this task are not.")
     models = list(models) or list(logs)
     if unknown := [model for model in models if model not in logs]:
