@@ -40,6 +40,14 @@ def test_a_file_that_is_called_as_another_profile_would_share_its_runs(output):
     refuse_namesake("ci")
 
 
+def test_a_profile_may_have_a_dot_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIMEKD_ROOT", str(tmp_path))
+    (tmp_path / "configs").mkdir()
+    for name in ("small", "small.v2"):
+        (tmp_path / "configs" / f"{name}.yaml").write_text("description: x\n")
+        refuse_namesake(name)
+
+
 def test_a_checkout_whose_code_is_not_what_runs_is_refused(tmp_path, monkeypatch):
     """Its commit would stand in manifests as that which made a result."""
     (tmp_path / "src" / "primekd").mkdir(parents=True)

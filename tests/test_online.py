@@ -21,14 +21,14 @@ from primekd.assessment.logs import read_logs
 from primekd.assessment.score import made_of
 from primekd.assessment.try_student import Asker, ask
 from primekd.cli import app
-from primekd.config import LossConfig
+from primekd.config import Architecture, LossConfig
 from primekd.config.arm import CONTROL, TEACHER
 from primekd.foundation import energy, read_json, write_json
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import read_records, read_table, write_records
 from primekd.losses import chunked_loss
 from primekd.models import model_hash
-from primekd.models.students import new_student, spread
+from primekd.models.students import new_student, scratch_config, spread
 from primekd.report.costs import cost_table
 from primekd.report.formats import percent
 from primekd.report.html import write_report
@@ -36,6 +36,7 @@ from primekd.report.playground import Playground, answers_view
 from primekd.report.text import compared_rows, fact_table
 from primekd.running import model_card
 from primekd.running.export import export
+from primekd.running.show import show
 from primekd.running.verify import check_tables
 from primekd.running.verify_run import check_lineage
 from primekd.signals import DenseRows
@@ -166,6 +167,29 @@ def test_a_student_may_begin_with_every_second_layer_of_the_teacher(lively, ci, 
     card = model_card._facts(profile, SimpleNamespace(manifest={"inputs": inputs}), {"accuracy": None})
     assert "of which it began with some layers: model_type llama" in card["Base model"]
     assert card["Its licence"] == model_card.UNKNOWN
+
+
+def test_what_is_said_of_each_layer_is_taken_with_the_layer(ci, tokenizer, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+    size |= {"tie_word_embeddings": False, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(
+        "qwen2", **size, vocab_size=len(tokenizer), num_hidden_layers=4, use_sliding_window=True, max_window_layers=2
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    own = Architecture(model_type="qwen2", **size, num_hidden_layers=2)
+    found = scratch_config(own, tokenizer, f"path:{tmp_path / 'source'}")
+    assert config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
+    assert found.layer_types == ["full_attention", "sliding_attention"]
+
+
+def test_a_question_is_shown_as_a_student_of_text_reads_it(assessed):
+    item = load_items(assessed, "test")[0]
+    for model in (ARMS[0], TEACHER):
+        (read,) = [part.rows for part in show(assessed, item.id, model) if part.title == "What the model read"]
+        assert read == [("Prompt", item.question)]
 
 
 def test_completions_are_the_models_own_greedy_text_behind_the_question(lively, assessed, monkeypatch):

@@ -20,8 +20,9 @@ from primekd.foundation.errors import UserError
 from primekd.foundation.tables import read_records
 from primekd.report.html import write_report
 from primekd.running import publishing
-from primekd.running.publishing import exchange, publish, refuse_unpublishable
+from primekd.running.publishing import exchange, made_anew, publish, refuse_unpublishable
 from primekd.running.reproduction import _treated, _unlike, compare_with_published, verdict_text
+from primekd.running.run import open_study as run_open_study
 from primekd.running.verify_run import check_outputs
 from primekd.studies.results import logs_in_use
 from primekd.studies.study import find_study
@@ -285,6 +286,14 @@ def test_nothing_is_published_that_does_not_verify(good, checkout):
     assert "runs/ci/logs is not published: runs/ci/logs: teacher.csv is missing or has other bytes." in done.stderr
     assert before == {p: p.read_bytes() for p in (checkout / "logs").rglob("*") if p.is_file()}
     assert (checkout / "README.md").read_text() == README
+
+
+def test_what_makes_results_anew_are_commands_that_are_taken(profile):
+    run = "primekd run --profile ci"
+    said = made_anew(profile, ["distill", "inside"])
+    assert said == f"`{run} --force-stage distill`, then `{run} --only inside --force-stage inside`"
+    assert made_anew(profile, ["inside"]) == f"`{run} --only inside --force-stage inside`"
+    assert run_open_study(profile, ["inside"], "inside") and run_open_study(profile, ["distill"])
 
 
 def test_nothing_is_published_with_a_student_that_was_altered(good):
