@@ -15,7 +15,7 @@ from primekd.tasks.clusters import cluster_of
 Found = dict[str, JudgedRow]  # item -> its row
 SMALL_KL = 0.01  # nats a token: less than a student's own distance from its teacher by an order or more
 SMALL_LENGTH = 0.05  # of the unprimed text's: what a student would hardly learn
-UNCHANGED = f"no change of accuracy can be claimed, nor of length by {SMALL_LENGTH:.0%} or more"
+OF_LENGTH = f"of length by {SMALL_LENGTH:.0%} or more"
 ALIKE = f"its text is as long as the unprimed one to within {SMALL_LENGTH:.0%}, and its distribution hardly another"
 TESTED = ("accuracy_p", "tokens_p", "kl_p")
 
@@ -133,9 +133,9 @@ def _sentence(row: PrimedRow) -> str:
 def _nothing(row: PrimedRow) -> str:
     """What is known where no change can be claimed: that there is hardly any, or too little to say so."""
     if row.kl is None:
-        return f"{UNCHANGED}, and that of the distribution was not measured"
+        return f"no change of accuracy, or {OF_LENGTH}, can be claimed or ruled out; that of the distribution is unknown"
     plain = row.tokens - row.tokens_difference
     longest = max(abs(row.tokens_difference_low), abs(row.tokens_difference_high))
     if longest < SMALL_LENGTH * plain and row.kl_high < SMALL_KL:
         return ALIKE
-    return f"{UNCHANGED}, nor one of the distribution, nor that there is none"
+    return f"no change of accuracy, {OF_LENGTH}, or of the distribution can be claimed or ruled out"
