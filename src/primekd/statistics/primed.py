@@ -133,7 +133,8 @@ def _sentence(row: PrimedRow) -> str:
 def _nothing(row: PrimedRow) -> str:
     """What is known where no change can be claimed: that there is hardly any, or too little to say so."""
     if row.kl is None:
-        return f"no change of accuracy, or {OF_LENGTH}, can be claimed or ruled out; that of the distribution is unknown"
+        said = f"no change of accuracy, or {OF_LENGTH}, can be claimed or ruled out"
+        return f"{said}; that of the distribution is unknown"
     plain = row.tokens - row.tokens_difference
     longest = max(abs(row.tokens_difference_low), abs(row.tokens_difference_high))
     if longest < SMALL_LENGTH * plain and row.kl_high < SMALL_KL:
