@@ -79,7 +79,7 @@ def layer_figure(folder: Path) -> str | None:
 
 
 def reliability_figure(folder: Path) -> str | None:
-    """Share of right answers against confidence in the value: control, unprimed arm's student, teacher, 3 others'."""
+    """Share of right answers against confidence in the value: control, unprimed arm's student, teacher, 3 others."""
     rows = [row for row in read_records(folder / RELIABILITY, ReliabilityRow) if row.kind == VALUE]
     models = list(dict.fromkeys(row.model for row in rows))
     first = [name for name in (CONTROL, unprimed().name, TEACHER) if name in models]
