@@ -116,6 +116,7 @@ BAD = {
     "come back tomorrow": (status(429, Retry_After="86400"), "asks to wait for 86400 s"),
     "500": (status(500), r"fails \(500: no\)"),
     "a proxy's page": (lambda h, r: h.reply("<html>busy</html>", 502), r"fails \(502: <html>busy</html>\)"),
+    "brackets": (lambda h, r: h.reply("[" * 100_000, 500), r"fails \(500: \[\[\["),
     "a redirect": (lambda h, r: h.reply("", 302, Location="http://127.0.0.1:9/"), r"refuses the request \(302"),
     "dropped": (drop_halfway, "broke the connection before its answer was whole"),
     "no JSON": (lambda h, r: h.reply('{"choices": ['), "no JSON object"),
@@ -178,6 +179,28 @@ def test_a_withheld_answer_can_count_as_an_empty_one_and_is_paid_for_once(logpro
             made = engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
             assert [(response.ids, response.truncated) for response in made] == [([engine.end.token], False)]
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("as_empty", [True, False])
+def test_an_answer_with_a_control_token_in_it_is_no_label(as_empty, ci, tmp_path):
+    saying = answering(ci.teacher.model, message={"content": "Four.<|im_end|> And"}, logprobs=None)
+    with serving(saying) as server:
+        engine = engine_for(ci, server, tmp_path, withheld_is_empty=as_empty, logprobs=False)
+        prompt = build_prompt(engine.tokenizer, "How many?")
+        if as_empty:
+            assert [response.ids for response in engine.generate([prompt], Sampling(12))] == [[engine.end.token]]
+        else:
+            with pytest.raises(UserError, match=r"an answer with the control token '<\|im_end\|>' in it"):
+                engine.generate([prompt], Sampling(12))
+
+
+def test_a_withheld_answer_is_looked_at_for_the_key_too(ci, tmp_path):
+    echo = answering(ci.teacher.model, finish_reason="content_filter", message={"content": KEY}, logprobs=None)
+    with serving(echo) as server:
+        engine = engine_for(ci, server, tmp_path, withheld_is_empty=True, logprobs=False)
+        with pytest.raises(UserError, match="an answer with the API key in it"):
+            engine.generate([build_prompt(engine.tokenizer, "How many?")], Sampling(12))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
 
 
 def test_students_of_a_task_without_labels_do_not_learn_withheld_answers(ci, tmp_path):

@@ -1282,6 +1282,27 @@ def test_answers_that_other_code_goes_on_with_are_said_and_listed(profile, edite
     assert set(manifest["outputs"]) == set(blocks) and not (folder / "block-00009.json").exists()
 
 
+def test_what_answers_took_is_of_every_session(profile):
+    items = load_items(profile, "test")
+    inputs, engine = answer_inputs(profile, items, None), TransformersEngine(profile.student.model, "float32", 1)
+    generate_answers(profile, "control", items, inputs, lambda: engine)
+    folder = profile.runs / "answers" / "control"
+    first = read_manifest(folder / "manifest.json")
+    blocks = sorted(folder.glob("block-*.json"))
+    took = [read_json(path)["measured"]["seconds"] for path in blocks]
+    assert first["seconds"] == pytest.approx(sum(took)) and first["start"] <= first["end"] and first["config"]
+    assert first["tokens"] == sum(len(row["ids"]) for path in blocks for row in read_json(path)["rows"])
+    earlier = read_json(blocks[0])
+    earlier["measured"] |= {"seconds": 1000.0, "energy_kwh": None}
+    write_json(blocks[0], earlier)
+    for path in (blocks[1], folder / "manifest.json"):
+        path.unlink()
+    generate_answers(profile, "control", items, inputs, lambda: engine)
+    second = read_manifest(folder / "manifest.json")
+    assert second["seconds"] > 1000 and second["energy_kwh"] is None, "unknown of one session, unknown in all"
+    assert second["start"] == first["start"]
+
+
 def test_an_assessment_names_the_answers_that_a_grading_may_start_from(study):
     manifest = read_json(study.logs / "manifest.json")
     assert list(manifest["answers_sha256"]) == ["control", *default_arms(), "teacher"]

@@ -275,6 +275,23 @@ def test_an_interrupted_capture_finishes_the_shard_that_is_being_written(profile
     assert not list(job.folder.glob("*.lock"))
 
 
+def test_what_a_killed_session_took_is_kept_from_shard_to_shard(profile, monkeypatch):
+    """A kill leaves no time to write it down at the end."""
+    job, seen, ask = training_job(profile, "base-KD"), [], capture_file.ask_teacher
+
+    def look(*arguments):
+        seen.append([read_json(path) for path in job.folder.glob("session-*.json")])
+        return ask(*arguments)
+
+    monkeypatch.setattr(capture_file, "ask_teacher", look)
+    capture(job)
+    assert [len(found) for found in seen] == [0, 1, 1, 1]
+    (first,), (later,) = seen[1], seen[3]
+    assert 0 < first["seconds"] <= later["seconds"] and later["energy_kwh"] is None and later["start"] <= later["end"]
+    (whole,) = read_json(job.folder / "manifest.json")["sessions"]
+    assert whole["seconds"] >= later["seconds"] and whole["energy_kwh"] > 0
+
+
 def test_the_states_of_a_shard_are_freed_when_it_is_written(profile, monkeypatch):
     ask, kept = capture_file.ask_teacher, []
 

@@ -33,7 +33,7 @@ from primekd.models.logits import PLAIN
 from primekd.signals import claims as claims_file
 from primekd.signals.claims import Claims, Owner, look
 from primekd.teachers import Response
-from primekd.teachers.protocol import generate_then_score
+from primekd.teachers.protocol import TeacherEngine
 
 SIX_SHARDS = {"data": {"train_items": 12, "test_items": 2}, "signals": {"codec": "hidden", "items_per_shard": 2}}
 LIMIT = 60  # seconds: long for a machine that is busy, and never waited out
@@ -87,7 +87,7 @@ class StubEngine:
         sources = [torch.Generator().manual_seed(int(hash_json(p)[:8], 16)) for p in prompts]
         return [torch.randn(len(r), 4, generator=g) for r, g in zip(responses, sources, strict=True)]
 
-    generate_scored = generate_then_score
+    generate_scored = TeacherEngine.generate_scored
 
     def head(self):
         return torch.eye(self.vocab_size)[:, :4]
@@ -113,6 +113,7 @@ class NoMeter(contextlib.nullcontext):
     """Stands for the energy meter, which takes a second to start."""
 
     facts = {"seconds": 1.0, "energy_kwh": None}
+    so_far = staticmethod(lambda: NoMeter.facts)
 
 
 class Worker:

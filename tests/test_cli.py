@@ -3,10 +3,12 @@
 import re
 
 import pytest
+from conftest import ROOT
 from typer.testing import CliRunner
 
 import primekd
 from primekd.cli import app
+from primekd.foundation.tables import read_table
 
 
 def test_version_and_commit_are_said():
@@ -26,3 +28,10 @@ def test_shells_can_complete_verbs():
     environment = {"_PRIMEKD_COMPLETE": "complete_bash", "COMP_WORDS": "primekd ver", "COMP_CWORD": "1"}
     done = CliRunner().invoke(app, [], env=environment, prog_name="primekd")
     assert done.stdout.split() == ["verify"]
+
+
+def test_the_examples_of_show_are_items_of_the_default_profile():
+    text = CliRunner().invoke(app, ["show", "--help"]).output
+    ids = {row["id"] for row in read_table(ROOT / "logs" / "pocket" / "control.csv")}
+    named = re.findall(r"primekd show (\S+)", text)
+    assert len(named) == 2 and all(len([item for item in ids if item.startswith(name)]) == 1 for name in named)

@@ -1,6 +1,12 @@
 """Which code makes a result: found from the imports, changed by code alone, said where it is not today's."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
 
 from primekd.foundation import write_manifest
 from primekd.foundation.code_identity import closure
@@ -122,6 +128,21 @@ def test_imports_in_a_circle_end(package):
 
 
 # The project's own stages.
+
+
+def test_a_module_that_is_edited_while_a_process_runs_is_not_the_code_that_it_runs(tmp_path):
+    """In a process of its own, on a copy of the project."""
+    shutil.copytree(ROOT / "src" / "primekd", tmp_path / "primekd", ignore=shutil.ignore_patterns("__pycache__"))
+    script = (
+        "import pathlib, primekd\nfrom primekd.foundation.stage_code import stage_code\n"
+        "module = pathlib.Path(primekd.__file__).parent / 'models' / 'chat.py'\n"
+        "before = stage_code('answers')\nmodule.write_text(module.read_text() + '\\nEDITED = 1\\n')\n"
+        "assert stage_code('answers') == before\nprint(before['sha256'])"
+    )
+    settings = os.environ | {"PYTHONPATH": str(tmp_path), "PRIMEKD_ROOT": str(tmp_path)}
+    hashes = [subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, check=True)
+              for _ in range(2)]  # fmt: skip
+    assert len({done.stdout for done in hashes}) == 2, "the next process runs what was edited, and says so"
 
 
 USES = {

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from primekd.assessment.logs import COLUMNS, LogRow, read_log, write_log
 from primekd.assessment.reading import EXTRACTORS, RULES
 from primekd.cli import app
+from primekd.config import CONTROL, TEACHER
 from primekd.foundation.errors import UserError
 from primekd.foundation.tables import read_table
 from primekd.statistics.compare import check_extractors, compare, in_words, pair_up, read_answers
@@ -236,6 +237,13 @@ def test_a_byte_order_mark_belongs_to_no_column(output):
     assert grade_file(path, PLAIN)["correct"] == 1
 
 
+def test_a_separator_that_was_found_once_is_the_files(output):
+    """The other one would cut the header of a further column into more."""
+    file = output / "a.csv"
+    file.write_text('response;gold;note (x, y, z, w)\nSo 18;18;"good"\n')
+    assert grade_file(file, Columns("response", "gold"))["correct"] == 1
+
+
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_a_spreadsheets_separator_is_found(separator, output):
     path = output / "a.csv"
@@ -405,6 +413,8 @@ def test_items_of_one_template_are_no_independent_draws():
         shared["says"].startswith("No difference can be claimed")
         and "clustered by 8 groups of items p = " in shared["says"]
     )
+    larger = in_words(shared | {"p": shared["mcnemar_p"]})  # where that is the larger one, it is the one that counts
+    assert "exact McNemar p = " in larger and "clustered" not in larger
 
 
 @pytest.mark.parametrize("cut", ["first", "second"])
@@ -567,6 +577,8 @@ def test_logs_of_other_tasks_are_compared_by_their_own_manifest():
         rows = [read_answers(ROOT / "logs" / folder / f"{name}.csv", None, "published") for name in names]
         check_extractors(*rows)
         assert compare(pair_up(*rows))["n"] == len(rows[0]) > 100
+    found = [read_answers(ROOT / "logs" / "online-pocket" / f"{n}.csv", None, "published") for n in (CONTROL, TEACHER)]
+    assert compare(pair_up(*found))["says"].startswith("The second file answers more"), "there ends do not matter"
 
 
 def test_a_foreign_manifest_beside_a_log_says_nothing_of_it(tmp_path):

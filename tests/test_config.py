@@ -9,7 +9,9 @@ import pytest
 import yaml
 from conftest import POCKET, ROOT, save_llama, small_profile, write_profile
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from primekd.cli import app
 from primekd.config import load_profile, profile_names, refuse_namesake
 from primekd.config.arms import default_arms, get_arm, load_arms
 from primekd.foundation import UserError, parse_yaml, project_root
@@ -38,6 +40,13 @@ def test_a_file_that_is_called_as_another_profile_would_share_its_runs(output):
         refuse_namesake(str(path))
     refuse_namesake(str(write_profile(output, "mine")))
     refuse_namesake("ci")
+
+
+@pytest.mark.parametrize("words", [["capture", "base-KD"], ["distill", "base-KD"], ["assess"], ["analyse"]])
+def test_no_verb_writes_into_the_runs_of_a_namesake(words, output):
+    path = write_profile(output, "ci")
+    done = CliRunner().invoke(app, [*words, "--profile", str(path)])
+    assert done.exit_code == 1 and "is called as configs/ci.yaml is: give it a name of its own" in done.output
 
 
 def test_a_profile_may_have_a_dot_in_its_name(tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ from primekd.report.formats import points
 from primekd.report.html import write_report
 from primekd.running.publishing import results_of
 from primekd.running.verify_run import check_run
+from primekd.signals.codecs import TopKCodec
 from primekd.statistics.subsets import selection_rows
 from primekd.studies.assess import assess
 from primekd.tasks.forms import socratic
@@ -316,6 +317,13 @@ def test_rows_of_another_text_are_refused(profile, monkeypatch):
     placed = lesson(profile, "priming-prefix-KD").source.reader
     monkeypatch.setattr("primekd.training.deviations.store_rows", lambda *a: placed)
     with pytest.raises(UserError, match=f"has rows of another text of {item}: remove that folder, and run"):
+        _ = found.source
+
+
+def test_rows_that_cannot_serve_the_loss_are_refused_before_a_model_is_loaded(profile, monkeypatch):
+    found = lesson(profile, "reverse-kl-KD")
+    monkeypatch.setattr(found.reader, "codec", TopKCodec(2, 1.0))
+    with pytest.raises(UserError, match="These signals cannot serve this loss"):
         _ = found.source
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import write_profile
+from conftest import ROOT, write_profile
 from report_logs import make_checkout, write_study
 
 from primekd.assessment.held_out import HeldOutRow
@@ -41,6 +41,7 @@ from primekd.statistics.families import CHECKS, MAIN, plan_of
 from primekd.statistics.inference import holm, mcnemar_exact, sign_flips_exact
 from primekd.statistics.sentences import (
     beside_control,
+    claims,
     control_sentences,
     effect_sentences,
     is_claimed,
@@ -638,3 +639,12 @@ def test_the_report_shows_effects_and_priming_against_none_and_placebo_side_by_s
 
 def test_arms_of_a_profile_that_names_a_family_are_those_of_before(checkout):
     assert list(arms_of(naming(checkout))) == RUN
+
+
+def test_the_smallest_p_that_is_told_of_students_is_a_students():
+    """The untrained model that is asked with examples is none; beside it stands the one with the smallest p."""
+    rows = [row for row in read_results(ROOT / "logs" / "laptop").contrasts if row["reference"] == "control"]
+    own = {row["model"]: float(row["p_holm"]) for row in rows if row["model"] != "shuffled-KD"}
+    few_shot = own.pop("control-few-shot")
+    (said,) = [s for s in claims(rows, numbers=True) if "more correct" in s or "fewer correct" in s]
+    assert few_shot < min(own.values()) and f"smallest p = {min(own.values()):.3f}" in said

@@ -35,7 +35,7 @@ from primekd.statistics.calibration import (
     error_within,
     reliability_rows,
 )
-from primekd.statistics.inside import NO, PERHAPS, UNKNOWN, attention_rows, explained_rows, head_rows
+from primekd.statistics.inside import NO, PERHAPS, UNKNOWN, PairRow, attention_rows, explained_rows, head_rows
 from primekd.statistics.reasoning import arithmetic_rows, class_rows, word_rows
 from primekd.teachers.transformers_engine import TransformersEngine
 
@@ -238,6 +238,7 @@ def test_kl_is_shared_out_over_kinds_of_tokens_and_its_interval_is_of_templates(
     log.models, log.tensors["control.kl"] = ["m", "control"], log.tensors["m.kl"] + 1
     found = class_rows(log, dict.fromkeys(items, "How many boxes?"), ["control", "m", "answered nothing"])
     rows = {row.kind: row for row in found if row.model == "m"}
+    assert {row.answers for row in found} == {4}
     assert [row.model for row in found] == ["control", "m"] * len(rows)  # in the order that was asked for
     assert {(row.difference, row.difference_low, row.difference_high) for row in rows.values()} == {(-1, -1, -1)}
     assert (rows[STYLE].tokens, rows[STYLE].kl) == (3, 3.0) and (rows[QUESTION].tokens, rows[QUESTION].kl) == (4, 2.0)
@@ -348,6 +349,31 @@ def test_a_measure_explains_only_what_does_not_move_in_the_controls_too():
         (row,) = explained_rows({"most": most}, most)
         assert row.primed == pytest.approx(4) and row.p_holm < 0.05 and row.explains == said
     assert explained_rows({"few": {"base-KD": 1.0, "ai-KD": 2.0}}, accuracy) == []
+
+
+def test_how_far_students_are_apart_is_measured_between_them_and_not_from_the_control():
+    """Equally far from the control, in other directions: apart, though their distances from it are one number."""
+    arms = ["base-KD", "base-KD-seed1", "teacher-KD", "ai-KD", "reverseKL-KD"]
+    pairs = [PairRow("base-KD-seed1", "base-KD", "all", "all", 0.2, 0.2, 0.2, 0.9)]
+    pairs += [PairRow(name, "base-KD", "all", "all", 0.3, 0.3, 0.3, 0.8) for name in ("ai-KD", "teacher-KD")]
+    pairs += [PairRow("ai-KD", "base-KD", "3", "1", 0.9, 0.9, 0.9, 0.1)]  # one head is not all
+    shifts = {measure: dict.fromkeys(arms, 0.5) for measure in ("total_variation", "cosine", "entropy")}
+    rows = {row.measure: row for row in explained_rows(shifts, dict.fromkeys(arms, 0.5), pairs)}
+    assert (rows["total_variation"].apart, rows["total_variation"].seeds) == (0.3, 0.2)
+    assert (rows["cosine"].apart, rows["cosine"].seeds) == pytest.approx((0.2, 0.1))
+    assert (rows["entropy"].apart, rows["entropy"].seeds) == (0, 0)
+
+
+def test_a_priming_without_effect_moves_a_training_as_far_as_another_seed_does():
+    """A mean of two trainings varies less than one: training is held against training on both sides."""
+    draws, generator = [], np.random.default_rng(3)
+    arms = [f"{arm}{seed}" for arm in ("base-KD", "teacher-KD", "ai-KD", "reverseKL-KD") for seed in ("", "-seed1")]
+    for _ in range(400):
+        shifts = {"any": dict(zip(arms, generator.normal(size=len(arms)), strict=True))}
+        (row,) = explained_rows(shifts, dict.fromkeys(arms, 0.5), permutations=1)
+        draws.append((row.apart, row.seeds))
+    apart, seeds = np.mean(draws, 0)
+    assert apart == pytest.approx(seeds, rel=0.06)
 
 
 def test_seeds_of_an_arm_are_no_points_of_their_own():

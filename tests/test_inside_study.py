@@ -26,7 +26,7 @@ from primekd.report.html import render, write_report
 from primekd.report.inside import inside_page, pair_table, show_attention, show_confidence, show_head
 from primekd.report.inside_figures import map_figure
 from primekd.running.publishing import files_beside
-from primekd.running.verify import check_inside, check_logs
+from primekd.running.verify import check_inside, check_logs, verify
 from primekd.running.verify_run import Check
 from primekd.statistics.calibration import CalibrationRow
 from primekd.statistics.inside import ATTENTION, EVERY, PAIRS, AttentionRow, PairRow
@@ -177,6 +177,8 @@ def test_verify_finds_what_does_not_follow_from_the_logs(study, monkeypatch):
     kept = path.read_bytes()
     path.write_bytes(kept.replace(b"control", b"contr0l"))
     assert any("arithmetic.csv" in problem for problem in problems())
+    (fix,) = [check.fix for check in verify(study) if check.problems]
+    assert fix == f"`primekd analyse --profile {study.name}` makes it anew."
     path.write_bytes(kept)
     log = study.logs / "ai-KD.csv"
     answers = log.read_bytes()

@@ -73,6 +73,13 @@ def test_a_student_from_scratch_is_loaded(tokenizer, tmp_path, lively):
     inputs = {"student": student.model_dump(mode="json", exclude_none=True)}
     write_manifest(tmp_path / "s", "model", inputs, files)
     assert len(answer(*primekd.load_student(tmp_path / "s" / "model"))) > 0
+    settings = inputs["student"] | {"dtype": "bfloat16"}
+    write_manifest(tmp_path / "s", "model", {"student": settings, "text": {"shard": "x"}}, files)
+    model, own = primekd.load_student(tmp_path / "s")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}, "its weights were trained in float32"
+    assert own.chat_template is None and own.eos_token == "<|endoftext|>"
+    assert model.generation_config.eos_token_id in (own.eos_token_id, [own.eos_token_id])
+    assert load_tokenizer(student).chat_template, "others' tokenizer stays as it was"
 
 
 def test_what_is_no_whole_student_is_refused_with_what_to_do(lively, tmp_path):

@@ -224,8 +224,15 @@ def test_what_answers_cost_is_writing_them_alone(output, ci, monkeypatch):
     told = []
     judge = lambda items, said: told.append((said, runs[:])) or []  # noqa: E731
     probe = replace(online.PROBE, ask=lambda *asked: runs.copy(), judge=judge)
-    assert text_assessment.probe_model(ci, "any", [], lambda: None, probe, {}, "now") == []
+    tried = []
+
+    class Engine:
+        decodes = property(lambda self: tried.append(("decodes", runs[:])))
+        branches = property(lambda self: tried.append(("branches", runs[:])))
+
+    assert text_assessment.probe_model(ci, "any", [], Engine, probe, {}, "now") == []
     assert told == [([ci.country], [])] and online.PROBE.judge is rows_of
+    assert tried == [("decodes", []), ("branches", [])], "how it decodes is found out before the clock runs"
 
 
 def test_facts_costs_and_documents_stand_in_the_logs_the_report_and_verify(assessed):
@@ -344,8 +351,8 @@ def test_a_sum_over_other_places_than_a_block_has_is_refused(assessed, change):
 
 def test_stored_rows_are_tested_against_nobody_unless_the_profile_says_so():
     names, pair = [CONTROL, "online-KD", "online-KD-seed1", "stored-KD"], ("stored-KD", "online-KD")
-    assert online.STUDY.planned(names) == {("online-KD", CONTROL): CHECKS}
-    assert online.STUDY.planned(names, [pair]) == {pair: MAIN, ("online-KD", CONTROL): CHECKS}
+    assert online.planned(names) == {("online-KD", CONTROL): CHECKS}
+    assert online.planned(names, [pair]) == {pair: MAIN, ("online-KD", CONTROL): CHECKS}
 
 
 def test_a_teacher_may_be_asked_in_four_bits(monkeypatch, tmp_path, lively):

@@ -236,14 +236,20 @@ def test_one_of_many_prompts_that_is_a_little_longer_is_nothing_that_can_be_expe
     )
     assert alone.tokens_p == among.tokens_p < 0.05 / 2
     assert "can be expected to differ" in expectation([alone])[0]
-    open_one = "is open: no change of accuracy, or of length by 5% or more, can be claimed or ruled out; that of the"
+    open_one = "is open: no change of accuracy or of length by 5% or more can be claimed or ruled out; that of the"
     assert open_one in expectation([among])[0]
     for_sure = judged("teacher-KD", [41] * 8, [True] * 8)  # longer for sure, by too little
-    assert open_one in expectation(primed_rows([*base, *for_sure], "base-KD"))[0]
+    said = expectation(primed_rows([*base, *for_sure], "base-KD"))[0]
+    assert "no change of accuracy can be claimed or ruled out; one of length by 5% or more can be ruled out;" in said
     assert "can hardly be expected" in expectation(primed_rows([*base, *trifle], "base-KD"))[0], "a fortieth longer"
     apart = judged("teacher-KD", [30 + 3 * n for n in range(8)], [True] * 8, kl=0.001)
     said = expectation(primed_rows([*base, *apart], "base-KD"))[0]
-    assert "of length by 5% or more, or of the distribution can be claimed or ruled out" in said
+    kl = "of the distribution by 0.01 nats a token or more"
+    assert f"no change of accuracy or of length by 5% or more can be claimed or ruled out; one {kl} can be" in said
+    moved = judged("teacher-KD", [30 + 3 * n for n in range(8)], [True] * 8, kl=0.008)
+    moved = [replace(row, kl=row.tokens * (0.002, 0.02)[n % 2]) for n, row in enumerate(moved)]
+    said = expectation(primed_rows([*base, *moved], "base-KD"))[0]
+    assert f"or of length by 5% or more or {kl} can be claimed or ruled out (" in said
 
 
 def file_arm(path, **changed):

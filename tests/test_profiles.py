@@ -6,9 +6,8 @@ from primekd.capture.jobs import training_job
 from primekd.config import load_profile
 from primekd.config.arms import default_arms
 from primekd.models.shapes import KNOWN
-from primekd.planning.plan import make_plan
+from primekd.planning.plan import largest_movement, make_plan, movement_warning
 from primekd.signals import make_codec
-from primekd.training.movement import largest_movement, movement_warning
 
 LARGE = ["paper", "paper-bf16", "single-gpu"]
 

@@ -23,7 +23,7 @@ from primekd.running import publishing
 from primekd.running.publishing import exchange, made_anew, publish, refuse_unpublishable
 from primekd.running.reproduction import _treated, _unlike, compare_with_published, verdict_text
 from primekd.running.run import open_study as run_open_study
-from primekd.running.verify_run import check_outputs
+from primekd.running.verify_run import Check, check_outputs
 from primekd.studies.results import logs_in_use
 from primekd.studies.study import find_study
 
@@ -286,6 +286,11 @@ def test_nothing_is_published_that_does_not_verify(good, checkout):
     assert "runs/ci/logs is not published: runs/ci/logs: teacher.csv is missing or has other bytes." in done.stderr
     assert before == {p: p.read_bytes() for p in (checkout / "logs").rglob("*") if p.is_file()}
     assert (checkout / "README.md").read_text() == README
+
+
+def test_nothing_is_published_beside_published_study_logs_that_do_not_verify(good, monkeypatch):
+    monkeypatch.setattr(publishing, "check_published", lambda: [Check("inputs of logs/published", ["rules changed"])])
+    assert "inputs of logs/published: rules changed" in invoke().stderr
 
 
 def test_what_makes_results_anew_are_commands_that_are_taken(profile):

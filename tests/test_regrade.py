@@ -663,6 +663,14 @@ def test_inputs_that_were_edited_in_the_manifest_are_named(profile):
     assert check_outputs(profile.logs / "manifest.json").problems == ["the inputs in the manifest were edited"]
 
 
+def test_a_hash_of_answers_that_was_edited_in_the_manifest_is_named(profile):
+    regrade(profile)
+    manifest = read_json(profile.logs / MANIFEST)
+    manifest["answers_sha256"]["ai-KD"] = "0" * 64
+    write_json(profile.logs / MANIFEST, manifest)
+    assert check_verdicts(profile.logs).problems == ["manifest.json has another hash of ai-KD.csv's answers"]
+
+
 @pytest.mark.parametrize("name", ["contrasts.csv", "accuracies.csv", "extractors.csv", "seeds.csv"])
 def test_verify_names_a_table_that_does_not_follow_from_the_logs(profile, name):
     """The manifest's hash is mended too, so that only the recomputation can tell."""

@@ -517,12 +517,21 @@ def test_a_plain_kill_ends_a_run_with_all_that_it_started_as_ctrl_c_does(output:
     before, timer = signal.getsignal(signal.SIGTERM), Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     try:
-        with pytest.raises(KeyboardInterrupt):
-            run_study(ci, "ci", 1)
+        done = CliRunner().invoke(app, ["run", "--profile", "ci", "--cores", "1"])
+        assert done.exit_code == 130 and "stopped; run the same command again to go on" in done.output
     finally:
         timer.cancel()
         signal.signal(signal.SIGTERM, before)
     assert started[0].poll() == -signal.SIGINT
+
+
+def test_a_profile_that_changes_while_it_runs_is_said(output: Path, monkeypatch, capsys):
+    path = write_profile(output)
+    later = f"import os; os.utime({str(path)!r}, (4e9, 4e9))"
+    for script, says in (("", False), (later, True)):
+        monkeypatch.setattr("primekd.running.run.snakemake_command", lambda *_, own=script: [sys.executable, "-c", own])
+        run_study(load_profile(str(path)), str(path), 1)
+        assert (f"{path.name}: changed while this ran. With --force" in capsys.readouterr().out) == says
 
 
 def test_a_killed_stage_is_lost(ci, output: Path):
@@ -569,6 +578,16 @@ def test_further_seeds_of_an_arm_are_trained_and_scored_with_it(output):
         arms_of(load_profile(str(write_profile(output, arms=["base-KD"], seeds={"ai-KD": [1]}))))
     with pytest.raises(UserError, match="with seeds that differ from each other and from 0"):
         arms_of(load_profile(str(write_profile(output, arms=["base-KD"], seeds={"base-KD": [0]}))))
+
+
+def test_a_teacher_that_samples_answers_again_for_every_further_seed(output):
+    profile = {"arms": ["base-KD", "base-text-KD", "ai-KD"], "seeds": {"base-KD": [1], "base-text-KD": [2]}}
+    for temperature in (0.0, 0.7):
+        path = write_profile(output, **profile, teacher={"sampling_temperature": temperature})
+        command = primekd.running.run.snakemake_command(load_profile(str(path)), str(path), 2, False)
+        asked = subprocess.run([*command, "--dry-run", "--printshellcmds"], capture_output=True, text=True).stdout
+        seeds = re.findall(r"capture (\S+) --profile \S+ --seed (\d)", asked)
+        assert seeds == ([("base-KD", "1"), ("base-KD", "2")] if temperature else [])
 
 
 def test_where_arms_are_many_all_seeds_of_one_are_trained_in_one_notebook(output):

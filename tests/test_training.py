@@ -17,7 +17,7 @@ from primekd.foundation.errors import UserError
 from primekd.losses import distillation_loss
 from primekd.losses.products import logits_of
 from primekd.models import load_model
-from primekd.models.attention import choose_attention, chosen_attention
+from primekd.models.attention import attending, choose_attention
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join
 from primekd.models.students import lora_model, save_adapter
 from primekd.signals.codecs import HiddenCodec
@@ -654,7 +654,7 @@ def test_a_head_with_an_adapter_is_trained_on_whole_logits(new_trainer, examples
 )
 def test_plain_attention_is_for_short_sequences_in_bfloat16(lively, tokens, dtype, chosen):
     model = lora_model(lively, dtype, LORA, 0).get_base_model()
-    with chosen_attention(model, tokens):
+    with attending(model, tokens=tokens):
         assert model.config._attn_implementation == chosen
     assert model.config._attn_implementation == "sdpa"
     choose_attention(model, tokens)

@@ -83,6 +83,9 @@ def test_the_kept_student_is_the_one_of_the_best_rate_and_every_choice_is_shown(
     assert not list((profile.runs / "checkpoints").iterdir())
     tokens = read_manifest(alone[best.learning_rate] / "manifest.json")["response_tokens"]
     assert manifest["response_tokens"] == 3 * tokens
+    parts = [read_manifest(folder / "manifest.json") for folder in alone.values()]
+    for key in ("energy_kwh", "co2e_kg"):
+        assert manifest[key] > 1.5 * max(part[key] for part in parts), "of all three, not of the chosen one"
     assert {FILE, "tuning/0.5.csv", "loss_curve.csv"} < set(manifest["outputs"])
 
 

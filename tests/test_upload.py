@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from primekd.cli import app
 from primekd.config import load_profile
-from primekd.foundation import write_manifest
+from primekd.foundation import write_manifest, write_text
 from primekd.foundation.errors import UserError
 from primekd.running.upload import gather, send
 
@@ -108,6 +108,18 @@ def test_a_hub_that_takes_no_commit_or_cannot_be_reached_is_one_sentence(hub, pr
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="go online"):
         send(gather(profile, NAME, "ai-KD")[0])
+
+
+def test_what_was_found_inside_the_students_goes_with_the_logs(profile):
+    place = profile.logs / "inside"
+    assert not [name for name in gather(profile, NAME, None, logs=True)[0].files if "inside" in name]
+    write_text(place / "attention.csv", "x")
+    write_manifest(place, "inside", {}, [place / "attention.csv"])
+    names = set(gather(profile, NAME, None, logs=True)[0].files)
+    assert {"logs/summary.csv", "logs/inside/attention.csv", "logs/inside/manifest.json"} < names
+    write_text(place / "attention.csv", "altered")
+    with pytest.raises(UserError, match="attention.csv missing or altered"):
+        gather(profile, NAME, None, logs=True)
 
 
 def test_what_is_named_wrongly_missing_or_altered_is_refused_before_anything_is_sent(hub, profile):

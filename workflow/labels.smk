@@ -57,10 +57,12 @@ rule label:
     output:
         notebook=f"{DONE}/api-KD/label.ipynb",
         html=f"{DONE}/api-KD/label.html",
+    params:
+        further=further_captures("base-KD"),
     threads: HALF
     priority: 2
     shell:
-        f"{NOTEBOOK} {OF_LABELS}"
+        f"{NOTEBOOK} {OF_LABELS}{{params.further}}"
 
 
 rule distill:

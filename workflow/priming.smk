@@ -89,10 +89,12 @@ rule capture:
     output:
         notebook=f"{DONE}/{{strategy}}/inference_gsm8k.ipynb",
         html=f"{DONE}/{{strategy}}/inference_gsm8k.html",
+    params:
+        further=lambda w: further_captures(w.strategy),
     threads: HALF
     priority: 2
     shell:
-        f"{{WITH_TEACHER}}{NOTEBOOK} {OF_STRATEGY}"
+        f"{{WITH_TEACHER}}{NOTEBOOK} {OF_STRATEGY}{{params.further}}"
 
 
 rule distill:

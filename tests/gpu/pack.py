@@ -37,6 +37,7 @@ UNPINNED = {"liger-kernel": "0.8.5"}  # no requirement of the project; TRL's pin
 LARGE = (
     "scipy", "pandas", "python-dateutil", "six", "statsmodels", "patsy", "formulaic", "interface_meta", "narwhals",
     "wrapt", "matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver", "pillow", "pyparsing",
+    "rapidfuzz",
 )  # fmt: skip
 # pip matches a platform's name exactly, and wheels name many.
 GLIBC = (17, 24, 26, 27, 28, 31, 34)

@@ -114,7 +114,7 @@ def test_a_cancelled_job_is_named_and_the_other_strategies_go_on(study):
 
 def test_the_second_run_goes_on_and_finishes(study):
     assert study["codes"][1] == 0, study["second"]
-    assert "done: capture ai-KD (1 of 5 steps)" in study["second"], "capture, distill, score, assess, report"
+    assert "done: capture ai-KD (1 of 6 steps)" in study["second"], "capture, distill, score, primed, assess, report"
     assert "No distillation" in study["second"]
     output = study["output"]
     environment = os.environ | {"PRIMEKD_OUTPUT": str(output), "PRIMEKD_ROOT": str(ROOT)}
@@ -139,7 +139,7 @@ def test_sbatch_lines_ask_for_what_the_profile_says(study):
         assert "--ntasks-per-gpu" not in asked
         if any(rule in asked for rule in ("rule_distill", "rule_score", "rule_assess")):
             assert "--gpus=1" in asked and "--cpus-per-task=8" in asked and "-t 720" in asked
-        elif "rule_capture" in asked or "rule_reference" in asked:
+        elif any(rule in asked for rule in ("rule_capture", "rule_reference", "rule_primed")):
             assert "--gpus=8" in asked and "--nodes=1" in asked and "--mem 400000" in asked and "-t 1440" in asked
         else:
             assert "rule_teacher" in asked and "--gpus" not in asked

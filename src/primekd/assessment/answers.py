@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 from primekd.assessment.serving import BESIDE, model_inputs
 from primekd.config import SAMPLES, Profile
 from primekd.foundation import Meter, Progress, UserError, environment, git_state, maker_of, mixed, write_manifest
-from primekd.foundation.manifests import Code, Environment, Part, checked
+from primekd.foundation.energy import summed
+from primekd.foundation.manifests import Code, Environment, Measured, Part, checked
 from primekd.foundation.stage_code import forced_since, say_mixed, set_aside_if_older, stage_code, stands
 from primekd.foundation.storage import hash_json, write_json
 from primekd.models import build_prompt, decode_response, load_tokenizer, turn_end
@@ -46,6 +47,7 @@ class Block(Part):
     rows: list[AnswerRow]
     environment: Environment | None = None
     code: Code | None = None
+    measured: Measured | None = None
 
 
 def answer_inputs(
@@ -96,35 +98,43 @@ def generate_answers(
     stage = f"{profile.answer_set or 'answer'} {name}"
     if not stands(folder, inputs, code, stage, since=since):
         set_aside_if_older(folder, since)
+        from primekd.teachers.protocol import probed
+
         maker, digest = {"environment": {"git": git_state()}, "code": code}, hash_json(inputs)
         for leftover in set(folder.glob("block-*.json")) - set(blocks):  # of another number of items
             leftover.unlink()
         kept = {path: block for path in blocks if (block := _read_block(path, digest))}
         if len(kept) < len(blocks):
             say_mixed(stage, kept.values(), code)
-        with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
+        with Progress(profile, stage, len(items), "item") as progress:
             done = 0
             for path, block in blocks.items():
                 if path not in kept:
-                    prompts = [build_prompt(tokenizer, item.messages) for item in block]
-                    responses = open_model().generate(prompts, _sampling(profile, block, progress.advance))
+                    prompts, engine = [build_prompt(tokenizer, item.messages) for item in block], probed(open_model())
+                    with Meter(profile.country) as meter:  # what writing takes, not loading
+                        responses = engine.generate(prompts, _sampling(profile, block, progress.advance))
                     pairs = zip(block, responses, strict=True)
                     rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in pairs]
-                    write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)
+                    made = {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows}
+                    write_json(path, made | {"measured": meter.facts} | maker)
                 done += len(block)
                 progress.advance(done - progress.state["done"])  # what was on disk already
-        write_manifest(folder, "answers", inputs, list(blocks), served=served, **meter.facts, **_makers(blocks))
+        facts = {"served": served, "config": profile.resolved()} | _facts(blocks)
+        write_manifest(folder, "answers", inputs, list(blocks), **facts)
     rows = [row for path in blocks for row in read_block(path)["rows"]]
     return [Answer(row["id"], row["ids"], row["truncated"], decode_response(tokenizer, row["ids"])) for row in rows]
 
 
-def _makers(blocks: Iterable[Path]) -> dict[str, Any]:
-    """What the manifest says of who made the answers: the first block's maker and, if there were several, all."""
+def _facts(blocks: Iterable[Path]) -> dict[str, Any]:
+    """What the manifest says of who made the answers: the first block's maker and, if there were several, all; and of
+    what that took, in however many sessions."""
     records = {path.name: read_block(path) for path in blocks}
+    tokens = sum(len(row["ids"]) for record in records.values() for row in record["rows"])
+    measured = summed([record.get("measured") or {} for record in records.values()])
     first = next(iter(records.values()))
     several = mixed({name: maker_of(record) for name, record in records.items()})
-    facts = {"environment": environment() | first["environment"], "code": first["code"]}
-    return facts | ({"mixed": several} if several else {})
+    facts = {"environment": environment() | first["environment"], "code": first["code"], "tokens": tokens}
+    return facts | measured | ({"mixed": several} if several else {})
 
 
 def _read_block(path: Path, digest: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from primekd.assessment.answers import answers_folder
 from primekd.assessment.logs import LogRow
 from primekd.config import TEACHER, Profile
-from primekd.foundation import MANIFEST, Count, Name, read_manifest, write_table
+from primekd.foundation import MANIFEST, Count, Name, read_manifest, summed, write_table
 
 FILE = "costs.csv"
 IDLE = "idle"  # the machine with nothing to do, for as long as it was looked at
@@ -47,9 +47,6 @@ def write_costs(
 
 
 def _row(name: str, answers: int, tokens: int, records: Sequence[dict[str, Any]]) -> CostRow:
-    sums = {}
-    for key, source, unit in (("seconds", "seconds", 1), ("energy_wh", "energy_kwh", 1e3), ("co2e_g", "co2e_kg", 1e3)):
-        values = [record.get(source) for record in records]
-        sums[key] = None if None in values or not values else unit * sum(values)
-    methods = dict.fromkeys(record["energy_method"] for record in records if record.get("energy_method"))
-    return CostRow(name, answers, tokens, **sums, method="; ".join(methods))
+    found = summed(records)
+    energy, co2e = (None if found[key] is None else 1e3 * found[key] for key in ("energy_kwh", "co2e_kg"))
+    return CostRow(name, answers, tokens, found["seconds"], energy, co2e, found["energy_method"] or "")

@@ -77,7 +77,7 @@ def forgetting_rows(
         with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             rows = measure(profile, name, open_model(), items, reader, progress.advance)
             path = write_table(folder / FILE, ForgettingRow, rows)
-        write_manifest(folder, "forgetting", own, [path], code=code, **meter.facts)
+        write_manifest(folder, "forgetting", own, [path], code=code, config=profile.resolved(), **meter.facts)
     return read_records(folder / FILE, ForgettingRow)
 
 

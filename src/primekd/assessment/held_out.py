@@ -64,7 +64,8 @@ def held_out_rows(
             if tokens:
                 write_fits(folder / FILE, tokens)
                 outputs.append(folder / FILE)
-        write_manifest(folder, "held-out", own, outputs, served=served, code=code, **meter.facts)
+        facts = {"served": served, "config": profile.resolved()} | meter.facts
+        write_manifest(folder, "held-out", own, outputs, code=code, **facts)
     return read_records(path, HeldOutRow)
 
 

@@ -15,7 +15,7 @@ from primekd.assessment.students import Student, find_students
 from primekd.capture.jobs import held_out_job, open_signals
 from primekd.capture.run import capture
 from primekd.config import CONTROL, FEW_SHOT, Profile, arms_of, load_arms, split_seed
-from primekd.foundation import MANIFEST, UserError, hash_json, read_manifest
+from primekd.foundation import AMOUNTS, MANIFEST, UserError, hash_json, read_manifest, summed
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.stage_code import maker_of, say_kept, stage_code
 from primekd.models import load_tokenizer
@@ -236,9 +236,5 @@ def scoring_costs(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
     side by side each counts its own time, and the energy of the whole machine. None where it is not known of all."""
     folders = [folder for name in names for *_, folder in made_of(profile, name).values()]
     folders += [f for name in names if ((f := serving_folder(profile, name)) / MANIFEST).is_file()]
-    manifests = [read_manifest(folder / MANIFEST) for folder in folders]
-    sums = {}
-    for key in ("seconds", "energy_kwh", "co2e_kg"):
-        values = [manifest.get(key) for manifest in manifests]
-        sums[key] = None if None in values else round(sum(values), 9)
-    return sums
+    found = summed([read_manifest(folder / MANIFEST) for folder in folders])
+    return {key: found[key] for key in AMOUNTS}

@@ -36,7 +36,7 @@ def choose_serving(
     if not stands(folder, inputs, code, f"serve {name}", since=since):
         with Meter(profile.country) as meter:
             write_json(path, _measure(profile, few, adapter))
-        write_manifest(folder, "served", inputs, [path], code=code, **meter.facts)
+        write_manifest(folder, "served", inputs, [path], code=code, config=profile.resolved(), **meter.facts)
     return read_json(path)
 
 

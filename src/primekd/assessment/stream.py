@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
+from primekd.assessment.decisions.decisions import as_written
 from primekd.assessment.decisions.session import spoken
 from primekd.assessment.reading import EXTRACTORS, extract
 from primekd.models.chat import Prompt, decode_response
@@ -78,7 +79,7 @@ class Stream:
         seconds, stopped = time.perf_counter() - start, self._response is None
         ids = self._ids if stopped else self._response.ids
         truncated, text = stopped or self._response.truncated, self._text(ids)
-        values = {e: spoken(extract(text, e, truncated, self.question).text) for e in self._extractors}
+        values = {e: spoken(as_written(extract(text, e, truncated, self.question).value)) for e in self._extractors}
         self.reply = Reply(self.name, text, len(ids), seconds, truncated, stopped, values, tuple(ids))
         yield text
 

@@ -3,9 +3,11 @@
 logs has the teacher and every model, of the first items that have MOST tokens together, with the tokens' texts."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -92,29 +94,30 @@ class Token:
 
 def tokens_of(tokenizer, ids: Sequence[int], teacher: SignalRows, models: Mapping[str, SignalRows]) -> list[Token]:
     """Tokens of any text from T rows of the teacher; with models whole distributions of all are needed."""
-    own = certainty_of(teacher, ids)
     fits = {}
     for name, rows in models.items():
         log_p = teacher.to_logits().double().log_softmax(-1)
-        log_q = rows.to_logits().double().log_softmax(-1)
-        fits[name] = ((log_p.exp() * (log_p - log_q)).sum(-1), certainty_of(rows, ids))
+        log_q, own = rows.to_logits().double().log_softmax(-1), certainty_of(rows, ids)
+        fits[name] = TokenFit((log_p.exp() * (log_p - log_q)).sum(-1), own.top_ids, own.top_probs)
+    return _tokens(ids, certainty_of(teacher, ids), fits, partial(text_of, tokenizer))
 
-    def best(found: Certainty, n: int) -> list[tuple[str, float]]:
+
+def _tokens(
+    ids: Sequence[int], own: Certainty, fits: Mapping[str, TokenFit], text: Callable[[int], str]
+) -> list[Token]:
+    """`own`: the teacher's; `fits`: of each model; `text`: a token as a person reads it."""
+
+    def best(found: Certainty | TokenFit, n: int) -> list[tuple[str, float]]:
         pairs = zip(found.top_ids[n].tolist(), found.top_probs[n].tolist(), strict=True)
-        return [(text_of(tokenizer, i), p) for i, p in pairs if i >= 0]
+        return [(text(i), p) for i, p in pairs if i >= 0]
 
     return [
         Token(
-            text_of(tokenizer, token), float(own.entropy[n]), _known(own.written[n]), best(own, n),
-            {name: float(kl[n]) for name, (kl, _) in fits.items()},
-            {name: best(found, n) for name, (_, found) in fits.items()},
+            text(token), float(own.entropy[n]), None if own.written[n].isnan() else float(own.written[n]), best(own, n),
+            {name: float(fit.kl[n]) for name, fit in fits.items()}, {name: best(fit, n) for name, fit in fits.items()},
         )
         for n, token in enumerate(ids)
     ]  # fmt: skip
-
-
-def _known(value: Tensor) -> float | None:
-    return None if value.isnan() else float(value)
 
 
 class TokenLog:
@@ -140,25 +143,18 @@ class TokenLog:
             return []
         place = self.items.index(item)
         start = sum(self.lengths[:place])
-        shown = [model for model in models or self.models if model in self.models]
-        return [
-            Token(
-                self.texts[int(self.tensors["ids"][row])], float(self.tensors["teacher.entropy"][row]),
-                _known(self.tensors["teacher.written"][row]), self._best("teacher", row),
-                {model: float(self.tensors[f"{model}.kl"][row]) for model in shown},
-                {model: self._best(model, row) for model in shown},
-            )
-            for row in range(start, start + self.lengths[place])
-        ]  # fmt: skip
+        rows = slice(start, start + self.lengths[place])
+
+        def cut(of: str, kind: type) -> Any:
+            return kind(*(self.tensors[f"{of}.{name}"][rows] for name in kind.__dataclass_fields__))
+
+        fits = {model: cut(model, TokenFit) for model in models or self.models if model in self.models}
+        return _tokens(self.tensors["ids"][rows].tolist(), cut("teacher", Certainty), fits, self.texts.__getitem__)
 
     def sums(self, model: str) -> dict[str, float]:
         """Item -> the sum of a model's KL over its tokens, in nats."""
         parts = self.tensors[f"{model}.kl"].double().split(self.lengths)
         return {item: float(part.sum()) for item, part in zip(self.items, parts, strict=True)}
-
-    def _best(self, model: str, row: int) -> list[tuple[str, float]]:
-        ids, probs = (self.tensors[f"{model}.{name}"][row].tolist() for name in ("top_ids", "top_probs"))
-        return [(self.texts[i], p) for i, p in zip(ids, probs, strict=True) if i >= 0]
 
 
 def read_tokens(logs: Path) -> TokenLog | None:

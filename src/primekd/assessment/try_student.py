@@ -18,7 +18,7 @@ from primekd.models.loading import refuse_too_long
 from primekd.signals.rows import DenseRows
 from primekd.tasks import NumberTask, task_of
 from primekd.tasks.text import end_of_text
-from primekd.teachers.protocol import Sampling
+from primekd.teachers.protocol import Sampling, probed
 
 STREAMING = ("transformers", "llamacpp")  # engines that run in this process and can be overheard
 
@@ -114,10 +114,10 @@ class Asker:
             return self._teacher
         if self.of_text:
             if name not in self._whole:
-                from primekd.teachers.transformers_engine import TransformersEngine
+                from primekd.assessment.as_trained import AsTrained
 
                 folder = self.profile.student_folder(name) / "model"
-                self._whole[name] = _probed(TransformersEngine(f"path:{folder}", self.profile.scoring_dtype, 1))
+                self._whole[name] = probed(AsTrained.load(folder, self.profile.scoring_dtype, 1))
             return self._whole[name]
         engine, adapters = self._base
         # The head is what a student's logits are made with: where an adapter changes it, it is switched as well.
@@ -145,7 +145,7 @@ class Asker:
     def _teacher(self):
         from primekd.teachers import open_engine
 
-        return _probed(open_engine(self.profile))
+        return probed(open_engine(self.profile))
 
     @cached_property
     def _base(self):
@@ -162,13 +162,7 @@ class Asker:
         switched = SwitchedAdapters(engine.model, student.model, dtype, adapters, rounded)
         engine.dtype = dtype
         engine._output = switched.wear(None)
-        return _probed(engine), switched
-
-
-def _probed(engine):
-    """An engine that has found out how it decodes, so that nobody overhears that."""
-    _ = getattr(engine, "decodes", None)
-    return engine
+        return probed(engine), switched
 
 
 def is_merged(profile: Profile, name: str) -> bool:

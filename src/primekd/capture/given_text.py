@@ -10,7 +10,7 @@ from primekd.capture.live import LiveTeacher
 from primekd.capture.run import measure_reconstruction, note_maker
 from primekd.capture.workers import set_outdated_aside
 from primekd.config import Profile
-from primekd.foundation import Meter, Progress, UserError, now, relative_name
+from primekd.foundation import Meter, Progress, UserError, relative_name
 from primekd.foundation.stage_code import forced_since, say_kept, stage_code
 from primekd.signals import Asked, SignalReader, SignalWriter, StoredItem, read_store
 
@@ -30,7 +30,7 @@ def store_rows(
     else:
         meter = Meter(profile.country)
         with Progress(profile, stage, len(batches), "batch") as progress, contextlib.ExitStack() as last:
-            last.callback(lambda: writer.add_session({"end": now(), **meter.facts}))
+            last.callback(lambda: writer.note_session(meter.facts))
             with meter:
                 _write(writer, teacher, batches, code, progress)
         if not writer.complete():
@@ -44,10 +44,8 @@ def _write(
 ) -> None:  # fmt: skip
     engine, codec, missing = teacher.engine, teacher.codec, writer.missing()
     if codec.needs not in engine.offers:
-        raise UserError(
-            f"{writer.folder.name}: this teacher's hidden states are not its logits, so its rows cannot be stored: "
-            "choose an arm that asks it while training."
-        )
+        why = "this teacher's hidden states are not its logits, so its rows cannot be stored"
+        raise UserError(f"{writer.folder.name}: {why}: choose an arm that asks it while training.")
     note_maker(writer, engine, codec, code)
     progress.advance(len(batches) - len(missing))
     for index in missing:

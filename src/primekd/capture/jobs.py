@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primekd.capture.primings import priming_of
-from primekd.config import NONE, OWN, Arm, Profile, TeacherConfig, get_arm, is_name, unprimed
+from primekd.config import CORPUS, NONE, OWN, Arm, Profile, TeacherConfig, get_arm, is_name, unprimed
 from primekd.foundation import UserError, hash_file, hash_json, project_root
 from primekd.models import TEXT, build_prompt, load_tokenizer, template_hash, tokenizer_hash, turn_end, weights_hash
 from primekd.signals import SignalReader, make_codec, shards_hash
@@ -68,8 +68,11 @@ def training_job(profile: Profile, strategy: str, seed: int | None = None) -> Jo
     """The capture that an arm's students are trained on. Raises UserError if there is none."""
     arm = get_arm(strategy)
     if (store := arm.store) is None:
-        given = "its teacher's rows are made when it is trained" if arm.by_place else "it is trained on gold solutions"
-        why = "its student writes its own text" if arm.live else given
+        why = "it is trained on gold solutions"
+        if arm.text == CORPUS:
+            why = "it is trained on text (`primekd pretrain`)"
+        elif arm.by_place or arm.live:
+            why = "its student writes its own text" if arm.live else "its teacher's rows are made when it is trained"
         raise UserError(f"{strategy}: {why}, so there is nothing to capture.")
     seed = profile.seed if seed is None else seed
     drawn = profile.teacher.sampling_temperature > 0  # else students of every seed learn from one capture

@@ -41,10 +41,8 @@ def refuse_text(job: Job) -> None:
         read_responses(job)
     elif (source := job.written_by) and not (source.folder / MANIFEST).is_file():
         held_out = " --held-out" if source.split == "test" else f" {source.arm.name}"
-        raise UserError(
-            f"{job.arm.name} scores the responses of {source.arm.name}, which are not captured: run "
-            f"`primekd capture{held_out} --profile {job.profile.name}` first."
-        )
+        what = f"scores the responses of {source.arm.name}, which are not captured"
+        raise UserError(f"{job.arm.name} {what}: run `primekd capture{held_out} --profile {job.profile.name}` first.")
     elif source:
         open_signals(source)
 

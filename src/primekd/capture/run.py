@@ -18,7 +18,7 @@ from primekd.capture.primings import require_placeable
 from primekd.capture.responses import refuse_text, written_responses
 from primekd.capture.workers import Part, SharedStore
 from primekd.config import NONE, arms_of
-from primekd.foundation import Meter, Progress, UserError, environment, hash_json, now
+from primekd.foundation import Meter, Progress, UserError, environment, hash_json
 from primekd.foundation.memory import gpu_memory
 from primekd.foundation.stage_code import forced_since, say_kept, say_mixed, stage_code
 from primekd.models import require_same_tokenizer
@@ -117,6 +117,7 @@ def make_shards(
     if first is None:
         return
     meter, written = Meter(job.profile.country), None
+    store.writer.begin_session()
     try:
         with meter, ThreadPoolExecutor(1, "primekd writer") as background:
             engine, codec = teacher()
@@ -134,6 +135,7 @@ def make_shards(
                 written = background.submit(write_shard, store, codec, index, stored, states, facts)
                 del stored, states  # the writer's now: freed once they are written
                 show_done(store, chunks, progress)
+                store.writer.note_session(meter.so_far())  # what stands there if this is killed
             written.result()
             show_done(store, chunks, progress)
     except BaseException as error:
@@ -142,7 +144,7 @@ def make_shards(
         raise
     finally:
         if len(store.missing()) < len(chunks):
-            store.writer.add_session({"end": now(), **meter.facts})
+            store.writer.note_session(meter.facts)
 
 
 def open_teacher(job: Job, writer: SignalWriter, opened: contextlib.ExitStack) -> tuple[TeacherEngine, Codec]:

@@ -4,14 +4,19 @@ import contextlib
 import errno
 import functools
 import json as json_module
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 import primekd
+from primekd.config import Profile, load_profile, refuse_namesake
 from primekd.foundation import UserError, git_state, quiet_libraries
+from primekd.training.processes import LAUNCHER
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,12 +58,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machi
 
 def verb(name: str | None = None):
     """Makes a function a verb, called like it or `name`: a user's mistake or a full disk is one sentence on stderr and
-    exits with 1; Ctrl-C exits with 130."""
+    exits with 1; Ctrl-C and SIGTERM exit with 130."""
 
     def register(function):
         @functools.wraps(function)
         def run(*arguments, **options):
             quiet_libraries()
+            if LAUNCHER not in os.environ and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # which Slurm sends: as Ctrl-C
             try:
                 return function(*arguments, **options)
             except UserError as error:
@@ -72,13 +79,21 @@ def verb(name: str | None = None):
                 # A wish of one verb is for its own time alone; `run` keeps a list of wishes until it has ended.
                 forced = options.get("force") is True and "force_stage" not in options
                 again = "without --force-stage " if forced else ""
-                said, code = f"stopped; run the same command again {again}to go on.", 130
+                kept = "; what it had not reached stays as it was" if forced else ""
+                said, code = f"stopped; run the same command again {again}to go on{kept}.", 130
             print(f"primekd: {said}", file=sys.stderr)
             raise typer.Exit(code)
 
         return app.command(name)(run)
 
     return register
+
+
+def load_to_write(name: str) -> Profile:
+    """The profile of a verb that writes into its runs. Raises UserError as `load_profile`, and for a namesake's."""
+    if LAUNCHER not in os.environ:  # one of several processes has what their parent wrote down for them
+        refuse_namesake(name)
+    return load_profile(name)
 
 
 def show_result(value: object, json: bool, text: Callable[[Any], str] = str) -> None:

@@ -5,8 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from primekd.cli.common import ArmArgument, JsonOption, ProfileOption, PublishedOption, SeedOption, show_result, verb
-from primekd.config import load_profile, refuse_namesake
+from primekd.cli.common import (
+    ArmArgument,
+    JsonOption,
+    ProfileOption,
+    PublishedOption,
+    SeedOption,
+    load_to_write,
+    show_result,
+    verb,
+)
+from primekd.config import load_profile
 from primekd.foundation.errors import UserError
 
 
@@ -58,8 +67,8 @@ def show(
     """Shows where a verdict comes from: item, prompt, answer, value and rule, student, signals, hashes and files.
 
     \b
-    primekd show gsm-symbolic-72-135388963064383
-    primekd show gsm-symbolic-72-1353 --model base-KD --json
+    primekd show gsm-symbolic-26-74933082722650
+    primekd show gsm-symbolic-26-7493 --model base-KD --json
     """
     from primekd.running import show as way_back
     from primekd.studies.results import logs_in_use
@@ -153,6 +162,5 @@ def publish(
     from primekd.report.readme import update_pages
     from primekd.running.publishing import publish as run_publish
 
-    refuse_namesake(profile)
-    print("\n".join(run_publish(load_profile(profile), mixed)))
+    print("\n".join(run_publish(load_to_write(profile), mixed)))
     print("\n".join(f"{block} written anew" for block in update_pages(check=False)) or "No table changed.")

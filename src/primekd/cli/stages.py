@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import ArmArgument, ForceOption, ProfileOption, SeedOption, verb
-from primekd.config import load_profile
+from primekd.cli.common import ArmArgument, ForceOption, ProfileOption, SeedOption, load_to_write, verb
 from primekd.foundation.errors import UserError
 
 
@@ -24,7 +23,7 @@ def prepare_teacher(
     """
     from primekd.training.prepare_teacher import build_teacher, train_teacher
 
-    loaded = load_profile(profile)
+    loaded = load_to_write(profile)
     if loaded.prepare is None:
         print(f"prepare-teacher: nothing to do, the profile {loaded.name} takes its teacher as it is.")
         return
@@ -64,7 +63,7 @@ def capture(
         raise UserError("Name either a strategy or --held-out, which is the unprimed teacher on the test items.")
     if responses and (held_out or len(strategies) > 1):
         raise UserError("--responses are scored under the prompt of one strategy: name one, and no --held-out.")
-    part, loaded = Part.parse(worker) if worker else None, load_profile(profile)
+    part, loaded = Part.parse(worker) if worker else None, load_to_write(profile)
     if responses:
         jobs = [scoring_job(loaded, strategies[0], str(Path(responses).resolve()))]
     elif held_out:
@@ -95,7 +94,7 @@ def distill(
     """
     from primekd.training.distill import distill as run_distill
 
-    loaded = load_profile(profile)
+    loaded = load_to_write(profile)
     loaded = loaded.launched(processes, accelerate_config) if processes or accelerate_config else loaded
     print(run_distill(loaded, strategy, seed, force))
 
@@ -118,7 +117,7 @@ def assess(
     primekd assess
     primekd assess --model control --model ai-KD
     """
-    loaded = load_profile(profile)
+    loaded = load_to_write(profile)
     if model:
         from primekd.assessment.score import score_some
 
@@ -141,6 +140,6 @@ def analyse(profile: ProfileOption = "pocket", force: ForceOption = False) -> No
     from primekd.report.readme import write_anew
     from primekd.studies.inside import analyse as look
 
-    loaded = load_profile(profile)
+    loaded = load_to_write(profile)
     print(look(loaded, force))
     print("\n".join(write_anew(loaded)))  # with the sections of what was found

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from primekd.cli.common import JsonOption, ProfileOption, SeedOption, show_result, verb
-from primekd.config import load_profile, refuse_namesake
+from primekd.cli.common import JsonOption, ProfileOption, SeedOption, load_to_write, show_result, verb
+from primekd.config import load_profile
 from primekd.foundation import UserError, project_root, relative_name
 
 
@@ -56,8 +56,7 @@ def run(
     if slurm and cores:
         raise UserError("--cores is for one machine: on Slurm a job's cores stand in the Slurm profile.")
     cluster = open_cluster(slurm_profile or project_root() / "configs/slurm", capture_workers) if slurm else None
-    refuse_namesake(profile)
-    loaded = load_profile(profile)
+    loaded = load_to_write(profile)
     asked = loaded, profile, cores, force, cluster, force_stage or (), only
     if only is not None and only not in (parts := find_study(loaded).parts(loaded)):
         choice = f"choose {' or '.join(parts)}, or leave" if parts else "leave"

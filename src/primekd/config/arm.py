@@ -200,15 +200,11 @@ class Arm(BaseModel):
         needed = {"divergence": "reverse_kl", "temperature": 1, "divergence_scale": 1}
         changed = [name for name, value in needed.items() if getattr(loss, name) != value]
         if settings.objective == "minillm" and changed:
-            raise UserError(
-                f"{place}: the objective minillm is the reverse KL of the models as they are: set the arm's "
-                f"loss.{changed[0]} to {needed[changed[0]]}."
-            )
+            fix = f"set the arm's loss.{changed[0]} to {needed[changed[0]]}"
+            raise UserError(f"{place}: the objective minillm is the reverse KL of the models as they are: {fix}.")
         if self.live and (loss.alpha or settings.share < 1 or settings.warmup_steps):
-            raise UserError(
-                f"{place}: beside its own text there is none to learn from: set the arm's loss.alpha to 0, share to 1 "
-                "and warmup_steps to 0."
-            )
+            fix = "set the arm's loss.alpha to 0, share to 1 and warmup_steps to 0"
+            raise UserError(f"{place}: beside its own text there is none to learn from: {fix}.")
         return settings
 
 

@@ -87,16 +87,12 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
             )
     for name, seeds in profile.seeds.items():
         if name not in chosen or len({profile.seed, *seeds}) <= len(seeds):
-            raise UserError(
-                f"{profile.name}: seeds names {name!r}: it must be one of {', '.join(chosen)}, with seeds that differ "
-                f"from each other and from {profile.seed}."
-            )
+            fix = f"one of {', '.join(chosen)}, with seeds that differ from each other and from {profile.seed}"
+            raise UserError(f"{profile.name}: seeds names {name!r}: it must be {fix}.")
     for name in (name for pair in profile.planned.main for name in pair):
         if name not in (CONTROL, *chosen):
-            raise UserError(
-                f"{profile.name}: planned.main names {name!r}, which this profile does not run: choose from "
-                f"{', '.join((CONTROL, *chosen))}, or list it in arms."
-            )
+            fix = f"choose from {', '.join((CONTROL, *chosen))}, or list it in arms"
+            raise UserError(f"{profile.name}: planned.main names {name!r}, which this profile does not run: {fix}.")
     return chosen
 
 

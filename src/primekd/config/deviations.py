@@ -22,7 +22,7 @@ SAID: dict[Deviation, str] = {
     "priming-prefix": "The teacher's rows are taken by their place in its own text, which the priming makes longer: "
     "rows of other tokens, as many places earlier as its text is longer than the student's.",
     "lexicographic-rows": "Rows are read in the order of their keys as text (Question 1, 10, 100, …), so most items "
-    "get another item's.",
+    "get another item's; where that has fewer, from its first one again.",
     "no-template": "Teacher and student read the bare question, the priming in front of it, without a chat template.",
     "single-examples": "One example a step, so a batch becomes several steps, and gradients are not clipped.",
     "climbing-cosine": "The cosine of the learning rate ends with the first epoch, and climbs again in the second.",

@@ -63,8 +63,9 @@ class ApiConfig(Section):
 
     `own_server` starts llama-cpp-python's server on this machine for as long as a capture lasts, with `teacher.model`,
     a GGUF file, and a key of its own; `base_url` and `key_variable` are not read. `stop_at_line_end` asks for the first
-    line of an answer alone. `withheld_is_empty`: an answer that the provider's filter withholds (`content_filter`)
-    counts as an empty one, which a task of labels drops and counts; else it ends the capture."""
+    line of an answer alone. `withheld_is_empty`: an answer that the provider's filter withholds (`content_filter`), or
+    with a control token in it, counts as an empty one, which a task of labels drops and counts; else it ends the
+    capture."""
 
     model: str
     own_server: bool = False
@@ -99,10 +100,8 @@ class ApiConfig(Section):
     def further_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if re.match("max_?", name.lower()) or name.lower() in REFUSED_FIELDS:
-                raise ValueError(
-                    f"{name} is set by the engine or changes what a request may cost: take it out "
-                    "(the name of the length limit is chosen with limit_field)"
-                )
+                fix = "take it out (the name of the length limit is chosen with limit_field)"
+                raise ValueError(f"{name} is set by the engine or changes what a request may cost: {fix}")
             if name.lower() == "top_p" and value[name] is not None:
                 raise ValueError("top_p is set by the engine: take it out, or write null to leave it out of requests")
         return value
@@ -117,10 +116,8 @@ class ApiConfig(Section):
             raise ValueError(f"holds the value of {self.key_variable}: take it out, the engine sends it by itself")
         for name, _ in entries:
             if name.lower() == "tokens" or SECRET_NAME.search(name.lower().replace("-", "_")):
-                raise ValueError(
-                    f"request.{name} looks like a secret, and profiles are copied into manifests: take it out, and put "
-                    "the key into the environment variable of key_variable"
-                )
+                fix = "take it out, and put the key into the environment variable of key_variable"
+                raise ValueError(f"request.{name} looks like a secret, and profiles are copied into manifests: {fix}")
         return self
 
 

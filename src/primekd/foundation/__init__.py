@@ -2,7 +2,7 @@
 Knows nothing of models, teachers or questions, and imports nothing from beyond itself."""
 
 # ruff: noqa: I001 - a name a line would make most of a page
-from primekd.foundation.energy import INTERVAL, Meter
+from primekd.foundation.energy import AMOUNTS, INTERVAL, Meter, summed
 from primekd.foundation.errors import UserError, findings_text
 from primekd.foundation.manifests import MANIFEST, altered_outputs, checked, is_current, read_manifest
 from primekd.foundation.outside import clean, hide, holds_secret

@@ -46,8 +46,12 @@ class Closure:
         return hashlib.sha256("\n".join([*sorted(self.modules.values()), *sorted(self.brought)]).encode()).hexdigest()
 
 
+# As it was when this was imported: a file that is edited while a process runs is not the code that this process runs.
+_OWN = {path: path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py")}
+
+
 def read_source(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    return _OWN[path] if path in _OWN else path.read_text(encoding="utf-8")
 
 
 def closure(entries: Iterable[str], stop: Collection[str] = (), source: Path = SOURCE) -> Closure:

@@ -3,11 +3,15 @@
 import contextlib
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from primekd.foundation.storage import now
 
 SENSORS = ("intel_rapl", "intel_power_gadget", "windows_emi")  # codecarbon's ways to know a processor that are read
 WITH_SENSORS = ("GPU", "AppleSiliconChip")  # its parts that are always read
 INTERVAL = 10  # seconds between two readings
+AMOUNTS = ("seconds", "energy_kwh", "co2e_kg")
 COUNTRY = "USA"  # whose mix of electricity counts where nobody says another
 
 
@@ -22,7 +26,7 @@ class Meter:
         self.country, self.facts = country, dict[str, Any]()
 
     def __enter__(self) -> "Meter":
-        self._start, self._tracker = time.monotonic(), None
+        self._start, self._began, self._tracker = time.monotonic(), now(), None
         logging.getLogger("codecarbon").disabled = True  # it speaks before it reads its log level
         with contextlib.suppress(Exception):  # a broken power sensor must not stop a run
             from codecarbon import OfflineEmissionsTracker
@@ -33,17 +37,32 @@ class Meter:
             self._tracker = tracker
         return self
 
+    def so_far(self) -> dict[str, Any]:
+        """The facts while the block runs, for one that may be killed: of energy nobody knows."""
+        seconds = round(time.monotonic() - self._start, 2)
+        return {"start": self._began, "end": now(), "seconds": seconds, "energy_kwh": None, "energy_method": None}
+
     def __exit__(self, *exception: object) -> None:
-        found: dict[str, Any] = {"energy_kwh": None, "energy_method": None}
+        found = self.so_far()
         with contextlib.suppress(Exception):
             if self._tracker is not None:
                 self._tracker.stop()
                 data = self._tracker.final_emissions_data
-                found = {
+                found |= {
                     "energy_kwh": round(float(data.energy_consumed), 9), "energy_method": _method(self._tracker),
                     "co2e_kg": round(float(data.emissions), 9), "country": self.country,
                 }  # fmt: skip
-        self.facts = {"seconds": round(time.monotonic() - self._start, 2), **found}
+        self.facts = found
+
+
+def summed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts of several Meters as one's, from the first start to the last end. An amount is None where one is."""
+    found = dict(parts[-1]) | {"start": parts[0].get("start")} if parts else {}
+    for key in AMOUNTS:
+        values = [part.get(key) for part in parts]
+        found[key] = None if None in values or not values else round(sum(values), 9)
+    methods = dict.fromkeys(part["energy_method"] for part in parts if part.get("energy_method"))
+    return found | {"energy_method": "; ".join(methods) or None}
 
 
 def _method(tracker: Any) -> str:

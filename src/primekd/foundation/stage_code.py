@@ -51,15 +51,13 @@ COMPUTES = {name: (name,) for name in ALONE} | {
 
 def stage_code(stage: str, profile: Profile | None = None) -> dict[str, Any]:
     """The code that one of STAGES would run today, of the tasks and engines that there are that of `profile` alone."""
-    asked = (
-        {}
-        if profile is None
-        else {"answers": profile.assess.engine} | dict.fromkeys(("capture", "distill"), profile.teacher.engine)
-    )  # a training asks a live teacher
+    asked, task = {}, []
+    if profile is not None:  # a training asks a live teacher; the task is imported by its name, which no closure sees
+        asked = {"answers": profile.assess.engine} | dict.fromkeys(("capture", "distill"), profile.teacher.engine)
+        task = [profile.data.task_module]
     unused = [name for name in ENGINES if name != asked.get(stage)]
     stop = {module for modules in STAGES.values() for module in modules} - set(STAGES[stage])
     stop |= {f"primekd.teachers.{name}{part}" for name in unused for part in ("", "_engine", "_loading")}
-    task = [] if profile is None else [profile.data.task_module]  # imported by its name, which no closure sees
     found = closure([*STAGES[stage], *task], stop)
     wanted = {package for name in found.foreign for package in COMPUTES.get(name, ())}
     if profile is not None and (profile.student.quantization or profile.teacher.quantization):

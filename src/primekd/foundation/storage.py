@@ -37,10 +37,8 @@ def _with_this_code(root: Path) -> Path:
     """The checkout, unless it has other code than what runs: its commit would be recorded as what made a result."""
     code, own = Path(__file__).resolve().parents[1], root / "src" / "primekd"
     if own.is_dir() and not own.samefile(code):
-        raise UserError(
-            f"{root} has code of its own, and that of {code.parents[1]} runs: use the environment of that checkout "
-            "(`make setup` there), or go to the other one."
-        )
+        fix = "use the environment of that checkout (`make setup` there), or go to the other one"
+        raise UserError(f"{root} has code of its own, and that of {code.parents[1]} runs: {fix}.")
     return root
 
 

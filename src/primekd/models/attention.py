@@ -22,17 +22,6 @@ def choose_attention(model: nn.Module, tokens: int) -> None:
         model.set_attn_implementation("eager")
 
 
-@contextmanager
-def chosen_attention(model: nn.Module, tokens: int) -> Iterator[None]:
-    before = model.config._attn_implementation
-    choose_attention(model, tokens)
-    try:
-        yield
-    finally:
-        if model.config._attn_implementation != before:
-            model.set_attn_implementation(before)
-
-
 def packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float | None = None,
     *, shared: int, lengths: Sequence[int], **kwargs,
@@ -71,11 +60,16 @@ AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
 
 
 @contextmanager
-def attending(model: nn.Module, name: str) -> Iterator[None]:
-    """A model of transformers with the attention of this name; with PACKED its passes take `shared` and `lengths`."""
+def attending(model: nn.Module, name: str = "", tokens: int = 0) -> Iterator[None]:
+    """A model of transformers with the attention of this name, with PACKED its passes take `shared` and `lengths`; or
+    with what `choose_attention` takes for so many tokens."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    if name:
+        model.set_attn_implementation(name)
+    else:
+        choose_attention(model, tokens)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)

@@ -73,12 +73,8 @@ def dequantised_folder(file: Path, digest: str) -> Path:
 
         tokenizer = gguf_tokenizer_folder(file, digest)
         shutil.copytree(tokenizer, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("source.json"))
+        how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32, "trust_remote_code": False}
         with _gguf_errors(file), _no_bar():
-            how = {
-                "quantization_config": GgufConfig(dequantize=True),
-                "dtype": torch.float32,
-                "trust_remote_code": False,
-            }
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **how)
         model.config._name_or_path = file.name
         if hasattr(model.config, "quantization_config"):

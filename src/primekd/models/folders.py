@@ -38,10 +38,8 @@ def model_folder(text: str) -> Path:
         return random_folder(tokenizer_folder(reference.target).name, load_tokenizer(reference.target))
     if reference.scheme == "hub" and not reference.is_gguf:
         if not is_present(text):
-            raise UserError(
-                f"The model {text} is not here, or not whole: bring it with inference/get_models.ipynb, which first "
-                "says how large it is and whether its licence must be accepted."
-            )
+            fix = "get_models.ipynb, which first says how large it is and whether its licence must be accepted"
+            raise UserError(f"The model {text} is not here, or not whole: bring it with inference/{fix}.")
         return local_snapshot(reference)
     folder = require_local(reference)
     if reference.is_gguf:
@@ -49,10 +47,8 @@ def model_folder(text: str) -> Path:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise UserError(f"{text} holds no config.json with *.safetensors: other formats are not loaded.")
     if missing := missing_weights(folder):
-        raise UserError(
-            f"{text} is not whole: {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''} "
-            f"missing ({len(missing)} in all); copy or download the folder again."
-        )
+        gone = f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''} missing ({len(missing)} in all)"
+        raise UserError(f"{text} is not whole: {gone}; copy or download the folder again.")
     return folder
 
 

@@ -112,10 +112,8 @@ def explain(error: Exception, reference: ModelReference) -> UserError:
     elif isinstance(error, errors.HFValidationError):
         text = f"{name} names no repository of the hub: write hub:owner/name@revision."
     elif status is None:
-        text = (
-            f"{_endpoint()} cannot be reached for {name} ({type(error).__name__}): go online, name a mirror in "
-            "HF_ENDPOINT, or put the model in a folder and write path:FOLDER."
-        )
+        fix = "go online, name a mirror in HF_ENDPOINT, or put the model in a folder and write path:FOLDER"
+        text = f"{_endpoint()} cannot be reached for {name} ({type(error).__name__}): {fix}."
     elif status == 401 and has_token():
         text = (
             f"The hub does not accept the token that is set up here (401), so {name} cannot be had: it is mistyped, "

@@ -1,9 +1,10 @@
 """Model references: how a profile names a model.
 
-hub:owner/name[@revision]        a Hugging Face repository hub:owner/name/file.gguf[@rev.]  one GGUF file of it; where
-models/file.gguf is there, that is read instead path:folder-or-file.gguf         relative to the checkout
-package:module/file.gguf         a GGUF file shipped inside an installed Python package random:REFERENCE
-a tiny random Llama with REFERENCE's tokenizer (tests only)"""
+- `hub:owner/name[@revision]`: a Hugging Face repository
+- `hub:owner/name/file.gguf[@revision]`: one GGUF file of it; where models/file.gguf is there, that is read instead
+- `path:folder-or-file.gguf`: relative to the checkout
+- `package:module/file.gguf`: a GGUF file shipped inside an installed Python package
+- `random:REFERENCE`: a tiny random Llama with REFERENCE's tokenizer (tests only)"""
 
 import importlib.util
 import os

@@ -1,5 +1,6 @@
 """A trained student outside a study: as it was trained, or one model with the adapter merged, and what that changes."""
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from primekd.foundation import MANIFEST, UserError, altered_outputs, findings_te
 from primekd.models.loading import load_model
 from primekd.models.served import load_beside, load_merged, mean_kl, own_logits, plain_generation
 from primekd.models.tokenizers import load_tokenizer
+from primekd.tasks.text import end_of_text
 
 ROUNDING = 1e-3  # of the span of a row's logits; sums in another order differ by a thousandth of it in float32
 Prompts, Ids = Sequence[list[int]], list[list[int]]
@@ -62,15 +64,13 @@ def answers_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, promp
 
 
 def check_merge(student: StudentConfig, folder: Path, merged: list[Tensor], prompts: Prompts, responses: Prompts):
-    """What merging changed in float32 (None of one from scratch), and how far the merged model is from the student as
-    it was trained and scored. Raises UserError if merging changed more than rounding does."""
+    """What merging an adapter changed in float32, and how far the merged model is from the student as it was trained
+    and scored. Raises UserError if merging changed more than rounding does."""
 
     def to_merged(dtype: str) -> Distance:
-        model = _as_trained(student, folder, dtype)
+        model = load_beside(student.model, dtype, folder / "adapter", student.quantization)
         return distance(own_logits(model, prompts, responses, merged[0].shape[-1]), merged)
 
-    if student.from_scratch:
-        return None, to_merged(student.dtype)
     found = to_merged("float32")
     if not found.largest <= ROUNDING:  # nor NaN
         raise UserError(
@@ -81,18 +81,19 @@ def check_merge(student: StudentConfig, folder: Path, merged: list[Tensor], prom
     return found, to_merged(student.dtype)
 
 
-def _as_trained(student: StudentConfig, folder: Path, dtype: str | None = None) -> PreTrainedModel:
-    """In the precision of the training, unless another is named; an adapter stays beside the weights."""
-    if student.from_scratch:
-        return load_model(f"path:{folder / 'model'}", dtype or student.dtype)
-    return load_beside(student.model, dtype or student.dtype, folder / "adapter", student.quantization)
+def read_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """For a model that has read text alone, and no conversation: no template, and its ends are texts' ends."""
+    tokenizer.chat_template = None
+    tokenizer.eos_token, tokenizer.stop_ids = tokenizer.convert_ids_to_tokens(end_of_text(tokenizer)), ()
 
 
 def load_student(folder: str | os.PathLike) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trained student and its tokenizer, on the best device here. `folder`: `runs/<profile>/students/<name>`. The
-    adapter lies beside the weights that it was trained with, in the precision of the training. `generate()` answers
-    greedily, as in an assessment, and stops where a turn ends; its usual arguments change that. Raises UserError if
-    there is no student, a file was altered, or its base is not here or has other weights."""
+    adapter lies beside the weights that it was trained with, in the precision of the training; one from scratch is in
+    float32, as its weights were trained. An assessment may merge adapters, and rounds products as the training did: in
+    bfloat16 single tokens may differ from it. `generate()` answers greedily and stops where a turn, or a text, ends;
+    its usual arguments change that. Raises UserError if there is no student, a file was altered, or its base is not
+    here or has other weights."""
     folder = Path(folder).resolve()
     folder = folder.parent if folder.name in ("adapter", "model") else folder
     path, name = folder / MANIFEST, relative_name(folder)
@@ -107,6 +108,12 @@ def load_student(folder: str | os.PathLike) -> tuple[PreTrainedModel, PreTrained
     except ValidationError as error:
         raise UserError(f"{name}/{MANIFEST} is of no student ({findings_text(error)}): train it again.") from error
     tokenizer = load_tokenizer(student)
-    model = _as_trained(student, folder)
+    if student.from_scratch:
+        model = load_model(f"path:{folder / 'model'}", "float32")
+    else:
+        model = load_beside(student.model, student.dtype, folder / "adapter", student.quantization)
+    if "text" in manifest["inputs"]:
+        tokenizer = copy.deepcopy(tokenizer)
+        read_as_text(tokenizer)
     model.generation_config = plain_generation(model, tokenizer)
     return model, tokenizer

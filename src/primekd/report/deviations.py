@@ -26,9 +26,9 @@ NOTE = (
     "the primed student minus the unprimed one, under the corrected and under the published protocol. Over their "
     "training seeds, on the same items: 95 % t intervals clustered by seed, and by template where items have one; p "
     "Holm-adjusted over all contrasts that the profile names (over all others for one that it does not). Behind an "
-    "interval stands each seed's own difference; items alone: an interval that does not cover another training. KL: to "
-    "the unprimed teacher; NLL: of the gold solution; nats a token, less is closer. Arms without a template are asked "
-    "and measured without it."
+    "interval stands each seed's own difference; items alone: an interval that does not cover another training. Never "
+    "end: answers that run on to the token limit. KL: to the unprimed teacher; NLL: of the gold solution; nats a "
+    "token, less is closer. Arms without a template are asked and measured without it."
 )
 TWO_SEEDS = (
     " Two seeds leave one degree of freedom: intervals reach 12.7 standard errors to either side, so that hardly any p "
@@ -90,6 +90,7 @@ def deviation_table(folder: Path) -> Table:
         "Deviation": lambda row: Name(title_of(row["model"]), row["model"]), "Against": written("reference", title_of),
         "Accuracy, points [95 %]; seeds": partial(each_seed, results, "accuracy", points),
         "p (Holm)": written("p_holm", p_value), "Items alone [95 %]": partial(items_alone, results),
+        "Never end, %": lambda row: f"{percent(row['truncated'])} against {percent(row['reference_truncated'])}",
         "KL [95 %]; seeds": partial(each_seed, results, "kl", signed_nats), "KL, p": written("kl_p_holm", p_value),
         "NLL of gold [95 %]; seeds": partial(each_seed, results, "nll_gold", signed_nats),
         "NLL, p": written("nll_gold_p_holm", p_value),

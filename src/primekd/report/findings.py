@@ -13,24 +13,18 @@ from primekd.report.cells import TERMINAL_WIDTH, Table, to_markdown, to_text
 from primekd.report.formats import markdown, percent, percent_range
 from primekd.report.results import Results, contrast_table, fit_columns, read_results, response_table, result_table
 from primekd.report.text import few_items
+from primekd.statistics import sentences as say
 from primekd.statistics.effects import ANOTHER_SEED
 from primekd.statistics.families import CHECKS, MAIN, family_of, title_of
-from primekd.statistics.sentences import (
-    claims,
-    control_sentences,
-    effect_sentences,
-    is_claimed,
-    is_detectable,
-    subset_sentences,
-)
 
 NOTHING_DECIDED = "No answer was adjudicated, so every accuracy is the same with and without adjudication."
 
 
 def findings(results: Results) -> list[str]:
     """What the numbers can and cannot show, in sentences."""
-    effects = [*effect_sentences(results.effects), *subset_sentences(results.subsets)]
-    controls, said = control_sentences(results.contrasts, results.effects), claims(results.contrasts, numbers=True)
+    effects = [*say.effect_sentences(results.effects), *say.subset_sentences(results.subsets)]
+    controls = say.control_sentences(results.contrasts, results.effects)
+    said = say.claims(results.contrasts, numbers=True)
     claimed = [sentence.replace(of_logs.ON_ANSWERS.nll, results.fit.nll) for sentence in said]
     return [*claimed, *effects, *controls, *_limits(results)]
 
@@ -39,7 +33,7 @@ def _limits(results: Results) -> list[str]:
     counts = sorted({int(row["n"]) for row in results.summary})
     items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     none = {*of_role("positive-control"), *UNTRAINED}  # which are no strategies
-    ranked = any(is_claimed(r, "accuracy") for r in results.contrasts if not none & {r["model"], r["reference"]})
+    ranked = any(say.is_claimed(r, "accuracy") for r in results.contrasts if not none & {r["model"], r["reference"]})
     width = max(Decimal(row["accuracy_high"]) - Decimal(row["accuracy_low"]) for row in results.summary)
     said = [
         f"With n = {items} items, the 95 % interval of an accuracy is up to {percent(width)} points wide (half-width "
@@ -53,16 +47,19 @@ def _limits(results: Results) -> list[str]:
         said.append(results.fit.said)
     elif results.fitted:
         said.append("The teacher's text alone was kept, so no student's distance to its distribution can be measured.")
+    over = "All intervals of single models are over test items."
+    if results.fit is of_logs.ON_TEXT:
+        over = f"Of single models, intervals of accuracies are over test items, of KL and NLL over {results.fit.over}."
     said.append(
-        f"All intervals of single models are over test items. {seeds_said(results)} Claims are of this machine's run: "
-        "another processor rounds otherwise and changes single answers."
+        f"{over} {seeds_said(results)} Claims are of this machine's run: another processor rounds otherwise and "
+        "changes single answers."
     )
     return said if results.decided else [*said, NOTHING_DECIDED]
 
 
 def _detectable(shares: list[str]) -> str:
     """The smallest true differences that the tests would find, as a sentence; 1 where there is none."""
-    found = [share for share in shares if is_detectable(share)]
+    found = [share for share in shares if say.is_detectable(share)]
     start = "in 80 % of repetitions, at the first threshold of Holm's adjustment"
     if not found:
         return f"No true difference in accuracy, however large, would be found {start}: too few items or seeds."

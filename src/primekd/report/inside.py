@@ -177,7 +177,7 @@ def word_table(folder: Path) -> Table:
 
 def class_table(folder: Path) -> Table:
     columns = {
-        "Tokens": "kind", "Model": model_of, "Tokens, %": written("share_of_tokens", percent),
+        "Tokens": "kind", "Model": model_of, "Answers": "answers", "Tokens, %": written("share_of_tokens", percent),
         "KL [95 %]": between("kl", nats), "Minus control [95 %]": MOVED,
         "Share of KL, %": written("share_of_kl", percent),
     }  # fmt: skip

@@ -6,6 +6,7 @@ A block stands between two lines of their own:
     <!-- primekd:begin results pocket -->
     <!-- primekd:end -->"""
 
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -84,8 +85,6 @@ KINDS: dict[str, Callable[..., Table]] = {
     "languages": corrections.language_table,
     "errant": corrections.errant_table,
     "label-costs": corrections.label_table,
-    "benchmarks": text_students.benchmark_table,
-    "habits": text_students.habit_table,
     "facts": text_students.fact_table,
     "costs": costs.cost_table,
     "expected": claims.expected_table,  # of several folders
@@ -101,14 +100,11 @@ KINDS: dict[str, Callable[..., Table]] = {
     "selection": deviations.selection_table,
     "attention": lambda folder: inside.attention_table(folder / "inside"),
     "explained": lambda folder: inside.explained_table(folder / "inside"),
-    "calibration": lambda folder: inside.calibration_table(folder / "inside"),
     "arithmetic": lambda folder: inside.arithmetic_table(folder / "inside"),
-    "token-kinds": lambda folder: inside.class_table(folder / "inside"),
 }
 
 FIGURE = "figure"  # a block of this kind is a link to a drawing in docs/figures/
-_BEGIN = re.compile(r"<!--\s*primekd:begin\b(.*?)-->")
-_END = re.compile(r"<!--\s*primekd:end\s*-->")
+_MARK = re.compile(r"^[ \t]*<!--\s*primekd:(?:begin\b(?P<name>.*?)|end\s*)-->[ \t]*$", re.M)
 _NAME = re.compile(r"(\S+)((?:\s+[\w-]+)+)")  # a kind and a folder of logs/, or several; no path
 
 
@@ -144,33 +140,20 @@ def write_anew(profile: Profile) -> list[str]:
 
 def _regenerate(text: str, file: str, only: str | None, logs: str, check: bool) -> tuple[str, list[str]]:
     """The text with every block made anew, and the names of the blocks that changed."""
-    out: list[str] = []
-    changed: list[str] = []
-    name, body = None, []
-    # Split at \n alone: str.splitlines would also cut at U+2028 and the like, which belong to the text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        begin, end = _BEGIN.fullmatch(line.strip()), _END.fullmatch(line.strip())
-        if begin:
-            if name is not None:
-                raise UserError(f"{file}, line {number}: the block '{name}' before it has no <!-- primekd:end -->.")
-            name, body = " ".join(begin[1].split()), []
-            out.append(line)
-        elif end:
-            if name is None:
-                raise UserError(f"{file}, line {number}: <!-- primekd:end --> without a begin.")
-            wanted = body
-            if only is None or only in name.split()[1:]:
-                made = _block(name, f"{file}, line {number}", check).replace("](logs/", f"]({logs}/")
-                wanted = ["", *made.strip("\n").split("\n"), ""]
-            if body != wanted:
-                changed.append(name)
-            out += [*wanted, line]
-            name = None
-        else:
-            (out if name is None else body).append(line)
-    if name is not None:
-        raise UserError(f"{file}: the block '{name}' has no <!-- primekd:end -->.")
-    return "\n".join(out), changed
+    out, changed, last, marks = [], [], 0, list(_MARK.finditer(text))
+    for begin, end in itertools.zip_longest(marks[::2], marks[1::2]):
+        line = text.count("\n", 0, begin.start()) + 1
+        if begin["name"] is None or end is None or end["name"] is not None:
+            raise UserError(f"{file}, line {line}: <!-- primekd:begin … --> and primekd:end stand in turn: mend them.")
+        name, body = " ".join(begin["name"].split()), text[begin.end() : end.start()]
+        wanted = body
+        if only is None or only in name.split()[1:]:
+            made = _block(name, f"{file}, line {line}", check).replace("](logs/", f"]({logs}/").strip("\n")
+            wanted = f"\n\n{made}\n\n"
+        changed += [name] if body != wanted else []
+        out += [text[last : begin.end()], wanted]
+        last = end.start()
+    return "".join([*out, text[last:]]), changed
 
 
 def _block(name: str, place: str, check: bool) -> str:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from primekd.capture.primings import priming_of
 from primekd.config import Profile, get_arm
-from primekd.foundation import Meter, UserError, environment, now, output_root, write_json
+from primekd.foundation import Meter, UserError, environment, output_root, write_json
 from primekd.models import build_prompt, find_shape, load_tokenizer, model_hash, require_same_tokenizer
 from primekd.signals import HiddenRows, make_codec
 from primekd.tasks.load import load_items
 from primekd.teachers import Response, Sampling, TeacherEngine, TopLogprobs, open_engine
-from primekd.teachers.protocol import generate_then_score
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
     questions = load_items(profile, "test")[:items]
     prompts = [build_prompt(tokenizer, item.messages, priming_of(chosen, profile.teacher)) for item in questions]
     sampling = Sampling(profile.max_new_tokens)
-    start = now()
     with Meter() as meter:
         engine = open_engine(profile)
         try:
@@ -102,7 +100,7 @@ def check_engine(profile: Profile, items: int, strategy: str, reference: str | N
         "generated_tokens": tokens, "generated_tokens_per_second": round(tokens / seconds, 1),
         "batch_size": profile.teacher.batch_size, "identity": identity,
         "reference": {"engine": plain.name, "model": model, "dtype": "float32", "model_sha256": model_hash(model)},
-        "start": start, "end": now(), **meter.facts, "environment": environment(),
+        **meter.facts, "environment": environment(),
     }  # fmt: skip
     write_json(output_root() / "logs" / "engines" / f"{engine.name}-{profile.name}.json", result)
     return result
@@ -128,7 +126,7 @@ def answer(
     if want is None:
         raise UserError(f"The engine {engine.name} gives text without log-probs: there is nothing to compare.")
     began, rows = time.monotonic(), None
-    if type(engine).generate_scored is generate_then_score:
+    if type(engine).generate_scored is TeacherEngine.generate_scored:
         responses = engine.generate(prompts, sampling)
     else:
         responses, rows = engine.generate_scored(prompts, sampling, want)

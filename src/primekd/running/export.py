@@ -8,19 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from primekd.assessment.as_trained import AsTrained
 from primekd.assessment.students import Student, read_student, weight_hashes
 from primekd.config import Profile, get_arm, reads_text
-from primekd.foundation import Meter, UserError, is_current, now, relative_name, write_manifest, write_text
+from primekd.foundation import Meter, UserError, is_current, relative_name, write_manifest, write_text
 from primekd.foundation.stage_code import stage_code
 from primekd.models import gguf_files, load_model, load_tokenizer, template_hash, tokenizer_hash
 from primekd.models.chat import build_prompt, text_prompt
 from primekd.models.modelfile import modelfile, portable
 from primekd.models.served import cast_weights, own_logits, plain_generation, require_same_base
 from primekd.models.students import written
-from primekd.models.whole import answers_of, check_merge, distance, load_whole
+from primekd.models.whole import answers_of, check_merge, distance, load_whole, read_as_text
 from primekd.running.model_card import accuracy_of, model_card
 from primekd.tasks.load import load_items
-from primekd.tasks.text import end_of_text
 
 CHECKED, TOKENS = 4, 48  # test items whose answers' logits are compared, and tokens of each at most
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "F16": 2, "Q8_0": 1.07, "Q4_K_M": 0.8}  # a weight, about
@@ -71,19 +71,23 @@ def export(
 
 
 def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: Sequence[str], dtype: str) -> None:
-    start, code = now(), stage_code("export", profile)
+    code = stage_code("export", profile)
     with Meter(profile.country) as meter:
         model, tokenizer = load_whole(profile.student, student.folder), portable(load_tokenizer(profile.student))
         if profile.student.from_scratch and reads_text(student.manifest["inputs"]["strategy"]):
-            tokenizer.chat_template = None  # it has read text alone, and no conversation: its ends are texts' ends
-            tokenizer.eos_token, tokenizer.stop_ids = tokenizer.convert_ids_to_tokens(end_of_text(tokenizer)), ()
+            read_as_text(tokenizer)
         if gguf:
             gguf_files.require_architecture(model)
         _require_room(folder, model.num_parameters(), [dtype, "F16", *gguf] if gguf else [dtype])
         prompts = prompts_of(profile, tokenizer, CHECKED)
         responses = answers_of(model, tokenizer, prompts, min(TOKENS, profile.max_new_tokens))
         logits = own_logits(model, prompts, responses, len(tokenizer))
-        merge, scored = check_merge(profile.student, student.folder, logits, prompts, responses)
+        if profile.student.from_scratch:
+            engine = AsTrained.load(student.folder / "model", profile.scoring_dtype, 1)
+            asked = [row.float() for row in engine.score(prompts, responses, "logits")]
+            merge, scored = None, distance(asked, logits)
+        else:
+            merge, scored = check_merge(profile.student, student.folder, logits, prompts, responses)
         names = {kind: f"{student.name}-{kind}.gguf" for kind in gguf_files.FILE_TYPES if kind in gguf}
         kept = _write_gguf(folder, model, tokenizer, names, prompts, student.name) if names else {}
         model.config._name_or_path, model.generation_config = "", plain_generation(model, tokenizer)
@@ -104,7 +108,7 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
     for file in files:
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
-    write_manifest(folder, "export", inputs, files, code=code, start=start, end=now(), **facts)
+    write_manifest(folder, "export", inputs, files, code=code, **facts)
 
 
 def _require_room(folder: Path, weights: int, types: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from primekd.foundation.stage_code import other_code, stage_code
 from primekd.foundation.storage import sync_folder, write_atomically
 from primekd.report.html import write_report
 from primekd.running.run import only_one
-from primekd.running.verify import check_logs
+from primekd.running.verify import check_logs, check_published
 from primekd.running.verify_run import check_run
 from primekd.signals.manifest import read_store
 from primekd.studies.regrade import files_of
@@ -58,7 +58,7 @@ def files_beside(profile: Profile) -> list[Path]:
 
 def require_verified(profile: Profile) -> None:
     """Raises UserError where a number of this machine's logs could not be vouched for, and says why."""
-    checks = check_logs(profile) + check_run(profile)
+    checks = check_logs(profile) + check_run(profile) + check_published()
     reasons = [f"{check.what}: {problem}" for check in checks for problem in check.problems]
     if profile.name in OTHERS:
         reasons.append(f"logs/{profile.name} is no profile's folder: give the profile's file another name")

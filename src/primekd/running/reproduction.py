@@ -47,11 +47,9 @@ def _origin(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder / MANIFEST)
     made = manifest.get("answered") or manifest.get("environment") or {}  # on what the answers were made
     return {
-        "logs": relative_name(folder),
-        "commit": short_commit(manifest),
-        "processor": made.get("hardware", {}).get("cpu"),
-        "manifest_sha256": hash_file(folder / MANIFEST),
-    }
+        "logs": relative_name(folder), "commit": short_commit(manifest),
+        "processor": made.get("hardware", {}).get("cpu"), "manifest_sha256": hash_file(folder / MANIFEST),
+    }  # fmt: skip
 
 
 def _compare(own: Profile, other: Profile) -> dict[str, Any]:
@@ -77,12 +75,9 @@ def _compare(own: Profile, other: Profile) -> dict[str, Any]:
     if said := sum(map(len, alone.values())):
         reasons.append(f"{said} sentence{'s differ' if said > 1 else ' differs'}")
     return published | {
-        "verdict": NOT_REPRODUCED if reasons else REPRODUCED,
-        "reasons": reasons,
-        "models": models,
-        "largest": largest,
+        "verdict": NOT_REPRODUCED if reasons else REPRODUCED, "reasons": reasons, "models": models, "largest": largest,
         "sentences": {"same": [s for s in here if s in there]} | alone,
-    }
+    }  # fmt: skip
 
 
 def unlike_settings(first: Path, second: Path) -> list[str]:
@@ -152,16 +147,12 @@ def _pair(row: Row, row_2: Row, log: list[LogRow], log_2: list[LogRow]) -> dict[
     pairs = list(zip(log, log_2, strict=True))
     here, there = (tuple(float(r[f"accuracy{end}"]) for end in ("", "_low", "_high")) for r in (row, row_2))
     return {
-        "model": row["model"],
-        "n": len(pairs),
-        "accuracy": here,
-        "published_accuracy": there,
-        "inside": there[1] <= here[0] <= there[2],
-        "published_inside": here[1] <= there[0] <= here[2],
+        "model": row["model"], "n": len(pairs), "accuracy": here, "published_accuracy": there,
+        "inside": there[1] <= here[0] <= there[2], "published_inside": here[1] <= there[0] <= here[2],
         "same_verdicts": sum(a.correct == b.correct for a, b in pairs) / len(pairs),
         "same_texts": sum(a.response == b.response for a, b in pairs) / len(pairs),
         **{m: float(row[m]) - float(row_2[m]) if row[m] and row_2[m] else None for m in ("kl", "nll_gold")},
-    }
+    }  # fmt: skip
 
 
 def verdict_text(found: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from primekd.assessment.inside import FOLDER as INSIDE
-from primekd.config import Profile
+from primekd.config import Profile, profile_files
+from primekd.config.arms import arms_file
 from primekd.foundation import MANIFEST, UserError, ask_anew, forget_wishes, output_root, project_root, relative_name
 from primekd.foundation.stage_code import forced_since, is_older
 from primekd.foundation.storage import locked
@@ -39,7 +40,7 @@ def run_study(
         forget_lost_stages(profile)
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile, profile_argument, cores, force, cluster, only)
-        state, start = RunState(study.labels), time.monotonic()
+        state, start, began = RunState(study.labels), time.monotonic(), time.time()
         log.write_bytes(b"")
         # Appended to by all: a notebook's bars come through a file of their own, and would be written over.
         with open(log, "a", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
@@ -48,7 +49,6 @@ def run_study(
             lock.truncate(0)
             lock.write(str(process.pid))
             lock.flush()
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops it as Ctrl-C does
             try:
                 watch(process, lines, profile, state, cluster.capture_workers if cluster else 1, start)
             except KeyboardInterrupt:
@@ -56,6 +56,9 @@ def run_study(
                 if cluster and (jobs := queued_jobs(profile)):  # whose numbers Snakemake had not read yet
                     ask(["scancel", *jobs])
                 raise
+        if changed := [p for p in (*profile_files(profile_argument), arms_file()) if p.stat().st_mtime > began]:
+            names = ", ".join(map(relative_name, changed))
+            print(f"{names}: changed while this ran. With --force, the next run asks every stage again.", flush=True)
         if process.returncode:
             raise UserError(explain_failure(log.read_text(encoding="utf-8", errors="replace"), log, state.failed))
         forget_wishes(profile, not_yet_anew(profile) - {*force_stages} if only else ())
@@ -156,7 +159,7 @@ def snakemake_command(
         command += cluster.arguments(profile)
         settings += ["slurm=true", f"capture_workers={cluster.capture_workers}"]
     else:
-        command += ["--cores", str(cores or "all")]
+        command += ["--cores", str(cores or "all"), "--keep-going"]  # what does not wait for a failed stage goes on
     if force:
         command.append("--forceall")
         settings.append("force=true")
@@ -224,5 +227,5 @@ def explain_failure(text: str, log: Path, failed: list[Job]) -> str:
     if on_cluster := [job for job in failed if job.slurm or "sbatch" in job.problem]:
         return " ".join([*dict.fromkeys(map(explain_job, on_cluster)), where])
     if said := re.findall(r"^primekd: (.+)$", text, re.M):
-        return f"{said[-1]} {where}"
+        return f"{' '.join(dict.fromkeys(said))} {where}"
     return f"A stage failed; the end of {relative_name(log)} says:\n{text[-1500:]}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from primekd.assessment.inside import inside_folder
 from primekd.config import Profile, get_arm
 from primekd.foundation import MANIFEST, UserError, altered_outputs, clean, holds_secret, read_manifest, relative_name
 from primekd.models import gigabytes, has_token
@@ -51,6 +52,8 @@ def gather(
     if logs:
         folder = logs_in_use(profile).logs
         data |= {f"logs/{name}": file for name, file in _named_files(folder).items()}
+        if (inside := inside_folder(logs_in_use(profile))).joinpath(MANIFEST).is_file():
+            data |= {f"logs/{inside.name}/{name}": file for name, file in _named_files(inside).items()}
     if data:
         card: dict[str, Path | bytes] = {"README.md": _data_card(profile, [*data]).encode()}
         uploads.append(Upload(repository, "dataset", card | data))

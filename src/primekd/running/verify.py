@@ -10,10 +10,11 @@ from primekd.assessment.inside import inside_folder
 from primekd.assessment.logs import grade_row, read_log, read_logs
 from primekd.assessment.tokens import read_tokens
 from primekd.config import ANSWER_SETS, CONTROL, TEACHER, Profile
-from primekd.foundation import MANIFEST, UserError, read_manifest, read_records, read_table, relative_name
+from primekd.foundation import MANIFEST, UserError, clean, read_manifest, read_records, read_table, relative_name
 from primekd.running.verify_run import Check, check_outputs, check_run, checked
+from primekd.studies import results
 from primekd.studies.published import VERDICTS, compute_tables, own_inputs, published_folder, read_verdicts
-from primekd.studies.results import OF_NUMBERS, OPTIONAL, TABLES, held_out_of, kept_sets, log_extractor, verdicts_hash
+from primekd.studies.results import OF_NUMBERS, OPTIONAL, TABLES, held_out_of, kept_sets
 from primekd.studies.study import find_study
 from primekd.tasks import NUMBERS, NumberTask, Task, task_of
 
@@ -34,11 +35,16 @@ def _fix(profile: Profile, what: str) -> str:
     if what.endswith(relative_name(published_folder())):
         return f"`git checkout {what.split()[-1]}` brings files back; `primekd published-study FOLDER` grades anew."
     if what == f"{logs}/report.html":
-        return f"`primekd report {option}{' --published' if profile.logs == profile.published else ''}` writes it."
+        if profile.logs == profile.published:
+            return f"`git diff {logs}` shows what changed; `primekd report {option} --published` writes it anew."
+        return f"`primekd report {option}` writes it."
     if what.endswith(ends) and profile.logs == profile.published:
         return f"`git checkout {logs}` brings the files back; `primekd publish {option}` puts this machine's there."
     if what.endswith(ends):
         return f"Delete {logs} and run `primekd assess {option}`: whole answers are kept."
+    if what == relative_name(inside_folder(profile)):
+        made = f"`primekd analyse {option}` makes it anew"
+        return f"`git checkout {what}` brings it back." if profile.logs == profile.published else f"{made}."
     if what == "lineage":
         return f"`primekd distill NAME {option}`, then `primekd assess {option}`: they make anew what does not fit."
     if not what.startswith(relative_name(profile.runs)):
@@ -51,7 +57,7 @@ def checks_text(checks: list[Check]) -> str:
     lines = []
     for check in checks:
         lines.append(f"{'FAIL' if check.problems else 'ok  '} {check.what}")
-        lines += [f"       {problem}" for problem in check.problems]
+        lines += [f"       {clean(problem, 2_000)}" for problem in check.problems]
         lines += [f"    -> {check.fix}"] if check.fix else []
     return "\n".join([*lines, summary(checks)])
 
@@ -112,7 +118,8 @@ def check_models(profile: Profile) -> Check:
 
 def check_verdicts(folder: Path, task: Task = NUMBERS) -> Check:
     """Extracts and grades every logged answer anew, and adds the summary up again."""
-    problems, extractor = [], log_extractor(folder)
+    problems, extractor = [], results.log_extractor(folder)
+    hashes = read_manifest(folder / MANIFEST).get("answers_sha256") or {}
     columns = ("n", "correct", "adjudicated", "correct_adjudicated")
     summed = {r.get("model"): tuple(map(r.get, columns)) for r in read_table(folder / "summary.csv")}
     for path in sorted(folder.glob("*.csv")):
@@ -121,6 +128,8 @@ def check_verdicts(folder: Path, task: Task = NUMBERS) -> Check:
         rows = read_log(path, task)
         wrong = [row.id for row in rows if grade_row(row, extractor, task) != row]
         problems += [f"{path.name}: the verdict on {item} does not follow from its answer" for item in wrong]
+        if hashes.get(path.stem, (own := results.answers_hash(rows))) != own:
+            problems.append(f"manifest.json has another hash of {path.name}'s answers")
         decided = sum(bool(row.adjudicated) for row in rows)
         counts = (len(rows), sum(r.correct for r in rows), decided, sum(r.correct_adjudicated for r in rows))
         if summed.get(path.stem) != tuple(map(str, counts)):
@@ -154,7 +163,7 @@ def check_inside(profile: Profile) -> Check:
 
     folder = inside_folder(profile)
     own, logs = check_outputs(folder / MANIFEST), read_manifest(folder / MANIFEST)["inputs"]["logs"]
-    here = {name: verdicts_hash(rows) for name, rows in read_logs(profile).items()}
+    here = {name: results.verdicts_hash(rows) for name, rows in read_logs(profile).items()}
     problems = [
         f"{name}.csv is not the log that it was made with: run `primekd analyse` again"
         for name, digest in logs.items()

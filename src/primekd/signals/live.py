@@ -41,10 +41,8 @@ class LiveSource:
         if self.codec.needs not in engine.offers:
             raise UserError(f"The engine {engine.name} offers no {self.codec.needs}: name another signals.codec.")
         if engine.vocab_size != vocab_size:
-            raise UserError(
-                f"The teacher has {engine.vocab_size} tokens and the student {vocab_size}, so their logits do not line "
-                "up: choose models of one family."
-            )
+            said = f"The teacher has {engine.vocab_size} tokens and the student {vocab_size}"
+            raise UserError(f"{said}, so their logits do not line up: choose models of one family.")
         self._engine, self._prompts = engine, prompts
         self._head = engine.head() if self.codec.needs == "hidden" else None
         self._transform = engine.transform or PLAIN

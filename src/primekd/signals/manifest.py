@@ -26,21 +26,13 @@ class Head(Part):
     sha256: Digest
 
 
-class CodecSpec(Part):
-    name: str
-    error: str = ""
-
-
 class StoreSpec(Part):
-    codec: CodecSpec
+    codec: manifests.Codec
 
 
-class Made(Part):
+class Made(manifests.Store):
     head: Head | None = None
-    engine: dict[str, Any] | None = None
     environment: manifests.Environment | None = None
-    reconstruction: dict[str, float] | None = None
-    code: manifests.Code | None = None
 
 
 class Vouch(Entry, Made):
@@ -59,10 +51,6 @@ class StoreManifest(Made):
     complete: bool
     shards: dict[Annotated[str, Field(pattern=r"^shard-[0-9]{5,}\.safetensors$")], Entry]
     sessions: list[Session] = []
-    mixed: list[manifests.Maker] = []
-    items: Count = 0
-    tokens: Count = 0
-    bytes: Count = 0
 
 
 def read_store(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class SignalWriter:
     def __init__(self, folder: Path, spec: dict[str, Any], count: int):
         self.folder, self.spec, self.spec_hash, self.count = Path(folder), spec, hash_json(spec), count
         self.facts: dict[str, Any] = {}
+        self.begin_session()
         self._done: set[int] = set()  # seen to be vouched for; they stay so until `complete` finds otherwise
         self._base = {"kind": "signals", "format": FORMAT, "spec": spec, "spec_sha256": self.spec_hash}
         if not (self.folder / MANIFEST).is_file():
@@ -79,8 +80,12 @@ class SignalWriter:
         entry = save_shard(path, items, columns, self.spec_hash)
         write_json(path.with_suffix(".json"), own | entry | self.facts | facts)
 
-    def add_session(self, session: dict[str, Any]) -> None:
-        write_json(self.folder / f"session-{secrets.token_hex(8)}.json", session)
+    def begin_session(self) -> None:
+        self._session = secrets.token_hex(8)
+
+    def note_session(self, facts: dict[str, Any]) -> None:
+        """What this session took, so far or in all: the last call counts."""
+        write_json(self.folder / f"session-{self._session}.json", facts)
 
     def complete(self) -> bool:
         """Checks every shard and, if all are whole, writes the manifest; for one worker at a time. False if something

@@ -1,6 +1,7 @@
 """Two files of answers to the same questions, compared pair by pair."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[Lo
             f"{path} is no per-item log: name its columns (--response-column, --gold-column), or grade it with "
             f"`primekd grade --out` first (a log has {', '.join(missing)} too)."
         )
-    return read_log(path, _task_of(path))
+    task = _task_of(path)
+    rows = read_log(path, task)
+    return rows if task.end_matters else [replace(row, truncated=False) for row in rows]
 
 
 def _task_of(path: Path) -> Task:
@@ -101,7 +104,8 @@ def compare(pairs: list[Pair], adjudicated: bool = False) -> dict[str, Any]:
 def in_words(result: dict[str, Any]) -> str:
     points, (low, high) = 100 * result["difference"], (100 * x for x in result["difference_ci95"])
     p = result["p"]
-    test = f"clustered by {result['templates']} groups of items" if result["templates"] else "exact McNemar"
+    exact = not result["templates"] or p == result["mcnemar_p"]  # the larger one counts
+    test = "exact McNemar" if exact else f"clustered by {result['templates']} groups of items"
     said = f"{points:+.2f} points [{low:+.2f}, {high:+.2f}], {test} {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
     for name, share in zip(SIDES, result["truncated"], strict=True):
         if share > MOSTLY:

@@ -111,7 +111,7 @@ def grade_file(path: Path, columns: Columns, out: Path | None = None, extractor:
     if out and out.exists() and path.exists() and out.samefile(path):
         raise UserError(f"{out} is the file that is graded: name another one for the log.")
     log = grade_rows(path, columns, extractor)
-    cells = [row for _, row in read_rows(path)]
+    cells = [row for _, row in read_rows(path, [columns.response, columns.gold])]
     if out:
         write_log(out, log)
     share, *interval = accuracy([r.correct for r in log], [item_of(r.id) for r in log])

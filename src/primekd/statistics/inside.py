@@ -3,11 +3,12 @@ accuracy. Intervals are bootstrap percentiles over items, or over what these sha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, product
 
 import numpy as np
 from scipy.stats import rankdata
 
-from primekd.config import CONTROL, load_arms, of_role
+from primekd.config import CONTROL, load_arms, of_role, split_seed
 from primekd.foundation.tables import Estimated, table_row
 from primekd.statistics.calibration import drawn_weights, limits
 from primekd.statistics.contrasts import by_seed
@@ -18,6 +19,7 @@ SHOWN_HEADS = 10
 EVERY = "all"  # layers
 NO, PERHAPS, UNKNOWN = "no", "perhaps", "unknown"
 BESIDE = ("treatment", "placebo", "positive-control")  # roles whose shifts are held against each other
+BASELINE = "baseline"
 
 
 @table_row
@@ -62,10 +64,11 @@ class PairRow:
 class ExplainedRow:
     """Whether a measure's shift from the control goes along with accuracy over `arms`, each the mean of its seeds:
     Spearman's rank correlation, its p over permutations of arms, Holm-adjusted over all measures. `primed`: the mean
-    size of the shift in the primed arms, `placebo`, `shuffled` that in the controls; `apart`: that between a primed arm
-    and the unprimed one, `seeds`: that between two seeds of an arm; None where there are none. A measure that shifts as
-    much in a control, or that another seed moves as far as a priming, explains nothing. `explains`: NO, PERHAPS or,
-    where it correlates and something that it has to be held against was not run, UNKNOWN."""
+    size of the shift in the primed arms, `placebo`, `shuffled` that in the controls; `apart`: that between a primed
+    training and an unprimed one, `seeds`: that between two trainings of an arm, of distances the distance itself; None
+    where there are none. A measure that shifts as much in a control, or that another seed moves as far as a priming,
+    explains nothing. `explains`: NO, PERHAPS or, where it correlates and something that it has to be held against was
+    not run, UNKNOWN."""
 
     measure: str
     arms: int
@@ -78,6 +81,9 @@ class ExplainedRow:
     apart: float | None
     seeds: float | None
     explains: str
+
+
+DISTANCES = {"total_variation": lambda row: row.total_variation, "cosine": lambda row: 1 - row.cosine}
 
 
 def mean_of(values_I_K: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -140,10 +146,11 @@ def pair_rows(pairs: Sequence[tuple[str, str]], values: np.ndarray, groups: Sequ
 
 
 def explained_rows(
-    shifts: Mapping[str, Mapping[str, float]], accuracies: Mapping[str, float], permutations: int = 10_000
-) -> list[ExplainedRow]:
-    """shifts: measure -> student -> shift from the control. A measure with fewer than four arms is left out. Seeds of
-    an arm are no points of their own: they share what was done to them."""
+    shifts: Mapping[str, Mapping[str, float]], accuracies: Mapping[str, float], pairs: Sequence[PairRow] = (),
+    permutations: int = 10_000,
+) -> list[ExplainedRow]:  # fmt: skip
+    """shifts: measure -> student -> shift from the control; `pairs`: students held against each other. A measure with
+    fewer than four arms is left out. Seeds of an arm are no points of their own: they share what was done to them."""
     known, rows = load_arms(), []
     for measure, found in shifts.items():
         students = [model for model in found if model in accuracies and model != CONTROL]
@@ -153,14 +160,31 @@ def explained_rows(
             continue
         rho, p = _permuted(rankdata([*x.values()]), rankdata([*y.values()]), permutations)
         sizes = [[abs(x[arm]) for arm in x if arm in known and known[arm].role == role] for role in BESIDE]
-        primed, unprimed = ([arm for arm in of_role(role, known) if arm in x] for role in (BESIDE[0], "baseline"))
-        sizes.append([abs(x[arm] - x[base]) for base in unprimed[:1] for arm in primed])
-        sizes.append([abs(v - own[""]) for own in sides[0].values() if "" in own for seed, v in own.items() if seed])
+        sizes += _between(pairs, measure) if measure in DISTANCES else _apart(sides[0])
         beside = [float(np.mean(own)) if own else None for own in sizes]
         rows.append(ExplainedRow(measure, len(x), rho, p, None, *beside, NO))
     adjusted = holm_of({row.measure: row.p for row in rows})
     rows = [replace(row, p_holm=adjusted[row.measure]) for row in rows]
     return [replace(row, explains=_explains(row)) for row in rows]
+
+
+def _apart(shifts: Mapping[str, Mapping[str, float]]) -> list[list[float]]:
+    """Arm -> seed -> shift: sizes of the differences between a primed and an unprimed training, and between two of one
+    arm. Training against training in both, so that without any effect of a priming they are alike."""
+    primed, unprimed = ([arm for arm in of_role(role, load_arms()) if arm in shifts] for role in (BESIDE[0], BASELINE))
+    across = [pair for base in unprimed[:1] for arm in primed
+              for pair in product(shifts[arm].values(), shifts[base].values())]  # fmt: skip
+    within = [pair for own in shifts.values() for pair in combinations(own.values(), 2)]
+    return [[abs(one - other) for one, other in found] for found in (across, within)]
+
+
+def _between(pairs: Sequence[PairRow], measure: str) -> list[list[float]]:
+    """The same of a distance: that of two students from the control says nothing of how far they are apart."""
+    primed, unprimed = (of_role(role, load_arms()) for role in (BESIDE[0], BASELINE))
+    distances = [(split_seed(row.model)[0], split_seed(row.reference)[0], DISTANCES[measure](row))
+                 for row in pairs if row.layer == EVERY]  # fmt: skip
+    across = [distance for one, other, distance in distances if one in primed and other in unprimed[:1]]
+    return [across, [distance for one, other, distance in distances if one == other]]
 
 
 def _permuted(x: np.ndarray, y: np.ndarray, permutations: int) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from primekd.tasks.clusters import cluster_of
 Found = dict[str, JudgedRow]  # item -> its row
 SMALL_KL = 0.01  # nats a token: less than a student's own distance from its teacher by an order or more
 SMALL_LENGTH = 0.05  # of the unprimed text's: what a student would hardly learn
-OF_LENGTH = f"of length by {SMALL_LENGTH:.0%} or more"
+OF_LENGTH, OF_KL = f"of length by {SMALL_LENGTH:.0%} or more", f"of the distribution by {SMALL_KL} nats a token or more"
 ALIKE = f"its text is as long as the unprimed one to within {SMALL_LENGTH:.0%}, and its distribution hardly another"
 TESTED = ("accuracy_p", "tokens_p", "kl_p")
 
@@ -131,12 +131,16 @@ def _sentence(row: PrimedRow) -> str:
 
 
 def _nothing(row: PrimedRow) -> str:
-    """What is known where no change can be claimed: that there is hardly any, or too little to say so."""
-    if row.kl is None:
-        said = f"no change of accuracy, or {OF_LENGTH}, can be claimed or ruled out"
-        return f"{said}; that of the distribution is unknown"
-    plain = row.tokens - row.tokens_difference
+    """What is known where no change can be claimed: of which measures it can be ruled out, and of which not."""
     longest = max(abs(row.tokens_difference_low), abs(row.tokens_difference_high))
-    if longest < SMALL_LENGTH * plain and row.kl_high < SMALL_KL:
+    small = {
+        OF_LENGTH: longest < SMALL_LENGTH * (row.tokens - row.tokens_difference),
+        OF_KL: row.kl is not None and row.kl_high < SMALL_KL,
+    }
+    if all(small.values()):
         return ALIKE
-    return f"no change of accuracy, {OF_LENGTH}, or of the distribution can be claimed or ruled out"
+    unknown = {OF_KL} if row.kl is None else set()
+    open_ones = ["of accuracy", *(what for what, is_small in small.items() if not is_small and what not in unknown)]
+    said = [f"no change {' or '.join(open_ones)} can be claimed or ruled out"]
+    said += [f"one {what} can be ruled out" for what, is_small in small.items() if is_small]
+    return "; ".join([*said, *["that of the distribution is unknown"][: len(unknown)]])

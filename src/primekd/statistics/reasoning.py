@@ -58,11 +58,12 @@ class WordRow:
 
 @table_row
 class ClassRow:
-    """Tokens of one kind in the teacher's own answers: KL(teacher || model) in nats a token, the same less the
-    control's, and its share of all."""
+    """Tokens of one kind in so many of the teacher's own answers: KL(teacher || model) in nats a token, the same less
+    the control's, and its share of all."""
 
     model: str
     kind: str
+    answers: int
     tokens: int
     share_of_tokens: float
     kl: Estimated
@@ -137,7 +138,7 @@ def class_rows(log: TokenLog, questions: Mapping[str, str], models: Iterable[str
         inside = places == number
         counts = np.bincount(answers[inside], None, len(found))
         sides = {model: (np.bincount(answers[inside], kl[inside], len(found)), counts) for model, kl in kls.items()}
-        size = int(inside.sum()), float(inside.mean())
+        size = len(found), int(inside.sum()), float(inside.mean())
         for model, side in sides.items():
             if (share := share_of(log.items, side)) != UNKNOWN:
                 ends = *share, *share_of(log.items, side, sides.get(CONTROL))

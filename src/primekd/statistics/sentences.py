@@ -88,9 +88,11 @@ def _claim(rows: list[Row], measure: str, numbers: bool) -> str:
     broken = of_role("positive-control")  # whose answers run on is part of what was broken, and has its own sentence
     others = [row for row in rows if row["model"] not in broken]
     reasons = dict.fromkeys(why_not(row, measure) for row in others)
-    if not parts and "" in reasons:
-        least = min((row[p_column] for row in others if not why_not(row, measure)), key=Decimal)
-        who = "any student" if len(reasons) == 1 else "any other student"
+    students = [row for row in others if row["model"] not in UNTRAINED]
+    tested = [row[p_column] for row in students if not why_not(row, measure)]
+    if not parts and tested:
+        least = min(tested, key=Decimal)
+        who = "any student" if len(tested) == len(students) else "any other student"
         who += ", the positive control apart" if len(others) < len(rows) else ""
         parts = [f"{words[0]}: no difference can be claimed for {who}{f', smallest {p_of(least)}' if numbers else ''}"]
     for reason in filter(None, reasons):

@@ -159,7 +159,8 @@ def tables(profile: Profile, folder: Path) -> dict[str, str]:
         found[reasoning.CLASSES] = table_text(reasoning.ClassRow, reasoning.class_rows(log, questions, logs))
     attention = read_records(folder / numbers.ATTENTION, numbers.AttentionRow)
     accuracies = {model: sum(row.correct for row in log) / len(log) for model, log in logs.items() if model != TEACHER}
-    rows = numbers.explained_rows(_shifts(attention, own, arithmetic), accuracies)
+    pairs = read_records(folder / numbers.PAIRS, numbers.PairRow)
+    rows = numbers.explained_rows(_shifts(attention, own, arithmetic), accuracies, pairs)
     return found | {numbers.EXPLAINED: table_text(numbers.ExplainedRow, rows)}
 
 

@@ -78,7 +78,6 @@ STUDY = Study(
     costs=costs,
     lost=lost,
     assess=priming.assess,
-    planned=priming.planned,
     tables=tables,
     sections=("results", "corrections", "training", "costs", "provenance", "items"),
     title="Pseudo-labels",

@@ -75,6 +75,8 @@ def refuse_text(profile: Profile, task: str) -> None:
         raise UserError(f"{said} trains its students from scratch: set student.from_scratch.")
     if profile.data.task != task:
         raise UserError(f"{said} asks models the task {task}: set data.task to it.")
+    if task != "choices" and profile.pretrain and profile.pretrain.choices:
+        raise UserError(f"{said} asks no choices: take pretrain.choices out.")
     if profile.teacher.engine != "transformers":
         raise UserError(f"{profile.name}: the teacher is asked while students learn: set teacher.engine: transformers.")
     context = profile.student.from_scratch.max_position_embeddings
@@ -151,7 +153,6 @@ STUDY = Study(
     costs=costs,
     lost=lost,
     assess=assess,
-    planned=planned,
     tables=tables,
     sections=("results", "text", "training", "costs", "provenance", "items"),
     title="Reverse KL into a tiny student",

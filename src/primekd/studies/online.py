@@ -117,7 +117,6 @@ STUDY = Study(
     costs=costs,
     lost=lost,
     assess=assess,
-    planned=planned,
     tables=tables,
     sections=("results", "text", "costs", "training", "provenance", "items"),
     title="Online distillation of a small Llama",

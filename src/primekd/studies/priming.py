@@ -145,7 +145,6 @@ STUDY = Study(
     costs=costs,
     lost=lost,
     assess=assess,
-    planned=planned,
     tables=tables,
     sections=(
         "claims", "results", "primed", "beyond", "deviations", "inside", "extraction", "training", "costs",

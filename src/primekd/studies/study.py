@@ -13,7 +13,6 @@ from primekd.assessment.score import Made, measured_anew
 from primekd.config import Profile, arms_of, is_name
 from primekd.foundation import MANIFEST, UserError, read_manifest
 from primekd.foundation.stage_code import forced_since, is_older
-from primekd.statistics.families import Planned
 
 Logs = dict[str, list[LogRow]]
 Result = tuple[str, Path, list[Path]]  # a stage, the file that shows its result, executed copies that go with it
@@ -30,7 +29,6 @@ class Study:
     costs: Callable[[Profile, int, int], dict[str, float]]
     lost: Callable[[Profile], list[Path]]  # executed copies whose results are gone or wanted anew, and those behind
     assess: Callable[[Profile, bool], Path]  # (profile, whether to make all anew) -> the folder of its logs
-    planned: Callable[..., Planned]  # (models, contrasts that the profile names) -> those planned before the run
     # (profile, logs, held-out rows) -> file name -> text of every table that follows from the logs.
     tables: Callable[[Profile, Logs, list[HeldOutRow]], dict[str, str]]
     sections: tuple[str, ...]  # of the report, in order; templates of primekd.report

@@ -34,6 +34,7 @@ from primekd.studies.results import copy_text, decisions_hash, planned_inputs, v
 from primekd.tasks import Item, hash_items, load_items, task_of
 from primekd.tasks.text import text_folder
 from primekd.tasks.text_shards import held_out
+from primekd.teachers.protocol import probed
 from primekd.training import habits
 from primekd.training.pretrain import TEXT_LOG
 
@@ -170,7 +171,8 @@ def fit_documents(
         place = held_out_folder(profile, name)
         set_aside_if_older(place, since)
         write_records(place / "held-out.csv", HeldOutRow, fits[name])
-        write_manifest(place, "held-out", inputs[name], [place / "held-out.csv"], code=code, **shares)
+        facts = shares | {"config": profile.resolved()}
+        write_manifest(place, "held-out", inputs[name], [place / "held-out.csv"], code=code, **facts)
 
 
 def probe_model(
@@ -181,13 +183,13 @@ def probe_model(
     folder, code, stage = answers_folder(profile, name), stage_code(probe.name, profile), f"answer {name}"
     if not stands(folder, inputs, code, stage, since=since):
         set_aside_if_older(folder, since)
-        engine = opened()
+        engine = probed(opened())
         with Meter(profile.country) as meter, Progress(profile, stage, len(items), "item") as progress:
             said = probe.ask(profile, engine, items, progress.advance)
         path = folder / f"{probe.name}.csv"
         write_records(path, probe.kind, probe.judge(items, said))
         host = hash_text(platform.node())[:8]  # tells machines apart, and names none
-        facts = meter.facts | {"session": session, "host": host}
+        facts = meter.facts | {"session": session, "host": host, "config": profile.resolved()}
         write_manifest(folder, "answers", inputs, [path], code=code, **facts)
     return probe.rows(profile, name)
 

@@ -28,7 +28,9 @@ PREFIX = "fix grammar: "  # what the hub's set writes before every sentence
 ASKED = "Correct the errors in this sentence. Answer with the corrected sentence alone."
 LABEL = re.compile(r"(?:corrected|correct|correction|corrected sentence|answer|output)\s*:\s*", re.I)
 QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "`": "`"}
-TAG = re.compile(r"<\|[^<>|]*\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|\uff5c][^<>]*[|\uff5c]>")
+TAG = re.compile(
+    r"<\|[^<>|]*\|>|</?s>|<(?:unk|pad|bos|eos)>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|\uff5c][^<>]*[|\uff5c]>"
+)
 LONGER, MORE = 1.5, 20  # an answer may be so many times as long as the sentence, and so many letters longer
 MARKS = re.compile(r'[:()\[\]*→"“”„«»]')  # of which an answer that talks about the sentence has more than that
 ALIKE = 0.5  # similarity of an answer to what was asked, at least

@@ -14,7 +14,7 @@ import numpy as np
 from primekd.foundation import Meter, Progress, UserError, is_current, write_manifest
 from primekd.foundation.manifests import Count, Digest, Facts, Part, checked
 from primekd.foundation.stage_code import stage_code
-from primekd.foundation.storage import hash_file, hash_text, now, read_json, relative_name, write_json
+from primekd.foundation.storage import hash_file, hash_text, read_json, relative_name, write_json
 from primekd.tasks.text_shards import HELD_OUT, save_documents, token_type
 from primekd.tasks.text_sources import FileText, HubText, open_text
 
@@ -76,7 +76,7 @@ def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer
     """Writes the shards of a profile's text that are not there yet; returns their folder. Raises UserError if text
     cannot be read or is too little, the folder holds text that was tokenised with other settings, or the disk is full.
     Finished shards stay, and the same call goes on behind them; the manifest's seconds are those of the last call."""
-    text, folder, start, code = profile.text, text_folder(profile), now(), stage_code("tokenise")
+    text, folder, code = profile.text, text_folder(profile), stage_code("tokenise")
     source = open_text(text)
     inputs = {
         "source": source.facts, "tokenizer": tokenizer_sha256, "end_of_text": end_of_text(tokenizer),
@@ -95,8 +95,8 @@ def tokenise(profile: "Profile", tokenizer: "PreTrainedTokenizerBase", tokenizer
     if tokens < text.train_tokens:
         print(f"tokenise: the source has {tokens} tokens to train on, fewer than text.train_tokens.", flush=True)
     write_manifest(
-        folder, "text", inputs, [*outputs, folder / HELD_OUT], config=profile.resolved(), code=code, start=start,
-        end=now(), tokens=tokens, documents=sum(shard.documents for shard in train),
+        folder, "text", inputs, [*outputs, folder / HELD_OUT], config=profile.resolved(), code=code, tokens=tokens,
+        documents=sum(shard.documents for shard in train),
         left_out={name: sum(shard.left_out[name] for shard in train) for name in ("empty", "held_out")},
         held_out={"documents": held.documents, "tokens": held.tokens}, **meter.facts,
     )  # fmt: skip

@@ -65,13 +65,9 @@ def stack(branches: Sequence[Branches], first: int, dtype: torch.dtype) -> tuple
 
 
 def read_branches(
-    states_of: Callable[..., Tensor],
-    prefix: SlotCache | None,
-    prompts: Ids,
-    responses: list[Ids],
-    batches: Callable[[Sequence[int]], Iterable[list[int]]],
-    model: nn.Module,
-) -> list[list[Tensor]]:
+    states_of: Callable[..., Tensor], prefix: SlotCache | None, prompts: Ids, responses: list[Ids],
+    batches: Callable[[Sequence[int]], Iterable[list[int]]], model: nn.Module,
+) -> list[list[Tensor]]:  # fmt: skip
     """For each prompt one tensor a response, (T, D) or (T, V), whose row t predicts token t.
 
     `states_of`: the model's forward call -> (B, S, D), or (B, S, V). `prefix`: the cache of what all prompts begin

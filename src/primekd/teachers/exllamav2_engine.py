@@ -186,10 +186,8 @@ def require_exl2(model: str) -> dict[str, Any]:
         method = (config.get("quantization_config") or {}).get("quant_method")
         found = f"quantised as {method}" if method else "not quantised"
     if found != "quantised as exl2":
-        raise UserError(
-            f"The engine exllamav2 needs an EXL2 folder, and {model} is {found}: convert it with "
-            "`python -m exllamav2.conversion.convert_exl2`, or set another teacher.engine."
-        )
+        fix = "convert it with `python -m exllamav2.conversion.convert_exl2`, or set another teacher.engine"
+        raise UserError(f"The engine exllamav2 needs an EXL2 folder, and {model} is {found}: {fix}.")
     rope = config.get("rope_parameters") or {}
     scaled = rope.get("rope_type", "default") != "default"
     if rope and ("rope_theta" not in config or (scaled and not config.get("rope_scaling"))):
@@ -204,10 +202,12 @@ def import_exllamav2() -> ModuleType:
     """The package with its generator and attention modules. Raises UserError if they do not import, and says why."""
     if reason := missing_cuda():
         raise UserError(f"The engine exllamav2 runs on NVIDIA GPUs alone, and {reason}.")
+    threads = torch.get_num_threads()
     with explained("exllamav2"):
         package = importlib.import_module("exllamav2")
         importlib.import_module("exllamav2.generator")
         importlib.import_module("exllamav2.attn")
+    torch.set_num_threads(threads)  # its import leaves one, for the whole process
     # Earlier versions lack Llama 3.1's rope scaling, and compute something else without a word.
     if tuple(int(part) for part in re.findall(r"\d+", package.__version__)[:3]) < (0, 1, 8):
         raise UserError(f"exllamav2 {package.__version__} has wrong positions of Llama 3.1: install 0.1.8 or newer.")

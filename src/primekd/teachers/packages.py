@@ -112,10 +112,8 @@ def explain_import_failure(engine: str, error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{engine} needs the Python package {error.name.partition('.')[0]}, which is missing: {package.fix}."
     if torch.version.cuda is None and re.search(NO_CUDA_BUILD, text):
-        return (
-            f"{engine} does not import: torch {torch.__version__} was built without CUDA, which it needs: install a "
-            "CUDA build of torch."
-        )
+        fix = "install a CUDA build of torch"
+        return f"{engine} does not import: torch {torch.__version__} was built without CUDA, which it needs: {fix}."
     for pattern, advice in CAUSES.items():
         if re.search(pattern, text):
             filled = advice.format(torch=torch.__version__, cuda=torch.version.cuda or "that torch was built for")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -56,12 +56,14 @@ class Response:
     truncated: bool
 
 
-def generate_then_score(
-    engine: "TeacherEngine", prompts: Ids, sampling: Sampling, want: Want
-) -> tuple[list[Response], Rows]:
-    """`generate`, and of the same tokens the rows of `score`, in a second pass."""
-    responses = engine.generate(prompts, sampling)
-    return responses, engine.score(prompts, [response.ids for response in responses], want)
+Engine = TypeVar("Engine")
+
+
+def probed(engine: Engine) -> Engine:
+    """An engine that has found out how it decodes and reads: no part of what is watched or measured then."""
+    for found_out in ("decodes", "branches"):
+        getattr(engine, found_out, None)
+    return engine
 
 
 class TeacherEngine(Protocol):
@@ -90,7 +92,11 @@ class TeacherEngine(Protocol):
         `TopLogprobs`."""
         ...
 
-    generate_scored = generate_then_score  # of an engine that does not see its own states while it generates
+    def generate_scored(self, prompts: Ids, sampling: Sampling, want: Want) -> tuple[list[Response], Rows]:
+        """`generate`, and of the same tokens the rows of `score`, in a second pass: of an engine that does not see its
+        own states while it generates."""
+        responses = self.generate(prompts, sampling)
+        return responses, self.score(prompts, [response.ids for response in responses], want)
 
     def own_logits(self, prompts: Ids, responses: Ids) -> list[Tensor]:
         """As `score`, the logits (T, V) float32 as the engine's own head gives them: what `hidden` is measured by."""

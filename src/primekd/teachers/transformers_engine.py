@@ -15,7 +15,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from primekd.foundation.memory import release_gpu_memory
 from primekd.models import load_model, load_tokenizer, model_hash, refuse_too_long, turn_end
-from primekd.models.attention import chosen_attention
+from primekd.models.attention import attending
 from primekd.models.logits import find_transform
 from primekd.models.served import cast_weights, effective_weight, load_beside, load_merged, own_logits, plain_generation
 from primekd.teachers.branches import read_branches
@@ -199,7 +199,7 @@ class TransformersEngine(TeacherEngine):
         sequences = [[*p, *r[:-1]] for p, r in zip(prompts, responses, strict=True)]
         for batch in self._passes([len(s) for s in sequences]):
             inputs = self._padded([sequences[i] for i in batch], "right")
-            with chosen_attention(self.model, inputs["input_ids"].shape[1]):
+            with attending(self.model, tokens=inputs["input_ids"].shape[1]):
                 states = self._states(**inputs)
             for row, i in enumerate(batch):
                 first = len(prompts[i]) - 1
@@ -219,7 +219,7 @@ class TransformersEngine(TeacherEngine):
         self._require_fit(prompts, [max(map(len, own), default=0) for own in responses])
         prefix = shared_prefix(self._last_position(), prompts, 0)
         longest = max(len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, responses, strict=True))
-        with chosen_attention(self.model, longest):
+        with attending(self.model, tokens=longest):
             states = read_branches(self._states, prefix, prompts, responses, self._passes, self.model)
         return [[self._finish(rows, want).cpu() for rows in own] for own in states]
 

@@ -49,10 +49,8 @@ def require_servable(config: TeacherConfig) -> None:
     settings, shape = config.vllm or VllmConfig(), text_config(config.model)
     method = quantisation(model_folder(config.model))
     if method in ("exl2", "exl3"):
-        raise UserError(
-            f"{config.model} is quantised as {method.upper()}, which vLLM does not read: set teacher.engine to "
-            "exllamav2, or name an unquantised, AWQ, GPTQ or FP8 model."
-        )
+        fix = "set teacher.engine to exllamav2, or name an unquantised, AWQ, GPTQ or FP8 model"
+        raise UserError(f"{config.model} is quantised as {method.upper()}, which vLLM does not read: {fix}.")
     if config.context_tokens > shape.max_position_embeddings:
         raise UserError(
             f"{config.model} has {shape.max_position_embeddings} positions, and {config.context_tokens} tokens are "

@@ -15,6 +15,7 @@ from primekd.foundation import UserError, hash_json, relative_name
 from primekd.models import load_tokenizer
 from primekd.models.chat import StudentSequence, build_prompt, encode_response, join, place_of_question
 from primekd.signals import Asked, SignalReader
+from primekd.signals.codecs import require_served
 from primekd.tasks.forms import socratic
 from primekd.tasks.protocol import Item, as_text
 from primekd.training.examples import Example
@@ -94,6 +95,7 @@ class Deviating:
         ids = [item.id for item in self.items]
         donors = lexicographic(ids) if self.has("lexicographic-rows") else {}
         if not self.arm.by_place:
+            require_served(self.reader.codec, self.profile.loss)
             return LentRows(self.reader, ids, donors)
         teacher = LiveTeacher(self.profile, self.arm)
         whole = [(item, [*text.teacher_prompt, *text.response]) for item, text in self.texts.items()]

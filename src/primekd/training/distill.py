@@ -30,15 +30,11 @@ def student_settings(student: StudentConfig) -> dict[str, Any]:
 def student_inputs(profile: Profile, strategy: str, seed: int, signals: SignalSource | None) -> dict[str, Any]:
     tokenizer = load_tokenizer(profile.student)
     inputs = {
-        "strategy": strategy,
-        "seed": seed,
-        "student": student_settings(profile.student),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "template_sha256": template_hash(tokenizer),
-        "train": profile.train.model_dump(mode="json"),
-        "items_sha256": hash_items(load_items(profile, "train")),
+        "strategy": strategy, "seed": seed, "student": student_settings(profile.student),
+        "tokenizer_sha256": tokenizer_hash(tokenizer), "template_sha256": template_hash(tokenizer),
+        "train": profile.train.model_dump(mode="json"), "items_sha256": hash_items(load_items(profile, "train")),
         "validation_sha256": hash_items(load_items(profile, "validation")),
-    }
+    }  # fmt: skip
     if signals is not None:
         asked, shards = signals.manifest["spec_sha256"], signals.manifest["shards"]
         inputs["loss"] = profile.loss.model_dump(mode="json")

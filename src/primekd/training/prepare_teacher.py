@@ -72,16 +72,11 @@ def train_teacher(profile: Profile, force: bool = False) -> Path:
     validation = load_items(profile, "validation")
     refuse_overlap(items, "teacher", {s: load_items(profile, s) for s in ("train", "validation", "test")})
     inputs = {
-        "base": config.base,
-        "base_sha256": model_hash(config.base),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "template_sha256": template_hash(tokenizer),
-        "items_sha256": hash_items(items),
-        "validation_sha256": hash_items(validation),
-        "primings": {arm.name: arm.priming for arm in arms},
-        "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}),
-        "seed": profile.seed,
-    }
+        "base": config.base, "base_sha256": model_hash(config.base), "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer), "items_sha256": hash_items(items),
+        "validation_sha256": hash_items(validation), "primings": {arm.name: arm.priming for arm in arms},
+        "prepare": config.model_dump(mode="json", exclude={"output", "quantization", "adapter"}), "seed": profile.seed,
+    }  # fmt: skip
     placed = {arm.name: priming_of(arm, profile.teacher) for arm in arms}
     if placed := {n: asdict(p) for n, p in placed.items() if p != Priming(p.text)}:  # left out, as below
         inputs["placed"] = placed

@@ -79,10 +79,8 @@ def part_of(profile: Profile, arm: Arm | None) -> tuple[TrainConfig, int, int]:
     cut, end = pretrain.tokens // text.block_tokens, text.epochs * text.train_tokens // text.block_tokens
     as_control = arm is None or arm.start != CONTROL
     if not cut or cut > end or (cut == end and not as_control):
-        raise UserError(
-            f"{profile.name}: pretrain.tokens {pretrain.tokens} leaves no block of {text.block_tokens} tokens to the "
-            f"control, or none of text.train_tokens {text.train_tokens} to the arms."
-        )
+        head = f"{profile.name}: pretrain.tokens {pretrain.tokens} leaves no block of {text.block_tokens} tokens"
+        raise UserError(f"{head} to the control, or none of text.train_tokens {text.train_tokens} to the arms.")
     trains = pretrain.train, profile.train
     if profile.launch.processes > 1 or any(len(train.rates) > 1 for train in trains if train):
         said = "students of text learn in one process, with one learning rate"
@@ -100,10 +98,8 @@ def text_examples(profile: Profile, first: int, end: int) -> "TextExamples":
     needed = max([end, *(part_of(profile, arm)[2] for arm in arms_of(profile).values())])
     there = profile.text.epochs * len(blocks)
     if needed - there >= profile.text.epochs:  # fewer are what every epoch leaves of a last block
-        raise UserError(
-            f"{profile.name}: control and arms read {needed} blocks of {size} tokens, and the text has {there}: lower "
-            "pretrain.tokens and text.train_tokens, or name more text."
-        )
+        read = f"control and arms read {needed} blocks of {size} tokens, and the text has {there}"
+        raise UserError(f"{profile.name}: {read}: lower pretrain.tokens and text.train_tokens, or name more text.")
     return TextExamples(blocks, first, min(end, there), profile.text.documents_apart)
 
 
@@ -129,14 +125,11 @@ def text_inputs(profile: Profile, name: str, seed: int, teacher: SignalSource | 
     train, first, end = part_of(profile, arm)
     own = arm.on_policy_of(profile) if arm else None
     inputs = {
-        "strategy": name,
-        "seed": seed,
-        "student": student_settings(profile.student),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-        "train": train.model_dump(mode="json"),
+        "strategy": name, "seed": seed, "student": student_settings(profile.student),
+        "tokenizer_sha256": tokenizer_hash(tokenizer), "train": train.model_dump(mode="json"),
         "text": read_manifest(text_folder(profile) / MANIFEST)["outputs"],
         "blocks": [first, end, profile.text.block_tokens, profile.text.documents_apart],
-    }
+    }  # fmt: skip
     if arm:
         inputs["loss"] = profile.loss.model_dump(mode="json")
         if arm.start == CONTROL:

@@ -100,10 +100,8 @@ def _config_file(profile: Profile) -> Path:
     # No adapter's identity holds what the file says, so that nothing in it may change one. `fp16` is its older name;
     # a bare `no` is YAML's false, on which accelerate stumbles.
     if settings.get("mixed_precision", "no") != "no" or settings.get("fp16"):
-        raise UserError(
-            f'{name} must leave the student\'s precision alone: write mixed_precision: "no", with the quotes, and set '
-            "student.dtype in the profile."
-        )
+        fix = 'write mixed_precision: "no", with the quotes, and set student.dtype in the profile'
+        raise UserError(f"{name} must leave the student's precision alone: {fix}.")
     if settings.get("distributed_type") not in LAUNCHERS:
         kind = settings.get("distributed_type")
         raise UserError(f"{name} has the distributed_type {kind!r}: set it to {', '.join(LAUNCHERS)}.")

@@ -223,17 +223,11 @@ def build_trainer(
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one: Trainer would split each step among all it sees
     trainer = DistillTrainer(
-        signals=signals,
-        train=train,
-        model=StudentObjective(model, loss, len(tokenizer), may_pack(base, longest), dtype),
-        args=arguments,
-        train_dataset=examples,
-        eval_dataset=validation or None,
-        data_collator=Collator(tokenizer.pad_token_id, keeps=rollouts is not None),
-        rollouts=rollouts,
-        speed=speed,
+        signals=signals, train=train, args=arguments, train_dataset=examples, eval_dataset=validation or None,
+        model=StudentObjective(model, loss, len(tokenizer), may_pack(base, longest), dtype), rollouts=rollouts,
+        data_collator=Collator(tokenizer.pad_token_id, keeps=rollouts is not None), speed=speed,
         callbacks=[*([speed] if speed else []), *([ProgressCallback(progress, speed)] if progress else []), *callbacks],
-    )
+    )  # fmt: skip
     if trainer.args.process_index:  # the first process keeps the seed's own numbers; no other may repeat its dropout
         torch.manual_seed(seed + trainer.args.process_index)
     trainer.remove_callback(PrinterCallback)  # one line a step is for the loss curve's file, not for the screen

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.config import TrainConfig
-from primekd.foundation import MANIFEST, UserError, now, read_manifest, write_manifest, write_text
+from primekd.foundation import AMOUNTS, MANIFEST, UserError, now, read_manifest, summed, write_manifest, write_text
 from primekd.foundation.memory import release_gpu_memory
 from primekd.foundation.stage_code import maker_of, mixed, stands
 from primekd.foundation.tables import Flag, Name, read_records, write_table
@@ -18,7 +18,6 @@ from primekd.training import habits
 
 FILE = "tuning.csv"
 CURVES = "tuning"  # the folder of all rates' loss curves
-SUMS = ("seconds", "energy_kwh", "response_tokens")
 OWN = ("inputs", "inputs_sha256", "outputs", "start", "end", "validation_loss", "environment", "code", "kind")
 
 
@@ -65,7 +64,9 @@ def tune(
     rows = [TuningRow(folder.name, rate, loss, rate == best) for rate, loss in losses.items()]
     outputs = [*_take(checkpoints, folder, made, best), write_table(folder / FILE, TuningRow, rows)]
     facts = {key: value for key, value in made[best].items() if key not in OWN} | {"start": start, "end": now()}
-    facts |= {key: sum(manifest.get(key) or 0 for manifest in made.values()) for key in SUMS}
+    trained = [manifest for manifest in made.values() if manifest]  # not those that diverged
+    facts |= {key: value for key, value in summed(trained).items() if key in AMOUNTS}
+    facts["response_tokens"] = sum(manifest.get("response_tokens") or 0 for manifest in trained)
     if makers := mixed({f"rate {rate:g}": maker_of(manifest) for rate, manifest in made.items() if manifest}):
         facts["mixed"] = makers
     tuning = [asdict(row) for row in rows]

@@ -28,7 +28,7 @@ from check.sizes import Sizes
 
 LEARNED, STEP = 1e-3, 1e-4  # relative; sums in another order give 1e-6 of a step
 CAPTURED = ("base-KD", "ai-KD")  # arms with a teacher
-STATISTICS = ("scipy", "statsmodels", "pandas", "matplotlib", "jinja2")
+STATISTICS = ("scipy", "statsmodels", "pandas", "matplotlib", "jinja2", "rapidfuzz")
 STAGES = """
 import sys
 from pathlib import Path

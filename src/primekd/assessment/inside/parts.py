@@ -87,7 +87,7 @@ class Subject:
         watched = Meter(profile.country), Progress(profile, f"{FOLDER} {name}", total, unit)
         with watched[0] as meter, watched[1] as progress, gpu_memory("inside.items"):
             outputs = make(folder, progress)
-        write_manifest(folder, FOLDER, inputs, outputs, code=code, **meter.facts)
+        write_manifest(folder, FOLDER, inputs, outputs, code=code, config=profile.resolved(), **meter.facts)
         release_gpu_memory()
         return folder
 

@@ -7,7 +7,6 @@ from decimal import Decimal
 from fractions import Fraction
 
 from primekd.assessment.reading.signs import MINUS, is_index, sign_before
-from primekd.tasks.numbers import format_value
 
 NOT_FOUND = "-1"  # how a log writes that no answer was found
 NONE = "none"  # the rule of an answer in which no rule found a value
@@ -221,11 +220,6 @@ class Extraction:
     span: tuple[int, int] | None = None
     truncated: bool = False
     ambiguous: bool = False
-
-    @property
-    def text(self) -> str:
-        """The value as logs write it; -1 where no answer was found."""
-        return NOT_FOUND if self.value is None else format_value(self.value)
 
 
 def reading(number: Number, rule: str, ambiguous: bool = False) -> Extraction:

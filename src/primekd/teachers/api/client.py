@@ -147,7 +147,7 @@ class Endpoint:
             found = reply.json()
             found = found.get("error") or found.get("detail") or found.get("message") or found
             text = str(found.get("message", found) if isinstance(found, dict) else found)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             text = reply.text or reply.reason_phrase
         return clean(text).rstrip(". ")
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from primekd.config import TeacherConfig
 from primekd.foundation import UserError, clean, hash_json, holds_secret, read_json, relative_name, write_json
 from primekd.models import encode_response, load_tokenizer, model_hash, turn_end
+from primekd.models.template import control_tokens
 from primekd.teachers.api.client import Endpoint, Stopped
 from primekd.teachers.api.exchange import Answer, Usage, build_request, read_answer
 from primekd.teachers.api.own_server import OwnServer
@@ -176,11 +177,15 @@ class ApiEngine(TeacherEngine):
     def _response(self, prompt: list[int], answer: Answer, sampling: Sampling) -> tuple[Response, list[Row]]:
         """An answer as token ids of our own, with a row for each of them (none where text alone is kept)."""
         self._check(prompt, answer, sampling)
-        if answer.withheld:
-            return Response([self.end.token], truncated=False), [{}] * bool(self.api.logprobs)
         if holds_secret(answer.text) or holds_secret(json.dumps(answer.fields)):  # or in the tokens that it shows
             raise UserError(self._other("an answer with the API key in it, which is thrown away"))
         truncated = answer.finish_reason == "length"
+        of_text = control_tokens(self.tokenizer) if answer.rows is None else ()
+        control = [token for token in of_text if token in answer.text]
+        if control and not self.api.withheld_is_empty:
+            raise UserError(self._other(f"an answer with the control token {control[0]!r} in it"))
+        if answer.withheld or control:  # which no student should learn
+            return Response([self.end.token], truncated=False), [{}] * bool(self.api.logprobs)
         if answer.rows is None:
             ids, rows = encode_response(self.tokenizer, answer.text, ended=not truncated), []
             if answer.response_tokens is None and len(ids) > sampling.max_new_tokens + OVERSHOOT:
@@ -217,10 +222,8 @@ class ApiEngine(TeacherEngine):
         ids = [self._tokens.id_of(token) for token in tokens]
         if passed := [i for i in ids[:-1] if i in self.end.stops]:
             name = self.tokenizer.convert_ids_to_tokens(passed[0])
-            raise UserError(
-                f"{self.api.base_url} wrote on behind {name}, which ends a turn: set teacher.api.prompt to messages, "
-                "or mend the server's stop tokens."
-            )
+            fix = "set teacher.api.prompt to messages, or mend the server's stop tokens"
+            raise UserError(f"{self.api.base_url} wrote on behind {name}, which ends a turn: {fix}.")
         known = self.end.stops.union(self.tokenizer.all_special_ids)
         return ids[-1] if ids and ids[-1] in known else None
 
@@ -250,10 +253,8 @@ class ApiEngine(TeacherEngine):
         if served and served != asked and not dated:
             raise UserError(self._other(f"the model {served} where {asked} was asked for"))
         if answer.withheld and not self.api.withheld_is_empty:
-            raise UserError(
-                f"{self.api.base_url} withheld an answer (content_filter): take the item out of the data, or set "
-                "teacher.api.withheld_is_empty."
-            )
+            fix = "take the item out of the data, or set teacher.api.withheld_is_empty"
+            raise UserError(f"{self.api.base_url} withheld an answer (content_filter): {fix}.")
         if answer.finish_reason not in ("stop", "length", "content_filter"):
             raise UserError(self._other(f"an answer that ended with {answer.finish_reason!r}, not with 'stop'"))
         shown = None if answer.rows is None else len(answer.rows)

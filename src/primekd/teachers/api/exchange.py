@@ -147,10 +147,8 @@ def read_answer(config: ApiConfig, fields: dict[str, Any]) -> Answer:
     except ValueError:  # columns of unequal lengths, or bytes above 255
         raise UserError(f"{config.base_url} gave log-probs that do not fit each other: set logprobs: false.") from None
     if config.logprobs and rows is None and choice.finish_reason != "content_filter":
-        raise UserError(
-            f"{config.base_url} gave no log-probs, which teacher.api.logprobs promises: switch them on in the server, "
-            "or set logprobs: false to keep its text alone."
-        )
+        fix = "switch them on in the server, or set logprobs: false to keep its text alone"
+        raise UserError(f"{config.base_url} gave no log-probs, which teacher.api.logprobs promises: {fix}.")
     counts = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else (None, None)
     kept = reply.model_dump(mode="json", exclude_none=True)
     return Answer(choice.text, choice.finish_reason, rows, reply.model, *counts, kept)

@@ -53,10 +53,8 @@ class OwnServer:
 
     def __init__(self, model: Path, alias: str, context_tokens: int, logprobs: bool, threads: int, key: str = ""):
         if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-            raise UserError(
-                f"A server of our own needs {', '.join(missing)}: run `make setup-llamacpp`, or "
-                "pip install 'llama-cpp-python[server]'."
-            )
+            fix = "run `make setup-llamacpp`, or pip install 'llama-cpp-python[server]'"
+            raise UserError(f"A server of our own needs {', '.join(missing)}: {fix}.")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
