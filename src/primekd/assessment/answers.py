@@ -11,9 +11,9 @@ from primekd.assessment.serving import BESIDE, model_inputs
 from primekd.config import SAMPLES, Profile
 from primekd.foundation import Meter, Progress, UserError, environment, git_state, maker_of, mixed, write_manifest
 from primekd.foundation.energy import summed
-from primekd.foundation.manifests import Code, Environment, Measured, Part, checked
+from primekd.foundation.manifests import Code, Environment, Part, checked
 from primekd.foundation.stage_code import forced_since, say_mixed, set_aside_if_older, stage_code, stands
-from primekd.foundation.storage import hash_json, write_json
+from primekd.foundation.storage import hash_json, read_json, write_json
 from primekd.models import build_prompt, decode_response, load_tokenizer, turn_end
 from primekd.tasks.protocol import Item
 
@@ -47,7 +47,6 @@ class Block(Part):
     rows: list[AnswerRow]
     environment: Environment | None = None
     code: Code | None = None
-    measured: Measured | None = None
 
 
 def answer_inputs(
@@ -115,8 +114,8 @@ def generate_answers(
                         responses = engine.generate(prompts, _sampling(profile, block, progress.advance))
                     pairs = zip(block, responses, strict=True)
                     rows = [{"id": item.id, "ids": r.ids, "truncated": r.truncated} for item, r in pairs]
-                    made = {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows}
-                    write_json(path, made | {"measured": meter.facts} | maker)
+                    write_json(_took(path), meter.facts)  # beside the block, so that equal answers have equal bytes
+                    write_json(path, {"inputs_sha256": digest, "rows_sha256": hash_json(rows), "rows": rows} | maker)
                 done += len(block)
                 progress.advance(done - progress.state["done"])  # what was on disk already
         facts = {"served": served, "config": profile.resolved()} | _facts(blocks)
@@ -130,11 +129,16 @@ def _facts(blocks: Iterable[Path]) -> dict[str, Any]:
     what that took, in however many sessions."""
     records = {path.name: read_block(path) for path in blocks}
     tokens = sum(len(row["ids"]) for record in records.values() for row in record["rows"])
-    measured = summed([record.get("measured") or {} for record in records.values()])
+    measured = summed([read_json(_took(path)) if _took(path).is_file() else {} for path in blocks])
     first = next(iter(records.values()))
     several = mixed({name: maker_of(record) for name, record in records.items()})
     facts = {"environment": environment() | first["environment"], "code": first["code"], "tokens": tokens}
     return facts | measured | ({"mixed": several} if several else {})
+
+
+def _took(block: Path) -> Path:
+    """The file of what making a block took, which is no output: it differs from run to run."""
+    return block.with_name(f".{block.name.replace('block', 'took')}")
 
 
 def _read_block(path: Path, digest: str) -> dict[str, Any] | None:
