@@ -347,3 +347,6 @@ def test_logs_that_a_killed_call_had_put_aside_come_back_first(good, checkout, m
     with pytest.raises(OSError, match="stopped"):
         exchange(good.logs, good.published, ["teacher.csv"])
     assert (good.published / "teacher.csv").is_file() and not (checkout / "logs" / ".ci.old").exists()
+    good.published.rename(checkout / "logs" / ".ci.old")
+    write_text(good.logs / "teacher.csv", "other bytes")
+    assert "is not published" in invoke().stderr and (good.published / "teacher.csv").is_file(), "refused, and mended"

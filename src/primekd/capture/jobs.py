@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from primekd.capture.primings import priming_of
 from primekd.config import CORPUS, NONE, OWN, Arm, Profile, TeacherConfig, get_arm, is_name, unprimed
@@ -11,9 +11,7 @@ from primekd.foundation import UserError, hash_file, hash_json, project_root
 from primekd.models import TEXT, build_prompt, load_tokenizer, template_hash, tokenizer_hash, turn_end, weights_hash
 from primekd.signals import SignalReader, make_codec, shards_hash
 from primekd.tasks import Item, as_text, hash_items, load_items
-
-if TYPE_CHECKING:
-    from primekd.teachers import TeacherEngine
+from primekd.teachers.protocol import TeacherEngine
 
 PLACEHOLDER = "{question}"
 HELD_OUT = "held-out"  # the unprimed teacher on the test items: the reference for every student's held-out KL
@@ -31,7 +29,7 @@ class Job:
     folder: Path
     seed: int
     count: int | None = None
-    opens: "Callable[[], TeacherEngine] | None" = None
+    opens: Callable[[], TeacherEngine] | None = None
     more: dict[str, Any] = field(default_factory=dict)
     lent: bool = False
 

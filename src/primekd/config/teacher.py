@@ -214,7 +214,8 @@ class TeacherConfig(Speaker):
 
 
 class SignalsConfig(Section):
-    """How teacher signals are kept. `auto` is `hidden` where the engine offers it, else `topk`, else `text`.
+    """How teacher signals are kept. `auto` is `hidden` where the engine offers it, else `topk`, else `text`;
+    a model whose hidden states turn out to be no logits (a head with a bias) is refused, and needs `topk` by name.
 
     `top_k` and `topk_temperature` belong to the codec `topk`: it keeps the distribution at that temperature, and can
     serve no other. So does `sampled` with a random sample of it: each row's tokens above a probability of

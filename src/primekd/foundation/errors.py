@@ -1,11 +1,8 @@
 """The one exception that a user is meant to see: a sentence that names the file and the fix."""
 
-from typing import TYPE_CHECKING
+from pydantic import ValidationError
 
 from primekd.foundation.outside import clean
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -15,7 +12,7 @@ class UserError(Exception):
         return [f"primekd: {self}"]
 
 
-def findings_text(error: "ValidationError", most: int = 3) -> str:
+def findings_text(error: ValidationError, most: int = 3) -> str:
     """What pydantic found, in one line: the place and what is wrong there, of the first few findings."""
     found = []
     for detail in error.errors(include_url=False, include_input=False)[:most]:

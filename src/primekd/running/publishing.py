@@ -40,6 +40,7 @@ def publish(profile: Profile, mixed: bool = False) -> list[str]:
     if not (profile.logs / MANIFEST).is_file():
         raise UserError(f"{relative_name(profile.logs)} has no logs: run `primekd run --profile {profile.name}` first.")
     with only_one(profile):
+        bring_back(profile.published)
         require_verified(profile)
         refuse_unpublishable(profile, mixed)
         names = [*read_manifest(profile.logs / MANIFEST)["outputs"], MANIFEST]
@@ -67,12 +68,18 @@ def require_verified(profile: Profile) -> None:
         raise UserError(f"{relative_name(profile.logs)} is not published: {'; '.join(reasons[:5])}{more}.")
 
 
-def exchange(source: Path, target: Path, names: list[str]) -> None:
-    """Copies files of one folder into a new one and puts that in the place of `target`. If this is stopped, `target` is
-    the old folder or the new one; between two renames it is neither for a moment, which the next call mends first."""
-    new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+def bring_back(target: Path) -> None:
+    """Puts the old folder back that a killed `exchange` had set aside, if no other stands in its place."""
+    old = target.with_name(f".{target.name}.old")
     if old.is_dir() and not target.exists():
         old.rename(target)
+
+
+def exchange(source: Path, target: Path, names: list[str]) -> None:
+    """Copies files of one folder into a new one and puts that in the place of `target`. If this is stopped, `target` is
+    the old folder or the new one; between two renames it is neither for a moment, which `bring_back` mends."""
+    bring_back(target)
+    new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -83,8 +90,7 @@ def exchange(source: Path, target: Path, names: list[str]) -> None:
             target.rename(old)
         new.rename(target)
     except BaseException:
-        if old.is_dir() and not target.exists():
-            old.rename(target)
+        bring_back(target)
         shutil.rmtree(new, ignore_errors=True)
         raise
     sync_folder(target.parent)

@@ -126,10 +126,8 @@ def students_config(profile: Profile, items: Sequence[Item]) -> TeacherConfig:
     """The students' base in a teacher's place, with room for the longest question. Raises UserError for 4-bit ones."""
     student = profile.student
     if student.quantization is not None:
-        raise UserError(
-            f"assess.engine vllm serves students in {student.dtype}, and these were trained on a base in "
-            f"{student.quantization}: set assess.engine to transformers."
-        )
+        trained = f"these were trained on a base in {student.quantization}: set assess.engine to transformers"
+        raise UserError(f"assess.engine vllm serves students in {student.dtype}, and {trained}.")
     tokenizer = load_tokenizer(student)
     longest = max(len(build_prompt(tokenizer, item.messages)) for item in items)
     return TeacherConfig(
