@@ -292,6 +292,24 @@ def test_what_a_killed_session_took_is_kept_from_shard_to_shard(profile, monkeyp
     assert whole["seconds"] >= later["seconds"] and whole["energy_kwh"] > 0
 
 
+def test_a_capture_that_is_stopped_while_its_meter_starts_leaves_no_empty_session(profile, monkeypatch):
+    job = training_job(profile, "base-KD")
+
+    class Starting(capture_file.Meter):
+        def __enter__(self):
+            raise KeyboardInterrupt
+
+    ask = capture_file.ask_teacher
+    stop = lambda *words: exec("raise KeyboardInterrupt") if words[-1] == 2 else ask(*words)  # noqa: E731
+    for name, stands_in in (("ask_teacher", stop), ("Meter", Starting)):  # the second finds two shards
+        with monkeypatch.context() as patch:
+            patch.setattr(capture_file, name, stands_in)
+            with pytest.raises(KeyboardInterrupt):
+                capture(job)
+    capture(job)
+    assert all(session["seconds"] >= 0 for session in read_json(job.folder / "manifest.json")["sessions"])
+
+
 def test_the_states_of_a_shard_are_freed_when_it_is_written(profile, monkeypatch):
     ask, kept = capture_file.ask_teacher, []
 

@@ -134,10 +134,13 @@ def test_a_module_that_is_edited_while_a_process_runs_is_not_the_code_that_it_ru
     """In a process of its own, on a copy of the project."""
     shutil.copytree(ROOT / "src" / "primekd", tmp_path / "primekd", ignore=shutil.ignore_patterns("__pycache__"))
     script = (
-        "import pathlib, primekd\nfrom primekd.foundation.stage_code import stage_code\n"
+        "import pathlib, primekd, primekd.models.chat\nfrom primekd.foundation.stage_code import stage_code\n"
         "module = pathlib.Path(primekd.__file__).parent / 'models' / 'chat.py'\n"
-        "before = stage_code('answers')\nmodule.write_text(module.read_text() + '\\nEDITED = 1\\n')\n"
-        "assert stage_code('answers') == before\nprint(before['sha256'])"
+        "before, was = stage_code('answers'), stage_code('held-out')\n"
+        "module.write_text(module.read_text() + '\\nEDITED = 1\\n')\n"
+        "assert stage_code('answers') == before, 'it is imported'\nprint(before['sha256'])\n"
+        "late = module.parents[1] / 'losses' / 'chunked.py'\nlate.write_text(late.read_text() + '\\nEDITED = 1\\n')\n"
+        "assert stage_code('held-out') != was, 'it is imported later, as it is now'"
     )
     settings = os.environ | {"PYTHONPATH": str(tmp_path), "PRIMEKD_ROOT": str(tmp_path)}
     hashes = [subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, check=True)

@@ -19,6 +19,8 @@ from check.findings import CUT, DONE, JSON, TABLE, Report, Row, markdown  # noqa
 from check.parts import PARTS  # noqa: E402
 from check.sizes import SMALL  # noqa: E402
 
+from primekd.config import refuse_namesake  # noqa: E402
+
 RUN = ROOT / "tests" / "gpu" / "run.sh"
 
 
@@ -48,6 +50,13 @@ def test_what_is_cut_off_leaves_what_it_has(tmp_path, warm_python):
     assert states == {"kernel": DONE, "study": CUT, "alone": CUT} and report.rows("kernel")
     assert "the whole time was over" in report.facts["parts"]["alone"]["why"]
     assert "| study | *the part: cut off* |" in (tmp_path / TABLE).read_text(encoding="utf-8")
+
+
+def test_the_profile_of_the_check_is_no_others_namesake(tmp_path):
+    """Verbs that write refuse such a file; on a GPU two processes capture and two train from it."""
+    from check import study
+
+    refuse_namesake(str(study.write_profile(tmp_path, ("ai-KD",))))
 
 
 def test_a_loss_without_its_square_of_the_temperature_is_found(monkeypatch):

@@ -58,11 +58,12 @@ rule label:
         notebook=f"{DONE}/api-KD/label.ipynb",
         html=f"{DONE}/api-KD/label.html",
     params:
-        further=further_captures("base-KD"),
+        further=further_seeds("base-KD"),
     threads: HALF
     priority: 2
     shell:
-        f"{NOTEBOOK} {OF_LABELS}{{params.further}}"
+        f"{NOTEBOOK} {OF_LABELS} && for seed in {{params.further}}; do {PRIMEKD} capture "
+        "base-KD --profile {PROFILE:q} --seed $seed || exit 1; done"
 
 
 rule distill:

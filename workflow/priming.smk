@@ -90,11 +90,12 @@ rule capture:
         notebook=f"{DONE}/{{strategy}}/inference_gsm8k.ipynb",
         html=f"{DONE}/{{strategy}}/inference_gsm8k.html",
     params:
-        further=lambda w: further_captures(w.strategy),
+        further=lambda w: further_seeds(w.strategy),
     threads: HALF
     priority: 2
     shell:
-        f"{{WITH_TEACHER}}{NOTEBOOK} {OF_STRATEGY}{{params.further}}"
+        f"{{WITH_TEACHER}}{NOTEBOOK} {OF_STRATEGY} && for seed in {{params.further}}; do {{WITH_TEACHER}}{PRIMEKD} capture "
+        "{wildcards.strategy} --profile {PROFILE:q} --seed $seed || exit 1; done"
 
 
 rule distill:

@@ -11,9 +11,9 @@ from primekd.assessment.serving import BESIDE, model_inputs
 from primekd.config import SAMPLES, Profile
 from primekd.foundation import Meter, Progress, UserError, environment, git_state, maker_of, mixed, write_manifest
 from primekd.foundation.energy import summed
-from primekd.foundation.manifests import Code, Environment, Part, checked
+from primekd.foundation.manifests import Code, Environment, Measured, Part, checked
 from primekd.foundation.stage_code import forced_since, say_mixed, set_aside_if_older, stage_code, stands
-from primekd.foundation.storage import hash_json, read_json, write_json
+from primekd.foundation.storage import hash_json, write_json
 from primekd.models import build_prompt, decode_response, load_tokenizer, turn_end
 from primekd.tasks.protocol import Item
 
@@ -129,7 +129,8 @@ def _facts(blocks: Iterable[Path]) -> dict[str, Any]:
     what that took, in however many sessions."""
     records = {path.name: read_block(path) for path in blocks}
     tokens = sum(len(row["ids"]) for record in records.values() for row in record["rows"])
-    measured = summed([read_json(_took(path)) if _took(path).is_file() else {} for path in blocks])
+    fix = "Delete it: the time and energy of a block are lost, and nothing else."
+    measured = summed([checked(_took(p), Measured, fix) if _took(p).is_file() else {} for p in blocks])
     first = next(iter(records.values()))
     several = mixed({name: maker_of(record) for name, record in records.items()})
     facts = {"environment": environment() | first["environment"], "code": first["code"], "tokens": tokens}

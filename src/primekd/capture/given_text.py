@@ -30,7 +30,7 @@ def store_rows(
     else:
         meter = Meter(profile.country)
         with Progress(profile, stage, len(batches), "batch") as progress, contextlib.ExitStack() as last:
-            last.callback(lambda: writer.note_session(meter.facts))
+            last.callback(lambda: meter.facts and writer.note_session(meter.facts))
             with meter:
                 _write(writer, teacher, batches, code, progress)
         if not writer.complete():

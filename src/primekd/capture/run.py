@@ -143,7 +143,7 @@ def make_shards(
             print(f"{job.stage}: {failure}", file=sys.stderr, flush=True)  # why the last shard could not be written
         raise
     finally:
-        if len(store.missing()) < len(chunks):
+        if meter.facts and len(store.missing()) < len(chunks):  # none where it was stopped while the meter started
             store.writer.note_session(meter.facts)
 
 

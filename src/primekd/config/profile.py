@@ -78,10 +78,8 @@ class Profile(Section):
     def shared_out(self) -> "Profile":
         train, processes = self.train, self.launch.processes
         if train.batch_size % (train.micro_batch_size * processes):
-            raise ValueError(
-                f"train.batch_size {train.batch_size} must be a multiple of micro_batch_size * launch.processes "
-                f"({train.micro_batch_size} * {processes})"
-            )
+            product = f"micro_batch_size * launch.processes ({train.micro_batch_size} * {processes})"
+            raise ValueError(f"train.batch_size {train.batch_size} must be a multiple of {product}")
         if processes > 1 and len(train.rates) > 1:
             raise ValueError("train.learning_rate is one number where launch.processes is above 1: name the rate")
         if self.assess.few_shot == "instruction" and not self.teacher.instruction:
@@ -99,10 +97,8 @@ class Profile(Section):
             raise ValueError(f"assess.transfer has template {min(shared)}, which is trained on: name others than data")
         scratch = self.student.from_scratch
         if self.text and scratch and self.text.block_tokens > scratch.max_position_embeddings:
-            raise ValueError(
-                f"text.block_tokens {self.text.block_tokens} is more than the student's max_position_embeddings "
-                f"({scratch.max_position_embeddings})"
-            )
+            longest = f"the student's max_position_embeddings ({scratch.max_position_embeddings})"
+            raise ValueError(f"text.block_tokens {self.text.block_tokens} is more than {longest}")
         return self
 
     @property

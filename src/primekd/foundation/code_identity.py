@@ -4,7 +4,9 @@ the package's own modules are from or stand, only which names they bring: a modu
 that import it, keep their hashes. An __init__ that only passes names on is looked through. Nothing is imported."""
 
 import ast
+import contextlib
 import hashlib
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -46,12 +48,23 @@ class Closure:
         return hashlib.sha256("\n".join([*sorted(self.modules.values()), *sorted(self.brought)]).encode()).hexdigest()
 
 
-# As it was when this was imported: a file that is edited while a process runs is not the code that this process runs.
-_OWN = {path: path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py")}
+def _texts() -> dict[Path, str]:
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # an editor's lock, a file that was just renamed
+            found[path] = path.read_text(encoding="utf-8")
+    return found
+
+
+# A module that is edited after a process has imported it is not the code that this process runs.
+_OWN = _texts()
 
 
 def read_source(path: Path) -> str:
-    return _OWN[path] if path in _OWN else path.read_text(encoding="utf-8")
+    name = ".".join([SOURCE.name, *path.relative_to(SOURCE).with_suffix("").parts]) if path in _OWN else ""
+    if name.removesuffix(".__init__") not in sys.modules:  # imported when it is needed: what stands there will run
+        _OWN[path] = path.read_text(encoding="utf-8")
+    return _OWN[path]
 
 
 def closure(entries: Iterable[str], stop: Collection[str] = (), source: Path = SOURCE) -> Closure:
@@ -75,7 +88,7 @@ def closure(entries: Iterable[str], stop: Collection[str] = (), source: Path = S
 
 
 class _Reader:
-    """Finds modules by name. Texts are read anew, for a file may have been edited; what they say is kept."""
+    """Finds modules by name. What their texts say is kept."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -57,7 +57,8 @@ class Meter:
 
 def summed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The facts of several Meters as one's, from the first start to the last end. An amount is None where one is."""
-    found = dict(parts[-1]) | {"start": parts[0].get("start")} if parts else {}
+    starts, ends = ([part[key] for part in parts if part.get(key)] for key in ("start", "end"))
+    found = (dict(parts[-1]) if parts else {}) | {"start": min(starts, default=None), "end": max(ends, default=None)}
     for key in AMOUNTS:
         values = [part.get(key) for part in parts]
         found[key] = None if None in values or not values else round(sum(values), 9)

@@ -34,7 +34,7 @@ STAGES = {
     "inside": ("primekd.studies.inside",),
     "grading": ("primekd.studies.regrade",),
     "assess": ("primekd.studies.assess", "primekd.studies.regrade"),
-    "export": ("primekd.running.export",),
+    "export": ("primekd.running.export", "primekd.assessment.as_trained"),
     "tokenise": ("primekd.tasks.text",),
     "published-study": ("primekd.studies.published", "primekd.studies.regrade"),
 }

@@ -170,10 +170,8 @@ def _receive(model: HubModel, file: HubFile, part: Path, meter: FileMeter) -> No
             reason = type(error).__name__
         failures = 0 if part.stat().st_size > received else failures + 1
         if failures == TRIES:
-            raise UserError(
-                f"The connection broke off while {file.name} of {model.repository} was fetched ({reason}): "
-                f"{received:,} of {file.size:,} bytes are kept; run this again to go on there."
-            )
+            broke = f"The connection broke off while {file.name} of {model.repository} was fetched ({reason})"
+            raise UserError(f"{broke}: {received:,} of {file.size:,} bytes are kept; run this again to go on there.")
         if part.stat().st_size < file.size:
             meter.stop.wait(PAUSE * 2**failures)
 

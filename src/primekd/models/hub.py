@@ -88,10 +88,9 @@ def _used(siblings: list, reference: ModelReference) -> list:
 def _read(sibling, reference: ModelReference) -> HubFile:
     digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
     if not digest or sibling.size is None:
-        raise UserError(
-            f"{_endpoint()} states no size and hash for {sibling.rfilename} of {reference.text}, so it could not be "
-            "verified: use another mirror (HF_ENDPOINT), or put the model in a folder and write path:FOLDER."
-        )
+        what = f"{sibling.rfilename} of {reference.text}, so it could not be verified"
+        fix = "use another mirror (HF_ENDPOINT), or put the model in a folder and write path:FOLDER"
+        raise UserError(f"{_endpoint()} states no size and hash for {what}: {fix}.")
     return HubFile(sibling.rfilename, sibling.size, digest)
 
 

@@ -130,10 +130,9 @@ def require_same_tokenizer(teacher: str | Speaker, student: str | Speaker) -> No
         if not isinstance(of, str) and tokenizer.chat_template is None:  # it is to converse, and cannot
             render(tokenizer, [{"role": "user", "content": QUESTION}])
     if first.get_vocab() != second.get_vocab():
-        raise UserError(
-            f"The tokenizers of teacher {first.reference} and student {second.reference} differ, so their logits do "
-            f"not line up ({_difference(first, second)}): choose models of one family."
-        )
+        said = f"The tokenizers of teacher {first.reference} and student {second.reference} differ"
+        fix = "choose models of one family"
+        raise UserError(f"{said}, so their logits do not line up ({_difference(first, second)}): {fix}.")
     ends = [turn_end(tokenizer).token for tokenizer in (first, second)]
     if ends[0] != ends[1]:
         names = [f"{i} {first.convert_ids_to_tokens(i)}" for i in ends]

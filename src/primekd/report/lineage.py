@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from primekd.assessment.students import weight_hashes
-from primekd.foundation import hash_json
+from primekd.foundation import hash_json, summed
 from primekd.report.formats import MISSING, duration, energy
 
 Facts = list[tuple[str, str]]
@@ -178,10 +178,8 @@ def costs(manifest: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
 
 
 def _sessions(signals: dict[str, Any]) -> tuple[float | None, float | None]:
-    sessions = signals.get("sessions") or []
-    known = ([s[key] for s in sessions if s.get(key) is not None] for key in ("seconds", "energy_kwh"))
-    seconds, kwh = (sum(values) if values else None for values in known)
-    return seconds, kwh
+    found = summed(signals.get("sessions") or [])
+    return found["seconds"], found["energy_kwh"]
 
 
 def job_seconds(manifest: dict[str, Any]) -> float:

@@ -83,7 +83,7 @@ def _fill(folder: Path, profile: Profile, student: Student, inputs: dict, gguf: 
         responses = answers_of(model, tokenizer, prompts, min(TOKENS, profile.max_new_tokens))
         logits = own_logits(model, prompts, responses, len(tokenizer))
         if profile.student.from_scratch:
-            engine = AsTrained.load(student.folder / "model", profile.scoring_dtype, 1)
+            engine = AsTrained.load(student.folder / "model", profile.student.dtype, 1)
             asked = [row.float() for row in engine.score(prompts, responses, "logits")]
             merge, scored = None, distance(asked, logits)
         else:

@@ -41,6 +41,7 @@ def run_study(
         log = profile.runs / "snakemake.log"
         command = snakemake_command(profile, profile_argument, cores, force, cluster, only)
         state, start, began = RunState(study.labels), time.monotonic(), time.time()
+        settings = [*profile_files(profile_argument), arms_file()]
         log.write_bytes(b"")
         # Appended to by all: a notebook's bars come through a file of their own, and would be written over.
         with open(log, "a", encoding="utf-8") as sink, open(log, encoding="utf-8", errors="replace") as lines:
@@ -56,7 +57,7 @@ def run_study(
                 if cluster and (jobs := queued_jobs(profile)):  # whose numbers Snakemake had not read yet
                     ask(["scancel", *jobs])
                 raise
-        if changed := [p for p in (*profile_files(profile_argument), arms_file()) if p.stat().st_mtime > began]:
+        if changed := [p for p in settings if not p.is_file() or p.stat().st_mtime > began]:
             names = ", ".join(map(relative_name, changed))
             print(f"{names}: changed while this ran. With --force, the next run asks every stage again.", flush=True)
         if process.returncode:

@@ -26,8 +26,12 @@ class Head(Part):
     sha256: Digest
 
 
+class CodecSpec(manifests.Codec):
+    name: str
+
+
 class StoreSpec(Part):
-    codec: manifests.Codec
+    codec: CodecSpec
 
 
 class Made(manifests.Store):

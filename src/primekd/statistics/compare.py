@@ -27,10 +27,8 @@ def read_answers(path: Path, columns: Columns | None, extractor: str) -> list[Lo
         return grade_rows(path, columns, extractor)
     _, cells = read_rows(path)[0]
     if missing := [name for name in COLUMNS if name not in cells]:
-        raise UserError(
-            f"{path} is no per-item log: name its columns (--response-column, --gold-column), or grade it with "
-            f"`primekd grade --out` first (a log has {', '.join(missing)} too)."
-        )
+        fix = "name its columns (--response-column, --gold-column), or grade it with `primekd grade --out` first"
+        raise UserError(f"{path} is no per-item log: {fix} (a log has {', '.join(missing)} too).")
     task = _task_of(path)
     rows = read_log(path, task)
     return rows if task.end_matters else [replace(row, truncated=False) for row in rows]

@@ -19,13 +19,15 @@ from primekd.capture.jobs import Job, open_signals, test_job
 from primekd.capture.primings import priming_of
 from primekd.config import CONTROL, PRIMED, TEACHER, Profile, arms_of, load_arms, split_seed, unprimed
 from primekd.foundation import MANIFEST, Progress, nested, read_records, table_text, write_manifest, write_table
-from primekd.foundation.stage_code import stage_code, stands
+from primekd.foundation.manifests import read_manifest
+from primekd.foundation.stage_code import other_code, stage_code, stands
 from primekd.foundation.storage import hash_file, write_atomically, write_text
 from primekd.models import load_tokenizer
 from primekd.statistics import calibration, reasoning
 from primekd.statistics import inside as numbers
 from primekd.statistics.families import MAIN, Pair, plan_of
 from primekd.studies.primed import asked_arms
+from primekd.studies.regrade import tell_inside_anew
 from primekd.studies.responses import stored_answers
 from primekd.studies.results import verdicts_hash
 from primekd.tasks import Item, cluster_of, hash_items, task_of
@@ -51,6 +53,8 @@ def analyse(profile: Profile, force: bool = False) -> Path:
         "logs": {name: verdicts_hash(rows) for name, rows in subject.logs.items()},
     }
     if stands(folder, inputs, code, FOLDER, "its tables are written and their inputs are unchanged."):
+        if other_code(read_manifest(folder / MANIFEST), code):  # what follows from measured files needs no model
+            tell_inside_anew(profile)
         return folder
     outputs = [*_write_attention(subject, measured[0], folder)]
     for file, kind in ((confidence.FILE, SureRow), (attribution.FILE, StepRow)):

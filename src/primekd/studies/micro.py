@@ -83,10 +83,8 @@ def refuse_text(profile: Profile, task: str) -> None:
     for own in filter(None, (arm.on_policy_of(profile) for arm in arms_of(profile).values())):
         longest = own.prompt_tokens + own.max_new_tokens
         if longest - 1 > context:
-            raise UserError(
-                f"{said} has students write up to {longest} tokens, more than their context of {context} holds: lower "
-                "on_policy.max_new_tokens or on_policy.prompt_tokens."
-            )
+            wrote = f"has students write up to {longest} tokens, more than their context of {context} holds"
+            raise UserError(f"{said} {wrote}: lower on_policy.max_new_tokens or on_policy.prompt_tokens.")
     if other := [name for name, arm in arms_of(profile).items() if arm.text != CORPUS]:
         raise UserError(f"{profile.name}: {other[0]} learns from no text of the profile: take it out of arms.")
 

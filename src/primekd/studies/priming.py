@@ -99,7 +99,9 @@ def lost(profile: Profile) -> list[Path]:
         if arm.store == name:
             own = [done / name / "inference_gsm8k.ipynb", *(done / name).glob("captured-*.done")]
             own += [done / name / "distill.ipynb", *scored_with(done, name)]
-            results.append(("capture", profile.signals_folder(name) / MANIFEST, own))
+            drawn = arms_of(profile).items() if profile.teacher.sampling_temperature else ()
+            seeds = {seed for n, a in drawn if name in (a.store, a.text) for seed in profile.seeds.get(n, ())}
+            results += [("capture", profile.signals_folder(name, s) / MANIFEST, own) for s in (None, *sorted(seeds))]
     found = lost_copies(profile, results, done / "assessment" / "assess.ipynb")
     found += [done / "assessment" / "ablation.ipynb"] if done / "assessment" / "assess.ipynb" in found else []
     if is_lost(profile, "inside", inside_folder(profile) / MANIFEST):  # nothing waits for it

@@ -182,10 +182,8 @@ def generate(languages: Sequence[str], split: str, count: int, seed: int) -> lis
         code = languages[len(found) % len(languages)]
         item = next((item for item in islice(draws[code], TRIES) if str(item.answer) not in found), None)
         if item is None:
-            raise UserError(
-                f"The language {code} holds too few sentences for {count} items of the split {split!r}: ask for fewer "
-                "in data, or name more languages."
-            )
+            wanted = f"{count} items of the split {split!r}: ask for fewer in data, or name more languages"
+            raise UserError(f"The language {code} holds too few sentences for {wanted}.")
         found[str(item.answer)] = item
     return list(found.values())
 

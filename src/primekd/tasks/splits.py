@@ -36,10 +36,8 @@ def take(rows: Sequence[Item], data: "DataConfig", split: str, count: int) -> li
     """`count` of a side's rows: validation items follow training items, a teacher's those. UserError if too few."""
     start = start_of(data, split)
     if start + count > len(rows):
-        raise UserError(
-            f"The profile asks for {count} {split} items from place {start} on, and the source has {len(rows)} in all: "
-            "lower data.train_items, data.validation_items or data.test_items."
-        )
+        has = f"the source has {len(rows)} in all: lower data.train_items, data.validation_items or data.test_items"
+        raise UserError(f"The profile asks for {count} {split} items from place {start} on, and {has}.")
     return list(rows[start : start + count])
 
 

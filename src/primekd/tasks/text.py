@@ -112,10 +112,8 @@ class _Work:
         found = read_json(self.settings) if self.settings.is_file() else inputs
         found = found if isinstance(found, dict) else {}
         if changed := [key for key in found | inputs if found.get(key) != inputs.get(key)]:
-            raise UserError(
-                f"{relative_name(folder)} was tokenised with other settings ({', '.join(changed)}): move it away and "
-                "tokenise the text again."
-            )
+            said = f"was tokenised with other settings ({', '.join(changed)})"
+            raise UserError(f"{relative_name(folder)} {said}: move it away and tokenise the text again.")
 
     def path(self, number: int) -> Path:
         return self.folder / f"train-{number:05d}.safetensors"

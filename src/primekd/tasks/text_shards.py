@@ -39,15 +39,11 @@ def open_folder(folder: Path, tokenizer_sha256: str | None = None) -> list[Path]
     not tokenised to its end, a shard is missing or altered, or `tokenizer_sha256` is another tokenizer's."""
     manifest = read_manifest(folder / MANIFEST)
     if altered := altered_outputs(folder / MANIFEST, manifest):
-        raise UserError(
-            f"{relative_name(folder / altered[0])} is missing, cut short or altered: tokenise the text again, which "
-            "makes this shard anew and keeps the others."
-        )
+        fix = "tokenise the text again, which makes this shard anew and keeps the others"
+        raise UserError(f"{relative_name(folder / altered[0])} is missing, cut short or altered: {fix}.")
     if tokenizer_sha256 not in (None, manifest["inputs"].get("tokenizer")):
-        raise UserError(
-            f"{relative_name(folder)} was tokenised with another tokenizer than this model's: move it away and "
-            "tokenise the text again."
-        )
+        said = "was tokenised with another tokenizer than this model's"
+        raise UserError(f"{relative_name(folder)} {said}: move it away and tokenise the text again.")
     return [folder / name for name in sorted(manifest["outputs"]) if name != HELD_OUT]
 
 
@@ -75,10 +71,8 @@ class Blocks:
         self._starts = np.cumsum([0, *(own.sum(dtype=np.int64) for own in lengths)])  # of each shard, and the end
         self._ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)  # of each document, in the stream
         if not len(self):
-            raise UserError(
-                f"{relative_name(folder)} holds {self._starts[-1]} tokens to train on, less than one block of "
-                f"{block_tokens}: lower text.block_tokens, or name more text."
-            )
+            there = f"{self._starts[-1]} tokens to train on, less than one block of {block_tokens}"
+            raise UserError(f"{relative_name(folder)} holds {there}: lower text.block_tokens, or name more text.")
 
     def __len__(self) -> int:
         """Blocks an epoch."""

@@ -107,10 +107,8 @@ class ExLlamaV2Engine(TeacherEngine):
                     for part in (result, result.get("held", {})):
                         own += part["token_ids"][0].tolist() if "token_ids" in part else []
                     if result["eos"] and len(own) != result["new_tokens"]:
-                        raise UserError(
-                            f"exllamav2 {self.package.__version__} gave {len(own)} tokens of {result['new_tokens']}: "
-                            "install exllamav2 0.3.2."
-                        )
+                        said = f"exllamav2 {self.package.__version__} gave {len(own)} tokens of {result['new_tokens']}"
+                        raise UserError(f"{said}: install exllamav2 0.3.2.")
                     if result["eos"]:
                         sampling.ended()
         return [Response(found, truncated=found[-1] not in ends) for found in ids]

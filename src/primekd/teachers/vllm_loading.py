@@ -52,10 +52,9 @@ def require_servable(config: TeacherConfig) -> None:
         fix = "set teacher.engine to exllamav2, or name an unquantised, AWQ, GPTQ or FP8 model"
         raise UserError(f"{config.model} is quantised as {method.upper()}, which vLLM does not read: {fix}.")
     if config.context_tokens > shape.max_position_embeddings:
-        raise UserError(
-            f"{config.model} has {shape.max_position_embeddings} positions, and {config.context_tokens} tokens are "
-            "asked for: lower teacher.context_tokens (or max_new_tokens, for students)."
-        )
+        fix = "lower teacher.context_tokens (or max_new_tokens, for students)"
+        has = f"{config.model} has {shape.max_position_embeddings} positions"
+        raise UserError(f"{has}, and {config.context_tokens} tokens are asked for: {fix}.")
     parts, heads = settings.tensor_parallel, shape.num_attention_heads
     shared = getattr(shape, "num_key_value_heads", None) or heads
     if heads % parts or (shared % parts and parts % shared):

@@ -85,7 +85,7 @@ def write_profile(folder: Path, arms: tuple[str, ...]) -> Path:
     # Another model than the student, so that there is something to learn; each item is a shard, for two to share.
     values["teacher"]["model"] = lively_folder(folder / "teacher")
     values["signals"]["items_per_shard"] = 1
-    path = folder / "ci.yaml"
+    path = folder / "gpu-check.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -113,7 +113,7 @@ def students(folder: Path, arm: str) -> list[Row]:
     """One student of both studies: its losses step by step, and its adapter."""
     curves, adapters = [], []
     for name in ("here", "cpu"):
-        student = folder / name / "runs" / "ci" / "students" / arm
+        student = folder / name / "runs" / "gpu-check" / "students" / arm
         with open(student / "loss_curve.csv") as file:
             curves.append([row for row in csv.DictReader(file) if row["loss"]])
         weights = load_file(student / "adapter" / "adapter_model.safetensors")
@@ -131,7 +131,7 @@ def answers(folder: Path, model: str) -> Row:
     """The share of answers that are the CPU's token for token."""
     texts = []
     for name in ("here", "cpu"):
-        blocks = sorted((folder / name / "runs" / "ci" / "answers" / model).glob("block-*.json"))
+        blocks = sorted((folder / name / "runs" / "gpu-check" / "answers" / model).glob("block-*.json"))
         texts.append([row["ids"] for block in blocks for row in json.loads(block.read_text())["rows"]])
     same = [a == b for a, b in zip(*texts, strict=True)]
     return Row(f"{model}/answers", f"{model}: answers that are the CPU's", sum(same) / len(same), least=0.75)
@@ -145,7 +145,7 @@ def workers(profile: Path, folder: Path) -> Row:
         finish(process, "one of two captures at once")
     one, two = (responses(folder / name) for name in ("here", "two"))
     same = sum(one[item] == two.get(item) for item in one) / len(one)
-    sessions = len(json.loads((folder / "two/runs/ci/signals/ai-KD/manifest.json").read_text())["sessions"])
+    sessions = len(json.loads((folder / "two/runs/gpu-check/signals/ai-KD/manifest.json").read_text())["sessions"])
     note = f"{sessions} of the two made some"
     return Row("workers", "two captures at once: responses that are one capture's", same, least=1, note=note)
 
@@ -153,7 +153,7 @@ def workers(profile: Path, folder: Path) -> Row:
 def responses(output: Path) -> dict[str, list[int]]:
     from primekd.signals import SignalReader
 
-    reader = SignalReader(output / "runs" / "ci" / "signals" / "ai-KD")
+    reader = SignalReader(output / "runs" / "gpu-check" / "signals" / "ai-KD")
     return {item: reader.item(item).response_ids for item in reader.item_ids}
 
 
@@ -167,7 +167,7 @@ def two_processes(profile: Path, folder: Path) -> Row:
         refused = process.returncode == 1 and any("lower --processes" in text for text in last)
         return Row("processes", what, float(refused), least=1, note=" ".join(last)[-200:])
     one, two = (
-        load_file(folder / name / "runs/ci/students/base-fine-tune/adapter/adapter_model.safetensors")
+        load_file(folder / name / "runs/gpu-check/students/base-fine-tune/adapter/adapter_model.safetensors")
         for name in ("here", "pair")
     )
     apart = max(((one[name] - two[name]).norm() / one[name].norm().clamp(min=1e-12)).item() for name in one)
@@ -187,5 +187,5 @@ def logs(profile: Path, folder: Path) -> Row:
     rest += "[capture(jobs.training_job(p, s)) for s in own if own[s].teacher]; [distill(p, s) for s in own]; "
     rest += "assess(p); write_report(p)"
     finish(begin([sys.executable, "-c", rest, str(profile)], environment(folder / "here")), what)
-    written = (folder / "here" / "runs" / "ci" / "logs" / "report.html").is_file()
+    written = (folder / "here" / "runs" / "gpu-check" / "logs" / "report.html").is_file()
     return Row("logs", what, float(written), least=1)

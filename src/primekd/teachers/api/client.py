@@ -127,10 +127,8 @@ class Endpoint:
         if status == 403:
             return UserError(f"{where} does not let this key use the model {model} (403): {said}; {KEPT}.")
         if status == 404:
-            return UserError(
-                f"{where} has no model {model}, or is not the address of its API (404): mend teacher.api.model or "
-                f"base_url, {KEPT}."
-            )
+            fix = f"mend teacher.api.model or base_url, {KEPT}"
+            return UserError(f"{where} has no model {model}, or is not the address of its API (404): {fix}.")
         if status == 429 and "insufficient_quota" in reply.text:
             return UserError(f"The account at {where} has no credit left (429): add some and run again, {KEPT}.")
         if status in (408, 409, 429) or status >= 500:
