@@ -61,7 +61,9 @@ _OWN = _texts()
 
 
 def read_source(path: Path) -> str:
-    name = ".".join([SOURCE.name, *path.relative_to(SOURCE).with_suffix("").parts]) if path in _OWN else ""
+    if path not in _OWN:
+        return path.read_text(encoding="utf-8")
+    name = ".".join([SOURCE.name, *path.relative_to(SOURCE).with_suffix("").parts])
     if name.removesuffix(".__init__") not in sys.modules:  # imported when it is needed: what stands there will run
         _OWN[path] = path.read_text(encoding="utf-8")
     return _OWN[path]
