@@ -588,6 +588,11 @@ def test_a_teacher_that_samples_answers_again_for_every_further_seed(output):
         asked = subprocess.run([*command, "--dry-run", "--printshellcmds"], capture_output=True, text=True).stdout
         seeds = re.findall(r"for seed in ([\d ]*); do .*? capture (\S+) --profile \S+ --seed \$seed", asked)
         assert sorted(seeds) == [("", "ai-KD"), ("1 2" if temperature else "", "base-KD")]
+        own, copy = load_profile(str(path)), "runs/small/notebooks/base-KD/inference_gsm8k.ipynb"
+        write_text(output / copy, "{}")
+        write_text(own.signals_folder("base-KD") / "manifest.json", "{}")
+        missing = [path.relative_to(output).as_posix() for path in STUDY.lost(own)]
+        assert (copy in missing) == bool(temperature), "the stores of seeds 1 and 2 are not there"
 
 
 def test_where_arms_are_many_all_seeds_of_one_are_trained_in_one_notebook(output):

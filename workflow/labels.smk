@@ -1,6 +1,6 @@
 # Pseudo-labels: prepare the teacher, have it label the training sentences, distill every arm, score, assess, report.
 from primekd.config.arm import split_seed
-from primekd.studies.priming import models
+from primekd.studies.priming import further_seeds, models
 
 MODELS = models(SETTING)
 SCORED = scoring_jobs(MODELS)  # see priming.smk
@@ -58,7 +58,7 @@ rule label:
         notebook=f"{DONE}/api-KD/label.ipynb",
         html=f"{DONE}/api-KD/label.html",
     params:
-        further=further_seeds("base-KD"),
+        further=further_seeds(SETTING, "base-KD"),
     threads: HALF
     priority: 2
     shell:

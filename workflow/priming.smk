@@ -1,6 +1,6 @@
 # The priming study: prepare the teacher, capture and distill every arm, score all models, assess, report.
 from primekd.config.arm import OWN, split_seed
-from primekd.studies.priming import models
+from primekd.studies.priming import further_seeds, models
 
 # A job scores several models, one after the other, where they would wait for each other anyway: to start Python and load
 # the libraries takes as long as dozens of answers. The first job has the control, which answers longest and waits for no
@@ -90,7 +90,7 @@ rule capture:
         notebook=f"{DONE}/{{strategy}}/inference_gsm8k.ipynb",
         html=f"{DONE}/{{strategy}}/inference_gsm8k.html",
     params:
-        further=lambda w: further_seeds(w.strategy),
+        further=lambda w: further_seeds(SETTING, w.strategy),
     threads: HALF
     priority: 2
     shell:

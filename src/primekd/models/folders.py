@@ -92,8 +92,6 @@ def weights_hash(of: Speaker) -> str:
     found = model_hash(of.model)
     if of.sha256 and found != of.sha256:
         place = relative_name(require_local(parse_reference(of.model)))
-        raise UserError(
-            f"{place} stands for {of.model} and has another sha256 ({found[:12]}…) than the profile wants "
-            f"({of.sha256[:12]}…): fetch the file again, or mend sha256 in the profile."
-        )
+        said = f"{place} stands for {of.model} and has another sha256 ({found[:12]}…) than the profile wants"
+        raise UserError(f"{said} ({of.sha256[:12]}…): fetch the file again, or mend sha256 in the profile.")
     return found

@@ -153,10 +153,8 @@ def other_code_text(profile: Profile) -> str:
     if not (found := list(differences(profile))):
         return ""
     stages = dict.fromkeys(FORCED_BY.get(stage, stage) for stage, _, _ in found)
-    return (
-        f"Kept though made by other code: {', '.join(stages)} ({len(found)} in all); {relative_name(found[0][1])} "
-        f"{found[0][2]}. To make them anew: {made_anew(profile, stages)}."
-    )
+    kept = f"Kept though made by other code: {', '.join(stages)} ({len(found)} in all); {relative_name(found[0][1])}"
+    return f"{kept} {found[0][2]}. To make them anew: {made_anew(profile, stages)}."
 
 
 def made_anew(profile: Profile, stages: Collection[str]) -> str:

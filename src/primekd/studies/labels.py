@@ -53,9 +53,10 @@ def costs(profile: Profile, capture_workers: int = 1, scoring_jobs: int = 1) -> 
 
 
 def lost(profile: Profile) -> list[Path]:
-    folder = profile.runs / "notebooks" / "api-KD"
-    labelled = ("capture", profile.signals_folder(unprimed().name) / MANIFEST, [folder / "label.ipynb"])
-    return lost_copies(profile, [*results_of(profile), labelled], folder / "assess.ipynb")
+    folder, name = profile.runs / "notebooks" / "api-KD", unprimed().name
+    stores = [profile.signals_folder(name, seed) for seed in (None, *priming.further_seeds(profile, name))]
+    labelled = [("capture", store / MANIFEST, [folder / "label.ipynb"]) for store in stores]
+    return lost_copies(profile, [*results_of(profile), *labelled], folder / "assess.ipynb")
 
 
 STUDY = Study(

@@ -33,6 +33,13 @@ def models(profile: Profile) -> list[str]:
     return [*untrained, *sorted(arms, key=lambda name: arms[name].teacher)]
 
 
+def further_seeds(profile: Profile, store: str) -> list[int]:
+    """Where the teacher samples, students of another seed learn from other answers: of a store those captured beside
+    the first."""
+    arms = arms_of(profile).items() if profile.teacher.sampling_temperature else ()
+    return sorted({seed for n, arm in arms if store in (arm.store, arm.text) for seed in profile.seeds.get(n, ())})
+
+
 def planned(names: Collection[str], named: Collection[Pair] = ()) -> Planned:
     """By the roles of the arms, those of a profile's own and those that it does not run, and by what it names."""
     return plan_of(names, load_arms(), named)
@@ -99,9 +106,8 @@ def lost(profile: Profile) -> list[Path]:
         if arm.store == name:
             own = [done / name / "inference_gsm8k.ipynb", *(done / name).glob("captured-*.done")]
             own += [done / name / "distill.ipynb", *scored_with(done, name)]
-            drawn = arms_of(profile).items() if profile.teacher.sampling_temperature else ()
-            seeds = {seed for n, a in drawn if name in (a.store, a.text) for seed in profile.seeds.get(n, ())}
-            results += [("capture", profile.signals_folder(name, s) / MANIFEST, own) for s in (None, *sorted(seeds))]
+            seeds = None, *further_seeds(profile, name)
+            results += [("capture", profile.signals_folder(name, seed) / MANIFEST, own) for seed in seeds]
     found = lost_copies(profile, results, done / "assessment" / "assess.ipynb")
     found += [done / "assessment" / "ablation.ipynb"] if done / "assessment" / "assess.ipynb" in found else []
     if is_lost(profile, "inside", inside_folder(profile) / MANIFEST):  # nothing waits for it
